@@ -1,0 +1,1 @@
+"""Evaluation: predictions at native size, scores per case, and their summary over sites."""

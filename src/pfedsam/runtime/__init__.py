@@ -1,0 +1,1 @@
+"""Runtime: where the sites of a federation run; the method never learns which one it is."""
