@@ -1,0 +1,64 @@
+"""The tree of errors that pFedSAM raises, each kind with its own exit code.
+
+    PfedsamError
+    ├── OptionError      2  an option or a configuration is wrong
+    ├── DataError        3  an image, a mask, a manifest or a split is wrong
+    ├── CheckpointError  4  weights cannot be read or do not fit
+    ├── PartitionError   5  the parameters are not frozen, shared or local, each exactly once
+    ├── UpdateError      6  what a site sent does not fit the run
+    ├── StoreError       7  a file cannot be written or read back
+    └── RunError         8  a run cannot start, go on or be resumed
+
+A message says what was wrong, what is allowed and what to do. One about data names the site and the case, never a path
+outside the site's folder.
+"""
+
+from typing import ClassVar
+
+
+class PfedsamError(Exception):
+    """Any failure that the user can do something about; its text is shown as it stands."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class OptionError(PfedsamError):
+    """An option has a value that is not allowed, or two options contradict each other."""
+
+    exit_code = 2
+
+
+class DataError(PfedsamError):
+    """A site's data is missing, unreadable or inconsistent."""
+
+    exit_code = 3
+
+
+class CheckpointError(PfedsamError):
+    """Weights cannot be read, or do not fit the model they are meant for."""
+
+    exit_code = 4
+
+
+class PartitionError(PfedsamError):
+    """The partition into frozen, shared and local parameters is not total and disjoint."""
+
+    exit_code = 5
+
+
+class UpdateError(PfedsamError):
+    """A site's update is malformed, stale, or not one that this run shares."""
+
+    exit_code = 6
+
+
+class StoreError(PfedsamError):
+    """A file cannot be written, or does not hold what it should."""
+
+    exit_code = 7
+
+
+class RunError(PfedsamError):
+    """A run cannot start, continue or be resumed as asked."""
+
+    exit_code = 8

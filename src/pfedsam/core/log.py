@@ -1,0 +1,37 @@
+"""Logging: one logger tree under `pfedsam`, silent until a program configures it."""
+
+import logging
+import os
+from pathlib import Path
+
+_ROOT = "pfedsam"
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+logging.getLogger(_ROOT).addHandler(logging.NullHandler())
+
+
+def get_logger(name: str) -> logging.Logger:
+    """The logger of a module, placed under `pfedsam`; pass `__name__`."""
+    return logging.getLogger(name if name == _ROOT or name.startswith(f"{_ROOT}.") else f"{_ROOT}.{name}")
+
+
+def configure(level: int | str, file: Path | None = None) -> None:
+    """Send the log to standard error and, if asked, to a file that only its owner can read; earlier settings go.
+
+    Args:
+        level: the least level that is shown, as in `logging`.
+        file: a file that the log is appended to.
+    """
+    root = logging.getLogger(_ROOT)
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if file is not None:
+        os.close(os.open(file, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
+        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(_FORMAT))
+        root.addHandler(handler)
+    root.setLevel(level)
+    root.propagate = False

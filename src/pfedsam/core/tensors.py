@@ -1,0 +1,201 @@
+"""Tensors by name: what travels and what is kept, as safetensors, which cannot carry code.
+
+A file or a message from elsewhere is not trusted: its header is read and checked by itself (length, names, types,
+extents against the bytes that are really there) before anything of the claimed size is allocated.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+
+from pfedsam.core import atomic
+from pfedsam.core.errors import StoreError
+
+NamedTensors = Mapping[str, torch.Tensor]
+"""Tensors by parameter name."""
+
+MAX_HEADER_BYTES = 16 * 2**20
+"""A header of a hundred thousand tensors has about 10 MB."""
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:\-]{0,511}")
+_LENGTH_BYTES = 8
+
+
+def digest(tensors: NamedTensors) -> str:
+    """SHA-256 (hex) over names, types, shapes and bytes; the order of the mapping does not matter."""
+    state = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        state.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def payload_bytes(tensors: NamedTensors) -> int:
+    """The bytes of the values alone, without names or header."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def to_bytes(tensors: NamedTensors, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Tensors and a few words about them as one safetensors message; equal input gives equal bytes.
+
+    Args:
+        tensors: of any shape; the types that are allowed are float16/32/64, bfloat16, int8/16/32/64, uint8 and bool.
+        metadata: text by text.
+
+    Raises:
+        StoreError: a name or a type is not one that `from_bytes` accepts.
+    """
+    for name, tensor in tensors.items():
+        if not _NAME.fullmatch(name):
+            raise StoreError(f"{name!r} cannot name a tensor: use letters, digits and '_.:-', at most 512 of them.")
+        if tensor.dtype not in _DTYPES.values():
+            raise StoreError(f"tensor {name} has type {tensor.dtype}; allowed are {_words(_DTYPES)}.")
+    # The library writes metadata in the order of a randomly seeded hash table; as one entry the bytes are reproducible.
+    described = {"pfedsam": json.dumps(dict(metadata), sort_keys=True)} if metadata else None
+    # Clones, because the library refuses tensors that share memory.
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return safetensors.torch.save(copies, described)
+
+
+def from_bytes(data: bytes, *, max_bytes: int) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors and the metadata of a message.
+
+    Args:
+        data: a safetensors message.
+        max_bytes: a longer message is refused.
+
+    Raises:
+        StoreError: the message is too long, or its header is not sound.
+    """
+    if len(data) > max_bytes:
+        raise StoreError(f"the message has {len(data)} bytes; allowed are {max_bytes}.")
+    length = _header_length(data[:_LENGTH_BYTES], len(data))
+    header = data[_LENGTH_BYTES : _LENGTH_BYTES + length]
+    metadata = _check_header(header, len(data) - _LENGTH_BYTES - length)
+    try:
+        return safetensors.torch.load(data), metadata
+    except SafetensorError as error:
+        raise StoreError(f"the tensors cannot be read: {error}.") from error
+
+
+def save(path: Path, tensors: NamedTensors, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors to a file in one step (`core.atomic`), readable by its owner alone.
+
+    Raises:
+        StoreError: the file could not be written, or a name or type is not allowed; the earlier file is intact.
+    """
+    atomic.write_bytes(path, to_bytes(tensors, metadata))
+
+
+def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file.
+
+    Raises:
+        StoreError: the file is missing, or is not a sound safetensors file.
+    """
+    try:
+        with path.open("rb") as file:
+            metadata = _check_file(file, path.stat().st_size)
+        with safe_open(path, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118 - not a mapping
+    except OSError as error:
+        raise StoreError(f"{path.name} cannot be read: {error.strerror or error}.") from error
+    except (SafetensorError, StoreError) as error:
+        raise StoreError(f"{path.name} is not a sound safetensors file: {error}") from error
+
+
+def _check_file(file: BinaryIO, size: int) -> dict[str, str]:
+    length = _header_length(file.read(_LENGTH_BYTES), size)
+    return _check_header(file.read(length), size - _LENGTH_BYTES - length)
+
+
+def _header_length(prefix: bytes, size: int) -> int:
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < _LENGTH_BYTES or length > min(size - _LENGTH_BYTES, MAX_HEADER_BYTES):
+        raise StoreError(f"it has {size} bytes and claims a header of {length}; it is truncated or no safetensors.")
+    return length
+
+
+def _check_header(header: bytes, payload: int) -> dict[str, str]:
+    """The metadata of a header whose every entry was found sound for a payload of so many bytes.
+
+    Raises:
+        StoreError: it is not.
+    """
+    try:
+        entries = json.loads(header, object_pairs_hook=_without_duplicates)
+        if not isinstance(entries, dict):
+            raise StoreError("its header is not a table of tensors.")
+        metadata = _read_metadata(entries.pop("__metadata__", None))
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"its header is not JSON: {error}.") from error
+    covered = sum(_checked_extent(name, entry, payload) for name, entry in entries.items())
+    if covered != payload:
+        raise StoreError(f"its tensors fill {covered} bytes of {payload}; it is truncated or has bytes that none uses.")
+    return metadata
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a name stands twice")
+    return table
+
+
+def _read_metadata(value: object) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise StoreError("its metadata is not a table of texts.")
+    return _read_metadata(json.loads(value["pfedsam"])) if set(value) == {"pfedsam"} else value
+
+
+def _checked_extent(name: str, entry: object, payload: int) -> int:
+    """The bytes one tensor occupies, once its name, type, shape and place agree.
+
+    Raises:
+        StoreError: they do not.
+    """
+    if not _NAME.fullmatch(name):
+        raise StoreError(f"{name[:80]!r} cannot name a tensor: letters, digits and '_.:-' can, at most 512 of them.")
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise StoreError(f"tensor {name} lacks its type, shape or place.")
+    dtype = entry["dtype"]
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise StoreError(f"tensor {name} has type {str(dtype)[:40]!r}; allowed are {_words(_DTYPES)}.")
+    shape, place = entry["shape"], entry["data_offsets"]
+    if not (_are_counts(shape) and _are_counts(place) and len(place) == 2 and len(shape) <= 8):
+        raise StoreError(f"tensor {name} has a shape or a place that is not made of whole numbers.")
+    size = math.prod(shape) * _DTYPES[dtype].itemsize
+    if not place[0] <= place[1] <= payload or place[1] - place[0] != size:
+        raise StoreError(f"tensor {name} claims {size} bytes at {place}, and there are {payload}.")
+    return size
+
+
+def _are_counts(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+
+
+def _words(names: Mapping[str, object]) -> str:
+    return ", ".join(names)

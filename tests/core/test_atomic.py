@@ -1,0 +1,120 @@
+import contextlib
+import errno
+import os
+import stat
+
+import pytest
+
+from pfedsam.core import atomic
+from pfedsam.core.errors import StoreError
+
+OLD, NEW = b"old" * 100, b"new" * 5000
+
+
+def test_write_replaces_and_is_private(tmp_path):
+    path = tmp_path / "state"
+    atomic.write_bytes(path, OLD)
+    atomic.write_bytes(path, NEW)
+    assert path.read_bytes() == NEW
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert os.listdir(tmp_path) == ["state"]
+    atomic.write_bytes(path, NEW, mode=0o644)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_text_and_json(tmp_path):
+    atomic.write_text(tmp_path / "t", "naïve\n")
+    assert (tmp_path / "t").read_bytes() == "naïve\n".encode()
+    atomic.write_json(tmp_path / "j", {"b": 1, "a": [None, 0.5]})
+    assert (tmp_path / "j").read_text() == '{\n  "b": 1,\n  "a": [\n    null,\n    0.5\n  ]\n}\n'
+    with pytest.raises(StoreError, match="not JSON"):
+        atomic.write_json(tmp_path / "j", {"dice": float("nan")})
+    assert (tmp_path / "j").read_text().startswith('{\n  "b"')
+
+
+class Interruption:
+    """Lets one kind of system call through a few times, then fails; partial writes are kept, as on a full disk."""
+
+    def __init__(self, call, after, error):
+        self.real, self.after, self.error = getattr(os, call), after, error
+        self.partial = call == "write"
+
+    def __call__(self, *args, **keywords):
+        if self.after == 0:
+            raise self.error
+        self.after -= 1
+        if self.partial:
+            descriptor, data = args
+            return self.real(descriptor, data[: len(NEW) // 8])
+        return self.real(*args, **keywords)
+
+
+FAILURES = [
+    (call, after, error)
+    for call, most in (("write", 8), ("fsync", 1), ("replace", 1), ("fchmod", 1))
+    for after in range(most)
+    for error in (
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EIO, "I/O error"),
+        KeyboardInterrupt(),
+    )
+]
+
+
+@pytest.mark.parametrize(("call", "after", "error"), FAILURES, ids=str)
+def test_a_failure_anywhere_leaves_the_old_bytes_and_nothing_else(tmp_path, monkeypatch, call, after, error):
+    path = tmp_path / "state"
+    path.write_bytes(OLD)
+    monkeypatch.setattr(os, call, Interruption(call, after, error))
+    with pytest.raises(StoreError if isinstance(error, OSError) else KeyboardInterrupt):
+        atomic.write_bytes(path, NEW)
+    assert path.read_bytes() == OLD
+    assert os.listdir(tmp_path) == ["state"]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: from one system call on, none works, the clean-up's included."""
+
+
+def test_200_kills_during_a_save_leave_whole_files(tmp_path, monkeypatch):
+    path = tmp_path / "state"
+    path.write_bytes(OLD)
+    seen = []
+    for kill in range(200):
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            _die_after(patch, steps=kill % 14)
+            atomic.write_bytes(path, NEW)
+        seen.append(path.read_bytes())
+        path.write_bytes(OLD)
+    assert seen.count(OLD) + seen.count(NEW) == 200
+    assert min(seen.count(OLD), seen.count(NEW)) > 20
+
+
+def _die_after(patch, steps):
+    left = [steps]
+
+    def mortal(real, name):
+        def call(*args, **keywords):
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            return real(args[0], args[1][: len(NEW) // 6]) if name == "write" else real(*args, **keywords)
+
+        return call
+
+    for name in ("fchmod", "write", "fsync", "replace", "unlink"):
+        patch.setattr(os, name, mortal(getattr(os, name), name))
+
+
+def test_a_missing_folder_is_a_store_error(tmp_path):
+    with pytest.raises(StoreError, match="state could not be written"):
+        atomic.write_bytes(tmp_path / "none" / "state", NEW)
+
+
+def test_the_folder_is_synced_after_the_rename(tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, real=real, name=name: (calls.append(name), real(*a))[1])
+    atomic.write_bytes(tmp_path / "state", NEW)
+    assert calls == ["fsync", "replace", "fsync"]
