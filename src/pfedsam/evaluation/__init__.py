@@ -1,1 +1,1 @@
-"""Evaluation: predictions at native size, scores per case, and their summary over sites."""
+"""Evaluation: class maps at native size, scores per case, and summaries that always show the worst site."""
