@@ -1,0 +1,277 @@
+"""A site on disk: which cases it has, where their files lie and whose they are.
+
+A site is a folder that holds either `images/` and `masks/` with files of equal stems, or a `manifest.csv` with the
+columns `image,mask,patient[,split][,case][,spacing]`. Nothing is decoded here: this module only knows names.
+
+A *patient* may have several cases (tiles of one slide, both eyes of a child). The patient comes from the manifest, or
+from the case id by a regular expression, and decides how the site may be split (see `pfedsam.data.split`).
+"""
+
+import csv
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import Final, Literal, TypeAlias, get_args
+
+from pfedsam.core.errors import DataError, OptionError
+
+Split: TypeAlias = Literal["train", "val", "test", "unused"]
+"""The part of a site that a case belongs to; an `unused` case takes no part in anything."""
+
+SPLITS: Final[tuple[Split, ...]] = get_args(Split)
+SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
+MANIFEST: Final = "manifest.csv"
+
+_REQUIRED = ("image", "mask", "patient")
+_OPTIONAL = ("split", "case", "spacing")
+_NAME = re.compile(r"[^\W_][\w.\-]*")
+_CASE = re.compile(r"[^\s./\\][^/\\\x00-\x1f]*")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image of a site, with its mask; what is scored."""
+
+    site: str
+    id: str
+    image: Path
+    mask: Path | None
+    patient: str
+    split: Split | None = None
+    spacing_mm: tuple[float, float] | None = None
+    """Height and width of a pixel of the native image in mm, where known."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One hospital's cases."""
+
+    name: str
+    folder: Path
+    cases: tuple[Case, ...]
+
+    def of(self, split: Split) -> tuple[Case, ...]:
+        """The cases of one part, in the site's order."""
+        return tuple(case for case in self.cases if case.split == split)
+
+    def patients(self) -> dict[str, tuple[Case, ...]]:
+        """The cases of each patient, patients in alphabetical order."""
+        grouped: dict[str, list[Case]] = {}
+        for case in self.cases:
+            grouped.setdefault(case.patient, []).append(case)
+        return {patient: tuple(grouped[patient]) for patient in sorted(grouped)}
+
+
+def read_site(
+    name: str, folder: str | Path, *, patient_pattern: str | None = None, masks_required: bool = True
+) -> Site:
+    """The site in `folder`, cases sorted by id.
+
+    Args:
+        name: What the configuration calls the site; also the name of its folder in a run.
+        folder: Holds `manifest.csv`, or `images/` and `masks/`.
+        patient_pattern: A regular expression searched in the case id; the patient is its group named `patient`, else
+            its first group. Where it does not match, the case id is the patient. A manifest's own patient goes before
+            it.
+        masks_required: Refuse a case without a mask. Without it, such a case has `mask=None`: for prediction, and for
+            `check_site`, which then names every one of them.
+
+    Raises:
+        DataError: The folder is missing, empty or ambiguous, or a manifest line is wrong.
+        OptionError: The name or the pattern cannot be used.
+    """
+    if not _NAME.fullmatch(name):
+        raise OptionError(
+            f"site name {name!r} cannot name a folder: use letters, digits, '_', '-' and '.', "
+            "beginning with a letter or digit"
+        )
+    pattern = _compile(patient_pattern)
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"site {name!r}: the folder given for it does not exist; correct its path in the configuration")
+    found = (
+        _from_manifest(name, folder, pattern) if (folder / MANIFEST).is_file() else _from_folders(name, folder, pattern)
+    )
+    cases = tuple(sorted(found, key=lambda case: case.id))
+    if not cases:
+        raise DataError(
+            f"site {name!r} has no cases: put images ({_suffixes()}) into images/ and their masks into masks/, "
+            f"or list them in {MANIFEST}"
+        )
+    _check_unique(name, cases)
+    if masks_required:
+        _check_masks(name, folder, cases)
+    return Site(name, folder, cases)
+
+
+def orphan_masks(site: Site) -> tuple[str, ...]:
+    """Files in `masks/` that belong to no case, usually misspelt; none for a site with a manifest."""
+    if (site.folder / MANIFEST).is_file():
+        return ()
+    known = {case.id for case in site.cases}
+    return tuple(path.name for path in _pictures(site.folder / "masks") if path.stem not in known)
+
+
+def _from_folders(name: str, folder: Path, pattern: re.Pattern[str] | None) -> Iterator[Case]:
+    if not (folder / "images").is_dir():
+        raise DataError(
+            f"site {name!r}: its folder has neither {MANIFEST} nor images/; "
+            "put the images into images/ and masks of equal names into masks/"
+        )
+    masks: dict[str, Path] = {}
+    for path in _pictures(folder / "masks"):
+        if path.stem in masks:
+            raise DataError(
+                f"site {name!r}, case {path.stem!r}: two masks, {masks[path.stem].name!r} and {path.name!r}; keep one"
+            )
+        masks[path.stem] = path
+    for path in _pictures(folder / "images"):
+        yield Case(name, path.stem, path, masks.get(path.stem), _patient(pattern, path.stem))
+
+
+def _from_manifest(name: str, folder: Path, pattern: re.Pattern[str] | None) -> Iterator[Case]:
+    try:
+        text = (folder / MANIFEST).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise DataError(f"site {name!r}: {MANIFEST} is not UTF-8 text; save it as CSV (UTF-8)") from exc
+    reader = csv.DictReader(text.splitlines(), strict=True)
+    try:
+        _check_columns(name, reader.fieldnames or ())
+        for row in reader:
+            yield _row(name, folder, pattern, row, where=f"site {name!r}, {MANIFEST} line {reader.line_num}")
+    except csv.Error as exc:
+        raise DataError(
+            f"site {name!r}, {MANIFEST} line {reader.line_num}: {exc}; save it as a plain CSV file"
+        ) from exc
+
+
+def _check_columns(name: str, columns: Sequence[str]) -> None:
+    missing = [column for column in _REQUIRED if column not in columns]
+    unknown = [column for column in columns if column not in _REQUIRED + _OPTIONAL]
+    if missing or unknown or len(set(columns)) != len(columns):
+        raise DataError(
+            f"site {name!r}: {MANIFEST} has the columns {list(columns)}; it needs {', '.join(_REQUIRED)} and may have "
+            f"{', '.join(_OPTIONAL)}, each once, separated by commas and with no others"
+        )
+
+
+def _row(
+    name: str,
+    folder: Path,
+    pattern: re.Pattern[str] | None,
+    row: Mapping[str | None, str | list[str] | None],
+    *,
+    where: str,
+) -> Case:
+    if None in row or None in row.values():
+        raise DataError(f"{where}: not as many values as columns; give every column a value (or leave it empty)")
+    cell = {str(column): str(value).strip() for column, value in row.items()}
+    image = _inside(folder, cell["image"], where=where)
+    case = cell.get("case") or image.stem
+    if not _CASE.fullmatch(case):
+        raise DataError(f"{where}: case {case!r} cannot name a file; use no '/', '\\' or control characters")
+    return Case(
+        site=name,
+        id=case,
+        image=image,
+        mask=_inside(folder, cell["mask"], where=where) if cell["mask"] else None,
+        patient=cell["patient"] or _patient(pattern, case),
+        split=_split(cell.get("split", ""), where=where),
+        spacing_mm=_spacing(cell.get("spacing", ""), where=where),
+    )
+
+
+def _inside(folder: Path, text: str, *, where: str) -> Path:
+    # By name, not resolved: a site may link its pictures from elsewhere, a manifest that came with a download may not.
+    relative = PurePosixPath(text)
+    if not text or relative.is_absolute() or ".." in relative.parts or "\\" in text:
+        raise DataError(
+            f"{where}: {text!r} is not a path inside the site's folder; write it relative to {MANIFEST}, with '/'"
+        )
+    path = folder / relative
+    if not path.is_file():
+        raise DataError(f"{where}: there is no file {text!r}; correct the name or remove the line")
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{where}: {text!r} is no picture that can be read; use {_suffixes()}")
+    return path
+
+
+def _split(text: str, *, where: str) -> Split | None:
+    for split in SPLITS:
+        if text == split:
+            return split
+    if text:
+        raise DataError(f"{where}: split {text!r}; use {', '.join(SPLITS)}, or leave it empty on every line")
+    return None
+
+
+def _spacing(text: str, *, where: str) -> tuple[float, float] | None:
+    if not text:
+        return None
+    try:
+        values = [float(part) for part in text.split("x")]
+    except ValueError:
+        values = []
+    if len(values) not in (1, 2) or not all(0 < value < 1000 for value in values):
+        raise DataError(f"{where}: spacing {text!r}; write mm as '0.5', or as height x width '0.5x0.4'")
+    return values[0], values[-1]
+
+
+def _compile(patient_pattern: str | None) -> re.Pattern[str] | None:
+    if patient_pattern is None:
+        return None
+    try:
+        pattern = re.compile(patient_pattern)
+    except re.error as exc:
+        raise OptionError(f"patient_pattern {patient_pattern!r} is no regular expression: {exc}") from exc
+    if not pattern.groups:
+        raise OptionError(
+            f"patient_pattern {patient_pattern!r} has no group; put the patient's part in brackets: '^(.+)_t[0-9]$'"
+        )
+    return pattern
+
+
+def _patient(pattern: re.Pattern[str] | None, case: str) -> str:
+    match = pattern.search(case) if pattern else None
+    if match is None or pattern is None:
+        return case
+    group: str | None = match["patient"] if "patient" in pattern.groupindex else match[1]
+    return group or case
+
+
+def _pictures(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    paths = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    return sorted(path for path in paths if path.is_file())
+
+
+def _check_unique(name: str, cases: Sequence[Case]) -> None:
+    for before, case in pairwise(cases):
+        if before.id == case.id:
+            raise DataError(
+                f"site {name!r}, case {case.id!r}: two images, {before.image.name!r} and {case.image.name!r}; "
+                f"keep one, rename one, or tell them apart by the column 'case' of {MANIFEST}"
+            )
+
+
+def _check_masks(name: str, folder: Path, cases: tuple[Case, ...]) -> None:
+    missing = [case for case in cases if case.mask is None]
+    if missing:
+        more = f" ({len(missing)} such cases)" if len(missing) > 1 else ""
+        raise DataError(
+            f"site {name!r}, case {missing[0].id!r}: the image has no mask{more}; "
+            "add a mask of the same name to masks/, or take the image out"
+        )
+    orphans = orphan_masks(Site(name, folder, cases))
+    if orphans:
+        raise DataError(
+            f"site {name!r}: mask {orphans[0]!r} has no image ({len(orphans)} such masks); "
+            "name it like its image in images/, or take it out"
+        )
+
+
+def _suffixes() -> str:
+    return ", ".join(sorted(SUFFIXES))
