@@ -1,0 +1,205 @@
+"""Train, validation and test parts of a site: by patient, seeded, written down.
+
+A patient's cases always lie on one side, whatever the proportions ask for: pictures of one patient resemble each
+other, and a score over both sides would measure memory. Proportions are counted in cases and met as closely as
+patients allow.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import Field, model_validator
+
+from pfedsam.core import rng
+from pfedsam.core.atomic import write_json
+from pfedsam.core.errors import DataError
+from pfedsam.core.options import Options
+from pfedsam.data.manifest import SPLITS, Case, Site, Split
+
+_SCHEMA: Final = 1
+_PARTS: Final[tuple[Split, ...]] = ("train", "test", "val")  # in the order in which few patients are dealt out
+
+
+class SplitOptions(Options):
+    """How the cases of each site are divided, where its manifest does not say."""
+
+    train: float = Field(default=0.6, gt=0, le=1, description="Share of a site's cases to train on.")
+    val: float = Field(default=0.1, ge=0, lt=1, description="Share of a site's cases that choose the model.")
+    test: float = Field(default=0.3, ge=0, lt=1, description="Share of a site's cases that are scored at the end.")
+    max_train_cases: int | None = Field(
+        default=None,
+        ge=1,
+        description="Keep at most so many training cases a site, patient by patient (few-label studies); a smaller "
+        "number keeps a subset of what a larger one keeps, and validation and test do not change.",
+    )
+
+    @model_validator(mode="after")
+    def _sum(self) -> "SplitOptions":
+        if abs(self.train + self.val + self.test - 1) > 1e-6:
+            raise ValueError(f"train, val and test are {self.train}, {self.val} and {self.test}; they must add up to 1")
+        return self
+
+
+def split_site(site: Site, options: SplitOptions, seed: int) -> Site:
+    """The site with every case in a part; a split that the manifest gives stays as it is.
+
+    Patients go one by one, those with most cases first and equal ones in an order drawn from the seed and the site's
+    name, to the part that lacks most cases. With three patients or more no part that was asked for is empty.
+
+    Raises:
+        DataError: The manifest splits only some of the cases, or puts a patient on two sides.
+    """
+    if all(case.split is None for case in site.cases):
+        sides = _deal({patient: len(cases) for patient, cases in site.patients().items()}, options, site.name, seed)
+        site = _assigned(site, {case.id: sides[case.patient] for case in site.cases})
+    _refuse(split_problems(site))
+    return _keep(site, options.max_train_cases, seed)
+
+
+def check_no_leak(site: Site) -> None:
+    """Refuses a site with a patient on two sides; unused cases are on none.
+
+    Raises:
+        DataError: The first such patient, with its cases.
+    """
+    _refuse(_leaks(site))
+
+
+def split_problems(site: Site) -> list[str]:
+    """What is wrong with the parts that the cases already have: some without one, patients on two sides."""
+    problems = []
+    without = [case.id for case in site.cases if case.split is None]
+    if 0 < len(without) < len(site.cases):
+        problems.append(
+            f"site {site.name!r}, case {without[0]!r}: has no split where other cases have one "
+            f"({len(without)} such cases); give every line of the manifest one of {', '.join(SPLITS)}, or none of them"
+        )
+    return problems + _leaks(site)
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise DataError(problems[0])
+
+
+def _leaks(site: Site) -> list[str]:
+    problems = []
+    for patient, cases in site.patients().items():
+        first: dict[Split, Case] = {}
+        for case in cases:
+            if case.split is not None and case.split != "unused":
+                first.setdefault(case.split, case)
+        if len(first) > 1:
+            sides = " and ".join(f"{case.id!r} in {split}" for split, case in first.items())
+            problems.append(
+                f"site {site.name!r}, case {next(iter(first.values())).id!r}: patient {patient!r} is on two sides "
+                f"of the split ({sides}); put all cases of a patient on one side"
+            )
+    return problems
+
+
+def write_split(path: Path, site: Site) -> None:
+    """Write which case is in which part as JSON, case ids only.
+
+    Raises:
+        DataError: A case has no part yet.
+    """
+    undecided = [case.id for case in site.cases if case.split is None]
+    if undecided:
+        raise DataError(f"site {site.name!r}, case {undecided[0]!r}: has no split to write; split the site first")
+    parts = {split: [case.id for case in site.of(split)] for split in SPLITS}
+    write_json(path, {"schema": _SCHEMA, "site": site.name, **parts})
+
+
+def read_split(path: Path, site: Site) -> Site:
+    """The site with its cases in the parts that the file says.
+
+    Raises:
+        DataError: The file is none of ours, is about another site, misses a case, names one that the site lacks or one
+            twice, or puts a patient on two sides.
+    """
+    parts = _read_parts(path, site.name)
+    sides: dict[str, Split] = {}
+    for split in SPLITS:
+        for case in parts[split]:
+            if case in sides:
+                raise DataError(
+                    f"site {site.name!r}, case {case!r}: stands twice in {path.name!r}; leave it in one part"
+                )
+            sides[case] = split
+    known = {case.id for case in site.cases}
+    for problem, cases in (
+        ("is missing from", known - sides.keys()),
+        ("is not a case of the site, but in", sides.keys() - known),
+    ):
+        if cases:
+            raise DataError(
+                f"site {site.name!r}, case {min(cases)!r}: {problem} {path.name!r} ({len(cases)} such cases); "
+                "the data changed after the split was made: split the site again, or correct the file"
+            )
+    site = _assigned(site, sides)
+    check_no_leak(site)
+    return site
+
+
+def _deal(sizes: Mapping[str, int], options: SplitOptions, name: str, seed: int) -> dict[str, Split]:
+    """The part of each patient, given how many cases each has."""
+    shares: dict[Split, float] = {"train": options.train, "test": options.test, "val": options.val}
+    parts = [part for part in _PARTS if shares[part] > 0]
+    lacking = {part: shares[part] * sum(sizes.values()) for part in parts}
+    order = _shuffled(sorted(sizes), name, seed, "split")
+    members: dict[Split, list[str]] = {part: [] for part in parts}
+    for patient in sorted(order, key=lambda patient: -sizes[patient]):
+        part = max(parts, key=lambda part: lacking[part])
+        members[part].append(patient)
+        lacking[part] -= sizes[patient]
+    for part in parts:
+        donor = min(parts, key=lambda part: (len(members[part]) < 2, lacking[part]))
+        if not members[part] and len(members[donor]) > 1:
+            members[part].append(members[donor].pop())  # the last one dealt is the smallest
+    return {patient: part for part, patients in members.items() for patient in patients}
+
+
+def _keep(site: Site, most: int | None, seed: int) -> Site:
+    """The site with all but `most` training cases unused, the same first ones for every `most`."""
+    train = site.of("train")
+    if most is None or len(train) <= most:
+        return site
+    order = _shuffled(sorted({case.patient for case in train}), site.name, seed, "train subset")
+    ranked = sorted(train, key=lambda case: (order.index(case.patient), case.id))
+    left_out = {case.id for case in ranked[most:]}
+    return replace(
+        site, cases=tuple(replace(case, split="unused") if case.id in left_out else case for case in site.cases)
+    )
+
+
+def _shuffled(names: Sequence[str], site: str, seed: int, purpose: str) -> list[str]:
+    return [names[i] for i in rng.numpy_generator(seed, site, purpose).permutation(len(names))]
+
+
+def _assigned(site: Site, sides: Mapping[str, Split]) -> Site:
+    return replace(site, cases=tuple(replace(case, split=sides[case.id]) for case in site.cases))
+
+
+def _read_parts(path: Path, site: str) -> dict[Split, list[str]]:
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise DataError(f"site {site!r}: {path.name!r} cannot be read as a split; split the site again") from exc
+    keys = {"schema", "site", *SPLITS}
+    if not isinstance(content, dict) or content.keys() != keys or content["schema"] != _SCHEMA:
+        raise DataError(
+            f"site {site!r}: {path.name!r} is no split of schema {_SCHEMA} (keys {', '.join(sorted(keys))}); "
+            "split the site again"
+        )
+    if content["site"] != site:
+        raise DataError(
+            f"site {site!r}: {path.name!r} is the split of site {content['site']!r}; give each site its own file"
+        )
+    parts: dict[Split, list[str]] = {split: content[split] for split in SPLITS}
+    if not all(isinstance(ids, list) and all(isinstance(case, str) for case in ids) for ids in parts.values()):
+        raise DataError(f"site {site!r}: {path.name!r} must hold lists of case ids; split the site again")
+    return parts
