@@ -1,0 +1,189 @@
+"""Pictures on disk to arrays, and nothing silently: a file is read as the tables say, or refused with the reason.
+
+Images (`read_image`), always three channels in 0..1, turned as their EXIF or TIFF orientation says:
+
+| file | becomes |
+|---|---|
+| 1-bit; 8-bit grey, RGB | divided by its range (1, 255) |
+| 16-bit grey; 16-bit RGB TIFF | divided by 65535 |
+| 16-bit RGB PNG | its upper eight bits (Pillow keeps no more), divided by 255 |
+| palette | its colours |
+| with alpha (grey or RGB) | alpha dropped |
+| CMYK, Lab, YCbCr TIFF, HSV | refused: their colours depend on a profile |
+| 32-bit, signed, floating point | refused: their range is not known |
+| several pages or frames | refused: one case is one picture |
+| 16-bit RGB TIFF with an orientation tag | refused |
+
+Masks (`read_mask`), ids as they stand in the file, turned likewise:
+
+| file | becomes |
+|---|---|
+| grey of 1, 2, 4, 8, 16 bits, 32-bit TIFF | its values |
+| palette | its indices, not its colours |
+| RGB with three equal channels | one of them |
+| with alpha | alpha dropped |
+| RGB with colours, all others | refused |
+| JPEG | refused: lossy compression changes ids at every edge |
+
+The size in a file's header is checked before anything is decoded.
+"""
+
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from PIL import Image, ImageOps, PngImagePlugin
+from pydantic import Field, model_validator
+
+from pfedsam.core.errors import DataError
+from pfedsam.core.options import Options
+
+MAX_MEGAPIXELS: Final = 100.0
+
+_FORMATS = ("PNG", "JPEG", "MPO", "TIFF")
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+_SIXTEEN_BITS = ("I;16", "I;16B", "I;16L")
+_RESAVE = "save it as 8- or 16-bit grey or RGB (PNG, or TIFF)"
+_BITS_PER_SAMPLE, _ORIENTATION = 258, 274
+
+
+class ImageOptions(Options):
+    """How a site's images are read."""
+
+    contrast: Literal["none", "percentile"] = Field(
+        default="none", description="'percentile' stretches each image between two percentiles of its values."
+    )
+    low: float = Field(default=1.0, ge=0, le=100, description="Percentile that becomes 0.")
+    high: float = Field(default=99.0, ge=0, le=100, description="Percentile that becomes 1.")
+    max_megapixels: float = Field(
+        default=MAX_MEGAPIXELS, gt=0, le=170, description="Larger images are refused before decoding."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ImageOptions":
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        return self
+
+
+def read_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDArray[np.float32]:
+    """The picture [H, W, 3], 0..1, as the table of this module says.
+
+    Raises:
+        DataError: The file is missing, damaged, too large or of a kind that is not read.
+    """
+    with _opened(path, max_megapixels) as image:
+        if _is_deep_colour(image):
+            return _read_deep_colour(path, image)
+        if image.mode in _SIXTEEN_BITS:
+            grey = np.asarray(ImageOps.exif_transpose(image), dtype=np.float32) / np.float32(65535)
+        elif image.mode in ("1", "L", "LA"):
+            grey = np.asarray(ImageOps.exif_transpose(image).convert("L"), dtype=np.float32) / np.float32(255)
+        elif image.mode in ("P", "PA", "RGB", "RGBA", "RGBX"):
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.float32) / np.float32(255)
+        else:
+            raise DataError(f"its image {path.name!r} is of the kind {image.mode!r}, which is not read; {_RESAVE}")
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def read_mask(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDArray[np.int64]:
+    """The ids [H, W] of a mask, as the table of this module says.
+
+    Raises:
+        DataError: The file is missing, damaged, too large or of a kind that is not read.
+    """
+    with _opened(path, max_megapixels) as image:
+        if image.format in ("JPEG", "MPO"):
+            raise DataError(f"its mask {path.name!r} is a JPEG, which does not keep ids exactly; save it as PNG")
+        step = _grey_step(image)
+        values = np.asarray(ImageOps.exif_transpose(image))
+        if image.mode in ("RGB", "RGBA", "RGBX") and not _is_deep_colour(image):
+            if (values[..., 1:3] != values[..., :1]).any():
+                raise DataError(
+                    f"its mask {path.name!r} is coloured (RGB), where ids are needed; save it as grey or palette PNG "
+                    "with one id per class"
+                )
+        elif image.mode not in ("1", "L", "LA", "P", "PA", "I", *_SIXTEEN_BITS):
+            raise DataError(f"its mask {path.name!r} is of the kind {image.mode!r}; save it as grey or palette PNG")
+    ids = values[..., 0] if values.ndim == 3 else values
+    return ids.astype(np.int64) // step
+
+
+def normalise_contrast(image: npt.NDArray[np.float32], options: ImageOptions) -> npt.NDArray[np.float32]:
+    """The image [H, W, 3] with values between its percentiles stretched to 0..1; all channels alike, so colours stay.
+
+    An image without contrast comes back as it was.
+    """
+    if options.contrast == "none":
+        return image
+    low, high = np.percentile(image, (options.low, options.high))
+    if high <= low:
+        return image
+    stretched: npt.NDArray[np.float32] = np.clip((image - np.float32(low)) / np.float32(high - low), 0, 1)
+    return stretched
+
+
+@contextmanager
+def _opened(path: Path, max_megapixels: float) -> Iterator[Image.Image]:
+    """The file's picture, not yet decoded.
+
+    Raises:
+        DataError: It cannot be opened or is too large, or decoding it within the context failed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+            image = Image.open(path, formats=_FORMATS)
+    except Image.DecompressionBombError as exc:
+        raise DataError(f"{path.name!r} is too large ({exc}); cut it into tiles") from exc
+    except _UNREADABLE as exc:
+        raise DataError(
+            f"{path.name!r} cannot be opened as PNG, JPEG or TIFF; restore it or take the case out"
+        ) from exc
+    with image:
+        width, height = image.size
+        if width * height > max_megapixels * 1e6:
+            raise DataError(
+                f"{path.name!r} has {width} x {height} pixels, more than {max_megapixels:g} megapixels; "
+                "cut it into tiles, or raise max_megapixels"
+            )
+        if image.format in ("PNG", "TIFF") and getattr(image, "n_frames", 1) > 1:
+            raise DataError(f"{path.name!r} holds several pictures; save each as its own case")
+        try:
+            yield image
+        except _UNREADABLE as exc:
+            raise DataError(f"{path.name!r} is damaged or cut off ({exc}); restore it or take the case out") from exc
+
+
+def _is_deep_colour(image: Image.Image) -> bool:
+    """Whether this is a TIFF with more than 8 bits a colour, of which Pillow would keep 8."""
+    tags = getattr(image, "tag_v2", {})
+    return image.mode in ("RGB", "RGBA", "RGBX") and max(tags.get(_BITS_PER_SAMPLE, (8,))) > 8
+
+
+def _read_deep_colour(path: Path, image: Image.Image) -> npt.NDArray[np.float32]:
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        raise DataError(
+            f"{path.name!r} is a 16-bit RGB TIFF with an orientation tag; turn it and save it without the tag"
+        )
+    with tifffile.TiffFile(path) as file:
+        page = file.pages.first
+        values = page.asarray()
+        planes_first = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
+    values = np.moveaxis(values, 0, -1) if planes_first else values
+    if values.dtype != np.uint16 or values.ndim != 3:
+        raise DataError(f"its image {path.name!r} has values of the type {values.dtype}; {_RESAVE}")
+    return values[:, :, :3].astype(np.float32) / np.float32(65535)
+
+
+def _grey_step(image: Image.Image) -> int:
+    """By how much Pillow spreads the values of grey PNGs of 2 and 4 bits (0..3 becomes 0..255)."""
+    tile = image.tile if isinstance(image, PngImagePlugin.PngImageFile) else []
+    return {"L;2": 85, "L;4": 17}.get(str(tile[0].args), 1) if tile else 1

@@ -1,0 +1,144 @@
+"""From a picture of any size to the model's square frame and back, and the views of a training image.
+
+The frame is SAM's: the longer side becomes S pixels, the aspect stays, zeros fill the right and the bottom.
+Predictions go the way back to native pixels, where they are scored.
+
+A *view* is one augmented form of an image. There are few of them per image and each can be made again from its
+generator alone, so that features and teacher logits can be kept per (image, view). View 0 is the image itself.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from pfedsam.core.options import Options
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a native picture lies in the model's square."""
+
+    native: tuple[int, int]
+    """H, W of the file's picture."""
+    resized: tuple[int, int]
+    """Height and width in the frame; what lies right of and below it is padding."""
+    side: int
+    """S, the side of the square."""
+
+    @classmethod
+    def of(cls, native: tuple[int, int], side: int) -> "Frame":
+        """The frame in which the longer side of a native picture (H, W) becomes `side`."""
+        scale = side / max(native)
+        height, width = (max(1, int(length * scale + 0.5)) for length in native)
+        return cls(native, (height, width), side)
+
+
+class AugmentOptions(Options):
+    """Which views a training image has; each range is drawn from evenly."""
+
+    views: int = Field(
+        default=4, ge=1, description="Views of an image, the unchanged one among them; 1 is no augmentation."
+    )
+    flips: bool = Field(default=True, description="Mirror.")
+    rotations: bool = Field(default=True, description="Turn by quarters.")
+    brightness: float = Field(default=0.1, ge=0, le=1, description="Added: up to this much, up or down.")
+    contrast: float = Field(default=0.2, ge=0, lt=1, description="Distance from the mean times 1 ± this.")
+    gamma: float = Field(default=0.2, ge=0, le=2, description="Values to the power of e ** ± this.")
+    noise: float = Field(default=0.02, ge=0, le=1, description="Highest standard deviation of the added noise.")
+
+
+def to_frame(image: npt.NDArray[np.float32], side: int) -> tuple[Tensor, Frame]:
+    """The image [H, W, 3] of 0..1 as pixels [3, S, S] of 0..1, float32, and where it lies in them."""
+    height, width = image.shape[:2]
+    frame = Frame.of((height, width), side)
+    pixels = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)).permute(2, 0, 1)[None]
+    resized = F.interpolate(pixels, size=frame.resized, mode="bilinear", align_corners=False, antialias=True)
+    return _pad(resized[0].clamp(0, 1), frame), frame
+
+
+def labels_to_frame(classes: npt.NDArray[np.uint8], side: int) -> Tensor:
+    """The classes [H, W] as labels [S, S], uint8, by the nearest pixel; padding is background."""
+    height, width = classes.shape
+    frame = Frame.of((height, width), side)
+    labels = torch.from_numpy(np.ascontiguousarray(classes))[None, None]
+    # "nearest" would take pixel corners and shift the labels against the pixels; "nearest-exact" takes centres.
+    return _pad(F.interpolate(labels, size=frame.resized, mode="nearest-exact")[0, 0], frame)
+
+
+def logits_to_native(logits: Tensor, frame: Frame) -> Tensor:
+    """Logits [C, h, w] of the whole frame as logits [C, H, W] of the native picture; the padding is cut off."""
+    square = _resize(logits, (frame.side, frame.side))
+    height, width = frame.resized
+    return _resize(square[:, :height, :width], frame.native)
+
+
+def apply_view(
+    pixels: Tensor,
+    labels: Tensor,
+    *,
+    view: int,
+    generator: torch.Generator,
+    options: AugmentOptions,
+    frame: Frame | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One view of pixels [3, S, S] and labels [S, S]: turned and mirrored alike, the pixels also changed in intensity.
+
+    Args:
+        pixels: 0..1, and so is what comes back.
+        labels: Classes.
+        view: 0 gives both back unchanged and draws nothing.
+        generator: Decides the view alone: the same state gives the same view, bit for bit.
+        options: Which changes, and how strong.
+        frame: Where given, the padding keeps its zeros.
+    """
+    if view == 0:
+        return pixels, labels
+    choices = _dihedral(options)
+    turns, mirrored = choices[int(torch.randint(len(choices), (), generator=generator))]
+    height, width = frame.resized if frame else pixels.shape[-2:]
+    changed = pixels.clone()
+    changed[:, :height, :width] = _intensity(pixels[:, :height, :width], generator, options)
+    return _turn(changed, turns, mirrored), _turn(labels, turns, mirrored)
+
+
+def _dihedral(options: AugmentOptions) -> list[tuple[int, bool]]:
+    """The allowed (quarter turns, mirrored) of the square's eight symmetries."""
+    if options.rotations:
+        return [(turns, mirrored) for turns in range(4) for mirrored in (False, True)[: 1 + options.flips]]
+    if options.flips:
+        return [(0, False), (0, True), (2, False), (2, True)]  # both flips together are a half turn
+    return [(0, False)]
+
+
+def _turn(image: Tensor, turns: int, mirrored: bool) -> Tensor:
+    turned = torch.rot90(image, turns, dims=(-2, -1))
+    return (turned.flip(-1) if mirrored else turned).contiguous()
+
+
+def _intensity(pixels: Tensor, generator: torch.Generator, options: AugmentOptions) -> Tensor:
+    # All four are drawn whatever the options, so that switching one off leaves the others as they were.
+    gamma, contrast, brightness, noise = (2 * torch.rand(4, generator=generator) - 1).tolist()
+    # One field for the three channels: noise must not put colour into grey images.
+    field = torch.randn(pixels.shape[-2:], generator=generator)
+    changed = pixels.clamp(0, 1).pow(math.exp(gamma * options.gamma))
+    mean = changed.mean()
+    changed = mean + (changed - mean) * (1 + contrast * options.contrast) + brightness * options.brightness
+    changed = changed + field * (abs(noise) * options.noise)
+    return changed.clamp(0, 1)
+
+
+def _pad(image: Tensor, frame: Frame) -> Tensor:
+    height, width = frame.resized
+    padded: Tensor = F.pad(image, (0, frame.side - width, 0, frame.side - height))
+    return padded
+
+
+def _resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    resized: Tensor = F.interpolate(logits[None].float(), size=size, mode="bilinear", align_corners=False)
+    return resized[0]
