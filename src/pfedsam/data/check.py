@@ -1,0 +1,89 @@
+"""Everything that is wrong with a site's data, at once: a folder is mended in one go instead of error by error."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pfedsam.core.errors import DataError
+from pfedsam.data.images import ImageOptions
+from pfedsam.data.labels import LabelMap
+from pfedsam.data.loader import check_sizes, load_ids, load_image
+from pfedsam.data.manifest import SPLITS, Case, Site, orphan_masks
+from pfedsam.data.split import split_problems
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """What a site has, and what is wrong with it."""
+
+    site: str
+    cases: int
+    patients: int
+    parts: Mapping[str, int]
+    """Part of the split -> cases; empty before a split."""
+    sizes: Mapping[tuple[int, int], int]
+    """(H, W) -> images."""
+    ids: Mapping[int, int]
+    """Id in the mask files -> cases that have it."""
+    classes: Mapping[str, int]
+    """Class -> cases that have it, 0 included."""
+    problems: tuple[str, ...]
+    """One message each, with site, case and remedy; empty where all is well."""
+
+
+@dataclass
+class _Seen:
+    """What looking at one case found."""
+
+    size: tuple[int, int] | None
+    ids: frozenset[int]
+    problems: list[str]
+
+
+def check_site(site: Site, labels: LabelMap, image: ImageOptions | None = None) -> SiteReport:
+    """Reads every file of the site and reports what it found; a bad case does not end it.
+
+    Args:
+        site: As read with `masks_required=False`, so that every missing mask is named.
+        labels: What the ids in the masks mean.
+        image: How the images would be read.
+    """
+    seen = [_look(case, labels, image or ImageOptions()) for case in site.cases]
+    problems = [] if site.cases else [f"site {site.name!r}: has no cases; add images and masks"]
+    problems += [problem for one in seen for problem in one.problems]
+    problems += [
+        f"site {site.name!r}: mask {name!r} has no image; name it like its image in images/, or take it out"
+        for name in orphan_masks(site)
+    ]
+    return SiteReport(
+        site=site.name,
+        cases=len(site.cases),
+        patients=len(site.patients()),
+        parts={split: len(site.of(split)) for split in SPLITS if site.of(split)},
+        sizes=dict(Counter(one.size for one in seen if one.size is not None)),
+        ids=dict(sorted(Counter(value for one in seen for value in one.ids).items())),
+        classes={name: sum(not one.ids.isdisjoint(labels.ids[name]) for one in seen) for name in labels.names},
+        problems=(*problems, *split_problems(site)),
+    )
+
+
+def _look(case: Case, labels: LabelMap, options: ImageOptions) -> _Seen:
+    seen = _Seen(None, frozenset(), [])
+    try:
+        height, width = load_image(case, options).shape[:2]
+        seen.size = height, width
+    except DataError as exc:
+        seen.problems.append(str(exc))
+    try:
+        mask = load_ids(case, max_megapixels=options.max_megapixels)
+        seen.ids = frozenset(np.unique(mask).tolist())
+        if seen.size is not None:
+            check_sizes(case, seen.size, mask.shape)
+    except DataError as exc:
+        seen.problems.append(str(exc))
+    unknown = labels.unknown(seen.ids)
+    if unknown:
+        seen.problems.append(f"site {case.site!r}, case {case.id!r}: {labels.complaint(unknown)}")
+    return seen
