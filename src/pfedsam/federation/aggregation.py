@@ -1,0 +1,104 @@
+"""Aggregation: the mean of the accepted updates, the same to the bit in whatever order they arrived.
+
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data" (2017), algorithm 1: the
+shared parameters of the next round are the mean over sites, weighted by their training cases.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pfedsam.core.errors import RunError, UpdateError
+from pfedsam.core.tensors import NamedTensors, digest
+from pfedsam.federation.update import MAX_CASES, Update, UpdateSpec, check, label
+
+
+@dataclass(frozen=True)
+class AggregationResult:
+    """The outcome of one aggregation: the new shared tensors, and what became of every update."""
+
+    tensors: NamedTensors
+    accepted: tuple[str, ...]
+    """Names of the sites that were averaged, sorted."""
+    rejected: Mapping[str, str]
+    """Reason by site."""
+
+
+def weighted_mean(updates: Sequence[Update]) -> dict[str, torch.Tensor]:
+    """The mean of checked updates, weighted by their cases, in the tensors' own types.
+
+    Summed in float64 in the order of the sites' names, so that the order of arrival changes no bit.
+
+    Raises:
+        UpdateError: there is no update.
+    """
+    if not updates:
+        raise UpdateError("there is no update to average.")
+    ordered = sorted(updates, key=lambda update: update.site)
+    total = sum(update.cases for update in ordered)
+    mean = {}
+    for name, first in ordered[0].tensors.items():
+        summed = torch.zeros(first.shape, dtype=torch.float64, device=first.device)
+        for update in ordered:
+            summed += update.tensors[name].detach().to(torch.float64) * update.cases
+        mean[name] = (summed / total).to(first.dtype)
+    return mean
+
+
+def combine(
+    updates: Iterable[Update], spec: UpdateSpec, *, round: int, registered: Mapping[str, int]
+) -> AggregationResult:
+    """Check the updates of a round one by one and average those that pass.
+
+    A repeated update counts once. A site that sends two different ones counts not at all, because which of them came
+    first must not matter.
+
+    Args:
+        updates: in the order of their arrival.
+        spec: the shared tensors of the run.
+        round: the round that is being aggregated.
+        registered: the number of training cases of each site, as known when the run started.
+
+    Raises:
+        RunError: no update was accepted, or the registration is not sound.
+    """
+    check_registration(registered)
+    accepted, rejected = screen(updates, spec, round=round, registered=registered)
+    if not accepted:
+        reasons = " ".join(rejected.values()) or "No site sent one."
+        raise RunError(f"round {round} has no update to average, the shared parameters stay as they are. {reasons}")
+    return AggregationResult(weighted_mean(accepted), tuple(update.site for update in accepted), rejected)
+
+
+def screen(
+    updates: Iterable[Update], spec: UpdateSpec, *, round: int, registered: Mapping[str, int]
+) -> tuple[list[Update], dict[str, str]]:
+    """The updates that may be averaged, by site, at most one of each; and the reason for each site that was refused."""
+    passed: dict[str, dict[str, Update]] = {}
+    reasons: dict[str, set[str]] = {}
+    for update in updates:
+        try:
+            check(update, spec, round=round, registered=registered)
+        except UpdateError as error:
+            reasons.setdefault(label(update.site), set()).add(str(error))
+        else:
+            passed.setdefault(update.site, {})[digest(update.tensors)] = update
+    for site, different in passed.items():
+        if len(different) > 1:
+            reasons.setdefault(site, set()).add(
+                f"site {site} sent {len(different)} different updates; none is counted."
+            )
+    accepted = [next(iter(passed[site].values())) for site in sorted(passed) if len(passed[site]) == 1]
+    return accepted, {site: " ".join(sorted(reasons[site])) for site in sorted(reasons)}
+
+
+def check_registration(registered: Mapping[str, int]) -> None:
+    """Let only sound weights into a run.
+
+    Raises:
+        RunError: a site's number of training cases is not a whole number from 1 to `MAX_CASES`.
+    """
+    for site, cases in registered.items():
+        if type(cases) is not int or not 1 <= cases <= MAX_CASES:
+            raise RunError(f"site {site} registered with {cases!r} training cases; allowed are 1 to {MAX_CASES}.")

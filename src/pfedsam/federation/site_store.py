@@ -1,0 +1,137 @@
+"""What a site keeps between rounds: its local parameters, its optimiser, and where it stands.
+
+A commit is one file, written beside the earlier ones and renamed into place when it is whole: there is no moment at
+which a half of it can be read. The last two generations stay, so that a site that was ahead of the server when both
+stopped can go back one round. Everything is readable by its owner alone, and none of it is ever sent.
+"""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pfedsam.core import tensors
+from pfedsam.core.errors import StoreError
+from pfedsam.core.tensors import NamedTensors
+
+SCHEMA = 1
+"""The version of the files' form."""
+
+_LOCAL, _OPTIMIZER = "local:", "optimizer:"
+_PATTERN = "generation-*.safetensors"
+
+
+@dataclass(frozen=True)
+class SiteState:
+    """One site's memory at the end of a phase."""
+
+    study: str
+    """The federation's run that this belongs to."""
+    site: str
+    round: int
+    phase: str
+    """The phase that was completed."""
+    local: NamedTensors
+    """The parameters that never leave the site."""
+    optimizer: NamedTensors
+    """The optimiser's tensors and whatever else resuming needs that is a tensor."""
+    extra: Mapping[str, Any]
+    """What resuming needs and JSON can hold, for example the optimiser's step counts."""
+
+
+class SiteStore:
+    """The folder of one site; one process at a time commits to it."""
+
+    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def commit(self, state: SiteState) -> None:
+        """Make a state the site's last one, as a whole; the generations beyond those to keep are removed.
+
+        Raises:
+            StoreError: it could not be written; the earlier generations are intact.
+        """
+        named = {_LOCAL + name: tensor for name, tensor in state.local.items()}
+        named |= {_OPTIMIZER + name: tensor for name, tensor in state.optimizer.items()}
+        number = max(self._generations(), default=0) + 1
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"the folder of site {state.site} cannot be made: {error.strerror}.") from error
+        tensors.save(self._file(number), named, {"state": _describe(state, tensors.digest(named))})
+        self._prune()
+
+    def load(self, *, round: int | None = None) -> SiteState | None:
+        """The last state that was committed, or the last one of a round; none if there is none.
+
+        Args:
+            round: a round to go back to; it must be among the generations that are kept.
+
+        Raises:
+            StoreError: a generation is damaged, or of another version.
+        """
+        for number in sorted(self._generations(), reverse=True):
+            state = _read(self._file(number))
+            if round is None or state.round == round:
+                return state
+        return None
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"generation-{number:06d}.safetensors"
+
+    def _generations(self) -> list[int]:
+        numbers = [path.stem.removeprefix("generation-") for path in self.folder.glob(_PATTERN)]
+        return [int(number) for number in numbers if number.isdecimal()]
+
+    def _prune(self) -> None:
+        old = [self._file(number) for number in sorted(self._generations())[: -self.keep]]
+        interrupted = self.folder.glob(f".{_PATTERN}.*.tmp")  # a process that was killed could not remove its own
+        for path in [*old, *interrupted]:
+            with contextlib.suppress(OSError):  # the commit is done; what could not go now goes with the next one
+                path.unlink()
+
+
+def _describe(state: SiteState, digest: str) -> str:
+    try:
+        return json.dumps(
+            {
+                "schema": SCHEMA,
+                "study": state.study,
+                "site": state.site,
+                "round": state.round,
+                "phase": state.phase,
+                "extra": dict(state.extra),
+                "digest": digest,
+            },
+            allow_nan=False,
+        )
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"the state of site {state.site} holds what JSON cannot: {error}.") from error
+
+
+def _read(path: Path) -> SiteState:
+    """A committed state.
+
+    Raises:
+        StoreError: the file is damaged, or of another version.
+    """
+    named, metadata = tensors.load(path)
+    try:
+        described = json.loads(metadata["state"])
+        schema, digest = described.pop("schema"), described.pop("digest")
+        if schema != SCHEMA:
+            raise StoreError(
+                f"{path.name} has version {schema} and this pFedSAM reads {SCHEMA}: use the version that wrote it."
+            )
+        if digest != tensors.digest(named):
+            raise StoreError(f"{path.name} is damaged: remove it to go on from the generation before it.")
+        return SiteState(local=_part(named, _LOCAL), optimizer=_part(named, _OPTIMIZER), **described)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(f"{path.name} is not a site's state: remove it to go on from the one before it.") from error
+
+
+def _part(named: NamedTensors, prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): tensor for name, tensor in named.items() if name.startswith(prefix)}

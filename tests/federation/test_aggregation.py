@@ -1,0 +1,107 @@
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pfedsam.core.errors import RunError, UpdateError
+from pfedsam.core.tensors import digest
+from pfedsam.federation.aggregation import check_registration, combine, weighted_mean
+from pfedsam.federation.update import Update
+
+
+def one(site, value, cases, dtype=torch.float32):
+    return Update(site, 0, {"w": torch.tensor(value, dtype=dtype)}, cases, {})
+
+
+def test_weighted_mean_by_hand():
+    mean = weighted_mean([one("a", [1.0, 0.0], 2), one("b", [4.0, 3.0], 1)])
+    assert mean["w"].tolist() == [2.0, 1.0]  # (2*1 + 1*4) / 3, (2*0 + 1*3) / 3
+    assert mean["w"].dtype == torch.float32
+
+
+def test_the_mean_of_half_floats_is_summed_in_double():
+    mean = weighted_mean([one(f"s{i}", [60000.0], 1, torch.float16) for i in range(5)])  # the sum overflows float16
+    assert mean["w"].tolist() == [60000.0]
+    assert mean["w"].dtype == torch.float16
+
+
+def test_no_update_has_no_mean():
+    with pytest.raises(UpdateError, match="no update to average"):
+        weighted_mean([])
+
+
+def test_24_orders_of_arrival_give_one_hash(updates, spec, registered):
+    results = [combine(order, spec, round=3, registered=registered) for order in itertools.permutations(updates)]
+    assert len(results) == 24
+    assert len({digest(result.tensors) for result in results}) == 1
+    assert {result.accepted for result in results} == {("east", "north", "south", "west")}
+
+
+def test_float32_in_the_order_of_arrival_would_not(updates):
+    """The property above is not an accident of these numbers: the plain sum depends on the order."""
+    sums = {
+        digest({"w": sum(update.tensors["lora.a"] * update.cases for update in order)})
+        for order in itertools.permutations(updates)
+    }
+    assert len(sums) > 1
+
+
+@pytest.mark.parametrize("name", ["lora.a", "lora.b", "token"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 3e38])
+@pytest.mark.parametrize("place", range(4))
+def test_one_poisoned_site_changes_no_bit_of_the_others_mean(updates, spec, registered, name, value, place):
+    poisoned = updates[place].tensors[name].clone()
+    poisoned.view(-1)[0] = value
+    sent = list(updates)
+    sent[place] = replace(updates[place], tensors={**updates[place].tensors, name: poisoned})
+    honest = updates[:place] + updates[place + 1 :]
+
+    result = combine(sent, spec, round=3, registered=registered)
+    without = combine(honest, spec, round=3, registered=registered)
+
+    assert digest(result.tensors) == digest(without.tensors)
+    assert set(result.accepted) == {update.site for update in honest}
+    assert list(result.rejected) == [updates[place].site]
+    assert name in result.rejected[updates[place].site]
+
+
+def test_a_replayed_update_counts_once(updates, spec, registered):
+    again = [*updates, updates[1], replace(updates[1], metrics={}), updates[1]]
+    result = combine(again, spec, round=3, registered=registered)
+    assert digest(result.tensors) == digest(weighted_mean(updates))
+    assert result.rejected == {}
+
+
+def test_a_stale_update_beside_the_right_one_is_named_and_not_counted(updates, spec, registered):
+    stale = replace(updates[1], round=2)
+    result = combine([stale, *updates], spec, round=3, registered=registered)
+    assert digest(result.tensors) == digest(weighted_mean(updates))
+    assert "round 2" in result.rejected["north"]
+
+
+def test_two_different_updates_of_one_site_count_not_at_all_in_either_order(updates, spec, registered):
+    other = replace(updates[2], tensors={**updates[2].tensors, "lora.b": torch.ones(3, 4)})
+    for sent in ([*updates, other], [other, *updates]):
+        result = combine(sent, spec, round=3, registered=registered)
+        assert result.accepted == ("east", "north", "west")
+        assert "2 different updates" in result.rejected["south"]
+        assert digest(result.tensors) == digest(weighted_mean([updates[0], updates[1], updates[3]]))
+
+
+def test_a_site_cannot_raise_its_own_weight(updates, spec, registered):
+    result = combine([*updates[1:], replace(updates[0], cases=10**6)], spec, round=3, registered=registered)
+    assert result.accepted == ("north", "south", "west")
+
+
+def test_all_refused_is_an_error_that_says_why(updates, spec, registered):
+    with pytest.raises(RunError, match=r"stay as they are\. site east .* for round 2"):
+        combine([replace(updates[0], round=2)], spec, round=3, registered=registered)
+    with pytest.raises(RunError, match="No site sent one"):
+        combine([], spec, round=3, registered=registered)
+
+
+@pytest.mark.parametrize("cases", [0, -1, 10**12, 3.0, True, "30"])
+def test_a_weight_that_is_not_sound_is_refused_at_registration(cases):
+    with pytest.raises(RunError, match="site north registered with"):
+        check_registration({"east": 1, "north": cases})

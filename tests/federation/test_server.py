@@ -1,0 +1,31 @@
+import pytest
+import torch
+
+from pfedsam.core.errors import RunError
+from pfedsam.core.tensors import digest
+from pfedsam.federation.server import ServerState, aggregate
+from pfedsam.federation.update import Update, UpdateSpec
+
+
+def test_a_round_by_hand():
+    state = ServerState(0, {"w": torch.zeros(2)})
+    updates = [
+        Update("north", 0, {"w": torch.tensor([1.0, 0.0])}, 3, {}),
+        Update("south", 0, {"w": torch.tensor([5.0, 4.0])}, 1, {}),
+        Update("west", 0, {"w": torch.tensor([5.0, float("nan")])}, 1, {}),
+    ]
+    after, result = aggregate(state, updates, UpdateSpec.of(state.shared), {"north": 3, "south": 1, "west": 1})
+    assert after.round == 1
+    assert after.shared["w"].tolist() == [2.0, 1.0]  # (3*1 + 1*5) / 4, (3*0 + 1*4) / 4
+    assert result.accepted == ("north", "south")
+    assert list(result.rejected) == ["west"]
+    assert state.round == 0
+    assert state.shared["w"].tolist() == [0.0, 0.0]
+
+
+def test_a_round_without_updates_leaves_the_state(updates, spec, registered):
+    state = ServerState(4, updates[0].tensors)
+    before = digest(state.shared)
+    with pytest.raises(RunError, match="round 4 has no update"):
+        aggregate(state, updates, spec, registered)  # all of round 3
+    assert digest(state.shared) == before

@@ -1,0 +1,158 @@
+import contextlib
+import errno
+import os
+import stat
+
+import pytest
+import torch
+
+from pfedsam.core import tensors
+from pfedsam.core.errors import StoreError
+from pfedsam.core.tensors import digest
+from pfedsam.federation.site_store import SiteState, SiteStore
+
+
+def state(round, phase="local", value=None):
+    local = {"moe.up": torch.full((3, 2), float(round if value is None else value)), "moe.router": torch.ones(2)}
+    optimizer = {f"{name}.exp_avg": tensor / 2 for name, tensor in local.items()} | {
+        "rng": torch.Generator().manual_seed(round).get_state()
+    }
+    return SiteState("study-1", "north", round, phase, local, optimizer, {"step": 7 * round, "lr": 0.1, "best": None})
+
+
+def same(one, other):
+    return (
+        digest(one.local) == digest(other.local)
+        and digest(one.optimizer) == digest(other.optimizer)
+        and (one.study, one.site, one.round, one.phase, one.extra)
+        == (other.study, other.site, other.round, other.phase, other.extra)
+    )
+
+
+@pytest.fixture
+def store(tmp_path):
+    return SiteStore(tmp_path / "runs" / "north")
+
+
+def test_a_new_site_has_no_state(store):
+    assert store.load() is None
+
+
+def test_the_last_state_comes_back_equal(store):
+    for round in range(3):
+        store.commit(state(round))
+    assert same(store.load(), state(2))
+
+
+def test_a_state_without_tensors_comes_back(store):
+    empty = SiteState("study-1", "north", 0, "global", {}, {}, {})
+    store.commit(empty)
+    assert same(store.load(), empty)
+
+
+def test_two_generations_stay_and_one_can_go_back_a_round(store):
+    for round in range(5):
+        store.commit(state(round))
+    assert len(list(store.folder.iterdir())) == 2
+    assert same(store.load(round=3), state(3))
+    assert same(store.load(round=4), state(4))
+    assert store.load(round=2) is None
+
+
+def test_a_round_that_was_done_again_is_the_one_that_counts(store):
+    store.commit(state(0))
+    store.commit(state(1))
+    store.commit(state(1, value=9))
+    assert same(store.load(round=1), state(1, value=9))
+
+
+def test_files_are_private(store):
+    store.commit(state(0))
+    assert stat.S_IMODE(store.folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in store.folder.iterdir()} == {0o600}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: from one system call on, none works."""
+
+
+def test_a_kill_at_any_moment_of_a_commit_leaves_one_of_the_two_states(store, monkeypatch):
+    store.commit(state(0))
+    found = []
+    for kill in range(24):
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            _die_after(patch, steps=kill % 8)
+            store.commit(state(1))
+        found.append(SiteStore(store.folder).load())
+        assert same(found[-1], state(0)) or same(found[-1], state(1))
+        store.commit(state(0))
+        assert len(list(store.folder.iterdir())) == 2  # the next commit removes what the killed one left
+    assert {loaded.round for loaded in found} == {0, 1}
+
+
+def _die_after(patch, steps):
+    left = [steps]
+
+    def mortal(real):
+        def call(*args, **keywords):
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            return real(*args, **keywords)
+
+        return call
+
+    for name in ("fchmod", "write", "fsync", "replace", "unlink"):
+        patch.setattr(os, name, mortal(getattr(os, name)))
+
+
+@pytest.mark.parametrize("call", ["mkdir", "open", "write", "fsync", "replace"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_full_or_read_only_disk_keeps_the_last_state_and_goes_on_later(store, monkeypatch, call, code):
+    if call != "mkdir":
+        store.commit(state(0))
+
+    def fail(*args, **keywords):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(StoreError) as caught:
+            store.commit(state(1))
+    assert caught.value.exit_code == 7
+    assert call == "mkdir" or same(store.load(), state(0))
+    store.commit(state(1))
+    assert same(store.load(), state(1))
+
+
+def test_what_json_cannot_hold_is_refused_before_anything_is_written(store):
+    store.commit(state(0))
+    bad = SiteState("study-1", "north", 1, "local", {}, {}, {"lr": float("nan")})
+    with pytest.raises(StoreError, match="site north holds what JSON cannot"):
+        store.commit(bad)
+    assert same(store.load(), state(0))
+
+
+def test_damage_is_seen(store):
+    store.commit(state(0))
+    (path,) = store.folder.iterdir()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StoreError, match="is damaged"):
+        store.load()
+    path.write_bytes(data[:-1])
+    with pytest.raises(StoreError, match="not a sound safetensors file"):
+        store.load()
+
+
+def test_another_version_and_a_foreign_file_are_refused(store):
+    store.commit(state(0))
+    (path,) = store.folder.iterdir()
+    named, metadata = tensors.load(path)
+    tensors.save(path, named, {"state": metadata["state"].replace('"schema": 1', '"schema": 2')})
+    with pytest.raises(StoreError, match="version 2 and this pFedSAM reads 1"):
+        store.load()
+    tensors.save(path, named)
+    with pytest.raises(StoreError, match="not a site's state"):
+        store.load()
