@@ -2,8 +2,8 @@
 
 An update holds the shared tensors, the number of training cases and a few named scalars; there is no field for
 anything else. Server and sites agree beforehand on an `UpdateSpec`: the names, shapes and types of the shared tensors.
-On the wire the values follow one another in the spec's order without names, so that a message has room for exactly these
-values, and its size is theirs plus a few hundred bytes (a header with the names would add 3 to 4 % to a small LoRA).
+On the wire the values follow one another in the spec's order without names, so that a message has room for exactly
+these values, and its size is theirs plus a few hundred bytes (with the names it was 4 % longer for a small LoRA).
 """
 
 import hashlib
