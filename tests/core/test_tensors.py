@@ -109,6 +109,7 @@ HOSTILE = {
     "an entry that is a number": message({"w": 3}, bytes(8)),
     "the same name twice": message(b'{"w":%b,"w":%b}' % ((json.dumps(entry()).encode(),) * 2), bytes(8)),
     "overlapping": message({"v": entry(), "w": entry(place=(0, 8))}, bytes(16)),
+    "a gap": message({"v": entry(), "w": entry(place=(16, 24))}, bytes(24)),
     "unused bytes": message({"w": entry()}, bytes(9)),
     "truncated": message({"w": entry()}, bytes(7)),
     "metadata of numbers": message({"__metadata__": {"n": 1}, "w": entry()}, bytes(8)),
@@ -123,7 +124,9 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_messages_and_files_are_refused_before_allocation(data, tmp_path):
+def test_hostile_messages_and_files_are_refused_before_the_library_sees_them(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(safetensors.torch, "load", pytest.fail)
+    monkeypatch.setattr(tensors, "safe_open", pytest.fail)
     (tmp_path / "hostile").write_bytes(data)
     tracemalloc.start()
     with pytest.raises(StoreError):

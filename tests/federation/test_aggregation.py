@@ -38,6 +38,16 @@ def test_24_orders_of_arrival_give_one_hash(updates, spec, registered):
     assert {result.accepted for result in results} == {("east", "north", "south", "west")}
 
 
+def test_the_mean_itself_does_not_depend_on_the_order():
+    """In float64, 1e16 + 1 - 1e16 is 0 or 1, as the order has it; in the sites' order a, b, c it is 0."""
+    updates = [
+        one("a", [1e16], 1, torch.float64),
+        one("b", [1.0], 1, torch.float64),
+        one("c", [-1e16], 1, torch.float64),
+    ]
+    assert {weighted_mean(order)["w"].item() for order in itertools.permutations(updates)} == {0.0}
+
+
 def test_float32_in_the_order_of_arrival_would_not(updates):
     """The property above is not an accident of these numbers: the plain sum depends on the order."""
     sums = {

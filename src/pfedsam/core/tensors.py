@@ -150,7 +150,11 @@ def _check_header(header: bytes, payload: int) -> dict[str, str]:
         metadata = _read_metadata(entries.pop("__metadata__", None))
     except (ValueError, RecursionError) as error:
         raise StoreError(f"its header is not JSON: {error}.") from error
-    covered = sum(_checked_extent(name, entry, payload) for name, entry in entries.items())
+    covered = 0
+    for start, end in sorted(_checked_extent(name, entry, payload) for name, entry in entries.items()):
+        if start != covered:
+            raise StoreError(f"its tensors overlap or leave a gap at byte {start} of their values.")
+        covered = end
     if covered != payload:
         raise StoreError(f"its tensors fill {covered} bytes of {payload}; it is truncated or has bytes that none uses.")
     return metadata
@@ -171,8 +175,8 @@ def _read_metadata(value: object) -> dict[str, str]:
     return _read_metadata(json.loads(value["pfedsam"])) if set(value) == {"pfedsam"} else value
 
 
-def _checked_extent(name: str, entry: object, payload: int) -> int:
-    """The bytes one tensor occupies, once its name, type, shape and place agree.
+def _checked_extent(name: str, entry: object, payload: int) -> tuple[int, int]:
+    """The first byte of a tensor's values and the one after the last, once its name, type, shape and place agree.
 
     Raises:
         StoreError: they do not.
@@ -190,7 +194,7 @@ def _checked_extent(name: str, entry: object, payload: int) -> int:
     size = math.prod(shape) * _DTYPES[dtype].itemsize
     if not place[0] <= place[1] <= payload or place[1] - place[0] != size:
         raise StoreError(f"tensor {name} claims {size} bytes at {place}, and there are {payload}.")
-    return size
+    return place[0], place[1]
 
 
 def _are_counts(value: object) -> bool:
