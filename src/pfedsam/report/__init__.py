@@ -1,1 +1,1 @@
-"""Report: a run's records, its summary, and the tables, figures and page made from them."""
+"""Report: what a run writes down while it goes (records), what it ends with (summary), and how people see it."""

@@ -1,0 +1,101 @@
+import json
+import math
+
+import pytest
+
+from pfedsam.core.errors import RunError, StoreError
+from pfedsam.report.records import RecordWriter, deterministic_view, read_records
+
+
+def validation(round_: int, dice: float = 0.5) -> dict:
+    return {"kind": "validation", "round": round_, "site": "a", "model": "shared", "dice": dice}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "records.jsonl"
+
+
+def test_what_is_written_is_read(path):
+    records = [validation(1, 0.1 + 0.2), {"kind": "timing", "seconds": 1.5}]
+    with RecordWriter(path) as writer:
+        for record in records:
+            writer.write(record)
+    assert read_records(path) == records
+    assert [json.loads(line) for line in path.read_text("utf-8").splitlines()] == records
+
+
+def test_a_record_is_on_the_disk_before_the_next(path):
+    with RecordWriter(path) as writer:
+        writer.write(validation(1))
+        assert read_records(path) == [validation(1)]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 40])
+def test_a_half_written_line_is_left_out_and_then_overwritten(path, cut):
+    with RecordWriter(path) as writer:
+        writer.write(validation(1))
+        writer.write(validation(2))
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert read_records(path) == [validation(1)]
+    with RecordWriter(path) as writer:
+        writer.write(validation(3))
+    assert read_records(path) == [validation(1), validation(3)]
+
+
+def test_resuming_gives_the_same_bytes_as_a_run_that_was_never_stopped(tmp_path):
+    whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
+    with RecordWriter(whole) as writer:
+        for round_ in (1, 2, 3):
+            writer.write(validation(round_))
+    with RecordWriter(stopped) as writer:
+        for round_ in (1, 2):
+            writer.write(validation(round_))
+    with RecordWriter(stopped) as writer:
+        writer.truncate_after(1)
+        for round_ in (2, 3):
+            writer.write(validation(round_))
+    assert stopped.read_bytes() == whole.read_bytes()
+
+
+def test_truncating_keeps_records_without_a_round(path):
+    start = {"kind": "timing", "seconds": 1.0}
+    with RecordWriter(path) as writer:
+        writer.write(start)
+        writer.write(validation(1))
+        writer.truncate_after(0)
+    assert read_records(path) == [start]
+
+
+def test_only_times_are_left_out_of_a_comparison():
+    timing = {"kind": "timing", "round": 1, "seconds": 3.0}
+    assert deterministic_view([validation(1), timing, validation(2)]) == [validation(1), validation(2)]
+
+
+@pytest.mark.parametrize("record", [{"kind": "gossip"}, {}, validation(1, math.nan), validation(1, math.inf)])
+def test_what_is_not_a_record_is_refused_and_leaves_no_trace(path, record):
+    with RecordWriter(path) as writer, pytest.raises(RunError):
+        writer.write(record)
+    assert read_records(path) == []
+
+
+def test_a_completed_line_that_is_damaged_is_an_error(path):
+    path.write_text('{"kind": "val\n{"kind":"timing"}\n', "utf-8")
+    with pytest.raises(StoreError, match="damaged"):
+        read_records(path)
+
+
+def test_a_kind_of_a_later_version_is_an_error(path):
+    path.write_text('{"kind": "gossip"}\n', "utf-8")
+    with pytest.raises(StoreError, match="a kind that this version knows"):
+        read_records(path)
+
+
+def test_a_missing_file_is_an_error(path):
+    with pytest.raises(StoreError, match="cannot be read"):
+        read_records(path)
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(StoreError, match="cannot be opened"):
+        RecordWriter(tmp_path / "none" / "records.jsonl")
