@@ -1,0 +1,32 @@
+"""How numbers are written, in the terminal and on the page."""
+
+from typing import Final
+
+MISSING: Final = "\N{EN DASH}"
+"""Shown for a value that is undefined or that a method does not have."""
+
+
+def format_value(value: float | None, digits: int = 3) -> str:
+    """A measure with a fixed number of digits, or a dash."""
+    return MISSING if value is None else f"{value:.{digits}f}"
+
+
+def format_gain(value: float | None) -> str:
+    """A difference with its sign (a true minus), or a dash."""
+    return MISSING if value is None else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def format_bytes(value: float) -> str:
+    """Bytes in decimal units, as network costs are counted."""
+    if value < 1000:
+        return f"{value:.0f} B"
+    return f"{value / 1e3:.0f} kB" if value < 999_500 else f"{value / 1e6:.2f} MB"
+
+
+def format_seconds(value: float | None) -> str:
+    """A duration in seconds, minutes or hours; a dash where it was not measured."""
+    if value is None:
+        return MISSING
+    if value < 90:
+        return f"{value:.0f} s"
+    return f"{value / 60:.1f} min" if value < 5400 else f"{value / 3600:.1f} h"

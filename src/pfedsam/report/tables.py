@@ -1,0 +1,134 @@
+"""Tables for the terminal: one run, and several runs side by side; the command line prints them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from rich.table import Table
+from rich.text import Text
+
+from pfedsam.report.format import MISSING, format_bytes, format_gain, format_seconds, format_value
+from pfedsam.report.summary_file import Entry, SiteEntry, Summary
+
+
+def run_table(summary: Summary) -> Table:
+    """One run: each site's models, then the mean and the worst site.
+
+    The gain over local training alone is a column where the summary knows it (`with_local_only`).
+    """
+    unit = _unit(summary)
+    with_gain = any(site.local_only for site in summary.sites.values())
+    table = Table(title=f"{summary.method}: {len(summary.sites)} sites, {summary.rounds} rounds", title_justify="left")
+    table.add_column("site", no_wrap=True)
+    for heading in ("cases", "Dice", "IoU", f"HD95 [{unit}]", f"ASSD [{unit}]", "Dice shared"):
+        table.add_column(Text(heading), justify="right", no_wrap=True)
+    if with_gain:
+        table.add_column("gain over local-only", justify="right")
+    for name, site in summary.sites.items():
+        table.add_row(Text(name), *_run_cells(site, with_gain))
+    table.add_section()
+    table.add_row("mean", *_run_cells(summary.mean, with_gain), style="bold")
+    if summary.worst_site is not None:
+        worst = summary.sites[summary.worst_site]
+        table.add_row(Text(f"worst: {summary.worst_site}"), *_run_cells(worst, with_gain), style="bold")
+    table.caption = undefined_note(summary)
+    return table
+
+
+def comparison_table(runs: Mapping[str, Summary]) -> Table:
+    """Several runs: Dice of the model in use, sites down and runs across; then mean, worst site, bytes and seconds.
+
+    The best value of a row is bold; a site that a run did not have is a dash.
+    """
+    table = Table(title="Dice of the model that each site would use", title_justify="left")
+    table.add_column("site", no_wrap=True)
+    for label in runs:
+        table.add_column(Text(label), justify="right", no_wrap=True)
+    rows = dice_rows(runs)
+    for name, values in rows.sites.items():
+        table.add_row(Text(name), *_best_bold(values))
+    table.add_section()
+    table.add_row("mean", *_best_bold(rows.mean))
+    table.add_row("worst site", *_best_bold(rows.worst))
+    if len({frozenset(run.sites) for run in runs.values()}) > 1:
+        table.caption = "the runs have different sites: each mean is over the run's own"
+    table.add_section()
+    table.add_row("sent per site and round", *(_up_bytes(run) for run in runs.values()))
+    table.add_row("time", *(format_seconds(run.seconds.get("total")) for run in runs.values()))
+    return table
+
+
+_SPELLING: Final = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "assd": "ASSD"}
+
+
+@dataclass(frozen=True)
+class DiceRows:
+    """Dice of the model in use, one value a run in the order of the runs; None where undefined or no such site."""
+
+    sites: dict[str, list[float | None]]
+    mean: list[float | None]
+    worst: list[float | None]
+
+
+def dice_rows(runs: Mapping[str, Summary]) -> DiceRows:
+    """What a comparison of runs shows: every site of any run in alphabetical order, the means, the worst sites."""
+    names = sorted({name for run in runs.values() for name in run.sites})
+    return DiceRows(
+        sites={name: [_dice(run.sites.get(name)) for run in runs.values()] for name in names},
+        mean=[_dice(run.mean) for run in runs.values()],
+        worst=[_dice(run.sites.get(run.worst_site or "")) for run in runs.values()],
+    )
+
+
+def undefined_note(summary: Summary) -> str | None:
+    """How many measures of the models in use were undefined; None where all were defined."""
+    entry = summary.mean.in_use
+    counts = {} if entry is None else {name: count for name, count in entry.undefined.items() if count}
+    if not counts:
+        return None
+    parts = ", ".join(f"{_SPELLING[name]} {count}" for name, count in counts.items())
+    total = entry.cases * len(entry.classes) if entry else 0
+    return f"Undefined and left out of the means, of {total} values (cases times classes): {parts}."
+
+
+def _run_cells(site: SiteEntry, with_gain: bool) -> list[Text]:
+    """The numbers of one row of a run's table."""
+    used = site.in_use
+    cells = [*_entry_cells(used), Text(format_value(site.shared.dice if site.shared else None))]
+    if with_gain:
+        gain = site.gain
+        style = "" if gain is None else ("green" if gain > 0 else "red")
+        cells.append(Text(format_gain(gain), style=style))
+    return cells
+
+
+def _entry_cells(entry: Entry | None) -> list[Text]:
+    if entry is None:
+        return [Text(MISSING)] * 5
+    return [
+        Text(str(entry.cases)),
+        Text(format_value(entry.dice)),
+        Text(format_value(entry.iou)),
+        Text(format_value(entry.hd95, 2)),
+        Text(format_value(entry.assd, 2)),
+    ]
+
+
+def _best_bold(values: list[float | None]) -> list[Text]:
+    """The values, the highest in bold."""
+    best = max((value for value in values if value is not None), default=None)
+    return [Text(format_value(value), style="bold" if value is not None and value == best else "") for value in values]
+
+
+def _up_bytes(run: Summary) -> str:
+    return format_bytes(run.communication.up_bytes_per_site_round)
+
+
+def _dice(site: SiteEntry | None) -> float | None:
+    return None if site is None or site.in_use is None else site.in_use.dice
+
+
+def _unit(summary: Summary) -> str:
+    """The unit of the distances of the models in use."""
+    entry = summary.mean.in_use
+    return entry.unit if entry else "px"

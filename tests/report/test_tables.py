@@ -1,0 +1,79 @@
+import re
+
+from rich.console import Console
+
+from pfedsam.report.format import MISSING
+from pfedsam.report.summary_file import with_local_only
+from pfedsam.report.tables import comparison_table, dice_rows, run_table, undefined_note
+
+
+def shown(table) -> str:
+    console = Console(width=200, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def row(text: str, name: str) -> list[str]:
+    """The cells of the row that starts with a name."""
+    rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in text.splitlines()]
+    (found,) = [cells for cells in rows if cells and cells[0] == name]
+    return found
+
+
+def test_a_run_shows_every_site_the_mean_and_the_worst(fake):
+    summary = fake.make_summary()
+    text = shown(run_table(summary))
+    for name in fake.SITES:
+        entry = summary.sites[name].personal
+        assert row(text, name)[1:4] == [str(entry.cases), f"{entry.dice:.3f}", f"{entry.iou:.3f}"]
+    assert row(text, "mean")[2] == f"{summary.mean.personal.dice:.3f}"
+    worst = min(site.personal.dice for site in summary.sites.values())
+    assert row(text, f"worst: {summary.worst_site}")[2] == f"{worst:.3f}"
+    assert "HD95 [mm]" in text
+    assert "gain" not in text
+
+
+def test_the_unit_of_a_distance_is_shown(fake):
+    assert "HD95 [px]" in shown(run_table(fake.make_summary(unit="px")))
+
+
+def test_the_gain_is_shown_where_it_is_known(fake):
+    summary = with_local_only(fake.make_summary(), fake.make_summary("local-only", fake.SITES[:2]))
+    text = shown(run_table(summary))
+    gain = summary.sites["amsterdam"].gain
+    assert row(text, "amsterdam")[-1] == f"{gain:+.3f}".replace("-", "\N{MINUS SIGN}")
+    assert row(text, "coimbra")[-1] == MISSING
+
+
+def test_a_site_may_be_called_like_markup(fake):
+    assert "[red]a[/red]" in shown(run_table(fake.make_summary(sites=("[red]a[/red]",))))
+
+
+def test_undefined_measures_are_told(fake):
+    # Every seventh case has no lesion, from the fourth on: one at sites of 8 to 10 cases, two from 11 on.
+    assert undefined_note(fake.make_summary(sites=fake.SITES[:1])).endswith(
+        "of 16 values (cases times classes): Dice 1, IoU 1, HD95 1, ASSD 1."
+    )
+
+
+def test_a_comparison_has_a_column_a_run_and_its_costs(fake):
+    runs = {method: fake.make_summary(method) for method in fake.LEVEL}
+    text = shown(comparison_table(runs))
+    assert row(text, "site")[1:] == list(fake.LEVEL)
+    expected = [f"{runs[method].sites['bologna'].in_use.dice:.3f}" for method in fake.LEVEL]
+    assert row(text, "bologna")[1:] == expected
+    assert row(text, "sent per site and round")[1:] == ["412 kB", "412 kB", "0 B", "0 B"]
+    assert row(text, "time")[1:] == ["10.2 min"] * 4
+
+
+def test_a_site_that_a_run_did_not_have_is_missing_and_the_means_are_marked(fake):
+    runs = {"a": fake.make_summary(sites=fake.SITES[:2]), "b": fake.make_summary(sites=fake.SITES[:1])}
+    assert dice_rows(runs).sites["bologna"][1] is None
+    assert "different sites" in shown(comparison_table(runs))
+
+
+def test_the_worst_row_is_each_runs_own_worst(fake):
+    runs = {method: fake.make_summary(method) for method in fake.LEVEL}
+    expected = [min(site.in_use.dice for site in run.sites.values()) for run in runs.values()]
+    assert dice_rows(runs).worst == expected
