@@ -1,0 +1,248 @@
+"""Figures as SVG bytes, one idea each and small enough that a page can lay them out for a phone.
+
+Colours are of Okabe and Ito's palette, which colour-blind readers can tell apart; lines also differ in their dashes.
+Text stays text, in the reader's own font; it is never read as mathematics, so that a site may be called `$x$`.
+"""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import Any, Final
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from pfedsam.report.format import format_bytes
+from pfedsam.report.records import Record
+from pfedsam.report.summary_file import Summary
+from pfedsam.report.tables import dice_rows
+
+PERSONAL: Final = "#0072B2"
+SHARED: Final = "#D55E00"
+INK: Final = "#1c2733"
+MUTED: Final = "#66727f"
+FAINT: Final = "#d3dae1"
+METHODS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS: Final = "osD^vPX"
+
+_STYLE: Final[dict[Any, Any]] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pfedsam",  # element ids, so that the same run gives the same file
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans", "sans-serif"],
+    "font.size": 11,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+
+
+def learning_curve(records: Sequence[Record], site: str) -> bytes | None:
+    """Validation Dice of one site over the rounds: personal solid, shared dashed, the other sites faint behind.
+
+    None where the site was never validated.
+    """
+    curves = _curves(records, "validation", "dice", by=("site", "model"))
+    own = {model: points for (name, model), points in curves.items() if name == site}
+    if not own:
+        return None
+    with mpl.rc_context(_STYLE):
+        axes = _axes(300, 170)
+        front = "personal" if "personal" in own else "shared"
+        for (name, model), points in curves.items():
+            if name != site and model == front:
+                axes.plot(*_xy(points), color=FAINT, linewidth=1)
+        for model, color, dashes in (("shared", SHARED, (0, (4, 2))), ("personal", PERSONAL, "-")):
+            if model in own:
+                x, y = _xy(own[model])
+                axes.plot(x, y, color=color, linestyle=dashes, marker="o", markersize=3 if len(x) < 30 else 0)
+        _round_axis(axes, curves.values())
+        axes.set_ylim(0, 1)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+        return _svg(axes)
+
+
+def loss_curve(records: Sequence[Record], phase: str) -> bytes | None:
+    """Training loss of one phase over the rounds: a thin line per site, the mean bold, the highest site named.
+
+    None where the phase never ran.
+    """
+    curves = _curves([one for one in records if one.get("phase") == phase], "round", "loss", by=("site",))
+    if not curves:
+        return None
+    with mpl.rc_context(_STYLE):
+        axes = _axes(300, 170)
+        for points in curves.values():
+            axes.plot(*_xy(points), color=PERSONAL, alpha=0.35, linewidth=1)
+        rounds = sorted({x for points in curves.values() for x in points})
+        present = [[points[x] for points in curves.values() if x in points] for x in rounds]
+        axes.plot(rounds, [sum(values) / len(values) for values in present], color=INK, linewidth=2)
+        _round_axis(axes, curves.values())
+        axes.set_ylim(bottom=0)
+        (highest,), points = max(curves.items(), key=lambda item: item[1][max(item[1])])
+        if len(curves) > 1:
+            axes.annotate(
+                highest,
+                (max(points), points[max(points)]),
+                (-2, 5),
+                textcoords="offset points",
+                ha="right",
+                color=PERSONAL,
+                fontsize=10,
+            )
+        return _svg(axes)
+
+
+def expert_usage(usage: Mapping[int, Sequence[float]], *, highest: float) -> bytes:
+    """Share of the tokens that each expert (across) gets in each adapted block (down), in per cent.
+
+    Args:
+        usage: Shares by block.
+        highest: The share with the darkest colour; the same for all sites of a page, so that they compare.
+    """
+    blocks = sorted(usage)
+    experts = max(len(usage[block]) for block in blocks)
+    with mpl.rc_context(_STYLE):
+        axes = _axes(300, 44 + 24 * len(blocks))
+        axes.grid(visible=False)
+        axes.pcolormesh(
+            [list(usage[block]) for block in blocks],
+            cmap="Blues",
+            vmin=0,
+            vmax=highest,
+            edgecolors="white",
+            linewidth=2,
+        )
+        for row, block in enumerate(blocks):
+            for column, share in enumerate(usage[block]):
+                color = "white" if share > 0.6 * highest else INK
+                axes.text(column + 0.5, row + 0.5, f"{100 * share:.0f}", ha="center", va="center", color=color)
+        axes.set_xticks([column + 0.5 for column in range(experts)], [str(column + 1) for column in range(experts)])
+        axes.set_yticks([row + 0.5 for row in range(len(blocks))], [f"block {block}" for block in blocks])
+        axes.set_xlabel("expert")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.invert_yaxis()
+        return _svg(axes)
+
+
+def component_bytes(by_component: Mapping[str, int]) -> bytes | None:
+    """Bytes of one update by component, the largest first; None where nothing is sent."""
+    parts = sorted(((size, name) for name, size in by_component.items() if size), reverse=True)
+    if not parts:
+        return None
+    with mpl.rc_context(_STYLE):
+        axes = _axes(560, 12 + 28 * len(parts))
+        axes.grid(visible=False)
+        sizes = [size for size, _ in parts]
+        axes.barh(range(len(parts)), sizes, height=0.62, color=PERSONAL)
+        for row, size in enumerate(sizes):
+            label = f"{format_bytes(size)} ({100 * size / sum(sizes):.0f} %)"
+            axes.annotate(label, (size, row), (6, 0), textcoords="offset points", va="center")
+        axes.set_yticks(range(len(parts)), [name for _, name in parts])
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.set_xlim(0, 1.35 * sizes[0])
+        axes.set_xticks([])
+        axes.spines[:].set_visible(False)
+        axes.invert_yaxis()
+        return _svg(axes)
+
+
+def comparison_dots(runs: Mapping[str, Summary]) -> bytes:
+    """Dice of the model in use: a row a site, a dot a run, the mean over sites in the last row."""
+    rows = dice_rows(runs)
+    names = [*rows.sites, "mean"]
+    values = [*rows.sites.values(), rows.mean]
+    with mpl.rc_context(_STYLE):
+        axes = _axes(860, 70 + 34 * len(names))
+        axes.grid(visible=False, axis="y")
+        axes.grid(visible=True, axis="x")
+        for y, row in enumerate(values):
+            known = [value for value in row if value is not None]
+            if known:
+                axes.plot([min(known), max(known)], [y, y], color=FAINT, linewidth=6, zorder=1)
+        for index, label in enumerate(runs):
+            # Equal values stay apart: each run has its own height within the row.
+            shift = 0.3 * ((index + 0.5) / len(runs) - 0.5)
+            points = [(row[index], y + shift) for y, row in enumerate(values) if row[index] is not None]
+            axes.plot(
+                *_columns(points),
+                linestyle="none",
+                marker=_MARKERS[index % len(_MARKERS)],
+                markersize=8,
+                markeredgecolor="white",
+                color=METHODS[index % len(METHODS)],
+                label=label,
+            )
+        axes.axhline(len(names) - 1.5, color=MUTED, linewidth=0.8)
+        axes.set_yticks(range(len(names)), names)
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.set_xlabel("Dice")
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.spines["left"].set_visible(False)
+        axes.figure.legend(loc="outside upper left", ncols=len(runs), frameon=False, handletextpad=0.2)
+        return _svg(axes)
+
+
+def _curves(
+    records: Sequence[Record], kind: str, value: str, *, by: tuple[str, ...]
+) -> dict[tuple[Any, ...], dict[int, float]]:
+    """The value by round, for each combination of the fields `by`; undefined values are left out."""
+    curves: dict[tuple[Any, ...], dict[int, float]] = {}
+    for record in records:
+        if record["kind"] == kind and record.get(value) is not None:
+            curves.setdefault(tuple(record[field] for field in by), {})[record["round"]] = record[value]
+    return curves
+
+
+def _xy(points: Mapping[int, float]) -> tuple[list[int], list[float]]:
+    """Rounds in order and their values."""
+    rounds = sorted(points)
+    return rounds, [points[x] for x in rounds]
+
+
+def _columns(points: Sequence[tuple[Any, float]]) -> tuple[list[Any], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _round_axis(axes: Axes, curves: Any) -> None:  # noqa: ANN401 - a view of a mapping's values
+    """Whole rounds along x, the same range for every site."""
+    rounds = {x for points in curves for x in points}
+    first, last = min(rounds), max(rounds)
+    axes.set_xlim(first - 0.02 * (last - first or 1), last + 0.02 * (last - first or 1))
+    axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)  # type: ignore[call-arg]
+    axes.set_xlabel("round")
+
+
+def _axes(width: int, height: int) -> Axes:
+    """Axes in a figure of this many CSS pixels at 1:1 (72 to the inch)."""
+    figure = Figure(figsize=(width / 72, height / 72), layout="constrained", facecolor="none")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_facecolor("none")
+    return axes
+
+
+def _svg(axes: Axes) -> bytes:
+    """The axes' figure as SVG, without a date."""
+    figure = axes.get_figure(root=True)
+    target = BytesIO()
+    if isinstance(figure, Figure):
+        figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
+    return target.getvalue()

@@ -1,0 +1,73 @@
+import xml.etree.ElementTree as ET
+
+import matplotlib as mpl
+import pytest
+
+from pfedsam.report import figures
+from pfedsam.report.records import read_records
+
+
+@pytest.fixture(scope="module")
+def records(run_folder):
+    return read_records(run_folder / "records.jsonl")
+
+
+def texts(svg: bytes) -> list[str]:
+    return [element.text for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_a_learning_curve_has_both_models(records):
+    svg = figures.learning_curve(records, "amsterdam")
+    assert figures.PERSONAL.lower() in svg.decode().lower()
+    assert figures.SHARED.lower() in svg.decode().lower()
+    assert "round" in texts(svg)
+
+
+def test_what_was_never_measured_is_not_drawn(records):
+    assert figures.learning_curve(records, "zagreb") is None
+    assert figures.loss_curve(records, "prologue") is None
+    assert figures.component_bytes({"encoder": 0}) is None
+
+
+def test_an_undefined_validation_is_skipped():
+    records = [
+        {"kind": "validation", "round": round_, "site": "a", "model": "shared", "dice": dice}
+        for round_, dice in ((1, None), (2, 0.5))
+    ]
+    assert figures.learning_curve(records, "a") is not None
+    assert figures.learning_curve(records[:1], "a") is None
+
+
+def test_the_site_with_the_highest_loss_is_named(records):
+    assert "bologna" in texts(figures.loss_curve(records, "global"))  # the fixture gives later sites higher losses
+
+
+def test_expert_shares_are_written_in_per_cent():
+    shown = texts(figures.expert_usage({3: [0.25, 0.75], 5: [0.5, 0.5]}, highest=0.75))
+    assert {"25", "75", "50", "block 3", "block 5"} <= set(shown)
+
+
+def test_components_are_sorted_and_their_shares_add_up():
+    shown = texts(figures.component_bytes({"small": 1000, "large": 3000}))
+    assert {"3 kB (75 %)", "1 kB (25 %)"} <= set(shown)
+
+
+def test_the_same_numbers_give_the_same_bytes(records):
+    assert figures.learning_curve(records, "bologna") == figures.learning_curve(records, "bologna")
+
+
+def test_comparison_names_runs_and_sites(fake):
+    shown = texts(figures.comparison_dots({"ours": fake.make_summary(), "theirs": fake.make_summary("fedavg")}))
+    assert {"ours", "theirs", "mean", *fake.SITES} <= set(shown)
+
+
+def test_names_are_text_not_mathematics_and_not_markup(fake):
+    shown = texts(figures.comparison_dots({"$x_1$": fake.make_summary(sites=("<b>&", "$\\frac$"))}))
+    assert {"$x_1$", "<b>&", "$\\frac$"} <= set(shown)
+
+
+def test_global_settings_are_left_as_they_were(records):
+    names = ("svg.fonttype", "font.size", "text.parse_math", "axes.grid")
+    before = [mpl.rcParams[name] for name in names]
+    figures.learning_curve(records, "amsterdam")
+    assert [mpl.rcParams[name] for name in names] == before

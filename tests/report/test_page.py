@@ -1,0 +1,132 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from pfedsam.core.errors import RunError, StoreError
+from pfedsam.report.overlays import write_overlays
+from pfedsam.report.page import write_comparison, write_page
+from pfedsam.report.summary_file import write_summary
+
+HOSTILE = "<script>alert(1)<script>"
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def tags(html: str) -> list[tuple[str, dict]]:
+    parser = Tags()
+    parser.feed(html)
+    return parser.found
+
+
+@pytest.fixture(scope="module")
+def html(run_folder, tmp_path_factory, fake) -> str:
+    alone = tmp_path_factory.mktemp("alone")
+    write_summary(alone / "summary.json", fake.make_summary("local-only", fake.SITES[:2]))
+    return write_page(run_folder, baseline=alone).read_text("utf-8")
+
+
+def assert_loads_nothing(html: str) -> None:
+    for tag, attributes in tags(html):
+        assert tag not in {"script", "link", "iframe", "object", "embed", "base", "form"}
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href", "srcset"):
+            assert attributes.get(name, "data:").startswith("data:")
+    assert "url(" not in html
+    assert "default-src 'none'" in html
+
+
+def test_the_page_stands_alone(html):
+    assert_loads_nothing(html)
+
+
+def test_the_headline_has_mean_worst_and_gain(html, fake):
+    summary, alone = fake.make_summary(sites=fake.SITES[:2]), fake.make_summary("local-only", fake.SITES[:2])
+    gains = [summary.sites[name].personal.dice - alone.sites[name].personal.dice for name in fake.SITES[:2]]
+    tiles = html[html.index("tiles") : html.index("</dl>")]
+    assert f"{summary.mean.personal.dice:.3f}" in tiles
+    assert f"{summary.sites[summary.worst_site].personal.dice:.3f}<small>{summary.worst_site}" in tiles
+    assert f"{sum(gains) / 2:+.3f}".replace("-", "\N{MINUS SIGN}") in tiles
+
+
+def test_every_site_has_its_figures_and_three_pictures(html, fake):
+    pictures = [attributes["alt"] for tag, attributes in tags(html) if tag == "img"]
+    for name in fake.SITES[:2]:
+        assert f"Validation Dice over rounds at {name}" in pictures
+        assert f"Expert usage at {name}" in pictures
+        assert sum(f"case of {name}," in alt for alt in pictures) == 3
+    assert "worst, Dice 0.550" in html
+    assert "Bytes of one update by component" in pictures
+
+
+def test_settings_are_shown_without_the_places_of_the_data(html):
+    assert "lora: {rank: 4}" in html
+    assert "secret" not in html
+    assert "…/amsterdam" in html
+
+
+def test_the_page_says_what_it_is_not(html):
+    assert "Not a medical device" in html
+
+
+@pytest.mark.parametrize("name", [HOSTILE, "</title><img src=x onerror=alert(1)>", '"><b onmouseover=a>'])
+def test_a_site_cannot_put_anything_into_the_page(tmp_path, name, fake):
+    write_summary(tmp_path / "summary.json", fake.make_summary(sites=(name, "b")))
+    (tmp_path / "config.yaml").write_text(f"method: {HOSTILE}\n", "utf-8")
+    html = write_page(tmp_path).read_text("utf-8")
+    assert_loads_nothing(html)
+    assert name not in html
+    comparison = write_comparison({HOSTILE: tmp_path}, tmp_path / "c.html").read_text("utf-8")
+    assert_loads_nothing(comparison)
+    assert HOSTILE not in comparison
+
+
+def test_a_site_named_like_a_path_reads_no_file_outside(tmp_path, fake):
+    run = tmp_path / "run"
+    (run / "sites").mkdir(parents=True)
+    write_overlays(tmp_path / "other" / "overlays", [fake.make_overlay(1, 0.5)])
+    write_summary(run / "summary.json", fake.make_summary(sites=("../../other",)))
+    assert "worst, Dice" not in write_page(run).read_text("utf-8")
+
+
+def test_a_summary_alone_makes_a_page(tmp_path, fake):
+    write_summary(tmp_path / "summary.json", fake.make_summary("fedavg"))
+    html = write_page(tmp_path).read_text("utf-8")
+    assert "no personal ones" in html
+    assert "Gain" not in html
+    assert "<h2>Learning" not in html
+
+
+def test_the_same_run_gives_the_same_page(tmp_path, fake):
+    write_summary(tmp_path / "summary.json", fake.make_summary(sites=("a",)))
+    fake.make_records(tmp_path, ("a",), rounds=2)
+    assert write_page(tmp_path).read_bytes() == write_page(tmp_path).read_bytes()
+
+
+def test_a_run_that_did_not_end_has_no_page(tmp_path):
+    with pytest.raises(StoreError, match=r"summary\.json cannot be read"):
+        write_page(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_baseline_of_other_sites_is_refused(run_folder, tmp_path, fake):
+    write_summary(tmp_path / "summary.json", fake.make_summary("local-only", ("zagreb",)))
+    with pytest.raises(RunError, match="no site in common"):
+        write_page(run_folder, baseline=tmp_path)
+
+
+def test_the_comparison_stands_alone_and_marks_the_best(run_folder, tmp_path, fake):
+    write_summary(tmp_path / "summary.json", fake.make_summary("fedavg", fake.SITES[:2]))
+    html = write_comparison({"ours": run_folder, "average": tmp_path}, tmp_path / "c.html").read_text("utf-8")
+    assert_loads_nothing(html)
+    best = fake.make_summary(sites=fake.SITES[:2]).mean.personal.dice
+    assert re.search(rf'Mean over sites</th><td class="best">{best:.3f}</td>', html)
