@@ -34,7 +34,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal
+from typing import BinaryIO, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +47,7 @@ from pfedsam.core.options import Options
 
 MAX_MEGAPIXELS: Final = 100.0
 
-_FORMATS = ("PNG", "JPEG", "MPO", "TIFF")
+_FORMATS = ("PNG", "JPEG", "TIFF")  # the JPEG of a phone may turn out as "MPO"; its first picture is read
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L")
 _RESAVE = "save it as 8- or 16-bit grey or RGB (PNG, or TIFF)"
@@ -137,29 +137,39 @@ def _opened(path: Path, max_megapixels: float) -> Iterator[Image.Image]:
     Raises:
         DataError: It cannot be opened or is too large, or decoding it within the context failed.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            image = Image.open(path, formats=_FORMATS)
-    except Image.DecompressionBombError as exc:
-        raise DataError(f"{path.name!r} is too large ({exc}); cut it into tiles") from exc
-    except _UNREADABLE as exc:
-        raise DataError(
-            f"{path.name!r} cannot be opened as PNG, JPEG or TIFF; restore it or take the case out"
-        ) from exc
-    with image:
+    # A file object, not a path: given a path, Pillow 13 maps uncompressed TIFFs into memory and scrambles those that an
+    # orientation tag turns by a quarter (it takes the turned size for the stored one).
+    with _file(path) as file, _header(path, file) as image:
         width, height = image.size
         if width * height > max_megapixels * 1e6:
             raise DataError(
                 f"{path.name!r} has {width} x {height} pixels, more than {max_megapixels:g} megapixels; "
                 "cut it into tiles, or raise max_megapixels"
             )
-        if image.format in ("PNG", "TIFF") and getattr(image, "n_frames", 1) > 1:
-            raise DataError(f"{path.name!r} holds several pictures; save each as its own case")
         try:
+            if image.format in ("PNG", "TIFF") and getattr(image, "n_frames", 1) > 1:
+                raise DataError(f"{path.name!r} holds several pictures; save each as its own case")
             yield image
         except _UNREADABLE as exc:
             raise DataError(f"{path.name!r} is damaged or cut off ({exc}); restore it or take the case out") from exc
+
+
+def _file(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as exc:
+        raise DataError(f"{path.name!r} cannot be opened ({exc.strerror}); restore it or take the case out") from exc
+
+
+def _header(path: Path, file: BinaryIO) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # our own limit and messages follow
+            return Image.open(file, formats=_FORMATS)
+    except Image.DecompressionBombError as exc:
+        raise DataError(f"{path.name!r} is too large ({exc}); cut it into tiles") from exc
+    except _UNREADABLE as exc:
+        raise DataError(f"{path.name!r} is no PNG, JPEG or TIFF, or damaged; restore it or take the case out") from exc
 
 
 def _is_deep_colour(image: Image.Image) -> bool:

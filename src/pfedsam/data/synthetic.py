@@ -271,8 +271,8 @@ def _seen(value: _Array, style: _Style, draw: np.random.Generator) -> npt.NDArra
 def _field(size: tuple[int, int], grain: float, draw: np.random.Generator) -> _Array:
     """Smooth noise of mean 0 and deviation 1 whose grains have about this radius in pixels."""
     field: _Array = gaussian_filter(draw.standard_normal(size), grain, mode="wrap")
-    centred: _Array = field - field.mean()
-    return centred / field.std()
+    standard: _Array = (field - field.mean()) / field.std()
+    return standard
 
 
 def _grid(size: tuple[int, int]) -> tuple[_Array, _Array]:

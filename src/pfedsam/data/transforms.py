@@ -126,7 +126,7 @@ def _intensity(pixels: Tensor, generator: torch.Generator, options: AugmentOptio
     gamma, contrast, brightness, noise = (2 * torch.rand(4, generator=generator) - 1).tolist()
     # One field for the three channels: noise must not put colour into grey images.
     field = torch.randn(pixels.shape[-2:], generator=generator)
-    changed = pixels.clamp(0, 1).pow(math.exp(gamma * options.gamma))
+    changed: Tensor = pixels.clamp(0, 1).pow(math.exp(gamma * options.gamma))
     mean = changed.mean()
     changed = mean + (changed - mean) * (1 + contrast * options.contrast) + brightness * options.brightness
     changed = changed + field * (abs(noise) * options.noise)

@@ -8,13 +8,15 @@ Two exact rewrites of `transformers`' encoder block (itself segment-anything's):
   q' = [q / sqrt(d), r_h, r_w] and k' = [k, onehot(row), onehot(column)], q' k'^T already holds the bias.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import SamModel
 from transformers.models.sam.modeling_sam import SamVisionLayer
+
+from pfedsam.model.backbone import standardise
 
 
 class EncoderBlock(nn.Module):
@@ -28,10 +30,12 @@ class EncoderBlock(nn.Module):
         self.mlp = layer.mlp
         self.window = layer.window_size
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Tokens `[B, h, w, d]` to tokens `[B, h, w, d]`."""
+    def forward(self, hidden: Tensor, beside_mlp: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Tokens `[B, h, w, d]` to tokens `[B, h, w, d]`; `beside_mlp` adds to the MLP's output, from the MLP's input."""
         hidden = hidden + self.attend(self.layer_norm1(hidden))
-        return hidden + self.mlp(self.layer_norm2(hidden))
+        normalised = self.layer_norm2(hidden)
+        hidden = hidden + self.mlp(normalised)
+        return hidden if beside_mlp is None else hidden + beside_mlp(normalised)
 
     def attend(self, hidden: Tensor) -> Tensor:
         """Windowed or global attention over normalised tokens `[B, h, w, d]`."""
@@ -48,6 +52,27 @@ class EncoderBlock(nn.Module):
         return self.attn.proj(mixed)  # type: ignore[no-any-return]
 
 
+def embed_patches(model: SamModel, pixels: Tensor, origin: tuple[int, int] = (0, 0)) -> Tensor:
+    """Pixels `[B, 3, H, W]` in 0..1 to tokens `[B, h, w, d]` with their absolute positions.
+
+    Args:
+        model: the backbone.
+        pixels: of the model's size, or a part of such an image.
+        origin: (row, column) in tokens at which the part lies in the whole.
+    """
+    tokens = model.vision_encoder.patch_embed.projection(standardise(pixels)).permute(0, 2, 3, 1)
+    (top, left), (height, width) = origin, tokens.shape[1:3]
+    return tokens + model.vision_encoder.pos_embed[:, top : top + height, left : left + width]  # type: ignore[no-any-return]
+
+
+def encode(model: SamModel, pixels: Tensor, origin: tuple[int, int] = (0, 0)) -> Tensor:
+    """The image embedding `[B, d, h, w]` of pixels `[B, 3, H, W]` in 0..1; see `embed_patches`."""
+    tokens = embed_patches(model, pixels, origin)
+    for block in model.vision_encoder.layers:
+        tokens = block(tokens)
+    return model.vision_encoder.neck(tokens)  # type: ignore[no-any-return]
+
+
 def use_fast_blocks(model: SamModel) -> SamModel:
     """Replace every encoder block of `model` in place by an `EncoderBlock`; names in the state dict stay as they were."""
     layers = model.vision_encoder.layers
@@ -58,12 +83,13 @@ def use_fast_blocks(model: SamModel) -> SamModel:
 
 
 def _pad(qkv: Tensor, side: int, bias: Tensor) -> Tensor:
-    """`[B, h, w, 3d]` padded right and below with the bias to multiples of `side`."""
-    height, width = qkv.shape[1:3]
+    """`[B, h, w, 3d]` padded right and below with the bias `[3d]` to multiples of `side`."""
+    batch, height, width, _ = qkv.shape
     below, right = -height % side, -width % side
-    if below or right:
-        # Padding (qkv - bias) with zeros and adding the bias again keeps the gradient of the bias right.
-        qkv = F.pad(qkv - bias, (0, 0, 0, right, 0, below)) + bias
+    if right:
+        qkv = torch.cat([qkv, bias.expand(batch, height, right, -1)], dim=2)
+    if below:
+        qkv = torch.cat([qkv, bias.expand(batch, below, width + right, -1)], dim=1)
     return qkv
 
 
@@ -100,11 +126,9 @@ def _attention(qkv: Tensor, rel_h: Tensor, rel_w: Tensor, *, heads: int, scale: 
 
 
 def _relative(table: Tensor, size: int) -> Tensor:
-    """The table of relative positions `[2 * size - 1, c]` as `[size queries, size keys, c]`, resized first when needed."""
-    if table.shape[0] != 2 * size - 1:
-        table = F.interpolate(table.t()[None], size=2 * size - 1, mode="linear")[0].t()
+    """The table of relative positions `[2 * n - 1, c]` as `[size queries, size keys, c]`; the grid may be smaller than n."""
     index = torch.arange(size, device=table.device)
-    return table[index[:, None] - index[None, :] + size - 1]
+    return table[index[:, None] - index[None, :] + table.shape[0] // 2]
 
 
 @lru_cache(maxsize=32)

@@ -1,0 +1,70 @@
+"""`pfedsam weights`: which official weight files there are, fetching them, and checking the ones that are here."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from pfedsam.model import weights
+from pfedsam.model.checkpoint import shipped_names
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help=(
+        "Official Segment Anything weights: list them, fetch them, verify them. "
+        "Nothing needs to be fetched for the SAMs that ship with pFedSAM; `list` names them."
+    ),
+)
+
+
+@app.command("list")
+def list_weights() -> None:
+    """Show what can be used as a backbone: what ships with pFedSAM, and the official files with their SHA-256."""
+    console = Console()
+    console.print(f"Shipped, use by name: {', '.join(shipped_names()) or 'none is installed'}")
+    table = Table(title="Official files")
+    for heading in ("name", "file", "MB", "SHA-256 starts with", "can be fetched", "what it is"):
+        table.add_column(heading, justify="right" if heading == "MB" else "left")
+    for file in weights.KNOWN_FILES.values():
+        fetched = "yes" if file.url else "by hand"
+        table.add_row(file.name, file.file_name, f"{file.bytes / 1e6:.0f}", file.sha256[:16], fetched, file.about)
+    console.print(table)
+    console.print("Hub names such as facebook/sam-vit-base work as they are, where the hub can be reached.")
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A name from `pfedsam weights list`, such as sam-vit-b.")],
+    folder: Annotated[Path, typer.Option(help="Where to put the file; made when it is not there.")] = Path("weights"),
+    base_url: Annotated[
+        str | None,
+        typer.Option(help="A mirror that holds the files under their official names; they are verified all the same."),
+    ] = None,
+) -> None:
+    """Download an official file, and verify its size and SHA-256.
+
+    An interrupted download goes on where it stopped when the same command is given again. A file that is already there
+    is verified and not fetched again.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn()) as progress:
+        task = progress.add_task(name, total=None)
+        path = weights.fetch(
+            name,
+            folder,
+            base_url=base_url,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    Console().print(f"{path} is complete and verified. Use its path as the backbone of a run.", soft_wrap=True)
+
+
+@app.command()
+def verify(files: Annotated[list[Path], typer.Argument(help="Weight files, whatever they are called.")]) -> None:
+    """Tell which official file each of these is, by its content; fail when one is none of them or is misnamed."""
+    for path in files:
+        file = weights.verify(path)
+        weights.check_official_name(path)
+        Console().print(f"{path} is {file.file_name} ({file.about}).", soft_wrap=True)

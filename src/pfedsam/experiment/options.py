@@ -1,0 +1,77 @@
+"""The configuration of a run: every option of every layer in one tree. Each option is described where it is used."""
+
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from pfedsam.core.options import Options
+from pfedsam.data.images import ImageOptions
+from pfedsam.data.split import SplitOptions
+from pfedsam.data.transforms import AugmentOptions
+from pfedsam.federation.methods import METHODS, find_method
+from pfedsam.model.personal import ModelOptions
+from pfedsam.model.prefix import PrefixOptions
+from pfedsam.training.options import TrainingOptions
+
+
+class DataOptions(Options):
+    """The sites and how their files are read."""
+
+    sites: dict[str, Path] = Field(
+        description="Site name to folder; a folder has images/ and masks/, or a manifest.csv. Relative to the configuration file."
+    )
+    classes: dict[str, list[int]] = Field(
+        description="Class name to its ids in the mask files; 0 is background. The order gives the classes 1, 2, ..."
+    )
+    patient_pattern: str | None = Field(
+        None, description="Regular expression on the case id; its first group is the patient. Empty: every case is a patient."
+    )
+    split_folder: Path | None = Field(None, description="Folder of split files made by `pfedsam data split`; empty: split by seed.")
+    image: ImageOptions = Field(ImageOptions(), description="How images are read.")
+    split: SplitOptions = Field(SplitOptions(), description="Shares of training, validation and test.")
+    augment: AugmentOptions = Field(AugmentOptions(), description="Views of the training images.")
+
+    @field_validator("sites")
+    @classmethod
+    def _some_sites(cls, sites: dict[str, Path]) -> dict[str, Path]:
+        if not sites:
+            raise ValueError("name at least one site and its folder")
+        return sites
+
+
+class EvaluationOptions(Options):
+    """When and how models are scored."""
+
+    validate_every: int = Field(1, ge=0, description="Rounds between validations; 0 = never.")
+    batch_size: int = Field(4, ge=1, description="Images per forward pass when predicting.")
+
+
+class RuntimeOptions(Options):
+    """How the work is spread over this machine; changes no result."""
+
+    workers: int = Field(1, ge=1, description="Processes that train sites side by side; 1 = in this process.")
+    threads: int = Field(1, ge=1, description="Threads of each process; results are bit-equal only at the same number.")
+    cache_folder: Path | None = Field(
+        None, description="Where frozen blocks' outputs are kept, one folder per site; empty: in the run's folder."
+    )
+
+
+class RunOptions(Options):
+    """One federation's run."""
+
+    name: str = Field("run", min_length=1, description="Shown in reports; part of the study's identity.")
+    seed: int = Field(0, ge=0, description="Seed of splits, weights, batches and views.")
+    method: str = Field("pfedsam", description=f"One of {', '.join(METHODS)}.")
+    data: DataOptions = Field(description="Sites, classes, patients.")
+    model: ModelOptions = Field(ModelOptions(), description="Backbone, LoRA, experts.")
+    training: TrainingOptions = Field(TrainingOptions(), description="Rounds, steps, optimiser, distillation.")
+    prefix: PrefixOptions = Field(PrefixOptions(), description="Cache of the frozen blocks' outputs.")
+    evaluation: EvaluationOptions = Field(EvaluationOptions(), description="Validation and test.")
+    runtime: RuntimeOptions = Field(RuntimeOptions(), description="Processes and threads.")
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, method: str) -> str:
+        if method not in METHODS:
+            raise ValueError(f"there is no method {method!r}; known: {', '.join(METHODS)}")
+        return find_method(method).name

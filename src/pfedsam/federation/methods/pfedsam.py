@@ -1,0 +1,70 @@
+"""pFedSAM (after Wang et al., arXiv:2509.15638; our reading, docs/method.md): LoRA is averaged, the experts stay.
+
+A client round has two decoupled phases: the global phase trains the shared parameters with the local part off; the local phase
+trains the experts with the shared part fixed, on labels and by distillation from the shared model. After the last aggregation
+each site trains one more local phase on the final shared parameters.
+"""
+
+from dataclasses import replace
+
+from pfedsam.federation.methods.base import Method
+from pfedsam.model.partition import Placement
+from pfedsam.model.personal import ModelOptions
+from pfedsam.training.options import TrainingOptions
+from pfedsam.training.phases import PhaseSpec
+
+
+def adapt(options: ModelOptions) -> ModelOptions:
+    """The model as configured."""
+    return options
+
+
+def placement(options: ModelOptions) -> Placement:
+    """LoRA and class tokens travel, experts stay; the output layers as configured."""
+    placed: dict[str, str] = {"lora_a": "shared", "lora_b": "shared", "class_tokens": "shared"}
+    if options.experts:
+        placed["experts"] = "local"
+    if options.output_layers == "both":
+        placed |= {"output_layers": "shared", "personal_output_layers": "local"}
+    elif options.output_layers != "frozen":
+        placed["output_layers"] = options.output_layers
+    return placed  # type: ignore[return-value]
+
+
+def phases(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
+    """Global and local phase in the configured order, or one coupled phase."""
+    direction = options.distillation.direction
+    if options.coupled:
+        taught = {"off": None, "reversed": "shared"}.get(direction, "personal")
+        both = ("shared", "personal")
+        return (PhaseSpec("coupled", ("shared", "local"), both, taught, steps=options.steps_per_round),)  # type: ignore[arg-type]
+    global_steps = min(max(1, round(options.global_share * options.steps_per_round)), options.steps_per_round - 1)
+    global_phase = PhaseSpec(
+        "global",
+        trains=("shared",),
+        supervised=("personal",) if options.frozen_local else ("shared",),
+        taught="shared" if direction in ("reversed", "mutual") else None,
+        steps=global_steps,
+    )
+    local_phase = _local_phase(options, options.steps_per_round - global_steps)
+    return (global_phase, local_phase) if options.order == "global-first" else (local_phase, global_phase)
+
+
+def final(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
+    """One more local phase, so that the local part fits the shared parameters it will be used with."""
+    return (_local_phase(options, options.final_steps),) if options.final_steps else ()
+
+
+def _local_phase(options: TrainingOptions, steps: int) -> PhaseSpec:
+    spec = PhaseSpec("local", ("local",), ("personal",), shared_from=options.distillation.teacher, steps=steps)
+    return replace(spec, taught="personal") if options.distillation.direction in ("forward", "mutual") else spec
+
+
+METHOD = Method(
+    name="pfedsam",
+    summary="LoRA shared, mixture of experts local, two decoupled phases with distillation (after Wang et al., 2025)",
+    adapt=adapt,
+    placement=placement,
+    phases=phases,
+    final=final,
+)

@@ -1,0 +1,64 @@
+"""From an image embedding to one mask per class: SAM's mask decoder with a learned mask token per class and no prompt.
+
+A class token starts as SAM's single-mask token and its hyper-network as that token's, so that with one class the first
+prediction is what SAM answers when it is given no prompt at all.
+"""
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from transformers import SamModel
+from transformers.models.sam.modeling_sam import SamMaskDecoder
+
+
+class OutputLayers(nn.Module):
+    """The decoder's trainable end: two up-scaling steps and, for each class, the MLP that turns its token into weights."""
+
+    def __init__(self, decoder: SamMaskDecoder, classes: int) -> None:
+        super().__init__()
+        self.upscale_conv1 = deepcopy(decoder.upscale_conv1)
+        self.upscale_layer_norm = deepcopy(decoder.upscale_layer_norm)
+        self.upscale_conv2 = deepcopy(decoder.upscale_conv2)
+        self.mlps = nn.ModuleList(deepcopy(decoder.output_hypernetworks_mlps[0]) for _ in range(classes))
+        self.activation = nn.GELU()
+
+    def forward(self, tokens: Tensor, image: Tensor) -> Tensor:
+        """Class tokens `[B, C, d]` and image `[B, d, h, w]`, both after the transformer, to logits `[B, C, 4h, 4w]`."""
+        image = self.activation(self.upscale_layer_norm(self.upscale_conv1(image)))
+        image = self.activation(self.upscale_conv2(image))
+        weights = torch.stack([mlp(tokens[:, i]) for i, mlp in enumerate(self.mlps)], dim=1)
+        return torch.einsum("bcd,bdhw->bchw", weights, image)
+
+
+def class_tokens(decoder: SamMaskDecoder, classes: int) -> nn.Parameter:
+    """`[C, d]`: a learned mask token per class, each a copy of SAM's single-mask token."""
+    return nn.Parameter(decoder.mask_tokens.weight[:1].detach().repeat(classes, 1))
+
+
+def decode(model: SamModel, embedding: Tensor, tokens: Tensor, layers: OutputLayers) -> Tensor:
+    """Prompt-free masks, one per class.
+
+    Args:
+        model: SAM, whose decoder's transformer is used (with LoRA where there is some).
+        embedding: of the images, `[B, d, h, w]`.
+        tokens: of the classes, `[C, d]`; they take the place of the single-mask token.
+        layers: what turns the transformer's output into masks.
+
+    Returns:
+        Logits `[B, C, 4h, 4w]`.
+    """
+    decoder = model.mask_decoder
+    batch, channels, height, width = embedding.shape
+    others = decoder.mask_tokens.weight[1:]
+    queries = torch.cat([decoder.iou_token.weight, tokens, others]).expand(batch, 1, -1, -1)
+    no_mask = model.prompt_encoder.no_mask_embed.weight.view(1, channels, 1, 1)
+    position = model.get_image_wide_positional_embeddings().expand(batch, -1, -1, -1)
+    mixed, image = decoder.transformer(
+        point_embeddings=queries,
+        image_embeddings=embedding + no_mask,
+        image_positional_embeddings=position,
+        attention_similarity=None,
+    )
+    image = image.transpose(2, 3).reshape(batch, channels, height, width)
+    return layers(mixed[:, 0, 1 : 1 + len(tokens)], image)  # type: ignore[no-any-return]

@@ -1,0 +1,56 @@
+"""LoRA (Hu et al., 2022): the low-rank updates that sites share, put into SAM by `peft`.
+
+On the attention projections of the adapted encoder blocks (SAM's fused `qkv`, and `proj` when asked) and on the linear layers
+of the mask decoder's transformer.
+"""
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from pydantic import Field
+from torch import nn
+from transformers import SamModel
+
+from pfedsam.core.options import Options
+
+
+class LoraOptions(Options):
+    """Rank, scale and place of the shared low-rank updates."""
+
+    rank: int = Field(4, ge=1, description="Columns of B, rows of A.")
+    alpha: float = Field(4.0, gt=0, description="The update is scaled by alpha / rank.")
+    output_projection: bool = Field(False, description="Also adapt the output projection of the encoder's attention.")
+    decoder: bool = Field(True, description="Also adapt the linear layers of the mask decoder's transformer.")
+
+
+def target_names(model: SamModel, options: LoraOptions, first_block: int) -> list[str]:
+    """The names of the linear layers that get an update, encoder blocks from `first_block` on."""
+    parts = ("qkv", "proj") if options.output_projection else ("qkv",)
+    depth = len(model.vision_encoder.layers)
+    names = [f"vision_encoder.layers.{i}.attn.{part}" for i in range(first_block, depth) for part in parts]
+    if options.decoder:
+        transformer = model.mask_decoder.transformer.named_modules(prefix="mask_decoder.transformer")
+        names += [name for name, module in transformer if isinstance(module, nn.Linear)]
+    return names
+
+
+def add_lora(model: SamModel, options: LoraOptions, first_block: int, generator: torch.Generator) -> tuple[list[str], list[str]]:
+    """Put LoRA into `model` in place; B starts at zero, so the model computes what it did before.
+
+    Returns:
+        The names, in `model`, of all A matrices and of all B matrices.
+    """
+    config = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,  # type: ignore[arg-type]  # peft's annotation says int; it only divides by it
+        target_modules=target_names(model, options, first_block),
+        lora_dropout=0.0,
+    )
+    inject_adapter_in_model(config, model)
+    a_names = [name for name, _ in model.named_parameters() if ".lora_A." in name]
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name in a_names:
+            # As peft does (Kaiming uniform with a = sqrt(5)), but from our generator.
+            bound = parameters[name].shape[1] ** -0.5
+            parameters[name].uniform_(-bound, bound, generator=generator)
+    return a_names, [name.replace(".lora_A.", ".lora_B.") for name in a_names]

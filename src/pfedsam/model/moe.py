@@ -1,0 +1,77 @@
+"""L-MoE: the mixture of experts that is local to a site (design after Wang et al., arXiv:2509.15638; our reading, docs/method.md).
+
+Beside the MLP of an encoder block: y = MLP(h) + sum_e g_e(h) E_e(h), with E_e a bottleneck adapter (down, GELU, up; Houlsby et
+al., 2019) and g the softmax of a linear router, per token, of which the k largest are kept (Fedus et al., 2021, for k = 1).
+The gates are not renormalised, so that the router also learns when k = 1.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from pfedsam.core.options import Options
+
+
+class ExpertOptions(Options):
+    """Size and routing of the local mixture of experts."""
+
+    count: int = Field(4, ge=1, le=64, description="Experts beside each adapted block.")
+    width: int = Field(16, ge=1, description="Hidden units of one expert.")
+    top_k: int = Field(2, ge=1, description="Experts used per token; at most `count`.")
+    balance: float = Field(0.01, ge=0, description="Weight of the load-balancing term (Fedus et al., 2021, eq. 4).")
+
+    @model_validator(mode="after")
+    def _top_k_within_count(self) -> "ExpertOptions":
+        if self.top_k > self.count:
+            raise ValueError(f"top_k is {self.top_k}, but there are only {self.count} experts; give 1 to {self.count}")
+        return self
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Where the router sent the tokens of one block."""
+
+    probabilities: Tensor
+    """`[..., E]`: the router's softmax."""
+    selected: Tensor
+    """`[..., E]` bool: the k largest of each token."""
+
+    def usage(self) -> Tensor:
+        """`[E]`: the share of the assignments that each expert received; sums to 1."""
+        chosen = self.selected.flatten(0, -2).float()
+        return chosen.sum(0) / chosen.sum()
+
+    def balance_loss(self) -> Tensor:
+        """E * sum_e f_e P_e (Fedus et al., 2021, eq. 4): 1 when balanced, at most E; differentiable through P."""
+        importance = self.probabilities.flatten(0, -2).mean(0)
+        return importance.numel() * (self.usage() * importance).sum()
+
+
+class LMoE(nn.Module):
+    """Experts and router of one block, computed as one dense product over all experts with masked gates.
+
+    The experts' matrices are kept concatenated (E experts of width b: `down` is `[E * b, d]`, `up` is `[d, E * b]`) and the gate
+    multiplies the hidden units: the same numbers as a loop over the selected experts, in two matrix products and without
+    gathering tokens. `up` starts at zero, so that a new site starts as the shared model.
+    """
+
+    def __init__(self, width: int, options: ExpertOptions, generator: torch.Generator) -> None:
+        super().__init__()
+        hidden = options.count * options.width
+        self.top_k, self.expert_width = options.top_k, options.width
+        self.router = nn.Parameter(torch.randn(options.count, width, generator=generator) * 0.02)
+        self.down = nn.Parameter(torch.randn(hidden, width, generator=generator) * width**-0.5)
+        self.down_bias = nn.Parameter(torch.zeros(hidden))
+        self.up = nn.Parameter(torch.zeros(width, hidden))
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Routing]:
+        """Tokens `[..., d]` to what the experts add to them `[..., d]`, and where the router sent them."""
+        probabilities = F.linear(tokens, self.router).softmax(dim=-1)
+        best = probabilities.topk(self.top_k, dim=-1).indices
+        selected = torch.zeros_like(probabilities, dtype=torch.bool).scatter_(-1, best, True)
+        gates = (probabilities * selected).repeat_interleave(self.expert_width, dim=-1)
+        hidden = F.gelu(F.linear(tokens, self.down, self.down_bias))
+        return F.linear(hidden * gates, self.up), Routing(probabilities, selected)

@@ -1,0 +1,91 @@
+"""What is frozen, what is shared, what never leaves a site: the one place that says it.
+
+Modules declare their parameters as named *components*; a method places every component; the rest is frozen. What is called
+`shared` here is exactly what an update holds, and nothing else can be put in one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pfedsam.core.errors import PartitionError
+from pfedsam.core.tensors import NamedTensors
+
+Kind = Literal["frozen", "shared", "local"]
+Placement = Mapping[str, Kind]
+"""Component name to kind; components that are not named stay frozen."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Every parameter of a model, by kind: total and disjoint."""
+
+    frozen: tuple[str, ...]
+    shared: tuple[str, ...]
+    local: tuple[str, ...]
+    components: Mapping[str, tuple[str, ...]]
+    """The trained components and their parameters, for accounts of what travels."""
+
+    @classmethod
+    def of(cls, model: nn.Module, components: Mapping[str, tuple[str, ...]], placement: Placement) -> "Partition":
+        """The partition of `model` under a placement.
+
+        Args:
+            model: whose parameters are to be divided.
+            components: named groups of its parameters, as its modules declare them.
+            placement: kind of each component.
+
+        Raises:
+            PartitionError: a component is unknown, names a parameter that the model lacks, or overlaps another.
+        """
+        unknown = set(placement) - set(components)
+        if unknown:
+            raise PartitionError(
+                f"No component called {', '.join(sorted(unknown))}; this model has {', '.join(sorted(components))}."
+            )
+        names = {name for name, _ in model.named_parameters()}
+        kinds: dict[str, Kind] = {}
+        for component, members in components.items():
+            for name in members:
+                if name not in names:
+                    raise PartitionError(f"Component {component!r} names {name!r}, which the model lacks.")
+                if name in kinds:
+                    raise PartitionError(f"Parameter {name!r} belongs to {component!r} and to another component.")
+                kinds[name] = placement.get(component, "frozen")
+        by_kind = {kind: tuple(sorted(n for n in names if kinds.get(n, "frozen") == kind)) for kind in _KINDS}
+        trained = {c: tuple(m) for c, m in components.items() if placement.get(c, "frozen") != "frozen"}
+        return cls(by_kind["frozen"], by_kind["shared"], by_kind["local"], trained)
+
+    def names(self, *kinds: Kind) -> tuple[str, ...]:
+        """The parameters of these kinds, sorted."""
+        chosen = {"frozen": self.frozen, "shared": self.shared, "local": self.local}
+        return tuple(sorted(name for kind in kinds for name in chosen[kind]))
+
+    def select(self, model: nn.Module, *kinds: Kind) -> dict[str, Tensor]:
+        """Copies of the parameters of these kinds, by name."""
+        parameters = dict(model.named_parameters())
+        return {name: parameters[name].detach().clone() for name in self.names(*kinds)}
+
+
+_KINDS: tuple[Kind, ...] = ("frozen", "shared", "local")
+
+
+def assign(model: nn.Module, values: NamedTensors, names: tuple[str, ...]) -> None:
+    """Write `values` into the parameters called `names`; both must be the same set.
+
+    Raises:
+        PartitionError: a value is missing, too many, or of another shape.
+    """
+    if set(values) != set(names):
+        missing, extra = sorted(set(names) - set(values)), sorted(set(values) - set(names))
+        raise PartitionError(f"Expected exactly {len(names)} tensors; missing {missing[:3]}, unexpected {extra[:3]}.")
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name in names:
+            if parameters[name].shape != values[name].shape:
+                shapes = f"{tuple(values[name].shape)}, expected {tuple(parameters[name].shape)}"
+                raise PartitionError(f"Tensor {name!r} has the shape {shapes}.")
+            parameters[name].copy_(values[name])

@@ -1,0 +1,95 @@
+"""A bounded cache of what the frozen blocks before the first adapted one compute.
+
+Nothing below that block ever changes in a federation, so each view of an image goes through it once. What is kept is derived
+from patients' images: it lies in the site's own folder, readable by its owner alone, and goes when the site goes.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pfedsam.core.options import Options
+
+_KEY_BYTES = 32
+
+
+class PrefixOptions(Options):
+    """How the frozen blocks' output is kept."""
+
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="Precision that it is kept in; float16 halves the space. Used with and without a cache alike."
+    )
+    max_gigabytes: float = Field(4.0, ge=0, description="Space per site; beyond it the blocks are run anew each time. 0 = no cache.")
+
+
+class PrefixCache:
+    """Tokens by image content, in a memory-mapped file of equal slots and a file of their keys.
+
+    A slot's key is written after its data, so that a killed process leaves whole slots only. The key is the SHA-256 of the
+    pixels, so an equal view of an equal image is found whatever it is called; model, block, size and precision are part of the
+    file's name.
+    """
+
+    def __init__(self, folder: Path, model_key: str, shape: tuple[int, int, int], options: PrefixOptions) -> None:
+        """Open, or begin, the cache of one site.
+
+        Args:
+            folder: of the site's cache.
+            model_key: names the backbone and the first block that is not frozen.
+            shape: of one image's tokens, (h, w, d).
+            options: precision and limit.
+        """
+        self.shape = shape
+        self.dtype = torch.float16 if options.dtype == "float16" else torch.float32
+        self._slot_bytes = shape[0] * shape[1] * shape[2] * self.dtype.itemsize
+        self._slots = int(options.max_gigabytes * 2**30) // self._slot_bytes
+        name = f"{model_key}-{'x'.join(map(str, shape))}-{options.dtype}"
+        self._data_path, self._key_path = folder / f"{name}.tokens", folder / f"{name}.keys"
+        self._known: dict[bytes, int] = {}
+        if self._slots:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._known = self._read_keys()
+
+    def tokens(self, pixels: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """The tokens `[h, w, d]` (float32) of one view, pixels `[3, S, S]`; computed by `compute([1, 3, S, S])` when not kept."""
+        key = hashlib.sha256(pixels.contiguous().numpy().tobytes()).digest()
+        slot = self._known.get(key)
+        if slot is not None:
+            return self._read(slot).float()
+        tokens = compute(pixels[None])[0].to(self.dtype)
+        if len(self._known) < self._slots:
+            self._write(key, tokens)
+        return tokens.float()
+
+    def _read_keys(self) -> dict[bytes, int]:
+        if not (self._key_path.exists() and self._data_path.exists()):
+            return {}
+        keys = self._key_path.read_bytes()
+        whole = min(len(keys) // _KEY_BYTES, self._data_path.stat().st_size // self._slot_bytes, self._slots)
+        return {keys[i * _KEY_BYTES : (i + 1) * _KEY_BYTES]: i for i in range(whole)}
+
+    def _read(self, slot: int) -> Tensor:
+        count = self._slot_bytes // self.dtype.itemsize
+        size = (slot + 1) * count
+        mapped = torch.from_file(str(self._data_path), shared=False, size=size, dtype=self.dtype)
+        return mapped[slot * count :].view(self.shape).clone()
+
+    def _write(self, key: bytes, tokens: Tensor) -> None:
+        slot = len(self._known)
+        with _open(self._data_path) as file:
+            file.seek(slot * self._slot_bytes)
+            file.write(tokens.contiguous().numpy().tobytes())
+        with _open(self._key_path) as file:
+            file.seek(slot * _KEY_BYTES)
+            file.write(key)
+        self._known[key] = slot
+
+
+def _open(path: Path) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")

@@ -1,0 +1,114 @@
+"""A client round at one site: shared parameters come in, trained ones go out; what is local stays in the returned state.
+
+A value in, a value out: the model is only the place where the values are put to be trained.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pfedsam.core.tensors import NamedTensors
+from pfedsam.model.moe import Routing
+from pfedsam.model.partition import Partition, assign
+from pfedsam.model.personal import PersonalSam
+from pfedsam.training.options import TrainingOptions
+from pfedsam.training.phases import PhaseSpec, run_phase
+from pfedsam.training.site_data import SiteData
+
+
+@dataclass(frozen=True)
+class ClientState:
+    """What a site carries from round to round; it never leaves the site."""
+
+    local: NamedTensors
+    optimizer: NamedTensors = field(default_factory=dict)
+    """AdamW's state of each phase, under `<phase>:<parameter>:<entry>`."""
+
+
+@dataclass(frozen=True)
+class ClientResult:
+    """The outcome of a client round."""
+
+    shared: NamedTensors
+    """The site's own shared parameters: what its update holds."""
+    state: ClientState
+    losses: dict[str, dict[str, float]]
+    """Mean losses by phase."""
+
+
+def client_round(
+    model: PersonalSam,
+    partition: Partition,
+    data: SiteData,
+    phases: Sequence[PhaseSpec],
+    *,
+    shared: NamedTensors,
+    state: ClientState,
+    round_: int,
+    options: TrainingOptions,
+    balance: float,
+) -> ClientResult:
+    """Run the phases of one round at one site.
+
+    Args:
+        model: any instance of the federation's model; its trained parameters are overwritten.
+        partition: of that model.
+        data: the site's training part.
+        phases: in order.
+        shared: received in this round.
+        state: of the site after its last round.
+        round_: which round; seeds the batches and sets the learning rate.
+        options: of the training.
+        balance: weight of the experts' load-balancing term.
+    """
+    received = own = dict(shared)
+    local = dict(state.local)
+    optimizer: dict[str, Tensor] = {}
+    losses = {}
+    for phase in phases:
+        assign(model, received if phase.shared_from == "received" else own, partition.shared)
+        assign(model, local, partition.local)
+        result = run_phase(
+            model,
+            data.draw(model, round_=round_, phase=phase.name, batch_size=options.batch_size, steps=phase.steps),
+            phase,
+            names=partition.names(*phase.trains),
+            learning_rate=learning_rate(options, round_),
+            optimizer_state=_of_phase(state.optimizer, phase.name),
+            options=options.optimizer,
+            distillation=options.distillation,
+            balance=balance,
+        )
+        if "shared" in phase.trains:
+            own = partition.select(model, "shared")
+        local = partition.select(model, "local")
+        optimizer |= {f"{phase.name}:{key}": value for key, value in result.optimizer.items()}
+        losses[phase.name] = result.losses
+    return ClientResult(own, ClientState(local, optimizer), losses)
+
+
+def learning_rate(options: TrainingOptions, round_: int) -> float:
+    """A cosine over the rounds, from the peak down to its final fraction; rounds after the last keep that."""
+    done = min(1.0, round_ / max(1, options.rounds - 1))
+    low = options.optimizer.final_fraction
+    return options.optimizer.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@torch.no_grad()
+def expert_usage(model: PersonalSam, data: SiteData, examples: int = 32) -> dict[str, list[float]]:
+    """For each adapted block the share of tokens sent to each expert, over the unchanged views of a site's first images."""
+    totals: dict[str, Tensor] = {}
+    for example in data.examples[:examples]:
+        routings: dict[str, Routing] = {}
+        tokens = data.cache.tokens(example.pixels, model.prefix)[None]
+        model.from_prefix(tokens, personal=True, routings=routings)
+        for block, routing in routings.items():
+            totals[block] = totals.get(block, torch.zeros(1)) + routing.usage()
+    return {block: (total / total.sum()).tolist() for block, total in totals.items()}
+
+
+def _of_phase(optimizer: NamedTensors, phase: str) -> dict[str, Tensor]:
+    return {key.split(":", 1)[1]: value for key, value in optimizer.items() if key.split(":", 1)[0] == phase}

@@ -1,0 +1,158 @@
+"""One phase of a client round: train some of the parameters with the others fixed, on labels and, if there is one, a teacher.
+
+Pure of files and devices: tensors in, tensors out. A phase is described by a `PhaseSpec`; which phases make up a round is a
+method's decision (`pfedsam.federation.methods`).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pfedsam.core.options import Options
+from pfedsam.core.tensors import NamedTensors
+from pfedsam.model.moe import Routing
+from pfedsam.model.partition import Kind
+from pfedsam.model.personal import PersonalSam
+from pfedsam.training.distillation import DistillationOptions, distillation_loss
+from pfedsam.training.losses import segmentation_loss
+from pfedsam.training.optimizer import pack, unpack
+from pfedsam.training.site_data import Batch
+
+Model = Literal["shared", "personal"]
+
+
+class OptimizerOptions(Options):
+    """AdamW and its schedule."""
+
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate; falls with a cosine over the rounds.")
+    final_fraction: float = Field(0.1, ge=0, le=1, description="Learning rate in the last round, as a fraction of the peak.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient of a step.")
+    keep_state: bool = Field(True, description="Keep AdamW's moments from round to round instead of starting anew.")
+
+
+@dataclass(frozen=True)
+class PhaseSpec:
+    """What a phase trains and what it learns from."""
+
+    name: str
+    trains: tuple[Kind, ...]
+    """Kinds of parameters that change; the others are fixed."""
+    supervised: tuple[Model, ...]
+    """The models whose segmentation loss is minimised."""
+    taught: Model | None = None
+    """The model that also learns from the other one's logits."""
+    shared_from: Literal["received", "own"] = "own"
+    """Which shared parameters are in place: those received in this round, or those the round has trained so far."""
+    steps: int = 1
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """What a phase leaves behind besides the changed parameters."""
+
+    losses: dict[str, float]
+    """Mean over the steps: `total`, `segmentation`, `distillation`, `balance`."""
+    optimizer: dict[str, Tensor]
+    """AdamW's state, packed."""
+
+
+def run_phase(
+    model: PersonalSam,
+    batches: Iterable[Batch],
+    spec: PhaseSpec,
+    *,
+    names: tuple[str, ...],
+    learning_rate: float,
+    optimizer_state: NamedTensors,
+    options: OptimizerOptions,
+    distillation: DistillationOptions,
+    balance: float,
+) -> PhaseResult:
+    """Train the parameters called `names`, in place.
+
+    Args:
+        model: with all its parameters in place.
+        batches: as many as the phase has steps.
+        spec: what the phase learns from.
+        names: of the parameters that change.
+        learning_rate: of this round.
+        optimizer_state: packed, from this phase in the last round; empty at first.
+        options: AdamW's.
+        distillation: temperature, weight and trust.
+        balance: weight of the experts' load-balancing term.
+    """
+    trained = _only_trainable(model, names)
+    optimizer = torch.optim.AdamW(trained.values(), lr=learning_rate, weight_decay=options.weight_decay)
+    if options.keep_state:
+        unpack(optimizer, trained, optimizer_state)
+    objective = _Objective(model, spec, distillation, balance)
+    rows = []
+    for batch in batches:
+        parts = objective(batch)
+        optimizer.zero_grad()
+        parts["total"].backward()
+        torch.nn.utils.clip_grad_norm_(trained.values(), options.clip)
+        optimizer.step()
+        rows.append({name: part.item() for name, part in parts.items()})
+    model.requires_grad_(False)
+    losses = {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else {})}
+    return PhaseResult(losses, pack(optimizer, trained) if options.keep_state else {})
+
+
+def _only_trainable(model: PersonalSam, names: tuple[str, ...]) -> dict[str, nn.Parameter]:
+    model.requires_grad_(False)
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name].requires_grad_() for name in names}
+
+
+class _Objective:
+    """The loss of a phase; keeps the teacher's logits per image and view while the teacher stands still."""
+
+    def __init__(self, model: PersonalSam, spec: PhaseSpec, distillation: DistillationOptions, balance: float) -> None:
+        self.model, self.spec, self.distillation, self.balance = model, spec, distillation, balance
+        self._teacher_stands = len(spec.trains) == 1
+        self._taught_by: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """The named parts of the loss and their weighted sum, `total`."""
+        teacher = self._teach(batch) if self.spec.taught and self._teacher_stands else None
+        routings: dict[str, Routing] = {}
+        logits = {
+            which: self.model.from_prefix(batch.tokens, personal=which == "personal", routings=routings)
+            for which in self.spec.supervised
+        }
+        parts = {"segmentation": _mean([segmentation_loss(z, batch.labels) for z in logits.values()])}
+        total = parts["segmentation"]
+        if self.spec.taught:
+            # Both models change when both kinds are trained: then the teacher is the other model as it is in this step.
+            if teacher is None:
+                teacher = logits[_other(self.spec.taught)].detach()
+            parts["distillation"] = distillation_loss(logits[self.spec.taught], teacher, batch.labels, self.distillation)
+            total = total + self.distillation.weight * parts["distillation"]
+        if routings and "local" in self.spec.trains:
+            parts["balance"] = _mean([routing.balance_loss() for routing in routings.values()])
+            total = total + self.balance * parts["balance"]
+        return {"total": total, **parts}
+
+    @torch.no_grad()
+    def _teach(self, batch: Batch) -> Tensor:
+        """The teacher's logits `[B, C, h, w]`, computed once per image and view of the phase."""
+        teacher = _other(self.spec.taught)
+        for i, key in enumerate(batch.keys):
+            if key not in self._taught_by:
+                tokens = batch.tokens[i : i + 1]
+                self._taught_by[key] = self.model.from_prefix(tokens, personal=teacher == "personal")[0]
+        return torch.stack([self._taught_by[key] for key in batch.keys])
+
+
+def _other(model: Model | None) -> Model:
+    return "shared" if model == "personal" else "personal"
+
+
+def _mean(losses: list[Tensor]) -> Tensor:
+    return torch.stack(losses).mean()

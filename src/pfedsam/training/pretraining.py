@@ -1,0 +1,284 @@
+"""Train a compact SAM from random weights on generated scenes, so that something useful ships without a download.
+
+Three tasks share every batch: a single object from its box (mask token 0), a single object from one point inside it (the best of
+the three multi-mask tokens, as Kirillov et al., 2023, sec. 3), and the whole foreground kind without any prompt (mask token 0,
+no prompt tokens). The last one is what prompt-free fine-tuning starts from: without it fine-tuning sits on a plateau of empty
+masks for its first hundred steps.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from monai.losses import DiceLoss
+from pydantic import Field
+from torch import Tensor
+from transformers import SamModel
+
+from pfedsam.core import rng, tensors
+from pfedsam.core.options import Options
+from pfedsam.data.dead_leaves import Scene, scene
+from pfedsam.model.backbone import compact_config, new_backbone
+from pfedsam.model.encoder import encode, use_fast_blocks
+from pfedsam.training.optimizer import pack, unpack
+
+PATCH = 16
+"""Pixels per token side, as in every SAM."""
+CHECKPOINT = "checkpoint.safetensors"
+SMALLEST_OBJECT = 24
+"""Visible pixels below which an object is not used as a target."""
+
+Coordinates = npt.NDArray[np.float32]
+
+
+class PretrainOptions(Options):
+    """How a compact SAM is trained from scratch."""
+
+    size: str = Field("sam-tiny", description="Which compact SAM: sam-tiny or sam-toy.")
+    steps: int = Field(3000, ge=1, description="Optimiser steps in all.")
+    batch_size: int = Field(8, ge=1, description="Scenes per step and process.")
+    crop: int = Field(128, ge=16, description="Side in pixels of the crops that the first part of the training sees.")
+    crop_steps: int = Field(
+        0,
+        ge=0,
+        description="Steps on crops before the steps on whole scenes; a step sees 2 x batch_size crops. A quarter of the tokens "
+        "costs a quarter of the time, and objects keep their size.",
+    )
+    prompts: int = Field(4, ge=1, description="Objects per scene that are prompted, by box and by point.")
+    learning_rate: float = Field(8e-4, gt=0, description="Peak of AdamW's learning rate; cosine to 1 % of it after the warm-up.")
+    warmup: int = Field(100, ge=0, description="Steps over which the learning rate rises from 0.")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW's weight decay.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    save_every: int = Field(100, ge=1, description="Steps between checkpoints; a resumed run repeats at most this many.")
+    workers: int = Field(1, ge=1, description="Processes, each with its own batch; gradients are averaged.")
+    seed: int = Field(0, ge=0, description="Seed of weights and scenes.")
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Scenes with their targets; P objects each."""
+
+    pixels: Tensor
+    """`[B, 3, S, S]` in 0..1."""
+    boxes: Tensor
+    """`[B, P, 4]` XYXY pixels."""
+    points: Tensor
+    """`[B, P, 1, 2]` XY pixels."""
+    objects: Tensor
+    """`[B, P, S, S]` float, 1 inside the object."""
+    foreground: Tensor
+    """`[B, 1, S, S]` float, 1 inside any object of the foreground kind."""
+    origin: tuple[int, int] = (0, 0)
+    """(row, column) in pixels of these crops in the model's frame; boxes and points are in that frame."""
+
+
+def draw_batch(options: PretrainOptions, side: int, step: int, worker: int) -> PromptBatch:
+    """The batch of this step and worker; a function of the seed alone, so that a resumed run sees the same one."""
+    generator = rng.numpy_generator(options.seed, "pretrain", step, worker)
+    cropped = step < options.crop_steps
+    size, wanted = (options.crop, 2 * options.batch_size) if cropped else (side, options.batch_size)
+    origin = (0, 0)
+    if cropped:
+        row, column = generator.integers(0, (side - size) // PATCH + 1, size=2)
+        origin = (int(row) * PATCH, int(column) * PATCH)
+    items: list[PromptBatch] = []
+    while len(items) < wanted:
+        drawn = scene(side, generator)
+        for top in range(0, side, size):
+            for left in range(0, side, size):
+                part = (slice(top, top + size), slice(left, left + size))
+                item = _prompted(Scene(drawn.pixels[part], drawn.instances[part]), options.prompts, origin, generator)
+                items += [item] if item else []
+    return _stack(items[:wanted])
+
+
+def _prompted(
+    drawn: Scene, prompts: int, origin: tuple[int, int], generator: np.random.Generator
+) -> PromptBatch | None:
+    """A scene with prompts for some of its objects, as a batch of one; None when no object is large enough."""
+    areas = np.bincount(drawn.instances.ravel())
+    usable = np.flatnonzero(areas >= SMALLEST_OBJECT)
+    usable = usable[usable > 0]
+    if not usable.size:
+        return None
+    chosen = generator.choice(usable, size=prompts, replace=usable.size < prompts)
+    masks = drawn.instances[None] == chosen[:, None, None]
+    shift = np.array([origin[1], origin[0]], dtype=np.float32)
+    boxes, points = zip(*(_prompt(mask, generator) for mask in masks), strict=True)
+    return PromptBatch(
+        pixels=torch.from_numpy(drawn.pixels).permute(2, 0, 1)[None],
+        boxes=torch.from_numpy(np.stack(boxes) + np.tile(shift, 2))[None],
+        points=torch.from_numpy(np.stack(points) + shift)[None, :, None],
+        objects=torch.from_numpy(masks).float()[None],
+        foreground=torch.from_numpy(drawn.instances > 0).float()[None, None],
+        origin=origin,
+    )
+
+
+def _prompt(mask: npt.NDArray[np.bool_], generator: np.random.Generator) -> tuple[Coordinates, Coordinates]:
+    """A slightly wrong box `[4]` around a mask `[S, S]` and a point `[2]` inside it."""
+    down, across = np.nonzero(mask)
+    box = np.array([across.min(), down.min(), across.max() + 1, down.max() + 1], dtype=np.float32)
+    jitter = 0.06 * np.tile(box[2:] - box[:2], 2)
+    box = np.clip(box + generator.normal(0, 1, 4).astype(np.float32) * jitter, 0, mask.shape[0])
+    pick = int(generator.integers(down.size))
+    return box, np.array([across[pick], down[pick]], dtype=np.float32)
+
+
+def _stack(items: list[PromptBatch]) -> PromptBatch:
+    """Batches of one as one batch."""
+    names = ("pixels", "boxes", "points", "objects", "foreground")
+    return PromptBatch(**{n: torch.cat([getattr(item, n) for item in items]) for n in names}, origin=items[0].origin)
+
+
+def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Dice + cross-entropy per mask: logits and target (0..1) `[N, M, h, w]` to `[N, M]`."""
+    dice = DiceLoss(sigmoid=True, reduction="none", smooth_nr=1.0, smooth_dr=1.0)(logits, target).flatten(2).mean(2)
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(2).mean(2)
+    return dice + entropy  # type: ignore[no-any-return]
+
+
+def objective(model: SamModel, batch: PromptBatch) -> dict[str, Tensor]:
+    """The scalar losses of the three tasks and of the quality head: `box`, `point`, `free`, `quality`.
+
+    Losses are taken at twice the decoder's resolution, on targets averaged down to it.
+    """
+    origin = (batch.origin[0] // PATCH, batch.origin[1] // PATCH)
+    embedding = encode(model, batch.pixels, origin)
+    side = 2 * 4 * embedding.shape[-1]
+    objects = F.adaptive_avg_pool2d(batch.objects, side).flatten(0, 1)[:, None]
+    by_box, box_quality = _decode(model, embedding, origin, boxes=batch.boxes)
+    by_point, point_quality = _decode(model, embedding, origin, points=batch.points)
+    free, _ = _decode(model, embedding, origin)
+    point_losses = mask_loss(by_point, objects.expand_as(by_point))
+    quality = F.mse_loss(box_quality, _overlap(by_box, objects)) + F.mse_loss(point_quality, _overlap(by_point, objects))
+    return {
+        "box": mask_loss(by_box, objects).mean(),
+        "point": point_losses.min(dim=1).values.mean(),
+        "free": mask_loss(free, F.adaptive_avg_pool2d(batch.foreground, side)).mean(),
+        "quality": quality,
+    }
+
+
+def _decode(
+    model: SamModel,
+    embedding: Tensor,
+    origin: tuple[int, int],
+    *,
+    boxes: Tensor | None = None,
+    points: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Masks `[B * P, M, 8h, 8w]` (M = 3 for points, else 1) and their predicted quality `[B * P, M]`; `origin` in tokens."""
+    batch, _, height, width = embedding.shape
+    labels = None if points is None else torch.ones(points.shape[:-1])
+    sparse, dense = model.prompt_encoder(points, labels, boxes, None)
+    position = model.get_image_wide_positional_embeddings().expand(batch, -1, -1, -1)
+    masks, quality = model.mask_decoder(
+        image_embeddings=embedding,
+        image_positional_embeddings=position[:, :, origin[0] : origin[0] + height, origin[1] : origin[1] + width],
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense[:, :, :height, :width],
+        multimask_output=points is not None,
+    )
+    masks = F.interpolate(masks.flatten(0, 1), scale_factor=2, mode="bilinear", align_corners=False)
+    return masks, quality.flatten(0, 1)
+
+
+def _overlap(logits: Tensor, target: Tensor) -> Tensor:
+    """Intersection over union of thresholded masks `[N, M, h, w]`: `[N, M]`."""
+    with torch.no_grad():
+        found, true = logits > 0, target > 0.5
+        both = (found & true).flatten(2).sum(2)
+        return both / (found | true).flatten(2).sum(2).clamp(min=1)
+
+
+def learning_rate(options: PretrainOptions, step: int) -> float:
+    """Linear warm-up, then a cosine down to 1 % of the peak."""
+    if step < options.warmup:
+        return options.learning_rate * (step + 1) / options.warmup
+    done = (step - options.warmup) / max(1, options.steps - options.warmup)
+    return options.learning_rate * (0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * done))))
+
+
+def pretrain(
+    options: PretrainOptions, folder: Path, *, worker: int = 0, progress: Callable[[int, dict[str, float]], None] | None = None
+) -> SamModel:
+    """Train, or go on training, the compact SAM in `folder`; the last checkpoint there is taken up.
+
+    With more than one worker the caller has set up `torch.distributed` and calls this in each process.
+
+    Args:
+        options: the recipe.
+        folder: receives `checkpoint.safetensors` and `curve.jsonl`.
+        worker: rank of this process; only worker 0 writes.
+        progress: called after each step with the step's number and its losses.
+    """
+    model = use_fast_blocks(new_backbone(compact_config(options.size), rng.generator(options.seed, "pretrain", "weights")))
+    model.train()
+    side = model.config.vision_config.image_size
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=options.weight_decay, betas=(0.9, 0.95))
+    start = _resume(folder, model, optimizer)
+    for step in range(start, options.steps):
+        begin = time.monotonic()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(options, step)
+        losses = objective(model, draw_batch(options, side, step, worker))
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        _average_gradients(model, options.workers)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+        optimizer.step()
+        row = {name: round(loss.item(), 4) for name, loss in losses.items()}
+        if progress:
+            progress(step, row)
+        if worker == 0:
+            _log(folder, {"step": step, **row, "seconds": round(time.monotonic() - begin, 3)})
+            if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
+                _checkpoint(folder, step + 1, model, optimizer)
+    return model.eval()
+
+
+def _average_gradients(model: SamModel, workers: int) -> None:
+    """Average the gradients over the processes, as one flat tensor."""
+    if workers == 1:
+        return
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    for gradient, mean in zip(gradients, (flat / workers).split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def _log(folder: Path, row: dict[str, float]) -> None:
+    with (folder / "curve.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _checkpoint(folder: Path, step: int, model: SamModel, optimizer: torch.optim.Optimizer) -> None:
+    parameters = dict(model.named_parameters())
+    state = {f"model:{name}": value.detach() for name, value in parameters.items()}
+    state |= {f"optimizer:{name}": value for name, value in pack(optimizer, parameters).items()}
+    tensors.save(folder / CHECKPOINT, state, {"step": str(step)})
+
+
+def _resume(folder: Path, model: SamModel, optimizer: torch.optim.Optimizer) -> int:
+    """Load the checkpoint in `folder`, if any; the number of steps already done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return 0
+    state, metadata = tensors.load(path)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state[f"model:{name}"])
+    packed = {name.removeprefix("optimizer:"): value for name, value in state.items() if name.startswith("optimizer:")}
+    unpack(optimizer, parameters, packed)
+    return int(metadata["step"])

@@ -1,0 +1,52 @@
+"""A site's training images as batches of frozen-prefix tokens: each view of an image goes through the frozen blocks once."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pfedsam.core.rng import generator
+from pfedsam.data.loader import Example, batches, view_of
+from pfedsam.data.transforms import AugmentOptions
+from pfedsam.model.personal import PersonalSam
+from pfedsam.model.prefix import PrefixCache
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on."""
+
+    tokens: Tensor
+    """`[B, h, w, d]`, after the frozen blocks."""
+    labels: Tensor
+    """`[B, S, S]` uint8."""
+    keys: tuple[tuple[int, int], ...]
+    """(example, view) of each image; what is kept per image and view, as a teacher's logits, is kept under it."""
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """The training part of a site, ready for its phases."""
+
+    name: str
+    examples: Sequence[Example]
+    cache: PrefixCache
+    augment: AugmentOptions
+    seed: int
+
+    def draw(
+        self, model: PersonalSam, *, round_: int, phase: str, batch_size: int, steps: int
+    ) -> Iterator[Batch]:
+        """The batches of one phase; they depend on seed, site, round and phase alone."""
+        order = generator(self.seed, self.name, round_, phase, "batches")
+        renewal = round_ // self.augment.renew_every if self.augment.renew_every else 0
+        for pairs in batches(len(self.examples), self.augment.views, batch_size=batch_size, steps=steps, generator=order):
+            drawn = [self._view(model, index, view, renewal) for index, view in pairs]
+            yield Batch(torch.stack([t for t, _ in drawn]), torch.stack([y for _, y in drawn]), tuple(pairs))
+
+    def _view(self, model: PersonalSam, index: int, view: int, renewal: int) -> tuple[Tensor, Tensor]:
+        pixels, labels = view_of(
+            self.examples[index], view, seed=self.seed, options=self.augment, renewal=renewal
+        )
+        return self.cache.tokens(pixels, model.prefix), labels

@@ -1,0 +1,61 @@
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from pfedsam.data.check import check_site
+from pfedsam.data.images import ImageOptions
+from pfedsam.data.labels import LabelMap
+from pfedsam.data.manifest import Site, read_site
+
+LABELS = LabelMap({"nucleus": [1], "never": [2]})
+
+
+def test_a_sound_site(site_folder):
+    report = check_site(read_site("north", site_folder("a_0", "a_1", "b_0"), patient_pattern="^(.)"), LABELS)
+    assert (report.site, report.cases, report.patients, report.parts) == ("north", 3, 2, {})
+    assert report.sizes == {(4, 6): 3}
+    assert report.ids == {0: 3, 1: 3}
+    assert report.classes == {"nucleus": 3, "never": 0}
+    assert report.problems == ()
+
+
+def test_every_problem_is_named_at_once(site_folder):
+    folder = site_folder(*"abcdefgh")
+    (folder / "masks/a.png").unlink()
+    Image.fromarray(np.zeros((5, 6), np.uint8)).save(folder / "masks/b.png")
+    Image.fromarray(np.full((4, 6), 7, np.uint8)).save(folder / "masks/c.png")
+    for name in ("images/d.png", "masks/e.png"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:50])
+    (folder / "images/h.png").unlink()
+    site = read_site("north", folder, patient_pattern="^([fg])", masks_required=False)
+    sides = ["train"] * 5 + ["train", "test"]
+    cases = [
+        replace(case, split=side, patient="fg" if case.id in "fg" else case.id)
+        for case, side in zip(site.cases, sides, strict=True)
+    ]
+    report = check_site(replace(site, cases=tuple(cases)), LABELS)
+    expected = (
+        "case 'a': the image has no mask; add a mask",
+        "case 'b': the image has 6 x 4 pixels, its mask 6 x 5; export",
+        "case 'c': its mask has the unknown label 7; the label map allows nucleus [1], never [2], background [0]. Add",
+        "case 'd': 'd.png' is damaged or cut off",
+        "case 'e': 'e.png' is damaged or cut off",
+        "mask 'h.png' has no image; name it",
+        "case 'f': patient 'fg' is on two sides of the split ('f' in train and 'g' in test); put",
+    )
+    assert len(report.problems) == len(expected)
+    for problem, text in zip(report.problems, expected, strict=True):
+        assert problem.startswith("site 'north'")
+        assert text in problem
+    assert report.parts == {"train": 6, "test": 1}
+    assert report.sizes == {(4, 6): 6}
+    assert report.ids == {0: 4, 1: 3, 7: 1}
+
+
+def test_an_empty_site_and_a_size_limit(site_folder, tmp_path):
+    assert check_site(Site("north", tmp_path, ()), LABELS).problems == (
+        "site 'north': has no cases; add images and masks",
+    )
+    report = check_site(read_site("north", site_folder("a")), LABELS, ImageOptions(max_megapixels=1e-5))
+    assert len(report.problems) == 2

@@ -1,0 +1,46 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from pfedsam.core.errors import DataError, OptionError
+from pfedsam.data.labels import LabelMap
+
+
+def test_classes_follow_the_order_of_the_map():
+    labels = LabelMap({"cup": [0], "background": [255], "rim": [128, 129]})
+    assert labels.names == ("cup", "rim")
+    classes = labels.to_classes(np.array([[0, 128], [129, 255]]))
+    assert classes.tolist() == [[1, 2], [2, 0]]
+    assert classes.dtype == np.uint8
+
+
+def test_0_is_background_unless_told_otherwise():
+    assert LabelMap({"nucleus": [255]}).to_classes(np.array([[0, 255]])).tolist() == [[0, 1]]
+    with pytest.raises(DataError, match="unknown label 255"):
+        LabelMap({"prostate": [0]}).to_classes(np.array([[0, 255]]))
+
+
+def test_unknown_label_names_what_is_found_allowed_and_to_do():
+    with pytest.raises(DataError) as caught:
+        LabelMap({"nucleus": [1, 2]}).to_classes(np.array([[0, 1, 255]]))
+    assert str(caught.value) == (
+        "its mask has the unknown label 255; the label map allows nucleus [1, 2], background [0]. "
+        "Add 255 to a class of the label map, or correct the mask"
+    )
+
+
+def test_many_unknown_labels_are_cut_short():
+    with pytest.raises(DataError, match=r"unknown label 2, 3, 4, 5, 6, 7, 8, 9 and 90 more;"):
+        LabelMap({"nucleus": [1]}).to_classes(np.arange(100)[None])
+
+
+@pytest.mark.parametrize("ids", [{}, {"background": [0]}, {"a": []}, {"a": [1], "b": [1]}, {"a": [1, 1]}, {"a": [-1]}])
+def test_maps_without_sense(ids):
+    with pytest.raises(OptionError, match="labels"):
+        LabelMap(ids)
+
+
+def test_survives_pickling_for_worker_processes():
+    labels = LabelMap({"organ": [1], "lesion": [2, 3]})
+    assert pickle.loads(pickle.dumps(labels)) == labels

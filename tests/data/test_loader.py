@@ -1,0 +1,142 @@
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pfedsam.core import rng
+from pfedsam.core.errors import DataError
+from pfedsam.data.images import ImageOptions
+from pfedsam.data.labels import LabelMap
+from pfedsam.data.loader import batches, load_examples, load_ids, load_truth, view_of
+from pfedsam.data.manifest import read_site
+from pfedsam.data.transforms import AugmentOptions, Frame
+
+LABELS = LabelMap({"nucleus": [1]})
+
+
+def _load(cases, **changes):
+    return load_examples(cases, **{"labels": LABELS, "image": ImageOptions(), "side": 12, **changes})
+
+
+def test_examples(site_folder):
+    site = read_site("north", site_folder("a", "b"))
+    first, second = _load(site.cases)
+    assert first.case is site.cases[0]
+    assert first.frame == Frame((4, 6), (8, 12), 12)
+    assert torch.allclose(first.pixels[:, :8], torch.tensor(5 / 255))
+    assert torch.allclose(second.pixels[:, :8], torch.tensor(15 / 255))
+    assert not first.pixels[:, 8:].any()
+    assert first.labels[:8:2, ::2].tolist() == np.eye(4, 6, dtype=int).tolist()
+    np.testing.assert_array_equal(load_truth(site.cases[0], LABELS), np.eye(4, 6))
+
+
+def test_case_without_mask(site_folder):
+    case = replace(read_site("north", site_folder("a")).cases[0], mask=None)
+    (example,) = _load([case])
+    assert example.labels is None
+    with pytest.raises(DataError, match="site 'north', case 'a': the image has no mask; add a mask"):
+        load_ids(case)
+    with pytest.raises(DataError, match="site 'north', case 'a': the image has no mask; only"):
+        view_of(example, 0, seed=0, options=AugmentOptions())
+
+
+def test_contrast_reaches_the_image(site_folder):
+    folder = site_folder("a")
+    Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6)).save(folder / "images/a.png")
+    (example,) = _load(read_site("north", folder).cases, image=ImageOptions(contrast="percentile", low=0, high=100))
+    assert example.pixels.max() > 0.9
+
+
+def test_mask_of_another_size(site_folder):
+    folder = site_folder("a", "b")
+    case = read_site("north", folder).cases[1]
+    Image.fromarray(np.zeros((5, 6), np.uint8)).save(case.mask)
+    with pytest.raises(DataError, match="site 'north', case 'b': the image has 6 x 4 pixels, its mask 6 x 5; export"):
+        _load([case])
+
+
+def test_mask_that_was_drawn_before_the_image_was_turned(site_folder):
+    folder = site_folder("a")
+    case = read_site("north", folder).cases[0]
+    exif = Image.Exif()
+    exif[274] = 8
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(case.image, exif=exif)
+    with pytest.raises(
+        DataError, match=r"image has 4 x 6 pixels, its mask 6 x 4 \(does the image carry an EXIF orient"
+    ):
+        _load([case])
+    Image.fromarray(np.ones((6, 4), np.uint8)).save(case.mask)
+    assert _load([case])[0].frame.native == (6, 4)
+
+
+def test_unknown_label_and_truncated_files_name_the_case(site_folder):
+    folder = site_folder("a")
+    (case,) = read_site("north", folder).cases
+    Image.fromarray(np.full((4, 6), 255, np.uint8)).save(case.mask)
+    with pytest.raises(
+        DataError, match=r"site 'north', case 'a': its mask has the unknown label 255; .* nucleus \[1\]"
+    ):
+        _load([case])
+    assert _load([case], labels=LabelMap({"nucleus": [255]}))[0].labels[:8].all()
+    for path in (case.mask, case.image):
+        path.write_bytes(path.read_bytes()[:50])
+        with pytest.raises(DataError, match=r"site 'north', case 'a': 'a\.png' is damaged") as caught:
+            _load([case])
+        assert str(folder) not in str(caught.value)
+
+
+def test_size_limit_reaches_both_files(site_folder):
+    (case,) = read_site("north", site_folder("a")).cases
+    with pytest.raises(DataError, match=r"case 'a': 'a\.png' has 6 x 4 pixels, more than 2e-05 megapixels"):
+        _load([case], image=ImageOptions(max_megapixels=2e-5))
+
+
+def test_a_view_depends_on_its_name_alone(site_folder):
+    site = read_site("north", site_folder("a", "b"))
+    options = AugmentOptions(noise=0.1)
+
+    def view(case, number, **changes):
+        example = _load([case])[0]
+        return view_of(example, number, **{"seed": 0, "options": options, **changes})[0]
+
+    one = view(site.cases[0], 1)
+    view(site.cases[1], 3)  # what is drawn in between changes nothing
+    assert torch.equal(view(site.cases[0], 1), one)
+    assert torch.equal(view(site.cases[0], 0), _load(site.cases)[0].pixels)
+    others = [
+        view(site.cases[0], 2),
+        view(site.cases[0], 1, seed=1),
+        view(site.cases[0], 1, renewal=1),
+        view(replace(site.cases[0], site="south"), 1),
+        view(replace(site.cases[0], id="z"), 1),
+    ]
+    assert not any(torch.equal(one, other) for other in others)
+
+
+def test_every_example_comes_once_before_any_comes_again():
+    drawn = list(batches(5, 3, batch_size=2, steps=10, generator=rng.generator(0)))
+    assert [len(batch) for batch in drawn] == [2] * 10
+    indices = [index for batch in drawn for index, _ in batch]
+    for start in range(0, 20, 5):
+        assert sorted(indices[start : start + 5]) == [0, 1, 2, 3, 4]
+    assert {view for batch in drawn for _, view in batch} == {0, 1, 2}
+
+
+def test_batches_larger_than_a_site():
+    (batch,) = batches(3, 1, batch_size=7, steps=1, generator=rng.generator(0))
+    assert sorted(Counter(index for index, _ in batch).values()) == [2, 2, 3]
+
+
+def test_batches_follow_the_generator():
+    first, again, other = (
+        list(batches(9, 4, batch_size=4, steps=5, generator=rng.generator(seed))) for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_no_batches_from_nothing():
+    with pytest.raises(DataError, match="no training cases"):
+        next(batches(0, 1, batch_size=1, steps=1, generator=rng.generator(0)))

@@ -1,0 +1,150 @@
+import re
+
+import pytest
+
+from pfedsam.core.errors import DataError, OptionError
+from pfedsam.data.manifest import Case, orphan_masks, read_site
+
+
+def test_folder_layout(site_folder):
+    folder = site_folder("b", "a")
+    site = read_site("north", folder)
+    assert site.cases == (
+        Case("north", "a", folder / "images/a.png", folder / "masks/a.png", "a"),
+        Case("north", "b", folder / "images/b.png", folder / "masks/b.png", "b"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "patients"),
+    [
+        (r"^(.+)_t\d$", ["9f", "9f", "lone"]),
+        (r"_(t)?(?P<patient>\d)$", ["0", "1", "lone"]),
+        (r"^(x)?", ["9f_t0", "9f_t1", "lone"]),  # matches, but the group is empty
+    ],
+)
+def test_patient_from_the_case_id(site_folder, pattern, patients):
+    site = read_site("north", site_folder("9f_t0", "9f_t1", "lone"), patient_pattern=pattern)
+    assert [case.patient for case in site.cases] == patients
+
+
+@pytest.mark.parametrize("pattern", ["(", "no group"])
+def test_pattern_that_cannot_be_used(site_folder, pattern):
+    with pytest.raises(OptionError, match="patient_pattern"):
+        read_site("north", site_folder("a"), patient_pattern=pattern)
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a b"])
+def test_site_name_must_name_a_folder(site_folder, name):
+    with pytest.raises(OptionError, match="cannot name a folder"):
+        read_site(name, site_folder("a"))
+
+
+def test_missing_mask_names_site_case_and_remedy(site_folder):
+    folder = site_folder("a", "b", "c")
+    (folder / "masks/b.png").unlink()
+    (folder / "masks/c.png").unlink()
+    with pytest.raises(DataError, match=r"site 'north', case 'b': the image has no mask \(2 such cases\); add a mask"):
+        read_site("north", folder)
+    assert [case.mask is None for case in read_site("north", folder, masks_required=False).cases] == [False, True, True]
+
+
+def test_mask_without_image(site_folder):
+    folder = site_folder("a", "b")
+    (folder / "images/b.png").unlink()
+    with pytest.raises(DataError, match=r"site 'north': mask 'b.png' has no image"):
+        read_site("north", folder)
+    assert orphan_masks(read_site("north", folder, masks_required=False)) == ("b.png",)
+
+
+def test_two_files_for_one_case(site_folder):
+    folder = site_folder("a")
+    (folder / "images/a.tif").touch()
+    with pytest.raises(DataError, match=r"case 'a': two images, 'a\.png' and 'a\.tif'"):
+        read_site("north", folder)
+    (folder / "images/a.tif").unlink()
+    (folder / "masks/a.tif").touch()
+    with pytest.raises(DataError, match=r"case 'a': two masks"):
+        read_site("north", folder)
+
+
+def test_empty_and_missing_sites(site_folder, tmp_path):
+    with pytest.raises(DataError, match=r"site 'north' has no cases: put images \(\.jpeg, \.jpg, \.png"):
+        read_site("north", site_folder())
+    with pytest.raises(DataError, match="site 'south': the folder given for it does not exist"):
+        read_site("south", tmp_path / "nowhere")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(DataError, match=r"neither manifest\.csv nor images/"):
+        read_site("bare", tmp_path / "bare")
+
+
+def test_files_that_are_no_pictures_are_ignored(site_folder):
+    folder = site_folder("a")
+    for name in ("notes.txt", "._a.png", "Thumbs.db"):
+        (folder / "images" / name).touch()
+    assert [case.id for case in read_site("north", folder).cases] == ["a"]
+
+
+def _manifest(folder, text):
+    (folder / "manifest.csv").write_text(text, encoding="utf-8-sig")
+    return read_site("north", folder)
+
+
+def test_manifest_with_every_column(site_folder):
+    folder = site_folder("a", "b")
+    site = _manifest(
+        folder,
+        "patient,image,mask,split,case,spacing\n"
+        "anna,images/b.png,masks/a.png,test,second,0.5x0.25\n"
+        "anna,images/a.png,masks/a.png,unused,first,2\n",
+    )
+    assert [(c.id, c.image.name, c.patient, c.split, c.spacing_mm) for c in site.cases] == [
+        ("first", "a.png", "anna", "unused", (2.0, 2.0)),
+        ("second", "b.png", "anna", "test", (0.5, 0.25)),
+    ]
+    assert site.of("test") == (site.cases[1],)
+
+
+def test_manifest_without_patient_uses_the_pattern(site_folder):
+    folder = site_folder("9f_t0", "8e_t0")
+    (folder / "manifest.csv").write_text(
+        "image,mask,patient\nimages/9f_t0.png,masks/9f_t0.png,\nimages/8e_t0.png,masks/8e_t0.png,eva\n"
+    )
+    site = read_site("north", folder, patient_pattern="^(.+)_t")
+    assert site.patients() == {"9f": (site.cases[1],), "eva": (site.cases[0],)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,mask\n", "it needs image, mask, patient"),
+        ("image;mask;patient\n", "separated by commas"),
+        ("image,mask,patient,splt\n", "'splt'"),
+        ("image,mask,patient\nimages/a.png,masks/a.png\n", "line 2: not as many values as columns"),
+        ("image,mask,patient\nimages/a.png,masks/a.png,p,q\n", "line 2: not as many values as columns"),
+        ("image,mask,patient\nimages/z.png,masks/a.png,p\n", "line 2: there is no file 'images/z.png'"),
+        ("image,mask,patient\n/etc/hosts,masks/a.png,p\n", "not a path inside the site's folder"),
+        ("image,mask,patient\nimages/../../a.png,masks/a.png,p\n", "not a path inside the site's folder"),
+        ("image,mask,patient\nmanifest.csv,masks/a.png,p\n", "no picture that can be read"),
+        ("image,mask,patient,split\nimages/a.png,masks/a.png,p,Train\n", "split 'Train'; use train, val, test, unused"),
+        ("image,mask,patient,spacing\nimages/a.png,masks/a.png,p,0\n", "spacing '0'; write mm"),
+        ("image,mask,patient,spacing\nimages/a.png,masks/a.png,p,1x2x3\n", "spacing '1x2x3'; write mm"),
+        ("image,mask,patient,spacing\nimages/a.png,masks/a.png,p,nan\n", "spacing 'nan'; write mm"),
+        ("image,mask,patient,case\nimages/a.png,masks/a.png,p,../x\n", "case '../x' cannot name a file"),
+        ("image,mask,patient\n" + 2 * "images/a.png,masks/a.png,p\n", "case 'a': two images"),
+        ("image,mask,patient\n", "has no cases"),
+        ("", "it needs image, mask, patient"),
+        ("image,mask,patient\nimages/a.png,,p\n", "case 'a': the image has no mask"),
+    ],
+)
+def test_wrong_manifests(site_folder, text, message):
+    with pytest.raises(DataError, match=re.escape(message)) as caught:
+        _manifest(site_folder("a"), text)
+    assert "site 'north'" in str(caught.value)
+
+
+def test_manifest_that_is_not_text(site_folder):
+    folder = site_folder("a")
+    (folder / "manifest.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_site("north", folder)

@@ -1,0 +1,168 @@
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pfedsam.core.errors import DataError
+from pfedsam.data.manifest import SPLITS, Case, Site
+from pfedsam.data.split import SplitOptions, check_no_leak, read_split, split_problems, split_site, write_split
+
+DEFAULT = SplitOptions()
+SIZES = st.lists(st.integers(1, 6), min_size=1, max_size=25)
+
+
+def _site(sizes, name="north"):
+    cases = [Case(name, f"p{p}_{n}", None, None, f"p{p}") for p, size in enumerate(sizes) for n in range(size)]
+    return Site(name, None, tuple(cases))
+
+
+def _counts(site):
+    return {split: len(site.of(split)) for split in SPLITS}
+
+
+@given(sizes=SIZES, seed=st.integers(0, 99))
+def test_partition_by_patient(sizes, seed):
+    site = split_site(_site(sizes), DEFAULT, seed)
+    assert sum(_counts(site).values()) == sum(sizes)
+    assert not site.of("unused")
+    for cases in site.patients().values():
+        assert len({case.split for case in cases}) == 1
+    if len(sizes) >= 3:
+        assert site.of("train")
+        assert site.of("val")
+        assert site.of("test")
+
+
+@given(patients=st.integers(10, 60), size=st.integers(1, 4), seed=st.integers(0, 9))
+def test_as_close_as_patients_allow(patients, size, seed):
+    counts = _counts(split_site(_site([size] * patients), DEFAULT, seed))
+    for split, share in (("train", 0.6), ("val", 0.1), ("test", 0.3)):
+        assert abs(counts[split] - share * patients * size) < size
+
+
+def test_exact_where_it_can_be(site_of):
+    assert _counts(split_site(site_of(*[1] * 100), DEFAULT, 0)) == {"train": 60, "val": 10, "test": 30, "unused": 0}
+
+
+def test_few_patients(site_of):
+    assert _counts(split_site(site_of(1), DEFAULT, 0)) == {"train": 1, "val": 0, "test": 0, "unused": 0}
+    assert _counts(split_site(site_of(10, 1), DEFAULT, 0)) == {"train": 10, "val": 0, "test": 1, "unused": 0}
+    assert _counts(split_site(site_of(9, 1, 1), DEFAULT, 0)) == {"train": 9, "val": 1, "test": 1, "unused": 0}
+
+
+def test_a_part_that_is_not_asked_for_stays_empty(site_of):
+    options = SplitOptions(train=0.5, val=0, test=0.5)
+    assert _counts(split_site(site_of(*[1] * 8), options, 0)) == {"train": 4, "val": 0, "test": 4, "unused": 0}
+
+
+def test_seed_and_site_name_decide(site_of):
+    def train(seed, name="north"):
+        return [case.id for case in split_site(site_of(*[1] * 30, name=name), DEFAULT, seed).of("train")]
+
+    assert train(1) == train(1)
+    assert train(1) != train(2)
+    assert train(1) != train(1, "south")
+
+
+@given(sizes=SIZES, small=st.integers(1, 20), more=st.integers(0, 20))
+def test_few_label_subsets_are_nested(sizes, small, more):
+    whole = split_site(_site(sizes), DEFAULT, 3)
+    few, many = (split_site(_site(sizes), SplitOptions(max_train_cases=n), 3) for n in (small, small + more))
+    assert set(few.of("train")) <= set(many.of("train")) <= set(whole.of("train"))
+    assert len(few.of("train")) == min(small, len(whole.of("train")))
+    assert len(few.of("train")) + len(few.of("unused")) == len(whole.of("train"))
+    assert (few.of("val"), few.of("test")) == (whole.of("val"), whole.of("test"))
+
+
+def test_few_labels_go_patient_by_patient(site_of):
+    kept = split_site(site_of(*[4] * 20), SplitOptions(max_train_cases=10), 0).of("train")
+    assert sorted(sum(case.patient == patient for case in kept) for patient in {case.patient for case in kept}) == [
+        2,
+        4,
+        4,
+    ]
+
+
+def _with(site, *splits):
+    return replace(site, cases=tuple(replace(c, split=s) for c, s in zip(site.cases, splits, strict=True)))
+
+
+def test_the_manifests_split_stays(site_of):
+    given_site = _with(site_of(1, 1, 2), "test", "train", "val", "unused")
+    assert split_site(given_site, DEFAULT, 0) == given_site
+
+
+def test_patient_on_two_sides(site_of):
+    site = _with(site_of(1, 3), "val", "train", "unused", "test")
+    message = r"'north', case 'p1_0': patient 'p1' is on two sides .* \('p1_0' in train and 'p1_2' in test\); put"
+    for check in (check_no_leak, lambda site: split_site(site, DEFAULT, 0)):
+        with pytest.raises(DataError, match=message):
+            check(site)
+
+
+def test_split_of_some_cases_only(site_of):
+    site = _with(site_of(1, 1, 1), "train", None, None)
+    with pytest.raises(
+        DataError, match=r"site 'north', case 'p1_0': has no split where .* \(2 such cases\); give every"
+    ):
+        split_site(site, DEFAULT, 0)
+
+
+def test_every_problem_is_told(site_of):
+    site = _with(site_of(2, 2, 1), "train", "test", "val", "test", None)
+    assert len(split_problems(site)) == 3
+
+
+@pytest.mark.parametrize("shares", [{"train": 0.9}, {"train": 0, "test": 0.9}, {"train": 1.2, "val": -0.2, "test": 0}])
+def test_shares_that_are_none(shares):
+    with pytest.raises(ValidationError):
+        SplitOptions(**shares)
+
+
+def test_file_holds_case_ids_only_and_reads_back(site_of, tmp_path):
+    path = tmp_path / "split.json"
+    site = split_site(site_of(2, 1, 1, 1, 1), SplitOptions(max_train_cases=2), 0)
+    write_split(path, site)
+    ids = {split: [case.id for case in site.of(split)] for split in SPLITS}
+    assert json.loads(path.read_text()) == {"schema": 1, "site": "north", **ids}
+    assert read_split(path, site_of(2, 1, 1, 1, 1)) == site
+
+
+def test_no_file_of_an_undecided_site(site_of, tmp_path):
+    with pytest.raises(DataError, match="case 'p0_0': has no split to write"):
+        write_split(tmp_path / "split.json", site_of(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": ["p0_0"]}, r"case 'p0_1': is missing from 'split\.json' \(1 such cases\)"),
+        ({"train": ["p0_0", "p0_1", "p9_0"]}, r"case 'p9_0': is not a case of the site"),
+        ({"train": ["p0_0", "p0_1", "p1_0"]}, r"case 'p1_0': stands twice"),
+        ({"train": ["p0_0"], "val": ["p1_0", "p0_1"]}, r"patient 'p0' is on two sides"),
+        ({"site": "south"}, r"is the split of site 'south'"),
+        ({"schema": 2}, r"no split of schema 1"),
+        ({"more": []}, r"no split of schema 1"),
+        ({"test": "p2_0"}, r"lists of case ids"),
+        ({"test": [2]}, r"lists of case ids"),
+    ],
+)
+def test_files_that_do_not_fit(site_of, tmp_path, change, message):
+    content = {"schema": 1, "site": "north", "train": ["p0_0", "p0_1"], "val": ["p1_0"], "test": ["p2_0"], "unused": []}
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(content | change))
+    with pytest.raises(DataError, match=message) as caught:
+        read_split(path, site_of(2, 1, 1))
+    assert "site 'north'" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", None])
+def test_files_that_are_no_split(site_of, tmp_path, text):
+    path = tmp_path / "split.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DataError, match="split the site again"):
+        read_split(path, site_of(1))
