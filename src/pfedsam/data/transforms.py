@@ -45,6 +45,9 @@ class AugmentOptions(Options):
     views: int = Field(
         default=4, ge=1, description="Views of an image, the unchanged one among them; 1 is no augmentation."
     )
+    renew_every: int = Field(
+        default=0, ge=0, description="Rounds after which the views are replaced by fresh ones; 0 = never."
+    )
     flips: bool = Field(default=True, description="Mirror.")
     rotations: bool = Field(default=True, description="Turn by quarters.")
     brightness: float = Field(default=0.1, ge=0, le=1, description="Added: up to this much, up or down.")
