@@ -50,13 +50,13 @@ def test_padding_is_zero_and_the_rest_is_filled(height, width, side):
 @given(height=SIDES, width=SIDES, side=st.integers(16, 80))
 @settings(deadline=None)
 def test_logits_to_native_inverts_to_frame(height, width, side):
-    # Bilinear resizing keeps a plane as it is, except within a pixel of the border where it is held constant.
+    # Bilinear resizing keeps a plane as it is, except within a pixel of the border, where it is held constant;
+    # and the zero padding is cut off before it could leak in.
     y, x = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij")
     plane = np.stack([y, x, (y + x) / 2], -1).astype(np.float32)
     pixels, frame = to_frame(plane, side)
     back = logits_to_native(pixels, frame)
     assert back.shape == (3, height, width)
-    # The zero padding cannot leak in: it is cut off before the second resizing.
     coarse = 1 / min(height, width, *frame.resized)
     assert np.abs(back.permute(1, 2, 0).numpy() - plane).max() <= coarse + 1e-5
 
@@ -64,13 +64,13 @@ def test_logits_to_native_inverts_to_frame(height, width, side):
 @given(height=SIDES, width=SIDES)
 @settings(deadline=None)
 def test_labels_survive_the_way_there_and_back(height, width):
-    assume(height * width > 1)
+    assume(min(height, width) > 4)
     rows, columns = np.indices((height, width))
     classes = ((2 * rows >= height) + (2 * columns >= width)).astype(np.uint8)
     labels = labels_to_frame(classes, 128)  # larger than any native picture: nothing may be lost
     one_hot = torch.nn.functional.one_hot(labels.long(), 3).permute(2, 0, 1).float()
     back = logits_to_native(one_hot, Frame.of((height, width), 128)).argmax(0).numpy()
-    assert (back == classes).mean() >= 1 - 2 / min(height, width, 90) if min(height, width) > 4 else True
+    assert (back == classes).mean() >= 1 - 2 / min(height, width)
 
 
 def test_coarse_logits_are_those_of_the_whole_frame():
@@ -79,8 +79,8 @@ def test_coarse_logits_are_those_of_the_whole_frame():
     logits[:, :2] = torch.tensor([1.0, 1.0, 5.0, 5.0])
     back = logits_to_native(logits, Frame.of((2, 4), 8))
     assert back.shape == (1, 2, 4)
-    assert back[0, 0].tolist() == pytest.approx([1, 1, 5, 5], abs=1.01)
-    assert back[0, 0, 0] == pytest.approx(1)
+    # Upscaled to 8 columns: 1 1 1 2 4 5 5 5; two of them make a native one.
+    assert back[0, 0].tolist() == pytest.approx([1, 1.5, 4.5, 5])
 
 
 def _image(side=12):
