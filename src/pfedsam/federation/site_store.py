@@ -79,6 +79,19 @@ class SiteStore:
                 return state
         return None
 
+    def rewind(self, round: int) -> SiteState | None:
+        """The last state of a round, as `load`; what was committed after it is removed, so that the round can be repeated.
+
+        Raises:
+            StoreError: a generation is damaged, or of another version.
+        """
+        for number in sorted(self._generations(), reverse=True):
+            state = _read(self._file(number))
+            if state.round <= round:
+                return state if state.round == round else None
+            self._file(number).unlink()
+        return None
+
     def _file(self, number: int) -> Path:
         return self.folder / f"generation-{number:06d}.safetensors"
 

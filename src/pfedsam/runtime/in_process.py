@@ -1,0 +1,284 @@
+"""The embedded runtime: the whole federation on one machine, deterministic, resumable after a kill at any moment.
+
+Order of writing in a round: every site commits its own state; the server averages; records are written; then the server's state
+is renamed into place, and with that the round is done. A resumed run starts at the server's round, sites go back to it, and
+records after it are dropped, so that what is repeated is repeated from the same place.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pfedsam.core import atomic, tensors
+from pfedsam.core.errors import DataError, RunError
+from pfedsam.data.check import check_site
+from pfedsam.data.manifest import Site
+from pfedsam.data.split import read_split, write_split
+from pfedsam.evaluation.scores import CaseScores
+from pfedsam.evaluation.summary import summarize_site
+from pfedsam.experiment.build import BuiltModel, build_labels, build_method, build_model, build_sites, training_cases
+from pfedsam.experiment.load import dump_options, load_options
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.server import ServerState, aggregate
+from pfedsam.federation.update import UpdateSpec, decode
+from pfedsam.report.page import write_page
+from pfedsam.report.records import RecordWriter
+from pfedsam.report.summary_file import Communication, Summary, build_summary, collect_versions, write_summary
+from pfedsam.runtime.site_session import RoundReport
+from pfedsam.runtime.worker import MakeWorker, Workers, models_of
+
+SERVER = Path("shared") / "shared.safetensors"
+"""The server's state in a run's folder: the shared parameters and the round that comes next."""
+_NOTHING = torch.zeros(1)
+"""What is stored when a method shares nothing."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Progress: `done` of `total` steps of a stage (prepare, train, align, test), and what is at work."""
+
+    stage: str
+    done: int
+    total: int
+    detail: str
+
+
+Progress = Callable[[Event], None]
+
+
+def run(options: RunOptions, folder: Path, *, resume: bool = False, progress: Progress | None = None) -> Summary:
+    """Train and evaluate a federation; everything it leaves is in `folder`.
+
+    Args:
+        options: of the run.
+        folder: new or empty, or that of an interrupted run with `resume`.
+        resume: go on with the run in `folder`.
+        progress: called after each step.
+
+    Raises:
+        DataError: a site's data is wrong; every problem is named, and nothing was written.
+        RunError: the folder holds another run.
+    """
+    tell = progress or (lambda _: None)
+    _check_folder(options, folder, resume)
+    tell(Event("prepare", 0, 2, "checking the sites' data"))
+    sites = _sites(options, folder)
+    tell(Event("prepare", 1, 2, "loading the backbone"))
+    built = build_model(options)
+    _begin(options, folder, sites)
+    tell(Event("prepare", 2, 2, "ready"))
+    return _Run(options, folder, sites, built, tell).finish()
+
+
+def study_id(options: RunOptions, backbone: str) -> str:
+    """What identifies a study: its configuration, less what changes no result, and its backbone."""
+    content = options.model_dump(mode="json", exclude={"runtime", "name"})
+    return hashlib.sha256(json.dumps([content, backbone], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
+    config = folder / "config.yaml"
+    if not config.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise RunError(f"The folder {folder.name!r} is not empty and holds no run. Give a new or an empty folder.")
+        return
+    if not resume:
+        raise RunError(f"The folder {folder.name!r} holds a run already. Go on with it by --resume, or give another folder.")
+    before = load_options(config).model_dump(mode="json", exclude={"runtime", "name"})
+    now = options.model_dump(mode="json", exclude={"runtime", "name"})
+    changed = _differences(before, now)
+    if changed:
+        raise RunError(
+            f"The run in {folder.name!r} has another configuration; different: {', '.join(changed[:8])}. "
+            "Resume with the configuration it was started with, or give another folder."
+        )
+
+
+def _differences(before: object, now: object, path: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(before.keys() | now.keys())
+        return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{path}.{k}" if path else str(k))]
+    return [] if before == now else [path]
+
+
+def _sites(options: RunOptions, folder: Path) -> dict[str, Site]:
+    """The checked sites; a resumed run keeps the split it began with."""
+    sites = build_sites(options)
+    if (folder / "config.yaml").exists():
+        return {name: read_split(folder / "sites" / name / "split.json", site) for name, site in sites.items()}
+    labels = build_labels(options)
+    problems = [p for site in sites.values() for p in check_site(site, labels, options.data.image).problems]
+    if problems:
+        shown = "\n".join(problems[:20])
+        more = f"\n... and {len(problems) - 20} more; `pfedsam data check` lists them all." if len(problems) > 20 else ""
+        raise DataError(f"The data has {len(problems)} problem(s):\n{shown}{more}")
+    return sites
+
+
+def _begin(options: RunOptions, folder: Path, sites: Mapping[str, Site]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, site in sites.items():
+        (folder / "sites" / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not (folder / "sites" / name / "split.json").exists():
+            write_split(folder / "sites" / name / "split.json", site)
+    # Last: a folder with a configuration is one that can be resumed.
+    if not (folder / "config.yaml").exists():
+        atomic.write_text(folder / "config.yaml", dump_options(options))
+
+
+class _Run:
+    """A run in its folder, from its last finished round to its report."""
+
+    def __init__(
+        self, options: RunOptions, folder: Path, sites: dict[str, Site], built: BuiltModel, tell: Progress
+    ) -> None:
+        self.options, self.folder, self.sites, self.built, self.tell = options, folder, sites, built, tell
+        self.trainers = {name: len(cases) for name, cases in training_cases(options, sites).items()}
+        self.study = study_id(options, built.backbone)
+        self.state = self._load_state()
+        self.up_bytes = 0
+        self.seconds: dict[str, float] = {}
+
+    def _load_state(self) -> ServerState:
+        path = self.folder / SERVER
+        if not path.exists():
+            return ServerState(0, self.built.partition.select(self.built.model, "shared"))
+        shared, metadata = tensors.load(path)
+        if metadata.get("study") != self.study:
+            raise RunError("The shared parameters in this folder belong to another study. Give another folder.")
+        return ServerState(int(metadata["round"]), {n: t for n, t in shared.items() if n != "none"})
+
+    def finish(self) -> Summary:
+        """Train the rounds that are left, align, test, and write summary and report."""
+        started = time.monotonic()
+        runtime = self.options.runtime
+        make = MakeWorker(self.options, self.study, self.sites, self.folder)
+        workers = Workers(make, list(self.sites), min(runtime.workers, len(self.sites)), runtime.threads)
+        try:
+            with RecordWriter(self.folder / "records.jsonl") as records:
+                records.truncate_after(self.state.round - 1)
+                self._rounds(workers, records)
+                self.seconds["train"] = round(time.monotonic() - started, 1)
+                self._align(workers, records)
+                scores = self._test(workers)
+                self.seconds["total"] = round(time.monotonic() - started, 1)
+                records.write({"kind": "timing", **self.seconds})
+        finally:
+            workers.close()
+        summary = self._summarise(scores)
+        write_summary(self.folder / "summary.json", summary)
+        write_page(self.folder)
+        return summary
+
+    def _rounds(self, workers: Workers, records: RecordWriter) -> None:
+        rounds = self.options.training.rounds
+        done, total = self.state.round * len(self.trainers), rounds * len(self.trainers)
+        self.tell(Event("train", done, total, f"round {self.state.round + 1} of {rounds}"))
+        while self.state.round < rounds:
+            current = self.state.round
+            shared = self._broadcast()
+            futures = {name: workers.submit(name, "train", current, shared) for name in self.trainers}
+            messages = {}
+            for name, future in futures.items():
+                messages[name], report = future.result()
+                self._record(records, current, name, report)
+                done += 1
+                self.tell(Event("train", done, total, f"round {current + 1} of {rounds}, {name}"))
+            self.state = self._aggregate(messages, records)
+            every = self.options.evaluation.validate_every
+            if every and ((current + 1) % every == 0 or current + 1 == rounds):
+                self._validate(workers, records, current)
+            self._save_state()
+
+    def _aggregate(self, messages: Mapping[str, bytes], records: RecordWriter) -> ServerState:
+        current = self.state
+        if not self.built.partition.shared:
+            return ServerState(current.round + 1, current.shared)
+        spec = UpdateSpec.of(current.shared)
+        updates = [decode(message, spec) for message in messages.values()]
+        state, result = aggregate(current, updates, spec, self.trainers)
+        self.up_bytes = max(len(message) for message in messages.values())
+        records.write(
+            {
+                "kind": "aggregate",
+                "round": current.round,
+                "accepted": list(result.accepted),
+                "rejected": dict(result.rejected),
+                "up_bytes": {name: len(message) for name, message in sorted(messages.items())},
+            }
+        )
+        return state
+
+    def _validate(self, workers: Workers, records: RecordWriter, round_: int) -> None:
+        shared = self._broadcast()
+        futures = {site: workers.submit(site, "validate", shared) for site in self.sites}
+        for site, future in futures.items():
+            for model, dice in future.result().items():
+                records.write({"kind": "validation", "round": round_, "site": site, "model": model, "dice": dice})
+
+    def _align(self, workers: Workers, records: RecordWriter) -> None:
+        if not build_method(self.options).final(self.options.training):
+            return
+        rounds, shared = self.options.training.rounds, self._broadcast()
+        futures = {name: workers.submit(name, "align", rounds, shared) for name in self.trainers}
+        for done, (name, future) in enumerate(futures.items(), start=1):
+            self._record(records, rounds, name, future.result())
+            self.tell(Event("align", done, len(futures), name))
+
+    def _test(self, workers: Workers) -> dict[str, dict[str, list[CaseScores]]]:
+        shared = self._broadcast()
+        futures = {site: workers.submit(site, "test", shared) for site in self.sites}
+        scores = {}
+        for done, (site, future) in enumerate(futures.items(), start=1):
+            scores[site] = future.result()
+            self.tell(Event("test", done, len(futures), site))
+        return scores
+
+    def _record(self, records: RecordWriter, round_: int, site: str, report: RoundReport) -> None:
+        for phase, losses in report.losses.items():
+            parts = {name: value for name, value in losses.items() if name != "total"}
+            row = {"kind": "round", "round": round_, "site": site, "phase": phase, "loss": losses["total"], **parts}
+            records.write(row)
+        for block, usage in report.usage.items():
+            records.write({"kind": "experts", "round": round_, "site": site, "block": int(block), "usage": usage})
+
+    def _broadcast(self) -> bytes:
+        return tensors.to_bytes(self.state.shared) if self.state.shared else b""
+
+    def _save_state(self) -> None:
+        path = self.folder / SERVER
+        path.parent.mkdir(exist_ok=True)
+        metadata = {"round": str(self.state.round), "study": self.study}
+        tensors.save(path, self.state.shared or {"none": _NOTHING}, metadata)
+
+    def _summarise(self, scores: Mapping[str, Mapping[str, list[CaseScores]]]) -> Summary:
+        models = models_of(self.options, self.built)
+        by_model = {model: {site: summarize_site(found[model]) for site, found in scores.items()} for model in models}
+        return build_summary(
+            method=self.options.method,
+            backbone=self.options.model.backbone,
+            seed=self.options.seed,
+            rounds=self.options.training.rounds,
+            personal=by_model.get("personal"),
+            shared=by_model.get("shared"),
+            communication=self._communication(),
+            seconds=self.seconds,
+            versions=collect_versions(),
+        )
+
+    def _communication(self) -> Communication:
+        shared = set(self.built.partition.shared)
+        by_component = {
+            component: sum(self.state.shared[name].nbytes for name in names)
+            for component, names in self.built.partition.components.items()
+            if set(names) <= shared
+        }
+        up = self.up_bytes or (sum(by_component.values()) if by_component else 0)
+        return Communication(
+            up_bytes_per_site_round=up, down_bytes_per_site_round=len(self._broadcast()), by_component=by_component
+        )

@@ -1,0 +1,105 @@
+"""A finished run, opened again: predict with its models, or score its test part anew."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pfedsam.core import tensors
+from pfedsam.core.errors import RunError
+from pfedsam.data.loader import Example, load_image
+from pfedsam.data.manifest import Case
+from pfedsam.data.split import read_split
+from pfedsam.data.transforms import to_frame
+from pfedsam.evaluation.summary import summarize_site
+from pfedsam.experiment.build import POOLED, build_method, build_model, build_sites
+from pfedsam.experiment.load import load_options
+from pfedsam.federation.site_store import SiteStore
+from pfedsam.model.numerics import configure_numerics
+from pfedsam.report.page import write_page
+from pfedsam.report.summary_file import Summary, build_summary, collect_versions, read_summary, write_summary
+from pfedsam.runtime.in_process import SERVER, Event
+from pfedsam.runtime.site_session import SiteScorer
+from pfedsam.runtime.worker import models_of
+
+
+class OpenRun:
+    """The models of a run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load configuration, backbone and shared parameters.
+
+        Raises:
+            RunError: the folder holds no run, or none that has finished a round.
+        """
+        if not (folder / "config.yaml").exists() or not (folder / SERVER).exists():
+            raise RunError(f"The folder {folder.name!r} holds no run with a finished round. Give the --out folder of `pfedsam run`.")
+        self.folder, self.options = folder, load_options(folder / "config.yaml")
+        configure_numerics(self.options.runtime.threads)
+        self.built = build_model(self.options)
+        shared, _ = tensors.load(folder / SERVER)
+        self.shared = {name: shared[name] for name in self.built.partition.shared}
+
+    @property
+    def site_names(self) -> list[str]:
+        """The sites of the run."""
+        return list(self.options.data.sites)
+
+    def predict(self, site: str, image: Path) -> npt.NDArray[np.uint8]:
+        """The class map `[H, W]` of an image file at its native size, by the model that `site` would use.
+
+        Raises:
+            RunError: the run has no such site.
+            DataError: the image cannot be read.
+        """
+        if site not in self.options.data.sites:
+            raise RunError(f"The run has no site {site!r}; it has {', '.join(self.site_names)}.")
+        case = Case(site, image.stem, image, None, image.stem)
+        pixels, frame = to_frame(load_image(case, self.options.data.image), self.built.model.image_size)
+        scorer = SiteScorer(self.options, site, self.built)
+        model = next(iter(models_of(self.options, self.built).values()))
+        found = scorer.predict([Example(case, pixels, None, frame)], model, self.shared, self._local(site))
+        return found[0]  # type: ignore[no-any-return]
+
+    def evaluate(self, progress: Callable[[Event], None] | None = None) -> Summary:
+        """Score the test part again; rewrites scores, overlays, `summary.json` and `report.html`."""
+        before = read_summary(self.folder / "summary.json")
+        models, scores = models_of(self.options, self.built), {}
+        sites = build_sites(self.options)
+        for done, (name, whole) in enumerate(sites.items(), start=1):
+            folder = self.folder / "sites" / name
+            cases = read_split(folder / "split.json", whole).of("test")
+            scorer = SiteScorer(self.options, name, self.built)
+            scores[name] = scorer.test(cases, models, self.shared, self._local(name), folder)
+            if progress:
+                progress(Event("test", done, len(sites), name))
+        by_model = {model: {site: summarize_site(found[model]) for site, found in scores.items()} for model in models}
+        summary = build_summary(
+            method=before.method,
+            backbone=before.backbone,
+            seed=before.seed,
+            rounds=before.rounds,
+            personal=by_model.get("personal"),
+            shared=by_model.get("shared"),
+            communication=before.communication,
+            seconds=before.seconds,
+            versions=collect_versions(),
+        )
+        write_summary(self.folder / "summary.json", summary)
+        write_page(self.folder)
+        return summary
+
+    def _local(self, site: str) -> tensors.NamedTensors:
+        trained_by = POOLED if build_method(self.options).pooled else site
+        state = SiteStore(self.folder / "sites" / trained_by / "state").load()
+        return state.local if state else self.built.partition.select(self.built.model, "local")
+
+
+def open_run(folder: Path) -> OpenRun:
+    """The run in `folder`; see `OpenRun`.
+
+    Raises:
+        RunError: there is none.
+    """
+    return OpenRun(folder)

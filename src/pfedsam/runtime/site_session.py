@@ -1,0 +1,209 @@
+"""One site at work, wherever it runs: it keeps its data, its state and its local parameters, and hands out updates and scores.
+
+Every runtime (in process, several processes, several machines) drives these same methods.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pfedsam.core import atomic
+from pfedsam.core.tensors import NamedTensors
+from pfedsam.data.loader import Example, load_image, load_truth
+from pfedsam.data.manifest import Case
+from pfedsam.evaluation.predict import predict
+from pfedsam.evaluation.scores import CaseScores, ClassScores, score_case
+from pfedsam.experiment.build import BuiltModel, build_examples, build_labels, build_method, build_site_data
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.site_store import SiteState, SiteStore
+from pfedsam.federation.update import Update
+from pfedsam.model.partition import assign
+from pfedsam.report.overlays import OverlayItem, write_overlays
+from pfedsam.training.client_round import ClientResult, ClientState, client_round, expert_usage
+from pfedsam.training.phases import Model
+from pfedsam.training.site_data import SiteData
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What a site says about a round, beside its update: numbers only."""
+
+    losses: dict[str, dict[str, float]]
+    """Mean losses by phase."""
+    usage: dict[str, list[float]]
+    """Share of the tokens by block and expert; empty without experts."""
+
+
+class SiteSession:
+    """The training side of one site."""
+
+    def __init__(
+        self, options: RunOptions, study: str, name: str, cases: tuple[Case, ...], built: BuiltModel, folder: Path, cache: Path
+    ) -> None:
+        """Load the training part of a site.
+
+        Args:
+            options: of the run.
+            study: the run's identity; a stored state of another study is never taken up.
+            name: of the site.
+            cases: its training cases.
+            built: the federation's model; its trained parameters are overwritten.
+            folder: of the site in the run.
+            cache: folder for the frozen blocks' outputs.
+
+        Raises:
+            DataError: a case cannot be read.
+        """
+        self.options, self.study, self.name, self.built = options, study, name, built
+        self.store = SiteStore(folder / "state")
+        self.data: SiteData = build_site_data(options, name, cases, built, cache)
+        self._initial = built.partition.select(built.model, "local")
+
+    def train(self, round_: int, shared: NamedTensors) -> tuple[Update, RoundReport]:
+        """Do the client round `round_` on the shared parameters and keep the new local state."""
+        result = self._phases(round_, shared, final=False)
+        losses = {f"loss_{phase}": row["total"] for phase, row in result.losses.items() if phase in ("global", "local")}
+        update = Update(self.name, round_, result.shared, len(self.data.examples), losses)
+        return update, RoundReport(result.losses, self._usage(result))
+
+    def align(self, round_: int, shared: NamedTensors) -> RoundReport:
+        """The phases after the last aggregation; nothing is sent after them."""
+        result = self._phases(round_, shared, final=True)
+        return RoundReport(result.losses, self._usage(result))
+
+    def _phases(self, round_: int, shared: NamedTensors, *, final: bool) -> ClientResult:
+        method, training = build_method(self.options), self.options.training
+        stored = self.store.rewind(round_)
+        state = ClientState(stored.local, stored.optimizer) if stored else ClientState(self._initial)
+        experts = self.options.model.experts
+        result = client_round(
+            self.built.model,
+            self.built.partition,
+            self.data,
+            method.final(training) if final else method.phases(training),
+            shared=shared,
+            state=state,
+            round_=round_,
+            options=training,
+            balance=experts.balance if experts else 0.0,
+        )
+        self.store.commit(
+            SiteState(
+                study=self.study,
+                site=self.name,
+                round=round_ + 1,
+                phase="final" if final else "round",
+                local=result.state.local,
+                optimizer=result.state.optimizer,
+                extra={},
+            )
+        )
+        return result
+
+    def _usage(self, result: ClientResult) -> dict[str, list[float]]:
+        if "experts" not in self.built.partition.components:
+            return {}
+        assign(self.built.model, result.state.local, self.built.partition.local)
+        return expert_usage(self.built.model, self.data)
+
+
+class SiteScorer:
+    """The scoring side of one site: its validation and test parts, never used to train."""
+
+    def __init__(self, options: RunOptions, name: str, built: BuiltModel, data: SiteData | None = None) -> None:
+        """Score for the site `name`; the cache of `data`, where given, also serves validation images."""
+        self.options, self.name, self.built = options, name, built
+        self._cache = data.cache if data else None
+        self._labels = build_labels(options)
+
+    def dice(self, cases: tuple[Case, ...], model: Model, shared: NamedTensors, local: NamedTensors) -> float | None:
+        """Mean Dice over cases and classes, for validation; None where it is undefined everywhere."""
+        found = [s.dice for case in self._score(cases, model, shared, local, distances=False)[0] for s in case.classes.values()]
+        defined = [value for value in found if value is not None]
+        return sum(defined) / len(defined) if defined else None
+
+    def test(
+        self, cases: tuple[Case, ...], models: Mapping[str, Model], shared: NamedTensors, local: NamedTensors, folder: Path
+    ) -> dict[str, list[CaseScores]]:
+        """Scores of the test cases by the name a model is reported under; writes `scores.json` and overlays into `folder`.
+
+        Args:
+            cases: the test part.
+            models: reported name to the model that is scored; the first one is drawn.
+            shared: the final shared parameters.
+            local: of the site.
+            folder: of the site in the run.
+        """
+        scores: dict[str, list[CaseScores]] = {}
+        for number, (reported, model) in enumerate(models.items()):
+            scores[reported], overlays = self._score(cases, model, shared, local, distances=True, draw=number == 0)
+            if number == 0:
+                write_overlays(folder / "overlays", overlays)
+        atomic.write_json(folder / "scores.json", {"schema": 1, "models": _plain(scores)})
+        return scores
+
+    def predict(self, examples: list[Example], model: Model, shared: NamedTensors, local: NamedTensors) -> list[Any]:
+        """Class maps `[H, W]` uint8 at native size."""
+        return [found for _, found in predict(self._forward(model, shared, local), examples, batch_size=self._batch_size)]
+
+    @property
+    def _batch_size(self) -> int:
+        return self.options.evaluation.batch_size
+
+    def _forward(self, model: Model, shared: NamedTensors, local: NamedTensors) -> Any:  # noqa: ANN401 - a closure
+        sam, partition = self.built.model, self.built.partition
+        assign(sam, shared, partition.shared)
+        assign(sam, local, partition.local)
+
+        def forward(pixels: Tensor) -> Tensor:
+            tokens = [self._cache.tokens(p, sam.prefix) for p in pixels] if self._cache else [sam.prefix(p[None])[0] for p in pixels]
+            return sam.from_prefix(torch.stack(tokens), personal=model == "personal")
+
+        return forward
+
+    def _score(
+        self,
+        cases: tuple[Case, ...],
+        model: Model,
+        shared: NamedTensors,
+        local: NamedTensors,
+        *,
+        distances: bool,
+        draw: bool = False,
+    ) -> tuple[list[CaseScores], list[OverlayItem]]:
+        examples = build_examples(self.options, cases, self.built.model.image_size)
+        scores, overlays = [], []
+        for example, found in predict(self._forward(model, shared, local), examples, batch_size=self._batch_size):
+            case = example.case
+            truth = load_truth(case, self._labels)
+            scored = score_case(
+                case.id, found, truth, class_names=self._labels.names, spacing_mm=case.spacing_mm, distances=distances
+            )
+            scores.append(scored)
+            if draw:
+                overlays.append(OverlayItem(load_image(case, self.options.data.image), truth, found, _mean_dice(scored)))
+        return scores, overlays
+
+
+def _mean_dice(scores: CaseScores) -> float | None:
+    defined = [s.dice for s in scores.classes.values() if s.dice is not None]
+    return sum(defined) / len(defined) if defined else None
+
+
+def _plain(scores: Mapping[str, list[CaseScores]]) -> dict[str, list[dict[str, Any]]]:
+    return {
+        model: [
+            {"case": case.case, "unit": case.unit, "classes": {name: vars_of(s) for name, s in case.classes.items()}}
+            for case in cases
+        ]
+        for model, cases in scores.items()
+    }
+
+
+def vars_of(scores: ClassScores) -> dict[str, float | None]:
+    """The four measures by name."""
+    return {"dice": scores.dice, "iou": scores.iou, "hd95": scores.hd95, "assd": scores.assd}

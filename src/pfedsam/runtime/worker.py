@@ -1,0 +1,163 @@
+"""The processes that train sites side by side: each holds one model and the sites that are given to it, on one thread.
+
+A site always goes to the same process, so its images are read once. Which process it is changes no result.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from pfedsam.core import tensors
+from pfedsam.data.manifest import Site
+from pfedsam.evaluation.scores import CaseScores
+from pfedsam.experiment.build import POOLED, BuiltModel, build_method, build_model, training_cases
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.update import encode
+from pfedsam.model.numerics import configure_numerics
+from pfedsam.runtime.site_session import RoundReport, SiteScorer, SiteSession
+from pfedsam.training.phases import Model
+
+T = TypeVar("T")
+_MAX_SHARED_BYTES = 4 * 2**30
+
+
+@dataclass
+class SiteWorker:
+    """All that one process needs to work for any site of the run."""
+
+    options: RunOptions
+    study: str
+    sites: dict[str, Site]
+    folder: Path
+    built: BuiltModel
+    _sessions: dict[str, SiteSession] = field(default_factory=dict)
+
+    def train(self, name: str, round_: int, shared: bytes) -> tuple[bytes, RoundReport]:
+        """A client round: the encoded update (empty when nothing is shared), and the site's report."""
+        update, report = self._session(name).train(round_, _decode(shared))
+        return (encode(update) if update.tensors else b""), report
+
+    def align(self, name: str, round_: int, shared: bytes) -> RoundReport:
+        """The phases after the last aggregation."""
+        return self._session(name).align(round_, _decode(shared))
+
+    def validate(self, site: str, shared: bytes) -> dict[str, float | None]:
+        """Validation Dice at a site of each model of the method, by the name it is reported under."""
+        cases = self.sites[site].of("val")
+        scorer = SiteScorer(self.options, site, self.built, self._session(self._trained_by(site)).data)
+        local = self._local(site)
+        models = models_of(self.options, self.built)
+        return {name: scorer.dice(cases, model, _decode(shared), local) for name, model in models.items()} if cases else {}
+
+    def test(self, site: str, shared: bytes) -> dict[str, list[CaseScores]]:
+        """Test scores at a site of each model; files go into the site's folder."""
+        scorer = SiteScorer(self.options, site, self.built)
+        folder = self.folder / "sites" / site
+        models = models_of(self.options, self.built)
+        return scorer.test(self.sites[site].of("test"), models, _decode(shared), self._local(site), folder)
+
+    def _trained_by(self, site: str) -> str:
+        return POOLED if build_method(self.options).pooled else site
+
+    def _local(self, site: str) -> tensors.NamedTensors:
+        state = self._session(self._trained_by(site)).store.load()
+        return state.local if state else self.built.partition.select(self.built.model, "local")
+
+    def _session(self, name: str) -> SiteSession:
+        if name not in self._sessions:
+            cases = training_cases(self.options, self.sites)[name]
+            cache = (self.options.runtime.cache_folder or self.folder / "cache") / name
+            self._sessions[name] = SiteSession(
+                self.options, self.study, name, cases, self.built, self.folder / "sites" / name, cache
+            )
+        return self._sessions[name]
+
+
+def models_of(options: RunOptions, built: BuiltModel) -> dict[str, Model]:
+    """Reported name to model. A pooled method has one model for all sites, so it is reported as shared."""
+    if build_method(options).pooled:
+        return {"shared": "personal"}
+    models: dict[str, Model] = {"personal": "personal"} if built.partition.local else {}
+    return models | ({"shared": "shared"} if built.partition.shared else {})
+
+
+def _decode(shared: bytes) -> dict[str, torch.Tensor]:
+    return tensors.from_bytes(shared, max_bytes=_MAX_SHARED_BYTES)[0] if shared else {}
+
+
+class Workers:
+    """Runs a `SiteWorker`'s methods in this process, or in several others."""
+
+    def __init__(self, make: Callable[[], SiteWorker], order: list[str], count: int, threads: int) -> None:
+        self._place = {name: i % count for i, name in enumerate(order)}
+        self._pools: list[ProcessPoolExecutor] = []
+        self._own = None
+        if count == 1:
+            configure_numerics(threads)
+            self._own = make()
+        else:
+            # Spawned, not forked: a fork of a process that has used threads may hang.
+            self._pools = [
+                ProcessPoolExecutor(1, get_context("spawn"), initializer=_start, initargs=(make, threads, os.getpid()))
+                for _ in range(count)
+            ]
+
+    def submit(self, site: str, method: str, *args: Any) -> "Future[Any]":  # noqa: ANN401 - of the method
+        """`SiteWorker.<method>(site, *args)` in the site's process."""
+        if self._own is None:
+            return self._pools[self._place.get(site, 0)].submit(_call, method, site, *args)
+        future: Future[Any] = Future()
+        future.set_result(getattr(self._own, method)(site, *args))
+        return future
+
+    def close(self) -> None:
+        """End the processes at once; what they have not committed is done again by a resumed run."""
+        for pool in self._pools:
+            processes = list((pool._processes or {}).values())
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
+
+
+_WORKER: SiteWorker | None = None
+
+
+def _start(make: Callable[[], SiteWorker], threads: int, parent: int) -> None:
+    global _WORKER  # noqa: PLW0603 - the process's one worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    configure_numerics(threads)
+    _WORKER = make()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone, however that ended."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _call(method: str, site: str, *args: Any) -> Any:  # noqa: ANN401 - of the method
+    return getattr(_WORKER, method)(site, *args)
+
+
+@dataclass(frozen=True)
+class MakeWorker:
+    """Builds the worker of a process; can be sent to it."""
+
+    options: RunOptions
+    study: str
+    sites: dict[str, Site]
+    folder: Path
+
+    def __call__(self) -> SiteWorker:
+        return SiteWorker(self.options, self.study, self.sites, self.folder, build_model(self.options))
