@@ -1,0 +1,30 @@
+"""What the commands share: consoles, and progress bars with the time that is left."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from pfedsam.runtime.in_process import Event
+
+OUT = Console()
+ERR = Console(stderr=True)
+
+
+@contextmanager
+def event_bars(title: str = "") -> Iterator["Callable[[Event], None]"]:
+    """A bar per stage of a run; yields the callback that moves them."""
+    columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=ERR) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(event: "Event") -> None:
+            name = f"{title} {event.stage}".strip()
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=event.total)
+            bars.update(tasks[name], completed=event.done, description=f"{name}: {event.detail}"[:60])
+
+        yield tell

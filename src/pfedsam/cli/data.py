@@ -1,0 +1,51 @@
+"""`pfedsam data check` and `data split`: look at the sites before anything is trained."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from pfedsam.cli.console import OUT
+
+app = typer.Typer(help="Check and split the sites' data.", no_args_is_help=True)
+Config = Annotated[Path, typer.Argument(help="YAML file with data.sites and data.classes.")]
+
+
+@app.command("check")
+def check_command(config: Config) -> None:
+    """Read every image and mask of every site and name everything that is wrong."""
+    from pfedsam.core.errors import DataError
+    from pfedsam.data.check import check_site
+    from pfedsam.data.manifest import read_site
+    from pfedsam.experiment.build import build_labels
+    from pfedsam.experiment.load import load_options
+
+    options = load_options(config)
+    table = Table("site", "cases", "patients", "problems")
+    problems: list[str] = []
+    for name, folder in options.data.sites.items():
+        site = read_site(name, folder, patient_pattern=options.data.patient_pattern, masks_required=False)
+        found = check_site(site, build_labels(options), options.data.image).problems
+        table.add_row(name, str(len(site.cases)), str(len(site.patients())), str(len(found)))
+        problems += found
+    OUT.print(table)
+    if problems:
+        raise DataError("\n".join(problems))
+
+
+@app.command("split")
+def split_command(
+    config: Config, out: Annotated[Path, typer.Option("--out", "-o", help="Folder for one JSON file per site.")]
+) -> None:
+    """Split every site by patient into train, val and test, and write the split to files that data.split_folder can name."""
+    from pfedsam.data.split import write_split
+    from pfedsam.experiment.build import build_sites
+    from pfedsam.experiment.load import load_options
+
+    table = Table("site", "train", "val", "test")
+    out.mkdir(parents=True, exist_ok=True)
+    for name, site in build_sites(load_options(config)).items():
+        write_split(out / f"{name}.json", site)
+        table.add_row(name, *(str(len(site.of(part))) for part in ("train", "val", "test")))
+    OUT.print(table)

@@ -1,0 +1,44 @@
+"""The `pfedsam` command: mounts the groups, and turns errors into one message and an exit code."""
+
+import typer
+
+from pfedsam.cli import data, pretrain, results, run, weights
+from pfedsam.cli.console import ERR
+from pfedsam.core.errors import PfedsamError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Personalised federated fine-tuning of the Segment Anything Model. Research use, not a medical device.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("demo")(run.demo_command)
+app.command("run")(run.run_command)
+app.command("compare")(run.compare_command)
+app.command("evaluate")(results.evaluate_command)
+app.command("predict")(results.predict_command)
+app.command("report")(results.report_command)
+app.command("pretrain")(pretrain.pretrain_command)
+app.add_typer(data.app, name="data")
+app.add_typer(weights.app, name="weights")
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app(standalone_mode=False)
+    except PfedsamError as error:
+        ERR.print(f"[red]{type(error).__name__}[/red]: ", end="")
+        ERR.print(str(error), markup=False, highlight=False)
+        raise SystemExit(error.exit_code) from error
+    except (KeyboardInterrupt, typer.Abort):
+        ERR.print("Stopped. Nothing is lost: give the same command with --resume.")
+        raise SystemExit(INTERRUPTED) from None
+    except Exception as error:
+        show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+        if show is None or code is None:  # not one of the command line's own usage errors
+            raise
+        show()
+        raise SystemExit(code) from error

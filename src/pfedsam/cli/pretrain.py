@@ -1,0 +1,40 @@
+"""`pfedsam pretrain`: train a compact SAM from scratch on generated images."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pfedsam.cli.console import ERR, OUT
+
+
+def pretrain_command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for checkpoint, curve and, at the end, the model.")],
+    size: Annotated[str, typer.Option(help="sam-tiny or sam-toy.")] = "sam-tiny",
+    steps: Annotated[int, typer.Option(help="Optimiser steps in all.")] = 2000,
+    crop_steps: Annotated[int, typer.Option(help="Of these, first steps on crops.")] = 1400,
+    batch_size: Annotated[int, typer.Option(help="Scenes per step.")] = 8,
+    threads: Annotated[int, typer.Option(help="Threads.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of weights and scenes.")] = 0,
+) -> None:
+    """Train a compact SAM on scenes that the project generates; the same command goes on after an interruption.
+
+    The result is a folder that model.backbone can name.
+    """
+    from pfedsam.model.numerics import configure_numerics
+    from pfedsam.training.pretraining import PretrainOptions, pretrain
+
+    configure_numerics(threads)
+    options = PretrainOptions(size=size, steps=steps, crop_steps=crop_steps, batch_size=batch_size, seed=seed)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=ERR) as bars:
+        task = bars.add_task("pretraining", total=steps)
+
+        def tell(step: int, losses: dict[str, float]) -> None:
+            text = "  ".join(f"{name} {losses[name]:.2f}" for name in ("box", "point", "free"))
+            bars.update(task, completed=step + 1, description=text)
+
+        model = pretrain(options, out, progress=tell)
+    model.half().save_pretrained(out)
+    OUT.print(f"Model: {out}")

@@ -1,0 +1,120 @@
+"""A configuration file to options and back; every mistake is told at once, each with its key's path."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pfedsam.core.errors import OptionError
+from pfedsam.experiment.options import RunOptions
+
+
+def load_options(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
+    """The options in a YAML file.
+
+    Args:
+        path: of the file; folders in it are relative to it.
+        overrides: `key.path=value`, each value read as YAML; they go before the file.
+
+    Raises:
+        OptionError: naming every unknown key and every wrong value.
+    """
+    content = _read(path)
+    for override in overrides:
+        _override(content, override)
+    _resolve_folders(content, path.resolve().parent)
+    try:
+        return RunOptions.model_validate(content)
+    except ValidationError as error:
+        lines = [_explain(dict(one)) for one in error.errors()]
+        raise OptionError(f"{path.name} has {len(lines)} mistake(s):\n" + "\n".join(f"  {line}" for line in lines)) from error
+
+
+def dump_options(options: RunOptions) -> str:
+    """The complete, resolved configuration as YAML."""
+    return yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _NoDuplicates(yaml.SafeLoader):
+    """Refuses a key that stands twice, such as two sites of one name; YAML itself would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        twice = [key for i, key in enumerate(keys) if key in keys[:i]]
+        if twice:
+            raise OptionError(
+                f"line {node.start_mark.line + 1}: the key {twice[0]!r} stands twice. Names of sites and options must differ."
+            )
+        return super().construct_mapping(node, deep=deep)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoDuplicates)  # noqa: S506 - a SafeLoader
+    except OSError as error:
+        raise OptionError(f"{path.name} cannot be read: {error.strerror}. Give the path of a YAML file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OptionError(f"{path.name} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise OptionError(f"{path.name} must hold keys and values, such as `data:` and `training:`.")
+    return content
+
+
+def _override(content: dict[str, Any], text: str) -> None:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise OptionError(f"--set {text!r} is not of the form key.path=value, such as training.rounds=20.")
+    *parents, last = key.split(".")
+    place = content
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise OptionError(f"--set {text!r}: {parent!r} holds a value, not further keys.")
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise OptionError(f"--set {text!r}: the value is not YAML.") from error
+
+
+def _resolve_folders(content: dict[str, Any], base: Path) -> None:
+    data = content.get("data")
+    if not isinstance(data, dict):
+        return
+    if isinstance(data.get("sites"), dict):
+        data["sites"] = {name: str(base / folder) if isinstance(folder, str) else folder for name, folder in data["sites"].items()}
+    if isinstance(data.get("split_folder"), str):
+        data["split_folder"] = str(base / data["split_folder"])
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        allowed = _allowed(error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), allowed, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{path}: unknown key; {hint}allowed: {', '.join(allowed)}"
+    if error["type"] == "missing":
+        return f"{path}: is required"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{path}: {message} (got {error.get('input')!r})"
+
+
+def _allowed(path: Sequence[Any]) -> list[str]:
+    """The keys that are allowed at a path."""
+    model: type[BaseModel] = RunOptions
+    for part in path:
+        field = model.model_fields.get(str(part))
+        found = [t for t in _models(field.annotation if field else None)]
+        if not found:
+            return []
+        model = found[0]
+    return list(model.model_fields)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - a type annotation
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for part in getattr(annotation, "__args__", ()) for m in _models(part)]
