@@ -61,11 +61,15 @@ def table(runs: dict[str, Summary]) -> str:
     lines = ["| site | " + " | ".join(runs) + " |", "|---" * (len(runs) + 1) + "|"]
     for site in next(iter(runs.values())).sites:
         entries = [summary.sites[site].in_use for summary in runs.values()]
-        lines.append(f"| {site} | " + " | ".join(f"{e.dice:.3f}" if e and e.dice is not None else "-" for e in entries) + " |")
+        lines.append(
+            f"| {site} | " + " | ".join(f"{e.dice:.3f}" if e and e.dice is not None else "-" for e in entries) + " |"
+        )
     numbers = figures(runs)
     for row, key in (("**mean**", "dice_mean"), ("worst site", "dice_worst_site")):
         lines.append(f"| {row} | " + " | ".join(f"{numbers[f'{key}.{m}']:.3f}" for m in runs) + " |")
-    lines.append("| up, kB a site and round | " + " | ".join(f"{numbers[f'up_bytes.{m}'] / 1000:.0f}" for m in runs) + " |")
+    lines.append(
+        "| up, kB a site and round | " + " | ".join(f"{numbers[f'up_bytes.{m}'] / 1000:.0f}" for m in runs) + " |"
+    )
     lines.append("| seconds | " + " | ".join(f"{numbers[f'seconds.{m}']:.0f}" for m in runs) + " |")
     return "\n".join(lines)
 
@@ -98,7 +102,13 @@ def write_results(runs: dict[str, Summary], rounds: int) -> None:
         "machine": f"{platform.machine()}, 2 cores, no GPU",
         "versions": collect_versions(),
         "seeds": [0],
-        "settings": {"rounds": rounds, "steps_per_round": 12, "final_steps": 12, "batch_size": 8, "backbone": "sam-tiny"},
+        "settings": {
+            "rounds": rounds,
+            "steps_per_round": 12,
+            "final_steps": 12,
+            "batch_size": 8,
+            "backbone": "sam-tiny",
+        },
         "figures": figures(runs),
         "sites": {m: {n: e.in_use.dice if e.in_use else None for n, e in s.sites.items()} for m, s in runs.items()},
     }

@@ -27,7 +27,7 @@ def toy_options(toy_folder: Path) -> RunOptions:
             "seed": 3,
             "data": {
                 "sites": sites,
-                "classes": {name: list(LABELS.ids[name]) for name in LABELS.names},
+                "classes": {name: list(ids) for name, ids in LABELS.items()},
                 "patient_pattern": PATIENT_PATTERN,
                 "augment": {"views": 2},
             },

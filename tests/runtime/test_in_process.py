@@ -51,7 +51,9 @@ def test_a_run_killed_at_ten_random_moments_resumes_to_the_same_bits(
     forked = multiprocessing.get_context("fork")
     kills = 0
     for _ in range(60):
-        process = forked.Process(target=run, args=(toy_options, folder), kwargs={"resume": (folder / "config.yaml").exists()})
+        process = forked.Process(
+            target=run, args=(toy_options, folder), kwargs={"resume": (folder / "config.yaml").exists()}
+        )
         process.start()
         process.join(chance.uniform(0.2, 1.2) if kills < 10 else 120)
         if process.exitcode is None:

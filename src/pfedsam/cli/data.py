@@ -14,7 +14,7 @@ Config = Annotated[Path, typer.Argument(help="YAML file with data.sites and data
 
 @app.command("check")
 def check_command(config: Config) -> None:
-    """Read every image and mask of every site and name everything that is wrong."""
+    """Read every image and mask of every site and name everything that is wrong."""  # noqa: DOC501 - shown as help
     from pfedsam.core.errors import DataError
     from pfedsam.data.check import check_site
     from pfedsam.data.manifest import read_site

@@ -1,6 +1,7 @@
 """The `pfedsam` command: mounts the groups, and turns errors into one message and an exit code."""
 
 import typer
+from typer._click.exceptions import ClickException
 
 from pfedsam.cli import data, pretrain, results, run, weights
 from pfedsam.cli.console import ERR
@@ -26,7 +27,11 @@ app.add_typer(weights.app, name="weights")
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line.
+
+    Raises:
+        SystemExit: with the exit code of what went wrong.
+    """
     try:
         app(standalone_mode=False)
     except PfedsamError as error:
@@ -36,9 +41,6 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         ERR.print("Stopped. Nothing is lost: give the same command with --resume.")
         raise SystemExit(INTERRUPTED) from None
-    except Exception as error:
-        show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
-        if show is None or code is None:  # not one of the command line's own usage errors
-            raise
-        show()
-        raise SystemExit(code) from error
+    except ClickException as error:  # the command line's own usage errors
+        error.show()
+        raise SystemExit(error.exit_code) from error

@@ -22,6 +22,8 @@ def pretrain_command(
 
     The result is a folder that model.backbone can name.
     """
+    import torch
+
     from pfedsam.model.numerics import configure_numerics
     from pfedsam.training.pretraining import PretrainOptions, pretrain
 
@@ -36,5 +38,6 @@ def pretrain_command(
             bars.update(task, completed=step + 1, description=text)
 
         model = pretrain(options, out, progress=tell)
-    model.half().save_pretrained(out)
+    model.to(dtype=torch.float16)  # type: ignore[call-arg]
+    model.save_pretrained(out)
     OUT.print(f"Model: {out}")

@@ -29,7 +29,7 @@ def predict_command(
     """Segment images with a site's model: one PNG of class ids per image, at the image's own size.
 
     Example: pfedsam predict runs/nuclei/pfedsam new/*.png --site histo --out masks
-    """
+    """  # noqa: DOC501 - shown as help
     from PIL import Image
 
     from pfedsam.core.errors import OptionError
@@ -37,7 +37,9 @@ def predict_command(
 
     stems = [image.stem for image in images]
     if len(set(stems)) < len(stems):
-        raise OptionError("Two images have the same name without its ending; their masks would overwrite one another. Rename one.")
+        raise OptionError(
+            "Two images have the same name without its ending; their masks would overwrite one another. Rename one."
+        )
     opened = open_run(run)
     out.mkdir(parents=True, exist_ok=True)
     for image in images:

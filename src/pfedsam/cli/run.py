@@ -44,7 +44,9 @@ def run_command(config: Config, out: Out, overrides: Set = None, resume: Resume 
 def compare_command(
     config: Config,
     out: Out,
-    methods: Annotated[str, typer.Option(help="Methods to compare, separated by commas.")] = "local-only,fedavg,pfedsam",
+    methods: Annotated[
+        str, typer.Option(help="Methods to compare, separated by commas.")
+    ] = "local-only,fedavg,pfedsam",
     overrides: Set = None,
     resume: Resume = False,
 ) -> None:
@@ -67,7 +69,7 @@ def demo_command(out: Out = Path("runs/demo"), resume: Resume = False) -> None:
     if not sites.exists():
         OUT.print("Generating four synthetic hospitals, each with its own scanner ...")
         write_sites(sites, SyntheticOptions(sites=4, cases=24), seed=0)
-    classes = {name: list(LABELS.ids[name]) for name in LABELS.names}
+    classes = {name: list(ids) for name, ids in LABELS.items()}
     folders = {folder.name: str(folder.resolve()) for folder in sorted(sites.iterdir()) if folder.is_dir()}
     data = {"sites": folders, "classes": classes, "patient_pattern": PATIENT_PATTERN}
     options = RunOptions.model_validate({"name": "demo", "data": data, **DEMO_SETTINGS})
@@ -88,7 +90,9 @@ def compare(options: "RunOptions", out: Path, methods: list[str], *, resume: boo
 
     for name in methods:
         find_method(name)
-    cached = options.runtime.model_copy(update={"cache_folder": options.runtime.cache_folder or (out / "cache").resolve()})
+    cached = options.runtime.model_copy(
+        update={"cache_folder": options.runtime.cache_folder or (out / "cache").resolve()}
+    )
     summaries: dict[str, Summary] = {}
     for name in methods:
         chosen = options.model_copy(update={"method": name, "runtime": cached})

@@ -4,7 +4,7 @@ An options class lives beside the code that uses it, one field per option, so th
 and one description:
 
     class LoraOptions(Options):
-        rank: int = Field(4, ge=1, description="Columns of A and rows of B.")
+        rank: int = Field(default=4, ge=1, description="Columns of A and rows of B.")
 """
 
 from pydantic import BaseModel, ConfigDict

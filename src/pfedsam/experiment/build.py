@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from pfedsam.core import rng
 from pfedsam.core.errors import DataError
+from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.loader import Example, load_examples
 from pfedsam.data.manifest import Case, Site, read_site
@@ -15,7 +18,7 @@ from pfedsam.federation.methods import find_method
 from pfedsam.federation.methods.base import Method
 from pfedsam.model.backbone import backbone_digest
 from pfedsam.model.checkpoint import load_backbone
-from pfedsam.model.partition import Partition
+from pfedsam.model.partition import Kind, Partition
 from pfedsam.model.personal import PersonalSam
 from pfedsam.model.prefix import PrefixCache
 from pfedsam.training.site_data import SiteData
@@ -32,6 +35,12 @@ class BuiltModel:
     partition: Partition
     backbone: str
     """SHA-256 of the frozen backbone's weights."""
+    initial: NamedTensors
+    """The trained parameters at the start, the same for every site; the model's own change as sites train in it."""
+
+    def start(self, kind: Kind) -> dict[str, Tensor]:
+        """Copies of the initial parameters of one kind."""
+        return {name: self.initial[name].clone() for name in self.partition.names(kind)}
 
 
 def build_method(options: RunOptions) -> Method:
@@ -64,7 +73,9 @@ def build_sites(options: RunOptions) -> dict[str, Site]:
         check_no_leak(site)
         for part in ("train", "test"):
             if not site.of(part):
-                raise DataError(f"site {name!r} has no {part} case: it needs at least one; add cases or change data.split.")
+                raise DataError(
+                    f"site {name!r} has no {part} case: it needs at least one; add cases or change data.split."
+                )
         sites[name] = site
     return sites
 
@@ -84,7 +95,7 @@ def build_model(options: RunOptions) -> BuiltModel:
     model = PersonalSam(sam, model_options, classes, rng.generator(options.seed, "model"))
     partition = Partition.of(model, model.components(), method.placement(model_options))
     model.requires_grad_(False).eval()
-    return BuiltModel(model, partition, digest)
+    return BuiltModel(model, partition, digest, partition.select(model, "shared", "local"))
 
 
 def training_cases(options: RunOptions, sites: Mapping[str, Site]) -> dict[str, tuple[Case, ...]]:
@@ -103,7 +114,9 @@ def build_examples(options: RunOptions, cases: tuple[Case, ...], side: int) -> l
     return load_examples(cases, labels=build_labels(options), image=options.data.image, side=side)
 
 
-def build_site_data(options: RunOptions, name: str, cases: tuple[Case, ...], built: BuiltModel, cache_folder: Path) -> SiteData:
+def build_site_data(
+    options: RunOptions, name: str, cases: tuple[Case, ...], built: BuiltModel, cache_folder: Path
+) -> SiteData:
     """The training part of a site."""
     model = built.model
     key = f"{built.backbone[:16]}-block{model.first_adapted}"
@@ -114,5 +127,3 @@ def build_site_data(options: RunOptions, name: str, cases: tuple[Case, ...], bui
         augment=options.data.augment,
         seed=options.seed,
     )
-
-

@@ -30,7 +30,9 @@ def load_options(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
         return RunOptions.model_validate(content)
     except ValidationError as error:
         lines = [_explain(dict(one)) for one in error.errors()]
-        raise OptionError(f"{path.name} has {len(lines)} mistake(s):\n" + "\n".join(f"  {line}" for line in lines)) from error
+        raise OptionError(
+            f"{path.name} has {len(lines)} mistake(s):\n" + "\n".join(f"  {line}" for line in lines)
+        ) from error
 
 
 def dump_options(options: RunOptions) -> str:
@@ -53,7 +55,7 @@ class _NoDuplicates(yaml.SafeLoader):
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoDuplicates)  # noqa: S506 - a SafeLoader
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoDuplicates)
     except OSError as error:
         raise OptionError(f"{path.name} cannot be read: {error.strerror}. Give the path of a YAML file.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -84,7 +86,9 @@ def _resolve_folders(content: dict[str, Any], base: Path) -> None:
     if not isinstance(data, dict):
         return
     if isinstance(data.get("sites"), dict):
-        data["sites"] = {name: str(base / folder) if isinstance(folder, str) else folder for name, folder in data["sites"].items()}
+        data["sites"] = {
+            name: str(base / folder) if isinstance(folder, str) else folder for name, folder in data["sites"].items()
+        }
     if isinstance(data.get("split_folder"), str):
         data["split_folder"] = str(base / data["split_folder"])
 
@@ -107,7 +111,7 @@ def _allowed(path: Sequence[Any]) -> list[str]:
     model: type[BaseModel] = RunOptions
     for part in path:
         field = model.model_fields.get(str(part))
-        found = [t for t in _models(field.annotation if field else None)]
+        found = _models(field.annotation if field else None)
         if not found:
             return []
         model = found[0]

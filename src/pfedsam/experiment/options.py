@@ -24,12 +24,15 @@ class DataOptions(Options):
         description="Class name to its ids in the mask files; 0 is background. The order gives the classes 1, 2, ..."
     )
     patient_pattern: str | None = Field(
-        None, description="Regular expression on the case id; its first group is the patient. Empty: every case is a patient."
+        default=None,
+        description="Regular expression on the case id; its first group is the patient. Empty: every case is a patient.",
     )
-    split_folder: Path | None = Field(None, description="Folder of split files made by `pfedsam data split`; empty: split by seed.")
-    image: ImageOptions = Field(ImageOptions(), description="How images are read.")
-    split: SplitOptions = Field(SplitOptions(), description="Shares of training, validation and test.")
-    augment: AugmentOptions = Field(AugmentOptions(), description="Views of the training images.")
+    split_folder: Path | None = Field(
+        default=None, description="Folder of split files made by `pfedsam data split`; empty: split by seed."
+    )
+    image: ImageOptions = Field(default=ImageOptions(), description="How images are read.")
+    split: SplitOptions = Field(default=SplitOptions(), description="Shares of training, validation and test.")
+    augment: AugmentOptions = Field(default=AugmentOptions(), description="Views of the training images.")
 
     @field_validator("sites")
     @classmethod
@@ -42,32 +45,35 @@ class DataOptions(Options):
 class EvaluationOptions(Options):
     """When and how models are scored."""
 
-    validate_every: int = Field(1, ge=0, description="Rounds between validations; 0 = never.")
-    batch_size: int = Field(4, ge=1, description="Images per forward pass when predicting.")
+    validate_every: int = Field(default=1, ge=0, description="Rounds between validations; 0 = never.")
+    batch_size: int = Field(default=4, ge=1, description="Images per forward pass when predicting.")
 
 
 class RuntimeOptions(Options):
     """How the work is spread over this machine; changes no result."""
 
-    workers: int = Field(1, ge=1, description="Processes that train sites side by side; 1 = in this process.")
-    threads: int = Field(1, ge=1, description="Threads of each process; results are bit-equal only at the same number.")
+    workers: int = Field(default=1, ge=1, description="Processes that train sites side by side; 1 = in this process.")
+    threads: int = Field(
+        default=1, ge=1, description="Threads of each process; results are bit-equal only at the same number."
+    )
     cache_folder: Path | None = Field(
-        None, description="Where frozen blocks' outputs are kept, one folder per site; empty: in the run's folder."
+        default=None,
+        description="Where frozen blocks' outputs are kept, one folder per site; empty: in the run's folder.",
     )
 
 
 class RunOptions(Options):
     """One federation's run."""
 
-    name: str = Field("run", min_length=1, description="Shown in reports; part of the study's identity.")
-    seed: int = Field(0, ge=0, description="Seed of splits, weights, batches and views.")
-    method: str = Field("pfedsam", description=f"One of {', '.join(METHODS)}.")
+    name: str = Field(default="run", min_length=1, description="Shown in reports; part of the study's identity.")
+    seed: int = Field(default=0, ge=0, description="Seed of splits, weights, batches and views.")
+    method: str = Field(default="pfedsam", description=f"One of {', '.join(METHODS)}.")
     data: DataOptions = Field(description="Sites, classes, patients.")
-    model: ModelOptions = Field(ModelOptions(), description="Backbone, LoRA, experts.")
-    training: TrainingOptions = Field(TrainingOptions(), description="Rounds, steps, optimiser, distillation.")
-    prefix: PrefixOptions = Field(PrefixOptions(), description="Cache of the frozen blocks' outputs.")
-    evaluation: EvaluationOptions = Field(EvaluationOptions(), description="Validation and test.")
-    runtime: RuntimeOptions = Field(RuntimeOptions(), description="Processes and threads.")
+    model: ModelOptions = Field(default=ModelOptions(), description="Backbone, LoRA, experts.")
+    training: TrainingOptions = Field(default=TrainingOptions(), description="Rounds, steps, optimiser, distillation.")
+    prefix: PrefixOptions = Field(default=PrefixOptions(), description="Cache of the frozen blocks' outputs.")
+    evaluation: EvaluationOptions = Field(default=EvaluationOptions(), description="Validation and test.")
+    runtime: RuntimeOptions = Field(default=RuntimeOptions(), description="Processes and threads.")
 
     @field_validator("method")
     @classmethod

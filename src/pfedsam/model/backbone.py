@@ -108,10 +108,22 @@ def new_backbone(config: SamConfig, generator: torch.Generator) -> SamModel:
                 nn.init.zeros_(module.bias)
             if isinstance(module, SamPositionalEmbedding):
                 module.positional_embedding.normal_(generator=generator)
-        nn.init.trunc_normal_(model.vision_encoder.pos_embed, std=0.02, generator=generator)
+        nn.init.trunc_normal_(positions(model), std=0.02, generator=generator)
         # One positional code for the image and for the prompts (SAM ties them; loading from a file does it again).
         model.prompt_encoder.shared_embedding.positional_embedding = model.shared_image_embedding.positional_embedding
     return model.eval()
+
+
+def positions(model: SamModel) -> nn.Parameter:
+    """The absolute position embedding of the tokens, `[1, h, w, d]`; every SAM has one."""
+    embedding: nn.Parameter = model.vision_encoder.pos_embed  # type: ignore[assignment]
+    return embedding
+
+
+def vision_config(model: SamModel) -> SamVisionConfig:
+    """The configuration of the image encoder."""
+    config: SamVisionConfig = model.config.vision_config  # type: ignore[assignment]
+    return config
 
 
 def backbone_digest(model: SamModel) -> str:

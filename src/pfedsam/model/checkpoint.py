@@ -13,6 +13,7 @@ from typing import Any
 
 import huggingface_hub
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import SamConfig, SamModel
 
@@ -32,6 +33,8 @@ MAX_CONFIG_BYTES = 2**20
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["config.json", "model.safetensors"]
 _LISTED = 3
+_ODD_CONFIG = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, StrictDataclassError)
+"""What `transformers` raises while it makes a configuration, or a model of it, from values that make no sense."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ def _from_folder(folder: Path, label: str) -> tuple[SamConfig, NamedTensors]:
             f"{label} has no readable config.json ({error.strerror or error}). A transformers folder holds config.json "
             "and model.safetensors."
         ) from error
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except _ODD_CONFIG as error:
         raise CheckpointError(
             f"{label}/config.json does not describe a SAM: {_first_line(error)}. Expected is what transformers writes "
             'for SamModel (model_type "sam").'

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import SamModel
 from transformers.models.sam.modeling_sam import SamVisionLayer
 
-from pfedsam.model.backbone import standardise
+from pfedsam.model.backbone import positions, standardise
 
 
 class EncoderBlock(nn.Module):
@@ -62,7 +62,7 @@ def embed_patches(model: SamModel, pixels: Tensor, origin: tuple[int, int] = (0,
     """
     tokens = model.vision_encoder.patch_embed.projection(standardise(pixels)).permute(0, 2, 3, 1)
     (top, left), (height, width) = origin, tokens.shape[1:3]
-    return tokens + model.vision_encoder.pos_embed[:, top : top + height, left : left + width]  # type: ignore[no-any-return]
+    return tokens + positions(model)[:, top : top + height, left : left + width]  # type: ignore[no-any-return]
 
 
 def encode(model: SamModel, pixels: Tensor, origin: tuple[int, int] = (0, 0)) -> Tensor:

@@ -16,10 +16,12 @@ from pfedsam.core.options import Options
 class LoraOptions(Options):
     """Rank, scale and place of the shared low-rank updates."""
 
-    rank: int = Field(4, ge=1, description="Columns of B, rows of A.")
-    alpha: float = Field(4.0, gt=0, description="The update is scaled by alpha / rank.")
-    output_projection: bool = Field(False, description="Also adapt the output projection of the encoder's attention.")
-    decoder: bool = Field(True, description="Also adapt the linear layers of the mask decoder's transformer.")
+    rank: int = Field(default=4, ge=1, description="Columns of B, rows of A.")
+    alpha: float = Field(default=4.0, gt=0, description="The update is scaled by alpha / rank.")
+    output_projection: bool = Field(
+        default=False, description="Also adapt the output projection of the encoder's attention."
+    )
+    decoder: bool = Field(default=True, description="Also adapt the linear layers of the mask decoder's transformer.")
 
 
 def target_names(model: SamModel, options: LoraOptions, first_block: int) -> list[str]:
@@ -33,7 +35,9 @@ def target_names(model: SamModel, options: LoraOptions, first_block: int) -> lis
     return names
 
 
-def add_lora(model: SamModel, options: LoraOptions, first_block: int, generator: torch.Generator) -> tuple[list[str], list[str]]:
+def add_lora(
+    model: SamModel, options: LoraOptions, first_block: int, generator: torch.Generator
+) -> tuple[list[str], list[str]]:
     """Put LoRA into `model` in place; B starts at zero, so the model computes what it did before.
 
     Returns:

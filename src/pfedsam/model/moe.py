@@ -18,10 +18,12 @@ from pfedsam.core.options import Options
 class ExpertOptions(Options):
     """Size and routing of the local mixture of experts."""
 
-    count: int = Field(4, ge=1, le=64, description="Experts beside each adapted block.")
-    width: int = Field(16, ge=1, description="Hidden units of one expert.")
-    top_k: int = Field(2, ge=1, description="Experts used per token; at most `count`.")
-    balance: float = Field(0.01, ge=0, description="Weight of the load-balancing term (Fedus et al., 2021, eq. 4).")
+    count: int = Field(default=4, ge=1, le=64, description="Experts beside each adapted block.")
+    width: int = Field(default=16, ge=1, description="Hidden units of one expert.")
+    top_k: int = Field(default=2, ge=1, description="Experts used per token; at most `count`.")
+    balance: float = Field(
+        default=0.01, ge=0, description="Weight of the load-balancing term (Fedus et al., 2021, eq. 4)."
+    )
 
     @model_validator(mode="after")
     def _top_k_within_count(self) -> "ExpertOptions":

@@ -13,6 +13,7 @@ from transformers import SamModel
 
 from pfedsam.core.errors import OptionError
 from pfedsam.core.options import Options
+from pfedsam.model.backbone import positions, vision_config
 from pfedsam.model.encoder import embed_patches, use_fast_blocks
 from pfedsam.model.head import OutputLayers, class_tokens, decode
 from pfedsam.model.lora import LoraOptions, add_lora
@@ -23,17 +24,23 @@ class ModelOptions(Options):
     """The backbone and what is added to it."""
 
     backbone: str = Field(
-        "sam-tiny",
+        default="sam-tiny",
         description="A shipped SAM (sam-tiny), a file of official weights (.pth), a transformers folder, or a hub name.",
     )
-    image_size: int | None = Field(None, ge=16, description="Side in pixels that images are resized to; empty = the backbone's own.")
-    adapt_last: int | None = Field(
-        4, ge=1, description="LoRA and experts go into the last n encoder blocks; empty = all. The blocks before run once per image."
+    image_size: int | None = Field(
+        default=None, ge=16, description="Side in pixels that images are resized to; empty = the backbone's own."
     )
-    lora: LoraOptions = Field(LoraOptions(), description="The shared low-rank updates.")
-    experts: ExpertOptions | None = Field(ExpertOptions(), description="The local mixture of experts; empty = none.")
+    adapt_last: int | None = Field(
+        default=4,
+        ge=1,
+        description="LoRA and experts go into the last n encoder blocks; empty = all. The blocks before run once per image.",
+    )
+    lora: LoraOptions = Field(default=LoraOptions(), description="The shared low-rank updates.")
+    experts: ExpertOptions | None = Field(
+        default=ExpertOptions(), description="The local mixture of experts; empty = none."
+    )
     output_layers: Literal["both", "shared", "local", "frozen"] = Field(
-        "both",
+        default="both",
         description="Who trains the decoder's output layers: shared, local, or both (a shared version and a local one beside it).",
     )
 
@@ -54,23 +61,29 @@ class PersonalSam(nn.Module):
         depth = len(sam.vision_encoder.layers)
         adapted = depth if options.adapt_last is None else options.adapt_last
         if adapted > depth:
-            raise OptionError(f"model.adapt_last is {adapted}, but this backbone has {depth} encoder blocks: give 1 to {depth}.")
+            raise OptionError(
+                f"model.adapt_last is {adapted}, but this backbone has {depth} encoder blocks: give 1 to {depth}."
+            )
         self.first_adapted = depth - adapted
         self.classes = classes
         self.sam = use_fast_blocks(sam).requires_grad_(False)
         self.class_tokens = class_tokens(sam.mask_decoder, classes)
         self.output_layers = OutputLayers(sam.mask_decoder, classes)
-        self.personal_output_layers = OutputLayers(sam.mask_decoder, classes) if options.output_layers == "both" else None
+        self.personal_output_layers = (
+            OutputLayers(sam.mask_decoder, classes) if options.output_layers == "both" else None
+        )
         self._lora_names = add_lora(sam, options.lora, self.first_adapted, generator)
-        width = sam.config.vision_config.hidden_size
+        width = vision_config(sam).hidden_size
         self.experts = nn.ModuleDict(
-            {str(i): LMoE(width, options.experts, generator) for i in range(self.first_adapted, depth)} if options.experts else {}
+            {str(i): LMoE(width, options.experts, generator) for i in range(self.first_adapted, depth)}
+            if options.experts
+            else {}
         )
 
     @property
     def image_size(self) -> int:
         """Side S in pixels of the square input."""
-        return int(self.sam.config.vision_config.image_size)
+        return int(vision_config(self.sam).image_size)  # type: ignore[arg-type]
 
     def components(self) -> dict[str, tuple[str, ...]]:
         """Named groups of the parameters that can be trained; `Partition` places them."""
@@ -85,7 +98,7 @@ class PersonalSam(nn.Module):
     @property
     def prefix_shape(self) -> tuple[int, int, int]:
         """(h, w, d) of one image's tokens."""
-        _, height, width, channels = self.sam.vision_encoder.pos_embed.shape
+        _, height, width, channels = positions(self.sam).shape
         return (int(height), int(width), int(channels))
 
     @torch.no_grad()
@@ -102,7 +115,9 @@ class PersonalSam(nn.Module):
             tokens = block(tokens)
         return tokens
 
-    def from_prefix(self, tokens: Tensor, *, personal: bool = True, routings: dict[str, Routing] | None = None) -> Tensor:
+    def from_prefix(
+        self, tokens: Tensor, *, personal: bool = True, routings: dict[str, Routing] | None = None
+    ) -> Tensor:
         """Class logits `[B, C, S/4, S/4]` from the frozen blocks' tokens `[B, h, w, d]`.
 
         Args:

@@ -23,9 +23,12 @@ class PrefixOptions(Options):
     """How the frozen blocks' output is kept."""
 
     dtype: Literal["float32", "float16"] = Field(
-        "float32", description="Precision that it is kept in; float16 halves the space. Used with and without a cache alike."
+        default="float32",
+        description="Precision that it is kept in; float16 halves the space. Used with and without a cache alike.",
     )
-    max_gigabytes: float = Field(4.0, ge=0, description="Space per site; beyond it the blocks are run anew each time. 0 = no cache.")
+    max_gigabytes: float = Field(
+        default=4.0, ge=0, description="Space per site; beyond it the blocks are run anew each time. 0 = no cache."
+    )
 
 
 class PrefixCache:

@@ -6,6 +6,7 @@ when size and SHA-256 agree; so a file under an official name is that file.
 
 import contextlib
 import hashlib
+import http
 import http.client
 import os
 import re
@@ -111,6 +112,8 @@ def fetch(name: str, folder: Path, *, base_url: str | None = None, progress: Pro
         _download(url, part, file, progress)
         _accept(part, target, file)
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError) and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            part.unlink(missing_ok=True)  # the server's file ends before our part does: that part is of something else
         there = part.stat().st_size if part.exists() else 0
         raise CheckpointError(
             f"{file.file_name} was not fetched: {_reason(error)}. {there} of {file.bytes} bytes are kept; run the same "

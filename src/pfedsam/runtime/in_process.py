@@ -88,7 +88,9 @@ def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
             raise RunError(f"The folder {folder.name!r} is not empty and holds no run. Give a new or an empty folder.")
         return
     if not resume:
-        raise RunError(f"The folder {folder.name!r} holds a run already. Go on with it by --resume, or give another folder.")
+        raise RunError(
+            f"The folder {folder.name!r} holds a run already. Go on with it by --resume, or give another folder."
+        )
     before = load_options(config).model_dump(mode="json", exclude={"runtime", "name"})
     now = options.model_dump(mode="json", exclude={"runtime", "name"})
     changed = _differences(before, now)
@@ -107,7 +109,11 @@ def _differences(before: object, now: object, path: str = "") -> list[str]:
 
 
 def _sites(options: RunOptions, folder: Path) -> dict[str, Site]:
-    """The checked sites; a resumed run keeps the split it began with."""
+    """The checked sites; a resumed run keeps the split it began with.
+
+    Raises:
+        DataError: naming every problem.
+    """
     sites = build_sites(options)
     if (folder / "config.yaml").exists():
         return {name: read_split(folder / "sites" / name / "split.json", site) for name, site in sites.items()}
@@ -115,7 +121,9 @@ def _sites(options: RunOptions, folder: Path) -> dict[str, Site]:
     problems = [p for site in sites.values() for p in check_site(site, labels, options.data.image).problems]
     if problems:
         shown = "\n".join(problems[:20])
-        more = f"\n... and {len(problems) - 20} more; `pfedsam data check` lists them all." if len(problems) > 20 else ""
+        more = (
+            f"\n... and {len(problems) - 20} more; `pfedsam data check` lists them all." if len(problems) > 20 else ""
+        )
         raise DataError(f"The data has {len(problems)} problem(s):\n{shown}{more}")
     return sites
 
@@ -147,7 +155,7 @@ class _Run:
     def _load_state(self) -> ServerState:
         path = self.folder / SERVER
         if not path.exists():
-            return ServerState(0, self.built.partition.select(self.built.model, "shared"))
+            return ServerState(0, self.built.start("shared"))
         shared, metadata = tensors.load(path)
         if metadata.get("study") != self.study:
             raise RunError("The shared parameters in this folder belong to another study. Give another folder.")

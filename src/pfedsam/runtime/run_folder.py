@@ -34,7 +34,9 @@ class OpenRun:
             RunError: the folder holds no run, or none that has finished a round.
         """
         if not (folder / "config.yaml").exists() or not (folder / SERVER).exists():
-            raise RunError(f"The folder {folder.name!r} holds no run with a finished round. Give the --out folder of `pfedsam run`.")
+            raise RunError(
+                f"The folder {folder.name!r} holds no run with a finished round. Give the --out folder of `pfedsam run`."
+            )
         self.folder, self.options = folder, load_options(folder / "config.yaml")
         configure_numerics(self.options.runtime.threads)
         self.built = build_model(self.options)
@@ -93,7 +95,7 @@ class OpenRun:
     def _local(self, site: str) -> tensors.NamedTensors:
         trained_by = POOLED if build_method(self.options).pooled else site
         state = SiteStore(self.folder / "sites" / trained_by / "state").load()
-        return state.local if state else self.built.partition.select(self.built.model, "local")
+        return state.local if state else self.built.start("local")
 
 
 def open_run(folder: Path) -> OpenRun:

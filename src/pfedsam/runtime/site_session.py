@@ -42,7 +42,14 @@ class SiteSession:
     """The training side of one site."""
 
     def __init__(
-        self, options: RunOptions, study: str, name: str, cases: tuple[Case, ...], built: BuiltModel, folder: Path, cache: Path
+        self,
+        options: RunOptions,
+        study: str,
+        name: str,
+        cases: tuple[Case, ...],
+        built: BuiltModel,
+        folder: Path,
+        cache: Path,
     ) -> None:
         """Load the training part of a site.
 
@@ -61,7 +68,7 @@ class SiteSession:
         self.options, self.study, self.name, self.built = options, study, name, built
         self.store = SiteStore(folder / "state")
         self.data: SiteData = build_site_data(options, name, cases, built, cache)
-        self._initial = built.partition.select(built.model, "local")
+        self._initial = built.start("local")
 
     def train(self, round_: int, shared: NamedTensors) -> tuple[Update, RoundReport]:
         """Do the client round `round_` on the shared parameters and keep the new local state."""
@@ -122,12 +129,21 @@ class SiteScorer:
 
     def dice(self, cases: tuple[Case, ...], model: Model, shared: NamedTensors, local: NamedTensors) -> float | None:
         """Mean Dice over cases and classes, for validation; None where it is undefined everywhere."""
-        found = [s.dice for case in self._score(cases, model, shared, local, distances=False)[0] for s in case.classes.values()]
+        found = [
+            s.dice
+            for case in self._score(cases, model, shared, local, distances=False)[0]
+            for s in case.classes.values()
+        ]
         defined = [value for value in found if value is not None]
         return sum(defined) / len(defined) if defined else None
 
     def test(
-        self, cases: tuple[Case, ...], models: Mapping[str, Model], shared: NamedTensors, local: NamedTensors, folder: Path
+        self,
+        cases: tuple[Case, ...],
+        models: Mapping[str, Model],
+        shared: NamedTensors,
+        local: NamedTensors,
+        folder: Path,
     ) -> dict[str, list[CaseScores]]:
         """Scores of the test cases by the name a model is reported under; writes `scores.json` and overlays into `folder`.
 
@@ -148,7 +164,9 @@ class SiteScorer:
 
     def predict(self, examples: list[Example], model: Model, shared: NamedTensors, local: NamedTensors) -> list[Any]:
         """Class maps `[H, W]` uint8 at native size."""
-        return [found for _, found in predict(self._forward(model, shared, local), examples, batch_size=self._batch_size)]
+        return [
+            found for _, found in predict(self._forward(model, shared, local), examples, batch_size=self._batch_size)
+        ]
 
     @property
     def _batch_size(self) -> int:
@@ -160,7 +178,11 @@ class SiteScorer:
         assign(sam, local, partition.local)
 
         def forward(pixels: Tensor) -> Tensor:
-            tokens = [self._cache.tokens(p, sam.prefix) for p in pixels] if self._cache else [sam.prefix(p[None])[0] for p in pixels]
+            tokens = (
+                [self._cache.tokens(p, sam.prefix) for p in pixels]
+                if self._cache
+                else [sam.prefix(p[None])[0] for p in pixels]
+            )
             return sam.from_prefix(torch.stack(tokens), personal=model == "personal")
 
         return forward
@@ -185,7 +207,9 @@ class SiteScorer:
             )
             scores.append(scored)
             if draw:
-                overlays.append(OverlayItem(load_image(case, self.options.data.image), truth, found, _mean_dice(scored)))
+                overlays.append(
+                    OverlayItem(load_image(case, self.options.data.image), truth, found, _mean_dice(scored))
+                )
         return scores, overlays
 
 

@@ -56,7 +56,9 @@ class SiteWorker:
         scorer = SiteScorer(self.options, site, self.built, self._session(self._trained_by(site)).data)
         local = self._local(site)
         models = models_of(self.options, self.built)
-        return {name: scorer.dice(cases, model, _decode(shared), local) for name, model in models.items()} if cases else {}
+        return (
+            {name: scorer.dice(cases, model, _decode(shared), local) for name, model in models.items()} if cases else {}
+        )
 
     def test(self, site: str, shared: bytes) -> dict[str, list[CaseScores]]:
         """Test scores at a site of each model; files go into the site's folder."""
@@ -70,7 +72,7 @@ class SiteWorker:
 
     def _local(self, site: str) -> tensors.NamedTensors:
         state = self._session(self._trained_by(site)).store.load()
-        return state.local if state else self.built.partition.select(self.built.model, "local")
+        return state.local if state else self.built.start("local")
 
     def _session(self, name: str) -> SiteSession:
         if name not in self._sessions:
@@ -132,7 +134,7 @@ _WORKER: SiteWorker | None = None
 
 
 def _start(make: Callable[[], SiteWorker], threads: int, parent: int) -> None:
-    global _WORKER  # noqa: PLW0603 - the process's one worker
+    global _WORKER
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     configure_numerics(threads)
@@ -160,4 +162,5 @@ class MakeWorker:
     folder: Path
 
     def __call__(self) -> SiteWorker:
+        """The worker, its model built in the process that calls this."""
         return SiteWorker(self.options, self.study, self.sites, self.folder, build_model(self.options))

@@ -14,19 +14,19 @@ class DistillationOptions(Options):
     """Who teaches whom, how strongly, and where."""
 
     direction: Literal["off", "forward", "reversed", "mutual"] = Field(
-        "forward",
+        default="forward",
         description="forward: the shared model teaches the personal one (local phase); reversed: the personal one teaches the "
         "shared one (global phase); mutual: both.",
     )
-    weight: float = Field(0.5, ge=0, description="Lambda, the weight beside the segmentation loss.")
-    temperature: float = Field(2.0, gt=0, description="T, which softens both predictions.")
+    weight: float = Field(default=0.5, ge=0, description="Lambda, the weight beside the segmentation loss.")
+    temperature: float = Field(default=2.0, gt=0, description="T, which softens both predictions.")
     trust: Literal["everywhere", "label"] = Field(
-        "label",
+        default="label",
         description="everywhere: each pixel counts the same; label: a pixel counts as much as the teacher believes in its label, so "
         "that a teacher that is still poor teaches little.",
     )
     teacher: Literal["received", "own"] = Field(
-        "received",
+        default="received",
         description="Shared parameters in the local phase: those received in this round, or the site's own after its global phase.",
     )
 

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceCELoss
+from monai.losses.dice import DiceCELoss
 from torch import Tensor
 
 _DICE_CE = DiceCELoss(

@@ -12,15 +12,26 @@ from pfedsam.training.phases import OptimizerOptions
 class TrainingOptions(Options):
     """The schedule of a run."""
 
-    rounds: int = Field(10, ge=1, description="Rounds of broadcast, client round and aggregation.")
-    steps_per_round: int = Field(24, ge=2, description="Optimiser steps of a site in a round, over all its phases.")
-    global_share: float = Field(0.5, gt=0, lt=1, description="pfedsam: part of a round's steps that the global phase gets.")
-    final_steps: int = Field(24, ge=0, description="Steps of the last local phase, after the last aggregation.")
-    batch_size: int = Field(8, ge=1, description="Images per step.")
-    coupled: bool = Field(False, description="pfedsam: train shared and local parameters in one phase instead of two.")
-    order: Literal["global-first", "local-first"] = Field("global-first", description="pfedsam: which phase comes first.")
-    frozen_local: bool = Field(
-        False, description="pfedsam: keep the local part in place, frozen, during the global phase, instead of switching it off."
+    rounds: int = Field(default=10, ge=1, description="Rounds of broadcast, client round and aggregation.")
+    steps_per_round: int = Field(
+        default=24, ge=2, description="Optimiser steps of a site in a round, over all its phases."
     )
-    optimizer: OptimizerOptions = Field(OptimizerOptions(), description="AdamW.")
-    distillation: DistillationOptions = Field(DistillationOptions(), description="Between shared and personal model.")
+    global_share: float = Field(
+        default=0.5, gt=0, lt=1, description="pfedsam: part of a round's steps that the global phase gets."
+    )
+    final_steps: int = Field(default=24, ge=0, description="Steps of the last local phase, after the last aggregation.")
+    batch_size: int = Field(default=8, ge=1, description="Images per step.")
+    coupled: bool = Field(
+        default=False, description="pfedsam: train shared and local parameters in one phase instead of two."
+    )
+    order: Literal["global-first", "local-first"] = Field(
+        default="global-first", description="pfedsam: which phase comes first."
+    )
+    frozen_local: bool = Field(
+        default=False,
+        description="pfedsam: keep the local part in place, frozen, during the global phase, instead of switching it off.",
+    )
+    optimizer: OptimizerOptions = Field(default=OptimizerOptions(), description="AdamW.")
+    distillation: DistillationOptions = Field(
+        default=DistillationOptions(), description="Between shared and personal model."
+    )

@@ -28,11 +28,17 @@ Model = Literal["shared", "personal"]
 class OptimizerOptions(Options):
     """AdamW and its schedule."""
 
-    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate; falls with a cosine over the rounds.")
-    final_fraction: float = Field(0.1, ge=0, le=1, description="Learning rate in the last round, as a fraction of the peak.")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay.")
-    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient of a step.")
-    keep_state: bool = Field(True, description="Keep AdamW's moments from round to round instead of starting anew.")
+    learning_rate: float = Field(
+        default=1e-3, gt=0, description="Peak learning rate; falls with a cosine over the rounds."
+    )
+    final_fraction: float = Field(
+        default=0.1, ge=0, le=1, description="Learning rate in the last round, as a fraction of the peak."
+    )
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay.")
+    clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient of a step.")
+    keep_state: bool = Field(
+        default=True, description="Keep AdamW's moments from round to round instead of starting anew."
+    )
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,9 @@ def run_phase(
 def _only_trainable(model: PersonalSam, names: tuple[str, ...]) -> dict[str, nn.Parameter]:
     model.requires_grad_(False)
     parameters = dict(model.named_parameters())
-    return {name: parameters[name].requires_grad_() for name in names}
+    for name in names:
+        parameters[name].requires_grad_()
+    return {name: parameters[name] for name in names}
 
 
 class _Objective:
@@ -132,7 +140,9 @@ class _Objective:
             # Both models change when both kinds are trained: then the teacher is the other model as it is in this step.
             if teacher is None:
                 teacher = logits[_other(self.spec.taught)].detach()
-            parts["distillation"] = distillation_loss(logits[self.spec.taught], teacher, batch.labels, self.distillation)
+            parts["distillation"] = distillation_loss(
+                logits[self.spec.taught], teacher, batch.labels, self.distillation
+            )
             total = total + self.distillation.weight * parts["distillation"]
         if routings and "local" in self.spec.trains:
             parts["balance"] = _mean([routing.balance_loss() for routing in routings.values()])

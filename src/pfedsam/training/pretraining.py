@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from monai.losses import DiceLoss
+from monai.losses.dice import DiceLoss
 from pydantic import Field
 from torch import Tensor
 from transformers import SamModel
@@ -25,7 +25,7 @@ from transformers import SamModel
 from pfedsam.core import rng, tensors
 from pfedsam.core.options import Options
 from pfedsam.data.dead_leaves import Scene, scene
-from pfedsam.model.backbone import compact_config, new_backbone
+from pfedsam.model.backbone import compact_config, new_backbone, vision_config
 from pfedsam.model.encoder import encode, use_fast_blocks
 from pfedsam.training.optimizer import pack, unpack
 
@@ -41,24 +41,30 @@ Coordinates = npt.NDArray[np.float32]
 class PretrainOptions(Options):
     """How a compact SAM is trained from scratch."""
 
-    size: str = Field("sam-tiny", description="Which compact SAM: sam-tiny or sam-toy.")
-    steps: int = Field(3000, ge=1, description="Optimiser steps in all.")
-    batch_size: int = Field(8, ge=1, description="Scenes per step and process.")
-    crop: int = Field(128, ge=16, description="Side in pixels of the crops that the first part of the training sees.")
+    size: str = Field(default="sam-tiny", description="Which compact SAM: sam-tiny or sam-toy.")
+    steps: int = Field(default=3000, ge=1, description="Optimiser steps in all.")
+    batch_size: int = Field(default=8, ge=1, description="Scenes per step and process.")
+    crop: int = Field(
+        default=128, ge=16, description="Side in pixels of the crops that the first part of the training sees."
+    )
     crop_steps: int = Field(
-        0,
+        default=0,
         ge=0,
         description="Steps on crops before the steps on whole scenes; a step sees 2 x batch_size crops. A quarter of the tokens "
         "costs a quarter of the time, and objects keep their size.",
     )
-    prompts: int = Field(4, ge=1, description="Objects per scene that are prompted, by box and by point.")
-    learning_rate: float = Field(8e-4, gt=0, description="Peak of AdamW's learning rate; cosine to 1 % of it after the warm-up.")
-    warmup: int = Field(100, ge=0, description="Steps over which the learning rate rises from 0.")
-    weight_decay: float = Field(0.05, ge=0, description="AdamW's weight decay.")
-    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
-    save_every: int = Field(100, ge=1, description="Steps between checkpoints; a resumed run repeats at most this many.")
-    workers: int = Field(1, ge=1, description="Processes, each with its own batch; gradients are averaged.")
-    seed: int = Field(0, ge=0, description="Seed of weights and scenes.")
+    prompts: int = Field(default=4, ge=1, description="Objects per scene that are prompted, by box and by point.")
+    learning_rate: float = Field(
+        default=8e-4, gt=0, description="Peak of AdamW's learning rate; cosine to 1 % of it after the warm-up."
+    )
+    warmup: int = Field(default=100, ge=0, description="Steps over which the learning rate rises from 0.")
+    weight_decay: float = Field(default=0.05, ge=0, description="AdamW's weight decay.")
+    clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
+    save_every: int = Field(
+        default=100, ge=1, description="Steps between checkpoints; a resumed run repeats at most this many."
+    )
+    workers: int = Field(default=1, ge=1, description="Processes, each with its own batch; gradients are averaged.")
+    seed: int = Field(default=0, ge=0, description="Seed of weights and scenes.")
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,9 @@ def objective(model: SamModel, batch: PromptBatch) -> dict[str, Tensor]:
     by_point, point_quality = _decode(model, embedding, origin, points=batch.points)
     free, _ = _decode(model, embedding, origin)
     point_losses = mask_loss(by_point, objects.expand_as(by_point))
-    quality = F.mse_loss(box_quality, _overlap(by_box, objects)) + F.mse_loss(point_quality, _overlap(by_point, objects))
+    quality = F.mse_loss(box_quality, _overlap(by_box, objects)) + F.mse_loss(
+        point_quality, _overlap(by_point, objects)
+    )
     return {
         "box": mask_loss(by_box, objects).mean(),
         "point": point_losses.min(dim=1).values.mean(),
@@ -208,7 +216,11 @@ def learning_rate(options: PretrainOptions, step: int) -> float:
 
 
 def pretrain(
-    options: PretrainOptions, folder: Path, *, worker: int = 0, progress: Callable[[int, dict[str, float]], None] | None = None
+    options: PretrainOptions,
+    folder: Path,
+    *,
+    worker: int = 0,
+    progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> SamModel:
     """Train, or go on training, the compact SAM in `folder`; the last checkpoint there is taken up.
 
@@ -220,9 +232,11 @@ def pretrain(
         worker: rank of this process; only worker 0 writes.
         progress: called after each step with the step's number and its losses.
     """
-    model = use_fast_blocks(new_backbone(compact_config(options.size), rng.generator(options.seed, "pretrain", "weights")))
+    model = use_fast_blocks(
+        new_backbone(compact_config(options.size), rng.generator(options.seed, "pretrain", "weights"))
+    )
     model.train()
-    side = model.config.vision_config.image_size
+    side = int(vision_config(model).image_size)  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=options.weight_decay, betas=(0.9, 0.95))
     start = _resume(folder, model, optimizer)
     for step in range(start, options.steps):

@@ -35,18 +35,16 @@ class SiteData:
     augment: AugmentOptions
     seed: int
 
-    def draw(
-        self, model: PersonalSam, *, round_: int, phase: str, batch_size: int, steps: int
-    ) -> Iterator[Batch]:
+    def draw(self, model: PersonalSam, *, round_: int, phase: str, batch_size: int, steps: int) -> Iterator[Batch]:
         """The batches of one phase; they depend on seed, site, round and phase alone."""
         order = generator(self.seed, self.name, round_, phase, "batches")
         renewal = round_ // self.augment.renew_every if self.augment.renew_every else 0
-        for pairs in batches(len(self.examples), self.augment.views, batch_size=batch_size, steps=steps, generator=order):
+        for pairs in batches(
+            len(self.examples), self.augment.views, batch_size=batch_size, steps=steps, generator=order
+        ):
             drawn = [self._view(model, index, view, renewal) for index, view in pairs]
             yield Batch(torch.stack([t for t, _ in drawn]), torch.stack([y for _, y in drawn]), tuple(pairs))
 
     def _view(self, model: PersonalSam, index: int, view: int, renewal: int) -> tuple[Tensor, Tensor]:
-        pixels, labels = view_of(
-            self.examples[index], view, seed=self.seed, options=self.augment, renewal=renewal
-        )
+        pixels, labels = view_of(self.examples[index], view, seed=self.seed, options=self.augment, renewal=renewal)
         return self.cache.tokens(pixels, model.prefix), labels
