@@ -25,13 +25,12 @@ def list_weights() -> None:
     """Show what can be used as a backbone: what ships with pFedSAM, and the official files with their SHA-256."""
     console = Console()
     console.print(f"Shipped, use by name: {', '.join(shipped_names()) or 'none is installed'}")
-    table = Table(title="Official files")
-    for heading in ("name", "file", "MB", "SHA-256 starts with", "can be fetched", "what it is"):
-        table.add_column(heading, justify="right" if heading == "MB" else "left")
+    table = Table("name", "file", "MB", "fetch", title="Official files")
     for file in weights.KNOWN_FILES.values():
-        fetched = "yes" if file.url else "by hand"
-        table.add_row(file.name, file.file_name, f"{file.bytes / 1e6:.0f}", file.sha256[:16], fetched, file.about)
+        table.add_row(file.name, file.file_name, f"{file.bytes / 1e6:.0f}", "yes" if file.url else "no: by hand")
     console.print(table)
+    for file in weights.KNOWN_FILES.values():
+        console.print(f"{file.name}: {file.about}. SHA-256 {file.sha256}", soft_wrap=True)
     console.print("Hub names such as facebook/sam-vit-base work as they are, where the hub can be reached.")
 
 
@@ -50,7 +49,7 @@ def fetch(
     is verified and not fetched again.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn()) as progress:
+    with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
         task = progress.add_task(name, total=None)
         path = weights.fetch(
             name,
