@@ -216,7 +216,7 @@ def test_official_names_are_kept_for_official_files(tmp_path: Path) -> None:
         check_official_name(tmp_path / "other.pth")
 
 
-def test_metas_names_carry_the_first_characters_of_their_md5_not_of_these_digests() -> None:
+def test_every_file_is_pinned_and_every_address_ends_in_its_name() -> None:
     files = [file for file in KNOWN_FILES.values() if file.url]
     assert [file.file_name for file in files] == [
         "sam_vit_b_01ec64.pth",

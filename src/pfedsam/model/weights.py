@@ -39,10 +39,11 @@ class KnownFile:
     about: str
 
 
-# Sizes and SHA-256 of Meta's three files agree between all public sources that we found; the digests stand, for one, in
-# computational-cell-analytics/micro-sam (micro_sam/util.py at commit 00006fc6a86d4f6888f7ef333cf070987ffabb51).
-# MedSAM's, given out by its authors through a shared folder, agree between four independent public repositories.
-# None was computed by us from a download: that is done when a user runs `pfedsam weights fetch`.
+# Where the digests come from: Meta's three stand in computational-cell-analytics/micro-sam (micro_sam/util.py at commit
+# 00006fc6a86d4f6888f7ef333cf070987ffabb51) and, with the sizes, in several other public projects; a few sources differ in
+# ViT-L's size or digest, and these are the values that the most agree on. MedSAM's stand in four public projects that
+# took the file from its authors. None was computed by us from a download: a user's `pfedsam weights fetch` does that.
+# (The six characters in Meta's file names are not the start of the SHA-256.)
 _META = "https://dl.fbaipublicfiles.com/segment_anything/"
 KNOWN_FILES: Mapping[str, KnownFile] = {
     file.name: file
