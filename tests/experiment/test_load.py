@@ -1,0 +1,57 @@
+"""Configuration files: every mistake at once, and the way back."""
+
+from pathlib import Path
+
+import pytest
+
+from pfedsam.core.errors import OptionError
+from pfedsam.experiment.load import dump_options, load_options
+
+GOOD = "data:\n  sites: {a: here}\n  classes: {n: [1]}\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_folders_are_relative_to_the_file_and_overrides_win(tmp_path: Path) -> None:
+    options = load_options(write(tmp_path, GOOD), ["training.rounds=7", "model.experts=null"])
+    assert options.data.sites["a"] == tmp_path / "here"
+    assert options.training.rounds == 7
+    assert options.model.experts is None
+
+
+def test_what_is_dumped_loads_to_the_same_options(tmp_path: Path) -> None:
+    options = load_options(write(tmp_path, GOOD), ["method=fedavg"])
+    assert load_options(write(tmp_path, dump_options(options))) == options
+
+
+def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
+    text = GOOD + "metod: x\ntraining: {rounds: many, distillation: {direction: sideways}}\nmodel: {lora: {rnk: 2}}\n"
+    with pytest.raises(OptionError) as error:
+        load_options(write(tmp_path, text))
+    message = str(error.value)
+    assert "4 mistake(s)" in message
+    for words in ("did you mean 'method'", "training.rounds", "training.distillation.direction", "did you mean 'rank'"):
+        assert words in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("data:\n  sites:\n    a: x\n    a: y\n", "stands twice"),
+        ("- 1\n", "keys and values"),
+        ("data: [\n", "not YAML"),
+        ("x: !!python/object/apply:os.system [touch /tmp/owned]\n", "not YAML"),
+    ],
+)
+def test_unsound_files_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        load_options(write(tmp_path, text))
+
+
+def test_a_malformed_override_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"key\.path=value"):
+        load_options(write(tmp_path, GOOD), ["training.rounds"])

@@ -1,0 +1,61 @@
+"""The cache of the frozen blocks' output: the same bits with and without it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pfedsam.core import rng
+from pfedsam.model.prefix import PrefixCache, PrefixOptions
+
+SHAPE = (2, 2, 3)
+
+
+class Counting:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return torch.sin(pixels.sum() + torch.arange(12.0)).view(1, *SHAPE)
+
+
+def image(number: int) -> torch.Tensor:
+    return torch.rand(3, 4, 4, generator=rng.generator(number))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_hit_gives_the_same_bits_and_survives_reopening(tmp_path: Path, dtype: str) -> None:
+    options = PrefixOptions.model_validate({"dtype": dtype})
+    none = PrefixCache(
+        tmp_path / "none", "m", SHAPE, PrefixOptions.model_validate({"dtype": dtype, "max_gigabytes": 0})
+    )
+    compute = Counting()
+    cache = PrefixCache(tmp_path, "m", SHAPE, options)
+    first = [cache.tokens(image(i), compute) for i in range(3)]
+    again = PrefixCache(tmp_path, "m", SHAPE, options)
+    assert compute.calls == 3
+    for i in range(3):
+        assert torch.equal(again.tokens(image(i), compute), first[i])
+        assert torch.equal(none.tokens(image(i), Counting()), first[i])
+    assert compute.calls == 3
+    assert not (tmp_path / "none").exists()
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir() if path.is_file()} == {0o600}
+
+
+def test_a_cut_file_loses_only_what_was_cut(tmp_path: Path) -> None:
+    cache, compute = PrefixCache(tmp_path, "m", SHAPE, PrefixOptions()), Counting()
+    first = [cache.tokens(image(i), compute) for i in range(2)]
+    data = next(tmp_path.glob("*.tokens"))
+    data.write_bytes(data.read_bytes()[:-5])
+    reopened, again = PrefixCache(tmp_path, "m", SHAPE, PrefixOptions()), Counting()
+    assert torch.equal(reopened.tokens(image(0), again), first[0])
+    assert torch.equal(reopened.tokens(image(1), again), first[1])
+    assert again.calls == 1
+
+
+def test_another_model_has_its_own_tokens(tmp_path: Path) -> None:
+    compute = Counting()
+    for key in ("m", "other"):
+        PrefixCache(tmp_path, key, SHAPE, PrefixOptions()).tokens(image(0), compute)
+    assert compute.calls == 2
