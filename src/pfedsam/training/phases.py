@@ -29,7 +29,7 @@ class OptimizerOptions(Options):
     """AdamW and its schedule."""
 
     learning_rate: float = Field(
-        default=1e-3, gt=0, description="Peak learning rate; falls with a cosine over the rounds."
+        default=4e-3, gt=0, description="Peak learning rate; falls with a cosine over the rounds."
     )
     final_fraction: float = Field(
         default=0.1, ge=0, le=1, description="Learning rate in the last round, as a fraction of the peak."
