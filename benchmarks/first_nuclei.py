@@ -106,6 +106,7 @@ def write_results(runs: dict[str, Summary], rounds: int) -> None:
             "rounds": rounds,
             "steps_per_round": 12,
             "final_steps": 12,
+            "learning_rate": 4e-3,
             "batch_size": 8,
             "backbone": "sam-tiny",
         },

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from pfedsam.core.tensors import load
-from pfedsam.training.pretraining import CHECKPOINT, PretrainOptions, learning_rate, pretrain
+from pfedsam.training.pretraining import CHECKPOINT, PretrainOptions, pretrain, schedule
 
 
 def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
@@ -29,8 +29,8 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_the_learning_rate_rises_then_falls_to_one_percent() -> None:
-    options = PretrainOptions(steps=110, warmup=10, learning_rate=1.0)
-    assert learning_rate(options, 0) == 0.1
-    assert learning_rate(options, 10) == 1.0
-    assert abs(learning_rate(options, 60) - 0.505) < 1e-9
-    assert abs(learning_rate(options, 110) - 0.01) < 1e-9
+    options = PretrainOptions(steps=110, warmup=10)
+    assert schedule(options, 0) == 0.1
+    assert schedule(options, 10) == 1.0
+    assert abs(schedule(options, 60) - 0.505) < 1e-9
+    assert abs(schedule(options, 110) - 0.01) < 1e-9

@@ -14,8 +14,11 @@ def pretrain_command(
     size: Annotated[str, typer.Option(help="sam-tiny or sam-toy.")] = "sam-tiny",
     steps: Annotated[int, typer.Option(help="Optimiser steps in all.")] = 2000,
     crop_steps: Annotated[int, typer.Option(help="Of these, first steps on crops.")] = 1400,
-    batch_size: Annotated[int, typer.Option(help="Scenes per step.")] = 8,
-    threads: Annotated[int, typer.Option(help="Threads.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Scenes per step and process.")] = 8,
+    start_from: Annotated[
+        str | None, typer.Option("--from", help="Go on from these weights: a shipped name or a folder.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes, one core each; gradients are averaged.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of weights and scenes.")] = 0,
 ) -> None:
     """Train a compact SAM on scenes that the project generates; the same command goes on after an interruption.
@@ -27,8 +30,16 @@ def pretrain_command(
     from pfedsam.model.numerics import configure_numerics
     from pfedsam.training.pretraining import PretrainOptions, pretrain
 
-    configure_numerics(threads)
-    options = PretrainOptions(size=size, steps=steps, crop_steps=crop_steps, batch_size=batch_size, seed=seed)
+    configure_numerics(1)
+    options = PretrainOptions(
+        size=size,
+        steps=steps,
+        crop_steps=crop_steps,
+        batch_size=batch_size,
+        start_from=start_from,
+        workers=workers,
+        seed=seed,
+    )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=ERR) as bars:
         task = bars.add_task("pretraining", total=steps)

@@ -7,8 +7,9 @@ masks for its first hundred steps.
 """
 
 import json
+import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +20,17 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from monai.losses.dice import DiceLoss
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import SamModel
 
 from pfedsam.core import rng, tensors
 from pfedsam.core.options import Options
 from pfedsam.data.dead_leaves import Scene, scene
 from pfedsam.model.backbone import compact_config, new_backbone, vision_config
+from pfedsam.model.checkpoint import load_backbone
 from pfedsam.model.encoder import encode, use_fast_blocks
+from pfedsam.model.numerics import configure_numerics
+from pfedsam.training.muon import Muon
 from pfedsam.training.optimizer import pack, unpack
 
 PATCH = 16
@@ -34,6 +38,8 @@ PATCH = 16
 CHECKPOINT = "checkpoint.safetensors"
 SMALLEST_OBJECT = 24
 """Visible pixels below which an object is not used as a target."""
+BOX_JITTER = 0.02
+"""Standard deviation of a box's sides, in its lengths. With 0.06 the model learnt not to trust its box and spilt over it."""
 
 Coordinates = npt.NDArray[np.float32]
 
@@ -55,10 +61,18 @@ class PretrainOptions(Options):
     )
     prompts: int = Field(default=4, ge=1, description="Objects per scene that are prompted, by box and by point.")
     learning_rate: float = Field(
-        default=8e-4, gt=0, description="Peak of AdamW's learning rate; cosine to 1 % of it after the warm-up."
+        default=8e-4,
+        gt=0,
+        description="Peak of AdamW's learning rate (biases, norms, embeddings, convolutions); cosine to 1 % of it after the warm-up.",
+    )
+    matrix_learning_rate: float = Field(
+        default=2e-3, gt=0, description="Peak of Muon's learning rate (weight matrices); the same schedule."
+    )
+    start_from: str | None = Field(
+        default=None, description="Shipped name or folder of the weights to go on from; empty = random weights."
     )
     warmup: int = Field(default=100, ge=0, description="Steps over which the learning rate rises from 0.")
-    weight_decay: float = Field(default=0.05, ge=0, description="AdamW's weight decay.")
+    weight_decay: float = Field(default=0.05, ge=0, description="Weight decay of both.")
     clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
     save_every: int = Field(
         default=100, ge=1, description="Steps between checkpoints; a resumed run repeats at most this many."
@@ -132,7 +146,7 @@ def _prompt(mask: npt.NDArray[np.bool_], generator: np.random.Generator) -> tupl
     """A slightly wrong box `[4]` around a mask `[S, S]` and a point `[2]` inside it."""
     down, across = np.nonzero(mask)
     box = np.array([across.min(), down.min(), across.max() + 1, down.max() + 1], dtype=np.float32)
-    jitter = 0.06 * np.tile(box[2:] - box[:2], 2)
+    jitter = BOX_JITTER * np.tile(box[2:] - box[:2], 2)
     box = np.clip(box + generator.normal(0, 1, 4).astype(np.float32) * jitter, 0, mask.shape[0])
     pick = int(generator.integers(down.size))
     return box, np.array([across[pick], down[pick]], dtype=np.float32)
@@ -207,56 +221,102 @@ def _overlap(logits: Tensor, target: Tensor) -> Tensor:
         return both / (found | true).flatten(2).sum(2).clamp(min=1)
 
 
-def learning_rate(options: PretrainOptions, step: int) -> float:
-    """Linear warm-up, then a cosine down to 1 % of the peak."""
+def schedule(options: PretrainOptions, step: int) -> float:
+    """The part of the peak learning rates at a step: linear warm-up, then a cosine down to 1 %."""
     if step < options.warmup:
-        return options.learning_rate * (step + 1) / options.warmup
+        return (step + 1) / options.warmup
     done = (step - options.warmup) / max(1, options.steps - options.warmup)
-    return options.learning_rate * (0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * done))))
+    return 0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * done)))
 
 
 def pretrain(
     options: PretrainOptions,
     folder: Path,
     *,
-    worker: int = 0,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> SamModel:
     """Train, or go on training, the compact SAM in `folder`; the last checkpoint there is taken up.
 
-    With more than one worker the caller has set up `torch.distributed` and calls this in each process.
-
     Args:
-        options: the recipe.
+        options: the recipe; with more than one worker the others are started here, and gradients are averaged over all.
         folder: receives `checkpoint.safetensors` and `curve.jsonl`.
-        worker: rank of this process; only worker 0 writes.
         progress: called after each step with the step's number and its losses.
     """
-    model = use_fast_blocks(
-        new_backbone(compact_config(options.size), rng.generator(options.seed, "pretrain", "weights"))
-    )
-    model.train()
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.workers == 1:
+        return _train(options, folder, 0, progress)
+    meeting = f"file://{(folder / 'workers').resolve()}"
+    (folder / "workers").unlink(missing_ok=True)
+    others = [
+        multiprocessing.get_context("spawn").Process(target=_join, args=(options, folder, rank, meeting), daemon=True)
+        for rank in range(1, options.workers)
+    ]
+    for process in others:
+        process.start()
+    dist.init_process_group("gloo", init_method=meeting, rank=0, world_size=options.workers)
+    try:
+        return _train(options, folder, 0, progress)
+    finally:
+        for process in others:
+            process.terminate()
+        dist.destroy_process_group()
+        (folder / "workers").unlink(missing_ok=True)
+
+
+def _join(options: PretrainOptions, folder: Path, rank: int, meeting: str) -> None:
+    """What a further process does."""
+    configure_numerics(1)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=options.workers)
+    _train(options, folder, rank, None)
+
+
+def _train(
+    options: PretrainOptions, folder: Path, worker: int, progress: Callable[[int, dict[str, float]], None] | None
+) -> SamModel:
+    """The training of one process; only worker 0 writes."""
+    model = _start(options).train().requires_grad_(True)
     side = int(vision_config(model).image_size)  # type: ignore[arg-type]
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=options.weight_decay, betas=(0.9, 0.95))
-    start = _resume(folder, model, optimizer)
+    optimizers = _optimizers(model, options)
+    start = _resume(folder, model, optimizers)
     for step in range(start, options.steps):
         begin = time.monotonic()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(options, step)
+        for optimizer, peak in zip(optimizers, (options.matrix_learning_rate, options.learning_rate), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * schedule(options, step)
         losses = objective(model, draw_batch(options, side, step, worker))
-        optimizer.zero_grad()
+        model.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         _average_gradients(model, options.workers)
         torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         row = {name: round(loss.item(), 4) for name, loss in losses.items()}
         if progress:
             progress(step, row)
         if worker == 0:
             _log(folder, {"step": step, **row, "seconds": round(time.monotonic() - begin, 3)})
             if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
-                _checkpoint(folder, step + 1, model, optimizer)
+                _checkpoint(folder, step + 1, model, optimizers)
     return model.eval()
+
+
+def _start(options: PretrainOptions) -> SamModel:
+    if options.start_from is not None:
+        return use_fast_blocks(load_backbone(options.start_from))
+    return use_fast_blocks(
+        new_backbone(compact_config(options.size), rng.generator(options.seed, "pretrain", "weights"))
+    )
+
+
+def _optimizers(model: SamModel, options: PretrainOptions) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Muon for the weight matrices of linear layers, AdamW for everything else."""
+    linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    matrices = {id(weight) for weight in linear}
+    others = [p for p in model.parameters() if id(p) not in matrices]
+    return (
+        Muon(linear, lr=options.matrix_learning_rate, weight_decay=options.weight_decay),
+        torch.optim.AdamW(others, weight_decay=options.weight_decay, betas=(0.9, 0.95)),
+    )
 
 
 def _average_gradients(model: SamModel, workers: int) -> None:
@@ -275,16 +335,16 @@ def _log(folder: Path, row: dict[str, float]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def _checkpoint(folder: Path, step: int, model: SamModel, optimizer: torch.optim.Optimizer) -> None:
+def _checkpoint(folder: Path, step: int, model: SamModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     parameters = dict(model.named_parameters())
     state = {f"model:{name}": value.detach() for name, value in parameters.items()}
-    state |= {f"optimizer:{name}": value for name, value in pack(optimizer, parameters).items()}
+    for optimizer in optimizers:
+        state |= {f"optimizer:{name}": value for name, value in pack(optimizer, parameters).items()}
     tensors.save(folder / CHECKPOINT, state, {"step": str(step)})
 
 
-def _resume(folder: Path, model: SamModel, optimizer: torch.optim.Optimizer) -> int:
+def _resume(folder: Path, model: SamModel, optimizers: Sequence[torch.optim.Optimizer]) -> int:
     """Load the checkpoint in `folder`, if any; the number of steps already done."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / CHECKPOINT
     if not path.exists():
         return 0
@@ -293,6 +353,12 @@ def _resume(folder: Path, model: SamModel, optimizer: torch.optim.Optimizer) -> 
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state[f"model:{name}"])
-    packed = {name.removeprefix("optimizer:"): value for name, value in state.items() if name.startswith("optimizer:")}
-    unpack(optimizer, parameters, packed)
+    for optimizer in optimizers:
+        mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        packed = {
+            key.removeprefix("optimizer:"): value
+            for key, value in state.items()
+            if key.startswith("optimizer:") and id(parameters[key.split(":")[1]]) in mine
+        }
+        unpack(optimizer, parameters, packed)
     return int(metadata["step"])
