@@ -4,13 +4,17 @@ On the attention projections of the adapted encoder blocks (SAM's fused `qkv`, a
 of the mask decoder's transformer.
 """
 
+from pathlib import Path
+
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from pydantic import Field
 from torch import nn
 from transformers import SamModel
 
+from pfedsam.core import tensors
 from pfedsam.core.options import Options
+from pfedsam.core.tensors import NamedTensors
 
 
 class LoraOptions(Options):
@@ -43,13 +47,7 @@ def add_lora(
     Returns:
         The names, in `model`, of all A matrices and of all B matrices.
     """
-    config = LoraConfig(
-        r=options.rank,
-        lora_alpha=options.alpha,  # type: ignore[arg-type]  # peft's annotation says int; it only divides by it
-        target_modules=target_names(model, options, first_block),
-        lora_dropout=0.0,
-    )
-    inject_adapter_in_model(config, model)
+    inject_adapter_in_model(_config(options, target_names(model, options, first_block)), model)
     a_names = [name for name, _ in model.named_parameters() if ".lora_A." in name]
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -58,3 +56,29 @@ def add_lora(
             bound = parameters[name].shape[1] ** -0.5
             parameters[name].uniform_(-bound, bound, generator=generator)
     return a_names, [name.replace(".lora_A.", ".lora_B.") for name in a_names]
+
+
+def save_adapter(folder: Path, options: LoraOptions, lora: NamedTensors) -> None:
+    """Write `adapter_model.safetensors` and `adapter_config.json`, which `peft.PeftModel.from_pretrained` reads over a `SamModel`.
+
+    Args:
+        folder: is there already.
+        options: the rank and scale that `lora` was made with.
+        lora: A and B by their names in the `SamModel` (`<layer>.lora_A.default.weight`).
+    """
+    layers = sorted({name.split(".lora_")[0] for name in lora})
+    _config(options, layers).save_pretrained(str(folder))
+    tensors.save(
+        folder / "adapter_model.safetensors",
+        {f"base_model.model.{name.replace('.default.', '.')}": value for name, value in lora.items()},
+        {"format": "pt"},
+    )
+
+
+def _config(options: LoraOptions, layers: list[str]) -> LoraConfig:
+    return LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,  # type: ignore[arg-type]  # peft's annotation says int; it only divides by it
+        target_modules=layers,
+        lora_dropout=0.0,
+    )

@@ -26,6 +26,7 @@ from pfedsam.experiment.load import dump_options, load_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.server import ServerState, aggregate
 from pfedsam.federation.update import UpdateSpec, decode
+from pfedsam.model.lora import save_adapter
 from pfedsam.report.page import write_page
 from pfedsam.report.records import RecordWriter
 from pfedsam.report.summary_file import Communication, Summary, build_summary, collect_versions, write_summary
@@ -178,6 +179,7 @@ class _Run:
                 records.write({"kind": "timing", **self.seconds})
         finally:
             workers.close()
+        self._export_adapter()
         summary = self._summarise(scores)
         write_summary(self.folder / "summary.json", summary)
         write_page(self.folder)
@@ -263,6 +265,12 @@ class _Run:
         path.parent.mkdir(exist_ok=True)
         metadata = {"round": str(self.state.round), "study": self.study}
         tensors.save(path, self.state.shared or {"none": _NOTHING}, metadata)
+
+    def _export_adapter(self) -> None:
+        """The shared LoRA once more, in peft's format, for other tools; not where LoRA stays at the sites."""
+        lora = {name.removeprefix("sam."): value for name, value in self.state.shared.items() if ".lora_" in name}
+        if lora:
+            save_adapter((self.folder / SERVER).parent, self.options.model.lora, lora)
 
     def _summarise(self, scores: Mapping[str, Mapping[str, list[CaseScores]]]) -> Summary:
         models = models_of(self.options, self.built)
