@@ -47,7 +47,7 @@ _TINTS: Final = (  # dark and bright end of the scale; None is grey
     ((0.30, 0.10, 0.42), (0.98, 0.86, 0.93)),
     ((0.16, 0.05, 0.03), (1.00, 0.66, 0.38)),
 )
-_ORGAN_STEP, _LESION_STEP = 0.15, 0.15
+_ORGAN_STEP, _LESION_STEP = 0.28, 0.22
 _NO_LESION = 0.08  # share of patients without a lesion
 
 
