@@ -2,7 +2,8 @@
 
 Every scene has one *kind* of object (blobs, ellipses, rings, polygons or branching tubes of similar size, colour and texture);
 all objects of that kind are the foreground of the prompt-free task, each single one is the target of a box or a point. Some
-scenes also hold fainter clutter, which is ground. Nothing here comes from a real image.
+scenes also hold fainter clutter, or a larger body around each object (as the cytoplasm around a nucleus), which are ground.
+Nothing here comes from a real image.
 """
 
 from collections.abc import Callable
@@ -44,6 +45,8 @@ def scene(side: int, rng: np.random.Generator) -> Scene:
     pixels = ground + _texture(side, rng, strength=rng.uniform(0.0, 0.12))
     if rng.random() < 0.45:
         pixels = _add_clutter(pixels, side, figure - ground, rng)
+    if kind.draw is not _tube and rng.random() < 0.4:
+        pixels = _add_bodies(pixels, instances, figure - ground, rng)
     surface = figure + _texture(side, rng, strength=rng.uniform(0.0, 0.12))
     surface = surface + _per_object(instances, rng, strength=rng.uniform(0.0, 0.08)) + shade[..., None]
     surface = surface + _rim(instances, rng)[..., None] * (figure - ground)
@@ -188,6 +191,25 @@ def _add_clutter(pixels: Array, side: int, contrast: Array, rng: np.random.Gener
     other, _ = _scatter(side, _random_kind(side, rng), rng)
     colour = rng.uniform(-0.4, 0.4) * contrast + rng.normal(0, 0.04, size=3)
     return np.where((other > 0)[..., None], pixels + colour + _per_object(other, rng, strength=0.03), pixels)
+
+
+def _add_bodies(pixels: Array, instances: Array, contrast: Array, rng: np.random.Generator) -> Array:
+    """A larger body around each object, between ground and figure in colour: still ground, so a mask has to stop at the object."""
+    side = instances.shape[0]
+    canvas = Image.new("I", (side, side), 0)
+    pen = ImageDraw.Draw(canvas)
+    areas = np.bincount(instances.ravel())
+    reach, drift = rng.uniform(1.4, 4.5), rng.uniform(0, 0.6)
+    for number in np.flatnonzero(areas):
+        if number:
+            rows, columns = np.nonzero(instances == number)
+            radius = float(np.sqrt(areas[number] / np.pi)) * max(1.15, reach * float(np.exp(rng.normal(0, 0.2))))
+            x, y = np.array([columns.mean(), rows.mean()]) + drift * radius * rng.uniform(-1, 1, size=2)
+            pen.polygon(_outline(rng, x, y, radius, corners=24, wobble=0.4), fill=int(number))
+    bodies = np.asarray(canvas, dtype=np.int32)
+    colour = rng.uniform(0.15, 0.75) * contrast + rng.normal(0, 0.03, size=3)
+    colour = colour + _texture(side, rng, strength=rng.uniform(0.0, 0.12)) + _per_object(bodies, rng, strength=0.06)
+    return np.where((bodies > 0)[..., None], pixels + colour, pixels)
 
 
 def _photograph(pixels: Array, rng: np.random.Generator) -> Array:

@@ -32,3 +32,9 @@ def faster_precision() -> Literal["highest", "medium"]:
         errors[precision] = (a @ b - exact).abs().max().item()
     torch.set_float32_matmul_precision(before)
     return "medium" if errors["medium"] <= _SAME_CLASS * errors["highest"] else "highest"
+
+
+def fast_bfloat16() -> bool:
+    """Whether this processor has instructions for bf16 products; one that lacks them emulates them, 50 times slower than fp32."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))

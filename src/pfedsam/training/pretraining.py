@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ from pfedsam.data.dead_leaves import Scene, scene
 from pfedsam.model.backbone import compact_config, new_backbone, vision_config
 from pfedsam.model.checkpoint import load_backbone
 from pfedsam.model.encoder import encode, use_fast_blocks
-from pfedsam.model.numerics import configure_numerics
+from pfedsam.model.numerics import configure_numerics, fast_bfloat16
 from pfedsam.training.muon import Muon
 from pfedsam.training.optimizer import pack, unpack
 
@@ -74,6 +75,10 @@ class PretrainOptions(Options):
     warmup: int = Field(default=100, ge=0, description="Steps over which the learning rate rises from 0.")
     weight_decay: float = Field(default=0.05, ge=0, description="Weight decay of both.")
     clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Of the products; weights, losses and optimisers are fp32. auto: bfloat16 where the processor has instructions for it.",
+    )
     save_every: int = Field(
         default=100, ge=1, description="Steps between checkpoints; a resumed run repeats at most this many."
     )
@@ -209,7 +214,7 @@ def _decode(
         dense_prompt_embeddings=dense[:, :, :height, :width],
         multimask_output=points is not None,
     )
-    masks = F.interpolate(masks.flatten(0, 1), scale_factor=2, mode="bilinear", align_corners=False)
+    masks = F.interpolate(masks.flatten(0, 1).float(), scale_factor=2, mode="bilinear", align_corners=False)
     return masks, quality.flatten(0, 1)
 
 
@@ -276,6 +281,7 @@ def _train(
     """The training of one process; only worker 0 writes."""
     model = _start(options).train().requires_grad_(True)
     side = int(vision_config(model).image_size)  # type: ignore[arg-type]
+    in_bfloat16 = options.precision == "bfloat16" or (options.precision == "auto" and fast_bfloat16())
     optimizers = _optimizers(model, options)
     start = _resume(folder, model, optimizers)
     for step in range(start, options.steps):
@@ -283,9 +289,11 @@ def _train(
         for optimizer, peak in zip(optimizers, (options.matrix_learning_rate, options.learning_rate), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * schedule(options, step)
-        losses = objective(model, draw_batch(options, side, step, worker))
+        batch = draw_batch(options, side, step, worker)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=in_bfloat16):
+            losses = objective(model, batch)
         model.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
+        torch.stack([loss.float() for loss in losses.values()]).sum().backward()
         _average_gradients(model, options.workers)
         torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
         for optimizer in optimizers:
