@@ -1,4 +1,4 @@
-"""The first rounds learn: with the shipped SAM a site alone leaves empty masks at once. Averaged methods are not held to it yet."""
+"""The first rounds learn: with the shipped SAM every method leaves the plateau of empty masks at once, averaged ones too."""
 
 from pathlib import Path
 
@@ -9,9 +9,10 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.runtime.in_process import run
 
 
-@pytest.mark.parametrize("method", ["local-only"])
+@pytest.mark.parametrize("method", ["local-only", "fedavg", "pfedsam", "centralized"])
 def test_two_short_rounds_find_the_organ(tmp_path: Path, method: str) -> None:
-    sites = write_sites(tmp_path / "sites", SyntheticOptions(sites=2, cases=8, side=96), seed=1)
+    sites = write_sites(tmp_path / "sites", SyntheticOptions(sites=3, cases=8, side=96), seed=1)
+    sites = (sites[0], sites[2])  # the second is inverted: what averaging makes of that is a question of many rounds
     options = RunOptions.model_validate(
         {
             "method": method,
