@@ -158,9 +158,10 @@ def draw(points: Mapping[str, Point], path: Path) -> None:
     for model, colour, marker in (("personal", PERSONAL, "o"), ("shared", SHARED, "s")):
         found = [(p.up_bytes / 1000, d, n) for n, p in points.items() if (d := p.dice["test", model]) is not None]
         axes.scatter([x for x, _, _ in found], [y for _, y, _ in found], color=colour, marker=marker, label=model)
-        for number, (x, y, name) in enumerate(found):
-            below = 5 - 17 * (number % 2)  # neighbours may stand on each other
-            axes.annotate(name, (x, y), xytext=(4, below), textcoords="offset points", fontsize=7, color=colour)
+        for x, y, name in found:
+            higher = sum(1 for other, above, _ in found if round(other) == round(x) and above > y)
+            place = (4, -11 if higher else 5)  # of two that stand over each other the lower one is named below
+            axes.annotate(name, (x, y), xytext=place, textcoords="offset points", fontsize=7, color=colour)
     sizes = sorted({round(p.up_bytes / 1000) for p in points.values()})
     axes.set_xscale("log")
     axes.set_xticks(sizes, [str(size) for size in sizes])
