@@ -10,6 +10,7 @@ mean over cases; validation is that after the last aggregation, before the last 
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isclose
 from pathlib import Path
 from statistics import fmean
 
@@ -159,12 +160,15 @@ def draw(points: Mapping[str, Point], path: Path) -> None:
         found = [(p.up_bytes / 1000, d, n) for n, p in points.items() if (d := p.dice["test", model]) is not None]
         axes.scatter([x for x, _, _ in found], [y for _, y, _ in found], color=colour, marker=marker, label=model)
         for x, y, name in found:
-            higher = sum(1 for other, above, _ in found if round(other) == round(x) and above > y)
+            higher = sum(1 for other, above, _ in found if isclose(other, x, rel_tol=0.05) and above > y)
             place = (4, -11 if higher else 5)  # of two that stand over each other the lower one is named below
             axes.annotate(name, (x, y), xytext=place, textcoords="offset points", fontsize=7, color=colour)
-    sizes = sorted({round(p.up_bytes / 1000) for p in points.values()})
+    sizes: list[float] = []
+    for size in sorted(p.up_bytes / 1000 for p in points.values()):
+        if not sizes or not isclose(size, sizes[-1], rel_tol=0.05):
+            sizes.append(size)
     axes.set_xscale("log")
-    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("kB sent by a site in a round")
     axes.set_ylabel("Dice on the test part, points")
