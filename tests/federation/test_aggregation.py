@@ -6,8 +6,9 @@ import torch
 
 from pfedsam.core.errors import RunError, UpdateError
 from pfedsam.core.tensors import digest
-from pfedsam.federation.aggregation import check_registration, combine, weighted_mean
-from pfedsam.federation.update import Update
+from pfedsam.federation.aggregation import check_registration, combine, open_messages, weighted_mean
+from pfedsam.federation.codec import Codec
+from pfedsam.federation.update import Update, UpdateSpec, encode
 
 
 def one(site, value, cases, dtype=torch.float32):
@@ -115,3 +116,30 @@ def test_all_refused_is_an_error_that_says_why(updates, spec, registered):
 def test_a_weight_that_is_not_sound_is_refused_at_registration(cases):
     with pytest.raises(RunError, match="site north registered with"):
         check_registration({"east": 1, "north": cases})
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16", "int8", "int4"])
+def test_24_orders_of_messages_give_one_hash_with_every_codec(updates, registered, name):
+    codec, received = Codec(name), {key: tensor + 0.1 for key, tensor in updates[3].tensors.items()}
+    spec = UpdateSpec.of(received, codec)
+    messages = [(update.site, encode(update, codec, received)) for update in updates]
+    results = []
+    for order in itertools.permutations(messages):
+        opened, unread = open_messages(dict(order), spec, received)
+        assert unread == {}
+        results.append(combine(opened, spec, round=3, registered=registered))
+    assert len({digest(result.tensors) for result in results}) == 1
+    exact = weighted_mean(updates)
+    worst = max((results[0].tensors[key].float() - exact[key].float()).abs().max().item() for key in exact)
+    spread = max((u.tensors[key].float() - received[key].float()).abs().max().item() for u in updates for key in exact)
+    assert worst <= spread * {"fp32": 0, "fp16": 2**-10, "int8": 0.005, "int4": 0.08}[name]
+
+
+def test_a_message_that_cannot_be_read_is_one_sites_failure(updates, spec, registered):
+    messages = {update.site: encode(update) for update in updates}
+    messages["south"] = messages["south"][:-1]
+    opened, unread = open_messages(messages, spec, {})
+    assert list(unread) == ["south"]
+    assert "cannot be read" in unread["south"]
+    result = combine(opened, spec, round=3, registered=registered)
+    assert digest(result.tensors) == digest(weighted_mean([updates[0], updates[1], updates[3]]))

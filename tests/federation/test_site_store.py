@@ -17,13 +17,15 @@ def state(round, phase="local", value=None):
     optimizer = {f"{name}.exp_avg": tensor / 2 for name, tensor in local.items()} | {
         "rng": torch.Generator().manual_seed(round).get_state()
     }
-    return SiteState("study-1", "north", round, phase, local, optimizer, {"step": 7 * round, "lr": 0.1, "best": None})
+    extra = {"step": 7 * round, "lr": 0.1, "best": None}
+    return SiteState("study-1", "north", round, phase, local, optimizer, extra, {"lora.a": torch.full((2,), round / 3)})
 
 
 def same(one, other):
     return (
         digest(one.local) == digest(other.local)
         and digest(one.optimizer) == digest(other.optimizer)
+        and digest(one.feedback) == digest(other.feedback)
         and (one.study, one.site, one.round, one.phase, one.extra)
         == (other.study, other.site, other.round, other.phase, other.extra)
     )

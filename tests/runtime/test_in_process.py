@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from pfedsam.core import tensors
 from pfedsam.core.errors import DataError, RunError
 from pfedsam.core.tensors import digest
 from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.codec import CommunicationOptions
 from pfedsam.federation.methods import METHODS
-from pfedsam.federation.site_store import SiteStore
+from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.report.records import deterministic_view, read_records
+from pfedsam.report.summary_file import read_summary
 from pfedsam.runtime.in_process import SERVER, run
 
 
@@ -25,9 +28,16 @@ def fingerprint(folder: Path, options: RunOptions) -> dict[str, object]:
         assert state is not None
         found[f"{site} local"] = digest(state.local)
         found[f"{site} optimizer"] = digest(state.optimizer)
+        found[f"{site} feedback"] = [digest(kept.feedback) for kept in _generations(folder, site, options)]
         found[f"{site} scores"] = (folder / "sites" / site / "scores.json").read_bytes()
     found["records"] = deterministic_view(read_records(folder / "records.jsonl"))
     return found
+
+
+def _generations(folder: Path, site: str, options: RunOptions) -> list[SiteState]:
+    """The states that a site keeps, the last round's and the one after the final phase."""
+    store, rounds = SiteStore(folder / "sites" / site / "state"), options.training.rounds
+    return [state for state in (store.load(round=rounds), store.load(round=rounds + 1)) if state]
 
 
 @pytest.fixture(scope="module")
@@ -44,30 +54,94 @@ def reference(finished: Path, toy_options: RunOptions) -> Path:
     return finished
 
 
-def test_a_run_killed_at_ten_random_moments_resumes_to_the_same_bits(
-    tmp_path: Path, toy_options: RunOptions, reference: Path
-) -> None:
-    folder, chance = tmp_path / "killed", random.Random(7)
-    forked = multiprocessing.get_context("fork")
-    kills = 0
-    for _ in range(60):
+def survive(options: RunOptions, folder: Path, kills: int) -> None:
+    """Run to the end although the process is killed so many times, at random moments."""
+    chance, forked, killed = random.Random(7), multiprocessing.get_context("fork"), 0
+    for _ in range(6 * kills):
         process = forked.Process(
-            target=run, args=(toy_options, folder), kwargs={"resume": (folder / "config.yaml").exists()}
+            target=run, args=(options, folder), kwargs={"resume": (folder / "config.yaml").exists()}
         )
         process.start()
-        process.join(chance.uniform(0.2, 1.2) if kills < 10 else 120)
+        process.join(chance.uniform(0.2, 1.2) if killed < kills else 120)
         if process.exitcode is None:
             process.kill()
             process.join()
-            kills += 1
+            killed += 1
         elif process.exitcode == 0:
-            if kills >= 10:
+            if killed >= kills:
                 break
             # It finished before it was killed often enough: let it lose its last rounds and go on being killed.
             shutil.rmtree(folder)
-    assert kills == 10
+    assert killed == kills
     assert process.exitcode == 0
-    assert fingerprint(folder, toy_options) == fingerprint(reference, toy_options)
+
+
+def with_codec(options: RunOptions, codec: str) -> RunOptions:
+    return RunOptions.model_validate({**options.model_dump(), "communication": {"codec": codec, "block": 16}})
+
+
+def test_a_run_killed_at_ten_random_moments_resumes_to_the_same_bits(
+    tmp_path: Path, toy_options: RunOptions, reference: Path
+) -> None:
+    survive(toy_options, tmp_path / "killed", kills=10)
+    assert fingerprint(tmp_path / "killed", toy_options) == fingerprint(reference, toy_options)
+
+
+@pytest.fixture(scope="module")
+def int8_finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("int8") / "run"
+
+
+@pytest.fixture
+def int8_reference(int8_finished: Path, toy_options: RunOptions) -> Path:
+    """An undisturbed run with integers and error feedback, made once."""
+    if not (int8_finished / "summary.json").exists():
+        run(with_codec(toy_options, "int8"), int8_finished)
+    return int8_finished
+
+
+def test_a_killed_run_resumes_to_the_same_bits_with_integers_and_error_feedback(
+    tmp_path: Path, toy_options: RunOptions, int8_reference: Path
+) -> None:
+    options = with_codec(toy_options, "int8")
+    survive(options, tmp_path / "killed", kills=4)
+    assert fingerprint(tmp_path / "killed", options) == fingerprint(int8_reference, options)
+    shared = tensors.load(tmp_path / "killed" / SERVER)[0]
+    for site in options.data.sites:
+        kept = _generations(tmp_path / "killed", site, options)
+        assert len(kept) == 2
+        assert kept[0].feedback.keys() == shared.keys()
+        assert max(value.abs().max() for value in kept[0].feedback.values()) > 0
+        assert kept[1].feedback == {}  # nothing is sent after the final phase
+
+
+def check_bytes(folder: Path, exact_folder: Path, shrinks: float) -> None:
+    """The bytes in a summary are those on the wire, and make up the components."""
+    found = read_summary(folder / "summary.json").communication
+    exact = read_summary(exact_folder / "summary.json").communication
+    sent = [record["up_bytes"] for record in read_records(folder / "records.jsonl") if "up_bytes" in record]
+    assert found.up_bytes_per_site_round == max(sent[-1].values())
+    assert found.down_bytes_per_site_round == exact.down_bytes_per_site_round
+    values = sum(found.by_component.values())
+    assert sum(exact.by_component.values()) / values == pytest.approx(shrinks, rel=0.05)
+    assert values < found.up_bytes_per_site_round < values + 1000
+
+
+def test_bytes_with_int8_are_those_on_the_wire(reference: Path, int8_reference: Path) -> None:
+    """With a scale for 16 values, nine bits a value; a tensor's last block is often shorter."""
+    check_bytes(int8_reference, reference, 3.5)
+
+
+def test_without_error_feedback_int4_sends_as_little_and_nothing_is_kept(
+    tmp_path: Path, toy_options: RunOptions, reference: Path
+) -> None:
+    training = toy_options.training.model_copy(update={"rounds": 1})
+    communication = CommunicationOptions(codec="int4", error_feedback=False, block=16)
+    options = toy_options.model_copy(update={"training": training, "communication": communication})
+    run(options, tmp_path / "run")
+    check_bytes(tmp_path / "run", reference, 6.2)
+    for site in options.data.sites:
+        assert all(state.feedback == {} for state in _generations(tmp_path / "run", site, options))
 
 
 def test_processes_change_no_bit(tmp_path: Path, toy_options: RunOptions, reference: Path) -> None:

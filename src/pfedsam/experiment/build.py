@@ -14,6 +14,7 @@ from pfedsam.data.loader import Example, load_examples
 from pfedsam.data.manifest import Case, Site, read_site
 from pfedsam.data.split import check_no_leak, read_split, split_site
 from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.codec import Codec
 from pfedsam.federation.methods import find_method
 from pfedsam.federation.methods.base import Method
 from pfedsam.model.backbone import backbone_digest
@@ -46,6 +47,11 @@ class BuiltModel:
 def build_method(options: RunOptions) -> Method:
     """The run's method."""
     return find_method(options.method)
+
+
+def build_codec(options: RunOptions) -> Codec:
+    """How the run's updates are written."""
+    return Codec(options.communication.codec, options.communication.block)
 
 
 def build_labels(options: RunOptions) -> LabelMap:

@@ -8,6 +8,7 @@ from pfedsam.core.options import Options
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.split import SplitOptions
 from pfedsam.data.transforms import AugmentOptions
+from pfedsam.federation.codec import CommunicationOptions
 from pfedsam.federation.methods import METHODS, find_method
 from pfedsam.model.personal import ModelOptions
 from pfedsam.model.prefix import PrefixOptions
@@ -72,6 +73,9 @@ class RunOptions(Options):
     model: ModelOptions = Field(default=ModelOptions(), description="Backbone, LoRA, experts.")
     training: TrainingOptions = Field(default=TrainingOptions(), description="Rounds, steps, optimiser, distillation.")
     prefix: PrefixOptions = Field(default=PrefixOptions(), description="Cache of the frozen blocks' outputs.")
+    communication: CommunicationOptions = Field(
+        default=CommunicationOptions(), description="How updates are written for the way to the server."
+    )
     evaluation: EvaluationOptions = Field(default=EvaluationOptions(), description="Validation and test.")
     runtime: RuntimeOptions = Field(default=RuntimeOptions(), description="Processes and threads.")
 

@@ -11,7 +11,7 @@ import torch
 
 from pfedsam.core.errors import RunError, UpdateError
 from pfedsam.core.tensors import NamedTensors, digest
-from pfedsam.federation.update import MAX_CASES, Update, UpdateSpec, check, label
+from pfedsam.federation.update import MAX_CASES, Update, UpdateSpec, check, decode, label
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,25 @@ class AggregationResult:
     """Names of the sites that were averaged, sorted."""
     rejected: Mapping[str, str]
     """Reason by site."""
+
+
+def open_messages(
+    messages: Mapping[str, bytes], spec: UpdateSpec, received: NamedTensors
+) -> tuple[list[Update], dict[str, str]]:
+    """The updates in the messages of a round, and the reason for each site whose message cannot be read.
+
+    Args:
+        messages: by the site that they came from.
+        spec: of the run.
+        received: the shared tensors that were broadcast in this round.
+    """
+    updates, unread = [], {}
+    for site, message in messages.items():
+        try:
+            updates.append(decode(message, spec, received))
+        except UpdateError as error:
+            unread[site] = str(error)
+    return updates, unread
 
 
 def weighted_mean(updates: Sequence[Update]) -> dict[str, torch.Tensor]:

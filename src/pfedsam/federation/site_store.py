@@ -8,7 +8,7 @@ stopped can go back one round. Everything is readable by its owner alone, and no
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pfedsam.core.tensors import NamedTensors
 SCHEMA = 1
 """The version of the files' form."""
 
-_LOCAL, _OPTIMIZER = "local:", "optimizer:"
+_LOCAL, _OPTIMIZER, _FEEDBACK = "local:", "optimizer:", "feedback:"
 _PATTERN = "generation-*.safetensors"
 
 
@@ -39,6 +39,8 @@ class SiteState:
     """The optimiser's tensors and whatever else resuming needs that is a tensor."""
     extra: Mapping[str, Any]
     """What resuming needs and JSON can hold, for example the optimiser's step counts."""
+    feedback: NamedTensors = field(default_factory=dict)
+    """What the codec took from the updates sent so far (`federation.feedback`)."""
 
 
 class SiteStore:
@@ -56,6 +58,7 @@ class SiteStore:
         """
         named = {_LOCAL + name: tensor for name, tensor in state.local.items()}
         named |= {_OPTIMIZER + name: tensor for name, tensor in state.optimizer.items()}
+        named |= {_FEEDBACK + name: tensor for name, tensor in state.feedback.items()}
         number = max(self._generations(), default=0) + 1
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -141,7 +144,8 @@ def _read(path: Path) -> SiteState:
             )
         if digest != tensors.digest(named):
             raise StoreError(f"{path.name} is damaged: remove it to go on from the generation before it.")
-        return SiteState(local=_part(named, _LOCAL), optimizer=_part(named, _OPTIMIZER), **described)
+        local, optimizer, feedback = (_part(named, prefix) for prefix in (_LOCAL, _OPTIMIZER, _FEEDBACK))
+        return SiteState(local=local, optimizer=optimizer, feedback=feedback, **described)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(f"{path.name} is not a site's state: remove it to go on from the one before it.") from error
 

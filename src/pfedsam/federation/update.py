@@ -3,7 +3,8 @@
 An update holds the shared tensors, the number of training cases and a few named scalars; there is no field for
 anything else. Server and sites agree beforehand on an `UpdateSpec`: the names, shapes and types of the shared tensors.
 On the wire the values follow one another in the spec's order without names, so that a message has room for exactly
-these values, and its size is theirs plus a few hundred bytes (with the names it was 4 % longer for a small LoRA).
+these values, and its size is theirs plus a few hundred bytes (with the names it was 4 % longer for a small LoRA). How a value
+is written is the codec's part (`federation.codec`); both sides agree on it too, and the digest of the spec covers it.
 """
 
 import hashlib
@@ -16,7 +17,8 @@ from typing import Any, NoReturn
 import torch
 
 from pfedsam.core.errors import StoreError, UpdateError
-from pfedsam.core.tensors import NamedTensors, from_bytes, to_bytes
+from pfedsam.core.tensors import NamedTensors, digest, from_bytes, to_bytes
+from pfedsam.federation.codec import LOSSLESS, Codec
 
 METRICS = frozenset({"loss_global", "loss_local", "dice_shared", "dice_personal", "seconds"})
 """The scalars that a site may report; a closed list, because a free name could carry a patient's."""
@@ -29,6 +31,7 @@ MAX_MAGNITUDE = 1e6
 
 _SCHEMA = "pfedsam-update-1"
 _ENVELOPE_BYTES = 4096
+_BASE_DIGITS = 16
 _MAX_SCALAR = 1e15
 
 
@@ -64,10 +67,11 @@ class UpdateSpec:
     """The shared tensors of a run: what every update must hold, no more and no less."""
 
     tensors: Mapping[str, TensorSpec]
+    codec: Codec = LOSSLESS
 
     @classmethod
-    def of(cls, tensors: NamedTensors) -> "UpdateSpec":
-        """The spec that these shared tensors fulfil.
+    def of(cls, tensors: NamedTensors, codec: Codec = LOSSLESS) -> "UpdateSpec":
+        """The spec that these shared tensors fulfil when they are written by a codec.
 
         Raises:
             UpdateError: there are none, or one has no floating-point type and so no mean.
@@ -79,58 +83,114 @@ class UpdateSpec:
                 raise UpdateError(
                     f"shared tensor {name} has type {tensor.dtype}; only floating-point ones have a mean."
                 )
-        return cls({name: TensorSpec(tuple(tensors[name].shape), tensors[name].dtype) for name in sorted(tensors)})
+        specs = {name: TensorSpec(tuple(tensors[name].shape), tensors[name].dtype) for name in sorted(tensors)}
+        return cls(specs, codec)
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) over names, shapes and types."""
-        return hashlib.sha256(json.dumps([[name, str(spec)] for name, spec in self._ordered()]).encode()).hexdigest()
+        """SHA-256 (hex) over names, shapes, types and codec."""
+        content = [str(self.codec), [[name, str(spec)] for name, spec in self._ordered()]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The bytes of each tensor's values in a message."""
+        if self.codec.lossless:
+            return {name: spec.bytes for name, spec in self.tensors.items()}
+        return {name: self.codec.size(math.prod(spec.shape)) for name, spec in self.tensors.items()}
 
     @property
     def payload_bytes(self) -> int:
-        """The size of all values."""
-        return sum(spec.bytes for spec in self.tensors.values())
+        """The size of all values in a message."""
+        return sum(self.sizes.values())
 
     @property
     def max_bytes(self) -> int:
         """The longest message that can be an update of this run."""
         return self.payload_bytes + _ENVELOPE_BYTES
 
-    def pack(self, tensors: NamedTensors) -> torch.Tensor:
-        """The values of tensors that fulfil the spec, as bytes one after another: uint8 [payload_bytes]."""
-        parts = [tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8) for name, _ in self._ordered()]
+    def pack(self, tensors: NamedTensors, received: NamedTensors | None = None) -> torch.Tensor:
+        """The values of tensors that fulfil the spec, as bytes one after another: uint8 [payload_bytes].
+
+        Args:
+            tensors: as the site wants them to arrive.
+            received: what the site got in this round; not needed by the lossless codec.
+
+        Raises:
+            UpdateError: `received` does not fulfil the spec.
+        """
+        if self.codec.lossless:
+            parts = [
+                tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8) for name, _ in self._ordered()
+            ]
+        else:
+            base = self._base(received)
+            parts = [self.codec.pack(tensors[name].detach().cpu().float() - base[name]) for name, _ in self._ordered()]
         return torch.cat(parts)
 
-    def unpack(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The tensors whose values `pack` put one after another; `values` is uint8 [payload_bytes]."""
-        tensors, start = {}, 0
+    def unpack(self, values: torch.Tensor, received: NamedTensors | None = None) -> dict[str, torch.Tensor]:
+        """The tensors whose values `pack` put one after another; `values` is uint8 [payload_bytes].
+
+        Raises:
+            UpdateError: the bytes are not ones that the codec writes, or `received` does not fulfil the spec.
+        """
+        base = {} if self.codec.lossless else self._base(received)
+        tensors, start, sizes = {}, 0, self.sizes
         for name, spec in self._ordered():
-            part = values[start : start + spec.bytes]
-            tensors[name] = part.clone().view(spec.dtype).reshape(spec.shape)
-            start += spec.bytes
+            part = values[start : start + sizes[name]]
+            if self.codec.lossless:
+                tensors[name] = part.clone().view(spec.dtype).reshape(spec.shape)
+            else:
+                change = self.codec.unpack(part, math.prod(spec.shape)).reshape(spec.shape)
+                tensors[name] = (base[name] + change).to(spec.dtype)
+            start += sizes[name]
         return tensors
+
+    def _base(self, received: NamedTensors | None) -> dict[str, torch.Tensor]:
+        """What changes are counted from, in float32.
+
+        Raises:
+            UpdateError: it does not fulfil the spec.
+        """
+        if received is None or UpdateSpec.of(received, self.codec) != self:
+            raise UpdateError(
+                f"codec {self.codec} needs the shared tensors of the round, which are not those of the spec."
+            )
+        return {name: tensor.detach().cpu().float() for name, tensor in received.items()}
 
     def _ordered(self) -> list[tuple[str, TensorSpec]]:
         return sorted(self.tensors.items())
 
 
-def encode(update: Update) -> bytes:
+def encode(update: Update, codec: Codec = LOSSLESS, received: NamedTensors | None = None) -> bytes:
     """An update as a message.
 
+    Args:
+        update: its tensors are the shared parameters themselves, whatever the codec sends of them.
+        codec: of the run.
+        received: the shared tensors that the site got in this round; not needed by the lossless codec.
+
     Raises:
-        UpdateError: it holds no tensors, or one of another type than floating point.
+        UpdateError: it holds no tensors, one of another type than floating point, or others than were received.
     """
-    spec = UpdateSpec.of(update.tensors)
+    spec = UpdateSpec.of(update.tensors, codec)
     envelope = {"site": update.site, "round": update.round, "cases": update.cases, "metrics": dict(update.metrics)}
     metadata = {"schema": _SCHEMA, "spec": spec.digest, "update": json.dumps(envelope, sort_keys=True)}
-    return to_bytes({"values": spec.pack(update.tensors)}, metadata)
+    values = spec.pack(update.tensors, received)
+    return to_bytes({"values": values}, metadata | _base_entry(spec, received))
 
 
-def decode(data: bytes, spec: UpdateSpec) -> Update:
+def decode(data: bytes, spec: UpdateSpec, received: NamedTensors | None = None) -> Update:
     """The update in a message; its content still has to pass `check`.
 
+    Args:
+        data: the message.
+        spec: of the run.
+        received: the shared tensors that were broadcast in this round; not needed by the lossless codec.
+
     Raises:
-        UpdateError: the message is too long, malformed, or of other shared tensors than this run's.
+        UpdateError: the message is too long, malformed, of other shared tensors or of another codec than this run's, or
+            counted from other shared parameters than were broadcast.
     """
     try:
         tensors, metadata = from_bytes(data, max_bytes=spec.max_bytes)
@@ -148,7 +208,18 @@ def decode(data: bytes, spec: UpdateSpec) -> Update:
         )
     if len(tensors) != 1 or values is None or values.dtype != torch.uint8 or values.shape != (spec.payload_bytes,):
         raise UpdateError(f"site {label(update.site)} sent other than {spec.payload_bytes} bytes of values.")
-    return Update(update.site, update.round, spec.unpack(values), update.cases, update.metrics)
+    if {key: metadata[key] for key in metadata.keys() - {"schema", "spec", "update"}} != _base_entry(spec, received):
+        raise UpdateError(f"site {label(update.site)} counted its changes from other parameters than this round's.")
+    try:
+        unpacked = spec.unpack(values, received)
+    except UpdateError as error:
+        raise UpdateError(f"the update of site {label(update.site)} cannot be read: {error}") from error
+    return Update(update.site, update.round, unpacked, update.cases, update.metrics)
+
+
+def _base_entry(spec: UpdateSpec, received: NamedTensors | None) -> dict[str, str]:
+    """What a message says about the parameters that its changes are counted from; nothing where it holds no changes."""
+    return {} if spec.codec.lossless or received is None else {"base": digest(received)[:_BASE_DIGITS]}
 
 
 def check(update: Update, spec: UpdateSpec, *, round: int, registered: Mapping[str, int]) -> None:

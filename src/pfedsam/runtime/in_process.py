@@ -21,14 +21,23 @@ from pfedsam.data.manifest import Site
 from pfedsam.data.split import read_split, write_split
 from pfedsam.evaluation.scores import CaseScores
 from pfedsam.evaluation.summary import summarize_site
-from pfedsam.experiment.build import BuiltModel, build_labels, build_method, build_model, build_sites, training_cases
+from pfedsam.experiment.build import (
+    BuiltModel,
+    build_codec,
+    build_labels,
+    build_method,
+    build_model,
+    build_sites,
+    training_cases,
+)
 from pfedsam.experiment.load import dump_options, load_options
 from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.aggregation import open_messages
 from pfedsam.federation.server import ServerState, aggregate
-from pfedsam.federation.update import UpdateSpec, decode
+from pfedsam.federation.update import UpdateSpec
 from pfedsam.model.lora import save_adapter
 from pfedsam.report.page import write_page
-from pfedsam.report.records import RecordWriter
+from pfedsam.report.records import RecordWriter, read_records
 from pfedsam.report.summary_file import Communication, Summary, build_summary, collect_versions, write_summary
 from pfedsam.runtime.site_session import RoundReport
 from pfedsam.runtime.worker import MakeWorker, Workers, models_of
@@ -150,7 +159,6 @@ class _Run:
         self.trainers = {name: len(cases) for name, cases in training_cases(options, sites).items()}
         self.study = study_id(options, built.backbone)
         self.state = self._load_state()
-        self.up_bytes = 0
         self.seconds: dict[str, float] = {}
 
     def _load_state(self) -> ServerState:
@@ -209,16 +217,15 @@ class _Run:
         current = self.state
         if not self.built.partition.shared:
             return ServerState(current.round + 1, current.shared)
-        spec = UpdateSpec.of(current.shared)
-        updates = [decode(message, spec) for message in messages.values()]
+        spec = UpdateSpec.of(current.shared, build_codec(self.options))
+        updates, unread = open_messages(messages, spec, current.shared)
         state, result = aggregate(current, updates, spec, self.trainers)
-        self.up_bytes = max(len(message) for message in messages.values())
         records.write(
             {
                 "kind": "aggregate",
                 "round": current.round,
                 "accepted": list(result.accepted),
-                "rejected": dict(result.rejected),
+                "rejected": {**unread, **result.rejected},
                 "up_bytes": {name: len(message) for name, message in sorted(messages.items())},
             }
         )
@@ -288,13 +295,17 @@ class _Run:
         )
 
     def _communication(self) -> Communication:
-        shared = set(self.built.partition.shared)
+        """Bytes of the last round's messages, measured, and of an update's values by component."""
+        shared = self.state.shared
+        sizes = UpdateSpec.of(shared, build_codec(self.options)).sizes if shared else {}
         by_component = {
-            component: sum(self.state.shared[name].nbytes for name in names)
+            component: sum(sizes[name] for name in names)
             for component, names in self.built.partition.components.items()
-            if set(names) <= shared
+            if set(names) <= set(self.built.partition.shared)
         }
-        up = self.up_bytes or (sum(by_component.values()) if by_component else 0)
+        sent = [r["up_bytes"] for r in read_records(self.folder / "records.jsonl") if r["kind"] == "aggregate"]
         return Communication(
-            up_bytes_per_site_round=up, down_bytes_per_site_round=len(self._broadcast()), by_component=by_component
+            up_bytes_per_site_round=max(sent[-1].values()) if sent else 0,
+            down_bytes_per_site_round=len(self._broadcast()),
+            by_component=by_component,
         )

@@ -17,8 +17,16 @@ from pfedsam.data.loader import Example, load_image, load_truth
 from pfedsam.data.manifest import Case
 from pfedsam.evaluation.predict import predict
 from pfedsam.evaluation.scores import CaseScores, ClassScores, score_case
-from pfedsam.experiment.build import BuiltModel, build_examples, build_labels, build_method, build_site_data
+from pfedsam.experiment.build import (
+    BuiltModel,
+    build_codec,
+    build_examples,
+    build_labels,
+    build_method,
+    build_site_data,
+)
 from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.feedback import encode_with_feedback
 from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.federation.update import Update
 from pfedsam.model.partition import assign
@@ -70,24 +78,41 @@ class SiteSession:
         self.data: SiteData = build_site_data(options, name, cases, built, cache)
         self._initial = built.start("local")
 
-    def train(self, round_: int, shared: NamedTensors) -> tuple[Update, RoundReport]:
-        """Do the client round `round_` on the shared parameters and keep the new local state."""
-        result = self._phases(round_, shared, final=False)
-        losses = {f"loss_{phase}": row["total"] for phase, row in result.losses.items() if phase in ("global", "local")}
-        update = Update(self.name, round_, result.shared, len(self.data.examples), losses)
-        return update, RoundReport(result.losses, self._usage(result))
+    def train(self, round_: int, shared: NamedTensors) -> tuple[bytes, RoundReport]:
+        """Do the client round `round_` on the shared parameters and keep the new local state.
+
+        Returns:
+            The update's message (empty when nothing is shared), and what the site says beside it.
+        """
+        stored = self.store.rewind(round_)
+        result = self._phases(round_, shared, stored, final=False)
+        message, feedback = self._message(round_, shared, result, stored)
+        self._commit(round_, result, "round", feedback)
+        return message, RoundReport(result.losses, self._usage(result))
 
     def align(self, round_: int, shared: NamedTensors) -> RoundReport:
         """The phases after the last aggregation; nothing is sent after them."""
-        result = self._phases(round_, shared, final=True)
+        result = self._phases(round_, shared, self.store.rewind(round_), final=True)
+        self._commit(round_, result, "final", {})
         return RoundReport(result.losses, self._usage(result))
 
-    def _phases(self, round_: int, shared: NamedTensors, *, final: bool) -> ClientResult:
+    def _message(
+        self, round_: int, shared: NamedTensors, result: ClientResult, stored: SiteState | None
+    ) -> tuple[bytes, NamedTensors]:
+        """The update as it is sent, and what its codec lost, to be kept."""
+        if not result.shared:
+            return b"", {}
+        losses = {f"loss_{phase}": row["total"] for phase, row in result.losses.items() if phase in ("global", "local")}
+        update = Update(self.name, round_, result.shared, len(self.data.examples), losses)
+        before = stored.feedback if stored else {}
+        message, lost = encode_with_feedback(update, build_codec(self.options), received=shared, feedback=before)
+        return message, lost if self.options.communication.error_feedback else {}
+
+    def _phases(self, round_: int, shared: NamedTensors, stored: SiteState | None, *, final: bool) -> ClientResult:
         method, training = build_method(self.options), self.options.training
-        stored = self.store.rewind(round_)
         state = ClientState(stored.local, stored.optimizer) if stored else ClientState(self._initial)
         experts = self.options.model.experts
-        result = client_round(
+        return client_round(
             self.built.model,
             self.built.partition,
             self.data,
@@ -98,18 +123,20 @@ class SiteSession:
             options=training,
             balance=experts.balance if experts else 0.0,
         )
+
+    def _commit(self, round_: int, result: ClientResult, phase: str, feedback: NamedTensors) -> None:
         self.store.commit(
             SiteState(
                 study=self.study,
                 site=self.name,
                 round=round_ + 1,
-                phase="final" if final else "round",
+                phase=phase,
                 local=result.state.local,
                 optimizer=result.state.optimizer,
                 extra={},
+                feedback=feedback,
             )
         )
-        return result
 
     def _usage(self, result: ClientResult) -> dict[str, list[float]]:
         if "experts" not in self.built.partition.components:

@@ -21,7 +21,6 @@ from pfedsam.data.manifest import Site
 from pfedsam.evaluation.scores import CaseScores
 from pfedsam.experiment.build import POOLED, BuiltModel, build_method, build_model, training_cases
 from pfedsam.experiment.options import RunOptions
-from pfedsam.federation.update import encode
 from pfedsam.model.numerics import configure_numerics
 from pfedsam.runtime.site_session import RoundReport, SiteScorer, SiteSession
 from pfedsam.training.phases import Model
@@ -43,8 +42,7 @@ class SiteWorker:
 
     def train(self, name: str, round_: int, shared: bytes) -> tuple[bytes, RoundReport]:
         """A client round: the encoded update (empty when nothing is shared), and the site's report."""
-        update, report = self._session(name).train(round_, _decode(shared))
-        return (encode(update) if update.tensors else b""), report
+        return self._session(name).train(round_, _decode(shared))
 
     def align(self, name: str, round_: int, shared: bytes) -> RoundReport:
         """The phases after the last aggregation."""

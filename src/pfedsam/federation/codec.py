@@ -1,0 +1,149 @@
+"""How the values of an update become bytes: exact, as half floats, or as small integers with a scale for each block.
+
+All but `fp32` carry the change from the shared parameters that the site received, which both sides know to the bit: it is small
+and of one size, where the weights are not. An integer codec divides a tensor into blocks and sends, for each, the scale
+s = max|x| / L (float16, rounded up, so that nothing is clipped) and the codes round(x / s) in -L..L, with L = 127 (int8) or 7 (int4).
+The error of a value is at most s / 2. Decoding is one exact product in float32, so that every machine reads the same bits.
+
+Block-wise symmetric quantisation: Dettmers et al., "8-bit Optimizers via Block-wise Quantization", ICLR 2022, section 2.1, with
+linear codes.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pfedsam.core.errors import OptionError, UpdateError
+from pfedsam.core.options import Options
+
+CodecName = Literal["fp32", "fp16", "int8", "int4"]
+
+MIN_BLOCK, MAX_BLOCK = 8, 4096
+"""Values of one block: fewer cost more in scales than the codes, more let one large value coarsen too many."""
+
+_LEVELS = {"int8": 127, "int4": 7}
+_HALF = torch.float16
+_ZERO_NIBBLE = 8
+"""The code 0 of int4; codes are stored with 8 added, two in a byte, the earlier one in the low half."""
+
+
+class CommunicationOptions(Options):
+    """How an update is written for its way from a site to the server."""
+
+    codec: CodecName = Field(
+        default="fp32",
+        description="fp32: exact. fp16, int8, int4: the change from the received parameters as half floats or integers.",
+    )
+    error_feedback: bool = Field(
+        default=True,
+        description="A site keeps what rounding lost and adds it to its next update; without effect on fp32.",
+    )
+    block: int = Field(
+        default=64, ge=MIN_BLOCK, le=MAX_BLOCK, description="Values that share one scale with int8 and int4."
+    )
+
+
+@dataclass(frozen=True)
+class Codec:
+    """One way to write tensors; site and server must use the same, so it is part of what an update's digest covers."""
+
+    name: CodecName = "fp32"
+    block: int = 64
+
+    def __post_init__(self) -> None:
+        """Refuse what no configuration can ask for.
+
+        Raises:
+            OptionError: the block has another length than is allowed.
+        """
+        if not MIN_BLOCK <= self.block <= MAX_BLOCK:
+            raise OptionError(f"communication.block is {self.block}; allowed are {MIN_BLOCK} to {MAX_BLOCK} values.")
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.block}" if self.name in _LEVELS else self.name
+
+    @property
+    def lossless(self) -> bool:
+        """Values travel as they are, in the tensors' own types; otherwise `pack` and `unpack` carry changes."""
+        return self.name == "fp32"
+
+    def size(self, count: int) -> int:
+        """The bytes of `count` changes of one tensor."""
+        if self.name not in _LEVELS:
+            return count * _HALF.itemsize
+        return self._scales(count) * _HALF.itemsize + (count if self.name == "int8" else (count + 1) // 2)
+
+    def pack(self, change: Tensor) -> Tensor:
+        """The changes of one tensor (any shape, read as float32) as bytes, uint8 `[size]`.
+
+        A block with a value that is not finite, or too large for its scale, is sent as one that is read as not finite: it is for
+        the server to refuse it by the site's name.
+        """
+        flat = change.detach().cpu().to(torch.float32).reshape(-1)
+        if self.name not in _LEVELS:
+            return flat.to(_HALF).view(torch.uint8)
+        rows = _in_blocks(flat, self.block)
+        scales = _round_up(rows.abs().amax(dim=1) / _LEVELS[self.name])
+        steps = (
+            (rows / scales.to(torch.float32)[:, None]).nan_to_num(0.0, 0.0, 0.0).round()
+        )  # 0 / 0 in a block of zeros
+        codes = steps.clamp(-_LEVELS[self.name], _LEVELS[self.name]).to(torch.int8).reshape(-1)[: len(flat)]
+        return torch.cat(
+            [scales.view(torch.uint8), codes.view(torch.uint8) if self.name == "int8" else _nibbles(codes)]
+        )
+
+    def unpack(self, data: Tensor, count: int) -> Tensor:
+        """What `pack` wrote, with the precision that is left: bytes uint8 `[size]` to float32 `[count]`.
+
+        Raises:
+            UpdateError: the bytes are not ones that `pack` writes.
+        """
+        if data.dtype != torch.uint8 or data.shape != (self.size(count),):
+            raise UpdateError(f"{data.numel()} bytes cannot be {count} values of codec {self}: {self.size(count)} are.")
+        if self.name not in _LEVELS:
+            return data.clone().view(_HALF).to(torch.float32)
+        cut = self._scales(count) * _HALF.itemsize
+        scales = data[:cut].clone().view(_HALF).to(torch.float32)
+        codes = data[cut:].view(torch.int8) if self.name == "int8" else _from_nibbles(data[cut:], count)
+        if bool((codes.to(torch.int16).abs() > _LEVELS[self.name]).any()) or bool(scales.signbit().any()):
+            raise UpdateError(f"a code or a scale is beyond what codec {self} writes.")
+        return (_in_blocks(codes.to(torch.float32), self.block) * scales[:, None]).reshape(-1)[:count]
+
+    def _scales(self, count: int) -> int:
+        return -(-count // self.block)
+
+
+LOSSLESS = Codec("fp32")
+"""Every bit as it is."""
+
+
+def _in_blocks(flat: Tensor, block: int) -> Tensor:
+    """`[n]` to `[ceil(n / block), block]`, zeros at the end."""
+    return torch.nn.functional.pad(flat, (0, -len(flat) % block)).view(-1, block)
+
+
+def _round_up(values: Tensor) -> Tensor:
+    """Float32 values that are not negative to the next float16 that is not smaller: infinity where there is none."""
+    halves = values.to(_HALF)
+    return torch.where(halves.to(torch.float32) < values, (halves.view(torch.int16) + 1).view(_HALF), halves)
+
+
+def _nibbles(codes: Tensor) -> Tensor:
+    """Int8 codes in -7..7 `[n]` to bytes `[ceil(n / 2)]`."""
+    halves = torch.nn.functional.pad(codes, (0, len(codes) % 2)).add(_ZERO_NIBBLE).to(torch.uint8)
+    return halves[0::2] | (halves[1::2] << 4)
+
+
+def _from_nibbles(data: Tensor, count: int) -> Tensor:
+    """Bytes `[ceil(count / 2)]` to int8 codes `[count]`, -8 among them where the message is not sound.
+
+    Raises:
+        UpdateError: the half byte that is left over holds something.
+    """
+    codes = torch.stack([data & 15, data >> 4], dim=1).reshape(-1).to(torch.int8) - _ZERO_NIBBLE
+    if bool(codes[count:].any()):
+        raise UpdateError("the half byte that is left over at a tensor's end is not empty.")
+    return codes[:count]
