@@ -89,7 +89,12 @@ def test_nothing_of_a_sites_data_stands_outside_its_folder(reference: Path, toy_
     assert not [name for name in local if f'"{name}"'.encode() in shared]
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+QUICK = ("centralized", "fedavg", "local-only", "pfedsam")
+
+
+@pytest.mark.parametrize(
+    "method", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(METHODS)]
+)
 def test_every_method_finishes_with_scores_for_every_site(tmp_path: Path, toy_options: RunOptions, method: str) -> None:
     training = toy_options.training.model_copy(update={"rounds": 1})
     summary = run(toy_options.model_copy(update={"method": method, "training": training}), tmp_path / method)
@@ -121,6 +126,7 @@ def test_a_shared_model_is_reported_where_there_is_one(
     assert ("personal" in models, "shared" in models) == (has_personal, has_shared)
 
 
+@pytest.mark.slow
 def test_after_pooled_rounds_each_site_goes_on_alone(tmp_path: Path, toy_options: RunOptions) -> None:
     training = toy_options.training.model_copy(update={"rounds": 1})
     options = toy_options.model_copy(update={"method": "centralized-finetuned", "training": training})
@@ -147,6 +153,7 @@ def test_after_pooled_rounds_each_site_goes_on_alone(tmp_path: Path, toy_options
     assert fingerprint(tmp_path / "tuned", options) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "exported"), [("ffa-lora", True), ("fedsa-lora", False), ("fedsam", False)])
 def test_an_adapter_is_exported_where_all_of_lora_is_the_same_everywhere(
     tmp_path: Path, toy_options: RunOptions, method: str, exported: bool
