@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from pfedsam.core.errors import OptionError
 from pfedsam.experiment.build import build_method, build_model
 from pfedsam.experiment.load import load_options
 from pfedsam.experiment.options import RunOptions
@@ -110,6 +111,12 @@ def test_as_many_blocks_as_asked_for(tmp_path: Path, set_to: str, blocks: int) -
     assert len(built.model.experts) == blocks
     encoder = {n.split(".lora_")[0] for n in built.partition.shared if "vision_encoder" in n}
     assert len(encoder) == blocks
+
+
+def test_a_phase_without_anything_to_train_is_refused(tmp_path: Path) -> None:
+    options = chosen(tmp_path, "model.experts=null", "model.output_layers=shared")
+    with pytest.raises(OptionError, match="local phase of pfedsam has nothing to train"):
+        build_model(options)
 
 
 @pytest.mark.parametrize("key", ["training.fedprox_mu=0.5", "training.ditto_lambda=0.5"])
