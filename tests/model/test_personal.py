@@ -8,7 +8,7 @@ from pfedsam.core.errors import OptionError
 from pfedsam.federation.methods import METHODS
 from pfedsam.model.backbone import compact_config, new_backbone, standardise
 from pfedsam.model.partition import Partition
-from pfedsam.model.personal import ModelOptions, PersonalSam
+from pfedsam.model.personal import ModelOptions, PersonalSam, present
 
 
 def make(classes: int = 1, **changes: object) -> PersonalSam:
@@ -62,25 +62,63 @@ def test_more_blocks_than_there_are_is_refused() -> None:
         make(adapt_last=3)
 
 
-SHARED = {
-    "pfedsam": {"lora_a", "lora_b", "class_tokens", "output_layers"},
-    "fedavg": {"lora_a", "lora_b", "class_tokens", "output_layers"},
-    "local-only": set(),
-    "centralized": set(),
-}
-
-
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_every_method_partitions_totally_and_shares_what_it_says(name: str) -> None:
+def test_every_method_partitions_totally_and_no_personal_name_is_shared(name: str) -> None:
     method = METHODS[name]
     options = method.adapt(ModelOptions.model_validate({"backbone": "sam-toy", "adapt_last": 1}))
     model = PersonalSam(new_backbone(compact_config("sam-toy"), rng.generator(0)), options, 1, rng.generator(1))
-    components = model.components()
-    partition = Partition.of(model, components, method.placement(options))
+    partition = Partition.of(model, model.components(), method.placement(options))
     names = [n for n, _ in model.named_parameters()]
     assert sorted(partition.frozen + partition.shared + partition.local) == sorted(names)
-    assert set(partition.shared) == {n for c in SHARED[name] for n in components[c]}
-    assert not any(".experts." in n or n.startswith(("experts", "personal")) for n in partition.shared)
+    assert not any(n.startswith(("experts", "personal", "local_lora", "norms")) for n in partition.shared)
+
+
+ADDITIONS: tuple[dict[str, object], ...] = (
+    {},
+    {"norms": "local"},
+    {"norms": "local", "output_layers": "shared"},
+    {"local_lora": 3},
+    {"personal_copy": True},
+    {"adapters": {}},
+    {"train_encoder": True},
+    {"lora": None, "experts": None},
+    {"norms": "local", "local_lora": 1, "personal_copy": True, "adapters": {}, "train_encoder": True},
+)
+
+
+@pytest.mark.parametrize("changes", ADDITIONS)
+def test_what_options_say_is_present_is_what_the_model_has(changes: dict[str, object]) -> None:
+    model = make(classes=2, **changes)
+    options = ModelOptions.model_validate({"backbone": "sam-toy", **changes})
+    assert set(model.components()) == present(options)
+
+
+@pytest.mark.parametrize("changes", ADDITIONS)
+def test_each_addition_starts_as_the_model_without_it(changes: dict[str, object]) -> None:
+    torch.testing.assert_close(make(**changes)(pixels(1)), make()(pixels(1)), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"norms": "local"}, {"local_lora": 3}, {"personal_copy": True}])
+def test_own_values_change_the_personal_model_alone(changes: dict[str, object]) -> None:
+    model = make(**changes)
+    before = model(pixels(1), personal=False)
+    (component,) = set(model.components()) & {"norms", "local_lora", "personal_copy"}
+    with torch.no_grad():
+        for name in model.components()[component]:
+            model.get_parameter(name).add_(0.1)
+    assert torch.equal(model(pixels(1), personal=False), before)
+    assert not torch.allclose(model(pixels(1)), before)
+    # The gradient of the personal model goes to the site's own values and not to what they stand for.
+    model.requires_grad_(True)
+    model(pixels(1)).sum().backward()
+    replaced = {"norms": "sam.vision_encoder.neck.layer_norm1.weight", "personal_copy": "class_tokens"}
+    assert all(model.get_parameter(name).grad is not None for name in model.components()[component])
+    assert component not in replaced or model.get_parameter(replaced[component]).grad is None
+
+
+def test_a_local_lora_needs_a_shared_one() -> None:
+    with pytest.raises(ValueError, match="give both or neither"):
+        ModelOptions(lora=None, local_lora=2)
 
 
 def test_an_update_of_the_compact_model_is_below_half_a_megabyte() -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pfedsam.core import tensors
-from pfedsam.core.errors import DataError, RunError
-from pfedsam.core.tensors import digest
+from pfedsam.core.errors import DataError, OptionError, RunError
+from pfedsam.core.tensors import digest, load
+from pfedsam.experiment.build import build_model
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.codec import CommunicationOptions
 from pfedsam.federation.methods import METHODS
@@ -18,6 +19,7 @@ from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.report.records import deterministic_view, read_records
 from pfedsam.report.summary_file import read_summary
 from pfedsam.runtime.in_process import SERVER, run
+from pfedsam.runtime.worker import models_of
 
 
 def fingerprint(folder: Path, options: RunOptions) -> dict[str, object]:
@@ -161,13 +163,88 @@ def test_nothing_of_a_sites_data_stands_outside_its_folder(reference: Path, toy_
     assert not [name for name in local if f'"{name}"'.encode() in shared]
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+QUICK = ("centralized", "fedavg", "local-only", "pfedsam")
+
+
+@pytest.mark.parametrize(
+    "method", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(METHODS)]
+)
 def test_every_method_finishes_with_scores_for_every_site(tmp_path: Path, toy_options: RunOptions, method: str) -> None:
     training = toy_options.training.model_copy(update={"rounds": 1})
     summary = run(toy_options.model_copy(update={"method": method, "training": training}), tmp_path / method)
     assert set(summary.sites) == set(toy_options.data.sites)
     assert summary.mean.in_use is not None
-    assert (summary.communication.up_bytes_per_site_round > 0) == (method in ("fedavg", "pfedsam"))
+    silent = method in ("local-only", "centralized", "centralized-finetuned")
+    assert (summary.communication.up_bytes_per_site_round == 0) == silent
+
+
+@pytest.mark.parametrize(
+    ("method", "has_personal", "has_shared"),
+    [
+        ("fedavg", False, True),
+        ("ditto", True, True),
+        ("fedbn", True, True),
+        ("feddpa", True, True),
+        ("fedper", True, False),
+        ("fedsa-lora", True, False),
+        ("local-only", True, False),
+        ("centralized", False, True),
+        ("centralized-finetuned", True, False),
+    ],
+)
+def test_a_shared_model_is_reported_where_there_is_one(
+    toy_options: RunOptions, method: str, has_personal: bool, has_shared: bool
+) -> None:
+    options = toy_options.model_copy(update={"method": method})
+    models = models_of(options, build_model(options))
+    assert ("personal" in models, "shared" in models) == (has_personal, has_shared)
+
+
+@pytest.mark.slow
+def test_after_pooled_rounds_each_site_goes_on_alone(tmp_path: Path, toy_options: RunOptions) -> None:
+    training = toy_options.training.model_copy(update={"rounds": 1})
+    options = toy_options.model_copy(update={"method": "centralized-finetuned", "training": training})
+    pooled = options.model_copy(update={"method": "centralized"})
+    run(options, tmp_path / "tuned")
+    run(pooled.model_copy(update={"training": training.model_copy(update={"final_steps": 0})}), tmp_path / "pooled")
+    states = {
+        name: SiteStore(tmp_path / "tuned" / "sites" / name / "state").load()
+        for name in ("pooled", *options.data.sites)
+    }
+    alone = SiteStore(tmp_path / "pooled" / "sites" / "pooled" / "state").load()
+    assert alone is not None
+    assert states["pooled"] is not None
+    assert digest(states["pooled"].local) == digest(alone.local)
+    assert len({digest(state.local) for state in states.values() if state}) == 1 + len(options.data.sites)
+    # A step of AdamW is about as long as the learning rate: a site that had started anew would be further away.
+    name = next(n for n in alone.local if n.startswith("output_layers"))
+    site = states[next(iter(options.data.sites))]
+    assert site is not None
+    assert (site.local[name] - alone.local[name]).abs().max() < 2 * training.optimizer.learning_rate
+    # Taken up again after the sites' end, it ends with the same bits.
+    before = fingerprint(tmp_path / "tuned", options)
+    run(options, tmp_path / "tuned", resume=True)
+    assert fingerprint(tmp_path / "tuned", options) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "exported"), [("ffa-lora", True), ("fedsa-lora", False), ("fedsam", False)])
+def test_an_adapter_is_exported_where_all_of_lora_is_the_same_everywhere(
+    tmp_path: Path, toy_options: RunOptions, method: str, exported: bool
+) -> None:
+    training = toy_options.training.model_copy(update={"rounds": 1, "final_steps": 0})
+    run(toy_options.model_copy(update={"method": method, "training": training}), tmp_path / "run")
+    path = tmp_path / "run" / "shared" / "adapter_model.safetensors"
+    assert path.exists() == exported
+    if exported:
+        names = list(load(path)[0])
+        assert sum("lora_A" in name for name in names) == sum("lora_B" in name for name in names) > 0
+
+
+def test_an_option_that_a_method_does_not_train_is_refused(tmp_path: Path, toy_options: RunOptions) -> None:
+    model = toy_options.model.model_copy(update={"train_encoder": True})
+    with pytest.raises(OptionError, match="does not train encoder"):
+        run(toy_options.model_copy(update={"model": model}), tmp_path / "run")
 
 
 def test_another_configuration_is_refused_and_the_folder_stays(reference: Path, toy_options: RunOptions) -> None:

@@ -28,6 +28,7 @@ DEMO_SETTINGS: dict[str, Any] = {
 def run_command(config: Config, out: Out, overrides: Set = None, resume: Resume = False) -> None:
     """Train one federation and write its report.
 
+    --set method=NAME takes any method of docs/methods.md; a name that is not known lists them.
     Example: pfedsam run nuclei.yaml --out runs/nuclei --set method=fedavg
     """
     from pfedsam.experiment.load import load_options

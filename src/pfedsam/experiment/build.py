@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pfedsam.core import rng
-from pfedsam.core.errors import DataError
+from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.loader import Example, load_examples
@@ -20,12 +20,14 @@ from pfedsam.federation.methods.base import Method
 from pfedsam.model.backbone import backbone_digest
 from pfedsam.model.checkpoint import load_backbone
 from pfedsam.model.partition import Kind, Partition
-from pfedsam.model.personal import PersonalSam
-from pfedsam.model.prefix import PrefixCache
+from pfedsam.model.personal import SWITCHED, PersonalSam
+from pfedsam.model.prefix import PrefixCache, PrefixOptions
 from pfedsam.training.site_data import SiteData
 
 POOLED = "pooled"
 """The one training site of a pooled method."""
+_OPTIONAL = (SWITCHED - {"personal_output_layers"}) | {"adapters", "encoder"}
+"""Components that are there because an option asks for them."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,13 @@ class BuiltModel:
     """SHA-256 of the frozen backbone's weights."""
     initial: NamedTensors
     """The trained parameters at the start, the same for every site; the model's own change as sites train in it."""
+
+    @property
+    def has_shared_model(self) -> bool:
+        """Whether the model without its local part is one for the whole federation: all that is local can be switched off."""
+        local = set(self.partition.local)
+        fixed = [c for c, names in self.partition.components.items() if c not in SWITCHED and local & set(names)]
+        return bool(self.partition.shared) and not fixed
 
     def start(self, kind: Kind) -> dict[str, Tensor]:
         """Copies of the initial parameters of one kind."""
@@ -91,7 +100,7 @@ def build_model(options: RunOptions) -> BuiltModel:
 
     Raises:
         CheckpointError: the backbone cannot be loaded.
-        OptionError: the options do not fit the backbone.
+        OptionError: the options do not fit the backbone, or switch on what the method does not train.
     """
     method = build_method(options)
     model_options = method.adapt(options.model)
@@ -99,7 +108,17 @@ def build_model(options: RunOptions) -> BuiltModel:
     digest = backbone_digest(sam)
     classes = len(build_labels(options).names)
     model = PersonalSam(sam, model_options, classes, rng.generator(options.seed, "model"))
-    partition = Partition.of(model, model.components(), method.placement(model_options))
+    placement = method.placement(model_options)
+    idle = sorted((set(model.components()) & _OPTIONAL) - set(placement))
+    if idle:
+        raise OptionError(f"The method {method.name} does not train {', '.join(idle)}: leave out what switches it on.")
+    partition = Partition.of(model, model.components(), placement)
+    for phase in (*method.phases(options.training), *method.final(options.training)):
+        if not partition.names(*phase.trains):
+            raise OptionError(
+                f"The {phase.name} phase of {method.name} has nothing to train: every {' or '.join(phase.trains)} part is "
+                "switched off. Switch one on, or choose a method without that phase, such as fedavg or local-only."
+            )
     model.requires_grad_(False).eval()
     return BuiltModel(model, partition, digest, partition.select(model, "shared", "local"))
 
@@ -126,10 +145,12 @@ def build_site_data(
     """The training part of a site."""
     model = built.model
     key = f"{built.backbone[:16]}-block{model.first_adapted}"
+    # Where the encoder is trained there are no frozen blocks whose output could be kept, or rounded.
+    kept = PrefixOptions(max_gigabytes=0) if model.from_pixels else options.prefix
     return SiteData(
         name=name,
         examples=build_examples(options, cases, model.image_size),
-        cache=PrefixCache(cache_folder, key, model.prefix_shape, options.prefix),
+        cache=PrefixCache(cache_folder, key, model.prefix_shape, kept),
         augment=options.data.augment,
         seed=options.seed,
     )

@@ -1,6 +1,7 @@
 """A configuration file to options and back; every mistake is told at once, each with its key's path."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,11 @@ def dump_options(options: RunOptions) -> str:
     return yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-class _NoDuplicates(yaml.SafeLoader):
-    """Refuses a key that stands twice, such as two sites of one name; YAML itself would keep the last."""
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, such as two sites of one name; YAML itself would keep the last.
+
+    Only true and false are truth values, as in YAML 1.2: `off` is a word, and so is the site `no`.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
@@ -53,9 +57,17 @@ class _NoDuplicates(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoDuplicates)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise OptionError(f"{path.name} cannot be read: {error.strerror}. Give the path of a YAML file.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -76,7 +88,7 @@ def _override(content: dict[str, Any], text: str) -> None:
         if not isinstance(place, dict):
             raise OptionError(f"--set {text!r}: {parent!r} holds a value, not further keys.")
     try:
-        place[last] = yaml.safe_load(value)
+        place[last] = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError as error:
         raise OptionError(f"--set {text!r}: the value is not YAML.") from error
 

@@ -30,9 +30,21 @@ class EncoderBlock(nn.Module):
         self.mlp = layer.mlp
         self.window = layer.window_size
 
-    def forward(self, hidden: Tensor, beside_mlp: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Tokens `[B, h, w, d]` to tokens `[B, h, w, d]`; `beside_mlp` adds to the MLP's output, from the MLP's input."""
-        hidden = hidden + self.attend(self.layer_norm1(hidden))
+    def forward(
+        self,
+        hidden: Tensor,
+        beside_mlp: Callable[[Tensor], Tensor] | None = None,
+        after_attention: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Tokens `[B, h, w, d]` to tokens `[B, h, w, d]`.
+
+        Args:
+            hidden: the tokens.
+            beside_mlp: adds to the MLP's output, from the MLP's input.
+            after_attention: changes the attention's output, before it is added.
+        """
+        mixed = self.attend(self.layer_norm1(hidden))
+        hidden = hidden + (mixed if after_attention is None else after_attention(mixed))
         normalised = self.layer_norm2(hidden)
         hidden = hidden + self.mlp(normalised)
         return hidden if beside_mlp is None else hidden + beside_mlp(normalised)

@@ -4,18 +4,22 @@ With `personal=False` the local part is switched off and the module is the *shar
 whole federation. Teacher and student of the distillation are therefore the same module, its weights resident once.
 """
 
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import SamModel
 
 from pfedsam.core.errors import OptionError
 from pfedsam.core.options import Options
+from pfedsam.model.adapters import AdapterOptions, BlockAdapters
 from pfedsam.model.backbone import positions, vision_config
 from pfedsam.model.encoder import embed_patches, use_fast_blocks
 from pfedsam.model.head import OutputLayers, class_tokens, decode
+from pfedsam.model.local_values import OwnCopies, OwnLora, in_place, norm_names
 from pfedsam.model.lora import LoraOptions, add_lora
 from pfedsam.model.moe import ExpertOptions, LMoE, Routing
 
@@ -35,7 +39,7 @@ class ModelOptions(Options):
         ge=1,
         description="LoRA and experts go into the last n encoder blocks; empty = all. The blocks before run once per image.",
     )
-    lora: LoraOptions = Field(default=LoraOptions(), description="The shared low-rank updates.")
+    lora: LoraOptions | None = Field(default=LoraOptions(), description="The shared low-rank updates; empty = none.")
     experts: ExpertOptions | None = Field(
         default=ExpertOptions(), description="The local mixture of experts; empty = none."
     )
@@ -43,6 +47,36 @@ class ModelOptions(Options):
         default="both",
         description="Who trains the decoder's output layers: shared, local, or both (a shared version and a local one beside it).",
     )
+    norms: Literal["frozen", "local"] = Field(
+        default="frozen",
+        description="local: the personal model has LayerNorms of the site's own in the adapted blocks, neck and decoder.",
+    )
+    local_lora: int | None = Field(
+        default=None, ge=1, description="Rank of a second LoRA, local, on the layers of the shared one; empty = none."
+    )
+    personal_copy: bool = Field(
+        default=False,
+        description="The personal model has its own copy of LoRA and class tokens in place of the shared ones (ditto sets it).",
+    )
+    adapters: AdapterOptions | None = Field(
+        default=None, description="Two adapters in each adapted block; empty = none (fedmsa sets it)."
+    )
+    train_encoder: bool = Field(
+        default=False,
+        description="Train SAM's encoder itself, from the pixels on; nothing is cached then (fedsam sets it).",
+    )
+
+    @model_validator(mode="after")
+    def _local_lora_beside_a_shared_one(self) -> "ModelOptions":
+        if self.local_lora and not self.lora:
+            raise ValueError("local_lora lies beside lora, but lora is empty; give both or neither")
+        return self
+
+
+SWITCHED = frozenset({"experts", "personal_output_layers", "norms", "local_lora", "personal_copy"})
+"""Components that only the personal model computes with. Where all that is local is of these there is a shared model."""
+PRETRAINED = frozenset({"encoder", "decoder", "no_prompt"})
+"""Components that are SAM's own weights."""
 
 
 class PersonalSam(nn.Module):
@@ -65,6 +99,7 @@ class PersonalSam(nn.Module):
                 f"model.adapt_last is {adapted}, but this backbone has {depth} encoder blocks: give 1 to {depth}."
             )
         self.first_adapted = depth - adapted
+        self.from_pixels = options.train_encoder
         self.classes = classes
         self.sam = use_fast_blocks(sam).requires_grad_(False)
         self.class_tokens = class_tokens(sam.mask_decoder, classes)
@@ -72,13 +107,32 @@ class PersonalSam(nn.Module):
         self.personal_output_layers = (
             OutputLayers(sam.mask_decoder, classes) if options.output_layers == "both" else None
         )
-        self._lora_names = add_lora(sam, options.lora, self.first_adapted, generator)
-        width = vision_config(sam).hidden_size
+        a_names, b_names = add_lora(sam, options.lora, self.first_adapted, generator) if options.lora else ([], [])
+        self._lora_names = [f"sam.{name}" for name in a_names], [f"sam.{name}" for name in b_names]
+        width, blocks = vision_config(sam).hidden_size, range(self.first_adapted, depth)
         self.experts = nn.ModuleDict(
-            {str(i): LMoE(width, options.experts, generator) for i in range(self.first_adapted, depth)}
-            if options.experts
-            else {}
+            {str(i): LMoE(width, options.experts, generator) for i in blocks} if options.experts else {}
         )
+        self.adapters = nn.ModuleDict(
+            {str(i): BlockAdapters(width, options.adapters, generator) for i in blocks} if options.adapters else {}
+        )
+        pairs = zip(*self._lora_names, strict=True)
+        self.local_lora = OwnLora(self, pairs, options.local_lora, generator) if options.local_lora else None
+        copied = [*self._lora_names[0], *self._lora_names[1], "class_tokens"]
+        self.personal_copy = OwnCopies(self, copied) if options.personal_copy else None
+        self.norms = OwnCopies(self, norm_names(self._normed())) if options.norms == "local" else None
+
+    def _normed(self) -> dict[str, nn.Module]:
+        """By name, the modules whose LayerNorms a site may have for itself: all that follows the frozen prefix."""
+        encoder = self.sam.vision_encoder
+        modules = {
+            f"sam.vision_encoder.layers.{i}": encoder.layers[i] for i in range(self.first_adapted, len(encoder.layers))
+        }
+        modules |= {
+            "sam.vision_encoder.neck": encoder.neck,
+            "sam.mask_decoder.transformer": self.sam.mask_decoder.transformer,
+        }
+        return modules if self.personal_output_layers else modules | {"output_layers": self.output_layers}
 
     @property
     def image_size(self) -> int:
@@ -87,17 +141,39 @@ class PersonalSam(nn.Module):
 
     def components(self) -> dict[str, tuple[str, ...]]:
         """Named groups of the parameters that can be trained; `Partition` places them."""
-        a_names, b_names = ([f"sam.{name}" for name in names] for names in self._lora_names)
-        groups = {"lora_a": a_names, "lora_b": b_names, "class_tokens": ["class_tokens"]}
-        for component in ("output_layers", "personal_output_layers", "experts"):
+        a_names, b_names = self._lora_names
+        groups: dict[str, Iterable[str]] = {"lora_a": a_names, "lora_b": b_names, "class_tokens": ["class_tokens"]}
+        for component in ("output_layers", "personal_output_layers", "experts", "adapters", *_OWN):
             module = getattr(self, component)
-            if module is not None and any(True for _ in module.parameters()):
-                groups[component] = [f"{component}.{name}" for name, _ in module.named_parameters()]
-        return {component: tuple(names) for component, names in groups.items()}
+            groups[component] = [f"{component}.{name}" for name, _ in module.named_parameters()] if module else []
+        own_norms = set(self.norms.origins.values()) if self.norms else set()
+        groups["output_layers"] = [name for name in groups["output_layers"] if name not in own_norms]
+        groups |= {component: self._pretrained(starts) for component, starts in _SAM_PARTS.items()}
+        if not self.from_pixels:
+            del groups["encoder"]  # what lies before the first adapted block is not even computed again
+        return {component: tuple(names) for component, names in groups.items() if names}
+
+    def _pretrained(self, starts: tuple[str, ...]) -> list[str]:
+        lora = {*self._lora_names[0], *self._lora_names[1]}
+        return [name for name, _ in self.named_parameters() if name.startswith(starts) and name not in lora]
+
+    def origins(self) -> dict[str, str]:
+        """The personal parameters that stand in the place of shared ones, each with that one's name."""
+        found = (
+            {}
+            if self.personal_copy is None
+            else {f"personal_copy.{n}": o for n, o in self.personal_copy.origins.items()}
+        )
+        if self.personal_output_layers is not None:
+            names = [name for name, _ in self.output_layers.named_parameters()]
+            found |= {f"personal_output_layers.{name}": f"output_layers.{name}" for name in names}
+        return found
 
     @property
     def prefix_shape(self) -> tuple[int, int, int]:
-        """(h, w, d) of one image's tokens."""
+        """Shape of what `prefix` gives for one image: (h, w, d), or (3, S, S) where the encoder is trained."""
+        if self.from_pixels:
+            return (3, self.image_size, self.image_size)
         _, height, width, channels = positions(self.sam).shape
         return (int(height), int(width), int(channels))
 
@@ -105,8 +181,11 @@ class PersonalSam(nn.Module):
     def prefix(self, pixels: Tensor) -> Tensor:
         """What the frozen blocks before the first adapted one compute: pixels `[B, 3, S, S]` in 0..1 to tokens `[B, h, w, d]`.
 
-        Image by image, so that the result depends on the image alone, to the bit, and may be kept.
+        Image by image, so that the result depends on the image alone, to the bit, and may be kept. Where the encoder is trained there
+        is no such block: then the pixels themselves are given back.
         """
+        if self.from_pixels:
+            return pixels
         return torch.cat([self._prefix_of_one(image[None]) for image in pixels])
 
     def _prefix_of_one(self, pixels: Tensor) -> Tensor:
@@ -125,30 +204,83 @@ class PersonalSam(nn.Module):
             personal: use the local part; without it this is the shared model.
             routings: receives, for each adapted block, where its router sent the tokens.
         """
-        for i in range(self.first_adapted, len(self.sam.vision_encoder.layers)):
-            experts = self.experts[str(i)] if personal and self.experts else None
-            tokens = self.sam.vision_encoder.layers[i](tokens, _beside(experts, str(i), routings))
-        embedding = self.sam.vision_encoder.neck(tokens)
-        own = self.personal_output_layers if personal else None
-        return decode(self.sam, embedding, self.class_tokens, own or self.output_layers)
+        with self._own_values() if personal else nullcontext():
+            if self.from_pixels:
+                tokens = embed_patches(self.sam, tokens)
+            for i in range(0 if self.from_pixels else self.first_adapted, len(self.sam.vision_encoder.layers)):
+                experts = self.experts[str(i)] if personal and str(i) in self.experts else None
+                adapters = _adapters(self.adapters, str(i))
+                beside = _beside(experts, adapters, str(i), routings)
+                over = None if adapters is None else adapters.after_attention
+                tokens = self.sam.vision_encoder.layers[i](tokens, beside, over)
+            embedding = self.sam.vision_encoder.neck(tokens)
+            own = self.personal_output_layers if personal else None
+            return decode(self.sam, embedding, self.class_tokens, own or self.output_layers)
+
+    def _own_values(self) -> AbstractContextManager[None]:
+        """Puts the site's own values in the place of the shared ones; does nothing where there are none."""
+        values: dict[str, Tensor] = {} if self.personal_copy is None else self.personal_copy.values()
+        if self.norms is not None:
+            values |= self.norms.values()
+        if self.local_lora is not None:
+            first = {name: self.get_parameter(name) for pair in self.local_lora.pairs.values() for name in pair}
+            values |= self.local_lora.values({**first, **values})
+        return in_place(self, values) if values else nullcontext()
 
     def forward(self, pixels: Tensor, *, personal: bool = True) -> Tensor:
         """Class logits `[B, C, S/4, S/4]` of pixels `[B, 3, S, S]` in 0..1."""
         return self.from_prefix(self.prefix(pixels), personal=personal)
 
 
-class _Beside:
-    """What experts add to a block's MLP, noting where the tokens went."""
+def present(options: ModelOptions) -> frozenset[str]:
+    """The components that a model with these options has."""
+    optional = {
+        "lora_a": options.lora,
+        "lora_b": options.lora,
+        "personal_output_layers": options.output_layers == "both",
+        "experts": options.experts,
+        "adapters": options.adapters,
+        "norms": options.norms == "local",
+        "local_lora": options.local_lora,
+        "personal_copy": options.personal_copy,
+        "encoder": options.train_encoder,
+    }
+    always = {"class_tokens", "output_layers", "decoder", "no_prompt"}
+    return frozenset(always | {component for component, there in optional.items() if there})
 
-    def __init__(self, experts: nn.Module, block: str, routings: dict[str, Routing] | None) -> None:
-        self.experts, self.block, self.routings = experts, block, routings
+
+_OWN = ("norms", "local_lora", "personal_copy")
+_SAM_PARTS: Mapping[str, tuple[str, ...]] = {
+    "encoder": ("sam.vision_encoder.",),
+    # The decoder's other parts, its own output layers and the head that guesses an IoU, are not used without a prompt.
+    "decoder": ("sam.mask_decoder.transformer.", "sam.mask_decoder.iou_token.", "sam.mask_decoder.mask_tokens."),
+    "no_prompt": ("sam.prompt_encoder.no_mask_embed.",),
+}
+
+
+class _Beside:
+    """What experts and adapters add to a block's MLP, noting where the tokens went."""
+
+    def __init__(
+        self, experts: nn.Module, adapters: BlockAdapters | None, block: str, routings: dict[str, Routing] | None
+    ) -> None:
+        self.experts, self.adapters, self.block, self.routings = experts, adapters, block, routings
 
     def __call__(self, tokens: Tensor) -> Tensor:
         added, routing = self.experts(tokens)
         if self.routings is not None:
             self.routings[self.block] = routing
-        return added  # type: ignore[no-any-return]
+        return added if self.adapters is None else added + self.adapters.beside_mlp(tokens)  # type: ignore[no-any-return]
 
 
-def _beside(experts: nn.Module | None, block: str, routings: dict[str, Routing] | None) -> _Beside | None:
-    return None if experts is None else _Beside(experts, block, routings)
+def _adapters(blocks: nn.ModuleDict, block: str) -> BlockAdapters | None:
+    found = blocks[block] if block in blocks else None  # noqa: SIM401 - a ModuleDict has no get
+    return found if isinstance(found, BlockAdapters) else None
+
+
+def _beside(
+    experts: nn.Module | None, adapters: BlockAdapters | None, block: str, routings: dict[str, Routing] | None
+) -> Callable[[Tensor], Tensor] | None:
+    if experts is not None:
+        return _Beside(experts, adapters, block, routings)
+    return None if adapters is None else adapters.beside_mlp

@@ -239,10 +239,12 @@ class _Run:
                 records.write({"kind": "validation", "round": round_, "site": site, "model": model, "dice": dice})
 
     def _align(self, workers: Workers, records: RecordWriter) -> None:
-        if not build_method(self.options).final(self.options.training):
+        method = build_method(self.options)
+        if not method.final(self.options.training):
             return
         rounds, shared = self.options.training.rounds, self._broadcast()
-        futures = {name: workers.submit(name, "align", rounds, shared) for name in self.trainers}
+        names = self.sites if method.own_end else self.trainers
+        futures = {name: workers.submit(name, "align", rounds, shared) for name in names}
         for done, (name, future) in enumerate(futures.items(), start=1):
             self._record(records, rounds, name, future.result())
             self.tell(Event("align", done, len(futures), name))
@@ -274,10 +276,15 @@ class _Run:
         tensors.save(path, self.state.shared or {"none": _NOTHING}, metadata)
 
     def _export_adapter(self) -> None:
-        """The shared LoRA once more, in peft's format, for other tools; not where LoRA stays at the sites."""
-        lora = {name.removeprefix("sam."): value for name, value in self.state.shared.items() if ".lora_" in name}
-        if lora:
-            save_adapter((self.folder / SERVER).parent, self.options.model.lora, lora)
+        """The shared LoRA once more, in peft's format, for other tools; not where a part of LoRA stays at the sites."""
+        components, shared = self.built.model.components(), self.state.shared
+        names = components.get("lora_a", ()) + components.get("lora_b", ())
+        lora = build_method(self.options).adapt(self.options.model).lora
+        if lora is None or not any(name in shared for name in names) or set(names) & set(self.built.partition.local):
+            return
+        values = {n: shared[n] if n in shared else self.built.model.get_parameter(n).detach() for n in names}
+        adapter = {name.removeprefix("sam."): value for name, value in values.items()}
+        save_adapter((self.folder / SERVER).parent, lora, adapter)
 
     def _summarise(self, scores: Mapping[str, Mapping[str, list[CaseScores]]]) -> Summary:
         models = models_of(self.options, self.built)

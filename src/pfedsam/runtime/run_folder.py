@@ -13,15 +13,14 @@ from pfedsam.data.manifest import Case
 from pfedsam.data.split import read_split
 from pfedsam.data.transforms import to_frame
 from pfedsam.evaluation.summary import summarize_site
-from pfedsam.experiment.build import POOLED, build_method, build_model, build_sites
+from pfedsam.experiment.build import build_model, build_sites
 from pfedsam.experiment.load import load_options
-from pfedsam.federation.site_store import SiteStore
 from pfedsam.model.numerics import configure_numerics
 from pfedsam.report.page import write_page
 from pfedsam.report.summary_file import Summary, build_summary, collect_versions, read_summary, write_summary
 from pfedsam.runtime.in_process import SERVER, Event
 from pfedsam.runtime.site_session import SiteScorer
-from pfedsam.runtime.worker import models_of
+from pfedsam.runtime.worker import local_of, models_of
 
 
 class OpenRun:
@@ -93,9 +92,7 @@ class OpenRun:
         return summary
 
     def _local(self, site: str) -> tensors.NamedTensors:
-        trained_by = POOLED if build_method(self.options).pooled else site
-        state = SiteStore(self.folder / "sites" / trained_by / "state").load()
-        return state.local if state else self.built.start("local")
+        return local_of(self.options, self.built, self.folder, site)
 
 
 def open_run(folder: Path) -> OpenRun:

@@ -58,6 +58,7 @@ class SiteSession:
         built: BuiltModel,
         folder: Path,
         cache: Path,
+        start: NamedTensors | None = None,
     ) -> None:
         """Load the training part of a site.
 
@@ -69,6 +70,7 @@ class SiteSession:
             built: the federation's model; its trained parameters are overwritten.
             folder: of the site in the run.
             cache: folder for the frozen blocks' outputs.
+            start: the local parameters before its first round; the model's own where none are given.
 
         Raises:
             DataError: a case cannot be read.
@@ -76,7 +78,7 @@ class SiteSession:
         self.options, self.study, self.name, self.built = options, study, name, built
         self.store = SiteStore(folder / "state")
         self.data: SiteData = build_site_data(options, name, cases, built, cache)
-        self._initial = built.start("local")
+        self._initial = built.start("local") if start is None else start
 
     def train(self, round_: int, shared: NamedTensors) -> tuple[bytes, RoundReport]:
         """Do the client round `round_` on the shared parameters and keep the new local state.

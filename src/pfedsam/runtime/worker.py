@@ -21,6 +21,7 @@ from pfedsam.data.manifest import Site
 from pfedsam.evaluation.scores import CaseScores
 from pfedsam.experiment.build import POOLED, BuiltModel, build_method, build_model, training_cases
 from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.site_store import SiteStore
 from pfedsam.model.numerics import configure_numerics
 from pfedsam.runtime.site_session import RoundReport, SiteScorer, SiteSession
 from pfedsam.training.phases import Model
@@ -69,25 +70,41 @@ class SiteWorker:
         return POOLED if build_method(self.options).pooled else site
 
     def _local(self, site: str) -> tensors.NamedTensors:
-        state = self._session(self._trained_by(site)).store.load()
-        return state.local if state else self.built.start("local")
+        return local_of(self.options, self.built, self.folder, site)
 
     def _session(self, name: str) -> SiteSession:
         if name not in self._sessions:
-            cases = training_cases(self.options, self.sites)[name]
+            pooled = build_method(self.options).pooled
+            cases = training_cases(self.options, self.sites).get(name) or self.sites[name].of("train")
+            # After pooled rounds a site goes on from the pooled model.
+            start = self._local(POOLED) if pooled and name != POOLED else None
             cache = (self.options.runtime.cache_folder or self.folder / "cache") / name
             self._sessions[name] = SiteSession(
-                self.options, self.study, name, cases, self.built, self.folder / "sites" / name, cache
+                self.options, self.study, name, cases, self.built, self.folder / "sites" / name, cache, start
             )
         return self._sessions[name]
 
 
 def models_of(options: RunOptions, built: BuiltModel) -> dict[str, Model]:
-    """Reported name to model. A pooled method has one model for all sites, so it is reported as shared."""
-    if build_method(options).pooled:
+    """Reported name to model.
+
+    A pooled method has one model for all sites, so it is reported as shared. Where a part of what is local cannot be switched off
+    (FedPer's decoder) there is no shared model.
+    """
+    method = build_method(options)
+    if method.pooled and not method.own_end:
         return {"shared": "personal"}
     models: dict[str, Model] = {"personal": "personal"} if built.partition.local else {}
-    return models | ({"shared": "shared"} if built.partition.shared else {})
+    return models | ({"shared": "shared"} if built.has_shared_model else {})
+
+
+def local_of(options: RunOptions, built: BuiltModel, folder: Path, site: str) -> tensors.NamedTensors:
+    """A site's local parameters in a run's folder: its own, else the pooled ones of a pooled method, else the first ones."""
+    for name in (site, POOLED) if build_method(options).pooled else (site,):
+        state = SiteStore(folder / "sites" / name / "state").load()
+        if state:
+            return state.local
+    return built.start("local")
 
 
 def _decode(shared: bytes) -> dict[str, torch.Tensor]:

@@ -71,16 +71,18 @@ def client_round(
     for phase in phases:
         assign(model, received if phase.shared_from == "received" else own, partition.shared)
         assign(model, local, partition.local)
+        names = partition.names(*phase.trains)
         result = run_phase(
             model,
             data.draw(model, round_=round_, phase=phase.name, batch_size=options.batch_size, steps=phase.steps),
             phase,
-            names=partition.names(*phase.trains),
+            names=names,
             learning_rate=learning_rate(options, round_),
             optimizer_state=_of_phase(state.optimizer, phase.name),
             options=options.optimizer,
             distillation=options.distillation,
             balance=balance,
+            anchors=_anchors(model, names, received) if phase.proximal else None,
         )
         if "shared" in phase.trains:
             own = partition.select(model, "shared")
@@ -108,6 +110,12 @@ def expert_usage(model: PersonalSam, data: SiteData, examples: int = 32) -> dict
         for block, routing in routings.items():
             totals[block] = totals.get(block, torch.zeros(1)) + routing.usage()
     return {block: (total / total.sum()).tolist() for block, total in totals.items()}
+
+
+def _anchors(model: PersonalSam, names: tuple[str, ...], received: NamedTensors) -> dict[str, Tensor]:
+    """What a proximal term pulls to: the received value of each shared parameter, and of each one that has a personal copy."""
+    origins = model.origins()
+    return {name: received[origins.get(name, name)] for name in names if origins.get(name, name) in received}
 
 
 def _of_phase(optimizer: NamedTensors, phase: str) -> dict[str, Tensor]:

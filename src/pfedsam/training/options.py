@@ -17,7 +17,10 @@ class TrainingOptions(Options):
         default=24, ge=2, description="Optimiser steps of a site in a round, over all its phases."
     )
     global_share: float = Field(
-        default=0.5, gt=0, lt=1, description="pfedsam: part of a round's steps that the global phase gets."
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="Part of a round's steps that the global phase gets, where a method has two (pfedsam, fedrep, ditto, feddpa).",
     )
     final_steps: int = Field(default=24, ge=0, description="Steps of the last local phase, after the last aggregation.")
     batch_size: int = Field(default=8, ge=1, description="Images per step.")
@@ -30,6 +33,10 @@ class TrainingOptions(Options):
     frozen_local: bool = Field(
         default=False,
         description="pfedsam: keep the local part in place, frozen, during the global phase, instead of switching it off.",
+    )
+    fedprox_mu: float = Field(default=0.01, ge=0, description="fedprox: weight of the pull to the received parameters.")
+    ditto_lambda: float = Field(
+        default=0.1, ge=0, description="ditto: weight of the personal copy's pull to the received shared parameters."
     )
     optimizer: OptimizerOptions = Field(default=OptimizerOptions(), description="AdamW.")
     distillation: DistillationOptions = Field(

@@ -6,7 +6,7 @@ method's decision (`pfedsam.federation.methods`).
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -16,7 +16,7 @@ from pfedsam.core.options import Options
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.model.moe import Routing
 from pfedsam.model.partition import Kind
-from pfedsam.model.personal import PersonalSam
+from pfedsam.model.personal import PRETRAINED, PersonalSam
 from pfedsam.training.distillation import DistillationOptions, distillation_loss
 from pfedsam.training.losses import segmentation_loss
 from pfedsam.training.optimizer import pack, unpack
@@ -36,6 +36,13 @@ class OptimizerOptions(Options):
     )
     weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay.")
     clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient of a step.")
+    pretrained_fraction: float = Field(
+        default=0.025,
+        gt=0,
+        le=1,
+        description="Learning rate of SAM's own weights where they are trained (fedsam, fedmsa, fedper, fedrep), as a fraction: "
+        "1e-4 at the default peak, as in FedFMS.",
+    )
     keep_state: bool = Field(
         default=True, description="Keep AdamW's moments from round to round instead of starting anew."
     )
@@ -55,6 +62,8 @@ class PhaseSpec:
     shared_from: Literal["received", "own"] = "own"
     """Which shared parameters are in place: those received in this round, or those the round has trained so far."""
     steps: int = 1
+    proximal: float = 0.0
+    """mu: adds mu / 2 times the squared distance to the shared values that were received (Li et al., 2020, eq. 2)."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class PhaseResult:
     """What a phase leaves behind besides the changed parameters."""
 
     losses: dict[str, float]
-    """Mean over the steps: `total`, `segmentation`, `distillation`, `balance`."""
+    """Mean over the steps: `total`, `segmentation`, `distillation`, `balance`, `proximal`."""
     optimizer: dict[str, Tensor]
     """AdamW's state, packed."""
 
@@ -78,6 +87,7 @@ def run_phase(
     options: OptimizerOptions,
     distillation: DistillationOptions,
     balance: float,
+    anchors: NamedTensors | None = None,
 ) -> PhaseResult:
     """Train the parameters called `names`, in place.
 
@@ -91,15 +101,20 @@ def run_phase(
         options: AdamW's.
         distillation: temperature, weight and trust.
         balance: weight of the experts' load-balancing term.
+        anchors: what the trained parameters are pulled to where the phase has a proximal term, by their names.
     """
     trained = _only_trainable(model, names)
-    optimizer = torch.optim.AdamW(trained.values(), lr=learning_rate, weight_decay=options.weight_decay)
+    groups = _groups(model, trained, learning_rate, options.pretrained_fraction)
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=options.weight_decay)
     if options.keep_state:
         unpack(optimizer, trained, optimizer_state)
     objective = _Objective(model, spec, distillation, balance)
     rows = []
     for batch in batches:
         parts = objective(batch)
+        if spec.proximal and anchors:
+            parts["proximal"] = _distance(trained, anchors)
+            parts["total"] = parts["total"] + spec.proximal / 2 * parts["proximal"]
         optimizer.zero_grad()
         parts["total"].backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), options.clip)
@@ -116,6 +131,21 @@ def _only_trainable(model: PersonalSam, names: tuple[str, ...]) -> dict[str, nn.
     for name in names:
         parameters[name].requires_grad_()
     return {name: parameters[name] for name in names}
+
+
+def _groups(
+    model: PersonalSam, trained: dict[str, nn.Parameter], learning_rate: float, fraction: float
+) -> list[dict[str, Any]]:
+    """What is trained by its learning rate: parameters that were added, and SAM's own."""
+    own = {name for component, names in model.components().items() if component in PRETRAINED for name in names}
+    added = {"params": [p for name, p in trained.items() if name not in own]}
+    pretrained = {"params": [p for name, p in trained.items() if name in own], "lr": fraction * learning_rate}
+    return [group for group in (added, pretrained) if group["params"]]
+
+
+def _distance(trained: dict[str, nn.Parameter], anchors: NamedTensors) -> Tensor:
+    """The squared distance of what is trained to its anchors; what has none is not counted."""
+    return torch.stack([(trained[name] - anchor).square().sum() for name, anchor in anchors.items()]).sum()
 
 
 class _Objective:

@@ -4,11 +4,11 @@ Everything else (the loop, messages, aggregation, evaluation) is the same for al
 `Method`, one line in the registry and one test file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from pfedsam.model.partition import Placement
-from pfedsam.model.personal import ModelOptions
+from pfedsam.model.partition import Kind, Placement
+from pfedsam.model.personal import ModelOptions, present
 from pfedsam.training.options import TrainingOptions
 from pfedsam.training.phases import PhaseSpec
 
@@ -30,11 +30,52 @@ class Method:
     """The phases after the last aggregation; nothing is sent after them."""
     pooled: bool = False
     """All sites' images in one place: the upper bound that privacy forbids."""
+    own_end: bool = False
+    """With `pooled`: each site runs the final phases by itself, from the pooled model on."""
+
+
+LOCAL_PARTS = ("experts", "norms", "local_lora", "personal_copy")
+"""What is local wherever it is switched on."""
+HEAD = ("class_tokens", "output_layers")
+"""What answers for the classes; every method has to train it, or its output layers at least."""
+
+
+def plain(options: ModelOptions) -> ModelOptions:
+    """The model as configured, less all that pfedsam or its ablations add to it; one set of output layers, shared."""
+    layers = "frozen" if options.output_layers == "frozen" else "shared"
+    return options.model_copy(
+        update={
+            "experts": None,
+            "norms": "frozen",
+            "local_lora": None,
+            "personal_copy": False,
+            "adapters": None,
+            "train_encoder": False,
+            "output_layers": layers,
+        }
+    )
+
+
+def place(options: ModelOptions, *, shared: Iterable[str] = (), local: Iterable[str] = ()) -> Placement:
+    """The placement of these components, less those that the options switch off or freeze."""
+    there = present(options) - ({"output_layers"} if options.output_layers == "frozen" else set())
+    placed: dict[str, Kind] = {component: "shared" for component in shared if component in there}
+    return placed | {component: "local" for component in local if component in there}
 
 
 def no_phases(_: TrainingOptions) -> tuple[PhaseSpec, ...]:
     """For methods that end with the last aggregation."""
     return ()
+
+
+def shared_training(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
+    """One phase on the shared parameters; for methods in which nothing is personal."""
+    return (PhaseSpec("global", ("shared",), ("shared",), steps=options.steps_per_round),)
+
+
+def joint_training(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
+    """One phase in which shared and local parameters are trained together, in the personal model."""
+    return (PhaseSpec("joint", ("shared", "local"), ("personal",), steps=options.steps_per_round),)
 
 
 def local_training(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
@@ -43,7 +84,13 @@ def local_training(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
 
 
 def local_end(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
-    """The steps that personal methods spend after the last aggregation, spent alone."""
+    """The steps that personal methods spend after the last aggregation: what is local, with the final shared parameters."""
     if not options.final_steps:
         return ()
     return (PhaseSpec("local", ("local",), ("personal",), steps=options.final_steps),)
+
+
+def split_steps(options: TrainingOptions) -> tuple[int, int]:
+    """Steps of the global and of the local phase of a round; each gets one at least."""
+    global_steps = min(max(1, round(options.global_share * options.steps_per_round)), options.steps_per_round - 1)
+    return global_steps, options.steps_per_round - global_steps

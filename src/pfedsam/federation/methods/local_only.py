@@ -1,23 +1,19 @@
 """Local only: every site trains the same parameters by itself and nothing is sent. The baseline that a federation must beat."""
 
-from pfedsam.federation.methods.base import Method, local_end, local_training
+from pfedsam.federation.methods.base import HEAD, LOCAL_PARTS, Method, local_end, local_training, place
 from pfedsam.model.partition import Placement
 from pfedsam.model.personal import ModelOptions
 
 
 def adapt(options: ModelOptions) -> ModelOptions:
-    """One set of output layers, the site's own, unless they are frozen."""
-    return options if options.output_layers == "frozen" else options.model_copy(update={"output_layers": "local"})
+    """One set of each, the site's own; the output layers unless they are frozen."""
+    layers = "frozen" if options.output_layers == "frozen" else "local"
+    return options.model_copy(update={"output_layers": layers, "personal_copy": False})
 
 
 def placement(options: ModelOptions) -> Placement:
     """Everything that is trained stays."""
-    placed: dict[str, str] = {"lora_a": "local", "lora_b": "local", "class_tokens": "local"}
-    if options.output_layers != "frozen":
-        placed["output_layers"] = "local"
-    if options.experts:
-        placed["experts"] = "local"
-    return placed  # type: ignore[return-value]
+    return place(options, local=("lora_a", "lora_b", *HEAD, *LOCAL_PARTS, "adapters", "encoder"))
 
 
 METHOD = Method(

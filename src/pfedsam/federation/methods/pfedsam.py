@@ -7,7 +7,7 @@ each site trains one more local phase on the final shared parameters.
 
 from dataclasses import replace
 
-from pfedsam.federation.methods.base import Method
+from pfedsam.federation.methods.base import HEAD, LOCAL_PARTS, Method, place, split_steps
 from pfedsam.model.partition import Placement
 from pfedsam.model.personal import ModelOptions
 from pfedsam.training.options import TrainingOptions
@@ -20,15 +20,12 @@ def adapt(options: ModelOptions) -> ModelOptions:
 
 
 def placement(options: ModelOptions) -> Placement:
-    """LoRA and class tokens travel, experts stay; the output layers as configured."""
-    placed: dict[str, str] = {"lora_a": "shared", "lora_b": "shared", "class_tokens": "shared"}
-    if options.experts:
-        placed["experts"] = "local"
-    if options.output_layers == "both":
-        placed |= {"output_layers": "shared", "personal_output_layers": "local"}
-    elif options.output_layers != "frozen":
-        placed["output_layers"] = options.output_layers
-    return placed  # type: ignore[return-value]
+    """LoRA and class tokens travel, experts (and what else is local) stay; the output layers as configured."""
+    shared, local = ["lora_a", "lora_b", *HEAD], ["personal_output_layers", *LOCAL_PARTS]
+    if options.output_layers == "local":
+        shared.remove("output_layers")
+        local.append("output_layers")
+    return place(options, shared=shared, local=local)
 
 
 def phases(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
@@ -38,7 +35,7 @@ def phases(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
         taught = {"off": None, "reversed": "shared"}.get(direction, "personal")
         both = ("shared", "personal")
         return (PhaseSpec("coupled", ("shared", "local"), both, taught, steps=options.steps_per_round),)  # type: ignore[arg-type]
-    global_steps = min(max(1, round(options.global_share * options.steps_per_round)), options.steps_per_round - 1)
+    global_steps, local_steps = split_steps(options)
     global_phase = PhaseSpec(
         "global",
         trains=("shared",),
@@ -46,7 +43,7 @@ def phases(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
         taught="shared" if direction in ("reversed", "mutual") else None,
         steps=global_steps,
     )
-    local_phase = _local_phase(options, options.steps_per_round - global_steps)
+    local_phase = _local_phase(options, local_steps)
     return (global_phase, local_phase) if options.order == "global-first" else (local_phase, global_phase)
 
 

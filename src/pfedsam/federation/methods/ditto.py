@@ -1,0 +1,48 @@
+"""Ditto (Li et al., "Fair and Robust Federated Learning Through Personalization", ICML 2021): a personal copy, pulled to the global.
+
+The shared parameters are trained and averaged as by FedAvg; beside them each site trains its own copy of all of them on
+L(v) + lambda / 2 ||v - w_t||^2, w_t being what it received (algorithm 1). Ours differs: both copies are of LoRA, class tokens and output
+layers; the round's steps are divided between the two (`training.global_share`); AdamW instead of SGD.
+"""
+
+from pfedsam.federation.methods.base import HEAD, Method, place, plain, split_steps
+from pfedsam.model.partition import Placement
+from pfedsam.model.personal import ModelOptions
+from pfedsam.training.options import TrainingOptions
+from pfedsam.training.phases import PhaseSpec
+
+
+def adapt(options: ModelOptions) -> ModelOptions:
+    """Two of everything that is trained."""
+    layers = "frozen" if options.output_layers == "frozen" else "both"
+    return plain(options).model_copy(update={"personal_copy": True, "output_layers": layers})
+
+
+def placement(options: ModelOptions) -> Placement:
+    """One set is averaged, its copy stays."""
+    return place(options, shared=("lora_a", "lora_b", *HEAD), local=("personal_copy", "personal_output_layers"))
+
+
+def phases(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
+    """The shared set, then the copy."""
+    global_steps, local_steps = split_steps(options)
+    return PhaseSpec("global", ("shared",), ("shared",), steps=global_steps), _copy(options, local_steps)
+
+
+def final(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
+    """The copy once more, pulled to the final shared parameters."""
+    return (_copy(options, options.final_steps),) if options.final_steps else ()
+
+
+def _copy(options: TrainingOptions, steps: int) -> PhaseSpec:
+    return PhaseSpec("local", ("local",), ("personal",), steps=steps, proximal=options.ditto_lambda)
+
+
+METHOD = Method(
+    name="ditto",
+    summary="fedavg, and at each site a copy of its own with a pull to the shared one (Li et al., 2021)",
+    adapt=adapt,
+    placement=placement,
+    phases=phases,
+    final=final,
+)

@@ -1,0 +1,32 @@
+"""FedMSA (Liu et al., "FedFMS", MICCAI 2024, arXiv:2403.05408): Medical SAM Adapter's adapters and the decoder, averaged.
+
+Two adapters in every encoder block (Wu et al., 2023) and the whole mask decoder are trained and averaged; the encoder is frozen. Ours
+differs: adapters start at zero (theirs at random); no prompt is used, so the head that guesses an IoU is left out and the decoder's
+four hyper-networks give way to one per class; Dice + cross-entropy and AdamW as for every method, the decoder at FedFMS's rate.
+"""
+
+from pfedsam.federation.methods.base import HEAD, Method, no_phases, place, plain, shared_training
+from pfedsam.model.adapters import AdapterOptions
+from pfedsam.model.partition import Placement
+from pfedsam.model.personal import ModelOptions
+
+
+def adapt(options: ModelOptions) -> ModelOptions:
+    """Adapters in every block, no LoRA."""
+    adapters = options.adapters or AdapterOptions()
+    return plain(options).model_copy(update={"adapters": adapters, "adapt_last": None, "lora": None})
+
+
+def placement(options: ModelOptions) -> Placement:
+    """Adapters and decoder are averaged."""
+    return place(options, shared=("adapters", "decoder", *HEAD))
+
+
+METHOD = Method(
+    name="fedmsa",
+    summary="two adapters a block and the whole decoder averaged (FedFMS: Liu et al., 2024); nothing is personal",
+    adapt=adapt,
+    placement=placement,
+    phases=shared_training,
+    final=no_phases,
+)

@@ -1,0 +1,54 @@
+"""Adapters in the encoder's blocks, as Medical SAM Adapter places them (Wu et al., 2023, arXiv:2304.12620).
+
+Two bottlenecks a block: one over the attention's output, with a skip connection, and one beside the MLP, scaled by one half. As
+FedFMS uses them (Liu et al., MICCAI 2024) without the third, unused one for depth. Ours start at zero (`up`), so that the model
+starts as SAM; theirs start at random.
+"""
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from pfedsam.core.options import Options
+
+
+class AdapterOptions(Options):
+    """Size of the adapters."""
+
+    ratio: float = Field(default=0.25, gt=0, description="Hidden units, as a fraction of the encoder's width.")
+    scale: float = Field(default=0.5, gt=0, description="Weight of the adapter beside the MLP.")
+
+
+class Bottleneck(nn.Module):
+    """down, GELU, up; `up` starts at zero."""
+
+    def __init__(self, width: int, hidden: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(hidden, width, generator=generator) * width**-0.5)
+        self.down_bias = nn.Parameter(torch.zeros(hidden))
+        self.up = nn.Parameter(torch.zeros(width, hidden))
+        self.up_bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens `[..., d]` to what is added to them `[..., d]`."""
+        return F.linear(F.gelu(F.linear(tokens, self.down, self.down_bias)), self.up, self.up_bias)
+
+
+class BlockAdapters(nn.Module):
+    """The two adapters of one encoder block."""
+
+    def __init__(self, width: int, options: AdapterOptions, generator: torch.Generator) -> None:
+        super().__init__()
+        hidden = max(1, int(options.ratio * width))
+        self.scale = options.scale
+        self.attention = Bottleneck(width, hidden, generator)
+        self.mlp = Bottleneck(width, hidden, generator)
+
+    def after_attention(self, mixed: Tensor) -> Tensor:
+        """The attention's output `[B, h, w, d]`, adapted."""
+        return mixed + self.attention(mixed)  # type: ignore[no-any-return]
+
+    def beside_mlp(self, normalised: Tensor) -> Tensor:
+        """What is added to the MLP's output, from the MLP's input `[B, h, w, d]`."""
+        return self.scale * self.mlp(normalised)  # type: ignore[no-any-return]

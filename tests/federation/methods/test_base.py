@@ -1,0 +1,65 @@
+"""What holds for every method: what is placed is trained, what is not stays as it is, to the bit."""
+
+import pytest
+import torch
+
+from pfedsam.core.errors import OptionError
+from pfedsam.federation.methods import METHODS, find_method
+from pfedsam.federation.methods.base import plain, split_steps
+from pfedsam.model.personal import ModelOptions, present
+from pfedsam.training.options import TrainingOptions
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_round_changes_what_is_placed_and_nothing_else(name, make, train) -> None:
+    made = make(name)
+    before = made.values()
+    result = train(made)
+    after = {**result.shared, **result.state.local}
+    assert set(result.shared) == made.shared
+    assert set(result.state.local) == made.local
+    for component, members in made.partition.components.items():
+        still = [n for n in members if torch.equal(after[n], before[n])]
+        assert not still, (component, still[:3])
+    now = made.values()
+    assert [n for n in made.partition.frozen if not torch.equal(now[n], before[n])] == []
+    assert not made.model.training
+    assert not any(p.requires_grad for p in made.model.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_method_adds_nothing_that_it_does_not_train(name, make) -> None:
+    made = make(name)
+    added = {n for n, _ in made.model.named_parameters() if not n.startswith(("sam.", "class_tokens", "output_layers"))}
+    assert added <= made.shared | made.local
+
+
+def test_baselines_ignore_the_switches_of_pfedsam() -> None:
+    options = ModelOptions(norms="local", local_lora=3, personal_copy=True, output_layers="local")
+    assert present(plain(options)) == {"lora_a", "lora_b", "class_tokens", "output_layers", "decoder", "no_prompt"}
+    assert plain(ModelOptions(output_layers="frozen")).output_layers == "frozen"
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_no_placement_names_what_is_not_there(name, make) -> None:
+    made = make(name, output_layers="frozen", lora=None)
+    assert not {n for n in made.shared | made.local if n.startswith(("output_layers", "personal_output"))}
+    assert not any(".lora_" in n for n, _ in made.model.named_parameters())
+
+
+@pytest.mark.parametrize(("share", "steps", "expected"), [(0.5, 24, (12, 12)), (0.01, 10, (1, 9)), (0.99, 2, (1, 1))])
+def test_both_phases_get_a_step(share, steps, expected) -> None:
+    assert split_steps(TrainingOptions(global_share=share, steps_per_round=steps)) == expected
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_makes_as_many_steps_in_a_round(name) -> None:
+    options = TrainingOptions(steps_per_round=10, final_steps=7)
+    assert sum(phase.steps for phase in METHODS[name].phases(options)) == 10
+    assert sum(phase.steps for phase in METHODS[name].final(options)) in (0, 7)
+    assert METHODS[name].final(TrainingOptions(final_steps=0)) == ()
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(OptionError, match="known: pfedsam"):
+        find_method("fedfoo")

@@ -1,0 +1,59 @@
+"""Values that stand in the place of others: exact, and gone afterwards."""
+
+import pytest
+import torch
+from torch import nn
+
+from pfedsam.core import rng
+from pfedsam.model.local_values import OwnCopies, OwnLora, in_place, norm_names
+
+
+def model() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 1)))
+
+
+def test_values_are_used_within_and_gone_after() -> None:
+    net, x = model(), torch.randn(3, 2)
+    plain, weight = net(x), net[0].weight
+    with in_place(net, {"0.weight": torch.zeros(2, 2), "1.1.bias": torch.ones(1)}):
+        assert net[0].weight.count_nonzero() == 0
+        assert not torch.equal(net(x), plain)
+    assert net[0].weight is weight
+    assert torch.equal(net(x), plain)
+
+
+def test_they_are_gone_after_an_error() -> None:
+    net = model()
+    weight = net[0].weight
+    with pytest.raises(ZeroDivisionError), in_place(net, {"0.weight": torch.zeros(2, 2)}):
+        raise ZeroDivisionError
+    assert net[0].weight is weight
+
+
+def test_a_copy_starts_as_what_it_copies_and_goes_its_own_way() -> None:
+    net = model()
+    copies = OwnCopies(net, ["0.weight", "1.1.bias"])
+    assert torch.equal(copies.values()["0.weight"], net[0].weight)
+    with torch.no_grad():
+        net[0].weight.zero_()
+    assert copies.values()["0.weight"].count_nonzero() > 0
+    assert sorted(name for name, _ in copies.named_parameters()) == ["0-weight", "1-1-bias"]
+
+
+def test_norms_are_found_by_what_they_are() -> None:
+    assert norm_names({"net": model()}) == ["net.1.0.weight", "net.1.0.bias"]
+
+
+def test_two_loras_in_one_product_are_the_sum_of_both() -> None:
+    net = nn.ModuleDict({"lora_A": nn.Linear(5, 2, bias=False), "lora_B": nn.Linear(2, 4, bias=False)})
+    layer = nn.ModuleDict({"layer": net})
+    pair = ("layer.lora_A.weight", "layer.lora_B.weight")
+    own = OwnLora(layer, [pair], 3, rng.generator(0))
+    assert own.get_parameter("layer-b").count_nonzero() == 0
+    with torch.no_grad():
+        own.get_parameter("layer-b").normal_()
+    a, b = (layer.get_parameter(name) for name in pair)
+    found = own.values({pair[0]: a, pair[1]: b})
+    alpha, joined = 6.0, found[pair[1]] @ found[pair[0]]
+    expected = alpha / 2 * b @ a + alpha / 3 * own.get_parameter("layer-b") @ own.get_parameter("layer-a")
+    torch.testing.assert_close(alpha / 2 * joined, expected)
