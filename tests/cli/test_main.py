@@ -15,6 +15,7 @@ COMMANDS = [
     "predict",
     "report",
     "pretrain",
+    "bench accuracy",
     "data check",
     "data split",
     "weights list",
