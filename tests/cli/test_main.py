@@ -16,6 +16,7 @@ COMMANDS = [
     "report",
     "pretrain",
     "bench accuracy",
+    "onboard",
     "data check",
     "data split",
     "weights list",
