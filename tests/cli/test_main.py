@@ -16,6 +16,8 @@ COMMANDS = [
     "report",
     "pretrain",
     "bench accuracy",
+    "bench onboarding",
+    "bench labels",
     "onboard",
     "data check",
     "data split",

@@ -217,6 +217,34 @@ def method_dots(rows: Mapping[str, Mapping[str, Sequence[float]]], *, label: str
         return _svg(axes)
 
 
+def curves(ticks: Sequence[str], lines: Mapping[str, Sequence[float | None]], across: str, up: str) -> bytes:
+    """Lines over a few named values, evenly spaced; a missing value leaves a gap.
+
+    Args:
+        ticks: The names along x, in order.
+        lines: Label to one value a tick.
+        across: What x is.
+        up: What y is.
+    """
+    with mpl.rc_context(_STYLE):
+        axes = _axes(560, 300)
+        for index, (label, values) in enumerate(lines.items()):
+            points = [(x, value) for x, value in enumerate(values) if value is not None]
+            axes.plot(
+                [x for x, _ in points],
+                [y for _, y in points],
+                marker=_MARKERS[(index + index // len(METHODS)) % len(_MARKERS)],
+                color=METHODS[index % len(METHODS)],
+                label=label,
+            )
+        axes.set_xticks(range(len(ticks)), list(ticks))
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+        if lines:
+            axes.figure.legend(loc="outside upper left", ncols=min(5, len(lines)), frameon=False)
+        return _svg(axes)
+
+
 def _curves(
     records: Sequence[Record], kind: str, value: str, *, by: tuple[str, ...]
 ) -> dict[tuple[Any, ...], dict[int, float]]:

@@ -9,7 +9,7 @@ import json
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,19 @@ class Plan:
     overrides: Sequence[str] = ()
     workers: int = 2
     threads: int = 1
+    cache: Path | None = None
+    """For the frozen blocks' outputs; None: in `out`."""
+    leave_out: str | None = None
+    """A site that takes no part."""
+
+    @property
+    def sites(self) -> dict[str, Path]:
+        """Name and folder of each site that takes part.
+
+        Raises:
+            DataError: a folder is missing.
+        """
+        return {n: folder for n, folder in site_folders(self.suite, self.data).items() if n != self.leave_out}
 
     def options(self, entry: Entry, seed: int) -> RunOptions:
         """The configuration of one run.
@@ -43,14 +56,15 @@ class Plan:
             OptionError: naming every mistake.
             DataError: a site's folder is missing.
         """
-        chosen = run_options(self.suite, entry, seed, site_folders(self.suite, self.data), self.overrides)
-        cache = chosen.runtime.cache_folder or (self.out / "cache").resolve()
+        chosen = run_options(self.suite, entry, seed, self.sites, self.overrides)
+        cache = chosen.runtime.cache_folder or (self.cache or self.out / "cache").resolve()
         runtime = {"workers": self.workers, "threads": self.threads, "cache_folder": cache}
         return chosen.model_copy(update={"runtime": chosen.runtime.model_copy(update=runtime)})
 
     def folder(self, entry: Entry, seed: int) -> Path:
         """Where a run lies."""
-        return self.out / f"seed{seed}" / entry.label
+        base = self.out / f"without-{self.leave_out}" if self.leave_out else self.out
+        return base / f"seed{seed}" / entry.label
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,7 @@ def run_plan(plan: Plan, tell: Callable[[Step], None], finished: Callable[[Outco
         OptionError: an entry's configuration is wrong; nothing was run.
     """
     planned = [(entry, seed, plan.options(entry, seed)) for seed in plan.seeds for entry in plan.entries]
-    with _locked(plan.out):
+    with _locked(plan.out, (plan.cache or plan.out / "cache")):
         outcome = Outcome()
         waiting = []
         for entry, seed, options in planned:
@@ -117,17 +131,22 @@ def write_results(plan: Plan, outcome: Outcome, folder: Path, name: str, command
     Raises:
         StoreError: a file could not be written.
     """
-    study = Study(
+    study = study_of(plan, name, command, outcome.failed)
+    runs = {label: {s: found[s] for s in plan.seeds if s in found} for label, found in outcome.runs.items()}
+    return write_accuracy(folder, study, runs)
+
+
+def study_of(plan: Plan, name: str, command: str, failed: Mapping[str, str]) -> Study:
+    """What the files of a comparison say about it."""
+    return Study(
         name=name,
         subject=plan.suite.subject,
         command=command,
         seeds=plan.seeds,
         lines=[Line(entry.label, entry.method, not entry.pooled) for entry in plan.entries],
         settings=_settings(plan),
-        failed=outcome.failed,
+        failed=failed,
     )
-    runs = {label: {s: found[s] for s in plan.seeds if s in found} for label, found in outcome.runs.items()}
-    return write_accuracy(folder, study, runs)
 
 
 def _settings(plan: Plan) -> dict[str, Any]:
@@ -149,7 +168,7 @@ def _collect(plan: Plan, entry: Entry, seed: int, options: RunOptions, outcome: 
 
 
 def _cost_file(plan: Plan, entry: Entry, seed: int) -> Path:
-    return plan.out / "costs" / f"seed{seed}-{entry.label}.json"
+    return plan.out / "costs" / plan.folder(entry, seed).relative_to(plan.out).with_suffix(".json")
 
 
 @contextmanager
@@ -183,16 +202,20 @@ def _cpu_seconds() -> float:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process: two benches would write into the same caches.
+def _locked(*folders: Path) -> Iterator[None]:
+    """Hold the folders for this process: two benches would write into the same runs and caches.
 
     Raises:
-        RunError: another process holds it.
+        RunError: another process holds one.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(f"Another bench works in {folder.name!r}. Wait for it, or give another --out.") from error
+    with ExitStack() as held:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context((folder / ".lock").open("w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunError(
+                    f"Another bench works in {folder.name!r}. Wait for it, or give another --out."
+                ) from error
         yield
