@@ -188,7 +188,7 @@ def method_dots(rows: Mapping[str, Mapping[str, Sequence[float]]], *, label: str
         axes.grid(visible=True, axis="x")
         for y, row in enumerate(rows.values()):
             means = [sum(values) / len(values) for values in row.values() if values]
-            if means:
+            if means and len(methods) <= 5:
                 axes.plot([min(means), max(means)], [y, y], color=FAINT, linewidth=6, zorder=1)
         for index, method in enumerate(methods):
             # Equal values stay apart: each method has its own height within the row.
@@ -206,7 +206,7 @@ def method_dots(rows: Mapping[str, Mapping[str, Sequence[float]]], *, label: str
                 label=method,
             )
             for values, height_in_row in points:
-                axes.plot([min(values), max(values)], [height_in_row] * 2, color=color, linewidth=1)
+                axes.plot([min(values), max(values)], [height_in_row] * 2, color=color, linewidth=1, alpha=0.5)
         axes.axhline(len(rows) - 1.5, color=MUTED, linewidth=0.8)
         axes.set_yticks(range(len(rows)), list(rows))
         axes.tick_params(axis="y", labelcolor=INK)

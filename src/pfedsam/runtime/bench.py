@@ -7,6 +7,7 @@ one cache of the frozen blocks' outputs; the first run that meets an image pays 
 import fcntl
 import json
 import resource
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -104,6 +105,7 @@ def run_plan(plan: Plan, tell: Callable[[Step], None], finished: Callable[[Outco
         outcome = Outcome()
         waiting = []
         for entry, seed, options in planned:
+            _clear_unstarted(plan.folder(entry, seed))
             if is_finished(options, plan.folder(entry, seed)):
                 _collect(plan, entry, seed, options, outcome)
             else:
@@ -160,6 +162,12 @@ def _run_one(plan: Plan, entry: Entry, seed: int, options: RunOptions, tell: Cal
     folder = plan.folder(entry, seed)
     with _measured(_cost_file(plan, entry, seed)):
         run(options, folder, resume=(folder / "config.yaml").exists(), progress=tell)
+
+
+def _clear_unstarted(folder: Path) -> None:
+    """Remove what a run left that was killed before it had its configuration: splits, nothing trained."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"sites"}:
+        shutil.rmtree(folder)
 
 
 def _collect(plan: Plan, entry: Entry, seed: int, options: RunOptions, outcome: Outcome) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -66,7 +66,7 @@ class Newcomer:
 class Onboarded:
     """What each way reached on the new site's held-out cases."""
 
-    ways: Mapping[str, Mapping[str, float | None]]
+    ways: dict[str, dict[str, float | None]]
     """Way to the measures of the model in use, Dice and IoU in 0..1."""
     trained_on: int
     tested_on: int
@@ -113,15 +113,9 @@ def onboard(opened: OpenRun, new: Newcomer, out: Path, *, tell: Callable[[str], 
         if way == used:
             _commit(work, weights[1])
     _finish(work, scores, used)
-    result = Onboarded(
-        {way: _measures(summarize_site(found)) for way, found in scores.items()},
-        len(site.of("train")),
-        len(site.of("test")),
-        used,
-    )
-    content = {"schema": 1, "key": key, "ways": dict(result.ways)}
-    content |= {"trained_on": result.trained_on, "tested_on": result.tested_on, "in_use": used}
-    atomic.write_json(out / _FILE, content)
+    ways = {way: _measures(summarize_site(found)) for way, found in scores.items()}
+    result = Onboarded(ways, len(site.of("train")), len(site.of("test")), used)
+    atomic.write_json(out / _FILE, {"schema": 1, "key": key, **asdict(result)})
     return result
 
 
