@@ -6,8 +6,9 @@ import torch
 
 from pfedsam.data.loader import Example
 from pfedsam.data.manifest import Case
+from pfedsam.data.tiling import TilingOptions
 from pfedsam.data.transforms import Frame
-from pfedsam.evaluation.predict import logits_to_classes, predict
+from pfedsam.evaluation.predict import logits_to_classes, predict, predict_tiled, tiled_logits
 
 
 def example(name: str, native: tuple[int, int], *, side: int = 16) -> Example:
@@ -60,3 +61,62 @@ def test_the_caller_is_not_left_in_inference_mode_between_images():
     generator = predict(lambda pixels: torch.ones(len(pixels), 1, 4, 4), [example("a", (8, 8))] * 2, batch_size=1)
     next(generator)
     assert not torch.is_inference_mode_enabled()
+
+
+def picture(pixels: torch.Tensor) -> Example:
+    case = Case(site="s", id="a", image=Path("i.png"), mask=None, patient="a")
+    return Example(case=case, pixels=pixels, labels=None, frame=Frame.of(tuple(pixels.shape[-2:]), 32))
+
+
+def pointwise(pixels: torch.Tensor) -> torch.Tensor:
+    """Logits of two classes from each pixel alone: the first where red is bright, the second where green is."""
+    return 10 * pixels[:, :2] - 5
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
+@pytest.mark.parametrize("size", [(32, 32), (50, 77), (20, 100), (9, 11)])
+def test_a_pointwise_model_answers_the_same_tiled_and_untiled(size, overlap):
+    pixels = torch.rand(3, *size, generator=torch.Generator().manual_seed(1))
+    tiling = TilingOptions(side=32, overlap=overlap)
+    ((_, found),) = predict_tiled(pointwise, [picture(pixels)], side=32, tiling=tiling, batch_size=3)
+    best, index = pointwise(pixels[None])[0].max(dim=0)
+    assert found.dtype == np.uint8
+    assert found.tolist() == torch.where(best > 0, index + 1, 0).tolist()
+
+
+def test_tiles_are_scaled_to_the_models_side_and_back():
+    # A step from dark to bright between two pixels stays there, although the model sees tiles of twice the size.
+    pixels = torch.zeros(3, 40, 60)
+    pixels[0, :, 30:] = 1
+    seen = []
+
+    def forward(tiles: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(tiles.shape[1:]))
+        return pointwise(tiles)
+
+    tiling = TilingOptions(side=16, overlap=0.5)
+    ((_, found),) = predict_tiled(forward, [picture(pixels)], side=32, tiling=tiling, batch_size=4)
+    assert set(seen) == {(3, 32, 32)}
+    assert found[:, :30].max() == 0
+    assert found[:, 30:].min() == 1
+
+
+@pytest.mark.parametrize("size", [(41, 67), (9, 100), (16, 16)])
+@pytest.mark.parametrize("overlap", [0.0, 0.4, 0.9])
+def test_weights_sum_to_one_everywhere(size, overlap):
+    logits = tiled_logits(
+        lambda tiles: torch.full((len(tiles), 2, 4, 4), -3.25),
+        torch.zeros(3, *size),
+        side=32,
+        tiling=TilingOptions(side=16, overlap=overlap),
+        batch_size=4,
+    )
+    assert torch.allclose(logits, torch.full((2, *size), -3.25), rtol=1e-5)
+
+
+def test_tiled_predictions_keep_the_order_and_leave_inference_mode():
+    pictures = [picture(torch.rand(3, 20 + n, 40)) for n in range(3)]
+    tiling = TilingOptions(side=16)
+    for n, (_, found) in enumerate(predict_tiled(pointwise, pictures, side=16, tiling=tiling, batch_size=2)):
+        assert found.shape == (20 + n, 40)
+        assert not torch.is_inference_mode_enabled()

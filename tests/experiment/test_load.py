@@ -62,6 +62,11 @@ def test_unsound_files_are_refused(tmp_path: Path, text: str, words: str) -> Non
         load_options(write(tmp_path, text))
 
 
+def test_an_override_through_a_value_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="'rounds' holds a value"):
+        load_options(write(tmp_path, GOOD + "training: {rounds: 3}\n"), ["training.rounds.x=1"])
+
+
 def test_a_malformed_override_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"key\.path=value"):
         load_options(write(tmp_path, GOOD), ["training.rounds"])

@@ -13,6 +13,7 @@ import pytest
 
 from pfedsam.evaluation.scores import CaseScores, ClassScores
 from pfedsam.evaluation.summary import SiteSummary, summarize_site
+from pfedsam.report.accuracy import Cost, RunScores
 from pfedsam.report.overlays import OverlayItem, write_overlays
 from pfedsam.report.records import RecordWriter
 from pfedsam.report.summary_file import Communication, Summary, build_summary, write_summary
@@ -135,6 +136,29 @@ def make_run(folder: Path, method: str = "pfedsam", sites: tuple[str, ...] = SIT
         items = [make_overlay(index + k, dice, dark=index == 1) for k, dice in enumerate((0.55, 0.81, 0.93))]
         write_overlays(folder / "sites" / site / "overlays", items)
     return folder
+
+
+def run_scores(sites: dict[str, dict[str, float]], *, method: str = "m", shared_only: bool = False) -> RunScores:
+    """A run from site to case to Dice in 0..1."""
+    scored = {
+        site: summarize_site(
+            [CaseScores(case, {"n": ClassScores(d, d / 2, 4.0, 2.0)}, "px") for case, d in cases.items()]
+        )
+        for site, cases in sites.items()
+    }
+    summary = build_summary(
+        method=method,
+        backbone="b",
+        seed=0,
+        rounds=3,
+        personal=None if shared_only else scored,
+        shared=scored if shared_only else None,
+        communication=Communication(up_bytes_per_site_round=100, down_bytes_per_site_round=90, by_component={}),
+        seconds={"total": 5.0},
+        versions={},
+    )
+    points = {site: {case: 100 * d for case, d in cases.items()} for site, cases in sites.items()}
+    return RunScores(summary, points, {"a": 50.0, "b": 70.0}, Cost(20, 10.0, None))
 
 
 @pytest.fixture(scope="session")

@@ -71,3 +71,14 @@ def test_global_settings_are_left_as_they_were(records):
     before = [mpl.rcParams[name] for name in names]
     figures.learning_curve(records, "amsterdam")
     assert [mpl.rcParams[name] for name in names] == before
+
+
+def test_methods_that_did_not_run_everywhere_are_still_drawn():
+    svg = figures.method_dots({"a": {"x": [0.5, 0.7], "y": []}, "mean": {"x": [0.6], "y": []}})
+    shown = texts(svg)
+    assert {"a", "mean", "x", "y"} <= set(shown)
+
+
+def test_curves_name_their_ticks_and_lines():
+    shown = texts(figures.curves(["4", "all"], {"pfedsam": [30.0, None], "fedavg": [None, None]}, "labels", "Dice"))
+    assert {"4", "all", "pfedsam", "labels", "Dice"} <= set(shown)

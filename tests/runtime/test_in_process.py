@@ -11,6 +11,7 @@ import pytest
 from pfedsam.core import tensors
 from pfedsam.core.errors import DataError, OptionError, RunError
 from pfedsam.core.tensors import digest, load
+from pfedsam.data.tiling import TilingOptions
 from pfedsam.experiment.build import build_model
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.codec import CommunicationOptions
@@ -19,6 +20,7 @@ from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.report.records import deterministic_view, read_records
 from pfedsam.report.summary_file import read_summary
 from pfedsam.runtime.in_process import SERVER, run
+from pfedsam.runtime.run_folder import open_run
 from pfedsam.runtime.worker import models_of
 
 
@@ -277,3 +279,26 @@ def test_bad_data_is_named_and_nothing_is_written(tmp_path: Path, toy_options: R
 
 def test_summary_names_the_schema(reference: Path) -> None:
     assert json.loads((reference / "summary.json").read_text())["schema"] == 1
+
+
+def test_tiles_train_and_pictures_are_scored_whole(tmp_path: Path, toy_options: RunOptions) -> None:
+    training = toy_options.training.model_copy(update={"rounds": 1})
+    data = toy_options.data.model_copy(update={"tiling": TilingOptions(side=48, overlap=0.25)})
+    options = toy_options.model_copy(update={"data": data, "training": training})
+    whole = run(options, tmp_path / "run")
+    again = open_run(tmp_path / "run").evaluate()
+    assert again.sites == whole.sites
+    site, folder = next(iter(toy_options.data.sites.items()))
+    image = sorted((folder / "images").iterdir())[0]
+    assert open_run(tmp_path / "run").predict(site, image).shape == (96, 96)
+
+
+def test_what_is_chosen_on_validation_is_the_model_that_a_site_ends_with(reference: Path) -> None:
+    rows = [one for one in read_records(reference / "records.jsonl") if one["kind"] == "validation"]
+    aligned = [
+        one
+        for one in read_records(reference / "records.jsonl")
+        if one["kind"] == "round" and one["round"] == rows[-1]["round"]
+    ]
+    assert rows[-1]["round"] == 4  # after rounds 0 to 3 and the last phase
+    assert {one["phase"] for one in aligned} == {"local"}

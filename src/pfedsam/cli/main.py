@@ -3,7 +3,7 @@
 import typer
 from typer._click.exceptions import ClickException
 
-from pfedsam.cli import data, pretrain, results, run, weights
+from pfedsam.cli import bench, data, onboard, pretrain, results, run, weights
 from pfedsam.cli.console import ERR
 from pfedsam.core.errors import PfedsamError
 
@@ -20,8 +20,10 @@ app.command("run")(run.run_command)
 app.command("compare")(run.compare_command)
 app.command("evaluate")(results.evaluate_command)
 app.command("predict")(results.predict_command)
+app.command("onboard")(onboard.onboard_command)
 app.command("report")(results.report_command)
 app.command("pretrain")(pretrain.pretrain_command)
+app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")
 

@@ -30,6 +30,8 @@ class Example:
     labels: Tensor | None
     """[S, S], uint8, classes 0..C; None for a case without a mask."""
     frame: Frame
+    tile: int | None = None
+    """Which part of the picture this is; None for the whole one."""
 
 
 def load_examples(cases: Sequence[Case], *, labels: LabelMap, image: ImageOptions, side: int) -> list[Example]:
@@ -104,7 +106,7 @@ def check_sizes(case: Case, image: tuple[int, ...], mask: tuple[int, ...]) -> No
 def view_of(
     example: Example, view: int, *, seed: int, options: AugmentOptions, renewal: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Pixels [3, S, S] and labels [S, S] of one view of a case.
+    """Pixels [3, S, S] and labels [S, S] of one view of a case, or of a tile of it.
 
     The view depends on the arguments alone, never on what was drawn before: whoever keeps something per view can make
     the view again. `renewal` counts how often the views of the study have been replaced by fresh ones.
@@ -115,7 +117,8 @@ def view_of(
     case = example.case
     if example.labels is None:
         raise DataError(f"site {case.site!r}, case {case.id!r}: the image has no mask; only cases with one have views")
-    generator = rng.generator(seed, case.site, case.id, "view", view, renewal)
+    part = () if example.tile is None else ("tile", example.tile)
+    generator = rng.generator(seed, case.site, case.id, "view", view, renewal, *part)
     return apply_view(
         example.pixels, example.labels, view=view, generator=generator, options=options, frame=example.frame
     )

@@ -10,9 +10,12 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
+from monai.inferers.utils import sliding_window_inference
 from torch import Tensor
 
 from pfedsam.data.loader import Example
+from pfedsam.data.tiling import TilingOptions
 from pfedsam.data.transforms import Frame, logits_to_native
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
@@ -24,9 +27,59 @@ def logits_to_classes(logits: Tensor, frame: Frame) -> npt.NDArray[np.uint8]:
 
     Equals the argmax over (0, z_1, .., z_C): a pixel is background unless some class has a logit above 0.
     """
-    best, index = logits_to_native(logits.float(), frame).max(dim=0)
+    return _to_classes(logits_to_native(logits.float(), frame))
+
+
+def _to_classes(logits: Tensor) -> npt.NDArray[np.uint8]:
+    """Logits [C, H, W] to classes [H, W]."""
+    best, index = logits.max(dim=0)
     classes: npt.NDArray[np.uint8] = torch.where(best > 0, index + 1, 0).to(torch.uint8).cpu().numpy()
     return classes
+
+
+def predict_tiled(
+    forward: Forward, pictures: Sequence[Example], *, side: int, tiling: TilingOptions, batch_size: int
+) -> Iterator[tuple[Example, npt.NDArray[np.uint8]]]:
+    """As `predict`, for pictures at native size: tile by tile, the tiles' logits blended at native pixels.
+
+    Args:
+        forward: Pixels [B, 3, S, S] to logits [B, C, h, w].
+        pictures: Pixels [3, H, W] each, as `load_pictures` gives them.
+        side: S.
+        tiling: Side of a tile and overlap.
+        batch_size: Tiles a forward pass.
+    """
+    for picture in pictures:
+        with torch.inference_mode():
+            logits = tiled_logits(forward, picture.pixels, side=side, tiling=tiling, batch_size=batch_size)
+            found = _to_classes(logits)
+        yield picture, found
+
+
+def tiled_logits(forward: Forward, pixels: Tensor, *, side: int, tiling: TilingOptions, batch_size: int) -> Tensor:
+    """Logits [C, H, W] of a picture's pixels [3, H, W]; the other arguments are those of `predict_tiled`.
+
+    MONAI's sliding window: every pixel's logits are a weighted mean over the tiles that cover it, with weights of a Gaussian around
+    each tile's middle (as nnU-Net, Isensee et al., 2021).
+    """
+    tile = Frame.of((tiling.side, tiling.side), side)
+
+    def of_tiles(pixels: Tensor) -> Tensor:
+        """Native tiles [n, 3, t, t] to logits [n, C, t, t]."""
+        scaled = F.interpolate(pixels, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
+        return torch.stack([logits_to_native(one.float(), tile) for one in forward(scaled.clamp(0, 1))])
+
+    height, width = pixels.shape[-2:]
+    padding = (0, max(0, tiling.side - width), 0, max(0, tiling.side - height))
+    logits = sliding_window_inference(
+        F.pad(pixels, padding)[None],
+        roi_size=(tiling.side, tiling.side),
+        sw_batch_size=batch_size,
+        predictor=of_tiles,
+        overlap=tiling.overlap,
+        mode="gaussian",
+    )
+    return torch.as_tensor(logits)[0, :, :height, :width]
 
 
 def predict(

@@ -1,9 +1,13 @@
 """From options to objects: the only place where the configuration is read and things are made of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from pfedsam.core import rng
@@ -13,6 +17,8 @@ from pfedsam.data.labels import LabelMap
 from pfedsam.data.loader import Example, load_examples
 from pfedsam.data.manifest import Case, Site, read_site
 from pfedsam.data.split import check_no_leak, read_split, split_site
+from pfedsam.data.tiling import load_pictures, load_tiles
+from pfedsam.evaluation.predict import Forward, predict, predict_tiled
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.codec import Codec
 from pfedsam.federation.methods import find_method
@@ -24,6 +30,8 @@ from pfedsam.model.personal import SWITCHED, PersonalSam
 from pfedsam.model.prefix import PrefixCache, PrefixOptions
 from pfedsam.training.site_data import SiteData
 
+Predict: TypeAlias = Callable[[Forward, Sequence[Example]], Iterator[tuple[Example, npt.NDArray[np.uint8]]]]
+"""A forward function and what `build_images` gives, to each image with its class map at native size."""
 POOLED = "pooled"
 """The one training site of a pooled method."""
 _OPTIONAL = (SWITCHED - {"personal_output_layers"}) | {"adapters", "encoder"}
@@ -131,12 +139,34 @@ def training_cases(options: RunOptions, sites: Mapping[str, Site]) -> dict[str, 
 
 
 def build_examples(options: RunOptions, cases: tuple[Case, ...], side: int) -> list[Example]:
-    """Cases in the model's frame, with labels.
+    """Cases to train on in the model's frame, with labels; their tiles where there is tiling.
 
     Raises:
         DataError: a file cannot be read, or a mask does not fit its image or the label map.
     """
+    labels, image, tiling = build_labels(options), options.data.image, options.data.tiling
+    if tiling:
+        return load_tiles(cases, labels=labels, image=image, side=side, tiling=tiling)
+    return load_examples(cases, labels=labels, image=image, side=side)
+
+
+def build_images(options: RunOptions, cases: tuple[Case, ...], side: int) -> list[Example]:
+    """Cases to predict, for `build_predict`.
+
+    Raises:
+        DataError: a file cannot be read, or a mask does not fit its image or the label map.
+    """
+    if options.data.tiling:
+        return load_pictures(cases, image=options.data.image, side=side)
     return load_examples(cases, labels=build_labels(options), image=options.data.image, side=side)
+
+
+def build_predict(options: RunOptions, side: int) -> Predict:
+    """How a model's answers become class maps: from whole pictures, or tile by tile."""
+    size = options.evaluation.batch_size
+    if options.data.tiling:
+        return partial(predict_tiled, side=side, tiling=options.data.tiling, batch_size=size)
+    return partial(predict, batch_size=size)
 
 
 def build_site_data(

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -23,16 +23,32 @@ def load_options(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
     Raises:
         OptionError: naming every unknown key and every wrong value.
     """
-    content = _read(path)
-    for override in overrides:
-        _override(content, override)
+    content = read_mapping(path)
+    override(content, overrides)
     _resolve_folders(content, path.resolve().parent)
+    return validate(RunOptions, content, path.name)
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def validate(kind: type[T], content: Mapping[str, Any], name: str) -> T:
+    """The options of a kind in the content of a file.
+
+    Args:
+        kind: an options class.
+        content: keys and values.
+        name: of the file, for messages.
+
+    Raises:
+        OptionError: naming every unknown key and every wrong value.
+    """
     try:
-        return RunOptions.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
-        lines = [_explain(dict(one)) for one in error.errors()]
+        lines = [_explain(kind, dict(one)) for one in error.errors()]
         raise OptionError(
-            f"{path.name} has {len(lines)} mistake(s):\n" + "\n".join(f"  {line}" for line in lines)
+            f"{name} has {len(lines)} mistake(s):\n" + "\n".join(f"  {line}" for line in lines)
         ) from error
 
 
@@ -65,7 +81,12 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        OptionError: it cannot be read, is not YAML, or has a key twice.
+    """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
@@ -77,20 +98,35 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _override(content: dict[str, Any], text: str) -> None:
-    key, sign, value = text.partition("=")
-    if not sign or not key:
-        raise OptionError(f"--set {text!r} is not of the form key.path=value, such as training.rounds=20.")
+def override(content: dict[str, Any], texts: Sequence[str]) -> None:
+    """Put values of the form `key.path=value`, each read as YAML, into `content`.
+
+    Raises:
+        OptionError: one has another form, or its path leads through a value.
+    """
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise OptionError(f"--set {text!r} is not of the form key.path=value, such as training.rounds=20.")
+        try:
+            put(content, key, yaml.load(value, Loader=_Loader))
+        except yaml.YAMLError as error:
+            raise OptionError(f"--set {text!r}: the value is not YAML.") from error
+
+
+def put(content: dict[str, Any], key: str, value: object) -> None:
+    """Put a value at a dotted path of keys.
+
+    Raises:
+        OptionError: the path leads through a value.
+    """
     *parents, last = key.split(".")
     place = content
     for parent in parents:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
-            raise OptionError(f"--set {text!r}: {parent!r} holds a value, not further keys.")
-    try:
-        place[last] = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise OptionError(f"--set {text!r}: the value is not YAML.") from error
+            raise OptionError(f"{key!r} cannot be set: {parent!r} holds a value, not further keys.")
+    place[last] = value
 
 
 def _resolve_folders(content: dict[str, Any], base: Path) -> None:
@@ -105,10 +141,10 @@ def _resolve_folders(content: dict[str, Any], base: Path) -> None:
         data["split_folder"] = str(base / data["split_folder"])
 
 
-def _explain(error: Mapping[str, Any]) -> str:
+def _explain(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        allowed = _allowed(error["loc"][:-1])
+        allowed = _allowed(kind, error["loc"][:-1])
         near = difflib.get_close_matches(str(error["loc"][-1]), allowed, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"{path}: unknown key; {hint}allowed: {', '.join(allowed)}"
@@ -118,9 +154,8 @@ def _explain(error: Mapping[str, Any]) -> str:
     return f"{path}: {message} (got {error.get('input')!r})"
 
 
-def _allowed(path: Sequence[Any]) -> list[str]:
-    """The keys that are allowed at a path."""
-    model: type[BaseModel] = RunOptions
+def _allowed(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
+    """The keys that are allowed at a path below `model`."""
     for part in path:
         field = model.model_fields.get(str(part))
         found = _models(field.annotation if field else None)

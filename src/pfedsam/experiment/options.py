@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 from pfedsam.core.options import Options
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.split import SplitOptions
+from pfedsam.data.tiling import TilingOptions
 from pfedsam.data.transforms import AugmentOptions
 from pfedsam.federation.codec import CommunicationOptions
 from pfedsam.federation.methods import METHODS, find_method
@@ -33,6 +34,9 @@ class DataOptions(Options):
     )
     image: ImageOptions = Field(default=ImageOptions(), description="How images are read.")
     split: SplitOptions = Field(default=SplitOptions(), description="Shares of training, validation and test.")
+    tiling: TilingOptions | None = Field(
+        default=None, description="Train and predict on tiles of the pictures; empty = on whole pictures."
+    )
     augment: AugmentOptions = Field(default=AugmentOptions(), description="Views of the training images.")
 
     @field_validator("sites")

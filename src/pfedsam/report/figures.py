@@ -167,36 +167,81 @@ def component_bytes(by_component: Mapping[str, int]) -> bytes | None:
 def comparison_dots(runs: Mapping[str, Summary]) -> bytes:
     """Dice of the model in use: a row a site, a dot a run, the mean over sites in the last row."""
     rows = dice_rows(runs)
-    names = [*rows.sites, "mean"]
-    values = [*rows.sites.values(), rows.mean]
+    values = {**rows.sites, "mean": rows.mean}
+    found = {name: dict(zip(runs, row, strict=True)) for name, row in values.items()}
+    return method_dots({name: {run: [] if v is None else [v] for run, v in row.items()} for name, row in found.items()})
+
+
+def method_dots(rows: Mapping[str, Mapping[str, Sequence[float]]], *, label: str = "Dice") -> bytes:
+    """A row a site, a dot a method at the mean of its values, a line from the lowest to the highest; the last row is set apart.
+
+    Args:
+        rows: Site (and, last, the mean) to method to one value a seed; none where there is no run.
+        label: Of the axis.
+    """
+    methods = list(dict.fromkeys(method for row in rows.values() for method in row))
     with mpl.rc_context(_STYLE):
-        axes = _axes(860, 70 + 34 * len(names))
+        height = 34 if len(methods) <= 5 else 7 * len(methods)
+        columns = 5
+        axes = _axes(860, 70 + 18 * (len(methods) // columns) + height * len(rows))
         axes.grid(visible=False, axis="y")
         axes.grid(visible=True, axis="x")
-        for y, row in enumerate(values):
-            known = [value for value in row if value is not None]
-            if known:
-                axes.plot([min(known), max(known)], [y, y], color=FAINT, linewidth=6, zorder=1)
-        for index, label in enumerate(runs):
-            # Equal values stay apart: each run has its own height within the row.
-            shift = 0.3 * ((index + 0.5) / len(runs) - 0.5)
-            points = [(row[index], y + shift) for y, row in enumerate(values) if row[index] is not None]
+        for y, row in enumerate(rows.values()):
+            means = [sum(values) / len(values) for values in row.values() if values]
+            if means and len(methods) <= 5:
+                axes.plot([min(means), max(means)], [y, y], color=FAINT, linewidth=6, zorder=1)
+        for index, method in enumerate(methods):
+            # Equal values stay apart: each method has its own height within the row.
+            shift = (0.3 if len(methods) <= 5 else 0.8) * ((index + 0.5) / len(methods) - 0.5)
+            points = [(row[method], y + shift) for y, row in enumerate(rows.values()) if row.get(method)]
+            color = METHODS[index % len(METHODS)]
             axes.plot(
-                *_columns(points),
+                [sum(values) / len(values) for values, _ in points],
+                [y for _, y in points],
                 linestyle="none",
-                marker=_MARKERS[index % len(_MARKERS)],
-                markersize=8,
+                marker=_MARKERS[(index + index // len(METHODS)) % len(_MARKERS)],
+                markersize=8 if len(methods) <= 5 else 6,
                 markeredgecolor="white",
+                color=color,
+                label=method,
+            )
+            for values, height_in_row in points:
+                axes.plot([min(values), max(values)], [height_in_row] * 2, color=color, linewidth=1, alpha=0.5)
+        axes.axhline(len(rows) - 1.5, color=MUTED, linewidth=0.8)
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.set_xlabel(label)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.spines["left"].set_visible(False)
+        axes.figure.legend(loc="outside upper left", ncols=min(columns, len(methods)), frameon=False, handletextpad=0.2)
+        return _svg(axes)
+
+
+def curves(ticks: Sequence[str], lines: Mapping[str, Sequence[float | None]], across: str, up: str) -> bytes:
+    """Lines over a few named values, evenly spaced; a missing value leaves a gap.
+
+    Args:
+        ticks: The names along x, in order.
+        lines: Label to one value a tick.
+        across: What x is.
+        up: What y is.
+    """
+    with mpl.rc_context(_STYLE):
+        axes = _axes(560, 300)
+        for index, (label, values) in enumerate(lines.items()):
+            points = [(x, value) for x, value in enumerate(values) if value is not None]
+            axes.plot(
+                [x for x, _ in points],
+                [y for _, y in points],
+                marker=_MARKERS[(index + index // len(METHODS)) % len(_MARKERS)],
                 color=METHODS[index % len(METHODS)],
                 label=label,
             )
-        axes.axhline(len(names) - 1.5, color=MUTED, linewidth=0.8)
-        axes.set_yticks(range(len(names)), names)
-        axes.tick_params(axis="y", labelcolor=INK)
-        axes.set_xlabel("Dice")
-        axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.spines["left"].set_visible(False)
-        axes.figure.legend(loc="outside upper left", ncols=len(runs), frameon=False, handletextpad=0.2)
+        axes.set_xticks(range(len(ticks)), list(ticks))
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+        if lines:
+            axes.figure.legend(loc="outside upper left", ncols=min(5, len(lines)), frameon=False)
         return _svg(axes)
 
 
@@ -215,10 +260,6 @@ def _xy(points: Mapping[int, float]) -> tuple[list[int], list[float]]:
     """Rounds in order and their values."""
     rounds = sorted(points)
     return rounds, [points[x] for x in rounds]
-
-
-def _columns(points: Sequence[tuple[Any, float]]) -> tuple[list[Any], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
 
 
 def _round_axis(axes: Axes, curves: Any) -> None:  # noqa: ANN401 - a view of a mapping's values

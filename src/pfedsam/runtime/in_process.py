@@ -91,6 +91,16 @@ def study_id(options: RunOptions, backbone: str) -> str:
     return hashlib.sha256(json.dumps([content, backbone], sort_keys=True).encode()).hexdigest()[:16]
 
 
+def is_finished(options: RunOptions, folder: Path) -> bool:
+    """Whether `folder` holds the end of this very run.
+
+    Raises:
+        RunError: it holds another run, or something else.
+    """
+    _check_folder(options, folder, True)
+    return (folder / "summary.json").exists()
+
+
 def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
     config = folder / "config.yaml"
     if not config.exists():
@@ -248,6 +258,10 @@ class _Run:
         for done, (name, future) in enumerate(futures.items(), start=1):
             self._record(records, rounds, name, future.result())
             self.tell(Event("align", done, len(futures), name))
+        if self.options.evaluation.validate_every:
+            self._validate(
+                workers, records, rounds
+            )  # what is chosen on validation is the model that the site ends with
 
     def _test(self, workers: Workers) -> dict[str, dict[str, list[CaseScores]]]:
         shared = self._broadcast()

@@ -8,12 +8,10 @@ import numpy.typing as npt
 
 from pfedsam.core import tensors
 from pfedsam.core.errors import RunError
-from pfedsam.data.loader import Example, load_image
 from pfedsam.data.manifest import Case
 from pfedsam.data.split import read_split
-from pfedsam.data.transforms import to_frame
 from pfedsam.evaluation.summary import summarize_site
-from pfedsam.experiment.build import build_model, build_sites
+from pfedsam.experiment.build import build_images, build_model, build_sites
 from pfedsam.experiment.load import load_options
 from pfedsam.model.numerics import configure_numerics
 from pfedsam.report.page import write_page
@@ -57,10 +55,10 @@ class OpenRun:
         if site not in self.options.data.sites:
             raise RunError(f"The run has no site {site!r}; it has {', '.join(self.site_names)}.")
         case = Case(site, image.stem, image, None, image.stem)
-        pixels, frame = to_frame(load_image(case, self.options.data.image), self.built.model.image_size)
+        images = build_images(self.options, (case,), self.built.model.image_size)
         scorer = SiteScorer(self.options, site, self.built)
         model = next(iter(models_of(self.options, self.built).values()))
-        found = scorer.predict([Example(case, pixels, None, frame)], model, self.shared, self._local(site))
+        found = scorer.predict(images, model, self.shared, self._local(site))
         return found[0]  # type: ignore[no-any-return]
 
     def evaluate(self, progress: Callable[[Event], None] | None = None) -> Summary:

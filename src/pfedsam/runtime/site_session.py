@@ -15,14 +15,14 @@ from pfedsam.core import atomic
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.loader import Example, load_image, load_truth
 from pfedsam.data.manifest import Case
-from pfedsam.evaluation.predict import predict
 from pfedsam.evaluation.scores import CaseScores, ClassScores, score_case
 from pfedsam.experiment.build import (
     BuiltModel,
     build_codec,
-    build_examples,
+    build_images,
     build_labels,
     build_method,
+    build_predict,
     build_site_data,
 )
 from pfedsam.experiment.options import RunOptions
@@ -78,6 +78,7 @@ class SiteSession:
         self.options, self.study, self.name, self.built = options, study, name, built
         self.store = SiteStore(folder / "state")
         self.data: SiteData = build_site_data(options, name, cases, built, cache)
+        self._cases = len(cases)
         self._initial = built.start("local") if start is None else start
 
     def train(self, round_: int, shared: NamedTensors) -> tuple[bytes, RoundReport]:
@@ -105,7 +106,7 @@ class SiteSession:
         if not result.shared:
             return b"", {}
         losses = {f"loss_{phase}": row["total"] for phase, row in result.losses.items() if phase in ("global", "local")}
-        update = Update(self.name, round_, result.shared, len(self.data.examples), losses)
+        update = Update(self.name, round_, result.shared, self._cases, losses)
         before = stored.feedback if stored else {}
         message, lost = encode_with_feedback(update, build_codec(self.options), received=shared, feedback=before)
         return message, lost if self.options.communication.error_feedback else {}
@@ -151,10 +152,11 @@ class SiteScorer:
     """The scoring side of one site: its validation and test parts, never used to train."""
 
     def __init__(self, options: RunOptions, name: str, built: BuiltModel, data: SiteData | None = None) -> None:
-        """Score for the site `name`; the cache of `data`, where given, also serves validation images."""
+        """Score for the site `name`; the cache of `data`, where given, also serves its images."""
         self.options, self.name, self.built = options, name, built
         self._cache = data.cache if data else None
         self._labels = build_labels(options)
+        self._predict = build_predict(options, built.model.image_size)
 
     def dice(self, cases: tuple[Case, ...], model: Model, shared: NamedTensors, local: NamedTensors) -> float | None:
         """Mean Dice over cases and classes, for validation; None where it is undefined everywhere."""
@@ -193,13 +195,7 @@ class SiteScorer:
 
     def predict(self, examples: list[Example], model: Model, shared: NamedTensors, local: NamedTensors) -> list[Any]:
         """Class maps `[H, W]` uint8 at native size."""
-        return [
-            found for _, found in predict(self._forward(model, shared, local), examples, batch_size=self._batch_size)
-        ]
-
-    @property
-    def _batch_size(self) -> int:
-        return self.options.evaluation.batch_size
+        return [found for _, found in self._predict(self._forward(model, shared, local), examples)]
 
     def _forward(self, model: Model, shared: NamedTensors, local: NamedTensors) -> Any:  # noqa: ANN401 - a closure
         sam, partition = self.built.model, self.built.partition
@@ -226,9 +222,9 @@ class SiteScorer:
         distances: bool,
         draw: bool = False,
     ) -> tuple[list[CaseScores], list[OverlayItem]]:
-        examples = build_examples(self.options, cases, self.built.model.image_size)
+        examples = build_images(self.options, cases, self.built.model.image_size)
         scores, overlays = [], []
-        for example, found in predict(self._forward(model, shared, local), examples, batch_size=self._batch_size):
+        for example, found in self._predict(self._forward(model, shared, local), examples):
             case = example.case
             truth = load_truth(case, self._labels)
             scored = score_case(

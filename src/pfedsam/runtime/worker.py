@@ -61,7 +61,7 @@ class SiteWorker:
 
     def test(self, site: str, shared: bytes) -> dict[str, list[CaseScores]]:
         """Test scores at a site of each model; files go into the site's folder."""
-        scorer = SiteScorer(self.options, site, self.built)
+        scorer = SiteScorer(self.options, site, self.built, self._session(self._trained_by(site)).data)
         folder = self.folder / "sites" / site
         models = models_of(self.options, self.built)
         return scorer.test(self.sites[site].of("test"), models, _decode(shared), self._local(site), folder)
@@ -143,6 +143,8 @@ class Workers:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:
                 process.terminate()
+            for process in processes:
+                process.join(10)
 
 
 _WORKER: SiteWorker | None = None

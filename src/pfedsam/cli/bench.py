@@ -1,0 +1,246 @@
+"""`pfedsam bench`: whole comparisons by one protocol, resumable, with intervals."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pfedsam.cli.console import ERR, OUT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pfedsam.report.accuracy import Runs
+    from pfedsam.report.onboarding_page import Joined
+    from pfedsam.runtime.bench import Outcome, Plan, Step
+
+app = typer.Typer(
+    no_args_is_help=True, help="Comparisons of methods over seeds, by one protocol; see docs/evidence.md."
+)
+
+Data = Annotated[Path, typer.Option("--data", help="Folder with one folder per site of the suite.")]
+SuiteName = Annotated[str, typer.Option("--suite", help="nuclei, retina, or your own suite file (YAML).")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of all runs; give it again to go on.")]
+Methods = Annotated[str | None, typer.Option("--methods", help="Methods, separated by commas; empty = the suite's.")]
+Seeds = Annotated[str | None, typer.Option("--seeds", help="Seeds, separated by commas; empty = the suite's.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key for every run, such as training.rounds=4; repeatable.")
+]
+Workers = Annotated[int, typer.Option("--workers", help="Processes that train sites side by side.")]
+Results = Annotated[Path | None, typer.Option("--results", help="Folder of the result files; empty = --out.")]
+
+
+@app.command("accuracy")
+def accuracy_command(
+    data: Data,
+    suite: SuiteName,
+    out: Out = Path("runs/accuracy"),
+    methods: Methods = None,
+    variants: Annotated[
+        str, typer.Option("--variants", help="Variants (ablations) of the suite, separated by commas, or `all`.")
+    ] = "",
+    seeds: Seeds = None,
+    train_limit: Annotated[
+        int | None,
+        typer.Option("--train-limit", min=1, help="Labelled training images a site, patient by patient; empty = all."),
+    ] = None,
+    results: Results = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of the result files; empty = accuracy-SUITE or ablation-SUITE.")
+    ] = None,
+    overrides: Set = None,
+    workers: Workers = 2,
+) -> None:
+    """Run methods and seeds of a suite with equal local steps, and compare them: JSON, Markdown and a figure.
+
+    The same command goes on after an interruption and skips what is done; the results are written after every run.
+    Example: pfedsam bench accuracy --data data/nuclei --suite nuclei --methods pfedsam,fedavg,local-only --out runs/nuclei
+    """  # noqa: DOC501 - shown as help
+    from pfedsam.core.errors import RunError
+    from pfedsam.runtime.bench import run_plan, write_results
+
+    chosen = list(overrides or [])
+    if train_limit:
+        chosen.append(f"data.split.max_train_cases={train_limit}")
+    plan = _plan(data, suite, out, methods, variants, seeds, chosen, workers)
+    kind = "ablation" if variants else "accuracy"
+    name = name or f"{kind}-{plan.suite.name}" + (f"-{train_limit}" if train_limit else "")
+    folder, command = results or out, _command(plan, "accuracy", suite, methods, variants)
+
+    def finished(outcome: "Outcome") -> None:
+        write_results(plan, outcome, folder, name, command)
+
+    with bench_bar(plan) as tell:
+        outcome = run_plan(plan, tell, finished)
+    OUT.print(f"Results: {folder / name}.md")
+    if outcome.failed:
+        raise RunError(
+            f"{len(outcome.failed)} run(s) failed; the same command tries them again:\n"
+            + "\n".join(f"{run}: {message}" for run, message in outcome.failed.items())
+        )
+
+
+@app.command("onboarding")
+def onboarding_command(
+    data: Data,
+    suite: SuiteName,
+    out: Out = Path("runs/accuracy"),
+    methods: Methods = None,
+    seeds: Seeds = None,
+    labels: Annotated[
+        str, typer.Option("--labels", help="Numbers of labelled cases, separated by commas.")
+    ] = "5,10,20",
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps of each way that trains.")] = 120,
+    results: Results = None,
+    overrides: Set = None,
+    workers: Workers = 2,
+) -> None:
+    """Leave each site out in turn, score the shared model there, and let the site join with a few labelled cases.
+
+    Give the --out of `bench accuracy` with the same suite, and the full federations are taken from there.
+    Example: pfedsam bench onboarding --data data/nuclei --suite nuclei --out runs/nuclei
+    """
+    from pfedsam.report.onboarding_page import write_onboarding
+    from pfedsam.runtime.bench import study_of
+    from pfedsam.runtime.new_sites import run_new_sites
+
+    plan = _plan(data, suite, out, methods or "pfedsam", "", seeds, overrides, workers)
+    name, folder = f"onboarding-{plan.suite.name}", results or out
+    more = f" --labels {labels} --steps {steps}"
+    study = study_of(plan, name, _command(plan, "onboarding", suite, methods, "") + more, {})
+
+    def finished(joined: "Sequence[Joined]") -> None:
+        write_onboarding(folder, study, joined)
+
+    with bench_bar(plan) as tell:
+        run_new_sites(plan, _numbers(labels), steps, tell, finished)
+    OUT.print(f"Results: {folder / name}.md")
+
+
+@app.command("labels")
+def labels_command(
+    data: Data,
+    suite: SuiteName,
+    out: Out = Path("runs/accuracy"),
+    methods: Methods = "local-only,fedavg,pfedsam",
+    seeds: Seeds = None,
+    limits: Annotated[
+        str,
+        typer.Option("--limits", help="Labelled training images a site, separated by commas; `all` comes last anyway."),
+    ] = "4,8,16",
+    results: Results = None,
+    overrides: Set = None,
+    workers: Workers = 2,
+) -> None:
+    """Dice against the number of labelled images per site, at equal steps: is the federation worth it?
+
+    Give the --out of `bench accuracy` with the same suite, and the runs with all labels are taken from there.
+    Example: pfedsam bench labels --data data/nuclei --suite nuclei --limits 4,8,16 --out runs/nuclei
+    """
+    from pfedsam.report.labels_page import ALL, write_labels
+    from pfedsam.runtime.bench import run_plan, study_of
+
+    plan = _plan(data, suite, out, methods, "", seeds, overrides, workers)
+    name, folder = f"labels-{plan.suite.name}", results or out
+    study = study_of(plan, name, _command(plan, "labels", suite, methods, "") + f" --limits {limits}", {})
+    found: dict[str, Runs] = {}
+    for limit in [*map(str, _numbers(limits)), ALL]:
+        with bench_bar(plan) as tell:
+            limited = _limited(plan, limit) if limit != ALL else plan
+
+            def finished(outcome: "Outcome", limit: str = limit) -> None:
+                found[limit] = outcome.runs
+                write_labels(folder, study, found)
+
+            run_plan(limited, tell, finished)
+    OUT.print(f"Results: {folder / name}.md")
+
+
+def _limited(plan: "Plan", limit: str) -> "Plan":
+    """The plan with so many labelled training images a site, in a folder of its own but with the same cache."""
+    overrides = [*plan.overrides, f"data.split.max_train_cases={limit}"]
+    return replace(plan, overrides=overrides, out=plan.out / f"labels-{limit}", cache=plan.out / "cache")
+
+
+def _plan(
+    data: Path,
+    suite: str,
+    out: Path,
+    methods: str | None,
+    variants: str,
+    seeds: str | None,
+    overrides: list[str] | None,
+    workers: int,
+) -> "Plan":
+    from pfedsam.experiment.suite import choose_entries, load_suite
+    from pfedsam.runtime.bench import Plan
+
+    loaded = load_suite(suite)
+    entries = choose_entries(loaded, _names(methods), _names(variants) or [])
+    return Plan(loaded, entries, _numbers(seeds) or loaded.seeds, data, out, overrides or [], workers)
+
+
+@contextmanager
+def bench_bar(plan: "Plan") -> Iterator["Callable[[Step], None]"]:
+    """One bar over all runs with the time that is left, and a line for each run that ends."""
+    columns = (
+        TextColumn("{task.description:<60}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+        TimeRemainingColumn(),
+    )
+    started: float | None = None
+    first = 0
+    with Progress(*columns, console=ERR) as bars:
+        task = bars.add_task("looking for finished runs", total=len(plan.entries) * len(plan.seeds))
+
+        def tell(step: "Step") -> None:
+            nonlocal started, first
+            if started is None:
+                started, first = time.monotonic(), step.done
+            if step.event is None:
+                passed = time.monotonic() - started
+                left = passed / max(1, step.done - first) * (step.total - step.done)
+                OUT.print(
+                    f"{step.done} of {step.total} runs: {step.label}, seed {step.seed}; about {left / 60:.0f} min left"
+                )
+                bars.update(task, completed=step.done)
+                return
+            part = _PARTS.get(step.event.stage, 0.0) * step.event.done / max(1, step.event.total)
+            before = {"align": 0.8, "test": 0.85}.get(step.event.stage, 0.0)
+            text = f"{step.label}, seed {step.seed}: {step.event.detail}"
+            bars.update(task, completed=step.done + before + part, description=text[:60])
+
+        yield tell
+
+
+_PARTS = {"train": 0.8, "align": 0.05, "test": 0.15}
+"""Roughly, what part of a run's time each stage takes."""
+
+
+def _names(text: str | None) -> list[str] | None:
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    return names or None
+
+
+def _numbers(text: str | None) -> list[int]:
+    from pfedsam.core.errors import OptionError
+
+    try:
+        return list(dict.fromkeys(int(name) for name in _names(text) or []))
+    except ValueError as error:
+        raise OptionError(f"--seeds {text!r}: give whole numbers separated by commas, such as 0,1,2.") from error
+
+
+def _command(plan: "Plan", what: str, suite: str, methods: str | None, variants: str) -> str:
+    """The command that makes these results again, with DIR for the data and no folder of this machine."""
+    words = [f"pfedsam bench {what} --data DIR --suite", Path(suite).name]
+    words += [f"--methods {methods}"] if methods else []
+    words += [f"--variants {variants}"] if variants else []
+    words += [f"--seeds {','.join(map(str, plan.seeds))}"]
+    return " ".join([*words, *(f"--set {one}" for one in plan.overrides)])

@@ -1,0 +1,61 @@
+"""`pfedsam onboard`: a new site joins a finished federation with a few labelled cases."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from pfedsam.cli.console import ERR, OUT
+
+if TYPE_CHECKING:
+    from pfedsam.runtime.onboarding import Onboarded
+
+
+def onboard_command(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run (the --out of `pfedsam run`).")],
+    site_folder: Annotated[
+        Path, typer.Option("--site-folder", help="The new site: images/ and masks/, or a manifest.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="New folder for the site's models; `predict` works with it.")
+    ],
+    labels: Annotated[int, typer.Option(min=1, help="Labelled cases to train on.")] = 10,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each way that trains.")] = 120,
+    name: Annotated[str | None, typer.Option(help="Of the site; empty = its folder's name.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which cases are trained on and which are tested.")] = 0,
+) -> None:
+    """Give a new site a model of its own, from a few labelled cases and the shared part of a federation.
+
+    The shared part stays as it is and nothing is sent. The folder holds the model with the site's own local part; the table compares it
+    with the shared model alone, with fine-tuning everything, and with training alone, on cases that none of them was trained on.
+    Example: pfedsam onboard runs/nuclei/pfedsam --site-folder data/new --labels 10 --out runs/new
+    """
+    from pfedsam.runtime.onboarding import Newcomer, onboard
+    from pfedsam.runtime.run_folder import open_run
+
+    new = Newcomer(name or site_folder.resolve().name, site_folder, labels, steps, seed)
+    with ERR.status("loading the federation's model") as status:
+        found = onboard(open_run(run), new, out, tell=lambda way: status.update(f"{new.name}: {way}"))
+    OUT.print(onboarding_table(new.name, found))
+    OUT.print(f"Model: pfedsam predict {out} IMAGES --site {new.name} --out masks")
+
+
+def onboarding_table(name: str, found: "Onboarded") -> Table:
+    """The ways side by side; the one that the folder holds is bold."""
+    from pfedsam.report.format import format_value
+    from pfedsam.runtime.onboarding import WAYS
+
+    table = Table(
+        title=f"{name}: trained on {found.trained_on} cases, scored on {found.tested_on}", title_justify="left"
+    )
+    for heading in ("way", "Dice", "IoU", "HD95", "ASSD", "what it is"):
+        table.add_column(heading)
+    for way, row in found.ways.items():
+        values = [
+            format_value(row["dice"]),
+            format_value(row["iou"]),
+            *(format_value(row[m], 2) for m in ("hd95", "assd")),
+        ]
+        table.add_row(way, *values, WAYS[way], style="bold" if way == found.in_use else "")
+    return table

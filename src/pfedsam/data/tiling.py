@@ -1,0 +1,108 @@
+"""Large pictures and thin structures: train on square tiles at native scale, predict tile by tile.
+
+A picture that is scaled down to the model's square loses what is thinner than a pixel there. With tiling the square holds a part of the
+picture instead: `side` native pixels become the model's side S. Tiles of a case are examples of that case, so a patient's tiles lie
+where the patient lies. A picture that is smaller than a tile is padded with zeros right and below, as in a frame.
+"""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+
+from pfedsam.core import rng
+from pfedsam.core.options import Options
+from pfedsam.data.images import ImageOptions
+from pfedsam.data.labels import LabelMap
+from pfedsam.data.loader import Example, check_sizes, load_image, load_truth
+from pfedsam.data.manifest import Case
+from pfedsam.data.transforms import Frame, labels_to_frame, to_frame
+
+
+class TilingOptions(Options):
+    """How pictures are cut."""
+
+    side: int = Field(ge=16, description="Side of a tile in native pixels; it is scaled to the model's side.")
+    overlap: float = Field(
+        default=0.25, ge=0, le=0.9, description="Part of a tile's side that neighbours share when predicting."
+    )
+    train_overlap: float = Field(default=0.0, ge=0, le=0.9, description="The same for the tiles to train on.")
+    max_tiles: int = Field(
+        default=64, ge=1, description="Training tiles kept of one picture; of more, a fixed random choice."
+    )
+
+
+def tile_starts(length: int, side: int, overlap: float) -> list[int]:
+    """Where tiles begin along one axis of `length` pixels: every pixel is covered, and the last tile ends with the picture.
+
+    Neighbours share `overlap` of a side or more. A picture that is not longer than a tile has one, from 0.
+    """
+    if length <= side:
+        return [0]
+    stride = max(1, int(side * (1 - overlap)))
+    count = -(-(length - side) // stride) + 1
+    return [round(i * (length - side) / (count - 1)) for i in range(count)]
+
+
+def load_tiles(
+    cases: Sequence[Case], *, labels: LabelMap, image: ImageOptions, side: int, tiling: TilingOptions
+) -> list[Example]:
+    """The training tiles of the cases, pixels [3, S, S] and labels [S, S], case by case and row by row.
+
+    Args:
+        cases: with masks.
+        labels: what the ids in the masks mean.
+        image: how pictures are read; contrast is that of the whole picture.
+        side: S, the model's.
+        tiling: where to cut.
+
+    Raises:
+        DataError: a picture or a mask cannot be read, or they differ in size.
+    """
+    examples = []
+    for case in cases:
+        picture = load_image(case, image)
+        truth = load_truth(case, labels, max_megapixels=image.max_megapixels)
+        check_sizes(case, picture.shape[:2], truth.shape)
+        picture, truth = _padded(picture, tiling.side), _padded(truth, tiling.side)
+        for number, (top, left) in enumerate(_chosen(case, picture.shape[:2], tiling)):
+            window = np.s_[top : top + tiling.side, left : left + tiling.side]
+            pixels, frame = to_frame(picture[window], side)
+            examples.append(Example(case, pixels, labels_to_frame(truth[window], side), frame, tile=number))
+    return examples
+
+
+def load_pictures(cases: Sequence[Case], *, image: ImageOptions, side: int) -> list[Example]:
+    """The cases with their pixels [3, H, W] at native size, without labels: what is predicted tile by tile.
+
+    Raises:
+        DataError: a picture cannot be read.
+    """
+    examples = []
+    for case in cases:
+        picture = load_image(case, image)
+        pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
+        examples.append(Example(case, pixels, None, Frame.of(picture.shape[:2], side)))
+    return examples
+
+
+def _chosen(case: Case, size: tuple[int, ...], tiling: TilingOptions) -> list[tuple[int, int]]:
+    """(top, left) of a case's training tiles."""
+    rows, columns = (tile_starts(length, tiling.side, tiling.train_overlap) for length in size)
+    places = [(top, left) for top in rows for left in columns]
+    if len(places) <= tiling.max_tiles:
+        return places
+    drawn = rng.numpy_generator(0, case.site, case.id, "tiles").permutation(len(places))[: tiling.max_tiles]
+    return [places[i] for i in sorted(drawn)]
+
+
+_Kind = TypeVar("_Kind", bound=np.generic)
+
+
+def _padded(picture: npt.NDArray[_Kind], side: int) -> npt.NDArray[_Kind]:
+    """[H, W, ...] with zeros below and right up to one tile."""
+    below, right = (max(0, side - length) for length in picture.shape[:2])
+    return np.pad(picture, [(0, below), (0, right), *[(0, 0)] * (picture.ndim - 2)])

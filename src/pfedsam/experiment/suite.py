@@ -1,0 +1,194 @@
+"""A suite: the sites, options, methods and seeds of one comparison, as a file; every entry of it is an ordinary run.
+
+The protocol (design, section 7) as code: each seed has its own split by patient, and every method gets the same number of optimiser
+steps at each site, local phases included. A pooled method gets the steps of all sites together.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from pfedsam.core.errors import DataError, OptionError
+from pfedsam.core.options import Options
+from pfedsam.experiment.build import build_method
+from pfedsam.experiment.load import override, put, read_mapping, validate
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.methods import METHODS, find_method
+
+_ABLATIONS = "ablations"
+"""The shipped file of variants; not a suite."""
+
+
+class Suite(Options):
+    """The content of a suite file."""
+
+    name: str = Field(pattern=r"^[\w.-]+$", description="Of the suite; part of its files' names.")
+    sites: list[str] = Field(default=[], description="Folders of the data folder, each a site; empty = all of them.")
+    seeds: list[int] = Field(
+        default=[0, 1, 2], min_length=1, description="One run each; a seed also decides the split."
+    )
+    methods: list[str] = Field(default=[], description="Methods to compare; empty = all there are.")
+    subject: str = Field(default="pfedsam", description="The method that the others are compared with.")
+    options: dict[str, Any] = Field(
+        description="The configuration of a run, without its sites, method and seed; keys as in `pfedsam run`."
+    )
+    variants: dict[str, dict[str, Any]] = Field(
+        default={},
+        description="Name to `method` and the keys that differ, such as training.coupled: true; beside the shipped ablations.",
+    )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of a comparison: a method, or a variant of one."""
+
+    label: str
+    method: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Dotted keys and their values."""
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the images of all sites lie in one place, so that the privacy promise is broken."""
+        return find_method(self.method).pooled
+
+
+def shipped_suites() -> list[str]:
+    """The names of the suites that come with the package."""
+    names = (Path(one.name).stem for one in files("pfedsam.experiment").joinpath("suites").iterdir())
+    return sorted(name for name in names if name != _ABLATIONS)
+
+
+def load_suite(name: str) -> Suite:
+    """A shipped suite by name, or the one in a YAML file; with the shipped ablations among its variants.
+
+    Raises:
+        OptionError: there is none, or it has mistakes, all of which are named.
+    """
+    path = _shipped(name) if name in shipped_suites() else Path(name)
+    if not path.exists():
+        raise OptionError(
+            f"There is no suite {name!r}: shipped are {', '.join(shipped_suites())}; or give the path of a YAML file."
+        )
+    suite = validate(Suite, read_mapping(path), path.name)
+    wrong = [one for one in (*suite.methods, suite.subject) if one not in METHODS]
+    if wrong:
+        raise OptionError(f"{path.name}: there is no method {wrong[0]!r}; known: {', '.join(METHODS)}.")
+    return suite.model_copy(update={"variants": read_mapping(_shipped(_ABLATIONS)) | suite.variants})
+
+
+def choose_entries(suite: Suite, methods: Sequence[str] | None, variants: Sequence[str]) -> list[Entry]:
+    """The lines of a comparison.
+
+    Args:
+        suite: that defines them.
+        methods: their names; None for those of the suite, or for the subject alone where variants are asked for.
+        variants: names of variants; `all` for every one.
+
+    Raises:
+        OptionError: one is not known.
+    """
+    if methods is None:
+        methods = [suite.subject] if variants else (suite.methods or list(METHODS))
+    entries = [Entry(find_method(name).name, name) for name in dict.fromkeys(methods)]
+    names = list(suite.variants) if "all" in variants else list(dict.fromkeys(variants))
+    for name in names:
+        if name not in suite.variants or name in METHODS:
+            raise OptionError(
+                f"There is no variant {name!r} (or it has a method's name); known: {', '.join(suite.variants)}."
+            )
+        changes = dict(suite.variants[name])
+        entries.append(Entry(name, find_method(str(changes.pop("method", suite.subject))).name, changes))
+    return entries
+
+
+def site_folders(suite: Suite, data: Path) -> dict[str, Path]:
+    """Name and folder of each site of the suite.
+
+    Raises:
+        DataError: a folder is missing.
+    """
+    if not data.is_dir():
+        raise DataError(f"There is no data folder {data.name!r}: give the folder that holds one folder per site.")
+    names = suite.sites or sorted(one.name for one in data.iterdir() if one.is_dir() and not one.name.startswith("."))
+    missing = [name for name in names if not (data / name).is_dir()]
+    if missing or not names:
+        raise DataError(
+            f"The data folder {data.name!r} lacks the site(s) {', '.join(missing) or 'of any name'}; "
+            f"the suite {suite.name!r} needs a folder for each site, with images/ and masks/."
+        )
+    return {name: (data / name).resolve() for name in names}
+
+
+def run_options(
+    suite: Suite, entry: Entry, seed: int, sites: Mapping[str, Path], overrides: Sequence[str] = ()
+) -> RunOptions:
+    """The configuration of one run: the suite's options, the overrides, the entry's changes, and equal steps.
+
+    Args:
+        suite: whose options they are.
+        entry: method and changes.
+        seed: of split, weights, batches and views.
+        sites: name to folder.
+        overrides: `key.path=value`, for every entry alike.
+
+    Raises:
+        OptionError: naming every mistake.
+    """
+    content = copy.deepcopy(suite.options)
+    put(content, "data.sites", {name: str(folder) for name, folder in sites.items()})
+    override(content, overrides)
+    content |= {"name": content.get("name", suite.name), "seed": seed, "method": entry.method}
+    basis = validate(RunOptions, content, f"suite {suite.name}")
+    for key, value in entry.changes.items():
+        put(content, key, value)
+    chosen = validate(RunOptions, content, f"suite {suite.name}, {entry.label}")
+    training = basis.training
+    return equal_steps(chosen, training.rounds * training.steps_per_round + training.final_steps)
+
+
+def local_steps(options: RunOptions) -> int:
+    """Optimiser steps of one training site over a whole run: all phases of all rounds, and the last ones."""
+    method, training = build_method(options), options.training
+    in_round = sum(phase.steps for phase in method.phases(training))
+    return training.rounds * in_round + sum(phase.steps for phase in method.final(training))
+
+
+def equal_steps(options: RunOptions, budget: int) -> RunOptions:
+    """The options with as many rounds as make `budget` steps a site; a method without last phases gets more rounds.
+
+    A pooled method does the steps of all sites, in as many rounds as the others.
+
+    Raises:
+        OptionError: no whole number of rounds makes the budget.
+    """
+    method, training = build_method(options), options.training
+    if method.pooled:
+        sites = len(options.data.sites)
+        more = {"steps_per_round": training.steps_per_round * sites, "final_steps": training.final_steps * sites}
+        training, budget = _changed(training, more), budget * sites
+    in_round = sum(phase.steps for phase in method.phases(training))
+    last = sum(phase.steps for phase in method.final(training))
+    rounds, left = divmod(budget - last, in_round)
+    if left or rounds < 1:
+        raise OptionError(
+            f"{options.method}: {in_round} steps a round and {last} after the last cannot make {budget} steps in whole rounds, "
+            "and every method must make equally many. Choose training.final_steps as a multiple of training.steps_per_round."
+        )
+    return options.model_copy(update={"training": _changed(training, {"rounds": rounds})})
+
+
+def _changed(options: Any, update: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any options class
+    try:
+        return type(options).model_validate(options.model_dump() | dict(update))
+    except ValidationError as error:
+        raise OptionError(str(error)) from error
+
+
+def _shipped(name: str) -> Path:
+    return Path(str(files("pfedsam.experiment").joinpath("suites", f"{name}.yaml")))

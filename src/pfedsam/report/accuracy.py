@@ -1,0 +1,241 @@
+"""A comparison of methods over seeds: from the folders of runs to numbers (design, section 7).
+
+Dice and IoU are in points of 100. A method's value at a site is the mean over seeds; its mean is over sites, then over seeds; its
+worst site is the one with the lowest mean over seeds. Differences are paired by seed, site and case. Case names stay out.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from pfedsam.core import rng
+from pfedsam.core.errors import StoreError
+from pfedsam.evaluation.scores import MEASURES
+from pfedsam.evaluation.statistics import (
+    bootstrap_interval,
+    case_means,
+    holm,
+    mean_and_spread,
+    stratified_mean,
+    wilcoxon_p,
+)
+from pfedsam.report.records import Record, read_records
+from pfedsam.report.summary_file import Entry, Summary, read_summary
+
+_POINTS: Final = {"dice": 100.0, "iou": 100.0, "hd95": 1.0, "assd": 1.0}
+_NAMED: Final = {"gain_over_fedavg_lora": ("fedavg-lora", "fedavg"), "gain_over_fedmsa": ("fedmsa",)}
+"""Headline figure to the labels that it may be about."""
+LOCAL: Final = "local-only"
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is compared: a method, or a variant of one."""
+
+    label: str
+    method: str
+    private: bool
+    """Whether images stay at their sites."""
+
+    @property
+    def is_variant(self) -> bool:
+        """Whether it is a method with other options."""
+        return self.label != self.method
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run took; None where it was not measured as a whole."""
+
+    steps: int
+    """Optimiser steps of one training site."""
+    seconds: float | None
+    cpu_seconds: float | None
+
+
+@dataclass(frozen=True)
+class RunScores:
+    """What a comparison needs of one run; all of the model in use."""
+
+    summary: Summary
+    dice: Mapping[str, Mapping[str, float]]
+    """Site to case to Dice in points, mean over classes; undefined ones left out."""
+    validation: Mapping[str, float]
+    """Site to Dice in points of the last validation."""
+    cost: Cost
+
+
+Runs: TypeAlias = Mapping[str, Mapping[int, RunScores]]
+"""Label to seed to run; only finished ones."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The subject minus another method on the same cases, in points of Dice."""
+
+    difference: float
+    low: float
+    high: float
+    """The 95 % bootstrap interval."""
+    p: float
+    """Wilcoxon's signed-rank test over cases, two-sided."""
+    cases: int
+    seeds: tuple[int, ...]
+    sites: dict[str, float]
+
+
+def read_run(folder: Path, cost: Cost) -> RunScores:
+    """The scores of a finished run.
+
+    Raises:
+        StoreError: a file is missing or damaged.
+    """
+    summary = read_summary(folder / "summary.json")
+    model = "shared" if summary.mean.personal is None else "personal"
+    dice = {site: _case_dice(folder / "sites" / site / "scores.json", model) for site in summary.sites}
+    return RunScores(summary, dice, _last_validation(read_records(folder / "records.jsonl"), model), cost)
+
+
+def method_result(line: Line, runs: Mapping[int, RunScores]) -> dict[str, Any]:
+    """One method over its seeds, ready for JSON."""
+    summaries = [run.summary for run in runs.values()]
+    last = summaries[-1]
+    sites = {site: _measures([_entry(s, site) for s in summaries]) for site in last.sites}
+    dice = {site: values["dice"]["mean"] for site, values in sites.items() if values["dice"]["mean"] is not None}
+    worst = min(dice, key=lambda site: (dice[site], site)) if dice else None
+    validation = [sum(run.validation.values()) / len(run.validation) for run in runs.values() if run.validation]
+    in_use = last.mean.in_use
+    return {
+        "method": line.method,
+        "private": line.private,
+        "seeds": list(runs),
+        "unit": in_use.unit if in_use else "px",
+        "sites": sites,
+        "mean": _measures([s.mean.in_use for s in summaries]),
+        "worst_site": {"site": worst, "dice": dice.get(worst or "")},
+        "validation": _spread(validation),
+        "up_bytes": last.communication.up_bytes_per_site_round,
+        "down_bytes": last.communication.down_bytes_per_site_round,
+        "rounds": last.rounds,
+        "steps": list(runs.values())[-1].cost.steps,
+        "seconds": _mean_known(run.cost.seconds for run in runs.values()),
+        "cpu_seconds": _mean_known(run.cost.cpu_seconds for run in runs.values()),
+    }
+
+
+def compare(subject: Mapping[int, RunScores], other: Mapping[int, RunScores]) -> Comparison | None:
+    """The paired comparison over the seeds that both have; None where there are none, or no case in common at some site."""
+    seeds = tuple(seed for seed in subject if seed in other)
+    strata: dict[str, dict[str, list[float]]] = {}
+    for seed in seeds:
+        for site, cases in subject[seed].dice.items():
+            theirs = other[seed].dice.get(site, {})
+            for case in sorted(cases.keys() & theirs.keys()):
+                strata.setdefault(site, {}).setdefault(case, []).append(cases[case] - theirs[case])
+    differences = {site: list(cases.values()) for site, cases in strata.items()}
+    if not differences:
+        return None
+    low, high = bootstrap_interval(differences, generator=rng.numpy_generator(0, "bootstrap"))
+    means = case_means(differences)
+    return Comparison(
+        difference=stratified_mean(differences),
+        low=low,
+        high=high,
+        p=wilcoxon_p(means) or 0.0,
+        cases=len(means),
+        seeds=seeds,
+        sites={site: stratified_mean({site: cases}) for site, cases in differences.items()},
+    )
+
+
+def comparisons(subject: str, runs: Runs) -> dict[str, Comparison]:
+    """The subject against every other label that has runs in common with it."""
+    others = {label: compare(runs.get(subject, {}), found) for label, found in runs.items() if label != subject}
+    return {label: found for label, found in others.items() if found is not None}
+
+
+def comparison_result(found: Mapping[str, Comparison]) -> dict[str, dict[str, Any]]:
+    """The comparisons ready for JSON, with Holm's correction over all of them."""
+    corrected = holm({label: one.p for label, one in found.items()})
+    return {
+        label: {
+            "difference": one.difference,
+            "interval": [one.low, one.high],
+            "p": one.p,
+            "p_holm": corrected[label],
+            "cases": one.cases,
+            "seeds": list(one.seeds),
+            "sites": one.sites,
+        }
+        for label, one in found.items()
+    }
+
+
+def best_private_baseline(lines: Iterable[Line], found: Mapping[str, Comparison]) -> str | None:
+    """The baseline that leaves the subject the smallest gain; variants and pooled methods do not count."""
+    baselines = [line.label for line in lines if line.private and not line.is_variant and line.label in found]
+    return min(baselines, key=lambda label: found[label].difference) if baselines else None
+
+
+def headline(
+    lines: Iterable[Line], results: Mapping[str, Mapping[str, Any]], found: Mapping[str, Comparison]
+) -> dict[str, float | None]:
+    """The figures that a reader looks for first; None where something was not run."""
+    figures: dict[str, float | None] = {}
+    for label, result in results.items():
+        figures[f"dice_mean.{label}"] = result["mean"]["dice"]["mean"]
+        figures[f"dice_worst_site.{label}"] = result["worst_site"]["dice"]
+        figures[f"validation_dice_mean.{label}"] = result["validation"]["mean"]
+        figures[f"up_bytes.{label}"] = result["up_bytes"]
+        figures[f"seconds.{label}"] = result["seconds"]
+    best = best_private_baseline(lines, found)
+    figures["gain_over_best_private_baseline"] = found[best].difference if best else None
+    for name, labels in _NAMED.items():
+        gains = [found[label].difference for label in labels if label in found]
+        figures[name] = gains[0] if gains else None
+    figures["min_gain_over_local"] = min(found[LOCAL].sites.values()) if LOCAL in found else None
+    return figures
+
+
+def _entry(summary: Summary, site: str) -> Entry | None:
+    found = summary.sites.get(site)
+    return found.in_use if found else None
+
+
+def _measures(entries: Iterable[Entry | None]) -> dict[str, dict[str, Any]]:
+    rows = [entry for entry in entries if entry is not None]
+    columns = {name: [v for row in rows if (v := getattr(row, name)) is not None] for name in MEASURES}
+    return {name: _spread([_POINTS[name] * v for v in values]) for name, values in columns.items()}
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    mean, spread = mean_and_spread(values)
+    return {"mean": mean, "spread": spread, "values": values}
+
+
+def _mean_known(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that were measured."""
+    return mean_and_spread([value for value in values if value is not None])[0]
+
+
+def _case_dice(path: Path, model: str) -> dict[str, float]:
+    """Case to Dice in points, mean over the classes where it is defined.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    try:
+        cases = json.loads(path.read_text("utf-8"))["models"][model]
+        scores = {one["case"]: [c["dice"] for c in one["classes"].values() if c["dice"] is not None] for one in cases}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path.name} of a finished run cannot be read; make it again: `pfedsam evaluate`.") from error
+    return {case: 100 * sum(dice) / len(dice) for case, dice in scores.items() if dice}
+
+
+def _last_validation(records: Iterable[Record], model: str) -> dict[str, float]:
+    """Site to Dice in points of the last round that was validated."""
+    rows = [one for one in records if one["kind"] == "validation" and one["model"] == model]
+    last = max((row["round"] for row in rows), default=None)
+    return {row["site"]: 100 * row["dice"] for row in rows if row["round"] == last and row["dice"] is not None}

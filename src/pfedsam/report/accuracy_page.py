@@ -1,0 +1,205 @@
+"""A comparison of methods as files: JSON, Markdown and a figure; also from the runs that are there so far."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pfedsam.core import atomic
+from pfedsam.report.accuracy import (
+    Comparison,
+    Line,
+    Runs,
+    best_private_baseline,
+    comparison_result,
+    comparisons,
+    headline,
+    method_result,
+)
+from pfedsam.report.figures import method_dots
+from pfedsam.report.format import MISSING, format_bytes, format_seconds, format_value
+from pfedsam.report.result_file import markdown, write_result
+
+_TITLES: Final = {"dice": "Dice (points of 100)", "iou": "IoU (points of 100)", "hd95": "HD95", "assd": "ASSD"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a comparison is about."""
+
+    name: str
+    """Of the files."""
+    subject: str
+    command: str
+    seeds: Sequence[int]
+    lines: Sequence[Line]
+    settings: Mapping[str, Any]
+    failed: Mapping[str, str]
+    """Label and seed to the message of a run that failed."""
+
+
+def write_accuracy(folder: Path, study: Study, runs: Runs) -> dict[str, float | None]:
+    """Write NAME.json, NAME.md and NAME.svg; a method without runs is listed as not run.
+
+    Returns:
+        The headline figures.
+
+    Raises:
+        StoreError: a file could not be written.
+    """
+    lines = [line for line in study.lines if runs.get(line.label)]
+    results = {line.label: method_result(line, runs[line.label]) for line in lines}
+    found = comparisons(study.subject, runs)
+    figures = headline(lines, results, found)
+    missing = not_run(study, runs)
+    write_result(
+        folder,
+        study.name,
+        command=study.command,
+        seeds=study.seeds,
+        figures=figures,
+        table=_text(study, lines, results, found, missing),
+        subject=study.subject,
+        best_private_baseline=best_private_baseline(lines, found),
+        settings=dict(study.settings),
+        methods=results,
+        comparisons=comparison_result(found),
+        not_run=missing,
+        failed=dict(study.failed),
+    )
+    if results:
+        atomic.write_bytes(folder / f"{study.name}.svg", method_dots(_dots(results)), mode=0o644)
+    return figures
+
+
+def not_run(study: Study, runs: Runs) -> dict[str, list[int]]:
+    """Label to the seeds that have no finished run."""
+    missing = {line.label: [s for s in study.seeds if s not in runs.get(line.label, {})] for line in study.lines}
+    return {label: seeds for label, seeds in missing.items() if seeds}
+
+
+def _dots(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    sites = list(dict.fromkeys(site for result in results.values() for site in result["sites"]))
+    rows = {
+        site: {label: _values(result["sites"].get(site)) for label, result in results.items()} for site in sorted(sites)
+    }
+    return rows | {"mean": {label: _values(result["mean"]) for label, result in results.items()}}
+
+
+def _values(measures: Mapping[str, Any] | None) -> list[float]:
+    """Dice in 0..1, one a seed."""
+    return [value / 100 for value in measures["dice"]["values"]] if measures else []
+
+
+def _text(
+    study: Study,
+    lines: Sequence[Line],
+    results: Mapping[str, Mapping[str, Any]],
+    found: Mapping[str, Comparison],
+    missing: Mapping[str, Sequence[int]],
+) -> str:
+    parts = [f"# {study.name}", f"`{study.command}`", f"Seeds: {', '.join(map(str, study.seeds))}."]
+    if missing:
+        parts.append("**Not run:** " + "; ".join(f"{m} (seeds {', '.join(map(str, s))})" for m, s in missing.items()))
+    if study.failed:
+        parts.append("**Failed:** " + "; ".join(f"{run}: {text}" for run, text in study.failed.items()))
+    if not results:
+        return "\n\n".join(parts)
+    parts += [
+        f"![Dice by site and method]({study.name}.svg)",
+        "Mean over seeds ± standard deviation between seeds, of the model that each site would use. "
+        "`*`: pooled, images of all sites in one place, which breaks the privacy promise.",
+    ]
+    for measure in ("dice", "iou", "hd95", "assd"):
+        parts += [f"## {_TITLES[measure]}{_unit(measure, results)}", _measure_table(measure, results)]
+    parts += [f"## {study.subject} minus the others, points of Dice", _comparison_table(lines, found)]
+    parts += ["## Cost", _cost_table(results)]
+    return "\n\n".join(parts)
+
+
+def _unit(measure: str, results: Mapping[str, Mapping[str, Any]]) -> str:
+    units = sorted({str(result["unit"]) for result in results.values()})
+    return f" ({'/'.join(units)})" if measure in ("hd95", "assd") else ""
+
+
+def _marked(label: str, result: Mapping[str, Any]) -> str:
+    return label if result["private"] else f"{label} *"
+
+
+def _measure_table(measure: str, results: Mapping[str, Mapping[str, Any]]) -> str:
+    sites = sorted({site for result in results.values() for site in result["sites"]})
+    header = ["method", *sites, "mean", "worst site", *(["validation"] if measure == "dice" else [])]
+    rows = []
+    for label, result in results.items():
+        cells = [_cell(result["sites"].get(site, {}).get(measure)) for site in sites]
+        known = [v[measure]["mean"] for v in result["sites"].values() if v[measure]["mean"] is not None]
+        worst = (min if measure in ("dice", "iou") else max)(known) if known else None
+        more = [_cell(result["validation"])] if measure == "dice" else []
+        rows.append([_marked(label, result), *cells, _cell(result["mean"][measure]), format_value(worst, 1), *more])
+    return markdown(header, rows)
+
+
+def _cell(value: Mapping[str, Any] | None) -> str:
+    if value is None or value["mean"] is None:
+        return MISSING
+    spread = "" if value["spread"] is None else f" ± {value['spread']:.1f}"
+    return f"{value['mean']:.1f}{spread}"
+
+
+def _comparison_table(lines: Sequence[Line], found: Mapping[str, Comparison]) -> str:
+    if not found:
+        return "Nothing to compare yet."
+    best, corrected = best_private_baseline(lines, found), comparison_result(found)
+    rows = []
+    for label, one in sorted(found.items(), key=lambda item: item[1].difference):
+        site = min(one.sites, key=lambda name: one.sites[name])
+        rows.append(
+            [
+                f"**{label}** (best private baseline)" if label == best else label,
+                f"{one.difference:+.2f}",
+                f"{one.low:+.2f} to {one.high:+.2f}",
+                f"{one.p:.2g}",
+                f"{corrected[label]['p_holm']:.2g}",
+                f"{one.sites[site]:+.2f} ({site})",
+                str(one.cases),
+                str(len(one.seeds)),
+            ]
+        )
+    header = [
+        "against",
+        "difference",
+        "95 % interval",
+        "Wilcoxon p",
+        "p (Holm)",
+        "smallest gain of a site",
+        "cases",
+        "seeds",
+    ]
+    return markdown(header, rows)
+
+
+def _cost_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    header = [
+        "method",
+        "private",
+        "up, a site and round",
+        "down, a site and round",
+        "rounds",
+        "steps of a training site",
+        "seconds",
+        "CPU seconds",
+    ]
+    rows = [
+        [
+            label,
+            "yes" if result["private"] else "no",
+            format_bytes(result["up_bytes"]),
+            format_bytes(result["down_bytes"]),
+            str(result["rounds"]),
+            str(result["steps"]),
+            format_seconds(result["seconds"]),
+            format_value(result["cpu_seconds"], 0),
+        ]
+        for label, result in results.items()
+    ]
+    return markdown(header, rows)

@@ -1,0 +1,62 @@
+"""Dice against the number of labelled images per site, as files: the curve that says whether a federation is worth it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from pfedsam.core import atomic
+from pfedsam.report.accuracy import Runs, method_result
+from pfedsam.report.accuracy_page import Study
+from pfedsam.report.figures import curves
+from pfedsam.report.format import format_value
+from pfedsam.report.result_file import markdown, write_result
+
+ALL: Final = "all"
+
+
+def write_labels(folder: Path, study: Study, by_limit: Mapping[str, Runs]) -> dict[str, float | None]:
+    """Write NAME.json, NAME.md and NAME.svg from what is there so far; returns the headline figures.
+
+    Args:
+        folder: for the files.
+        study: what is compared.
+        by_limit: labelled images per site, or `all`, to runs.
+
+    Raises:
+        StoreError: a file could not be written.
+    """
+    results = {
+        limit: {line.label: method_result(line, runs[line.label]) for line in study.lines if runs.get(line.label)}
+        for limit, runs in by_limit.items()
+    }
+    figures: dict[str, float | None] = {}
+    for limit, found in results.items():
+        for label, result in found.items():
+            figures[f"dice_mean.{label}.{limit}"] = result["mean"]["dice"]["mean"]
+            figures[f"dice_worst_site.{label}.{limit}"] = result["worst_site"]["dice"]
+    limits, labels = list(by_limit), [line.label for line in study.lines]
+    parts = [f"# {study.name}", f"`{study.command}`", _HOW]
+    for title, key in (("Mean over sites", "dice_mean"), ("Worst site", "dice_worst_site")):
+        rows = [[m, *(format_value(figures.get(f"{key}.{m}.{limit}"), 1) for limit in limits)] for m in labels]
+        parts += [f"## {title}", markdown(["method", *limits], rows)]
+    write_result(
+        folder,
+        study.name,
+        command=study.command,
+        seeds=study.seeds,
+        figures=figures,
+        table="\n\n".join(parts),
+        settings=dict(study.settings),
+        methods=results,
+    )
+    drawn = {m: [figures.get(f"dice_mean.{m}.{limit}") for limit in limits] for m in labels}
+    atomic.write_bytes(
+        folder / f"{study.name}.svg", curves(limits, drawn, "labelled images per site", "Dice"), mode=0o644
+    )
+    return figures
+
+
+_HOW = (
+    "Dice in points of 100 of the model in use, mean over seeds, against the labelled training images per site (whole patients first); "
+    "validation and test are the same throughout, and so is the number of steps."
+)

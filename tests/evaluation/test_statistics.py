@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from pfedsam.core import rng
+from pfedsam.core.errors import DataError
+from pfedsam.evaluation.statistics import (
+    bootstrap_interval,
+    case_means,
+    holm,
+    mean_and_spread,
+    stratified_mean,
+    wilcoxon_p,
+)
+
+
+def test_mean_and_spread_by_hand():
+    assert mean_and_spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
+    assert mean_and_spread([4.0]) == (4.0, None)
+    assert mean_and_spread([]) == (None, None)
+
+
+def test_sites_weigh_the_same_and_a_case_counts_once_a_seed():
+    # a: (1 + 2 + 3) / 3 = 2; b: 6; mean 4.
+    assert stratified_mean({"a": [[1.0, 2.0], [3.0]], "b": [[6.0]]}) == 4.0
+
+
+def test_interval_agrees_with_scipy():
+    values = np.random.default_rng(1).normal(0.3, 1.0, 40)
+    expected = stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(2)
+    ).confidence_interval
+    found = bootstrap_interval({"a": [[v] for v in values]}, generator=rng.numpy_generator(0), resamples=20_000)
+    assert found == pytest.approx((expected.low, expected.high), abs=0.02)
+
+
+def test_interval_of_two_sites_is_that_of_their_mean():
+    # Normal theory: the mean over two sites of means of n values has the variance (s1^2 / n1 + s2^2 / n2) / 4.
+    generator = np.random.default_rng(3)
+    a, b = generator.normal(0, 2, 400), generator.normal(1, 1, 100)
+    low, high = bootstrap_interval({"a": [[v] for v in a], "b": [[v] for v in b]}, generator=rng.numpy_generator(0))
+    half = 1.96 * (a.var() / 400 + b.var() / 100) ** 0.5 / 2
+    assert (high - low) / 2 == pytest.approx(half, rel=0.05)
+    assert (high + low) / 2 == pytest.approx((a.mean() + b.mean()) / 2, abs=0.02)
+
+
+def test_the_seeds_of_one_case_are_no_new_evidence():
+    generator = np.random.default_rng(4)
+    values = generator.normal(0, 1, 50)
+    once = bootstrap_interval({"a": [[v] for v in values]}, generator=rng.numpy_generator(0))
+    thrice = bootstrap_interval({"a": [[v] * 3 for v in values]}, generator=rng.numpy_generator(0))
+    assert thrice == pytest.approx(once)
+
+
+def test_equal_differences_have_no_width():
+    assert bootstrap_interval({"a": [[2.0], [2.0]]}, generator=rng.numpy_generator(0)) == (2.0, 2.0)
+
+
+def test_nothing_to_compare_is_an_error():
+    with pytest.raises(DataError, match="site 'b' has no case"):
+        stratified_mean({"a": [[1.0]], "b": [[]]})
+    with pytest.raises(DataError, match="site 'b' has no case"):
+        bootstrap_interval({"a": [[1.0]], "b": []}, generator=rng.numpy_generator(0))
+
+
+def test_wilcoxon_by_hand():
+    # Six positive differences of different size: 1 of 2^6 sign patterns is as extreme on each side, p = 2 / 64.
+    assert wilcoxon_p([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]) == pytest.approx(2 / 64)
+    assert wilcoxon_p([0.0, 0.0]) == 1.0
+    assert wilcoxon_p([]) is None
+
+
+def test_wilcoxon_agrees_with_scipys_paired_form():
+    generator = np.random.default_rng(5)
+    x, y = generator.random(30), generator.random(30)
+    assert wilcoxon_p(list(x - y)) == pytest.approx(stats.wilcoxon(x, y).pvalue)
+
+
+def test_case_means():
+    assert case_means({"a": [[1.0, 3.0], []], "b": [[5.0]]}) == [2.0, 5.0]
+
+
+def test_holm_by_hand():
+    # Sorted .01, .02, .04 times 3, 2, 1 -> .03, .04, .04; never decreasing.
+    assert holm({"x": 0.04, "y": 0.01, "z": 0.02}) == pytest.approx({"x": 0.04, "y": 0.03, "z": 0.04})
+    assert holm({"x": 0.9, "y": 0.8}) == {"x": 1.0, "y": 1.0}

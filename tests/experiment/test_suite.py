@@ -1,0 +1,137 @@
+"""Suites: ordinary runs from a file, equally many steps for every method."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pfedsam.core.errors import DataError, OptionError
+from pfedsam.experiment.options import RunOptions
+from pfedsam.experiment.suite import (
+    Entry,
+    Suite,
+    choose_entries,
+    equal_steps,
+    load_suite,
+    local_steps,
+    run_options,
+    shipped_suites,
+    site_folders,
+)
+from pfedsam.federation.methods import METHODS
+
+OPTIONS = {"data": {"classes": {"n": [1]}}, "training": {"rounds": 3, "steps_per_round": 4, "final_steps": 8}}
+SITES = {"a": Path("a"), "b": Path("b"), "c": Path("c")}
+
+
+def suite(**changes) -> Suite:
+    return Suite.model_validate({"name": "mine", "options": OPTIONS, **changes})
+
+
+@pytest.mark.parametrize("name", shipped_suites())
+def test_every_shipped_suite_configures_every_method_and_ablation(name: str) -> None:
+    loaded = load_suite(name)
+    budgets = set()
+    for entry in choose_entries(loaded, list(METHODS), ["all"]):
+        options = run_options(loaded, entry, 1, {site: Path(site) for site in loaded.sites})
+        assert options.seed == 1
+        budgets.add(local_steps(options) / (len(loaded.sites) if entry.pooled else 1))
+    assert len(budgets) == 1
+
+
+def test_the_shipped_suites() -> None:
+    assert shipped_suites() == ["nuclei", "retina"]
+    assert load_suite("retina").sites == ["chase", "drive", "hrf", "stare"]
+
+
+@pytest.mark.parametrize(
+    ("method", "rounds", "per_round", "final"),
+    [
+        ("pfedsam", 3, 4, 8),  # 3 rounds of 2 + 2 steps, then 8
+        ("local-only", 3, 4, 8),
+        ("fedavg", 5, 4, 8),  # nothing after the last round: 20 / 4 rounds
+        ("centralized", 3, 12, 24),  # the steps of three sites
+    ],
+)
+def test_equal_steps_by_hand(method: str, rounds: int, per_round: int, final: int) -> None:
+    options = run_options(suite(), Entry(method, method), 0, SITES)
+    training = options.training
+    assert (training.rounds, training.steps_per_round, training.final_steps) == (rounds, per_round, final)
+    assert local_steps(options) == (60 if method == "centralized" else 20)
+
+
+def test_variants_make_the_steps_of_the_others() -> None:
+    changed = Entry("x", "pfedsam", {"training.final_steps": 0, "training.steps_per_round": 10})
+    options = run_options(suite(), changed, 0, SITES)
+    assert (options.training.rounds, local_steps(options)) == (2, 20)
+
+
+def test_steps_that_cannot_be_made_are_refused() -> None:
+    options = run_options(suite(), Entry("fedavg", "fedavg"), 0, SITES)
+    with pytest.raises(OptionError, match="cannot make 21 steps in whole rounds"):
+        equal_steps(options, 21)
+
+
+def test_overrides_reach_every_entry_and_changes_come_last() -> None:
+    entry = Entry("x", "pfedsam", {"model.experts": None, "training.coupled": True})
+    options = run_options(suite(), entry, 7, SITES, ["data.split.max_train_cases=4", "training.coupled=false"])
+    assert options.data.split.max_train_cases == 4
+    assert options.training.coupled
+    assert options.model.experts is None
+    assert (options.name, options.seed, options.method, list(options.data.sites)) == ("mine", 7, "pfedsam", list(SITES))
+
+
+def test_entries() -> None:
+    one = suite(methods=["fedavg"], variants={"mine-only": {"method": "fedavg", "training.batch_size": 2}})
+    assert [e.label for e in choose_entries(one, None, [])] == ["fedavg"]
+    assert [e.label for e in choose_entries(suite(), None, [])] == list(METHODS)
+    chosen = choose_entries(one, None, ["mine-only"])
+    assert chosen == [Entry("pfedsam", "pfedsam"), Entry("mine-only", "fedavg", {"training.batch_size": 2})]
+    assert not chosen[0].pooled
+    assert Entry("centralized", "centralized").pooled
+    with pytest.raises(OptionError, match="no variant 'other'"):
+        choose_entries(one, None, ["other"])
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"name": "mine", "options": OPTIONS, "variants": {"v": {"training.batch_size": 2}}}))
+    loaded = load_suite(str(path))
+    assert loaded.seeds == [0, 1, 2]
+    assert "no-experts" in loaded.variants  # the shipped ablations
+    assert loaded.variants["v"] == {"training.batch_size": 2}
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="shipped are nuclei, retina"):
+        load_suite("nuclie")
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\noptions: {}\nmetods: [x]\n")
+    with pytest.raises(OptionError, match="did you mean 'methods'"):
+        load_suite(str(path))
+    path.write_text("name: mine\noptions: {}\nmethods: [fedx]\n")
+    with pytest.raises(OptionError, match="no method 'fedx'"):
+        load_suite(str(path))
+    wrong = suite(options={**OPTIONS, "trainig": {}})
+    with pytest.raises(OptionError, match="did you mean 'training'"):
+        run_options(wrong, Entry("fedavg", "fedavg"), 0, SITES)
+
+
+def test_sites_are_the_folders(tmp_path: Path) -> None:
+    for name in ("b", "a", ".hidden"):
+        (tmp_path / name).mkdir()
+    assert list(site_folders(suite(), tmp_path)) == ["a", "b"]
+    assert list(site_folders(suite(sites=["b"]), tmp_path)) == ["b"]
+    with pytest.raises(DataError, match=r"lacks the site\(s\) c"):
+        site_folders(suite(sites=["b", "c"]), tmp_path)
+    with pytest.raises(DataError, match="no data folder"):
+        site_folders(suite(), tmp_path / "none")
+
+
+def test_options_of_a_run_stay_what_they_are() -> None:
+    """A suite adds nothing that `pfedsam run` would not have."""
+    options = run_options(suite(), Entry("pfedsam", "pfedsam"), 0, SITES)
+    plain = RunOptions.model_validate(
+        {**OPTIONS, "name": "mine", "data": {**OPTIONS["data"], "sites": {k: str(v) for k, v in SITES.items()}}}
+    )
+    assert options == plain

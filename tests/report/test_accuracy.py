@@ -1,0 +1,108 @@
+"""Comparisons: numbers that can be done by hand."""
+
+import json
+
+import pytest
+
+from pfedsam.report.accuracy import (
+    Cost,
+    Line,
+    best_private_baseline,
+    compare,
+    comparison_result,
+    comparisons,
+    headline,
+    method_result,
+    read_run,
+)
+from pfedsam.report.records import RecordWriter
+from pfedsam.report.summary_file import write_summary
+
+
+@pytest.fixture
+def ours(fake):
+    return {
+        0: fake.run_scores({"a": {"1": 0.6, "2": 0.8}, "b": {"1": 0.5}}),
+        1: fake.run_scores({"a": {"2": 0.9, "3": 0.7}, "b": {"1": 0.7}}),
+    }
+
+
+@pytest.fixture
+def theirs(fake):
+    return {
+        0: fake.run_scores({"a": {"1": 0.5, "2": 0.8}, "b": {"1": 0.4}}),
+        1: fake.run_scores({"a": {"2": 0.7, "3": 0.8}, "b": {"1": 0.7}}),
+    }
+
+
+def test_a_method_by_hand(ours):
+    result = method_result(Line("m", "m", True), ours)
+    # a: .7 and .8; b: .5 and .7; means per seed: .6 and .75.
+    assert result["sites"]["a"]["dice"]["mean"] == pytest.approx(75)
+    assert result["sites"]["b"]["dice"]["values"] == pytest.approx([50, 70])
+    assert result["mean"]["dice"]["mean"] == pytest.approx(67.5)
+    assert result["mean"]["dice"]["spread"] == pytest.approx(15 / 2**0.5)
+    assert result["mean"]["iou"]["mean"] == pytest.approx(67.5 / 2)
+    assert result["mean"]["hd95"]["mean"] == pytest.approx(4)
+    assert result["worst_site"] == {"site": "b", "dice": pytest.approx(60)}
+    assert result["validation"]["mean"] == pytest.approx(60)
+    assert (result["steps"], result["seconds"], result["cpu_seconds"], result["up_bytes"]) == (20, 10.0, None, 100)
+
+
+def test_a_comparison_by_hand(ours, theirs):
+    found = compare(ours, theirs)
+    # a: cases 1: 10; 2: 0 and 20; 3: -10 -> mean over all 5. b: case 1: 10 and 0 -> 5.
+    assert found.sites == pytest.approx({"a": 5, "b": 5})
+    assert found.difference == pytest.approx(5)
+    assert found.low <= 5 <= found.high
+    assert found.cases == 4
+    assert found.seeds == (0, 1)
+    # Differences of cases: 10, 10, -10, 5: ranks 3, 3, 3, 1; W = min(7, 3) = 3.
+    assert 0.4 < found.p <= 1
+
+
+def test_only_common_seeds_are_compared(ours, theirs):
+    assert compare(ours, {1: theirs[1]}).seeds == (1,)
+    assert compare(ours, {2: theirs[1]}) is None
+    assert comparisons("missing", {"x": ours}) == {}
+
+
+def test_headline_figures(fake, ours, theirs):
+    lines = [Line("pfedsam", "pfedsam", True), Line("fedavg", "fedavg", True), Line("local-only", "local-only", True)]
+    lines += [Line("centralized", "centralized", False), Line("no-experts", "pfedsam", True)]
+    better = {seed: fake.run_scores({"a": {"1": 0.99, "2": 0.99, "3": 0.99}, "b": {"1": 0.99}}) for seed in (0, 1)}
+    runs = {"pfedsam": ours, "fedavg": theirs, "centralized": better, "no-experts": better}
+    found = comparisons("pfedsam", runs)
+    assert best_private_baseline(lines, found) == "fedavg"  # neither a pooled method nor a variant
+    results = {line.label: method_result(line, runs[line.label]) for line in lines if line.label in runs}
+    figures = headline(lines, results, found)
+    assert figures["dice_mean.pfedsam"] == pytest.approx(67.5)
+    assert figures["dice_worst_site.pfedsam"] == pytest.approx(60)
+    assert figures["gain_over_best_private_baseline"] == pytest.approx(5)
+    assert figures["gain_over_fedavg_lora"] == pytest.approx(5)
+    assert figures["gain_over_fedmsa"] is None
+    assert figures["min_gain_over_local"] is None
+    assert figures["up_bytes.centralized"] == 100
+    with_local = comparisons("pfedsam", {**runs, "local-only": theirs})
+    assert headline(lines, results, with_local)["min_gain_over_local"] == pytest.approx(5)
+    assert comparison_result(with_local)["fedavg"]["p_holm"] >= with_local["fedavg"].p
+
+
+@pytest.mark.parametrize("shared_only", [True, False])
+def test_a_run_is_read_from_its_folder(fake, tmp_path, shared_only):
+    run = fake.run_scores({"a": {"1": 0.5, "2": 0.7}}, shared_only=shared_only)
+    write_summary(tmp_path / "summary.json", run.summary)
+    model = "shared" if shared_only else "personal"
+    cases = [
+        {"case": "1", "unit": "px", "classes": {"n": {"dice": 0.5}, "m": {"dice": 0.7}}},
+        {"case": "2", "unit": "px", "classes": {"n": {"dice": 0.7}, "m": {"dice": None}}},
+        {"case": "3", "unit": "px", "classes": {"n": {"dice": None}, "m": {"dice": None}}},
+    ]
+    (tmp_path / "sites" / "a").mkdir(parents=True)
+    (tmp_path / "sites" / "a" / "scores.json").write_text(json.dumps({"schema": 1, "models": {model: cases}}))
+    with RecordWriter(tmp_path / "records.jsonl") as records:
+        for round_, dice in ((0, 0.1), (1, 0.6)):
+            records.write({"kind": "validation", "round": round_, "site": "a", "model": model, "dice": dice})
+    found = read_run(tmp_path, Cost(1, None, None))
+    assert found.dice == {"a": pytest.approx({"1": 60, "2": 70})}
+    assert found.validation == {"a": pytest.approx(60)}
