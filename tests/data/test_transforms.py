@@ -138,7 +138,8 @@ def test_same_generator_same_view_within_0_to_1_and_grey_stays_grey(seed):
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     assert 0 <= first[0].min() <= first[0].max() <= 1
-    assert torch.equal(first[0][0], first[0][2])
+    # Not equal to the bit: the end of a row may go through another instruction, which rounds a power differently.
+    assert torch.allclose(first[0][0], first[0][2], rtol=0, atol=1e-6)
     assert torch.equal(pixels, original)
 
 
