@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from pfedsam.core import rng
@@ -119,7 +120,8 @@ def build_site_data(
 ) -> SiteData:
     """The training part of a site."""
     model = built.model
-    key = f"{built.backbone[:16]}-block{model.first_adapted}"
+    precision = "" if model.frozen_dtype == torch.float32 else "-bfloat16"
+    key = f"{built.backbone[:16]}-block{model.first_adapted}{precision}"
     return SiteData(
         name=name,
         examples=build_examples(options, cases, model.image_size),

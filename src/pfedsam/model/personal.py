@@ -18,6 +18,7 @@ from pfedsam.model.encoder import embed_patches, use_fast_blocks
 from pfedsam.model.head import OutputLayers, class_tokens, decode
 from pfedsam.model.lora import LoraOptions, add_lora
 from pfedsam.model.moe import ExpertOptions, LMoE, Routing
+from pfedsam.model.numerics import Precision, frozen_dtype
 
 
 class ModelOptions(Options):
@@ -39,6 +40,12 @@ class ModelOptions(Options):
     experts: ExpertOptions | None = Field(
         default=ExpertOptions(), description="The local mixture of experts; empty = none."
     )
+    precision: Precision = Field(
+        default="float32",
+        description="Of the encoder's frozen weights and of the products with them: float32, bfloat16 (half the memory, faster "
+        "where the processor has instructions for it, refused elsewhere), or auto (bfloat16 where it is fast). What is trained "
+        "stays float32.",
+    )
     output_layers: Literal["both", "shared", "local", "frozen"] = Field(
         default="both",
         description="Who trains the decoder's output layers: shared, local, or both (a shared version and a local one beside it).",
@@ -55,7 +62,7 @@ class PersonalSam(nn.Module):
         """Take over `sam` (it is changed in place) for so many classes.
 
         Raises:
-            OptionError: when there are fewer encoder blocks than are to be adapted.
+            OptionError: when there are fewer encoder blocks than are to be adapted, or bfloat16 is wanted of a processor without it.
         """
         super().__init__()
         depth = len(sam.vision_encoder.layers)
@@ -79,6 +86,16 @@ class PersonalSam(nn.Module):
             if options.experts
             else {}
         )
+        self.frozen_dtype = torch.float32
+        self.hold_frozen_encoder_in(frozen_dtype(options.precision))
+
+    def hold_frozen_encoder_in(self, dtype: torch.dtype) -> None:
+        """Convert what is never trained of the encoder; the decoder, a few percent of the work, stays in float32."""
+        self.frozen_dtype = dtype
+        trained = {name for names in self.components().values() for name in names}
+        for name, parameter in self.named_parameters():
+            if name.startswith("sam.vision_encoder.") and name not in trained:
+                parameter.data = parameter.data.to(dtype)
 
     @property
     def image_size(self) -> int:
@@ -110,7 +127,7 @@ class PersonalSam(nn.Module):
         return torch.cat([self._prefix_of_one(image[None]) for image in pixels])
 
     def _prefix_of_one(self, pixels: Tensor) -> Tensor:
-        tokens = embed_patches(self.sam, pixels)
+        tokens = embed_patches(self.sam, pixels.to(self.frozen_dtype))
         for block in self.sam.vision_encoder.layers[: self.first_adapted]:
             tokens = block(tokens)
         return tokens
@@ -125,10 +142,11 @@ class PersonalSam(nn.Module):
             personal: use the local part; without it this is the shared model.
             routings: receives, for each adapted block, where its router sent the tokens.
         """
+        tokens = tokens.to(self.frozen_dtype)
         for i in range(self.first_adapted, len(self.sam.vision_encoder.layers)):
             experts = self.experts[str(i)] if personal and self.experts else None
             tokens = self.sam.vision_encoder.layers[i](tokens, _beside(experts, str(i), routings))
-        embedding = self.sam.vision_encoder.neck(tokens)
+        embedding = self.sam.vision_encoder.neck(tokens).float()
         own = self.personal_output_layers if personal else None
         return decode(self.sam, embedding, self.class_tokens, own or self.output_layers)
 
