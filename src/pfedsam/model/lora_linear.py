@@ -18,8 +18,9 @@ class LoraLinear(Linear):
         adapter = self._only_adapter()
         if adapter is None or args or kwargs:
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
-        a, b = self.lora_A[adapter].weight, self.lora_B[adapter].weight
-        frozen = self.base_layer(x)
+        a: Tensor = self.lora_A[adapter].weight  # type: ignore[assignment]  # peft's dictionaries hold linear layers
+        b: Tensor = self.lora_B[adapter].weight  # type: ignore[assignment]
+        frozen: Tensor = self.base_layer(x)  # type: ignore[operator]
         low = F.linear(x.reshape(-1, x.shape[-1]), a.to(x.dtype))
         added = torch.addmm(frozen.view(-1, b.shape[0]), low, b.to(x.dtype).t(), alpha=self.scaling[adapter])
         return added.view(frozen.shape)
