@@ -6,7 +6,7 @@ Ours are `PersonalSam` in `run_phase`, fed by `SiteData.draw`: what a round at a
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,10 @@ class OurStep:
             coupled=coupled, distillation=DistillationOptions(direction="off" if coupled else "forward")
         )
         self.spec: PhaseSpec = next(spec for spec in METHOD.phases(training) if spec.name == phase)
+        if (
+            coupled
+        ):  # the personal model alone: the experts' share would look half as large beside a second, shared pass
+            self.spec = replace(self.spec, supervised=("personal",))
         self.names = self.partition.names(*self.spec.trains)
         self._folder = tempfile.TemporaryDirectory()
         prefix = PrefixOptions(
