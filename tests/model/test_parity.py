@@ -9,7 +9,9 @@ from reference.segment_anything_modeling import OFFICIAL, SMALL, build_reference
 from torch import Tensor, nn
 from transformers import SamModel
 
+from pfedsam.model.backbone import standardise
 from pfedsam.model.checkpoint import load_backbone
+from pfedsam.model.encoder import encode, use_fast_blocks
 
 TOLERANCE = 1e-4
 BOXES = torch.tensor([[20.0, 30.0, 200.0, 180.0], [1.0, 2.0, 60.0, 250.0]])  # XYXY in pixels of the model's input
@@ -93,6 +95,28 @@ def test_another_image_size(small_official: Path, side: int) -> None:
     assert_equal(*logits(ours, reference, embedding, prompt="boxes", multimask=True))
 
 
+@pytest.mark.parametrize("side", [256, 512])
+def test_fast_blocks(small_official: Path, side: int) -> None:
+    """Block for block on the same tokens, then the whole; 512 px are 1024 tokens, and with gradients another attention is chosen."""
+    ours = use_fast_blocks(load_backbone(small_official, image_size=side))
+    reference = build_reference(**SMALL, image_size=side)
+    for name, values in torch.load(small_official).items():
+        if "pos_embed" not in name:
+            owner, _, leaf = name.rpartition(".")
+            getattr(reference.get_submodule(owner), leaf).data = values
+    tokens = torch.randn(2, side // 16, side // 16, SMALL["width"], generator=torch.Generator().manual_seed(6))
+    for block, theirs in zip(ours.vision_encoder.layers, reference.image_encoder.blocks, strict=True):
+        for gradients in (False, True):
+            with torch.set_grad_enabled(gradients):
+                found, expected = block(tokens.requires_grad_(gradients)), theirs(tokens)
+            assert (found - expected).abs().max() <= 2e-6 * expected.abs().max()
+        tokens = expected.detach()
+    reference.image_encoder.pos_embed.data = ours.vision_encoder.pos_embed.data
+    pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        assert_equal(encode(ours, pixels), reference.image_encoder(standardise(pixels)))
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_vit_b_at_1024(tmp_path: Path) -> None:
@@ -101,5 +125,7 @@ def test_vit_b_at_1024(tmp_path: Path) -> None:
     ours = load_backbone(tmp_path / "vit_b.pth")
     ours_embedding, embedding = embed(ours, reference, 1024)
     assert_equal(ours_embedding, embedding)
+    pixels = torch.rand(1, 3, 1024, 1024, generator=torch.Generator().manual_seed(5))
+    assert_equal(encode(use_fast_blocks(ours), pixels), reference.image_encoder(standardise(pixels)))
     for prompt in ("boxes", "points", "none"):
         assert_equal(*logits(ours, reference, embedding, prompt=prompt, multimask=True))

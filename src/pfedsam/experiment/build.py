@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from pfedsam.core import rng
@@ -174,7 +175,8 @@ def build_site_data(
 ) -> SiteData:
     """The training part of a site."""
     model = built.model
-    key = f"{built.backbone[:16]}-block{model.first_adapted}"
+    precision = "" if model.frozen_dtype == torch.float32 else "-bfloat16"
+    key = f"{built.backbone[:16]}-block{model.first_adapted}{precision}"
     # Where the encoder is trained there are no frozen blocks whose output could be kept, or rounded.
     kept = PrefixOptions(max_gigabytes=0) if model.from_pixels else options.prefix
     return SiteData(

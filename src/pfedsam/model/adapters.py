@@ -32,7 +32,10 @@ class Bottleneck(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens `[..., d]` to what is added to them `[..., d]`."""
-        return F.linear(F.gelu(F.linear(tokens, self.down, self.down_bias)), self.up, self.up_bias)
+        down, down_bias, up, up_bias = (
+            value.to(tokens.dtype) for value in (self.down, self.down_bias, self.up, self.up_bias)
+        )
+        return F.linear(F.gelu(F.linear(tokens, down, down_bias)), up, up_bias)
 
 
 class BlockAdapters(nn.Module):

@@ -1,21 +1,23 @@
 """SAM's image encoder over the same weights, made fast without changing the numbers.
 
-Two exact rewrites of `transformers`' encoder block (itself segment-anything's):
+Three exact rewrites of `transformers`' encoder block (itself segment-anything's):
 
 * queries, keys and values are computed before the windows are padded. A padded token is zero after the first LayerNorm, so
   its projection *is* the bias of the projection (at 256 px windows of 14 pad 16 x 16 tokens to 28 x 28);
-* the decomposed relative position bias (MViTv2, Li et al., 2022) is folded into the product: with
-  q' = [q / sqrt(d), r_h, r_w] and k' = [k, onehot(row), onehot(column)], q' k'^T already holds the bias.
+* padded tokens are keys, but they ask nothing: what the attention gives for them is cut off, so it is not computed. Windows
+  at the right and lower edge, with fewer queries than the others, go through the attention by themselves;
+* the attention itself is computed as suits device, precision and size (`pfedsam.model.attention`).
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import SamModel
 from transformers.models.sam.modeling_sam import SamVisionLayer
 
+from pfedsam.model.attention import choose_core, relative
 from pfedsam.model.backbone import positions, standardise
 
 
@@ -51,17 +53,59 @@ class EncoderBlock(nn.Module):
 
     def attend(self, hidden: Tensor) -> Tensor:
         """Windowed or global attention over normalised tokens `[B, h, w, d]`."""
-        batch, height, width, _ = hidden.shape
-        qkv = self.attn.qkv(hidden)
-        side = self.window
-        if side:
-            qkv = _partition(_pad(qkv, side, self.attn.qkv.bias), side)
-        mixed = _attention(
-            qkv, self.attn.rel_pos_h, self.attn.rel_pos_w, heads=self.attn.num_attention_heads, scale=self.attn.scale
-        )
-        if side:
-            mixed = _unpartition(mixed, side, batch, height, width)
-        return self.attn.proj(mixed)  # type: ignore[no-any-return]
+        attn, (_, height, width, channels) = self.attn, hidden.shape
+        query, key_value = attn.qkv(hidden).split((channels, 2 * channels), dim=-1)
+        sides = (self.window, self.window) if self.window else (height, width)
+        keys = _grids(_pad(key_value, sides, attn.qkv.bias[channels:]), sides, 2 * attn.num_attention_heads)
+        rows = []
+        for down in _spans(height, sides[0]):
+            row = []
+            for across in _spans(width, sides[1]):
+                part = keys[:, down.grids, across.grids].flatten(0, 2)
+                row.append(self._mix(query[:, down.tokens, across.tokens], part, (down.size, across.size), sides))
+            rows.append(row[0] if len(row) == 1 else torch.cat(row, dim=2))
+        return attn.proj(rows[0] if len(rows) == 1 else torch.cat(rows, dim=1))  # type: ignore[no-any-return]
+
+    def _mix(self, query: Tensor, key_value: Tensor, sizes: tuple[int, int], sides: tuple[int, int]) -> Tensor:
+        """Attention in grids of one kind.
+
+        Args:
+            query: `[B, h, w, d]`, tokens of several grids side by side, `sizes` of them in each.
+            key_value: `[G, 2 n, N, c]`, of the same grids, padded.
+            sizes: rows and columns of real tokens in a grid.
+            sides: rows and columns of a padded grid.
+
+        Returns:
+            `[B, h, w, d]`, contiguous.
+        """
+        batch, height, width, _ = query.shape
+        down, across, heads = height // sizes[0], width // sizes[1], self.attn.num_attention_heads
+        grids = query.reshape(batch, down, sizes[0], across, sizes[1], heads, -1).permute(0, 1, 3, 5, 2, 4, 6)
+        grids = grids.flatten(0, 2)
+        key, value = key_value.chunk(2, dim=1)
+        rel_h = relative(self.attn.rel_pos_h, sizes[0], sides[0])
+        rel_w = relative(self.attn.rel_pos_w, sizes[1], sides[1])
+        gradients = torch.is_grad_enabled() and key.requires_grad
+        core = choose_core(query.device.type, query.dtype, sizes[0] * sizes[1], key.shape[2], gradients)
+        mixed = core(grids, key, value, rel_h, rel_w, self.attn.scale)
+        mixed = mixed.view(batch, down, across, heads, *sizes, -1).permute(0, 1, 4, 2, 5, 3, 6)
+        return mixed.reshape(batch, height, width, -1)
+
+
+class _Span(NamedTuple):
+    """Grids of one kind along an axis: either whole ones, or the one at the edge with less than `side` real tokens."""
+
+    grids: slice
+    tokens: slice
+    size: int
+    """Real tokens in each grid."""
+
+
+def _spans(length: int, side: int) -> list[_Span]:
+    """The grids of `side` that cover `length` tokens."""
+    whole, rest = divmod(length, side)
+    spans = [_Span(slice(0, whole), slice(0, whole * side), side)] if whole else []
+    return spans + ([_Span(slice(whole, whole + 1), slice(whole * side, length), rest)] if rest else [])
 
 
 def embed_patches(model: SamModel, pixels: Tensor, origin: tuple[int, int] = (0, 0)) -> Tensor:
@@ -94,58 +138,20 @@ def use_fast_blocks(model: SamModel) -> SamModel:
     return model
 
 
-def _pad(qkv: Tensor, side: int, bias: Tensor) -> Tensor:
-    """`[B, h, w, 3d]` padded right and below with the bias `[3d]` to multiples of `side`."""
-    batch, height, width, _ = qkv.shape
-    below, right = -height % side, -width % side
+def _pad(tokens: Tensor, sides: tuple[int, int], bias: Tensor) -> Tensor:
+    """`[B, h, w, e]` padded right and below with the bias `[e]` to multiples of `sides`."""
+    batch, height, width, _ = tokens.shape
+    below, right = -height % sides[0], -width % sides[1]
     if right:
-        qkv = torch.cat([qkv, bias.expand(batch, height, right, -1)], dim=2)
+        tokens = torch.cat([tokens, bias.expand(batch, height, right, -1)], dim=2)
     if below:
-        qkv = torch.cat([qkv, bias.expand(batch, below, width + right, -1)], dim=1)
-    return qkv
+        tokens = torch.cat([tokens, bias.expand(batch, below, width + right, -1)], dim=1)
+    return tokens
 
 
-def _partition(tokens: Tensor, side: int) -> Tensor:
-    """`[B, h, w, c]` to windows `[B * n, side, side, c]`."""
-    batch, height, width, channels = tokens.shape
-    tokens = tokens.view(batch, height // side, side, width // side, side, channels)
-    return tokens.permute(0, 1, 3, 2, 4, 5).reshape(-1, side, side, channels)
-
-
-def _unpartition(windows: Tensor, side: int, batch: int, height: int, width: int) -> Tensor:
-    """Windows `[B * n, side, side, c]` to `[B, height, width, c]`, the padding cut off."""
-    down, across = -(-height // side), -(-width // side)
-    tokens = windows.view(batch, down, across, side, side, -1).permute(0, 1, 3, 2, 4, 5)
-    tokens = tokens.reshape(batch, down * side, across * side, -1)
-    # Contiguous: nn.Linear on a sliced 4-D tensor would take a path that copies its weight.
-    return tokens[:, :height, :width].contiguous()
-
-
-def _attention(qkv: Tensor, rel_h: Tensor, rel_w: Tensor, *, heads: int, scale: float) -> Tensor:
-    """Attention within each grid: `[B, h, w, 3d]` to `[B, h, w, d]`, relative position bias folded into the product."""
-    batch, height, width, channels = qkv.shape
-    split = qkv.view(batch, height * width, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    query, key, value = split.unbind(0)  # each [B, heads, N, d / heads]
-    grid = query.reshape(batch, heads, height, width, -1)
-    bias_h = torch.einsum("bnhwc,hkc->bnhwk", grid, _relative(rel_h, height)).flatten(2, 3)
-    bias_w = torch.einsum("bnhwc,wkc->bnhwk", grid, _relative(rel_w, width)).flatten(2, 3)
-    query = torch.cat([query * scale, bias_h, bias_w], dim=-1)
-    place = _one_hot_grid(height, width, key.dtype, key.device).expand(batch, heads, -1, -1)
-    key = torch.cat([key, place], dim=-1)
-    weights = torch.softmax(query @ key.transpose(-2, -1), dim=-1)
-    mixed = weights @ value
-    return mixed.transpose(1, 2).reshape(batch, height, width, channels // 3)
-
-
-def _relative(table: Tensor, size: int) -> Tensor:
-    """The table of relative positions `[2 * n - 1, c]` as `[size queries, size keys, c]`; the grid may be smaller than n."""
-    index = torch.arange(size, device=table.device)
-    return table[index[:, None] - index[None, :] + table.shape[0] // 2]
-
-
-@lru_cache(maxsize=32)
-def _one_hot_grid(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """For each of N = height * width places its row and its column, one-hot: `[N, height + width]`."""
-    rows = torch.eye(height, dtype=dtype, device=device).repeat_interleave(width, dim=0)
-    columns = torch.eye(width, dtype=dtype, device=device).repeat(height, 1)
-    return torch.cat([rows, columns], dim=1)
+def _grids(tokens: Tensor, sides: tuple[int, int], heads: int) -> Tensor:
+    """`[B, h, w, heads * c]` to grids `[B, h / side, w / side, heads, side * side, c]`."""
+    batch, height, width, _ = tokens.shape
+    down, across = height // sides[0], width // sides[1]
+    tokens = tokens.reshape(batch, down, sides[0], across, sides[1], heads, -1).permute(0, 1, 3, 5, 2, 4, 6)
+    return tokens.reshape(batch, down, across, heads, sides[0] * sides[1], -1)

@@ -15,6 +15,7 @@ from transformers import SamModel
 from pfedsam.core import tensors
 from pfedsam.core.options import Options
 from pfedsam.core.tensors import NamedTensors
+from pfedsam.model.lora_linear import LoraLinear
 
 
 class LoraOptions(Options):
@@ -47,7 +48,9 @@ def add_lora(
     Returns:
         The names, in `model`, of all A matrices and of all B matrices.
     """
-    inject_adapter_in_model(_config(options, target_names(model, options, first_block)), model)
+    config = _config(options, target_names(model, options, first_block))
+    config._register_custom_module({nn.Linear: LoraLinear})
+    inject_adapter_in_model(config, model)
     a_names = [name for name, _ in model.named_parameters() if ".lora_A." in name]
     parameters = dict(model.named_parameters())
     with torch.no_grad():

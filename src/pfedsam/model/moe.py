@@ -70,10 +70,14 @@ class LMoE(nn.Module):
         self.up = nn.Parameter(torch.zeros(width, hidden))
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Routing]:
-        """Tokens `[..., d]` to what the experts add to them `[..., d]`, and where the router sent them."""
-        probabilities = F.linear(tokens, self.router).softmax(dim=-1)
+        """Tokens `[..., d]` to what the experts add to them `[..., d]`, and where the router sent them.
+
+        The router works in float32 whatever the tokens' precision, so that it is no rounding that decides who is among the k.
+        """
+        probabilities = F.linear(tokens.float(), self.router).softmax(dim=-1)
         best = probabilities.topk(self.top_k, dim=-1).indices
         selected = torch.zeros_like(probabilities, dtype=torch.bool).scatter_(-1, best, True)
         gates = (probabilities * selected).repeat_interleave(self.expert_width, dim=-1)
-        hidden = F.gelu(F.linear(tokens, self.down, self.down_bias))
-        return F.linear(hidden * gates, self.up), Routing(probabilities, selected)
+        down, bias, up, gates = (value.to(tokens.dtype) for value in (self.down, self.down_bias, self.up, gates))
+        hidden = F.gelu(F.linear(tokens, down, bias))
+        return F.linear(hidden * gates, up), Routing(probabilities, selected)

@@ -1,10 +1,14 @@
 """How products are computed on this machine: threads, and fp32 products on the faster path where that costs no precision."""
 
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 
+from pfedsam.core.errors import OptionError
+
+Precision: TypeAlias = Literal["float32", "bfloat16", "auto"]
+"""Of frozen weights: as asked, or `auto` for what is fast here."""
 _SIZE = 384
 _SAME_CLASS = 4.0
 
@@ -38,3 +42,19 @@ def fast_bfloat16() -> bool:
     """Whether this processor has instructions for bf16 products; one that lacks them emulates them, 50 times slower than fp32."""
     capabilities = torch.cpu.get_capabilities()
     return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def frozen_dtype(precision: Precision) -> torch.dtype:
+    """The type that frozen weights are held in.
+
+    Raises:
+        OptionError: bfloat16 is wanted of a processor that would have to emulate it.
+    """
+    if precision == "auto":
+        return torch.bfloat16 if fast_bfloat16() else torch.float32
+    if precision == "bfloat16" and not fast_bfloat16():
+        raise OptionError(
+            "model.precision is bfloat16, but this processor has no instructions for it (avx512_bf16, amx_bf16) and would be "
+            "50 times slower than in float32; set model.precision to float32, or to auto for sites whose machines differ."
+        )
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32

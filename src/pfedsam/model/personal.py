@@ -22,6 +22,7 @@ from pfedsam.model.head import OutputLayers, class_tokens, decode
 from pfedsam.model.local_values import OwnCopies, OwnLora, in_place, norm_names
 from pfedsam.model.lora import LoraOptions, add_lora
 from pfedsam.model.moe import ExpertOptions, LMoE, Routing
+from pfedsam.model.numerics import Precision, frozen_dtype
 
 
 class ModelOptions(Options):
@@ -42,6 +43,12 @@ class ModelOptions(Options):
     lora: LoraOptions | None = Field(default=LoraOptions(), description="The shared low-rank updates; empty = none.")
     experts: ExpertOptions | None = Field(
         default=ExpertOptions(), description="The local mixture of experts; empty = none."
+    )
+    precision: Precision = Field(
+        default="float32",
+        description="Of the encoder's frozen weights and of the products with them: float32, bfloat16 (half the memory, faster "
+        "where the processor has instructions for it, refused elsewhere), or auto (bfloat16 where it is fast). What is trained "
+        "stays float32.",
     )
     output_layers: Literal["both", "shared", "local", "frozen"] = Field(
         default="both",
@@ -89,7 +96,7 @@ class PersonalSam(nn.Module):
         """Take over `sam` (it is changed in place) for so many classes.
 
         Raises:
-            OptionError: when there are fewer encoder blocks than are to be adapted.
+            OptionError: when there are fewer encoder blocks than are to be adapted, or bfloat16 is wanted of a processor without it.
         """
         super().__init__()
         depth = len(sam.vision_encoder.layers)
@@ -121,6 +128,16 @@ class PersonalSam(nn.Module):
         copied = [*self._lora_names[0], *self._lora_names[1], "class_tokens"]
         self.personal_copy = OwnCopies(self, copied) if options.personal_copy else None
         self.norms = OwnCopies(self, norm_names(self._normed())) if options.norms == "local" else None
+        self.frozen_dtype = torch.float32
+        self.hold_frozen_encoder_in(torch.float32 if self.from_pixels else frozen_dtype(options.precision))
+
+    def hold_frozen_encoder_in(self, dtype: torch.dtype) -> None:
+        """Convert what is never trained of the encoder; the decoder, a few percent of the work, stays in float32."""
+        self.frozen_dtype = dtype
+        trained = {name for names in self.components().values() for name in names}
+        for name, parameter in self.named_parameters():
+            if name.startswith("sam.vision_encoder.") and name not in trained:
+                parameter.data = parameter.data.to(dtype)
 
     def _normed(self) -> dict[str, nn.Module]:
         """By name, the modules whose LayerNorms a site may have for itself: all that follows the frozen prefix."""
@@ -189,7 +206,7 @@ class PersonalSam(nn.Module):
         return torch.cat([self._prefix_of_one(image[None]) for image in pixels])
 
     def _prefix_of_one(self, pixels: Tensor) -> Tensor:
-        tokens = embed_patches(self.sam, pixels)
+        tokens = embed_patches(self.sam, pixels.to(self.frozen_dtype))
         for block in self.sam.vision_encoder.layers[: self.first_adapted]:
             tokens = block(tokens)
         return tokens
@@ -207,13 +224,14 @@ class PersonalSam(nn.Module):
         with self._own_values() if personal else nullcontext():
             if self.from_pixels:
                 tokens = embed_patches(self.sam, tokens)
+            tokens = tokens.to(self.frozen_dtype)
             for i in range(0 if self.from_pixels else self.first_adapted, len(self.sam.vision_encoder.layers)):
                 experts = self.experts[str(i)] if personal and str(i) in self.experts else None
                 adapters = _adapters(self.adapters, str(i))
                 beside = _beside(experts, adapters, str(i), routings)
                 over = None if adapters is None else adapters.after_attention
                 tokens = self.sam.vision_encoder.layers[i](tokens, beside, over)
-            embedding = self.sam.vision_encoder.neck(tokens)
+            embedding = self.sam.vision_encoder.neck(tokens).float()
             own = self.personal_output_layers if personal else None
             return decode(self.sam, embedding, self.class_tokens, own or self.output_layers)
 

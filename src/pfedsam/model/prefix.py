@@ -17,14 +17,16 @@ from torch import Tensor
 from pfedsam.core.options import Options
 
 _KEY_BYTES = 32
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class PrefixOptions(Options):
     """How the frozen blocks' output is kept."""
 
-    dtype: Literal["float32", "float16"] = Field(
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
         default="float32",
-        description="Precision that it is kept in; float16 halves the space. Used with and without a cache alike.",
+        description="Precision that it is kept in, used with and without a cache alike; float16 and bfloat16 halve the space, and "
+        "bfloat16 loses nothing where model.precision is bfloat16.",
     )
     max_gigabytes: float = Field(
         default=4.0, ge=0, description="Space per site; beyond it the blocks are run anew each time. 0 = no cache."
@@ -49,7 +51,7 @@ class PrefixCache:
             options: precision and limit.
         """
         self.shape = shape
-        self.dtype = torch.float16 if options.dtype == "float16" else torch.float32
+        self.dtype = _DTYPES[options.dtype]
         self._slot_bytes = shape[0] * shape[1] * shape[2] * self.dtype.itemsize
         self._slots = int(options.max_gigabytes * 2**30) // self._slot_bytes
         name = f"{model_key}-{'x'.join(map(str, shape))}-{options.dtype}"
@@ -87,7 +89,7 @@ class PrefixCache:
         slot = len(self._known)
         with _open(self._data_path) as file:
             file.seek(slot * self._slot_bytes)
-            file.write(tokens.contiguous().numpy().tobytes())
+            file.write(tokens.contiguous().view(torch.uint8).numpy().tobytes())
         with _open(self._key_path) as file:
             file.seek(slot * _KEY_BYTES)
             file.write(key)

@@ -1,0 +1,399 @@
+"""How fast and how small a client's step is, beside the `segment-anything` package, side by side in one run with random ViT-B weights.
+
+    python benchmarks/speed.py                                            # CPU: one thread, process CPU time
+    python benchmarks/speed.py --device cuda --size 1024 --batch 1 2 4 8  # GPU: wall time of finished work
+
+Writes benchmarks/results/speed-cpu.json and .md, or speed-gpu. Every subject does one step in turn, round after round; figures are
+ratios of medians. References run as torch is installed, ours as `configure_numerics` sets it. Memory is the growth of the
+resident set during one step, each in a process of its own. `speed_subjects.py` says what each subject is.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import markdown, write_result
+from speed_subjects import (
+    LORA_ONLY,
+    OurStep,
+    Setting,
+    Subject,
+    our_encoder,
+    reference_encoder,
+    reference_step,
+    write_weights,
+)
+
+from pfedsam.core import rng
+from pfedsam.model.numerics import configure_numerics, fast_bfloat16
+
+Times = dict[str, list[float]]
+BF16 = {"precision": "bfloat16"}
+ALL = {**LORA_ONLY, "adapt_last": None}
+STEPS: Mapping[str, Callable[[Setting], Subject]] = {
+    "FedSAM": partial(reference_step, kind="FedSAM"),
+    "FedMSA": partial(reference_step, kind="FedMSA"),
+    "LoRA": partial(reference_step, kind="LoRA"),
+    "two models": partial(reference_step, kind="two models"),
+    "our LoRA, 12 blocks": partial(OurStep, phase="global", changes=ALL),
+    "our LoRA, 12 blocks, bf16": partial(OurStep, phase="global", changes={**ALL, **BF16}),
+    "our LoRA, last 4, no cache": partial(
+        OurStep, phase="global", changes={**LORA_ONLY, "adapt_last": 4}, cached=False
+    ),
+    "global step": partial(OurStep, phase="global", changes={}),
+    "global step, bf16": partial(OurStep, phase="global", changes=BF16),
+    "personal step": partial(OurStep, phase="local", changes={}),
+    "personal step, bf16": partial(OurStep, phase="local", changes=BF16),
+    "personal step, teacher speaks": partial(OurStep, phase="local", changes={}, later=False),
+}
+"""`global step` and `personal step` are the defaults: last 4 blocks, cache, LoRA in the decoder, output layers; and for the personal
+step 4 experts and the shared model's logits, kept since the image was first seen in the phase."""
+EXPERTS: Mapping[str, Callable[[Setting], Subject]] = {
+    "without experts": partial(OurStep, phase="coupled", changes={"experts": None}),
+    "with experts": partial(OurStep, phase="coupled", changes={}),
+}
+IN_MEMORY = ("FedSAM", "FedMSA", "LoRA", "two models", "global step", "global step, bf16", "personal step")
+
+
+def interleave(subjects: Mapping[str, Subject], repeats: int) -> Times:
+    """Seconds of every subject, one after the other, `repeats` times after a first round that does not count."""
+    times: Times = {name: [] for name in subjects}
+    for number in range(repeats + 1):
+        for name, subject in subjects.items():
+            seconds = subject()
+            if number:
+                times[name].append(seconds)
+        print(f"  round {number} of {repeats}, {time.process_time():.0f} s of CPU time so far", flush=True)
+    return times
+
+
+def encoders(setting: Setting) -> dict[str, Subject]:
+    """The forward passes of the encoder."""
+    subjects = {
+        "encoder": reference_encoder(setting),
+        "encoder, faster products": reference_encoder(setting, "medium"),
+        "our encoder": our_encoder(setting, "float32")[0],
+    }
+    if setting.device == "cuda" or fast_bfloat16():
+        subjects["our encoder, bf16"] = our_encoder(setting, "bfloat16")[0]
+    return subjects
+
+
+@torch.no_grad()
+def bf16_dice(setting: Setting, images: int = 4) -> float:
+    """Dice between the prompt-free masks of the encoder in bf16 and in fp32, cut at the median logit: random weights give no object."""
+    models = [our_encoder(setting, precision)[1] for precision in ("float32", "bfloat16")]
+    found = []
+    for number in range(images):
+        pixels = torch.rand(1, 3, setting.size, setting.size, generator=rng.generator(number, "dice")).to(
+            setting.device
+        )
+        logits = [model(pixels) for model in models]
+        masks = [z > logits[0].median() for z in logits]
+        found.append((2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum())).item())
+    return statistics.mean(found)
+
+
+def matrix_rates(device: str) -> dict[str, float]:
+    """GFLOP/s of one product of the encoder's size, 512 x 768 by 768 x 3072: what nothing here can be faster than."""
+    rates = {}
+    setting = Setting(Path(), 0, 0, device)
+    for name, dtype, precision in (
+        ("fp32", torch.float32, "highest"),
+        ("fp32 medium", torch.float32, "medium"),
+        ("bf16", torch.bfloat16, "medium"),
+    ):
+        torch.set_float32_matmul_precision(precision)
+        rows = 512 if device == "cpu" else 32768
+        a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((rows, 768), (768, 3072)))
+        seconds = []
+        for _ in range(12 if dtype == torch.float32 or device == "cuda" or fast_bfloat16() else 0):
+            start = setting.now()
+            a @ b
+            seconds.append(setting.now() - start)
+        if seconds:
+            rates[name] = 2 * rows * 768 * 3072 / statistics.median(seconds[2:]) / 1e9
+    return rates
+
+
+def memory_of(name: str, setting: Setting) -> float:
+    """MiB that one step adds to the resident set of this process at its peak (on a GPU: to what torch allocates)."""
+    subject = STEPS[name](setting)
+    if isinstance(subject, OurStep):
+        list(
+            subject.data.draw(subject.model, round_=0, phase="speed", batch_size=setting.batch, steps=1)
+        )  # fills the cache
+    gc.collect()
+    if setting.device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        subject()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _status("VmRSS")
+    subject()
+    return _status("VmHWM") - before
+
+
+def _status(entry: str) -> float:
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[entry].split()[0]) / 1024
+
+
+def memory(setting: Setting) -> dict[str, float]:
+    """MiB added by a step, by subject, each measured in a process of its own."""
+    found = {}
+    for name in _possible(IN_MEMORY, setting.device):
+        arguments = ["--device", setting.device, "--size", str(setting.size), "--batch", str(setting.batch)]
+        command = [sys.executable, __file__, "--memory-of", name, "--weights", str(setting.weights), *arguments]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        found[name] = json.loads(answer.splitlines()[-1])
+        print(f"  {name}: {found[name]:.0f} MiB", flush=True)
+    return found
+
+
+def _possible(names: "Mapping[str, object] | tuple[str, ...]", device: str) -> list[str]:
+    return [name for name in names if "bf16" not in name or device == "cuda" or fast_bfloat16()]
+
+
+def ratio(times: Times, above: str, below: str) -> float | None:
+    """Median of one over the median of the other; None where one was not measured."""
+    if not times.get(above) or not times.get(below):
+        return None
+    return statistics.median(times[above]) / statistics.median(times[below])
+
+
+def share(times: Times) -> float | None:
+    """What the experts add to the step: median of the rounds' own ratios, minus 1."""
+    pairs = zip(times.get("with experts", []), times.get("without experts", []), strict=True)
+    ratios = [more / less for more, less in pairs]
+    return statistics.median(ratios) - 1 if ratios else None
+
+
+def figures_of(
+    times: Times, encoder_1024: Times, mebibytes: Mapping[str, float], dice: float | None
+) -> dict[str, float | None]:
+    """The figures of issue and README, by name; those after `moe_share` say more about them."""
+    added = mebibytes.get("global step"), mebibytes.get("FedMSA")
+    return {
+        "encoder_256_fp32": ratio(times, "encoder", "our encoder"),
+        "encoder_1024_fp32": ratio(encoder_1024, "encoder", "our encoder"),
+        "encoder_256_bf16": ratio(times, "encoder", "our encoder, bf16"),
+        "encoder_256_bf16_dice": dice,
+        "lora12_fp32": ratio(times, "LoRA", "our LoRA, 12 blocks"),
+        "lora12_bf16": ratio(times, "LoRA", "our LoRA, 12 blocks, bf16"),
+        "last4_vs_fedmsa": ratio(times, "FedMSA", "global step"),
+        "last4_vs_fedsam": ratio(times, "FedSAM", "global step"),
+        "distil_vs_two_models": ratio(times, "two models", "personal step"),
+        "memory_vs_fedmsa": added[0] / added[1] if added[0] and added[1] else None,
+        "moe_share": share(times),
+        "encoder_1024_bf16": ratio(encoder_1024, "encoder", "our encoder, bf16"),
+        "last4_bf16_vs_fedmsa": ratio(times, "FedMSA", "global step, bf16"),
+        "last4_bf16_vs_fedsam": ratio(times, "FedSAM", "global step, bf16"),
+        "distil_bf16_vs_two_models": ratio(times, "two models", "personal step, bf16"),
+        "distil_teacher_speaks_vs_two_models": ratio(times, "two models", "personal step, teacher speaks"),
+    }
+
+
+GOALS = {
+    "encoder_256_fp32": 2.2,
+    "encoder_1024_fp32": 2.5,
+    "encoder_256_bf16": 4.5,
+    "encoder_256_bf16_dice": 0.99,
+    "lora12_fp32": 2.2,
+    "lora12_bf16": 4,
+    "last4_vs_fedmsa": 7,
+    "last4_vs_fedsam": 9,
+    "distil_vs_two_models": 10,
+    "memory_vs_fedmsa": 0.33,
+    "moe_share": 0.03,
+}
+WATERFALLS = {
+    "encoder's forward pass": ("encoder", "encoder, faster products", "our encoder", "our encoder, bf16"),
+    "step": (
+        "FedSAM",
+        "FedMSA",
+        "LoRA",
+        "our LoRA, 12 blocks",
+        "our LoRA, last 4, no cache",
+        "global step",
+        "global step, bf16",
+    ),
+    "personal step": ("two models", "personal step, teacher speaks", "personal step", "personal step, bf16"),
+}
+
+
+def table_of(
+    figures: Mapping[str, float | None], times: Times, mebibytes: Mapping[str, float], rates: Mapping[str, float]
+) -> str:
+    """The figures beside their goals, and how the reference becomes ours, step by step."""
+    rows = [[name, _shown(value), str(GOALS.get(name, ""))] for name, value in figures.items()]
+    parts = [markdown(["figure", "measured", "goal"], rows)]
+    for title, names in WATERFALLS.items():
+        lines = []
+        for before, name in zip((names[0], *names), names, strict=False):
+            if times.get(name):
+                seconds = f"{statistics.median(times[name]):.3f}"
+                lines.append(
+                    [
+                        name,
+                        seconds,
+                        _shown(ratio(times, before, name)),
+                        _shown(ratio(times, names[0], name)),
+                        f"{mebibytes[name]:.0f}" if name in mebibytes else "",
+                    ]
+                )
+        if lines:
+            parts.append(markdown([title, "seconds", "x before", "x first", "MiB added"], lines))
+    parts.append(
+        "One product's rate, GFLOP/s: " + ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items()) + "."
+    )
+    return "\n\n".join(parts)
+
+
+def _shown(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
+
+
+def run_cpu(setting: Setting, repeats: int) -> None:
+    """Everything at 256 px, and the encoder once more at 1024 px; what is measured is written after each part."""
+    one = Setting(setting.weights, setting.size, 1, "cpu")
+    found = Found(matrix_rates("cpu"))
+    for title, measure in {
+        "encoder": lambda: {"times": interleave(encoders(one), repeats)},
+        "steps": lambda: {
+            "times": interleave({name: STEPS[name](setting) for name in _possible(STEPS, "cpu")}, repeats)
+        },
+        "experts": lambda: {
+            "times": interleave({name: make(setting) for name, make in EXPERTS.items()}, 2 * repeats + 1)
+        },
+        "memory": lambda: {"mebibytes": memory(setting)},
+        "masks in bf16": lambda: {"dice": bf16_dice(one) if fast_bfloat16() else None},
+        "encoder at 1024 px": lambda: {
+            "encoder_1024": interleave_once(encoders(Setting(setting.weights, 1024, 1, "cpu")), max(1, repeats // 2))
+        },
+    }.items():
+        print(title, flush=True)
+        found.add(**measure())
+        gc.collect()
+        found.write(repeats)
+
+
+@dataclass
+class Found:
+    """What a run on the CPU has measured so far."""
+
+    gflops: dict[str, float]
+    times: Times = field(default_factory=dict)
+    encoder_1024: Times = field(default_factory=dict)
+    mebibytes: dict[str, float] = field(default_factory=dict)
+    dice: float | None = None
+
+    def add(self, **measured: Any) -> None:  # noqa: ANN401 - of the fields
+        """Take up what a part has measured."""
+        self.times |= measured.pop("times", {})
+        for name, value in measured.items():
+            setattr(self, name, value)
+
+    def write(self, repeats: int) -> None:
+        """The JSON and the table; parts that are still to come read `not measured`."""
+        figures = figures_of(self.times, self.encoder_1024, self.mebibytes, self.dice)
+        write_result(
+            "speed-cpu",
+            command=f"python benchmarks/speed.py --repeats {repeats}",
+            seeds=[0],
+            figures=figures,
+            table=table_of(figures, self.times, self.mebibytes, self.gflops),
+            goals=GOALS,
+            load_average=os.getloadavg(),
+            gflops=self.gflops,
+            seconds=self.times,
+            seconds_encoder_1024=self.encoder_1024,
+            mebibytes_added=self.mebibytes,
+        )
+
+
+def interleave_once(subjects: Mapping[str, Subject], repeats: int) -> Times:
+    """As `interleave`, with no round before: these passes take so long that a first one differs little."""
+    times: Times = {name: [] for name in subjects}
+    for _ in range(repeats):
+        for name, subject in subjects.items():
+            times[name].append(subject())
+    return times
+
+
+def run_gpu(settings: list[Setting], repeats: int) -> None:
+    """Encoder and steps at each batch size; without a GPU every row says so."""
+    by_batch, figures = {}, {"encoder_bf16_of_matrix_rate": None, "last4_bf16_vs_fedmsa": None, "last4_vs_fedmsa": None}
+    rates = matrix_rates("cuda") if torch.cuda.is_available() else {}
+    tables = [] if rates else ["No GPU: not measured."]
+    for setting in settings if rates else []:
+        times = interleave({name: make(setting) for name, make in STEPS.items()} | encoders(setting), repeats)
+        mebibytes = memory(setting)
+        by_batch[setting.batch] = {"seconds": times, "mebibytes_added": mebibytes}
+        # 947 GFLOP an image of 1024 px are what the exact rewrite needs (../docs/speed.md).
+        done = 946.9 * setting.batch * (setting.size / 1024) ** 2 / statistics.median(times["our encoder, bf16"])
+        figures |= {"encoder_bf16_of_matrix_rate": done / rates["bf16"]}
+        figures |= {
+            "last4_vs_fedmsa": ratio(times, "FedMSA", "global step"),
+            "last4_bf16_vs_fedmsa": ratio(times, "FedMSA", "global step, bf16"),
+        }
+        tables.append(f"Batch {setting.batch}\n\n" + table_of(figures, times, mebibytes, rates))
+    tables = (
+        tables if by_batch else [*tables, markdown(["figure", "measured"], [[name, _shown(None)] for name in figures])]
+    )
+    command = "python benchmarks/speed.py --device cuda --size 1024 --batch 1 2 4 8"
+    gpu = torch.cuda.get_device_name() if rates else "none"
+    write_result(
+        "speed-gpu",
+        command=command,
+        seeds=[0],
+        figures=figures,
+        table="\n\n".join(tables),
+        by_batch=by_batch,
+        gflops=rates,
+        gpu=gpu,
+    )
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--size", type=int, default=256, help="Side of the images in pixels.")
+    parser.add_argument("--batch", type=int, nargs="+", default=[2])
+    parser.add_argument("--repeats", type=int, default=5, help="Rounds that count.")
+    parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", choices=list(STEPS), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    configure_numerics(1)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = arguments.weights or Path(folder) / "vit_b.pth"
+        settings = [Setting(weights, arguments.size, batch, arguments.device) for batch in arguments.batch]
+        if arguments.memory_of:
+            print(json.dumps(memory_of(arguments.memory_of, settings[0])))
+            return
+        if arguments.device == "cpu" or torch.cuda.is_available():
+            write_weights(weights)
+        if arguments.device == "cpu":
+            run_cpu(settings[0], arguments.repeats)
+        else:
+            run_gpu(settings, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""What `benchmarks/speed.py` times: the reference's steps and ours. Each subject does one step and says how long it took.
+
+Ours are `PersonalSam` in `run_phase`, fed by `SiteData.draw`: what a round at a site runs, views, hashes and prefix cache included.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from reference.fine_tuning import add_experts, add_lora, add_msa, logits, make_step, train_all
+from reference.segment_anything_modeling import OFFICIAL, build_reference, randomise
+from torch import Tensor, nn
+
+from pfedsam.core import rng
+from pfedsam.data.loader import Example
+from pfedsam.data.manifest import Case
+from pfedsam.data.transforms import AugmentOptions, Frame
+from pfedsam.federation.methods.pfedsam import METHOD
+from pfedsam.model.backbone import standardise
+from pfedsam.model.checkpoint import load_backbone
+from pfedsam.model.numerics import faster_precision
+from pfedsam.model.partition import Partition
+from pfedsam.model.personal import ModelOptions, PersonalSam
+from pfedsam.model.prefix import PrefixCache, PrefixOptions
+from pfedsam.training.distillation import DistillationOptions, distillation_loss
+from pfedsam.training.losses import segmentation_loss
+from pfedsam.training.options import TrainingOptions
+from pfedsam.training.phases import OptimizerOptions, PhaseSpec, run_phase
+from pfedsam.training.site_data import Batch, SiteData
+
+Subject = Callable[[], float]
+"""Does the work once and returns its seconds."""
+LORA_ONLY = {"experts": None, "output_layers": "frozen", "lora": {"decoder": False}}
+"""Ours with the trained parameters of the reference's LoRA: nothing but low-rank updates of the encoder's attention."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for all subjects."""
+
+    weights: Path
+    """A file in the official format, ViT-B at 1024 px, random weights."""
+    size: int
+    """S, side in pixels."""
+    batch: int
+    device: str
+
+    def data(self) -> tuple[Tensor, Tensor]:
+        """Pixels `[B, 3, S, S]` in 0..1 and labels `[B, S, S]`: noise, and a disc; on the CPU."""
+        generator = rng.generator(0, "speed")
+        place = torch.linspace(-1, 1, self.size)
+        disc = (place[:, None] ** 2 + place**2 < 0.3).to(torch.uint8)
+        return torch.rand(self.batch, 3, self.size, self.size, generator=generator), disc.repeat(self.batch, 1, 1)
+
+    def now(self) -> float:
+        """Process CPU time; on a GPU, wall time after all work has ended."""
+        if self.device == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def write_weights(path: Path) -> None:
+    """Random ViT-B weights in the official format."""
+    torch.save(randomise(build_reference(**OFFICIAL["ViT-B"]), seed=0).state_dict(), path)
+
+
+@lru_cache(maxsize=1)
+def _weights_at(weights: Path, size: int) -> dict[str, Tensor]:
+    """The file's tensors with positions as our loader interpolates them for `size`."""
+    state = torch.load(weights, weights_only=True)
+    ours = load_backbone(weights, image_size=size).vision_encoder
+    state["image_encoder.pos_embed"] = ours.pos_embed.data
+    for i, axis in ((i, axis) for i in range(len(ours.layers)) for axis in "hw"):
+        state[f"image_encoder.blocks.{i}.attn.rel_pos_{axis}"] = getattr(ours.layers[i].attn, f"rel_pos_{axis}").data
+    return state
+
+
+def reference_sam(setting: Setting) -> nn.Module:
+    """The `segment-anything` package's ViT-B with the weights that ours loads, at its size."""
+    sam = build_reference(**OFFICIAL["ViT-B"], image_size=setting.size)
+    sam.load_state_dict(_weights_at(setting.weights, setting.size))
+    return sam.to(setting.device)
+
+
+def timed(setting: Setting, precision: str, work: Callable[[], object]) -> Subject:
+    """`work` as a subject, with torch's fp32 products at `precision`."""
+
+    def subject() -> float:
+        torch.set_float32_matmul_precision(precision)
+        start = setting.now()
+        work()
+        return setting.now() - start
+
+    return subject
+
+
+def reference_step(setting: Setting, kind: str, precision: str = "highest") -> Subject:
+    """A step of `FedSAM`, `FedMSA`, `LoRA` or `two models`, with torch as installed."""
+    pixels, labels = (tensor.to(setting.device) for tensor in setting.data())
+    pixels, sam, teach = standardise(pixels), reference_sam(setting), None
+    if kind == "two models":
+        teacher = reference_sam(setting)
+        add_lora(teacher)
+        teacher.requires_grad_(False)
+        add_lora(sam)
+        sam.requires_grad_(False)
+        trained = add_experts(sam)
+
+        def teach(found: Tensor) -> Tensor:
+            with torch.no_grad():
+                answer = logits(teacher, pixels)
+            return distillation_loss(found, answer, labels, DistillationOptions())
+    else:
+        trained = {"FedSAM": train_all, "FedMSA": add_msa, "LoRA": add_lora}[kind](sam)
+    return timed(setting, precision, make_step(sam, trained, pixels, labels, segmentation_loss, teach))
+
+
+def reference_encoder(setting: Setting, precision: str = "highest") -> Subject:
+    """The encoder's forward pass of the `segment-anything` package."""
+    sam, pixels = reference_sam(setting), standardise(setting.data()[0]).to(setting.device)
+    return timed(setting, precision, torch.no_grad()(lambda: sam.image_encoder(pixels)))
+
+
+def our_model(setting: Setting, changes: dict[str, Any]) -> tuple[PersonalSam, Partition]:
+    """The personal SAM and where its parameters live under the method `pfedsam`."""
+    precision = changes.get("precision", "float32")
+    options = ModelOptions.model_validate({"image_size": setting.size, **changes, "precision": "float32"})
+    sam = load_backbone(setting.weights, image_size=setting.size)
+    model = PersonalSam(sam, options, 1, rng.generator(0, "model")).eval()
+    if precision == "bfloat16":
+        # Not by the option: on a GPU's machine the processor may lack instructions for bf16.
+        model.hold_frozen_encoder_in(torch.bfloat16)
+    partition = Partition.of(model, model.components(), METHOD.placement(options))
+    return model.requires_grad_(False).to(setting.device), partition
+
+
+def our_encoder(setting: Setting, precision: str) -> tuple[Subject, PersonalSam]:
+    """Our encoder's forward pass over the same weights, and the model."""
+    model, _ = our_model(setting, {**LORA_ONLY, "adapt_last": 1, "precision": precision})
+    pixels = setting.data()[0].to(setting.device)
+
+    @torch.no_grad()
+    def work() -> Tensor:
+        tokens = model.prefix(pixels)
+        for block in model.sam.vision_encoder.layers[model.first_adapted :]:
+            tokens = block(tokens)
+        return model.sam.vision_encoder.neck(tokens)
+
+    return timed(setting, faster_precision(), work), model
+
+
+class OurStep:
+    """A step of a phase of a client round; `first` and `later` tell its first step, in which the teacher speaks, from the others."""
+
+    def __init__(
+        self, setting: Setting, phase: str, changes: dict[str, Any], *, cached: bool = True, later: bool = True
+    ) -> None:
+        self.setting, self.later = setting, later
+        self.model, self.partition = our_model(setting, changes)
+        coupled = phase == "coupled"
+        training = TrainingOptions(
+            coupled=coupled, distillation=DistillationOptions(direction="off" if coupled else "forward")
+        )
+        self.spec: PhaseSpec = next(spec for spec in METHOD.phases(training) if spec.name == phase)
+        if (
+            coupled
+        ):  # the personal model alone: the experts' share would look half as large beside a second, shared pass
+            self.spec = replace(self.spec, supervised=("personal",))
+        self.names = self.partition.names(*self.spec.trains)
+        self._folder = tempfile.TemporaryDirectory()
+        prefix = PrefixOptions(
+            max_gigabytes=4.0 if cached else 0.0,
+            dtype="bfloat16" if self.model.frozen_dtype == torch.bfloat16 else "float32",
+        )
+        cache = PrefixCache(Path(self._folder.name), "speed", self.model.prefix_shape, prefix)
+        pixels, labels = setting.data()
+        frame = Frame.of((setting.size, setting.size), setting.size)
+        examples = [
+            Example(Case("speed", str(i), Path(), Path(), str(i)), x, y, frame)
+            for i, (x, y) in enumerate(zip(pixels, labels, strict=True))
+        ]
+        self.data = SiteData("speed", examples, cache, AugmentOptions(views=1), 0)
+        self._optimizer: dict[str, Tensor] = {}
+
+    def __call__(self) -> float:
+        """Seconds of one step."""
+        torch.set_float32_matmul_precision(faster_precision())
+        times: list[float] = []
+        result = run_phase(
+            self.model,
+            self._noting(self._batches(2 if self.later else 1), times),
+            self.spec,
+            names=self.names,
+            learning_rate=1e-4,
+            optimizer_state=self._optimizer,
+            options=OptimizerOptions(),
+            distillation=DistillationOptions(),
+            balance=0.01,
+        )
+        self._optimizer = result.optimizer
+        return times[-1] - times[-2]
+
+    def _batches(self, steps: int) -> Iterator[Batch]:
+        if self.setting.device == "cpu":
+            return self.data.draw(self.model, round_=0, phase="speed", batch_size=self.setting.batch, steps=steps)
+        return iter([self._resident] * steps)
+
+    @property
+    def _resident(self) -> Batch:
+        """On a GPU the prefix is kept there; drawing it from the file is not what is timed."""
+        if not hasattr(self, "_kept"):
+            pixels, labels = (tensor.to(self.setting.device) for tensor in self.setting.data())
+            self._kept = Batch(self.model.prefix(pixels), labels, tuple((i, 0) for i in range(len(pixels))))
+        return self._kept
+
+    def _noting(self, batches: Iterator[Batch], times: list[float]) -> Iterator[Batch]:
+        """The same batches; notes when each was asked for, and when no more came. A step so holds its drawing too."""
+        while True:
+            times.append(self.setting.now())
+            batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch

@@ -1,0 +1,157 @@
+"""SAM's attention with its decomposed relative position bias (MViTv2, Li et al., 2022), computed in one of three exact ways.
+
+All compute softmax(scale q k^T + r_h + r_w) v, where r_h and r_w are products of the query with a table of relative rows and one of
+relative columns. Which way is fastest depends on the device, the precision, the number of tokens and on whether gradients are wanted;
+`choose_core` is the one place that decides. Letters: G grids (windows) times images, n heads, N keys, M queries, c channels of a head.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROWS = 256
+"""Queries whose logits are held at a time in `row_blocked`: 4 MB for 4096 keys in float32, near the processor."""
+MANY_KEYS = 1024
+"""Above this, logits no longer fit into the processor's caches, and all of them at once cost more memory than all the rest."""
+FEW_QUERIES = 128
+"""Below this, the loop over heads costs more than it saves."""
+
+Core: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
+"""Query `[G, n, h, w, c]` at the upper left of each grid; key and value `[G, n, N, c]` of the whole grid of H x W; relative
+positions `[h, H, c]` and `[w, W, c]`; scale. Gives `[G, n, h * w, c]`."""
+
+
+def choose_core(device: str, dtype: torch.dtype, queries: int, keys: int, gradients: bool) -> Core:
+    """The fastest core; all give the same numbers, up to the order of sums.
+
+    Args:
+        device: type of the device.
+        dtype: of query, key and value.
+        queries: M.
+        keys: N.
+        gradients: whether a backward pass follows.
+    """
+    if device == "cuda":
+        return fused
+    # Adding the bias in place is fast in float32 only, and small blocks do not pay for the loop.
+    blocks_win = dtype == torch.float32 and not gradients and queries >= FEW_QUERIES
+    return row_blocked if keys > MANY_KEYS or blocks_win else folded
+
+
+def folded(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:
+    """The bias folded into the product: see `_fold`. No pass over the logits but the softmax, forward and backward."""
+    query, key = _fold(query, key, rel_h, rel_w, scale)
+    return torch.softmax(query @ key.transpose(-2, -1), dim=-1) @ value
+
+
+def fused(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:
+    """Folded, in torch's fused attention: with no mask and equal head widths its flash kernels apply, also backward."""
+    query, key = _fold(query, key, rel_h, rel_w, scale)
+    channels, folded_channels = value.shape[-1], query.shape[-1]
+    wide = folded_channels + -folded_channels % 8  # the kernels want multiples of 8
+    query, key, value = (F.pad(part, (0, wide - part.shape[-1])) for part in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :channels]
+
+
+def row_blocked(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:
+    """Head by head and `ROWS` queries at a time; logits are never all in memory, and are computed again in backward."""
+    bias_h, bias_w = _biases(query, rel_h, rel_w)
+    return _RowBlocked.apply(query.flatten(2, 3), key, value, bias_h, bias_w, scale)  # type: ignore[no-any-return]
+
+
+def relative(table: Tensor, queries: int, keys: int) -> Tensor:
+    """The table of relative positions `[2 * n - 1, c]` as `[queries, keys, c]`; the grid may be smaller than n."""
+    query, key = torch.arange(queries, device=table.device), torch.arange(keys, device=table.device)
+    return table[query[:, None] - key[None, :] + table.shape[0] // 2]
+
+
+def _fold(query: Tensor, key: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Queries q' = [scale q, r_h, r_w] and k' = [k, onehot(row), onehot(column)], so that q' k'^T is scale q k^T + r_h + r_w."""
+    bias_h, bias_w = _biases(query, rel_h, rel_w)
+    place = _one_hot_grid(rel_h.shape[1], rel_w.shape[1], key.dtype, key.device).expand(*key.shape[:2], -1, -1)
+    return torch.cat([query.flatten(2, 3) * scale, bias_h, bias_w], dim=-1), torch.cat([key, place], dim=-1)
+
+
+def _biases(query: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, Tensor]:
+    """r_h `[G, n, M, H]` and r_w `[G, n, M, W]`."""
+    bias_h = torch.einsum("gnhwc,hkc->gnhwk", query, rel_h).flatten(2, 3)
+    bias_w = torch.einsum("gnhwc,wkc->gnhwk", query, rel_w).flatten(2, 3)
+    return bias_h, bias_w
+
+
+@lru_cache(maxsize=32)
+def _one_hot_grid(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """For each of N = height * width places its row and its column, one-hot: `[N, height + width]`."""
+    rows = torch.eye(height, dtype=dtype, device=device).repeat_interleave(width, dim=0)
+    columns = torch.eye(width, dtype=dtype, device=device).repeat(height, 1)
+    return torch.cat([rows, columns], dim=1)
+
+
+class _RowBlocked(torch.autograd.Function):
+    """Query `[G, n, M, c]`, key, value `[G, n, N, c]`, biases `[G, n, M, H]` and `[G, n, M, W]` to `[G, n, M, c]`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's context
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias_h: Tensor,
+        bias_w: Tensor,
+        scale: float,
+    ) -> Tensor:
+        mixed = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        buffer = query.new_empty(min(ROWS, query.shape[2]), key.shape[2])
+        for g, n, rows in _blocks(query):
+            scaled, bias = query[g, n, rows] * scale, (bias_h[g, n, rows], bias_w[g, n, rows])
+            weights = _weights(scaled, key[g, n], *bias, buffer)
+            torch.mm(weights, value[g, n], out=mixed[g, n, rows])
+        ctx.save_for_backward(query, key, value, bias_h, bias_w)
+        ctx.scale = scale
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        query, key, value, bias_h, bias_w = ctx.saved_tensors
+        (gradient,) = gradients
+        to_query, to_key, to_value = (torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in (query, key, value))
+        to_h, to_w = torch.empty_like(bias_h), torch.empty_like(bias_w)
+        shape = (min(ROWS, query.shape[2]), key.shape[2])
+        buffer, second = query.new_empty(shape), query.new_empty(shape)
+        for g, n, rows in _blocks(query):
+            scaled, bias, above = (
+                query[g, n, rows] * ctx.scale,
+                (bias_h[g, n, rows], bias_w[g, n, rows]),
+                gradient[g, n, rows],
+            )
+            weights = _weights(scaled, key[g, n], *bias, buffer)
+            to_value[g, n].addmm_(weights.t(), above)
+            to_weights = torch.mm(above, value[g, n].t(), out=second[: len(scaled)])
+            to_logits = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
+            grid = to_logits.view(-1, bias_h.shape[-1], bias_w.shape[-1])
+            torch.sum(grid, dim=-1, out=to_h[g, n, rows])
+            torch.sum(grid, dim=-2, out=to_w[g, n, rows])
+            torch.mm(to_logits, key[g, n], out=to_query[g, n, rows]).mul_(ctx.scale)
+            to_key[g, n].addmm_(to_logits.t(), scaled)
+        return to_query, to_key, to_value, to_h, to_w, None
+
+
+def _blocks(query: Tensor) -> list[tuple[int, int, slice]]:
+    """Grid, head and rows of each block of `query`."""
+    grids, heads, length = query.shape[:3]
+    starts = range(0, length, ROWS)
+    return [
+        (g, n, slice(start, min(start + ROWS, length))) for g in range(grids) for n in range(heads) for start in starts
+    ]
+
+
+def _weights(scaled: Tensor, key: Tensor, bias_h: Tensor, bias_w: Tensor, buffer: Tensor) -> Tensor:
+    """The attention of some queries `[m, c]` to all keys `[N, c]`, written into the buffer: `[m, N]`."""
+    logits = torch.mm(scaled, key.t(), out=buffer[: len(scaled)])
+    grid = logits.view(len(scaled), bias_h.shape[-1], bias_w.shape[-1])
+    grid.add_(bias_h[:, :, None]).add_(bias_w[:, None, :])
+    return torch.softmax(logits, dim=-1, out=logits)

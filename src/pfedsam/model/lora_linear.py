@@ -1,0 +1,32 @@
+"""peft's LoRA layer, computed in fewer passes and with a frozen matrix of another precision than the update's.
+
+peft multiplies by A, by B, by the scale and adds, four passes over the output; it also casts the input to the update's precision.
+Here the update is added to the frozen product in the same operation that multiplies by B, in the precision of the input.
+"""
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora import Linear
+from torch import Tensor
+
+
+class LoraLinear(Linear):
+    """W x + b + scale B A x. Parameters, names and files are peft's."""
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """`[..., in]` to `[..., out]`, of the input's precision, which is that of W."""
+        adapter = self._only_adapter()
+        if adapter is None or args or kwargs:
+            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
+        a: Tensor = self.lora_A[adapter].weight  # type: ignore[assignment]  # peft's dictionaries hold linear layers
+        b: Tensor = self.lora_B[adapter].weight  # type: ignore[assignment]
+        frozen: Tensor = self.base_layer(x)  # type: ignore[operator]
+        low = F.linear(x.reshape(-1, x.shape[-1]), a.to(x.dtype))
+        added = torch.addmm(frozen.view(-1, b.shape[0]), low, b.to(x.dtype).t(), alpha=self.scaling[adapter])
+        return added.view(frozen.shape)
+
+    def _only_adapter(self) -> str | None:
+        """The one active, plain adapter; None when peft's own forward has to decide."""
+        active = [name for name in self.active_adapters if name in self.lora_A]
+        plain = len(active) == 1 and not (self.disable_adapters or self.merged or self.lora_variant)
+        return active[0] if plain and isinstance(self.lora_dropout[active[0]], torch.nn.Identity) else None
