@@ -80,7 +80,8 @@ def test_no_value_is_off_by_more_than_half_a_scale(name, data):
     back = codec.unpack(packed, len(values))
     scales = torch.tensor(halves(packed, math.ceil(len(values) / codec.block)), dtype=torch.float64)
     bound = scales.repeat_interleave(codec.block)[: len(values)] / 2
-    assert ((back.double() - values.double()).abs() <= bound * (1 + 1e-6)).all()
+    # Beside half a scale: numbers below float32's normal ones may vanish.
+    assert ((back.double() - values.double()).abs() <= bound * (1 + 1e-6) + 2**-126).all()
     # The scale itself is no coarser than a float16 has to be: 2^-10 relative, or 2^-24 where it is below the normal ones.
     largest = torch.stack([block.abs().max() for block in values.split(codec.block)]).double() / LEVELS[name]
     assert (scales <= largest * (1 + 2**-10 + 1e-6) + 2**-24).all()

@@ -4,6 +4,7 @@ With `personal=False` the local part is switched off and the module is the *shar
 whole federation. Teacher and student of the distillation are therefore the same module, its weights resident once.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
@@ -15,6 +16,7 @@ from transformers import SamModel
 
 from pfedsam.core.errors import OptionError
 from pfedsam.core.options import Options
+from pfedsam.model import detail
 from pfedsam.model.adapters import AdapterOptions, BlockAdapters
 from pfedsam.model.backbone import positions, vision_config
 from pfedsam.model.encoder import embed_patches, use_fast_blocks
@@ -53,6 +55,10 @@ class ModelOptions(Options):
     output_layers: Literal["both", "shared", "local", "frozen"] = Field(
         default="both",
         description="Who trains the decoder's output layers: shared, local, or both (a shared version and a local one beside it).",
+    )
+    detail: bool = Field(
+        default=True,
+        description="The output layers also look at the image itself, at the masks' resolution (after HQ-SAM, Ke et al., 2023).",
     )
     norms: Literal["frozen", "local"] = Field(
         default="frozen",
@@ -110,10 +116,8 @@ class PersonalSam(nn.Module):
         self.classes = classes
         self.sam = use_fast_blocks(sam).requires_grad_(False)
         self.class_tokens = class_tokens(sam.mask_decoder, classes)
-        self.output_layers = OutputLayers(sam.mask_decoder, classes)
-        self.personal_output_layers = (
-            OutputLayers(sam.mask_decoder, classes) if options.output_layers == "both" else None
-        )
+        self.output_layers = OutputLayers(sam.mask_decoder, classes, generator if options.detail else None)
+        self.personal_output_layers = copy.deepcopy(self.output_layers) if options.output_layers == "both" else None
         a_names, b_names = add_lora(sam, options.lora, self.first_adapted, generator) if options.lora else ([], [])
         self._lora_names = [f"sam.{name}" for name in a_names], [f"sam.{name}" for name in b_names]
         width, blocks = vision_config(sam).hidden_size, range(self.first_adapted, depth)
@@ -192,14 +196,19 @@ class PersonalSam(nn.Module):
         if self.from_pixels:
             return (3, self.image_size, self.image_size)
         _, height, width, channels = positions(self.sam).shape
-        return (int(height), int(width), int(channels))
+        return (int(height), int(width), int(channels) + (detail.FOLDED if self._sees_detail else 0))
+
+    @property
+    def _sees_detail(self) -> bool:
+        return self.output_layers.detail is not None
 
     @torch.no_grad()
     def prefix(self, pixels: Tensor) -> Tensor:
         """What the frozen blocks before the first adapted one compute: pixels `[B, 3, S, S]` in 0..1 to tokens `[B, h, w, d]`.
 
-        Image by image, so that the result depends on the image alone, to the bit, and may be kept. Where the encoder is trained there
-        is no such block: then the pixels themselves are given back.
+        Where the output layers look at the image itself, it is folded into further channels. Image by image, so that the result
+        depends on the image alone, to the bit, and may be kept. Where the encoder is trained there is no such block: then the pixels
+        themselves are given back.
         """
         if self.from_pixels:
             return pixels
@@ -209,7 +218,9 @@ class PersonalSam(nn.Module):
         tokens = embed_patches(self.sam, pixels.to(self.frozen_dtype))
         for block in self.sam.vision_encoder.layers[: self.first_adapted]:
             tokens = block(tokens)
-        return tokens
+        if not self._sees_detail:
+            return tokens
+        return torch.cat([tokens, detail.fold(pixels, tokens.shape[1:3]).to(tokens.dtype)], dim=-1)  # type: ignore[arg-type]
 
     def from_prefix(
         self, tokens: Tensor, *, personal: bool = True, routings: dict[str, Routing] | None = None
@@ -222,9 +233,7 @@ class PersonalSam(nn.Module):
             routings: receives, for each adapted block, where its router sent the tokens.
         """
         with self._own_values() if personal else nullcontext():
-            if self.from_pixels:
-                tokens = embed_patches(self.sam, tokens)
-            tokens = tokens.to(self.frozen_dtype)
+            tokens, seen = self._begin(tokens)
             for i in range(0 if self.from_pixels else self.first_adapted, len(self.sam.vision_encoder.layers)):
                 experts = self.experts[str(i)] if personal and str(i) in self.experts else None
                 adapters = _adapters(self.adapters, str(i))
@@ -233,7 +242,20 @@ class PersonalSam(nn.Module):
                 tokens = self.sam.vision_encoder.layers[i](tokens, beside, over)
             embedding = self.sam.vision_encoder.neck(tokens).float()
             own = self.personal_output_layers if personal else None
-            return decode(self.sam, embedding, self.class_tokens, own or self.output_layers)
+            return decode(self.sam, embedding, self.class_tokens, own or self.output_layers, seen)
+
+    def _begin(self, given: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What `prefix` gave, as tokens for the adapted blocks and the image for the output layers."""
+        seen = None
+        if self.from_pixels:
+            tokens = embed_patches(self.sam, given)
+            folded = detail.fold(given, tokens.shape[1:3])  # type: ignore[arg-type]
+        else:
+            width = vision_config(self.sam).hidden_size
+            tokens, folded = given[..., :width], given[..., width:]
+        if self._sees_detail:
+            seen = detail.unfold(folded)
+        return tokens.to(self.frozen_dtype), seen
 
     def _own_values(self) -> AbstractContextManager[None]:
         """Puts the site's own values in the place of the shared ones; does nothing where there are none."""
