@@ -7,19 +7,18 @@ Resumable: run the same command again.
 """
 
 import argparse
-import json
-import platform
-import subprocess
-from datetime import date
 from pathlib import Path
+
+from common import markdown, write_result
 
 from pfedsam.experiment.options import RunOptions
 from pfedsam.report.page import write_comparison
-from pfedsam.report.summary_file import Summary, collect_versions, read_summary
+from pfedsam.report.summary_file import Summary, read_summary
 from pfedsam.runtime.in_process import run
 
 METHODS = ("local-only", "fedavg", "pfedsam", "centralized")
-RESULTS = Path(__file__).parent / "results"
+STEPS = 16
+"""Steps of a round, and of the last phase."""
 
 
 def options(data: Path, method: str, out: Path, rounds: int) -> RunOptions:
@@ -36,8 +35,8 @@ def options(data: Path, method: str, out: Path, rounds: int) -> RunOptions:
                 "patient_pattern": r"^(.+)_t\d$",
                 "image": {"contrast": "percentile"},
             },
-            "training": {"rounds": rounds, "steps_per_round": 12, "final_steps": 12},
-            "evaluation": {"validate_every": 3},
+            "training": {"rounds": rounds, "steps_per_round": STEPS, "final_steps": STEPS},
+            "evaluation": {"validate_every": 4},
             "runtime": {"workers": 2, "cache_folder": str(out.resolve() / "cache")},
         }
     )
@@ -58,20 +57,16 @@ def figures(runs: dict[str, Summary]) -> dict[str, float | None]:
 
 def table(runs: dict[str, Summary]) -> str:
     """Sites x methods, Dice of the model in use; mean and worst site below."""
-    lines = ["| site | " + " | ".join(runs) + " |", "|---" * (len(runs) + 1) + "|"]
+    rows = []
     for site in next(iter(runs.values())).sites:
         entries = [summary.sites[site].in_use for summary in runs.values()]
-        lines.append(
-            f"| {site} | " + " | ".join(f"{e.dice:.3f}" if e and e.dice is not None else "-" for e in entries) + " |"
-        )
+        rows.append([site, *(f"{e.dice:.3f}" if e and e.dice is not None else "-" for e in entries)])
     numbers = figures(runs)
     for row, key in (("**mean**", "dice_mean"), ("worst site", "dice_worst_site")):
-        lines.append(f"| {row} | " + " | ".join(f"{numbers[f'{key}.{m}']:.3f}" for m in runs) + " |")
-    lines.append(
-        "| up, kB a site and round | " + " | ".join(f"{numbers[f'up_bytes.{m}'] / 1000:.0f}" for m in runs) + " |"
-    )
-    lines.append("| seconds | " + " | ".join(f"{numbers[f'seconds.{m}']:.0f}" for m in runs) + " |")
-    return "\n".join(lines)
+        rows.append([row, *(f"{numbers[f'{key}.{m}']:.3f}" for m in runs)])
+    rows.append(["up, kB a site and round", *(f"{numbers[f'up_bytes.{m}'] / 1000:.0f}" for m in runs)])  # type: ignore[operator]
+    rows.append(["seconds", *(f"{numbers[f'seconds.{m}']:.0f}" for m in runs)])
+    return markdown(["site", *runs], rows)
 
 
 def main() -> None:
@@ -79,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=8)
     arguments = parser.parse_args()
     runs: dict[str, Summary] = {}
     for method in METHODS:
@@ -94,28 +89,15 @@ def main() -> None:
 
 def write_results(runs: dict[str, Summary], rounds: int) -> None:
     """JSON and Markdown under benchmarks/results."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    result = {
-        "command": f"python benchmarks/first_nuclei.py --data DIR/nuclei --out runs/first-nuclei --rounds {rounds}",
-        "commit": commit,
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, 2 cores, no GPU",
-        "versions": collect_versions(),
-        "seeds": [0],
-        "settings": {
-            "rounds": rounds,
-            "steps_per_round": 12,
-            "final_steps": 12,
-            "learning_rate": 4e-3,
-            "batch_size": 8,
-            "backbone": "sam-tiny",
-        },
-        "figures": figures(runs),
-        "sites": {m: {n: e.in_use.dice if e.in_use else None for n, e in s.sites.items()} for m, s in runs.items()},
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "first-nuclei.json").write_text(json.dumps(result, indent=2) + "\n")
-    (RESULTS / "first-nuclei.md").write_text(table(runs) + "\n")
+    write_result(
+        "first-nuclei",
+        command=f"python benchmarks/first_nuclei.py --data DIR/nuclei --out runs/first-nuclei --rounds {rounds}",
+        seeds=[0],
+        figures=figures(runs),
+        table=table(runs),
+        settings={"rounds": rounds, "steps_per_round": STEPS, "final_steps": STEPS, "backbone": "sam-tiny"},
+        sites={m: {n: e.in_use.dice if e.in_use else None for n, e in s.sites.items()} for m, s in runs.items()},
+    )
 
 
 if __name__ == "__main__":
