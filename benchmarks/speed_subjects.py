@@ -142,7 +142,7 @@ def our_model(setting: Setting, changes: dict[str, Any]) -> tuple[PersonalSam, P
 
 def our_encoder(setting: Setting, precision: str) -> tuple[Subject, PersonalSam]:
     """Our encoder's forward pass over the same weights, and the model."""
-    model, _ = our_model(setting, {**LORA_ONLY, "adapt_last": 1, "precision": precision})
+    model, _ = our_model(setting, {**LORA_ONLY, "adapt_last": 1, "precision": precision, "detail": False})
     pixels = setting.data()[0].to(setting.device)
 
     @torch.no_grad()
