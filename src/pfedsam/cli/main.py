@@ -3,7 +3,7 @@
 import typer
 from typer._click.exceptions import ClickException
 
-from pfedsam.cli import data, pretrain, results, run, weights
+from pfedsam.cli import coordinator, data, pretrain, results, run, site, weights
 from pfedsam.cli.console import ERR
 from pfedsam.core.errors import PfedsamError
 
@@ -24,6 +24,8 @@ app.command("report")(results.report_command)
 app.command("pretrain")(pretrain.pretrain_command)
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")
+app.add_typer(coordinator.app, name="coordinator")
+app.add_typer(site.app, name="site")
 
 
 def main() -> None:

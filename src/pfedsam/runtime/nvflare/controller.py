@@ -14,6 +14,7 @@ from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
+from pfedsam.core import atomic
 from pfedsam.core.errors import PfedsamError, RunError
 from pfedsam.core.log import configure, get_logger
 from pfedsam.runtime.coordinator import Answers, StudyRun
@@ -24,6 +25,8 @@ STUDIES = "PFEDSAM_STUDIES"
 """The environment variable with the folder of the coordinator's studies."""
 AGAIN = "again"
 """A file of this name in a study's folder asks for new processes at the sites, so that one that came (back) is among them."""
+JOB_SITES = "job_sites.json"
+"""The sites that the current job runs at, for the supervisor."""
 _LOG = get_logger(__name__)
 
 
@@ -58,6 +61,7 @@ class StudyController(Controller):  # type: ignore[misc]
         """The study, from its last committed round on; how it ended is written into its status."""
         configure("INFO", self._folder / "coordinator.log")
         folder = StudyFolder(self._folder)
+        atomic.write_json(self._folder / JOB_SITES, self.clients())
         status = folder.read_status()
         try:
             outcome = StudyRun(self._folder, _FlareTransport(self, fl_ctx, abort_signal)).run()

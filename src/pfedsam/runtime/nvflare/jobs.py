@@ -38,6 +38,7 @@ def write_job(folder: Path, study: str, *, studies_root: str = "", sites_root: s
     }
     server: dict[str, Any] = {
         "format_version": 2,
+        "server": {"task_request_interval": 0.2},
         "workflows": [{"id": "study", "path": _CONTROLLER, "args": {"study": study, "studies_root": studies_root}}],
         "components": [],
         "task_data_filters": [],
