@@ -118,6 +118,19 @@ def write_site_policy(workspace: Path) -> None:
             ],
         },
     )
+    plain = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    rotating = {"class": "logging.handlers.RotatingFileHandler", "maxBytes": 20 * 2**20, "backupCount": 5}
+    file = {**rotating, "filename": "log.txt", "mode": "a", "level": "INFO", "formatter": "plain"}
+    atomic.write_json(
+        local / "log_config.json",
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"plain": {"format": plain}},
+            "handlers": {"logFileHandler": file},
+            "loggers": {"root": {"level": "INFO", "handlers": ["logFileHandler"]}},
+        },
+    )
     gate = {"path": GATE, "args": {}}
     atomic.write_json(
         local / "privacy.json",
