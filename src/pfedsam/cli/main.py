@@ -5,7 +5,7 @@ from typer._click.exceptions import ClickException
 
 from pfedsam.cli import coordinator, data, pretrain, results, run, site, weights
 from pfedsam.cli.console import ERR
-from pfedsam.core.errors import PfedsamError
+from pfedsam.core.errors import PfedsamError, RunError
 
 INTERRUPTED = 130
 
@@ -40,6 +40,11 @@ def main() -> None:
         ERR.print(f"[red]{type(error).__name__}[/red]: ", end="")
         ERR.print(str(error), markup=False, highlight=False)
         raise SystemExit(error.exit_code) from error
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "nvflare":
+            raise
+        ERR.print("This command needs NVFlare: pip install 'pfedsam[deploy]'.", markup=False)
+        raise SystemExit(RunError.exit_code) from error
     except (KeyboardInterrupt, typer.Abort):
         ERR.print("Stopped. Nothing is lost: give the same command with --resume.")
         raise SystemExit(INTERRUPTED) from None

@@ -121,16 +121,15 @@ def ledger_command(
     from pfedsam.federation.ledger import Ledger
 
     lines = Ledger(folder / "ledger.jsonl").read()
-    table = Table(
-        "time", "study", "task", "round", "left", "bytes", "tensors: bytes by component", "numbers", "SHA-256"
-    )
     for line in lines:
         if study in (None, line["study"]):
             parts = ", ".join(f"{part} {size}" for part, size in line["by_component"].items())
-            left = "yes" if line["sent"] else "HELD BACK"
-            cells = [line["time"], line["study"], line["task"], str(line["round"]), left, str(line["bytes"])]
-            table.add_row(*cells, parts or line["note"], str(len(line["numbers"])), line["sha256"][:12])
-    OUT.print(table)
+            what = "; ".join(text for text in (parts, f"{len(line['numbers'])} number(s)", line["note"]) if text)
+            kind = "left" if line["sent"] else "HELD BACK"
+            head = f"{line['time'][:19]}  {line['study'][:8]}  round {line['round']:<3} {line['task']:<8}  {kind}"
+            OUT.print(
+                f"{head}  {line['bytes']:>8} bytes  {line['sha256'][:12]}  {what}", soft_wrap=True, highlight=False
+            )
     total = sum(line["bytes"] for line in lines if line["sent"])
     OUT.print(f"{len(lines)} line(s), verified; {total} bytes left this site in all.")
 

@@ -141,8 +141,9 @@ class StudyRun:
         self._tell("running")
 
     def _round(self, records: RecordWriter) -> None:
-        current = self.state
+        current, started = self.state, time.monotonic()
         replies = self._ask(records, "train", current.round, self.present, self.policy.deadline_s)
+        records.write({"kind": "timing", "round": current.round, "train_s": round(time.monotonic() - started, 2)})
         for site, reply in replies.items():
             report = to_report(reply.numbers, self.manifest.numbers["train"])
             self.folder.record_report(records, current.round, site, report)

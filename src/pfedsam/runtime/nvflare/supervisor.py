@@ -136,7 +136,8 @@ class Supervisor:
         if str(meta.get("status", "")).startswith("FINISHED"):
             self._after(job)
             return
-        if time.monotonic() - job.started < _SETTLE_S or (job.study.path / AGAIN).exists():
+        settled = time.monotonic() - job.started >= _SETTLE_S and job.study.read_status()["state"] == "running"
+        if not settled or (job.study.path / AGAIN).exists():
             return
         missing = [site for site in connected if site not in self._at_work(job)]
         if missing:
