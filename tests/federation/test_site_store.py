@@ -66,6 +66,15 @@ def test_a_round_that_was_done_again_is_the_one_that_counts(store):
     assert same(store.load(round=1), state(1, value=9))
 
 
+def test_going_back_forgets_what_came_after_and_keeps_what_came_before(store):
+    for round in (3, 4):
+        store.commit(state(round))
+    assert same(store.rewind(7), state(4))  # three rounds were missed: the site goes on with what it had
+    assert same(store.rewind(3), state(3))
+    assert store.load(round=4) is None
+    assert store.rewind(2) is None
+
+
 def test_files_are_private(store):
     store.commit(state(0))
     assert stat.S_IMODE(store.folder.stat().st_mode) == 0o700

@@ -196,11 +196,17 @@ def federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
 
 @pytest.fixture
 def result() -> Callable[..., None]:
-    """Adds to `benchmarks/results/system.json`: figures by name, and the rows of reliability that a test has held."""
+    """Adds to `benchmarks/results/system.json`: figures by name, and the rows of reliability that a test has held.
 
-    def add(*rows: int, **figures: float) -> None:
+    A row of which a test shows less than it asks for stands under `rows_in_part`, with what is missing.
+    """
+
+    def add(*rows: int, in_part: dict[int, str] | None = None, **figures: float) -> None:
         content = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         content["rows_held"] = sorted({*content.get("rows_held", []), *rows})
+        content["rows_in_part"] = content.get("rows_in_part", {}) | {
+            str(row): why for row, why in (in_part or {}).items()
+        }
         content |= figures
         RESULTS.write_text(json.dumps(dict(sorted(content.items())), indent=2) + "\n")
 

@@ -33,6 +33,7 @@ def main() -> None:
 
     Raises:
         SystemExit: with the exit code of what went wrong.
+        ModuleNotFoundError: the installation is broken.
     """
     try:
         app(standalone_mode=False)
