@@ -138,7 +138,7 @@ def _show(manifest: "StudyManifest") -> None:
     """What an operator has to know before they agree."""
     table = Table(f"study {manifest.study}", manifest.name)
     table.add_row("method, rounds", f"{manifest.method}, {manifest.rounds}")
-    table.add_row("backbone", f"{manifest.configuration['model']['backbone']} {manifest.backbone[:16]}")
+    table.add_row("backbone", f"{Path(manifest.configuration['model']['backbone']).name} {manifest.backbone[:16]}")
     parts = manifest.component_bytes()
     table.add_row(
         "leaves in a round", f"{sum(parts.values())} bytes: " + ", ".join(f"{p} {n}" for p, n in parts.items())

@@ -145,13 +145,12 @@ class Supervisor:
             atomic.write_text(job.study.path / AGAIN, "")
 
     def _at_work(self, job: _Job) -> set[str]:
-        """The sites with a process in the job; those that the job began with where NVFlare does not say."""
+        """The sites that the job began with, less those that say they have no process in it."""
         path = job.study.path / JOB_SITES
         began = set(json.loads(path.read_text("utf-8"))) if path.exists() else set()
         rows: list[dict[str, Any]] = self._ask(lambda session: session.get_client_job_status()) or []
-        told = {str(row.get("client_name")) for row in rows if "client_name" in row}
-        idle = {str(row["client_name"]) for row in rows if row.get("client_name") and not row.get("job_id")}
-        return (began - idle) if told else began
+        # Not `no_reply`: a site that does not answer has not come back yet.
+        return began - {str(row.get("client_name")) for row in rows if row.get("status") == "no_jobs"}
 
     def _after(self, job: _Job) -> None:
         """What becomes of a study whose job has ended."""
