@@ -51,7 +51,11 @@ def sockets_of(pids: set[int]) -> set[tuple[str, int]]:
     found = set()
     for pid in pids:
         try:
-            found |= {(c.raddr.ip, c.raddr.port) for c in psutil.Process(pid).net_connections("inet") if c.raddr}
+            found |= {
+                (c.raddr.ip.removeprefix("::ffff:"), c.raddr.port)
+                for c in psutil.Process(pid).net_connections("inet")
+                if c.raddr
+            }
         except psutil.Error:
             continue
     return found
