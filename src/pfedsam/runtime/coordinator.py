@@ -46,7 +46,7 @@ class RoundPolicy(Options):
     join_s: int = Field(
         default=300, ge=1, description="Seconds that sites have to load the study and say that they are there."
     )
-    score_s: int = Field(default=1800, ge=1, description="Seconds that sites have to validate, align or test.")
+    score_s: int = Field(default=1800, ge=1, description="Seconds that sites have for the test at the end.")
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class StudyRun:
         every = self.options.evaluation.validate_every
         self.state = state
         if every and ((current.round + 1) % every == 0 or current.round + 1 == self.manifest.rounds):
-            self._validate(records, current.round)
+            self._validate(records, current.round, list(replies))
         self.folder.save_state(self.state, self.manifest)
         self._tell("running")
 
@@ -202,8 +202,9 @@ class StudyRun:
                 f"{self.policy.quorum}. The shared parameters stay those of round {round_}; submit the study again to go on."
             )
 
-    def _validate(self, records: RecordWriter, round_: int) -> None:
-        replies = self._ask(records, "validate", round_, self.present, self.policy.score_s)
+    def _validate(self, records: RecordWriter, round_: int, sites: Sequence[str]) -> None:
+        """Ask the sites that took part in the round; one that did not has cost it a deadline already."""
+        replies = self._ask(records, "validate", round_, sites, self.policy.deadline_s)
         for site, reply in replies.items():
             for name in self.manifest.numbers["validate"]:
                 if name in reply.numbers:

@@ -104,7 +104,7 @@ class StudyController(Controller):  # type: ignore[misc]
             StoppedError: NVFlare ended the job.
         """
         wires: dict[str, dict[str, object]] = {}
-        missing: dict[str, str] = {}
+        missing = {site: "its process ended" for site in sites if self.get_client_disconnect_time(site)}
         sent: dict[str, str] = {}
 
         def note_sent(client_task: ClientTask, fl_ctx: FLContext) -> None:
@@ -127,7 +127,9 @@ class StudyController(Controller):  # type: ignore[misc]
             after_task_sent_cb=note_sent,
             result_received_cb=note_received,
         )
-        self.broadcast_and_wait(task, fl_ctx, targets=list(sites), min_responses=len(sites), abort_signal=abort_signal)
+        there = [site for site in sites if site not in missing]
+        if there:
+            self.broadcast_and_wait(task, fl_ctx, there, min_responses=len(there), abort_signal=abort_signal)
         if abort_signal.triggered:
             raise StoppedError("the job was ended from outside, or its processes died.")
         with self._lock:
