@@ -50,3 +50,12 @@ def test_stop_without_a_coordinator_says_so(
     (tmp_path / "coordinator.pid").write_text("999999999")
     assert call(monkeypatch, "coordinator", "stop", tmp_path) == 0
     assert "No coordinator runs" in capsys.readouterr().out
+
+
+def test_a_site_is_revoked_and_taken_in_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert call(monkeypatch, "coordinator", "revoke", tmp_path, "north") == 0
+    assert "Revoked: north." in capsys.readouterr().out
+    assert call(monkeypatch, "coordinator", "revoke", tmp_path, "north", "--undo") == 0
+    assert "Revoked: none." in capsys.readouterr().out

@@ -18,7 +18,7 @@ COMMANDS = [
     "data check",
     "data split",
     "weights list",
-    *(f"coordinator {name}" for name in ("init", "submit", "start", "status", "stop")),
+    *(f"coordinator {name}" for name in ("init", "submit", "start", "status", "stop", "revoke")),
     *(f"site {name}" for name in ("init", "approve", "check", "start", "ledger")),
 ]
 

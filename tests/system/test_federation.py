@@ -24,6 +24,7 @@ from pfedsam.federation.ledger import Ledger
 from pfedsam.federation.manifest import read_manifest
 from pfedsam.federation.site_store import SiteStore
 from pfedsam.runtime.in_process import SERVER, run
+from pfedsam.runtime.study_folder import write_revoked
 
 pytestmark = pytest.mark.system
 CANARY = "Jane-Doe"
@@ -157,7 +158,26 @@ def test_strangers_are_refused_while_an_honest_study_goes_on(federation, result,
                 answer = b""
             assert b"HTTP/1.1 200" not in answer
     assert fed.wait_end()["state"] == "finished"
-    result(in_part={3: "none, rogue CA, expired, plaintext, on both ports; revocation is not built"})
+    result(in_part={3: "none, rogue CA, expired, plaintext, on both ports; revocation is another test's"})
+
+
+def test_a_revoked_site_is_shut_out_of_a_study_that_runs(federation, result) -> None:
+    fed = federation(2, rounds=12)
+    fed.submit(quorum=1)
+    fed.init_sites()
+    fed.start_all("--until-idle")
+    out = fed.names[1]
+    fed.wait_round(1, 400)
+    write_revoked(fed.coordinator, {out})
+    assert fed.wait_end()["state"] == "finished"
+    accepted = [out in row["accepted"] for row in fed.records("aggregate")]
+    assert accepted[0]
+    assert not accepted[-1]
+    assert accepted == sorted(accepted, reverse=True)  # once out, it stays out
+    assert {"it was revoked"} == {row["sites"][out] for row in fed.records("absent") if out in row["sites"]}
+    disabled = [path for path in (fed.coordinator / "server").rglob("*.json") if out in path.read_text()]
+    assert disabled, "NVFlare keeps the list too"
+    result(3)
 
 
 def test_a_killed_site_is_missed_and_comes_back_with_its_own_experts(federation, result) -> None:

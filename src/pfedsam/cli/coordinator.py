@@ -116,6 +116,20 @@ def stop_command(folder: Folder) -> None:
     OUT.print("Stopped.")
 
 
+@app.command("revoke")
+def revoke_command(
+    folder: Folder,
+    site: Annotated[str, typer.Argument(help="Name of the site.")],
+    undo: Annotated[bool, typer.Option("--undo", help="Let the site take part again.")] = False,
+) -> None:
+    """Shut a site out, for a kit that was lost or stolen; a coordinator that runs takes notice within a round."""
+    from pfedsam.runtime.study_folder import read_revoked, write_revoked
+
+    revoked = read_revoked(folder)
+    write_revoked(folder, revoked - {site} if undo else revoked | {site})
+    OUT.print(f"Revoked: {', '.join(sorted(read_revoked(folder))) or 'none'}.")
+
+
 def _running(folder: Path) -> int:
     """The process of the coordinator that runs in a folder; 0 where none does."""
     try:

@@ -31,6 +31,8 @@ from pfedsam.runtime.numbers import allowed_numbers
 from pfedsam.runtime.site_session import RoundReport
 
 T = TypeVar("T", bound=Options)
+REVOKED = "revoked.json"
+"""In the coordinator's folder, beside that of the studies: the sites that may take part in nothing any more."""
 _POLICY, _REGISTERED, STATUS = "policy.json", "registered.json", "status.json"
 
 
@@ -70,6 +72,17 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
         folder.save_state(ServerState(0, shared), manifest)
     folder.write_status("submitted", round_=folder.load_state(manifest).round, rounds=manifest.rounds, sites=[])
     return folder.path
+
+
+def read_revoked(coordinator: Path) -> set[str]:
+    """The sites that were revoked."""
+    path = coordinator / REVOKED
+    return set(json.loads(path.read_text("utf-8"))) if path.exists() else set()
+
+
+def write_revoked(coordinator: Path, sites: set[str]) -> None:
+    """Keep the list of revoked sites; a coordinator that runs takes notice within a round."""
+    atomic.write_json(coordinator / REVOKED, sorted(sites))
 
 
 class StudyFolder:

@@ -13,7 +13,7 @@ from pfedsam.runtime.coordinator import RoundPolicy
 from pfedsam.runtime.nvflare import supervisor
 from pfedsam.runtime.nvflare.controller import AGAIN, JOB_SITES
 from pfedsam.runtime.nvflare.supervisor import Supervisor, _raise_as_ended
-from pfedsam.runtime.study_folder import StudyFolder
+from pfedsam.runtime.study_folder import StudyFolder, write_revoked
 
 
 class Session:
@@ -21,6 +21,15 @@ class Session:
 
     def __init__(self) -> None:
         self.connected, self.jobs, self.statuses, self.idle = ["north", "south"], [], {}, []
+        self.disabled: list[str] = []
+
+    def disable_client(self, name: str) -> dict:
+        self.disabled.append(name)
+        return {}
+
+    def enable_client(self, name: str) -> dict:
+        self.disabled.remove(name)
+        return {}
 
     def get_system_info(self):
         return SimpleNamespace(client_info=[SimpleNamespace(name=name) for name in self.connected])
@@ -139,3 +148,18 @@ def test_a_server_that_does_not_answer_is_waited_for(boss: Supervisor, session: 
     boss._step()
     assert boss.session is None
     assert session.jobs == []
+
+
+def test_a_revoked_site_is_shut_out_and_counts_for_nothing(boss: Supervisor, session: Session) -> None:
+    one = study(boss, join_s=1)
+    write_revoked(boss.folder, {"south"})
+    boss._step()
+    boss._step()
+    assert session.disabled == ["south"]
+    assert json.loads((boss.folder / "connected.json").read_text()) == ["north"]
+    assert session.jobs == []
+    write_revoked(boss.folder, set())
+    boss._step()
+    boss._step()
+    assert session.disabled == []
+    assert session.jobs == [one.path.name]

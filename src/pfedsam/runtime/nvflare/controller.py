@@ -19,7 +19,7 @@ from pfedsam.core.errors import PfedsamError, RunError
 from pfedsam.core.log import configure, get_logger
 from pfedsam.runtime.coordinator import Answers, StudyRun
 from pfedsam.runtime.nvflare.wire import failure, from_shareable, to_shareable
-from pfedsam.runtime.study_folder import StudyFolder
+from pfedsam.runtime.study_folder import StudyFolder, read_revoked
 
 STUDIES = "PFEDSAM_STUDIES"
 """The environment variable with the folder of the coordinator's studies."""
@@ -105,6 +105,7 @@ class StudyController(Controller):  # type: ignore[misc]
         """
         wires: dict[str, dict[str, object]] = {}
         missing = {site: "its process ended" for site in sites if self.get_client_disconnect_time(site)}
+        missing |= dict.fromkeys(self._revoked() & set(sites), "it was revoked")
         sent: dict[str, str] = {}
 
         def note_sent(client_task: ClientTask, fl_ctx: FLContext) -> None:
@@ -147,7 +148,10 @@ class StudyController(Controller):  # type: ignore[misc]
 
     def clients(self) -> list[str]:
         """The sites that this job runs at."""
-        return [client.name for client in self._engine.get_clients()]
+        return [client.name for client in self._engine.get_clients() if client.name not in self._revoked()]
+
+    def _revoked(self) -> set[str]:
+        return read_revoked(self._folder.parent.parent)
 
 
 class _FlareTransport:

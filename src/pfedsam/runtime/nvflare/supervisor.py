@@ -24,7 +24,7 @@ from pfedsam.runtime.nvflare.controller import AGAIN, JOB_SITES, STUDIES
 from pfedsam.runtime.nvflare.jobs import write_job
 from pfedsam.runtime.nvflare.processes import Engine, StopFlag
 from pfedsam.runtime.nvflare.provision import ADMIN, write_server_policy
-from pfedsam.runtime.study_folder import STATUS, StudyFolder
+from pfedsam.runtime.study_folder import STATUS, StudyFolder, read_revoked
 
 STUDIES_FOLDER: Final = "studies"
 CONNECTED: Final = "connected.json"
@@ -60,6 +60,7 @@ class Supervisor:
         self.session: Session | None = None
         self.job: _Job | None = None
         self._waiting: dict[str, float] = {}
+        self._disabled: set[str] = set()
         self._barren: dict[str, tuple[int, int]] = {}
 
     def run(self, *, until_idle: bool = False) -> None:
@@ -101,6 +102,9 @@ class Supervisor:
         connected = self._connected()
         if connected is None:
             return
+        revoked = read_revoked(self.folder)
+        self._revoke(revoked)
+        connected = [site for site in connected if site not in revoked]
         atomic.write_json(self.folder / CONNECTED, connected)
         if self.job is not None:
             self._watch(self.job, connected)
@@ -108,6 +112,15 @@ class Supervisor:
             study = self._next_study()
             if study is not None:
                 self._begin(study, connected)
+
+    def _revoke(self, revoked: set[str]) -> None:
+        """Tell NVFlare who must not register any more, and who may again."""
+        for site in sorted(revoked - self._disabled):
+            if self._ask(lambda session, site=site: session.disable_client(site)) is not None:
+                self._disabled.add(site)
+        for site in sorted(self._disabled - revoked):
+            if self._ask(lambda session, site=site: session.enable_client(site)) is not None:
+                self._disabled.discard(site)
 
     def _begin(self, study: StudyFolder, connected: list[str]) -> None:
         """Submit a study once its sites are there, or once the wait for them is over and they are enough."""
