@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, Final
 
@@ -116,10 +117,10 @@ class Supervisor:
     def _revoke(self, revoked: set[str]) -> None:
         """Tell NVFlare who must not register any more, and who may again."""
         for site in sorted(revoked - self._disabled):
-            if self._ask(lambda session, site=site: session.disable_client(site)) is not None:
+            if self._ask(methodcaller("disable_client", site)) is not None:
                 self._disabled.add(site)
         for site in sorted(self._disabled - revoked):
-            if self._ask(lambda session, site=site: session.enable_client(site)) is not None:
+            if self._ask(methodcaller("enable_client", site)) is not None:
                 self._disabled.discard(site)
 
     def _begin(self, study: StudyFolder, connected: list[str]) -> None:
