@@ -6,9 +6,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pfedsam.core.errors import RunError
+from pfedsam.federation.manifest import Task
 
 CLASSES = ("pfedsam.runtime.nvflare.",)
 """The only classes that a job may name, at sites and at the coordinator."""
@@ -44,7 +45,12 @@ def write_job(folder: Path, study: str, *, studies_root: str = "", sites_root: s
         "task_data_filters": [],
         "task_result_filters": [],
     }
-    gates = [{"tasks": ["*"], "filters": [{"path": GATE, "args": {"sites_root": sites_root}}]}] if sites_root else []
+    # A chain of a job's own knows no "*"; the site's own chain holds for every task.
+    gates = (
+        [{"tasks": list(get_args(Task)), "filters": [{"path": GATE, "args": {"sites_root": sites_root}}]}]
+        if sites_root
+        else []
+    )
     client: dict[str, Any] = {
         "format_version": 2,
         "executors": [{"tasks": ["*"], "executor": {"path": _EXECUTOR, "args": {"sites_root": sites_root}}}],
