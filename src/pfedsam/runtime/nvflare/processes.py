@@ -17,7 +17,7 @@ import psutil
 _PR_SET_PDEATHSIG: Final = 1
 _RESTARTS: Final = 5
 _WINDOW_S: Final = 300.0
-GRACE_S: Final = 5.0
+GRACE_S: Final = 3.0
 """Seconds that a process has to end by itself."""
 
 
