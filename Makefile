@@ -7,12 +7,13 @@ STAMP := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check clean
+.PHONY: help setup demo test test-system lint check clean
 
 help:
 	@echo "make setup   create .venv with the exact versions of constraints.txt"
 	@echo "make demo    a small federation on synthetic sites, offline; its report is in runs/demo"
 	@echo "make test    the tests"
+	@echo "make test-system  real processes over mutual TLS on this machine; writes benchmarks/results/system.json"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make check   test and lint"
 	@echo "make clean   remove caches and builds; .venv and runs stay"
@@ -33,6 +34,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+test-system: $(STAMP)
+	rm -f benchmarks/results/system.json
+	$(BIN)/python -m pytest -n 0 -m system tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -22,6 +22,8 @@ COMMANDS = [
     "data check",
     "data split",
     "weights list",
+    *(f"coordinator {name}" for name in ("init", "submit", "start", "status", "stop", "revoke")),
+    *(f"site {name}" for name in ("init", "approve", "check", "start", "ledger")),
 ]
 
 

@@ -13,6 +13,7 @@ def test_every_error_has_its_own_exit_code():
         "UpdateError": 6,
         "StoreError": 7,
         "RunError": 8,
+        "QuorumError": 9,
     }
 
 

@@ -1,7 +1,9 @@
 import contextlib
 import errno
 import os
+import shutil
 import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,6 +68,24 @@ def test_a_round_that_was_done_again_is_the_one_that_counts(store):
     store.commit(state(1))
     store.commit(state(1, value=9))
     assert same(store.load(round=1), state(1, value=9))
+
+
+def test_a_state_that_an_earlier_version_stored_is_read(tmp_path):
+    stored = Path(__file__).parent / "stored" / "schema-1"
+    shutil.copytree(stored, tmp_path / "state")
+    found = SiteStore(tmp_path / "state").load()
+    assert (found.study, found.site, found.round, found.phase) == ("0123456789abcdef", "north", 4, "round")
+    assert found.local["moe.up"].tolist() == [[0.5, -1.0], [2.0, 0.25]]
+    assert found.optimizer["local:moe.up:step"].item() == 7.0
+
+
+def test_going_back_forgets_what_came_after_and_keeps_what_came_before(store):
+    for round in (3, 4):
+        store.commit(state(round))
+    assert same(store.rewind(7), state(4))  # three rounds were missed: the site goes on with what it had
+    assert same(store.rewind(3), state(3))
+    assert store.load(round=4) is None
+    assert store.rewind(2) is None
 
 
 def test_files_are_private(store):

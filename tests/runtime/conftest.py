@@ -1,13 +1,20 @@
 """A tiny federation: three generated sites, the two-block toy SAM, seconds to run."""
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pfedsam.core import rng
 from pfedsam.data.synthetic import LABELS, PATIENT_PATTERN, SyntheticOptions, write_sites
 from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.manifest import StudyManifest
+from pfedsam.federation.messages import reply_to_wire, request_from_wire
+from pfedsam.federation.site_policy import Gate, SitePolicy
 from pfedsam.model.backbone import compact_config, new_backbone
+from pfedsam.runtime.coordinator import Answers
+from pfedsam.runtime.site_agent import CONFIG, SiteAgent
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +47,54 @@ def toy_options(toy_folder: Path) -> RunOptions:
             "training": {"rounds": 4, "steps_per_round": 2, "final_steps": 1, "batch_size": 2},
         }
     )
+
+
+class LocalSites:
+    """Sites in this process behind the coordinator's transport, each through its own gate; faults can be put in."""
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self.folders = dict(folders)
+        self.agents = {name: SiteAgent(folder) for name, folder in folders.items()}
+        self.gates = {name: Gate(folder, name) for name, folder in folders.items()}
+        self.asked: list[tuple[str, int, tuple[str, ...]]] = []
+        self.wires: list[dict[str, bytes]] = []
+        self.away: Callable[[str, str, int], bool] = lambda site, task, round_: False
+        self.change: Callable[[str, str, int, dict[str, bytes]], dict[str, Any]] = lambda site, task, round_, wire: wire
+
+    def connected(self) -> list[str]:
+        round_ = self.asked[-1][1] + 1 if self.asked else 0
+        return [site for site in self.agents if not self.away(site, "join", round_)]
+
+    def wants_again(self) -> bool:
+        return False
+
+    def ask(self, request: Mapping[str, bytes], task: str, sites: Sequence[str], deadline_s: int) -> Answers:
+        parsed = request_from_wire(request)
+        self.asked.append((task, parsed.round, tuple(sites)))
+        wires, missing = {}, {}
+        for site in sites:
+            if self.away(site, task, parsed.round):
+                missing[site] = f"no reply within {deadline_s} s"
+                continue
+            out = self.gates[site].release(reply_to_wire(self.agents[site].handle(parsed)))
+            self.wires.append(out)
+            wires[site] = self.change(site, task, parsed.round, out)
+        return Answers(wires, missing)
+
+
+@pytest.fixture
+def make_sites(tmp_path: Path) -> Callable[[RunOptions, StudyManifest | None], LocalSites]:
+    """Site folders as `pfedsam site init` makes them, with the study approved if one is given."""
+
+    def make(options: RunOptions, manifest: StudyManifest | None) -> LocalSites:
+        folders = {}
+        for name, data in options.data.sites.items():
+            folder = tmp_path / "hospitals" / name
+            folder.mkdir(parents=True, mode=0o700)
+            (folder / CONFIG).write_text(f"name: {name}\ndata: {data}\n")
+            if manifest is not None:
+                SitePolicy(folder).approve(manifest)
+            folders[name] = folder
+        return LocalSites(folders)
+
+    return make

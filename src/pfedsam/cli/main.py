@@ -3,9 +3,9 @@
 import typer
 from typer._click.exceptions import ClickException
 
-from pfedsam.cli import bench, data, onboard, pretrain, results, run, weights
+from pfedsam.cli import bench, coordinator, data, onboard, pretrain, results, run, site, weights
 from pfedsam.cli.console import ERR
-from pfedsam.core.errors import PfedsamError
+from pfedsam.core.errors import PfedsamError, RunError
 
 INTERRUPTED = 130
 
@@ -26,6 +26,8 @@ app.command("pretrain")(pretrain.pretrain_command)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")
+app.add_typer(coordinator.app, name="coordinator")
+app.add_typer(site.app, name="site")
 
 
 def main() -> None:
@@ -33,6 +35,7 @@ def main() -> None:
 
     Raises:
         SystemExit: with the exit code of what went wrong.
+        ModuleNotFoundError: the installation is broken.
     """
     try:
         app(standalone_mode=False)
@@ -40,6 +43,11 @@ def main() -> None:
         ERR.print(f"[red]{type(error).__name__}[/red]: ", end="")
         ERR.print(str(error), markup=False, highlight=False)
         raise SystemExit(error.exit_code) from error
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "nvflare":
+            raise
+        ERR.print("This command needs NVFlare: pip install 'pfedsam[deploy]'.", markup=False)
+        raise SystemExit(RunError.exit_code) from error
     except (KeyboardInterrupt, typer.Abort):
         ERR.print("Stopped. Nothing is lost: give the same command with --resume.")
         raise SystemExit(INTERRUPTED) from None

@@ -7,7 +7,8 @@
     ├── PartitionError   5  the parameters are not frozen, shared or local, each exactly once
     ├── UpdateError      6  what a site sent does not fit the run
     ├── StoreError       7  a file cannot be written or read back
-    └── RunError         8  a run cannot start, go on or be resumed
+    ├── RunError         8  a run cannot start, go on or be resumed
+    └── QuorumError      9  too few sites answered in time
 
 A message says what was wrong, what is allowed and what to do. One about data names the site and the case, never a path
 outside the site's folder.
@@ -62,3 +63,9 @@ class RunError(PfedsamError):
     """A run cannot start, continue or be resumed as asked."""
 
     exit_code = 8
+
+
+class QuorumError(PfedsamError):
+    """Too few sites answered within the deadline; the study stands at its last committed round and can be resumed."""
+
+    exit_code = 9

@@ -85,13 +85,15 @@ class SiteStore:
     def rewind(self, round: int) -> SiteState | None:
         """The last state of a round, as `load`; what was committed after it is removed, so that the round can be repeated.
 
+        A site that missed rounds goes on with what it last had: its state of the nearest earlier round.
+
         Raises:
             StoreError: a generation is damaged, or of another version.
         """
         for number in sorted(self._generations(), reverse=True):
             state = _read(self._file(number))
             if state.round <= round:
-                return state if state.round == round else None
+                return state
             self._file(number).unlink()
         return None
 

@@ -35,6 +35,16 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Absence:
+    """A site that did not do its part of a round."""
+
+    round: int
+    task: str
+    site: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class SitePanel:
     """A site's figures; a URI is None where there is nothing to draw."""
 
@@ -71,6 +81,7 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
         note=undefined_note(summary),
         panels=_panels(summary, records, run_folder),
         losses=_losses(records),
+        absences=_absences(records),
         components=_uri(figures.component_bytes(summary.communication.by_component)),
         config=_without_paths(config.read_text("utf-8")) if config.is_file() else None,
     )
@@ -164,6 +175,17 @@ def _losses(records: Sequence[Record]) -> list[tuple[str, str]]:
     phases = dict.fromkeys(one["phase"] for one in records if one["kind"] == "round" and "phase" in one)
     drawn = [(phase, _uri(figures.loss_curve(records, phase))) for phase in phases]
     return [(phase, uri) for phase, uri in drawn if uri is not None]
+
+
+def _absences(records: Sequence[Record]) -> list[Absence]:
+    """Every site that was missing or refused, in the order of the rounds."""
+    found = []
+    for row in records:
+        if row["kind"] == "absent":
+            found += [Absence(row["round"], row["task"], site, reason) for site, reason in row["sites"].items()]
+        elif row["kind"] == "aggregate":
+            found += [Absence(row["round"], "train", site, reason) for site, reason in row["rejected"].items()]
+    return found
 
 
 def _without_paths(text: str) -> str:

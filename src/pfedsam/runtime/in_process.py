@@ -35,10 +35,10 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.aggregation import open_messages
 from pfedsam.federation.server import ServerState, aggregate
 from pfedsam.federation.update import UpdateSpec
-from pfedsam.model.lora import save_adapter
 from pfedsam.report.page import write_page
 from pfedsam.report.records import RecordWriter, read_records
 from pfedsam.report.summary_file import Communication, Summary, build_summary, collect_versions, write_summary
+from pfedsam.runtime.export import export_adapter
 from pfedsam.runtime.site_session import RoundReport
 from pfedsam.runtime.worker import MakeWorker, Workers, models_of
 
@@ -197,7 +197,7 @@ class _Run:
                 records.write({"kind": "timing", **self.seconds})
         finally:
             workers.close()
-        self._export_adapter()
+        export_adapter((self.folder / SERVER).parent, self.options, self.built, self.state.shared)
         summary = self._summarise(scores)
         write_summary(self.folder / "summary.json", summary)
         write_page(self.folder)
@@ -288,17 +288,6 @@ class _Run:
         path.parent.mkdir(exist_ok=True)
         metadata = {"round": str(self.state.round), "study": self.study}
         tensors.save(path, self.state.shared or {"none": _NOTHING}, metadata)
-
-    def _export_adapter(self) -> None:
-        """The shared LoRA once more, in peft's format, for other tools; not where a part of LoRA stays at the sites."""
-        components, shared = self.built.model.components(), self.state.shared
-        names = components.get("lora_a", ()) + components.get("lora_b", ())
-        lora = build_method(self.options).adapt(self.options.model).lora
-        if lora is None or not any(name in shared for name in names) or set(names) & set(self.built.partition.local):
-            return
-        values = {n: shared[n] if n in shared else self.built.model.get_parameter(n).detach() for n in names}
-        adapter = {name.removeprefix("sam."): value for name, value in values.items()}
-        save_adapter((self.folder / SERVER).parent, lora, adapter)
 
     def _summarise(self, scores: Mapping[str, Mapping[str, list[CaseScores]]]) -> Summary:
         models = models_of(self.options, self.built)

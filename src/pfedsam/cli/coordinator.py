@@ -1,0 +1,140 @@
+"""`pfedsam coordinator`: the machine that averages; it holds no images and sees none."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from pfedsam.cli.console import OUT
+
+app = typer.Typer(help="Coordinate a federation of sites on other machines.", no_args_is_help=True)
+Folder = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
+_PID = "coordinator.pid"
+_STOP_S = 15.0
+
+
+@app.command("init")
+def init_command(
+    folder: Folder,
+    sites: Annotated[str, typer.Option(help="Names of the sites, separated by commas.")],
+    address: Annotated[str, typer.Option(help="Host name under which the sites reach this machine.")],
+    port: Annotated[
+        int, typer.Option(help="Port for the sites; the next one is for this machine's own control.")
+    ] = 8102,
+    project: Annotated[str, typer.Option(help="Name of the project.")] = "pfedsam",
+) -> None:
+    """Make keys, certificates and one startup kit per site; again with more sites, it makes the kits that are new."""
+    from pfedsam.runtime.nvflare.provision import provision
+
+    names = [name.strip() for name in sites.split(",") if name.strip()]
+    provision(folder, project, address, port, names)
+    for name in names:
+        OUT.print(f"Kit for {name}: {folder / 'kits' / f'{name}.zip'}", soft_wrap=True)
+    OUT.print("Hand each kit to its site alone, over a channel that you trust: whoever has it can speak as that site.")
+
+
+@app.command("submit")
+def submit_command(
+    folder: Folder,
+    config: Annotated[Path, typer.Argument(help="The run's YAML file; the folders of its sites do not matter here.")],
+    quorum: Annotated[int, typer.Option(help="Least number of accepted updates for a round to count.")] = 2,
+    deadline: Annotated[int, typer.Option(help="Seconds that sites have for a client round.")] = 1800,
+    join: Annotated[int, typer.Option(help="Seconds to wait for sites at the start.")] = 300,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key; repeatable.")] = None,
+) -> None:
+    """Give the coordinator a study, or a stopped one again; prints the manifest that the sites' operators approve."""
+    from pfedsam.experiment.load import load_options
+    from pfedsam.runtime.coordinator import RoundPolicy
+    from pfedsam.runtime.study_folder import create_study
+
+    policy = RoundPolicy(quorum=quorum, deadline_s=deadline, join_s=join)
+    study = create_study(load_options(config, overrides or []), folder / "studies", policy)
+    OUT.print(f"Study {study.name}. Send this file to the sites: {study / 'manifest.json'}", soft_wrap=True)
+
+
+@app.command("start")
+def start_command(
+    folder: Folder,
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when no study is left to work on.")] = False,
+) -> None:
+    """Serve the sites and work through the studies, in the foreground, until SIGTERM or Ctrl-C."""  # noqa: DOC501
+    from pfedsam.core import atomic
+    from pfedsam.core.errors import RunError
+    from pfedsam.core.log import configure
+    from pfedsam.runtime.nvflare.supervisor import Supervisor
+
+    if not (folder / "server").is_dir():
+        raise RunError("this folder holds no coordinator; make one with `pfedsam coordinator init`.")
+    if _running(folder):
+        raise RunError("a coordinator already runs in this folder; stop it with `pfedsam coordinator stop`.")
+    configure("INFO", folder / "coordinator.log")
+    atomic.write_text(folder / _PID, str(os.getpid()))
+    try:
+        Supervisor(folder).run(until_idle=until_idle)
+    finally:
+        (folder / _PID).unlink(missing_ok=True)
+
+
+@app.command("status")
+def status_command(folder: Folder) -> None:
+    """Where every study stands, and which sites are connected."""
+    import json
+
+    from pfedsam.runtime.study_folder import STATUS, StudyFolder
+
+    connected = folder / "connected.json"
+    running = _running(folder)
+    names = json.loads(connected.read_text("utf-8")) if running and connected.exists() else []
+    OUT.print(f"coordinator: {'running' if running else 'stopped'}; connected: {', '.join(names) or 'none'}")
+    table = Table("study", "state", "round", "sites", "reason")
+    for path in sorted((folder / "studies").glob(f"*/{STATUS}")):
+        status = StudyFolder(path.parent).read_status()
+        rounds = f"{status['round']} of {status['rounds']}"
+        table.add_row(path.parent.name, status["state"], rounds, ", ".join(status["sites"]), status["reason"])
+    OUT.print(table)
+
+
+@app.command("stop")
+def stop_command(folder: Folder) -> None:
+    """Stop the coordinator; every committed round stays, and `start` goes on from there."""  # noqa: DOC501
+    from pfedsam.core.errors import RunError
+
+    pid = _running(folder)
+    if not pid:
+        OUT.print("No coordinator runs in this folder.")
+        return
+    os.kill(pid, signal.SIGTERM)
+    limit = time.monotonic() + _STOP_S
+    while time.monotonic() < limit and _running(folder):
+        time.sleep(0.2)
+    if _running(folder):
+        raise RunError(f"the coordinator (process {pid}) did not stop within {_STOP_S:.0f} s.")
+    OUT.print("Stopped.")
+
+
+@app.command("revoke")
+def revoke_command(
+    folder: Folder,
+    site: Annotated[str, typer.Argument(help="Name of the site.")],
+    undo: Annotated[bool, typer.Option("--undo", help="Let the site take part again.")] = False,
+) -> None:
+    """Shut a site out, for a kit that was lost or stolen; a coordinator that runs takes notice within a round."""
+    from pfedsam.runtime.study_folder import read_revoked, write_revoked
+
+    revoked = read_revoked(folder)
+    write_revoked(folder, revoked - {site} if undo else revoked | {site})
+    OUT.print(f"Revoked: {', '.join(sorted(read_revoked(folder))) or 'none'}.")
+
+
+def _running(folder: Path) -> int:
+    """The process of the coordinator that runs in a folder; 0 where none does."""
+    try:
+        pid = int((folder / _PID).read_text("utf-8"))
+        os.kill(pid, 0)
+    except (OSError, ValueError):
+        return 0
+    return pid

@@ -1,0 +1,151 @@
+"""`pfedsam site`: a hospital's own commands. What leaves it is decided, and can be looked up, here."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from pfedsam.cli.console import OUT
+
+if TYPE_CHECKING:
+    from pfedsam.federation.manifest import StudyManifest
+
+app = typer.Typer(help="Take part in a federation: one folder per site, which only you can read.", no_args_is_help=True)
+Folder = Annotated[Path, typer.Argument(help="The site's folder.")]
+
+
+@app.command("init")
+def init_command(
+    folder: Folder,
+    kit: Annotated[Path, typer.Option(help="The startup kit that the coordinator made for this site.")],
+    data: Annotated[Path, typer.Option(help="Folder with images/ and masks/, or a manifest.csv.")],
+    backbone: Annotated[
+        str | None, typer.Option(help="Where the backbone lies here; empty: as the study says.")
+    ] = None,
+    patient_pattern: Annotated[
+        str | None, typer.Option(help="The patient in a case id; empty: as the study says.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of the training process.")] = 1,
+) -> None:
+    """Make the site's folder from its startup kit; the site's own policies are written here, not taken from the kit."""  # noqa: DOC501
+    import yaml
+
+    from pfedsam.core import atomic
+    from pfedsam.core.errors import RunError
+    from pfedsam.runtime.nvflare.provision import install_kit
+    from pfedsam.runtime.nvflare.site_service import WORKSPACE
+    from pfedsam.runtime.site_agent import CONFIG, SiteOptions
+
+    if folder.exists() and any(folder.iterdir()):
+        raise RunError(f"the folder {folder.name!r} is not empty; give a new one.")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
+    content = install_kit(kit, folder / WORKSPACE)
+    options = SiteOptions(
+        name=content["client"]["fqsn"],
+        data=data.resolve(),
+        backbone=backbone,
+        patient_pattern=patient_pattern,
+        threads=threads,
+    )
+    atomic.write_text(folder / CONFIG, yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False))
+    OUT.print(f"Site {options.name} is in {folder}. Next: `pfedsam site approve`, `check`, `start`.", soft_wrap=True)
+
+
+@app.command("approve")
+def approve_command(
+    folder: Folder,
+    manifest: Annotated[
+        Path | None, typer.Argument(help="The study's manifest.json; without it, what a coordinator offered is shown.")
+    ] = None,
+    study: Annotated[str | None, typer.Option(help="Approve the offered study with this id.")] = None,
+    withdraw: Annotated[str | None, typer.Option(help="Leave the study with this id; your state stays here.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Read what a study would do and what would leave, and let this site take part in it."""  # noqa: DOC501
+    from pfedsam.core.errors import RunError
+    from pfedsam.federation.manifest import read_manifest
+    from pfedsam.federation.site_policy import SitePolicy
+
+    policy = SitePolicy(folder)
+    if withdraw:
+        OUT.print("Left." if policy.withdraw(withdraw) else "That study was not approved here.")
+        return
+    offered = {one.study: one for one in policy.manifests("pending")}
+    if manifest is None and study is None:
+        for one in offered.values():
+            _show(one)
+        OUT.print(f"{len(offered)} offered study(s). Approve one by its manifest or by --study.")
+        return
+    if manifest is None and study not in offered:
+        raise RunError(f"no study {study} was offered to this site; it was offered {', '.join(offered) or 'none'}.")
+    chosen = read_manifest(manifest) if manifest else offered[str(study)]
+    _show(chosen)
+    if yes or typer.confirm("Let this site take part?"):
+        policy.approve(chosen)
+        OUT.print(f"Approved study {chosen.study}.")
+
+
+@app.command("check")
+def check_command(folder: Folder) -> None:
+    """Look at everything that a start needs, and name what is wrong."""  # noqa: DOC501
+    from pfedsam.core.errors import RunError
+    from pfedsam.runtime.nvflare.preflight import check_site_ready
+
+    table = Table("what", "", "found")
+    findings = check_site_ready(folder)
+    for finding in findings:
+        table.add_row(finding.what, "ok" if finding.ok else "WRONG", finding.text)
+    OUT.print(table)
+    wrong = [finding.what for finding in findings if not finding.ok]
+    if wrong:
+        raise RunError(f"not ready: {', '.join(wrong)}. Mend what the table says and check again.")
+
+
+@app.command("start")
+def start_command(folder: Folder) -> None:
+    """Work for the coordinator in the foreground, until SIGTERM or Ctrl-C; safe to stop and start at any moment."""
+    from pfedsam.core.log import configure
+    from pfedsam.runtime.nvflare.site_service import run_site
+
+    configure("INFO", folder / "site.log")
+    run_site(folder)
+
+
+@app.command("ledger")
+def ledger_command(
+    folder: Folder, study: Annotated[str | None, typer.Option(help="Only this study's messages.")] = None
+) -> None:
+    """Every message that left this site or was held back; fails when a line was changed, removed or put in."""
+    from pfedsam.federation.ledger import Ledger
+
+    lines = Ledger(folder / "ledger.jsonl").read()
+    for line in lines:
+        if study in (None, line["study"]):
+            parts = ", ".join(f"{part} {size}" for part, size in line["by_component"].items())
+            what = "; ".join(text for text in (parts, f"{len(line['numbers'])} number(s)", line["note"]) if text)
+            kind = "left" if line["sent"] else "HELD BACK"
+            head = f"{line['time'][:19]}  {line['study'][:8]}  round {line['round']:<3} {line['task']:<8}  {kind}"
+            OUT.print(
+                f"{head}  {line['bytes']:>8} bytes  {line['sha256'][:12]}  {what}", soft_wrap=True, highlight=False
+            )
+    total = sum(line["bytes"] for line in lines if line["sent"])
+    OUT.print(f"{len(lines)} line(s), verified; {total} bytes left this site in all.")
+
+
+def _show(manifest: "StudyManifest") -> None:
+    """What an operator has to know before they agree."""
+    table = Table(f"study {manifest.study}", manifest.name)
+    table.add_row("method, rounds", f"{manifest.method}, {manifest.rounds}")
+    table.add_row("backbone", f"{Path(manifest.configuration['model']['backbone']).name} {manifest.backbone[:16]}")
+    parts = manifest.component_bytes()
+    table.add_row(
+        "leaves in a round", f"{sum(parts.values())} bytes: " + ", ".join(f"{p} {n}" for p, n in parts.items())
+    )
+    table.add_row("tensors", f"{len(manifest.tensors)}; the manifest lists each")
+    for task, names in manifest.numbers.items():
+        table.add_row(
+            f"numbers, {task}", ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        )
+    OUT.print(table)

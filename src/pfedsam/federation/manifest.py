@@ -1,0 +1,152 @@
+"""The study's manifest: what a federation over several machines will do, and all that may leave a site in it.
+
+The coordinator writes it, each site's operator approves it, and from then on both hold to it: a site refuses a study whose
+manifest differs in anything from the approved one, and lets nothing out that it does not list.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from pydantic import Field, ValidationError
+
+from pfedsam.core import atomic
+from pfedsam.core.errors import RunError
+from pfedsam.core.options import Options
+from pfedsam.core.tensors import NamedTensors
+from pfedsam.federation.codec import Codec, CommunicationOptions
+from pfedsam.federation.update import TensorSpec, UpdateSpec
+
+Task = Literal["join", "train", "validate", "align", "test"]
+"""What a coordinator can ask of a site."""
+
+MAX_MANIFEST_BYTES: Final = 4 * 2**20
+_DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class SharedTensor(Options):
+    """The form of one shared tensor."""
+
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "float16", "bfloat16"]
+
+
+class StudyManifest(Options):
+    """A study, as coordinator and sites agree on it before anything is sent."""
+
+    version: Literal[1] = 1
+    study: str = Field(pattern=r"^[0-9a-f]{16}$", description="Identity: of configuration and backbone.")
+    name: str = Field(description="Shown to people.")
+    method: str = Field(description="Name of the federated method.")
+    rounds: int = Field(ge=1, description="Rounds of the whole study.")
+    configuration: dict[str, Any] = Field(description="The run's options without the sites' folders.")
+    backbone: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the frozen weights.")
+    tensors: dict[str, SharedTensor] = Field(description="All that is shared.")
+    components: dict[str, tuple[str, ...]] = Field(description="The shared tensors by part of the model.")
+    communication: CommunicationOptions = Field(
+        default=CommunicationOptions(), description="How the values of an update are written."
+    )
+    max_change: float = Field(gt=0, description="Largest L2 norm by which one round may change the shared tensors.")
+    numbers: dict[Task, tuple[str, ...]] = Field(description="The scalars that the reply to each task may hold.")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) over everything in the manifest."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def spec(self) -> UpdateSpec:
+        """The shared tensors as every update must hold them."""
+        specs = {n: TensorSpec(tuple(t.shape), _DTYPES[t.dtype]) for n, t in sorted(self.tensors.items())}
+        return UpdateSpec(specs, Codec(self.communication.codec, self.communication.block))
+
+    def component_bytes(self) -> dict[str, int]:
+        """Bytes of the shared values in an update, by part of the model."""
+        sizes = self.spec.sizes
+        return {part: sum(sizes[name] for name in names) for part, names in self.components.items()}
+
+    def differences(self, other: "StudyManifest") -> list[str]:
+        """The fields in which two manifests differ, configuration keys by their path."""
+        return _differences(self.model_dump(mode="json"), other.model_dump(mode="json"))
+
+
+def shared_tensors(values: NamedTensors) -> dict[str, SharedTensor]:
+    """The manifest's entries for these shared tensors.
+
+    Raises:
+        RunError: one has a type that cannot be averaged.
+    """
+    names = {dtype: name for name, dtype in _DTYPES.items()}
+    for name, tensor in values.items():
+        if tensor.dtype not in names:
+            raise RunError(f"shared tensor {name} has type {tensor.dtype}; allowed are {', '.join(_DTYPES)}.")
+    return {
+        n: SharedTensor(shape=tuple(t.shape), dtype=names[t.dtype])  # type: ignore[arg-type]
+        for n, t in sorted(values.items())
+    }
+
+
+def largest_change(values: NamedTensors, learning_rate: float, steps: int) -> float:
+    """How far AdamW can move these tensors in so many steps, with room to spare: 4 eta S sqrt(N).
+
+    One step moves a parameter by at most (1 - beta1) / sqrt(1 - beta2) = 3.2 learning rates (Kingma and Ba, 2015,
+    section 2.1); decay adds less than the rest up to 4. An honest round stays far below it; weights scaled up do not.
+    """
+    count = sum(tensor.numel() for tensor in values.values())
+    return 4.0 * learning_rate * steps * math.sqrt(max(1, count))
+
+
+def change_norm(before: NamedTensors, after: NamedTensors) -> float:
+    """The L2 norm of the difference of two sets of equal names and shapes, summed in float64."""
+    squares = (float((after[n].double() - before[n].double()).square().sum()) for n in sorted(before))
+    return math.sqrt(sum(squares))
+
+
+def write_manifest(path: Path, manifest: StudyManifest) -> None:
+    """Write a manifest to a file, as a whole.
+
+    Raises:
+        StoreError: it could not be written.
+    """
+    atomic.write_text(path, manifest.model_dump_json(indent=2) + "\n")
+
+
+def read_manifest(path: Path) -> StudyManifest:
+    """The manifest in a file.
+
+    Raises:
+        RunError: there is none, or it is not one.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path.name} cannot be read: {error.strerror}. Give the study's manifest.json.") from error
+    return parse_manifest(data)
+
+
+def parse_manifest(data: bytes) -> StudyManifest:
+    """The manifest in a message or a file; nothing in it is trusted.
+
+    Raises:
+        RunError: it is too long or malformed.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise RunError(f"a manifest of {len(data)} bytes is refused; allowed are {MAX_MANIFEST_BYTES}.")
+    try:
+        manifest = StudyManifest.model_validate_json(data)
+    except (ValidationError, RecursionError) as error:
+        raise RunError("this is not a study's manifest, or one of another version of pFedSAM.") from error
+    named = [name for names in manifest.components.values() for name in names]
+    if sorted(named) != sorted(manifest.tensors):
+        raise RunError("the manifest's components do not add up to its shared tensors.")
+    return manifest
+
+
+def _differences(one: object, other: object, path: str = "") -> list[str]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = sorted(one.keys() | other.keys())
+        return [d for k in keys for d in _differences(one.get(k), other.get(k), f"{path}.{k}" if path else str(k))]
+    return [] if one == other else [path]

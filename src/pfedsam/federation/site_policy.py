@@ -1,0 +1,290 @@
+"""What a site's operator has approved, and the gate that holds every outgoing message to it.
+
+Everything here lies in the site's own folder and is decided there: `approved/` holds the manifests that the operator has
+read and accepted, `pending/` what a coordinator offered and nobody approved yet, `studies/<id>/` what the site keeps.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from torch import Tensor
+
+from pfedsam.core import tensors
+from pfedsam.core.errors import PfedsamError, RunError, StoreError, UpdateError
+from pfedsam.core.tensors import NamedTensors
+from pfedsam.federation.ledger import Ledger
+from pfedsam.federation.manifest import StudyManifest, change_norm, parse_manifest, read_manifest, write_manifest
+from pfedsam.federation.messages import Reply, Request, reply_from_wire, reply_to_wire
+from pfedsam.federation.update import check, decode
+
+MAX_PENDING: Final = 20
+"""Offers that are kept unread; a coordinator must not be able to fill a site's disk."""
+_RECEIVED: Final = "received.safetensors"
+
+
+class RefusedError(RunError):
+    """The site does not do what it was asked; `word` is the key of `messages.REFUSALS` that the coordinator is told."""
+
+    def __init__(self, word: str, message: str) -> None:
+        super().__init__(message)
+        self.word = word
+
+
+class SitePolicy:
+    """The approvals in a site's folder, and the checks on what comes in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def study_folder(self, study: str) -> Path:
+        """Where the site keeps a study; made if it is not there."""
+        path = self.folder / "studies" / study
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return path
+
+    def approve(self, manifest: StudyManifest) -> None:
+        """Let the site take part in a study, exactly as its manifest says."""
+        self._write("approved", manifest)
+        (self.folder / "pending" / f"{manifest.study}.json").unlink(missing_ok=True)
+
+    def withdraw(self, study: str) -> bool:
+        """Take the approval back; True where there was one. What the site has learnt stays in its folder."""
+        path = self.folder / "approved" / f"{study}.json"
+        if not path.exists():
+            return False
+        path.rename(path.with_suffix(".withdrawn"))
+        return True
+
+    def approved(self, study: str) -> StudyManifest | None:
+        """The approved manifest of a study."""
+        path = self.folder / "approved" / f"{study}.json"
+        return read_manifest(path) if path.exists() else None
+
+    def manifests(self, kind: str = "approved") -> list[StudyManifest]:
+        """The manifests that are `approved` or `pending`."""
+        return [read_manifest(path) for path in sorted((self.folder / kind).glob("*.json"))]
+
+    def admit(self, request: Request) -> StudyManifest:
+        """The approved manifest that a request is made under.
+
+        Raises:
+            RefusedError: the study is not approved, or the request is not of the manifest that was.
+        """
+        known = {m.study: m for m in self.manifests()}
+        manifest = known.get(request.study)
+        if manifest is None:
+            left = (
+                (self.folder / "approved" / f"{request.study}.withdrawn").exists() if request.study.isalnum() else False
+            )
+            self._keep_offer(request)
+            raise RefusedError("left" if left else "not-approved", self._how_to_approve(request))
+        if request.digest != manifest.digest:
+            raise RefusedError(_what_differs(manifest, request), self._differences(manifest, request))
+        return manifest
+
+    def accept_broadcast(self, manifest: StudyManifest, request: Request, initial: NamedTensors) -> dict[str, Tensor]:
+        """The shared parameters of a request, once they are found to be what this round may bring.
+
+        Args:
+            manifest: of the study.
+            request: the one that came in.
+            initial: the shared parameters that the study starts from, as the site itself builds them.
+
+        Raises:
+            RefusedError: names, shapes, types or values are not as agreed, or moved further than training can move them.
+        """
+        spec, path = manifest.spec, self.study_folder(manifest.study) / _RECEIVED
+        if not spec.tensors:
+            return {}
+        try:
+            shared, _ = tensors.from_bytes(request.shared, max_bytes=2 * spec.max_bytes + 1024 * len(spec.tensors))
+        except StoreError as error:
+            raise RefusedError("bad-broadcast", f"the shared parameters cannot be read: {error}") from error
+        problem = _form_problem(shared, manifest)
+        if problem:
+            raise RefusedError("bad-broadcast", problem)
+        before, since = self._received(path, initial)
+        allowed = manifest.max_change * (abs(request.round - since) + 1)
+        moved = change_norm(before, shared)
+        if not moved <= allowed:
+            raise RefusedError(
+                "bad-broadcast",
+                f"the shared parameters of round {request.round} are {moved:.3g} away from those of round {since}; training "
+                f"moves them by at most {allowed:.3g}. Someone may be trying to read training data out of gradients: ask "
+                "the coordinator before you go on.",
+            )
+        tensors.save(path, shared, {"round": str(request.round)})
+        return dict(shared)
+
+    def received(self, study: str) -> NamedTensors:
+        """The shared parameters that were accepted last."""
+        path = self.study_folder(study) / _RECEIVED
+        return tensors.load(path)[0] if path.exists() else {}
+
+    def _received(self, path: Path, initial: NamedTensors) -> tuple[NamedTensors, int]:
+        if not path.exists():
+            return initial, 0
+        values, metadata = tensors.load(path)
+        return values, int(metadata["round"])
+
+    def _write(self, kind: str, manifest: StudyManifest) -> None:
+        folder = self.folder / kind
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_manifest(folder / f"{manifest.study}.json", manifest)
+
+    def _keep_offer(self, request: Request) -> None:
+        if not request.manifest or len(list((self.folder / "pending").glob("*.json"))) >= MAX_PENDING:
+            return
+        try:
+            self._write("pending", parse_manifest(request.manifest))
+        except RunError:
+            return  # an offer that is no manifest is not worth keeping
+
+    def _how_to_approve(self, request: Request) -> str:
+        return (
+            "the coordinator asks for a study that is not approved here. Read it and, if you agree, approve it: "
+            "`pfedsam site approve`."
+        )
+
+    def _differences(self, manifest: StudyManifest, request: Request) -> str:
+        what = "its digest"
+        if request.manifest:
+            offered = parse_manifest(request.manifest)
+            what = ", ".join(manifest.differences(offered)[:8]) or what
+        return f"the coordinator's study is not the one that was approved here; different: {what}."
+
+
+class Gate:
+    """The one way out of a site: what the approved manifest does not list stays inside, and every message is in the ledger."""
+
+    def __init__(self, folder: Path, site: str) -> None:
+        """The gate of the site called `site`, whose folder is `folder`."""
+        self.site, self.policy, self.ledger = site, SitePolicy(folder), Ledger(folder / "ledger.jsonl")
+
+    def release(self, wire: Mapping[str, object]) -> dict[str, bytes]:
+        """What may leave of a message: all of it, or a word of refusal instead; written to the ledger before.
+
+        Raises:
+            StoreError: the ledger cannot be written; then nothing may be sent.
+        """
+        try:
+            reply = reply_from_wire(wire)
+            manifest = None if reply.refused else self.policy.approved(reply.study)
+            checked = self._check(reply, manifest)
+        except PfedsamError as error:
+            task, study, round_ = _described(wire)
+            held = reply_to_wire(Reply(task, study, round_, refused="withheld"))  # type: ignore[arg-type]
+            self._write(held, Reply(task, study, round_), None, sent=False, note=str(error), original=wire)  # type: ignore[arg-type]
+            return held
+        out = reply_to_wire(checked)
+        self._write(out, checked, manifest, sent=True, note=checked.refused or "")
+        return out
+
+    def _check(self, reply: Reply, manifest: StudyManifest | None) -> Reply:
+        """The reply, if the manifest allows each part of it.
+
+        Raises:
+            UpdateError: it does not.
+        """
+        if reply.refused:
+            if reply.update or reply.numbers:
+                raise UpdateError("a refusal carries something besides its word.")
+            return reply
+        if manifest is None:
+            raise UpdateError("the study is not approved at this site.")
+        extra = set(reply.numbers) - set(manifest.numbers.get(reply.task, ()))
+        if extra:
+            raise UpdateError(
+                f"the reply holds {len(extra)} number(s) that the manifest does not list for {reply.task}."
+            )
+        if bool(reply.update) != (reply.task == "train" and bool(manifest.tensors)):
+            raise UpdateError(f"a reply to {reply.task} must {'not ' if reply.update else ''}hold an update.")
+        if reply.update:
+            self._check_update(reply, manifest)
+        return reply
+
+    def _check_update(self, reply: Reply, manifest: StudyManifest) -> None:
+        spec = manifest.spec
+        received = self.policy.received(manifest.study)
+        if set(received) != set(spec.tensors):
+            raise UpdateError("an update without shared parameters that it was trained from.")
+        update = decode(reply.update, spec, received)
+        check(update, spec, round=reply.round, registered={self.site: update.cases})
+        moved = change_norm(received, update.tensors)
+        if not moved <= manifest.max_change:
+            raise UpdateError(
+                f"the update moved the shared parameters by {moved:.3g}; allowed are {manifest.max_change:.3g}."
+            )
+
+    def _write(
+        self,
+        out: Mapping[str, bytes],
+        reply: Reply,
+        manifest: StudyManifest | None,
+        *,
+        sent: bool,
+        note: str,
+        original: Mapping[str, object] | None = None,
+    ) -> None:
+        content = out if original is None else {k: v for k, v in original.items() if isinstance(v, bytes)}
+        carries = manifest is not None and bool(reply.update)
+        self.ledger.append(
+            study=reply.study,
+            task=reply.task,
+            round=reply.round,
+            sent=sent,
+            sha256=message_hash(content),
+            total_bytes=sum(len(value) for value in content.values()),
+            by_component=manifest.component_bytes() if manifest and carries else {},
+            names=sorted(manifest.tensors) if manifest and carries else (),
+            numbers=sorted(reply.numbers),
+            note=note,
+        )
+
+
+def message_hash(wire: Mapping[str, bytes]) -> str:
+    """SHA-256 (hex) over the parts of a message, in the order of their names."""
+    return hashlib.sha256(b"".join(wire[name] for name in sorted(wire))).hexdigest()
+
+
+def _form_problem(shared: NamedTensors, manifest: StudyManifest) -> str | None:
+    """What is wrong with the form of shared parameters that came in; None where nothing is."""
+    spec = manifest.spec.tensors
+    if set(shared) != set(spec):
+        missing, extra = sorted(set(spec) - set(shared)), len(set(shared) - set(spec))
+        return f"the coordinator sent {extra} tensor(s) that the study does not share and left out {missing[:3]}."
+    for name, expected in spec.items():
+        tensor = shared[name]
+        if tuple(tensor.shape) != expected.shape or tensor.dtype != expected.dtype:
+            return f"the coordinator sent {name} in another form than {expected}."
+        if not bool(tensor.isfinite().all()):
+            return f"the coordinator sent {name} with values that are not finite."
+    return None
+
+
+def _what_differs(approved: StudyManifest, request: Request) -> str:
+    """The word for how the request's manifest differs from the approved one.
+
+    Raises:
+        RefusedError: it is not a manifest.
+    """
+    if not request.manifest:
+        return "other-configuration"
+    try:
+        fields = {path.split(".")[0] for path in approved.differences(parse_manifest(request.manifest))}
+    except RunError as error:
+        raise RefusedError("bad-request", str(error)) from error
+    if "backbone" in fields:
+        return "other-backbone"
+    return "other-tensors" if "tensors" in fields else "other-configuration"
+
+
+def _described(wire: Mapping[str, object]) -> tuple[str, str, int]:
+    """Task, study and round of a message that is held back; placeholders where even they cannot be read."""
+    try:
+        head = reply_from_wire({"head": wire.get("head"), "update": b""})
+    except UpdateError:
+        return "join", "", 0
+    return head.task, head.study, head.round

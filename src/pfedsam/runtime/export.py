@@ -1,0 +1,20 @@
+"""What a run gives to other tools."""
+
+from pathlib import Path
+
+from pfedsam.core.tensors import NamedTensors
+from pfedsam.experiment.build import BuiltModel, build_method
+from pfedsam.experiment.options import RunOptions
+from pfedsam.model.lora import save_adapter
+
+
+def export_adapter(folder: Path, options: RunOptions, built: BuiltModel, shared: NamedTensors) -> None:
+    """The shared LoRA in peft's format into `folder`; nothing where a part of LoRA stays at the sites."""
+    components = built.model.components()
+    names = components.get("lora_a", ()) + components.get("lora_b", ())
+    lora = build_method(options).adapt(options.model).lora
+    if lora is None or not any(name in shared for name in names) or set(names) & set(built.partition.local):
+        return
+    # A method that freezes A shares B alone: the adapter needs both.
+    values = {n: shared[n] if n in shared else built.model.get_parameter(n).detach() for n in names}
+    save_adapter(folder, lora, {name.removeprefix("sam."): value for name, value in values.items()})

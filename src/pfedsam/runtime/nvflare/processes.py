@@ -1,0 +1,120 @@
+"""Starting and ending NVFlare's processes, so that none outlives the command that started it."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import psutil
+
+_PR_SET_PDEATHSIG: Final = 1
+_RESTARTS: Final = 5
+_WINDOW_S: Final = 300.0
+GRACE_S: Final = 3.0
+"""Seconds that a process has to end by itself."""
+
+
+class StopFlag:
+    """Set by SIGTERM and SIGINT."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def install(self) -> None:
+        """Let the two signals set the flag; a second one changes nothing."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._set)
+
+    def _set(self, number: int, frame: FrameType | None) -> None:
+        self.is_set = True
+
+
+class Engine:
+    """One NVFlare parent process with all that it starts; restarted when it dies, but not without end."""
+
+    def __init__(
+        self, module: str, workspace: Path, config: str, settings: Sequence[str], env: Mapping[str, str]
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            module: of NVFlare, run by this Python.
+            workspace: holds `startup/` and `local/`.
+            config: name of the file in `startup/`.
+            settings: NVFlare's `--set`.
+            env: added to this process's environment.
+        """
+        self._command = [sys.executable, "-u", "-m", module, "-m", str(workspace), "-s", config, "--set", *settings]
+        self._workspace, self._env = workspace, {**os.environ, **env}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._starts: list[float] = []
+
+    def start(self) -> None:
+        """Start it, its output going to `engine.log` in the workspace."""
+        self._starts.append(time.monotonic())
+        descriptor = os.open(self._workspace / "engine.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._env,
+                cwd=self._workspace,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def keep_alive(self) -> bool:
+        """Start it again if it died; False when it died too often."""
+        if self.alive:
+            return True
+        recent = [start for start in self._starts if time.monotonic() - start < _WINDOW_S]
+        if len(recent) >= _RESTARTS:
+            return False
+        self.end()
+        self.start()
+        return True
+
+    def end(self) -> None:
+        """End it and every process in its session, within `GRACE_S` and a second."""
+        if self._process is None:
+            return
+        everyone = _family(self._process.pid)  # its jobs' processes are in sessions of their own
+        for process in everyone:
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=GRACE_S)
+        for process in everyone:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=GRACE_S)
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """A process and all that it started, directly or not."""
+    try:
+        parent = psutil.Process(pid)
+        return [*parent.children(recursive=True), parent]
+    except psutil.Error:
+        return []
+
+
+def _die_with_parent() -> None:
+    """In the child: be killed when the parent is, however that ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,206 @@
+"""Keys, certificates and startup kits by NVFlare's provisioner, and the policies that a site puts into its own kit.
+
+The coordinator makes one kit per site: its key, its certificate, the root certificate and the coordinator's address. What a
+job may do at the site is not the kit's to say: `install_kit` writes that at the site, from the site's own package.
+"""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from nvflare.lighter.prov_utils import prepare_builders
+from nvflare.lighter.provision import prepare_project
+from nvflare.lighter.provisioner import Provisioner
+
+from pfedsam.core import atomic
+from pfedsam.core.errors import RunError
+from pfedsam.runtime.nvflare.jobs import GATE
+
+ADMIN: Final = "coordinator@pfedsam.local"
+_BUILDERS: Final = "nvflare.lighter.impl"
+_MAX_KIT_BYTES: Final = 4 * 2**20
+_MAX_KIT_FILES: Final = 200
+_ORG_ADMIN_RIGHTS: Final = (
+    "submit_job",
+    "clone_job",
+    "manage_job",
+    "download_job",
+    "view",
+    "operate",
+    "shell_commands",
+)
+
+
+def provision(
+    folder: Path, project: str, address: str, port: int, sites: Sequence[str], *, valid_days: int = 360
+) -> None:
+    """Make keys and kits in `folder`: `server/`, `admin/` and `kits/<site>.zip`; made again, it adds the sites that are new.
+
+    Args:
+        folder: of the coordinator.
+        project: the project's name, also NVFlare's.
+        address: the host name under which sites reach this machine; it stands in the certificate.
+        port: that sites connect to; the one above it serves the coordinator's own control connection.
+        sites: names.
+        valid_days: of the root certificate, when it is made.
+
+    Raises:
+        RunError: NVFlare could not make them.
+    """
+    description = _project(project, address, port, sites, valid_days)
+    work = folder / "provision"
+    work.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with contextlib.redirect_stdout(io.StringIO()):
+        context = Provisioner(str(work), prepare_builders(description)).provision(prepare_project(description))
+    if context.get("build_error"):
+        raise RunError("NVFlare could not make the startup kits; see the messages above.")
+    made = Path(context.get_result_location())
+    for name, target in ((address, "server"), (ADMIN, "admin")):
+        if not (folder / target).exists():
+            shutil.copytree(made / name, folder / target)
+    (folder / "kits").mkdir(exist_ok=True, mode=0o700)
+    for site in sites:
+        kit = folder / "kits" / f"{site}.zip"
+        if not kit.exists():
+            _pack(made / site, kit)
+    shutil.rmtree(made)  # the sites' keys stand in their kits alone
+    _make_private(folder)
+
+
+def install_kit(kit: Path, workspace: Path) -> dict[str, Any]:
+    """Unpack a kit into a site's NVFlare workspace, put the site's own policies in it, and return its `fed_client.json`.
+
+    Raises:
+        RunError: it is not a site's kit, or holds a path that leads out of it.
+    """
+    try:
+        with zipfile.ZipFile(kit) as archive:
+            entries = archive.infolist()
+            if len(entries) > _MAX_KIT_FILES or sum(entry.file_size for entry in entries) > _MAX_KIT_BYTES:
+                raise RunError(f"{kit.name} is larger than a startup kit can be.")
+            for entry in entries:
+                _check_entry(kit, entry)
+            archive.extractall(workspace)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise RunError(f"{kit.name} cannot be unpacked: {error}. Ask the coordinator for the kit again.") from error
+    config = workspace / "startup" / "fed_client.json"
+    if not config.is_file():
+        raise RunError(f"{kit.name} is not a site's startup kit: it has no startup/fed_client.json.")
+    shutil.rmtree(workspace / "local", ignore_errors=True)  # what a kit says about the site's policies does not count
+    (workspace / "local").mkdir(mode=0o700)
+    write_site_policy(workspace)
+    _make_private(workspace)
+    return dict(json.loads(config.read_text("utf-8")))
+
+
+def write_site_policy(workspace: Path) -> None:
+    """The site's own rules for NVFlare: no code from outside, no shell, no logs to others, and our gate on every result."""
+    local = workspace / "local"
+    manager = "nvflare.app_common.resource_managers.passthrough_resource_manager.PassthroughResourceManager"
+    launcher = "nvflare.app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher"
+    atomic.write_json(
+        local / "resources.json",
+        {
+            "format_version": 2,
+            "class_list_enforcement_mode": "enforce",
+            "class_allow_list": ["pfedsam.runtime.nvflare.site_side."],
+            "allow_log_streaming": False,
+            "client": {"retry_timeout": 30, "compression": "Gzip"},
+            "components": [
+                {"id": "resource_manager", "path": manager, "args": {}},
+                {"id": "process_launcher", "path": launcher, "args": {}},
+            ],
+        },
+    )
+    plain = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    rotating = {"class": "logging.handlers.RotatingFileHandler", "maxBytes": 20 * 2**20, "backupCount": 5}
+    file = {**rotating, "filename": "log.txt", "mode": "a", "level": "INFO", "formatter": "plain"}
+    atomic.write_json(
+        local / "log_config.json",
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"plain": {"format": plain}},
+            "handlers": {"logFileHandler": file},
+            "loggers": {"root": {"level": "INFO", "handlers": ["logFileHandler"]}},
+        },
+    )
+    gate = {"path": GATE, "args": {}}
+    atomic.write_json(
+        local / "privacy.json",
+        {
+            "scopes": [{"name": "pfedsam", "properties": {}, "task_result_filters": [gate], "task_data_filters": []}],
+            "default_scope": "pfedsam",
+        },
+    )
+    nothing = dict.fromkeys((*_ORG_ADMIN_RIGHTS, "byoc", "server-predeployed-flwr"), "none")
+    run_jobs = {**nothing, "submit_job": "any", "manage_job": "any", "view": "any", "operate": "any"}
+    roles = {"project_admin": run_jobs, "org_admin": nothing, "lead": nothing, "member": nothing}
+    atomic.write_json(local / "authorization.json", {"format_version": "1.0", "permissions": roles})
+
+
+def _project(project: str, address: str, port: int, sites: Sequence[str], valid_days: int) -> dict[str, Any]:
+    participants: list[dict[str, Any]] = [
+        {"name": address, "type": "server", "org": "coordinator", "fed_learn_port": port, "admin_port": port + 1},
+        {"name": ADMIN, "type": "admin", "org": "coordinator", "role": "project_admin"},
+    ]
+    participants += [{"name": site, "type": "client", "org": "site"} for site in sites]
+    return {
+        "api_version": 3,
+        "name": project,
+        "description": "pFedSAM",
+        "participants": participants,
+        "gen_scripts": False,
+        "builders": [
+            {"path": f"{_BUILDERS}.workspace.WorkspaceBuilder", "args": {"template_file": ["master_template.yml"]}},
+            {
+                "path": f"{_BUILDERS}.static_file.StaticFileBuilder",
+                "args": {"config_folder": "config", "scheme": "grpc"},
+            },
+            {"path": f"{_BUILDERS}.cert.CertBuilder", "args": {"root_valid_days": valid_days}},
+            {"path": f"{_BUILDERS}.signature.SignatureBuilder"},
+        ],
+    }
+
+
+def write_server_policy(server: Path) -> None:
+    """The coordinator's own rules: only our classes, and every store inside its folder (an absolute path)."""
+    storage = "nvflare.app_common.storages.filesystem_storage.FilesystemStorage"
+    local = server / "local"
+    resources = json.loads((local / "resources.json.default").read_text("utf-8"))
+    resources["class_allow_list"] = ["pfedsam.runtime.nvflare."]
+    resources["servers"][0] |= {"heart_beat_timeout": 30, "admin_timeout": 10.0}
+    snapshots = resources["snapshot_persistor"]["args"]["storage"]
+    snapshots |= {"path": storage, "args": {"root_dir": str(server / "snapshots"), "uri_root": "/"}}
+    for component in resources["components"]:
+        if component["id"] == "job_manager":
+            component["args"]["uri_root"] = str(server / "jobs")
+    resources["components"] = [c for c in resources["components"] if c["id"] != "log_receiver"]
+    atomic.write_json(local / "resources.json", resources)
+
+
+def _pack(folder: Path, kit: Path) -> None:
+    descriptor = os.open(kit, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted((folder / "startup").rglob("*")):
+            if path.is_file():
+                archive.write(path, path.relative_to(folder).as_posix())
+
+
+def _check_entry(kit: Path, entry: zipfile.ZipInfo) -> None:
+    parts = Path(entry.filename).parts
+    link = (entry.external_attr >> 16) & 0o170000 == 0o120000
+    if not parts or Path(entry.filename).is_absolute() or ".." in parts or parts[0] != "startup" or link:
+        raise RunError(f"{kit.name} holds an entry that does not belong in a startup kit; it is refused.")
+
+
+def _make_private(folder: Path) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        if not path.is_symlink():
+            path.chmod(0o700 if path.is_dir() else 0o600)

@@ -1,0 +1,224 @@
+"""A site that works for a coordinator elsewhere: it answers requests, one after the other, and never says more than agreed.
+
+Knows nothing of networks: a runtime hands it requests and takes its replies through the site's gate (`federation.site_policy`).
+Whatever goes wrong here becomes one word in the reply; what it was in full stands in the site's own log.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import Field, ValidationError
+
+from pfedsam.core import tensors
+from pfedsam.core.errors import DataError, OptionError, PfedsamError, StoreError
+from pfedsam.core.log import get_logger
+from pfedsam.core.options import Options
+from pfedsam.core.tensors import NamedTensors
+from pfedsam.data.check import check_site
+from pfedsam.data.manifest import Site
+from pfedsam.data.split import read_split, write_split
+from pfedsam.evaluation.summary import summarize_site
+from pfedsam.experiment.build import BuiltModel, build_labels, build_method, build_model, build_sites
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.manifest import StudyManifest, shared_tensors
+from pfedsam.federation.messages import Reply, Request
+from pfedsam.federation.site_policy import RefusedError, SitePolicy
+from pfedsam.model.numerics import configure_numerics
+from pfedsam.runtime.numbers import from_report, from_summaries
+from pfedsam.runtime.site_session import SiteScorer, SiteSession
+from pfedsam.runtime.worker import models_of
+
+CONFIG = "site.yaml"
+_LOG = get_logger(__name__)
+
+
+class SiteOptions(Options):
+    """`site.yaml`: what a hospital says about itself; it never leaves the site."""
+
+    name: str = Field(min_length=1, description="As the coordinator calls the site.")
+    data: Path = Field(description="Folder with images/ and masks/, or a manifest.csv.")
+    backbone: str | None = Field(
+        default=None,
+        description="Where the backbone lies here; its hash must be the study's. Empty: as the study says.",
+    )
+    patient_pattern: str | None = Field(
+        default=None, description="The patient in a case id here. Empty: as the study says."
+    )
+    threads: int = Field(default=1, ge=1, description="Threads of the training process.")
+    min_free_mb: int = Field(default=500, ge=0, description="Least free space on the site's disk, in MB.")
+
+
+def read_site_options(folder: Path) -> SiteOptions:
+    """The options in a site's folder.
+
+    Raises:
+        OptionError: there are none, or they are wrong.
+    """
+    path = folder / CONFIG
+    try:
+        return SiteOptions.model_validate(yaml.safe_load(path.read_text("utf-8")))
+    except OSError as error:
+        raise OptionError(
+            f"{CONFIG} cannot be read: {error.strerror}. Make the site with `pfedsam site init`."
+        ) from error
+    except (yaml.YAMLError, ValidationError) as error:
+        raise OptionError(f"{CONFIG} is wrong: {error}") from error
+
+
+def study_options(manifest: StudyManifest, site: SiteOptions) -> RunOptions:
+    """The study's options as they hold at one site.
+
+    Raises:
+        OptionError: the study's configuration is not one that this version knows.
+    """
+    content: dict[str, Any] = {key: dict(v) if isinstance(v, dict) else v for key, v in manifest.configuration.items()}
+    content["data"]["sites"] = {site.name: str(site.data)}
+    content["runtime"] = {"threads": site.threads}
+    if site.backbone:
+        content["model"]["backbone"] = site.backbone
+    if site.patient_pattern:
+        content["data"]["patient_pattern"] = site.patient_pattern
+    try:
+        return RunOptions.model_validate(content)
+    except ValidationError as error:
+        raise OptionError(
+            f"the study's configuration is not one that this version of pFedSAM knows: {error}"
+        ) from error
+
+
+@dataclass
+class _OpenStudy:
+    """A study with its model in memory."""
+
+    manifest: StudyManifest
+    options: RunOptions
+    built: BuiltModel
+    site: Site
+    session: SiteSession
+
+    @property
+    def local(self) -> NamedTensors:
+        """The site's own parameters as it last committed them."""
+        state = self.session.store.load()
+        return state.local if state else self.built.start("local")
+
+
+class SiteAgent:
+    """The site in `folder`; SAM is loaded once, with the first request of a study."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.policy = folder, SitePolicy(folder)
+        self.options = read_site_options(folder)
+        self._open: _OpenStudy | None = None
+
+    def handle(self, request: Request) -> Reply:
+        """The answer to a request; a failure is answered by one word and told in full in the site's own log."""
+        word = "failed"
+        try:
+            return self._answer(request)
+        except RefusedError as error:
+            word = error.word
+            _LOG.error("%s of round %d refused (%s): %s", request.task, request.round, word, error)
+        except PfedsamError as error:
+            word = _word(error)
+            _LOG.error("%s of round %d failed (%s): %s", request.task, request.round, word, error)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            word = "memory"
+            _LOG.error("%s of round %d ran out of memory: %s", request.task, request.round, error)
+        except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+            _LOG.exception("%s of round %d failed: %s", request.task, request.round, type(error).__name__)
+        return Reply(request.task, request.study, request.round, refused=word)
+
+    def _answer(self, request: Request) -> Reply:
+        manifest = self.policy.admit(request)
+        study = self._study(manifest)
+        if request.task == "join":
+            return self._reply(request, {"cases": len(study.session.data.examples)})
+        shared = self.policy.accept_broadcast(manifest, request, study.built.start("shared"))
+        if request.task == "train":
+            return self._train(request, study, shared)
+        if request.task == "validate":
+            return self._reply(request, self._validate(study, shared))
+        if request.task == "align":
+            return self._reply(request, from_report(study.session.align(request.round, shared)))
+        return self._reply(request, self._test(study, shared))
+
+    def _train(self, request: Request, study: _OpenStudy, shared: NamedTensors) -> Reply:
+        last = study.session.store.load()
+        if last is not None and request.round < last.round - 1:
+            # The store would have to forget more than the one round that a coordinator's restart can cost.
+            raise RefusedError("wrong-round", f"asked for round {request.round}; this site has finished {last.round}.")
+        message, report = study.session.train(request.round, shared)
+        return Reply(request.task, request.study, request.round, from_report(report), message)
+
+    def _validate(self, study: _OpenStudy, shared: NamedTensors) -> dict[str, float | None]:
+        cases = study.site.of("val")
+        if not cases:
+            return {}
+        scorer = SiteScorer(study.options, study.site.name, study.built, study.session.data)
+        models = models_of(study.options, study.built)
+        return {f"dice.{name}": scorer.dice(cases, model, shared, study.local) for name, model in models.items()}
+
+    def _test(self, study: _OpenStudy, shared: NamedTensors) -> dict[str, float | None]:
+        scorer = SiteScorer(study.options, study.site.name, study.built)
+        models = models_of(study.options, study.built)
+        folder = self.policy.study_folder(study.manifest.study)
+        scores = scorer.test(study.site.of("test"), models, shared, study.local, folder)
+        tensors.save(folder / "local.safetensors", study.local or {"none": torch.zeros(1)})
+        return from_summaries({name: summarize_site(found) for name, found in scores.items()})
+
+    def _reply(self, request: Request, numbers: dict[str, float | None]) -> Reply:
+        return Reply(request.task, request.study, request.round, numbers)
+
+    def _study(self, manifest: StudyManifest) -> _OpenStudy:
+        if self._open is None or self._open.manifest.digest != manifest.digest:
+            self._open = None  # one model in memory at a time
+            self._open = self._load(manifest)
+        return self._open
+
+    def _load(self, manifest: StudyManifest) -> _OpenStudy:
+        """Check the data, load the backbone, and find the study's own backbone and tensors in it.
+
+        Raises:
+            RefusedError: they are not.
+            DataError: naming every problem of the data; for the site's log only.
+        """
+        options = study_options(manifest, self.options)
+        if build_method(options).pooled:
+            raise RefusedError("other-configuration", "a pooled method needs all images in one place.")
+        site = self._split(manifest, options)
+        configure_numerics(options.runtime.threads)
+        built = build_model(options)
+        if built.backbone != manifest.backbone:
+            raise RefusedError(
+                "other-backbone", f"the backbone here has the hash {built.backbone}, the study's {manifest.backbone}."
+            )
+        if shared_tensors(built.start("shared")) != manifest.tensors:
+            raise RefusedError(
+                "other-tensors", "the model built here has other shared tensors than the manifest lists."
+            )
+        folder = self.policy.study_folder(manifest.study)
+        session = SiteSession(
+            options, manifest.study, site.name, site.of("train"), built, folder, folder / "cache" / site.name
+        )
+        return _OpenStudy(manifest, options, built, site, session)
+
+    def _split(self, manifest: StudyManifest, options: RunOptions) -> Site:
+        site = build_sites(options)[self.options.name]
+        path = self.policy.study_folder(manifest.study) / "split.json"
+        if path.exists():
+            return read_split(path, site)
+        problems = check_site(site, build_labels(options), options.data.image).problems
+        if problems:
+            raise DataError(f"The data has {len(problems)} problem(s):\n" + "\n".join(problems))
+        write_split(path, site)
+        return site
+
+
+def _word(error: PfedsamError) -> str:
+    if isinstance(error, DataError):
+        return "data"
+    return "storage" if isinstance(error, StoreError) else "failed"

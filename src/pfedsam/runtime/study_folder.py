@@ -1,0 +1,182 @@
+"""A study's folder at the coordinator: manifest, policy, the shared parameters, records, status; nothing from a site's data.
+
+It has the form of a run's folder (`runtime.in_process`), so that `pfedsam report` reads it too; what stands in `sites/` there
+stays at the sites here.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import ValidationError
+
+from pfedsam.core import atomic, tensors
+from pfedsam.core.errors import OptionError, RunError
+from pfedsam.core.options import Options
+from pfedsam.evaluation.summary import SiteSummary
+from pfedsam.experiment.build import build_method, build_model
+from pfedsam.experiment.load import dump_options
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.manifest import StudyManifest, largest_change, shared_tensors, write_manifest
+from pfedsam.federation.server import ServerState
+from pfedsam.report.records import Record, RecordWriter
+from pfedsam.report.summary_file import Communication, Summary, build_summary, collect_versions
+from pfedsam.runtime.export import export_adapter
+from pfedsam.runtime.in_process import SERVER
+from pfedsam.runtime.numbers import allowed_numbers
+from pfedsam.runtime.site_session import RoundReport
+
+T = TypeVar("T", bound=Options)
+REVOKED = "revoked.json"
+"""In the coordinator's folder, beside that of the studies: the sites that may take part in nothing any more."""
+_POLICY, _REGISTERED, STATUS = "policy.json", "registered.json", "status.json"
+
+
+def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
+    """Make the folder of a study under `root`, or find the one that is there; the study's id is its name.
+
+    Raises:
+        OptionError: the method cannot run over several machines.
+        CheckpointError: the backbone cannot be loaded.
+    """
+    if build_method(options).pooled:
+        raise OptionError(
+            f"method {options.method!r} needs all images in one place; use pfedsam, fedavg or local-only."
+        )
+    built = build_model(options)
+    content = options.model_dump(mode="json", exclude={"runtime": True, "data": {"sites", "split_folder"}})
+    shared = built.start("shared")
+    study = hashlib.sha256(json.dumps([content, built.backbone], sort_keys=True).encode()).hexdigest()[:16]
+    manifest = StudyManifest(
+        study=study,
+        name=options.name,
+        method=options.method,
+        rounds=options.training.rounds,
+        configuration=content,
+        backbone=built.backbone,
+        tensors=shared_tensors(shared),
+        components={c: names for c, names in built.partition.components.items() if set(names) <= set(shared)},
+        max_change=largest_change(shared, options.training.optimizer.learning_rate, options.training.steps_per_round),
+        numbers=allowed_numbers(options, built),
+    )
+    folder = StudyFolder(root / study)
+    folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    atomic.write_json(folder.path / _POLICY, policy.model_dump(mode="json"))
+    if not (folder.path / SERVER).exists():
+        atomic.write_text(folder.path / "config.yaml", dump_options(options))
+        write_manifest(folder.path / "manifest.json", manifest)
+        folder.save_state(ServerState(0, shared), manifest)
+    folder.write_status("submitted", round_=folder.load_state(manifest).round, rounds=manifest.rounds, sites=[])
+    return folder.path
+
+
+def read_revoked(coordinator: Path) -> set[str]:
+    """The sites that were revoked."""
+    path = coordinator / REVOKED
+    return set(json.loads(path.read_text("utf-8"))) if path.exists() else set()
+
+
+def write_revoked(coordinator: Path, sites: set[str]) -> None:
+    """Keep the list of revoked sites; a coordinator that runs takes notice within a round."""
+    atomic.write_json(coordinator / REVOKED, sorted(sites))
+
+
+class StudyFolder:
+    """Reads and writes what a study's folder holds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read_policy(self, kind: type[T]) -> T:
+        """The round policy of the study.
+
+        Raises:
+            RunError: it is missing or wrong.
+        """
+        try:
+            return kind.model_validate_json((self.path / _POLICY).read_bytes())
+        except (OSError, ValidationError) as error:
+            raise RunError(f"the study's {_POLICY} cannot be read: submit the study again.") from error
+
+    def load_state(self, manifest: StudyManifest) -> ServerState:
+        """The state after the last committed round.
+
+        Raises:
+            RunError: it belongs to another study.
+        """
+        shared, metadata = tensors.load(self.path / SERVER)
+        if metadata.get("study") != manifest.study:
+            raise RunError("the shared parameters in this folder belong to another study.")
+        return ServerState(int(metadata["round"]), {name: t for name, t in shared.items() if name != "none"})
+
+    def save_state(self, state: ServerState, manifest: StudyManifest) -> None:
+        """Commit a round: with this rename it is done."""
+        path = self.path / SERVER
+        path.parent.mkdir(exist_ok=True, mode=0o700)
+        metadata = {"round": str(state.round), "study": manifest.study}
+        tensors.save(path, state.shared or {"none": torch.zeros(1)}, metadata)
+
+    def read_registered(self) -> dict[str, int]:
+        """The number of training cases of every site that ever joined; a site's weight cannot change in a study."""
+        path = self.path / _REGISTERED
+        return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+    def write_registered(self, registered: Mapping[str, int]) -> None:
+        """Keep the registrations."""
+        atomic.write_json(self.path / _REGISTERED, dict(sorted(registered.items())))
+
+    def write_status(self, state: str, *, round_: int, rounds: int, sites: Sequence[str], reason: str = "") -> None:
+        """Say where the study stands, for `pfedsam coordinator status`."""
+        content = {"state": state, "round": round_, "rounds": rounds, "sites": list(sites), "reason": reason}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        atomic.write_json(self.path / STATUS, {**content, "time": now})
+
+    def read_status(self) -> dict[str, Any]:
+        """Where the study stands."""
+        return dict(json.loads((self.path / STATUS).read_text("utf-8")))
+
+    def record_report(self, records: RecordWriter, round_: int, site: str, report: RoundReport) -> None:
+        """The records of one site's report, as the embedded runtime writes them."""
+        for phase, losses in report.losses.items():
+            parts = {name: value for name, value in losses.items() if name != "total"}
+            total = losses.get("total")
+            records.write({"kind": "round", "round": round_, "site": site, "phase": phase, "loss": total, **parts})
+        for block, usage in report.usage.items():
+            records.write({"kind": "experts", "round": round_, "site": site, "block": int(block), "usage": usage})
+
+    def export_adapter(self, state: ServerState, options: RunOptions) -> None:
+        """The shared LoRA once more, in peft's format."""
+        export_adapter((self.path / SERVER).parent, options, build_model(options), state.shared)
+
+
+def study_summary(
+    options: RunOptions,
+    manifest: StudyManifest,
+    scores: Mapping[str, Mapping[str, SiteSummary]],
+    records: Sequence[Record],
+    broadcast: bytes,
+    seconds: Mapping[str, float],
+) -> Summary:
+    """The summary of a study from its sites' own summaries by model."""
+    models = {model for found in scores.values() for model in found}
+    by_model = {model: {site: found[model] for site, found in scores.items() if model in found} for model in models}
+    sent = [max(r["up_bytes"].values(), default=0) for r in records if r["kind"] == "aggregate"]
+    by_component = manifest.component_bytes()
+    up = (sent[-1] if sent else 0) or sum(by_component.values())
+    return build_summary(
+        method=options.method,
+        backbone=options.model.backbone,
+        seed=options.seed,
+        rounds=options.training.rounds,
+        personal=by_model.get("personal"),
+        shared=by_model.get("shared"),
+        communication=Communication(
+            up_bytes_per_site_round=up, down_bytes_per_site_round=len(broadcast), by_component=by_component
+        ),
+        seconds=seconds,
+        versions=collect_versions(),
+    )

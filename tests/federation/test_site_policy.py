@@ -1,0 +1,215 @@
+"""What may leave a site and what it lets in: exactly the approved manifest, and nothing besides."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pfedsam.core import tensors
+from pfedsam.core.errors import RunError
+from pfedsam.federation.manifest import StudyManifest, largest_change, parse_manifest, shared_tensors
+from pfedsam.federation.messages import (
+    REFUSALS,
+    Reply,
+    Request,
+    reply_from_wire,
+    reply_to_wire,
+    request_from_wire,
+    request_to_wire,
+)
+from pfedsam.federation.site_policy import MAX_PENDING, Gate, RefusedError, SitePolicy
+from pfedsam.federation.update import Update, encode
+
+STUDY = "0123456789abcdef"
+START = {"lora.a": torch.ones(4, 3), "lora.b": torch.zeros(3, 4), "token": torch.full((2,), 0.5)}
+MOVED = {name: value + 0.01 for name, value in START.items()}
+
+
+@pytest.fixture
+def manifest() -> StudyManifest:
+    return StudyManifest(
+        study=STUDY,
+        name="s",
+        method="pfedsam",
+        rounds=5,
+        configuration={"training": {"rounds": 5}},
+        backbone="b" * 64,
+        tensors=shared_tensors(START),
+        components={"lora_a": ("lora.a",), "lora_b": ("lora.b",), "class_tokens": ("token",)},
+        max_change=largest_change(START, 4e-3, 4),
+        numbers={
+            "join": ("cases",),
+            "train": ("loss.global.total",),
+            "validate": ("dice.shared",),
+            "align": (),
+            "test": (),
+        },
+    )
+
+
+@pytest.fixture
+def gate(tmp_path, manifest) -> Gate:
+    gate = Gate(tmp_path, "north")
+    gate.policy.approve(manifest)
+    gate.policy.accept_broadcast(manifest, request(manifest), START)
+    return gate
+
+
+def request(manifest: StudyManifest, shared=START, round_: int = 0, **more) -> Request:
+    return Request("train", manifest.study, manifest.digest, round_, shared=tensors.to_bytes(shared), **more)
+
+
+def trained(values=MOVED, *, site: str = "north", round_: int = 0, numbers=None, **more) -> Reply:
+    update = encode(Update(site, round_, values, 12, more.pop("metrics", {})))
+    return Reply("train", STUDY, round_, {"loss.global.total": 0.5} if numbers is None else numbers, update)
+
+
+def test_what_the_manifest_lists_leaves_unchanged_and_is_in_the_ledger(gate, manifest):
+    wire = reply_to_wire(trained())
+    assert gate.release(wire) == wire
+    (line,) = gate.ledger.read()
+    assert (line["sent"], line["tensors"], line["numbers"]) == (True, sorted(START), ["loss.global.total"])
+    assert line["by_component"] == {"lora_a": 48, "lora_b": 48, "class_tokens": 8}  # four bytes a value
+    assert line["bytes"] == sum(map(len, wire.values()))
+
+
+HELD_BACK = {
+    "another tensor": lambda: trained({**MOVED, "experts.0": torch.zeros(2)}),
+    "a missing tensor": lambda: trained({name: MOVED[name] for name in ("lora.a", "token")}),
+    "another name": lambda: trained({"lora.c" if name == "lora.b" else name: t for name, t in MOVED.items()}),
+    "another shape": lambda: trained({**MOVED, "lora.a": torch.zeros(3, 4)}),
+    "another type": lambda: trained({**MOVED, "lora.a": torch.zeros(4, 3, dtype=torch.float64)}),
+    "not a number": lambda: trained({**MOVED, "token": torch.tensor([0.5, torch.nan])}),
+    "too far": lambda: trained({name: value + 3 for name, value in START.items()}),
+    "another site's name": lambda: trained(site="Jane Doe"),
+    "another round": lambda: replace(trained(round_=1), round=0),
+    "a number not listed": lambda: trained(numbers={"loss.global.total": 0.5, "Jane Doe": 1.0}),
+    "a metric not listed": lambda: trained(metrics={"Jane Doe": 1.0}),
+    "an update to validate": lambda: replace(trained(), task="validate", numbers={}),
+    "no update to train": lambda: replace(trained(), update=b""),
+    "a study not approved": lambda: replace(trained(), study="f" * 16),
+    "a refusal with a rider": lambda: replace(trained(), refused="data"),
+}
+
+
+@pytest.mark.parametrize("what", HELD_BACK)
+def test_anything_else_stays_and_is_recorded(gate, what):
+    reply = HELD_BACK[what]()
+    out = reply_from_wire(gate.release(reply_to_wire(reply)))
+    assert (out.refused, out.update, dict(out.numbers)) == ("withheld", b"", {})
+    (line,) = gate.ledger.read()
+    assert line["sent"] is False
+    assert line["note"]
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        {},
+        {"head": b"{}", "update": b""},
+        {"head": b"\xff", "update": b""},
+        {"head": b"[" * 100000, "update": b""},
+        {**reply_to_wire(trained()), "note": b"Jane Doe"},
+        {"head": 3, "update": b""},
+    ],
+)
+def test_a_message_of_another_form_stays(gate, wire):
+    assert reply_from_wire(gate.release(wire)).refused == "withheld"
+    assert gate.ledger.read()[0]["sent"] is False
+
+
+def test_a_refusal_leaves_as_one_word(gate):
+    out = reply_from_wire(gate.release(reply_to_wire(Reply("train", STUDY, 0, refused="data"))))
+    assert out.refused == "data"
+    assert gate.ledger.read()[0]["note"] == "data"
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"backbone": "c" * 64}, "other-backbone"),
+        ({"configuration": {"training": {"rounds": 50}}}, "other-configuration"),
+        ({"rounds": 6}, "other-configuration"),
+        ({"tensors": {}, "components": {}}, "other-tensors"),
+        ({"numbers": {"join": ("cases", "name")}}, "other-configuration"),
+        ({"max_change": 1e9}, "other-configuration"),
+    ],
+)
+def test_a_study_that_differs_from_the_approved_one_is_refused(gate, manifest, change, word):
+    offered = StudyManifest.model_validate({**manifest.model_dump(), **change})
+    with pytest.raises(RefusedError) as refused:
+        gate.policy.admit(Request("join", STUDY, offered.digest, 0, manifest=offered.model_dump_json().encode()))
+    assert refused.value.word == word
+    assert next(iter(change)) in str(refused.value)
+    with pytest.raises(RefusedError):  # also where only the digest says so
+        gate.policy.admit(Request("train", STUDY, offered.digest, 0))
+
+
+def test_an_unapproved_study_is_kept_as_an_offer_and_not_without_end(tmp_path, manifest):
+    policy = SitePolicy(tmp_path)
+    for number in range(MAX_PENDING + 5):
+        other = manifest.model_copy(update={"study": f"{number:016x}"})
+        with pytest.raises(RefusedError) as refused:
+            policy.admit(Request("join", other.study, other.digest, 0, manifest=other.model_dump_json().encode()))
+        assert refused.value.word == "not-approved"
+    assert len(policy.manifests("pending")) == MAX_PENDING
+    policy.approve(policy.manifests("pending")[0])
+    assert len(policy.manifests("pending")) == MAX_PENDING - 1
+
+
+def test_leaving_and_coming_back(gate, manifest):
+    assert gate.policy.withdraw(STUDY)
+    with pytest.raises(RefusedError) as refused:
+        gate.policy.admit(request(manifest))
+    assert refused.value.word == "left"
+    gate.policy.approve(manifest)
+    assert gate.policy.admit(request(manifest)) == manifest
+
+
+@pytest.mark.parametrize(
+    ("shared", "part"),
+    [
+        ({**START, "lora.a": START["lora.a"] * 100}, "away"),
+        ({**START, "experts": torch.zeros(2)}, "1 tensor"),
+        ({name: START[name] for name in ("lora.a", "token")}, "left out"),
+        ({**START, "lora.a": torch.zeros(3, 4)}, "another form"),
+        ({**START, "token": torch.tensor([torch.inf, 0.5])}, "finite"),
+    ],
+)
+def test_a_broadcast_that_training_cannot_explain_is_refused(gate, manifest, shared, part):
+    with pytest.raises(RefusedError, match=part) as refused:
+        gate.policy.accept_broadcast(manifest, request(manifest, shared, 1), START)
+    assert refused.value.word == "bad-broadcast"
+    assert tensors.digest(gate.policy.received(STUDY)) == tensors.digest(START)
+
+
+def test_after_missed_rounds_the_shared_parameters_may_have_moved_further(gate, manifest):
+    far = {name: value + 2.5 * manifest.max_change / 26**0.5 for name, value in START.items()}
+    with pytest.raises(RefusedError):
+        gate.policy.accept_broadcast(manifest, request(manifest, far, 1), START)
+    gate.policy.accept_broadcast(manifest, request(manifest, far, 2), START)
+
+
+def test_bytes_that_are_no_tensors_are_refused(gate, manifest):
+    for data in (b"", b"\x00" * 100, b"\xff" * 8 + b"{}", tensors.to_bytes({"lora.a": torch.zeros(10_000)})):
+        with pytest.raises(RefusedError):
+            gate.policy.accept_broadcast(manifest, replace(request(manifest), shared=data), START)
+
+
+def test_a_manifest_from_elsewhere_is_checked(manifest):
+    good = json.loads(manifest.model_dump_json())
+    for change in ({"study": "../../etc"}, {"backbone": "x"}, {"extra": 1}, {"components": {"lora_a": ["other"]}}):
+        with pytest.raises(RunError):
+            parse_manifest(json.dumps({**good, **change}).encode())
+    with pytest.raises(RunError, match="bytes"):
+        parse_manifest(b" " * (5 * 2**20))
+    assert parse_manifest(json.dumps(good).encode()).digest == manifest.digest
+
+
+def test_messages_come_back_equal(manifest):
+    sent = replace(request(manifest), manifest=manifest.model_dump_json().encode())
+    assert request_from_wire(request_to_wire(sent)) == sent
+    for word in (None, *REFUSALS):
+        reply = Reply("test", STUDY, 3, {} if word else {"a": 0.1, "b": None}, b"", word)
+        assert reply_from_wire(reply_to_wire(reply)) == reply

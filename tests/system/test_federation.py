@@ -1,0 +1,294 @@
+"""Real processes on loopback with mutual TLS: what `../shared/reliability.md` marks P. Run by `make test-system`."""
+
+import signal
+import socket
+import ssl
+import stat
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytest.importorskip("nvflare")
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
+
+from pfedsam.core import tensors
+from pfedsam.core.tensors import digest
+from pfedsam.experiment.load import load_options
+from pfedsam.federation.ledger import Ledger
+from pfedsam.federation.manifest import read_manifest
+from pfedsam.federation.site_store import SiteStore
+from pfedsam.runtime.in_process import SERVER, run
+from pfedsam.runtime.study_folder import write_revoked
+
+pytestmark = pytest.mark.system
+CANARY = "Jane-Doe"
+
+
+def shared_digest(folder: Path) -> str:
+    return digest(tensors.load(folder / SERVER)[0])
+
+
+def local(federation, name: str):
+    (study,) = (federation.site(name) / "studies").iterdir()
+    return SiteStore(study / "state").load()
+
+
+def equal_to_embedded(federation, folder: Path) -> None:
+    run(load_options(federation.config), folder)
+    assert shared_digest(federation.study) == shared_digest(folder)
+    for name in federation.names:
+        here, there = SiteStore(folder / "sites" / name / "state").load(), local(federation, name)
+        assert digest(here.local) == digest(there.local), name
+        assert digest(here.optimizer) == digest(there.optimizer), name
+
+
+def sockets_of(pids: set[int]) -> set[tuple[str, int]]:
+    found = set()
+    for pid in pids:
+        try:
+            found |= {
+                (c.raddr.ip.removeprefix("::ffff:"), c.raddr.port)
+                for c in psutil.Process(pid).net_connections("inet")
+                if c.raddr
+            }
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_four_sites_to_the_end_with_nothing_private_outside(federation, result, tmp_path: Path) -> None:
+    fed = federation(4, rounds=6)
+    fed.submit(join=240)
+    fed.init_sites()
+    fed.start_all("--until-idle")
+    fed.wait_round(1, 400)
+    # Row 29: a site speaks with the coordinator's port, and inside its own machine between its own processes.
+    pids = {p.pid for p in psutil.Process(fed.processes[fed.names[0]].pid).children(recursive=True)}
+    own = {c.laddr.port for pid in pids for c in psutil.Process(pid).net_connections("inet")}
+    others = {address for address in sockets_of(pids) if address[1] not in own}
+    assert others == {("127.0.0.1", fed.port)}
+    assert fed.wait_end()["state"] == "finished"
+    assert fed.processes["coordinator"].wait(timeout=60) == 0
+    equal_to_embedded(fed, tmp_path / "here")
+    # Row 4: the name in a file's name at one site stands nowhere at the coordinator.
+    for path in fed.coordinator.rglob("*"):
+        if path.is_file():
+            assert CANARY.encode() not in path.read_bytes(), path
+    assert CANARY in (fed.site(fed.names[0]) / "studies" / fed.study.name / "split.json").read_text()
+    # Row 5: what left is what the manifest lists, to the byte of the values.
+    manifest = read_manifest(fed.study / "manifest.json")
+    for name in fed.names:
+        lines = Ledger(fed.site(name) / "ledger.jsonl").read()
+        updates = [line for line in lines if line["task"] == "train"]
+        assert [line["round"] for line in updates] == list(range(6))
+        for line in updates:
+            assert line["tensors"] == sorted(manifest.tensors)
+            assert 0 < line["bytes"] - sum(line["by_component"].values()) < 2000
+    # Row 29: nobody else on a machine can read keys, checkpoints or ledgers.
+    for folder in (fed.coordinator, *map(fed.site, fed.names)):
+        assert stat.S_IMODE(folder.stat().st_mode) & 0o077 == 0, folder
+        for pattern in ("*.key", "*.safetensors", "ledger.jsonl", "site.yaml", "*.zip"):
+            for path in folder.rglob(pattern):
+                if "shared" not in path.parts and "cache" not in path.parts:
+                    assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    rounds = sorted(row["train_s"] for row in fed.records("timing") if "train_s" in row)
+    result(4, 5, 29, round_overhead_s=rounds[len(rounds) // 2], round_overhead_sites=4)
+
+
+def forged(tmp_path: Path, name: str, days: int) -> tuple[Path, Path]:
+    """A certificate in `name` that a stranger signed."""
+    key = rsa.generate_private_key(65537, 2048)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+    builder = (
+        builder.serial_number(1).not_valid_before(now - timedelta(days=9)).not_valid_after(now + timedelta(days=days))
+    )
+    certificate, pem = tmp_path / f"{name}{days}.crt", tmp_path / f"{name}{days}.key"
+    certificate.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    pem.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return certificate, pem
+
+
+def speaks(port: int, root: Path, pair: tuple[Path, Path] | None) -> bool:
+    """Whether a client with this certificate gets an answer to HTTP/2's first words; TLS 1.3 refuses only then."""
+    context = ssl.create_default_context(cafile=str(root))
+    context.set_alpn_protocols(["h2"])
+    if pair:
+        context.load_cert_chain(*pair)
+    try:
+        with (
+            socket.create_connection(("localhost", port), timeout=2) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as wrapped,
+        ):
+            wrapped.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+            return bool(wrapped.recv(1))
+    except (ssl.SSLError, ConnectionError):
+        return False
+
+
+def test_strangers_are_refused_while_an_honest_study_goes_on(federation, result, tmp_path: Path) -> None:
+    fed = federation(2, rounds=3)
+    fed.submit(join=240)
+    fed.init_sites()
+    fed.start_all("--until-idle")
+    fed.wait_round(1, 400)
+    root = fed.site(fed.names[0]) / "nvflare" / "startup"
+    honest = (root / "client.crt", root / "client.key")
+    for port in (fed.port, fed.port + 1):
+        assert speaks(port, root / "rootCA.pem", honest), "the check itself"
+        for pair in (None, forged(tmp_path, fed.names[0], 30), forged(tmp_path, fed.names[0], -1)):
+            started = time.monotonic()
+            assert not speaks(port, root / "rootCA.pem", pair)
+            assert time.monotonic() - started < 4
+        with socket.create_connection(("localhost", port), timeout=2) as plain:
+            plain.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            plain.settimeout(2)
+            try:
+                answer = plain.recv(100)
+            except (TimeoutError, ConnectionError):
+                answer = b""
+            assert b"HTTP/1.1 200" not in answer
+    assert fed.wait_end()["state"] == "finished"
+    result(in_part={3: "none, rogue CA, expired, plaintext, on both ports; revocation is another test's"})
+
+
+def test_a_revoked_site_is_shut_out_of_a_study_that_runs(federation, result) -> None:
+    fed = federation(2, rounds=12)
+    fed.submit(quorum=1)
+    fed.init_sites()
+    fed.start_all("--until-idle")
+    out = fed.names[1]
+    fed.wait_round(1, 400)
+    write_revoked(fed.coordinator, {out})
+    assert fed.wait_end()["state"] == "finished"
+    accepted = [out in row["accepted"] for row in fed.records("aggregate")]
+    assert accepted[0]
+    assert not accepted[-1]
+    assert accepted == sorted(accepted, reverse=True)  # once out, it stays out
+    assert {"it was revoked"} == {row["sites"][out] for row in fed.records("absent") if out in row["sites"]}
+    disabled = [path for path in (fed.coordinator / "server").rglob("*.json") if out in path.read_text()]
+    assert disabled, "NVFlare keeps the list too"
+    result(3)
+
+
+def test_a_killed_site_is_missed_and_comes_back_with_its_own_experts(federation, result) -> None:
+    fed = federation(3, rounds=40)
+    fed.submit(join=240, quorum=2, deadline=20)
+    fed.init_sites()
+    fed.start_all()
+    victim = fed.names[2]
+    fed.wait_round(2, 400)
+    fed.kill(victim)
+    before = local(fed, victim)
+    stands = fed.status()["round"]
+    fed.wait_round(stands + 3)  # at the quorum
+    fed.start(victim)
+    count = len(Ledger(fed.site(victim) / "ledger.jsonl").read())
+    lines = lambda: Ledger(fed.site(victim) / "ledger.jsonl").read()[count:]  # noqa: E731
+    fed.wait_for(
+        lambda: any(line["task"] == "train" and line["sent"] for line in lines()), 240, "the site trains again"
+    )
+    assert local(fed, victim).round > before.round
+    absent = [row for row in fed.records("absent") if victim in row["sites"]]
+    assert absent
+    assert all(row["sites"][victim] for row in absent)
+    accepted = {row["round"]: row["accepted"] for row in fed.records("aggregate")}
+    assert all(len(names) >= 2 for names in accepted.values())
+    assert any(victim not in names for names in accepted.values())
+    result(
+        in_part={
+            7: "1 kill while a study runs, not 10",
+            21: "a site leaves by a kill and returns; joins late in tests/runtime",
+        }
+    )
+
+
+def test_a_killed_coordinator_goes_on_to_the_same_bits(federation, result, tmp_path: Path) -> None:
+    fed = federation(2, rounds=8)
+    fed.submit(join=240)
+    fed.init_sites()
+    fed.start_all()
+    for round_ in (2, 5):
+        fed.wait_round(round_, 400)
+        stands = fed.status()["round"]
+        fed.kill("coordinator")
+        assert fed.status()["round"] >= stands
+        started = time.monotonic()
+        fed.start("coordinator")
+        fed.wait_round(stands + 1, 240)
+        back = time.monotonic() - started
+    assert fed.wait_end()["state"] == "finished"
+    equal_to_embedded(fed, tmp_path / "here")
+    result(
+        in_part={6: "2 kills, not 20; equal bits; back within coordinator_back_s"}, coordinator_back_s=round(back, 1)
+    )
+
+
+def test_a_straggler_is_not_waited_for_and_its_late_reply_does_not_count(federation, result) -> None:
+    fed = federation(3, rounds=400)
+    fed.submit(join=240, quorum=2, deadline=15)
+    fed.init_sites()
+    fed.start_all()
+    slow = fed.names[1]
+    fed.wait_round(1, 400)
+    workers = psutil.Process(fed.processes[slow].pid).children(recursive=True)
+    for process in workers:
+        process.send_signal(signal.SIGSTOP)
+    stopped = fed.status()["round"]
+    fed.wait_round(stopped + 2, 120)
+    waited = [row["train_s"] for row in fed.records("timing") if row.get("round", 0) > stopped - 1]
+    for process in workers:
+        process.send_signal(signal.SIGCONT)
+    assert any(abs(seconds - 15) <= 3 for seconds in waited), waited
+    absent = [row["sites"].get(slow) for row in fed.records("absent") if row["task"] == "train"]
+    assert "no reply within 15 s" in absent
+    result(18)
+
+
+def test_too_few_sites_end_in_bounded_time_with_a_code_of_its_own(federation, result) -> None:
+    fed = federation(2, rounds=3)
+    fed.submit(join=30, quorum=2)
+    fed.init_sites()
+    before = (fed.study / SERVER).read_bytes()
+    fed.start("coordinator", "--until-idle")
+    fed.start(fed.names[0])
+    assert fed.processes["coordinator"].wait(timeout=240) == 9
+    status = fed.status()
+    assert status["state"] == "stopped"
+    assert "quorum is 2" in status["reason"]
+    assert (fed.study / SERVER).read_bytes() == before
+    result(19)
+
+
+def test_stop_signals_end_everything_within_ten_seconds(federation, result) -> None:
+    fed = federation(2, rounds=400)
+    fed.submit(join=240)
+    fed.init_sites()
+    fed.start_all()
+    fed.wait_round(1, 400)
+    for name, signals in (
+        (fed.names[0], [signal.SIGTERM]),
+        (fed.names[1], [signal.SIGINT, signal.SIGINT]),
+        ("coordinator", [signal.SIGTERM]),
+    ):
+        process = fed.processes[name]
+        everyone = [process.pid, *(p.pid for p in psutil.Process(process.pid).children(recursive=True))]
+        started = time.monotonic()
+        for number in signals:
+            process.send_signal(number)
+        assert process.wait(timeout=15) == 0, name
+        assert time.monotonic() - started < 10 + 2
+        time.sleep(0.5)
+        assert not [pid for pid in everyone if psutil.pid_exists(pid)], name
+    for name in fed.names:
+        assert local(fed, name) is not None  # whole: it was read and its digest compared
+    result(23)
