@@ -18,7 +18,7 @@ class DistillationOptions(Options):
         description="forward: the shared model teaches the personal one (local phase); reversed: the personal one teaches the "
         "shared one (global phase); mutual: both.",
     )
-    weight: float = Field(default=0.5, ge=0, description="Lambda, the weight beside the segmentation loss.")
+    weight: float = Field(default=0.1, ge=0, description="Lambda, the weight beside the segmentation loss.")
     temperature: float = Field(default=2.0, gt=0, description="T, which softens both predictions.")
     trust: Literal["everywhere", "label"] = Field(
         default="label",

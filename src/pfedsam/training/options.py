@@ -17,7 +17,7 @@ class TrainingOptions(Options):
         default=24, ge=2, description="Optimiser steps of a site in a round, over all its phases."
     )
     global_share: float = Field(
-        default=0.5,
+        default=0.25,
         gt=0,
         lt=1,
         description="Part of a round's steps that the global phase gets, where a method has two (pfedsam, fedrep, ditto, feddpa).",
