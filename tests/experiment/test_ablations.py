@@ -14,7 +14,7 @@ data:
   sites: {a: a, b: b}
   classes: {organ: [1]}
 model: {backbone: sam-tiny}
-training: {steps_per_round: 10, final_steps: 3}
+training: {steps_per_round: 10, global_share: 0.5, final_steps: 3}
 """
 
 
