@@ -18,7 +18,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupte
 
 DEMO_METHODS = ("local-only", "fedavg", "pfedsam")
 DEMO_SETTINGS: dict[str, Any] = {
-    "training": {"rounds": 5, "steps_per_round": 12, "final_steps": 12, "batch_size": 4},
+    "training": {"rounds": 8, "steps_per_round": 12, "final_steps": 12, "batch_size": 4},
     "evaluation": {"validate_every": 1},
     "runtime": {"workers": 2},
 }
