@@ -109,17 +109,26 @@ def zero_shot(sites: dict[str, Site], backbone: str, images: int, size: int) -> 
     return result
 
 
-def fine_tune(sam: SamModel, site: Site, folder: Path, seed: int) -> dict[int, float]:
-    """Validation Dice of prompt-free fine-tuning alone at one site, by step."""
+def fine_tune(
+    sam: SamModel,
+    site: Site,
+    folder: Path,
+    seed: int,
+    *,
+    augment: AugmentOptions = AugmentOptions(),  # noqa: B008 - frozen
+    checks: tuple[int, ...] = CHECKS,
+    cache_gigabytes: float = 0.0,
+) -> dict[int, float]:
+    """Validation Dice of prompt-free fine-tuning alone at one site, after each of these numbers of steps."""
     method, options = find_method("local-only"), TrainingOptions(rounds=1, final_steps=0)
     model = PersonalSam(sam, method.adapt(ModelOptions()), 1, rng.generator(seed, "model"))
     partition = Partition.of(model, model.components(), method.placement(ModelOptions()))
     load = {"labels": LABELS, "image": IMAGES, "side": model.image_size}
     train, held_out = load_examples(site.of("train"), **load), load_examples(site.of("val"), **load)
-    cache = PrefixCache(folder, "unused", model.prefix_shape, PrefixOptions(max_gigabytes=0))
-    data = SiteData(site.name, train, cache, AugmentOptions(), seed)
+    cache = PrefixCache(folder, "sam", model.prefix_shape, PrefixOptions(max_gigabytes=cache_gigabytes))
+    data = SiteData(site.name, train, cache, augment, seed)
     state, done, curve = ClientState(partition.select(model, "local")), 0, {}
-    for check in CHECKS:
+    for check in checks:
         if check > done:
             steps = options.model_copy(update={"steps_per_round": check - done})
             result = client_round(

@@ -1,0 +1,74 @@
+"""What a fixed number of stored views per image costs in Dice, against views drawn anew in every step.
+
+    python benchmarks/augmentation.py --data DIR/nuclei
+
+DIR/nuclei as for `sam_tiny.py`. Fine-tunes single sites alone for equal steps and validates; views of an image are stored in the prefix
+cache, so their number is what bounds its size. `fresh` has so many views that one hardly ever comes again: nothing to keep.
+Writes benchmarks/results/augmentation.json and .md.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from common import markdown, write_result
+from sam_tiny import fine_tune, read_sites
+
+from pfedsam.data.transforms import AugmentOptions
+from pfedsam.model.checkpoint import load_backbone
+from pfedsam.model.numerics import configure_numerics
+
+VIEWS = {"1": 1, "4": 4, "fresh": 100_000}
+SITES = ("fluo_696", "histo_violet")
+STEPS = 80
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    arguments = parser.parse_args()
+    configure_numerics(1)
+    sites = read_sites(arguments.data)
+    found: dict[str, dict[str, list[float]]] = {label: {name: [] for name in SITES} for label in VIEWS}
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in arguments.seeds:
+            for name in SITES:
+                for label, views in VIEWS.items():
+                    sam = load_backbone("sam-tiny", image_size=None)
+                    augment = AugmentOptions(views=views)
+                    kept = 0.0 if label == "fresh" else 2.0
+                    curve = fine_tune(
+                        sam,
+                        sites[name],
+                        Path(folder) / name,
+                        seed,
+                        augment=augment,
+                        checks=(STEPS,),
+                        cache_gigabytes=kept,
+                    )
+                    found[label][name].append(100 * curve[STEPS])
+                    print(f"seed {seed} {name} {label} views: {found[label][name][-1]:.1f}", flush=True)
+    report(found, arguments.seeds)
+
+
+def report(found: dict[str, dict[str, list[float]]], seeds: list[int]) -> None:
+    """The JSON and the table."""
+    means = {label: {name: float(np.mean(values)) for name, values in by.items()} for label, by in found.items()}
+    over = {label: float(np.mean(list(by.values()))) for label, by in means.items()}
+    rows = [[label, *(f"{means[label][name]:.1f}" for name in SITES), f"{over[label]:.1f}"] for label in VIEWS]
+    write_result(
+        "augmentation",
+        command=f"python benchmarks/augmentation.py --data DIR/nuclei --seeds {' '.join(map(str, seeds))}",
+        seeds=seeds,
+        figures={f"dice_{label}_views": value for label, value in over.items()}
+        | {"cost_of_4_views": over["fresh"] - over["4"]},
+        table=markdown(["views of an image", *SITES, "mean"], rows),
+        settings={"steps": STEPS, "batch_size": 8, "method": "local-only", "part": "validation"},
+    )
+
+
+if __name__ == "__main__":
+    main()
