@@ -24,24 +24,40 @@ def chosen(folder: Path, *overrides: str) -> RunOptions:
 
 
 BOTH = {"lora_a": "shared", "lora_b": "shared", "class_tokens": "shared", "output_layers": "shared"}
-OWN = {"personal_output_layers": "local", "experts": "local"}
+LORA = {"local_lora": "local"}
+OWN = {"personal_output_layers": "local", "experts": "local", **LORA}
 
 
 @pytest.mark.parametrize(
     ("overrides", "placed"),
     [
         ((), {**BOTH, **OWN}),
-        (("model.experts=null",), {**BOTH, "personal_output_layers": "local"}),
-        (("model.output_layers=shared",), {**BOTH, "experts": "local"}),
-        (("model.output_layers=local",), {**BOTH, "output_layers": "local", "experts": "local"}),
+        (("model.experts=null",), {**BOTH, "personal_output_layers": "local", **LORA}),
+        (("model.output_layers=shared",), {**BOTH, "experts": "local", **LORA}),
+        (("model.output_layers=local",), {**BOTH, "output_layers": "local", "experts": "local", **LORA}),
         (
             ("model.output_layers=frozen",),
-            {"lora_a": "shared", "lora_b": "shared", "class_tokens": "shared", "experts": "local"},
+            {"lora_a": "shared", "lora_b": "shared", "class_tokens": "shared", "experts": "local", **LORA},
         ),
         (("model.norms=local",), {**BOTH, **OWN, "norms": "local"}),
-        (("model.local_lora=2",), {**BOTH, **OWN, "local_lora": "local"}),
-        (("model.personal_copy=true",), {**BOTH, **OWN, "personal_copy": "local"}),
-        (("model.lora=null",), {"class_tokens": "shared", "output_layers": "shared", **OWN}),
+        (("model.local_lora=2",), {**BOTH, **OWN}),
+        (
+            ("model.local_lora=0",),
+            {**BOTH, "personal_output_layers": "local", "experts": "local"},
+        ),
+        (
+            ("model.personal_copy=true",),  # a copy of LoRA takes the place of the second one
+            {**BOTH, "personal_output_layers": "local", "experts": "local", "personal_copy": "local"},
+        ),
+        (
+            ("model.lora=null",),
+            {
+                "class_tokens": "shared",
+                "output_layers": "shared",
+                "personal_output_layers": "local",
+                "experts": "local",
+            },
+        ),
     ],
 )
 def test_where_each_component_lives(tmp_path: Path, overrides: tuple[str, ...], placed: dict[str, str]) -> None:
@@ -114,7 +130,7 @@ def test_as_many_blocks_as_asked_for(tmp_path: Path, set_to: str, blocks: int) -
 
 
 def test_a_phase_without_anything_to_train_is_refused(tmp_path: Path) -> None:
-    options = chosen(tmp_path, "model.experts=null", "model.output_layers=shared")
+    options = chosen(tmp_path, "model.experts=null", "model.output_layers=shared", "model.local_lora=0")
     with pytest.raises(OptionError, match="local phase of pfedsam has nothing to train"):
         build_model(options)
 

@@ -65,7 +65,10 @@ class ModelOptions(Options):
         description="local: the personal model has LayerNorms of the site's own in the adapted blocks, neck and decoder.",
     )
     local_lora: int | None = Field(
-        default=None, ge=1, description="Rank of a second LoRA, local, on the layers of the shared one; empty = none."
+        default=None,
+        ge=0,
+        description="Rank of a second LoRA, local, on the layers of the shared one; 0 = none; empty = the method's choice (pfedsam and "
+        "feddpa: the shared one's rank; others: none).",
     )
     personal_copy: bool = Field(
         default=False,

@@ -2,7 +2,8 @@
 
 A client round has two decoupled phases: the global phase trains the shared parameters with the local part off; the local phase
 trains the experts with the shared part fixed, on labels and by distillation from the shared model. After the last aggregation
-each site trains one more local phase on the final shared parameters.
+each site trains one more local phase on the final shared parameters. Ours adds a second LoRA to the local part, so that a site can
+undo what does not fit it (docs/decisions/0006).
 """
 
 from dataclasses import replace
@@ -15,8 +16,11 @@ from pfedsam.training.phases import PhaseSpec
 
 
 def adapt(options: ModelOptions) -> ModelOptions:
-    """The model as configured."""
-    return options
+    """The model as configured; unless it says otherwise, with a second LoRA at the site, of the shared one's rank."""
+    if options.local_lora is not None:
+        return options
+    rank = options.lora.rank if options.lora and not options.personal_copy else 0
+    return options.model_copy(update={"local_lora": rank})
 
 
 def placement(options: ModelOptions) -> Placement:
