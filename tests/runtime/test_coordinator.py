@@ -21,7 +21,8 @@ from pfedsam.report.records import read_records
 from pfedsam.report.summary_file import read_summary
 from pfedsam.runtime import coordinator
 from pfedsam.runtime.coordinator import Answers, RoundPolicy, StudyRun
-from pfedsam.runtime.in_process import SERVER, run
+from pfedsam.runtime.in_process import run
+from pfedsam.runtime.server_files import SERVER
 from pfedsam.runtime.study_folder import StudyFolder, create_study
 
 

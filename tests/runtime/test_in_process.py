@@ -19,8 +19,9 @@ from pfedsam.federation.methods import METHODS
 from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.report.records import deterministic_view, read_records
 from pfedsam.report.summary_file import read_summary
-from pfedsam.runtime.in_process import SERVER, run
+from pfedsam.runtime.in_process import run
 from pfedsam.runtime.run_folder import open_run
+from pfedsam.runtime.server_files import SERVER
 from pfedsam.runtime.worker import models_of
 
 

@@ -12,9 +12,10 @@ from pfedsam.data.synthetic import SyntheticOptions, write_sites
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.site_store import SiteStore
 from pfedsam.model.partition import Partition
-from pfedsam.runtime.in_process import SERVER, run
+from pfedsam.runtime.in_process import run
 from pfedsam.runtime.onboarding import ALONE, EVERYTHING, LOCAL_PART, NOTHING, Newcomer, onboard, warm_start
 from pfedsam.runtime.run_folder import open_run
+from pfedsam.runtime.server_files import SERVER
 
 
 @pytest.fixture(scope="session")

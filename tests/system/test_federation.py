@@ -23,7 +23,8 @@ from pfedsam.experiment.load import load_options
 from pfedsam.federation.ledger import Ledger
 from pfedsam.federation.manifest import read_manifest
 from pfedsam.federation.site_store import SiteStore
-from pfedsam.runtime.in_process import SERVER, run
+from pfedsam.runtime.in_process import run
+from pfedsam.runtime.server_files import SERVER
 from pfedsam.runtime.study_folder import write_revoked
 
 pytestmark = pytest.mark.system

@@ -17,7 +17,8 @@ from pfedsam.model.backbone import compact_config, new_backbone
 from pfedsam.report.records import deterministic_view, read_records
 from pfedsam.report.summary_file import read_summary
 from pfedsam.runtime.coordinator import RoundPolicy
-from pfedsam.runtime.in_process import SERVER, run
+from pfedsam.runtime.in_process import run
+from pfedsam.runtime.server_files import SERVER
 from pfedsam.runtime.study_folder import create_study
 
 pytest.importorskip("nvflare")

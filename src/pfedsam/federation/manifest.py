@@ -70,7 +70,7 @@ class StudyManifest(Options):
 
     def differences(self, other: "StudyManifest") -> list[str]:
         """The fields in which two manifests differ, configuration keys by their path."""
-        return _differences(self.model_dump(mode="json"), other.model_dump(mode="json"))
+        return differences(self.model_dump(mode="json"), other.model_dump(mode="json"))
 
 
 def shared_tensors(values: NamedTensors) -> dict[str, SharedTensor]:
@@ -145,8 +145,9 @@ def parse_manifest(data: bytes) -> StudyManifest:
     return manifest
 
 
-def _differences(one: object, other: object, path: str = "") -> list[str]:
+def differences(one: object, other: object, path: str = "") -> list[str]:
+    """The paths of the keys at which two plain configurations differ."""
     if isinstance(one, dict) and isinstance(other, dict):
         keys = sorted(one.keys() | other.keys())
-        return [d for k in keys for d in _differences(one.get(k), other.get(k), f"{path}.{k}" if path else str(k))]
+        return [d for k in keys for d in differences(one.get(k), other.get(k), f"{path}.{k}" if path else str(k))]
     return [] if one == other else [path]

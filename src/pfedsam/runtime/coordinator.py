@@ -31,6 +31,7 @@ from pfedsam.report.page import write_page
 from pfedsam.report.records import RecordWriter, read_records
 from pfedsam.report.summary_file import write_summary
 from pfedsam.runtime.numbers import to_report, to_summaries
+from pfedsam.runtime.server_files import record_report
 from pfedsam.runtime.study_folder import StudyFolder, study_summary
 
 _LOG = get_logger(__name__)
@@ -146,7 +147,7 @@ class StudyRun:
         records.write({"kind": "timing", "round": current.round, "train_s": round(time.monotonic() - started, 2)})
         for site, reply in replies.items():
             report = to_report(reply.numbers, self.manifest.numbers["train"])
-            self.folder.record_report(records, current.round, site, report)
+            record_report(records, current.round, site, report)
         state = self._aggregate(records, replies)
         every = self.options.evaluation.validate_every
         self.state = state
@@ -217,7 +218,7 @@ class StudyRun:
         replies = self._ask(records, "align", self.manifest.rounds, self.present, self.policy.deadline_s)
         for site, reply in replies.items():
             report = to_report(reply.numbers, self.manifest.numbers["align"])
-            self.folder.record_report(records, self.manifest.rounds, site, report)
+            record_report(records, self.manifest.rounds, site, report)
 
     def _test(self, records: RecordWriter) -> dict[str, dict[str, SiteSummary]]:
         replies = self._ask(records, "test", self.manifest.rounds, self.present, self.policy.score_s)

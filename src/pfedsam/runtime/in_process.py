@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from pfedsam.core import atomic, tensors
 from pfedsam.core.errors import DataError, RunError
 from pfedsam.data.check import check_site
@@ -33,19 +31,15 @@ from pfedsam.experiment.build import (
 from pfedsam.experiment.load import dump_options, load_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.aggregation import open_messages
+from pfedsam.federation.manifest import differences
 from pfedsam.federation.server import ServerState, aggregate
 from pfedsam.federation.update import UpdateSpec
 from pfedsam.report.page import write_page
 from pfedsam.report.records import RecordWriter, read_records
 from pfedsam.report.summary_file import Communication, Summary, build_summary, collect_versions, write_summary
 from pfedsam.runtime.export import export_adapter
-from pfedsam.runtime.site_session import RoundReport
+from pfedsam.runtime.server_files import SERVER, load_state, record_report, save_state
 from pfedsam.runtime.worker import MakeWorker, Workers, models_of
-
-SERVER = Path("shared") / "shared.safetensors"
-"""The server's state in a run's folder: the shared parameters and the round that comes next."""
-_NOTHING = torch.zeros(1)
-"""What is stored when a method shares nothing."""
 
 
 @dataclass(frozen=True)
@@ -113,19 +107,12 @@ def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
         )
     before = load_options(config).model_dump(mode="json", exclude={"runtime", "name"})
     now = options.model_dump(mode="json", exclude={"runtime", "name"})
-    changed = _differences(before, now)
+    changed = differences(before, now)
     if changed:
         raise RunError(
             f"The run in {folder.name!r} has another configuration; different: {', '.join(changed[:8])}. "
             "Resume with the configuration it was started with, or give another folder."
         )
-
-
-def _differences(before: object, now: object, path: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted(before.keys() | now.keys())
-        return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{path}.{k}" if path else str(k))]
-    return [] if before == now else [path]
 
 
 def _sites(options: RunOptions, folder: Path) -> dict[str, Site]:
@@ -172,13 +159,9 @@ class _Run:
         self.seconds: dict[str, float] = {}
 
     def _load_state(self) -> ServerState:
-        path = self.folder / SERVER
-        if not path.exists():
+        if not (self.folder / SERVER).exists():
             return ServerState(0, self.built.start("shared"))
-        shared, metadata = tensors.load(path)
-        if metadata.get("study") != self.study:
-            raise RunError("The shared parameters in this folder belong to another study. Give another folder.")
-        return ServerState(int(metadata["round"]), {n: t for n, t in shared.items() if n != "none"})
+        return load_state(self.folder, self.study)
 
     def finish(self) -> Summary:
         """Train the rounds that are left, align, test, and write summary and report."""
@@ -214,14 +197,14 @@ class _Run:
             messages = {}
             for name, future in futures.items():
                 messages[name], report = future.result()
-                self._record(records, current, name, report)
+                record_report(records, current, name, report)
                 done += 1
                 self.tell(Event("train", done, total, f"round {current + 1} of {rounds}, {name}"))
             self.state = self._aggregate(messages, records)
             every = self.options.evaluation.validate_every
             if every and ((current + 1) % every == 0 or current + 1 == rounds):
                 self._validate(workers, records, current)
-            self._save_state()
+            save_state(self.folder, self.study, self.state)
 
     def _aggregate(self, messages: Mapping[str, bytes], records: RecordWriter) -> ServerState:
         current = self.state
@@ -256,7 +239,7 @@ class _Run:
         names = self.sites if method.own_end else self.trainers
         futures = {name: workers.submit(name, "align", rounds, shared) for name in names}
         for done, (name, future) in enumerate(futures.items(), start=1):
-            self._record(records, rounds, name, future.result())
+            record_report(records, rounds, name, future.result())
             self.tell(Event("align", done, len(futures), name))
         if self.options.evaluation.validate_every:
             self._validate(
@@ -272,22 +255,8 @@ class _Run:
             self.tell(Event("test", done, len(futures), site))
         return scores
 
-    def _record(self, records: RecordWriter, round_: int, site: str, report: RoundReport) -> None:
-        for phase, losses in report.losses.items():
-            parts = {name: value for name, value in losses.items() if name != "total"}
-            row = {"kind": "round", "round": round_, "site": site, "phase": phase, "loss": losses["total"], **parts}
-            records.write(row)
-        for block, usage in report.usage.items():
-            records.write({"kind": "experts", "round": round_, "site": site, "block": int(block), "usage": usage})
-
     def _broadcast(self) -> bytes:
         return tensors.to_bytes(self.state.shared) if self.state.shared else b""
-
-    def _save_state(self) -> None:
-        path = self.folder / SERVER
-        path.parent.mkdir(exist_ok=True)
-        metadata = {"round": str(self.state.round), "study": self.study}
-        tensors.save(path, self.state.shared or {"none": _NOTHING}, metadata)
 
     def _summarise(self, scores: Mapping[str, Mapping[str, list[CaseScores]]]) -> Summary:
         models = models_of(self.options, self.built)

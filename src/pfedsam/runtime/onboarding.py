@@ -30,8 +30,9 @@ from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.model.partition import Partition
 from pfedsam.report.page import write_page
 from pfedsam.report.summary_file import Communication, build_summary, collect_versions, write_summary
-from pfedsam.runtime.in_process import SERVER, study_id
+from pfedsam.runtime.in_process import study_id
 from pfedsam.runtime.run_folder import OpenRun
+from pfedsam.runtime.server_files import SERVER
 from pfedsam.runtime.site_session import SiteScorer
 from pfedsam.training.client_round import ClientState, client_round
 from pfedsam.training.options import TrainingOptions

@@ -16,7 +16,8 @@ from pfedsam.experiment.load import load_options
 from pfedsam.model.numerics import configure_numerics
 from pfedsam.report.page import write_page
 from pfedsam.report.summary_file import Summary, build_summary, collect_versions, read_summary, write_summary
-from pfedsam.runtime.in_process import SERVER, Event
+from pfedsam.runtime.in_process import Event
+from pfedsam.runtime.server_files import SERVER
 from pfedsam.runtime.site_session import SiteScorer
 from pfedsam.runtime.worker import local_of, models_of
 

@@ -11,10 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from pydantic import ValidationError
 
-from pfedsam.core import atomic, tensors
+from pfedsam.core import atomic
 from pfedsam.core.errors import OptionError, RunError
 from pfedsam.core.options import Options
 from pfedsam.evaluation.summary import SiteSummary
@@ -23,12 +22,11 @@ from pfedsam.experiment.load import dump_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, largest_change, shared_tensors, write_manifest
 from pfedsam.federation.server import ServerState
-from pfedsam.report.records import Record, RecordWriter
+from pfedsam.report.records import Record
 from pfedsam.report.summary_file import Communication, Summary, build_summary, collect_versions
 from pfedsam.runtime.export import export_adapter
-from pfedsam.runtime.in_process import SERVER
 from pfedsam.runtime.numbers import allowed_numbers
-from pfedsam.runtime.site_session import RoundReport
+from pfedsam.runtime.server_files import SERVER, load_state, save_state
 
 T = TypeVar("T", bound=Options)
 REVOKED = "revoked.json"
@@ -108,17 +106,11 @@ class StudyFolder:
         Raises:
             RunError: it belongs to another study.
         """
-        shared, metadata = tensors.load(self.path / SERVER)
-        if metadata.get("study") != manifest.study:
-            raise RunError("the shared parameters in this folder belong to another study.")
-        return ServerState(int(metadata["round"]), {name: t for name, t in shared.items() if name != "none"})
+        return load_state(self.path, manifest.study)
 
     def save_state(self, state: ServerState, manifest: StudyManifest) -> None:
         """Commit a round: with this rename it is done."""
-        path = self.path / SERVER
-        path.parent.mkdir(exist_ok=True, mode=0o700)
-        metadata = {"round": str(state.round), "study": manifest.study}
-        tensors.save(path, state.shared or {"none": torch.zeros(1)}, metadata)
+        save_state(self.path, manifest.study, state, mode=0o700)
 
     def read_registered(self) -> dict[str, int]:
         """The number of training cases of every site that ever joined; a site's weight cannot change in a study."""
@@ -138,15 +130,6 @@ class StudyFolder:
     def read_status(self) -> dict[str, Any]:
         """Where the study stands."""
         return dict(json.loads((self.path / STATUS).read_text("utf-8")))
-
-    def record_report(self, records: RecordWriter, round_: int, site: str, report: RoundReport) -> None:
-        """The records of one site's report, as the embedded runtime writes them."""
-        for phase, losses in report.losses.items():
-            parts = {name: value for name, value in losses.items() if name != "total"}
-            total = losses.get("total")
-            records.write({"kind": "round", "round": round_, "site": site, "phase": phase, "loss": total, **parts})
-        for block, usage in report.usage.items():
-            records.write({"kind": "experts", "round": round_, "site": site, "block": int(block), "usage": usage})
 
     def export_adapter(self, state: ServerState, options: RunOptions) -> None:
         """The shared LoRA once more, in peft's format."""

@@ -1,0 +1,45 @@
+"""What both servers, the embedded one and a coordinator, write in the same form: the committed state, and records of sites' reports."""
+
+from pathlib import Path
+
+import torch
+
+from pfedsam.core import tensors
+from pfedsam.core.errors import RunError
+from pfedsam.federation.server import ServerState
+from pfedsam.report.records import RecordWriter
+from pfedsam.runtime.site_session import RoundReport
+
+SERVER = Path("shared") / "shared.safetensors"
+"""The server's state in a run's folder: the shared parameters and the round that comes next."""
+_NOTHING = {"none": torch.zeros(1)}
+"""What is stored when a method shares nothing."""
+
+
+def load_state(folder: Path, study: str) -> ServerState:
+    """The state after the last committed round.
+
+    Raises:
+        RunError: it belongs to another study.
+    """
+    shared, metadata = tensors.load(folder / SERVER)
+    if metadata.get("study") != study:
+        raise RunError("The shared parameters in this folder belong to another study. Give another folder.")
+    return ServerState(int(metadata["round"]), {name: t for name, t in shared.items() if name not in _NOTHING})
+
+
+def save_state(folder: Path, study: str, state: ServerState, *, mode: int = 0o777) -> None:
+    """Commit a round: with this rename it is done. `mode` is that of the folder, where it is made."""
+    path = folder / SERVER
+    path.parent.mkdir(exist_ok=True, mode=mode)
+    tensors.save(path, state.shared or _NOTHING, {"round": str(state.round), "study": study})
+
+
+def record_report(records: RecordWriter, round_: int, site: str, report: RoundReport) -> None:
+    """Write the losses of each phase and the use of the experts."""
+    for phase, losses in report.losses.items():
+        parts = {name: value for name, value in losses.items() if name != "total"}
+        row = {"kind": "round", "round": round_, "site": site, "phase": phase, "loss": losses.get("total"), **parts}
+        records.write(row)
+    for block, usage in report.usage.items():
+        records.write({"kind": "experts", "round": round_, "site": site, "block": int(block), "usage": usage})
