@@ -1,24 +1,16 @@
 """`pfedsam bench`: mistakes are told before anything runs, and a command can be repeated anywhere."""
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pfedsam.cli import bench
-from pfedsam.cli.main import main
 from pfedsam.core.errors import OptionError
 from pfedsam.experiment.suite import Entry, Suite
 from pfedsam.runtime.bench import Plan
 
-
-def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["pfedsam", "bench", *words])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+Call = Callable[..., int]
 
 
 @pytest.mark.parametrize(
@@ -32,7 +24,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     ],
 )
 def test_mistakes_are_told_before_anything_runs(
-    monkeypatch: pytest.MonkeyPatch,
+    call: Call,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     words: list[str],
@@ -41,7 +33,7 @@ def test_mistakes_are_told_before_anything_runs(
 ) -> None:
     out = tmp_path / "out"
     (tmp_path / "data").mkdir()
-    assert call(monkeypatch, "accuracy", "--data", str(tmp_path / "data"), "--out", str(out), *words) == code
+    assert call("bench", "accuracy", "--data", str(tmp_path / "data"), "--out", str(out), *words) == code
     assert message in " ".join(capsys.readouterr().err.split())
     assert not out.exists()
 

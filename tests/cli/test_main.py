@@ -1,11 +1,11 @@
 """The command line: help that teaches, errors as one message and an exit code."""
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pfedsam.cli.main import main
+Call = Callable[..., int]
 
 COMMANDS = [
     "demo",
@@ -27,42 +27,29 @@ COMMANDS = [
 ]
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["pfedsam", *words])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
-) -> None:
-    assert call(monkeypatch, *command.split(), "--help") == 0
+def test_every_command_explains_itself(call: Call, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert call(*command.split(), "--help") == 0
     assert "Usage:" in capsys.readouterr().out
 
 
 def test_a_missing_file_is_one_message_and_exit_code_2(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert call(monkeypatch, "run", str(tmp_path / "none.yaml"), "--out", str(tmp_path / "out")) == 2
+    assert call("run", str(tmp_path / "none.yaml"), "--out", str(tmp_path / "out")) == 2
     shown = capsys.readouterr().err
     assert "none.yaml cannot be read" in shown
     assert "Traceback" not in shown
     assert not (tmp_path / "out").exists()
 
 
-def test_an_empty_site_is_exit_code_3(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_an_empty_site_is_exit_code_3(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "north" / "images").mkdir(parents=True)
     (tmp_path / "study.yaml").write_text("data:\n  sites: {north: north}\n  classes: {n: [1]}\n")
-    assert call(monkeypatch, "data", "split", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")) == 3
+    assert call("data", "split", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")) == 3
     assert "north" in capsys.readouterr().err
 
 
-def test_a_usage_error_is_exit_code_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(monkeypatch, "run") == 2
+def test_a_usage_error_is_exit_code_2(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("run") == 2
     assert "Missing argument" in capsys.readouterr().err

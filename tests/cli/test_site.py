@@ -1,26 +1,18 @@
 """What an operator sees: what a study would take out, what left, and whether the account of it was touched."""
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from pfedsam.cli.main import main
 from pfedsam.federation.ledger import Ledger
 from pfedsam.federation.manifest import StudyManifest, shared_tensors, write_manifest
 from pfedsam.federation.site_policy import SitePolicy
 
+Call = Callable[..., int]
+
 STUDY = "0123456789abcdef"
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["pfedsam", *map(str, words)])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture
@@ -42,45 +34,45 @@ def manifest(tmp_path: Path) -> Path:
 
 
 def test_an_operator_reads_before_approving_and_can_leave(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, manifest: Path
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, manifest: Path
 ) -> None:
-    assert call(monkeypatch, "site", "approve", tmp_path / "north", manifest, "--yes") == 0
+    assert call("site", "approve", tmp_path / "north", manifest, "--yes") == 0
     shown = capsys.readouterr().out
     assert "48 bytes: lora_a 48" in shown
     assert "pfedsam, 5" in shown
     assert "someone" not in shown
     assert SitePolicy(tmp_path / "north").approved(STUDY) is not None
-    assert call(monkeypatch, "site", "approve", tmp_path / "north", "--withdraw", STUDY) == 0
+    assert call("site", "approve", tmp_path / "north", "--withdraw", STUDY) == 0
     assert SitePolicy(tmp_path / "north").approved(STUDY) is None
 
 
 def test_what_was_not_offered_cannot_be_approved(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert call(monkeypatch, "site", "approve", tmp_path, "--study", "f" * 16) == 8
+    assert call("site", "approve", tmp_path, "--study", "f" * 16) == 8
     assert "was offered to this site" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_ledger_is_printed_and_a_change_in_it_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     fields = {"study": STUDY, "task": "train", "round": 1, "sha256": "ab" * 32, "names": ["lora.a"], "numbers": ["x"]}
     ledger = Ledger(tmp_path / "ledger.jsonl")
     ledger.append(**fields, sent=True, total_bytes=500, by_component={"lora_a": 48})
     ledger.append(**fields, sent=False, total_bytes=900, by_component={}, note="a number that is not listed")
-    assert call(monkeypatch, "site", "ledger", tmp_path) == 0
+    assert call("site", "ledger", tmp_path) == 0
     shown = capsys.readouterr().out
     assert "lora_a 48" in shown
     assert "HELD BACK" in shown
     assert "2 line(s), verified; 500 bytes left" in shown
     ledger.path.write_bytes(ledger.path.read_bytes().replace(b'"bytes":500', b'"bytes":499'))
-    assert call(monkeypatch, "site", "ledger", tmp_path) == 7
+    assert call("site", "ledger", tmp_path) == 7
     assert "line 1 of the ledger" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_site_is_exit_code_2(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     pytest.importorskip("nvflare")
-    assert call(monkeypatch, "site", "check", tmp_path) == 2
+    assert call("site", "check", tmp_path) == 2
     assert "site init" in capsys.readouterr().err
