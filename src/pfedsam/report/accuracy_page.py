@@ -38,6 +38,16 @@ class Study:
     """Label and seed to the message of a run that failed."""
 
 
+def write_study(folder: Path, study: Study, figures: Mapping[str, float | None], table: str, **more: object) -> None:
+    """Write NAME.json and NAME.md of a comparison.
+
+    Raises:
+        StoreError: a file could not be written.
+    """
+    about = {"command": study.command, "seeds": study.seeds, "settings": dict(study.settings)}
+    write_result(folder, study.name, figures=figures, table=table, **about, **more)  # type: ignore[arg-type]
+
+
 def write_accuracy(folder: Path, study: Study, runs: Runs) -> dict[str, float | None]:
     """Write NAME.json, NAME.md and NAME.svg; a method without runs is listed as not run.
 
@@ -52,16 +62,13 @@ def write_accuracy(folder: Path, study: Study, runs: Runs) -> dict[str, float | 
     found = comparisons(study.subject, runs)
     figures = headline(lines, results, found)
     missing = not_run(study, runs)
-    write_result(
+    write_study(
         folder,
-        study.name,
-        command=study.command,
-        seeds=study.seeds,
-        figures=figures,
-        table=_text(study, lines, results, found, missing),
+        study,
+        figures,
+        _text(study, lines, results, found, missing),
         subject=study.subject,
         best_private_baseline=best_private_baseline(lines, found),
-        settings=dict(study.settings),
         methods=results,
         comparisons=comparison_result(found),
         not_run=missing,

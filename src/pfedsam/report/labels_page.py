@@ -6,10 +6,10 @@ from typing import Final
 
 from pfedsam.core import atomic
 from pfedsam.report.accuracy import Runs, method_result
-from pfedsam.report.accuracy_page import Study
+from pfedsam.report.accuracy_page import Study, write_study
 from pfedsam.report.figures import curves
 from pfedsam.report.format import format_value
-from pfedsam.report.result_file import markdown, write_result
+from pfedsam.report.result_file import markdown
 
 ALL: Final = "all"
 
@@ -39,14 +39,11 @@ def write_labels(folder: Path, study: Study, by_limit: Mapping[str, Runs]) -> di
     for title, key in (("Mean over sites", "dice_mean"), ("Worst site", "dice_worst_site")):
         rows = [[m, *(format_value(figures.get(f"{key}.{m}.{limit}"), 1) for limit in limits)] for m in labels]
         parts += [f"## {title}", markdown(["method", *limits], rows)]
-    write_result(
+    write_study(
         folder,
-        study.name,
-        command=study.command,
-        seeds=study.seeds,
-        figures=figures,
-        table="\n\n".join(parts),
-        settings=dict(study.settings),
+        study,
+        figures,
+        "\n\n".join(parts),
         methods=results,
     )
     drawn = {m: [figures.get(f"dice_mean.{m}.{limit}") for limit in limits] for m in labels}

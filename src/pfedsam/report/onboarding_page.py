@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pfedsam.core import atomic
 from pfedsam.evaluation.statistics import mean_and_spread
-from pfedsam.report.accuracy_page import Study
+from pfedsam.report.accuracy_page import Study, write_study
 from pfedsam.report.figures import method_dots
 from pfedsam.report.format import format_value
-from pfedsam.report.result_file import markdown, write_result
+from pfedsam.report.result_file import markdown
 
 MEMBER, UNSEEN = "member", "unseen"
 """Columns: the site as a member from the start, and the shared model that has never seen it."""
@@ -41,14 +41,11 @@ def write_onboarding(folder: Path, study: Study, joined: Sequence[Joined]) -> di
         figures |= _figures(line.label, rows)
         parts += [f"## {line.label}", _table(rows)] if rows else [f"## {line.label}", "Not run yet."]
     plain = [{"method": o.label, "site": o.site, "seed": o.seed, "dice": dict(o.columns)} for o in joined]
-    write_result(
+    write_study(
         folder,
-        study.name,
-        command=study.command,
-        seeds=study.seeds,
-        figures=figures,
-        table="\n\n".join(parts),
-        settings=dict(study.settings),
+        study,
+        figures,
+        "\n\n".join(parts),
         sites=plain,
     )
     subject = [one for one in joined if one.label == study.subject] or list(joined)
