@@ -69,17 +69,21 @@ def test_where_each_component_lives(tmp_path: Path, overrides: tuple[str, ...], 
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ((), [("global", ("shared",), ("shared",), None, 5), ("local", ("local",), ("personal",), "personal", 5)]),
+        ((), [("global", ("shared",), ("shared",), None, 5), ("joint", ("shared", "local"), ("personal",), None, 5)]),
+        (
+            ("training.local_phase=local",),
+            [("global", ("shared",), ("shared",), None, 5), ("local", ("local",), ("personal",), "personal", 5)],
+        ),
         (
             ("training.distillation.direction=off",),
-            [("global", ("shared",), ("shared",), None, 5), ("local", ("local",), ("personal",), None, 5)],
+            [("global", ("shared",), ("shared",), None, 5), ("joint", ("shared", "local"), ("personal",), None, 5)],
         ),
         (
             ("training.distillation.direction=reversed",),
-            [("global", ("shared",), ("shared",), "shared", 5), ("local", ("local",), ("personal",), None, 5)],
+            [("global", ("shared",), ("shared",), "shared", 5), ("joint", ("shared", "local"), ("personal",), None, 5)],
         ),
         (
-            ("training.distillation.direction=mutual",),
+            ("training.local_phase=local", "training.distillation.direction=mutual"),
             [("global", ("shared",), ("shared",), "shared", 5), ("local", ("local",), ("personal",), "personal", 5)],
         ),
         (
@@ -88,11 +92,11 @@ def test_where_each_component_lives(tmp_path: Path, overrides: tuple[str, ...], 
         ),
         (
             ("training.order=local-first",),
-            [("local", ("local",), ("personal",), "personal", 5), ("global", ("shared",), ("shared",), None, 5)],
+            [("joint", ("shared", "local"), ("personal",), None, 5), ("global", ("shared",), ("shared",), None, 5)],
         ),
         (
             ("training.frozen_local=true", "training.global_share=0.2"),
-            [("global", ("shared",), ("personal",), None, 2), ("local", ("local",), ("personal",), "personal", 8)],
+            [("global", ("shared",), ("personal",), None, 2), ("joint", ("shared", "local"), ("personal",), None, 8)],
         ),
     ],
 )
@@ -104,7 +108,7 @@ def test_what_each_phase_trains(tmp_path: Path, overrides: tuple[str, ...], expe
 
 @pytest.mark.parametrize(("teacher", "expected"), [("received", "received"), ("own", "own")])
 def test_whose_shared_parameters_teach(tmp_path: Path, teacher: str, expected: str) -> None:
-    options = chosen(tmp_path, f"training.distillation.teacher={teacher}")
+    options = chosen(tmp_path, "training.local_phase=local", f"training.distillation.teacher={teacher}")
     assert build_method(options).phases(options.training)[1].shared_from == expected
 
 

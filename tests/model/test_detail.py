@@ -37,9 +37,3 @@ def test_the_image_reaches_the_masks_once_its_layers_are_trained() -> None:
     with torch.no_grad():
         model.output_layers.detail[2].weight.fill_(0.1)
     assert not torch.equal(model(pixels, personal=False), before)
-
-
-def test_both_output_layers_start_alike() -> None:
-    model = make()
-    shared, own = (layers.state_dict() for layers in (model.output_layers, model.personal_output_layers))
-    assert all(torch.equal(shared[name], own[name]) for name in shared)

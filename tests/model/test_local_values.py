@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pfedsam.core import rng
-from pfedsam.model.local_values import OwnCopies, OwnLora, in_place, norm_names
+from pfedsam.model.local_values import OwnCopies, OwnDifferences, OwnLora, in_place, norm_names
 
 
 def model() -> nn.Sequential:
@@ -38,6 +38,16 @@ def test_a_copy_starts_as_what_it_copies_and_goes_its_own_way() -> None:
         net[0].weight.zero_()
     assert copies.values()["0.weight"].count_nonzero() > 0
     assert sorted(name for name, _ in copies.named_parameters()) == ["0-weight", "1-1-bias"]
+
+
+def test_a_difference_starts_at_zero_and_goes_along_with_what_it_is_added_to() -> None:
+    net = model()
+    added = OwnDifferences(net, ["0.weight"])
+    assert torch.equal(added.values(net)["0.weight"], net[0].weight)
+    with torch.no_grad():
+        added.get_parameter("0-weight").fill_(2)
+        net[0].weight.fill_(1)
+    assert torch.equal(added.values(net)["0.weight"], torch.full((2, 2), 3.0))
 
 
 def test_norms_are_found_by_what_they_are() -> None:

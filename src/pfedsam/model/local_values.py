@@ -27,6 +27,22 @@ class OwnCopies(nn.Module):
         return {name: self.get_parameter(own) for own, name in self.origins.items()}
 
 
+class OwnDifferences(nn.Module):
+    """What a site adds to some of a model's parameters; zero at first, so that it starts with theirs, and goes along as they change."""
+
+    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+        """One difference for each parameter of `model` called `names`."""
+        super().__init__()
+        self.origins = {name.replace(".", "-"): name for name in names}
+        """Own name to the name of what is added to."""
+        for own, name in self.origins.items():
+            self.register_parameter(own, nn.Parameter(torch.zeros_like(model.get_parameter(name))))
+
+    def values(self, model: nn.Module) -> dict[str, Tensor]:
+        """The sums that stand in the place of the parameters of `model`, by their names."""
+        return {name: model.get_parameter(name) + self.get_parameter(own) for own, name in self.origins.items()}
+
+
 class OwnLora(nn.Module):
     """A second LoRA on the same layers: B A + s B' A', computed as one product of the joined matrices; B' starts at zero."""
 

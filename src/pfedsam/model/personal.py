@@ -4,7 +4,6 @@ With `personal=False` the local part is switched off and the module is the *shar
 whole federation. Teacher and student of the distillation are therefore the same module, its weights resident once.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
@@ -21,7 +20,7 @@ from pfedsam.model.adapters import AdapterOptions, BlockAdapters
 from pfedsam.model.backbone import positions, vision_config
 from pfedsam.model.encoder import embed_patches, use_fast_blocks
 from pfedsam.model.head import OutputLayers, class_tokens, decode
-from pfedsam.model.local_values import OwnCopies, OwnLora, in_place, norm_names
+from pfedsam.model.local_values import OwnCopies, OwnDifferences, OwnLora, in_place, norm_names
 from pfedsam.model.lora import LoraOptions, add_lora
 from pfedsam.model.moe import ExpertOptions, LMoE, Routing
 from pfedsam.model.numerics import Precision, frozen_dtype
@@ -120,7 +119,9 @@ class PersonalSam(nn.Module):
         self.sam = use_fast_blocks(sam).requires_grad_(False)
         self.class_tokens = class_tokens(sam.mask_decoder, classes)
         self.output_layers = OutputLayers(sam.mask_decoder, classes, generator if options.detail else None)
-        self.personal_output_layers = copy.deepcopy(self.output_layers) if options.output_layers == "both" else None
+        names = [f"output_layers.{name}" for name, _ in self.output_layers.named_parameters()]
+        both = OwnCopies if options.personal_copy else OwnDifferences
+        self.personal_output_layers = both(self, names) if options.output_layers == "both" else None
         a_names, b_names = add_lora(sam, options.lora, self.first_adapted, generator) if options.lora else ([], [])
         self._lora_names = [f"sam.{name}" for name in a_names], [f"sam.{name}" for name in b_names]
         width, blocks = vision_config(sam).hidden_size, range(self.first_adapted, depth)
@@ -188,9 +189,8 @@ class PersonalSam(nn.Module):
             if self.personal_copy is None
             else {f"personal_copy.{n}": o for n, o in self.personal_copy.origins.items()}
         )
-        if self.personal_output_layers is not None:
-            names = [name for name, _ in self.output_layers.named_parameters()]
-            found |= {f"personal_output_layers.{name}": f"output_layers.{name}" for name in names}
+        if isinstance(self.personal_output_layers, OwnCopies):
+            found |= {f"personal_output_layers.{n}": o for n, o in self.personal_output_layers.origins.items()}
         return found
 
     @property
@@ -244,8 +244,7 @@ class PersonalSam(nn.Module):
                 over = None if adapters is None else adapters.after_attention
                 tokens = self.sam.vision_encoder.layers[i](tokens, beside, over)
             embedding = self.sam.vision_encoder.neck(tokens).float()
-            own = self.personal_output_layers if personal else None
-            return decode(self.sam, embedding, self.class_tokens, own or self.output_layers, seen)
+            return decode(self.sam, embedding, self.class_tokens, self.output_layers, seen)
 
     def _begin(self, given: Tensor) -> tuple[Tensor, Tensor | None]:
         """What `prefix` gave, as tokens for the adapted blocks and the image for the output layers."""
@@ -265,6 +264,10 @@ class PersonalSam(nn.Module):
         values: dict[str, Tensor] = {} if self.personal_copy is None else self.personal_copy.values()
         if self.norms is not None:
             values |= self.norms.values()
+        if isinstance(self.personal_output_layers, OwnCopies):
+            values |= self.personal_output_layers.values()
+        elif self.personal_output_layers is not None:
+            values |= self.personal_output_layers.values(self)
         if self.local_lora is not None:
             first = {name: self.get_parameter(name) for pair in self.local_lora.pairs.values() for name in pair}
             values |= self.local_lora.values({**first, **values})

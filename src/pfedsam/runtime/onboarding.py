@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from torch import Tensor
-
 from pfedsam.core import atomic, tensors
 from pfedsam.core.errors import DataError, OptionError, RunError
 from pfedsam.core.tensors import NamedTensors
@@ -120,17 +118,6 @@ def onboard(opened: OpenRun, new: Newcomer, out: Path, *, tell: Callable[[str], 
     return result
 
 
-def warm_start(local: NamedTensors, shared: NamedTensors, partition: Partition) -> dict[str, Tensor]:
-    """The local parameters with the second set of output layers begun at the federation's, where a method has both.
-
-    A member's own set grew up beside the shared one; a newcomer's would else begin at the backbone's.
-    """
-    ours = partition.components.get("personal_output_layers", ())
-    theirs = set(partition.components.get("output_layers", ())) & shared.keys()
-    taken = {name: name.removeprefix("personal_") for name in ours if name in local}
-    return dict(local) | {name: shared[source].clone() for name, source in taken.items() if source in theirs}
-
-
 class _Work:
     """Training and scoring at the new site."""
 
@@ -150,7 +137,7 @@ class _Work:
         start = self.built.start
         if way == ALONE:
             return self._phases(self._everything, start("shared"), start("local"))
-        local = warm_start(start("local"), self.shared, self.built.partition)
+        local = start("local")
         if way == NOTHING:
             return self.shared, local
         phases = self._everything if way == EVERYTHING else self._local_part

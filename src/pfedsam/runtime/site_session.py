@@ -119,7 +119,7 @@ class SiteSession:
             self.built.model,
             self.built.partition,
             self.data,
-            method.final(training) if final else method.phases(training),
+            method.final(training) if final else method.phases_of(training, round_),
             shared=shared,
             state=state,
             round_=round_,

@@ -100,7 +100,7 @@ def learning_rate(options: TrainingOptions, round_: int) -> float:
 
 
 @torch.no_grad()
-def expert_usage(model: PersonalSam, data: SiteData, examples: int = 32) -> dict[str, list[float]]:
+def expert_usage(model: PersonalSam, data: SiteData, examples: int = 8) -> dict[str, list[float]]:
     """For each adapted block the share of tokens sent to each expert, over the unchanged views of a site's first images."""
     totals: dict[str, Tensor] = {}
     for example in data.examples[:examples]:

@@ -27,6 +27,18 @@ class TrainingOptions(Options):
     coupled: bool = Field(
         default=False, description="pfedsam: train shared and local parameters in one phase instead of two."
     )
+    opening: float = Field(
+        default=0.25,
+        ge=0,
+        lt=1,
+        description="pfedsam: part of the rounds, at the start, that train the shared part alone; 0 = none.",
+    )
+    local_phase: Literal["local", "joint"] = Field(
+        default="joint",
+        description="pfedsam: what the second phase of a round trains. local: the local part alone, with the shared one fixed, on labels "
+        "and by distillation (the paper). joint: both, inside the personal model, on labels. The last phase, after the last aggregation, is "
+        "a local one in any case.",
+    )
     order: Literal["global-first", "local-first"] = Field(
         default="global-first", description="pfedsam: which phase comes first."
     )

@@ -11,13 +11,29 @@ def options(**changes: object) -> TrainingOptions:
     return TrainingOptions.model_validate({"steps_per_round": 10, "final_steps": 3, **changes})
 
 
-def test_two_decoupled_phases_by_default() -> None:
-    global_phase, local_phase = pfedsam.phases(options(global_share=0.3))
+def test_two_decoupled_phases() -> None:
+    global_phase, local_phase = pfedsam.phases(options(global_share=0.3, local_phase="local"))
     assert (global_phase.trains, global_phase.supervised, global_phase.taught) == (("shared",), ("shared",), None)
     assert (local_phase.trains, local_phase.supervised, local_phase.taught) == (("local",), ("personal",), "personal")
     assert (global_phase.steps, local_phase.steps) == (3, 7)
     assert local_phase.shared_from == "received"
     assert [phase.steps for phase in pfedsam.final(options())] == [3]
+
+
+def test_by_default_the_second_phase_trains_both_parts_inside_the_personal_model() -> None:
+    _, joint = pfedsam.phases(options(global_share=0.3))
+    assert (joint.name, joint.trains, joint.supervised) == ("joint", ("shared", "local"), ("personal",))
+    assert (joint.taught, joint.shared_from, joint.steps) == (None, "own", 7)
+    (last,) = pfedsam.final(options())
+    assert (last.name, last.trains) == ("local", ("local",))
+
+
+def test_the_first_rounds_train_the_shared_part_alone() -> None:
+    set_to = options(rounds=8, opening=0.25)
+    found = [[phase.name for phase in pfedsam.METHOD.phases_of(set_to, i)] for i in range(3)]
+    assert found == [["global"], ["global"], ["global", "joint"]]
+    assert {sum(p.steps for p in pfedsam.METHOD.phases_of(set_to, i)) for i in range(8)} == {10}
+    assert [phase.name for phase in pfedsam.METHOD.all_phases(set_to)] == ["global", "global", "joint", "local"]
 
 
 @pytest.mark.parametrize(
@@ -30,15 +46,15 @@ def test_two_decoupled_phases_by_default() -> None:
     ],
 )
 def test_who_is_taught(direction: str, taught: tuple[str | None, str | None]) -> None:
-    phases = pfedsam.phases(options(distillation={"direction": direction}))
+    phases = pfedsam.phases(options(local_phase="local", distillation={"direction": direction}))
     assert tuple(phase.taught for phase in phases) == taught
 
 
 def test_the_other_switches() -> None:
-    assert [phase.name for phase in pfedsam.phases(options(order="local-first"))] == ["local", "global"]
+    assert [phase.name for phase in pfedsam.phases(options(order="local-first"))] == ["joint", "global"]
     (coupled,) = pfedsam.phases(options(coupled=True))
     assert (coupled.trains, coupled.steps) == (("shared", "local"), 10)
     assert pfedsam.phases(options(frozen_local=True))[0].supervised == ("personal",)
-    assert pfedsam.phases(options(distillation={"teacher": "own"}))[1].shared_from == "own"
+    assert pfedsam.phases(options(local_phase="local", distillation={"teacher": "own"}))[1].shared_from == "own"
     assert pfedsam.placement(ModelOptions(output_layers="local"))["output_layers"] == "local"
     assert "experts" not in pfedsam.placement(ModelOptions(experts=None))

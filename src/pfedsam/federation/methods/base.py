@@ -28,10 +28,23 @@ class Method:
     """The phases of a client round, in order."""
     final: Callable[[TrainingOptions], tuple[PhaseSpec, ...]]
     """The phases after the last aggregation; nothing is sent after them."""
+    opening: Callable[[TrainingOptions], tuple[PhaseSpec, ...]] | None = None
+    """The phases of the rounds of `training.opening`, of as many steps as the others; None where all rounds are alike."""
     pooled: bool = False
     """All sites' images in one place: the upper bound that privacy forbids."""
     own_end: bool = False
     """With `pooled`: each site runs the final phases by itself, from the pooled model on."""
+
+    def phases_of(self, options: TrainingOptions, round_: int) -> tuple[PhaseSpec, ...]:
+        """The phases of round `round_`, counted from 0."""
+        if self.opening and round_ < round(options.opening * options.rounds):
+            return self.opening(options)
+        return self.phases(options)
+
+    def all_phases(self, options: TrainingOptions) -> tuple[PhaseSpec, ...]:
+        """Every phase of a run, those of the rounds before the last ones."""
+        first = self.opening(options) if self.opening else ()
+        return (*first, *self.phases(options), *self.final(options))
 
 
 LOCAL_PARTS = ("experts", "norms", "local_lora", "personal_copy")

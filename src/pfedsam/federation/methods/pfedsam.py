@@ -1,14 +1,16 @@
 """pFedSAM (after Wang et al., arXiv:2509.15638; our reading, docs/method.md): LoRA is averaged, the experts stay.
 
-A client round has two decoupled phases: the global phase trains the shared parameters with the local part off; the local phase
-trains the experts with the shared part fixed, on labels and by distillation from the shared model. After the last aggregation
-each site trains one more local phase on the final shared parameters. Ours adds a second LoRA to the local part, so that a site can
-undo what does not fit it (docs/decisions/0006).
+In the paper a client round has two decoupled phases: the global phase trains the shared parameters with the local part off; the local
+phase trains the experts with the shared part fixed, on labels and by distillation from the shared model (`training.local_phase=local`).
+After the last aggregation each site trains one more local phase on the final shared parameters.
+
+Ours differs by default (docs/decisions/0006 and 0007): the local part has a second LoRA, so that a site can undo what does not fit it; the
+first quarter of the rounds trains the shared part alone; and the second phase of the others trains both parts inside the personal model.
 """
 
 from dataclasses import replace
 
-from pfedsam.federation.methods.base import HEAD, LOCAL_PARTS, Method, place, split_steps
+from pfedsam.federation.methods.base import HEAD, LOCAL_PARTS, Method, place, shared_training, split_steps
 from pfedsam.model.partition import Placement
 from pfedsam.model.personal import ModelOptions
 from pfedsam.training.options import TrainingOptions
@@ -48,6 +50,8 @@ def phases(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
         steps=global_steps,
     )
     local_phase = _local_phase(options, local_steps)
+    if options.local_phase == "joint":
+        local_phase = PhaseSpec("joint", ("shared", "local"), ("personal",), steps=local_steps)
     return (global_phase, local_phase) if options.order == "global-first" else (local_phase, global_phase)
 
 
@@ -68,4 +72,5 @@ METHOD = Method(
     placement=placement,
     phases=phases,
     final=final,
+    opening=shared_training,
 )
