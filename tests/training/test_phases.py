@@ -29,7 +29,12 @@ def test_the_distance_is_the_squared_one_over_what_has_an_anchor() -> None:
 def test_a_copy_is_anchored_where_its_origin_was_received() -> None:
     model = make(personal_copy=True)
     received = {"class_tokens": torch.zeros(1, 32), "output_layers.upscale_conv1.bias": torch.ones(8)}
-    names = ("personal_copy.class_tokens", "personal_output_layers.output_layers-upscale_conv1-bias", "experts.1.up", "class_tokens")
+    names = (
+        "personal_copy.class_tokens",
+        "personal_output_layers.output_layers-upscale_conv1-bias",
+        "experts.1.up",
+        "class_tokens",
+    )
     anchors = _anchors(model, names, received)
     assert set(anchors) == {names[0], names[1], names[3]}
     assert anchors[names[0]] is received["class_tokens"]

@@ -35,9 +35,9 @@ class TrainingOptions(Options):
     )
     local_phase: Literal["local", "joint"] = Field(
         default="joint",
-        description="pfedsam: what the second phase of a round trains. local: the local part alone, with the shared one fixed, on labels "
-        "and by distillation (the paper). joint: both, inside the personal model, on labels. The last phase, after the last aggregation, is "
-        "a local one in any case.",
+        description="pfedsam: what the second phase of a round trains. local: the local part alone, with the shared one fixed, on "
+        "labels and by distillation (the paper). joint: both, inside the personal model, on labels. The last phase, after the last "
+        "aggregation, is a local one in any case.",
     )
     order: Literal["global-first", "local-first"] = Field(
         default="global-first", description="pfedsam: which phase comes first."
