@@ -45,6 +45,7 @@ def toy_options(toy_folder: Path) -> RunOptions:
                 "experts": {"count": 2, "width": 4, "top_k": 1},
             },
             "training": {"rounds": 4, "steps_per_round": 2, "final_steps": 1, "batch_size": 2},
+            "evaluation": {"validate_every": 1},
         }
     )
 

@@ -18,8 +18,8 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupte
 
 DEMO_METHODS = ("local-only", "fedavg", "pfedsam")
 DEMO_SETTINGS: dict[str, Any] = {
-    "training": {"rounds": 8, "steps_per_round": 12, "final_steps": 12, "batch_size": 4},
-    "evaluation": {"validate_every": 1},
+    "training": {"rounds": 24, "steps_per_round": 4, "final_steps": 12, "batch_size": 4},
+    "evaluation": {"validate_every": 4},
     "runtime": {"workers": 2},
 }
 """Small enough for five minutes on two cores."""

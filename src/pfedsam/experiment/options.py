@@ -50,7 +50,7 @@ class DataOptions(Options):
 class EvaluationOptions(Options):
     """When and how models are scored."""
 
-    validate_every: int = Field(default=1, ge=0, description="Rounds between validations; 0 = never.")
+    validate_every: int = Field(default=10, ge=0, description="Rounds between validations; 0 = never.")
     batch_size: int = Field(default=4, ge=1, description="Images per forward pass when predicting.")
 
 

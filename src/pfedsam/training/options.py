@@ -12,9 +12,11 @@ from pfedsam.training.phases import OptimizerOptions
 class TrainingOptions(Options):
     """The schedule of a run."""
 
-    rounds: int = Field(default=10, ge=1, description="Rounds of broadcast, client round and aggregation.")
+    rounds: int = Field(default=60, ge=1, description="Rounds of broadcast, client round and aggregation.")
     steps_per_round: int = Field(
-        default=24, ge=2, description="Optimiser steps of a site in a round, over all its phases."
+        default=4,
+        ge=2,
+        description="Optimiser steps of a site in a round, over all its phases. Few: averaging needs it (docs/decisions/0007).",
     )
     global_share: float = Field(
         default=0.25,
