@@ -1,14 +1,14 @@
-"""Dice against the bytes of an update: pFedSAM on the nuclei sites with every codec.
+"""Dice against the bytes of an update: pFedSAM on a suite's sites with every codec, and with fewer parameters shared.
 
-    python benchmarks/communication.py --data DIR/nuclei --out runs/communication
+    python benchmarks/communication.py --data DIR --suite retina --out runs/retina --set model.precision=auto
 
-DIR/nuclei has one folder per site with images/ and masks/ (id 1 = nucleus). Writes benchmarks/results/communication-nuclei.json, .md
-and .png. Resumable: run the same command again. Seconds count only where a run was not interrupted. Dice is the mean over sites of the
-mean over cases; validation is that after the last aggregation, before the last local phase, and is what a choice may be made by.
+DIR has one folder per site of the suite. Writes benchmarks/results/communication-SUITE.json, .md and .svg. Resumable, and with the
+--out of `pfedsam bench accuracy` and the same --set it takes the run with fp32 from there. Dice is of the personal models; the choice is
+made on validation.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isclose
 from pathlib import Path
@@ -18,30 +18,25 @@ from common import RESULTS, markdown, write_result
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pfedsam.experiment.options import RunOptions
+from pfedsam.experiment.suite import Entry, choose_entries, load_suite
 from pfedsam.report.figures import PERSONAL, SHARED
-from pfedsam.report.records import read_records
-from pfedsam.report.summary_file import Summary, read_summary
-from pfedsam.runtime.in_process import run
+from pfedsam.runtime.bench import Outcome, Plan, Step, run_plan
 
-NAME = "communication-nuclei"
-EXACT = "fp32"
+EXACT = "pfedsam"
+"""The label of the run with the configured codec."""
 ALLOWED_LOSS = 0.3
 """Points of Dice that the default codec may cost."""
 
 VARIANTS: Mapping[str, Mapping[str, object]] = {
-    "fp32": {"communication": {"codec": "fp32"}},
-    "fp16": {"communication": {"codec": "fp16"}},
-    "int8": {"communication": {"codec": "int8"}},
-    "int4": {"communication": {"codec": "int4"}},
-    "int4-no-feedback": {"communication": {"codec": "int4", "error_feedback": False}},
-    "int8-2-blocks": {"communication": {"codec": "int8"}, "model": {"adapt_last": 2}},
-    "int8-own-output": {"communication": {"codec": "int8"}, "model": {"output_layers": "local"}},
-    "int8-no-decoder-lora": {"communication": {"codec": "int8"}, "model": {"lora": {"decoder": False}}},
-    "int4-own-output": {"communication": {"codec": "int4"}, "model": {"output_layers": "local"}},
+    "fp16": {"communication.codec": "fp16"},
+    "int8": {"communication.codec": "int8"},
+    "int4": {"communication.codec": "int4"},
+    "int4-no-feedback": {"communication.codec": "int4", "communication.error_feedback": False},
+    "int8-2-blocks": {"communication.codec": "int8", "model.adapt_last": 2},
+    "int8-own-output": {"communication.codec": "int8", "model.output_layers": "local"},
+    "int8-no-decoder-lora": {"communication.codec": "int8", "model.lora.decoder": False},
+    "int4-own-output": {"communication.codec": "int4", "model.output_layers": "local"},
 }
-CODECS = tuple(VARIANTS)[:5]
-"""The variants that are run unless others are named; the rest share fewer parameters."""
 
 
 @dataclass(frozen=True)
@@ -49,180 +44,130 @@ class Point:
     """One variant: means over the seeds, Dice in points."""
 
     up_bytes: float
-    seconds: float
-    dice: Mapping[tuple[str, str], float | None]
-    """By part (val, test) and model (personal, shared)."""
+    """Of a site in a round."""
+    validation: float
+    test: float
 
 
-def options(data: Path, out: Path, variant: str, arguments: argparse.Namespace, seed: int) -> RunOptions:
-    """The configuration of one run; the fluorescence sites are dark, so contrast is stretched everywhere."""
-    sites = {folder.name: str(folder.resolve()) for folder in sorted(data.iterdir()) if folder.is_dir()}
-    return RunOptions.model_validate(
-        {
-            "name": NAME,
-            "seed": seed,
-            "method": "pfedsam",
-            "data": {
-                "sites": sites,
-                "classes": {"nucleus": [1]},
-                "patient_pattern": r"^(.+)_t\d$",
-                "image": {"contrast": "percentile"},
-            },
-            "training": {
-                "rounds": arguments.rounds,
-                "steps_per_round": arguments.steps,
-                "final_steps": arguments.steps,
-            },
-            "evaluation": {"validate_every": arguments.rounds},
-            "runtime": {"workers": arguments.workers, "cache_folder": str(out.resolve() / f"cache-{seed}")},
-            **VARIANTS[variant],
-        }
-    )
-
-
-def validation(folder: Path) -> dict[str, float]:
-    """Mean over sites of the last validation's Dice, by model."""
-    rows = [r for r in read_records(folder / "records.jsonl") if r["kind"] == "validation" and r["dice"] is not None]
-    last = max((row["round"] for row in rows), default=-1)
-    by_model: dict[str, list[float]] = {}
-    for row in rows:
-        if row["round"] == last:
-            by_model.setdefault(row["model"], []).append(row["dice"])
-    return {model: fmean(found) for model, found in by_model.items()}
-
-
-def point(folders: list[Path]) -> Point:
-    """A variant's mean over its runs, one folder a seed."""
-    summaries = [read_summary(folder / "summary.json") for folder in folders]
-    validated = [validation(folder) for folder in folders]
-    dice = {}
-    for model in ("personal", "shared"):
-        dice["val", model] = mean([found.get(model) for found in validated])
-        dice["test", model] = mean([test_dice(summary, model) for summary in summaries])
-    return Point(
-        up_bytes=fmean(s.communication.up_bytes_per_site_round for s in summaries),
-        seconds=fmean(s.seconds["total"] for s in summaries),
-        dice=dice,
-    )
-
-
-def test_dice(summary: Summary, model: str) -> float | None:
-    """The mean over sites in a summary."""
-    entry = summary.mean.personal if model == "personal" else summary.mean.shared
-    return entry.dice if entry else None
-
-
-def mean(values: list[float | None]) -> float | None:
-    """The mean in points; None where a value is missing."""
-    known = [value for value in values if value is not None]
-    return 100 * fmean(known) if len(known) == len(values) and known else None
+def points_of(outcome: Outcome) -> dict[str, Point]:
+    """A point for each variant that has run."""
+    points = {}
+    for label, seeds in outcome.runs.items():
+        runs = list(seeds.values())
+        points["fp32" if label == EXACT else label] = Point(
+            fmean(run.summary.communication.up_bytes_per_site_round for run in runs),
+            fmean(fmean(run.validation.values()) for run in runs),
+            100
+            * fmean(dice for run in runs if (entry := run.summary.mean.in_use) and (dice := entry.dice) is not None),
+        )
+    return points
 
 
 def smallest(points: Mapping[str, Point]) -> str | None:
-    """The variant of fewest bytes whose personal model loses at most `ALLOWED_LOSS` points on validation."""
-    key = ("val", "personal")
-    exact = points[EXACT].dice[key] if EXACT in points else None
-    if exact is None:
+    """The variant of fewest bytes that loses at most `ALLOWED_LOSS` points on validation."""
+    if "fp32" not in points:
         return None
-    good = {n: p.up_bytes for n, p in points.items() if (d := p.dice[key]) is not None and d >= exact - ALLOWED_LOSS}
+    good = {name: p.up_bytes for name, p in points.items() if p.validation >= points["fp32"].validation - ALLOWED_LOSS}
     return min(good, key=lambda name: good[name])
-
-
-def figures(points: Mapping[str, Point]) -> dict[str, float | None]:
-    """The headline numbers: bytes, seconds, and Dice in points."""
-    numbers: dict[str, float | None] = {}
-    for name, one in points.items():
-        numbers[f"up_bytes.{name}"] = one.up_bytes
-        numbers[f"seconds.{name}"] = one.seconds
-        for (part, model), value in one.dice.items():
-            numbers[f"dice_{part}_{model}.{name}"] = value
-    return numbers
 
 
 def table(points: Mapping[str, Point]) -> str:
     """Variants by rows."""
-    columns = [(part, model) for part in ("val", "test") for model in ("personal", "shared")]
-    header = ["variant", "kB up a site and round", *(f"{part}, {model}" for part, model in columns), "seconds"]
-    rows = [
-        [name, f"{p.up_bytes / 1000:.1f}", *(_shown(p.dice[column]) for column in columns), f"{p.seconds:.0f}"]
-        for name, p in points.items()
-    ]
-    note = f"Fewest bytes at no more than {ALLOWED_LOSS} points lost on validation (personal): {smallest(points) or 'not measured'}."
+    header = ["variant", "kB up, a site and round", "validation Dice", "test Dice"]
+    rows = [[n, f"{p.up_bytes / 1000:.1f}", f"{p.validation:.1f}", f"{p.test:.1f}"] for n, p in points.items()]
+    note = (
+        f"Fewest bytes at no more than {ALLOWED_LOSS} points lost on validation: {smallest(points) or 'not measured'}."
+    )
     return markdown(header, rows) + "\n\n" + note
 
 
 def draw(points: Mapping[str, Point], path: Path) -> None:
-    """Dice on the test part against bytes, personal and shared model, as PNG."""
-    figure = Figure(figsize=(7.2, 4.4), dpi=150, layout="constrained")
+    """Dice on both parts against bytes."""
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for model, colour, marker in (("personal", PERSONAL, "o"), ("shared", SHARED, "s")):
-        found = [(p.up_bytes / 1000, d, n) for n, p in points.items() if (d := p.dice["test", model]) is not None]
-        axes.scatter([x for x, _, _ in found], [y for _, y, _ in found], color=colour, marker=marker, label=model)
-        for x, y, name in found:
-            higher = sum(1 for other, above, _ in found if isclose(other, x, rel_tol=0.05) and above > y)
+    sizes = {name: point.up_bytes / 1000 for name, point in points.items()}
+    for part, colour, marker in (("test", PERSONAL, "o"), ("validation", SHARED, "s")):
+        dice = {name: getattr(point, part) for name, point in points.items()}
+        axes.scatter(list(sizes.values()), list(dice.values()), color=colour, marker=marker, label=part)
+        for name, x in sizes.items():
+            higher = sum(isclose(sizes[other], x, rel_tol=0.05) and dice[other] > dice[name] for other in points)
             place = (4, -11 if higher else 5)  # of two that stand over each other the lower one is named below
-            axes.annotate(name, (x, y), xytext=place, textcoords="offset points", fontsize=7, color=colour)
-    sizes: list[float] = []
-    for size in sorted(p.up_bytes / 1000 for p in points.values()):
-        if not sizes or not isclose(size, sizes[-1], rel_tol=0.05):
-            sizes.append(size)
+            axes.annotate(name, (x, dice[name]), xytext=place, textcoords="offset points", fontsize=7, color=colour)
+    ticks: list[float] = []
+    for size in sorted(sizes.values()):
+        if not ticks or not isclose(size, ticks[-1], rel_tol=0.05):
+            ticks.append(size)
     axes.set_xscale("log")
-    axes.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
+    axes.set_xticks(ticks, [f"{size:.0f}" for size in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("kB sent by a site in a round")
-    axes.set_ylabel("Dice on the test part, points")
+    axes.set_ylabel("Dice of the personal models, points")
     axes.grid(alpha=0.3)
     axes.margins(x=0.2, y=0.15)
     axes.legend(frameon=False, loc="best")
     figure.savefig(path)
 
 
+def write(plan: Plan, outcome: Outcome, command: str) -> None:
+    """JSON, Markdown and SVG under benchmarks/results."""
+    points, name = points_of(outcome), f"communication-{plan.suite.name}"
+    if not points:
+        return
+    named = {
+        f"{entry}.{n}": getattr(p, entry) for n, p in points.items() for entry in ("up_bytes", "validation", "test")
+    }
+    figures = {
+        key.replace("validation", "dice_val").replace("test", "dice_test"): value for key, value in named.items()
+    }
+    write_result(
+        name,
+        command=command,
+        seeds=plan.seeds,
+        figures=figures,
+        table=table(points),
+        smallest_within_allowed_loss=smallest(points),
+        failed=dict(outcome.failed),
+    )
+    draw(points, RESULTS / f"{name}.svg")
+    print(table(points), flush=True)
+
+
+def plan_of(arguments: argparse.Namespace) -> Plan:
+    """The suite's pfedsam, and the variants asked for."""
+    suite = load_suite(arguments.suite)
+    more = {name: {"method": "pfedsam", **changes} for name, changes in VARIANTS.items()}
+    suite = suite.model_copy(update={"variants": more})
+    entries: Sequence[Entry] = choose_entries(suite, [EXACT], arguments.variants)
+    return Plan(suite, entries, arguments.seeds, arguments.data, arguments.out, arguments.set, arguments.workers)
+
+
+def tell(step: Step) -> None:
+    """One line when a run has ended."""
+    if step.event is None:
+        print(f"{step.done} of {step.total}: {step.label}, seed {step.seed}", flush=True)
+
+
 def main() -> None:
-    """Run what is missing, writing the results after each variant."""
+    """Run what is missing, writing the results after each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--suite", default="nuclei", help="nuclei, retina, or a suite file")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=12, help="of a site in a round")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(CODECS))
+    parser.add_argument(
+        "--variants", nargs="+", choices=list(VARIANTS), default=["fp16", "int8", "int4", "int4-no-feedback"]
+    )
+    parser.add_argument("--set", action="append", default=[], help="override a key for every run")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    points: dict[str, Point] = {}
-    for variant in arguments.variants:
-        folders = []
-        for seed in arguments.seeds:
-            folder = arguments.out / f"{variant}-seed{seed}"
-            if not (folder / "summary.json").exists():
-                configured = options(arguments.data, arguments.out, variant, arguments, seed)
-                going = (folder / "config.yaml").exists()
-                run(configured, folder, resume=going, progress=lambda event: print(event, flush=True))
-            folders.append(folder)
-        points[variant] = point(folders)
-        write(points, arguments)
-        print(table(points), flush=True)
-
-
-def write(points: Mapping[str, Point], arguments: argparse.Namespace) -> None:
-    """JSON, Markdown and PNG under benchmarks/results."""
-    settings = {"rounds": arguments.rounds, "steps_per_round": arguments.steps, "final_steps": arguments.steps}
-    seeds = " ".join(map(str, arguments.seeds))
-    write_result(
-        NAME,
-        command=f"python benchmarks/communication.py --data DIR/nuclei --out runs/communication --rounds {arguments.rounds} "
-        f"--steps {arguments.steps} --seeds {seeds} --variants {' '.join(points)}",
-        seeds=arguments.seeds,
-        figures=figures(points),
-        table=table(points),
-        settings=settings,
-        smallest_within_allowed_loss=smallest(points),
+    overrides = "".join(f" --set {text}" for text in arguments.set)
+    command = (
+        f"python benchmarks/communication.py --data DIR --suite {arguments.suite} --out runs/{arguments.suite} "
+        f"--seeds {' '.join(map(str, arguments.seeds))} --variants {' '.join(arguments.variants)}{overrides}"
     )
-    draw(points, RESULTS / f"{NAME}.png")
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+    plan = plan_of(arguments)
+    run_plan(plan, tell, lambda outcome: write(plan, outcome, command))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def local_state(sites, name: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["pfedsam", "fedavg", "local-only"])
+@pytest.mark.parametrize("method", ["pfedsam", "fedprox", "local-only"])
 def test_shared_parameters_local_states_records_and_scores_are_those_of_the_embedded_runtime(
     tmp_path: Path, options: RunOptions, make_sites, method: str
 ) -> None:

@@ -16,7 +16,7 @@ from pfedsam.runtime.site_session import RoundReport
 from pfedsam.runtime.worker import models_of
 
 Numbers = Mapping[str, float | None]
-_LOSSES: Final = ("total", "segmentation", "distillation", "balance")
+_LOSSES: Final = ("total", "segmentation", "distillation", "balance", "proximal")
 _UNITS: Final[tuple[SummaryUnit, ...]] = ("mm", "px", "mixed")
 
 
