@@ -6,7 +6,7 @@ from pfedsam.core import rng
 from pfedsam.core.errors import DataError
 from pfedsam.evaluation.statistics import (
     bootstrap_interval,
-    case_means,
+    cluster_means,
     holm,
     mean_and_spread,
     stratified_mean,
@@ -76,8 +76,8 @@ def test_wilcoxon_agrees_with_scipys_paired_form():
     assert wilcoxon_p(list(x - y)) == pytest.approx(stats.wilcoxon(x, y).pvalue)
 
 
-def test_case_means():
-    assert case_means({"a": [[1.0, 3.0], []], "b": [[5.0]]}) == [2.0, 5.0]
+def test_cluster_means():
+    assert cluster_means({"a": [[1.0, 3.0], []], "b": [[5.0]]}) == [2.0, 5.0]
 
 
 def test_holm_by_hand():

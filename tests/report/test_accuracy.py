@@ -1,6 +1,7 @@
 """Comparisons: numbers that can be done by hand."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -55,10 +56,17 @@ def test_a_comparison_by_hand(ours, theirs):
     assert found.sites == pytest.approx({"a": 5, "b": 5})
     assert found.difference == pytest.approx(5)
     assert found.low <= 5 <= found.high
-    assert found.cases == 4
+    assert found.patients == 4
     assert found.seeds == (0, 1)
     # Differences of cases: 10, 10, -10, 5: ranks 3, 3, 3, 1; W = min(7, 3) = 3.
     assert 0.4 < found.p <= 1
+
+
+def test_the_cases_of_a_patient_are_one_difference(ours, theirs):
+    together = {seed: replace(run, patients={"a": {"1": "p", "2": "p"}}) for seed, run in ours.items()}
+    found = compare(together, theirs)
+    assert found.patients == 3  # of a: cases 1 and 2 together, and 3; of b: 1
+    assert found.difference == pytest.approx(compare(ours, theirs).difference)
 
 
 def test_only_common_seeds_are_compared(ours, theirs):

@@ -1,7 +1,8 @@
 """Statistics of a comparison: pure functions on numbers (design, section 7).
 
-Two models are compared on the same cases. With several seeds a case may lie in several test parts; its differences then belong
-together and are resampled together, because they are not independent (a cluster bootstrap; Davison and Hinkley, 1997, sec. 3.8).
+Two models are compared on the same cases. A patient may have several, and with several seeds a case may lie in several test parts; a
+patient's differences belong together and are resampled together, because they are not independent (a cluster bootstrap; Davison and
+Hinkley, 1997, sec. 3.8).
 """
 
 import statistics
@@ -15,7 +16,7 @@ from scipy import stats
 from pfedsam.core.errors import DataError
 
 Strata: TypeAlias = Mapping[str, Sequence[Sequence[float]]]
-"""Site to cases to the differences of one case, one a seed in which it was tested."""
+"""Site to patients to the differences of one patient, one for each of its cases and each seed in which it was tested."""
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float | None, float | None]:
@@ -36,10 +37,10 @@ def stratified_mean(strata: Strata) -> float:
 def bootstrap_interval(
     strata: Strata, *, generator: np.random.Generator, resamples: int = 10_000, level: float = 0.95
 ) -> tuple[float, float]:
-    """The percentile interval of `stratified_mean`, cases drawn anew within each site.
+    """The percentile interval of `stratified_mean`, patients drawn anew within each site.
 
     Args:
-        strata: differences by site and case.
+        strata: differences by site and patient.
         generator: decides what is drawn.
         resamples: how often.
         level: of the interval, as 0.95.
@@ -69,8 +70,8 @@ def wilcoxon_p(differences: Sequence[float]) -> float | None:
     return float(stats.wilcoxon(values, zero_method="wilcox").pvalue)
 
 
-def case_means(strata: Strata) -> list[float]:
-    """One difference a case, its mean over seeds: what Wilcoxon's test is made on."""
+def cluster_means(strata: Strata) -> list[float]:
+    """One difference a patient, the mean over its cases and seeds: what Wilcoxon's test is made on."""
     return [statistics.fmean(case) for cases in strata.values() for case in cases if case]
 
 

@@ -6,7 +6,7 @@ worst site is the one with the lowest mean over seeds. Differences are paired by
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -15,7 +15,7 @@ from pfedsam.core.errors import StoreError
 from pfedsam.evaluation.scores import MEASURES
 from pfedsam.evaluation.statistics import (
     bootstrap_interval,
-    case_means,
+    cluster_means,
     holm,
     mean_and_spread,
     stratified_mean,
@@ -65,6 +65,8 @@ class RunScores:
     validation: Mapping[str, float]
     """Site to Dice in points of the last validation."""
     cost: Cost
+    patients: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Site to case to patient; a case that is not named is a patient by itself."""
 
 
 Runs: TypeAlias = Mapping[str, Mapping[int, RunScores]]
@@ -80,14 +82,14 @@ class Comparison:
     high: float
     """The 95 % bootstrap interval."""
     p: float
-    """Wilcoxon's signed-rank test over cases, two-sided."""
-    cases: int
+    """Wilcoxon's signed-rank test over patients, two-sided."""
+    patients: int
     seeds: tuple[int, ...]
     sites: dict[str, float]
 
 
-def read_run(folder: Path, cost: Cost) -> RunScores:
-    """The scores of a finished run.
+def read_run(folder: Path, cost: Cost, patients: Mapping[str, Mapping[str, str]] | None = None) -> RunScores:
+    """The scores of a finished run; `patients` as in `RunScores`.
 
     Raises:
         StoreError: a file is missing or damaged.
@@ -95,7 +97,9 @@ def read_run(folder: Path, cost: Cost) -> RunScores:
     summary = read_summary(folder / "summary.json")
     model = "shared" if summary.mean.personal is None else "personal"
     dice = {site: _case_dice(folder / "sites" / site / "scores.json", model) for site in summary.sites}
-    return RunScores(summary, dice, _last_validation(read_records(folder / "records.jsonl"), model), cost)
+    return RunScores(
+        summary, dice, _last_validation(read_records(folder / "records.jsonl"), model), cost, patients or {}
+    )
 
 
 def method_result(line: Line, runs: Mapping[int, RunScores]) -> dict[str, Any]:
@@ -126,27 +130,31 @@ def method_result(line: Line, runs: Mapping[int, RunScores]) -> dict[str, Any]:
 
 
 def compare(subject: Mapping[int, RunScores], other: Mapping[int, RunScores]) -> Comparison | None:
-    """The paired comparison over the seeds that both have; None where there are none, or no case in common at some site."""
+    """The paired comparison over the seeds that both have; None where there are none, or no case in common at some site.
+
+    The differences of a patient belong together: of all its cases, under all seeds.
+    """
     seeds = tuple(seed for seed in subject if seed in other)
     strata: dict[str, dict[str, list[float]]] = {}
     for seed in seeds:
         for site, cases in subject[seed].dice.items():
-            theirs = other[seed].dice.get(site, {})
+            theirs, patients = other[seed].dice.get(site, {}), subject[seed].patients.get(site, {})
             for case in sorted(cases.keys() & theirs.keys()):
-                strata.setdefault(site, {}).setdefault(case, []).append(cases[case] - theirs[case])
-    differences = {site: list(cases.values()) for site, cases in strata.items()}
+                patient = patients.get(case, case)
+                strata.setdefault(site, {}).setdefault(patient, []).append(cases[case] - theirs[case])
+    differences = {site: list(patients.values()) for site, patients in strata.items()}
     if not differences:
         return None
     low, high = bootstrap_interval(differences, generator=rng.numpy_generator(0, "bootstrap"))
-    means = case_means(differences)
+    means = cluster_means(differences)
     return Comparison(
         difference=stratified_mean(differences),
         low=low,
         high=high,
         p=wilcoxon_p(means) or 0.0,
-        cases=len(means),
+        patients=len(means),
         seeds=seeds,
-        sites={site: stratified_mean({site: cases}) for site, cases in differences.items()},
+        sites={site: stratified_mean({site: found}) for site, found in differences.items()},
     )
 
 
@@ -165,7 +173,7 @@ def comparison_result(found: Mapping[str, Comparison]) -> dict[str, dict[str, An
             "interval": [one.low, one.high],
             "p": one.p,
             "p_holm": corrected[label],
-            "cases": one.cases,
+            "patients": one.patients,
             "seeds": list(one.seeds),
             "sites": one.sites,
         }

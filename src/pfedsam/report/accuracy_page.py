@@ -168,7 +168,7 @@ def _comparison_table(lines: Sequence[Line], found: Mapping[str, Comparison]) ->
                 f"{one.p:.2g}",
                 f"{corrected[label]['p_holm']:.2g}",
                 f"{one.sites[site]:+.2f} ({site})",
-                str(one.cases),
+                str(one.patients),
                 str(len(one.seeds)),
             ]
         )
@@ -179,7 +179,7 @@ def _comparison_table(lines: Sequence[Line], found: Mapping[str, Comparison]) ->
         "Wilcoxon p",
         "p (Holm)",
         "smallest gain of a site",
-        "cases",
+        "patients",
         "seeds",
     ]
     return markdown(header, rows)

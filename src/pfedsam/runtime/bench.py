@@ -17,6 +17,7 @@ from typing import Any
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import PfedsamError, RunError
+from pfedsam.data.manifest import read_site
 from pfedsam.experiment.options import RunOptions
 from pfedsam.experiment.suite import Entry, Suite, local_steps, run_options, site_folders
 from pfedsam.report.accuracy import Cost, Line, RunScores, read_run
@@ -172,7 +173,10 @@ def _clear_unstarted(folder: Path) -> None:
 
 def _collect(plan: Plan, entry: Entry, seed: int, options: RunOptions, outcome: Outcome) -> None:
     cost = _read_cost(_cost_file(plan, entry, seed), local_steps(options))
-    outcome.runs.setdefault(entry.label, {})[seed] = read_run(plan.folder(entry, seed), cost)
+    pattern = options.data.patient_pattern
+    sites = [read_site(name, folder, patient_pattern=pattern) for name, folder in options.data.sites.items()]
+    patients = {site.name: {case.id: case.patient for case in site.cases} for site in sites}
+    outcome.runs.setdefault(entry.label, {})[seed] = read_run(plan.folder(entry, seed), cost, patients)
 
 
 def _cost_file(plan: Plan, entry: Entry, seed: int) -> Path:
