@@ -220,7 +220,7 @@ class Supervisor:
         self.session = None
 
     def _close(self) -> None:
-        if self.job is not None:
+        if self.job is not None and self.session is not None:  # to log in again could take longer than there is time
             job_id = self.job.id
             self._ask(lambda session: session.abort_job(job_id))
         self._drop_session()
