@@ -24,13 +24,14 @@ from pfedsam.federation.site_policy import SitePolicy
 from pfedsam.model.backbone import compact_config, new_backbone
 
 pytest.importorskip("nvflare")
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "system.json"
+PATIENCE = min(4.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+"""A machine that others use too is given more time to get somewhere; no figure is measured by it."""
 CANARY = "p0007-Jane-Doe-1961"
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "200"}
 
 
 def wait_for(what: Callable[[], Any], seconds: float, why: str) -> Any:
-    limit = time.monotonic() + seconds
+    limit = time.monotonic() + seconds * PATIENCE
     while time.monotonic() < limit:
         found = what()
         if found:
@@ -192,22 +193,3 @@ def federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
     yield make
     for one in made:
         one.close()
-
-
-@pytest.fixture
-def result() -> Callable[..., None]:
-    """Adds to `benchmarks/results/system.json`: figures by name, and the rows of reliability that a test has held.
-
-    A row of which a test shows less than it asks for stands under `rows_in_part`, with what is missing.
-    """
-
-    def add(*rows: int, in_part: dict[int, str] | None = None, **figures: float) -> None:
-        content = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        content["rows_held"] = sorted({*content.get("rows_held", []), *rows})
-        content["rows_in_part"] = content.get("rows_in_part", {}) | {
-            str(row): why for row, why in (in_part or {}).items()
-        }
-        content |= figures
-        RESULTS.write_text(json.dumps(dict(sorted(content.items())), indent=2) + "\n")
-
-    return add
