@@ -1,6 +1,7 @@
 """For all tests: what the system tests write down."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ def result(request: pytest.FixtureRequest) -> Callable[..., None]:
         by = content.get("rows_by_test", {}) | {request.node.name: sorted(rows)}
         shown = [row for tests in by.values() for row in tests]
         held = {row for row in shown if shown.count(row) >= TOGETHER.get(row, 1) and str(row) not in missing}
+        content["load"] = max(content.get("load", 0), round(os.getloadavg()[0], 1))  # of all that ran on the machine
         content |= {"rows_by_test": by, "rows_in_part": missing, "rows_held": sorted(held), **figures}
         RESULTS.write_text(json.dumps(dict(sorted(content.items())), indent=2) + "\n")
 

@@ -175,7 +175,7 @@ class OneInAProcess:
 
     def ask(self, request: Mapping[str, bytes], task: str, sites: Sequence[str], deadline_s: int) -> Answers:
         round_ = request_from_wire(request).round
-        self.round = round_ + 1 if task == "train" else round_
+        self.round = round_ + 1 if task == "train" else self.round
         answers = self.sites.ask(request, task, [site for site in sites if site != self.victim], deadline_s)
         if self.victim not in sites:
             return answers

@@ -58,7 +58,7 @@ class Federation:
     """Folders and processes; everything that it starts is ended with it."""
 
     def __init__(self, root: Path, count: int, *, rounds: int = 3, training: dict[str, Any] | None = None) -> None:
-        self.root, self.coordinator = root, root / "coordinator"
+        self.root, self.coordinator, self.patience = root, root / "coordinator", PATIENCE
         self.port = free_ports()
         names = self._write_data(count)
         self.config = root / "study.yaml"
@@ -97,7 +97,7 @@ class Federation:
 
     def submit(self, *, join: int = 240, quorum: int = 2, deadline: int = 1800) -> Path:
         coordinator_commands.submit_command(
-            self.coordinator, self.config, quorum=quorum, deadline=deadline, join=join, overrides=None
+            self.coordinator, self.config, quorum=quorum, deadline=deadline, join=int(join * PATIENCE), overrides=None
         )
         return self.study
 
