@@ -95,9 +95,16 @@ class Federation:
             victim.rename(victim.with_name(f"{CANARY}{victim.suffix}"))
         return names
 
-    def submit(self, *, join: int = 240, quorum: int = 2, deadline: int = 1800) -> Path:
+    def submit(
+        self, *, join: int = 240, quorum: int = 2, deadline: int = 1800, overrides: list[str] | None = None
+    ) -> Path:
         coordinator_commands.submit_command(
-            self.coordinator, self.config, quorum=quorum, deadline=deadline, join=int(join * PATIENCE), overrides=None
+            self.coordinator,
+            self.config,
+            quorum=quorum,
+            deadline=deadline,
+            join=int(join * PATIENCE),
+            overrides=overrides,
         )
         return self.study
 
