@@ -33,6 +33,11 @@ class StopFlag:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._set)
 
+    def close(self) -> None:
+        """Let no signal disturb what is left to do: Python sets its own handlers back before it is gone."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
     def _set(self, number: int, frame: FrameType | None) -> None:
         self.is_set = True
 
@@ -102,6 +107,7 @@ class Engine:
             return True
         finally:
             self.end()
+            stop.close()
 
     def end(self) -> None:
         """End it and every process in its session, within `GRACE_S` and a second."""

@@ -86,6 +86,7 @@ class Supervisor:
                 time.sleep(_POLL_S)
         finally:
             self._close()
+            self.stop.close()
         if until_idle and last is not None:
             _raise_as_ended(StudyFolder(last))
 
