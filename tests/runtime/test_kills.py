@@ -112,7 +112,7 @@ def test_a_coordinator_killed_at_20_random_instants_loses_at_most_a_round_and_no
         assert records[0] == records[1]
         shutil.rmtree(study)
         shutil.rmtree(tmp_path / "hospitals")
-    result(coordinator_kills=kills)
+    result(6, coordinator_kills=kills)
 
 
 def end_now() -> None:
