@@ -69,7 +69,7 @@ def follow(root: Path) -> None:
     """
     port = _free_port()
     pfedsam(root, f"coordinator init coord --sites {','.join(SITES)} --address localhost --port {port}")
-    pfedsam(root, "coordinator submit coord study.yaml --quorum 2 --deadline 300")
+    pfedsam(root, "coordinator submit coord study.yaml --quorum 2 --deadline 300 --join 1800")
     (study,) = (root / "coord" / "studies").iterdir()
     processes = {"coordinator": start(root, "coordinator start coord --until-idle")}
     try:

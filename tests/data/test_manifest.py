@@ -1,4 +1,5 @@
 import re
+import shutil
 
 import pytest
 
@@ -141,6 +142,44 @@ def test_wrong_manifests(site_folder, text, message):
     with pytest.raises(DataError, match=re.escape(message)) as caught:
         _manifest(site_folder("a"), text)
     assert "site 'north'" in str(caught.value)
+
+
+PATHS = [
+    "../a.png",
+    "./../a.png",
+    "images/../../a.png",
+    "images/./../../a.png",
+    "images//..//..//a.png",
+    "images/a.png/../../../a.png",
+    "../north/images/a.png",
+    "images/../images/a.png",
+    "..",
+    "../",
+    "images/..",
+    "/etc/hosts",
+    "//etc/hosts",
+    "/images/a.png",
+    "..\\a.png",
+    "images\\a.png",
+    "C:\\a.png",
+    "\\\\host\\share\\a.png",
+    "~/a.png",
+    "file:///etc/hosts",
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("column", ["image", "mask"])
+def test_20_of_20_paths_that_lead_out_are_refused(site_folder, path, column):
+    """Row 25 of reliability; kits are in `tests/runtime/nvflare/test_provision.py`, names of tensors and studies in their own tests."""
+    assert len(PATHS) == 20
+    folder = site_folder("a")
+    shutil.copy(folder / "images" / "a.png", folder.parent / "a.png")  # it is there: not missing, but not for us
+    cells = {"image": "images/a.png", "mask": "masks/a.png", "patient": "p", column: path}
+    with pytest.raises(DataError, match=r"not a path inside the site's folder|there is no file"):
+        _manifest(
+            folder, "image,mask,patient\n" + ",".join(cells[name] for name in ("image", "mask", "patient")) + "\n"
+        )
 
 
 def test_manifest_that_is_not_text(site_folder):

@@ -1,8 +1,10 @@
 import contextlib
 import errno
+import json
 import os
 import shutil
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from pfedsam.core import tensors
 from pfedsam.core.errors import StoreError
 from pfedsam.core.tensors import digest
-from pfedsam.federation.site_store import SiteState, SiteStore
+from pfedsam.federation.site_store import MIGRATIONS, SCHEMA, SiteState, SiteStore
 
 
 def state(round, phase="local", value=None):
@@ -19,8 +21,8 @@ def state(round, phase="local", value=None):
     optimizer = {f"{name}.exp_avg": tensor / 2 for name, tensor in local.items()} | {
         "rng": torch.Generator().manual_seed(round).get_state()
     }
-    extra = {"step": 7 * round, "lr": 0.1, "best": None}
-    return SiteState("study-1", "north", round, phase, local, optimizer, extra, {"lora.a": torch.full((2,), round / 3)})
+    shared = {"lora.a": torch.full((2,), round / 3)}
+    return SiteState("study-1", "north", round, phase, local, optimizer, shared, shared, round or None, round / 3)
 
 
 def same(one, other):
@@ -28,8 +30,9 @@ def same(one, other):
         digest(one.local) == digest(other.local)
         and digest(one.optimizer) == digest(other.optimizer)
         and digest(one.feedback) == digest(other.feedback)
-        and (one.study, one.site, one.round, one.phase, one.extra)
-        == (other.study, other.site, other.round, other.phase, other.extra)
+        and digest(one.shared) == digest(other.shared)
+        and (one.study, one.site, one.round, one.phase, one.shared_round, one.best)
+        == (other.study, other.site, other.round, other.phase, other.shared_round, other.best)
     )
 
 
@@ -49,7 +52,7 @@ def test_the_last_state_comes_back_equal(store):
 
 
 def test_a_state_without_tensors_comes_back(store):
-    empty = SiteState("study-1", "north", 0, "global", {}, {}, {})
+    empty = SiteState("study-1", "north", 0, "global", {}, {})
     store.commit(empty)
     assert same(store.load(), empty)
 
@@ -70,13 +73,30 @@ def test_a_round_that_was_done_again_is_the_one_that_counts(store):
     assert same(store.load(round=1), state(1, value=9))
 
 
-def test_a_state_that_an_earlier_version_stored_is_read(tmp_path):
-    stored = Path(__file__).parent / "stored" / "schema-1"
-    shutil.copytree(stored, tmp_path / "state")
-    found = SiteStore(tmp_path / "state").load()
+@pytest.mark.parametrize("version", range(1, SCHEMA + 1))
+def test_a_state_that_any_version_stored_is_read_and_goes_on_in_this_one(tmp_path, version):
+    """The files were written by the package as it was then; none of them may ever be changed."""
+    shutil.copytree(Path(__file__).parent / "stored" / f"schema-{version}", tmp_path / "state")
+    store = SiteStore(tmp_path / "state")
+    found = store.load()
     assert (found.study, found.site, found.round, found.phase) == ("0123456789abcdef", "north", 4, "round")
     assert found.local["moe.up"].tolist() == [[0.5, -1.0], [2.0, 0.25]]
     assert found.optimizer["local:moe.up:step"].item() == 7.0
+    kept = {1: ({}, None, None), 2: ({"lora.a": [0.5, 0.75]}, 3, 0.625)}[version]
+    assert ({name: value.tolist() for name, value in found.shared.items()}, found.shared_round, found.best) == kept
+    store.commit(replace(found, round=5))
+    assert _versions(store) == [version, SCHEMA]
+    assert same(store.load(), replace(found, round=5))
+    assert same(store.rewind(4), found)  # a coordinator that stands a round before the upgrade
+
+
+def _versions(store):
+    files = sorted(store.folder.iterdir())
+    return [json.loads(tensors.load(path)[1]["state"])["schema"] for path in files]
+
+
+def test_every_version_has_a_way_to_the_next():
+    assert list(MIGRATIONS) == list(range(1, SCHEMA))
 
 
 def test_going_back_forgets_what_came_after_and_keeps_what_came_before(store):
@@ -149,7 +169,7 @@ def test_a_full_or_read_only_disk_keeps_the_last_state_and_goes_on_later(store, 
 
 def test_what_json_cannot_hold_is_refused_before_anything_is_written(store):
     store.commit(state(0))
-    bad = SiteState("study-1", "north", 1, "local", {}, {}, {"lr": float("nan")})
+    bad = SiteState("study-1", "north", 1, "local", {}, {}, best=float("nan"))
     with pytest.raises(StoreError, match="site north holds what JSON cannot"):
         store.commit(bad)
     assert same(store.load(), state(0))
@@ -172,9 +192,13 @@ def test_another_version_and_a_foreign_file_are_refused(store):
     store.commit(state(0))
     (path,) = store.folder.iterdir()
     named, metadata = tensors.load(path)
-    tensors.save(path, named, {"state": metadata["state"].replace('"schema": 1', '"schema": 2')})
-    with pytest.raises(StoreError, match="version 2 and this pFedSAM reads 1"):
-        store.load()
+    for version in (0, SCHEMA + 1):
+        state_ = metadata["state"].replace(f'"schema": {SCHEMA}', f'"schema": {version}')
+        tensors.save(path, named, {"state": state_})
+        with pytest.raises(
+            StoreError, match=f"version {version} and this pFedSAM reads up to {SCHEMA}: use the version"
+        ):
+            store.load()
     tensors.save(path, named)
     with pytest.raises(StoreError, match="not a site's state"):
         store.load()

@@ -14,7 +14,8 @@ from pfedsam.federation.messages import reply_to_wire, request_from_wire
 from pfedsam.federation.site_policy import Gate, SitePolicy
 from pfedsam.model.backbone import compact_config, new_backbone
 from pfedsam.runtime.coordinator import Answers
-from pfedsam.runtime.site_agent import CONFIG, SiteAgent
+from pfedsam.runtime.site_agent import SiteAgent
+from pfedsam.runtime.site_options import CONFIG
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +46,8 @@ def toy_options(toy_folder: Path) -> RunOptions:
                 "experts": {"count": 2, "width": 4, "top_k": 1},
             },
             "training": {"rounds": 4, "steps_per_round": 2, "final_steps": 1, "batch_size": 2},
-            "evaluation": {"validate_every": 1},
+            # so that sites do keep earlier models in every test of kills and runtimes
+            "evaluation": {"validate_every": 1, "max_drop": 0.0},
         }
     )
 

@@ -135,6 +135,7 @@ class ScriptedSites:
         self.away: Callable[[str, str, int], bool] = lambda site, task, round_: False
         self.change: Callable[[str, str, int, dict], dict] = lambda site, task, round_, wire: wire
         self.late: dict[str, int] = {}
+        self.step: Callable[[int], float] = lambda place: 0.001 * place
 
     def connected(self) -> list[str]:
         return self.names
@@ -169,7 +170,7 @@ class ScriptedSites:
             }
         elif request.task == "train":
             shared, _ = tensors.from_bytes(request.shared, max_bytes=10**8)
-            moved = {name: value + 0.001 * place for name, value in shared.items()}
+            moved = {name: value + self.step(place) for name, value in shared.items()}
             update = encode(Update(site, request.round, moved, 10 * place, {}))
         return Reply(request.task, request.study, request.round, numbers, update)
 
@@ -195,6 +196,30 @@ def test_a_round_is_the_mean_weighted_by_the_registered_cases(study: Path, scrip
     mean = 3 * 0.001 * (10 * 1 + 20 * 2 + 30 * 3) / 60
     for name, value in start.items():
         assert torch.allclose(end[name], value + mean, atol=1e-6), name
+
+
+def test_weights_sum_to_1_in_every_round_whoever_is_there(
+    tmp_path: Path, options: RunOptions, scripted: ScriptedSites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row 21: one joins at 3, leaves at 5, returns at 7. All move everything by the same, so that the mean moves by the weights' sum."""
+    training = options.training.model_copy(update={"rounds": 9})
+    study = create_study(options.model_copy(update={"training": training}), tmp_path / "nine", RoundPolicy(quorum=2))
+    scripted.manifest, late = read_manifest(study / "manifest.json"), scripted.names[2]
+    scripted.step = lambda place: 0.001
+    scripted.away = lambda site, task, round_: site == late and (round_ < 3 or 5 <= round_ < 7)
+    moved: list[float] = []
+    save = StudyFolder.save_state
+
+    def measure(self: StudyFolder, state, manifest) -> None:
+        before = self.load_state(manifest).shared
+        moved.append(max(float((value - before[name]).max()) for name, value in state.shared.items()))
+        save(self, state, manifest)
+
+    monkeypatch.setattr(StudyFolder, "save_state", measure)
+    StudyRun(study, scripted).run()
+    assert moved == pytest.approx([0.001] * 9, rel=1e-3)
+    accepted = [late in row["accepted"] for row in rows(study, "aggregate")]
+    assert accepted == [False] * 3 + [True] * 2 + [False] * 2 + [True] * 2
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])

@@ -8,7 +8,16 @@ from pfedsam.evaluation.scores import ClassScores
 from pfedsam.evaluation.summary import ClassSummary, SiteSummary
 from pfedsam.experiment.build import build_model
 from pfedsam.experiment.options import RunOptions
-from pfedsam.runtime.numbers import allowed_numbers, from_report, from_summaries, to_report, to_summaries
+from pfedsam.runtime.last_good import Validation
+from pfedsam.runtime.numbers import (
+    allowed_numbers,
+    from_report,
+    from_summaries,
+    from_validation,
+    to_report,
+    to_summaries,
+    to_validation,
+)
 from pfedsam.runtime.site_session import RoundReport
 
 COUNTS = {"dice": 0, "iou": 1, "hd95": 2, "assd": 3}
@@ -36,6 +45,13 @@ def test_a_loss_that_is_not_finite_is_told_as_undefined() -> None:
     assert to_report(numbers, tuple(numbers)).losses == {}
 
 
+@pytest.mark.parametrize("kept", [None, 0, 7])
+def test_a_validation_comes_back_equal_and_an_older_study_gets_no_more_than_it_listed(kept: int | None) -> None:
+    found, names = Validation({"personal": 0.5, "shared": None}, kept), ("dice.personal", "dice.shared", "kept_round")
+    assert to_validation(over_the_wire(from_validation(found, names)), names) == found
+    assert set(from_validation(found, names[:2])) == set(names[:2])
+
+
 @pytest.mark.parametrize("unit", ["mm", "px", "mixed"])
 def test_summaries_come_back_equal(unit) -> None:
     found = {"personal": SiteSummary(4, unit, MEAN, SUMMARY.classes, COUNTS), "shared": SUMMARY}
@@ -47,6 +63,7 @@ def test_every_name_of_the_list_is_made_of_the_configuration_alone(toy_options: 
     options = toy_options.model_copy(update={"method": method})
     names = allowed_numbers(options, build_model(options))
     assert names["join"] == ("cases",)
+    assert ("kept_round" in names["validate"]) == (method != "local-only")
     allowed = {"loss", "usage"}
     assert {name.split(".")[0] for name in (*names["train"], *names["align"])} <= allowed
     assert all(name.startswith("test.") for name in names["test"])

@@ -18,7 +18,8 @@ from pfedsam.federation.site_store import SiteStore
 from pfedsam.runtime import site_agent
 from pfedsam.runtime.coordinator import RoundPolicy
 from pfedsam.runtime.server_files import SERVER
-from pfedsam.runtime.site_agent import CONFIG, SiteAgent, read_site_options
+from pfedsam.runtime.site_agent import SiteAgent
+from pfedsam.runtime.site_options import CONFIG, read_site_options
 from pfedsam.runtime.study_folder import create_study
 
 

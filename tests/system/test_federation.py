@@ -31,6 +31,12 @@ pytestmark = pytest.mark.system
 CANARY = "Jane-Doe"
 
 
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all that it started."""
+    parent = psutil.Process(pid)
+    return [parent, *parent.children(recursive=True)]
+
+
 def shared_digest(folder: Path) -> str:
     return digest(tensors.load(folder / SERVER)[0])
 
@@ -99,7 +105,11 @@ def test_four_sites_to_the_end_with_nothing_private_outside(federation, result, 
                 if "shared" not in path.parts and "cache" not in path.parts:
                     assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
     rounds = sorted(row["train_s"] for row in fed.records("timing") if "train_s" in row)
-    result(4, 5, 29, round_overhead_s=rounds[len(rounds) // 2], round_overhead_sites=4)
+    missing = {
+        4: "a file's name; replies, metric names and exceptions are in tests/runtime and tests/federation; no DICOM header",
+        5: "names and bytes by the ledger; 1 % is shown for 295 kB in tests/federation, experts' bits in tests/runtime; no sniffing",
+    }
+    result(29, in_part=missing, round_overhead_s=rounds[len(rounds) // 2], round_overhead_sites=4)
 
 
 def forged(tmp_path: Path, name: str, days: int) -> tuple[Path, Path]:
@@ -159,7 +169,8 @@ def test_strangers_are_refused_while_an_honest_study_goes_on(federation, result,
                 answer = b""
             assert b"HTTP/1.1 200" not in answer
     assert fed.wait_end()["state"] == "finished"
-    result(in_part={3: "none, rogue CA, expired, plaintext, on both ports; revocation is another test's"})
+    missing = "none, rogue CA, expired, plaintext on both ports, revoked; not another site's certificate, nor a site's login as admin"
+    result(in_part={3: missing})
 
 
 def test_a_revoked_site_is_shut_out_of_a_study_that_runs(federation, result) -> None:
@@ -178,12 +189,12 @@ def test_a_revoked_site_is_shut_out_of_a_study_that_runs(federation, result) -> 
     assert {"it was revoked"} == {row["sites"][out] for row in fed.records("absent") if out in row["sites"]}
     disabled = [path for path in (fed.coordinator / "server").rglob("*.json") if out in path.read_text()]
     assert disabled, "NVFlare keeps the list too"
-    result(3)
+    result()
 
 
 def test_a_killed_site_is_missed_and_comes_back_with_its_own_experts(federation, result) -> None:
     fed = federation(3, rounds=40)
-    fed.submit(join=240, quorum=2, deadline=20)
+    fed.submit(join=240, quorum=2, deadline=int(20 * fed.patience))
     fed.init_sites()
     fed.start_all()
     victim = fed.names[2]
@@ -205,53 +216,58 @@ def test_a_killed_site_is_missed_and_comes_back_with_its_own_experts(federation,
     accepted = {row["round"]: row["accepted"] for row in fed.records("aggregate")}
     assert all(len(names) >= 2 for names in accepted.values())
     assert any(victim not in names for names in accepted.values())
-    result(
-        in_part={
-            7: "1 kill while a study runs, not 10",
-            21: "a site leaves by a kill and returns; joins late in tests/runtime",
-        }
-    )
+    result(7, 21)
 
 
 def test_a_killed_coordinator_goes_on_to_the_same_bits(federation, result, tmp_path: Path) -> None:
-    fed = federation(2, rounds=8)
+    """Row 6, with NVFlare; 20 random instants are in `tests/runtime/test_kills.py`."""
+    fed = federation(2, rounds=10)
     fed.submit(join=240)
     fed.init_sites()
     fed.start_all()
-    for round_ in (2, 5):
-        fed.wait_round(round_, 400)
+    back = []
+    for round_ in (2, 4, 6):
+        fed.wait_round(round_, 600)
         stands = fed.status()["round"]
         fed.kill("coordinator")
         assert fed.status()["round"] >= stands
         started = time.monotonic()
         fed.start("coordinator")
-        fed.wait_round(stands + 1, 240)
-        back = time.monotonic() - started
+        fed.wait_round(stands + 1, 600)
+        back.append(round(time.monotonic() - started, 1))
     assert fed.wait_end()["state"] == "finished"
     equal_to_embedded(fed, tmp_path / "here")
-    result(
-        in_part={6: "2 kills, not 20; equal bits; back within coordinator_back_s"}, coordinator_back_s=round(back, 1)
-    )
+    load = round(psutil.getloadavg()[0], 1)
+    late = {6: f"same bits; back after {max(back)} s, not 60, at a load of {load}"} if max(back) > 60 else {}
+    result(6, in_part=late, coordinator_back_s=max(back), coordinator_back_load=load)
 
 
 def test_a_straggler_is_not_waited_for_and_its_late_reply_does_not_count(federation, result) -> None:
+    """Row 18. Stopped for longer than 30 s, a site is taken to have lost its process, and has no late reply."""
     fed = federation(3, rounds=400)
-    fed.submit(join=240, quorum=2, deadline=15)
+    fed.submit(join=240, quorum=2, deadline=20, overrides=["evaluation.validate_every=0"])
     fed.init_sites()
     fed.start_all()
     slow = fed.names[1]
     fed.wait_round(1, 400)
     workers = psutil.Process(fed.processes[slow].pid).children(recursive=True)
-    for process in workers:
+    received = next((fed.site(slow) / "studies").iterdir()) / "received.safetensors"
+    before = received.stat().st_mtime_ns
+    while received.stat().st_mtime_ns == before:  # it has got a request to train, and not answered yet
+        time.sleep(0.002)
+    for process in reversed(workers):
         process.send_signal(signal.SIGSTOP)
     stopped = fed.status()["round"]
-    fed.wait_round(stopped + 2, 120)
-    waited = [row["train_s"] for row in fed.records("timing") if row.get("round", 0) > stopped - 1]
+    fed.wait_round(stopped + 1, 120)
     for process in workers:
         process.send_signal(signal.SIGCONT)
-    assert any(abs(seconds - 15) <= 3 for seconds in waited), waited
-    absent = [row["sites"].get(slow) for row in fed.records("absent") if row["task"] == "train"]
-    assert "no reply within 15 s" in absent
+    waited = {row["round"]: row["train_s"] for row in fed.records("timing") if "round" in row}
+    assert abs(waited[stopped] - 20) <= 3, waited
+    absent = {row["round"]: row["sites"] for row in fed.records("absent") if row["task"] == "train"}
+    assert absent[stopped] == {slow: "no reply within 20 s"}
+    assert slow not in {row["round"]: row["accepted"] for row in fed.records("aggregate")}[stopped]
+    late = lambda: [row["sites"].get(slow, "") for row in fed.records("absent")]  # noqa: E731
+    fed.wait_for(lambda: "1 reply(s) came after their deadline" in late(), 120, "the late reply is counted")
     result(18)
 
 
@@ -271,25 +287,32 @@ def test_too_few_sites_end_in_bounded_time_with_a_code_of_its_own(federation, re
 
 
 def test_stop_signals_end_everything_within_ten_seconds(federation, result) -> None:
+    """Row 23: a site four times, in the midst of a study, and the coordinator; 5 more in `tests/runtime/nvflare`."""
     fed = federation(2, rounds=400)
     fed.submit(join=240)
     fed.init_sites()
     fed.start_all()
-    fed.wait_round(1, 400)
-    for name, signals in (
-        (fed.names[0], [signal.SIGTERM]),
-        (fed.names[1], [signal.SIGINT, signal.SIGINT]),
-        ("coordinator", [signal.SIGTERM]),
-    ):
-        process = fed.processes[name]
-        everyone = [process.pid, *(p.pid for p in psutil.Process(process.pid).children(recursive=True))]
-        started = time.monotonic()
-        for number in signals:
-            process.send_signal(number)
-        assert process.wait(timeout=15) == 0, name
-        assert time.monotonic() - started < 10 + 2
-        time.sleep(0.5)
-        assert not [pid for pid in everyone if psutil.pid_exists(pid)], name
+    fed.wait_round(1, 600)
+    first, other = fed.names
+    took = [ended_s(fed, first, [signal.SIGTERM])]
+    for signals in ([signal.SIGINT] * 2, [signal.SIGTERM, signal.SIGINT], [signal.SIGINT] * 3):
+        fed.start(first)
+        fed.wait_for(lambda: len(family(fed.processes[first].pid)) > 1, 120, "NVFlare's client")
+        took.append(ended_s(fed, first, signals))
+    took += [ended_s(fed, other, [signal.SIGINT] * 2), ended_s(fed, "coordinator", [signal.SIGTERM])]
     for name in fed.names:
         assert local(fed, name) is not None  # whole: it was read and its digest compared
-    result(23)
+    assert max(took) <= 10, took
+    result(23, stop_s=round(max(took), 1))
+
+
+def ended_s(fed, name: str, signals: list[int]) -> float:
+    """The seconds that a party takes to end; nothing of it is left then."""
+    everyone, started = family(fed.processes[name].pid), time.monotonic()
+    for number in signals:
+        fed.processes[name].send_signal(number)
+        time.sleep(0.2)
+    assert fed.processes[name].wait(timeout=60) == 0, name
+    took = time.monotonic() - started
+    assert psutil.wait_procs(everyone, timeout=1)[1] == [], name
+    return took

@@ -61,4 +61,6 @@ def test_the_simulator_gives_the_embedded_runtimes_bits(tmp_path: Path) -> None:
         assert there is not None
         assert here is not None
         assert (digest(there.local), digest(there.optimizer)) == (digest(here.local), digest(here.optimizer))
-        assert len(Ledger(tmp_path / "hospitals" / name / "ledger.jsonl").read()) == 1 + 2 * 2 + 2
+        assert (
+            len(Ledger(tmp_path / "hospitals" / name / "ledger.jsonl").read()) == 1 + 2 * 2 + 3
+        )  # join; train and validate; align, validate, test

@@ -73,10 +73,13 @@ def start_command(
         raise RunError("a coordinator already runs in this folder; stop it with `pfedsam coordinator stop`.")
     configure("INFO", folder / "coordinator.log")
     atomic.write_text(folder / _PID, str(os.getpid()))
+    supervisor = Supervisor(folder)
     try:
-        Supervisor(folder).run(until_idle=until_idle)
+        supervisor.run(until_idle=until_idle)
     finally:
         (folder / _PID).unlink(missing_ok=True)
+    if supervisor.stop.is_set:
+        os._exit(0)  # all is ended and written; taking down torch costs over a second of a processor, a busy one ten
 
 
 @app.command("status")

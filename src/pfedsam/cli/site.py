@@ -35,7 +35,7 @@ def init_command(
     from pfedsam.core.errors import RunError
     from pfedsam.runtime.nvflare.provision import install_kit
     from pfedsam.runtime.nvflare.site_service import WORKSPACE
-    from pfedsam.runtime.site_agent import CONFIG, SiteOptions
+    from pfedsam.runtime.site_options import CONFIG, SiteOptions
 
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"the folder {folder.name!r} is not empty; give a new one.")

@@ -9,7 +9,6 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from pfedsam.model import weights
-from pfedsam.model.checkpoint import shipped_names
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +22,8 @@ app = typer.Typer(
 @app.command("list")
 def list_weights() -> None:
     """Show what can be used as a backbone: what ships with pFedSAM, and the official files with their SHA-256."""
+    from pfedsam.model.checkpoint import shipped_names
+
     console = Console()
     console.print(f"Shipped, use by name: {', '.join(shipped_names()) or 'none is installed'}")
     table = Table("name", "file", "MB", "fetch", title="Official files")

@@ -51,6 +51,12 @@ class EvaluationOptions(Options):
     """When and how models are scored."""
 
     validate_every: int = Field(default=10, ge=0, description="Rounds between validations; 0 = never.")
+    max_drop: float | None = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="A site whose validation Dice falls by more than this below its best stays with its last good model; empty: never.",
+    )
     batch_size: int = Field(default=4, ge=1, description="Images per forward pass when predicting.")
 
 

@@ -3,23 +3,25 @@
 A commit is one file, written beside the earlier ones and renamed into place when it is whole: there is no moment at
 which a half of it can be read. The last two generations stay, so that a site that was ahead of the server when both
 stopped can go back one round. Everything is readable by its owner alone, and none of it is ever sent.
+
+A file of an earlier version is migrated step by step as it is read; the next commit is of this version.
 """
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pfedsam.core import tensors
 from pfedsam.core.errors import StoreError
 from pfedsam.core.tensors import NamedTensors
 
-SCHEMA = 1
+SCHEMA: Final = 2
 """The version of the files' form."""
 
-_LOCAL, _OPTIMIZER, _FEEDBACK = "local:", "optimizer:", "feedback:"
+_LOCAL, _OPTIMIZER, _FEEDBACK, _SHARED = "local:", "optimizer:", "feedback:", "shared:"
 _PATTERN = "generation-*.safetensors"
 
 
@@ -37,10 +39,14 @@ class SiteState:
     """The parameters that never leave the site."""
     optimizer: NamedTensors
     """The optimiser's tensors and whatever else resuming needs that is a tensor."""
-    extra: Mapping[str, Any]
-    """What resuming needs and JSON can hold, for example the optimiser's step counts."""
     feedback: NamedTensors = field(default_factory=dict)
     """What the codec took from the updates sent so far (`federation.feedback`)."""
+    shared: NamedTensors = field(default_factory=dict)
+    """The shared parameters that the site stays with; empty where it uses those that it receives (`runtime.last_good`)."""
+    shared_round: int | None = None
+    """The round after which it received them."""
+    best: float | None = None
+    """The best validation Dice so far."""
 
 
 class SiteStore:
@@ -59,6 +65,7 @@ class SiteStore:
         named = {_LOCAL + name: tensor for name, tensor in state.local.items()}
         named |= {_OPTIMIZER + name: tensor for name, tensor in state.optimizer.items()}
         named |= {_FEEDBACK + name: tensor for name, tensor in state.feedback.items()}
+        named |= {_SHARED + name: tensor for name, tensor in state.shared.items()}
         number = max(self._generations(), default=0) + 1
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -121,7 +128,8 @@ def _describe(state: SiteState, digest: str) -> str:
                 "site": state.site,
                 "round": state.round,
                 "phase": state.phase,
-                "extra": dict(state.extra),
+                "shared_round": state.shared_round,
+                "best": state.best,
                 "digest": digest,
             },
             allow_nan=False,
@@ -140,16 +148,28 @@ def _read(path: Path) -> SiteState:
     try:
         described = json.loads(metadata["state"])
         schema, digest = described.pop("schema"), described.pop("digest")
-        if schema != SCHEMA:
+        if schema != SCHEMA and schema not in MIGRATIONS:
             raise StoreError(
-                f"{path.name} has version {schema} and this pFedSAM reads {SCHEMA}: use the version that wrote it."
+                f"{path.name} has version {schema} and this pFedSAM reads up to {SCHEMA}: use the version that wrote it."
             )
         if digest != tensors.digest(named):
             raise StoreError(f"{path.name} is damaged: remove it to go on from the generation before it.")
-        local, optimizer, feedback = (_part(named, prefix) for prefix in (_LOCAL, _OPTIMIZER, _FEEDBACK))
-        return SiteState(local=local, optimizer=optimizer, feedback=feedback, **described)
+        for version in range(schema, SCHEMA):
+            described = MIGRATIONS[version](described)
+        kinds = {"local": _LOCAL, "optimizer": _OPTIMIZER, "feedback": _FEEDBACK, "shared": _SHARED}
+        parts: dict[str, Any] = {kind: _part(named, prefix) for kind, prefix in kinds.items()}
+        return SiteState(**parts, **described)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(f"{path.name} is not a site's state: remove it to go on from the one before it.") from error
+
+
+def _from_1(described: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 had a table `extra`, which nothing was ever written into, and no model that a site stays with."""
+    return {name: value for name, value in described.items() if name != "extra"} | {"shared_round": None, "best": None}
+
+
+MIGRATIONS: Final[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {1: _from_1}
+"""By version, the way from a state's description in it to that in the next one."""
 
 
 def _part(named: NamedTensors, prefix: str) -> dict[str, Any]:

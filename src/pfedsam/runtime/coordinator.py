@@ -30,8 +30,8 @@ from pfedsam.federation.update import Update, decode, label
 from pfedsam.report.page import write_page
 from pfedsam.report.records import RecordWriter, read_records
 from pfedsam.report.summary_file import write_summary
-from pfedsam.runtime.numbers import to_report, to_summaries
-from pfedsam.runtime.server_files import record_report
+from pfedsam.runtime.numbers import to_report, to_summaries, to_validation
+from pfedsam.runtime.server_files import record_report, record_validation
 from pfedsam.runtime.study_folder import StudyFolder, study_summary
 
 _LOG = get_logger(__name__)
@@ -207,10 +207,8 @@ class StudyRun:
         """Ask the sites that took part in the round; one that did not has cost it a deadline already."""
         replies = self._ask(records, "validate", round_, sites, self.policy.deadline_s)
         for site, reply in replies.items():
-            for name in self.manifest.numbers["validate"]:
-                if name in reply.numbers:
-                    model, dice = name.removeprefix("dice."), reply.numbers[name]
-                    records.write({"kind": "validation", "round": round_, "site": site, "model": model, "dice": dice})
+            found = to_validation(reply.numbers, self.manifest.numbers["validate"])
+            record_validation(records, round_, site, found)
 
     def _align(self, records: RecordWriter) -> None:
         if not build_method(self.options).final(self.options.training):
@@ -219,6 +217,8 @@ class StudyRun:
         for site, reply in replies.items():
             report = to_report(reply.numbers, self.manifest.numbers["align"])
             record_report(records, self.manifest.rounds, site, report)
+        if self.options.evaluation.validate_every:
+            self._validate(records, self.manifest.rounds, list(replies))
 
     def _test(self, records: RecordWriter) -> dict[str, dict[str, SiteSummary]]:
         replies = self._ask(records, "test", self.manifest.rounds, self.present, self.policy.score_s)

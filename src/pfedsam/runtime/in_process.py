@@ -38,7 +38,7 @@ from pfedsam.report.page import write_page
 from pfedsam.report.records import RecordWriter, read_records
 from pfedsam.report.summary_file import Communication, Summary, build_summary, collect_versions, write_summary
 from pfedsam.runtime.export import export_adapter
-from pfedsam.runtime.server_files import SERVER, load_state, record_report, save_state
+from pfedsam.runtime.server_files import SERVER, load_state, record_report, record_validation, save_state
 from pfedsam.runtime.worker import MakeWorker, Workers, models_of
 
 
@@ -226,10 +226,9 @@ class _Run:
 
     def _validate(self, workers: Workers, records: RecordWriter, round_: int) -> None:
         shared = self._broadcast()
-        futures = {site: workers.submit(site, "validate", shared) for site in self.sites}
+        futures = {site: workers.submit(site, "validate", round_, shared) for site in self.sites}
         for site, future in futures.items():
-            for model, dice in future.result().items():
-                records.write({"kind": "validation", "round": round_, "site": site, "model": model, "dice": dice})
+            record_validation(records, round_, site, future.result())
 
     def _align(self, workers: Workers, records: RecordWriter) -> None:
         method = build_method(self.options)

@@ -12,11 +12,13 @@ from pfedsam.evaluation.summary import ClassSummary, SiteSummary, SummaryUnit
 from pfedsam.experiment.build import BuiltModel, build_labels, build_method
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import Task
+from pfedsam.runtime.last_good import Validation, allowed_drop
 from pfedsam.runtime.site_session import RoundReport
 from pfedsam.runtime.worker import models_of
 
 Numbers = Mapping[str, float | None]
 _LOSSES: Final = ("total", "segmentation", "distillation", "balance", "proximal")
+_KEPT: Final = "kept_round"
 _UNITS: Final[tuple[SummaryUnit, ...]] = ("mm", "px", "mixed")
 
 
@@ -31,10 +33,11 @@ def allowed_numbers(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[
     losses = dict.fromkeys(f"loss.{phase.name}.{part}" for phase in method.all_phases(training) for part in _LOSSES)
     final = [f"loss.{phase.name}.{part}" for phase in method.final(training) for part in _LOSSES]
     test = [name for model in models for name in _score_names(f"test.{model}", classes)]
+    kept = [] if allowed_drop(options, built) is None else [_KEPT]
     return {
         "join": ("cases",),
         "train": (*losses, *usage),
-        "validate": tuple(f"dice.{model}" for model in models),
+        "validate": (*(f"dice.{model}" for model in models), *kept),
         "align": (*final, *usage),
         "test": tuple(test),
     }
@@ -61,6 +64,21 @@ def to_report(numbers: Numbers, names: Sequence[str]) -> RoundReport:
         else:
             usage.setdefault(group, []).append(value)
     return RoundReport(losses, usage)
+
+
+def from_validation(found: Validation, names: Sequence[str]) -> dict[str, float | None]:
+    """A validation as numbers by name; none but those that are allowed, which an older study may have fewer of."""
+    numbers = {f"dice.{model}": dice for model, dice in found.dice.items()}
+    if found.kept is not None:
+        numbers[_KEPT] = found.kept
+    return {name: value for name, value in numbers.items() if name in names}
+
+
+def to_validation(numbers: Numbers, names: Sequence[str]) -> Validation:
+    """The validation in numbers, in the order of the names that are allowed; the inverse of `from_validation`."""
+    dice = {name.removeprefix("dice."): numbers[name] for name in names if name in numbers and name != _KEPT}
+    kept = numbers.get(_KEPT)
+    return Validation(dice, None if kept is None else max(0, int(kept)))
 
 
 def from_summaries(summaries: Mapping[str, SiteSummary]) -> dict[str, float | None]:

@@ -29,6 +29,7 @@ from pfedsam.model.partition import Partition
 from pfedsam.report.page import write_page
 from pfedsam.report.summary_file import Communication, build_summary, collect_versions, write_summary
 from pfedsam.runtime.in_process import study_id
+from pfedsam.runtime.last_good import Parameters
 from pfedsam.runtime.run_folder import OpenRun
 from pfedsam.runtime.server_files import SERVER
 from pfedsam.runtime.site_session import SiteScorer
@@ -148,7 +149,7 @@ class _Work:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         model: Model = "personal" if self.personal and way != NOTHING else "shared"
         name = "personal" if model == "personal" else "shared"
-        return self.scorer.test(self.site.of("test"), {name: model}, *weights, folder)[name]
+        return self.scorer.test(self.site.of("test"), {name: model}, Parameters(*weights), folder)[name]
 
     def _phases(
         self, phases: Callable[[int], Sequence[PhaseSpec]], shared: NamedTensors, local: NamedTensors
@@ -260,7 +261,6 @@ def _commit(work: _Work, local: NamedTensors) -> None:
         phase="onboarding",
         local=local,
         optimizer={},
-        extra={},
     )
     SiteStore(work.out / "sites" / work.site.name / "state").commit(state)
 

@@ -17,9 +17,10 @@ from pfedsam.model.numerics import configure_numerics
 from pfedsam.report.page import write_page
 from pfedsam.report.summary_file import Summary, build_summary, collect_versions, read_summary, write_summary
 from pfedsam.runtime.in_process import Event
+from pfedsam.runtime.last_good import Parameters
 from pfedsam.runtime.server_files import SERVER
 from pfedsam.runtime.site_session import SiteScorer
-from pfedsam.runtime.worker import local_of, models_of
+from pfedsam.runtime.worker import models_of, site_models
 
 
 class OpenRun:
@@ -59,7 +60,7 @@ class OpenRun:
         images = build_images(self.options, (case,), self.built.model.image_size)
         scorer = SiteScorer(self.options, site, self.built)
         model = next(iter(models_of(self.options, self.built).values()))
-        found = scorer.predict(images, model, self.shared, self._local(site))
+        found = scorer.predict(images, model, *self._in_use(site))
         return found[0]  # type: ignore[no-any-return]
 
     def evaluate(self, progress: Callable[[Event], None] | None = None) -> Summary:
@@ -71,7 +72,7 @@ class OpenRun:
             folder = self.folder / "sites" / name
             cases = read_split(folder / "split.json", whole).of("test")
             scorer = SiteScorer(self.options, name, self.built)
-            scores[name] = scorer.test(cases, models, self.shared, self._local(name), folder)
+            scores[name] = scorer.test(cases, models, self._in_use(name), folder)
             if progress:
                 progress(Event("test", done, len(sites), name))
         by_model = {model: {site: summarize_site(found[model]) for site, found in scores.items()} for model in models}
@@ -90,8 +91,8 @@ class OpenRun:
         write_page(self.folder)
         return summary
 
-    def _local(self, site: str) -> tensors.NamedTensors:
-        return local_of(self.options, self.built, self.folder, site)
+    def _in_use(self, site: str) -> Parameters:
+        return site_models(self.options, self.built, self.folder, site).in_use(self.shared)
 
 
 def open_run(folder: Path) -> OpenRun:

@@ -8,6 +8,7 @@ from pfedsam.core import tensors
 from pfedsam.core.errors import RunError
 from pfedsam.federation.server import ServerState
 from pfedsam.report.records import RecordWriter
+from pfedsam.runtime.last_good import Validation
 from pfedsam.runtime.site_session import RoundReport
 
 SERVER = Path("shared") / "shared.safetensors"
@@ -43,3 +44,11 @@ def record_report(records: RecordWriter, round_: int, site: str, report: RoundRe
         records.write(row)
     for block, usage in report.usage.items():
         records.write({"kind": "experts", "round": round_, "site": site, "block": int(block), "usage": usage})
+
+
+def record_validation(records: RecordWriter, round_: int, site: str, found: Validation) -> None:
+    """Write the Dice of each model, and the round whose shared model the site stays with, where it does."""
+    for model, dice in found.dice.items():
+        records.write({"kind": "validation", "round": round_, "site": site, "model": model, "dice": dice})
+    if found.kept is not None:
+        records.write({"kind": "kept", "round": round_, "site": site, "from_round": found.kept})

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from pfedsam.core import tensors
 from pfedsam.core.errors import DataError, OptionError, PfedsamError, StoreError
 from pfedsam.core.log import get_logger
-from pfedsam.core.options import Options
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.check import check_site
 from pfedsam.data.manifest import Site
@@ -27,45 +25,12 @@ from pfedsam.federation.manifest import StudyManifest, shared_tensors
 from pfedsam.federation.messages import Reply, Request
 from pfedsam.federation.site_policy import RefusedError, SitePolicy
 from pfedsam.model.numerics import configure_numerics
-from pfedsam.runtime.numbers import from_report, from_summaries
+from pfedsam.runtime.numbers import from_report, from_summaries, from_validation
+from pfedsam.runtime.site_options import SiteOptions, read_site_options
 from pfedsam.runtime.site_session import SiteScorer, SiteSession
 from pfedsam.runtime.worker import models_of
 
-CONFIG = "site.yaml"
 _LOG = get_logger(__name__)
-
-
-class SiteOptions(Options):
-    """`site.yaml`: what a hospital says about itself; it never leaves the site."""
-
-    name: str = Field(min_length=1, description="As the coordinator calls the site.")
-    data: Path = Field(description="Folder with images/ and masks/, or a manifest.csv.")
-    backbone: str | None = Field(
-        default=None,
-        description="Where the backbone lies here; its hash must be the study's. Empty: as the study says.",
-    )
-    patient_pattern: str | None = Field(
-        default=None, description="The patient in a case id here. Empty: as the study says."
-    )
-    threads: int = Field(default=1, ge=1, description="Threads of the training process.")
-    min_free_mb: int = Field(default=500, ge=0, description="Least free space on the site's disk, in MB.")
-
-
-def read_site_options(folder: Path) -> SiteOptions:
-    """The options in a site's folder.
-
-    Raises:
-        OptionError: there are none, or they are wrong.
-    """
-    path = folder / CONFIG
-    try:
-        return SiteOptions.model_validate(yaml.safe_load(path.read_text("utf-8")))
-    except OSError as error:
-        raise OptionError(
-            f"{CONFIG} cannot be read: {error.strerror}. Make the site with `pfedsam site init`."
-        ) from error
-    except (yaml.YAMLError, ValidationError) as error:
-        raise OptionError(f"{CONFIG} is wrong: {error}") from error
 
 
 def study_options(manifest: StudyManifest, site: SiteOptions) -> RunOptions:
@@ -98,12 +63,6 @@ class _OpenStudy:
     built: BuiltModel
     site: Site
     session: SiteSession
-
-    @property
-    def local(self) -> NamedTensors:
-        """The site's own parameters as it last committed them."""
-        state = self.session.store.load()
-        return state.local if state else self.built.start("local")
 
 
 class SiteAgent:
@@ -141,7 +100,7 @@ class SiteAgent:
         if request.task == "train":
             return self._train(request, study, shared)
         if request.task == "validate":
-            return self._reply(request, self._validate(study, shared))
+            return self._reply(request, self._validate(request.round, study, shared))
         if request.task == "align":
             return self._reply(request, from_report(study.session.align(request.round, shared)))
         return self._reply(request, self._test(study, shared))
@@ -154,20 +113,22 @@ class SiteAgent:
         message, report = study.session.train(request.round, shared)
         return Reply(request.task, request.study, request.round, from_report(report), message)
 
-    def _validate(self, study: _OpenStudy, shared: NamedTensors) -> dict[str, float | None]:
-        cases = study.site.of("val")
-        if not cases:
-            return {}
+    def _validate(self, round_: int, study: _OpenStudy, shared: NamedTensors) -> dict[str, float | None]:
         scorer = SiteScorer(study.options, study.site.name, study.built, study.session.data)
-        models = models_of(study.options, study.built)
-        return {f"dice.{name}": scorer.dice(cases, model, shared, study.local) for name, model in models.items()}
+        models, site = models_of(study.options, study.built), study.session.models
+        found = scorer.validate(study.site.of("val"), models, site, round_, shared)
+        if found.kept is not None:
+            _LOG.warning("after round %d the shared model is worse here; the one of round %d stays", round_, found.kept)
+        return from_validation(found, study.manifest.numbers["validate"])
 
     def _test(self, study: _OpenStudy, shared: NamedTensors) -> dict[str, float | None]:
         scorer = SiteScorer(study.options, study.site.name, study.built)
         models = models_of(study.options, study.built)
         folder = self.policy.study_folder(study.manifest.study)
-        scores = scorer.test(study.site.of("test"), models, shared, study.local, folder)
-        tensors.save(folder / "local.safetensors", study.local or {"none": torch.zeros(1)})
+        used = study.session.models.in_use(shared)
+        scores = scorer.test(study.site.of("test"), models, used, folder)
+        for kind, values in used._asdict().items():
+            tensors.save(folder / f"{kind}.safetensors", values or {"none": torch.zeros(1)})
         return from_summaries({name: summarize_site(found) for name, found in scores.items()})
 
     def _reply(self, request: Request, numbers: dict[str, float | None]) -> Reply:

@@ -31,6 +31,7 @@ from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.federation.update import Update
 from pfedsam.model.partition import assign
 from pfedsam.report.overlays import OverlayItem, write_overlays
+from pfedsam.runtime.last_good import Parameters, SiteModels, Validation, allowed_drop
 from pfedsam.training.client_round import ClientResult, ClientState, client_round, expert_usage
 from pfedsam.training.phases import Model
 from pfedsam.training.site_data import SiteData
@@ -80,6 +81,7 @@ class SiteSession:
         self.data: SiteData = build_site_data(options, name, cases, built, cache)
         self._cases = len(cases)
         self._initial = built.start("local") if start is None else start
+        self.models = SiteModels(folder, self._initial, allowed_drop(options, built))
 
     def train(self, round_: int, shared: NamedTensors) -> tuple[bytes, RoundReport]:
         """Do the client round `round_` on the shared parameters and keep the new local state.
@@ -95,8 +97,9 @@ class SiteSession:
 
     def align(self, round_: int, shared: NamedTensors) -> RoundReport:
         """The phases after the last aggregation; nothing is sent after them."""
-        result = self._phases(round_, shared, self.store.rewind(round_), final=True)
-        self._commit(round_, result, "final", {})
+        stored, kept = self.store.rewind(round_), self.models.kept(round_)
+        result = self._phases(round_, kept.shared if kept else shared, kept or stored, final=True)
+        self._commit(round_, result, "final", {}, kept)
         return RoundReport(result.losses, self._usage(result))
 
     def _message(
@@ -127,7 +130,9 @@ class SiteSession:
             balance=experts.balance if experts else 0.0,
         )
 
-    def _commit(self, round_: int, result: ClientResult, phase: str, feedback: NamedTensors) -> None:
+    def _commit(
+        self, round_: int, result: ClientResult, phase: str, feedback: NamedTensors, kept: SiteState | None = None
+    ) -> None:
         self.store.commit(
             SiteState(
                 study=self.study,
@@ -136,8 +141,9 @@ class SiteSession:
                 phase=phase,
                 local=result.state.local,
                 optimizer=result.state.optimizer,
-                extra={},
                 feedback=feedback,
+                shared=kept.shared if kept else {},
+                shared_round=kept.shared_round if kept else None,
             )
         )
 
@@ -158,6 +164,29 @@ class SiteScorer:
         self._labels = build_labels(options)
         self._predict = build_predict(options, built.model.image_size)
 
+    def validate(
+        self,
+        cases: tuple[Case, ...],
+        models: Mapping[str, Model],
+        site: SiteModels,
+        round_: int,
+        received: NamedTensors,
+    ) -> Validation:
+        """Score what the site trained last on its validation part, and say whether it stays with an earlier model.
+
+        Args:
+            cases: the validation part; without any there is nothing to say.
+            models: reported name to model; the first one is judged.
+            site: its parameters.
+            round_: the validation is after this one.
+            received: the shared parameters.
+        """
+        if not cases:
+            return Validation({})
+        trained = site.trained(received)
+        dice = {name: self.dice(cases, model, *trained) for name, model in models.items()}
+        return Validation(dice, site.judge(round_, next(iter(dice.values())), received))
+
     def dice(self, cases: tuple[Case, ...], model: Model, shared: NamedTensors, local: NamedTensors) -> float | None:
         """Mean Dice over cases and classes, for validation; None where it is undefined everywhere."""
         found = [
@@ -172,8 +201,7 @@ class SiteScorer:
         self,
         cases: tuple[Case, ...],
         models: Mapping[str, Model],
-        shared: NamedTensors,
-        local: NamedTensors,
+        parameters: Parameters,
         folder: Path,
     ) -> dict[str, list[CaseScores]]:
         """Scores of the test cases by the name a model is reported under; writes `scores.json` and overlays into `folder`.
@@ -181,13 +209,12 @@ class SiteScorer:
         Args:
             cases: the test part.
             models: reported name to the model that is scored; the first one is drawn.
-            shared: the final shared parameters.
-            local: of the site.
+            parameters: that the site uses.
             folder: of the site in the run.
         """
         scores: dict[str, list[CaseScores]] = {}
         for number, (reported, model) in enumerate(models.items()):
-            scores[reported], overlays = self._score(cases, model, shared, local, distances=True, draw=number == 0)
+            scores[reported], overlays = self._score(cases, model, *parameters, distances=True, draw=number == 0)
             if number == 0:
                 write_overlays(folder / "overlays", overlays)
         atomic.write_json(folder / "scores.json", {"schema": 1, "models": _plain(scores)})

@@ -21,8 +21,8 @@ from pfedsam.data.manifest import Site
 from pfedsam.evaluation.scores import CaseScores
 from pfedsam.experiment.build import POOLED, BuiltModel, build_method, build_model, training_cases
 from pfedsam.experiment.options import RunOptions
-from pfedsam.federation.site_store import SiteStore
 from pfedsam.model.numerics import configure_numerics
+from pfedsam.runtime.last_good import SiteModels, Validation, allowed_drop
 from pfedsam.runtime.site_session import RoundReport, SiteScorer, SiteSession
 from pfedsam.training.phases import Model
 
@@ -49,35 +49,31 @@ class SiteWorker:
         """The phases after the last aggregation."""
         return self._session(name).align(round_, _decode(shared))
 
-    def validate(self, site: str, shared: bytes) -> dict[str, float | None]:
-        """Validation Dice at a site of each model of the method, by the name it is reported under."""
-        cases = self.sites[site].of("val")
+    def validate(self, site: str, round_: int, shared: bytes) -> Validation:
+        """The validation after a round at a site."""
         scorer = SiteScorer(self.options, site, self.built, self._session(self._trained_by(site)).data)
-        local = self._local(site)
         models = models_of(self.options, self.built)
-        return (
-            {name: scorer.dice(cases, model, _decode(shared), local) for name, model in models.items()} if cases else {}
-        )
+        return scorer.validate(self.sites[site].of("val"), models, self._models(site), round_, _decode(shared))
 
     def test(self, site: str, shared: bytes) -> dict[str, list[CaseScores]]:
         """Test scores at a site of each model; files go into the site's folder."""
         scorer = SiteScorer(self.options, site, self.built, self._session(self._trained_by(site)).data)
         folder = self.folder / "sites" / site
         models = models_of(self.options, self.built)
-        return scorer.test(self.sites[site].of("test"), models, _decode(shared), self._local(site), folder)
+        return scorer.test(self.sites[site].of("test"), models, self._models(site).in_use(_decode(shared)), folder)
 
     def _trained_by(self, site: str) -> str:
         return POOLED if build_method(self.options).pooled else site
 
-    def _local(self, site: str) -> tensors.NamedTensors:
-        return local_of(self.options, self.built, self.folder, site)
+    def _models(self, site: str) -> SiteModels:
+        return site_models(self.options, self.built, self.folder, site)
 
     def _session(self, name: str) -> SiteSession:
         if name not in self._sessions:
             pooled = build_method(self.options).pooled
             cases = training_cases(self.options, self.sites).get(name) or self.sites[name].of("train")
             # After pooled rounds a site goes on from the pooled model.
-            start = self._local(POOLED) if pooled and name != POOLED else None
+            start = self._models(name).initial if pooled and name != POOLED else None
             cache = (self.options.runtime.cache_folder or self.folder / "cache") / name
             self._sessions[name] = SiteSession(
                 self.options, self.study, name, cases, self.built, self.folder / "sites" / name, cache, start
@@ -98,13 +94,13 @@ def models_of(options: RunOptions, built: BuiltModel) -> dict[str, Model]:
     return models | ({"shared": "shared"} if built.has_shared_model else {})
 
 
-def local_of(options: RunOptions, built: BuiltModel, folder: Path, site: str) -> tensors.NamedTensors:
-    """A site's local parameters in a run's folder: its own, else the pooled ones of a pooled method, else the first ones."""
-    for name in (site, POOLED) if build_method(options).pooled else (site,):
-        state = SiteStore(folder / "sites" / name / "state").load()
-        if state:
-            return state.local
-    return built.start("local")
+def site_models(options: RunOptions, built: BuiltModel, folder: Path, site: str) -> SiteModels:
+    """The models of a site in a run's folder; those of a pooled method go on from the pooled one."""
+    sites = folder / "sites"
+    first: tensors.NamedTensors = built.start("local")
+    if build_method(options).pooled:
+        first = SiteModels(sites / POOLED, first).trained({}).local
+    return SiteModels(sites / site, first, allowed_drop(options, built))
 
 
 def _decode(shared: bytes) -> dict[str, torch.Tensor]:

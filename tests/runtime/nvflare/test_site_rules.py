@@ -17,7 +17,8 @@ from pfedsam.federation.ledger import Ledger
 from pfedsam.federation.messages import Reply, reply_from_wire, reply_to_wire
 from pfedsam.runtime.nvflare.jobs import write_job
 from pfedsam.runtime.nvflare.provision import install_kit
-from pfedsam.runtime.nvflare.site_side import SITE_FOLDER, SiteGate, site_folder
+from pfedsam.runtime.nvflare.site_service import SITE_FOLDER
+from pfedsam.runtime.nvflare.site_side import SiteGate, site_folder
 from pfedsam.runtime.nvflare.wire import failure, from_shareable, to_shareable
 
 

@@ -163,3 +163,17 @@ def test_a_revoked_site_is_shut_out_and_counts_for_nothing(boss: Supervisor, ses
     boss._step()
     assert session.disabled == []
     assert session.jobs == [one.path.name]
+
+
+def test_once_told_to_stop_it_asks_nothing_more_but_to_end_the_job(boss: Supervisor, session: Session) -> None:
+    """Row 23 of reliability: each question could take seconds, and there are ten of them."""
+    session.get_system_info = lambda: pytest.fail("asked")
+    aborted: list[str] = []
+    session.abort_job, session.close = aborted.append, lambda: None
+    ended: list[bool] = []
+    boss.engine.end = lambda: ended.append(True)
+    boss.job = SimpleNamespace(id="job1")
+    boss.stop.is_set = True
+    boss._step()
+    boss._close()
+    assert (aborted, ended) == (["job1"], [True])

@@ -60,6 +60,7 @@ class StudyController(Controller):  # type: ignore[misc]
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """The study, from its last committed round on; how it ended is written into its status."""
         configure("INFO", self._folder / "coordinator.log")
+        self._watch_questions()
         folder = StudyFolder(self._folder)
         atomic.write_json(self._folder / JOB_SITES, self.clients())
         status = folder.read_status()
@@ -84,10 +85,25 @@ class StudyController(Controller):  # type: ignore[misc]
         """Count the replies that come after their deadline."""
         super().handle_event(event_type, fl_ctx)
         if event_type == EventType.BEFORE_PROCESS_SUBMISSION:
-            with self._lock:
-                site = self._overdue.pop(str(fl_ctx.get_prop(FLContextKey.TASK_ID)), None)
-                if site:
-                    self._late[site] = self._late.get(site, 0) + 1
+            self._note(str(fl_ctx.get_prop(FLContextKey.TASK_ID)))
+
+    def _watch_questions(self) -> None:
+        """Count also the sites that ask whether their reply is still wanted: NVFlare's clients do, and drop it when it is not."""
+        known = self.communicator.process_task_check
+
+        def check(task_id: str, fl_ctx: FLContext) -> object:
+            found = known(task_id=task_id, fl_ctx=fl_ctx)
+            if found is None:
+                self._note(task_id)
+            return found
+
+        self.communicator.process_task_check = check
+
+    def _note(self, task_id: str) -> None:
+        with self._lock:
+            site = self._overdue.pop(task_id, None)
+            if site:
+                self._late[site] = self._late.get(site, 0) + 1
 
     def ask(
         self,

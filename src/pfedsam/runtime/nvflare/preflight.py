@@ -23,7 +23,8 @@ from pfedsam.experiment.build import build_labels, build_model
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.site_policy import SitePolicy
 from pfedsam.runtime.nvflare.site_service import WORKSPACE, client_config
-from pfedsam.runtime.site_agent import SiteOptions, read_site_options, study_options
+from pfedsam.runtime.site_agent import study_options
+from pfedsam.runtime.site_options import SiteOptions, read_site_options
 
 _TIMEOUT_S: Final = 5.0
 _SOON: Final = timedelta(days=14)

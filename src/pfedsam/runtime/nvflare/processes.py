@@ -17,6 +17,7 @@ import psutil
 _PR_SET_PDEATHSIG: Final = 1
 _RESTARTS: Final = 5
 _WINDOW_S: Final = 300.0
+_POLL_S: Final = 0.25
 GRACE_S: Final = 3.0
 """Seconds that a process has to end by itself."""
 
@@ -31,6 +32,11 @@ class StopFlag:
         """Let the two signals set the flag; a second one changes nothing."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._set)
+
+    def close(self) -> None:
+        """Let no signal disturb what is left to do: Python sets its own handlers back before it is gone."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
 
     def _set(self, number: int, frame: FrameType | None) -> None:
         self.is_set = True
@@ -87,6 +93,21 @@ class Engine:
         self.end()
         self.start()
         return True
+
+    def serve(self) -> bool:
+        """Run it until SIGTERM or SIGINT, and leave nothing running; False when it died too often."""
+        stop = StopFlag()
+        stop.install()
+        self.start()
+        try:
+            while not stop.is_set:
+                if not self.keep_alive():
+                    return False
+                time.sleep(_POLL_S)
+            return True
+        finally:
+            self.end()
+            stop.close()
 
     def end(self) -> None:
         """End it and every process in its session, within `GRACE_S` and a second."""

@@ -1,17 +1,20 @@
-"""`pfedsam site start`: NVFlare's client for one site, in the foreground, until it is told to stop."""
+"""`pfedsam site start`: NVFlare's client for one site, in the foreground, until it is told to stop.
+
+Loads no model: this process only starts and ends the others, and has to be quick at both.
+"""
 
 import json
-import time
 from pathlib import Path
 from typing import Any, Final
 
 from pfedsam.core.errors import RunError
-from pfedsam.runtime.nvflare.processes import Engine, StopFlag
-from pfedsam.runtime.nvflare.site_side import SITE_FOLDER
-from pfedsam.runtime.site_agent import read_site_options
+from pfedsam.runtime.nvflare.processes import Engine
+from pfedsam.runtime.site_options import read_site_options
 
 WORKSPACE: Final = "nvflare"
 """The kit's folder in a site's folder."""
+SITE_FOLDER: Final = "PFEDSAM_SITE"
+"""The environment variable that tells NVFlare's processes the site's folder."""
 _MODULE: Final = "nvflare.private.fed.app.client.client_train"
 
 
@@ -37,15 +40,7 @@ def run_site(folder: Path) -> None:
     folder = folder.resolve()
     options = read_site_options(folder)
     client_config(folder)
-    stop = StopFlag()
-    stop.install()
     settings = ["secure_train=true", f"uid={options.name}", "org=site", "config_folder=config"]
     engine = Engine(_MODULE, folder / WORKSPACE, "fed_client.json", settings, {SITE_FOLDER: str(folder)})
-    engine.start()
-    try:
-        while not stop.is_set:
-            if not engine.keep_alive():
-                raise RunError("NVFlare's client ended several times; its last words are in nvflare/engine.log.")
-            time.sleep(0.5)
-    finally:
-        engine.end()
+    if not engine.serve():
+        raise RunError("NVFlare's client ended several times; its last words are in nvflare/engine.log.")

@@ -18,11 +18,10 @@ from pfedsam.core.errors import PfedsamError, RunError
 from pfedsam.core.log import get_logger
 from pfedsam.federation.messages import reply_to_wire, request_from_wire
 from pfedsam.federation.site_policy import Gate
+from pfedsam.runtime.nvflare.site_service import SITE_FOLDER
 from pfedsam.runtime.nvflare.wire import from_shareable, to_shareable
 from pfedsam.runtime.site_agent import SiteAgent
 
-SITE_FOLDER = "PFEDSAM_SITE"
-"""The environment variable with the site's folder."""
 _LOG = get_logger(__name__)
 
 

@@ -31,7 +31,6 @@ STUDIES_FOLDER: Final = "studies"
 CONNECTED: Final = "connected.json"
 _MODULE: Final = "nvflare.private.fed.app.server.server_train"
 _POLL_S: Final = 1.0
-_LOGIN_S: Final = 120.0
 _SETTLE_S: Final = 30.0
 """A site whose process has not appeared in a job so long after its start is taken to have lost it."""
 _MAX_BARREN: Final = 4
@@ -87,6 +86,7 @@ class Supervisor:
                 time.sleep(_POLL_S)
         finally:
             self._close()
+            self.stop.close()
         if until_idle and last is not None:
             _raise_as_ended(StudyFolder(last))
 
@@ -198,11 +198,9 @@ class Supervisor:
         return None if info is None else sorted(client.name for client in info.client_info)
 
     def _ask(self, command: Callable[[Session], Any]) -> Any:  # noqa: ANN401 - of the command
-        """The answer of the server's control interface; None while it does not answer.
-
-        Raises:
-            RunError: it has not answered since the server was started, for `_LOGIN_S`.
-        """
+        """The answer of the server's control interface; None while it does not answer, or once it is time to stop."""
+        if self.stop.is_set:
+            return None
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 if self.session is None:
@@ -220,9 +218,9 @@ class Supervisor:
         self.session = None
 
     def _close(self) -> None:
-        if self.job is not None:
-            job_id = self.job.id
-            self._ask(lambda session: session.abort_job(job_id))
+        if self.job is not None and self.session is not None:  # to log in again could take longer than there is time
+            with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
+                self.session.abort_job(self.job.id)
         self._drop_session()
         self.engine.end()
 

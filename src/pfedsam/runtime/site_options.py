@@ -1,0 +1,45 @@
+"""`site.yaml`: what a hospital says about itself; read by its agent, and by commands that load no model."""
+
+from pathlib import Path
+from typing import Final
+
+import yaml
+from pydantic import Field, ValidationError
+
+from pfedsam.core.errors import OptionError
+from pfedsam.core.options import Options
+
+CONFIG: Final = "site.yaml"
+
+
+class SiteOptions(Options):
+    """`site.yaml`: what a hospital says about itself; it never leaves the site."""
+
+    name: str = Field(min_length=1, description="As the coordinator calls the site.")
+    data: Path = Field(description="Folder with images/ and masks/, or a manifest.csv.")
+    backbone: str | None = Field(
+        default=None,
+        description="Where the backbone lies here; its hash must be the study's. Empty: as the study says.",
+    )
+    patient_pattern: str | None = Field(
+        default=None, description="The patient in a case id here. Empty: as the study says."
+    )
+    threads: int = Field(default=1, ge=1, description="Threads of the training process.")
+    min_free_mb: int = Field(default=500, ge=0, description="Least free space on the site's disk, in MB.")
+
+
+def read_site_options(folder: Path) -> SiteOptions:
+    """The options in a site's folder.
+
+    Raises:
+        OptionError: there are none, or they are wrong.
+    """
+    path = folder / CONFIG
+    try:
+        return SiteOptions.model_validate(yaml.safe_load(path.read_text("utf-8")))
+    except OSError as error:
+        raise OptionError(
+            f"{CONFIG} cannot be read: {error.strerror}. Make the site with `pfedsam site init`."
+        ) from error
+    except (yaml.YAMLError, ValidationError) as error:
+        raise OptionError(f"{CONFIG} is wrong: {error}") from error

@@ -1,0 +1,33 @@
+"""For all tests: what the system tests write down."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "system.json"
+TOGETHER = {6: 2, 7: 2, 21: 2}
+"""Rows of reliability that take several tests, each of which shows a part of it: how many."""
+
+
+@pytest.fixture
+def result(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Adds to `benchmarks/results/system.json`: figures by name, and the rows of reliability that a test has held.
+
+    A row of which less is shown than it asks for stands under `rows_in_part`, with what is missing, and not under `rows_held`.
+    """
+
+    def add(*rows: int, in_part: dict[int, str] | None = None, **figures: float) -> None:
+        content: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        missing = content.get("rows_in_part", {}) | {str(row): why for row, why in (in_part or {}).items()}
+        by = content.get("rows_by_test", {}) | {request.node.name: sorted(rows)}
+        shown = [row for tests in by.values() for row in tests]
+        held = {row for row in shown if shown.count(row) >= TOGETHER.get(row, 1) and str(row) not in missing}
+        content["load"] = max(content.get("load", 0), round(os.getloadavg()[0], 1))  # of all that ran on the machine
+        content |= {"rows_by_test": by, "rows_in_part": missing, "rows_held": sorted(held), **figures}
+        RESULTS.write_text(json.dumps(dict(sorted(content.items())), indent=2) + "\n")
+
+    return add
