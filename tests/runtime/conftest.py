@@ -45,8 +45,14 @@ def toy_options(toy_folder: Path) -> RunOptions:
                 "lora": {"rank": 2},
                 "experts": {"count": 2, "width": 4, "top_k": 1},
             },
-            "training": {"rounds": 4, "steps_per_round": 2, "final_steps": 1, "batch_size": 2},
-            # so that sites do keep earlier models in every test of kills and runtimes
+            # So fast and so strict that sites do keep earlier models in every test of kills and runtimes.
+            "training": {
+                "rounds": 4,
+                "steps_per_round": 2,
+                "final_steps": 1,
+                "batch_size": 2,
+                "optimizer": {"learning_rate": 2e-2},
+            },
             "evaluation": {"validate_every": 1, "max_drop": 0.0},
         }
     )
