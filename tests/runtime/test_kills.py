@@ -45,7 +45,9 @@ def state_of(folder: Path) -> SiteState:
 
 
 def quick(options: RunOptions, rounds: int) -> RunOptions:
-    return options.model_copy(update={"training": options.training.model_copy(update={"rounds": rounds})})
+    """So many rounds, each with a phase of the local part alone: its optimiser counts the steps of the site's life."""
+    training = {"rounds": rounds, "opening": 0.0, "local_phase": "local"}
+    return options.model_copy(update={"training": options.training.model_copy(update=training)})
 
 
 class FromTheCoordinator:
