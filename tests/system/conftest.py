@@ -78,6 +78,7 @@ class Federation:
                 "experts": {"count": 2, "width": 4, "top_k": 1},
             },
             "training": {"rounds": rounds, "steps_per_round": 2, "final_steps": 1, "batch_size": 2, **(training or {})},
+            "evaluation": {"validate_every": 1},
         }
         self.config.write_text(yaml.safe_dump(content))
         self.names = names
