@@ -51,6 +51,7 @@ def toy_options(toy_folder: Path) -> RunOptions:
                 "steps_per_round": 2,
                 "final_steps": 1,
                 "batch_size": 2,
+                "opening": 0.25,
                 "optimizer": {"learning_rate": 2e-2},
             },
             "evaluation": {"validate_every": 1, "max_drop": 0.0},
