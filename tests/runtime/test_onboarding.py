@@ -12,7 +12,7 @@ from pfedsam.data.synthetic import SyntheticOptions, write_sites
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.site_store import SiteStore
 from pfedsam.runtime.in_process import run
-from pfedsam.runtime.onboarding import ALONE, EVERYTHING, LOCAL_PART, NOTHING, Newcomer, onboard
+from pfedsam.runtime.onboarding import ALONE, EVERYTHING, LOCAL_PART, NOTHING, Newcomer, onboard, warm_start
 from pfedsam.runtime.run_folder import open_run
 from pfedsam.runtime.server_files import SERVER
 
@@ -74,3 +74,13 @@ def test_a_method_without_a_local_part_has_the_shared_model_in_use(
     found = onboard(open_run(tmp_path / "run"), Newcomer("newcomer", new_site, 2, steps=2), tmp_path / "out")
     assert list(found.ways) == [NOTHING, EVERYTHING, ALONE]
     assert found.in_use == NOTHING
+
+
+def test_own_copies_of_shared_parameters_begin_at_the_federations() -> None:
+    local = {"experts.w": torch.zeros(2), "personal_output_layers.w": torch.zeros(2)}
+    origins = {"personal_output_layers.w": "output_layers.w"}
+    found = warm_start(local, {"output_layers.w": torch.ones(2)}, origins)
+    assert found["personal_output_layers.w"].tolist() == [1, 1]
+    assert found["experts.w"].tolist() == [0, 0]
+    assert local["personal_output_layers.w"].tolist() == [0, 0]
+    assert warm_start({"experts.w": torch.zeros(2)}, {}, origins).keys() == {"experts.w"}

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from torch import Tensor
+
 from pfedsam.core import atomic, tensors
 from pfedsam.core.errors import DataError, OptionError, RunError
 from pfedsam.core.tensors import NamedTensors
@@ -119,6 +121,15 @@ def onboard(opened: OpenRun, new: Newcomer, out: Path, *, tell: Callable[[str], 
     return result
 
 
+def warm_start(local: NamedTensors, shared: NamedTensors, origins: Mapping[str, str]) -> dict[str, Tensor]:
+    """The local parameters, with a member's own copies of shared ones (ditto) begun at the federation's.
+
+    A member's copies grew up beside the shared ones; a newcomer's would else begin at the backbone's.
+    """
+    copies = {name: origin for name, origin in origins.items() if name in local and origin in shared}
+    return dict(local) | {name: shared[origin].clone() for name, origin in copies.items()}
+
+
 class _Work:
     """Training and scoring at the new site."""
 
@@ -138,7 +149,7 @@ class _Work:
         start = self.built.start
         if way == ALONE:
             return self._phases(self._everything, start("shared"), start("local"))
-        local = start("local")
+        local = warm_start(start("local"), self.shared, self.built.model.origins())
         if way == NOTHING:
             return self.shared, local
         phases = self._everything if way == EVERYTHING else self._local_part
