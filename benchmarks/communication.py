@@ -9,7 +9,7 @@ made on validation.
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isclose
 from pathlib import Path
 from statistics import fmean
@@ -45,8 +45,8 @@ class Point:
 
     up_bytes: float
     """Of a site in a round."""
-    validation: float
-    test: float
+    dice_val: float
+    dice_test: float
 
 
 def points_of(outcome: Outcome) -> dict[str, Point]:
@@ -67,14 +67,14 @@ def smallest(points: Mapping[str, Point]) -> str | None:
     """The variant of fewest bytes that loses at most `ALLOWED_LOSS` points on validation."""
     if "fp32" not in points:
         return None
-    good = {name: p.up_bytes for name, p in points.items() if p.validation >= points["fp32"].validation - ALLOWED_LOSS}
+    good = {name: p.up_bytes for name, p in points.items() if p.dice_val >= points["fp32"].dice_val - ALLOWED_LOSS}
     return min(good, key=lambda name: good[name])
 
 
 def table(points: Mapping[str, Point]) -> str:
     """Variants by rows."""
     header = ["variant", "kB up, a site and round", "validation Dice", "test Dice"]
-    rows = [[n, f"{p.up_bytes / 1000:.1f}", f"{p.validation:.1f}", f"{p.test:.1f}"] for n, p in points.items()]
+    rows = [[n, f"{p.up_bytes / 1000:.1f}", f"{p.dice_val:.1f}", f"{p.dice_test:.1f}"] for n, p in points.items()]
     note = (
         f"Fewest bytes at no more than {ALLOWED_LOSS} points lost on validation: {smallest(points) or 'not measured'}."
     )
@@ -87,8 +87,8 @@ def draw(points: Mapping[str, Point], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     sizes = {name: point.up_bytes / 1000 for name, point in points.items()}
-    for part, colour, marker in (("test", PERSONAL, "o"), ("validation", SHARED, "s")):
-        dice = {name: getattr(point, part) for name, point in points.items()}
+    for part, field, colour, marker in (("test", "dice_test", PERSONAL, "o"), ("validation", "dice_val", SHARED, "s")):
+        dice = {name: getattr(point, field) for name, point in points.items()}
         axes.scatter(list(sizes.values()), list(dice.values()), color=colour, marker=marker, label=part)
         for name, x in sizes.items():
             higher = sum(isclose(sizes[other], x, rel_tol=0.05) and dice[other] > dice[name] for other in points)
@@ -114,12 +114,7 @@ def write(plan: Plan, outcome: Outcome, command: str) -> None:
     points, name = points_of(outcome), f"communication-{plan.suite.name}"
     if not points:
         return
-    named = {
-        f"{entry}.{n}": getattr(p, entry) for n, p in points.items() for entry in ("up_bytes", "validation", "test")
-    }
-    figures = {
-        key.replace("validation", "dice_val").replace("test", "dice_test"): value for key, value in named.items()
-    }
+    figures = {f"{entry}.{label}": value for label, one in points.items() for entry, value in asdict(one).items()}
     write_result(
         name,
         command=command,

@@ -33,10 +33,10 @@ def test_they_are_gone_after_an_error() -> None:
 def test_a_copy_starts_as_what_it_copies_and_goes_its_own_way() -> None:
     net = model()
     copies = OwnCopies(net, ["0.weight", "1.1.bias"])
-    assert torch.equal(copies.values()["0.weight"], net[0].weight)
+    assert torch.equal(copies.values(net)["0.weight"], net[0].weight)
     with torch.no_grad():
         net[0].weight.zero_()
-    assert copies.values()["0.weight"].count_nonzero() > 0
+    assert copies.values(net)["0.weight"].count_nonzero() > 0
     assert sorted(name for name, _ in copies.named_parameters()) == ["0-weight", "1-1-bias"]
 
 

@@ -122,7 +122,7 @@ def build_model(options: RunOptions) -> BuiltModel:
     if idle:
         raise OptionError(f"The method {method.name} does not train {', '.join(idle)}: leave out what switches it on.")
     partition = Partition.of(model, model.components(), placement)
-    for phase in method.all_phases(options.training):
+    for phase in (*method.round_phases(options.training), *method.final(options.training)):
         if not partition.names(*phase.trains):
             raise OptionError(
                 f"The {phase.name} phase of {method.name} has nothing to train: every {' or '.join(phase.trains)} part is "

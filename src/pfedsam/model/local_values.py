@@ -4,39 +4,42 @@ No module knows of them: `in_place` puts their values where the modules look for
 shared model never sees them, and what is not used costs nothing.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 
-class OwnCopies(nn.Module):
+class _OwnValues(nn.Module):
+    """Parameters of a site's own, one for each of some of a model's parameters."""
+
+    def __init__(self, model: nn.Module, names: Iterable[str], start: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.origins = {name.replace(".", "-"): name for name in names}
+        """Own name to the name of the model's parameter."""
+        for own, name in self.origins.items():
+            self.register_parameter(own, nn.Parameter(start(model.get_parameter(name).detach())))
+
+
+class OwnCopies(_OwnValues):
     """A site's own copy of some of a model's parameters; it starts as they are."""
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
         """Copy the parameters of `model` called `names`."""
-        super().__init__()
-        self.origins = {name.replace(".", "-"): name for name in names}
-        """Own name to the name of what was copied."""
-        for own, name in self.origins.items():
-            self.register_parameter(own, nn.Parameter(model.get_parameter(name).detach().clone()))
+        super().__init__(model, names, torch.clone)
 
-    def values(self) -> dict[str, Tensor]:
+    def values(self, _: nn.Module) -> dict[str, Tensor]:
         """What stands in the place of each parameter that was copied, by that one's name."""
         return {name: self.get_parameter(own) for own, name in self.origins.items()}
 
 
-class OwnDifferences(nn.Module):
+class OwnDifferences(_OwnValues):
     """What a site adds to some of a model's parameters; zero at first, so that it starts with theirs, and goes along as they change."""
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
         """One difference for each parameter of `model` called `names`."""
-        super().__init__()
-        self.origins = {name.replace(".", "-"): name for name in names}
-        """Own name to the name of what is added to."""
-        for own, name in self.origins.items():
-            self.register_parameter(own, nn.Parameter(torch.zeros_like(model.get_parameter(name))))
+        super().__init__(model, names, torch.zeros_like)
 
     def values(self, model: nn.Module) -> dict[str, Tensor]:
         """The sums that stand in the place of the parameters of `model`, by their names."""

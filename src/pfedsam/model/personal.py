@@ -184,14 +184,10 @@ class PersonalSam(nn.Module):
 
     def origins(self) -> dict[str, str]:
         """The personal parameters that stand in the place of shared ones, each with that one's name."""
-        found = (
-            {}
-            if self.personal_copy is None
-            else {f"personal_copy.{n}": o for n, o in self.personal_copy.origins.items()}
-        )
-        if isinstance(self.personal_output_layers, OwnCopies):
-            found |= {f"personal_output_layers.{n}": o for n, o in self.personal_output_layers.origins.items()}
-        return found
+        if self.personal_copy is None:
+            return {}
+        copies = {"personal_copy": self.personal_copy, "personal_output_layers": self.personal_output_layers}
+        return {f"{part}.{n}": o for part, own in copies.items() if own is not None for n, o in own.origins.items()}
 
     @property
     def prefix_shape(self) -> tuple[int, int, int]:
@@ -261,13 +257,10 @@ class PersonalSam(nn.Module):
 
     def _own_values(self) -> AbstractContextManager[None]:
         """Puts the site's own values in the place of the shared ones; does nothing where there are none."""
-        values: dict[str, Tensor] = {} if self.personal_copy is None else self.personal_copy.values()
-        if self.norms is not None:
-            values |= self.norms.values()
-        if isinstance(self.personal_output_layers, OwnCopies):
-            values |= self.personal_output_layers.values()
-        elif self.personal_output_layers is not None:
-            values |= self.personal_output_layers.values(self)
+        values: dict[str, Tensor] = {}
+        for own in (self.personal_copy, self.norms, self.personal_output_layers):
+            if own is not None:
+                values |= own.values(self)
         if self.local_lora is not None:
             first = {name: self.get_parameter(name) for pair in self.local_lora.pairs.values() for name in pair}
             values |= self.local_lora.values({**first, **values})

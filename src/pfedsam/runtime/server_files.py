@@ -13,7 +13,7 @@ from pfedsam.runtime.site_session import RoundReport
 
 SERVER = Path("shared") / "shared.safetensors"
 """The server's state in a run's folder: the shared parameters and the round that comes next."""
-_NOTHING = {"none": torch.zeros(1)}
+NOTHING = {"none": torch.zeros(1)}
 """What is stored when a method shares nothing."""
 
 
@@ -26,14 +26,14 @@ def load_state(folder: Path, study: str) -> ServerState:
     shared, metadata = tensors.load(folder / SERVER)
     if metadata.get("study") != study:
         raise RunError("The shared parameters in this folder belong to another study. Give another folder.")
-    return ServerState(int(metadata["round"]), {name: t for name, t in shared.items() if name not in _NOTHING})
+    return ServerState(int(metadata["round"]), {name: t for name, t in shared.items() if name not in NOTHING})
 
 
 def save_state(folder: Path, study: str, state: ServerState, *, mode: int = 0o777) -> None:
     """Commit a round: with this rename it is done. `mode` is that of the folder, where it is made."""
     path = folder / SERVER
     path.parent.mkdir(exist_ok=True, mode=mode)
-    tensors.save(path, state.shared or _NOTHING, {"round": str(state.round), "study": study})
+    tensors.save(path, state.shared or NOTHING, {"round": str(state.round), "study": study})
 
 
 def record_report(records: RecordWriter, round_: int, site: str, report: RoundReport) -> None:

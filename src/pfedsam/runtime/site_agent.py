@@ -26,6 +26,7 @@ from pfedsam.federation.messages import Reply, Request
 from pfedsam.federation.site_policy import RefusedError, SitePolicy
 from pfedsam.model.numerics import configure_numerics
 from pfedsam.runtime.numbers import from_report, from_summaries, from_validation
+from pfedsam.runtime.server_files import NOTHING
 from pfedsam.runtime.site_options import SiteOptions, read_site_options
 from pfedsam.runtime.site_session import SiteScorer, SiteSession
 from pfedsam.runtime.worker import models_of
@@ -128,7 +129,7 @@ class SiteAgent:
         used = study.session.models.in_use(shared)
         scores = scorer.test(study.site.of("test"), models, used, folder)
         for kind, values in used._asdict().items():
-            tensors.save(folder / f"{kind}.safetensors", values or {"none": torch.zeros(1)})
+            tensors.save(folder / f"{kind}.safetensors", values or NOTHING)
         return from_summaries({name: summarize_site(found) for name, found in scores.items()})
 
     def _reply(self, request: Request, numbers: dict[str, float | None]) -> Reply:

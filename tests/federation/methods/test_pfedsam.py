@@ -33,7 +33,12 @@ def test_the_first_rounds_train_the_shared_part_alone() -> None:
     found = [[phase.name for phase in pfedsam.METHOD.phases_of(set_to, i)] for i in range(3)]
     assert found == [["global"], ["global"], ["global", "joint"]]
     assert {sum(p.steps for p in pfedsam.METHOD.phases_of(set_to, i)) for i in range(8)} == {10}
-    assert [phase.name for phase in pfedsam.METHOD.all_phases(set_to)] == ["global", "global", "joint", "local"]
+    assert [phase.name for phase in (*pfedsam.METHOD.round_phases(set_to), *pfedsam.final(set_to))] == [
+        "global",
+        "global",
+        "joint",
+        "local",
+    ]
 
 
 @pytest.mark.parametrize(

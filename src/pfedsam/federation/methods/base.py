@@ -41,10 +41,9 @@ class Method:
             return self.opening(options)
         return self.phases(options)
 
-    def all_phases(self, options: TrainingOptions) -> tuple[PhaseSpec, ...]:
-        """Every phase of a run, those of the rounds before the last ones."""
-        first = self.opening(options) if self.opening else ()
-        return (*first, *self.phases(options), *self.final(options))
+    def round_phases(self, options: TrainingOptions) -> tuple[PhaseSpec, ...]:
+        """Every phase that a round may have; none of those after the last aggregation."""
+        return (*(self.opening(options) if self.opening else ()), *self.phases(options))
 
 
 LOCAL_PARTS = ("experts", "norms", "local_lora", "personal_copy")

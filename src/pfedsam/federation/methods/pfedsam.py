@@ -49,10 +49,11 @@ def phases(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
         taught="shared" if direction in ("reversed", "mutual") else None,
         steps=global_steps,
     )
-    local_phase = _local_phase(options, local_steps)
     if options.local_phase == "joint":
-        local_phase = PhaseSpec("joint", ("shared", "local"), ("personal",), steps=local_steps)
-    return (global_phase, local_phase) if options.order == "global-first" else (local_phase, global_phase)
+        second = PhaseSpec("joint", ("shared", "local"), ("personal",), steps=local_steps)
+    else:
+        second = _local_phase(options, local_steps)
+    return (global_phase, second) if options.order == "global-first" else (second, global_phase)
 
 
 def final(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
