@@ -26,6 +26,8 @@ def test_a_learning_curve_has_both_models(records):
 def test_what_was_never_measured_is_not_drawn(records):
     assert figures.learning_curve(records, "zagreb") is None
     assert figures.loss_curve(records, "prologue") is None
+    once = {"kind": "round", "round": 9, "site": "bologna", "phase": "epilogue", "loss": 0.5}
+    assert figures.loss_curve([*records, once], "epilogue") is None
     assert figures.component_bytes({"encoder": 0}) is None
 
 

@@ -81,16 +81,16 @@ def learning_curve(records: Sequence[Record], site: str) -> bytes | None:
 def loss_curve(records: Sequence[Record], phase: str) -> bytes | None:
     """Training loss of one phase over the rounds: a thin line per site, the mean bold, the highest site named.
 
-    None where the phase never ran.
+    None where the phase ran in fewer than two rounds, as the last local one: there is no curve to draw.
     """
     curves = _curves([one for one in records if one.get("phase") == phase], "round", "loss", by=("site",))
-    if not curves:
+    rounds = sorted({x for points in curves.values() for x in points})
+    if len(rounds) < 2:
         return None
     with mpl.rc_context(_STYLE):
         axes = _axes(300, 170)
         for points in curves.values():
             axes.plot(*_xy(points), color=PERSONAL, alpha=0.35, linewidth=1)
-        rounds = sorted({x for points in curves.values() for x in points})
         present = [[points[x] for points in curves.values() if x in points] for x in rounds]
         axes.plot(rounds, [sum(values) / len(values) for values in present], color=INK, linewidth=2)
         _round_axis(axes, curves.values())

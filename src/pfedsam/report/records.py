@@ -2,7 +2,7 @@
 
 Kinds of records, with the fields that a reader may count on:
 
-    round       round, site, phase ("global", "local"), loss, ...
+    round       round, site, phase ("global", "joint", "local"), loss, ...
     validation  round, site, model ("personal", "shared"), dice
     kept        round, site, from_round: the site stays with an earlier shared model (`evaluation.max_drop`)
     aggregate   round, accepted [site], rejected {site: reason}, up_bytes {site: bytes}
