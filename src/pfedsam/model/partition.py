@@ -66,8 +66,7 @@ class Partition:
 
     def select(self, model: nn.Module, *kinds: Kind) -> dict[str, Tensor]:
         """Copies of the parameters of these kinds, by name."""
-        parameters = dict(model.named_parameters())
-        return {name: parameters[name].detach().clone() for name in self.names(*kinds)}
+        return {name: model.get_parameter(name).detach().clone() for name in self.names(*kinds)}
 
 
 _KINDS: tuple[Kind, ...] = ("frozen", "shared", "local")
@@ -82,10 +81,10 @@ def assign(model: nn.Module, values: NamedTensors, names: tuple[str, ...]) -> No
     if set(values) != set(names):
         missing, extra = sorted(set(names) - set(values)), sorted(set(values) - set(names))
         raise PartitionError(f"Expected exactly {len(names)} tensors; missing {missing[:3]}, unexpected {extra[:3]}.")
-    parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name in names:
-            if parameters[name].shape != values[name].shape:
-                shapes = f"{tuple(values[name].shape)}, expected {tuple(parameters[name].shape)}"
+            parameter = model.get_parameter(name)
+            if parameter.shape != values[name].shape:
+                shapes = f"{tuple(values[name].shape)}, expected {tuple(parameter.shape)}"
                 raise PartitionError(f"Tensor {name!r} has the shape {shapes}.")
-            parameters[name].copy_(values[name])
+            parameter.copy_(values[name])

@@ -107,6 +107,7 @@ class PersonalSam(nn.Module):
             OptionError: when there are fewer encoder blocks than are to be adapted, or bfloat16 is wanted of a processor without it.
         """
         super().__init__()
+        self._by_name: dict[str, nn.Module] = {}
         depth = len(sam.vision_encoder.layers)
         adapted = depth if options.adapt_last is None else options.adapt_last
         if adapted > depth:
@@ -136,6 +137,8 @@ class PersonalSam(nn.Module):
         copied = [*self._lora_names[0], *self._lora_names[1], "class_tokens"]
         self.personal_copy = OwnCopies(self, copied) if options.personal_copy else None
         self.norms = OwnCopies(self, norm_names(self._normed())) if options.norms == "local" else None
+        self._by_name = dict(self.named_modules())
+        self._components = self._named_groups()
         self.frozen_dtype = torch.float32
         self.hold_frozen_encoder_in(torch.float32 if self.from_pixels else frozen_dtype(options.precision))
 
@@ -164,8 +167,16 @@ class PersonalSam(nn.Module):
         """Side S in pixels of the square input."""
         return int(vision_config(self.sam).image_size)  # type: ignore[arg-type]
 
+    def get_submodule(self, target: str) -> nn.Module:
+        """The module called `target`; a round asks for hundreds, so they are looked up once."""
+        found = self._by_name.get(target)
+        return super().get_submodule(target) if found is None else found
+
     def components(self) -> dict[str, tuple[str, ...]]:
         """Named groups of the parameters that can be trained; `Partition` places them."""
+        return dict(self._components)
+
+    def _named_groups(self) -> dict[str, tuple[str, ...]]:
         a_names, b_names = self._lora_names
         groups: dict[str, Iterable[str]] = {"lora_a": a_names, "lora_b": b_names, "class_tokens": ["class_tokens"]}
         for component in ("output_layers", "personal_output_layers", "experts", "adapters", *_OWN):

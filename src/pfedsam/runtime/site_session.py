@@ -44,7 +44,7 @@ class RoundReport:
     losses: dict[str, dict[str, float]]
     """Mean losses by phase."""
     usage: dict[str, list[float]]
-    """Share of the tokens by block and expert; empty without experts."""
+    """Share of the tokens by block and expert, in the last round and after it; empty before, and without experts."""
 
 
 class SiteSession:
@@ -93,7 +93,8 @@ class SiteSession:
         result = self._phases(round_, shared, stored, final=False)
         message, feedback = self._message(round_, shared, result, stored)
         self._commit(round_, result, "round", feedback)
-        return message, RoundReport(result.losses, self._usage(result))
+        last = round_ + 1 == self.options.training.rounds
+        return message, RoundReport(result.losses, self._usage(result) if last else {})
 
     def align(self, round_: int, shared: NamedTensors) -> RoundReport:
         """The phases after the last aggregation; nothing is sent after them."""

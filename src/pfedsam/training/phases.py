@@ -127,10 +127,10 @@ def run_phase(
 
 def _only_trainable(model: PersonalSam, names: tuple[str, ...]) -> dict[str, nn.Parameter]:
     model.requires_grad_(False)
-    parameters = dict(model.named_parameters())
-    for name in names:
-        parameters[name].requires_grad_()
-    return {name: parameters[name] for name in names}
+    trained = {name: model.get_parameter(name) for name in names}
+    for parameter in trained.values():
+        parameter.requires_grad_()
+    return trained
 
 
 def _groups(
