@@ -11,7 +11,7 @@ from pfedsam.experiment.options import EvaluationOptions, RunOptions
 from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.report.records import read_records
 from pfedsam.runtime.in_process import run
-from pfedsam.runtime.last_good import SiteModels, allowed_drop
+from pfedsam.runtime.last_good import SiteModels, Validation, allowed_drop
 from pfedsam.runtime.run_folder import open_run
 from pfedsam.runtime.site_session import SiteScorer
 
@@ -19,13 +19,16 @@ from pfedsam.runtime.site_session import SiteScorer
 class Site:
     """A site whose parameters are the number of their round: what was received after round r is r, what was trained in it 10 r."""
 
-    def __init__(self, folder: Path, max_drop: float | None = 0.05) -> None:
-        self.models = SiteModels(folder, {"expert": torch.tensor(-1.0)}, max_drop)
+    def __init__(self, folder: Path, max_drop: float | None = 0.05, choose: bool = True) -> None:
+        self.models = SiteModels(folder, {"expert": torch.tensor(-1.0)}, max_drop, choose)
         self.state = SiteStore(folder / "state")
 
     def round(self, round_: int, dice: float | None) -> int | None:
         self.train(round_)
-        return self.models.judge(round_, dice, received(round_))
+        return self.judge(round_, dice).kept
+
+    def judge(self, round_: int, personal: float | None, shared: float | None = None) -> Validation:
+        return self.models.judge(round_, {"personal": personal, "shared": shared}, received(round_))
 
     def train(self, round_: int) -> None:
         self.state.rewind(round_)
@@ -36,8 +39,8 @@ class Site:
         self.state.commit(state)
 
     def uses(self, round_: int) -> tuple[float, float]:
-        shared, local = self.models.in_use(received(round_))
-        return shared["lora"].item(), local["expert"].item()
+        used = self.models.in_use(received(round_))
+        return used.shared["lora"].item(), used.local["expert"].item()
 
 
 def received(round_: int) -> dict[str, torch.Tensor]:
@@ -67,8 +70,8 @@ def test_more_than_five_points_below_the_best_keeps_the_last_good_one_and_names_
 def test_it_trains_on_what_it_receives_all_the_same(site: Site) -> None:
     site.round(0, 0.7)
     site.round(1, 0.1)
-    shared, local = site.models.trained(received(1))
-    assert (shared["lora"].item(), local["expert"].item()) == (1, 10)
+    trained = site.models.trained(received(1))
+    assert (trained.shared["lora"].item(), trained.local["expert"].item()) == (1, 10)
     site.train(2)  # trained anew and not judged yet: nothing says that it is worse
     assert site.uses(2) == (2, 20)
 
@@ -82,9 +85,9 @@ def test_the_last_phases_start_from_it_and_what_they_end_with_is_used(site: Site
     assert (kept.shared["lora"].item(), kept.local["expert"].item(), kept.shared_round) == (0, 0, 0)
     site.commit(3, 5.0, shared=kept.shared, shared_round=kept.shared_round)  # as `SiteSession.align` commits
     assert site.uses(1) == (0, 5)
-    assert site.models.judge(2, 0.72, received(1)) is None
+    assert site.judge(2, 0.72).kept is None
     assert site.uses(1) == (0, 5)
-    assert site.models.judge(2, 0.2, received(1)) == 0  # asked again, and now the last phases were the harm
+    assert site.judge(2, 0.2).kept == 0  # asked again, and now the last phases were the harm
     assert site.uses(1) == (0, 0)
 
 
@@ -103,6 +106,34 @@ def test_switched_off_or_without_a_score_nothing_is_kept(tmp_path: Path, max_dro
     assert site.round(1, 0.1) is None
     assert site.uses(1) == (1, 10)
     assert (tmp_path / "good").exists() == (max_drop is not None)
+
+
+def test_a_site_uses_the_better_of_its_two_models_until_it_trains_again(site: Site) -> None:
+    site.train(0)
+    assert site.judge(0, 0.60, shared=0.61).plain
+    used = site.models.in_use(received(0))
+    assert (used.model("personal"), used.local["expert"].item()) == ("shared", 0)
+    site.train(1)
+    assert site.models.in_use(received(1)).model("personal") == "personal"  # trained anew, not compared yet
+    assert not site.judge(1, 0.61, shared=0.61).plain  # as good: the personal one
+    assert site.models.in_use(received(1)).model("personal") == "personal"
+
+
+def test_the_better_model_is_the_one_that_may_not_fall(site: Site) -> None:
+    site.train(0)
+    assert site.judge(0, 0.2, shared=0.7) == Validation({"personal": 0.2, "shared": 0.7}, None, plain=True)
+    site.train(1)
+    found = site.judge(1, 0.64, shared=0.3)
+    assert (found.kept, found.plain) == (0, True)
+    used = site.models.in_use(received(1))
+    assert (used.shared["lora"].item(), used.model("personal")) == (0, "shared")
+
+
+def test_it_can_be_told_to_use_its_personal_one_always(tmp_path: Path) -> None:
+    site = Site(tmp_path, choose=False)
+    site.train(0)
+    assert not site.judge(0, 0.1, shared=0.9).plain
+    assert site.models.in_use(received(0)).model("personal") == "personal"
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,10 @@ class EvaluationOptions(Options):
         le=1,
         description="A site whose validation Dice falls by more than this below its best stays with its last good model; empty: never.",
     )
+    choose_model: bool = Field(
+        default=True,
+        description="A site uses the shared model where that does better than its personal one on its validation part.",
+    )
     batch_size: int = Field(default=4, ge=1, description="Images per forward pass when predicting.")
 
 

@@ -5,7 +5,7 @@ worst site is the one with the lowest mean over seeds. Differences are paired by
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -242,8 +242,15 @@ def _case_dice(path: Path, model: str) -> dict[str, float]:
     return {case: 100 * sum(dice) / len(dice) for case, dice in scores.items() if dice}
 
 
-def _last_validation(records: Iterable[Record], model: str) -> dict[str, float]:
-    """Site to Dice in points of the last round that was validated."""
-    rows = [one for one in records if one["kind"] == "validation" and one["model"] == model]
-    last = max((row["round"] for row in rows), default=None)
-    return {row["site"]: 100 * row["dice"] for row in rows if row["round"] == last and row["dice"] is not None}
+def _last_validation(records: Sequence[Record], model: str) -> dict[str, float]:
+    """Site to Dice in points of the last round that was validated; of the shared model at a site that uses that one."""
+    last = max((row["round"] for row in records if row["kind"] == "validation"), default=None)
+    rows = [row for row in records if row["round"] == last] if last is not None else []
+    plain = {row["site"] for row in rows if row["kind"] == "plain"}
+    return {
+        row["site"]: 100 * row["dice"]
+        for row in rows
+        if row["kind"] == "validation"
+        and row["dice"] is not None
+        and row["model"] == ("shared" if row["site"] in plain else model)
+    }

@@ -178,13 +178,17 @@ def _losses(records: Sequence[Record]) -> list[tuple[str, str]]:
 
 
 def _absences(records: Sequence[Record]) -> list[Absence]:
-    """Every site that was missing or refused, or stayed with an earlier model, in the order of the rounds."""
+    """Every site that was missing or refused, or uses another model than its last personal one, in the order of the rounds."""
     found = []
+    last = max((row["round"] for row in records if row["kind"] == "validation"), default=None)
     for row in records:
         if row["kind"] == "absent":
             found += [Absence(row["round"], row["task"], site, reason) for site, reason in row["sites"].items()]
         elif row["kind"] == "kept":
             reason = f"keeps the shared model of round {row['from_round']}: this one is worse on its validation part"
+            found.append(Absence(row["round"], "validate", row["site"], reason))
+        elif row["kind"] == "plain" and row["round"] == last:
+            reason = "uses the shared model: its personal one does worse on its validation part"
             found.append(Absence(row["round"], "validate", row["site"], reason))
         elif row["kind"] == "aggregate":
             found += [Absence(row["round"], "train", site, reason) for site, reason in row["rejected"].items()]

@@ -5,6 +5,7 @@ Kinds of records, with the fields that a reader may count on:
     round       round, site, phase ("global", "joint", "local"), loss, ...
     validation  round, site, model ("personal", "shared"), dice
     kept        round, site, from_round: the site stays with an earlier shared model (`evaluation.max_drop`)
+    plain       round, site: the site uses the shared model, which did better than its personal one (`evaluation.choose_model`)
     aggregate   round, accepted [site], rejected {site: reason}, up_bytes {site: bytes}
     absent      round, task, sites {site: reason}: who did not do what was asked; only over several machines
     experts     round, site, block, usage [share of the tokens, one an expert]
@@ -27,7 +28,7 @@ from pfedsam.core.errors import RunError, StoreError
 Record: TypeAlias = dict[str, Any]
 """One line: `kind`, and the kind's fields."""
 
-KINDS: Final = ("round", "validation", "kept", "aggregate", "absent", "experts", "timing")
+KINDS: Final = ("round", "validation", "kept", "plain", "aggregate", "absent", "experts", "timing")
 
 
 class RecordWriter:

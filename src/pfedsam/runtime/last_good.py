@@ -1,13 +1,15 @@
-"""Which model a site uses: the one it trained last, or, where the shared model has made that worse, its last good one.
+"""Which model a site uses: its personal or the shared one, and not one that has become much worse.
 
-A site scores the shared parameters that it gets whenever it validates. Where its Dice is then more than `evaluation.max_drop` below
-the best it has had, it stays with the shared and local parameters of the last validation that was not so, for all that it uses: the
-last phases, the test, predictions. It trains on what it receives all the same, so that no other site's round changes, and uses
-that again as soon as it is good again.
+Whenever it validates, a site scores both of its models, and uses the better one until the next time (`evaluation.choose_model`): a local
+part that overfits a small site is left out. Where the better one's Dice is more than `evaluation.max_drop` below the best it has had, the
+site stays with the shared and local parameters of the last validation that was not so, for all that it uses: the last phases, the test,
+predictions. It trains on what it receives all the same, so that no other site's round changes, and uses that again as soon as it is good
+again.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -15,10 +17,13 @@ from pfedsam.core.tensors import NamedTensors
 from pfedsam.experiment.build import BuiltModel, build_method
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.site_store import SiteState, SiteStore
+from pfedsam.training.phases import Model
 
 _GOOD: Final = "good"
 _KEPT: Final = "kept"
 """The phases under which a validation is stored: its own parameters, or once more those of the last good one."""
+_PLAIN: Final = "-shared"
+"""Ends the phase where the shared model did better than the personal one."""
 
 
 class Parameters(NamedTuple):
@@ -26,6 +31,12 @@ class Parameters(NamedTuple):
 
     shared: NamedTensors
     local: NamedTensors
+    plain: bool = False
+    """The shared model is used in the place of the personal one."""
+
+    def model(self, wanted: Model) -> Model:
+        """What computes where `wanted` is asked for."""
+        return "shared" if self.plain else wanted
 
 
 @dataclass(frozen=True)
@@ -33,16 +44,19 @@ class Validation:
     """What a site says about a validation: numbers only."""
 
     dice: Mapping[str, float | None]
-    """By reported model; the first is the one that the site uses."""
+    """By reported model."""
     kept: int | None = None
     """The round whose shared model the site stays with; None where it uses the one that it got."""
+    plain: bool = False
+    """The site uses the shared model, which did better than its personal one."""
 
 
 def allowed_drop(options: RunOptions, built: BuiltModel) -> float | None:
-    """How far a site's validation Dice may fall; None where nothing that is received could be worse than before."""
+    """How far a site's validation Dice may fall; None where there is nothing to keep or to choose."""
+    evaluation = options.evaluation
     if build_method(options).pooled or not built.partition.shared:
         return None
-    return options.evaluation.max_drop
+    return inf if evaluation.max_drop is None and evaluation.choose_model else evaluation.max_drop
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,8 @@ class SiteModels:
     """The local parameters before the site's first round."""
     max_drop: float | None = None
     """As `allowed_drop`."""
+    choose: bool = True
+    """Use the shared model where that does better."""
 
     def trained(self, received: NamedTensors) -> Parameters:
         """What the site trained last, with the shared parameters that it received, or that it ended with."""
@@ -63,33 +79,39 @@ class SiteModels:
     def in_use(self, received: NamedTensors) -> Parameters:
         """What the site uses."""
         state, good = self._state.load(), self._good.load()
-        if state and good and _holds(good, state):
-            return Parameters(good.shared, good.local)
-        return self.trained(received)
+        if not state or not good or good.round < state.round:
+            return self.trained(received)
+        used = Parameters(good.shared, good.local) if _is_kept(good) else self.trained(received)
+        return used._replace(plain=_is_plain(good))
 
     def kept(self, round_: int) -> SiteState | None:
         """What the last phases after `round_` rounds start from where that is not what was received; later validations are dropped."""
         state, good = self._state.load(), self._good.rewind(round_)
-        return good if state and good and _holds(good, state) else None
+        return good if state and good and good.round >= state.round and _is_kept(good) else None
 
-    def judge(self, round_: int, dice: float | None, received: NamedTensors) -> int | None:
-        """Note how the model that was trained last did in the validation after `round_`.
+    def judge(self, round_: int, scores: Mapping[str, float | None], received: NamedTensors) -> Validation:
+        """Note how the models that were trained last did in the validation after `round_`.
 
-        Returns:
-            The round whose shared model the site stays with; None where it uses the one that it got.
+        Args:
+            round_: the validation is after this one.
+            scores: Dice by reported model; of those that have one the best is judged, or the first where none is chosen.
+            received: the shared parameters.
         """
         before, state = self._good.rewind(round_), self._state.load()
-        if self.max_drop is None or dice is None or state is None:
-            return None
+        defined = {name: dice for name, dice in scores.items() if dice is not None}
+        if self.max_drop is None or not defined or state is None:
+            return Validation(scores)
+        chosen = max(defined, key=lambda name: defined[name]) if self.choose else next(iter(defined))
+        dice, ending = defined[chosen], _PLAIN if chosen != next(iter(scores)) else ""
         best = dice if before is None or before.best is None else max(dice, before.best)
         if before is not None and dice < best - self.max_drop:
-            self._good.commit(replace(before, round=round_ + 1, phase=_KEPT))
-            return before.shared_round
+            self._good.commit(replace(before, round=round_ + 1, phase=before.phase.replace(_GOOD, _KEPT)))
+            return Validation(scores, before.shared_round, _is_plain(before))
         good = SiteState(
             study=state.study,
             site=state.site,
             round=round_ + 1,
-            phase=_GOOD,
+            phase=_GOOD + ending,
             local=state.local,
             optimizer={},
             shared=state.shared or received,
@@ -97,7 +119,7 @@ class SiteModels:
             best=best,
         )
         self._good.commit(good)
-        return None
+        return Validation(scores, plain=bool(ending))
 
     @property
     def _state(self) -> SiteStore:
@@ -108,6 +130,9 @@ class SiteModels:
         return SiteStore(self.folder / "good")
 
 
-def _holds(good: SiteState, state: SiteState) -> bool:
-    """Whether the last validation kept an earlier model, and nothing was trained since."""
-    return good.phase == _KEPT and good.round >= state.round
+def _is_kept(good: SiteState) -> bool:
+    return good.phase.startswith(_KEPT)
+
+
+def _is_plain(good: SiteState) -> bool:
+    return good.phase.endswith(_PLAIN)

@@ -19,6 +19,7 @@ from pfedsam.runtime.worker import models_of
 Numbers = Mapping[str, float | None]
 _LOSSES: Final = ("total", "segmentation", "distillation", "balance", "proximal")
 _KEPT: Final = "kept_round"
+_PLAIN: Final = "uses_shared"
 _UNITS: Final[tuple[SummaryUnit, ...]] = ("mm", "px", "mixed")
 
 
@@ -33,7 +34,7 @@ def allowed_numbers(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[
     losses = dict.fromkeys(f"loss.{phase.name}.{part}" for phase in method.round_phases(training) for part in _LOSSES)
     final = [f"loss.{phase.name}.{part}" for phase in method.final(training) for part in _LOSSES]
     test = [name for model in models for name in _score_names(f"test.{model}", classes)]
-    kept = [] if allowed_drop(options, built) is None else [_KEPT]
+    kept = [] if allowed_drop(options, built) is None else [_KEPT, _PLAIN]
     return {
         "join": ("cases",),
         "train": (*losses, *usage),
@@ -71,14 +72,16 @@ def from_validation(found: Validation, names: Sequence[str]) -> dict[str, float 
     numbers = {f"dice.{model}": dice for model, dice in found.dice.items()}
     if found.kept is not None:
         numbers[_KEPT] = found.kept
+    if found.plain:
+        numbers[_PLAIN] = 1
     return {name: value for name, value in numbers.items() if name in names}
 
 
 def to_validation(numbers: Numbers, names: Sequence[str]) -> Validation:
     """The validation in numbers, in the order of the names that are allowed; the inverse of `from_validation`."""
-    dice = {name.removeprefix("dice."): numbers[name] for name in names if name in numbers and name != _KEPT}
+    dice = {name.removeprefix("dice."): numbers[name] for name in names if name in numbers and name.startswith("dice.")}
     kept = numbers.get(_KEPT)
-    return Validation(dice, None if kept is None else max(0, int(kept)))
+    return Validation(dice, None if kept is None else max(0, int(kept)), bool(numbers.get(_PLAIN)))
 
 
 def from_summaries(summaries: Mapping[str, SiteSummary]) -> dict[str, float | None]:

@@ -60,7 +60,7 @@ class OpenRun:
         images = build_images(self.options, (case,), self.built.model.image_size)
         scorer = SiteScorer(self.options, site, self.built)
         model = next(iter(models_of(self.options, self.built).values()))
-        found = scorer.predict(images, model, *self._in_use(site))
+        found = scorer.predict(images, model, self._in_use(site))
         return found[0]  # type: ignore[no-any-return]
 
     def evaluate(self, progress: Callable[[Event], None] | None = None) -> Summary:

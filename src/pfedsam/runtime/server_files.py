@@ -47,8 +47,10 @@ def record_report(records: RecordWriter, round_: int, site: str, report: RoundRe
 
 
 def record_validation(records: RecordWriter, round_: int, site: str, found: Validation) -> None:
-    """Write the Dice of each model, and the round whose shared model the site stays with, where it does."""
+    """Write the Dice of each model, and which model the site uses where that is not the personal one that it trained last."""
     for model, dice in found.dice.items():
         records.write({"kind": "validation", "round": round_, "site": site, "model": model, "dice": dice})
     if found.kept is not None:
         records.write({"kind": "kept", "round": round_, "site": site, "from_round": found.kept})
+    if found.plain:
+        records.write({"kind": "plain", "round": round_, "site": site})

@@ -128,8 +128,9 @@ class SiteAgent:
         folder = self.policy.study_folder(study.manifest.study)
         used = study.session.models.in_use(shared)
         scores = scorer.test(study.site.of("test"), models, used, folder)
-        for kind, values in used._asdict().items():
-            tensors.save(folder / f"{kind}.safetensors", values or NOTHING)
+        uses = {"model": used.model(next(iter(models.values())))}
+        for kind, values in (("shared", used.shared), ("local", used.local)):
+            tensors.save(folder / f"{kind}.safetensors", values or NOTHING, uses)
         return from_summaries({name: summarize_site(found) for name, found in scores.items()})
 
     def _reply(self, request: Request, numbers: dict[str, float | None]) -> Reply:

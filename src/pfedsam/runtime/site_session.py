@@ -81,7 +81,7 @@ class SiteSession:
         self.data: SiteData = build_site_data(options, name, cases, built, cache)
         self._cases = len(cases)
         self._initial = built.start("local") if start is None else start
-        self.models = SiteModels(folder, self._initial, allowed_drop(options, built))
+        self.models = SiteModels(folder, self._initial, allowed_drop(options, built), options.evaluation.choose_model)
 
     def train(self, round_: int, shared: NamedTensors) -> tuple[bytes, RoundReport]:
         """Do the client round `round_` on the shared parameters and keep the new local state.
@@ -173,11 +173,11 @@ class SiteScorer:
         round_: int,
         received: NamedTensors,
     ) -> Validation:
-        """Score what the site trained last on its validation part, and say whether it stays with an earlier model.
+        """Score what the site trained last on its validation part, and say which model it uses from now on.
 
         Args:
             cases: the validation part; without any there is nothing to say.
-            models: reported name to model; the first one is judged.
+            models: reported name to model.
             site: its parameters.
             round_: the validation is after this one.
             received: the shared parameters.
@@ -185,15 +185,13 @@ class SiteScorer:
         if not cases:
             return Validation({})
         trained = site.trained(received)
-        dice = {name: self.dice(cases, model, *trained) for name, model in models.items()}
-        return Validation(dice, site.judge(round_, next(iter(dice.values())), received))
+        dice = {name: self.dice(cases, model, trained) for name, model in models.items()}
+        return site.judge(round_, dice, received)
 
-    def dice(self, cases: tuple[Case, ...], model: Model, shared: NamedTensors, local: NamedTensors) -> float | None:
+    def dice(self, cases: tuple[Case, ...], model: Model, parameters: Parameters) -> float | None:
         """Mean Dice over cases and classes, for validation; None where it is undefined everywhere."""
         found = [
-            s.dice
-            for case in self._score(cases, model, shared, local, distances=False)[0]
-            for s in case.classes.values()
+            s.dice for case in self._score(cases, model, parameters, distances=False)[0] for s in case.classes.values()
         ]
         defined = [value for value in found if value is not None]
         return sum(defined) / len(defined) if defined else None
@@ -215,20 +213,21 @@ class SiteScorer:
         """
         scores: dict[str, list[CaseScores]] = {}
         for number, (reported, model) in enumerate(models.items()):
-            scores[reported], overlays = self._score(cases, model, *parameters, distances=True, draw=number == 0)
+            scores[reported], overlays = self._score(cases, model, parameters, distances=True, draw=number == 0)
             if number == 0:
                 write_overlays(folder / "overlays", overlays)
         atomic.write_json(folder / "scores.json", {"schema": 1, "models": _plain(scores)})
         return scores
 
-    def predict(self, examples: list[Example], model: Model, shared: NamedTensors, local: NamedTensors) -> list[Any]:
+    def predict(self, examples: list[Example], model: Model, parameters: Parameters) -> list[Any]:
         """Class maps `[H, W]` uint8 at native size."""
-        return [found for _, found in self._predict(self._forward(model, shared, local), examples)]
+        return [found for _, found in self._predict(self._forward(model, parameters), examples)]
 
-    def _forward(self, model: Model, shared: NamedTensors, local: NamedTensors) -> Any:  # noqa: ANN401 - a closure
+    def _forward(self, model: Model, parameters: Parameters) -> Any:  # noqa: ANN401 - a closure
         sam, partition = self.built.model, self.built.partition
-        assign(sam, shared, partition.shared)
-        assign(sam, local, partition.local)
+        assign(sam, parameters.shared, partition.shared)
+        assign(sam, parameters.local, partition.local)
+        personal = parameters.model(model) == "personal"
 
         def forward(pixels: Tensor) -> Tensor:
             tokens = (
@@ -236,7 +235,7 @@ class SiteScorer:
                 if self._cache
                 else [sam.prefix(p[None])[0] for p in pixels]
             )
-            return sam.from_prefix(torch.stack(tokens), personal=model == "personal")
+            return sam.from_prefix(torch.stack(tokens), personal=personal)
 
         return forward
 
@@ -244,15 +243,14 @@ class SiteScorer:
         self,
         cases: tuple[Case, ...],
         model: Model,
-        shared: NamedTensors,
-        local: NamedTensors,
+        parameters: Parameters,
         *,
         distances: bool,
         draw: bool = False,
     ) -> tuple[list[CaseScores], list[OverlayItem]]:
         examples = build_images(self.options, cases, self.built.model.image_size)
         scores, overlays = [], []
-        for example, found in self._predict(self._forward(model, shared, local), examples):
+        for example, found in self._predict(self._forward(model, parameters), examples):
             case = example.case
             truth = load_truth(case, self._labels)
             scored = score_case(

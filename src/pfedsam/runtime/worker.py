@@ -100,7 +100,7 @@ def site_models(options: RunOptions, built: BuiltModel, folder: Path, site: str)
     first: tensors.NamedTensors = built.start("local")
     if build_method(options).pooled:
         first = SiteModels(sites / POOLED, first).trained({}).local
-    return SiteModels(sites / site, first, allowed_drop(options, built))
+    return SiteModels(sites / site, first, allowed_drop(options, built), options.evaluation.choose_model)
 
 
 def _decode(shared: bytes) -> dict[str, torch.Tensor]:

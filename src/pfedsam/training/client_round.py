@@ -93,10 +93,12 @@ def client_round(
 
 
 def learning_rate(options: TrainingOptions, round_: int) -> float:
-    """A cosine over the rounds, from the peak down to its final fraction; rounds after the last keep that."""
+    """A cosine over the rounds, from the peak down to its final fraction, its first rounds warmed up; later rounds keep that fraction."""
+    optimizer = options.optimizer
     done = min(1.0, round_ / max(1, options.rounds - 1))
-    low = options.optimizer.final_fraction
-    return options.optimizer.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done)))
+    cosine = optimizer.final_fraction + (1 - optimizer.final_fraction) * 0.5 * (1 + math.cos(math.pi * done))
+    warmed = min(1.0, (round_ + 1) / max(1, round(optimizer.warm_up * options.rounds)))
+    return optimizer.learning_rate * cosine * warmed
 
 
 @torch.no_grad()

@@ -31,6 +31,13 @@ class OptimizerOptions(Options):
     learning_rate: float = Field(
         default=4e-3, gt=0, description="Peak learning rate; falls with a cosine over the rounds."
     )
+    warm_up: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Part of the rounds over which the learning rate rises; without it the first steps may empty the masks, and "
+        "thin structures come back late (docs/decisions/0008).",
+    )
     final_fraction: float = Field(
         default=0.1, ge=0, le=1, description="Learning rate in the last round, as a fraction of the peak."
     )
