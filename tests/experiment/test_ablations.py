@@ -133,9 +133,11 @@ def test_as_many_blocks_as_asked_for(tmp_path: Path, set_to: str, blocks: int) -
     assert len(encoder) == blocks
 
 
-def test_a_phase_without_anything_to_train_is_refused(tmp_path: Path) -> None:
-    options = chosen(tmp_path, "model.experts=null", "model.output_layers=shared", "model.local_lora=0")
-    with pytest.raises(OptionError, match="local phase of pfedsam has nothing to train"):
+@pytest.mark.parametrize("phase", ["local", "joint"])
+def test_a_phase_without_anything_to_train_is_refused(tmp_path: Path, phase: str) -> None:
+    off = ("model.experts=null", "model.output_layers=shared", "model.local_lora=0")
+    options = chosen(tmp_path, *off, f"training.local_phase={phase}")
+    with pytest.raises(OptionError, match=f"{phase} phase of pfedsam has nothing to train: every local part"):
         build_model(options)
 
 

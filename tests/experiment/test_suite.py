@@ -47,9 +47,10 @@ def test_the_shipped_suites() -> None:
 @pytest.mark.parametrize(
     ("method", "rounds", "per_round", "final"),
     [
-        ("pfedsam", 3, 4, 8),  # 3 rounds of 2 + 2 steps, then 8
-        ("local-only", 3, 4, 8),
+        ("local-only", 3, 4, 8),  # 3 rounds of 4 steps, then 8
+        ("feddpa", 3, 4, 8),  # 3 rounds of 1 + 3 steps, then 8
         ("fedavg", 5, 4, 8),  # nothing after the last round: 20 / 4 rounds
+        ("pfedsam", 5, 4, 8),  # nor after joint phases
         ("centralized", 3, 12, 24),  # the steps of three sites
     ],
 )
@@ -130,8 +131,13 @@ def test_sites_are_the_folders(tmp_path: Path) -> None:
 
 def test_options_of_a_run_stay_what_they_are() -> None:
     """A suite adds nothing that `pfedsam run` would not have."""
-    options = run_options(suite(), Entry("pfedsam", "pfedsam"), 0, SITES)
+    options = run_options(suite(), Entry("feddpa", "feddpa"), 0, SITES)
     plain = RunOptions.model_validate(
-        {**OPTIONS, "name": "mine", "data": {**OPTIONS["data"], "sites": {k: str(v) for k, v in SITES.items()}}}
+        {
+            **OPTIONS,
+            "name": "mine",
+            "method": "feddpa",
+            "data": {**OPTIONS["data"], "sites": {k: str(v) for k, v in SITES.items()}},
+        }
     )
     assert options == plain

@@ -111,6 +111,22 @@ def test_a_run_is_read_from_its_folder(fake, tmp_path, shared_only):
     with RecordWriter(tmp_path / "records.jsonl") as records:
         for round_, dice in ((0, 0.1), (1, 0.6)):
             records.write({"kind": "validation", "round": round_, "site": "a", "model": model, "dice": dice})
+        records.write({"kind": "timing", "total": 3.0})
     found = read_run(tmp_path, Cost(1, None, None))
     assert found.dice == {"a": pytest.approx({"1": 60, "2": 70})}
     assert found.validation == {"a": pytest.approx(60)}
+
+
+def test_the_validation_of_a_site_is_that_of_the_model_it_uses(fake, tmp_path):
+    run = fake.run_scores({"a": {"1": 0.5}, "b": {"1": 0.5}})
+    write_summary(tmp_path / "summary.json", run.summary)
+    cases = {"models": {"personal": [{"case": "1", "unit": "px", "classes": {"n": {"dice": 0.5}}}]}}
+    with RecordWriter(tmp_path / "records.jsonl") as records:
+        for site in ("a", "b"):
+            (tmp_path / "sites" / site).mkdir(parents=True)
+            (tmp_path / "sites" / site / "scores.json").write_text(json.dumps(cases))
+            for model, dice in (("personal", 0.5), ("shared", 0.7)):
+                records.write({"kind": "validation", "round": 2, "site": site, "model": model, "dice": dice})
+        records.write({"kind": "plain", "round": 1, "site": "a"})  # of an earlier validation
+        records.write({"kind": "plain", "round": 2, "site": "b"})
+    assert read_run(tmp_path, Cost(1, None, None)).validation == pytest.approx({"a": 50, "b": 70})

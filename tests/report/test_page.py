@@ -6,6 +6,7 @@ import pytest
 from pfedsam.core.errors import RunError, StoreError
 from pfedsam.report.overlays import write_overlays
 from pfedsam.report.page import write_comparison, write_page
+from pfedsam.report.records import RecordWriter
 from pfedsam.report.summary_file import write_summary
 
 HOSTILE = "<script>alert(1)<script>"
@@ -104,6 +105,17 @@ def test_a_summary_alone_makes_a_page(tmp_path, fake):
     assert "no personal ones" in html
     assert "Gain" not in html
     assert "<h2>Learning" not in html
+
+
+def test_only_the_last_validation_says_who_uses_the_shared_model(tmp_path, fake):
+    write_summary(tmp_path / "summary.json", fake.make_summary(sites=("a", "b")))
+    fake.make_records(tmp_path, ("a", "b"), rounds=2)
+    with RecordWriter(tmp_path / "records.jsonl") as records:
+        records.write({"kind": "plain", "round": 1, "site": "a"})
+        records.write({"kind": "plain", "round": 2, "site": "b"})
+    html = write_page(tmp_path).read_text("utf-8")
+    assert html.count("uses the shared model: its personal one does worse") == 1
+    assert "<td>2</td><td>validate</td><td>b</td><td>uses the shared model" in html
 
 
 def test_the_same_run_gives_the_same_page(tmp_path, fake):

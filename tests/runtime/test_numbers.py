@@ -45,9 +45,12 @@ def test_a_loss_that_is_not_finite_is_told_as_undefined() -> None:
     assert to_report(numbers, tuple(numbers)).losses == {}
 
 
-@pytest.mark.parametrize("kept", [None, 0, 7])
-def test_a_validation_comes_back_equal_and_an_older_study_gets_no_more_than_it_listed(kept: int | None) -> None:
-    found, names = Validation({"personal": 0.5, "shared": None}, kept), ("dice.personal", "dice.shared", "kept_round")
+@pytest.mark.parametrize(("kept", "plain"), [(None, False), (0, True), (7, False), (None, True)])
+def test_a_validation_comes_back_equal_and_an_older_study_gets_no_more_than_it_listed(
+    kept: int | None, plain: bool
+) -> None:
+    found = Validation({"personal": 0.5, "shared": None}, kept, plain)
+    names = ("dice.personal", "dice.shared", "kept_round", "uses_shared")
     assert to_validation(over_the_wire(from_validation(found, names)), names) == found
     assert set(from_validation(found, names[:2])) == set(names[:2])
 
@@ -63,7 +66,8 @@ def test_every_name_of_the_list_is_made_of_the_configuration_alone(toy_options: 
     options = toy_options.model_copy(update={"method": method})
     names = allowed_numbers(options, build_model(options))
     assert names["join"] == ("cases",)
-    assert ("kept_round" in names["validate"]) == (method != "local-only")
+    more = set() if method == "local-only" else {"kept_round", "uses_shared"}
+    assert {name for name in names["validate"] if not name.startswith("dice.")} == more
     allowed = {"loss", "usage"}
     assert {name.split(".")[0] for name in (*names["train"], *names["align"])} <= allowed
     assert all(name.startswith("test.") for name in names["test"])

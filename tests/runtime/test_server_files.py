@@ -8,7 +8,8 @@ import torch
 from pfedsam.core.errors import RunError
 from pfedsam.federation.server import ServerState
 from pfedsam.report.records import RecordWriter, read_records
-from pfedsam.runtime.server_files import SERVER, load_state, record_report, save_state
+from pfedsam.runtime.last_good import Validation
+from pfedsam.runtime.server_files import SERVER, load_state, record_report, record_validation, save_state
 from pfedsam.runtime.site_session import RoundReport
 
 
@@ -31,3 +32,16 @@ def test_a_report_becomes_a_record_per_phase_and_block(tmp_path: Path) -> None:
     assert (phase["kind"], phase["round"], phase["site"], phase["phase"]) == ("round", 1, "north", "global")
     assert (phase["loss"], phase["segmentation"], "total" in phase) == (2.0, 2.0, False)
     assert (experts["kind"], experts["block"], experts["usage"]) == ("experts", 11, [0.25, 0.75])
+
+
+def test_a_validation_says_which_model_a_site_uses(tmp_path: Path) -> None:
+    with RecordWriter(tmp_path / "records.jsonl") as records:
+        record_validation(records, 4, "north", Validation({"personal": 0.5, "shared": 0.6}, plain=True))
+        record_validation(records, 4, "south", Validation({"personal": 0.5, "shared": 0.4}, kept=2))
+    rows = read_records(tmp_path / "records.jsonl")
+    assert [(row["kind"], row["site"]) for row in rows[2:]] == [
+        ("plain", "north"),
+        *[("validation", "south")] * 2,
+        ("kept", "south"),
+    ]
+    assert rows[-1]["from_round"] == 2

@@ -123,9 +123,10 @@ def build_model(options: RunOptions) -> BuiltModel:
         raise OptionError(f"The method {method.name} does not train {', '.join(idle)}: leave out what switches it on.")
     partition = Partition.of(model, model.components(), placement)
     for phase in (*method.round_phases(options.training), *method.final(options.training)):
-        if not partition.names(*phase.trains):
+        empty = [kind for kind in phase.trains if not partition.names(kind)]
+        if empty:
             raise OptionError(
-                f"The {phase.name} phase of {method.name} has nothing to train: every {' or '.join(phase.trains)} part is "
+                f"The {phase.name} phase of {method.name} has nothing to train: every {' or '.join(empty)} part is "
                 "switched off. Switch one on, or choose a method without that phase, such as fedavg or local-only."
             )
     model.requires_grad_(False).eval()

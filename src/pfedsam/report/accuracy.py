@@ -245,7 +245,7 @@ def _case_dice(path: Path, model: str) -> dict[str, float]:
 def _last_validation(records: Sequence[Record], model: str) -> dict[str, float]:
     """Site to Dice in points of the last round that was validated; of the shared model at a site that uses that one."""
     last = max((row["round"] for row in records if row["kind"] == "validation"), default=None)
-    rows = [row for row in records if row["round"] == last] if last is not None else []
+    rows = [row for row in records if last is not None and row.get("round") == last]
     plain = {row["site"] for row in rows if row["kind"] == "plain"}
     return {
         row["site"]: 100 * row["dice"]

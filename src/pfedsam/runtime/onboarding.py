@@ -194,7 +194,8 @@ class _Work:
 
 
 def _training(options: RunOptions, steps: int) -> TrainingOptions:
-    return options.training.model_copy(update={"final_steps": steps})
+    # A newcomer's own part is trained alone, whatever the rounds did.
+    return options.training.model_copy(update={"final_steps": steps, "local_phase": "local"})
 
 
 def _options(opened: OpenRun, new: Newcomer, out: Path) -> RunOptions:

@@ -24,13 +24,17 @@ class TrainingOptions(Options):
         lt=1,
         description="Part of a round's steps that the global phase gets, where a method has two (pfedsam, fedrep, ditto, feddpa).",
     )
-    final_steps: int = Field(default=24, ge=0, description="Steps of the last local phase, after the last aggregation.")
+    final_steps: int = Field(
+        default=24,
+        ge=0,
+        description="Steps of the last local phase, after the last aggregation, where a method has one.",
+    )
     batch_size: int = Field(default=8, ge=1, description="Images per step.")
     coupled: bool = Field(
         default=False, description="pfedsam: train shared and local parameters in one phase instead of two."
     )
     opening: float = Field(
-        default=0.5,
+        default=0.25,
         ge=0,
         lt=1,
         description="pfedsam: part of the rounds, at the start, that train the shared part alone; 0 = none.",
@@ -38,8 +42,8 @@ class TrainingOptions(Options):
     local_phase: Literal["local", "joint"] = Field(
         default="joint",
         description="pfedsam: what the second phase of a round trains. local: the local part alone, with the shared one fixed, on "
-        "labels and by distillation (the paper). joint: both, inside the personal model, on labels. The last phase, after the last "
-        "aggregation, is a local one in any case.",
+        "labels and by distillation (the paper), and once more after the last aggregation. joint: both, inside the personal model, on "
+        "labels; no last phase.",
     )
     order: Literal["global-first", "local-first"] = Field(
         default="global-first", description="pfedsam: which phase comes first."

@@ -17,15 +17,16 @@ def test_two_decoupled_phases() -> None:
     assert (local_phase.trains, local_phase.supervised, local_phase.taught) == (("local",), ("personal",), "personal")
     assert (global_phase.steps, local_phase.steps) == (3, 7)
     assert local_phase.shared_from == "received"
-    assert [phase.steps for phase in pfedsam.final(options())] == [3]
+    (last,) = pfedsam.final(options(local_phase="local"))
+    assert (last.name, last.trains, last.taught, last.steps) == ("local", ("local",), "personal", 3)
+    assert pfedsam.final(options(local_phase="local", final_steps=0)) == ()
 
 
 def test_by_default_the_second_phase_trains_both_parts_inside_the_personal_model() -> None:
     _, joint = pfedsam.phases(options(global_share=0.3))
     assert (joint.name, joint.trains, joint.supervised) == ("joint", ("shared", "local"), ("personal",))
     assert (joint.taught, joint.shared_from, joint.steps) == (None, "own", 7)
-    (last,) = pfedsam.final(options())
-    assert (last.name, last.trains) == ("local", ("local",))
+    assert pfedsam.final(options()) == ()
 
 
 def test_the_first_rounds_train_the_shared_part_alone() -> None:
@@ -37,7 +38,6 @@ def test_the_first_rounds_train_the_shared_part_alone() -> None:
         "global",
         "global",
         "joint",
-        "local",
     ]
 
 

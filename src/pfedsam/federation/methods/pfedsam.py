@@ -4,8 +4,9 @@ In the paper a client round has two decoupled phases: the global phase trains th
 phase trains the experts with the shared part fixed, on labels and by distillation from the shared model (`training.local_phase=local`).
 After the last aggregation each site trains one more local phase on the final shared parameters.
 
-Ours differs by default (docs/decisions/0006 and 0007): the local part has a second LoRA, so that a site can undo what does not fit it; the
-first half of the rounds trains the shared part alone; and the second phase of the others trains both parts inside the personal model.
+Ours differs by default (docs/decisions/0006 to 0008): the local part has a second LoRA, so that a site can undo what does not fit it; the
+first quarter of the rounds trains the shared part alone; and the second phase of the others trains both parts inside the personal model,
+which needs no last phase.
 """
 
 from dataclasses import replace
@@ -57,8 +58,10 @@ def phases(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
 
 
 def final(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
-    """One more local phase, so that the local part fits the shared parameters it will be used with."""
-    return (_local_phase(options, options.final_steps),) if options.final_steps else ()
+    """One more local phase, so that the local part fits the shared parameters it will be used with; none after joint ones."""
+    if options.local_phase == "joint" or not options.final_steps:
+        return ()
+    return (_local_phase(options, options.final_steps),)
 
 
 def _local_phase(options: TrainingOptions, steps: int) -> PhaseSpec:
