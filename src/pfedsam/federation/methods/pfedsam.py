@@ -71,7 +71,7 @@ def _local_phase(options: TrainingOptions, steps: int) -> PhaseSpec:
 
 METHOD = Method(
     name="pfedsam",
-    summary="LoRA shared, mixture of experts local, two decoupled phases with distillation (after Wang et al., 2025)",
+    summary="LoRA shared, mixture of experts local; opened together, then both trained in the personal model (after Wang et al., 2025)",
     adapt=adapt,
     placement=placement,
     phases=phases,
