@@ -51,9 +51,10 @@ def compare_command(
     overrides: Set = None,
     resume: Resume = False,
 ) -> None:
-    """Train several methods on the same sites, splits and seed, and compare them site by site.
+    """Train several methods on the same sites, splits and seed, with equally many steps, and compare them site by site.
 
-    Each method gets its own folder in --out. Example: pfedsam compare nuclei.yaml --out runs/nuclei --methods fedavg,pfedsam
+    A method without a last local phase gets more rounds. Each method gets its own folder in --out.
+    Example: pfedsam compare nuclei.yaml --out runs/nuclei --methods fedavg,pfedsam
     """
     from pfedsam.experiment.load import load_options
 
@@ -78,25 +79,29 @@ def demo_command(out: Out = Path("runs/demo"), resume: Resume = False) -> None:
 
 
 def compare(options: "RunOptions", out: Path, methods: list[str], *, resume: bool) -> None:
-    """Run each method in its folder under `out`, then the comparison.
+    """Run each method in its folder under `out`, with as many steps as the options give one with a last phase; then the comparison.
 
     Raises:
-        OptionError: a method is unknown.
+        OptionError: a method is unknown, or cannot make as many steps in whole rounds; nothing was run.
         RunError: a folder holds another run, or a run and `resume` is not given.
     """
+    from pfedsam.experiment.suite import equal_steps
     from pfedsam.federation.methods import find_method
     from pfedsam.report.page import write_comparison, write_page
     from pfedsam.report.tables import comparison_table
     from pfedsam.runtime.in_process import run
 
-    for name in methods:
-        find_method(name)
     cached = options.runtime.model_copy(
         update={"cache_folder": options.runtime.cache_folder or (out / "cache").resolve()}
     )
+    training = options.training
+    budget = training.rounds * training.steps_per_round + training.final_steps
+    planned = {
+        name: equal_steps(options.model_copy(update={"method": find_method(name).name, "runtime": cached}), budget)
+        for name in methods
+    }
     summaries: dict[str, Summary] = {}
-    for name in methods:
-        chosen = options.model_copy(update={"method": name, "runtime": cached})
+    for name, chosen in planned.items():
         folder = out / name
         with event_bars(name) as tell:
             summaries[name] = run(chosen, folder, resume=resume and (folder / "config.yaml").exists(), progress=tell)

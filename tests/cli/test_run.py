@@ -1,0 +1,59 @@
+"""`pfedsam compare` on a toy federation."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pfedsam.core import rng
+from pfedsam.data.synthetic import LABELS, PATIENT_PATTERN, SyntheticOptions, write_sites
+from pfedsam.experiment.load import load_options
+from pfedsam.experiment.suite import local_steps
+from pfedsam.model.backbone import compact_config, new_backbone
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    write_sites(tmp_path / "sites", SyntheticOptions(sites=2, cases=6, side=96), seed=1)
+    new_backbone(compact_config("sam-toy"), rng.generator(0, "toy")).save_pretrained(tmp_path / "backbone")
+    content = {
+        "data": {
+            "sites": {path.name: f"sites/{path.name}" for path in (tmp_path / "sites").iterdir() if path.is_dir()},
+            "classes": {name: list(ids) for name, ids in LABELS.items()},
+            "patient_pattern": PATIENT_PATTERN,
+        },
+        "model": {"backbone": str(tmp_path / "backbone"), "adapt_last": 1},
+        "training": {"rounds": 1, "steps_per_round": 2, "final_steps": 2, "batch_size": 2},
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path / "study.yaml"
+
+
+def test_compare_gives_every_method_the_same_steps_and_shows_them_side_by_side(
+    call: Callable[..., int], capsys: pytest.CaptureFixture[str], study: Path
+) -> None:
+    out = study.parent / "out"
+    assert call("compare", study, "--out", out, "--methods", "local-only,fedavg,pfedsam") == 0
+    assert "Comparison:" in capsys.readouterr().out
+    options = {name: load_options(out / name / "config.yaml") for name in ("local-only", "fedavg", "pfedsam")}
+    assert {local_steps(one) for one in options.values()} == {4}
+    assert [one.training.rounds for one in options.values()] == [1, 2, 2]
+    page = (out / "comparison.html").read_text("utf-8")
+    for name in options:
+        summary = json.loads((out / name / "summary.json").read_text("utf-8"))
+        assert set(summary["sites"]) == set(options[name].data.sites)
+        assert name in page
+
+
+def test_steps_that_do_not_fit_are_told_before_anything_is_run(
+    call: Callable[..., int], capsys: pytest.CaptureFixture[str], study: Path
+) -> None:
+    out = study.parent / "out"
+    assert (
+        call("compare", study, "--out", out, "--methods", "local-only,fedavg", "--set", "training.final_steps=3") == 2
+    )
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "Choose training.final_steps as a multiple of training.steps_per_round" in shown
+    assert not out.exists()
