@@ -20,7 +20,7 @@ from nvflare.lighter.provisioner import Provisioner
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import RunError
-from pfedsam.runtime.nvflare.jobs import GATE
+from pfedsam.runtime.nvflare.jobs import GATE, GUARD
 
 ADMIN: Final = "coordinator@pfedsam.local"
 _BUILDERS: Final = "nvflare.lighter.impl"
@@ -181,7 +181,8 @@ def write_server_policy(server: Path) -> None:
     for component in resources["components"]:
         if component["id"] == "job_manager":
             component["args"]["uri_root"] = str(server / "jobs")
-    resources["components"] = [c for c in resources["components"] if c["id"] != "log_receiver"]
+    kept = [component for component in resources["components"] if component["id"] not in ("log_receiver", "guard")]
+    resources["components"] = [*kept, {"id": "guard", "path": GUARD, "args": {"own": [ADMIN]}}]
     atomic.write_json(local / "resources.json", resources)
 
 
