@@ -29,7 +29,7 @@ from nvflare.private.fed.authenticator import Authenticator
 from nvflare.private.fed.utils.identity_utils import IdentityAsserter
 
 ADMIN = "coordinator@pfedsam.local"
-PATIENCE_S = 1.5
+PATIENCE_S = 1.0
 ATTEMPTS: list[dict[str, Any]] = []
 
 
@@ -69,7 +69,7 @@ class Intruder:
             cert_file=self.certificate,
             msg_timeout=PATIENCE_S,
             retry_interval=0.1,
-            timeout=PATIENCE_S,
+            timeout=PATIENCE_S / 2,
         )
         context = FLContext()
         context.set_public_props({"__identity_name__": name})

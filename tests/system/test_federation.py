@@ -203,6 +203,11 @@ def test_strangers_are_refused_while_an_honest_study_goes_on(federation, result,
     assert all(one["refused"] for one in lost.values()), lost
     slowest = max(one["seconds"] for one in (*found.values(), *lost.values()))
     assert slowest < 2, (found, lost)
+    log = (fed.coordinator / "server" / "log.txt").read_text()
+    assert f"authenticated as 'member' but claimed endpoint '{fed.names[0]}'" in log
+    assert "refused: member asked for command of hci_channel" in log
+    assert "Created user session for coordinator@pfedsam.local" in log, "the check itself"
+    assert "Created user session for member" not in log
     fed.wait_round(before + 3)
     assert all(row["accepted"] == fed.names for row in fed.records("aggregate"))  # of at least three honest rounds
     result(3, refused_s=slowest, refused_attempts=len(found) + len(lost) - 1)
