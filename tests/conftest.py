@@ -32,7 +32,9 @@ def result(request: pytest.FixtureRequest) -> Callable[..., None]:
         shown = [row for tests in by.values() for row in tests]
         held = {row for row in shown if shown.count(row) >= TOGETHER.get(row, 1) and str(row) not in missing}
         content |= {"command": "make test-system", "date": datetime.now(UTC).date().isoformat(), "machine": machine()}
-        content["commits"] = content.get("commits", {}) | {request.node.name: commit()}  # of the source that each test ran
+        content["commits"] = content.get("commits", {}) | {
+            request.node.name: commit()
+        }  # of the source that each test ran
         content["versions"] = {**collect_versions(), "nvflare": metadata.version("nvflare")}
         content["load"] = max(content.get("load", 0), round(os.getloadavg()[0], 1))  # of all that ran on the machine
         content |= {"rows_by_test": by, "rows_in_part": missing, "rows_held": sorted(held), **figures}

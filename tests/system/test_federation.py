@@ -109,11 +109,7 @@ def test_four_sites_to_the_end_with_nothing_private_outside(federation, result, 
                 if "shared" not in path.parts and "cache" not in path.parts:
                     assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
     rounds = sorted(row["train_s"] for row in fed.records("timing") if "train_s" in row)
-    missing = {
-        4: "a file's name; replies, metric names and exceptions are in tests/runtime and tests/federation; no DICOM header",
-        5: "names and bytes by the ledger; 1 % is shown for 295 kB in tests/federation, experts' bits in tests/runtime; no sniffing",
-    }
-    result(29, in_part=missing, round_overhead_s=rounds[len(rounds) // 2], round_overhead_sites=4)
+    result(29, round_overhead_s=rounds[len(rounds) // 2], round_overhead_sites=4)
 
 
 def forged(tmp_path: Path, name: str, days: int) -> tuple[Path, Path]:
