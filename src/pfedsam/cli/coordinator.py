@@ -57,7 +57,7 @@ def sign_command(
     name, content = read_request(request)
     OUT.print(f"{name}, key {fingerprint(content)}", soft_wrap=True, highlight=False)
     if yes or typer.confirm("Did the site read out the same (by telephone, or in person)?"):
-        OUT.print(f"Kit for {name}: {sign_request(folder, request)}", soft_wrap=True)
+        OUT.print(f"Kit for {name}: {sign_request(folder, name, content)}", soft_wrap=True)
 
 
 @app.command("submit")

@@ -24,9 +24,9 @@ def coordinator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def asked(folder: Path, name: str) -> Path:
+def asked(folder: Path, name: str) -> tuple[str, x509.CertificateSigningRequest]:
     make_request(folder / "nvflare" / "startup", name, folder / f"{name}.csr")
-    return folder / f"{name}.csr"
+    return read_request(folder / f"{name}.csr")
 
 
 def test_a_signed_request_makes_a_kit_without_a_key_that_fits_the_sites_own(coordinator: Path, tmp_path: Path) -> None:
@@ -34,8 +34,8 @@ def test_a_signed_request_makes_a_kit_without_a_key_that_fits_the_sites_own(coor
     key = tmp_path / "nvflare" / "startup" / KEY
     before = key.read_bytes()
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
-    assert b"PRIVATE" not in request.read_bytes()
-    kit = sign_request(coordinator, request)
+    assert b"PRIVATE" not in (tmp_path / "north.csr").read_bytes()
+    kit = sign_request(coordinator, *request)
     with zipfile.ZipFile(kit) as archive:
         assert not [name for name in archive.namelist() if name.endswith(".key")]
         assert not [name for name in archive.namelist() if b"PRIVATE KEY" in archive.read(name)]
@@ -52,7 +52,7 @@ def test_a_signed_request_makes_a_kit_without_a_key_that_fits_the_sites_own(coor
 
 def test_a_signed_certificate_differs_from_one_of_nvflares_in_its_key_alone(coordinator: Path, tmp_path: Path) -> None:
     provision(coordinator, "test", "localhost", 58122, ["east"])
-    sign_request(coordinator, asked(tmp_path, "west"))
+    sign_request(coordinator, *asked(tmp_path, "west"))
     found = []
     for name in ("east", "west"):
         with zipfile.ZipFile(coordinator / "kits" / f"{name}.zip") as archive:
@@ -68,7 +68,7 @@ def test_a_signed_certificate_differs_from_one_of_nvflares_in_its_key_alone(coor
 
 def test_the_coordinator_keeps_no_sites_key(coordinator: Path, tmp_path: Path) -> None:
     provision(coordinator, "test", "localhost", 58122, ["made-here"])
-    sign_request(coordinator, asked(tmp_path, "made-there"))
+    sign_request(coordinator, *asked(tmp_path, "made-there"))
     with zipfile.ZipFile(coordinator / "kits" / "made-here.zip") as archive:
         secret = archive.read("startup/client.key").decode()
     kept = [path for path in coordinator.rglob("*") if path.is_file() and path.suffix != ".zip"]
@@ -78,15 +78,15 @@ def test_the_coordinator_keeps_no_sites_key(coordinator: Path, tmp_path: Path) -
 
 
 def test_a_name_is_given_once(coordinator: Path, tmp_path: Path) -> None:
-    sign_request(coordinator, asked(tmp_path / "first", "once"))
+    sign_request(coordinator, *asked(tmp_path / "first", "once"))
     with pytest.raises(RunError, match="there is a certificate for 'once' already"):
-        sign_request(coordinator, asked(tmp_path / "second", "once"))
+        sign_request(coordinator, *asked(tmp_path / "second", "once"))
     assert provision(coordinator, "test", "localhost", 58122, ["once"]) == []
 
 
 def test_another_sites_kit_does_not_go_into_the_folder(coordinator: Path, tmp_path: Path) -> None:
     asked(tmp_path / "mine", "mine")
-    other = sign_request(coordinator, asked(tmp_path / "other", "other"))
+    other = sign_request(coordinator, *asked(tmp_path / "other", "other"))
     with pytest.raises(RunError, match="no certificate for this site's key"):
         install_kit(other, tmp_path / "mine" / "nvflare", own_key=True)
     with pytest.raises(RunError, match="missing"):
@@ -102,10 +102,12 @@ def test_a_kit_with_a_key_does_not_replace_the_sites_own(coordinator: Path, tmp_
     assert (tmp_path / "nvflare" / "startup" / KEY).read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a b", "x" * 64, "é"])
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a b", "x" * 64, "é", "a.b", "server", "a\n"])
 def test_names_that_cannot_be_asked_for(tmp_path: Path, name: str) -> None:
     with pytest.raises(OptionError, match="cannot name a site"):
         make_request(tmp_path / "startup", name, tmp_path / "x.csr")
+    with pytest.raises(OptionError, match="cannot name a site"):
+        provision(tmp_path, "test", "localhost", 58122, ["north", name])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -124,7 +126,7 @@ def csr(path: Path, names: list[str], key: rsa.RSAPrivateKey | ec.EllipticCurveP
 
 def test_requests_that_are_refused(tmp_path: Path) -> None:
     path, good = tmp_path / "x.csr", rsa.generate_private_key(65537, 2048)
-    for names in ([], ["a", "b"], ["../x"], ["coordinator@pfedsam.local"]):
+    for names in ([], ["a", "b"], ["../x"], ["server"], ["coordinator@pfedsam.local"]):
         with pytest.raises(RunError, match="names no site"):
             read_request(csr(path, names, good))
     for key in (rsa.generate_private_key(65537, 1024), ec.generate_private_key(ec.SECP256R1())):
@@ -143,4 +145,4 @@ def test_requests_that_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_coordinator_signs_nothing(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no coordinator"):
-        sign_request(tmp_path, asked(tmp_path / "site", "north"))
+        sign_request(tmp_path, *asked(tmp_path / "site", "north"))

@@ -18,7 +18,21 @@ CERTIFICATE: Final = "client.crt"
 KEY_BITS: Final = 2048
 """What NVFlare's own provisioner makes."""
 _MAX_REQUEST_BYTES: Final = 16 * 1024
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,62}")
+_NAME: Final = re.compile(r"(?!server\Z)[A-Za-z0-9][A-Za-z0-9_\-]{0,62}")
+"""NVFlare parts the names of its processes by dots, and calls its own `server`."""
+
+
+def check_name(name: str) -> None:
+    """Let a name pass only if a site of a federation can have it.
+
+    Raises:
+        OptionError: it cannot.
+    """
+    if not _NAME.fullmatch(name):
+        raise OptionError(
+            f"{name!r} cannot name a site of a federation: use up to 63 letters, digits, '_' and '-', beginning with a "
+            "letter or digit, and not 'server'."
+        )
 
 
 def make_request(startup: Path, name: str, target: Path) -> str:
@@ -31,10 +45,7 @@ def make_request(startup: Path, name: str, target: Path) -> str:
         OptionError: the name cannot name a site.
         RunError: there is a key already.
     """
-    if not _NAME.fullmatch(name):
-        raise OptionError(
-            f"{name!r} cannot name a site: up to 63 letters, digits, '_', '-' and '.', beginning with a letter or digit."
-        )
+    check_name(name)
     if (startup / KEY).exists():
         raise RunError("this folder has a key already; send its request again, or begin in a new folder.")
     startup.mkdir(parents=True, exist_ok=True, mode=0o700)

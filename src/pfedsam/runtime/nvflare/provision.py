@@ -59,8 +59,11 @@ def provision(
         The sites for which a kit was made.
 
     Raises:
+        OptionError: a name cannot name a site of a federation.
         RunError: NVFlare could not make them.
     """
+    for site in sites:
+        keys.check_name(site)
     known = _read_certificates(folder, project)
     new = [site for site in sites if site not in known]
     made = _make(folder, _project(project, address, port, new, valid_days))
@@ -75,20 +78,20 @@ def provision(
     return new
 
 
-def sign_request(folder: Path, path: Path) -> Path:
+def sign_request(folder: Path, name: str, request: x509.CertificateSigningRequest) -> Path:
     """Make the kit of a site that has made its key itself; the kit holds no key.
 
     Args:
         folder: of the coordinator.
-        path: of the site's request.
+        name: of the site.
+        request: the site's, as read by `keys.read_request`.
 
     Returns:
         The kit's path.
 
     Raises:
-        RunError: the request cannot be used, its name is taken, or the folder holds no coordinator.
+        RunError: the name is taken, or the folder holds no coordinator.
     """
-    name, request = keys.read_request(path)
     project, address, port = _known_as(folder)
     certificates = _read_certificates(folder, project)
     if name in certificates:
