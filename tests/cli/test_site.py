@@ -88,9 +88,12 @@ def test_a_site_asks_for_its_certificate_and_keeps_its_key(
     read_out = capsys.readouterr().out.strip()[-79:]
     assert len(read_out.split()) == 16
     assert call("coordinator", "sign", coord, north / "north.csr", "--yes") == 0
-    assert read_out in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert read_out in shown
+    root = shown.strip()[-79:]
     key = (north / "nvflare" / "startup" / "client.key").read_bytes()
     assert call("site", "init", north, "--kit", kit, "--data", tmp_path) == 0
+    assert f"Root {root}:" in capsys.readouterr().out
     assert (north / "nvflare" / "startup" / "client.key").read_bytes() == key
     assert call("site", "init", north, "--kit", kit, "--data", tmp_path) == 8  # once
     assert call("coordinator", "sign", coord, north / "north.csr", "--yes") == 8

@@ -51,13 +51,15 @@ def sign_command(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask; the fingerprint was compared.")] = False,
 ) -> None:
     """Make the kit of a site that has made its key itself; the kit holds no secret."""
-    from pfedsam.runtime.nvflare.keys import fingerprint, read_request
+    from pfedsam.runtime.nvflare.keys import fingerprint, read_request, root_fingerprint
     from pfedsam.runtime.nvflare.provision import sign_request
 
     name, content = read_request(request)
     OUT.print(f"{name}, key {fingerprint(content)}", soft_wrap=True, highlight=False)
     if yes or typer.confirm("Did the site read out the same (by telephone, or in person)?"):
         OUT.print(f"Kit for {name}: {sign_request(folder, name, content)}", soft_wrap=True)
+        root = root_fingerprint(folder / "server" / "startup")
+        OUT.print(f"Read out to the site, for its `site init`: root {root}", soft_wrap=True, highlight=False)
 
 
 @app.command("submit")

@@ -48,7 +48,7 @@ def init_command(
 
     from pfedsam.core import atomic
     from pfedsam.core.errors import RunError
-    from pfedsam.runtime.nvflare.keys import KEY
+    from pfedsam.runtime.nvflare.keys import KEY, root_fingerprint
     from pfedsam.runtime.nvflare.provision import install_kit
     from pfedsam.runtime.nvflare.site_service import WORKSPACE
     from pfedsam.runtime.site_options import CONFIG, SiteOptions
@@ -67,6 +67,8 @@ def init_command(
         threads=threads,
     )
     atomic.write_text(folder / CONFIG, yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False))
+    root = root_fingerprint(folder / WORKSPACE / "startup")
+    OUT.print(f"Root {root}: ask the coordinator whether it is theirs.", soft_wrap=True, highlight=False)
     OUT.print(f"Site {options.name} is in {folder}. Next: `pfedsam site approve`, `check`, `start`.", soft_wrap=True)
 
 

@@ -1,5 +1,6 @@
 """A site's key is made at the site, and nothing that travels holds it."""
 
+import hashlib
 import stat
 import zipfile
 from pathlib import Path
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from pfedsam.core.errors import OptionError, RunError
-from pfedsam.runtime.nvflare.keys import KEY, belong_together, make_request, read_request
+from pfedsam.runtime.nvflare.keys import KEY, belong_together, fingerprint, make_request, read_request, root_fingerprint
 from pfedsam.runtime.nvflare.provision import install_kit, provision, sign_request
 
 
@@ -146,3 +147,15 @@ def test_requests_that_are_refused(tmp_path: Path) -> None:
 def test_a_folder_without_a_coordinator_signs_nothing(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no coordinator"):
         sign_request(tmp_path, *asked(tmp_path / "site", "north"))
+
+
+def test_root_and_key_are_compared_by_fingerprints_of_the_public_keys(coordinator: Path, tmp_path: Path) -> None:
+    _, request = asked(tmp_path, "finger")
+    key = serialization.load_pem_private_key((tmp_path / "nvflare" / "startup" / KEY).read_bytes(), None)
+    der = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    assert fingerprint(request).replace(" ", "") == hashlib.sha256(der).hexdigest()
+    install_kit(sign_request(coordinator, "finger", request), tmp_path / "nvflare", own_key=True)
+    root = root_fingerprint(coordinator / "server" / "startup")
+    assert root_fingerprint(tmp_path / "nvflare" / "startup") == root != fingerprint(request)
+    with pytest.raises(RunError, match="root certificate is missing"):
+        root_fingerprint(tmp_path)

@@ -15,6 +15,7 @@ from pfedsam.core.errors import OptionError, RunError
 
 KEY: Final = "client.key"
 CERTIFICATE: Final = "client.crt"
+ROOT: Final = "rootCA.pem"
 KEY_BITS: Final = 2048
 """What NVFlare's own provisioner makes."""
 _MAX_REQUEST_BYTES: Final = 16 * 1024
@@ -79,11 +80,23 @@ def read_request(path: Path) -> tuple[str, x509.CertificateSigningRequest]:
     return names[0], request
 
 
-def fingerprint(request: x509.CertificateSigningRequest) -> str:
-    """SHA-256 of the public key in a request, in groups that can be read out."""
+def fingerprint(holder: x509.CertificateSigningRequest | x509.Certificate) -> str:
+    """SHA-256 of the public key in a request or a certificate, in groups that can be read out."""
     form = serialization.PublicFormat.SubjectPublicKeyInfo
-    found = hashlib.sha256(request.public_key().public_bytes(serialization.Encoding.DER, form)).hexdigest()
+    found = hashlib.sha256(holder.public_key().public_bytes(serialization.Encoding.DER, form)).hexdigest()
     return " ".join(found[at : at + 4] for at in range(0, len(found), 4))
+
+
+def root_fingerprint(startup: Path) -> str:
+    """The fingerprint of the federation's root key, as a folder `startup/` of any of its parties has it.
+
+    Raises:
+        RunError: there is no root certificate.
+    """
+    try:
+        return fingerprint(x509.load_pem_x509_certificate((startup / ROOT).read_bytes()))
+    except (OSError, ValueError) as error:
+        raise RunError("the federation's root certificate is missing, or cannot be read.") from error
 
 
 def sign(request: x509.CertificateSigningRequest, like: bytes, root_key: bytes) -> bytes:
