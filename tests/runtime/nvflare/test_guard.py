@@ -46,12 +46,14 @@ def refused(message: Message) -> bool:
     return answer is not None
 
 
-# Every request of two sites in a study of four rounds, as it was seen at the coordinator's door.
+# Every request of two sites in a study of four rounds, as it was seen at the coordinator's door, and of one that came back.
 WORK = [
     request("task", topic) for topic in ("challenge", "register", "heart_beat", "quit", "report_job_failure")
 ] + [
     request("cellnet.channel", "bye", origin=f"north.{JOB}"),
     request(STREAM, "sm__ACK", to=f"server.{JOB}", origin=f"north.{JOB}"),
+    request(STREAM, "sm__ERROR", to=f"server.{JOB}", inner=("aux_communication", "__end_run__")),
+    request(STREAM, "sm__DATA", to=f"server.{JOB}", origin=f"north.{JOB}", inner=("return_only", "aux_communication:x")),
     *(
         request(STREAM, "sm__DATA", to=f"server.{JOB}", origin=f"north.{JOB}", inner=inner)
         for inner in (
@@ -77,6 +79,10 @@ def test_a_sites_work_passes(message: Message) -> None:
         request(STREAM, "sm__DATA", inner=("hci_channel", "command")),
         request(STREAM, "sm__DATA", inner=("aux_communication", "ObjectStreamer.Request")),
         request(STREAM, "sm__DATA", inner=("", "")),
+        request(STREAM, "sm__DATA"),
+        request(STREAM, "sm__DATA", inner=(STREAM, "sm__ACK")),
+        request(STREAM, "sm__DATA", inner=(STREAM, "sm__DATA")),
+        request(STREAM, "sm__CERT", inner=("hci_channel", "command")),
         *(request("_net_manager", topic, to=to) for topic in ("stop", "stop_cell", "cells") for to in ("server", "south")),
         request("_net_manager", "stop", to=f"server.{JOB}"),
         request("server_parent_listener", "update_run_status"),

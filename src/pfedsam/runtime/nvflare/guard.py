@@ -15,7 +15,7 @@ from nvflare.fuel.f3.cellnet.defs import CellChannel, CellChannelTopic, MessageH
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.f3.cellnet.utils import make_reply
 from nvflare.fuel.f3.message import Message
-from nvflare.fuel.f3.streaming.stream_const import STREAM_CHANNEL, StreamHeaderKey
+from nvflare.fuel.f3.streaming.stream_const import STREAM_ACK_TOPIC, STREAM_CHANNEL, STREAM_ERROR_TOPIC, StreamHeaderKey
 
 from pfedsam.core.log import get_logger
 from pfedsam.federation.update import label
@@ -38,6 +38,8 @@ _TO_JOB: Final = {
     (CellChannel.CELLNET, CellChannelTopic.Bye),
 }
 """Channel and topic of what it may ask of the process of a job."""
+_ABOUT_STREAMS: Final = {(STREAM_CHANNEL, STREAM_ACK_TOPIC), (STREAM_CHANNEL, STREAM_ERROR_TOPIC)}
+"""How far a stream from the coordinator came."""
 _LOG = get_logger(__name__)
 
 
@@ -76,17 +78,18 @@ def _may_pass(message: Message, name: str) -> bool:
     server, *job = FQCN.split(str(message.get_header(MessageHeaderKey.DESTINATION)))
     if origin[0] != name or server != FQCN.ROOT_SERVER:
         return False
+    outer = message.get_header(MessageHeaderKey.CHANNEL), message.get_header(MessageHeaderKey.TOPIC)
+    if outer in _ABOUT_STREAMS:
+        return True
     channel, topic = _asked(message)
-    # Parts of a stream but the first need not say what they belong to; replies are asked for.
-    if channel == CellChannel.RETURN_ONLY or (channel == STREAM_CHANNEL and topic is None):
+    if channel == CellChannel.RETURN_ONLY:  # a reply to what the coordinator asked
         return True
     return (channel, topic) in (_TO_JOB if job else _TO_SERVER)
 
 
 def _asked(message: Message) -> tuple[str | None, str | None]:
     """Channel and topic of a request, those of what it carries where it is a part of a stream."""
-    channel = message.get_header(MessageHeaderKey.CHANNEL)
-    if channel != STREAM_CHANNEL:
-        return channel, message.get_header(MessageHeaderKey.TOPIC)
-    inner = message.get_header(StreamHeaderKey.CHANNEL)
-    return (inner, message.get_header(StreamHeaderKey.TOPIC)) if inner is not None else (STREAM_CHANNEL, None)
+    channel, topic = message.get_header(MessageHeaderKey.CHANNEL), message.get_header(MessageHeaderKey.TOPIC)
+    if channel == STREAM_CHANNEL:
+        return message.get_header(StreamHeaderKey.CHANNEL), message.get_header(StreamHeaderKey.TOPIC)
+    return channel, topic
