@@ -40,7 +40,8 @@ TOPICS = {
     *(("task", topic) for topic in ("challenge", "register", "heart_beat", "quit", "report_job_failure")),
     *(("aux_communication", topic) for topic in ("__sync_runner__", "__job_heartbeat__", "__task_check__")),
     *(("server_command", topic) for topic in ("get_task", "submit_update")),
-    *((("admin", "admin"), ("cellnet.channel", "bye"), ("sm__STREAM", "sm__ACK"))),  # answers, a goodbye, receipts
+    *(("sm__STREAM", topic) for topic in ("sm__ACK", "sm__ERROR")),  # receipts
+    *(("admin", "admin"), ("cellnet.channel", "bye")),  # answers, a goodbye
 }
 """All that NVFlare's processes of a site say."""
 
@@ -189,8 +190,8 @@ def _message(data: bytes) -> Said:
     prefix = Prefix.from_bytes(frame)
     body = PREFIX_LEN + prefix.header_len
     headers: dict[str, Any] = msgpack.unpackb(frame[PREFIX_LEN:body]) if prefix.header_len else {}
-    inner = (headers.get("sm__ch"), headers.get("sm__tp"))
-    channel, topic = inner if inner[0] else (headers.get("cn__channel", ""), headers.get("cn__topic", ""))
+    names = ("sm__ch", "sm__tp") if headers.get("cn__topic") == "sm__DATA" else ("cn__channel", "cn__topic")
+    channel, topic = (headers.get(name, "") for name in names)
     return Said(channel, topic, headers.get("sm__id"), len(data), frame[body:])
 
 
