@@ -68,7 +68,10 @@ def follow(root: Path) -> None:
         SystemExit: a command failed.
     """
     port = _free_port()
-    pfedsam(root, f"coordinator init coord --sites {','.join(SITES)} --address localhost --port {port}")
+    pfedsam(root, f"coordinator init coord --address localhost --port {port}")
+    for name in SITES:
+        pfedsam(root, f"site request {name} --name {name}")
+        pfedsam(root, f"coordinator sign coord {name}/{name}.csr --yes")
     pfedsam(root, "coordinator submit coord study.yaml --quorum 2 --deadline 300 --join 1800")
     (study,) = (root / "coord" / "studies").iterdir()
     processes = {"coordinator": start(root, "coordinator start coord --until-idle")}

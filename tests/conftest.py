@@ -3,10 +3,15 @@
 import json
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pfedsam.report.result_file import commit, machine
+from pfedsam.report.summary_file import collect_versions
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "system.json"
 TOGETHER = {6: 2, 7: 2, 21: 2}
@@ -26,6 +31,11 @@ def result(request: pytest.FixtureRequest) -> Callable[..., None]:
         by = content.get("rows_by_test", {}) | {request.node.name: sorted(rows)}
         shown = [row for tests in by.values() for row in tests]
         held = {row for row in shown if shown.count(row) >= TOGETHER.get(row, 1) and str(row) not in missing}
+        content |= {"command": "make test-system", "date": datetime.now(UTC).date().isoformat(), "machine": machine()}
+        content["commits"] = content.get("commits", {}) | {
+            request.node.name: commit()
+        }  # of the source that each test ran
+        content["versions"] = {**collect_versions(), "nvflare": metadata.version("nvflare")}
         content["load"] = max(content.get("load", 0), round(os.getloadavg()[0], 1))  # of all that ran on the machine
         content |= {"rows_by_test": by, "rows_in_part": missing, "rows_held": sorted(held), **figures}
         RESULTS.write_text(json.dumps(dict(sorted(content.items())), indent=2) + "\n")

@@ -76,3 +76,25 @@ def test_a_folder_that_is_no_site_is_exit_code_2(
     pytest.importorskip("nvflare")
     assert call("site", "check", tmp_path) == 2
     assert "site init" in capsys.readouterr().err
+
+
+def test_a_site_asks_for_its_certificate_and_keeps_its_key(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("nvflare")
+    coord, north, kit = tmp_path / "coord", tmp_path / "north", tmp_path / "coord" / "kits" / "north.zip"
+    assert call("coordinator", "init", coord, "--address", "localhost", "--port", 58132) == 0
+    assert call("site", "request", north, "--name", "north") == 0
+    read_out = capsys.readouterr().out.strip()[-79:]
+    assert len(read_out.split()) == 16
+    assert call("coordinator", "sign", coord, north / "north.csr", "--yes") == 0
+    shown = capsys.readouterr().out
+    assert read_out in shown
+    root = shown.strip()[-79:]
+    key = (north / "nvflare" / "startup" / "client.key").read_bytes()
+    assert call("site", "init", north, "--kit", kit, "--data", tmp_path) == 0
+    assert f"Root {root}:" in capsys.readouterr().out
+    assert (north / "nvflare" / "startup" / "client.key").read_bytes() == key
+    assert call("site", "init", north, "--kit", kit, "--data", tmp_path) == 8  # once
+    assert call("coordinator", "sign", coord, north / "north.csr", "--yes") == 8
+    assert "there is a certificate for 'north' already" in " ".join(capsys.readouterr().err.split())

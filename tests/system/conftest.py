@@ -117,22 +117,24 @@ class Federation:
     def site(self, name: str) -> Path:
         return self.root / "hospitals" / name
 
-    def init_sites(self) -> None:
+    def init_sites(self, data_folders: dict[str, Path] | None = None) -> None:
         for name in self.names:
-            kit, data = self.coordinator / "kits" / f"{name}.zip", self.root / "data" / name
+            kit = self.coordinator / "kits" / f"{name}.zip"
+            data = (data_folders or {}).get(name, self.root / "data" / name)
             site_commands.init_command(
                 self.site(name), kit=kit, data=data, backbone=None, patient_pattern=None, threads=1
             )
             SitePolicy(self.site(name)).approve(read_manifest(self.study / "manifest.json"))
 
-    def start(self, name: str, *options: str) -> subprocess.Popen[bytes]:
-        """Start the coordinator (by that word) or a site."""
+    def start(self, name: str, *options: str, path: Path | None = None) -> subprocess.Popen[bytes]:
+        """Start the coordinator (by that word) or a site; `path` comes first where Python looks for modules."""
         args = (
             ["coordinator", "start", self.coordinator] if name == "coordinator" else ["site", "start", self.site(name)]
         )
         command = [sys.executable, "-c", "from pfedsam.cli.main import main; main()", *map(str, args), *options]
         with (self.root / f"{name}.out").open("ab") as out:
-            self.processes[name] = subprocess.Popen(command, env=ENV, stdout=out, stderr=subprocess.STDOUT)
+            env = ENV if path is None else {**ENV, "PYTHONPATH": f"{path}{os.pathsep}{ENV.get('PYTHONPATH', '')}"}
+            self.processes[name] = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
         return self.processes[name]
 
     def start_all(self, *options: str) -> None:

@@ -17,6 +17,7 @@ def test_the_tutorial_runs_to_its_end(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stdout.endswith("The tutorial ran to its end.\n")
     text = (ROOT / "docs" / "deploy.md").read_text()
-    for words in ("coordinator init", "coordinator submit", "coordinator start", "site init", "site approve"):
+    steps = ("coordinator init", "site request", "coordinator sign", "coordinator submit", "coordinator start")
+    for words in (*steps, "site init", "site approve"):
         assert f"pfedsam {words}" in text
         assert f"$ pfedsam {words}" in done.stdout

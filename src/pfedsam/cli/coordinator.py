@@ -20,8 +20,10 @@ _STOP_S = 15.0
 @app.command("init")
 def init_command(
     folder: Folder,
-    sites: Annotated[str, typer.Option(help="Names of the sites, separated by commas.")],
     address: Annotated[str, typer.Option(help="Host name under which the sites reach this machine.")],
+    sites: Annotated[
+        str, typer.Option(help="Names of sites whose keys are made here, separated by commas; others send a request.")
+    ] = "",
     port: Annotated[
         int, typer.Option(help="Port for the sites; the next one is for this machine's own control.")
     ] = 8102,
@@ -31,10 +33,33 @@ def init_command(
     from pfedsam.runtime.nvflare.provision import provision
 
     names = [name.strip() for name in sites.split(",") if name.strip()]
-    provision(folder, project, address, port, names)
-    for name in names:
+    made = provision(folder, project, address, port, names)
+    for name in made:
         OUT.print(f"Kit for {name}: {folder / 'kits' / f'{name}.zip'}", soft_wrap=True)
-    OUT.print("Hand each kit to its site alone, over a channel that you trust: whoever has it can speak as that site.")
+    if made:
+        OUT.print(
+            "Hand each kit to its site alone, over a channel that you trust: whoever has it can speak as that site."
+        )
+    elif names:
+        OUT.print("No kit is new: a site's kit is made once.")
+
+
+@app.command("sign")
+def sign_command(
+    folder: Folder,
+    request: Annotated[Path, typer.Argument(help="The file that `pfedsam site request` made at the site.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; the fingerprint was compared.")] = False,
+) -> None:
+    """Make the kit of a site that has made its key itself; the kit holds no secret."""
+    from pfedsam.runtime.nvflare.keys import fingerprint, read_request, root_fingerprint
+    from pfedsam.runtime.nvflare.provision import sign_request
+
+    name, content = read_request(request)
+    OUT.print(f"{name}, key {fingerprint(content)}", soft_wrap=True, highlight=False)
+    if yes or typer.confirm("Did the site read out the same (by telephone, or in person)?"):
+        OUT.print(f"Kit for {name}: {sign_request(folder, name, content)}", soft_wrap=True)
+        root = root_fingerprint(folder / "server" / "startup")
+        OUT.print(f"Read out to the site, for its `site init`: root {root}", soft_wrap=True, highlight=False)
 
 
 @app.command("submit")

@@ -15,6 +15,21 @@ app = typer.Typer(help="Take part in a federation: one folder per site, which on
 Folder = Annotated[Path, typer.Argument(help="The site's folder.")]
 
 
+@app.command("request")
+def request_command(
+    folder: Folder, name: Annotated[str, typer.Option(help="The site's name, as the coordinator will call it.")]
+) -> None:
+    """Make this site's key, which stays here, and the request that the coordinator signs."""
+    from pfedsam.runtime.nvflare.keys import make_request
+    from pfedsam.runtime.nvflare.site_service import WORKSPACE
+
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
+    target = folder / f"{name}.csr"
+    found = make_request(folder / WORKSPACE / "startup", name, target)
+    OUT.print(f"Send {target} to the coordinator, and read out to them: {found}", soft_wrap=True, highlight=False)
+
+
 @app.command("init")
 def init_command(
     folder: Folder,
@@ -33,15 +48,17 @@ def init_command(
 
     from pfedsam.core import atomic
     from pfedsam.core.errors import RunError
+    from pfedsam.runtime.nvflare.keys import KEY, root_fingerprint
     from pfedsam.runtime.nvflare.provision import install_kit
     from pfedsam.runtime.nvflare.site_service import WORKSPACE
     from pfedsam.runtime.site_options import CONFIG, SiteOptions
 
-    if folder.exists() and any(folder.iterdir()):
+    asked = (folder / WORKSPACE / "startup" / KEY).exists() and not (folder / CONFIG).exists()
+    if folder.exists() and any(folder.iterdir()) and not asked:
         raise RunError(f"the folder {folder.name!r} is not empty; give a new one.")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
-    content = install_kit(kit, folder / WORKSPACE)
+    content = install_kit(kit, folder / WORKSPACE, own_key=asked)
     options = SiteOptions(
         name=content["client"]["fqsn"],
         data=data.resolve(),
@@ -50,6 +67,8 @@ def init_command(
         threads=threads,
     )
     atomic.write_text(folder / CONFIG, yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False))
+    root = root_fingerprint(folder / WORKSPACE / "startup")
+    OUT.print(f"Root {root}: ask the coordinator whether it is theirs.", soft_wrap=True, highlight=False)
     OUT.print(f"Site {options.name} is in {folder}. Next: `pfedsam site approve`, `check`, `start`.", soft_wrap=True)
 
 

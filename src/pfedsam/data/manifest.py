@@ -22,6 +22,8 @@ Split: TypeAlias = Literal["train", "val", "test", "unused"]
 
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
+FOREIGN: Final = (".dcm", ".dicom", ".ima", ".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
+"""What hospitals keep pictures in and this package does not read; left out in silence, cases would be missed."""
 MANIFEST: Final = "manifest.csv"
 
 _REQUIRED = ("image", "mask", "patient")
@@ -120,6 +122,7 @@ def _from_folders(name: str, folder: Path, pattern: re.Pattern[str] | None) -> I
             f"site {name!r}: its folder has neither {MANIFEST} nor images/; "
             "put the images into images/ and masks of equal names into masks/"
         )
+    _check_foreign(name, folder)
     masks: dict[str, Path] = {}
     for path in _pictures(folder / "masks"):
         if path.stem in masks:
@@ -129,6 +132,17 @@ def _from_folders(name: str, folder: Path, pattern: re.Pattern[str] | None) -> I
         masks[path.stem] = path
     for path in _pictures(folder / "images"):
         yield Case(name, path.stem, path, masks.get(path.stem), _patient(pattern, path.stem))
+
+
+def _check_foreign(name: str, folder: Path) -> None:
+    for part in ("images", "masks"):
+        paths = (folder / part).iterdir() if (folder / part).is_dir() else ()
+        found = sorted(path.name for path in paths if path.name.lower().endswith(FOREIGN))
+        if found:
+            raise DataError(
+                f"site {name!r}: {part}/ holds {found[0]!r} ({len(found)} such file(s)); DICOM and volumes are not read: "
+                "export each picture as 8- or 16-bit PNG or TIFF, and take the file out"
+            )
 
 
 def _from_manifest(name: str, folder: Path, pattern: re.Pattern[str] | None) -> Iterator[Case]:

@@ -16,6 +16,7 @@ CLASSES = ("pfedsam.runtime.nvflare.",)
 _CONTROLLER = "pfedsam.runtime.nvflare.controller.StudyController"
 _EXECUTOR = "pfedsam.runtime.nvflare.site_side.SiteExecutor"
 GATE = "pfedsam.runtime.nvflare.site_side.SiteGate"
+GUARD = "pfedsam.runtime.nvflare.guard.CoordinatorGuard"
 
 
 def write_job(folder: Path, study: str, *, studies_root: str = "", sites_root: str = "") -> Path:

@@ -1,7 +1,8 @@
 """Keys, certificates and startup kits by NVFlare's provisioner, and the policies that a site puts into its own kit.
 
-The coordinator makes one kit per site: its key, its certificate, the root certificate and the coordinator's address. What a
-job may do at the site is not the kit's to say: `install_kit` writes that at the site, from the site's own package.
+The coordinator makes one kit per site: its certificate, the root certificate, the coordinator's address, and its key unless the
+site has made that itself (`keys`). What a job may do at the site is not the kit's to say: `install_kit` writes that at the site,
+from the site's own package.
 """
 
 import contextlib
@@ -10,22 +11,26 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from cryptography import x509
 from nvflare.lighter.prov_utils import prepare_builders
 from nvflare.lighter.provision import prepare_project
 from nvflare.lighter.provisioner import Provisioner
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import RunError
-from pfedsam.runtime.nvflare.jobs import GATE
+from pfedsam.runtime.nvflare import keys
+from pfedsam.runtime.nvflare.jobs import GATE, GUARD
 
 ADMIN: Final = "coordinator@pfedsam.local"
 _BUILDERS: Final = "nvflare.lighter.impl"
 _MAX_KIT_BYTES: Final = 4 * 2**20
 _MAX_KIT_FILES: Final = 200
+_MAX_NAME: Final = 63
+"""Longer host names are cut in a certificate."""
 _ORG_ADMIN_RIGHTS: Final = (
     "submit_job",
     "clone_job",
@@ -39,7 +44,7 @@ _ORG_ADMIN_RIGHTS: Final = (
 
 def provision(
     folder: Path, project: str, address: str, port: int, sites: Sequence[str], *, valid_days: int = 360
-) -> None:
+) -> list[str]:
     """Make keys and kits in `folder`: `server/`, `admin/` and `kits/<site>.zip`; made again, it adds the sites that are new.
 
     Args:
@@ -47,37 +52,129 @@ def provision(
         project: the project's name, also NVFlare's.
         address: the host name under which sites reach this machine; it stands in the certificate.
         port: that sites connect to; the one above it serves the coordinator's own control connection.
-        sites: names.
+        sites: names; those that have a certificate already are left as they are.
         valid_days: of the root certificate, when it is made.
 
+    Returns:
+        The sites for which a kit was made.
+
     Raises:
+        OptionError: a name cannot name a site of a federation.
         RunError: NVFlare could not make them.
     """
-    description = _project(project, address, port, sites, valid_days)
+    for site in sites:
+        keys.check_name(site)
+    known = _read_certificates(folder, project)
+    new = [site for site in sites if site not in known]
+    made = _make(folder, _project(project, address, port, new, valid_days))
+    for name, target in ((address, "server"), (ADMIN, "admin")):
+        if not (folder / target).exists():
+            shutil.copytree(made / name, folder / target)
+    for site in new:
+        _pack(made / site, folder / "kits" / f"{site}.zip")
+    shutil.rmtree(made)
+    _forget_keys(folder, project)  # the sites' keys stand in their kits alone
+    _make_private(folder)
+    return new
+
+
+def sign_request(folder: Path, name: str, request: x509.CertificateSigningRequest) -> Path:
+    """Make the kit of a site that has made its key itself; the kit holds no key.
+
+    Args:
+        folder: of the coordinator.
+        name: of the site.
+        request: the site's, as read by `keys.read_request`.
+
+    Returns:
+        The kit's path.
+
+    Raises:
+        RunError: the name is taken, or the folder holds no coordinator.
+    """
+    project, address, port = _known_as(folder)
+    certificates = _read_certificates(folder, project)
+    if name in certificates:
+        raise RunError(
+            f"there is a certificate for {name!r} already; `revoke` it and let the site ask by another name."
+        )
+    root = x509.load_pem_x509_certificate(certificates["root_cert"].encode())
+    days = (root.not_valid_after_utc - root.not_valid_before_utc).days
+    made = _make(folder, _project(project, address, port, [name], days))
+    startup, kit = made / name / "startup", folder / "kits" / f"{name}.zip"
+    (startup / keys.KEY).unlink()  # it was NVFlare's, and nobody will use it
+    like = (startup / keys.CERTIFICATE).read_bytes()
+    certificate = keys.sign(request, like, certificates["root_pri_key"].encode())
+    (startup / keys.CERTIFICATE).write_bytes(certificate)
+    _pack(made / name, kit)
+    shutil.rmtree(made)
+    _forget_keys(folder, project, {name: certificate.decode("ascii")})
+    _make_private(folder)
+    return kit
+
+
+def _make(folder: Path, description: dict[str, Any]) -> Path:
+    """Let NVFlare make what a project describes, and say where it lies.
+
+    Raises:
+        RunError: it could not.
+    """
     work = folder / "provision"
-    work.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for path in (work, folder / "kits"):
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
     with contextlib.redirect_stdout(io.StringIO()):
         context = Provisioner(str(work), prepare_builders(description)).provision(prepare_project(description))
     if context.get("build_error"):
         raise RunError("NVFlare could not make the startup kits; see the messages above.")
-    made = Path(context.get_result_location())
-    for name, target in ((address, "server"), (ADMIN, "admin")):
-        if not (folder / target).exists():
-            shutil.copytree(made / name, folder / target)
-    (folder / "kits").mkdir(exist_ok=True, mode=0o700)
-    for site in sites:
-        kit = folder / "kits" / f"{site}.zip"
-        if not kit.exists():
-            _pack(made / site, kit)
-    shutil.rmtree(made)  # the sites' keys stand in their kits alone
-    _make_private(folder)
+    return Path(context.get_result_location())
 
 
-def install_kit(kit: Path, workspace: Path) -> dict[str, Any]:
-    """Unpack a kit into a site's NVFlare workspace, put the site's own policies in it, and return its `fed_client.json`.
+def _known_as(folder: Path) -> tuple[str, str, int]:
+    """Project, host name and port of the coordinator in a folder.
 
     Raises:
-        RunError: it is not a site's kit, or holds a path that leads out of it.
+        RunError: it holds none.
+    """
+    try:
+        server = json.loads((folder / "server" / "startup" / "fed_server.json").read_text("utf-8"))["servers"][0]
+    except (OSError, ValueError, LookupError) as error:
+        raise RunError("this folder holds no coordinator; make one with `pfedsam coordinator init`.") from error
+    host, _, port = str(server["service"]["target"]).rpartition(":")
+    return str(server["name"]), host, int(port)
+
+
+def _state(folder: Path, project: str) -> Path:
+    """Where NVFlare's provisioner keeps what it has made."""
+    return folder / "provision" / project / "state" / "cert.json"
+
+
+def _read_certificates(folder: Path, project: str) -> dict[str, Any]:
+    path = _state(folder, project)
+    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
+
+
+def _forget_keys(folder: Path, project: str, signed: Mapping[str, str] | None = None) -> None:
+    """Take the sites' private keys out of NVFlare's books; certificates stay, so that a name is not given twice."""
+    certificates = _read_certificates(folder, project)
+    address = _known_as(folder)[1]
+    own = {ADMIN, address, address[:_MAX_NAME]}
+    for name, entry in certificates.items():
+        if isinstance(entry, dict) and name not in own:
+            entry.pop("pri_key", None)
+            entry |= {"cert": signed[name]} if signed and name in signed else {}
+    atomic.write_json(_state(folder, project), certificates)
+
+
+def install_kit(kit: Path, workspace: Path, *, own_key: bool = False) -> dict[str, Any]:
+    """Unpack a kit into a site's NVFlare workspace, put the site's own policies in it, and return its `fed_client.json`.
+
+    Args:
+        kit: the archive.
+        workspace: the folder.
+        own_key: the site's key is in the workspace already, and the kit must hold none.
+
+    Raises:
+        RunError: it is not a site's kit, holds a path that leads out of it, or its certificate is not of the site's key.
     """
     try:
         with zipfile.ZipFile(kit) as archive:
@@ -86,12 +183,16 @@ def install_kit(kit: Path, workspace: Path) -> dict[str, Any]:
                 raise RunError(f"{kit.name} is larger than a startup kit can be.")
             for entry in entries:
                 _check_entry(kit, entry)
+            if own_key and f"startup/{keys.KEY}" in archive.namelist():
+                raise RunError(f"{kit.name} brings a key; the kit for this site's own request holds none.")
             archive.extractall(workspace)
     except (OSError, zipfile.BadZipFile) as error:
         raise RunError(f"{kit.name} cannot be unpacked: {error}. Ask the coordinator for the kit again.") from error
     config = workspace / "startup" / "fed_client.json"
     if not config.is_file():
         raise RunError(f"{kit.name} is not a site's startup kit: it has no startup/fed_client.json.")
+    if not keys.belong_together(workspace / "startup"):
+        raise RunError(f"{kit.name} has no certificate for this site's key; ask the coordinator for its own kit.")
     shutil.rmtree(workspace / "local", ignore_errors=True)  # what a kit says about the site's policies does not count
     (workspace / "local").mkdir(mode=0o700)
     write_site_policy(workspace)
@@ -181,7 +282,8 @@ def write_server_policy(server: Path) -> None:
     for component in resources["components"]:
         if component["id"] == "job_manager":
             component["args"]["uri_root"] = str(server / "jobs")
-    resources["components"] = [c for c in resources["components"] if c["id"] != "log_receiver"]
+    kept = [component for component in resources["components"] if component["id"] not in ("log_receiver", "guard")]
+    resources["components"] = [*kept, {"id": "guard", "path": GUARD, "args": {"own": [ADMIN]}}]
     atomic.write_json(local / "resources.json", resources)
 
 

@@ -1,0 +1,141 @@
+"""A site's key that never leaves it: the site makes it and asks (PKCS #10, RFC 2986), the coordinator signs."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
+
+from pfedsam.core import atomic
+from pfedsam.core.errors import OptionError, RunError
+
+KEY: Final = "client.key"
+CERTIFICATE: Final = "client.crt"
+ROOT: Final = "rootCA.pem"
+KEY_BITS: Final = 2048
+"""What NVFlare's own provisioner makes."""
+_MAX_REQUEST_BYTES: Final = 16 * 1024
+_NAME: Final = re.compile(r"(?!server\Z)[A-Za-z0-9][A-Za-z0-9_\-]{0,62}")
+"""NVFlare parts the names of its processes by dots, and calls its own `server`."""
+
+
+def check_name(name: str) -> None:
+    """Let a name pass only if a site of a federation can have it.
+
+    Raises:
+        OptionError: it cannot.
+    """
+    if not _NAME.fullmatch(name):
+        raise OptionError(
+            f"{name!r} cannot name a site of a federation: use up to 63 letters, digits, '_' and '-', beginning with a "
+            "letter or digit, and not 'server'."
+        )
+
+
+def make_request(startup: Path, name: str, target: Path) -> str:
+    """Make a site's key in its folder `startup/`, and the request for a certificate in the file `target`.
+
+    Returns:
+        The key's fingerprint, for the coordinator to compare.
+
+    Raises:
+        OptionError: the name cannot name a site.
+        RunError: there is a key already.
+    """
+    check_name(name)
+    if (startup / KEY).exists():
+        raise RunError("this folder has a key already; send its request again, or begin in a new folder.")
+    startup.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key = rsa.generate_private_key(65537, KEY_BITS)
+    plain = serialization.NoEncryption()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, plain)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    atomic.write_bytes(startup / KEY, pem)
+    atomic.write_bytes(target, request.public_bytes(serialization.Encoding.PEM), mode=0o644)
+    return fingerprint(request)
+
+
+def read_request(path: Path) -> tuple[str, x509.CertificateSigningRequest]:
+    """The site's name in a request, and the request; nothing in it is trusted, and nothing but name and key is used.
+
+    Raises:
+        RunError: it is none, its signature is not its key's, or name or key cannot be used.
+    """
+    try:
+        with path.open("rb") as file:
+            request = x509.load_pem_x509_csr(file.read(_MAX_REQUEST_BYTES))
+        sound, key = request.is_signature_valid, request.public_key()
+        names = [str(entry.value) for entry in request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path.name} is not a request that `pfedsam site request` made.") from error
+    if not sound or len(names) != 1 or not _NAME.fullmatch(names[0]):
+        raise RunError(f"{path.name} is not signed by its own key, or names no site that there can be.")
+    if not isinstance(key, rsa.RSAPublicKey) or key.key_size < KEY_BITS:
+        raise RunError(f"{path.name} holds another key than RSA of {KEY_BITS} bits or more.")
+    return names[0], request
+
+
+def fingerprint(holder: x509.CertificateSigningRequest | x509.Certificate) -> str:
+    """SHA-256 of the public key in a request or a certificate, in groups that can be read out."""
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    found = hashlib.sha256(holder.public_key().public_bytes(serialization.Encoding.DER, form)).hexdigest()
+    return " ".join(found[at : at + 4] for at in range(0, len(found), 4))
+
+
+def root_fingerprint(startup: Path) -> str:
+    """The fingerprint of the federation's root key, as a folder `startup/` of any of its parties has it.
+
+    Raises:
+        RunError: there is no root certificate.
+    """
+    try:
+        return fingerprint(x509.load_pem_x509_certificate((startup / ROOT).read_bytes()))
+    except (OSError, ValueError) as error:
+        raise RunError("the federation's root certificate is missing, or cannot be read.") from error
+
+
+def sign(request: x509.CertificateSigningRequest, like: bytes, root_key: bytes) -> bytes:
+    """A certificate for the key in a request; all else is that of another certificate.
+
+    Args:
+        request: as read by `read_request`.
+        like: the certificate (PEM) that gives subject, issuer, validity and extensions.
+        root_key: the private key (PEM) of its issuer.
+
+    Returns:
+        PEM.
+
+    Raises:
+        RunError: the issuer's key is of another kind than NVFlare makes.
+    """
+    model, issuer = x509.load_pem_x509_certificate(like), serialization.load_pem_private_key(root_key, None)
+    if not isinstance(issuer, rsa.RSAPrivateKey):
+        raise RunError("the coordinator's root key is not an RSA key; make the coordinator anew.")
+    builder = x509.CertificateBuilder().subject_name(model.subject).issuer_name(model.issuer)
+    builder = builder.public_key(request.public_key()).serial_number(x509.random_serial_number())
+    builder = builder.not_valid_before(model.not_valid_before_utc).not_valid_after(model.not_valid_after_utc)
+    for extension in model.extensions:
+        value = extension.value
+        if isinstance(value, x509.SubjectKeyIdentifier):
+            value = x509.SubjectKeyIdentifier.from_public_key(request.public_key())
+        builder = builder.add_extension(value, extension.critical)
+    return builder.sign(issuer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def belong_together(startup: Path) -> bool:
+    """Whether a site's key and certificate are of one pair.
+
+    Raises:
+        RunError: one of them is missing or cannot be read.
+    """
+    try:
+        key = serialization.load_pem_private_key((startup / KEY).read_bytes(), None)
+        certificate = x509.load_pem_x509_certificate((startup / CERTIFICATE).read_bytes())
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError("the site's key or certificate is missing, or cannot be read: ask for a new kit.") from error
+    return key.public_key() == certificate.public_key()
