@@ -77,7 +77,14 @@ class Federation:
                 "lora": {"rank": 2},
                 "experts": {"count": 2, "width": 4, "top_k": 1},
             },
-            "training": {"rounds": rounds, "steps_per_round": 2, "final_steps": 1, "batch_size": 2, **(training or {})},
+            "training": {
+                "rounds": rounds,
+                "steps_per_round": 2,
+                "final_steps": 1,
+                "local_phase": "local",  # with a last phase, so that every task is asked for
+                "batch_size": 2,
+                **(training or {}),
+            },
             "evaluation": {"validate_every": 1},
         }
         self.config.write_text(yaml.safe_dump(content))
