@@ -34,7 +34,7 @@ class TrainingOptions(Options):
         default=False, description="pfedsam: train shared and local parameters in one phase instead of two."
     )
     opening: float = Field(
-        default=0.25,
+        default=0.5,
         ge=0,
         lt=1,
         description="pfedsam: part of the rounds, at the start, that train the shared part alone; 0 = none.",

@@ -5,7 +5,7 @@ phase trains the experts with the shared part fixed, on labels and by distillati
 After the last aggregation each site trains one more local phase on the final shared parameters.
 
 Ours differs by default (docs/decisions/0006 to 0008): the local part has a second LoRA, so that a site can undo what does not fit it; the
-first quarter of the rounds trains the shared part alone; and the second phase of the others trains both parts inside the personal model,
+first half of the rounds trains the shared part alone; and the second phase of the others trains both parts inside the personal model,
 which needs no last phase.
 """
 
