@@ -45,8 +45,9 @@ def toy_options(toy_folder: Path) -> RunOptions:
                 "lora": {"rank": 2},
                 "experts": {"count": 2, "width": 4, "top_k": 1},
             },
-            # So fast and so strict that sites do keep earlier models, or use the shared one, in every test of kills and runtimes; local phases, because
-            # with them a run has every kind of phase: those of the opening, two decoupled ones with a teacher, and a last one.
+            # So fast and so strict that sites do keep earlier models, or use the shared one, in every test of kills and runtimes;
+            # local phases, because with them a run has every kind of phase: those of the opening, two decoupled ones with a teacher,
+            # and a last one.
             "training": {
                 "rounds": 4,
                 "steps_per_round": 2,
