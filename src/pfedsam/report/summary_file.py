@@ -77,7 +77,7 @@ class SiteEntry(_Part):
 
     @property
     def in_use(self) -> Entry | None:
-        """The model that the site would use: its personal one where the method has one, else the shared one."""
+        """The model that the site would use: under `personal` where the method has one, else under `shared`."""
         return self.personal or self.shared
 
     @property
