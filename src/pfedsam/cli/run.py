@@ -94,10 +94,9 @@ def compare(options: "RunOptions", out: Path, methods: list[str], *, resume: boo
     cached = options.runtime.model_copy(
         update={"cache_folder": options.runtime.cache_folder or (out / "cache").resolve()}
     )
-    training = options.training
-    budget = training.rounds * training.steps_per_round + training.final_steps
+    options = options.model_copy(update={"runtime": cached})
     planned = {
-        name: equal_steps(options.model_copy(update={"method": find_method(name).name, "runtime": cached}), budget)
+        name: equal_steps(options.model_copy(update={"method": find_method(name).name}), options.training.steps)
         for name in methods
     }
     summaries: dict[str, Summary] = {}

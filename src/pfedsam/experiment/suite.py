@@ -148,8 +148,7 @@ def run_options(
     for key, value in entry.changes.items():
         put(content, key, value)
     chosen = validate(RunOptions, content, f"suite {suite.name}, {entry.label}")
-    training = basis.training
-    return equal_steps(chosen, training.rounds * training.steps_per_round + training.final_steps)
+    return equal_steps(chosen, basis.training.steps)
 
 
 def local_steps(options: RunOptions) -> int:

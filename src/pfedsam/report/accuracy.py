@@ -21,7 +21,7 @@ from pfedsam.evaluation.statistics import (
     stratified_mean,
     wilcoxon_p,
 )
-from pfedsam.report.records import Record, read_records
+from pfedsam.report.records import Record, last_validation, read_records
 from pfedsam.report.summary_file import Entry, Summary, read_summary
 
 _POINTS: Final = {"dice": 100.0, "iou": 100.0, "hd95": 1.0, "assd": 1.0}
@@ -244,7 +244,7 @@ def _case_dice(path: Path, model: str) -> dict[str, float]:
 
 def _last_validation(records: Sequence[Record], model: str) -> dict[str, float]:
     """Site to Dice in points of the last round that was validated; of the shared model at a site that uses that one."""
-    last = max((row["round"] for row in records if row["kind"] == "validation"), default=None)
+    last = last_validation(records)
     rows = [row for row in records if last is not None and row.get("round") == last]
     plain = {row["site"] for row in rows if row["kind"] == "plain"}
     return {

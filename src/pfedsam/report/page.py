@@ -17,7 +17,7 @@ from pfedsam.core.atomic import write_text
 from pfedsam.report import figures
 from pfedsam.report.format import MISSING, format_bytes, format_gain, format_seconds, format_value
 from pfedsam.report.overlays import PREDICTION, TRUTH, read_overlays
-from pfedsam.report.records import Record, read_records
+from pfedsam.report.records import Record, last_validation, read_records
 from pfedsam.report.summary_file import SiteEntry, Summary, read_summary, with_local_only
 from pfedsam.report.tables import dice_rows, undefined_note
 
@@ -180,7 +180,7 @@ def _losses(records: Sequence[Record]) -> list[tuple[str, str]]:
 def _absences(records: Sequence[Record]) -> list[Absence]:
     """Every site that was missing or refused, or uses another model than its last personal one, in the order of the rounds."""
     found = []
-    last = max((row["round"] for row in records if row["kind"] == "validation"), default=None)
+    last = last_validation(records)
     for row in records:
         if row["kind"] == "absent":
             found += [Absence(row["round"], row["task"], site, reason) for site, reason in row["sites"].items()]

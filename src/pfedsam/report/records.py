@@ -99,6 +99,11 @@ class RecordWriter:
         self.close()
 
 
+def last_validation(records: Iterable[Record]) -> int | None:
+    """The last round after which sites were validated; None where none was."""
+    return max((row["round"] for row in records if row["kind"] == "validation"), default=None)
+
+
 def read_records(path: Path) -> list[Record]:
     """All records of a run, in the order in which they were written; a half-written last line is left out.
 

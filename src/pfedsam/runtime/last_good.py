@@ -71,6 +71,11 @@ class SiteModels:
     choose: bool = True
     """Use the shared model where that does better."""
 
+    @classmethod
+    def of(cls, options: RunOptions, built: BuiltModel, folder: Path, initial: NamedTensors) -> "SiteModels":
+        """The models of a site of this run."""
+        return cls(folder, initial, allowed_drop(options, built), options.evaluation.choose_model)
+
     def trained(self, received: NamedTensors) -> Parameters:
         """What the site trained last, with the shared parameters that it received, or that it ended with."""
         state = self._state.load()
@@ -78,16 +83,16 @@ class SiteModels:
 
     def in_use(self, received: NamedTensors) -> Parameters:
         """What the site uses."""
-        state, good = self._state.load(), self._good.load()
-        if not state or not good or good.round < state.round:
+        good = self._if_of_last(self._good.load())
+        if good is None:
             return self.trained(received)
         used = Parameters(good.shared, good.local) if _is_kept(good) else self.trained(received)
         return used._replace(plain=_is_plain(good))
 
     def kept(self, round_: int) -> SiteState | None:
         """What the last phases after `round_` rounds start from where that is not what was received; later validations are dropped."""
-        state, good = self._state.load(), self._good.rewind(round_)
-        return good if state and good and good.round >= state.round and _is_kept(good) else None
+        good = self._if_of_last(self._good.rewind(round_))
+        return good if good and _is_kept(good) else None
 
     def judge(self, round_: int, scores: Mapping[str, float | None], received: NamedTensors) -> Validation:
         """Note how the models that were trained last did in the validation after `round_`.
@@ -120,6 +125,11 @@ class SiteModels:
         )
         self._good.commit(good)
         return Validation(scores, plain=bool(ending))
+
+    def _if_of_last(self, good: SiteState | None) -> SiteState | None:
+        """A stored validation, if it is of what was trained last."""
+        state = self._state.load()
+        return good if state and good and good.round >= state.round else None
 
     @property
     def _state(self) -> SiteStore:

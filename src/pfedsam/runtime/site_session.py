@@ -31,7 +31,7 @@ from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.federation.update import Update
 from pfedsam.model.partition import assign
 from pfedsam.report.overlays import OverlayItem, write_overlays
-from pfedsam.runtime.last_good import Parameters, SiteModels, Validation, allowed_drop
+from pfedsam.runtime.last_good import Parameters, SiteModels, Validation
 from pfedsam.training.client_round import ClientResult, ClientState, client_round, expert_usage
 from pfedsam.training.phases import Model
 from pfedsam.training.site_data import SiteData
@@ -81,7 +81,7 @@ class SiteSession:
         self.data: SiteData = build_site_data(options, name, cases, built, cache)
         self._cases = len(cases)
         self._initial = built.start("local") if start is None else start
-        self.models = SiteModels(folder, self._initial, allowed_drop(options, built), options.evaluation.choose_model)
+        self.models = SiteModels.of(options, built, folder, self._initial)
 
     def train(self, round_: int, shared: NamedTensors) -> tuple[bytes, RoundReport]:
         """Do the client round `round_` on the shared parameters and keep the new local state.

@@ -22,7 +22,7 @@ from pfedsam.evaluation.scores import CaseScores
 from pfedsam.experiment.build import POOLED, BuiltModel, build_method, build_model, training_cases
 from pfedsam.experiment.options import RunOptions
 from pfedsam.model.numerics import configure_numerics
-from pfedsam.runtime.last_good import SiteModels, Validation, allowed_drop
+from pfedsam.runtime.last_good import SiteModels, Validation
 from pfedsam.runtime.site_session import RoundReport, SiteScorer, SiteSession
 from pfedsam.training.phases import Model
 
@@ -100,7 +100,7 @@ def site_models(options: RunOptions, built: BuiltModel, folder: Path, site: str)
     first: tensors.NamedTensors = built.start("local")
     if build_method(options).pooled:
         first = SiteModels(sites / POOLED, first).trained({}).local
-    return SiteModels(sites / site, first, allowed_drop(options, built), options.evaluation.choose_model)
+    return SiteModels.of(options, built, sites / site, first)
 
 
 def _decode(shared: bytes) -> dict[str, torch.Tensor]:

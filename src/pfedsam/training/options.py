@@ -60,3 +60,8 @@ class TrainingOptions(Options):
     distillation: DistillationOptions = Field(
         default=DistillationOptions(), description="Between shared and personal model."
     )
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of a training site over a whole run, where its method has a last phase."""
+        return self.rounds * self.steps_per_round + self.final_steps
