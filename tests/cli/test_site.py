@@ -84,6 +84,7 @@ def test_a_site_asks_for_its_certificate_and_keeps_its_key(
     pytest.importorskip("nvflare")
     coord, north, kit = tmp_path / "coord", tmp_path / "north", tmp_path / "coord" / "kits" / "north.zip"
     assert call("coordinator", "init", coord, "--address", "localhost", "--port", 58132) == 0
+    assert "site request" in capsys.readouterr().out
     assert call("site", "request", north, "--name", "north") == 0
     read_out = capsys.readouterr().out.strip()[-79:]
     assert len(read_out.split()) == 16
@@ -92,6 +93,10 @@ def test_a_site_asks_for_its_certificate_and_keeps_its_key(
     assert read_out in shown
     root = shown.strip()[-79:]
     key = (north / "nvflare" / "startup" / "client.key").read_bytes()
+    elsewhere = tmp_path / "elsewhere"
+    assert call("site", "init", elsewhere, "--kit", kit, "--data", tmp_path) == 8  # not where the key is
+    assert "site request" in capsys.readouterr().err
+    assert not list(elsewhere.iterdir())
     assert call("site", "init", north, "--kit", kit, "--data", tmp_path) == 0
     assert f"Root {root}:" in capsys.readouterr().out
     assert (north / "nvflare" / "startup" / "client.key").read_bytes() == key

@@ -1,9 +1,11 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from pfedsam.data.check import check_site
+from pfedsam.core.errors import DataError
+from pfedsam.data.check import check_site, refuse_problems
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.manifest import Site, read_site
@@ -59,3 +61,15 @@ def test_an_empty_site_and_a_size_limit(site_folder, tmp_path):
     )
     report = check_site(read_site("north", site_folder("a")), LABELS, ImageOptions(max_megapixels=1e-5))
     assert len(report.problems) == 2
+
+
+def test_sound_sites_pass_and_the_first_twenty_problems_are_named(site_folder, tmp_path):
+    refuse_problems([read_site("north", site_folder("a"))], LABELS)
+    empty = [Site(f"empty{i:02d}", tmp_path, ()) for i in range(22)]
+    with pytest.raises(DataError) as caught:
+        refuse_problems(empty, LABELS)
+    first, *named, last = str(caught.value).splitlines()
+    assert first == "The data has 22 problem(s):"
+    assert [name for name in named if "has no cases" in name] == named
+    assert len(named) == 20
+    assert last == "... and 2 more; `pfedsam data check` lists them all."

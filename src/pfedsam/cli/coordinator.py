@@ -42,6 +42,12 @@ def init_command(
         )
     elif names:
         OUT.print("No kit is new: a site's kit is made once.")
+    else:
+        OUT.print(
+            f"The coordinator is in {folder}. Each site sends the file that `pfedsam site request` makes; `pfedsam coordinator sign` "
+            "answers it with a kit.",
+            soft_wrap=True,
+        )
 
 
 @app.command("sign")

@@ -1,7 +1,7 @@
 """Everything that is wrong with a site's data, at once: a folder is mended in one go instead of error by error."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,10 @@ class SiteReport:
     """Class -> cases that have it, 0 included."""
     problems: tuple[str, ...]
     """One message each, with site, case and remedy; empty where all is well."""
+
+
+_NAMED = 20
+"""Problems that an error names one by one."""
 
 
 @dataclass
@@ -67,6 +71,19 @@ def check_site(site: Site, labels: LabelMap, image: ImageOptions | None = None) 
         classes={name: sum(not one.ids.isdisjoint(labels.ids[name]) for one in seen) for name in labels.names},
         problems=(*problems, *split_problems(site)),
     )
+
+
+def refuse_problems(sites: Iterable[Site], labels: LabelMap, image: ImageOptions | None = None) -> None:
+    """Lets only sites pass whose files are all sound; arguments as of `check_site`.
+
+    Raises:
+        DataError: they are not; the first problems are named.
+    """
+    problems = [problem for site in sites for problem in check_site(site, labels, image).problems]
+    if problems:
+        more = len(problems) - _NAMED
+        ending = f"\n... and {more} more; `pfedsam data check` lists them all." if more > 0 else ""
+        raise DataError(f"The data has {len(problems)} problem(s):\n" + "\n".join(problems[:_NAMED]) + ending)
 
 
 def _look(case: Case, labels: LabelMap, options: ImageOptions) -> _Seen:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pfedsam.core import atomic, tensors
-from pfedsam.core.errors import DataError, RunError
-from pfedsam.data.check import check_site
+from pfedsam.core.errors import RunError
+from pfedsam.data.check import refuse_problems
 from pfedsam.data.manifest import Site
 from pfedsam.data.split import read_split, write_split
 from pfedsam.evaluation.scores import CaseScores
@@ -124,14 +124,7 @@ def _sites(options: RunOptions, folder: Path) -> dict[str, Site]:
     sites = build_sites(options)
     if (folder / "config.yaml").exists():
         return {name: read_split(folder / "sites" / name / "split.json", site) for name, site in sites.items()}
-    labels = build_labels(options)
-    problems = [p for site in sites.values() for p in check_site(site, labels, options.data.image).problems]
-    if problems:
-        shown = "\n".join(problems[:20])
-        more = (
-            f"\n... and {len(problems) - 20} more; `pfedsam data check` lists them all." if len(problems) > 20 else ""
-        )
-        raise DataError(f"The data has {len(problems)} problem(s):\n{shown}{more}")
+    refuse_problems(sites.values(), build_labels(options), options.data.image)
     return sites
 
 

@@ -16,9 +16,9 @@ from typing import Final
 from torch import Tensor
 
 from pfedsam.core import atomic, tensors
-from pfedsam.core.errors import DataError, OptionError, RunError
+from pfedsam.core.errors import OptionError, RunError
 from pfedsam.core.tensors import NamedTensors
-from pfedsam.data.check import check_site
+from pfedsam.data.check import refuse_problems
 from pfedsam.data.manifest import Site
 from pfedsam.data.split import write_split
 from pfedsam.evaluation.scores import CaseScores
@@ -246,9 +246,7 @@ def _check(partition: Partition, options: RunOptions, site: Site) -> None:
     """
     if not partition.shared:
         raise RunError(f"The method {options.method!r} shares nothing, so a new site has nothing to start from.")
-    problems = check_site(site, build_labels(options), options.data.image).problems
-    if problems:
-        raise DataError("\n".join(problems[:20]))
+    refuse_problems([site], build_labels(options), options.data.image)
 
 
 def _begin(work: _Work, key: str) -> None:

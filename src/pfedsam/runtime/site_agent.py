@@ -15,7 +15,7 @@ from pfedsam.core import tensors
 from pfedsam.core.errors import DataError, OptionError, PfedsamError, StoreError
 from pfedsam.core.log import get_logger
 from pfedsam.core.tensors import NamedTensors
-from pfedsam.data.check import check_site
+from pfedsam.data.check import refuse_problems
 from pfedsam.data.manifest import Site
 from pfedsam.data.split import read_split, write_split
 from pfedsam.evaluation.summary import summarize_site
@@ -174,9 +174,7 @@ class SiteAgent:
         path = self.policy.study_folder(manifest.study) / "split.json"
         if path.exists():
             return read_split(path, site)
-        problems = check_site(site, build_labels(options), options.data.image).problems
-        if problems:
-            raise DataError(f"The data has {len(problems)} problem(s):\n" + "\n".join(problems))
+        refuse_problems([site], build_labels(options), options.data.image)
         write_split(path, site)
         return site
 

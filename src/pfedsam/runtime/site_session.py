@@ -213,6 +213,9 @@ class SiteScorer:
         """
         scores: dict[str, list[CaseScores]] = {}
         for number, (reported, model) in enumerate(models.items()):
+            if number and parameters.plain:  # the same model answers under every name
+                scores[reported] = next(iter(scores.values()))
+                continue
             scores[reported], overlays = self._score(cases, model, parameters, distances=True, draw=number == 0)
             if number == 0:
                 write_overlays(folder / "overlays", overlays)

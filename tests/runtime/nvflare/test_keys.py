@@ -43,7 +43,7 @@ def test_a_signed_request_makes_a_kit_without_a_key_that_fits_the_sites_own(coor
     config = install_kit(kit, tmp_path / "nvflare", own_key=True)
     assert config["client"]["fqsn"] == "north"
     assert key.read_bytes() == before
-    assert belong_together(key.parent)
+    assert belong_together(key.parent / "client.crt", key)
     own = x509.load_pem_x509_certificate((key.parent / "client.crt").read_bytes())
     own.verify_directly_issued_by(x509.load_pem_x509_certificate((key.parent / "rootCA.pem").read_bytes()))
     assert own.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value == "north"
@@ -90,8 +90,10 @@ def test_another_sites_kit_does_not_go_into_the_folder(coordinator: Path, tmp_pa
     other = sign_request(coordinator, *asked(tmp_path / "other", "other"))
     with pytest.raises(RunError, match="no certificate for this site's key"):
         install_kit(other, tmp_path / "mine" / "nvflare", own_key=True)
-    with pytest.raises(RunError, match="missing"):
+    assert not (tmp_path / "mine" / "nvflare" / "startup" / "fed_client.json").exists()
+    with pytest.raises(RunError, match="answers a request"):
         install_kit(other, tmp_path / "empty" / "nvflare")
+    assert not list((tmp_path / "empty").iterdir())
 
 
 def test_a_kit_with_a_key_does_not_replace_the_sites_own(coordinator: Path, tmp_path: Path) -> None:

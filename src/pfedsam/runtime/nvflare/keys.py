@@ -127,15 +127,15 @@ def sign(request: x509.CertificateSigningRequest, like: bytes, root_key: bytes) 
     return builder.sign(issuer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def belong_together(startup: Path) -> bool:
-    """Whether a site's key and certificate are of one pair.
+def belong_together(certificate: Path, key: Path) -> bool:
+    """Whether a certificate and a private key, in PEM files, are of one pair.
 
     Raises:
         RunError: one of them is missing or cannot be read.
     """
     try:
-        key = serialization.load_pem_private_key((startup / KEY).read_bytes(), None)
-        certificate = x509.load_pem_x509_certificate((startup / CERTIFICATE).read_bytes())
+        private = serialization.load_pem_private_key(key.read_bytes(), None)
+        signed = x509.load_pem_x509_certificate(certificate.read_bytes())
     except (OSError, ValueError, TypeError) as error:
         raise RunError("the site's key or certificate is missing, or cannot be read: ask for a new kit.") from error
-    return key.public_key() == certificate.public_key()
+    return private.public_key() == signed.public_key()

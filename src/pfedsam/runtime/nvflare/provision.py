@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from pfedsam.runtime.nvflare import keys
 from pfedsam.runtime.nvflare.jobs import GATE, GUARD
 
 ADMIN: Final = "coordinator@pfedsam.local"
+_CLIENT: Final = "fed_client.json"
 _BUILDERS: Final = "nvflare.lighter.impl"
 _MAX_KIT_BYTES: Final = 4 * 2**20
 _MAX_KIT_FILES: Final = 200
@@ -185,19 +187,39 @@ def install_kit(kit: Path, workspace: Path, *, own_key: bool = False) -> dict[st
                 _check_entry(kit, entry)
             if own_key and f"startup/{keys.KEY}" in archive.namelist():
                 raise RunError(f"{kit.name} brings a key; the kit for this site's own request holds none.")
-            archive.extractall(workspace)
+            workspace.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.TemporaryDirectory(dir=workspace.parent) as unpacked:
+                archive.extractall(unpacked)
+                _check_kit(kit, Path(unpacked) / "startup", workspace / "startup" if own_key else None)
+                shutil.copytree(Path(unpacked) / "startup", workspace / "startup", dirs_exist_ok=True)
     except (OSError, zipfile.BadZipFile) as error:
         raise RunError(f"{kit.name} cannot be unpacked: {error}. Ask the coordinator for the kit again.") from error
-    config = workspace / "startup" / "fed_client.json"
-    if not config.is_file():
-        raise RunError(f"{kit.name} is not a site's startup kit: it has no startup/fed_client.json.")
-    if not keys.belong_together(workspace / "startup"):
-        raise RunError(f"{kit.name} has no certificate for this site's key; ask the coordinator for its own kit.")
-    shutil.rmtree(workspace / "local", ignore_errors=True)  # what a kit says about the site's policies does not count
+    shutil.rmtree(workspace / "local", ignore_errors=True)  # what an earlier version wrote
     (workspace / "local").mkdir(mode=0o700)
     write_site_policy(workspace)
     _make_private(workspace)
-    return dict(json.loads(config.read_text("utf-8")))
+    return dict(json.loads((workspace / "startup" / _CLIENT).read_text("utf-8")))
+
+
+def _check_kit(kit: Path, startup: Path, asked: Path | None) -> None:
+    """Let only the kit of this site pass; nothing of another one is left in its folder.
+
+    Args:
+        kit: the archive, for messages.
+        startup: its content.
+        asked: where the site's own key lies, if it has made one.
+
+    Raises:
+        RunError: it is another kit, or none.
+    """
+    if not (startup / _CLIENT).is_file():
+        raise RunError(f"{kit.name} is not a site's startup kit: it has no startup/{_CLIENT}.")
+    if asked is None and not (startup / keys.KEY).exists():
+        raise RunError(
+            f"{kit.name} holds no key: it answers a request. Give the folder in which `pfedsam site request` made the key."
+        )
+    if not keys.belong_together(startup / keys.CERTIFICATE, (asked or startup) / keys.KEY):
+        raise RunError(f"{kit.name} has no certificate for this site's key; ask the coordinator for its own kit.")
 
 
 def write_site_policy(workspace: Path) -> None:
