@@ -165,7 +165,9 @@ class OurStep:
         self.model, self.partition = our_model(setting, changes)
         coupled = phase == "coupled"
         training = TrainingOptions(
-            coupled=coupled, distillation=DistillationOptions(direction="off" if coupled else "forward")
+            coupled=coupled,
+            local_phase="local",
+            distillation=DistillationOptions(direction="off" if coupled else "forward"),
         )
         self.spec: PhaseSpec = next(spec for spec in METHOD.phases(training) if spec.name == phase)
         if (

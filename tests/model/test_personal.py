@@ -57,6 +57,31 @@ def test_the_prefix_is_a_function_of_the_image_alone() -> None:
     assert all(torch.equal(together[i], model.prefix(images[i : i + 1])[0]) for i in range(3))
 
 
+def test_recomputed_blocks_give_the_same_gradients_to_the_bit_and_keep_less() -> None:
+    def step(recompute: bool) -> tuple[dict[str, torch.Tensor], int]:
+        model = make(adapt_last=2, local_lora=2, norms="local", recompute=recompute)
+        with torch.no_grad():
+            for i, parameter in enumerate(model.parameters()):
+                parameter += 0.05 * torch.randn(parameter.shape, generator=rng.generator(i))
+        tokens, kept, routings = model.prefix(pixels(2)), {}, {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = model.from_prefix(tokens, routings=routings).square().mean()
+            loss = loss + sum(routing.balance_loss() for routing in routings.values())
+            loss.backward()
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, sum(kept.values())
+
+    (expected, all_kept), (found, fewer_kept) = step(False), step(True)
+    assert expected.keys() == found.keys()
+    assert {"experts.1.up", "class_tokens"} <= expected.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert fewer_kept < all_kept
+
+
 def test_more_blocks_than_there_are_is_refused() -> None:
     with pytest.raises(OptionError, match="2 encoder blocks"):
         make(adapt_last=3)

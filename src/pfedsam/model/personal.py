@@ -5,12 +5,13 @@ whole federation. Teacher and student of the distillation are therefore the same
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import SamModel
 
 from pfedsam.core.errors import OptionError
@@ -76,6 +77,11 @@ class ModelOptions(Options):
     adapters: AdapterOptions | None = Field(
         default=None, description="Two adapters in each adapted block; empty = none (fedmsa sets it)."
     )
+    recompute: bool = Field(
+        default=False,
+        description="Compute the adapted blocks once more on the way back instead of keeping what they computed: less memory, slower "
+        "steps, the same results.",
+    )
     train_encoder: bool = Field(
         default=False,
         description="Train SAM's encoder itself, from the pixels on; nothing is cached then (fedsam sets it).",
@@ -116,6 +122,7 @@ class PersonalSam(nn.Module):
             )
         self.first_adapted = depth - adapted
         self.from_pixels = options.train_encoder
+        self.recompute = options.recompute
         self.classes = classes
         self.sam = use_fast_blocks(sam).requires_grad_(False)
         self.class_tokens = class_tokens(sam.mask_decoder, classes)
@@ -242,16 +249,27 @@ class PersonalSam(nn.Module):
             personal: use the local part; without it this is the shared model.
             routings: receives, for each adapted block, where its router sent the tokens.
         """
-        with self._own_values() if personal else nullcontext():
+        own = self._own_values() if personal else {}
+        with in_place(self, own):
             tokens, seen = self._begin(tokens)
             for i in range(0 if self.from_pixels else self.first_adapted, len(self.sam.vision_encoder.layers)):
                 experts = self.experts[str(i)] if personal and str(i) in self.experts else None
                 adapters = _adapters(self.adapters, str(i))
                 beside = _beside(experts, adapters, str(i), routings)
                 over = None if adapters is None else adapters.after_attention
-                tokens = self.sam.vision_encoder.layers[i](tokens, beside, over)
+                tokens = self._block(i, own, tokens, beside, over)
             embedding = self.sam.vision_encoder.neck(tokens).float()
             return decode(self.sam, embedding, self.class_tokens, self.output_layers, seen)
+
+    def _block(
+        self, index: int, own: Mapping[str, Tensor], *given: Tensor | Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
+        """An encoder block's answer; where it is computed again in the backward pass the site's own values are in place once more."""
+        block = self.sam.vision_encoder.layers[index]
+        if not (self.recompute and torch.is_grad_enabled()):
+            return block(*given)  # type: ignore[no-any-return]
+        again = in_place(self, own)
+        return checkpoint(block, *given, use_reentrant=False, context_fn=lambda: (nullcontext(), again))  # type: ignore[no-any-return]
 
     def _begin(self, given: Tensor) -> tuple[Tensor, Tensor | None]:
         """What `prefix` gave, as tokens for the adapted blocks and the image for the output layers."""
@@ -266,8 +284,8 @@ class PersonalSam(nn.Module):
             seen = detail.unfold(folded)
         return tokens.to(self.frozen_dtype), seen
 
-    def _own_values(self) -> AbstractContextManager[None]:
-        """Puts the site's own values in the place of the shared ones; does nothing where there are none."""
+    def _own_values(self) -> dict[str, Tensor]:
+        """The site's own values by the names of the shared ones in whose place they stand."""
         values: dict[str, Tensor] = {}
         for own in (self.personal_copy, self.norms, self.personal_output_layers):
             if own is not None:
@@ -275,7 +293,7 @@ class PersonalSam(nn.Module):
         if self.local_lora is not None:
             first = {name: self.get_parameter(name) for pair in self.local_lora.pairs.values() for name in pair}
             values |= self.local_lora.values({**first, **values})
-        return in_place(self, values) if values else nullcontext()
+        return values
 
     def forward(self, pixels: Tensor, *, personal: bool = True) -> Tensor:
         """Class logits `[B, C, S/4, S/4]` of pixels `[B, 3, S, S]` in 0..1."""
