@@ -55,6 +55,18 @@ def test_limited_plans_share_the_cache_and_nothing_else(tmp_path: Path) -> None:
     assert (limited.out, limited.cache) == (tmp_path / "out" / "labels-4", tmp_path / "out" / "cache")
 
 
+def test_converged_plans_run_three_times_as_long_and_stop_early(tmp_path: Path) -> None:
+    suite = Suite.model_validate({"name": "mine", "options": {"training": {"rounds": 5}}})
+    plan = bench._converged(Plan(suite, [], [0], tmp_path, tmp_path / "out", ["training.rounds=9"]))
+    assert plan.overrides == [
+        "training.rounds=15",
+        "evaluation.max_drop=0",
+        "training.rounds=9",
+    ]  # --set has the last word
+    assert (plan.out, plan.cache) == (tmp_path / "out" / "converged", tmp_path / "out" / "cache")
+    assert bench._limited(plan, "4").cache == plan.cache
+
+
 def test_numbers() -> None:
     assert bench._numbers("0, 2,2") == [0, 2]
     assert bench._numbers(None) == []

@@ -15,4 +15,7 @@ def test_a_curve_by_hand(tmp_path, fake):
     text = (tmp_path / "labels-x.md").read_text()
     assert "| pfedsam | 30.0 | 70.0 |" in text
     assert f"| fedavg | {MISSING} | {MISSING} |" in text
+    assert "so is the number of steps" in text
+    write_labels(tmp_path, study, {"4": {"pfedsam": {0: low}}}, converged=True)
+    assert "best of its validations" in (tmp_path / "labels-x.md").read_text()
     assert (tmp_path / "labels-x.svg").read_bytes().startswith(b"<?xml")

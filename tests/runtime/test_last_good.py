@@ -99,6 +99,12 @@ def test_a_round_that_is_repeated_is_judged_anew(site: Site) -> None:
     assert site.round(3, 0.54) == 2
 
 
+def test_no_drop_at_all_is_early_stopping(tmp_path: Path) -> None:
+    site = Site(tmp_path, 0.0)
+    assert [site.round(r, dice) for r, dice in enumerate([0.60, 0.70, 0.69, 0.70, 0.65])] == [None, None, 1, None, 3]
+    assert site.uses(4) == (3.0, 30.0)
+
+
 @pytest.mark.parametrize("max_drop", [None, 0.05])
 def test_switched_off_or_without_a_score_nothing_is_kept(tmp_path: Path, max_drop: float | None) -> None:
     site = Site(tmp_path, max_drop)
@@ -137,9 +143,11 @@ def test_it_can_be_told_to_use_its_personal_one_always(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "drop"), [("pfedsam", 0.0), ("fedavg", 0.0), ("local-only", None), ("centralized", None)]
+    ("method", "drop"), [("pfedsam", 0.0), ("fedavg", 0.0), ("local-only", 0.0), ("centralized", None)]
 )
-def test_only_a_model_that_is_received_can_be_kept(toy_options: RunOptions, method: str, drop: float | None) -> None:
+def test_every_site_may_keep_its_model_but_for_the_one_of_all(
+    toy_options: RunOptions, method: str, drop: float | None
+) -> None:
     options = toy_options.model_copy(update={"method": method})
     assert allowed_drop(options, build_model(options)) == drop
 
@@ -162,7 +170,7 @@ def test_a_run_says_so_and_its_folder_predicts_with_the_kept_model(
     rows = [row for row in read_records(tmp_path / "run" / "records.jsonl") if row["kind"] == "kept"]
     assert rows[0] == {"kind": "kept", "round": 1, "site": victim, "from_round": 0}
     assert {row["site"] for row in rows} == {victim}
-    assert "keeps the shared model of round 0" in (tmp_path / "run" / "report.html").read_text()
+    assert "keeps its model of round 0" in (tmp_path / "run" / "report.html").read_text()
     opened = open_run(tmp_path / "run")
     for name in options.data.sites:
         used = opened._in_use(name).shared

@@ -66,7 +66,7 @@ def test_every_name_of_the_list_is_made_of_the_configuration_alone(toy_options: 
     options = toy_options.model_copy(update={"method": method})
     names = allowed_numbers(options, build_model(options))
     assert names["join"] == ("cases",)
-    more = set() if method == "local-only" else {"kept_round", "uses_shared"}
+    more = {"kept_round"} if method == "local-only" else {"kept_round", "uses_shared"}
     assert {name for name in names["validate"] if not name.startswith("dice.")} == more
     allowed = {"loss", "usage"}
     assert {name.split(".")[0] for name in (*names["train"], *names["align"])} <= allowed

@@ -31,6 +31,8 @@ Seeds = Annotated[str | None, typer.Option("--seeds", help="Seeds, separated by 
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Override a key for every run, such as training.rounds=4; repeatable.")
 ]
+CONVERGED = 3
+"""Times the rounds of a suite after which every method has long stopped to gain."""
 Workers = Annotated[int, typer.Option("--workers", help="Processes that train sites side by side.")]
 Results = Annotated[Path | None, typer.Option("--results", help="Folder of the result files; empty = --out.")]
 
@@ -133,11 +135,18 @@ def labels_command(
         str,
         typer.Option("--limits", help="Labelled training images a site, separated by commas; `all` comes last anyway."),
     ] = "4,8,16",
+    converged: Annotated[
+        bool,
+        typer.Option(
+            "--converged",
+            help=f"{CONVERGED} times the suite's rounds, each site ending with the best of its validations.",
+        ),
+    ] = False,
     results: Results = None,
     overrides: Set = None,
     workers: Workers = 2,
 ) -> None:
-    """Dice against the number of labelled images per site, at equal steps: is the federation worth it?
+    """Dice against the number of labelled images per site, at equal steps or until all have converged: is the federation worth it?
 
     Give the --out of `bench accuracy` with the same suite, and the runs with all labels are taken from there.
     Example: pfedsam bench labels --data data/nuclei --suite nuclei --limits 4,8,16 --out runs/nuclei
@@ -146,8 +155,13 @@ def labels_command(
     from pfedsam.runtime.bench import run_plan, study_of
 
     plan = _plan(data, suite, out, methods, "", seeds, overrides, workers)
-    name, folder = f"labels-{plan.suite.name}", results or out
-    study = study_of(plan, name, _command(plan, "labels", suite, methods, "") + f" --limits {limits}", {})
+    name, folder = f"labels-{plan.suite.name}" + ("-converged" if converged else ""), results or out
+    command = f"{_command(plan, 'labels', suite, methods, '')} --limits {limits}" + (
+        " --converged" if converged else ""
+    )
+    study = study_of(plan, name, command, {})
+    if converged:
+        plan = _converged(plan)
     found: dict[str, Runs] = {}
     for limit in [*map(str, _numbers(limits)), ALL]:
         with bench_bar(plan) as tell:
@@ -155,7 +169,7 @@ def labels_command(
 
             def finished(outcome: "Outcome", limit: str = limit) -> None:
                 found[limit] = outcome.runs
-                write_labels(folder, study, found)
+                write_labels(folder, study, found, converged=converged)
 
             run_plan(limited, tell, finished)
     OUT.print(f"Results: {folder / name}.md")
@@ -164,7 +178,16 @@ def labels_command(
 def _limited(plan: "Plan", limit: str) -> "Plan":
     """The plan with so many labelled training images a site, in a folder of its own but with the same cache."""
     overrides = [*plan.overrides, f"data.split.max_train_cases={limit}"]
-    return replace(plan, overrides=overrides, out=plan.out / f"labels-{limit}", cache=plan.out / "cache")
+    return replace(plan, overrides=overrides, out=plan.out / f"labels-{limit}", cache=plan.cache or plan.out / "cache")
+
+
+def _converged(plan: "Plan") -> "Plan":
+    """The plan with more rounds and early stopping, in a folder of its own but with the same cache; `--set` still counts."""
+    from pfedsam.training.options import TrainingOptions
+
+    rounds = plan.suite.options.get("training", {}).get("rounds", TrainingOptions().rounds)
+    overrides = [f"training.rounds={CONVERGED * rounds}", "evaluation.max_drop=0", *plan.overrides]
+    return replace(plan, overrides=overrides, out=plan.out / "converged", cache=plan.out / "cache")
 
 
 def _plan(

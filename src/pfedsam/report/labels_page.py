@@ -14,13 +14,16 @@ from pfedsam.report.result_file import markdown
 ALL: Final = "all"
 
 
-def write_labels(folder: Path, study: Study, by_limit: Mapping[str, Runs]) -> dict[str, float | None]:
+def write_labels(
+    folder: Path, study: Study, by_limit: Mapping[str, Runs], *, converged: bool = False
+) -> dict[str, float | None]:
     """Write NAME.json, NAME.md and NAME.svg from what is there so far; returns the headline figures.
 
     Args:
         folder: for the files.
         study: what is compared.
         by_limit: labelled images per site, or `all`, to runs.
+        converged: they were trained longer than the suite says, with early stopping.
 
     Raises:
         StoreError: a file could not be written.
@@ -35,7 +38,7 @@ def write_labels(folder: Path, study: Study, by_limit: Mapping[str, Runs]) -> di
             figures[f"dice_mean.{label}.{limit}"] = result["mean"]["dice"]["mean"]
             figures[f"dice_worst_site.{label}.{limit}"] = result["worst_site"]["dice"]
     limits, labels = list(by_limit), [line.label for line in study.lines]
-    parts = [f"# {study.name}", f"`{study.command}`", _HOW]
+    parts = [f"# {study.name}", f"`{study.command}`", _HOW + (_CONVERGED if converged else _EQUAL)]
     for title, key in (("Mean over sites", "dice_mean"), ("Worst site", "dice_worst_site")):
         rows = [[m, *(format_value(figures.get(f"{key}.{m}.{limit}"), 1) for limit in limits)] for m in labels]
         parts += [f"## {title}", markdown(["method", *limits], rows)]
@@ -55,5 +58,7 @@ def write_labels(folder: Path, study: Study, by_limit: Mapping[str, Runs]) -> di
 
 _HOW = (
     "Dice in points of 100 of the model in use, mean over seeds, against the labelled training images per site (whole patients first); "
-    "validation and test are the same throughout, and so is the number of steps."
+    "validation and test are the same throughout"
 )
+_EQUAL = ", and so is the number of steps."
+_CONVERGED = ". Trained for several times the suite's rounds; each site ends with the best of its validations."

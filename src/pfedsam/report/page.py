@@ -185,7 +185,7 @@ def _absences(records: Sequence[Record]) -> list[Absence]:
         if row["kind"] == "absent":
             found += [Absence(row["round"], row["task"], site, reason) for site, reason in row["sites"].items()]
         elif row["kind"] == "kept":
-            reason = f"keeps the shared model of round {row['from_round']}: this one is worse on its validation part"
+            reason = f"keeps its model of round {row['from_round']}: this one is worse on its validation part"
             found.append(Absence(row["round"], "validate", row["site"], reason))
         elif row["kind"] == "plain" and row["round"] == last:
             reason = "uses the shared model: its personal one does worse on its validation part"

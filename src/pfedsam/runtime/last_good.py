@@ -3,8 +3,8 @@
 Whenever it validates, a site scores both of its models, and uses the better one until the next time (`evaluation.choose_model`): a local
 part that overfits a small site is left out. Where the better one's Dice is more than `evaluation.max_drop` below the best it has had, the
 site stays with the shared and local parameters of the last validation that was not so, for all that it uses: the last phases, the test,
-predictions. It trains on what it receives all the same, so that no other site's round changes, and uses that again as soon as it is good
-again.
+predictions; with `evaluation.max_drop: 0` that is early stopping. It trains on what it receives all the same, so that no other site's
+round changes, and uses that again as soon as it is good again.
 """
 
 from collections.abc import Mapping
@@ -52,11 +52,14 @@ class Validation:
 
 
 def allowed_drop(options: RunOptions, built: BuiltModel) -> float | None:
-    """How far a site's validation Dice may fall; None where there is nothing to keep or to choose."""
-    evaluation = options.evaluation
-    if build_method(options).pooled or not built.partition.shared:
+    """How far a site's validation Dice may fall; None where there is nothing to keep or to choose.
+
+    A pooled model is one for all sites, and none of them may choose another.
+    """
+    evaluation, choice = options.evaluation, bool(built.partition.shared)
+    if build_method(options).pooled:
         return None
-    return inf if evaluation.max_drop is None and evaluation.choose_model else evaluation.max_drop
+    return inf if evaluation.max_drop is None and evaluation.choose_model and choice else evaluation.max_drop
 
 
 @dataclass(frozen=True)

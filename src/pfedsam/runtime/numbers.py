@@ -34,7 +34,8 @@ def allowed_numbers(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[
     losses = dict.fromkeys(f"loss.{phase.name}.{part}" for phase in method.round_phases(training) for part in _LOSSES)
     final = [f"loss.{phase.name}.{part}" for phase in method.final(training) for part in _LOSSES]
     test = [name for model in models for name in _score_names(f"test.{model}", classes)]
-    kept = [] if allowed_drop(options, built) is None else [_KEPT, _PLAIN]
+    choice = [_KEPT, _PLAIN] if built.partition.shared else [_KEPT]
+    kept = [] if allowed_drop(options, built) is None else choice
     return {
         "join": ("cases",),
         "train": (*losses, *usage),
