@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pfedsam.federation.codec import CommunicationOptions
 from pfedsam.federation.ledger import Ledger
 from pfedsam.federation.manifest import StudyManifest, shared_tensors, write_manifest
 from pfedsam.federation.site_policy import SitePolicy
@@ -27,6 +28,7 @@ def manifest(tmp_path: Path) -> Path:
         tensors=shared_tensors({"lora.a": torch.zeros(4, 3)}),
         components={"lora_a": ("lora.a",)},
         max_change=1.0,
+        communication=CommunicationOptions(codec="fp32"),
         numbers={"join": ("cases",)},
     )
     write_manifest(tmp_path / "manifest.json", content)

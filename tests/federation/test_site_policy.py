@@ -8,6 +8,7 @@ import torch
 
 from pfedsam.core import tensors
 from pfedsam.core.errors import RunError
+from pfedsam.federation.codec import CommunicationOptions
 from pfedsam.federation.manifest import StudyManifest, largest_change, parse_manifest, shared_tensors
 from pfedsam.federation.messages import (
     REFUSALS,
@@ -37,6 +38,7 @@ def manifest() -> StudyManifest:
         backbone="b" * 64,
         tensors=shared_tensors(START),
         components={"lora_a": ("lora.a",), "lora_b": ("lora.b",), "class_tokens": ("token",)},
+        communication=CommunicationOptions(codec="fp32"),
         max_change=largest_change(START, 4e-3, 4),
         numbers={
             "join": ("cases",),

@@ -47,11 +47,14 @@ def local_state(sites, name: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["pfedsam", "fedprox", "local-only"])
+@pytest.mark.parametrize(
+    ("method", "codec"), [("pfedsam", "fp32"), ("pfedsam", "int4"), ("fedprox", "int8"), ("local-only", "fp32")]
+)
 def test_shared_parameters_local_states_records_and_scores_are_those_of_the_embedded_runtime(
-    tmp_path: Path, options: RunOptions, make_sites, method: str
+    tmp_path: Path, options: RunOptions, make_sites, method: str, codec: str
 ) -> None:
-    options = options.model_copy(update={"method": method})
+    communication = options.communication.model_copy(update={"codec": codec})
+    options = options.model_copy(update={"method": method, "communication": communication})
     study = create_study(options, tmp_path / "studies", RoundPolicy())
     sites = make_sites(options, read_manifest(study / "manifest.json"))
     assert StudyRun(study, sites).run() == "finished"

@@ -34,7 +34,7 @@ class CommunicationOptions(Options):
     """How an update is written for its way from a site to the server."""
 
     codec: CodecName = Field(
-        default="fp32",
+        default="int4",
         description="fp32: exact. fp16, int8, int4: the change from the received parameters as half floats or integers.",
     )
     error_feedback: bool = Field(

@@ -46,9 +46,7 @@ class StudyManifest(Options):
     backbone: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the frozen weights.")
     tensors: dict[str, SharedTensor] = Field(description="All that is shared.")
     components: dict[str, tuple[str, ...]] = Field(description="The shared tensors by part of the model.")
-    communication: CommunicationOptions = Field(
-        default=CommunicationOptions(), description="How the values of an update are written."
-    )
+    communication: CommunicationOptions = Field(description="How the values of an update are written.")
     max_change: float = Field(gt=0, description="Largest L2 norm by which one round may change the shared tensors.")
     numbers: dict[Task, tuple[str, ...]] = Field(description="The scalars that the reply to each task may hold.")
 

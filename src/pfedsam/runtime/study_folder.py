@@ -58,6 +58,7 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
         backbone=built.backbone,
         tensors=shared_tensors(shared),
         components={c: names for c, names in built.partition.components.items() if set(names) <= set(shared)},
+        communication=options.communication,
         max_change=largest_change(shared, options.training.optimizer.learning_rate, options.training.steps_per_round),
         numbers=allowed_numbers(options, built),
     )
