@@ -1,5 +1,6 @@
 """`pfedsam bench`: whole comparisons by one protocol, resumable, with intervals."""
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -156,7 +157,7 @@ def labels_command(
 
     plan = _plan(data, suite, out, methods, "", seeds, overrides, workers)
     name, folder = f"labels-{plan.suite.name}" + ("-converged" if converged else ""), results or out
-    command = f"{_command(plan, 'labels', suite, methods, '')} --limits {limits}" + (
+    command = f"{_command(plan, 'labels', suite, methods, '')} --limits {shlex.quote(limits)}" + (
         " --converged" if converged else ""
     )
     study = study_of(plan, name, command, {})
