@@ -68,6 +68,7 @@ def test_32_sites_take_no_more_than_a_tenth_more_than_4(tmp_path: Path, result) 
             "data": {"sites": {"site_00": "."}, "classes": {"organ": [1]}},
             "training": {"rounds": 5},
             "evaluation": {"validate_every": 0},
+            "communication": {"codec": "fp32"},  # the longest updates
         }
     )
     four, many = (peak_mb(tmp_path / str(count), count, options) for count in (4, 32))
