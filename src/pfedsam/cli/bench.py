@@ -33,7 +33,7 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", help="Override a key for every run, such as training.rounds=4; repeatable.")
 ]
 CONVERGED = 3
-"""Times the rounds of a suite after which every method has long stopped to gain."""
+"""Times the rounds of a suite that `--converged` trains."""
 Workers = Annotated[int, typer.Option("--workers", help="Processes that train sites side by side.")]
 Results = Annotated[Path | None, typer.Option("--results", help="Folder of the result files; empty = --out.")]
 
