@@ -4,7 +4,6 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -156,13 +155,11 @@ def labels_command(
     from pfedsam.runtime.bench import run_plan, study_of
 
     plan = _plan(data, suite, out, methods, "", seeds, overrides, workers)
-    name, folder = f"labels-{plan.suite.name}" + ("-converged" if converged else ""), results or out
-    command = f"{_command(plan, 'labels', suite, methods, '')} --limits {shlex.quote(limits)}" + (
-        " --converged" if converged else ""
-    )
-    study = study_of(plan, name, command, {})
+    name, folder = f"labels-{plan.suite.name}", results or out
+    command = f"{_command(plan, 'labels', suite, methods, '')} --limits {shlex.quote(limits)}"
     if converged:
-        plan = _converged(plan)
+        name, command, plan = f"{name}-converged", f"{command} --converged", _converged(plan)
+    study = study_of(plan, name, command, {})
     found: dict[str, Runs] = {}
     for limit in [*map(str, _numbers(limits)), ALL]:
         with bench_bar(plan) as tell:
@@ -178,8 +175,7 @@ def labels_command(
 
 def _limited(plan: "Plan", limit: str) -> "Plan":
     """The plan with so many labelled training images a site, in a folder of its own but with the same cache."""
-    overrides = [*plan.overrides, f"data.split.max_train_cases={limit}"]
-    return replace(plan, overrides=overrides, out=plan.out / f"labels-{limit}", cache=plan.cache or plan.out / "cache")
+    return plan.inside(f"labels-{limit}", [*plan.overrides, f"data.split.max_train_cases={limit}"])
 
 
 def _converged(plan: "Plan") -> "Plan":
@@ -187,8 +183,8 @@ def _converged(plan: "Plan") -> "Plan":
     from pfedsam.training.options import TrainingOptions
 
     rounds = plan.suite.options.get("training", {}).get("rounds", TrainingOptions().rounds)
-    overrides = [f"training.rounds={CONVERGED * rounds}", "evaluation.max_drop=0", *plan.overrides]
-    return replace(plan, overrides=overrides, out=plan.out / "converged", cache=plan.out / "cache")
+    longer = [f"training.rounds={CONVERGED * rounds}", "evaluation.max_drop=0"]
+    return plan.inside("converged", [*longer, *plan.overrides])
 
 
 def _plan(

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,15 @@ class Plan:
         """
         return {n: folder for n, folder in site_folders(self.suite, self.data).items() if n != self.leave_out}
 
+    @property
+    def cache_folder(self) -> Path:
+        """Where the frozen blocks' outputs are kept."""
+        return self.cache or self.out / "cache"
+
+    def inside(self, name: str, overrides: Sequence[str]) -> "Plan":
+        """The same comparison with other overrides, in a folder of its own inside this one's, with the same cache."""
+        return replace(self, overrides=overrides, out=self.out / name, cache=self.cache_folder)
+
     def options(self, entry: Entry, seed: int) -> RunOptions:
         """The configuration of one run.
 
@@ -59,7 +68,7 @@ class Plan:
             DataError: a site's folder is missing.
         """
         chosen = run_options(self.suite, entry, seed, self.sites, self.overrides)
-        cache = chosen.runtime.cache_folder or (self.cache or self.out / "cache").resolve()
+        cache = chosen.runtime.cache_folder or self.cache_folder.resolve()
         runtime = {"workers": self.workers, "threads": self.threads, "cache_folder": cache}
         return chosen.model_copy(update={"runtime": chosen.runtime.model_copy(update=runtime)})
 
@@ -102,7 +111,7 @@ def run_plan(plan: Plan, tell: Callable[[Step], None], finished: Callable[[Outco
         OptionError: an entry's configuration is wrong; nothing was run.
     """
     planned = [(entry, seed, plan.options(entry, seed)) for seed in plan.seeds for entry in plan.entries]
-    with _locked(plan.out, (plan.cache or plan.out / "cache")):
+    with _locked(plan.out, plan.cache_folder):
         outcome = Outcome()
         waiting = []
         for entry, seed, options in planned:

@@ -194,7 +194,7 @@ def install_kit(kit: Path, workspace: Path, *, own_key: bool = False) -> dict[st
                 shutil.copytree(Path(unpacked) / "startup", workspace / "startup", dirs_exist_ok=True)
     except (OSError, zipfile.BadZipFile) as error:
         raise RunError(f"{kit.name} cannot be unpacked: {error}. Ask the coordinator for the kit again.") from error
-    shutil.rmtree(workspace / "local", ignore_errors=True)  # what an earlier version wrote
+    shutil.rmtree(workspace / "local", ignore_errors=True)  # of an earlier installation
     (workspace / "local").mkdir(mode=0o700)
     write_site_policy(workspace)
     _make_private(workspace)
