@@ -146,7 +146,7 @@ def labels_command(
     overrides: Set = None,
     workers: Workers = 2,
 ) -> None:
-    """Dice against the number of labelled images per site, at equal steps or until all have converged: is the federation worth it?
+    """Dice against the number of labelled images per site, at equal steps or three times as long: is the federation worth it?
 
     Give the --out of `bench accuracy` with the same suite, and the runs with all labels are taken from there.
     Example: pfedsam bench labels --data data/nuclei --suite nuclei --limits 4,8,16 --out runs/nuclei
