@@ -3,9 +3,10 @@
     python benchmarks/speed.py                                            # CPU: one thread, process CPU time
     python benchmarks/speed.py --device cuda --size 1024 --batch 1 2 4 8  # GPU: wall time of finished work
 
-Writes benchmarks/results/speed-cpu.json and .md, or speed-gpu. Every subject does one step in turn, round after round; figures are
+Writes benchmarks/results/speed-cpu.json and .md, or speed-<gpu>. Every subject does one step in turn, round after round; figures are
 ratios of medians. References run as torch is installed, ours as `configure_numerics` sets it. Memory is the growth of the
-resident set during one step, each in a process of its own. `speed_subjects.py` says what each subject is.
+resident set during one step, each in a process of its own; on a GPU, of what torch has allocated.
+`speed_subjects.py` says what each subject is.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import markdown, write_result
+from common import gpu_name, markdown, write_result
 from speed_subjects import (
     LORA_ONLY,
     OurStep,
@@ -38,7 +39,7 @@ from speed_subjects import (
 )
 
 from pfedsam.core import rng
-from pfedsam.model.numerics import configure_numerics, fast_bfloat16
+from pfedsam.model.numerics import configure_numerics, fast_bfloat16, find_device
 
 Times = dict[str, list[float]]
 BF16 = {"precision": "bfloat16"}
@@ -83,7 +84,11 @@ def interleave(subjects: Mapping[str, Subject], repeats: int) -> Times:
     times: Times = {name: [] for name in subjects}
     for number in range(repeats + 1):
         for name, subject in subjects.items():
-            seconds = subject()
+            try:
+                seconds = subject()
+            except torch.OutOfMemoryError:
+                print(f"  {name}: out of memory, not measured", flush=True)
+                continue
             if number:
                 times[name].append(seconds)
         print(f"  round {number} of {repeats}, {time.process_time():.0f} s of CPU time so far", flush=True)
@@ -140,18 +145,13 @@ def matrix_rates(device: str) -> dict[str, float]:
 
 
 def memory_of(name: str, setting: Setting) -> float:
-    """MiB that one step adds to the resident set of this process at its peak (on a GPU: to what torch allocates)."""
+    """MiB that one step adds to the resident set of this process at its peak."""
     subject = STEPS[name](setting)
     if isinstance(subject, OurStep):
         list(
             subject.data.draw(subject.model, round_=0, phase="speed", batch_size=setting.batch, steps=1)
         )  # fills the cache
     gc.collect()
-    if setting.device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        subject()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _status("VmRSS")
@@ -168,12 +168,20 @@ def memory(setting: Setting) -> dict[str, float]:
     """MiB added by a step, by subject, each measured in a process of its own."""
     found = {}
     for name in _possible(IN_MEMORY, setting.device):
-        arguments = ["--device", setting.device, "--size", str(setting.size), "--batch", str(setting.batch)]
+        arguments = ["--size", str(setting.size), "--batch", str(setting.batch)]
         command = [sys.executable, __file__, "--memory-of", name, "--weights", str(setting.weights), *arguments]
         answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         found[name] = json.loads(answer.splitlines()[-1])
         print(f"  {name}: {found[name]:.0f} MiB", flush=True)
     return found
+
+
+def gpu_memory(subject: Subject) -> float:
+    """MiB that one step adds, at its peak, to what torch has allocated on the GPU."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    subject()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def _possible(names: "Mapping[str, object] | tuple[str, ...]", device: str) -> list[str]:
@@ -239,6 +247,7 @@ GOALS = {
     "memory_vs_fedmsa": 0.33,
     "moe_share": 0.03,
 }
+GPU_GOALS = {"encoder_bf16_of_matrix_rate": 0.5, "last4_vs_fedmsa": 7, "memory_vs_fedmsa": 0.33}
 WATERFALLS = {
     "encoder's forward pass": ("encoder", "encoder, faster products", "our encoder", "our encoder, bf16"),
     "step": (
@@ -256,10 +265,14 @@ WATERFALLS = {
 
 
 def table_of(
-    figures: Mapping[str, float | None], times: Times, mebibytes: Mapping[str, float], rates: Mapping[str, float]
+    figures: Mapping[str, float | None],
+    goals: Mapping[str, float],
+    times: Times,
+    mebibytes: Mapping[str, float],
+    rates: Mapping[str, float],
 ) -> str:
     """The figures beside their goals, and how the reference becomes ours, step by step."""
-    rows = [[name, _shown(value), str(GOALS.get(name, ""))] for name, value in figures.items()]
+    rows = [[name, _shown(value), str(goals.get(name, ""))] for name, value in figures.items()]
     parts = [markdown(["figure", "measured", "goal"], rows)]
     for title, names in WATERFALLS.items():
         lines = []
@@ -335,7 +348,7 @@ class Found:
             command=f"python benchmarks/speed.py --repeats {repeats}",
             seeds=[0],
             figures=figures,
-            table=table_of(figures, self.times, self.mebibytes, self.gflops),
+            table=table_of(figures, GOALS, self.times, self.mebibytes, self.gflops),
             goals=GOALS,
             load_average=os.getloadavg(),
             gflops=self.gflops,
@@ -355,37 +368,48 @@ def interleave_once(subjects: Mapping[str, Subject], repeats: int) -> Times:
 
 
 def run_gpu(settings: list[Setting], repeats: int) -> None:
-    """Encoder and steps at each batch size; without a GPU every row says so."""
-    by_batch, figures = {}, {"encoder_bf16_of_matrix_rate": None, "last4_bf16_vs_fedmsa": None, "last4_vs_fedmsa": None}
-    rates = matrix_rates("cuda") if torch.cuda.is_available() else {}
-    tables = [] if rates else ["No GPU: not measured."]
-    for setting in settings if rates else []:
-        times = interleave({name: make(setting) for name, make in STEPS.items()} | encoders(setting), repeats)
-        mebibytes = memory(setting)
-        by_batch[setting.batch] = {"seconds": times, "mebibytes_added": mebibytes}
-        # 947 GFLOP an image of 1024 px are what the exact rewrite needs (../docs/speed.md).
-        done = 946.9 * setting.batch * (setting.size / 1024) ** 2 / statistics.median(times["our encoder, bf16"])
-        figures |= {"encoder_bf16_of_matrix_rate": done / rates["bf16"]}
-        figures |= {
-            "last4_vs_fedmsa": ratio(times, "FedMSA", "global step"),
-            "last4_bf16_vs_fedmsa": ratio(times, "FedMSA", "global step, bf16"),
-        }
-        tables.append(f"Batch {setting.batch}\n\n" + table_of(figures, times, mebibytes, rates))
-    tables = (
-        tables if by_batch else [*tables, markdown(["figure", "measured"], [[name, _shown(None)] for name in figures])]
-    )
-    command = "python benchmarks/speed.py --device cuda --size 1024 --batch 1 2 4 8"
-    gpu = torch.cuda.get_device_name() if rates else "none"
-    write_result(
-        "speed-gpu",
-        command=command,
-        seeds=[0],
-        figures=figures,
-        table="\n\n".join(tables),
-        by_batch=by_batch,
-        gflops=rates,
-        gpu=gpu,
-    )
+    """Encoder and steps at each batch size, written after each; the figures are those of the largest."""
+    rates, by_batch = matrix_rates("cuda"), {}
+    tables: dict[int, str] = {}
+    for setting in settings:
+        makers = {**STEPS, **EXPERTS}
+        subjects = {name: make(setting) for name, make in makers.items()} | encoders(setting)
+        times = interleave(subjects, repeats)
+        mebibytes = {name: gpu_memory(subjects[name]) for name in IN_MEMORY if times[name]}
+        del subjects
+        gc.collect()
+        torch.cuda.empty_cache()
+        figures = gpu_figures(setting, times, mebibytes, rates)
+        by_batch[setting.batch] = {"figures": figures, "seconds": times, "mebibytes_added": mebibytes}
+        tables[setting.batch] = table_of(figures, GPU_GOALS, times, mebibytes, rates)
+        largest = max(by_batch)
+        sizes = " ".join(str(batch) for batch in sorted(by_batch))
+        write_result(
+            f"speed-{gpu_name()}",
+            command=f"python benchmarks/speed.py --device cuda --size {setting.size} --batch {sizes}",
+            seeds=[0],
+            figures=by_batch[largest]["figures"],
+            table="\n\n".join(f"Batch {batch}\n\n{tables[batch]}" for batch in sorted(tables, reverse=True)),
+            goals=GPU_GOALS,
+            by_batch=by_batch,
+            gflops=rates,
+            load_average=os.getloadavg(),
+        )
+
+
+def gpu_figures(
+    setting: Setting, times: Times, mebibytes: Mapping[str, float], rates: Mapping[str, float]
+) -> dict[str, float | None]:
+    """Those of the CPU that do not name its sizes, and how the encoder uses the GPU."""
+    # 947 GFLOP an image of 1024 px are what the exact rewrite needs (../docs/speed.md).
+    work = 946.9 * setting.batch * (setting.size / 1024) ** 2
+    figures: dict[str, float | None] = {
+        "encoder_bf16_of_matrix_rate": work / statistics.median(times["our encoder, bf16"]) / rates["bf16"],
+        "encoder_fp32": ratio(times, "encoder", "our encoder"),
+        "encoder_bf16": ratio(times, "encoder", "our encoder, bf16"),
+    }
+    others = figures_of(times, {}, mebibytes, None)
+    return figures | {name: value for name, value in others.items() if not name.startswith("encoder")}
 
 
 def main() -> None:
@@ -398,15 +422,14 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--memory-of", choices=list(STEPS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    configure_numerics(1)
+    configure_numerics(1, find_device(arguments.device))
     with tempfile.TemporaryDirectory() as folder:
         weights = arguments.weights or Path(folder) / "vit_b.pth"
         settings = [Setting(weights, arguments.size, batch, arguments.device) for batch in arguments.batch]
         if arguments.memory_of:
             print(json.dumps(memory_of(arguments.memory_of, settings[0])))
             return
-        if arguments.device == "cpu" or torch.cuda.is_available():
-            write_weights(weights)
+        write_weights(weights)
         if arguments.device == "cpu":
             run_cpu(settings[0], arguments.repeats)
         else:

@@ -23,6 +23,7 @@ from pfedsam.data.transforms import AugmentOptions, Frame
 from pfedsam.federation.methods.pfedsam import METHOD
 from pfedsam.model.backbone import standardise
 from pfedsam.model.checkpoint import load_backbone
+from pfedsam.model.encoder import encode
 from pfedsam.model.numerics import faster_precision
 from pfedsam.model.partition import Partition
 from pfedsam.model.personal import ModelOptions, PersonalSam
@@ -56,6 +57,11 @@ class Setting:
         place = torch.linspace(-1, 1, self.size)
         disc = (place[:, None] ** 2 + place**2 < 0.3).to(torch.uint8)
         return torch.rand(self.batch, 3, self.size, self.size, generator=generator), disc.repeat(self.batch, 1, 1)
+
+    @property
+    def our_products(self) -> str:
+        """The precision of our fp32 products, as `configure_numerics` sets it."""
+        return faster_precision() if self.device == "cpu" else "highest"
 
     def now(self) -> float:
         """Process CPU time; on a GPU, wall time after all work has ended."""
@@ -107,6 +113,7 @@ def reference_step(setting: Setting, kind: str, precision: str = "highest") -> S
     if kind == "two models":
         teacher = reference_sam(setting)
         add_lora(teacher)
+        teacher.to(setting.device)
         teacher.requires_grad_(False)
         add_lora(sam)
         sam.requires_grad_(False)
@@ -118,6 +125,7 @@ def reference_step(setting: Setting, kind: str, precision: str = "highest") -> S
             return distillation_loss(found, answer, labels, DistillationOptions())
     else:
         trained = {"FedSAM": train_all, "FedMSA": add_msa, "LoRA": add_lora}[kind](sam)
+    sam.to(setting.device)  # with what was added
     return timed(setting, precision, make_step(sam, trained, pixels, labels, segmentation_loss, teach))
 
 
@@ -129,30 +137,23 @@ def reference_encoder(setting: Setting, precision: str = "highest") -> Subject:
 
 def our_model(setting: Setting, changes: dict[str, Any]) -> tuple[PersonalSam, Partition]:
     """The personal SAM and where its parameters live under the method `pfedsam`."""
-    precision = changes.get("precision", "float32")
-    options = ModelOptions.model_validate({"image_size": setting.size, **changes, "precision": "float32"})
+    options = ModelOptions.model_validate({"image_size": setting.size, **changes})
     sam = load_backbone(setting.weights, image_size=setting.size)
-    model = PersonalSam(sam, options, 1, rng.generator(0, "model")).eval()
-    if precision == "bfloat16":
-        # Not by the option: on a GPU's machine the processor may lack instructions for bf16.
-        model.hold_frozen_encoder_in(torch.bfloat16)
+    model = PersonalSam(sam, options, 1, rng.generator(0, "model"), torch.device(setting.device)).eval()
     partition = Partition.of(model, model.components(), METHOD.placement(options))
-    return model.requires_grad_(False).to(setting.device), partition
+    return model.requires_grad_(False), partition
 
 
 def our_encoder(setting: Setting, precision: str) -> tuple[Subject, PersonalSam]:
     """Our encoder's forward pass over the same weights, and the model."""
     model, _ = our_model(setting, {**LORA_ONLY, "adapt_last": 1, "precision": precision, "detail": False})
-    pixels = setting.data()[0].to(setting.device)
+    pixels = setting.data()[0].to(setting.device, model.frozen_dtype)
 
     @torch.no_grad()
     def work() -> Tensor:
-        tokens = model.prefix(pixels)
-        for block in model.sam.vision_encoder.layers[model.first_adapted :]:
-            tokens = block(tokens)
-        return model.sam.vision_encoder.neck(tokens)
+        return encode(model.sam, pixels)
 
-    return timed(setting, faster_precision(), work), model
+    return timed(setting, setting.our_products, work), model
 
 
 class OurStep:
@@ -192,7 +193,7 @@ class OurStep:
 
     def __call__(self) -> float:
         """Seconds of one step."""
-        torch.set_float32_matmul_precision(faster_precision())
+        torch.set_float32_matmul_precision(self.setting.our_products)
         times: list[float] = []
         result = run_phase(
             self.model,

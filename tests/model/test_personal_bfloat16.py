@@ -19,7 +19,7 @@ from pfedsam.model.prefix import PrefixCache, PrefixOptions
 @pytest.fixture(autouse=True)
 def _any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processors without bf16 emulate it: slow, but right."""
-    monkeypatch.setattr(numerics, "fast_bfloat16", lambda: True)
+    monkeypatch.setattr(numerics, "fast_bfloat16", lambda _: True)
 
 
 def make(precision: str, **changes: object) -> PersonalSam:
@@ -74,7 +74,7 @@ def test_masks_are_those_of_float32() -> None:
 
 def test_auto_follows_the_processor_and_bfloat16_is_refused_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert make("auto").frozen_dtype == torch.bfloat16
-    monkeypatch.setattr(numerics, "fast_bfloat16", lambda: False)
+    monkeypatch.setattr(numerics, "fast_bfloat16", lambda _: False)
     assert make("auto").frozen_dtype == torch.float32
     with pytest.raises(OptionError, match=r"set model\.precision to float32"):
         make("bfloat16")

@@ -59,6 +59,7 @@ def toy_options(toy_folder: Path) -> RunOptions:
             },
             "evaluation": {"validate_every": 1, "max_drop": 0.0},
             "communication": {"codec": "fp32"},  # so that means can be computed by hand
+            "runtime": {"device": "cpu"},  # where runs are equal to the bit
         }
     )
 

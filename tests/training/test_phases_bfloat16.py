@@ -34,7 +34,7 @@ def site(folder: Path, model: PersonalSam) -> SiteData:
 
 
 def test_a_round_in_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numerics, "fast_bfloat16", lambda: True)
+    monkeypatch.setattr(numerics, "fast_bfloat16", lambda _: True)
     options = ModelOptions.model_validate({"backbone": "sam-toy", "adapt_last": 1, "precision": "bfloat16"})
     model = PersonalSam(new_backbone(compact_config("sam-toy"), rng.generator(0)), options, 1, rng.generator(1)).eval()
     partition = Partition.of(model, model.components(), METHOD.placement(options))

@@ -20,6 +20,7 @@ def pretrain_command(
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes, one core each; gradients are averaged.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of weights and scenes.")] = 0,
+    device: Annotated[str, typer.Option(help="auto (a GPU where torch finds one), cpu, cuda or cuda:<n>.")] = "cpu",
 ) -> None:
     """Train a compact SAM on scenes that the project generates; the same command goes on after an interruption.
 
@@ -39,6 +40,7 @@ def pretrain_command(
         start_from=start_from,
         workers=workers,
         seed=seed,
+        device=device,
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=ERR) as bars:

@@ -42,6 +42,9 @@ def init_command(
         str | None, typer.Option(help="The patient in a case id; empty: as the study says.")
     ] = None,
     threads: Annotated[int, typer.Option(help="Threads of the training process.")] = 1,
+    device: Annotated[
+        str, typer.Option(help="Where it computes: auto (a GPU where torch finds one), cpu, cuda or cuda:<n>.")
+    ] = "auto",
 ) -> None:
     """Make the site's folder from its startup kit; the site's own policies are written here, not taken from the kit."""  # noqa: DOC501
     import yaml
@@ -65,6 +68,7 @@ def init_command(
         backbone=backbone,
         patient_pattern=patient_pattern,
         threads=threads,
+        device=device,
     )
     atomic.write_text(folder / CONFIG, yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False))
     root = root_fingerprint(folder / WORKSPACE / "startup")

@@ -67,7 +67,8 @@ def tiled_logits(forward: Forward, pixels: Tensor, *, side: int, tiling: TilingO
     def of_tiles(pixels: Tensor) -> Tensor:
         """Native tiles [n, 3, t, t] to logits [n, C, t, t]."""
         scaled = F.interpolate(pixels, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
-        return torch.stack([logits_to_native(one.float(), tile) for one in forward(scaled.clamp(0, 1))])
+        answers = [logits_to_native(one.float(), tile) for one in forward(scaled.clamp(0, 1))]
+        return torch.stack(answers).to(pixels.device)  # where the tiles are put together
 
     height, width = pixels.shape[-2:]
     padding = (0, max(0, tiling.side - width), 0, max(0, tiling.side - height))
@@ -87,7 +88,7 @@ def predict(
 ) -> Iterator[tuple[Example, npt.NDArray[np.uint8]]]:
     """Each example with its predicted class map, uint8 [H, W] at native size, in the order given.
 
-    The caller puts the model in evaluation mode and the examples' pixels on its device; no gradient is recorded.
+    The caller puts the model in evaluation mode; no gradient is recorded.
 
     Args:
         forward: Pixels [B, 3, S, S] to logits [B, C, h, w].

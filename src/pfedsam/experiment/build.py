@@ -26,6 +26,7 @@ from pfedsam.federation.methods import find_method
 from pfedsam.federation.methods.base import Method
 from pfedsam.model.backbone import backbone_digest
 from pfedsam.model.checkpoint import load_backbone
+from pfedsam.model.numerics import CPU
 from pfedsam.model.partition import Kind, Partition
 from pfedsam.model.personal import SWITCHED, PersonalSam
 from pfedsam.model.prefix import PrefixCache, PrefixOptions
@@ -104,8 +105,8 @@ def build_sites(options: RunOptions) -> dict[str, Site]:
     return sites
 
 
-def build_model(options: RunOptions) -> BuiltModel:
-    """The model as every process of the run starts with it: the same weights everywhere.
+def build_model(options: RunOptions, device: torch.device = CPU) -> BuiltModel:
+    """The model as every process of the run starts with it: the same weights everywhere, on the device that it is to compute on.
 
     Raises:
         CheckpointError: the backbone cannot be loaded.
@@ -116,7 +117,7 @@ def build_model(options: RunOptions) -> BuiltModel:
     sam = load_backbone(model_options.backbone, image_size=model_options.image_size)
     digest = backbone_digest(sam)
     classes = len(build_labels(options).names)
-    model = PersonalSam(sam, model_options, classes, rng.generator(options.seed, "model"))
+    model = PersonalSam(sam, model_options, classes, rng.generator(options.seed, "model"), device)
     placement = method.placement(model_options)
     idle = sorted((set(model.components()) & _OPTIONAL) - set(placement))
     if idle:
@@ -177,7 +178,8 @@ def build_site_data(
     """The training part of a site."""
     model = built.model
     precision = "" if model.frozen_dtype == torch.float32 else "-bfloat16"
-    key = f"{built.backbone[:16]}-block{model.first_adapted}{precision}"
+    where = "" if model.device.type == "cpu" else f"-{model.device.type}"  # whose sums round otherwise
+    key = f"{built.backbone[:16]}-block{model.first_adapted}{precision}{where}"
     # Where the encoder is trained there are no frozen blocks whose output could be kept, or rounded.
     kept = PrefixOptions(max_gigabytes=0) if model.from_pixels else options.prefix
     return SiteData(

@@ -11,6 +11,7 @@ from pfedsam.data.tiling import TilingOptions
 from pfedsam.data.transforms import AugmentOptions
 from pfedsam.federation.codec import CommunicationOptions
 from pfedsam.federation.methods import METHODS, find_method
+from pfedsam.model.numerics import DEVICE_NAMES
 from pfedsam.model.personal import ModelOptions
 from pfedsam.model.prefix import PrefixOptions
 from pfedsam.training.options import TrainingOptions
@@ -65,11 +66,17 @@ class EvaluationOptions(Options):
 
 
 class RuntimeOptions(Options):
-    """How the work is spread over this machine; changes no result."""
+    """How the work is spread over this machine; changes no result but by rounding."""
 
     workers: int = Field(default=1, ge=1, description="Processes that train sites side by side; 1 = in this process.")
     threads: int = Field(
         default=1, ge=1, description="Threads of each process; results are bit-equal only at the same number."
+    )
+    device: str = Field(
+        default="auto",
+        pattern=DEVICE_NAMES,
+        description="Where sites compute: auto (a GPU where torch finds one), cpu, cuda or cuda:<n>; all processes share one GPU. Results "
+        "are bit-equal on the CPU, equal up to rounding between devices.",
     )
     cache_folder: Path | None = Field(
         default=None,
@@ -91,7 +98,7 @@ class RunOptions(Options):
         default=CommunicationOptions(), description="How updates are written for the way to the server."
     )
     evaluation: EvaluationOptions = Field(default=EvaluationOptions(), description="Validation and test.")
-    runtime: RuntimeOptions = Field(default=RuntimeOptions(), description="Processes and threads.")
+    runtime: RuntimeOptions = Field(default=RuntimeOptions(), description="Processes, threads and device.")
 
     @field_validator("method")
     @classmethod

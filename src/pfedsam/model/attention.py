@@ -12,11 +12,19 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 ROWS = 256
 """Queries whose logits are held at a time in `row_blocked`: 4 MB for 4096 keys in float32, near the processor."""
 MANY_KEYS = 1024
 """Above this, logits no longer fit into the processor's caches, and all of them at once cost more memory than all the rest."""
+KERNELS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+"""Torch's fused kernels, the fastest first (benchmarks/attention.py); those that do not take a type or a width are passed over."""
 FEW_QUERIES = 128
 """Below this, the loop over heads costs more than it saves."""
 
@@ -36,7 +44,8 @@ def choose_core(device: str, dtype: torch.dtype, queries: int, keys: int, gradie
         gradients: whether a backward pass follows.
     """
     if device == "cuda":
-        return fused
+        # Kernels that keep no logits compute float32 without the GPU's matrix units, backward most of all.
+        return folded if dtype == torch.float32 and gradients else fused
     # Adding the bias in place is fast in float32 only, and small blocks do not pay for the loop.
     blocks_win = dtype == torch.float32 and not gradients and queries >= FEW_QUERIES
     return row_blocked if keys > MANY_KEYS or blocks_win else folded
@@ -49,12 +58,13 @@ def folded(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tens
 
 
 def fused(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:
-    """Folded, in torch's fused attention: with no mask and equal head widths its flash kernels apply, also backward."""
+    """Folded, in torch's fused attention: with no mask and equal head widths its fastest kernels apply, also backward."""
     query, key = _fold(query, key, rel_h, rel_w, scale)
     channels, folded_channels = value.shape[-1], query.shape[-1]
     wide = folded_channels + -folded_channels % 8  # the kernels want multiples of 8
     query, key, value = (F.pad(part, (0, wide - part.shape[-1])) for part in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :channels]
+    with sdpa_kernel(KERNELS, set_priority=True):
+        return F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :channels]
 
 
 def row_blocked(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:

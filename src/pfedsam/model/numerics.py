@@ -1,7 +1,7 @@
-"""How products are computed on this machine: threads, and fp32 products on the faster path where that costs no precision."""
+"""Where and how products are computed on this machine: device, threads, and fp32 on the faster path where that costs no precision."""
 
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import torch
 
@@ -9,14 +9,39 @@ from pfedsam.core.errors import OptionError
 
 Precision: TypeAlias = Literal["float32", "bfloat16", "auto"]
 """Of frozen weights: as asked, or `auto` for what is fast here."""
+CPU: Final = torch.device("cpu")
+DEVICE_NAMES: Final = r"^(auto|cpu|cuda(:\d+)?)$"
+"""What `find_device` understands."""
 _SIZE = 384
 _SAME_CLASS = 4.0
 
 
-def configure_numerics(threads: int) -> None:
-    """Set torch's thread count, and take the faster fp32 path where `faster_precision` finds one."""
+def find_device(name: str) -> torch.device:
+    """The device that `runtime.device` names: `auto` (a GPU where torch finds one), `cpu`, `cuda` or `cuda:<n>`.
+
+    Raises:
+        OptionError: a GPU is named that torch does not find.
+    """
+    found = torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda" if found else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise OptionError(
+            f"The device is {name}, but torch {torch.__version__} finds {found or 'no'} GPU{'s' if found > 1 else ''} here. Check the "
+            "driver (nvidia-smi) and that torch was built for CUDA, or set the device to cpu, or to auto for a GPU where there is one."
+        )
+    return device
+
+
+def configure_numerics(threads: int, device: torch.device = CPU) -> None:
+    """Set torch's thread count, and take the faster fp32 path where `faster_precision` finds one.
+
+    fp32 stays fp32 on a GPU: its own faster path, TF32, keeps ten bits of a product's factors.
+    """
     torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(faster_precision())
+    torch.set_float32_matmul_precision(faster_precision() if device.type == "cpu" else "highest")
+    torch.backends.cudnn.allow_tf32 = False
 
 
 @lru_cache(maxsize=1)
@@ -38,23 +63,26 @@ def faster_precision() -> Literal["highest", "medium"]:
     return "medium" if errors["medium"] <= _SAME_CLASS * errors["highest"] else "highest"
 
 
-def fast_bfloat16() -> bool:
-    """Whether this processor has instructions for bf16 products; one that lacks them emulates them, 50 times slower than fp32."""
+def fast_bfloat16(device: torch.device = CPU) -> bool:
+    """Whether the device has instructions for bf16 products; a processor that lacks them emulates them, 50 times slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def frozen_dtype(precision: Precision) -> torch.dtype:
+def frozen_dtype(precision: Precision, device: torch.device = CPU) -> torch.dtype:
     """The type that frozen weights are held in.
 
     Raises:
-        OptionError: bfloat16 is wanted of a processor that would have to emulate it.
+        OptionError: bfloat16 is wanted of a device that would have to emulate it.
     """
     if precision == "auto":
-        return torch.bfloat16 if fast_bfloat16() else torch.float32
-    if precision == "bfloat16" and not fast_bfloat16():
+        return torch.bfloat16 if fast_bfloat16(device) else torch.float32
+    if precision == "bfloat16" and not fast_bfloat16(device):
         raise OptionError(
-            "model.precision is bfloat16, but this processor has no instructions for it (avx512_bf16, amx_bf16) and would be "
-            "50 times slower than in float32; set model.precision to float32, or to auto for sites whose machines differ."
+            "model.precision is bfloat16, but this processor has no instructions for it (avx512_bf16, amx_bf16; a GPU from Ampere "
+            "on) and would be 50 times slower than in float32; set model.precision to float32, or to auto for sites whose machines "
+            "differ."
         )
     return torch.bfloat16 if precision == "bfloat16" else torch.float32

@@ -65,8 +65,8 @@ class Partition:
         return tuple(sorted(name for kind in kinds for name in chosen[kind]))
 
     def select(self, model: nn.Module, *kinds: Kind) -> dict[str, Tensor]:
-        """Copies of the parameters of these kinds, by name."""
-        return {name: model.get_parameter(name).detach().clone() for name in self.names(*kinds)}
+        """Copies of the parameters of these kinds, by name, on the CPU."""
+        return {name: model.get_parameter(name).detach().to("cpu", copy=True) for name in self.names(*kinds)}
 
 
 _KINDS: tuple[Kind, ...] = ("frozen", "shared", "local")

@@ -24,7 +24,7 @@ from pfedsam.model.head import OutputLayers, class_tokens, decode
 from pfedsam.model.local_values import OwnCopies, OwnDifferences, OwnLora, in_place, norm_names
 from pfedsam.model.lora import LoraOptions, add_lora
 from pfedsam.model.moe import ExpertOptions, LMoE, Routing
-from pfedsam.model.numerics import Precision, frozen_dtype
+from pfedsam.model.numerics import CPU, Precision, frozen_dtype
 
 
 class ModelOptions(Options):
@@ -106,8 +106,15 @@ class PersonalSam(nn.Module):
     Background has logit 0 and classes exclude each other: probabilities are the softmax over `[0, z_1 .. z_C]`.
     """
 
-    def __init__(self, sam: SamModel, options: ModelOptions, classes: int, generator: torch.Generator) -> None:
-        """Take over `sam` (it is changed in place) for so many classes.
+    def __init__(
+        self,
+        sam: SamModel,
+        options: ModelOptions,
+        classes: int,
+        generator: torch.Generator,
+        device: torch.device = CPU,
+    ) -> None:
+        """Take over `sam` (it is changed in place) for so many classes; what is drawn is the same on every device.
 
         Raises:
             OptionError: when there are fewer encoder blocks than are to be adapted, or bfloat16 is wanted of a processor without it.
@@ -147,7 +154,8 @@ class PersonalSam(nn.Module):
         self._by_name = dict(self.named_modules())
         self._components = self._named_groups()
         self.frozen_dtype = torch.float32
-        self.hold_frozen_encoder_in(torch.float32 if self.from_pixels else frozen_dtype(options.precision))
+        self.hold_frozen_encoder_in(torch.float32 if self.from_pixels else frozen_dtype(options.precision, device))
+        self.to(device)
 
     def hold_frozen_encoder_in(self, dtype: torch.dtype) -> None:
         """Convert what is never trained of the encoder; the decoder, a few percent of the work, stays in float32."""
@@ -168,6 +176,11 @@ class PersonalSam(nn.Module):
             "sam.mask_decoder.transformer": self.sam.mask_decoder.transformer,
         }
         return modules if self.personal_output_layers else modules | {"output_layers": self.output_layers}
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; what `prefix` and `from_prefix` are given is brought there."""
+        return self.class_tokens.device
 
     @property
     def image_size(self) -> int:
@@ -229,7 +242,7 @@ class PersonalSam(nn.Module):
         """
         if self.from_pixels:
             return pixels
-        return torch.cat([self._prefix_of_one(image[None]) for image in pixels])
+        return torch.cat([self._prefix_of_one(image[None]) for image in pixels.to(self.device)])
 
     def _prefix_of_one(self, pixels: Tensor) -> Tensor:
         tokens = embed_patches(self.sam, pixels.to(self.frozen_dtype))
@@ -273,7 +286,7 @@ class PersonalSam(nn.Module):
 
     def _begin(self, given: Tensor) -> tuple[Tensor, Tensor | None]:
         """What `prefix` gave, as tokens for the adapted blocks and the image for the output layers."""
-        seen = None
+        seen, given = None, given.to(self.device)
         if self.from_pixels:
             tokens = embed_patches(self.sam, given)
             folded = detail.fold(given, tokens.shape[1:3])  # type: ignore[arg-type]

@@ -62,12 +62,12 @@ class PrefixCache:
             self._known = self._read_keys()
 
     def tokens(self, pixels: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """The tokens `[h, w, d]` (float32) of one view, pixels `[3, S, S]`; computed by `compute([1, 3, S, S])` when not kept."""
+        """The tokens `[h, w, d]` (float32, CPU) of one view, pixels `[3, S, S]`; computed by `compute([1, 3, S, S])` if not kept."""
         key = hashlib.sha256(pixels.contiguous().numpy().tobytes()).digest()
         slot = self._known.get(key)
         if slot is not None:
             return self._read(slot).float()
-        tokens = compute(pixels[None])[0].to(self.dtype)
+        tokens = compute(pixels[None])[0].to("cpu", self.dtype)
         if len(self._known) < self._slots:
             self._write(key, tokens)
         return tokens.float()

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
+
 from pfedsam.core import atomic
 from pfedsam.report.summary_file import collect_versions
 
@@ -61,7 +63,7 @@ def commit() -> str | None:
 
 
 def machine() -> str:
-    """Processor, cores and instruction sets that matter for matrix products."""
+    """Processor, cores, instruction sets that matter for matrix products, and GPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -70,7 +72,8 @@ def machine() -> str:
     facts = {key.strip(): value.strip() for key, value in facts.items()}
     flags = {"avx2", "avx512f", "avx512_bf16", "amx_bf16"} & set(facts.get("flags", "").split())
     processor = facts.get("model name", platform.processor() or platform.machine())
-    return f"{processor}, {os.cpu_count()} cores, {' '.join(sorted(flags))}; no GPU used"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{processor}, {os.cpu_count()} cores, {' '.join(sorted(flags))}; {gpu}"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

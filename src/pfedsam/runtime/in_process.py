@@ -34,6 +34,7 @@ from pfedsam.federation.aggregation import open_messages
 from pfedsam.federation.manifest import differences
 from pfedsam.federation.server import ServerState, aggregate
 from pfedsam.federation.update import UpdateSpec
+from pfedsam.model.numerics import find_device
 from pfedsam.report.page import write_page
 from pfedsam.report.records import RecordWriter, read_records
 from pfedsam.report.summary_file import Communication, Summary, build_summary, collect_versions, write_summary
@@ -66,9 +67,11 @@ def run(options: RunOptions, folder: Path, *, resume: bool = False, progress: Pr
 
     Raises:
         DataError: a site's data is wrong; every problem is named, and nothing was written.
+        OptionError: there is no such device.
         RunError: the folder holds another run.
     """
     tell = progress or (lambda _: None)
+    find_device(options.runtime.device)
     _check_folder(options, folder, resume)
     tell(Event("prepare", 0, 2, "checking the sites' data"))
     sites = _sites(options, folder)
@@ -159,9 +162,8 @@ class _Run:
     def finish(self) -> Summary:
         """Train the rounds that are left, align, test, and write summary and report."""
         started = time.monotonic()
-        runtime = self.options.runtime
         make = MakeWorker(self.options, self.study, self.sites, self.folder)
-        workers = Workers(make, list(self.sites), min(runtime.workers, len(self.sites)), runtime.threads)
+        workers = Workers(make, list(self.sites), min(self.options.runtime.workers, len(self.sites)))
         try:
             with RecordWriter(self.folder / "records.jsonl") as records:
                 records.truncate_after(self.state.round - 1)

@@ -13,7 +13,7 @@ from pfedsam.data.split import read_split
 from pfedsam.evaluation.summary import summarize_site
 from pfedsam.experiment.build import build_images, build_model, build_sites
 from pfedsam.experiment.load import load_options
-from pfedsam.model.numerics import configure_numerics
+from pfedsam.model.numerics import configure_numerics, find_device
 from pfedsam.report.page import write_page
 from pfedsam.report.summary_file import Summary, build_summary, collect_versions, read_summary, write_summary
 from pfedsam.runtime.in_process import Event
@@ -37,8 +37,9 @@ class OpenRun:
                 f"The folder {folder.name!r} holds no run with a finished round. Give the --out folder of `pfedsam run`."
             )
         self.folder, self.options = folder, load_options(folder / "config.yaml")
-        configure_numerics(self.options.runtime.threads)
-        self.built = build_model(self.options)
+        device = find_device(self.options.runtime.device)
+        configure_numerics(self.options.runtime.threads, device)
+        self.built = build_model(self.options, device)
         shared, _ = tensors.load(folder / SERVER)
         self.shared = {name: shared[name] for name in self.built.partition.shared}
 

@@ -24,7 +24,7 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, shared_tensors
 from pfedsam.federation.messages import Reply, Request
 from pfedsam.federation.site_policy import RefusedError, SitePolicy
-from pfedsam.model.numerics import configure_numerics
+from pfedsam.model.numerics import configure_numerics, find_device
 from pfedsam.runtime.numbers import from_report, from_summaries, from_validation
 from pfedsam.runtime.server_files import NOTHING
 from pfedsam.runtime.site_options import SiteOptions, read_site_options
@@ -42,7 +42,7 @@ def study_options(manifest: StudyManifest, site: SiteOptions) -> RunOptions:
     """
     content: dict[str, Any] = {key: dict(v) if isinstance(v, dict) else v for key, v in manifest.configuration.items()}
     content["data"]["sites"] = {site.name: str(site.data)}
-    content["runtime"] = {"threads": site.threads}
+    content["runtime"] = {"threads": site.threads, "device": site.device}
     if site.backbone:
         content["model"]["backbone"] = site.backbone
     if site.patient_pattern:
@@ -153,8 +153,9 @@ class SiteAgent:
         if build_method(options).pooled:
             raise RefusedError("other-configuration", "a pooled method needs all images in one place.")
         site = self._split(manifest, options)
-        configure_numerics(options.runtime.threads)
-        built = build_model(options)
+        device = find_device(options.runtime.device)
+        configure_numerics(options.runtime.threads, device)
+        built = build_model(options, device)
         if built.backbone != manifest.backbone:
             raise RefusedError(
                 "other-backbone", f"the backbone here has the hash {built.backbone}, the study's {manifest.backbone}."

@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -21,7 +20,7 @@ from pfedsam.data.manifest import Site
 from pfedsam.evaluation.scores import CaseScores
 from pfedsam.experiment.build import POOLED, BuiltModel, build_method, build_model, training_cases
 from pfedsam.experiment.options import RunOptions
-from pfedsam.model.numerics import configure_numerics
+from pfedsam.model.numerics import configure_numerics, find_device
 from pfedsam.runtime.last_good import SiteModels, Validation
 from pfedsam.runtime.site_session import RoundReport, SiteScorer, SiteSession
 from pfedsam.training.phases import Model
@@ -110,17 +109,16 @@ def _decode(shared: bytes) -> dict[str, torch.Tensor]:
 class Workers:
     """Runs a `SiteWorker`'s methods in this process, or in several others."""
 
-    def __init__(self, make: Callable[[], SiteWorker], order: list[str], count: int, threads: int) -> None:
+    def __init__(self, make: "MakeWorker", order: list[str], count: int) -> None:
         self._place = {name: i % count for i, name in enumerate(order)}
         self._pools: list[ProcessPoolExecutor] = []
         self._own = None
         if count == 1:
-            configure_numerics(threads)
             self._own = make()
         else:
             # Spawned, not forked: a fork of a process that has used threads may hang.
             self._pools = [
-                ProcessPoolExecutor(1, get_context("spawn"), initializer=_start, initargs=(make, threads, os.getpid()))
+                ProcessPoolExecutor(1, get_context("spawn"), initializer=_start, initargs=(make, os.getpid()))
                 for _ in range(count)
             ]
 
@@ -146,11 +144,10 @@ class Workers:
 _WORKER: SiteWorker | None = None
 
 
-def _start(make: Callable[[], SiteWorker], threads: int, parent: int) -> None:
+def _start(make: "MakeWorker", parent: int) -> None:
     global _WORKER
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    configure_numerics(threads)
     _WORKER = make()
 
 
@@ -175,5 +172,8 @@ class MakeWorker:
     folder: Path
 
     def __call__(self) -> SiteWorker:
-        """The worker, its model built in the process that calls this."""
-        return SiteWorker(self.options, self.study, self.sites, self.folder, build_model(self.options))
+        """The worker, its model built in the process that calls this, which computes as the options say from now on."""
+        runtime = self.options.runtime
+        device = find_device(runtime.device)
+        configure_numerics(runtime.threads, device)
+        return SiteWorker(self.options, self.study, self.sites, self.folder, build_model(self.options, device))

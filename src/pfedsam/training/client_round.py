@@ -110,14 +110,15 @@ def expert_usage(model: PersonalSam, data: SiteData, examples: int = 8) -> dict[
         tokens = data.cache.tokens(example.pixels, model.prefix)[None]
         model.from_prefix(tokens, personal=True, routings=routings)
         for block, routing in routings.items():
-            totals[block] = totals.get(block, torch.zeros(1)) + routing.usage()
+            totals[block] = totals.get(block, torch.zeros(1)) + routing.usage().cpu()
     return {block: (total / total.sum()).tolist() for block, total in totals.items()}
 
 
 def _anchors(model: PersonalSam, names: tuple[str, ...], received: NamedTensors) -> dict[str, Tensor]:
     """What a proximal term pulls to: the received value of each shared parameter, and of each one that has a personal copy."""
     origins = model.origins()
-    return {name: received[origins.get(name, name)] for name in names if origins.get(name, name) in received}
+    found = {name: received[origins.get(name, name)] for name in names if origins.get(name, name) in received}
+    return {name: value.to(model.device) for name, value in found.items()}
 
 
 def _of_phase(optimizer: NamedTensors, phase: str) -> dict[str, Tensor]:

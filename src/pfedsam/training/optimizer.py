@@ -12,7 +12,7 @@ from pfedsam.core.tensors import NamedTensors
 def pack(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """The state of each parameter under `<parameter>:<entry>`; parameters without a state yet are left out."""
     return {
-        f"{name}:{entry}": value.detach().clone()
+        f"{name}:{entry}": value.detach().to("cpu", copy=True)
         for name, parameter in parameters.items()
         for entry, value in optimizer.state.get(parameter, {}).items()
     }
@@ -31,4 +31,6 @@ def unpack(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Paramet
                 f"The stored optimiser state names {name!r}, which this model does not train. "
                 "It was written under another configuration: start a new run folder."
             )
-        optimizer.state[parameters[name]][entry] = value.clone()
+        parameter = parameters[name]
+        # AdamW counts its steps on the CPU, wherever the parameter is.
+        optimizer.state[parameter][entry] = value.to("cpu" if entry == "step" else parameter.device, copy=True)

@@ -10,7 +10,7 @@ import json
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +30,7 @@ from pfedsam.data.dead_leaves import Scene, scene
 from pfedsam.model.backbone import compact_config, new_backbone, vision_config
 from pfedsam.model.checkpoint import load_backbone
 from pfedsam.model.encoder import encode, use_fast_blocks
-from pfedsam.model.numerics import configure_numerics, fast_bfloat16
+from pfedsam.model.numerics import DEVICE_NAMES, configure_numerics, fast_bfloat16, find_device
 from pfedsam.training.muon import Muon
 from pfedsam.training.optimizer import pack, unpack
 
@@ -43,6 +43,7 @@ BOX_JITTER = 0.02
 """Standard deviation of a box's sides, in its lengths. With 0.06 the model learnt not to trust its box and spilt over it."""
 
 Coordinates = npt.NDArray[np.float32]
+_TENSORS = ("pixels", "boxes", "points", "objects", "foreground")
 
 
 class PretrainOptions(Options):
@@ -83,6 +84,7 @@ class PretrainOptions(Options):
         default=100, ge=1, description="Steps between checkpoints; a resumed run repeats at most this many."
     )
     workers: int = Field(default=1, ge=1, description="Processes, each with its own batch; gradients are averaged.")
+    device: str = Field(default="cpu", pattern=DEVICE_NAMES, description="auto, cpu, cuda or cuda:<n>.")
     seed: int = Field(default=0, ge=0, description="Seed of weights and scenes.")
 
 
@@ -102,6 +104,10 @@ class PromptBatch:
     """`[B, 1, S, S]` float, 1 inside any object of the foreground kind."""
     origin: tuple[int, int] = (0, 0)
     """(row, column) in pixels of these crops in the model's frame; boxes and points are in that frame."""
+
+    def to(self, device: torch.device) -> "PromptBatch":
+        """The same on a device."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
 
 
 def draw_batch(options: PretrainOptions, side: int, step: int, worker: int) -> PromptBatch:
@@ -159,8 +165,7 @@ def _prompt(mask: npt.NDArray[np.bool_], generator: np.random.Generator) -> tupl
 
 def _stack(items: list[PromptBatch]) -> PromptBatch:
     """Batches of one as one batch."""
-    names = ("pixels", "boxes", "points", "objects", "foreground")
-    return PromptBatch(**{n: torch.cat([getattr(item, n) for item in items]) for n in names}, origin=items[0].origin)
+    return PromptBatch(**{n: torch.cat([getattr(item, n) for item in items]) for n in _TENSORS}, origin=items[0].origin)
 
 
 def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -204,7 +209,7 @@ def _decode(
 ) -> tuple[Tensor, Tensor]:
     """Masks `[B * P, M, 8h, 8w]` (M = 3 for points, else 1) and their predicted quality `[B * P, M]`; `origin` in tokens."""
     batch, _, height, width = embedding.shape
-    labels = None if points is None else torch.ones(points.shape[:-1])
+    labels = None if points is None else torch.ones(points.shape[:-1], device=points.device)
     sparse, dense = model.prompt_encoder(points, labels, boxes, None)
     position = model.get_image_wide_positional_embeddings().expand(batch, -1, -1, -1)
     masks, quality = model.mask_decoder(
@@ -279,9 +284,10 @@ def _train(
     options: PretrainOptions, folder: Path, worker: int, progress: Callable[[int, dict[str, float]], None] | None
 ) -> SamModel:
     """The training of one process; only worker 0 writes."""
-    model = _start(options).train().requires_grad_(True)
+    device = find_device(options.device)
+    model: SamModel = _start(options).train().requires_grad_(True).to(device)  # type: ignore[arg-type]
     side = int(vision_config(model).image_size)  # type: ignore[arg-type]
-    in_bfloat16 = options.precision == "bfloat16" or (options.precision == "auto" and fast_bfloat16())
+    in_bfloat16 = options.precision == "bfloat16" or (options.precision == "auto" and fast_bfloat16(device))
     optimizers = _optimizers(model, options)
     start = _resume(folder, model, optimizers)
     for step in range(start, options.steps):
@@ -289,8 +295,8 @@ def _train(
         for optimizer, peak in zip(optimizers, (options.matrix_learning_rate, options.learning_rate), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * schedule(options, step)
-        batch = draw_batch(options, side, step, worker)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=in_bfloat16):
+        batch = draw_batch(options, side, step, worker).to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bfloat16):
             losses = objective(model, batch)
         model.zero_grad()
         torch.stack([loss.float() for loss in losses.values()]).sum().backward()
@@ -345,7 +351,7 @@ def _log(folder: Path, row: dict[str, float]) -> None:
 
 def _checkpoint(folder: Path, step: int, model: SamModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     parameters = dict(model.named_parameters())
-    state = {f"model:{name}": value.detach() for name, value in parameters.items()}
+    state = {f"model:{name}": value.detach().cpu() for name, value in parameters.items()}
     for optimizer in optimizers:
         state |= {f"optimizer:{name}": value for name, value in pack(optimizer, parameters).items()}
     tensors.save(folder / CHECKPOINT, state, {"step": str(step)})

@@ -15,7 +15,7 @@ from pfedsam.model.prefix import PrefixCache
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step trains on."""
+    """What one step trains on, on the model's device."""
 
     tokens: Tensor
     """`[B, h, w, d]`, after the frozen blocks."""
@@ -43,7 +43,8 @@ class SiteData:
             len(self.examples), self.augment.views, batch_size=batch_size, steps=steps, generator=order
         ):
             drawn = [self._view(model, index, view, renewal) for index, view in pairs]
-            yield Batch(torch.stack([t for t, _ in drawn]), torch.stack([y for _, y in drawn]), tuple(pairs))
+            tokens, labels = (torch.stack(parts).to(model.device) for parts in zip(*drawn, strict=True))
+            yield Batch(tokens, labels, tuple(pairs))
 
     def _view(self, model: PersonalSam, index: int, view: int, renewal: int) -> tuple[Tensor, Tensor]:
         pixels, labels = view_of(self.examples[index], view, seed=self.seed, options=self.augment, renewal=renewal)
