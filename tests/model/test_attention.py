@@ -86,7 +86,7 @@ def test_relative_positions_of_a_smaller_grid_lie_in_the_middle_of_the_table() -
         ("cpu", torch.float32, 196, 196, True, folded),
         ("cpu", torch.bfloat16, 196, 196, False, folded),
         ("cuda", torch.bfloat16, 4096, 4096, True, fused),
-        ("cuda", torch.float32, 4096, 4096, True, folded),
+        ("cuda", torch.float32, 4096, 4096, False, folded),
     ],
 )
 def test_the_choice(

@@ -44,8 +44,8 @@ def choose_core(device: str, dtype: torch.dtype, queries: int, keys: int, gradie
         gradients: whether a backward pass follows.
     """
     if device == "cuda":
-        # Kernels that keep no logits compute float32 without the GPU's matrix units, backward most of all.
-        return folded if dtype == torch.float32 and gradients else fused
+        # The kernel that keeps no logits in float32 is slower than products with all of them (docs/decisions/0010).
+        return folded if dtype == torch.float32 else fused
     # Adding the bias in place is fast in float32 only, and small blocks do not pay for the loop.
     blocks_win = dtype == torch.float32 and not gradients and queries >= FEW_QUERIES
     return row_blocked if keys > MANY_KEYS or blocks_win else folded

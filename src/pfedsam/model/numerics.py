@@ -34,6 +34,11 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def describe(device: torch.device) -> str:
+    """The device in words, a GPU by its own name."""
+    return "the processor" if device.type == "cpu" else f"{device}, {torch.cuda.get_device_name(device)}"
+
+
 def configure_numerics(threads: int, device: torch.device = CPU) -> None:
     """Set torch's thread count, and take the faster fp32 path where `faster_precision` finds one.
 

@@ -34,7 +34,7 @@ from pfedsam.federation.aggregation import open_messages
 from pfedsam.federation.manifest import differences
 from pfedsam.federation.server import ServerState, aggregate
 from pfedsam.federation.update import UpdateSpec
-from pfedsam.model.numerics import find_device
+from pfedsam.model.numerics import describe, find_device
 from pfedsam.report.page import write_page
 from pfedsam.report.records import RecordWriter, read_records
 from pfedsam.report.summary_file import Communication, Summary, build_summary, collect_versions, write_summary
@@ -71,11 +71,11 @@ def run(options: RunOptions, folder: Path, *, resume: bool = False, progress: Pr
         RunError: the folder holds another run.
     """
     tell = progress or (lambda _: None)
-    find_device(options.runtime.device)
+    device = find_device(options.runtime.device)
     _check_folder(options, folder, resume)
     tell(Event("prepare", 0, 2, "checking the sites' data"))
     sites = _sites(options, folder)
-    tell(Event("prepare", 1, 2, "loading the backbone"))
+    tell(Event("prepare", 1, 2, f"loading the backbone; sites compute on {describe(device)}"))
     built = build_model(options)
     _begin(options, folder, sites)
     tell(Event("prepare", 2, 2, "ready"))
