@@ -60,12 +60,14 @@ STEPS: Mapping[str, Callable[[Setting], Subject]] = {
     "personal step": partial(OurStep, phase="local", changes={}),
     "personal step, bf16": partial(OurStep, phase="local", changes=BF16),
     "personal step, teacher speaks": partial(OurStep, phase="local", changes={}, later=False),
+    "coupled step": partial(OurStep, phase="coupled", changes={}),
+    "coupled step, bf16": partial(OurStep, phase="coupled", changes=BF16),
 }
-"""`global step` and `personal step` are the defaults: last 4 blocks, cache, LoRA in the decoder, output layers; and for the personal
-step 4 experts and the shared model's logits, kept since the image was first seen in the phase."""
+"""`coupled step` is the default: last 4 blocks, cache, LoRA in the decoder, output layers, 4 experts; both models learn. `global step` and
+`personal step` are those of two decoupled phases, the latter with the shared model's logits, kept since the image was first seen."""
 EXPERTS: Mapping[str, Callable[[Setting], Subject]] = {
-    "without experts": partial(OurStep, phase="coupled", changes={"experts": None}),
-    "with experts": partial(OurStep, phase="coupled", changes={}),
+    "without experts": partial(OurStep, phase="everything", changes={"experts": None}),
+    "with experts": partial(OurStep, phase="everything", changes={}),
 }
 IN_MEMORY = (
     "FedSAM",
@@ -76,6 +78,7 @@ IN_MEMORY = (
     "global step, recomputed",
     "global step, bf16",
     "personal step",
+    "coupled step",
 )
 
 
@@ -228,6 +231,9 @@ def figures_of(
         "last4_bf16_vs_fedsam": ratio(times, "FedSAM", "global step, bf16"),
         "distil_bf16_vs_two_models": ratio(times, "two models", "personal step, bf16"),
         "distil_teacher_speaks_vs_two_models": ratio(times, "two models", "personal step, teacher speaks"),
+        "coupled_vs_fedmsa": ratio(times, "FedMSA", "coupled step"),
+        "coupled_bf16_vs_fedmsa": ratio(times, "FedMSA", "coupled step, bf16"),
+        "coupled_vs_two_models": ratio(times, "two models", "coupled step"),
         "memory_recomputed_vs_fedmsa": added("global step, recomputed"),
         "memory_bf16_vs_fedmsa": added("global step, bf16"),
         "last4_recomputed_vs_fedmsa": ratio(times, "FedMSA", "global step, recomputed"),
@@ -261,6 +267,7 @@ WATERFALLS = {
         "global step, recomputed",
     ),
     "personal step": ("two models", "personal step, teacher speaks", "personal step", "personal step, bf16"),
+    "both models in a step": ("two models", "coupled step", "coupled step, bf16"),
 }
 
 

@@ -6,7 +6,7 @@ Ours are `PersonalSam` in `run_phase`, fed by `SiteData.draw`: what a round at a
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from pfedsam.training.site_data import Batch, SiteData
 
 Subject = Callable[[], float]
 """Does the work once and returns its seconds."""
+EVERYTHING = PhaseSpec("everything", trains=("shared", "local"), supervised=("personal",))
+"""The personal model alone: the experts' share would look half as large beside a second, shared pass."""
 LORA_ONLY = {"experts": None, "output_layers": "frozen", "lora": {"decoder": False}}
 """Ours with the trained parameters of the reference's LoRA: nothing but low-rank updates of the encoder's attention."""
 
@@ -164,17 +166,9 @@ class OurStep:
     ) -> None:
         self.setting, self.later = setting, later
         self.model, self.partition = our_model(setting, changes)
-        coupled = phase == "coupled"
-        training = TrainingOptions(
-            coupled=coupled,
-            local_phase="local",
-            distillation=DistillationOptions(direction="off" if coupled else "forward"),
-        )
-        self.spec: PhaseSpec = next(spec for spec in METHOD.phases(training) if spec.name == phase)
-        if (
-            coupled
-        ):  # the personal model alone: the experts' share would look half as large beside a second, shared pass
-            self.spec = replace(self.spec, supervised=("personal",))
+        forms = (TrainingOptions(phases="coupled"), TrainingOptions(phases="decoupled"))
+        phases = [*(spec for form in forms for spec in METHOD.phases(form)), EVERYTHING]
+        self.spec = next(spec for spec in phases if spec.name == phase)
         self.names = self.partition.names(*self.spec.trains)
         self._folder = tempfile.TemporaryDirectory()
         prefix = PrefixOptions(

@@ -69,33 +69,37 @@ def test_where_each_component_lives(tmp_path: Path, overrides: tuple[str, ...], 
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ((), [("global", ("shared",), ("shared",), None, 5), ("joint", ("shared", "local"), ("personal",), None, 5)]),
+        ((), [("coupled", ("shared", "local"), ("shared", "personal"), "personal", 10)]),
         (
-            ("training.local_phase=local",),
-            [("global", ("shared",), ("shared",), None, 5), ("local", ("local",), ("personal",), "personal", 5)],
-        ),
-        (
-            ("training.distillation.direction=off",),
+            ("training.phases=joint",),
             [("global", ("shared",), ("shared",), None, 5), ("joint", ("shared", "local"), ("personal",), None, 5)],
         ),
         (
-            ("training.distillation.direction=reversed",),
+            ("training.phases=decoupled",),
+            [("global", ("shared",), ("shared",), None, 5), ("local", ("local",), ("personal",), "personal", 5)],
+        ),
+        (
+            ("training.phases=joint", "training.distillation.direction=off"),
+            [("global", ("shared",), ("shared",), None, 5), ("joint", ("shared", "local"), ("personal",), None, 5)],
+        ),
+        (
+            ("training.phases=joint", "training.distillation.direction=reversed"),
             [("global", ("shared",), ("shared",), "shared", 5), ("joint", ("shared", "local"), ("personal",), None, 5)],
         ),
         (
-            ("training.local_phase=local", "training.distillation.direction=mutual"),
+            ("training.phases=decoupled", "training.distillation.direction=mutual"),
             [("global", ("shared",), ("shared",), "shared", 5), ("local", ("local",), ("personal",), "personal", 5)],
         ),
         (
-            ("training.coupled=true", "training.distillation.direction=off"),
+            ("training.distillation.direction=off",),
             [("coupled", ("shared", "local"), ("shared", "personal"), None, 10)],
         ),
         (
-            ("training.order=local-first",),
+            ("training.phases=joint", "training.order=local-first"),
             [("joint", ("shared", "local"), ("personal",), None, 5), ("global", ("shared",), ("shared",), None, 5)],
         ),
         (
-            ("training.frozen_local=true", "training.global_share=0.2"),
+            ("training.phases=joint", "training.frozen_local=true", "training.global_share=0.2"),
             [("global", ("shared",), ("personal",), None, 2), ("joint", ("shared", "local"), ("personal",), None, 8)],
         ),
     ],
@@ -108,7 +112,7 @@ def test_what_each_phase_trains(tmp_path: Path, overrides: tuple[str, ...], expe
 
 @pytest.mark.parametrize(("teacher", "expected"), [("received", "received"), ("own", "own")])
 def test_whose_shared_parameters_teach(tmp_path: Path, teacher: str, expected: str) -> None:
-    options = chosen(tmp_path, "training.local_phase=local", f"training.distillation.teacher={teacher}")
+    options = chosen(tmp_path, "training.phases=decoupled", f"training.distillation.teacher={teacher}")
     assert build_method(options).phases(options.training)[1].shared_from == expected
 
 
@@ -133,10 +137,10 @@ def test_as_many_blocks_as_asked_for(tmp_path: Path, set_to: str, blocks: int) -
     assert len(encoder) == blocks
 
 
-@pytest.mark.parametrize("phase", ["local", "joint"])
-def test_a_phase_without_anything_to_train_is_refused(tmp_path: Path, phase: str) -> None:
+@pytest.mark.parametrize(("phases", "phase"), [("coupled", "coupled"), ("decoupled", "local"), ("joint", "joint")])
+def test_a_phase_without_anything_to_train_is_refused(tmp_path: Path, phases: str, phase: str) -> None:
     off = ("model.experts=null", "model.output_layers=shared", "model.local_lora=0")
-    options = chosen(tmp_path, *off, f"training.local_phase={phase}")
+    options = chosen(tmp_path, *off, f"training.phases={phases}")
     with pytest.raises(OptionError, match=f"{phase} phase of pfedsam has nothing to train: every local part"):
         build_model(options)
 

@@ -74,10 +74,10 @@ def test_steps_that_cannot_be_made_are_refused() -> None:
 
 
 def test_overrides_reach_every_entry_and_changes_come_last() -> None:
-    entry = Entry("x", "pfedsam", {"model.experts": None, "training.coupled": True})
-    options = run_options(suite(), entry, 7, SITES, ["data.split.max_train_cases=4", "training.coupled=false"])
+    entry = Entry("x", "pfedsam", {"model.experts": None, "training.frozen_local": True})
+    options = run_options(suite(), entry, 7, SITES, ["data.split.max_train_cases=4", "training.frozen_local=false"])
     assert options.data.split.max_train_cases == 4
-    assert options.training.coupled
+    assert options.training.frozen_local
     assert options.model.experts is None
     assert (options.name, options.seed, options.method, list(options.data.sites)) == ("mine", 7, "pfedsam", list(SITES))
 

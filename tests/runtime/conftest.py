@@ -54,7 +54,7 @@ def toy_options(toy_folder: Path) -> RunOptions:
                 "final_steps": 1,
                 "batch_size": 2,
                 "opening": 0.5,
-                "local_phase": "local",
+                "phases": "decoupled",
                 "optimizer": {"learning_rate": 4e-2},
             },
             "evaluation": {"validate_every": 1, "max_drop": 0.0},

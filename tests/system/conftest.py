@@ -81,7 +81,7 @@ class Federation:
                 "rounds": rounds,
                 "steps_per_round": 2,
                 "final_steps": 1,
-                "local_phase": "local",  # with a last phase, so that every task is asked for
+                "phases": "decoupled",  # with a last phase, so that every task is asked for
                 "batch_size": 2,
                 **(training or {}),
             },

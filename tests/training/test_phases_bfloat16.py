@@ -38,7 +38,7 @@ def test_a_round_in_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     options = ModelOptions.model_validate({"backbone": "sam-toy", "adapt_last": 1, "precision": "bfloat16"})
     model = PersonalSam(new_backbone(compact_config("sam-toy"), rng.generator(0)), options, 1, rng.generator(1)).eval()
     partition = Partition.of(model, model.components(), METHOD.placement(options))
-    training = TrainingOptions(rounds=2, steps_per_round=24, batch_size=4, local_phase="local")
+    training = TrainingOptions(rounds=2, steps_per_round=24, batch_size=4, phases="decoupled")
     start = {name: value.clone() for name, value in model.state_dict().items()}
     shared, state, losses = partition.select(model, "shared"), ClientState(partition.select(model, "local")), []
     for round_ in range(2):

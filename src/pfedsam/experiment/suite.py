@@ -39,7 +39,7 @@ class Suite(Options):
     )
     variants: dict[str, dict[str, Any]] = Field(
         default={},
-        description="Name to `method` and the keys that differ, such as training.coupled: true; beside the shipped ablations.",
+        description="Name to `method` and the keys that differ, such as training.phases: joint; beside the shipped ablations.",
     )
 
 

@@ -2,7 +2,7 @@
 
 Kinds of records, with the fields that a reader may count on:
 
-    round       round, site, phase ("global", "joint", "local"), loss, ...
+    round       round, site, phase ("coupled", "global", "joint", "local"), loss, ...
     validation  round, site, model ("personal", "shared"), dice
     kept        round, site, from_round: the site stays with an earlier shared model (`evaluation.max_drop`)
     plain       round, site: the site uses the shared model, which did better than its personal one (`evaluation.choose_model`)

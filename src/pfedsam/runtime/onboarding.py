@@ -195,7 +195,7 @@ class _Work:
 
 def _training(options: RunOptions, steps: int) -> TrainingOptions:
     # A newcomer's own part is trained alone, whatever the rounds did.
-    return options.training.model_copy(update={"final_steps": steps, "local_phase": "local"})
+    return options.training.model_copy(update={"final_steps": steps, "phases": "decoupled"})
 
 
 def _options(opened: OpenRun, new: Newcomer, out: Path) -> RunOptions:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pfedsam.core.options import Options
 from pfedsam.training.distillation import DistillationOptions
@@ -30,23 +30,21 @@ class TrainingOptions(Options):
         description="Steps of the last local phase, after the last aggregation, where a method has one.",
     )
     batch_size: int = Field(default=8, ge=1, description="Images per step.")
-    coupled: bool = Field(
-        default=False, description="pfedsam: train shared and local parameters in one phase instead of two."
+    phases: Literal["coupled", "decoupled", "joint"] = Field(
+        default="coupled",
+        description="pfedsam: how a round trains. coupled: in each step the shared and the personal model both learn from the labels of "
+        "the same images, and the personal one from the shared one. decoupled: first the shared part, then the local part with the "
+        "shared one fixed, on labels and by distillation (the paper), and once more after the last aggregation. joint: first the "
+        "shared part, then both inside the personal model.",
     )
     opening: float = Field(
-        default=0.5,
+        default=0.0,
         ge=0,
         lt=1,
         description="pfedsam: part of the rounds, at the start, that train the shared part alone; 0 = none.",
     )
-    local_phase: Literal["local", "joint"] = Field(
-        default="joint",
-        description="pfedsam: what the second phase of a round trains. local: the local part alone, with the shared one fixed, on "
-        "labels and by distillation (the paper), and once more after the last aggregation. joint: both, inside the personal model, on "
-        "labels; no last phase.",
-    )
     order: Literal["global-first", "local-first"] = Field(
-        default="global-first", description="pfedsam: which phase comes first."
+        default="global-first", description="pfedsam: which of two phases comes first."
     )
     frozen_local: bool = Field(
         default=False,
@@ -60,6 +58,14 @@ class TrainingOptions(Options):
     distillation: DistillationOptions = Field(
         default=DistillationOptions(), description="Between shared and personal model."
     )
+
+    @model_validator(mode="after")
+    def _one_teacher_in_one_phase(self) -> "TrainingOptions":
+        if self.phases == "coupled" and self.distillation.direction == "mutual":
+            raise ValueError(
+                "distillation.direction is mutual, but in a coupled phase one model teaches the other: set training.phases to decoupled"
+            )
+        return self
 
     @property
     def steps(self) -> int:

@@ -1,6 +1,7 @@
 """The phases of a round under every switch."""
 
 import pytest
+from pydantic import ValidationError
 
 from pfedsam.federation.methods import pfedsam
 from pfedsam.model.personal import ModelOptions
@@ -12,25 +13,33 @@ def options(**changes: object) -> TrainingOptions:
 
 
 def test_two_decoupled_phases() -> None:
-    global_phase, local_phase = pfedsam.phases(options(global_share=0.3, local_phase="local"))
+    global_phase, local_phase = pfedsam.phases(options(global_share=0.3, phases="decoupled"))
     assert (global_phase.trains, global_phase.supervised, global_phase.taught) == (("shared",), ("shared",), None)
     assert (local_phase.trains, local_phase.supervised, local_phase.taught) == (("local",), ("personal",), "personal")
     assert (global_phase.steps, local_phase.steps) == (3, 7)
     assert local_phase.shared_from == "received"
-    (last,) = pfedsam.final(options(local_phase="local"))
+    (last,) = pfedsam.final(options(phases="decoupled"))
     assert (last.name, last.trains, last.taught, last.steps) == ("local", ("local",), "personal", 3)
-    assert pfedsam.final(options(local_phase="local", final_steps=0)) == ()
+    assert pfedsam.final(options(phases="decoupled", final_steps=0)) == ()
 
 
-def test_by_default_the_second_phase_trains_both_parts_inside_the_personal_model() -> None:
-    _, joint = pfedsam.phases(options(global_share=0.3))
+def test_by_default_both_models_learn_in_every_step() -> None:
+    (coupled,) = pfedsam.phases(options())
+    assert (coupled.name, coupled.trains, coupled.steps) == ("coupled", ("shared", "local"), 10)
+    assert (coupled.supervised, coupled.taught) == (("shared", "personal"), "personal")
+    assert pfedsam.final(options()) == ()
+    assert pfedsam.METHOD.phases_of(options(rounds=8), 0) == (coupled,)
+
+
+def test_a_second_phase_that_trains_both_parts_inside_the_personal_model() -> None:
+    _, joint = pfedsam.phases(options(global_share=0.3, phases="joint"))
     assert (joint.name, joint.trains, joint.supervised) == ("joint", ("shared", "local"), ("personal",))
     assert (joint.taught, joint.shared_from, joint.steps) == (None, "own", 7)
-    assert pfedsam.final(options()) == ()
+    assert pfedsam.final(options(phases="joint")) == ()
 
 
 def test_the_first_rounds_train_the_shared_part_alone() -> None:
-    set_to = options(rounds=8, opening=0.25)
+    set_to = options(rounds=8, opening=0.25, phases="joint")
     found = [[phase.name for phase in pfedsam.METHOD.phases_of(set_to, i)] for i in range(3)]
     assert found == [["global"], ["global"], ["global", "joint"]]
     assert {sum(p.steps for p in pfedsam.METHOD.phases_of(set_to, i)) for i in range(8)} == {10}
@@ -51,15 +60,25 @@ def test_the_first_rounds_train_the_shared_part_alone() -> None:
     ],
 )
 def test_who_is_taught(direction: str, taught: tuple[str | None, str | None]) -> None:
-    phases = pfedsam.phases(options(local_phase="local", distillation={"direction": direction}))
+    phases = pfedsam.phases(options(phases="decoupled", distillation={"direction": direction}))
     assert tuple(phase.taught for phase in phases) == taught
 
 
+@pytest.mark.parametrize(("direction", "taught"), [("off", None), ("forward", "personal"), ("reversed", "shared")])
+def test_who_is_taught_in_a_coupled_phase(direction: str, taught: str | None) -> None:
+    (coupled,) = pfedsam.phases(options(distillation={"direction": direction}))
+    assert coupled.taught == taught
+
+
+def test_nobody_teaches_in_both_directions_in_one_phase() -> None:
+    with pytest.raises(ValidationError, match="training\\.phases to decoupled"):
+        options(distillation={"direction": "mutual"})
+
+
 def test_the_other_switches() -> None:
-    assert [phase.name for phase in pfedsam.phases(options(order="local-first"))] == ["joint", "global"]
-    (coupled,) = pfedsam.phases(options(coupled=True))
-    assert (coupled.trains, coupled.steps) == (("shared", "local"), 10)
-    assert pfedsam.phases(options(frozen_local=True))[0].supervised == ("personal",)
-    assert pfedsam.phases(options(local_phase="local", distillation={"teacher": "own"}))[1].shared_from == "own"
+    turned = pfedsam.phases(options(phases="joint", order="local-first"))
+    assert [phase.name for phase in turned] == ["joint", "global"]
+    assert pfedsam.phases(options(phases="decoupled", frozen_local=True))[0].supervised == ("personal",)
+    assert pfedsam.phases(options(phases="decoupled", distillation={"teacher": "own"}))[1].shared_from == "own"
     assert pfedsam.placement(ModelOptions(output_layers="local"))["output_layers"] == "local"
     assert "experts" not in pfedsam.placement(ModelOptions(experts=None))

@@ -1,12 +1,12 @@
 """pFedSAM (after Wang et al., arXiv:2509.15638; our reading, docs/method.md): LoRA is averaged, the experts stay.
 
 In the paper a client round has two decoupled phases: the global phase trains the shared parameters with the local part off; the local
-phase trains the experts with the shared part fixed, on labels and by distillation from the shared model (`training.local_phase=local`).
+phase trains the experts with the shared part fixed, on labels and by distillation from the shared model (`training.phases=decoupled`).
 After the last aggregation each site trains one more local phase on the final shared parameters.
 
-Ours differs by default (docs/decisions/0006 to 0008): the local part has a second LoRA, so that a site can undo what does not fit it; the
-first half of the rounds trains the shared part alone; and the second phase of the others trains both parts inside the personal model,
-which needs no last phase.
+Ours differs by default (docs/decisions/0006 and 0011): the local part has a second LoRA, so that a site can undo what does not fit it; and
+both parts learn in every step, the shared model and the personal one each from the labels of the same images, and the personal one from
+the shared one as well. Both models are then of full training when the rounds end, and no last phase is needed.
 """
 
 from dataclasses import replace
@@ -15,7 +15,7 @@ from pfedsam.federation.methods.base import HEAD, LOCAL_PARTS, Method, place, sh
 from pfedsam.model.partition import Placement
 from pfedsam.model.personal import ModelOptions
 from pfedsam.training.options import TrainingOptions
-from pfedsam.training.phases import PhaseSpec
+from pfedsam.training.phases import Model, PhaseSpec
 
 
 def adapt(options: ModelOptions) -> ModelOptions:
@@ -36,12 +36,10 @@ def placement(options: ModelOptions) -> Placement:
 
 
 def phases(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
-    """Global and local phase in the configured order, or one coupled phase."""
+    """One coupled phase, or global and local phase in the configured order."""
     direction = options.distillation.direction
-    if options.coupled:
-        taught = {"off": None, "reversed": "shared"}.get(direction, "personal")
-        both = ("shared", "personal")
-        return (PhaseSpec("coupled", ("shared", "local"), both, taught, steps=options.steps_per_round),)  # type: ignore[arg-type]
+    if options.phases == "coupled":
+        return (_coupled_phase(options),)
     global_steps, local_steps = split_steps(options)
     global_phase = PhaseSpec(
         "global",
@@ -50,7 +48,7 @@ def phases(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
         taught="shared" if direction in ("reversed", "mutual") else None,
         steps=global_steps,
     )
-    if options.local_phase == "joint":
+    if options.phases == "joint":
         second = PhaseSpec("joint", ("shared", "local"), ("personal",), steps=local_steps)
     else:
         second = _local_phase(options, local_steps)
@@ -58,10 +56,21 @@ def phases(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
 
 
 def final(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
-    """One more local phase, so that the local part fits the shared parameters it will be used with; none after joint ones."""
-    if options.local_phase == "joint" or not options.final_steps:
+    """One more local phase after decoupled ones, so that the local part fits the shared parameters it will be used with."""
+    if options.phases != "decoupled" or not options.final_steps:
         return ()
     return (_local_phase(options, options.final_steps),)
+
+
+def _coupled_phase(options: TrainingOptions) -> PhaseSpec:
+    taught: dict[str, Model] = {"forward": "personal", "reversed": "shared"}
+    return PhaseSpec(
+        "coupled",
+        trains=("shared", "local"),
+        supervised=("shared", "personal"),
+        taught=taught.get(options.distillation.direction),
+        steps=options.steps_per_round,
+    )
 
 
 def _local_phase(options: TrainingOptions, steps: int) -> PhaseSpec:
@@ -71,7 +80,7 @@ def _local_phase(options: TrainingOptions, steps: int) -> PhaseSpec:
 
 METHOD = Method(
     name="pfedsam",
-    summary="LoRA shared, mixture of experts local; opened together, then both trained in the personal model (after Wang et al., 2025)",
+    summary="LoRA shared, mixture of experts local; shared and personal model learn from the same images (after Wang et al., 2025)",
     adapt=adapt,
     placement=placement,
     phases=phases,
