@@ -7,7 +7,12 @@ and one description:
         rank: int = Field(default=4, ge=1, description="Columns of A and rows of B.")
 """
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+Device: TypeAlias = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+"""Where a process computes: a GPU where torch finds one, the processor, or a GPU. Here, because a site's own commands do without torch."""
 
 
 class Options(BaseModel):

@@ -4,14 +4,13 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from pfedsam.core.options import Options
+from pfedsam.core.options import Device, Options
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.split import SplitOptions
 from pfedsam.data.tiling import TilingOptions
 from pfedsam.data.transforms import AugmentOptions
 from pfedsam.federation.codec import CommunicationOptions
 from pfedsam.federation.methods import METHODS, find_method
-from pfedsam.model.numerics import DEVICE_NAMES
 from pfedsam.model.personal import ModelOptions
 from pfedsam.model.prefix import PrefixOptions
 from pfedsam.training.options import TrainingOptions
@@ -72,9 +71,8 @@ class RuntimeOptions(Options):
     threads: int = Field(
         default=1, ge=1, description="Threads of each process; results are bit-equal only at the same number."
     )
-    device: str = Field(
+    device: Device = Field(
         default="auto",
-        pattern=DEVICE_NAMES,
         description="Where sites compute: auto (a GPU where torch finds one), cpu, cuda or cuda:<n>; all processes share one GPU. Results "
         "are bit-equal on the CPU, equal up to rounding between devices.",
     )

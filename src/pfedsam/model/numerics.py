@@ -6,18 +6,17 @@ from typing import Final, Literal, TypeAlias
 import torch
 
 from pfedsam.core.errors import OptionError
+from pfedsam.core.options import Device
 
 Precision: TypeAlias = Literal["float32", "bfloat16", "auto"]
 """Of frozen weights: as asked, or `auto` for what is fast here."""
 CPU: Final = torch.device("cpu")
-DEVICE_NAMES: Final = r"^(auto|cpu|cuda(:\d+)?)$"
-"""What `find_device` understands."""
 _SIZE = 384
 _SAME_CLASS = 4.0
 
 
-def find_device(name: str) -> torch.device:
-    """The device that `runtime.device` names: `auto` (a GPU where torch finds one), `cpu`, `cuda` or `cuda:<n>`.
+def find_device(name: Device) -> torch.device:
+    """The device that `runtime.device` names.
 
     Raises:
         OptionError: a GPU is named that torch does not find.

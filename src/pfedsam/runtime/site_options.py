@@ -7,8 +7,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from pfedsam.core.errors import OptionError
-from pfedsam.core.options import Options
-from pfedsam.model.numerics import DEVICE_NAMES
+from pfedsam.core.options import Device, Options
 
 CONFIG: Final = "site.yaml"
 
@@ -26,9 +25,8 @@ class SiteOptions(Options):
         default=None, description="The patient in a case id here. Empty: as the study says."
     )
     threads: int = Field(default=1, ge=1, description="Threads of the training process.")
-    device: str = Field(
+    device: Device = Field(
         default="auto",
-        pattern=DEVICE_NAMES,
         description="Where the training process computes: auto (a GPU where torch finds one), cpu, cuda or cuda:<n>.",
     )
     min_free_mb: int = Field(default=500, ge=0, description="Least free space on the site's disk, in MB.")

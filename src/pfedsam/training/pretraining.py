@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from transformers import SamModel
 
 from pfedsam.core import rng, tensors
-from pfedsam.core.options import Options
+from pfedsam.core.options import Device, Options
 from pfedsam.data.dead_leaves import Scene, scene
 from pfedsam.model.backbone import compact_config, new_backbone, vision_config
 from pfedsam.model.checkpoint import load_backbone
 from pfedsam.model.encoder import encode, use_fast_blocks
-from pfedsam.model.numerics import DEVICE_NAMES, configure_numerics, fast_bfloat16, find_device
+from pfedsam.model.numerics import configure_numerics, fast_bfloat16, find_device
 from pfedsam.training.muon import Muon
 from pfedsam.training.optimizer import pack, unpack
 
@@ -84,7 +84,7 @@ class PretrainOptions(Options):
         default=100, ge=1, description="Steps between checkpoints; a resumed run repeats at most this many."
     )
     workers: int = Field(default=1, ge=1, description="Processes, each with its own batch; gradients are averaged.")
-    device: str = Field(default="cpu", pattern=DEVICE_NAMES, description="auto, cpu, cuda or cuda:<n>.")
+    device: Device = Field(default="cpu", description="auto, cpu, cuda or cuda:<n>.")
     seed: int = Field(default=0, ge=0, description="Seed of weights and scenes.")
 
 
