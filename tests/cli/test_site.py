@@ -10,6 +10,7 @@ from pfedsam.federation.codec import CommunicationOptions
 from pfedsam.federation.ledger import Ledger
 from pfedsam.federation.manifest import StudyManifest, shared_tensors, write_manifest
 from pfedsam.federation.site_policy import SitePolicy
+from pfedsam.runtime.site_options import read_site_options
 
 Call = Callable[..., int]
 
@@ -99,8 +100,14 @@ def test_a_site_asks_for_its_certificate_and_keeps_its_key(
     assert call("site", "init", elsewhere, "--kit", kit, "--data", tmp_path) == 8  # not where the key is
     assert "site request" in capsys.readouterr().err
     assert not list(elsewhere.iterdir())
+    assert call("site", "init", north, "--kit", kit, "--data", tmp_path, "--device", "gpu", "--threads", 0) == 2
+    said = capsys.readouterr().err
+    assert "threads: " in said
+    assert "device: " in said
+    assert not (north / "site.yaml").exists()
     assert call("site", "init", north, "--kit", kit, "--data", tmp_path) == 0
     assert f"Root {root}:" in capsys.readouterr().out
+    assert read_site_options(north).device == "auto"
     assert (north / "nvflare" / "startup" / "client.key").read_bytes() == key
     assert call("site", "init", north, "--kit", kit, "--data", tmp_path) == 8  # once
     assert call("coordinator", "sign", coord, north / "north.csr", "--yes") == 8

@@ -309,3 +309,12 @@ def test_what_is_chosen_on_validation_is_the_model_that_a_site_ends_with(referen
     ]
     assert rows[-1]["round"] == 4  # after rounds 0 to 3 and the last phase
     assert {one["phase"] for one in aligned} == {"local"}
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
+    toy_options: RunOptions, tmp_path: Path
+) -> None:
+    runtime = toy_options.runtime.model_copy(update={"device": "cuda:99"})
+    with pytest.raises(OptionError, match="The device is cuda:99"):
+        run(toy_options.model_copy(update={"runtime": runtime}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -28,20 +28,22 @@ def pretrain_command(
     """
     import torch
 
+    from pfedsam.experiment.load import validate
     from pfedsam.model.numerics import configure_numerics
     from pfedsam.training.pretraining import PretrainOptions, pretrain
 
     configure_numerics(1)
-    options = PretrainOptions(
-        size=size,
-        steps=steps,
-        crop_steps=crop_steps,
-        batch_size=batch_size,
-        start_from=start_from,
-        workers=workers,
-        seed=seed,
-        device=device,
-    )
+    asked = {
+        "size": size,
+        "steps": steps,
+        "crop_steps": crop_steps,
+        "batch_size": batch_size,
+        "start_from": start_from,
+        "workers": workers,
+        "seed": seed,
+        "device": device,
+    }
+    options = validate(PretrainOptions, asked, "pretrain")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=ERR) as bars:
         task = bars.add_task("pretraining", total=steps)
