@@ -1,5 +1,7 @@
 """The command line: help that teaches, errors as one message and an exit code."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +50,25 @@ def test_an_empty_site_is_exit_code_3(call: Call, capsys: pytest.CaptureFixture[
     (tmp_path / "study.yaml").write_text("data:\n  sites: {north: north}\n  classes: {n: [1]}\n")
     assert call("data", "split", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")) == 3
     assert "north" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 7), (errno.EROFS, 7), (errno.EDQUOT, 7)])
+def test_a_full_disk_is_one_message_and_exit_code_7(
+    call: Call,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    number: int,
+    code: int,
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), "sites/north")
+
+    monkeypatch.setattr("pfedsam.experiment.load.load_options", full)
+    assert call("run", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")) == code
+    shown = " ".join(capsys.readouterr().err.split())
+    assert f"{os.strerror(number)} (sites/north)" in shown
+    assert "--resume" in shown
 
 
 def test_a_usage_error_is_exit_code_2(call: Call, capsys: pytest.CaptureFixture[str]) -> None:

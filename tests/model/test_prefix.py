@@ -1,11 +1,14 @@
 """The cache of the frozen blocks' output: the same bits with and without it."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from pfedsam.core import rng
+from pfedsam.model import prefix
 from pfedsam.model.prefix import PrefixCache, PrefixOptions
 
 SHAPE = (2, 2, 3)
@@ -59,3 +62,23 @@ def test_another_model_has_its_own_tokens(tmp_path: Path) -> None:
     for key in ("m", "other"):
         PrefixCache(tmp_path, key, SHAPE, PrefixOptions()).tokens(image(0), compute)
     assert compute.calls == 2
+
+
+def test_a_full_disk_ends_the_keeping_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache, compute = PrefixCache(tmp_path, "m", SHAPE, PrefixOptions()), Counting()
+    first = [cache.tokens(image(i), compute) for i in range(2)]
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(prefix, "_open", full)
+    for _ in range(2):
+        assert torch.equal(cache.tokens(image(2), compute), Counting()(image(2)[None])[0])
+    assert compute.calls == 4
+    assert caplog.text.count("No space left on device") == 1
+    monkeypatch.undo()
+    again = PrefixCache(tmp_path, "m", SHAPE, PrefixOptions())
+    assert [torch.equal(again.tokens(image(i), compute), first[i]) for i in range(2)] == [True, True]
+    assert compute.calls == 4

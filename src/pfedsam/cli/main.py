@@ -1,13 +1,17 @@
 """The `pfedsam` command: mounts the groups, and turns errors into one message and an exit code."""
 
+import errno
+
 import typer
 from typer._click.exceptions import ClickException
 
 from pfedsam.cli import bench, coordinator, data, onboard, pretrain, results, run, site, weights
 from pfedsam.cli.console import ERR
-from pfedsam.core.errors import PfedsamError, RunError
+from pfedsam.core.errors import PfedsamError, RunError, StoreError
 
 INTERRUPTED = 130
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""A full disk, an empty quota, a disk that cannot be written to."""
 
 app = typer.Typer(
     help="Personalised federated fine-tuning of the Segment Anything Model. Research use, not a medical device.",
@@ -36,6 +40,7 @@ def main() -> None:
     Raises:
         SystemExit: with the exit code of what went wrong.
         ModuleNotFoundError: the installation is broken.
+        OSError: that the disk is not to blame for.
     """
     try:
         app(standalone_mode=False)
@@ -48,6 +53,15 @@ def main() -> None:
             raise
         ERR.print("This command needs NVFlare: pip install 'pfedsam[deploy]'.", markup=False)
         raise SystemExit(RunError.exit_code) from error
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        text = (
+            f"{error.strerror}{where}. What was finished is whole: make room, then give the same command with --resume."
+        )
+        ERR.print(text, markup=False, highlight=False)
+        raise SystemExit(StoreError.exit_code) from error
     except (KeyboardInterrupt, typer.Abort):
         ERR.print("Stopped. Nothing is lost: give the same command with --resume.")
         raise SystemExit(INTERRUPTED) from None

@@ -14,8 +14,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pfedsam.core.log import get_logger
 from pfedsam.core.options import Options
 
+_LOG = get_logger(__name__)
 _KEY_BYTES = 32
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -36,7 +38,7 @@ class PrefixOptions(Options):
 class PrefixCache:
     """Tokens by image content, in a memory-mapped file of equal slots and a file of their keys.
 
-    A slot's key is written after its data, so that a killed process leaves whole slots only. The key is the SHA-256 of the
+    A slot's key is written after its data, so that a killed process, or a full disk, leaves whole slots only. The key is the SHA-256 of the
     pixels, so an equal view of an equal image is found whatever it is called; model, block, size and precision are part of the
     file's name.
     """
@@ -69,7 +71,13 @@ class PrefixCache:
             return self._read(slot).float()
         tokens = compute(pixels[None])[0].to("cpu", self.dtype)
         if len(self._known) < self._slots:
-            self._write(key, tokens)
+            try:
+                self._write(key, tokens)
+            except OSError as error:  # a full disk: what is kept already is still good
+                self._slots = len(self._known)
+                _LOG.warning(
+                    "cannot keep more of the frozen blocks' outputs (%s): the blocks are run anew", error.strerror
+                )
         return tokens.float()
 
     def _read_keys(self) -> dict[bytes, int]:
