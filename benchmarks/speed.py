@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import gpu_name, markdown, write_result
+from common import gpu_name, write_result
+from speed_figures import GOALS, GPU_GOALS, Times, figures_of, gpu_figures, table_of
 from speed_subjects import (
     LORA_ONLY,
     OurStep,
@@ -41,7 +42,6 @@ from speed_subjects import (
 from pfedsam.core import rng
 from pfedsam.model.numerics import configure_numerics, fast_bfloat16, find_device
 
-Times = dict[str, list[float]]
 BF16 = {"precision": "bfloat16"}
 ALL = {**LORA_ONLY, "adapt_last": None}
 STEPS: Mapping[str, Callable[[Setting], Subject]] = {
@@ -191,122 +191,6 @@ def _possible(names: "Mapping[str, object] | tuple[str, ...]", device: str) -> l
     return [name for name in names if "bf16" not in name or device == "cuda" or fast_bfloat16()]
 
 
-def ratio(times: Times, above: str, below: str) -> float | None:
-    """Median of one over the median of the other; None where one was not measured."""
-    if not times.get(above) or not times.get(below):
-        return None
-    return statistics.median(times[above]) / statistics.median(times[below])
-
-
-def share(times: Times) -> float | None:
-    """What the experts add to the step: median of the rounds' own ratios, minus 1."""
-    pairs = zip(times.get("with experts", []), times.get("without experts", []), strict=True)
-    ratios = [more / less for more, less in pairs]
-    return statistics.median(ratios) - 1 if ratios else None
-
-
-def figures_of(
-    times: Times, encoder_1024: Times, mebibytes: Mapping[str, float], dice: float | None
-) -> dict[str, float | None]:
-    """The figures of issue and README, by name; those after `moe_share` say more about them."""
-
-    def added(name: str) -> float | None:
-        ours, theirs = mebibytes.get(name), mebibytes.get("FedMSA")
-        return ours / theirs if ours and theirs else None
-
-    return {
-        "encoder_256_fp32": ratio(times, "encoder", "our encoder"),
-        "encoder_1024_fp32": ratio(encoder_1024, "encoder", "our encoder"),
-        "encoder_256_bf16": ratio(times, "encoder", "our encoder, bf16"),
-        "encoder_256_bf16_dice": dice,
-        "lora12_fp32": ratio(times, "LoRA", "our LoRA, 12 blocks"),
-        "lora12_bf16": ratio(times, "LoRA", "our LoRA, 12 blocks, bf16"),
-        "last4_vs_fedmsa": ratio(times, "FedMSA", "global step"),
-        "last4_vs_fedsam": ratio(times, "FedSAM", "global step"),
-        "distil_vs_two_models": ratio(times, "two models", "personal step"),
-        "memory_vs_fedmsa": added("global step"),
-        "moe_share": share(times),
-        "encoder_1024_bf16": ratio(encoder_1024, "encoder", "our encoder, bf16"),
-        "last4_bf16_vs_fedmsa": ratio(times, "FedMSA", "global step, bf16"),
-        "last4_bf16_vs_fedsam": ratio(times, "FedSAM", "global step, bf16"),
-        "distil_bf16_vs_two_models": ratio(times, "two models", "personal step, bf16"),
-        "distil_teacher_speaks_vs_two_models": ratio(times, "two models", "personal step, teacher speaks"),
-        "coupled_vs_fedmsa": ratio(times, "FedMSA", "coupled step"),
-        "coupled_bf16_vs_fedmsa": ratio(times, "FedMSA", "coupled step, bf16"),
-        "coupled_vs_two_models": ratio(times, "two models", "coupled step"),
-        "memory_recomputed_vs_fedmsa": added("global step, recomputed"),
-        "memory_bf16_vs_fedmsa": added("global step, bf16"),
-        "last4_recomputed_vs_fedmsa": ratio(times, "FedMSA", "global step, recomputed"),
-    }
-
-
-GOALS = {
-    "encoder_256_fp32": 2.2,
-    "encoder_1024_fp32": 2.5,
-    "encoder_256_bf16": 4.5,
-    "encoder_256_bf16_dice": 0.99,
-    "lora12_fp32": 2.2,
-    "lora12_bf16": 4,
-    "last4_vs_fedmsa": 7,
-    "last4_vs_fedsam": 9,
-    "distil_vs_two_models": 10,
-    "memory_vs_fedmsa": 0.33,
-    "moe_share": 0.03,
-}
-GPU_GOALS = {"encoder_bf16_of_matrix_rate": 0.5, "last4_vs_fedmsa": 7, "memory_vs_fedmsa": 0.33}
-WATERFALLS = {
-    "encoder's forward pass": ("encoder", "encoder, faster products", "our encoder", "our encoder, bf16"),
-    "step": (
-        "FedSAM",
-        "FedMSA",
-        "LoRA",
-        "our LoRA, 12 blocks",
-        "our LoRA, last 4, no cache",
-        "global step",
-        "global step, bf16",
-        "global step, recomputed",
-    ),
-    "personal step": ("two models", "personal step, teacher speaks", "personal step", "personal step, bf16"),
-    "both models in a step": ("two models", "coupled step", "coupled step, bf16"),
-}
-
-
-def table_of(
-    figures: Mapping[str, float | None],
-    goals: Mapping[str, float],
-    times: Times,
-    mebibytes: Mapping[str, float],
-    rates: Mapping[str, float],
-) -> str:
-    """The figures beside their goals, and how the reference becomes ours, step by step."""
-    rows = [[name, _shown(value), str(goals.get(name, ""))] for name, value in figures.items()]
-    parts = [markdown(["figure", "measured", "goal"], rows)]
-    for title, names in WATERFALLS.items():
-        lines = []
-        for before, name in zip((names[0], *names), names, strict=False):
-            if times.get(name):
-                seconds = f"{statistics.median(times[name]):.3f}"
-                lines.append(
-                    [
-                        name,
-                        seconds,
-                        _shown(ratio(times, before, name)),
-                        _shown(ratio(times, names[0], name)),
-                        f"{mebibytes[name]:.0f}" if name in mebibytes else "",
-                    ]
-                )
-        if lines:
-            parts.append(markdown([title, "seconds", "x before", "x first", "MiB added"], lines))
-    parts.append(
-        "One product's rate, GFLOP/s: " + ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items()) + "."
-    )
-    return "\n\n".join(parts)
-
-
-def _shown(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
-
-
 def run_cpu(setting: Setting, repeats: int) -> None:
     """Everything at 256 px, and the encoder once more at 1024 px; what is measured is written after each part."""
     one = Setting(setting.weights, setting.size, 1, "cpu")
@@ -402,21 +286,6 @@ def run_gpu(settings: list[Setting], repeats: int) -> None:
             gflops=rates,
             load_average=os.getloadavg(),
         )
-
-
-def gpu_figures(
-    setting: Setting, times: Times, mebibytes: Mapping[str, float], rates: Mapping[str, float]
-) -> dict[str, float | None]:
-    """Those of the CPU that do not name its sizes, and how the encoder uses the GPU."""
-    # 947 GFLOP an image of 1024 px are what the exact rewrite needs (../docs/speed.md).
-    work = 946.9 * setting.batch * (setting.size / 1024) ** 2
-    figures: dict[str, float | None] = {
-        "encoder_bf16_of_matrix_rate": work / statistics.median(times["our encoder, bf16"]) / rates["bf16"],
-        "encoder_fp32": ratio(times, "encoder", "our encoder"),
-        "encoder_bf16": ratio(times, "encoder", "our encoder, bf16"),
-    }
-    others = figures_of(times, {}, mebibytes, None)
-    return figures | {name: value for name, value in others.items() if not name.startswith("encoder")}
 
 
 def main() -> None:
