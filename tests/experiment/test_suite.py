@@ -35,7 +35,7 @@ def test_every_shipped_suite_configures_every_method_and_ablation(name: str) -> 
     for entry in choose_entries(loaded, list(METHODS), ["all"]):
         options = run_options(loaded, entry, 1, {site: Path(site) for site in loaded.sites})
         assert options.seed == 1
-        budgets.add(local_steps(options) / (len(loaded.sites) if entry.pooled else 1))
+        budgets.add(local_steps(options) / entry.steps / (len(loaded.sites) if entry.pooled else 1))
     assert len(budgets) == 1
 
 
@@ -67,6 +67,13 @@ def test_variants_make_the_steps_of_the_others() -> None:
     assert (options.training.rounds, local_steps(options)) == (2, 20)
 
 
+def test_more_steps_for_what_costs_less() -> None:
+    longer = run_options(suite(), Entry("x", "fedavg", steps=1.4), 0, SITES)
+    assert (longer.training.rounds, local_steps(longer)) == (7, 28)
+    with pytest.raises(OptionError, match="cannot make 26 steps in whole rounds"):
+        run_options(suite(), Entry("x", "fedavg", steps=1.3), 0, SITES)
+
+
 def test_steps_that_cannot_be_made_are_refused() -> None:
     options = run_options(suite(), Entry("fedavg", "fedavg"), 0, SITES)
     with pytest.raises(OptionError, match="cannot make 21 steps in whole rounds"):
@@ -86,6 +93,8 @@ def test_entries() -> None:
     one = suite(methods=["fedavg"], variants={"mine-only": {"method": "fedavg", "training.batch_size": 2}})
     assert [e.label for e in choose_entries(one, None, [])] == ["fedavg"]
     assert [e.label for e in choose_entries(suite(), None, [])] == list(METHODS)
+    longer = suite(variants={"long": {"method": "fedavg", "steps": 1.5, "training.batch_size": 2}})
+    assert choose_entries(longer, None, ["long"])[1] == Entry("long", "fedavg", {"training.batch_size": 2}, steps=1.5)
     chosen = choose_entries(one, None, ["mine-only"])
     assert chosen == [Entry("pfedsam", "pfedsam"), Entry("mine-only", "fedavg", {"training.batch_size": 2})]
     assert not chosen[0].pooled

@@ -39,7 +39,8 @@ class Suite(Options):
     )
     variants: dict[str, dict[str, Any]] = Field(
         default={},
-        description="Name to `method` and the keys that differ, such as training.phases: joint; beside the shipped ablations.",
+        description="Name to `method`, the keys that differ, such as training.phases: joint, and `steps`, times as many as the suite has; "
+        "beside the shipped ablations.",
     )
 
 
@@ -51,6 +52,8 @@ class Entry:
     method: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Dotted keys and their values."""
+    steps: float = 1.0
+    """Times as many optimiser steps as the suite has: for methods whose steps cost less."""
 
     @property
     def pooled(self) -> bool:
@@ -103,7 +106,8 @@ def choose_entries(suite: Suite, methods: Sequence[str] | None, variants: Sequen
                 f"There is no variant {name!r} (or it has a method's name); known: {', '.join(suite.variants)}."
             )
         changes = dict(suite.variants[name])
-        entries.append(Entry(name, find_method(str(changes.pop("method", suite.subject))).name, changes))
+        method = find_method(str(changes.pop("method", suite.subject))).name
+        entries.append(Entry(name, method, steps=float(changes.pop("steps", 1.0)), changes=changes))
     return entries
 
 
@@ -148,7 +152,7 @@ def run_options(
     for key, value in entry.changes.items():
         put(content, key, value)
     chosen = validate(RunOptions, content, f"suite {suite.name}, {entry.label}")
-    return equal_steps(chosen, basis.training.steps)
+    return equal_steps(chosen, round(basis.training.steps * entry.steps))
 
 
 def local_steps(options: RunOptions) -> int:
