@@ -6,9 +6,13 @@ from torch import nn
 
 from pfedsam.core import rng
 from pfedsam.model.backbone import compact_config, new_backbone
+from pfedsam.model.moe import Routing
 from pfedsam.model.personal import ModelOptions, PersonalSam
 from pfedsam.training.client_round import _anchors
-from pfedsam.training.phases import _distance, _groups
+from pfedsam.training.distillation import DistillationOptions, distillation_loss
+from pfedsam.training.losses import segmentation_loss
+from pfedsam.training.phases import Model, PhaseSpec, _distance, _groups, _Objective
+from pfedsam.training.site_data import Batch
 
 
 def make(**changes: object) -> PersonalSam:
@@ -51,3 +55,37 @@ def test_sams_own_weights_have_their_own_rate() -> None:
     assert both[1]["lr"] == pytest.approx(0.025)
     lora = model.components()["lora_a"][0]
     assert _groups(model, {lora: parameters[lora]}, 0.1, 0.25) == [{"params": [parameters[lora]]}]
+
+
+@pytest.mark.parametrize("taught", [None, "personal", "shared"])
+def test_one_pass_after_the_other_adds_up_to_the_gradient_of_the_whole_loss(taught: Model | None) -> None:
+    model, distillation = make(local_lora=2), DistillationOptions(trust="everywhere", weight=0.5)
+    with torch.no_grad():  # away from the start, where the experts add nothing and the second LoRA has no gradient
+        for name in (*model.components()["experts"], *model.components()["local_lora"]):
+            model.get_parameter(name).add_(
+                0.05 * torch.randn(model.get_parameter(name).shape, generator=rng.generator(2))
+            )
+    labels = (torch.rand(2, 64, 64, generator=rng.generator(3)) > 0.5).to(torch.uint8)
+    tokens = model.prefix(torch.rand(2, 3, 64, 64, generator=rng.generator(4)))
+    trained = [p for name, p in model.named_parameters() if not name.startswith("sam.vision_encoder.layers.0.")]
+    for parameter in trained:
+        parameter.requires_grad_()
+    spec = PhaseSpec("coupled", ("shared", "local"), ("shared", "personal"), taught)
+    parts = _Objective(model, spec, distillation, 0.1).backward(Batch(tokens, labels, ((0, 0), (1, 0))))
+    found = [None if p.grad is None else p.grad.clone() for p in trained]
+    model.zero_grad()
+    routings: dict[str, Routing] = {}
+    logits = {w: model.from_prefix(tokens, personal=w == "personal", routings=routings) for w in ("shared", "personal")}
+    total = (segmentation_loss(logits["shared"], labels) + segmentation_loss(logits["personal"], labels)) / 2
+    total = total + 0.1 * routings["1"].balance_loss()
+    if taught:
+        teacher = logits["shared" if taught == "personal" else "personal"].detach()
+        total = total + 0.5 * distillation_loss(logits[taught], teacher, labels, distillation)
+    total.backward()
+    assert parts["total"].item() == pytest.approx(total.item(), rel=1e-5)
+    assert ("distillation" in parts) == (taught is not None)
+    assert any(one is not None and one.abs().max() > 0 for one in found)
+    for one, parameter in zip(found, trained, strict=True):
+        assert (one is None) == (parameter.grad is None)
+        if one is not None and parameter.grad is not None:
+            torch.testing.assert_close(one, parameter.grad, rtol=1e-4, atol=1e-6)

@@ -118,12 +118,13 @@ def run_phase(
     objective = _Objective(model, spec, distillation, balance)
     rows = []
     for batch in batches:
-        parts = objective(batch)
+        optimizer.zero_grad()
+        parts = objective.backward(batch)
         if spec.proximal and anchors:
             parts["proximal"] = _distance(trained, anchors)
-            parts["total"] = parts["total"] + spec.proximal / 2 * parts["proximal"]
-        optimizer.zero_grad()
-        parts["total"].backward()
+            pull = spec.proximal / 2 * parts["proximal"]
+            pull.backward()
+            parts["total"] = parts["total"] + pull
         torch.nn.utils.clip_grad_norm_(trained.values(), options.clip)
         optimizer.step()
         rows.append({name: part.item() for name, part in parts.items()})
@@ -163,28 +164,36 @@ class _Objective:
         self._teacher_stands = len(spec.trains) == 1
         self._taught_by: dict[tuple[int, int], Tensor] = {}
 
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """The named parts of the loss and their weighted sum, `total`."""
+    def backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Add the loss's gradient to the parameters'; gives the named parts of the loss and their weighted sum, `total`.
+
+        One model after the other, each with its backward pass, so that what only one of them has computed is in memory at a time.
+        """
         teacher = self._teach(batch) if self.spec.taught and self._teacher_stands else None
+        # Both models change when both kinds are trained: then the teacher is the other model as it is in this step, and comes first.
+        order = sorted(self.spec.supervised, key=lambda which: which == self.spec.taught)
+        parts: dict[str, Tensor] = {}
+        for which in order:
+            logits, found = self._pass(batch, which, teacher)
+            found["total"].backward()
+            teacher = logits.detach() if teacher is None else teacher
+            for name, part in found.items():
+                parts[name] = parts[name] + part.detach() if name in parts else part.detach()
+        return parts
+
+    def _pass(self, batch: Batch, which: Model, teacher: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """A model's logits, and its parts of the loss: a phase with two models minimises the mean of their segmentation losses."""
         routings: dict[str, Routing] = {}
-        logits = {
-            which: self.model.from_prefix(batch.tokens, personal=which == "personal", routings=routings)
-            for which in self.spec.supervised
-        }
-        parts = {"segmentation": _mean([segmentation_loss(z, batch.labels) for z in logits.values()])}
+        logits = self.model.from_prefix(batch.tokens, personal=which == "personal", routings=routings)
+        parts = {"segmentation": segmentation_loss(logits, batch.labels) / len(self.spec.supervised)}
         total = parts["segmentation"]
-        if self.spec.taught:
-            # Both models change when both kinds are trained: then the teacher is the other model as it is in this step.
-            if teacher is None:
-                teacher = logits[_other(self.spec.taught)].detach()
-            parts["distillation"] = distillation_loss(
-                logits[self.spec.taught], teacher, batch.labels, self.distillation
-            )
+        if which == self.spec.taught and teacher is not None:
+            parts["distillation"] = distillation_loss(logits, teacher, batch.labels, self.distillation)
             total = total + self.distillation.weight * parts["distillation"]
         if routings and "local" in self.spec.trains:
-            parts["balance"] = _mean([routing.balance_loss() for routing in routings.values()])
+            parts["balance"] = torch.stack([routing.balance_loss() for routing in routings.values()]).mean()
             total = total + self.balance * parts["balance"]
-        return {"total": total, **parts}
+        return logits, {"total": total, **parts}
 
     @torch.no_grad()
     def _teach(self, batch: Batch) -> Tensor:
@@ -199,7 +208,3 @@ class _Objective:
 
 def _other(model: Model | None) -> Model:
     return "shared" if model == "personal" else "personal"
-
-
-def _mean(losses: list[Tensor]) -> Tensor:
-    return torch.stack(losses).mean()
