@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 Call = Callable[..., int]
 
@@ -68,6 +69,19 @@ def test_a_full_disk_is_one_message_and_exit_code_7(
     assert call("run", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")) == code
     shown = " ".join(capsys.readouterr().err.split())
     assert f"{os.strerror(number)} (sites/north)" in shown
+    assert "--resume" in shown
+
+
+def test_a_gpu_without_memory_is_one_message_that_says_what_needs_less(
+    call: Call, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("pfedsam.experiment.load.load_options", full)
+    assert call("run", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")) == 8
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "model.recompute=true" in shown
     assert "--resume" in shown
 
 

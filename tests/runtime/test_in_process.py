@@ -318,3 +318,12 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
     with pytest.raises(OptionError, match="The device is cuda:99"):
         run(toy_options.model_copy(update={"runtime": runtime}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_another_machines_gpu_is_opened_here(reference: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(reference, folder)
+    config = (folder / "config.yaml").read_text()
+    assert "device: cpu" in config
+    (folder / "config.yaml").write_text(config.replace("device: cpu", "device: cuda:7"))
+    assert open_run(folder).site_names == open_run(reference).site_names

@@ -12,6 +12,10 @@ from pfedsam.core.errors import PfedsamError, RunError, StoreError
 INTERRUPTED = 130
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 """A full disk, an empty quota, a disk that cannot be written to."""
+_NO_MEMORY = (
+    "The GPU's memory is full. What was finished is whole. Less is needed with model.precision=auto, model.recompute=true or a smaller "
+    "training.batch_size, in a new folder; or go on with --resume and --set runtime.device=cpu, or fewer runtime.workers."
+)
 
 app = typer.Typer(
     help="Personalised federated fine-tuning of the Segment Anything Model. Research use, not a medical device.",
@@ -41,6 +45,7 @@ def main() -> None:
         SystemExit: with the exit code of what went wrong.
         ModuleNotFoundError: the installation is broken.
         OSError: that the disk is not to blame for.
+        RuntimeError: other than of a GPU without memory.
     """
     try:
         app(standalone_mode=False)
@@ -62,6 +67,11 @@ def main() -> None:
         )
         ERR.print(text, markup=False, highlight=False)
         raise SystemExit(StoreError.exit_code) from error
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded for every command
+            raise
+        ERR.print(_NO_MEMORY, markup=False, highlight=False)
+        raise SystemExit(RunError.exit_code) from error
     except (KeyboardInterrupt, typer.Abort):
         ERR.print("Stopped. Nothing is lost: give the same command with --resume.")
         raise SystemExit(INTERRUPTED) from None

@@ -37,7 +37,8 @@ class OpenRun:
                 f"The folder {folder.name!r} holds no run with a finished round. Give the --out folder of `pfedsam run`."
             )
         self.folder, self.options = folder, load_options(folder / "config.yaml")
-        device = find_device(self.options.runtime.device)
+        # The machine that opens a run need not be the one that made it, nor have its GPU.
+        device = find_device("cpu" if self.options.runtime.device == "cpu" else "auto")
         configure_numerics(self.options.runtime.threads, device)
         self.built = build_model(self.options, device)
         shared, _ = tensors.load(folder / SERVER)
