@@ -11,7 +11,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,7 +24,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from pfedsam.model import attention, encoder
 from pfedsam.model.attention import Core, _biases, folded, fused
-from pfedsam.model.numerics import configure_numerics, find_device
+from pfedsam.model.numerics import configure_numerics
 
 HEADS, CHANNELS = 12, 64
 _COMPILED = torch.compile(flex_attention, dynamic=False)
@@ -117,7 +116,7 @@ def measure(core: Core, given: list[Tensor]) -> dict[str, float]:
 
 
 def whole_encoder(setting: Setting, core: Core) -> float:
-    """Milliseconds of the encoder's forward pass in bf16 with `core` wherever it is faster than what is chosen now: everywhere."""
+    """Milliseconds of the encoder's forward pass in bf16 with `core` in every block."""
     chosen, encoder.choose_core = encoder.choose_core, lambda *_: core
     try:
         work, _ = our_encoder(setting, "bfloat16")
@@ -131,8 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
     batch = parser.parse_args().batch
-    device = find_device("cuda")
-    configure_numerics(1, device)
+    device = configure_numerics(1, "cuda")
     cases = {"windows": (25 * batch, 14), "whole grid": (batch, 64)}
     rows, found = [], {}
     of_type = {"": WAYS, " float32": {way: WAYS[way] for way in ("folded, all logits", "folded, memory-efficient")}}
@@ -158,7 +156,7 @@ def main() -> None:
         write_weights(setting.weights)
         for way in ("folded, flash", "folded, cuDNN"):
             if f"whole grid, {way}" in found and f"windows, {way}" in found:
-                found[f"encoder, {way}"] = {"forward_ms": whole_encoder(setting, partial(WAYS[way]))}
+                found[f"encoder, {way}"] = {"forward_ms": whole_encoder(setting, WAYS[way])}
                 rows.append(["encoder", way, f"{found[f'encoder, {way}']['forward_ms']:.1f}", "", ""])
                 print(rows[-1], flush=True)
     write_result(

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from speed_subjects import (
 )
 
 from pfedsam.core import rng
-from pfedsam.model.numerics import configure_numerics, fast_bfloat16, find_device
+from pfedsam.model.numerics import configure_numerics, fast_bfloat16
 
 BF16 = {"precision": "bfloat16"}
 ALL = {**LORA_ONLY, "adapt_last": None}
@@ -170,7 +170,7 @@ def _status(entry: str) -> float:
 def memory(setting: Setting) -> dict[str, float]:
     """MiB added by a step, by subject, each measured in a process of its own."""
     found = {}
-    for name in _possible(IN_MEMORY, setting.device):
+    for name in _possible(IN_MEMORY):
         arguments = ["--size", str(setting.size), "--batch", str(setting.batch)]
         command = [sys.executable, __file__, "--memory-of", name, "--weights", str(setting.weights), *arguments]
         answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -187,8 +187,9 @@ def gpu_memory(subject: Subject) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def _possible(names: "Mapping[str, object] | tuple[str, ...]", device: str) -> list[str]:
-    return [name for name in names if "bf16" not in name or device == "cuda" or fast_bfloat16()]
+def _possible(names: Iterable[str]) -> list[str]:
+    """What this processor can do of `names`."""
+    return [name for name in names if "bf16" not in name or fast_bfloat16()]
 
 
 def run_cpu(setting: Setting, repeats: int) -> None:
@@ -197,9 +198,7 @@ def run_cpu(setting: Setting, repeats: int) -> None:
     found = Found(matrix_rates("cpu"))
     for title, measure in {
         "encoder": lambda: {"times": interleave(encoders(one), repeats)},
-        "steps": lambda: {
-            "times": interleave({name: STEPS[name](setting) for name in _possible(STEPS, "cpu")}, repeats)
-        },
+        "steps": lambda: {"times": interleave({name: STEPS[name](setting) for name in _possible(STEPS)}, repeats)},
         "experts": lambda: {
             "times": interleave({name: make(setting) for name, make in EXPERTS.items()}, 2 * repeats + 1)
         },
@@ -298,7 +297,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--memory-of", choices=list(STEPS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    configure_numerics(1, find_device(arguments.device))
+    configure_numerics(1, arguments.device)
     with tempfile.TemporaryDirectory() as folder:
         weights = arguments.weights or Path(folder) / "vit_b.pth"
         settings = [Setting(weights, arguments.size, batch, arguments.device) for batch in arguments.batch]

@@ -60,11 +60,6 @@ class Setting:
         disc = (place[:, None] ** 2 + place**2 < 0.3).to(torch.uint8)
         return torch.rand(self.batch, 3, self.size, self.size, generator=generator), disc.repeat(self.batch, 1, 1)
 
-    @property
-    def our_products(self) -> str:
-        """The precision of our fp32 products, as `configure_numerics` sets it."""
-        return faster_precision() if self.device == "cpu" else "highest"
-
     def now(self) -> float:
         """Process CPU time; on a GPU, wall time after all work has ended."""
         if self.device == "cpu":
@@ -155,7 +150,7 @@ def our_encoder(setting: Setting, precision: str) -> tuple[Subject, PersonalSam]
     def work() -> Tensor:
         return encode(model.sam, pixels)
 
-    return timed(setting, setting.our_products, work), model
+    return timed(setting, faster_precision(torch.device(setting.device)), work), model
 
 
 class OurStep:
@@ -187,7 +182,7 @@ class OurStep:
 
     def __call__(self) -> float:
         """Seconds of one step."""
-        torch.set_float32_matmul_precision(self.setting.our_products)
+        torch.set_float32_matmul_precision(faster_precision(torch.device(self.setting.device)))
         times: list[float] = []
         result = run_phase(
             self.model,

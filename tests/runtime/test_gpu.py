@@ -11,7 +11,7 @@ from pfedsam.experiment.build import build_model
 from pfedsam.experiment.options import RunOptions
 from pfedsam.model.backbone import compact_config, new_backbone
 from pfedsam.model.encoder import encode, use_fast_blocks
-from pfedsam.model.numerics import configure_numerics, find_device
+from pfedsam.model.numerics import configure_numerics
 from pfedsam.report.summary_file import read_summary
 from pfedsam.runtime.in_process import run
 from pfedsam.runtime.run_folder import open_run
@@ -28,7 +28,7 @@ def on(device: str, options: RunOptions, **changes: object) -> RunOptions:
 
 @pytest.mark.parametrize("name", ["sam-toy", "sam-tiny"])
 def test_an_embedding_is_the_cpus(name: str) -> None:
-    configure_numerics(1, find_device("cuda"))
+    configure_numerics(1, "cuda")
     sam = use_fast_blocks(new_backbone(compact_config(name), rng.generator(0, "gpu")))
     side = sam.config.vision_config.image_size
     pixels = torch.rand(2, 3, side, side, generator=rng.generator(0, "pixels"))

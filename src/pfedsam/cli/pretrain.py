@@ -29,10 +29,8 @@ def pretrain_command(
     import torch
 
     from pfedsam.experiment.load import validate
-    from pfedsam.model.numerics import configure_numerics
     from pfedsam.training.pretraining import PretrainOptions, pretrain
 
-    configure_numerics(1)
     asked = {
         "size": size,
         "steps": steps,

@@ -58,20 +58,21 @@ def init_command(
     from pfedsam.runtime.site_options import CONFIG, SiteOptions
 
     said = {
+        "name": "unnamed",  # until the kit is opened
         "data": data.resolve(),
         "backbone": backbone,
         "patient_pattern": patient_pattern,
         "threads": threads,
         "device": device,
     }
-    validate(SiteOptions, {"name": "not known yet", **said}, "site init")
+    options = validate(SiteOptions, said, "site init")
     asked = (folder / WORKSPACE / "startup" / KEY).exists() and not (folder / CONFIG).exists()
     if folder.exists() and any(folder.iterdir()) and not asked:
         raise RunError(f"the folder {folder.name!r} is not empty; give a new one.")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
     content = install_kit(kit, folder / WORKSPACE, own_key=asked)
-    options = validate(SiteOptions, {"name": content["client"]["fqsn"], **said}, CONFIG)
+    options = options.model_copy(update={"name": content["client"]["fqsn"]})
     atomic.write_text(folder / CONFIG, yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False))
     root = root_fingerprint(folder / WORKSPACE / "startup")
     OUT.print(f"Root {root}: ask the coordinator whether it is theirs.", soft_wrap=True, highlight=False)

@@ -1,6 +1,6 @@
 """Where and how products are computed on this machine: device, threads, and fp32 on the faster path where that costs no precision."""
 
-from functools import lru_cache
+from functools import cache
 from typing import Final, Literal, TypeAlias
 
 import torch
@@ -38,23 +38,30 @@ def describe(device: torch.device) -> str:
     return "the processor" if device.type == "cpu" else f"{device}, {torch.cuda.get_device_name(device)}"
 
 
-def configure_numerics(threads: int, device: torch.device = CPU) -> None:
-    """Set torch's thread count, and take the faster fp32 path where `faster_precision` finds one.
+def configure_numerics(threads: int, name: Device = "cpu") -> torch.device:
+    """Set torch's thread count, and take the faster fp32 path where `faster_precision` finds one; gives the device of that name.
+
+    Raises:
+        OptionError: as `find_device`.
+    """
+    device = find_device(name)
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(faster_precision(device))
+    torch.backends.cudnn.allow_tf32 = False
+    return device
+
+
+@cache
+def faster_precision(device: torch.device = CPU) -> Literal["highest", "medium"]:
+    """`medium` when its error is that of fp32 on this processor, else `highest`.
 
     fp32 stays fp32 on a GPU: its own faster path, TF32, keeps ten bits of a product's factors.
-    """
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(faster_precision() if device.type == "cpu" else "highest")
-    torch.backends.cudnn.allow_tf32 = False
-
-
-@lru_cache(maxsize=1)
-def faster_precision() -> Literal["highest", "medium"]:
-    """`medium` when its error is that of fp32 on this processor, else `highest`.
 
     On CPUs without AMX, `medium` sends fp32 products to oneDNN, which computes them in fp32; with AMX it means bf16. The choice
     looks at the error alone, never at the time, so that equal processors choose alike.
     """
+    if device.type != "cpu":
+        return "highest"
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(_SIZE, _SIZE, generator=generator) for _ in range(2))
     exact = a.double() @ b.double()

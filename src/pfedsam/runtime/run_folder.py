@@ -13,7 +13,7 @@ from pfedsam.data.split import read_split
 from pfedsam.evaluation.summary import summarize_site
 from pfedsam.experiment.build import build_images, build_model, build_sites
 from pfedsam.experiment.load import load_options
-from pfedsam.model.numerics import configure_numerics, find_device
+from pfedsam.model.numerics import configure_numerics
 from pfedsam.report.page import write_page
 from pfedsam.report.summary_file import Summary, build_summary, collect_versions, read_summary, write_summary
 from pfedsam.runtime.in_process import Event
@@ -38,8 +38,8 @@ class OpenRun:
             )
         self.folder, self.options = folder, load_options(folder / "config.yaml")
         # The machine that opens a run need not be the one that made it, nor have its GPU.
-        device = find_device("cpu" if self.options.runtime.device == "cpu" else "auto")
-        configure_numerics(self.options.runtime.threads, device)
+        wanted = "cpu" if self.options.runtime.device == "cpu" else "auto"
+        device = configure_numerics(self.options.runtime.threads, wanted)
         self.built = build_model(self.options, device)
         shared, _ = tensors.load(folder / SERVER)
         self.shared = {name: shared[name] for name in self.built.partition.shared}

@@ -24,7 +24,7 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, shared_tensors
 from pfedsam.federation.messages import Reply, Request
 from pfedsam.federation.site_policy import RefusedError, SitePolicy
-from pfedsam.model.numerics import configure_numerics, describe, find_device
+from pfedsam.model.numerics import configure_numerics, describe
 from pfedsam.runtime.numbers import from_report, from_summaries, from_validation
 from pfedsam.runtime.server_files import NOTHING
 from pfedsam.runtime.site_options import SiteOptions, read_site_options
@@ -153,8 +153,7 @@ class SiteAgent:
         if build_method(options).pooled:
             raise RefusedError("other-configuration", "a pooled method needs all images in one place.")
         site = self._split(manifest, options)
-        device = find_device(options.runtime.device)
-        configure_numerics(options.runtime.threads, device)
+        device = configure_numerics(options.runtime.threads, options.runtime.device)
         _LOG.info("computing on %s", describe(device))
         built = build_model(options, device)
         if built.backbone != manifest.backbone:

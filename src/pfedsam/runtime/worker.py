@@ -20,7 +20,7 @@ from pfedsam.data.manifest import Site
 from pfedsam.evaluation.scores import CaseScores
 from pfedsam.experiment.build import POOLED, BuiltModel, build_method, build_model, training_cases
 from pfedsam.experiment.options import RunOptions
-from pfedsam.model.numerics import configure_numerics, find_device
+from pfedsam.model.numerics import configure_numerics
 from pfedsam.runtime.last_good import SiteModels, Validation
 from pfedsam.runtime.site_session import RoundReport, SiteScorer, SiteSession
 from pfedsam.training.phases import Model
@@ -174,6 +174,5 @@ class MakeWorker:
     def __call__(self) -> SiteWorker:
         """The worker, its model built in the process that calls this, which computes as the options say from now on."""
         runtime = self.options.runtime
-        device = find_device(runtime.device)
-        configure_numerics(runtime.threads, device)
+        device = configure_numerics(runtime.threads, runtime.device)
         return SiteWorker(self.options, self.study, self.sites, self.folder, build_model(self.options, device))

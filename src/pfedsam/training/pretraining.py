@@ -30,7 +30,7 @@ from pfedsam.data.dead_leaves import Scene, scene
 from pfedsam.model.backbone import compact_config, new_backbone, vision_config
 from pfedsam.model.checkpoint import load_backbone
 from pfedsam.model.encoder import encode, use_fast_blocks
-from pfedsam.model.numerics import configure_numerics, fast_bfloat16, find_device
+from pfedsam.model.numerics import configure_numerics, fast_bfloat16
 from pfedsam.training.muon import Muon
 from pfedsam.training.optimizer import pack, unpack
 
@@ -275,7 +275,6 @@ def pretrain(
 
 def _join(options: PretrainOptions, folder: Path, rank: int, meeting: str) -> None:
     """What a further process does."""
-    configure_numerics(1)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=options.workers)
     _train(options, folder, rank, None)
 
@@ -284,7 +283,7 @@ def _train(
     options: PretrainOptions, folder: Path, worker: int, progress: Callable[[int, dict[str, float]], None] | None
 ) -> SamModel:
     """The training of one process; only worker 0 writes."""
-    device = find_device(options.device)
+    device = configure_numerics(1, options.device)
     model: SamModel = _start(options).train().requires_grad_(True).to(device)  # type: ignore[arg-type]
     side = int(vision_config(model).image_size)  # type: ignore[arg-type]
     in_bfloat16 = options.precision == "bfloat16" or (options.precision == "auto" and fast_bfloat16(device))
