@@ -2,7 +2,9 @@
 
 All compute softmax(scale q k^T + r_h + r_w) v, where r_h and r_w are products of the query with a table of relative rows and one of
 relative columns. Which way is fastest depends on the device, the precision, the number of tokens and on whether gradients are wanted;
-`choose_core` is the one place that decides. Letters: G grids (windows) times images, n heads, N keys, M queries, c channels of a head.
+`choose_core` is the one place that decides. Letters: G grids (windows) times images, n heads, c channels of a head; a grid of H x W
+places holds h x w tokens, M = h w, and is padded where that is fewer. Padded places all have the same key and value: one key stands for
+all of them (`_beyond`), so there are N = M keys, or N = M + 1.
 """
 
 from collections.abc import Callable
@@ -29,8 +31,8 @@ FEW_QUERIES = 128
 """Below this, the loop over heads costs more than it saves."""
 
 Core: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
-"""Query `[G, n, h, w, c]` at the upper left of each grid; key and value `[G, n, N, c]` of the whole grid of H x W; relative
-positions `[h, H, c]` and `[w, W, c]`; scale. Gives `[G, n, h * w, c]`."""
+"""Query `[G, n, h, w, c]`, at the upper left of each grid; key and value `[G, n, N, c]`, in a padded grid the padding's last; relative
+positions `[h, H, c]` and `[w, W, c]`; scale. Gives `[G, n, M, c]`."""
 
 
 def choose_core(device: str, dtype: torch.dtype, queries: int, keys: int, gradients: bool) -> Core:
@@ -40,12 +42,14 @@ def choose_core(device: str, dtype: torch.dtype, queries: int, keys: int, gradie
         device: type of the device.
         dtype: of query, key and value.
         queries: M.
-        keys: N.
+        keys: N; more than M in a padded grid.
         gradients: whether a backward pass follows.
     """
     if device == "cuda":
         # The kernel that keeps no logits in float32 is slower than products with all of them (docs/decisions/0010).
         return folded if dtype == torch.float32 else fused
+    if keys > queries:
+        return folded
     # Adding the bias in place is fast in float32 only, and small blocks do not pay for the loop.
     blocks_win = dtype == torch.float32 and not gradients and queries >= FEW_QUERIES
     return row_blocked if keys > MANY_KEYS or blocks_win else folded
@@ -68,7 +72,7 @@ def fused(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tenso
 
 
 def row_blocked(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:
-    """Head by head and `ROWS` queries at a time; logits are never all in memory, and are computed again in backward."""
+    """Head by head and `ROWS` queries at a time; logits are never all in memory, and are computed again in backward. No padding."""
     bias_h, bias_w = _biases(query, rel_h, rel_w)
     return _RowBlocked.apply(query.flatten(2, 3), key, value, bias_h, bias_w, scale)  # type: ignore[no-any-return]
 
@@ -80,10 +84,29 @@ def relative(table: Tensor, queries: int, keys: int) -> Tensor:
 
 
 def _fold(query: Tensor, key: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Queries q' = [scale q, r_h, r_w] and k' = [k, onehot(row), onehot(column)], so that q' k'^T is scale q k^T + r_h + r_w."""
-    bias_h, bias_w = _biases(query, rel_h, rel_w)
-    place = _one_hot_grid(rel_h.shape[1], rel_w.shape[1], key.dtype, key.device).expand(*key.shape[:2], -1, -1)
-    return torch.cat([query.flatten(2, 3) * scale, bias_h, bias_w], dim=-1), torch.cat([key, place], dim=-1)
+    """Queries q' = [scale q, r_h, r_w] and k' = [k, onehot(row), onehot(column)], so that q' k'^T is scale q k^T + r_h + r_w.
+
+    In a padded grid both have a further channel, in which the padding's key alone has a one.
+    """
+    (height, width), (bias_h, bias_w) = query.shape[2:4], _biases(query, rel_h, rel_w)
+    padded = key.shape[2] > height * width
+    beyond = [_beyond(bias_h, bias_w, height, width)] if padded else []
+    place = _places(height, width, padded, key.dtype, key.device).expand(*key.shape[:2], -1, -1)
+    asked = [query.flatten(2, 3) * scale, bias_h[..., :height], bias_w[..., :width], *beyond]
+    return torch.cat(asked, dim=-1), torch.cat([key, place], dim=-1)
+
+
+def _beyond(bias_h: Tensor, bias_w: Tensor, height: int, width: int) -> Tensor:
+    """What the padding's key gets in the place of r_h + r_w, `[G, n, M, 1]`: log sum exp(r_h + r_w) over the padded places.
+
+    With it the one key weighs in the softmax what all padded places together would. The places are those right of the
+    tokens and those below them, and over a rectangle the sum is a product of a sum over rows and one over columns.
+    """
+    dtype, exact = bias_h.dtype, torch.promote_types(bias_h.dtype, torch.float32)
+    bias_h, bias_w = bias_h.to(exact), bias_w.to(exact)
+    right = bias_h[..., :height].logsumexp(-1, keepdim=True) + bias_w[..., width:].logsumexp(-1, keepdim=True)
+    below = bias_h[..., height:].logsumexp(-1, keepdim=True) + bias_w.logsumexp(-1, keepdim=True)
+    return torch.logaddexp(right, below).to(dtype)
 
 
 def _biases(query: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,11 +117,12 @@ def _biases(query: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, Tensor
 
 
 @lru_cache(maxsize=32)
-def _one_hot_grid(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """For each of N = height * width places its row and its column, one-hot: `[N, height + width]`."""
+def _places(height: int, width: int, padded: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """For each of height * width tokens its row and its column, one-hot: `[M, height + width]`; with padding a row and a channel more."""
     rows = torch.eye(height, dtype=dtype, device=device).repeat_interleave(width, dim=0)
     columns = torch.eye(width, dtype=dtype, device=device).repeat(height, 1)
-    return torch.cat([rows, columns], dim=1)
+    places = torch.cat([rows, columns], dim=1)
+    return torch.block_diag(places, torch.ones(1, 1, dtype=dtype, device=device)) if padded else places
 
 
 class _RowBlocked(torch.autograd.Function):

@@ -3,9 +3,9 @@
 Three exact rewrites of `transformers`' encoder block (itself segment-anything's):
 
 * queries, keys and values are computed before the windows are padded. A padded token is zero after the first LayerNorm, so
-  its projection *is* the bias of the projection (at 256 px windows of 14 pad 16 x 16 tokens to 28 x 28);
-* padded tokens are keys, but they ask nothing: what the attention gives for them is cut off, so it is not computed. Windows
-  at the right and lower edge, with fewer queries than the others, go through the attention by themselves;
+  its projection *is* the bias of the projection (at 256 px windows of 14 pad 16 x 16 tokens to 28 x 28), and nothing is padded;
+* padded tokens ask nothing, as what the attention gives for them is cut off, and as keys they are all alike: one stands for all of
+  a window's. Windows at the right and lower edge, with fewer tokens than the others, go through the attention by themselves;
 * the attention itself is computed as suits device, precision and size (`pfedsam.model.attention`).
 """
 
@@ -53,59 +53,56 @@ class EncoderBlock(nn.Module):
 
     def attend(self, hidden: Tensor) -> Tensor:
         """Windowed or global attention over normalised tokens `[B, h, w, d]`."""
-        attn, (_, height, width, channels) = self.attn, hidden.shape
-        query, key_value = attn.qkv(hidden).split((channels, 2 * channels), dim=-1)
+        (_, height, width, _), projected = hidden.shape, self.attn.qkv(hidden)
         sides = (self.window, self.window) if self.window else (height, width)
-        keys = _grids(_pad(key_value, sides, attn.qkv.bias[channels:]), sides, 2 * attn.num_attention_heads)
         rows = []
         for down in _spans(height, sides[0]):
-            row = []
-            for across in _spans(width, sides[1]):
-                part = keys[:, down.grids, across.grids].flatten(0, 2)
-                row.append(self._mix(query[:, down.tokens, across.tokens], part, (down.size, across.size), sides))
+            row = [
+                self._mix(projected[:, down.tokens, across.tokens], (down.size, across.size), sides)
+                for across in _spans(width, sides[1])
+            ]
             rows.append(row[0] if len(row) == 1 else torch.cat(row, dim=2))
-        return attn.proj(rows[0] if len(rows) == 1 else torch.cat(rows, dim=1))  # type: ignore[no-any-return]
+        return self.attn.proj(rows[0] if len(rows) == 1 else torch.cat(rows, dim=1))  # type: ignore[no-any-return]
 
-    def _mix(self, query: Tensor, key_value: Tensor, sizes: tuple[int, int], sides: tuple[int, int]) -> Tensor:
+    def _mix(self, projected: Tensor, sizes: tuple[int, int], sides: tuple[int, int]) -> Tensor:
         """Attention in grids of one kind.
 
         Args:
-            query: `[B, h, w, d]`, tokens of several grids side by side, `sizes` of them in each.
-            key_value: `[G, 2 n, N, c]`, of the same grids, padded.
-            sizes: rows and columns of real tokens in a grid.
-            sides: rows and columns of a padded grid.
+            projected: `[B, h, w, 3 d]`, query, key and value of tokens of several grids side by side, `sizes` of them in each.
+            sizes: rows and columns of tokens in a grid.
+            sides: rows and columns of places in a grid; where they are more it is padded.
 
         Returns:
             `[B, h, w, d]`, contiguous.
         """
-        batch, height, width, _ = query.shape
+        batch, height, width, _ = projected.shape
         down, across, heads = height // sizes[0], width // sizes[1], self.attn.num_attention_heads
-        grids = query.reshape(batch, down, sizes[0], across, sizes[1], heads, -1).permute(0, 1, 3, 5, 2, 4, 6)
-        grids = grids.flatten(0, 2)
-        key, value = key_value.chunk(2, dim=1)
+        query, key, value = _grids(projected, sizes, 3 * heads).chunk(3, dim=1)
+        if sizes != sides:
+            _, *padding = self.attn.qkv.bias.view(3, 1, heads, 1, -1).expand(-1, len(query), -1, -1, -1)
+            key, value = (torch.cat([part, one], dim=2) for part, one in zip((key, value), padding, strict=True))
         rel_h = relative(self.attn.rel_pos_h, sizes[0], sides[0])
         rel_w = relative(self.attn.rel_pos_w, sizes[1], sides[1])
         gradients = torch.is_grad_enabled() and key.requires_grad
-        core = choose_core(query.device.type, query.dtype, sizes[0] * sizes[1], key.shape[2], gradients)
-        mixed = core(grids, key, value, rel_h, rel_w, self.attn.scale)
+        core = choose_core(query.device.type, query.dtype, query.shape[2], key.shape[2], gradients)
+        mixed = core(query.unflatten(2, sizes), key, value, rel_h, rel_w, self.attn.scale)
         mixed = mixed.view(batch, down, across, heads, *sizes, -1).permute(0, 1, 4, 2, 5, 3, 6)
         return mixed.reshape(batch, height, width, -1)
 
 
 class _Span(NamedTuple):
-    """Grids of one kind along an axis: either whole ones, or the one at the edge with less than `side` real tokens."""
+    """Grids of one kind along an axis: either whole ones, or the one at the edge with fewer than `side` tokens."""
 
-    grids: slice
     tokens: slice
     size: int
-    """Real tokens in each grid."""
+    """Tokens in each grid."""
 
 
 def _spans(length: int, side: int) -> list[_Span]:
     """The grids of `side` that cover `length` tokens."""
     whole, rest = divmod(length, side)
-    spans = [_Span(slice(0, whole), slice(0, whole * side), side)] if whole else []
-    return spans + ([_Span(slice(whole, whole + 1), slice(whole * side, length), rest)] if rest else [])
+    spans = [_Span(slice(0, whole * side), side)] if whole else []
+    return spans + ([_Span(slice(whole * side, length), rest)] if rest else [])
 
 
 def embed_patches(model: SamModel, pixels: Tensor, origin: tuple[int, int] = (0, 0)) -> Tensor:
@@ -138,20 +135,8 @@ def use_fast_blocks(model: SamModel) -> SamModel:
     return model
 
 
-def _pad(tokens: Tensor, sides: tuple[int, int], bias: Tensor) -> Tensor:
-    """`[B, h, w, e]` padded right and below with the bias `[e]` to multiples of `sides`."""
+def _grids(tokens: Tensor, sizes: tuple[int, int], heads: int) -> Tensor:
+    """`[B, h, w, heads * c]` to `[G, heads, M, c]`, grids of `sizes` tokens."""
     batch, height, width, _ = tokens.shape
-    below, right = -height % sides[0], -width % sides[1]
-    if right:
-        tokens = torch.cat([tokens, bias.expand(batch, height, right, -1)], dim=2)
-    if below:
-        tokens = torch.cat([tokens, bias.expand(batch, below, width + right, -1)], dim=1)
-    return tokens
-
-
-def _grids(tokens: Tensor, sides: tuple[int, int], heads: int) -> Tensor:
-    """`[B, h, w, heads * c]` to grids `[B, h / side, w / side, heads, side * side, c]`."""
-    batch, height, width, _ = tokens.shape
-    down, across = height // sides[0], width // sides[1]
-    tokens = tokens.reshape(batch, down, sides[0], across, sides[1], heads, -1).permute(0, 1, 3, 5, 2, 4, 6)
-    return tokens.reshape(batch, down, across, heads, sides[0] * sides[1], -1)
+    tokens = tokens.reshape(batch, height // sizes[0], sizes[0], width // sizes[1], sizes[1], heads, -1)
+    return tokens.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, heads, sizes[0] * sizes[1], tokens.shape[-1])
