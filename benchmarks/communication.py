@@ -3,8 +3,8 @@
     python benchmarks/communication.py --data DIR --suite retina --out runs/retina --set model.precision=auto
 
 DIR has one folder per site of the suite. Writes benchmarks/results/communication-SUITE.json, .md and .svg. Resumable, and with the
---out of `pfedsam bench accuracy` and the same --set it takes the run with fp32 from there. Dice is of the personal models; the choice is
-made on validation.
+--out of `pfedsam bench accuracy` and the same --set it takes the run with fp32 from there. Dice is of the model in use, the
+better of a site's two; the choice is made on validation.
 """
 
 import argparse
@@ -102,7 +102,7 @@ def draw(points: Mapping[str, Point], path: Path) -> None:
     axes.set_xticks(ticks, [f"{size:.0f}" for size in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("kB sent by a site in a round")
-    axes.set_ylabel("Dice of the personal models, points")
+    axes.set_ylabel("Dice of the models in use, points")
     axes.grid(alpha=0.3)
     axes.margins(x=0.2, y=0.15)
     axes.legend(frameon=False, loc="best")
