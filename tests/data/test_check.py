@@ -55,6 +55,28 @@ def test_every_problem_is_named_at_once(site_folder):
     assert report.ids == {0: 4, 1: 3, 7: 1}
 
 
+def test_a_pattern_that_matches_nothing_is_a_problem(site_folder):
+    site = read_site("north", site_folder("a-1", "b-1"))
+    report = check_site(site, LABELS, patient_pattern="^(.+)_")
+    assert report.problems == (
+        "site 'north': patient_pattern '^(.+)_' matches none of its 2 file names, such as 'a-1' (the ending left out), "
+        "so that every case would be a patient; correct or remove it",
+    )
+    assert check_site(site, LABELS, patient_pattern="^(.+)-").problems == ()
+
+
+def test_pictures_that_are_left_out_are_a_warning(site_folder):
+    folder = site_folder("a")
+    for name in ("images/c.ppm", "images/b.bmp"):
+        (folder / name).touch()
+    report = check_site(read_site("north", folder), LABELS)
+    assert report.problems == ()
+    assert report.warnings == (
+        "site 'north': 'images/b.bmp' is left out (2 such file(s)); only .jpeg, .jpg, .png, .tif, .tiff are read: "
+        "save it as one of these (masks not as JPEG), or take it out",
+    )
+
+
 def test_an_empty_site_and_a_size_limit(site_folder, tmp_path):
     assert check_site(Site("north", tmp_path, ()), LABELS).problems == (
         "site 'north': has no cases; add images and masks",

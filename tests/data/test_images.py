@@ -108,6 +108,60 @@ def test_masks_of_few_bits_keep_their_ids(tmp_path, depth, row, ids):
     assert read_mask(path).tolist() == [ids]
 
 
+def _tiff(tmp_path, width, depth, photometric, row, deflate):
+    """A grey TIFF of one row, written by hand (TIFF 6.0, section 2), for kinds that Pillow does not write."""
+    data = zlib.compress(row) if deflate else row
+    fields = {256: width, 257: 1, 258: depth, 259: 8 if deflate else 1, 262: photometric, 273: 8, 277: 1, 278: 1}
+    fields[279] = len(data)
+    start = 8 + len(data) + len(data) % 2
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields.items())
+    path = tmp_path / "hand.tif"
+    path.write_bytes(
+        struct.pack("<2sHI", b"II", 42, start)
+        + data.ljust(start - 8, b"\0")
+        + struct.pack("<H", len(fields))
+        + entries
+        + bytes(4)
+    )
+    return path
+
+
+@pytest.mark.parametrize("deflate", [False, True])
+@pytest.mark.parametrize(
+    ("depth", "row", "ids"),
+    [(1, [0b01_000000], [0, 1]), (2, [0b00_01_10_11], [0, 1, 2, 3]), (4, [0x01, 0x2F], [0, 1, 2, 15])],
+)
+def test_tiff_masks_of_few_bits_keep_their_ids(tmp_path, depth, row, ids, deflate):
+    assert read_mask(_tiff(tmp_path, len(ids), depth, 1, bytes(row), deflate)).tolist() == [ids]
+
+
+@pytest.mark.parametrize(
+    ("depth", "row"), [(1, [0b01_000000]), (2, [0b00_01_0000]), (4, [0x01]), (8, [0, 1]), (16, [0, 0, 1, 0])]
+)
+def test_tiff_masks_whose_0_is_white_are_refused(tmp_path, depth, row):
+    with pytest.raises(
+        DataError, match=r"its mask 'hand\.tif' is a TIFF whose 0 is white .*; save it as PNG, or as TIFF"
+    ):
+        read_mask(_tiff(tmp_path, 2, depth, 0, bytes(row), deflate=False))
+
+
+# One pixel each, whose upper eight bits are all 0: read as id 0, where 1 is meant.
+@pytest.mark.parametrize(("colour", "values"), [(2, [1, 1, 1]), (4, [1, 65535]), (6, [1, 1, 1, 65535])])
+def test_masks_of_sixteen_bits_with_colour_or_alpha_are_refused(tmp_path, colour, values):
+    path = _png(tmp_path, 1, 1, 16, colour, [struct.pack(f">{len(values)}H", *values)])
+    with pytest.raises(
+        DataError, match=r"its mask 'hand\.png' has 16 bits with colour or alpha.*; save it as plain grey"
+    ):
+        read_mask(path)
+    assert read_mask(_png(tmp_path, 2, 1, 16, 0, [struct.pack(">HH", 1, 300)])).tolist() == [[1, 300]]
+
+
+def test_a_tiff_mask_of_sixteen_bit_colour_is_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "x.tif", np.ones((2, 4, 3), np.uint16), photometric="rgb")
+    with pytest.raises(DataError, match=r"its mask 'x\.tif' has 16 bits with colour or alpha"):
+        read_mask(tmp_path / "x.tif")
+
+
 def test_mask_of_three_equal_channels(tmp_path):
     path = _saved(tmp_path, Image.fromarray(np.stack([GREY] * 3, -1)))
     np.testing.assert_array_equal(read_mask(path), GREY)

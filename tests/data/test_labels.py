@@ -41,6 +41,34 @@ def test_maps_without_sense(ids):
         LabelMap(ids)
 
 
+@pytest.mark.parametrize(
+    ("ids", "first", "dtype"),
+    [
+        ({"organ": [128, 7], "lesion": [255]}, [0, 128, 255], np.uint8),
+        ({"organ": [300], "lesion": [2]}, [0, 300, 2], np.uint16),
+        ({"cup": [0], "background": [255, 3], "rim": [1]}, [255, 0, 1], np.uint8),
+        ({"prostate": [0], "rim": [1]}, [2, 0, 1], np.uint8),  # no background: an id that nothing else has
+    ],
+)
+def test_first_ids_stand_for_the_classes(ids, first, dtype):
+    found = LabelMap(ids).first_ids()
+    assert found.tolist() == first
+    assert found.dtype == dtype
+
+
+def test_a_mask_written_with_first_ids_is_read_back():
+    labels = LabelMap({"cup": [0], "background": [255], "rim": [400, 128]})
+    classes = np.array([[0, 1, 2], [2, 0, 1]], np.uint8)
+    written = labels.first_ids()[classes]
+    assert written.tolist() == [[255, 0, 400], [400, 255, 0]]
+    assert labels.to_classes(written.astype(np.int64)).tolist() == classes.tolist()
+
+
+def test_an_id_that_no_png_holds():
+    with pytest.raises(OptionError, match=r"65536 is above 65535, .*; put a lower id of the same class first"):
+        LabelMap({"organ": [65536, 1]}).first_ids()
+
+
 def test_survives_pickling_for_worker_processes():
     labels = LabelMap({"organ": [1], "lesion": [2, 3]})
     assert pickle.loads(pickle.dumps(labels)) == labels

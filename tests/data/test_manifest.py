@@ -1,10 +1,12 @@
+import os
 import re
 import shutil
+import sys
 
 import pytest
 
 from pfedsam.core.errors import DataError, OptionError
-from pfedsam.data.manifest import Case, orphan_masks, read_site
+from pfedsam.data.manifest import Case, orphan_masks, pattern_is_idle, read_site, unread_pictures
 
 
 def test_folder_layout(site_folder):
@@ -92,6 +94,38 @@ def test_pictures_of_a_kind_that_is_not_read_are_not_left_out_in_silence(site_fo
     (folder / "images" / name).touch()
     with pytest.raises(DataError, match=r"images/ holds .* \(1 such file\(s\)\); DICOM and volumes are not read"):
         read_site("north", folder)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file system takes no such name")
+@pytest.mark.parametrize("part", ["images", "masks"])
+def test_names_that_are_not_utf8_are_refused(site_folder, part):
+    folder = site_folder("a")
+    shutil.copy(folder / part / "a.png", os.fsencode(folder / part) + b"/m\xfcller.png")  # "müller" in Latin-1
+    with pytest.raises(DataError) as caught:
+        read_site("north", folder)
+    assert str(caught.value) == (
+        rf"site 'north': {part}/ holds 'm\udcfcller.png' (1 such file(s)), whose name is not UTF-8; "
+        "rename it, for example to ASCII letters and digits"
+    )
+
+
+def test_pictures_of_other_kinds_are_found(site_folder):
+    folder = site_folder("a")
+    for name in ("images/b.BMP", "images/notes.txt", "images/._c.gif", "masks/a.gif"):
+        (folder / name).touch()
+    site = read_site("north", folder)
+    assert [case.id for case in site.cases] == ["a"]
+    assert unread_pictures(site) == ("images/b.BMP", "masks/a.gif")
+    assert unread_pictures(_manifest(folder, "image,mask,patient\nimages/a.png,masks/a.png,p\n")) == ()
+
+
+def test_a_pattern_is_idle_where_it_matches_no_case(site_folder):
+    folder = site_folder("a_1", "b")
+    site = read_site("north", folder)
+    idle = {pattern: pattern_is_idle(site, pattern) for pattern in (None, "^(.)_", "^(x)", r"^(.+)\.png")}
+    assert idle == {None: False, "^(.)_": False, "^(x)": True, r"^(.+)\.png": True}
+    site = _manifest(folder, "image,mask,patient\nimages/b.png,masks/b.png,p\n")
+    assert not pattern_is_idle(site, "^(x)")
 
 
 def _manifest(folder, text):

@@ -1,12 +1,15 @@
 """`pfedsam data check` and `data split`: look at the sites before anything is trained."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from pfedsam.cli.console import OUT
+from pfedsam.cli.console import ERR, OUT
+
+if TYPE_CHECKING:
+    from pfedsam.experiment.options import RunOptions
 
 app = typer.Typer(help="Check and split the sites' data.", no_args_is_help=True)
 Config = Annotated[Path, typer.Argument(help="YAML file with data.sites and data.classes.")]
@@ -14,7 +17,7 @@ Config = Annotated[Path, typer.Argument(help="YAML file with data.sites and data
 
 @app.command("check")
 def check_command(config: Config) -> None:
-    """Read every image and mask of every site and name everything that is wrong."""  # noqa: DOC501 - shown as help
+    """Read every image and mask of every site, try the split, and name everything that is wrong."""  # noqa: DOC501 - shown as help
     from pfedsam.core.errors import DataError
     from pfedsam.data.check import check_site
     from pfedsam.data.manifest import read_site
@@ -22,16 +25,40 @@ def check_command(config: Config) -> None:
     from pfedsam.experiment.load import load_options
 
     options = load_options(config)
+    labels, pattern = build_labels(options), options.data.patient_pattern
     table = Table("site", "cases", "patients", "problems")
     problems: list[str] = []
+    warnings: list[str] = []
     for name, folder in options.data.sites.items():
-        site = read_site(name, folder, patient_pattern=options.data.patient_pattern, masks_required=False)
-        found = check_site(site, build_labels(options), options.data.image).problems
-        table.add_row(name, str(len(site.cases)), str(len(site.patients())), str(len(found)))
+        try:
+            site = read_site(name, folder, patient_pattern=pattern, masks_required=False)
+        except DataError as exc:
+            table.add_row(name, "-", "-", "1")
+            problems.append(str(exc))
+            continue
+        report = check_site(site, labels, options.data.image, patient_pattern=pattern)
+        found = report.problems or _split_problems(options, name)
+        table.add_row(name, str(report.cases), str(report.patients), str(len(found)))
         problems += found
+        warnings += report.warnings
     OUT.print(table)
+    for warning in warnings:
+        ERR.print(f"Warning: {warning}", markup=False, highlight=False)
     if problems:
         raise DataError("\n".join(problems))
+
+
+def _split_problems(options: "RunOptions", name: str) -> tuple[str, ...]:
+    """What a split of this site, whose files are sound, would be refused for."""
+    from pfedsam.core.errors import DataError
+    from pfedsam.experiment.build import build_sites
+
+    data = options.data.model_copy(update={"sites": {name: options.data.sites[name]}})
+    try:
+        build_sites(options.model_copy(update={"data": data}))
+    except DataError as exc:
+        return (str(exc),)
+    return ()
 
 
 @app.command("split")

@@ -10,7 +10,7 @@ from pfedsam.core.errors import DataError
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.loader import check_sizes, load_ids, load_image
-from pfedsam.data.manifest import SPLITS, Case, Site, orphan_masks
+from pfedsam.data.manifest import READABLE, SPLITS, Case, Site, orphan_masks, pattern_is_idle, unread_pictures
 from pfedsam.data.split import split_problems
 
 
@@ -31,6 +31,8 @@ class SiteReport:
     """Class -> cases that have it, 0 included."""
     problems: tuple[str, ...]
     """One message each, with site, case and remedy; empty where all is well."""
+    warnings: tuple[str, ...] = ()
+    """What may be wrong or meant so, in the same form."""
 
 
 _NAMED = 20
@@ -46,13 +48,16 @@ class _Seen:
     problems: list[str]
 
 
-def check_site(site: Site, labels: LabelMap, image: ImageOptions | None = None) -> SiteReport:
+def check_site(
+    site: Site, labels: LabelMap, image: ImageOptions | None = None, *, patient_pattern: str | None = None
+) -> SiteReport:
     """Reads every file of the site and reports what it found; a bad case does not end it.
 
     Args:
         site: As read with `masks_required=False`, so that every missing mask is named.
         labels: What the ids in the masks mean.
         image: How the images would be read.
+        patient_pattern: What the site was read with; a pattern that matches nothing is a problem.
     """
     seen = [_look(case, labels, image or ImageOptions()) for case in site.cases]
     problems = [] if site.cases else [f"site {site.name!r}: has no cases; add images and masks"]
@@ -61,6 +66,11 @@ def check_site(site: Site, labels: LabelMap, image: ImageOptions | None = None) 
         f"site {site.name!r}: mask {name!r} has no image; name it like its image in images/, or take it out"
         for name in orphan_masks(site)
     ]
+    if site.cases and pattern_is_idle(site, patient_pattern):
+        problems.append(
+            f"site {site.name!r}: patient_pattern {patient_pattern!r} matches none of its {len(site.cases)} file names, such "
+            f"as {site.cases[0].id!r} (the ending left out), so that every case would be a patient; correct or remove it"
+        )
     return SiteReport(
         site=site.name,
         cases=len(site.cases),
@@ -70,6 +80,7 @@ def check_site(site: Site, labels: LabelMap, image: ImageOptions | None = None) 
         ids=dict(sorted(Counter(value for one in seen for value in one.ids).items())),
         classes={name: sum(not one.ids.isdisjoint(labels.ids[name]) for one in seen) for name in labels.names},
         problems=(*problems, *split_problems(site)),
+        warnings=_warnings(site),
     )
 
 
@@ -84,6 +95,16 @@ def refuse_problems(sites: Iterable[Site], labels: LabelMap, image: ImageOptions
         more = len(problems) - _NAMED
         ending = f"\n... and {more} more; `pfedsam data check` lists them all." if more > 0 else ""
         raise DataError(f"The data has {len(problems)} problem(s):\n" + "\n".join(problems[:_NAMED]) + ending)
+
+
+def _warnings(site: Site) -> tuple[str, ...]:
+    unread = unread_pictures(site)
+    if not unread:
+        return ()
+    return (
+        f"site {site.name!r}: {unread[0]!r} is left out ({len(unread)} such file(s)); only {READABLE} are read: "
+        "save it as one of these (masks not as JPEG), or take it out",
+    )
 
 
 def _look(case: Case, labels: LabelMap, options: ImageOptions) -> _Seen:

@@ -22,6 +22,8 @@ Masks (`read_mask`), ids as they stand in the file, turned likewise:
 | palette | its indices, not its colours |
 | RGB with three equal channels | one of them |
 | with alpha | alpha dropped |
+| 16 bits with colour or alpha | refused: Pillow keeps the upper eight |
+| TIFF whose 0 is white (WhiteIsZero) | refused: Pillow turns most of them round |
 | RGB with colours, all others | refused |
 | JPEG | refused: lossy compression changes ids at every edge |
 
@@ -39,7 +41,7 @@ from typing import BinaryIO, Final, Literal
 import numpy as np
 import numpy.typing as npt
 import tifffile
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageFile, ImageOps
 from pydantic import Field, model_validator
 
 from pfedsam.core.errors import DataError
@@ -51,7 +53,8 @@ _FORMATS = ("PNG", "JPEG", "TIFF")  # the JPEG of a phone may turn out as "MPO";
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L")
 _RESAVE = "save it as 8- or 16-bit grey or RGB (PNG, or TIFF)"
-_BITS_PER_SAMPLE, _ORIENTATION = 258, 274
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274
+_WHITE_IS_ZERO = 0
 
 
 class ImageOptions(Options):
@@ -80,7 +83,7 @@ def read_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDA
         DataError: The file is missing, damaged, too large or of a kind that is not read.
     """
     with _opened(path, max_megapixels) as image:
-        if _is_deep_colour(image):
+        if image.format == "TIFF" and _is_deep_colour(image):
             return _read_deep_colour(path, image)
         if image.mode in _SIXTEEN_BITS:
             grey = np.asarray(ImageOps.exif_transpose(image), dtype=np.float32) / np.float32(65535)
@@ -100,11 +103,10 @@ def read_mask(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDAr
         DataError: The file is missing, damaged, too large or of a kind that is not read.
     """
     with _opened(path, max_megapixels) as image:
-        if image.format in ("JPEG", "MPO"):
-            raise DataError(f"its mask {path.name!r} is a JPEG, which does not keep ids exactly; save it as PNG")
+        _check_ids_kept(path, image)
         step = _grey_step(image)
         values = np.asarray(ImageOps.exif_transpose(image))
-        if image.mode in ("RGB", "RGBA", "RGBX") and not _is_deep_colour(image):
+        if image.mode in ("RGB", "RGBA", "RGBX"):
             if (values[..., 1:3] != values[..., :1]).any():
                 raise DataError(
                     f"its mask {path.name!r} is coloured (RGB), where ids are needed; save it as grey or palette PNG "
@@ -173,9 +175,9 @@ def _header(path: Path, file: BinaryIO) -> Image.Image:
 
 
 def _is_deep_colour(image: Image.Image) -> bool:
-    """Whether this is a TIFF with more than 8 bits a colour, of which Pillow would keep 8."""
-    tags = getattr(image, "tag_v2", {})
-    return image.mode in ("RGB", "RGBA", "RGBX") and max(tags.get(_BITS_PER_SAMPLE, (8,))) > 8
+    """Whether the file has more than 8 bits a colour (or grey with alpha), of which Pillow would keep 8."""
+    bits = max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,)))
+    return image.mode in ("RGB", "RGBA", "RGBX") and (bits > 8 or _raw_mode(image).endswith(";16B"))
 
 
 def _read_deep_colour(path: Path, image: Image.Image) -> npt.NDArray[np.float32]:
@@ -193,7 +195,33 @@ def _read_deep_colour(path: Path, image: Image.Image) -> npt.NDArray[np.float32]
     return values[:, :, :3].astype(np.float32) / np.float32(65535)
 
 
+def _check_ids_kept(path: Path, image: Image.Image) -> None:
+    """Refuses a mask, not yet decoded, whose ids would come out as others.
+
+    Raises:
+        DataError: It is such a mask.
+    """
+    if image.format in ("JPEG", "MPO"):
+        raise DataError(f"its mask {path.name!r} is a JPEG, which does not keep ids exactly; save it as PNG")
+    if image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO:
+        raise DataError(
+            f"its mask {path.name!r} is a TIFF whose 0 is white (WhiteIsZero), so that its ids may be turned round; "
+            "save it as PNG, or as TIFF whose 0 is black"
+        )
+    if _is_deep_colour(image):
+        raise DataError(
+            f"its mask {path.name!r} has 16 bits with colour or alpha, of which only the upper eight would be read; "
+            "save it as plain grey of 8 or 16 bits, one id per class"
+        )
+
+
 def _grey_step(image: Image.Image) -> int:
-    """By how much Pillow spreads the values of grey PNGs of 2 and 4 bits (0..3 becomes 0..255)."""
-    tile = image.tile if isinstance(image, PngImagePlugin.PngImageFile) else []
-    return {"L;2": 85, "L;4": 17}.get(str(tile[0].args), 1) if tile else 1
+    """By how much Pillow spreads the values of grey of 2 and 4 bits (0..3 becomes 0..255)."""
+    return {"L;2": 85, "L;4": 17}.get(_raw_mode(image)[:3], 1)
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """What Pillow calls the values as they stand in the file, such as "L;2"; known only until they are decoded."""
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    args = tiles[0].args if tiles else ""
+    return str(args[0] if isinstance(args, tuple) else args)

@@ -7,6 +7,7 @@ silently.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from types import MappingProxyType
 from typing import Final
 
@@ -17,6 +18,7 @@ from pfedsam.core.errors import DataError, OptionError
 
 BACKGROUND: Final = "background"
 _SHOWN = 8  # ids that a message lists
+_HIGHEST = 65535  # id that a grey PNG holds
 
 
 @dataclass(frozen=True)
@@ -85,3 +87,21 @@ class LabelMap:
         for number, name in enumerate(self.names, start=1):
             classes[np.isin(mask, self.ids[name])] = number
         return classes
+
+    def first_ids(self) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+        """The first id of each class 0..C, of 8 bits where that is enough: `to_classes` reads `first_ids()[classes]` back.
+
+        A background without an id gets the lowest that no class has, which `to_classes` refuses rather than takes for a class.
+
+        Raises:
+            OptionError: An id is too large for a mask of 16 bits.
+        """
+        taken = {value for values in self.ids.values() for value in values}
+        background = next(iter(self.ids[BACKGROUND]), next(value for value in count() if value not in taken))
+        first = [background, *(self.ids[name][0] for name in self.names)]
+        if max(first) > _HIGHEST:
+            raise OptionError(
+                f"labels {dict(self.ids)}: {max(first)} is above {_HIGHEST}, the highest id that a mask can be written "
+                "with; put a lower id of the same class first"
+            )
+        return np.array(first, np.uint8) if max(first) <= 255 else np.array(first, np.uint16)

@@ -22,10 +22,14 @@ Split: TypeAlias = Literal["train", "val", "test", "unused"]
 
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
+READABLE: Final = ", ".join(sorted(SUFFIXES))
 FOREIGN: Final = (".dcm", ".dicom", ".ima", ".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 """What hospitals keep pictures in and this package does not read; left out in silence, cases would be missed."""
+OTHER_PICTURES: Final = (".bmp", ".gif", ".heic", ".jfif", ".jp2", ".jpe", ".pgm", ".pnm", ".ppm", ".svs", ".webp")
+"""Pictures of other kinds, which are left out: they may be cases or mere previews, so that `data check` names them."""
 MANIFEST: Final = "manifest.csv"
 
+_PARTS = ("images", "masks")
 _REQUIRED = ("image", "mask", "patient")
 _OPTIONAL = ("split", "case", "spacing")
 _NAME = re.compile(r"[^\W_][\w.\-]*")
@@ -99,7 +103,7 @@ def read_site(
     cases = tuple(sorted(found, key=lambda case: case.id))
     if not cases:
         raise DataError(
-            f"site {name!r} has no cases: put images ({_suffixes()}) into images/ and their masks into masks/, "
+            f"site {name!r} has no cases: put images ({READABLE}) into images/ and their masks into masks/, "
             f"or list them in {MANIFEST}"
         )
     _check_unique(name, cases)
@@ -116,6 +120,27 @@ def orphan_masks(site: Site) -> tuple[str, ...]:
     return tuple(path.name for path in _pictures(site.folder / "masks") if path.stem not in known)
 
 
+def unread_pictures(site: Site) -> tuple[str, ...]:
+    """Pictures in `images/` and `masks/` of kinds that are not read, as `folder/name`; none for a site with a manifest."""
+    if (site.folder / MANIFEST).is_file():
+        return ()
+    return tuple(
+        f"{part}/{path.name}" for part in _PARTS for path in _files(site.folder / part, endings=OTHER_PICTURES)
+    )
+
+
+def pattern_is_idle(site: Site, patient_pattern: str | None) -> bool:
+    """Whether the pattern matches no case at all, so that every case is a patient; never for a site with a manifest.
+
+    Raises:
+        OptionError: The pattern cannot be used.
+    """
+    pattern = _compile(patient_pattern)
+    if pattern is None or (site.folder / MANIFEST).is_file():
+        return False
+    return not any(pattern.search(case.id) for case in site.cases)
+
+
 def _from_folders(name: str, folder: Path, pattern: re.Pattern[str] | None) -> Iterator[Case]:
     if not (folder / "images").is_dir():
         raise DataError(
@@ -123,6 +148,7 @@ def _from_folders(name: str, folder: Path, pattern: re.Pattern[str] | None) -> I
             "put the images into images/ and masks of equal names into masks/"
         )
     _check_foreign(name, folder)
+    _check_utf8(name, folder)
     masks: dict[str, Path] = {}
     for path in _pictures(folder / "masks"):
         if path.stem in masks:
@@ -135,14 +161,36 @@ def _from_folders(name: str, folder: Path, pattern: re.Pattern[str] | None) -> I
 
 
 def _check_foreign(name: str, folder: Path) -> None:
-    for part in ("images", "masks"):
-        paths = (folder / part).iterdir() if (folder / part).is_dir() else ()
-        found = sorted(path.name for path in paths if path.name.lower().endswith(FOREIGN))
+    for part in _PARTS:
+        found = _files(folder / part, endings=FOREIGN)
         if found:
             raise DataError(
-                f"site {name!r}: {part}/ holds {found[0]!r} ({len(found)} such file(s)); DICOM and volumes are not read: "
+                f"site {name!r}: {part}/ holds {found[0].name!r} ({len(found)} such file(s)); DICOM and volumes are not read: "
                 "export each picture as 8- or 16-bit PNG or TIFF, and take the file out"
             )
+
+
+def _check_utf8(name: str, folder: Path) -> None:
+    """Refuses names that no text file could hold: Python reads their odd bytes as lone surrogates.
+
+    Raises:
+        DataError: The first such name.
+    """
+    for part in _PARTS:
+        found = [path.name for path in _pictures(folder / part) if not _is_text(path.name)]
+        if found:
+            raise DataError(
+                f"site {name!r}: {part}/ holds {found[0]!a} ({len(found)} such file(s)), whose name is not UTF-8; "
+                "rename it, for example to ASCII letters and digits"
+            )
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _from_manifest(name: str, folder: Path, pattern: re.Pattern[str] | None) -> Iterator[Case]:
@@ -208,7 +256,7 @@ def _inside(folder: Path, text: str, *, where: str) -> Path:
     if not path.is_file():
         raise DataError(f"{where}: there is no file {text!r}; correct the name or remove the line")
     if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"{where}: {text!r} is no picture that can be read; use {_suffixes()}")
+        raise DataError(f"{where}: {text!r} is no picture that can be read; use {READABLE}")
     return path
 
 
@@ -256,10 +304,17 @@ def _patient(pattern: re.Pattern[str] | None, case: str) -> str:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    paths = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
-    return sorted(path for path in paths if path.is_file())
+    return _files(folder, endings=tuple(SUFFIXES))
+
+
+def _files(folder: Path, *, endings: tuple[str, ...]) -> list[Path]:
+    """The files with such an ending, sorted, without hidden ones (a Mac puts `._a.png` beside `a.png`)."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(
+        path
+        for path in paths
+        if path.name.lower().endswith(endings) and not path.name.startswith(".") and path.is_file()
+    )
 
 
 def _check_unique(name: str, cases: Sequence[Case]) -> None:
@@ -285,7 +340,3 @@ def _check_masks(name: str, folder: Path, cases: tuple[Case, ...]) -> None:
             f"site {name!r}: mask {orphans[0]!r} has no image ({len(orphans)} such masks); "
             "name it like its image in images/, or take it out"
         )
-
-
-def _suffixes() -> str:
-    return ", ".join(sorted(SUFFIXES))
