@@ -23,6 +23,38 @@ def test_folders_are_relative_to_the_file_and_overrides_win(tmp_path: Path) -> N
     assert options.model.experts is None
 
 
+def test_a_split_folder_and_a_cache_are_relative_to_the_file(tmp_path: Path) -> None:
+    options = load_options(write(tmp_path, GOOD + "  split_folder: splits\nruntime: {cache_folder: ../cache}\n"))
+    assert options.data.split_folder == tmp_path / "splits"
+    assert options.runtime.cache_folder == tmp_path / "../cache"
+
+
+def test_a_backbone_beside_the_file_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, run = tmp_path / "study", tmp_path / "run"
+    (study / "weights" / "mine").mkdir(parents=True)
+    (study / "sam_vit_b.pth").touch()
+    run.mkdir()
+    monkeypatch.chdir(study)
+    for name in ("sam_vit_b.pth", "weights/mine", str(study / "sam_vit_b.pth")):
+        options = load_options(write(Path(), GOOD + f"model: {{backbone: {name}}}\n"))
+        assert options.model.backbone == str(study / name)
+        # As a run keeps it, in its own folder, and is opened from elsewhere.
+        with monkeypatch.context() as elsewhere:
+            elsewhere.chdir(tmp_path)
+            assert load_options(write(run, dump_options(options))) == options
+
+
+@pytest.mark.parametrize("name", ["facebook/sam-vit-base", "sam-tiny", "elsewhere/sam_vit_b.pth"])
+def test_a_backbone_that_does_not_lie_beside_the_file_stays_a_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "sam-tiny").mkdir()  # as in `load_backbone`, the shipped one goes before
+    assert load_options(write(tmp_path, GOOD), [f"model.backbone={name}"]).model.backbone == name
+
+
+def test_a_value_in_the_place_of_keys_is_told(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"2 mistake\(s\)(.|\n)*model: (.|\n)*runtime: "):
+        load_options(write(tmp_path, GOOD + "model: big\nruntime: [fast]\n"))
+
+
 def test_what_is_dumped_loads_to_the_same_options(tmp_path: Path) -> None:
     options = load_options(write(tmp_path, GOOD), ["method=fedavg"])
     assert load_options(write(tmp_path, dump_options(options))) == options

@@ -5,6 +5,7 @@
 
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -138,11 +139,16 @@ def make_run(folder: Path, method: str = "pfedsam", sites: tuple[str, ...] = SIT
     return folder
 
 
-def run_scores(sites: dict[str, dict[str, float]], *, method: str = "m", shared_only: bool = False) -> RunScores:
-    """A run from site to case to Dice in 0..1."""
+def run_scores(
+    sites: dict[str, dict[str, float]], *, method: str = "m", shared_only: bool = False, units: Mapping[str, str] = {}
+) -> RunScores:
+    """A run from site to case to Dice in 0..1; IoU is half of it, HD95 4, ASSD 2, in the site's unit or in pixels."""
     scored = {
         site: summarize_site(
-            [CaseScores(case, {"n": ClassScores(d, d / 2, 4.0, 2.0)}, "px") for case, d in cases.items()]
+            [
+                CaseScores(case, {"n": ClassScores(d, d / 2, 4.0, 2.0)}, units.get(site, "px"))
+                for case, d in cases.items()
+            ]
         )
         for site, cases in sites.items()
     }

@@ -4,6 +4,7 @@ import pytest
 
 from pfedsam.report.accuracy import Line
 from pfedsam.report.accuracy_page import Study, not_run, write_accuracy
+from pfedsam.report.format import MISSING
 
 LINES = [
     Line("pfedsam", "pfedsam", True),
@@ -47,6 +48,20 @@ def test_everything_is_written_from_partial_results(tmp_path, runs):
     assert "| pfedsam | 70.0 ± 0.0 | 50.0 ± 0.0 | 60.0 ± 0.0 | 50.0 |" in text
     assert "**fedavg** (best private baseline) | +7.50 |" in text
     assert (tmp_path / "accuracy-x.svg").read_bytes().startswith(b"<?xml")
+
+
+def test_distances_in_mixed_units_have_theirs_and_no_worst_site(tmp_path, fake):
+    run = fake.run_scores({"a": {"1": 0.6}, "b": {"1": 0.4}}, units={"a": "mm"})
+    write_accuracy(tmp_path, study(), {"pfedsam": {0: run}})
+    text = (tmp_path / "accuracy-x.md").read_text()
+    assert "| method | a [mm] | b [px] | mean | worst site |" in text
+    assert f"| pfedsam | 4.0 | 4.0 | {MISSING} | {MISSING} |" in text
+    assert "| pfedsam | 60.0 | 40.0 | 50.0 | 40.0 |" in text  # Dice
+
+
+def test_of_distances_in_one_unit_the_longest_is_the_worst(tmp_path, runs):
+    write_accuracy(tmp_path, study(), {"pfedsam": runs["pfedsam"]})
+    assert "| pfedsam | 4.0 ± 0.0 | 4.0 ± 0.0 | 4.0 ± 0.0 | 4.0 |" in (tmp_path / "accuracy-x.md").read_text()
 
 
 def test_pooled_methods_are_marked(tmp_path, runs):

@@ -4,8 +4,10 @@ from html.parser import HTMLParser
 import pytest
 
 from pfedsam.core.errors import RunError, StoreError
+from pfedsam.experiment.options import RunOptions
+from pfedsam.report.format import MISSING
 from pfedsam.report.overlays import write_overlays
-from pfedsam.report.page import write_comparison, write_page
+from pfedsam.report.page import UNNAMED, write_comparison, write_page
 from pfedsam.report.records import RecordWriter
 from pfedsam.report.summary_file import write_summary
 
@@ -75,6 +77,67 @@ def test_settings_are_shown_without_the_places_of_the_data(html):
     assert "…/amsterdam" in html
 
 
+def test_of_mixed_units_each_distance_has_its_own_and_there_is_no_mean_and_no_worst(tmp_path, fake):
+    run = fake.run_scores({"a": {"1": 0.6}, "b": {"1": 0.4}}, units={"a": "mm"})
+    write_summary(tmp_path / "summary.json", run.summary)
+    html = write_page(tmp_path).read_text("utf-8")
+    found = {
+        cells[0]: cells[-2:]
+        for line in re.findall(r"<tr>.*?</tr>", html[html.index("Every site") :], re.DOTALL)
+        if len(cells := re.findall(r"<t[hd][^>]*>([^<]*)<", line)) > 4
+    }
+    assert found == {
+        "Site": ["HD95", "ASSD"],
+        "a": ["4.00 mm", "2.00 mm"],
+        "b": ["4.00 px", "2.00 px"],
+        "Mean over sites": [MISSING, MISSING],
+        "Worst site": [MISSING, MISSING],
+    }
+
+
+def test_the_place_of_the_backbone_is_not_told(tmp_path, fake):
+    placed = fake.make_summary().model_copy(update={"backbone": "/home/ada/weights/sam_vit_b.pth"})
+    write_summary(tmp_path / "summary.json", placed)
+    html = write_page(tmp_path).read_text("utf-8")
+    assert "on the backbone sam_vit_b.pth, seed" in html
+    assert "/home/ada" not in html
+
+
+def test_the_name_heads_the_page_of_a_run_that_was_given_one(tmp_path, fake):
+    write_summary(tmp_path / "summary.json", fake.make_summary(sites=("a",)))
+    (tmp_path / "config.yaml").write_text("name: <b>first try</b>\n", "utf-8")
+    html = write_page(tmp_path).read_text("utf-8")
+    assert "<h1>&lt;b&gt;first try&lt;/b&gt;: pfedsam at 1 sites</h1>" in html
+    assert "<title>&lt;b&gt;first try&lt;/b&gt;, pfedsam:" in html
+    (tmp_path / "config.yaml").write_text(f"name: {RunOptions.model_fields['name'].default}\n", "utf-8")
+    assert "<h1>pfedsam at 1 sites</h1>" in write_page(tmp_path).read_text("utf-8")
+    assert RunOptions.model_fields["name"].default == UNNAMED
+
+
+def test_the_method_is_told_with_the_phases_that_ran(tmp_path, html, fake):
+    assert "order in which they first ran: global (what is shared), local (what is the site&#39;s own)." in html
+    write_summary(tmp_path / "summary.json", fake.make_summary("fedavg", ("a",)))
+    with RecordWriter(tmp_path / "records.jsonl") as records:
+        records.write({"kind": "round", "round": 0, "site": "a", "phase": "coupled", "loss": 0.5})
+    html = write_page(tmp_path).read_text("utf-8")
+    assert "<p>fedavg, one of the methods in" in html
+    assert "first ran: coupled (both, the shared and the personal model each learning from the same images)." in html
+    assert "experts" not in html
+
+
+def test_the_page_says_whose_pictures_it_holds(tmp_path, html, fake):
+    assert "holds pictures of patients</strong> of amsterdam, bologna:" in html
+    write_summary(tmp_path / "summary.json", fake.make_summary(sites=("a",)))
+    assert "patients" not in write_page(tmp_path).read_text("utf-8")
+
+
+def test_a_damaged_configuration_is_an_error(tmp_path, fake):
+    write_summary(tmp_path / "summary.json", fake.make_summary(sites=("a",)))
+    (tmp_path / "config.yaml").write_text("name: [", "utf-8")
+    with pytest.raises(StoreError, match=r"config\.yaml is not YAML"):
+        write_page(tmp_path)
+
+
 def test_the_page_says_what_it_is_not(html):
     assert "Not a medical device" in html
 
@@ -132,7 +195,7 @@ def test_a_run_that_did_not_end_has_no_page(tmp_path):
 
 def test_a_baseline_of_other_sites_is_refused(run_folder, tmp_path, fake):
     write_summary(tmp_path / "summary.json", fake.make_summary("local-only", ("zagreb",)))
-    with pytest.raises(RunError, match="no site in common"):
+    with pytest.raises(RunError, match="the baseline \\['zagreb'\\]"):
         write_page(run_folder, baseline=tmp_path)
 
 

@@ -86,21 +86,28 @@ def test_the_gain_is_the_difference_to_the_baseline(fake):
     assert ours.sites["coimbra"].gain is None
 
 
-def test_a_baseline_of_some_sites_gives_no_mean_gain(fake):
-    partial = with_local_only(fake.make_summary(), fake.make_summary("local-only", ("amsterdam",)))
-    assert partial.sites["amsterdam"].gain is not None
-    assert partial.sites["bologna"].gain is None
-    assert partial.mean.local_only is None
+def test_a_baseline_of_another_method_is_refused(fake):
+    with pytest.raises(RunError, match=r"a run of 'fedavg'.*needs one of 'local-only'"):
+        with_local_only(fake.make_summary(), fake.make_summary("fedavg"))
 
 
-def test_a_baseline_of_other_sites_is_refused(fake):
-    with pytest.raises(RunError, match="no site in common"):
-        with_local_only(fake.make_summary(), fake.make_summary("local-only", ("zagreb",)))
+def test_a_baseline_of_another_seed_is_refused(fake):
+    with pytest.raises(RunError, match="the run has seed 1 and the baseline 2"):
+        with_local_only(fake.make_summary(seed=1), fake.make_summary("local-only", seed=2))
+
+
+@pytest.mark.parametrize("sites", [("zagreb",), ("amsterdam",), ("amsterdam", "bologna", "coimbra")])
+def test_a_baseline_of_other_sites_is_refused(sites, fake):
+    with pytest.raises(RunError) as error:
+        with_local_only(fake.make_summary(sites=("amsterdam", "bologna")), fake.make_summary("local-only", sites))
+    assert f"the run has the sites ['amsterdam', 'bologna'] and the baseline {list(sites)}" in str(error.value)
 
 
 def test_a_baseline_of_another_split_is_refused(fake):
-    with pytest.raises(RunError, match=r"'bologna'.*9 cases.*8"):
-        with_local_only(fake.make_summary(), fake.make_summary("local-only", ("bologna",)))
+    # The first site of a made summary has 8 cases, the second 9.
+    ours, theirs = (fake.make_summary(method, sites) for method, sites in (("pfedsam", "ab"), ("local-only", "ba")))
+    with pytest.raises(RunError, match=r"'a'.*8 cases.*9"):
+        with_local_only(ours, theirs)
 
 
 @pytest.mark.parametrize("schema", [2, None, "1"])

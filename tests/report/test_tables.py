@@ -38,12 +38,20 @@ def test_the_unit_of_a_distance_is_shown(fake):
     assert "HD95 [px]" in shown(run_table(fake.make_summary(unit="px")))
 
 
+def test_of_mixed_units_each_distance_has_its_own_and_there_is_no_mean_and_no_worst(fake):
+    text = shown(run_table(fake.run_scores({"a": {"1": 0.6}, "b": {"1": 0.4}}, units={"a": "mm"}).summary))
+    assert row(text, "site")[4:6] == ["HD95", "ASSD"]
+    assert row(text, "a") == ["a", "1", "0.600", "0.300", "4.00 mm", "2.00 mm", MISSING]
+    assert row(text, "b") == ["b", "1", "0.400", "0.200", "4.00 px", "2.00 px", MISSING]
+    assert row(text, "mean") == ["mean", "2", "0.500", "0.250", *[MISSING] * 3]
+    assert row(text, "worst: b") == ["worst: b", "1", "0.400", "0.200", *[MISSING] * 3]
+
+
 def test_the_gain_is_shown_where_it_is_known(fake):
-    summary = with_local_only(fake.make_summary(), fake.make_summary("local-only", fake.SITES[:2]))
+    summary = with_local_only(fake.make_summary(), fake.make_summary("local-only"))
     text = shown(run_table(summary))
     gain = summary.sites["amsterdam"].gain
     assert row(text, "amsterdam")[-1] == f"{gain:+.3f}".replace("-", "\N{MINUS SIGN}")
-    assert row(text, "coimbra")[-1] == MISSING
 
 
 def test_a_site_may_be_called_like_markup(fake):

@@ -11,13 +11,14 @@ from pydantic import BaseModel, ValidationError
 
 from pfedsam.core.errors import OptionError
 from pfedsam.experiment.options import RunOptions
+from pfedsam.model.checkpoint import shipped_names
 
 
 def load_options(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
     """The options in a YAML file.
 
     Args:
-        path: of the file; folders in it are relative to it.
+        path: of the file; folders in it are relative to it, and so is a backbone that lies beside it.
         overrides: `key.path=value`, each value read as YAML; they go before the file.
 
     Raises:
@@ -25,7 +26,7 @@ def load_options(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
     """
     content = read_mapping(path)
     override(content, overrides)
-    _resolve_folders(content, path.resolve().parent)
+    _resolve_paths(content, path.resolve().parent)
     return validate(RunOptions, content, path.name)
 
 
@@ -129,16 +130,21 @@ def put(content: dict[str, Any], key: str, value: object) -> None:
     place[last] = value
 
 
-def _resolve_folders(content: dict[str, Any], base: Path) -> None:
-    data = content.get("data")
-    if not isinstance(data, dict):
-        return
-    if isinstance(data.get("sites"), dict):
-        data["sites"] = {
-            name: str(base / folder) if isinstance(folder, str) else folder for name, folder in data["sites"].items()
-        }
-    if isinstance(data.get("split_folder"), str):
-        data["split_folder"] = str(base / data["split_folder"])
+def _resolve_paths(content: dict[str, Any], base: Path) -> None:
+    """Make paths absolute, so that what is dumped can be read from anywhere."""
+    data, model, runtime = (_mapping(content.get(key)) for key in ("data", "model", "runtime"))
+    sites, backbone = _mapping(data.get("sites")), model.get("backbone")
+    for holder, key in (*((sites, name) for name in sites), (data, "split_folder"), (runtime, "cache_folder")):
+        if isinstance(holder.get(key), str):
+            holder[key] = str(base / holder[key])
+    # Anything else is a name, of a shipped SAM or on the hub.
+    if isinstance(backbone, str) and backbone not in shipped_names() and (base / backbone).exists():
+        model["backbone"] = str(base / backbone)
+
+
+def _mapping(value: object) -> dict[Any, Any]:
+    """The value itself, or nothing where it is something else; that is told later, with all other mistakes."""
+    return value if isinstance(value, dict) else {}
 
 
 def _explain(kind: type[BaseModel], error: Mapping[str, Any]) -> str:

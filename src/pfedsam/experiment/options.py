@@ -78,14 +78,19 @@ class RuntimeOptions(Options):
     )
     cache_folder: Path | None = Field(
         default=None,
-        description="Where frozen blocks' outputs are kept, one folder per site; empty: in the run's folder.",
+        description="Where frozen blocks' outputs are kept, one folder per site; empty: in the run's folder. Relative to the "
+        "configuration file.",
     )
 
 
 class RunOptions(Options):
     """One federation's run."""
 
-    name: str = Field(default="run", min_length=1, description="Shown in reports; part of the study's identity.")
+    name: str = Field(
+        default="run",
+        min_length=1,
+        description="Heads the report. A run may be resumed under another one; to sites elsewhere, another name is another study.",
+    )
     seed: int = Field(default=0, ge=0, description="Seed of splits, weights, batches and views.")
     method: str = Field(default="pfedsam", description=f"One of {', '.join(METHODS)}.")
     data: DataOptions = Field(description="Sites, classes, patients.")

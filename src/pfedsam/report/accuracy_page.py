@@ -20,6 +20,7 @@ from pfedsam.report.figures import method_dots
 from pfedsam.report.format import MISSING, format_bytes, format_seconds, format_value
 from pfedsam.report.result_file import markdown, write_result
 
+_DISTANCES: Final = frozenset({"hd95", "assd"})
 _TITLES: Final = {"dice": "Dice (points of 100)", "iou": "IoU (points of 100)", "hd95": "HD95", "assd": "ASSD"}
 
 
@@ -66,7 +67,7 @@ def write_accuracy(folder: Path, study: Study, runs: Runs) -> dict[str, float | 
         folder,
         study,
         figures,
-        _text(study, lines, results, found, missing),
+        _text(study, lines, results, found, missing, _site_units(runs)),
         subject=study.subject,
         best_private_baseline=best_private_baseline(lines, found),
         methods=results,
@@ -104,6 +105,7 @@ def _text(
     results: Mapping[str, Mapping[str, Any]],
     found: Mapping[str, Comparison],
     missing: Mapping[str, Sequence[int]],
+    units: Mapping[str, str],
 ) -> str:
     parts = [f"# {study.name}", f"`{study.command}`", f"Seeds: {', '.join(map(str, study.seeds))}."]
     if missing:
@@ -118,29 +120,47 @@ def _text(
         "`*`: pooled, images of all sites in one place, which breaks the privacy promise.",
     ]
     for measure in ("dice", "iou", "hd95", "assd"):
-        parts += [f"## {_TITLES[measure]}{_unit(measure, results)}", _measure_table(measure, results)]
+        parts += [f"## {_TITLES[measure]}{_unit(measure, results)}", _measure_table(measure, results, units)]
     parts += [f"## {study.subject} minus the others, points of Dice", _comparison_table(lines, found)]
     parts += ["## Cost", _cost_table(results)]
     return "\n\n".join(parts)
 
 
+def _site_units(runs: Runs) -> dict[str, str]:
+    """Site to the unit of its distances."""
+    entries = {
+        name: site.in_use
+        for found in runs.values()
+        for run in found.values()
+        for name, site in run.summary.sites.items()
+    }
+    return {name: entry.unit for name, entry in entries.items() if entry}
+
+
 def _unit(measure: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     units = sorted({str(result["unit"]) for result in results.values()})
-    return f" ({'/'.join(units)})" if measure in ("hd95", "assd") else ""
+    return f" ({'/'.join(units)})" if measure in _DISTANCES else ""
+
+
+def _is_mixed(measure: str, results: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the sites' values of a measure are partly in mm and partly in pixels, so that none is the worst."""
+    return measure in _DISTANCES and {result["unit"] for result in results.values()} not in ({"mm"}, {"px"})
 
 
 def _marked(label: str, result: Mapping[str, Any]) -> str:
     return label if result["private"] else f"{label} *"
 
 
-def _measure_table(measure: str, results: Mapping[str, Mapping[str, Any]]) -> str:
+def _measure_table(measure: str, results: Mapping[str, Mapping[str, Any]], units: Mapping[str, str]) -> str:
     sites = sorted({site for result in results.values() for site in result["sites"]})
-    header = ["method", *sites, "mean", "worst site", *(["validation"] if measure == "dice" else [])]
+    mixed = _is_mixed(measure, results)
+    headings = [f"{site} [{units[site]}]" if mixed else site for site in sites]
+    header = ["method", *headings, "mean", "worst site", *(["validation"] if measure == "dice" else [])]
     rows = []
     for label, result in results.items():
         cells = [_cell(result["sites"].get(site, {}).get(measure)) for site in sites]
         known = [v[measure]["mean"] for v in result["sites"].values() if v[measure]["mean"] is not None]
-        worst = (min if measure in ("dice", "iou") else max)(known) if known else None
+        worst = (max if measure in _DISTANCES else min)(known) if known and not mixed else None
         more = [_cell(result["validation"])] if measure == "dice" else []
         rows.append([_marked(label, result), *cells, _cell(result["mean"][measure]), format_value(worst, 1), *more])
     return markdown(header, rows)

@@ -1,7 +1,8 @@
 """Pictures of a site's worst, median and best case, with the outlines of truth and prediction.
 
-They stay in the site's own folder (`sites/<name>/overlays/`), and name no case: each file carries only its Dice, as
-text in the PNG, for the caption on the page.
+They lie in the site's own folder (`sites/<name>/overlays/`), and name no case: each file carries only its Dice, as
+text in the PNG, for the caption on the page. The report of a run on one machine holds them once more, those of all sites:
+it is for whoever may see all sites' images. A coordinator of sites elsewhere has no such folders, so its report has none.
 """
 
 from collections.abc import Iterable

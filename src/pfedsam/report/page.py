@@ -11,18 +11,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pfedsam.core.atomic import write_text
+from pfedsam.core.errors import StoreError
 from pfedsam.report import figures
 from pfedsam.report.format import MISSING, format_bytes, format_gain, format_seconds, format_value
 from pfedsam.report.overlays import PREDICTION, TRUTH, read_overlays
 from pfedsam.report.records import Record, last_validation, read_records
 from pfedsam.report.summary_file import SiteEntry, Summary, read_summary, with_local_only
-from pfedsam.report.tables import dice_rows, undefined_note
+from pfedsam.report.tables import dice_rows, distance_cells, heading_unit, undefined_note
 
 # An absolute path, alone or as a value in YAML: its folders say where a site keeps its data.
 _ABSOLUTE_PATH: Final = re.compile(r"(?<![\w./\\~-])(?:~?/|[A-Za-z]:[\\/]|\\\\)[^\s'\",\]}]*")
+UNNAMED: Final = "run"
+"""The name of a run that was given none; it is not shown."""
+_PHASES: Final = {
+    "global": "what is shared",
+    "local": "what is the site's own",
+    "joint": "both together",
+    "coupled": "both, the shared and the personal model each learning from the same images",
+}
+"""What a phase trains, by its name in the records."""
 
 
 @dataclass(frozen=True)
@@ -63,31 +74,34 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
         baseline: The folder of a run of local training alone, for the gain over it.
 
     Raises:
-        RunError: the baseline is not of the same federation and split.
-        StoreError: the summary, the records or a picture cannot be read, or the page cannot be written.
+        RunError: the baseline is not a run of local training alone with the same sites, seed and split.
+        StoreError: the summary, the records, the configuration or a picture cannot be read, or the page cannot be written.
     """
     summary = read_summary(run_folder / "summary.json")
     if baseline is not None:
         summary = with_local_only(summary, read_summary(baseline / "summary.json"))
     records = read_records(run_folder / "records.jsonl") if (run_folder / "records.jsonl").is_file() else []
-    config = run_folder / "config.yaml"
+    path = run_folder / "config.yaml"
+    config = path.read_text("utf-8") if path.is_file() else None
     page = _environment().get_template("page.html.j2")
     html = page.render(
         summary=summary,
+        name=_given_name(config),
+        phases=_phases(records),
         has_gain=any(site.gain is not None for site in summary.sites.values()),
         gains=[site.gain for site in summary.sites.values() if site.gain is not None],
-        unit=summary.mean.in_use.unit if summary.mean.in_use else "px",
+        unit=heading_unit(summary),
         class_names=list(summary.mean.in_use.classes) if summary.mean.in_use else [],
         note=undefined_note(summary),
         panels=_panels(summary, records, run_folder),
         losses=_losses(records),
         absences=_absences(records),
         components=_uri(figures.component_bytes(summary.communication.by_component)),
-        config=_without_paths(config.read_text("utf-8")) if config.is_file() else None,
+        config=None if config is None else _without_paths(config),
     )
-    path = run_folder / "report.html"
-    write_text(path, html)
-    return path
+    page_path = run_folder / "report.html"
+    write_text(page_path, html)
+    return page_path
 
 
 def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
@@ -121,8 +135,11 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"value": format_value, "gain": format_gain, "bytes": format_bytes, "time": format_seconds}
+    environment.filters["last_part"] = _last_part
     environment.globals |= {
         "MISSING": MISSING,
+        "distance_cells": distance_cells,
+        "phase_texts": _PHASES,
         "colors": {
             "personal": figures.PERSONAL,
             "shared": figures.SHARED,
@@ -132,6 +149,20 @@ def _environment() -> Environment:
         },
     }
     return environment
+
+
+def _given_name(config: str | None) -> str | None:
+    """The run's name in its configuration; None where it was given none.
+
+    Raises:
+        StoreError: the configuration is not YAML.
+    """
+    try:
+        content = yaml.safe_load(config or "")
+    except yaml.YAMLError as error:
+        raise StoreError("config.yaml is not YAML. Put back the one that the run wrote.") from error
+    name = str(content.get("name", UNNAMED)) if isinstance(content, dict) else UNNAMED
+    return None if name == UNNAMED else name
 
 
 def _panels(summary: Summary, records: Sequence[Record], run_folder: Path) -> list[SitePanel]:
@@ -170,10 +201,14 @@ def _last_usage(records: Sequence[Record]) -> dict[str, dict[int, list[float]]]:
     return usage
 
 
+def _phases(records: Sequence[Record]) -> list[str]:
+    """The phases of the client round, in the order in which they first ran."""
+    return list(dict.fromkeys(one["phase"] for one in records if one["kind"] == "round" and "phase" in one))
+
+
 def _losses(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """The phases of the client round that have a loss, in the order in which they ran, with their figures."""
-    phases = dict.fromkeys(one["phase"] for one in records if one["kind"] == "round" and "phase" in one)
-    drawn = [(phase, _uri(figures.loss_curve(records, phase))) for phase in phases]
+    """The phases that have a loss, with their figures."""
+    drawn = [(phase, _uri(figures.loss_curve(records, phase))) for phase in _phases(records)]
     return [(phase, uri) for phase, uri in drawn if uri is not None]
 
 
@@ -197,7 +232,11 @@ def _absences(records: Sequence[Record]) -> list[Absence]:
 
 def _without_paths(text: str) -> str:
     """The text with absolute paths shortened to their last part: a report may travel, where the data lie may not."""
-    return _ABSOLUTE_PATH.sub(lambda match: "…/" + re.split(r"[\\/]", match[0].rstrip("\\/"))[-1], text)
+    return _ABSOLUTE_PATH.sub(lambda match: "…/" + _last_part(match[0]), text)
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
 
 
 def _uri(svg: bytes | None) -> str | None:

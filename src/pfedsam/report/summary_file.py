@@ -29,6 +29,7 @@ from pfedsam.evaluation.scores import ClassScores
 from pfedsam.evaluation.summary import SiteSummary, SummaryUnit, summarize_sites
 
 SCHEMA: Final = 1
+_BASELINE: Final = "local-only"
 _PACKAGES: Final = ("pfedsam", "torch", "transformers", "peft", "monai", "numpy", "scipy")
 
 
@@ -160,26 +161,34 @@ def with_local_only(summary: Summary, baseline: Summary) -> Summary:
     """The summary with what each site reached alone, taken from the models in use of another run.
 
     Raises:
-        RunError: the two runs have no site in common, or scored another number of cases at one.
+        RunError: the other run is not one of local training alone with the same sites, seed and number of test cases.
     """
-    common = summary.sites.keys() & baseline.sites.keys()
-    if not common:
+    if baseline.method != _BASELINE:
         raise RunError(
-            f"the baseline ({baseline.method}) has no site in common with this run: it has {sorted(baseline.sites)}, "
-            f"the run {sorted(summary.sites)}. Compare runs of the same federation."
+            f"the baseline is a run of {baseline.method!r}, and the gain over training alone needs one of {_BASELINE!r}. "
+            f"Run the configuration again with method: {_BASELINE}."
         )
-    sites = dict(summary.sites)
-    for name in common:
-        ours, theirs = sites[name].in_use, baseline.sites[name].in_use
+    if baseline.seed != summary.seed:
+        raise RunError(
+            f"the run has seed {summary.seed} and the baseline {baseline.seed}, so they did not see the same split. "
+            "Compare runs of the same seed."
+        )
+    if baseline.sites.keys() != summary.sites.keys():
+        raise RunError(
+            f"the run has the sites {sorted(summary.sites)} and the baseline {sorted(baseline.sites)}. "
+            "Compare runs of the same federation."
+        )
+    sites = {}
+    for name, site in summary.sites.items():
+        ours, theirs = site.in_use, baseline.sites[name].in_use
         if ours and theirs and ours.cases != theirs.cases:
             raise RunError(
                 f"site {name!r}: the run scored {ours.cases} cases and the baseline {theirs.cases}, so they did not "
                 "see the same test part. Compare runs of the same split (data and seed)."
             )
-        sites[name] = sites[name].model_copy(update={"local_only": theirs})
-    # A mean over other sites than the run's would not compare.
-    mean = baseline.mean.in_use if summary.sites.keys() == baseline.sites.keys() else None
-    return summary.model_copy(update={"sites": sites, "mean": summary.mean.model_copy(update={"local_only": mean})})
+        sites[name] = site.model_copy(update={"local_only": theirs})
+    mean = summary.mean.model_copy(update={"local_only": baseline.mean.in_use})
+    return summary.model_copy(update={"sites": sites, "mean": mean})
 
 
 def write_summary(path: Path, summary: Summary) -> None:

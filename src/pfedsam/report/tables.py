@@ -14,23 +14,27 @@ from pfedsam.report.summary_file import Entry, SiteEntry, Summary
 def run_table(summary: Summary) -> Table:
     """One run: each site's models, then the mean and the worst site.
 
-    The gain over local training alone is a column where the summary knows it (`with_local_only`).
+    The gain over local training alone is a column where the summary knows it (`with_local_only`). Where distances of some
+    sites are in mm and of others in pixels, each has its unit, and there is no mean and no worst site of them.
     """
-    unit = _unit(summary)
+    unit = heading_unit(summary)
+    mixed = not unit
     with_gain = any(site.local_only for site in summary.sites.values())
     table = Table(title=f"{summary.method}: {len(summary.sites)} sites, {summary.rounds} rounds", title_justify="left")
     table.add_column("site", no_wrap=True)
-    for heading in ("cases", "Dice", "IoU", f"HD95 [{unit}]", f"ASSD [{unit}]", "Dice shared"):
+    for heading in ("cases", "Dice", "IoU", f"HD95{unit}", f"ASSD{unit}", "Dice shared"):
         table.add_column(Text(heading), justify="right", no_wrap=True)
     if with_gain:
         table.add_column("gain over local-only", justify="right")
     for name, site in summary.sites.items():
-        table.add_row(Text(name), *_run_cells(site, with_gain))
+        table.add_row(Text(name), *_run_cells(site, with_gain, distance_cells(site.in_use, mixed=mixed)))
     table.add_section()
-    table.add_row("mean", *_run_cells(summary.mean, with_gain), style="bold")
+    mean_distances = distance_cells(summary.mean.in_use, mixed=mixed)
+    table.add_row("mean", *_run_cells(summary.mean, with_gain, mean_distances), style="bold")
     if summary.worst_site is not None:
         worst = summary.sites[summary.worst_site]
-        table.add_row(Text(f"worst: {summary.worst_site}"), *_run_cells(worst, with_gain), style="bold")
+        distances = distance_cells(None if mixed else worst.in_use, mixed=mixed)
+        table.add_row(Text(f"worst: {summary.worst_site}"), *_run_cells(worst, with_gain, distances), style="bold")
     table.caption = undefined_note(summary)
     return table
 
@@ -91,27 +95,35 @@ def undefined_note(summary: Summary) -> str | None:
     return f"Undefined and left out of the means, of {total} values (cases times classes): {parts}."
 
 
-def _run_cells(site: SiteEntry, with_gain: bool) -> list[Text]:
+def heading_unit(summary: Summary) -> str:
+    """The unit of the distances of the models in use, as a heading ends with it; nothing where the sites differ in it."""
+    unit = summary.mean.in_use.unit if summary.mean.in_use else "px"
+    return "" if unit == "mixed" else f" [{unit}]"
+
+
+def distance_cells(entry: Entry | None, *, mixed: bool) -> tuple[str, str]:
+    """HD95 and ASSD of one model, each with its unit where the sites differ in it; dashes where there is no model."""
+    if entry is None:
+        return MISSING, MISSING
+    return _distance(entry.hd95, entry, mixed), _distance(entry.assd, entry, mixed)
+
+
+def _distance(value: float | None, entry: Entry, mixed: bool) -> str:
+    return f"{format_value(value, 2)} {entry.unit}" if mixed and value is not None else format_value(value, 2)
+
+
+def _run_cells(site: SiteEntry, with_gain: bool, distances: tuple[str, str]) -> list[Text]:
     """The numbers of one row of a run's table."""
     used = site.in_use
-    cells = [*_entry_cells(used), Text(format_value(site.shared.dice if site.shared else None))]
+    cells = [Text(str(used.cases) if used else MISSING)]
+    cells += [Text(format_value(value)) for value in ((used.dice, used.iou) if used else (None, None))]
+    cells += [Text(distance) for distance in distances]
+    cells.append(Text(format_value(site.shared.dice if site.shared else None)))
     if with_gain:
         gain = site.gain
         style = "" if gain is None else ("green" if gain > 0 else "red")
         cells.append(Text(format_gain(gain), style=style))
     return cells
-
-
-def _entry_cells(entry: Entry | None) -> list[Text]:
-    if entry is None:
-        return [Text(MISSING)] * 5
-    return [
-        Text(str(entry.cases)),
-        Text(format_value(entry.dice)),
-        Text(format_value(entry.iou)),
-        Text(format_value(entry.hd95, 2)),
-        Text(format_value(entry.assd, 2)),
-    ]
 
 
 def _best_bold(values: list[float | None]) -> list[Text]:
@@ -126,9 +138,3 @@ def _up_bytes(run: Summary) -> str:
 
 def _dice(site: SiteEntry | None) -> float | None:
     return None if site is None or site.in_use is None else site.in_use.dice
-
-
-def _unit(summary: Summary) -> str:
-    """The unit of the distances of the models in use."""
-    entry = summary.mean.in_use
-    return entry.unit if entry else "px"
