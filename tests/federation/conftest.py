@@ -25,7 +25,6 @@ def updates():
                 "token": torch.randn(2, generator=generator).to(torch.bfloat16),
             },
             cases=cases,
-            metrics={"loss_global": 0.5},
         )
         for place, (site, cases) in enumerate(REGISTERED.items())
     ]

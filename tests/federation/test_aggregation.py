@@ -12,7 +12,7 @@ from pfedsam.federation.update import Update, UpdateSpec, encode
 
 
 def one(site, value, cases, dtype=torch.float32):
-    return Update(site, 0, {"w": torch.tensor(value, dtype=dtype)}, cases, {})
+    return Update(site, 0, {"w": torch.tensor(value, dtype=dtype)}, cases)
 
 
 def test_weighted_mean_by_hand():
@@ -78,7 +78,7 @@ def test_one_poisoned_site_changes_no_bit_of_the_others_mean(updates, spec, regi
 
 
 def test_a_replayed_update_counts_once(updates, spec, registered):
-    again = [*updates, updates[1], replace(updates[1], metrics={}), updates[1]]
+    again = [*updates, updates[1], replace(updates[1]), updates[1]]
     result = combine(again, spec, round=3, registered=registered)
     assert digest(result.tensors) == digest(weighted_mean(updates))
     assert result.rejected == {}

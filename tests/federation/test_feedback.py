@@ -16,7 +16,7 @@ def drift(rounds, *, keep, codec):
     trained, arrived, feedback, gaps = torch.zeros(4, 64, dtype=torch.float64), torch.zeros(4, 64).double(), {}, []
     for round_ in range(rounds):
         change = 0.02 + 0.1 * torch.randn(4, 64, generator=generator)
-        update = Update("north", round_, {"w": received["w"] + change}, 5, {})
+        update = Update("north", round_, {"w": received["w"] + change}, 5)
         message, lost = encode_with_feedback(update, codec, received=received, feedback=feedback if keep else {})
         feedback = lost
         trained += change.double()
@@ -41,7 +41,7 @@ def test_the_first_loss_by_hand():
     """int4, scale 0.125: 0.3 is sent as 0.25 and lacks 0.05; with that the next 0.3 is 0.35, sent as 0.375."""
     received = {"w": torch.tensor([1.0, 1.0])}
     codec, spec = Codec("int4", 8), UpdateSpec.of(received, Codec("int4", 8))
-    update = Update("north", 0, {"w": torch.tensor([1.875, 1.3])}, 5, {})
+    update = Update("north", 0, {"w": torch.tensor([1.875, 1.3])}, 5)
     message, feedback = encode_with_feedback(update, codec, received=received, feedback={})
     assert decode(message, spec, received).tensors["w"].tolist() == [1.875, 1.25]
     assert feedback["w"].tolist() == pytest.approx([0.0, 0.05], abs=1e-6)
@@ -58,7 +58,7 @@ def test_the_lossless_codec_loses_nothing(updates):
 
 def test_what_diverged_is_not_made_good_for(updates):
     broken = {**updates[0].tensors, "lora.b": torch.full((3, 4), float("nan"))}
-    update = Update("east", 3, broken, 10, {})
+    update = Update("east", 3, broken, 10)
     _, feedback = encode_with_feedback(update, Codec("int8"), received=updates[1].tensors, feedback={})
     assert feedback["lora.b"].tolist() == [[0.0] * 4] * 3
     assert all(value.isfinite().all() and value.dtype == torch.float32 for value in feedback.values())

@@ -10,9 +10,9 @@ from pfedsam.federation.update import Update, UpdateSpec
 def test_a_round_by_hand():
     state = ServerState(0, {"w": torch.zeros(2)})
     updates = [
-        Update("north", 0, {"w": torch.tensor([1.0, 0.0])}, 3, {}),
-        Update("south", 0, {"w": torch.tensor([5.0, 4.0])}, 1, {}),
-        Update("west", 0, {"w": torch.tensor([5.0, float("nan")])}, 1, {}),
+        Update("north", 0, {"w": torch.tensor([1.0, 0.0])}, 3),
+        Update("south", 0, {"w": torch.tensor([5.0, 4.0])}, 1),
+        Update("west", 0, {"w": torch.tensor([5.0, float("nan")])}, 1),
     ]
     after, result = aggregate(state, updates, UpdateSpec.of(state.shared), {"north": 3, "south": 1, "west": 1})
     assert after.round == 1

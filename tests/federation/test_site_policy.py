@@ -62,9 +62,16 @@ def request(manifest: StudyManifest, shared=START, round_: int = 0, **more) -> R
     return Request("train", manifest.study, manifest.digest, round_, shared=tensors.to_bytes(shared), **more)
 
 
-def trained(values=MOVED, *, site: str = "north", round_: int = 0, numbers=None, **more) -> Reply:
-    update = encode(Update(site, round_, values, 12, more.pop("metrics", {})))
+def trained(values=MOVED, *, site: str = "north", round_: int = 0, numbers=None) -> Reply:
+    update = encode(Update(site, round_, values, 12))
     return Reply("train", STUDY, round_, {"loss.global.total": 0.5} if numbers is None else numbers, update)
+
+
+def with_more(reply: Reply) -> Reply:
+    """The same, with a further entry in the update's envelope."""
+    values, metadata = tensors.from_bytes(reply.update, max_bytes=10**6)
+    envelope = json.loads(metadata["update"]) | {"Jane Doe": 1.0}
+    return replace(reply, update=tensors.to_bytes(values, metadata | {"update": json.dumps(envelope)}))
 
 
 def test_what_the_manifest_lists_leaves_unchanged_and_is_in_the_ledger(gate, manifest):
@@ -87,7 +94,7 @@ HELD_BACK = {
     "another site's name": lambda: trained(site="Jane Doe"),
     "another round": lambda: replace(trained(round_=1), round=0),
     "a number not listed": lambda: trained(numbers={"loss.global.total": 0.5, "Jane Doe": 1.0}),
-    "a metric not listed": lambda: trained(metrics={"Jane Doe": 1.0}),
+    "an envelope with more": lambda: with_more(trained()),
     "an update to validate": lambda: replace(trained(), task="validate", numbers={}),
     "no update to train": lambda: replace(trained(), update=b""),
     "a study not approved": lambda: replace(trained(), study="f" * 16),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pfedsam.core.errors import UpdateError
 from pfedsam.core.tensors import digest, from_bytes, to_bytes
 from pfedsam.federation.codec import LOSSLESS, Codec
-from pfedsam.federation.update import MAX_MAGNITUDE, METRICS, Update, UpdateSpec, check, decode, encode
+from pfedsam.federation.update import MAX_MAGNITUDE, Update, UpdateSpec, check, decode, encode
 
 CODECS = [LOSSLESS, Codec("fp16"), Codec("int8"), Codec("int4", 8)]
 LOSSY = CODECS[1:]
@@ -63,11 +63,6 @@ MALFORMED = {
     "round of text": (lambda u: replace(u, round="3"), "for round <str>"),
     "unknown site": (lambda u: replace(u, site="ea\nst"), "site ea?st is not registered"),
     "site without a name": (lambda u: replace(u, site=None), "site <NoneType> is not registered"),
-    "unknown metric": (lambda u: replace(u, metrics={"Mrs Canary": 1.0}), "a metric of another name"),
-    "NaN metric": (lambda u: replace(u, metrics={"seconds": float("nan")}), "nan as seconds"),
-    "metric of text": (lambda u: replace(u, metrics={"seconds": "Mrs Canary"}), "<str> as seconds"),
-    "huge metric": (lambda u: replace(u, metrics={"seconds": 10**400}), "<int> as seconds"),
-    "metrics as a list": (lambda u: replace(u, metrics=["seconds"]), "not a table of numbers"),
 }
 
 
@@ -111,7 +106,7 @@ def test_a_message_comes_back_equal(updates, spec, registered):
         back = decode(encode(update), spec)
         check(back, spec, round=3, registered=registered)
         assert digest(back.tensors) == digest(update.tensors)
-        assert (back.site, back.round, back.cases, back.metrics) == (update.site, 3, update.cases, update.metrics)
+        assert (back.site, back.round, back.cases) == (update.site, 3, update.cases)
 
 
 def test_equal_updates_give_equal_messages(updates):
@@ -126,7 +121,7 @@ def test_a_message_is_its_values_and_at_most_one_percent_more():
         for layer in ("q", "k", "v", "proj"):
             tensors[f"vision_encoder.layers.{block}.attn.{layer}.lora_A.weight"] = torch.randn(4, 192)
             tensors[f"vision_encoder.layers.{block}.attn.{layer}.lora_B.weight"] = torch.randn(192, 4)
-    message = encode(Update("a hospital", 12, tensors, 1234, dict.fromkeys(METRICS, 1 / 3)))
+    message = encode(Update("a hospital", 12, tensors, 1234))
     values = 12 * 4 * 2 * 4 * 192 * 4
     assert values < len(message) < 1.01 * values
     assert len(message) < UpdateSpec.of(tensors).max_bytes
@@ -270,10 +265,7 @@ ENVELOPES = {
     "unknown site": {"site": "ea\nst"},
     "site without a name": {"site": None},
     "another site's name": {"site": "west"},
-    "unknown metric": {"metrics": {"Mrs Canary": 1.0}},
-    "NaN metric": {"metrics": {"seconds": float("nan")}},
-    "metric of text": {"metrics": {"seconds": "Mrs Canary"}},
-    "metrics as a list": {"metrics": ["seconds"]},
+    "a further entry": {"seconds": {"Mrs Canary": 1.0}},
     "another base": {"base": "0" * 16},
     "a longer base": {"base": "Mrs Canary" * 100},
 }
@@ -351,7 +343,7 @@ def test_a_message_of_changes_is_its_values_and_at_most_one_percent_more(codec):
     """Ninety thousand values in 60 tensors, about what `sam-tiny` shares."""
     generator = torch.Generator().manual_seed(1)
     tensors = {f"layer.{i}.lora": torch.randn(12, 128, generator=generator) for i in range(60)}
-    update = Update("a hospital", 12, tensors, 1234, {"loss_global": 1 / 3, "loss_local": 2 / 3})
+    update = Update("a hospital", 12, tensors, 1234)
     codec = replace(codec, block=64)
     message = encode(update, codec, {name: tensor * 0.99 for name, tensor in tensors.items()})
     count, blocks = 60 * 12 * 128, 60 * 12 * 128 // 64

@@ -42,7 +42,7 @@ class Sites:
     def reply(self, site, asked):
         numbers, update = {}, b""
         if asked.task == "join": numbers = {"cases": 5}
-        if asked.task == "train": update = encode(Update(site, asked.round, {n: t + 0.01 for n, t in shared.items()}, 5, {}))
+        if asked.task == "train": update = encode(Update(site, asked.round, {n: t + 0.01 for n, t in shared.items()}, 5))
         return Reply(asked.task, asked.study, asked.round, numbers, update)
 
 try:

@@ -1,7 +1,7 @@
 """The ledger: a site's own account of every message that left it, or was held back.
 
-JSON lines, each with the hash of the line before it, so that a line that was changed, removed or put in shows. It is
-readable by its owner alone and never sent. Each line is on the disk before its message may leave.
+JSON lines, each with the hash of the line before it, so that a line that was changed, put in or taken out shows (not where the last
+ones are cut off). It is readable by its owner alone and never sent. Each line is on the disk before its message may leave.
 """
 
 import fcntl

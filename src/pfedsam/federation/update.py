@@ -20,9 +20,6 @@ from pfedsam.core.errors import StoreError, UpdateError
 from pfedsam.core.tensors import NamedTensors, digest, from_bytes, to_bytes
 from pfedsam.federation.codec import LOSSLESS, Codec
 
-METRICS = frozenset({"loss_global", "loss_local", "dice_shared", "dice_personal", "seconds"})
-"""The scalars that a site may report; a closed list, because a free name could carry a patient's."""
-
 MAX_CASES = 1_000_000
 """More training cases than any site has; an upper bound on what one site may weigh."""
 
@@ -32,7 +29,7 @@ MAX_MAGNITUDE = 1e6
 _SCHEMA = "pfedsam-update-1"
 _ENVELOPE_BYTES = 4096
 _BASE_DIGITS = 16
-_MAX_SCALAR = 1e15
+_LARGEST_SHOWN = 1e15
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,6 @@ class Update:
     round: int
     tensors: NamedTensors
     cases: int
-    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -174,7 +170,7 @@ def encode(update: Update, codec: Codec = LOSSLESS, received: NamedTensors | Non
         UpdateError: it holds no tensors, one of another type than floating point, or others than were received.
     """
     spec = UpdateSpec.of(update.tensors, codec)
-    envelope = {"site": update.site, "round": update.round, "cases": update.cases, "metrics": dict(update.metrics)}
+    envelope = {"site": update.site, "round": update.round, "cases": update.cases}
     metadata = {"schema": _SCHEMA, "spec": spec.digest, "update": json.dumps(envelope, sort_keys=True)}
     values = spec.pack(update.tensors, received)
     return to_bytes({"values": values}, metadata | _base_entry(spec, received))
@@ -214,7 +210,7 @@ def decode(data: bytes, spec: UpdateSpec, received: NamedTensors | None = None) 
         unpacked = spec.unpack(values, received)
     except UpdateError as error:
         raise UpdateError(f"the update of site {label(update.site)} cannot be read: {error}") from error
-    return Update(update.site, update.round, unpacked, update.cases, update.metrics)
+    return Update(update.site, update.round, unpacked, update.cases)
 
 
 def _base_entry(spec: UpdateSpec, received: NamedTensors | None) -> dict[str, str]:
@@ -235,7 +231,6 @@ def check(update: Update, spec: UpdateSpec, *, round: int, registered: Mapping[s
         UpdateError: naming the site, and the tensor where one is to blame.
     """
     _check_envelope(update, round, registered)
-    _check_metrics(update)
     _check_names(update, spec)
     for name, expected in spec.tensors.items():
         _check_tensor(update.site, name, update.tensors[name], expected)
@@ -254,16 +249,6 @@ def _check_envelope(update: Update, round: int, registered: Mapping[str, int]) -
         _refuse(update, f"an update for round {_shown(update.round)}; round {round} is being aggregated")
     if not _is_count(update.cases) or update.cases != registered[update.site]:
         _refuse(update, f"a count of {_shown(update.cases)} cases; it registered with {registered[update.site]}")
-
-
-def _check_metrics(update: Update) -> None:
-    if not isinstance(update.metrics, Mapping):
-        _refuse(update, "metrics that are not a table of numbers")
-    if not set(update.metrics) <= METRICS:
-        _refuse(update, f"a metric of another name than {', '.join(sorted(METRICS))}")  # the name is not repeated
-    for name, value in update.metrics.items():
-        if type(value) not in (int, float) or not abs(value) <= _MAX_SCALAR:
-            _refuse(update, f"{_shown(value)} as {name}; numbers up to {_MAX_SCALAR:g} are allowed")
 
 
 def _check_names(update: Update, spec: UpdateSpec) -> None:
@@ -303,6 +288,6 @@ def _shown(value: object) -> str:
     """A number as it is, anything else by its type only: text from a site may hold a patient's name."""
     if isinstance(value, float):
         return f"{value:g}"
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MAX_SCALAR:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST_SHOWN:
         return str(value)
     return f"<{type(value).__name__}>"

@@ -79,7 +79,8 @@ class SiteSession:
         self.options, self.study, self.name, self.built = options, study, name, built
         self.store = SiteStore(folder / "state")
         self.data: SiteData = build_site_data(options, name, cases, built, cache)
-        self._cases = len(cases)
+        self.cases = len(cases)
+        """Training cases: what the site weighs in the average."""
         self._initial = built.start("local") if start is None else start
         self.models = SiteModels.of(options, built, folder, self._initial)
 
@@ -109,8 +110,7 @@ class SiteSession:
         """The update as it is sent, and what its codec lost, to be kept."""
         if not result.shared:
             return b"", {}
-        losses = {f"loss_{phase}": row["total"] for phase, row in result.losses.items() if phase in ("global", "local")}
-        update = Update(self.name, round_, result.shared, self._cases, losses)
+        update = Update(self.name, round_, result.shared, self.cases)
         before = stored.feedback if stored else {}
         message, lost = encode_with_feedback(update, build_codec(self.options), received=shared, feedback=before)
         return message, lost if self.options.communication.error_feedback else {}
@@ -255,7 +255,7 @@ class SiteScorer:
         scores, overlays = [], []
         for example, found in self._predict(self._forward(model, parameters), examples):
             case = example.case
-            truth = load_truth(case, self._labels)
+            truth = load_truth(case, self._labels, max_megapixels=self.options.data.image.max_megapixels)
             scored = score_case(
                 case.id, found, truth, class_names=self._labels.names, spacing_mm=case.spacing_mm, distances=distances
             )

@@ -30,5 +30,5 @@ def test_its_megabytes_are_those_of_its_message(name: str) -> None:
     model = PersonalSam(new_backbone(compact_config("sam-tiny"), rng.generator(0)), options, 1, rng.generator(1))
     partition = Partition.of(model, model.components(), METHODS[name].placement(options))
     shared = partition.select(model, "shared")
-    size = len(encode(Update("site", 0, shared, 1, {}))) / 1e6 if shared else 0.0
+    size = len(encode(Update("site", 0, shared, 1))) / 1e6 if shared else 0.0
     assert float(TABLE[name]) == pytest.approx(size, abs=0.0006)
