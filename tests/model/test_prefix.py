@@ -82,3 +82,15 @@ def test_a_full_disk_ends_the_keeping_and_nothing_else(
     again = PrefixCache(tmp_path, "m", SHAPE, PrefixOptions())
     assert [torch.equal(again.tokens(image(i), compute), first[i]) for i in range(2)] == [True, True]
     assert compute.calls == 4
+
+
+def test_two_caches_on_one_folder_find_each_others_tokens_and_never_another_images(tmp_path: Path) -> None:
+    """As two processes that score the sites of a pooled method: each opened the folder before the other wrote."""
+    one, other = (PrefixCache(tmp_path, "m", SHAPE, PrefixOptions()) for _ in range(2))
+    compute = Counting()
+    for number, cache in enumerate((one, other, other, one, other, one)):
+        cache.tokens(image(number // 2), compute)
+    for cache in (one, other, PrefixCache(tmp_path, "m", SHAPE, PrefixOptions())):
+        for number in range(3):
+            assert torch.equal(cache.tokens(image(number), compute), Counting()(image(number)[None])[0])
+    assert next(tmp_path.glob("*.keys")).stat().st_size == 3 * 32

@@ -4,6 +4,7 @@ Nothing below that block ever changes in a federation, so each view of an image 
 from patients' images: it lies in the site's own folder, readable by its owner alone, and goes when the site goes.
 """
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Callable
@@ -38,7 +39,8 @@ class PrefixOptions(Options):
 class PrefixCache:
     """Tokens by image content, in a memory-mapped file of equal slots and a file of their keys.
 
-    A slot's key is written after its data, so that a killed process, or a full disk, leaves whole slots only. The key is the SHA-256 of the
+    A slot's key is written after its data, so that a killed process, or a full disk, leaves whole slots only; processes that share a
+    folder add theirs one after the other. The key is the SHA-256 of the
     pixels, so an equal view of an equal image is found whatever it is called; model, block, size and precision are part of the
     file's name.
     """
@@ -94,13 +96,18 @@ class PrefixCache:
         return mapped[slot * count :].view(self.shape).clone()
 
     def _write(self, key: bytes, tokens: Tensor) -> None:
-        slot = len(self._known)
-        with _open(self._data_path) as file:
-            file.seek(slot * self._slot_bytes)
-            file.write(tokens.contiguous().view(torch.uint8).numpy().tobytes())
-        with _open(self._key_path) as file:
-            file.seek(slot * _KEY_BYTES)
-            file.write(key)
+        with _open(self._key_path) as keys, _open(self._data_path) as data:
+            fcntl.flock(keys, fcntl.LOCK_EX)  # another process may have added slots
+            if os.fstat(keys.fileno()).st_size != len(self._known) * _KEY_BYTES:
+                self._known = self._read_keys()
+            slot = len(self._known)
+            if key in self._known or slot >= self._slots:
+                return
+            data.seek(slot * self._slot_bytes)
+            data.write(tokens.contiguous().view(torch.uint8).numpy().tobytes())
+            data.flush()
+            keys.seek(slot * _KEY_BYTES)
+            keys.write(key)
         self._known[key] = slot
 
 
