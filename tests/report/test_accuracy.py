@@ -130,3 +130,20 @@ def test_the_validation_of_a_site_is_that_of_the_model_it_uses(fake, tmp_path):
         records.write({"kind": "plain", "round": 1, "site": "a"})  # of an earlier validation
         records.write({"kind": "plain", "round": 2, "site": "b"})
     assert read_run(tmp_path, Cost(1, None, None)).validation == pytest.approx({"a": 50, "b": 70})
+
+
+def test_the_validation_of_a_site_that_keeps_an_earlier_model_is_that_models(fake, tmp_path):
+    run = fake.run_scores({"a": {"1": 0.5}})
+    write_summary(tmp_path / "summary.json", run.summary)
+    (tmp_path / "sites" / "a").mkdir(parents=True)
+    cases = {"models": {"personal": [{"case": "1", "unit": "px", "classes": {"n": {"dice": 0.5}}}]}}
+    (tmp_path / "sites" / "a" / "scores.json").write_text(json.dumps(cases))
+    with RecordWriter(tmp_path / "records.jsonl") as records:
+        for round_, personal, shared in ((0, 0.4, 0.3), (1, 0.6, 0.8), (2, 0.3, 0.2), (3, 0.1, 0.2)):
+            for model, dice in (("personal", personal), ("shared", shared)):
+                records.write({"kind": "validation", "round": round_, "site": "a", "model": model, "dice": dice})
+            if round_ > 1:
+                records.write({"kind": "kept", "round": round_, "site": "a", "from_round": 1})
+            if round_ > 0:
+                records.write({"kind": "plain", "round": round_, "site": "a"})
+    assert read_run(tmp_path, Cost(1, None, None)).validation == pytest.approx({"a": 80})

@@ -19,6 +19,7 @@ from pfedsam.federation.methods import METHODS
 from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.report.records import deterministic_view, read_records
 from pfedsam.report.summary_file import read_summary
+from pfedsam.runtime import in_process
 from pfedsam.runtime.in_process import run
 from pfedsam.runtime.run_folder import open_run
 from pfedsam.runtime.server_files import SERVER
@@ -264,6 +265,26 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path, toy_options: RunO
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(RunError, match="not empty"):
         run(toy_options, tmp_path)
+
+
+def test_a_run_killed_before_it_had_its_configuration_begins_anew(
+    tmp_path: Path, toy_options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(in_process, "dump_options", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(toy_options.model_copy(update={"seed": 4}), tmp_path / "run")
+    monkeypatch.undo()
+    splits = sorted((tmp_path / "run").rglob("split.json"))
+    assert len(splits) == len(toy_options.data.sites)
+    training = toy_options.training.model_copy(update={"rounds": 1, "final_steps": 0})
+    options = toy_options.model_copy(update={"training": training})
+    run(options, tmp_path / "run")
+    run(options, tmp_path / "undisturbed")
+    for path in splits:  # of seed 3, not of the run that was killed
+        assert path.read_bytes() == (tmp_path / "undisturbed" / path.relative_to(tmp_path / "run")).read_bytes()
 
 
 def test_bad_data_is_named_and_nothing_is_written(tmp_path: Path, toy_options: RunOptions) -> None:

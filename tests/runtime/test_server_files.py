@@ -1,5 +1,6 @@
 """What a server commits is what it reads back, for its own study only."""
 
+from math import inf, nan
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,9 @@ def test_a_report_becomes_a_record_per_phase_and_block(tmp_path: Path) -> None:
     with RecordWriter(tmp_path / "records.jsonl") as records:
         report = RoundReport({"global": {"total": 2.0, "segmentation": 2.0}}, {"11": [0.25, 0.75]})
         record_report(records, 1, "north", report)
-    phase, experts = read_records(tmp_path / "records.jsonl")
+        record_report(records, 1, "south", RoundReport({"global": {"total": nan, "segmentation": inf}}, {}))
+    phase, experts, broken = read_records(tmp_path / "records.jsonl")
+    assert (broken["site"], broken["loss"], broken["segmentation"]) == ("south", None, None)
     assert (phase["kind"], phase["round"], phase["site"], phase["phase"]) == ("round", 1, "north", "global")
     assert (phase["loss"], phase["segmentation"], "total" in phase) == (2.0, 2.0, False)
     assert (experts["kind"], experts["block"], experts["usage"]) == ("experts", 11, [0.25, 0.75])

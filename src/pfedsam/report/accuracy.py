@@ -21,7 +21,7 @@ from pfedsam.evaluation.statistics import (
     stratified_mean,
     wilcoxon_p,
 )
-from pfedsam.report.records import Record, last_validation, read_records
+from pfedsam.report.records import Record, read_records
 from pfedsam.report.summary_file import Entry, Summary, read_summary
 
 _POINTS: Final = {"dice": 100.0, "iou": 100.0, "hd95": 1.0, "assd": 1.0}
@@ -243,14 +243,18 @@ def _case_dice(path: Path, model: str) -> dict[str, float]:
 
 
 def _last_validation(records: Sequence[Record], model: str) -> dict[str, float]:
-    """Site to Dice in points of the last round that was validated; of the shared model at a site that uses that one."""
-    last = last_validation(records)
-    rows = [row for row in records if last is not None and row.get("round") == last]
-    plain = {row["site"] for row in rows if row["kind"] == "plain"}
+    """Site to Dice in points of the validation whose model the site ends with.
+
+    That is its last one, or the last before it that is not followed by a `kept` record of the same round; the Dice is of the shared
+    model where the site uses that one.
+    """
+    kept, plain = ({(r["round"], r["site"]) for r in records if r["kind"] == kind} for kind in ("kept", "plain"))
+    rows = [r for r in records if r["kind"] == "validation" and (r["round"], r["site"]) not in kept]
+    ends = {row["site"]: row["round"] for row in rows}
     return {
         row["site"]: 100 * row["dice"]
         for row in rows
-        if row["kind"] == "validation"
+        if row["round"] == ends[row["site"]]
         and row["dice"] is not None
-        and row["model"] == ("shared" if row["site"] in plain else model)
+        and row["model"] == ("shared" if (row["round"], row["site"]) in plain else model)
     }

@@ -101,7 +101,7 @@ def is_finished(options: RunOptions, folder: Path) -> bool:
 def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
     config = folder / "config.yaml"
     if not config.exists():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and not _is_unstarted(folder):
             raise RunError(f"The folder {folder.name!r} is not empty and holds no run. Give a new or an empty folder.")
         return
     if not resume:
@@ -118,6 +118,11 @@ def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
         )
 
 
+def _is_unstarted(folder: Path) -> bool:
+    """Whether there is nothing but what a run leaves that was killed before it had its configuration: splits, nothing trained."""
+    return all(path.is_dir() or path.name == "split.json" or path.suffix == ".tmp" for path in folder.rglob("*"))
+
+
 def _sites(options: RunOptions, folder: Path) -> dict[str, Site]:
     """The checked sites; a resumed run keeps the split it began with.
 
@@ -132,14 +137,14 @@ def _sites(options: RunOptions, folder: Path) -> dict[str, Site]:
 
 
 def _begin(options: RunOptions, folder: Path, sites: Mapping[str, Site]) -> None:
+    if (folder / "config.yaml").exists():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     for name, site in sites.items():
         (folder / "sites" / name).mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not (folder / "sites" / name / "split.json").exists():
-            write_split(folder / "sites" / name / "split.json", site)
+        write_split(folder / "sites" / name / "split.json", site)
     # Last: a folder with a configuration is one that can be resumed.
-    if not (folder / "config.yaml").exists():
-        atomic.write_text(folder / "config.yaml", dump_options(options))
+    atomic.write_text(folder / "config.yaml", dump_options(options))
 
 
 class _Run:
@@ -161,17 +166,18 @@ class _Run:
 
     def finish(self) -> Summary:
         """Train the rounds that are left, align, test, and write summary and report."""
-        started = time.monotonic()
+        started, resumed = time.monotonic(), self.state.round > 0
         make = MakeWorker(self.options, self.study, self.sites, self.folder)
         workers = Workers(make, list(self.sites), min(self.options.runtime.workers, len(self.sites)))
         try:
             with RecordWriter(self.folder / "records.jsonl") as records:
                 records.truncate_after(self.state.round - 1)
                 self._rounds(workers, records)
-                self.seconds["train"] = round(time.monotonic() - started, 1)
+                trained = round(time.monotonic() - started, 1)
                 self._align(workers, records)
                 scores = self._test(workers)
-                self.seconds["total"] = round(time.monotonic() - started, 1)
+                total = round(time.monotonic() - started, 1)
+                self.seconds = {"since resumed": total} if resumed else {"train": trained, "total": total}
                 records.write({"kind": "timing", **self.seconds})
         finally:
             workers.close()

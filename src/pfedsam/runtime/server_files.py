@@ -1,5 +1,6 @@
 """What both servers, the embedded one and a coordinator, write in the same form: the committed state, and records of sites' reports."""
 
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -37,10 +38,10 @@ def save_state(folder: Path, study: str, state: ServerState, *, mode: int = 0o77
 
 
 def record_report(records: RecordWriter, round_: int, site: str, report: RoundReport) -> None:
-    """Write the losses of each phase and the use of the experts."""
+    """Write the losses of each phase, None where one is not finite, and the use of the experts."""
     for phase, losses in report.losses.items():
-        parts = {name: value for name, value in losses.items() if name != "total"}
-        row = {"kind": "round", "round": round_, "site": site, "phase": phase, "loss": losses.get("total"), **parts}
+        parts = {"loss" if name == "total" else name: v if isfinite(v) else None for name, v in losses.items()}
+        row = {"kind": "round", "round": round_, "site": site, "phase": phase, "loss": None, **parts}
         records.write(row)
     for block, usage in report.usage.items():
         records.write({"kind": "experts", "round": round_, "site": site, "block": int(block), "usage": usage})
