@@ -94,6 +94,8 @@ def follow(root: Path) -> None:
     pfedsam(root, "coordinator status coord")
     for name in SITES:
         pfedsam(root, f"site ledger {name}")
+    image = sorted((root / "data" / SITES[0] / "images").iterdir())[0]
+    pfedsam(root, f"site predict {SITES[0]} {image.relative_to(root)} --out masks")
     for file in ("report.html", "summary.json", "records.jsonl", "shared/shared.safetensors"):
         if not (study / file).is_file():
             raise SystemExit(f"the study has no {file}")

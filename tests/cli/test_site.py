@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from pfedsam.data.images import read_mask
+from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.codec import CommunicationOptions
 from pfedsam.federation.ledger import Ledger
 from pfedsam.federation.manifest import StudyManifest, shared_tensors, write_manifest
@@ -112,3 +116,22 @@ def test_a_site_asks_for_its_certificate_and_keeps_its_key(
     assert call("site", "init", north, "--kit", kit, "--data", tmp_path) == 8  # once
     assert call("coordinator", "sign", coord, north / "north.csr", "--yes") == 8
     assert "there is a certificate for 'north' already" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_site_writes_masks_with_the_model_of_the_study_that_it_names(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def open_model(folder: Path, study: str | None) -> SimpleNamespace:
+        opened.append((folder, study))
+        options = RunOptions.model_validate({"data": {"sites": {"north": "north"}, "classes": {"organ": [128]}}})
+        return SimpleNamespace(options=options, predict=lambda image: np.array([[0, 1]], np.uint8))
+
+    monkeypatch.setattr("pfedsam.runtime.site_model.SiteModel", open_model)
+    asked = ("site", "predict", tmp_path / "north", "a.png", "--out", tmp_path / "masks")
+    assert call(*asked, "--study", STUDY) == 0
+    assert opened == [(tmp_path / "north", STUDY)]
+    assert read_mask(tmp_path / "masks" / "a.png").tolist() == [[0, 128]]
+    assert call(*asked) == 2  # the mask is there
+    assert len(opened) == 1

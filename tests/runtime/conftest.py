@@ -106,7 +106,7 @@ def make_sites(tmp_path: Path) -> Callable[[RunOptions, StudyManifest | None], L
         for name, data in options.data.sites.items():
             folder = tmp_path / "hospitals" / name
             folder.mkdir(parents=True, mode=0o700)
-            (folder / CONFIG).write_text(f"name: {name}\ndata: {data}\n")
+            (folder / CONFIG).write_text(f"name: {name}\ndata: {data}\nbackbone: {options.model.backbone}\n")
             if manifest is not None:
                 SitePolicy(folder).approve(manifest)
             folders[name] = folder

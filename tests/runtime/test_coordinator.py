@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from pfedsam.core import tensors
-from pfedsam.core.errors import QuorumError
+from pfedsam.core.errors import QuorumError, RunError
 from pfedsam.core.tensors import digest
+from pfedsam.data.tiling import TilingOptions
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.ledger import Ledger
 from pfedsam.federation.manifest import StudyManifest, read_manifest
@@ -22,7 +23,9 @@ from pfedsam.report.summary_file import read_summary
 from pfedsam.runtime import coordinator
 from pfedsam.runtime.coordinator import Answers, RoundPolicy, StudyRun
 from pfedsam.runtime.in_process import run
+from pfedsam.runtime.run_folder import open_run
 from pfedsam.runtime.server_files import SERVER
+from pfedsam.runtime.site_model import SiteModel
 from pfedsam.runtime.study_folder import StudyFolder, create_study
 
 
@@ -71,6 +74,43 @@ def test_shared_parameters_local_states_records_and_scores_are_those_of_the_embe
     assert untimed[0] == untimed[1]
     one, other = read_summary(study / "summary.json"), read_summary(tmp_path / "here" / "summary.json")
     assert (one.sites, one.mean, one.communication) == (other.sites, other.mean, other.communication)
+
+
+def test_a_manifest_does_not_say_where_the_coordinator_keeps_its_backbone(study: Path, options: RunOptions) -> None:
+    manifest = read_manifest(study / "manifest.json")
+    assert Path(options.model.backbone).is_absolute()
+    assert manifest.configuration["model"]["backbone"] == Path(options.model.backbone).name
+    assert str(Path(options.model.backbone).parent) not in (study / "manifest.json").read_text()
+
+
+@pytest.mark.slow
+def test_sites_that_train_on_tiles_weigh_by_their_cases(tmp_path: Path, options: RunOptions, make_sites) -> None:
+    training = options.training.model_copy(update={"rounds": 1})
+    data = options.data.model_copy(update={"tiling": TilingOptions(side=48)})
+    options = options.model_copy(update={"data": data, "training": training})
+    study = create_study(options, tmp_path / "studies", RoundPolicy())
+    sites = make_sites(options, read_manifest(study / "manifest.json"))
+    assert StudyRun(study, sites).run() == "finished"
+    run(options, tmp_path / "here")
+    assert digest(tensors.load(study / SERVER)[0]) == digest(tensors.load(tmp_path / "here" / SERVER)[0])
+
+
+@pytest.mark.slow
+def test_a_site_predicts_with_what_it_ended_a_study_with(tmp_path: Path, options: RunOptions, make_sites) -> None:
+    study = create_study(options, tmp_path / "studies", RoundPolicy())
+    manifest = read_manifest(study / "manifest.json")
+    sites = make_sites(options, manifest)
+    (name, data), *_ = options.data.sites.items()
+    with pytest.raises(RunError, match="ended here: none yet"):
+        SiteModel(sites.folders[name])
+    assert StudyRun(study, sites).run() == "finished"
+    run(options, tmp_path / "here")
+    image = sorted((data / "images").iterdir())[0]
+    expected = open_run(tmp_path / "here").predict(name, image)
+    for asked in (None, manifest.study):
+        assert (SiteModel(sites.folders[name], asked).predict(image) == expected).all()
+    with pytest.raises(RunError, match=f"no study other has ended.*{manifest.study}"):
+        SiteModel(sites.folders[name], "other")
 
 
 @pytest.mark.slow
@@ -174,7 +214,7 @@ class ScriptedSites:
         elif request.task == "train":
             shared, _ = tensors.from_bytes(request.shared, max_bytes=10**8)
             moved = {name: value + self.step(place) for name, value in shared.items()}
-            update = encode(Update(site, request.round, moved, 10 * place, {}))
+            update = encode(Update(site, request.round, moved, 10 * place))
         return Reply(request.task, request.study, request.round, numbers, update)
 
 

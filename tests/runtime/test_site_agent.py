@@ -34,7 +34,7 @@ def agent(tmp_path: Path, toy_options: RunOptions, study: Path) -> SiteAgent:
     folder = tmp_path / "site"
     folder.mkdir()
     shutil.copytree(data, tmp_path / "data")
-    (folder / CONFIG).write_text(f"name: {name}\ndata: {tmp_path / 'data'}\n")
+    (folder / CONFIG).write_text(f"name: {name}\ndata: {tmp_path / 'data'}\nbackbone: {toy_options.model.backbone}\n")
     SitePolicy(folder).approve(read_manifest(study / "manifest.json"))
     return SiteAgent(folder)
 

@@ -129,7 +129,13 @@ class Federation:
             kit = self.coordinator / "kits" / f"{name}.zip"
             data = (data_folders or {}).get(name, self.root / "data" / name)
             site_commands.init_command(
-                self.site(name), kit=kit, data=data, backbone=None, patient_pattern=None, threads=1, device="cpu"
+                self.site(name),
+                kit=kit,
+                data=data,
+                backbone=str(self.root / "backbone"),
+                patient_pattern=None,
+                threads=1,
+                device="cpu",
             )
             SitePolicy(self.site(name)).approve(read_manifest(self.study / "manifest.json"))
 

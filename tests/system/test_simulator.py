@@ -47,7 +47,9 @@ def test_the_simulator_gives_the_embedded_runtimes_bits(tmp_path: Path) -> None:
     for name in sites:
         folder = tmp_path / "hospitals" / name
         folder.mkdir(parents=True)
-        (folder / "site.yaml").write_text(f"name: {name}\ndata: {tmp_path / 'data' / name}\n")
+        (folder / "site.yaml").write_text(
+            f"name: {name}\ndata: {tmp_path / 'data' / name}\nbackbone: {tmp_path / 'backbone'}\n"
+        )
         SitePolicy(folder).approve(read_manifest(study / "manifest.json"))
     simulate(study, tmp_path / "hospitals", sites, tmp_path / "work")
     run(options, tmp_path / "here")

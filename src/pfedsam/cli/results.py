@@ -1,11 +1,19 @@
 """`pfedsam evaluate`, `predict`, `report`: use finished runs."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pfedsam.cli.console import OUT, event_bars
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from pfedsam.data.labels import LabelMap
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a run (the --out of `pfedsam run`).")]
 
@@ -26,25 +34,62 @@ def predict_command(
     site: Annotated[str, typer.Option(help="Whose model to use; a site of the run.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks.")],
 ) -> None:
-    """Segment images with a site's model: one PNG of class ids per image, at the image's own size.
+    """Segment images with a site's model: one PNG of ids per image, at the image's own size.
+
+    A class is written as its first id in data.classes, the background as 0
+    unless it has another: the run's configuration reads the masks back.
+    They are grey PNGs of 8 bits, or of 16 where an id is above 255.
+    A file that is there already is never overwritten.
 
     Example: pfedsam predict runs/nuclei/pfedsam new/*.png --site histo --out masks
-    """  # noqa: DOC501 - shown as help
-    from PIL import Image
-
-    from pfedsam.core.errors import OptionError
+    """
+    from pfedsam.experiment.build import build_labels
     from pfedsam.runtime.run_folder import open_run
 
-    stems = [image.stem for image in images]
-    if len(set(stems)) < len(stems):
-        raise OptionError(
-            "Two images have the same name without its ending; their masks would overwrite one another. Rename one."
-        )
+    targets = mask_files(images, out)
     opened = open_run(run)
-    out.mkdir(parents=True, exist_ok=True)
+    write_masks(targets, partial(opened.predict, site), build_labels(opened.options))
+
+
+def write_masks(
+    targets: Mapping[Path, Path], predict: "Callable[[Path], npt.NDArray[np.uint8]]", labels: "LabelMap"
+) -> None:
+    """Write the mask of each image; `predict` gives its classes 0..C."""
+    from PIL import Image
+
+    ids = labels.first_ids()
+    for target, image in targets.items():
+        found = Image.fromarray(ids[predict(image)])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        found.save(target)
+        OUT.print(f"{image.name} -> {target}")
+
+
+def mask_files(images: list[Path], out: Path) -> dict[Path, Path]:
+    """The file of each mask, which is not there yet, and the image that it is of.
+
+    Raises:
+        OptionError: two masks would be the same file, or one is there already.
+    """
+    from pfedsam.core.errors import OptionError
+
+    inputs = {image.resolve() for image in images}
+    targets: dict[Path, Path] = {}
     for image in images:
-        Image.fromarray(opened.predict(site, image)).save(out / f"{image.stem}.png")
-        OUT.print(f"{image.name} -> {out / (image.stem + '.png')}")
+        target = out / f"{image.stem}.png"
+        if target in targets:
+            raise OptionError(
+                f"The images {str(targets[target])!r} and {str(image)!r} have the same name without its ending: both masks "
+                f"would be {str(target)!r}. Nothing was written; rename one, or give them in two calls with different --out."
+            )
+        if target.exists():
+            what = "is one of the images" if target.resolve() in inputs else "is there already"
+            raise OptionError(
+                f"The mask of {str(image)!r} would overwrite {str(target)!r}, which {what}. Nothing was written; "
+                "give another --out, such as a new folder."
+            )
+        targets[target] = image
+    return targets
 
 
 def report_command(

@@ -139,11 +139,34 @@ def start_command(folder: Folder) -> None:
     run_site(folder)
 
 
+@app.command("predict")
+def predict_command(
+    folder: Folder,
+    images: Annotated[list[Path], typer.Argument(help="Images to segment (PNG, JPEG, TIFF).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks.")],
+    study: Annotated[str | None, typer.Option(help="Whose model; needed where more than one study has ended.")] = None,
+) -> None:
+    """Segment images with the model that this site ended a study with: one PNG of ids per image, as `pfedsam predict`.
+
+    Example: pfedsam site predict north new/*.png --out masks
+    """
+    from pfedsam.cli.results import mask_files, write_masks
+    from pfedsam.experiment.build import build_labels
+    from pfedsam.runtime.site_model import SiteModel
+
+    targets = mask_files(images, out)
+    model = SiteModel(folder, study)
+    write_masks(targets, model.predict, build_labels(model.options))
+
+
 @app.command("ledger")
 def ledger_command(
     folder: Folder, study: Annotated[str | None, typer.Option(help="Only this study's messages.")] = None
 ) -> None:
-    """Every message that left this site or was held back; fails when a line was changed, removed or put in."""
+    """Every message that left this site or was held back; fails when a line was changed, put in or taken out.
+
+    Lines cut off at the end do not show by themselves: compare the last round with what the coordinator has.
+    """
     from pfedsam.federation.ledger import Ledger
 
     lines = Ledger(folder / "ledger.jsonl").read()

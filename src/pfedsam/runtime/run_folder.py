@@ -11,8 +11,9 @@ from pfedsam.core.errors import RunError
 from pfedsam.data.manifest import Case
 from pfedsam.data.split import read_split
 from pfedsam.evaluation.summary import summarize_site
-from pfedsam.experiment.build import build_images, build_model, build_sites
+from pfedsam.experiment.build import BuiltModel, build_images, build_model, build_sites
 from pfedsam.experiment.load import load_options
+from pfedsam.experiment.options import RunOptions
 from pfedsam.model.numerics import configure_numerics
 from pfedsam.report.page import write_page
 from pfedsam.report.summary_file import Summary, build_summary, collect_versions, read_summary, write_summary
@@ -58,12 +59,7 @@ class OpenRun:
         """
         if site not in self.options.data.sites:
             raise RunError(f"The run has no site {site!r}; it has {', '.join(self.site_names)}.")
-        case = Case(site, image.stem, image, None, image.stem)
-        images = build_images(self.options, (case,), self.built.model.image_size)
-        scorer = SiteScorer(self.options, site, self.built)
-        model = next(iter(models_of(self.options, self.built).values()))
-        found = scorer.predict(images, model, self._in_use(site))
-        return found[0]  # type: ignore[no-any-return]
+        return predict_file(self.options, self.built, site, self._in_use(site), image)
 
     def evaluate(self, progress: Callable[[Event], None] | None = None) -> Summary:
         """Score the test part again; rewrites scores, overlays, `summary.json` and `report.html`."""
@@ -95,6 +91,20 @@ class OpenRun:
 
     def _in_use(self, site: str) -> Parameters:
         return site_models(self.options, self.built, self.folder, site).in_use(self.shared)
+
+
+def predict_file(
+    options: RunOptions, built: BuiltModel, site: str, used: Parameters, image: Path
+) -> npt.NDArray[np.uint8]:
+    """The class map `[H, W]` of an image file at its native size, by what a site uses.
+
+    Raises:
+        DataError: the image cannot be read.
+    """
+    case = Case(site, image.stem, image, None, image.stem)
+    images = build_images(options, (case,), built.model.image_size)
+    model = next(iter(models_of(options, built).values()))
+    return SiteScorer(options, site, built).predict(images, model, used)[0]  # type: ignore[no-any-return]
 
 
 def open_run(folder: Path) -> OpenRun:

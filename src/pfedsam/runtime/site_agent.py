@@ -31,6 +31,8 @@ from pfedsam.runtime.site_options import SiteOptions, read_site_options
 from pfedsam.runtime.site_session import SiteScorer, SiteSession
 from pfedsam.runtime.worker import models_of
 
+MODEL_FILES = {"shared": "shared.safetensors", "local": "local.safetensors"}
+"""What a site uses after a study, in the study's folder at the site; the metadata say whether as its personal or the shared model."""
 _LOG = get_logger(__name__)
 
 
@@ -96,7 +98,7 @@ class SiteAgent:
         manifest = self.policy.admit(request)
         study = self._study(manifest)
         if request.task == "join":
-            return self._reply(request, {"cases": len(study.session.data.examples)})
+            return self._reply(request, {"cases": study.session.cases})
         shared = self.policy.accept_broadcast(manifest, request, study.built.start("shared"))
         if request.task == "train":
             return self._train(request, study, shared)
@@ -129,8 +131,8 @@ class SiteAgent:
         used = study.session.models.in_use(shared)
         scores = scorer.test(study.site.of("test"), models, used, folder)
         uses = {"model": used.model(next(iter(models.values())))}
-        for kind, values in (("shared", used.shared), ("local", used.local)):
-            tensors.save(folder / f"{kind}.safetensors", values or NOTHING, uses)
+        for kind, name in MODEL_FILES.items():
+            tensors.save(folder / name, getattr(used, kind) or NOTHING, uses)
         return from_summaries({name: summarize_site(found) for name, found in scores.items()})
 
     def _reply(self, request: Request, numbers: dict[str, float | None]) -> Reply:

@@ -39,7 +39,7 @@ class SiteExecutor(Executor):  # type: ignore[misc]
         self._agent: SiteAgent | None = None
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
-        """The reply to one request; never an exception, whose text NVFlare would log."""
+        """The reply to one request, or a bare code where it cannot be read; never an exception, whose text NVFlare would log."""
         try:
             request = request_from_wire(from_shareable(shareable))
             if self._agent is None:
@@ -51,7 +51,7 @@ class SiteExecutor(Executor):  # type: ignore[misc]
 
 
 class SiteGate(Filter):  # type: ignore[misc]
-    """Lets out what the site's operator approved, and enters every message in the ledger first."""
+    """Lets out what the site's operator approved, and enters each such message in the ledger first; NVFlare's bare return codes pass."""
 
     def __init__(self, sites_root: str = "") -> None:
         """For NVFlare; `sites_root` as of `SiteExecutor`."""

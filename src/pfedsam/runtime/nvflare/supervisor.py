@@ -181,9 +181,10 @@ class Supervisor:
 
     def _next_study(self) -> StudyFolder | None:
         """The study that was submitted first and is not finished."""
-        paths = sorted((self.folder / STUDIES_FOLDER).glob(f"*/{STATUS}"), key=lambda path: path.stat().st_mtime)
-        for path in paths:
-            study = StudyFolder(path.parent)
+        folders = [path.parent for path in (self.folder / STUDIES_FOLDER).glob(f"*/{STATUS}")]
+        # The status is written anew all the time, the manifest once.
+        for folder in sorted(folders, key=lambda folder: (folder / "manifest.json").stat().st_mtime):
+            study = StudyFolder(folder)
             if study.read_status()["state"] in ("submitted", "running", "interrupted"):
                 return study
         return None

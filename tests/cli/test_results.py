@@ -1,0 +1,97 @@
+"""`pfedsam predict`: which files it writes, and what stands in them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from pfedsam.data.images import read_mask
+from pfedsam.experiment.load import load_options
+
+Call = Callable[..., int]
+Finished = Callable[[str], list[Path]]
+
+
+@pytest.fixture
+def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Finished:
+    """Makes every folder a run with these classes, which predicts the classes 0, 1, 2; gives the images that it was asked for."""
+    monkeypatch.chdir(tmp_path)  # short paths, which messages do not break
+
+    def make(classes: str) -> list[Path]:
+        Path("study.yaml").write_text(f"data:\n  sites: {{north: north}}\n  classes: {classes}\n")
+        asked: list[Path] = []
+
+        def predict(_: str, image: Path) -> npt.NDArray[np.uint8]:
+            asked.append(image)
+            return np.array([[0, 1, 2]], np.uint8)
+
+        run = SimpleNamespace(options=load_options(Path("study.yaml")), predict=predict)
+        monkeypatch.setattr("pfedsam.runtime.run_folder.open_run", lambda _: run)
+        return asked
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("classes", "ids", "mode"),
+    [
+        ("{organ: [128, 7], lesion: [255]}", [0, 128, 255], "L"),
+        ("{organ: [300], lesion: [2]}", [0, 300, 2], "I;16"),
+        ("{cup: [0], background: [255], rim: [9]}", [255, 0, 9], "L"),
+    ],
+)
+def test_masks_hold_the_first_id_of_each_class(
+    call: Call, finished: Finished, classes: str, ids: list[int], mode: str
+) -> None:
+    finished(classes)
+    assert call("predict", "run", "a.jpg", "--site", "north", "--out", "masks") == 0
+    assert read_mask(Path("masks/a.png")).tolist() == [ids]
+    with Image.open("masks/a.png") as mask:
+        assert mask.mode == mode
+
+
+@pytest.mark.parametrize(
+    ("images", "there", "message"),
+    [
+        (
+            ["b.jpg", "imgs/a.png"],
+            "imgs/a.png",
+            "'imgs/a.png' would overwrite 'imgs/a.png', which is one of the images.",
+        ),
+        (["b.jpg", "a.tif"], "imgs/a.png", "'a.tif' would overwrite 'imgs/a.png', which is there already."),
+        (["a.png", "b.jpg", "x/a.jpg"], "c.png", "'a.png' and 'x/a.jpg' have the same name without its ending"),
+    ],
+)
+def test_nothing_is_predicted_where_a_file_would_be_overwritten(
+    call: Call,
+    finished: Finished,
+    capsys: pytest.CaptureFixture[str],
+    images: list[str],
+    there: str,
+    message: str,
+) -> None:
+    asked = finished("{a: [1], b: [2]}")
+    Path("imgs").mkdir()
+    Path(there).write_bytes(b"of the patient")
+    assert call("predict", "run", *images, "--site", "north", "--out", "imgs") == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert message in shown
+    assert "Nothing was written; " in shown
+    assert "--out" in shown
+    assert Path(there).read_bytes() == b"of the patient"
+    assert not Path("imgs/b.png").exists()
+    assert asked == []
+
+
+def test_an_id_that_no_png_holds_is_told_before_anything_is_predicted(
+    call: Call, finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = finished("{a: [70000], b: [2]}")
+    assert call("predict", "run", "a.png", "--site", "north", "--out", "masks") == 2
+    assert "70000 is above 65535" in " ".join(capsys.readouterr().err.split())
+    assert asked == []
+    assert not Path("masks").exists()
