@@ -22,12 +22,11 @@ from pfedsam.evaluation.statistics import (
     wilcoxon_p,
 )
 from pfedsam.report.records import Record, read_records
-from pfedsam.report.summary_file import Entry, Summary, read_summary
+from pfedsam.report.summary_file import LOCAL_ONLY, Entry, Summary, read_summary
 
 _POINTS: Final = {"dice": 100.0, "iou": 100.0, "hd95": 1.0, "assd": 1.0}
 _NAMED: Final = {"gain_over_fedavg_lora": ("fedavg-lora", "fedavg"), "gain_over_fedmsa": ("fedmsa",)}
 """Headline figure to the labels that it may be about."""
-LOCAL: Final = "local-only"
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,7 @@ def headline(
     for name, labels in _NAMED.items():
         gains = [found[label].difference for label in labels if label in found]
         figures[name] = gains[0] if gains else None
-    figures["min_gain_over_local"] = min(found[LOCAL].sites.values()) if LOCAL in found else None
+    figures["min_gain_over_local"] = min(found[LOCAL_ONLY].sites.values()) if LOCAL_ONLY in found else None
     return figures
 
 

@@ -29,7 +29,8 @@ from pfedsam.evaluation.scores import ClassScores
 from pfedsam.evaluation.summary import SiteSummary, SummaryUnit, summarize_sites
 
 SCHEMA: Final = 1
-_BASELINE: Final = "local-only"
+LOCAL_ONLY: Final = "local-only"
+"""The baseline of every gain: a site that trains alone."""
 _PACKAGES: Final = ("pfedsam", "torch", "transformers", "peft", "monai", "numpy", "scipy")
 
 
@@ -163,10 +164,10 @@ def with_local_only(summary: Summary, baseline: Summary) -> Summary:
     Raises:
         RunError: the other run is not one of local training alone with the same sites, seed and number of test cases.
     """
-    if baseline.method != _BASELINE:
+    if baseline.method != LOCAL_ONLY:
         raise RunError(
-            f"the baseline is a run of {baseline.method!r}, and the gain over training alone needs one of {_BASELINE!r}. "
-            f"Run the configuration again with method: {_BASELINE}."
+            f"the baseline is a run of {baseline.method!r}, and the gain over training alone needs one of {LOCAL_ONLY!r}. "
+            f"Run the configuration again with method: {LOCAL_ONLY}."
         )
     if baseline.seed != summary.seed:
         raise RunError(

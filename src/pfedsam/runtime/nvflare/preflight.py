@@ -179,8 +179,9 @@ def _studies(manifests: list[StudyManifest]) -> tuple[bool, str]:
 
 def _study_data(manifest: StudyManifest, options: SiteOptions) -> tuple[bool, str]:
     run = study_options(manifest, options)
-    site = read_site(options.name, options.data, patient_pattern=run.data.patient_pattern, masks_required=False)
-    problems = check_site(site, build_labels(run), run.data.image).problems
+    pattern = run.data.patient_pattern
+    site = read_site(options.name, options.data, patient_pattern=pattern, masks_required=False)
+    problems = check_site(site, build_labels(run), run.data.image, patient_pattern=pattern).problems
     return not problems, "\n".join(problems[:10]) or f"{len(site.cases)} cases, no problem"
 
 
