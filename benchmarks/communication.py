@@ -122,7 +122,7 @@ def write(plan: Plan, outcome: Outcome, command: str) -> None:
         figures=figures,
         table=table(points),
         smallest_within_allowed_loss=smallest(points),
-        failed=dict(outcome.failed),
+        failed=dict(outcome.kinds),
     )
     draw(points, RESULTS / f"{name}.svg")
     print(table(points), flush=True)

@@ -1,5 +1,6 @@
 """`pfedsam bench`: mistakes are told before anything runs, and a command can be repeated anywhere."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from pfedsam.cli import bench
 from pfedsam.core.errors import OptionError
 from pfedsam.experiment.suite import Entry, Suite
-from pfedsam.runtime.bench import Plan
+from pfedsam.runtime.bench import Outcome, Plan
 
 Call = Callable[..., int]
 
@@ -68,7 +69,59 @@ def test_converged_plans_run_three_times_as_long_and_stop_early(tmp_path: Path) 
 
 
 def test_numbers() -> None:
-    assert bench._numbers("0, 2,2") == [0, 2]
-    assert bench._numbers(None) == []
-    with pytest.raises(OptionError, match="whole numbers"):
-        bench._numbers("a")
+    assert bench._numbers("0, 2,2", "--seeds", least=0) == [0, 2]
+    assert bench._numbers(None, "--seeds") == []
+
+
+@pytest.mark.parametrize("text", ["a", "0", "-3", "4,1.5", "²", "all"])
+def test_a_number_that_is_none_or_too_small_is_told_with_its_option(text: str) -> None:
+    with pytest.raises(OptionError, match=f"--labels '{text}': give whole numbers from 1 on.* such as 1,2,3"):
+        bench._numbers(text, "--labels")
+
+
+@pytest.mark.parametrize(
+    ("text", "limits"), [("4,8", ["4", "8", "all"]), ("all, 4", ["4", "all"]), ("all", ["all"]), ("", ["all"])]
+)
+def test_all_labels_come_last_whether_named_or_not(text: str, limits: list[str]) -> None:
+    assert bench._limits(text) == limits
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("onboarding", "--labels", ""), "--labels is empty"),
+        (("onboarding", "--labels", "0"), "--labels '0'"),
+        (("onboarding", "--labels=-5"), "--labels '-5'"),
+        (("labels", "--limits", "4,0"), "--limits '4,0'"),
+    ],
+)
+def test_numbers_of_labels_are_checked_before_anything_runs(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    out = tmp_path / "out"
+    assert call("bench", *words, "--data", tmp_path, "--suite", "nuclei", "--out", out) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not out.exists()
+
+
+def test_failures_under_every_limit_are_on_the_page_and_end_the_command(
+    call: Call, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run_plan(plan: Plan, _: object, finished: Callable[[Outcome], None]) -> Outcome:
+        outcome = Outcome()
+        if plan.out.name == "labels-4":
+            outcome = Outcome({}, {"fedavg, seed 1": "case doe-jane is broken"}, {"fedavg, seed 1": "DataError"})
+        finished(outcome)
+        return outcome
+
+    monkeypatch.setattr("pfedsam.runtime.bench.run_plan", run_plan)
+    where = ("--data", tmp_path, "--suite", "nuclei", "--out", tmp_path)
+    assert call("bench", "labels", *where, "--methods", "fedavg", "--seeds", "1", "--limits", "4") == 8
+    assert "1 run(s) failed" in (shown := " ".join(capsys.readouterr().err.split()))
+    assert "fedavg, seed 1, 4 labels: case doe-jane is broken" in shown
+    page = (tmp_path / "labels-nuclei.md").read_text("utf-8")
+    assert "**Not run:** fedavg with 4 labels (seeds 1); fedavg with all labels (seeds 1)" in page
+    assert "**Failed:** fedavg, seed 1, 4 labels: DataError" in page
+    content = json.loads((tmp_path / "labels-nuclei.json").read_text("utf-8"))
+    assert content["not_run"] == {"4": {"fedavg": [1]}, "all": {"fedavg": [1]}}
+    assert content["failed"] == {"fedavg, seed 1, 4 labels": "DataError"}

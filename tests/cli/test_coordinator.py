@@ -2,11 +2,15 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pfedsam.cli import coordinator
 from pfedsam.runtime.study_folder import StudyFolder
 
 Call = Callable[..., int]
@@ -22,10 +26,12 @@ def test_status_names_state_round_sites_and_reason(
     assert call("coordinator", "status", tmp_path) == 0
     shown = capsys.readouterr().out
     assert "coordinator: stopped" in shown
-    (tmp_path / "coordinator.pid").write_text(str(os.getpid()))
     (tmp_path / "connected.json").write_text(json.dumps(["north", "south"]))
-    assert call("coordinator", "status", tmp_path) == 0
+    with coordinator._running_here(tmp_path):
+        assert call("coordinator", "status", tmp_path) == 0
     assert "running; connected: north, south" in capsys.readouterr().out
+    assert call("coordinator", "status", tmp_path) == 0
+    assert "stopped; connected: none" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_coordinator_cannot_be_started(
@@ -36,10 +42,48 @@ def test_a_folder_without_a_coordinator_cannot_be_started(
     assert "coordinator init" in " ".join(capsys.readouterr().err.split())
 
 
-def test_stop_without_a_coordinator_says_so(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    (tmp_path / "coordinator.pid").write_text("999999999")
+def test_a_folder_has_one_coordinator(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("nvflare")
+    (tmp_path / "server").mkdir()
+    with coordinator._running_here(tmp_path):
+        assert call("coordinator", "start", tmp_path) == 8
+    assert "already runs" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_pid_that_a_killed_coordinator_left_is_not_taken_for_one(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    foreign = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    (tmp_path / "coordinator.pid").write_text(str(foreign.pid))
     assert call("coordinator", "stop", tmp_path) == 0
     assert "No coordinator runs" in capsys.readouterr().out
+    with coordinator._running_here(tmp_path):
+        assert coordinator._running(tmp_path) == os.getpid()
+    foreign.communicate(b"\n")
+    assert foreign.returncode == 0  # not of a signal
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_stop_ends_the_coordinator_and_a_kill_leaves_no_lock(call: Call, tmp_path: Path, how: str) -> None:
+    code = f"""
+from pathlib import Path
+from pfedsam.cli.coordinator import _running_here
+with _running_here(Path({str(tmp_path)!r})):
+    print("up", flush=True)
+    input()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"up\n"
+        assert coordinator._running(tmp_path) == process.pid
+        if how == "stop":
+            assert call("coordinator", "stop", tmp_path) == 0
+        else:
+            process.kill()
+        assert process.wait() == -(signal.SIGTERM if how == "stop" else signal.SIGKILL)
+        assert coordinator._running(tmp_path) == 0
+    finally:
+        process.kill()
 
 
 def test_a_site_is_revoked_and_taken_in_again(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

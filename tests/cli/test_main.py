@@ -3,10 +3,15 @@
 import errno
 import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import torch
+import typer
+
+from pfedsam.cli.main import _WITH_RESUME, app
 
 Call = Callable[..., int]
 
@@ -83,6 +88,90 @@ def test_a_gpu_without_memory_is_one_message_that_says_what_needs_less(
     shown = " ".join(capsys.readouterr().err.split())
     assert "model.recompute=true" in shown
     assert "--resume" in shown
+
+
+def test_a_killed_worker_process_is_one_message_that_says_what_needs_less(
+    call: Call, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            pool.submit(os._exit, 9).result()
+
+    monkeypatch.setattr("pfedsam.experiment.load.load_options", killed)
+    assert call("run", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")) == 8
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "A worker process was killed, probably for want of memory" in shown
+    for less in ("runtime.workers", "training.batch_size", "model.precision", "--resume"):
+        assert less in shown
+
+
+def test_a_file_where_a_folder_has_to_be_is_one_message_and_exit_code_7(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for words in (("demo",), ("data", "split", tmp_path / "study.yaml")):
+        assert call(*words, "--out", file) == 7
+        shown = " ".join(capsys.readouterr().err.split())
+        assert "A file is where a folder has to be: move it away, or give another path." in shown
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("number", "todo"),
+    [(errno.EACCES, "change the permissions"), (errno.ENOENT, "check the path"), (errno.EIO, "mend that, then give")],
+)
+def test_what_is_wrong_with_a_file_is_one_message_that_names_it(
+    call: Call,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    number: int,
+    todo: str,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), "runs/a")
+
+    monkeypatch.setattr("pfedsam.experiment.load.load_options", fail)
+    assert call("run", tmp_path / "study.yaml", "--out", tmp_path / "out") == 7
+    shown = " ".join(capsys.readouterr().err.split())
+    assert f"{os.strerror(number)} (runs/a)" in shown
+    assert todo in shown
+
+
+def test_an_error_of_no_file_keeps_its_traceback(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionResetError(errno.ECONNRESET, "reset")
+
+    monkeypatch.setattr("pfedsam.experiment.load.load_options", fail)
+    with pytest.raises(ConnectionResetError):
+        call("run", tmp_path / "study.yaml", "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("run study.yaml --out o", "Stopped. Nothing is lost: give the same command with --resume."),
+        ("bench labels --data d --suite nuclei", "Stopped. Nothing is lost: give the same command again."),
+        ("data check study.yaml", "Stopped."),
+    ],
+)
+def test_an_interrupt_tells_how_to_go_on_where_the_command_can(
+    call: Call, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: str, text: str
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pfedsam.experiment.load.load_options", stop)
+    monkeypatch.setattr("pfedsam.experiment.suite.load_suite", stop)
+    assert call(*words.split()) == 130
+    assert " ".join(capsys.readouterr().err.split()) == text
+
+
+def test_the_commands_with_resume_are_those_that_are_said_to_have_it() -> None:
+    group = typer.main.get_command(app)
+    found = [name for name, one in group.commands.items() if any(p.name == "resume" for p in one.params)]
+    assert sorted(found) == sorted(_WITH_RESUME)
 
 
 def test_a_usage_error_is_exit_code_2(call: Call, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,6 +47,38 @@ def test_compare_gives_every_method_the_same_steps_and_shows_them_side_by_side(
         assert name in page
 
 
+def test_a_run_into_a_file_is_one_message(
+    call: Callable[..., int], capsys: pytest.CaptureFixture[str], study: Path
+) -> None:
+    (study.parent / "file").write_text("mine")
+    assert call("run", study, "--out", study.parent / "file") == 7
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "A file is where a folder has to be: move it away, or give another path." in shown
+    assert (study.parent / "file").read_text() == "mine"
+
+
+def test_a_demo_killed_while_it_makes_its_hospitals_makes_them_again(
+    call: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found: list[list[str]] = []
+
+    def killed(folder: Path, *_: object, **__: object) -> None:
+        (folder / "north" / "images").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    def whole(folder: Path, *_: object, **__: object) -> None:
+        for name in ("alder", "birch"):
+            (folder / name).mkdir(parents=True)
+
+    monkeypatch.setattr("pfedsam.cli.run.compare", lambda options, *_, **__: found.append(list(options.data.sites)))
+    monkeypatch.setattr("pfedsam.data.synthetic.write_sites", killed)
+    assert call("demo", "--out", tmp_path) == 130
+    monkeypatch.setattr("pfedsam.data.synthetic.write_sites", whole)
+    assert call("demo", "--out", tmp_path, "--resume") == 0
+    assert found == [["alder", "birch"]]
+    assert [path.name for path in tmp_path.iterdir()] == ["sites"]
+
+
 def test_steps_that_do_not_fit_are_told_before_anything_is_run(
     call: Callable[..., int], capsys: pytest.CaptureFixture[str], study: Path
 ) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pfedsam.core.errors import RunError
+from pfedsam.core.errors import DataError, RunError
 from pfedsam.experiment.build import build_sites
 from pfedsam.experiment.options import RunOptions
-from pfedsam.experiment.suite import Suite, choose_entries
+from pfedsam.experiment.suite import Entry, Suite, choose_entries
 from pfedsam.federation.methods import METHODS
 from pfedsam.runtime import bench
 from pfedsam.runtime.bench import Outcome, Plan, Step, run_plan, write_results
@@ -92,6 +92,29 @@ def test_a_failing_run_is_noted_and_the_others_go_on(plan: Plan, monkeypatch: py
     )
     assert outcome.failed == {"pfedsam, seed 0": "no update was accepted"}
     assert list(outcome.runs) == ["fedavg"]
+
+
+def test_the_text_of_a_failure_which_may_name_a_case_is_not_published(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise DataError("site a, case doe-jane: the mask is empty")
+
+    monkeypatch.setattr(bench, "run", refuse)
+    one = Plan(plan.suite, plan.entries[:1], [0], plan.data, plan.out, workers=1)
+    outcome = run_plan(one, lambda _: None, lambda _: None)
+    assert outcome.failed == {"pfedsam, seed 0": "site a, case doe-jane: the mask is empty"}
+    write_results(one, outcome, plan.out, "x", "c")
+    content, text = (plan.out / "x.json").read_text(), (plan.out / "x.md").read_text()
+    assert json.loads(content)["failed"] == {"pfedsam, seed 0": "DataError"}
+    assert "**Failed:** pfedsam, seed 0: DataError" in text
+    assert "doe-jane" not in content + text
+
+
+def test_runs_whose_labels_differ_after_a_dot_have_costs_of_their_own(plan: Plan) -> None:
+    files = {bench._cost_file(plan, Entry(label, "pfedsam"), 0) for label in ("lr-0.001", "lr-0.004", "plain")}
+    folder = plan.out / "costs" / "seed0"
+    assert files == {folder / "lr-0.001.json", folder / "lr-0.004.json", folder / "plain.json"}
 
 
 def test_a_second_bench_in_the_same_folder_is_refused(plan: Plan) -> None:

@@ -4,6 +4,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from pfedsam.cli.console import ERR, OUT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from pfedsam.report.accuracy import Runs
     from pfedsam.report.onboarding_page import Joined
     from pfedsam.runtime.bench import Outcome, Plan, Step
 
@@ -62,8 +62,7 @@ def accuracy_command(
 
     The same command goes on after an interruption and skips what is done; the results are written after every run.
     Example: pfedsam bench accuracy --data data/nuclei --suite nuclei --methods pfedsam,fedavg,local-only --out runs/nuclei
-    """  # noqa: DOC501 - shown as help
-    from pfedsam.core.errors import RunError
+    """
     from pfedsam.runtime.bench import run_plan, write_results
 
     chosen = list(overrides or [])
@@ -80,11 +79,7 @@ def accuracy_command(
     with bench_bar(plan) as tell:
         outcome = run_plan(plan, tell, finished)
     OUT.print(f"Results: {folder / name}.md")
-    if outcome.failed:
-        raise RunError(
-            f"{len(outcome.failed)} run(s) failed; the same command tries them again:\n"
-            + "\n".join(f"{run}: {message}" for run, message in outcome.failed.items())
-        )
+    _refuse_failures(outcome.failed)
 
 
 @app.command("onboarding")
@@ -106,21 +101,25 @@ def onboarding_command(
 
     Give the --out of `bench accuracy` with the same suite, and the full federations are taken from there.
     Example: pfedsam bench onboarding --data data/nuclei --suite nuclei --out runs/nuclei
-    """
+    """  # noqa: DOC501 - shown as help
+    from pfedsam.core.errors import OptionError
     from pfedsam.report.onboarding_page import write_onboarding
     from pfedsam.runtime.bench import study_of
     from pfedsam.runtime.new_sites import run_new_sites
 
+    numbers = _numbers(labels, "--labels")
+    if not numbers:
+        raise OptionError("--labels is empty: give at least one number of labelled cases, such as 5,10,20.")
     plan = _plan(data, suite, out, methods or "pfedsam", "", seeds, overrides, workers)
     name, folder = f"onboarding-{plan.suite.name}", results or out
-    more = f" --labels {labels} --steps {steps}"
+    more = f" --labels {','.join(map(str, numbers))} --steps {steps}"
     study = study_of(plan, name, _command(plan, "onboarding", suite, methods, "") + more, {})
 
     def finished(joined: "Sequence[Joined]") -> None:
         write_onboarding(folder, study, joined)
 
     with bench_bar(plan) as tell:
-        run_new_sites(plan, _numbers(labels), steps, tell, finished)
+        run_new_sites(plan, numbers, steps, tell, finished)
     OUT.print(f"Results: {folder / name}.md")
 
 
@@ -152,25 +151,56 @@ def labels_command(
     Example: pfedsam bench labels --data data/nuclei --suite nuclei --limits 4,8,16 --out runs/nuclei
     """
     from pfedsam.report.labels_page import ALL, write_labels
-    from pfedsam.runtime.bench import run_plan, study_of
+    from pfedsam.runtime.bench import Outcome, run_plan, study_of
 
+    by_limit = {limit: Outcome() for limit in _limits(limits)}
     plan = _plan(data, suite, out, methods, "", seeds, overrides, workers)
     name, folder = f"labels-{plan.suite.name}", results or out
     command = f"{_command(plan, 'labels', suite, methods, '')} --limits {shlex.quote(limits)}"
     if converged:
         name, command, plan = f"{name}-converged", f"{command} --converged", _converged(plan)
     study = study_of(plan, name, command, {})
-    found: dict[str, Runs] = {}
-    for limit in [*map(str, _numbers(limits)), ALL]:
+    for limit in by_limit:
         with bench_bar(plan) as tell:
             limited = _limited(plan, limit) if limit != ALL else plan
 
-            def finished(outcome: "Outcome", limit: str = limit) -> None:
-                found[limit] = outcome.runs
-                write_labels(folder, study, found, converged=converged)
+            def finished(outcome: Outcome, limit: str = limit) -> None:
+                by_limit[limit] = outcome
+                kinds = _over_limits({limit: one.kinds for limit, one in by_limit.items()})
+                runs = {limit: one.runs for limit, one in by_limit.items()}
+                write_labels(folder, replace(study, failed=kinds), runs, converged=converged)
 
             run_plan(limited, tell, finished)
     OUT.print(f"Results: {folder / name}.md")
+    _refuse_failures(_over_limits({limit: one.failed for limit, one in by_limit.items()}))
+
+
+def _limits(text: str) -> list[str]:
+    """The numbers of labelled images in their order, then all of them."""
+    from pfedsam.report.labels_page import ALL
+
+    numbers = ",".join(name for name in _names(text) or [] if name != ALL)
+    return [*map(str, _numbers(numbers, "--limits")), ALL]
+
+
+def _over_limits(by_limit: "Mapping[str, Mapping[str, str]]") -> dict[str, str]:
+    """Limit to run to text, as run to text."""
+    return {f"{run}, {limit} labels": text for limit, found in by_limit.items() for run, text in found.items()}
+
+
+def _refuse_failures(failed: "Mapping[str, str]") -> None:
+    """End with an error if a run failed.
+
+    Raises:
+        RunError: with the whole text of each.
+    """
+    from pfedsam.core.errors import RunError
+
+    if failed:
+        raise RunError(
+            f"{len(failed)} run(s) failed; the same command tries them again:\n"
+            + "\n".join(f"{run}: {message}" for run, message in failed.items())
+        )
 
 
 def _limited(plan: "Plan", limit: str) -> "Plan":
@@ -202,7 +232,8 @@ def _plan(
 
     loaded = load_suite(suite)
     entries = choose_entries(loaded, _names(methods), _names(variants) or [])
-    return Plan(loaded, entries, _numbers(seeds) or loaded.seeds, data, out, overrides or [], workers)
+    numbers = _numbers(seeds, "--seeds", least=0) or loaded.seeds
+    return Plan(loaded, entries, numbers, data, out, overrides or [], workers)
 
 
 @contextmanager
@@ -248,13 +279,21 @@ def _names(text: str | None) -> list[str] | None:
     return names or None
 
 
-def _numbers(text: str | None) -> list[int]:
+def _numbers(text: str | None, option: str, *, least: int = 1) -> list[int]:
+    """The whole numbers of an option, each once.
+
+    Raises:
+        OptionError: one is not a whole number, or less than `least`.
+    """
     from pfedsam.core.errors import OptionError
 
-    try:
-        return list(dict.fromkeys(int(name) for name in _names(text) or []))
-    except ValueError as error:
-        raise OptionError(f"--seeds {text!r}: give whole numbers separated by commas, such as 0,1,2.") from error
+    names = _names(text) or []
+    if not all(name.isascii() and name.isdecimal() and int(name) >= least for name in names):
+        example = ",".join(map(str, range(least, least + 3)))
+        raise OptionError(
+            f"{option} {text!r}: give whole numbers from {least} on, separated by commas, such as {example}."
+        )
+    return list(dict.fromkeys(map(int, names)))
 
 
 def _command(plan: "Plan", what: str, suite: str, methods: str | None, variants: str) -> str:

@@ -1,10 +1,13 @@
 """`pfedsam coordinator`: the machine that averages; it holds no images and sees none."""
 
+import fcntl
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 from rich.table import Table
@@ -14,6 +17,7 @@ from pfedsam.cli.console import OUT
 app = typer.Typer(help="Coordinate a federation of sites on other machines.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 _PID = "coordinator.pid"
+"""Holds the coordinator's process id, and its lock while it runs; without the lock it is left over."""
 _STOP_S = 15.0
 
 
@@ -93,22 +97,16 @@ def start_command(
     until_idle: Annotated[bool, typer.Option("--until-idle", help="End when no study is left to work on.")] = False,
 ) -> None:
     """Serve the sites and work through the studies, in the foreground, until SIGTERM or Ctrl-C."""  # noqa: DOC501
-    from pfedsam.core import atomic
     from pfedsam.core.errors import RunError
     from pfedsam.core.log import configure
     from pfedsam.runtime.nvflare.supervisor import Supervisor
 
     if not (folder / "server").is_dir():
         raise RunError("this folder holds no coordinator; make one with `pfedsam coordinator init`.")
-    if _running(folder):
-        raise RunError("a coordinator already runs in this folder; stop it with `pfedsam coordinator stop`.")
-    configure("INFO", folder / "coordinator.log")
-    atomic.write_text(folder / _PID, str(os.getpid()))
-    supervisor = Supervisor(folder)
-    try:
+    with _running_here(folder):
+        configure("INFO", folder / "coordinator.log")
+        supervisor = Supervisor(folder)
         supervisor.run(until_idle=until_idle)
-    finally:
-        (folder / _PID).unlink(missing_ok=True)
     if supervisor.stop.is_set:
         os._exit(0)  # all is ended and written; taking down torch costs over a second of a processor, a busy one ten
 
@@ -167,8 +165,40 @@ def revoke_command(
 def _running(folder: Path) -> int:
     """The process of the coordinator that runs in a folder; 0 where none does."""
     try:
-        pid = int((folder / _PID).read_text("utf-8"))
-        os.kill(pid, 0)
-    except (OSError, ValueError):
-        return 0
-    return pid
+        with (folder / _PID).open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read() or 0)
+    except FileNotFoundError:
+        pass
+    return 0
+
+
+@contextmanager
+def _running_here(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; the system lets go of it however the process ends.
+
+    Raises:
+        RunError: a coordinator runs there.
+    """
+    from pfedsam.core.errors import RunError
+
+    descriptor = os.open(folder / _PID, os.O_RDWR | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, "r+", encoding="utf-8") as file:
+        if not _lock(file):
+            raise RunError("a coordinator already runs in this folder; stop it with `pfedsam coordinator stop`.")
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _lock(file: TextIO) -> bool:
+    """Lock a file until it is closed; False where a coordinator holds it."""
+    for _ in range(5):  # `status` holds it for an instant, to see whether a coordinator does
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.1)
+    return False

@@ -1,6 +1,8 @@
 """The `pfedsam` command: mounts the groups, and turns errors into one message and an exit code."""
 
 import errno
+import sys
+from concurrent.futures import BrokenExecutor
 
 import typer
 from typer._click.exceptions import ClickException
@@ -12,10 +14,17 @@ from pfedsam.core.errors import PfedsamError, RunError, StoreError
 INTERRUPTED = 130
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 """A full disk, an empty quota, a disk that cannot be written to."""
-_NO_MEMORY = (
-    "The GPU's memory is full. What was finished is whole. Less is needed with model.precision=auto, model.recompute=true or a smaller "
-    "training.batch_size, in a new folder; or go on with --resume and --set runtime.device=cpu, or fewer runtime.workers."
+_IN_THE_WAY = frozenset({errno.EEXIST, errno.ENOTDIR})
+"""A file where a folder has to be."""
+_DENIED = frozenset({errno.EACCES, errno.EPERM})
+_FEWER = "fewer workers (runtime.workers; --workers of bench)"
+_SMALLER = (
+    "So it is with model.precision=auto, model.recompute=true or a smaller training.batch_size, but in a new folder."
 )
+_WITH_RESUME = ("demo", "run", "compare")
+"""Commands that go on with `--resume`."""
+_BY_THEMSELVES = ("bench", "pretrain", "coordinator start", "site start")
+"""Commands that go on where they stopped when they are given again."""
 
 app = typer.Typer(
     help="Personalised federated fine-tuning of the Segment Anything Model. Research use, not a medical device.",
@@ -44,37 +53,70 @@ def main() -> None:
     Raises:
         SystemExit: with the exit code of what went wrong.
         ModuleNotFoundError: the installation is broken.
-        OSError: that the disk is not to blame for.
-        RuntimeError: other than of a GPU without memory.
-    """
+        OSError: of no file, unless the disk is to blame.
+        RuntimeError: other than for want of memory.
+    """  # noqa: DOC501 - the interrupt is caught here
     try:
-        app(standalone_mode=False)
+        if app(standalone_mode=False) == INTERRUPTED:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
     except PfedsamError as error:
         ERR.print(f"[red]{type(error).__name__}[/red]: ", end="")
         ERR.print(str(error), markup=False, highlight=False)
         raise SystemExit(error.exit_code) from error
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "nvflare":
+    except (ModuleNotFoundError, OSError, RuntimeError) as error:
+        explained = _explain(error)
+        if explained is None:
             raise
-        ERR.print("This command needs NVFlare: pip install 'pfedsam[deploy]'.", markup=False)
-        raise SystemExit(RunError.exit_code) from error
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        text = (
-            f"{error.strerror}{where}. What was finished is whole: make room, then give the same command with --resume."
-        )
-        ERR.print(text, markup=False, highlight=False)
-        raise SystemExit(StoreError.exit_code) from error
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded for every command
-            raise
-        ERR.print(_NO_MEMORY, markup=False, highlight=False)
-        raise SystemExit(RunError.exit_code) from error
+        ERR.print(str(explained), markup=False, highlight=False)
+        raise SystemExit(explained.exit_code) from error
     except (KeyboardInterrupt, typer.Abort):
-        ERR.print("Stopped. Nothing is lost: give the same command with --resume.")
+        again = _again()
+        ERR.print(f"Stopped. Nothing is lost: {again}." if again else "Stopped.")
         raise SystemExit(INTERRUPTED) from None
     except ClickException as error:  # the command line's own usage errors
         error.show()
         raise SystemExit(error.exit_code) from error
+
+
+def _explain(error: Exception) -> PfedsamError | None:
+    """What to do about an error that is not of our tree, as one that is; None where we do not know."""
+    if isinstance(error, OSError):
+        return _explain_file(error)
+    if isinstance(error, ModuleNotFoundError):
+        ours = (error.name or "").split(".")[0] == "nvflare"
+        return RunError("This command needs NVFlare: pip install 'pfedsam[deploy]'.") if ours else None
+    what, less = "A worker process was killed, probably for want of memory", _FEWER
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not loaded for every command
+        what, less = "The GPU's memory is full", f"{_FEWER} or runtime.device=cpu"
+    elif not isinstance(error, BrokenExecutor):
+        return None
+    again = _again()
+    go_on = f": set that and {again}" if again else ""
+    return RunError(f"{what}. What was finished is whole. Less is needed with {less}{go_on}. {_SMALLER}")
+
+
+def _explain_file(error: OSError) -> StoreError | None:
+    """What to do about a file; None where the error names none and the disk is not to blame."""
+    again = _again() or "give the same command again"
+    if error.errno in _DISK:
+        todo = f"What was finished is whole: make room, then {again}."
+    elif error.filename is None:
+        return None
+    elif error.errno in _IN_THE_WAY:
+        todo = "A file is where a folder has to be: move it away, or give another path."
+    elif error.errno in _DENIED:
+        todo = "You may not read or write there: change the permissions, or give another path."
+    elif error.errno == errno.ENOENT:
+        todo = "It is not there: check the path."
+    else:
+        todo = f"What was finished is whole: mend that, then {again}."
+    where = f" ({error.filename})" if error.filename is not None else ""
+    return StoreError(f"{error.strerror or type(error).__name__}{where}. {todo}")
+
+
+def _again() -> str:
+    """How the command that was given goes on; empty for one that keeps nothing."""
+    words = " ".join(sys.argv[1:3])
+    if words.startswith(_WITH_RESUME):
+        return "give the same command with --resume"
+    return "give the same command again" if words.startswith(_BY_THEMSELVES) else ""

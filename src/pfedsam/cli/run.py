@@ -1,5 +1,6 @@
 """`pfedsam run`, `compare`, `demo`: train federations."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,7 +71,11 @@ def demo_command(out: Out = Path("runs/demo"), resume: Resume = False) -> None:
     sites = out / "sites"
     if not sites.exists():
         OUT.print("Generating four synthetic hospitals, each with its own scanner ...")
-        write_sites(sites, SyntheticOptions(sites=4, cases=24), seed=0)
+        draft = out / "sites.tmp"  # so that a folder `sites` is a whole one
+        if draft.exists():
+            shutil.rmtree(draft)
+        write_sites(draft, SyntheticOptions(sites=4, cases=24), seed=0)
+        draft.rename(sites)
     classes = {name: list(ids) for name, ids in LABELS.items()}
     folders = {folder.name: str(folder.resolve()) for folder in sorted(sites.iterdir()) if folder.is_dir()}
     data = {"sites": folders, "classes": classes, "patient_pattern": PATIENT_PATTERN}

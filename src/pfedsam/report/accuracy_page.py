@@ -36,7 +36,7 @@ class Study:
     lines: Sequence[Line]
     settings: Mapping[str, Any]
     failed: Mapping[str, str]
-    """Label and seed to the message of a run that failed."""
+    """Label and seed to the kind of error of a run that failed; its text may name a case."""
 
 
 def write_study(folder: Path, study: Study, figures: Mapping[str, float | None], table: str, **more: object) -> None:

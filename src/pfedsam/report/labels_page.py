@@ -1,12 +1,12 @@
 """Dice against the number of labelled images per site, as files: the curve that says whether a federation is worth it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from pfedsam.core import atomic
 from pfedsam.report.accuracy import Runs, method_result
-from pfedsam.report.accuracy_page import Study, write_study
+from pfedsam.report.accuracy_page import Study, not_run, write_study
 from pfedsam.report.figures import curves
 from pfedsam.report.format import format_value
 from pfedsam.report.result_file import markdown
@@ -17,12 +17,12 @@ ALL: Final = "all"
 def write_labels(
     folder: Path, study: Study, by_limit: Mapping[str, Runs], *, converged: bool = False
 ) -> dict[str, float | None]:
-    """Write NAME.json, NAME.md and NAME.svg from what is there so far; returns the headline figures.
+    """Write NAME.json, NAME.md and NAME.svg from what is there so far, and what is not; returns the headline figures.
 
     Args:
         folder: for the files.
         study: what is compared.
-        by_limit: labelled images per site, or `all`, to runs.
+        by_limit: labelled images per site, or `all`, to runs; one without runs is listed as not run.
         converged: they were trained longer than the suite says, with early stopping.
 
     Raises:
@@ -38,7 +38,9 @@ def write_labels(
             figures[f"dice_mean.{label}.{limit}"] = result["mean"]["dice"]["mean"]
             figures[f"dice_worst_site.{label}.{limit}"] = result["worst_site"]["dice"]
     limits, labels = list(by_limit), [line.label for line in study.lines]
-    parts = [f"# {study.name}", f"`{study.command}`", _HOW + (_CONVERGED if converged else _EQUAL)]
+    missing = {limit: seeds for limit, runs in by_limit.items() if (seeds := not_run(study, runs))}
+    parts = [f"# {study.name}", f"`{study.command}`", *_gaps(study, missing)]
+    parts.append(_HOW + (_CONVERGED if converged else _EQUAL))
     for title, key in (("Mean over sites", "dice_mean"), ("Worst site", "dice_worst_site")):
         rows = [[m, *(format_value(figures.get(f"{key}.{m}.{limit}"), 1) for limit in limits)] for m in labels]
         parts += [f"## {title}", markdown(["method", *limits], rows)]
@@ -48,12 +50,29 @@ def write_labels(
         figures,
         "\n\n".join(parts),
         methods=results,
+        not_run=missing,
+        failed=dict(study.failed),
     )
     drawn = {m: [figures.get(f"dice_mean.{m}.{limit}") for limit in limits] for m in labels}
     atomic.write_bytes(
         folder / f"{study.name}.svg", curves(limits, drawn, "labelled images per site", "Dice"), mode=0o644
     )
     return figures
+
+
+def _gaps(study: Study, missing: Mapping[str, Mapping[str, Sequence[int]]]) -> list[str]:
+    """What the means lack."""
+    parts = []
+    if missing:
+        names = [
+            f"{label} with {limit} labels (seeds {', '.join(map(str, seeds))})"
+            for limit, found in missing.items()
+            for label, seeds in found.items()
+        ]
+        parts.append("**Not run:** " + "; ".join(names))
+    if study.failed:
+        parts.append("**Failed:** " + "; ".join(f"{run}: {kind}" for run, kind in study.failed.items()))
+    return parts
 
 
 _HOW = (

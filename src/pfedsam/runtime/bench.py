@@ -7,7 +7,6 @@ one cache of the frozen blocks' outputs; the first run that meets an image pays 
 import fcntl
 import json
 import resource
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -96,6 +95,9 @@ class Outcome:
 
     runs: dict[str, dict[int, RunScores]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    """Run to its error as it stands, for whoever gave the command; it may name a case."""
+    kinds: dict[str, str] = field(default_factory=dict)
+    """Run to the kind of its error, for the files of results."""
 
 
 def run_plan(plan: Plan, tell: Callable[[Step], None], finished: Callable[[Outcome], None]) -> Outcome:
@@ -115,7 +117,6 @@ def run_plan(plan: Plan, tell: Callable[[Step], None], finished: Callable[[Outco
         outcome = Outcome()
         waiting = []
         for entry, seed, options in planned:
-            _clear_unstarted(plan.folder(entry, seed))
             if is_finished(options, plan.folder(entry, seed)):
                 _collect(plan, entry, seed, options, outcome)
             else:
@@ -131,7 +132,8 @@ def run_plan(plan: Plan, tell: Callable[[Step], None], finished: Callable[[Outco
                 _run_one(plan, entry, seed, options, pass_on)
                 _collect(plan, entry, seed, options, outcome)
             except PfedsamError as error:
-                outcome.failed[f"{entry.label}, seed {seed}"] = str(error)
+                name = f"{entry.label}, seed {seed}"
+                outcome.failed[name], outcome.kinds[name] = str(error), type(error).__name__
             finished(outcome)
             tell(Step(entry.label, seed, done + 1, len(planned), None))
     return outcome
@@ -143,13 +145,13 @@ def write_results(plan: Plan, outcome: Outcome, folder: Path, name: str, command
     Raises:
         StoreError: a file could not be written.
     """
-    study = study_of(plan, name, command, outcome.failed)
+    study = study_of(plan, name, command, outcome.kinds)
     runs = {label: {s: found[s] for s in plan.seeds if s in found} for label, found in outcome.runs.items()}
     return write_accuracy(folder, study, runs)
 
 
 def study_of(plan: Plan, name: str, command: str, failed: Mapping[str, str]) -> Study:
-    """What the files of a comparison say about it."""
+    """What the files of a comparison say about it; `failed` as `Outcome.kinds`."""
     return Study(
         name=name,
         subject=plan.suite.subject,
@@ -174,12 +176,6 @@ def _run_one(plan: Plan, entry: Entry, seed: int, options: RunOptions, tell: Cal
         run(options, folder, resume=(folder / "config.yaml").exists(), progress=tell)
 
 
-def _clear_unstarted(folder: Path) -> None:
-    """Remove what a run left that was killed before it had its configuration: splits, nothing trained."""
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"sites"}:
-        shutil.rmtree(folder)
-
-
 def _collect(plan: Plan, entry: Entry, seed: int, options: RunOptions, outcome: Outcome) -> None:
     cost = _read_cost(_cost_file(plan, entry, seed), local_steps(options))
     pattern = options.data.patient_pattern
@@ -189,7 +185,8 @@ def _collect(plan: Plan, entry: Entry, seed: int, options: RunOptions, outcome: 
 
 
 def _cost_file(plan: Plan, entry: Entry, seed: int) -> Path:
-    return plan.out / "costs" / plan.folder(entry, seed).relative_to(plan.out).with_suffix(".json")
+    path = plan.out / "costs" / plan.folder(entry, seed).relative_to(plan.out)
+    return path.with_name(f"{path.name}.json")  # not with_suffix: of `lr-0.001` it leaves `lr-0`
 
 
 @contextmanager

@@ -47,7 +47,9 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
         )
     built = build_model(options)
     content = options.model_dump(mode="json", exclude={"runtime": True, "data": {"sites", "split_folder"}})
-    if Path(options.model.backbone).exists():  # where it lies here is nobody else's business; its hash is in the manifest
+    if Path(
+        options.model.backbone
+    ).exists():  # where it lies here is nobody else's business; its hash is in the manifest
         content["model"]["backbone"] = Path(options.model.backbone).name
     shared = built.start("shared")
     study = hashlib.sha256(json.dumps([content, built.backbone], sort_keys=True).encode()).hexdigest()[:16]
