@@ -51,9 +51,9 @@ def test_a_run_into_a_file_is_one_message(
     call: Callable[..., int], capsys: pytest.CaptureFixture[str], study: Path
 ) -> None:
     (study.parent / "file").write_text("mine")
-    assert call("run", study, "--out", study.parent / "file") == 7
+    assert call("run", study, "--out", study.parent / "file") == 8
     shown = " ".join(capsys.readouterr().err.split())
-    assert "A file is where a folder has to be: move it away, or give another path." in shown
+    assert "'file' is a file, where a folder has to be. Give a new or an empty folder." in shown
     assert (study.parent / "file").read_text() == "mine"
 
 

@@ -101,7 +101,9 @@ def is_finished(options: RunOptions, folder: Path) -> bool:
 def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
     config = folder / "config.yaml"
     if not config.exists():
-        if folder.exists() and not (folder.is_dir() and _is_unstarted(folder)):
+        if folder.exists() and not folder.is_dir():
+            raise RunError(f"{folder.name!r} is a file, where a folder has to be. Give a new or an empty folder.")
+        if folder.exists() and not _is_unstarted(folder):
             raise RunError(f"The folder {folder.name!r} is not empty and holds no run. Give a new or an empty folder.")
         return
     if not resume:

@@ -129,7 +129,8 @@ def test_jobs_that_end_without_a_round_are_not_repeated_for_ever(boss: Superviso
 def test_studies_are_worked_on_in_the_order_in_which_they_came(boss: Supervisor, session: Session) -> None:
     first, second = study(boss, "b" * 16), study(boss, "a" * 16)
     now = time.time()
-    os.utime(first.path / "status.json", (now - 9, now - 9))
+    os.utime(first.path / "config.yaml", (now - 9, now - 9))
+    first.write_status("submitted", round_=0, rounds=5, sites=["north"])  # later than anything of the second
     boss._step()
     first.write_status("finished", round_=5, rounds=5, sites=[])
     session.statuses["job1"] = "FINISHED:COMPLETED"

@@ -182,8 +182,8 @@ class Supervisor:
     def _next_study(self) -> StudyFolder | None:
         """The study that was submitted first and is not finished."""
         folders = [path.parent for path in (self.folder / STUDIES_FOLDER).glob(f"*/{STATUS}")]
-        # The status is written anew all the time, the manifest once.
-        for folder in sorted(folders, key=lambda folder: (folder / "manifest.json").stat().st_mtime):
+        # The status is written anew all the time, the configuration once.
+        for folder in sorted(folders, key=lambda folder: (folder / "config.yaml").stat().st_mtime):
             study = StudyFolder(folder)
             if study.read_status()["state"] in ("submitted", "running", "interrupted"):
                 return study
