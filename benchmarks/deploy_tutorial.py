@@ -46,7 +46,7 @@ def prepare(root: Path, backbone: str) -> None:
     model: dict[str, object] = {"backbone": backbone}
     if backbone == "toy":
         new_backbone(compact_config("sam-toy"), rng.generator(0, "toy")).save_pretrained(root / "backbone")
-        model = {"backbone": str(root / "backbone"), "adapt_last": 1, "lora": {"rank": 2}}
+        model = {"backbone": "backbone", "adapt_last": 1, "lora": {"rank": 2}}
         model["experts"] = {"count": 2, "width": 4, "top_k": 1}
     study = {
         "name": "tutorial",
@@ -77,7 +77,8 @@ def follow(root: Path) -> None:
     processes = {"coordinator": start(root, "coordinator start coord --until-idle")}
     try:
         for name in SITES:
-            pfedsam(root, f"site init {name} --kit coord/kits/{name}.zip --data data/{name}")
+            own = " --backbone backbone" if (root / "backbone").exists() else ""
+            pfedsam(root, f"site init {name} --kit coord/kits/{name}.zip --data data/{name}{own}")
             pfedsam(root, f"site approve {name} {study.relative_to(root)}/manifest.json --yes")
         _wait_for_port(port)
         for name in SITES:

@@ -31,7 +31,7 @@ COMMANDS = [
     "data split",
     "weights list",
     *(f"coordinator {name}" for name in ("init", "submit", "start", "status", "stop", "revoke")),
-    *(f"site {name}" for name in ("init", "approve", "check", "start", "ledger")),
+    *(f"site {name}" for name in ("init", "approve", "check", "start", "ledger", "predict")),
 ]
 
 

@@ -86,7 +86,7 @@ def test_a_folder_that_is_no_site_is_exit_code_2(
 
 
 def test_a_site_asks_for_its_certificate_and_keeps_its_key(
-    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("nvflare")
     coord, north, kit = tmp_path / "coord", tmp_path / "north", tmp_path / "coord" / "kits" / "north.zip"
@@ -109,9 +109,14 @@ def test_a_site_asks_for_its_certificate_and_keeps_its_key(
     assert "threads: " in said
     assert "device: " in said
     assert not (north / "site.yaml").exists()
-    assert call("site", "init", north, "--kit", kit, "--data", tmp_path) == 0
+    (tmp_path / "sam.pth").touch()
+    monkeypatch.chdir(tmp_path)
+    assert call("site", "init", north, "--kit", kit, "--data", tmp_path, "--backbone", "sam.pth") == 0
     assert f"Root {root}:" in capsys.readouterr().out
     assert read_site_options(north).device == "auto"
+    assert read_site_options(north).backbone == str(
+        tmp_path / "sam.pth"
+    )  # the training process has another working directory
     assert (north / "nvflare" / "startup" / "client.key").read_bytes() == key
     assert call("site", "init", north, "--kit", kit, "--data", tmp_path) == 8  # once
     assert call("coordinator", "sign", coord, north / "north.csr", "--yes") == 8

@@ -60,7 +60,8 @@ def init_command(
     said = {
         "name": "unnamed",  # until the kit is opened
         "data": data.resolve(),
-        "backbone": backbone,
+        # The training process has another working directory.
+        "backbone": str(Path(backbone).resolve()) if backbone and Path(backbone).exists() else backbone,
         "patient_pattern": patient_pattern,
         "threads": threads,
         "device": device,

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from pfedsam.data.synthetic import SyntheticOptions, write_sites
+from pfedsam.federation.codec import CommunicationOptions
+from pfedsam.federation.manifest import StudyManifest
+from pfedsam.federation.site_policy import SitePolicy
 from pfedsam.runtime.nvflare import preflight
 from pfedsam.runtime.nvflare.preflight import check_site_ready
 from pfedsam.runtime.nvflare.provision import install_kit
@@ -100,3 +103,25 @@ def test_missing_data_and_a_full_disk(site: Path) -> None:
     (site / "site.yaml").write_text(text)
     site.chmod(0o755)
     assert "chmod 700" in wrong(site)["folder"]
+
+
+def test_a_backbone_that_only_lies_in_the_working_directory(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = StudyManifest(
+        study="0123456789abcdef",
+        name="nuclei",
+        method="pfedsam",
+        rounds=1,
+        configuration={"data": {"classes": {"n": [1]}}, "model": {"backbone": "sam.pth"}},
+        backbone="b" * 64,
+        tensors={},
+        components={},
+        max_change=1.0,
+        communication=CommunicationOptions(),
+        numbers={},
+    )
+    SitePolicy(site).approve(manifest)
+    monkeypatch.chdir(tmp_path)
+    Path("sam.pth").touch()
+    assert "set where yours lies as `backbone` in site.yaml" in wrong(site)["backbone for 0123456789abcdef"]
