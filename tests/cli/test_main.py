@@ -58,25 +58,6 @@ def test_an_empty_site_is_exit_code_3(call: Call, capsys: pytest.CaptureFixture[
     assert "north" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 7), (errno.EROFS, 7), (errno.EDQUOT, 7)])
-def test_a_full_disk_is_one_message_and_exit_code_7(
-    call: Call,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    number: int,
-    code: int,
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(number, os.strerror(number), "sites/north")
-
-    monkeypatch.setattr("pfedsam.experiment.load.load_options", full)
-    assert call("run", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")) == code
-    shown = " ".join(capsys.readouterr().err.split())
-    assert f"{os.strerror(number)} (sites/north)" in shown
-    assert "--resume" in shown
-
-
 def test_a_gpu_without_memory_is_one_message_that_says_what_needs_less(
     call: Call, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -119,9 +100,14 @@ def test_a_file_where_a_folder_has_to_be_is_one_message_and_exit_code_7(
 
 @pytest.mark.parametrize(
     ("number", "todo"),
-    [(errno.EACCES, "change the permissions"), (errno.ENOENT, "check the path"), (errno.EIO, "mend that, then give")],
+    [
+        *((number, "give the same command with --resume") for number in (errno.ENOSPC, errno.EROFS, errno.EDQUOT)),
+        (errno.EACCES, "change the permissions"),
+        (errno.ENOENT, "check the path"),
+        (errno.EIO, "mend that, then give"),
+    ],
 )
-def test_what_is_wrong_with_a_file_is_one_message_that_names_it(
+def test_a_full_disk_and_what_is_wrong_with_a_file_is_one_message_that_names_it(
     call: Call,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

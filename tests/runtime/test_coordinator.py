@@ -1,9 +1,11 @@
 """A study over sites elsewhere: the embedded runtime's bits, and a round that survives what sites and networks do."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +51,16 @@ def local_state(sites, name: str):
     return SiteStore(folder / "state").load()
 
 
+def run_there_and_here(tmp_path: Path, options: RunOptions, make_sites) -> tuple[Path, Any]:
+    """A study over sites elsewhere, and the embedded run in `here`: their shared parameters are equal. Gives the study and its sites."""
+    study = create_study(options, tmp_path / "studies", RoundPolicy())
+    sites = make_sites(options, read_manifest(study / "manifest.json"))
+    assert StudyRun(study, sites).run() == "finished"
+    run(options, tmp_path / "here")
+    assert digest(tensors.load(study / SERVER)[0]) == digest(tensors.load(tmp_path / "here" / SERVER)[0])
+    return study, sites
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "codec"), [("pfedsam", "fp32"), ("pfedsam", "int4"), ("fedprox", "int8"), ("local-only", "fp32")]
@@ -58,11 +70,7 @@ def test_shared_parameters_local_states_records_and_scores_are_those_of_the_embe
 ) -> None:
     communication = options.communication.model_copy(update={"codec": codec})
     options = options.model_copy(update={"method": method, "communication": communication})
-    study = create_study(options, tmp_path / "studies", RoundPolicy())
-    sites = make_sites(options, read_manifest(study / "manifest.json"))
-    assert StudyRun(study, sites).run() == "finished"
-    run(options, tmp_path / "here")
-    assert digest(tensors.load(study / SERVER)[0]) == digest(tensors.load(tmp_path / "here" / SERVER)[0])
+    study, sites = run_there_and_here(tmp_path, options, make_sites)
     for name in options.data.sites:
         here, there = SiteStore(tmp_path / "here" / "sites" / name / "state").load(), local_state(sites, name)
         assert digest(here.local) == digest(there.local)
@@ -87,30 +95,22 @@ def test_a_manifest_does_not_say_where_the_coordinator_keeps_its_backbone(study:
 def test_sites_that_train_on_tiles_weigh_by_their_cases(tmp_path: Path, options: RunOptions, make_sites) -> None:
     training = options.training.model_copy(update={"rounds": 1})
     data = options.data.model_copy(update={"tiling": TilingOptions(side=48)})
-    options = options.model_copy(update={"data": data, "training": training})
-    study = create_study(options, tmp_path / "studies", RoundPolicy())
-    sites = make_sites(options, read_manifest(study / "manifest.json"))
-    assert StudyRun(study, sites).run() == "finished"
-    run(options, tmp_path / "here")
-    assert digest(tensors.load(study / SERVER)[0]) == digest(tensors.load(tmp_path / "here" / SERVER)[0])
+    run_there_and_here(tmp_path, options.model_copy(update={"data": data, "training": training}), make_sites)
 
 
 @pytest.mark.slow
 def test_a_site_predicts_with_what_it_ended_a_study_with(tmp_path: Path, options: RunOptions, make_sites) -> None:
-    study = create_study(options, tmp_path / "studies", RoundPolicy())
-    manifest = read_manifest(study / "manifest.json")
-    sites = make_sites(options, manifest)
+    study, sites = run_there_and_here(tmp_path, options, make_sites)
     (name, data), *_ = options.data.sites.items()
-    with pytest.raises(RunError, match="ended here: none yet"):
-        SiteModel(sites.folders[name])
-    assert StudyRun(study, sites).run() == "finished"
-    run(options, tmp_path / "here")
     image = sorted((data / "images").iterdir())[0]
     expected = open_run(tmp_path / "here").predict(name, image)
-    for asked in (None, manifest.study):
+    for asked in (None, study.name):
         assert (SiteModel(sites.folders[name], asked).predict(image) == expected).all()
-    with pytest.raises(RunError, match=f"no study other has ended.*{manifest.study}"):
+    with pytest.raises(RunError, match=f"no study other has ended.*{study.name}"):
         SiteModel(sites.folders[name], "other")
+    shutil.rmtree(sites.folders[name] / "studies")
+    with pytest.raises(RunError, match="ended here: none yet"):
+        SiteModel(sites.folders[name])
 
 
 @pytest.mark.slow

@@ -52,6 +52,7 @@ def init_command(
     from pfedsam.core import atomic
     from pfedsam.core.errors import RunError
     from pfedsam.experiment.load import validate
+    from pfedsam.model.checkpoint import backbone_file
     from pfedsam.runtime.nvflare.keys import KEY, root_fingerprint
     from pfedsam.runtime.nvflare.provision import install_kit
     from pfedsam.runtime.nvflare.site_service import WORKSPACE
@@ -61,7 +62,7 @@ def init_command(
         "name": "unnamed",  # until the kit is opened
         "data": data.resolve(),
         # The training process has another working directory.
-        "backbone": str(Path(backbone).resolve()) if backbone and Path(backbone).exists() else backbone,
+        "backbone": str(file.resolve()) if backbone and (file := backbone_file(backbone)) else backbone,
         "patient_pattern": patient_pattern,
         "threads": threads,
         "device": device,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from pfedsam.core.errors import OptionError
 from pfedsam.experiment.options import RunOptions
-from pfedsam.model.checkpoint import shipped_names
+from pfedsam.model.checkpoint import backbone_file
 
 
 def load_options(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
@@ -137,9 +137,8 @@ def _resolve_paths(content: dict[str, Any], base: Path) -> None:
     for holder, key in (*((sites, name) for name in sites), (data, "split_folder"), (runtime, "cache_folder")):
         if isinstance(holder.get(key), str):
             holder[key] = str(base / holder[key])
-    # Anything else is a name, of a shipped SAM or on the hub.
-    if isinstance(backbone, str) and backbone not in shipped_names() and (base / backbone).exists():
-        model["backbone"] = str(base / backbone)
+    if isinstance(backbone, str) and (beside := backbone_file(backbone, base)):
+        model["backbone"] = str(beside)
 
 
 def _mapping(value: object) -> dict[Any, Any]:

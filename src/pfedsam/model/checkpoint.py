@@ -80,6 +80,12 @@ def shipped_names() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
 
 
+def backbone_file(source: str, base: Path = Path()) -> Path | None:
+    """The file or folder, seen from `base`, that `load_backbone` reads; None for a name, of a shipped SAM or on the hub."""
+    path = base / source
+    return path if source not in shipped_names() and path.exists() else None
+
+
 def _read(source: str | Path) -> tuple[SamConfig, NamedTensors]:
     """The configuration and all tensors by `transformers` name, accounted for.
 

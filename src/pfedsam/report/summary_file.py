@@ -10,8 +10,8 @@
 An ENTRY holds `dice, iou, hd95_mm, assd_mm, hd95_px, assd_px, unit, cases, classes, undefined`. A distance stands
 under the name of its unit and the other name is null, so that pixels are never read as millimetres. `null` is
 "undefined", and `undefined` counts the (case, class) pairs. A model that a method does not have is null: averaging has
-no personal model. `seconds` has at least "total". `local_only` is what the site reached alone, filled from another
-run's summary by `with_local_only`.
+no personal model. `seconds` has "total", or "since resumed" for a run that was stopped. `local_only` is what the site reached
+alone, filled from another run's summary by `with_local_only`.
 """
 
 import json

@@ -57,6 +57,25 @@ def study_options(manifest: StudyManifest, site: SiteOptions) -> RunOptions:
         ) from error
 
 
+def build_study_model(manifest: StudyManifest, options: RunOptions) -> BuiltModel:
+    """The study's model at this site, in this process, which computes as the options say from now on.
+
+    Raises:
+        OptionError: there is no such device here.
+        RefusedError: the backbone here is not the study's.
+    """
+    device = configure_numerics(options.runtime.threads, options.runtime.device)
+    _LOG.info("computing on %s", describe(device))
+    built = build_model(options, device)
+    if built.backbone != manifest.backbone:
+        raise RefusedError(
+            "other-backbone",
+            f"the backbone here has the hash {built.backbone}, the study's {manifest.backbone}; set the right one as `backbone` in "
+            "site.yaml.",
+        )
+    return built
+
+
 @dataclass
 class _OpenStudy:
     """A study with its model in memory."""
@@ -155,13 +174,7 @@ class SiteAgent:
         if build_method(options).pooled:
             raise RefusedError("other-configuration", "a pooled method needs all images in one place.")
         site = self._split(manifest, options)
-        device = configure_numerics(options.runtime.threads, options.runtime.device)
-        _LOG.info("computing on %s", describe(device))
-        built = build_model(options, device)
-        if built.backbone != manifest.backbone:
-            raise RefusedError(
-                "other-backbone", f"the backbone here has the hash {built.backbone}, the study's {manifest.backbone}."
-            )
+        built = build_study_model(manifest, options)
         if shared_tensors(built.start("shared")) != manifest.tensors:
             raise RefusedError(
                 "other-tensors", "the model built here has other shared tensors than the manifest lists."

@@ -7,13 +7,11 @@ import numpy.typing as npt
 
 from pfedsam.core import tensors
 from pfedsam.core.errors import RunError
-from pfedsam.experiment.build import build_model
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.site_policy import SitePolicy
-from pfedsam.model.numerics import configure_numerics
 from pfedsam.runtime.last_good import Parameters
 from pfedsam.runtime.run_folder import predict_file
-from pfedsam.runtime.site_agent import MODEL_FILES, study_options
+from pfedsam.runtime.site_agent import MODEL_FILES, build_study_model, study_options
 from pfedsam.runtime.site_options import read_site_options
 
 
@@ -34,13 +32,7 @@ class SiteModel:
         policy, site = SitePolicy(folder), read_site_options(folder)
         manifest = _ended(policy, study)
         self.site, self.options = site.name, study_options(manifest, site)
-        device = configure_numerics(self.options.runtime.threads, self.options.runtime.device)
-        self.built = build_model(self.options, device)
-        if self.built.backbone != manifest.backbone:
-            raise RunError(
-                f"the backbone here has the hash {self.built.backbone}, the study's {manifest.backbone}; set the right one as "
-                "`backbone` in site.yaml."
-            )
+        self.built = build_study_model(manifest, self.options)
         (shared, uses), (local, _) = (
             tensors.load(policy.study_folder(manifest.study) / name) for name in MODEL_FILES.values()
         )

@@ -22,6 +22,7 @@ from pfedsam.experiment.load import dump_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, largest_change, shared_tensors, write_manifest
 from pfedsam.federation.server import ServerState
+from pfedsam.model.checkpoint import backbone_file
 from pfedsam.report.records import Record
 from pfedsam.report.summary_file import Communication, Summary, build_summary, collect_versions
 from pfedsam.runtime.export import export_adapter
@@ -47,10 +48,10 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
         )
     built = build_model(options)
     content = options.model_dump(mode="json", exclude={"runtime": True, "data": {"sites", "split_folder"}})
-    if Path(
-        options.model.backbone
-    ).exists():  # where it lies here is nobody else's business; its hash is in the manifest
-        content["model"]["backbone"] = Path(options.model.backbone).name
+    if file := backbone_file(options.model.backbone):
+        content["model"]["backbone"] = (
+            file.name
+        )  # its hash is in the manifest; where it lies here is nobody else's business
     shared = built.start("shared")
     study = hashlib.sha256(json.dumps([content, built.backbone], sort_keys=True).encode()).hexdigest()[:16]
     manifest = StudyManifest(

@@ -22,7 +22,7 @@ from pfedsam.data.manifest import read_site
 from pfedsam.experiment.build import build_labels, build_model
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.site_policy import SitePolicy
-from pfedsam.model.checkpoint import shipped_names
+from pfedsam.model.checkpoint import backbone_file
 from pfedsam.runtime.nvflare.site_service import WORKSPACE, client_config
 from pfedsam.runtime.site_agent import study_options
 from pfedsam.runtime.site_options import SiteOptions, read_site_options
@@ -188,7 +188,7 @@ def _study_data(manifest: StudyManifest, options: SiteOptions) -> tuple[bool, st
 
 def _backbone(manifest: StudyManifest, options: SiteOptions) -> tuple[bool, str]:
     said = str(manifest.configuration["model"]["backbone"])
-    if options.backbone is None and said not in shipped_names() and Path(said).exists():
+    if options.backbone is None and backbone_file(said):
         # The training process has another working directory.
         return False, f"the study's, {said!r}, is a file or folder: set where yours lies as `backbone` in site.yaml."
     found = build_model(study_options(manifest, options)).backbone
