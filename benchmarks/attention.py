@@ -4,13 +4,16 @@
 
 Writes benchmarks/results/attention-<gpu>.json and .md: milliseconds of a forward pass, and of one with its backward pass, of a block's
 attention in windows and over the whole grid; the error against the same in float64; and the encoder's whole forward pass with each
-way. What is the fastest here is what `pfedsam.model.attention.choose_core` should choose.
+way. What is the fastest here is what `pfedsam.model.attention.choose_core` should choose. `kernel` starts from what the projection gives,
+the others from queries, keys and values that are cut into windows already; with `--tune` its work is cut in more ways than its own.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,8 +25,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
-from pfedsam.model import attention, encoder
-from pfedsam.model.attention import Core, _biases, folded, fused
+from pfedsam.model import attention, attention_kernel, encoder
+from pfedsam.model.attention import Core, _biases, folded, fused, relative
+from pfedsam.model.attention_kernel import Blocks
 from pfedsam.model.numerics import configure_numerics
 
 HEADS, CHANNELS = 12, 64
@@ -115,21 +119,49 @@ def measure(core: Core, given: list[Tensor]) -> dict[str, float]:
     return {"forward_ms": forward, "both_ms": milliseconds(both, 3), "error": error}
 
 
-def whole_encoder(setting: Setting, core: Core) -> float:
-    """Milliseconds of the encoder's forward pass in bf16 with `core` in every block."""
-    chosen, encoder.choose_core = encoder.choose_core, lambda *_: core
+@torch.no_grad()
+def measure_kernel(batch: int, side: int, blocks: Blocks | None, device: torch.device) -> dict[str, float]:
+    """The kernel's forward pass over 64 x 64 tokens an image, cut as `blocks` says, and the error of the first grid's first head."""
+    generator = torch.Generator(device).manual_seed(0)
+    draw = lambda *shape: torch.randn(shape, generator=generator, device=device).to(torch.bfloat16)  # noqa: E731
+    projected, padding = draw(batch, 64, 64, 3 * HEADS * CHANNELS), draw(3 * HEADS * CHANNELS)
+    tables = [0.1 * draw(2 * side - 1, CHANNELS) for _ in "hw"]
+    scale = CHANNELS**-0.5
+    work = partial(attention_kernel.attend, projected, padding, *tables, HEADS, (side, side), scale, blocks)
+    one = projected[:1, :side, :side, :].double().reshape(1, side * side, 3, HEADS, CHANNELS)[:, :, :, :1]
+    query, key, value = one.permute(2, 0, 3, 1, 4)
+    bias = [relative(table.double(), side, side) for table in tables]
+    expected = folded(query.unflatten(2, (side, side)), key, value, *bias, scale)
+    found = work()[0, :side, :side, :CHANNELS].double().reshape(side * side, CHANNELS)
+    return {"forward_ms": milliseconds(work), "error": (found - expected[0, 0]).abs().max().item()}
+
+
+def ways_to_cut(side: int) -> dict[str, Blocks | None]:
+    """Names and cuts of the kernel's work."""
+    keys = (64, 128, 256) if side < 64 else (64, 128)
+    cuts = [Blocks(*cut) for cut in product((64, 128), keys, (4, 8), (2, 3))]
+    return {f"kernel {cut.queries} x {cut.keys}, {cut.warps} warps, {cut.stages} stages": cut for cut in cuts}
+
+
+def whole_encoder(setting: Setting, core: Core | None) -> float:
+    """Milliseconds of the encoder's forward pass in bf16 with `core` in every block; None: as it is, with the kernel."""
+    chosen = encoder.choose_core, encoder.kernel_for
+    if core is not None:
+        encoder.choose_core, encoder.kernel_for = lambda *_: core, lambda *_: None
     try:
         work, _ = our_encoder(setting, "bfloat16")
-        return 1000 * statistics.median([work() for _ in range(6)][2:])
+        return 1000 * statistics.median([work() for _ in range(8)][3:])
     finally:
-        encoder.choose_core = chosen
+        encoder.choose_core, encoder.kernel_for = chosen
 
 
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
-    batch = parser.parse_args().batch
+    parser.add_argument("--tune", action="store_true", help="Try more ways to cut the kernel's work.")
+    arguments = parser.parse_args()
+    batch = arguments.batch
     device = configure_numerics(1, "cuda")
     cases = {"windows": (25 * batch, 14), "whole grid": (batch, 64)}
     rows, found = [], {}
@@ -151,17 +183,27 @@ def main() -> None:
                 [case, way, f"{numbers['forward_ms']:.2f}", f"{numbers['both_ms']:.2f}", f"{numbers['error']:.1e}"]
             )
             print(rows[-1], flush=True)
+    for case, (_, side) in cases.items():
+        for way, blocks in {"kernel": None, **(ways_to_cut(side) if arguments.tune else {})}.items():
+            try:
+                numbers = measure_kernel(batch, side, blocks, device)
+            except Exception as error:  # noqa: BLE001 - a cut that does not fit the GPU is a row of the table
+                rows.append([case, way, type(error).__name__, "", str(error).splitlines()[0][:80]])
+                continue
+            found[f"{case}, {way}"] = numbers
+            rows.append([case, way, f"{numbers['forward_ms']:.2f}", "", f"{numbers['error']:.1e}"])
+            print(rows[-1], flush=True)
     with TemporaryDirectory() as folder:
         setting = Setting(Path(folder) / "vit_b.pth", 1024, batch, "cuda")
         write_weights(setting.weights)
-        for way in ("folded, flash", "folded, cuDNN"):
+        for way in ("folded, flash", "folded, cuDNN", "kernel"):
             if f"whole grid, {way}" in found and f"windows, {way}" in found:
-                found[f"encoder, {way}"] = {"forward_ms": whole_encoder(setting, WAYS[way])}
+                found[f"encoder, {way}"] = {"forward_ms": whole_encoder(setting, WAYS.get(way))}
                 rows.append(["encoder", way, f"{found[f'encoder, {way}']['forward_ms']:.1f}", "", ""])
                 print(rows[-1], flush=True)
     write_result(
         f"attention-{gpu_name()}",
-        command=f"python benchmarks/attention.py --batch {batch}",
+        command=f"python benchmarks/attention.py --batch {batch}{' --tune' if arguments.tune else ''}",
         seeds=[0],
         figures={name: numbers["forward_ms"] for name, numbers in found.items()},
         table=markdown(["case", "way", "forward, ms", "both, ms", "error"], rows),

@@ -1,20 +1,24 @@
-"""SAM's attention with its decomposed relative position bias (MViTv2, Li et al., 2022), computed in one of three exact ways.
+"""SAM's attention with its decomposed relative position bias (MViTv2, Li et al., 2022), computed in one of several exact ways.
 
 All compute softmax(scale q k^T + r_h + r_w) v, where r_h and r_w are products of the query with a table of relative rows and one of
-relative columns. Which way is fastest depends on the device, the precision, the number of tokens and on whether gradients are wanted;
-`choose_core` is the one place that decides. Letters: G grids (windows) times images, n heads, c channels of a head; a grid of H x W
-places holds h x w tokens, M = h w, and is padded where that is fewer. Padded places all have the same key and value: one key stands for
-all of them (`_beyond`), so there are N = M keys, or N = M + 1.
+relative columns. Which way is fastest depends on the device, the precision, the number of tokens and on whether gradients are wanted:
+`kernel_for` has one kernel for all of it on GPUs, and elsewhere `choose_core` decides. Letters: G grids (windows) times images, n heads,
+c channels of a head; a grid of H x W places holds h x w tokens, M = h w, and is padded where that is fewer. Padded places all have the
+same key and value: one key stands for all of them (`_beyond`), so there are N = M keys, or N = M + 1.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
-from typing import Any, TypeAlias
+from functools import cache, lru_cache
+from typing import Any, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pfedsam.core.log import get_logger
+
+_LOG = get_logger(__name__)
 
 ROWS = 256
 """Queries whose logits are held at a time in `row_blocked`: 4 MB for 4096 keys in float32, near the processor."""
@@ -27,6 +31,8 @@ KERNELS = [
     SDPBackend.MATH,
 ]
 """Torch's fused kernels, the fastest first (benchmarks/attention.py); those that do not take a type or a width are passed over."""
+KERNEL_CHANNELS = (16, 32, 64, 128)
+"""Of a head, for which `kernel_for` has a kernel: Triton's blocks are powers of two."""
 FEW_QUERIES = 128
 """Below this, the loop over heads costs more than it saves."""
 
@@ -53,6 +59,70 @@ def choose_core(device: str, dtype: torch.dtype, queries: int, keys: int, gradie
     # Adding the bias in place is fast in float32 only, and small blocks do not pay for the loop.
     blocks_win = dtype == torch.float32 and not gradients and queries >= FEW_QUERIES
     return row_blocked if keys > MANY_KEYS or blocks_win else folded
+
+
+class Kernel(Protocol):
+    """All of a block's attention at once, as `pfedsam.model.attention_kernel.attend`."""
+
+    def __call__(
+        self,
+        projected: Tensor,
+        padding: Tensor,
+        rel_pos_h: Tensor,
+        rel_pos_w: Tensor,
+        heads: int,
+        sides: tuple[int, int],
+        scale: float,
+    ) -> Tensor:
+        """Tokens' queries, keys and values `[B, h, w, 3 d]` to tokens `[B, h, w, d]`."""
+        ...
+
+
+def kernel_for(device: torch.device, dtype: torch.dtype, channels: int, gradients: bool) -> Kernel | None:
+    """The kernel that does without windows in memory, where it serves: on a GPU, in half precision, without gradients.
+
+    Args:
+        device: where the tokens are.
+        dtype: of the tokens.
+        channels: of a head.
+        gradients: whether a backward pass follows.
+    """
+    serves = dtype in (torch.bfloat16, torch.float16) and channels in KERNEL_CHANNELS and not gradients
+    return _tried_kernel(device) if serves and device.type == "cuda" else None
+
+
+@cache
+def _tried_kernel(device: torch.device) -> Kernel | None:
+    """The kernel if it can be built here and computes what `folded` does; else None, and the log says why.
+
+    Triton comes with torch's builds for CUDA on Linux; it needs a C compiler and a GPU that it knows.
+    """
+    side, channels = 4, KERNEL_CHANNELS[0]
+    try:
+        from pfedsam.model.attention_kernel import attend
+
+        with torch.random.fork_rng([]), torch.no_grad():
+            torch.manual_seed(0)
+            projected = torch.randn(1, side, side, 3 * channels, dtype=torch.bfloat16)
+            table = torch.randn(2 * side - 1, channels, dtype=torch.bfloat16)
+        projected, table = projected.to(device), table.to(device)
+        found = attend(projected, projected[0, 0, 0], table, table, 1, (side, side), 0.25)
+        query, key, value = projected.view(1, side * side, 3, 1, channels).permute(2, 0, 3, 1, 4)
+        bias = relative(table, side, side)
+        expected = folded(query.unflatten(2, (side, side)), key, value, bias, bias, 0.25)
+        error = (found.view(expected.shape) - expected).abs().max().item()
+    except Exception as problem:  # noqa: BLE001 - whatever a compiler or driver says, there is another way
+        _LOG.warning(
+            "The attention kernel cannot be used on %s (%s: %s); the slower way is taken.",
+            device,
+            type(problem).__name__,
+            problem,
+        )
+        return None
+    if error > 0.1:
+        _LOG.warning("The attention kernel is wrong by %.2g on %s; the slower way is taken.", error, device)
+        return None
+    return attend
 
 
 def folded(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:

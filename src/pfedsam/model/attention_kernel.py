@@ -1,0 +1,182 @@
+"""SAM's attention on a GPU in one kernel (Triton): windows, padding and relative positions included, no gradients.
+
+The kernel reads queries, keys and values where the projection left them and writes tokens where the next projection wants them, so that
+nothing is cut into windows, padded or copied. The bias r_h + r_w (MViTv2, Li et al., 2022) is added to the logits where they are computed:
+each query's products with the tables of relative positions are taken once before (`_products`), and the kernel looks up those that a
+key's row and column ask for. Keys come in blocks of whole rows of the grid, so that r_w is looked up once for all of them. The softmax is
+taken block by block (FlashAttention, Dao et al., 2022). `pfedsam.model.attention.kernel_for` says where this is used.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+class Blocks(NamedTuple):
+    """How the work is cut: measured with `benchmarks/attention.py --tune`."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+WINDOWS = Blocks(queries=128, keys=64, warps=4, stages=2)
+WHOLE = Blocks(queries=64, keys=64, warps=4, stages=3)
+FEW_PLACES = 1024
+"""Up to so many places a grid counts as a window."""
+
+
+def attend(
+    projected: Tensor,
+    padding: Tensor,
+    rel_pos_h: Tensor,
+    rel_pos_w: Tensor,
+    heads: int,
+    sides: tuple[int, int],
+    scale: float,
+    blocks: Blocks | None = None,
+) -> Tensor:
+    """Attention in grids of `sides` places over `[B, h, w, 3 d]`, query, key and value of each token; gives `[B, h, w, d]`.
+
+    Args:
+        projected: contiguous, in half precision; channels of a head are a power of two from 16 on.
+        padding: `[3 d]`, what a place without a token has.
+        rel_pos_h: table of relative rows, `[2 n - 1, c]`.
+        rel_pos_w: table of relative columns.
+        heads: number of heads.
+        sides: rows and columns of places in a grid.
+        scale: of the products of query and key.
+        blocks: how the work is cut; None: as is fastest.
+    """
+    batch, height, width, _ = projected.shape
+    channels = projected.shape[-1] // (3 * heads)
+    positions = _products(projected, torch.cat([rel_pos_h, rel_pos_w]), heads, channels)
+    mixed = projected.new_empty(batch, height, width, heads * channels)
+    down, across = (-(-length // side) for length, side in zip((height, width), sides, strict=True))
+    chosen = blocks or (WINDOWS if sides[0] * sides[1] <= FEW_PLACES else WHOLE)
+    row = triton.next_power_of_2(sides[1])
+    _kernel[(triton.cdiv(sides[0] * sides[1], chosen.queries), heads, batch * down * across)](
+        projected,
+        positions,
+        padding,
+        mixed,
+        batch * height * width,
+        height,
+        width,
+        down,
+        across,
+        scale,
+        HEADS=heads,
+        CHANNELS=channels,
+        SIDE_H=sides[0],
+        SIDE_W=sides[1],
+        LENGTH_H=len(rel_pos_h),
+        LENGTH_W=len(rel_pos_w),
+        POSITIONS=positions.shape[-1],
+        PADDED=(height % sides[0] != 0) or (width % sides[1] != 0),
+        QUERIES=chosen.queries,
+        ROW=row,
+        ROWS=max(1, chosen.keys // row),
+        num_warps=chosen.warps,
+        num_stages=chosen.stages,
+    )
+    return mixed
+
+
+def _products(projected: Tensor, table: Tensor, heads: int, channels: int) -> Tensor:
+    """Every query with every relative position: `[heads, tokens, positions]`, the latter filled up to a multiple of 8."""
+    query = projected.view(-1, 3, heads, channels)[:, 0].transpose(0, 1)
+    return query @ F.pad(table, (0, 0, 0, -len(table) % 8)).t()
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _kernel(  # type: ignore[no-untyped-def]
+    projected,
+    positions,
+    padding,
+    mixed,
+    tokens,
+    height,
+    width,
+    grids_down,
+    grids_across,
+    scale,
+    HEADS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    SIDE_H: tl.constexpr,
+    SIDE_W: tl.constexpr,
+    LENGTH_H: tl.constexpr,
+    LENGTH_W: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    PADDED: tl.constexpr,
+    QUERIES: tl.constexpr,
+    ROW: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Some queries of one head in one grid; keys come `ROWS` rows of the grid at a time, each filled up to `ROW` places."""
+    LOG2E: tl.constexpr = 1.4426950408889634
+    WIDTH: tl.constexpr = HEADS * CHANNELS
+    FULL: tl.constexpr = not PADDED and SIDE_W == ROW and SIDE_H % ROWS == 0
+    head, grid = tl.program_id(1), tl.program_id(2)
+    image = grid // (grids_down * grids_across)
+    top = grid // grids_across % grids_down * SIDE_H
+    left = grid % grids_across * SIDE_W
+    corner = ((image * height + top) * width + left).to(tl.int64)
+    projected += corner * (3 * WIDTH) + head * CHANNELS
+    positions += (head * tokens + corner) * POSITIONS
+    mixed += corner * WIDTH + head * CHANNELS
+    channel = tl.arange(0, CHANNELS)[None, :]
+
+    place = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    row, column = place // SIDE_W, place % SIDE_W
+    asks = (row < SIDE_H) & (top + row < height) & (left + column < width)
+    token = row * width + column
+    query = tl.load(projected + token[:, None] * (3 * WIDTH) + channel, mask=asks[:, None], other=0.0)
+    own_h = positions + token * POSITIONS + row + LENGTH_H // 2
+    own_w = positions + token * POSITIONS + column + (LENGTH_H + LENGTH_W // 2)
+
+    slot = tl.arange(0, ROWS * ROW)
+    key_column = slot % ROW
+    real = (key_column < SIDE_W)[None, :]
+    bias_w = tl.load(own_w[:, None] - key_column[None, :], mask=asks[:, None] & real, other=0.0).to(tl.float32)
+    bias_w = tl.where(real, bias_w * LOG2E, -float("inf"))
+    if PADDED:
+        fill_key = tl.load(padding + WIDTH + head * CHANNELS + channel)
+        fill_value = tl.load(padding + 2 * WIDTH + head * CHANNELS + channel)
+
+    best = tl.full([QUERIES], -float("inf"), tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    sums = tl.zeros([QUERIES, CHANNELS], tl.float32)
+    for first in range(0, SIDE_H, ROWS):
+        key_row = first + slot // ROW
+        there = projected + (key_row * width + key_column)[:, None] * (3 * WIDTH) + channel
+        if FULL:
+            key, value = tl.load(there + WIDTH), tl.load(there + 2 * WIDTH)
+        else:
+            inside = (key_column < SIDE_W) & (key_row < SIDE_H)
+            inside = (inside & (top + key_row < height) & (left + key_column < width))[:, None]
+            key = tl.load(there + WIDTH, mask=inside, other=0.0)
+            value = tl.load(there + 2 * WIDTH, mask=inside, other=0.0)
+            if PADDED:
+                key, value = tl.where(inside, key, fill_key), tl.where(inside, value, fill_value)
+        logits = tl.dot(query, tl.trans(key)) * (scale * LOG2E) + bias_w
+        if ROWS == 1:  # one r_h for each query: it is added where the largest logit is taken off
+            bias_h = tl.load(own_h - first, mask=asks, other=0.0).to(tl.float32) * LOG2E
+        else:
+            exists = (key_row < SIDE_H)[None, :]
+            every_h = tl.load(own_h[:, None] - key_row[None, :], mask=asks[:, None] & exists, other=0.0).to(tl.float32)
+            logits = tl.where(exists, logits + every_h * LOG2E, -float("inf"))
+            bias_h = tl.zeros([QUERIES], tl.float32)
+        new = tl.maximum(best, tl.max(logits, 1) + bias_h)
+        weights = tl.exp2(logits + (bias_h - new)[:, None])
+        shrink = tl.exp2(best - new)
+        total = total * shrink + tl.sum(weights, 1)
+        sums = tl.dot(weights.to(value.dtype), value, sums * shrink[:, None])
+        best = new
+    found = (sums / total[:, None]).to(mixed.dtype.element_ty)
+    tl.store(mixed + token[:, None] * WIDTH + channel, found, mask=asks[:, None])
