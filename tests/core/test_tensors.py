@@ -1,4 +1,5 @@
 import json
+import os
 import stat
 import tracemalloc
 
@@ -144,6 +145,12 @@ def test_a_long_message_and_a_missing_file_are_refused(tmp_path):
         tensors.from_bytes(data, max_bytes=10)
     with pytest.raises(StoreError, match="absent cannot be read"):
         tensors.load(tmp_path / "absent")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StoreError, match="pipe cannot be read"):
+        tensors.load(tmp_path / "pipe")
 
 
 def test_what_cannot_be_read_is_not_written(tmp_path):

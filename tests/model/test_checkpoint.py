@@ -1,6 +1,7 @@
 """The backbone comes from four kinds of source, strictly."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -186,6 +187,13 @@ def test_folder_of_another_size_than_its_config(folder: Path) -> None:
         ("mask_decoder_config", "num_multimask_outputs", 10**9),
         ("mask_decoder_config", "num_attention_heads", 7),
         ("prompt_encoder_config", "patch_size", 0),
+        ("prompt_encoder_config", "image_embedding_size", 10_000),
+        ("prompt_encoder_config", "image_embedding_size", [4, 4]),
+        ("prompt_encoder_config", "image_size", 128),
+        ("vision_config", "image_size", 65),
+        ("vision_config", "num_labels", 10**6),
+        (None, "num_labels", 10**6),
+        (None, "num_labels", -1),
         (None, "model_type", "sam2"),
     ],
 )
@@ -194,6 +202,13 @@ def test_config_that_no_sam_has(folder: Path, part: str | None, name: str, value
     (config if part is None else config[part])[name] = value
     (folder / "config.json").write_text(json.dumps(config))
     assert "toy/config.json does not describe a SAM" in refusal(folder)
+
+
+def test_a_config_of_a_wrong_type_is_told_by_type(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["hidden_size"] = "32"
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "'hidden_size' expected int, got str" in refusal(folder)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 10**5, " " * (2**20 + 1)])
@@ -210,6 +225,30 @@ def test_folder_without_its_files(folder: Path) -> None:
     assert "model.safetensors" in refusal(folder)
     (folder / "config.json").unlink()
     assert "config.json" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_pipe_is_not_waited_for(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    message = refusal(folder)
+    assert name in message
+    assert "a pipe" in message
+
+
+def test_shards_are_refused_with_the_remedy(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"vision_encoder.pos_embed": "../../outside.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "max_shard_size" in refusal(folder)
+
+
+def test_integers_instead_of_numbers(folder: Path, toy: SamModel) -> None:
+    state = {name: tensor.clone() for name, tensor in toy.state_dict().items() if name != TIED[0]}
+    save_file(
+        state | {"vision_encoder.pos_embed": state["vision_encoder.pos_embed"].int()}, folder / "model.safetensors"
+    )
+    assert "integers (vision_encoder.pos_embed)" in refusal(folder)
 
 
 def test_safetensors_file_without_its_folder(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Fetching resumes, verifies, and never leaves something unverified under an official name; all on loopback."""
 
 import hashlib
+import os
 import re
 import socket
 import threading
@@ -162,6 +163,18 @@ def test_a_server_that_sends_too_much_is_stopped(server: Server, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("there", [b"", CONTENT[:500]])
+def test_a_page_instead_of_the_file_is_not_kept_as_its_start(server: Server, tmp_path: Path, there: bytes) -> None:
+    server.content = b"<html>Please log in</html>" * 100
+    if there:
+        (tmp_path / "small.pth.part").write_bytes(there)
+    with pytest.raises(CheckpointError, match=r"small\.pth: the server offers 2600 bytes, and the file has 3072000"):
+        fetch("small", tmp_path, base_url=server.url)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == ([there] if there else [])
+    server.content = CONTENT
+    assert fetch("small", tmp_path, base_url=server.url).read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize("status", [404, 416, 503])
 def test_a_server_that_refuses(server: Server, tmp_path: Path, status: int) -> None:
     server.status = status
@@ -184,6 +197,17 @@ def test_no_server(tmp_path: Path) -> None:
             fetch("small", tmp_path, base_url=f"http://127.0.0.1:{unused.getsockname()[1]}/")
 
 
+@pytest.mark.parametrize("address", ["mirror", "http://[", "http://host:port", "http://a b"])
+def test_an_address_that_is_none(tmp_path: Path, address: str) -> None:
+    with pytest.raises(CheckpointError, match=r"small\.pth was not fetched"):
+        fetch("small", tmp_path, base_url=address)
+
+
+def test_a_folder_as_a_mirror(tmp_path: Path) -> None:
+    (tmp_path / "small.pth").write_bytes(CONTENT)
+    assert fetch("small", tmp_path / "new", base_url=tmp_path.as_uri()).read_bytes() == CONTENT
+
+
 def test_folder_that_cannot_be_made(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"small\.pth was not fetched"):
@@ -204,8 +228,14 @@ def test_verify_tells_by_content(tmp_path: Path, known: KnownFile) -> None:
     renamed.write_bytes(CONTENT + b"x")
     with pytest.raises(CheckpointError, match=r"mine\.pth is none of the official files: it has 3072001 bytes"):
         verify(renamed)
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=r"none\.pth cannot be read.*Give the path of a weight file"):
         verify(tmp_path / "none.pth")
+
+
+def test_verify_does_not_wait_for_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(CheckpointError, match=r"pipe\.pth cannot be read: it is a folder, a pipe or a device"):
+        verify(tmp_path / "pipe.pth")
 
 
 def test_official_names_are_kept_for_official_files(tmp_path: Path) -> None:

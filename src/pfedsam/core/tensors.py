@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import StoreError
+from pfedsam.core.files import open_regular
 
 NamedTensors = Mapping[str, torch.Tensor]
 """Tensors by parameter name."""
@@ -115,7 +116,7 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         StoreError: the file is missing, or is not a sound safetensors file.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             metadata = _check_file(file, path.stat().st_size)
         with safe_open(path, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118 - not a mapping

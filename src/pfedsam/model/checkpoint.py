@@ -19,6 +19,7 @@ from transformers import SamConfig, SamModel
 
 from pfedsam.core import tensors as tensor_files
 from pfedsam.core.errors import CheckpointError, StoreError
+from pfedsam.core.files import open_regular
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.model.backbone import sam_config
 from pfedsam.model.key_map import TIED, to_official, to_transformers
@@ -170,13 +171,16 @@ def _from_folder(folder: Path, label: str) -> tuple[SamConfig, NamedTensors]:
         ) from error
     except _ODD_CONFIG as error:
         raise CheckpointError(
-            f"{label}/config.json does not describe a SAM: {_first_line(error)}. Expected is what transformers writes "
+            f"{label}/config.json does not describe a SAM: {_brief(error)}. Expected is what transformers writes "
             'for SamModel (model_type "sam").'
         ) from error
     try:
         tensors, _ = tensor_files.load(folder / "model.safetensors")
     except StoreError as error:
-        raise CheckpointError(f"{label}: {error} Fetch or copy the folder again.") from error
+        raise CheckpointError(
+            f"{label}: {error} Fetch or copy the folder again, with all tensors in one file "
+            '(`save_pretrained(folder, max_shard_size="10GB")`).'
+        ) from error
     tensors = _untie(label, tensors)
     _account(label, expected, tensors)
     return config, tensors
@@ -188,7 +192,7 @@ def _read_config(path: Path) -> SamConfig:
     Raises:
         ValueError: it is too long, not JSON, of another model, or has a size out of bounds.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         text = file.read(MAX_CONFIG_BYTES + 1)
     if len(text) > MAX_CONFIG_BYTES:
         raise ValueError(f"it is longer than {MAX_CONFIG_BYTES} bytes")
@@ -196,10 +200,21 @@ def _read_config(path: Path) -> SamConfig:
     if not isinstance(table, dict) or table.get("model_type") != "sam":
         found = table.get("model_type") if isinstance(table, dict) else None
         raise ValueError(f"its model_type is {found!r}")
+    # The table's own first: transformers makes lists as long as some of them say.
+    for part in (table, *(part for part in table.values() if isinstance(part, dict))):
+        _check_sizes(part)
     config = SamConfig.from_dict(table)
-    parts: list[Any] = [config.vision_config, config.prompt_encoder_config, config.mask_decoder_config]
-    for part in parts:
+    vision: Any = config.vision_config
+    prompts: Any = config.prompt_encoder_config
+    decoder: Any = config.mask_decoder_config
+    for part in (vision, prompts, decoder):
         _check_sizes(part.to_dict())
+    sides = (vision.image_size, vision.image_size // vision.patch_size)
+    if vision.image_size % vision.patch_size or (prompts.image_size, prompts.image_embedding_size) != sides:
+        raise ValueError(
+            f"its images of {sides[0]} pixels in patches of {vision.patch_size} do not fit its prompts, which are for "
+            f"images of {prompts.image_size} pixels and {prompts.image_embedding_size} patches a side"
+        )
     return config
 
 
@@ -225,7 +240,7 @@ def _from_hub(name: str) -> tuple[SamConfig, NamedTensors]:
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{name} is neither a path here nor in the hub's cache, and it could not be fetched from the hub "
-            f"({_first_line(error)}). Check the name and the connection; on a machine without network, copy the folder "
+            f"({_brief(error)}). Check the name and the connection; on a machine without network, copy the folder "
             f"with config.json and model.safetensors there and give its path, or use a shipped name ({_shipped()})."
         ) from error
     return _from_folder(Path(folder), name)
@@ -275,7 +290,7 @@ def _account(label: str, expected: Mapping[str, tuple[int, ...]], tensors: Named
         )
     spoilt = [n for n, tensor in tensors.items() if not tensor.is_floating_point() or not tensor.isfinite().all()]
     if spoilt:
-        raise CheckpointError(f"{label} has {_some('with NaN, infinity or no numbers', spoilt)}. Fetch it again.")
+        raise CheckpointError(f"{label} has {_some('with NaN, infinity or integers', spoilt)}. Fetch it again.")
 
 
 def _some(what: str, names: list[str]) -> str:
@@ -301,5 +316,6 @@ def _shipped() -> str:
     return ", ".join(shipped_names()) or "none is installed"
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter((str(error) or type(error).__name__).splitlines()))[:200]
+def _brief(error: BaseException) -> str:
+    """What an error says, in one short line; the first line of some only announces the others."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from pfedsam.core.atomic import sync_folder
 from pfedsam.core.errors import CheckpointError, OptionError
+from pfedsam.core.files import open_regular
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that are there and the bytes that there will be."""
@@ -112,7 +113,7 @@ def fetch(name: str, folder: Path, *, base_url: str | None = None, progress: Pro
         folder.mkdir(parents=True, exist_ok=True)
         _download(url, part, file, progress)
         _accept(part, target, file)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: the address is none
         if isinstance(error, urllib.error.HTTPError) and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             part.unlink(missing_ok=True)  # the server's file ends before our part does: that part is of something else
         there = part.stat().st_size if part.exists() else 0
@@ -173,17 +174,20 @@ def _named_as(path: Path) -> KnownFile | None:
 
 def _size_and_digest(path: Path) -> tuple[int, str]:
     try:
-        with path.open("rb") as opened:
+        with open_regular(path) as opened:
             return path.stat().st_size, hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error.strerror or error}.") from error
+        raise CheckpointError(
+            f"{path.name} cannot be read: {error.strerror or error}. Give the path of a weight file; `pfedsam weights list` "
+            "shows the official ones."
+        ) from error
 
 
 def _download(url: str, part: Path, file: KnownFile, progress: Progress | None) -> None:
     """Bring `part` to the size of the file, from where it ends.
 
     Raises:
-        CheckpointError: the server sends more than the file has; `part` is gone.
+        CheckpointError: the server offers less than the file has; `part` is as it was. Or it sends more; `part` is gone.
         ConnectionError: the connection failed or ended early; `part` holds what arrived.
     """
     if part.exists() and part.stat().st_size > file.bytes:
@@ -194,8 +198,15 @@ def _download(url: str, part: Path, file: KnownFile, progress: Progress | None) 
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
         resumed = start > 0 and _first_byte(response.headers.get("Content-Range")) == start
+        there = start if resumed else 0
+        offered = response.headers.get("Content-Length") or ""
+        if offered.isdecimal() and there + int(offered) < file.bytes:
+            raise CheckpointError(
+                f"{file.file_name}: the server offers {there + int(offered)} bytes, and the file has {file.bytes}. It may "
+                "have answered with something else (a proxy's page?): check the connection, or the address of the mirror."
+            )
         with part.open("ab" if resumed else "wb") as output:
-            done = _copy(response, output, start if resumed else 0, file, progress)
+            done = _copy(response, output, there, file, progress)
     if done > file.bytes:
         part.unlink()
         raise CheckpointError(
