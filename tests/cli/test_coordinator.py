@@ -42,6 +42,13 @@ def test_a_folder_without_a_coordinator_cannot_be_started(
     assert "coordinator init" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_policy_that_cannot_be_is_one_message(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("method: pfedsam\n")
+    assert call("coordinator", "submit", tmp_path, tmp_path / "study.yaml", "--quorum", "0") == 2
+    assert "quorum" in capsys.readouterr().err
+    assert not (tmp_path / "studies").exists()
+
+
 def test_a_folder_has_one_coordinator(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     pytest.importorskip("nvflare")
     (tmp_path / "server").mkdir()

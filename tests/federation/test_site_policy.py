@@ -34,7 +34,7 @@ def manifest() -> StudyManifest:
         name="s",
         method="pfedsam",
         rounds=5,
-        configuration={"training": {"rounds": 5}},
+        configuration={"training": {"rounds": 5}, "model": {"backbone": "sam-tiny"}},
         backbone="b" * 64,
         tensors=shared_tensors(START),
         components={"lora_a": ("lora.a",), "lora_b": ("lora.b",), "class_tokens": ("token",)},
@@ -138,7 +138,7 @@ def test_a_refusal_leaves_as_one_word(gate):
     ("change", "word"),
     [
         ({"backbone": "c" * 64}, "other-backbone"),
-        ({"configuration": {"training": {"rounds": 50}}}, "other-configuration"),
+        ({"configuration": {"training": {"rounds": 50}, "model": {"backbone": "sam-tiny"}}}, "other-configuration"),
         ({"rounds": 6}, "other-configuration"),
         ({"tensors": {}, "components": {}}, "other-tensors"),
         ({"numbers": {"join": ("cases", "name")}}, "other-configuration"),
@@ -165,6 +165,27 @@ def test_an_unapproved_study_is_kept_as_an_offer_and_not_without_end(tmp_path, m
     assert len(policy.manifests("pending")) == MAX_PENDING
     policy.approve(policy.manifests("pending")[0])
     assert len(policy.manifests("pending")) == MAX_PENDING - 1
+
+
+def test_an_offer_that_names_no_backbone_is_not_kept(tmp_path, manifest):
+    policy = SitePolicy(tmp_path)
+    for configuration in ({}, {"model": None}, {"model": {"backbone": 7}}):
+        other = manifest.model_copy(update={"configuration": configuration})
+        with pytest.raises(RefusedError):
+            policy.admit(Request("join", STUDY, other.digest, 0, manifest=other.model_dump_json().encode()))
+    assert policy.manifests("pending") == []
+
+
+def test_a_foreign_file_among_the_approvals_stops_no_study_and_is_named(gate, manifest):
+    (gate.policy.folder / "approved" / "0123456789abcdee.json").write_text("{}")
+    assert gate.policy.admit(request(manifest)) == manifest
+    with pytest.raises(RunError, match=r"0123456789abcdee\.json.*Move the file away"):
+        gate.policy.manifests()
+
+
+def test_what_is_no_studys_id_becomes_no_path(gate, manifest):
+    (gate.policy.folder / "secret.json").write_text(manifest.model_dump_json())
+    assert gate.policy.approved("../secret") is None
 
 
 def test_leaving_and_coming_back(gate, manifest):

@@ -33,6 +33,7 @@ def test_a_hit_gives_the_same_bits_and_survives_reopening(tmp_path: Path, dtype:
     none = PrefixCache(
         tmp_path / "none", "m", SHAPE, PrefixOptions.model_validate({"dtype": dtype, "max_gigabytes": 0})
     )
+    nowhere = PrefixCache(None, "m", SHAPE, options)
     compute = Counting()
     cache = PrefixCache(tmp_path, "m", SHAPE, options)
     first = [cache.tokens(image(i), compute) for i in range(3)]
@@ -41,6 +42,7 @@ def test_a_hit_gives_the_same_bits_and_survives_reopening(tmp_path: Path, dtype:
     for i in range(3):
         assert torch.equal(again.tokens(image(i), compute), first[i])
         assert torch.equal(none.tokens(image(i), Counting()), first[i])
+        assert torch.equal(nowhere.tokens(image(i), Counting()), first[i])
     assert compute.calls == 3
     assert not (tmp_path / "none").exists()
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir() if path.is_file()} == {0o600}

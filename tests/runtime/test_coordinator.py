@@ -372,6 +372,25 @@ def test_below_the_quorum_the_study_stops_where_it_stands_and_goes_on_later(
     assert StudyRun(study, scripted).run() == "finished"
 
 
+def test_a_round_in_which_every_site_is_refused_is_recorded_with_the_reasons(
+    study: Path, scripted: ScriptedSites
+) -> None:
+    def poison(site: str, task: str, round_: int, wire: dict) -> dict:
+        if task != "train":
+            return wire
+        reply = reply_from_wire(wire)
+        update = decode(reply.update, scripted.manifest.spec)
+        next(iter(update.tensors.values())).reshape(-1)[0] = float("nan")
+        return reply_to_wire(replace(reply, update=encode(update)))
+
+    scripted.change = poison
+    with pytest.raises(QuorumError, match="0 accepted"):
+        StudyRun(study, scripted).run()
+    (row,) = rows(study, "aggregate")
+    assert row["accepted"] == []
+    assert set(row["rejected"]) == set(scripted.names)
+
+
 def test_nobody_there_is_an_error_and_no_wait(options: RunOptions, make_sites, study: Path) -> None:
     sites = make_sites(options, None)  # nobody approved anything
     with pytest.raises(QuorumError, match="0 site"):

@@ -79,14 +79,16 @@ def submit_command(
     quorum: Annotated[int, typer.Option(help="Least number of accepted updates for a round to count.")] = 2,
     deadline: Annotated[int, typer.Option(help="Seconds that sites have for a client round.")] = 1800,
     join: Annotated[int, typer.Option(help="Seconds to wait for sites at the start.")] = 300,
+    score: Annotated[int, typer.Option(help="Seconds that sites have for the test at the end.")] = 1800,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key; repeatable.")] = None,
 ) -> None:
     """Give the coordinator a study, or a stopped one again; prints the manifest that the sites' operators approve."""
-    from pfedsam.experiment.load import load_options
+    from pfedsam.experiment.load import load_options, validate
     from pfedsam.runtime.coordinator import RoundPolicy
     from pfedsam.runtime.study_folder import create_study
 
-    policy = RoundPolicy(quorum=quorum, deadline_s=deadline, join_s=join)
+    asked = {"quorum": quorum, "deadline_s": deadline, "join_s": join, "score_s": score}
+    policy = validate(RoundPolicy, asked, "The command")
     study = create_study(load_options(config, overrides or []), folder / "studies", policy)
     OUT.print(f"Study {study.name}. Send this file to the sites: {study / 'manifest.json'}", soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""From pixels to class maps at the size of the image file (design, section 7).
+"""From pixels to class maps at the size of the image file (docs/evidence.md).
 
 The network answers with class logits z_1..z_C on a coarse grid; the background has the fixed logit 0 and the classes
 exclude one another. Logits, not masks, are resized to native size, so that contours do not inherit the coarse steps.

@@ -1,4 +1,4 @@
-"""Scores of one case: Dice, IoU, HD95 and ASSD per class, by MONAI, at native size (design, section 7).
+"""Scores of one case: Dice, IoU, HD95 and ASSD per class, by MONAI, at native size (docs/evidence.md).
 
 What the measures mean here, for the pixels P of the prediction and T of the truth, and their borders (the pixels that
 an erosion by the four neighbours removes; outside the image counts as background):

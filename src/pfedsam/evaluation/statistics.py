@@ -1,4 +1,4 @@
-"""Statistics of a comparison: pure functions on numbers (design, section 7).
+"""Statistics of a comparison: pure functions on numbers (docs/evidence.md).
 
 Two models are compared on the same cases. A patient may have several, and with several seeds a case may lie in several test parts; a
 patient's differences belong together and are resampled together, because they are not independent (a cluster bootstrap; Davison and

@@ -1,6 +1,6 @@
 """From scores per case to a line per site and one for the federation: never a mean without the worst site beside it.
 
-Order of the means (design, section 7): over the cases of a site for each class, over the classes, then over the sites.
+Order of the means (docs/evidence.md): over the cases of a site for each class, over the classes, then over the sites.
 Undefined measures are left out of a mean and counted; a mean of nothing is None. Distances in mm and in pixels are
 never averaged together: where both occur the unit is "mixed" and the mean distance None.
 """

@@ -17,7 +17,7 @@ from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.loader import Example, load_examples
 from pfedsam.data.manifest import Case, Site, read_site
-from pfedsam.data.split import check_no_leak, read_split, split_site
+from pfedsam.data.split import read_split, split_site
 from pfedsam.data.tiling import load_pictures, load_tiles
 from pfedsam.evaluation.predict import Forward, predict, predict_tiled
 from pfedsam.experiment.options import RunOptions
@@ -95,7 +95,6 @@ def build_sites(options: RunOptions) -> dict[str, Site]:
             site = split_site(site, options.data.split, options.seed)
         else:
             site = read_split(options.data.split_folder / f"{name}.json", site)
-        check_no_leak(site)
         for part in ("train", "test"):
             if not site.of(part):
                 raise DataError(
@@ -176,16 +175,21 @@ def build_site_data(
     options: RunOptions, name: str, cases: tuple[Case, ...], built: BuiltModel, cache_folder: Path
 ) -> SiteData:
     """The training part of a site."""
+    return SiteData(
+        name=name,
+        examples=build_examples(options, cases, built.model.image_size),
+        cache=build_cache(options, built, cache_folder),
+        augment=options.data.augment,
+        seed=options.seed,
+    )
+
+
+def build_cache(options: RunOptions, built: BuiltModel, folder: Path | None) -> PrefixCache:
+    """What gives the frozen blocks' output for images of a site, kept in `folder`; None: computed each time, to the same bits."""
     model = built.model
     precision = "" if model.frozen_dtype == torch.float32 else "-bfloat16"
     where = "" if model.device.type == "cpu" else f"-{model.device.type}"  # whose sums round otherwise
     key = f"{built.backbone[:16]}-block{model.first_adapted}{precision}{where}"
     # Where the encoder is trained there are no frozen blocks whose output could be kept, or rounded.
     kept = PrefixOptions(max_gigabytes=0) if model.from_pixels else options.prefix
-    return SiteData(
-        name=name,
-        examples=build_examples(options, cases, model.image_size),
-        cache=PrefixCache(cache_folder, key, model.prefix_shape, kept),
-        augment=options.data.augment,
-        seed=options.seed,
-    )
+    return PrefixCache(folder, key, model.prefix_shape, kept)

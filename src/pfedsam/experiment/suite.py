@@ -1,6 +1,6 @@
 """A suite: the sites, options, methods and seeds of one comparison, as a file; every entry of it is an ordinary run.
 
-The protocol (design, section 7) as code: each seed has its own split by patient, and every method gets the same number of optimiser
+The protocol (docs/evidence.md) as code: each seed has its own split by patient, and every method gets the same number of optimiser
 steps at each site, local phases included. A pooled method gets the steps of all sites together.
 """
 

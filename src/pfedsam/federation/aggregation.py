@@ -65,6 +65,15 @@ def weighted_mean(updates: Sequence[Update]) -> dict[str, torch.Tensor]:
     return mean
 
 
+class NothingToAverageError(RunError):
+    """No update of a round was accepted; `rejected` holds the reason for each site that was refused."""
+
+    def __init__(self, round_: int, rejected: Mapping[str, str]) -> None:
+        reasons = " ".join(rejected.values()) or "No site sent one."
+        super().__init__(f"round {round_} has no update to average, the shared parameters stay as they are. {reasons}")
+        self.rejected = dict(rejected)
+
+
 def combine(
     updates: Iterable[Update], spec: UpdateSpec, *, round: int, registered: Mapping[str, int]
 ) -> AggregationResult:
@@ -80,13 +89,13 @@ def combine(
         registered: the number of training cases of each site, as known when the run started.
 
     Raises:
-        RunError: no update was accepted, or the registration is not sound.
+        NothingToAverageError: no update was accepted.
+        RunError: the registration is not sound.
     """
     check_registration(registered)
     accepted, rejected = screen(updates, spec, round=round, registered=registered)
     if not accepted:
-        reasons = " ".join(rejected.values()) or "No site sent one."
-        raise RunError(f"round {round} has no update to average, the shared parameters stay as they are. {reasons}")
+        raise NothingToAverageError(round, rejected)
     return AggregationResult(weighted_mean(accepted), tuple(update.site for update in accepted), rejected)
 
 

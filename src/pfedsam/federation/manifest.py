@@ -122,7 +122,10 @@ def read_manifest(path: Path) -> StudyManifest:
         data = path.read_bytes()
     except OSError as error:
         raise RunError(f"{path.name} cannot be read: {error.strerror}. Give the study's manifest.json.") from error
-    return parse_manifest(data)
+    try:
+        return parse_manifest(data)
+    except RunError as error:
+        raise RunError(f"{path.name}: {error} Move the file away, or get the study's manifest.json again.") from error
 
 
 def parse_manifest(data: bytes) -> StudyManifest:
@@ -137,6 +140,9 @@ def parse_manifest(data: bytes) -> StudyManifest:
         manifest = StudyManifest.model_validate_json(data)
     except (ValidationError, RecursionError) as error:
         raise RunError("this is not a study's manifest, or one of another version of pFedSAM.") from error
+    model = manifest.configuration.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("backbone"), str):
+        raise RunError("the manifest's configuration names no backbone (model.backbone).")
     named = [name for names in manifest.components.values() for name in names]
     if sorted(named) != sorted(manifest.tensors):
         raise RunError("the manifest's components do not add up to its shared tensors.")

@@ -5,6 +5,7 @@ read and accepted, `pending/` what a coordinator offered and nobody approved yet
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,11 @@ from pfedsam.federation.update import check, decode
 MAX_PENDING: Final = 20
 """Offers that are kept unread; a coordinator must not be able to fill a site's disk."""
 _RECEIVED: Final = "received.safetensors"
+_STUDY: Final = re.compile(r"[0-9a-f]{16}")
+"""A study's id, as in a manifest; what a coordinator says instead of one must not become part of a path."""
+_HOW_TO_APPROVE: Final = (
+    "the study that is asked for is not approved here. Read it and, if you agree, approve it: `pfedsam site approve`."
+)
 
 
 class RefusedError(RunError):
@@ -58,9 +64,9 @@ class SitePolicy:
         return True
 
     def approved(self, study: str) -> StudyManifest | None:
-        """The approved manifest of a study."""
+        """The approved manifest of a study; whatever else lies among the approvals is none of its concern."""
         path = self.folder / "approved" / f"{study}.json"
-        return read_manifest(path) if path.exists() else None
+        return read_manifest(path) if _STUDY.fullmatch(study) and path.exists() else None
 
     def manifests(self, kind: str = "approved") -> list[StudyManifest]:
         """The manifests that are `approved` or `pending`."""
@@ -72,14 +78,12 @@ class SitePolicy:
         Raises:
             RefusedError: the study is not approved, or the request is not of the manifest that was.
         """
-        known = {m.study: m for m in self.manifests()}
-        manifest = known.get(request.study)
+        manifest = self.approved(request.study)
         if manifest is None:
-            left = (
-                (self.folder / "approved" / f"{request.study}.withdrawn").exists() if request.study.isalnum() else False
-            )
+            withdrawn = self.folder / "approved" / f"{request.study}.withdrawn"
+            left = bool(_STUDY.fullmatch(request.study)) and withdrawn.exists()
             self._keep_offer(request)
-            raise RefusedError("left" if left else "not-approved", self._how_to_approve(request))
+            raise RefusedError("left" if left else "not-approved", _HOW_TO_APPROVE)
         if request.digest != manifest.digest:
             raise RefusedError(_what_differs(manifest, request), self._differences(manifest, request))
         return manifest
@@ -141,12 +145,6 @@ class SitePolicy:
             self._write("pending", parse_manifest(request.manifest))
         except RunError:
             return  # an offer that is no manifest is not worth keeping
-
-    def _how_to_approve(self, request: Request) -> str:
-        return (
-            "the coordinator asks for a study that is not approved here. Read it and, if you agree, approve it: "
-            "`pfedsam site approve`."
-        )
 
     def _differences(self, manifest: StudyManifest, request: Request) -> str:
         what = "its digest"

@@ -1,9 +1,9 @@
 """The update: the one message that leaves a site, and every check on it.
 
-An update holds the shared tensors, the number of training cases and a few named scalars; there is no field for
-anything else. Server and sites agree beforehand on an `UpdateSpec`: the names, shapes and types of the shared tensors.
-On the wire the values follow one another in the spec's order without names, so that a message has room for exactly
-these values, and its size is theirs plus a few hundred bytes (with the names it was 4 % longer for a small LoRA). How a value
+An update holds its site, its round, the number of training cases and the shared tensors; there is no field for anything else
+(a reply's scalars are those of `federation.messages`). Server and sites agree beforehand on an `UpdateSpec`: the names, shapes and
+types of the shared tensors. On the wire the values follow one another in the spec's order without names, so that a message has room for
+exactly these values, and its size is theirs plus a few hundred bytes (with the names it was 4 % longer for a small LoRA). How a value
 is written is the codec's part (`federation.codec`); both sides agree on it too, and the digest of the spec covers it.
 """
 

@@ -153,7 +153,6 @@ class PersonalSam(nn.Module):
         self.norms = OwnCopies(self, norm_names(self._normed())) if options.norms == "local" else None
         self._by_name = dict(self.named_modules())
         self._components = self._named_groups()
-        self.frozen_dtype = torch.float32
         self.hold_frozen_encoder_in(torch.float32 if self.from_pixels else frozen_dtype(options.precision, device))
         self.to(device)
 

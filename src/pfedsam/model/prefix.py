@@ -45,11 +45,13 @@ class PrefixCache:
     file's name.
     """
 
-    def __init__(self, folder: Path, model_key: str, shape: tuple[int, int, int], options: PrefixOptions) -> None:
+    def __init__(
+        self, folder: Path | None, model_key: str, shape: tuple[int, int, int], options: PrefixOptions
+    ) -> None:
         """Open, or begin, the cache of one site.
 
         Args:
-            folder: of the site's cache.
+            folder: of the site's cache; None: nothing is kept, and `tokens` only rounds as if it were.
             model_key: names the backbone and the first block that is not frozen.
             shape: of one image's tokens, (h, w, d).
             options: precision and limit.
@@ -57,11 +59,11 @@ class PrefixCache:
         self.shape = shape
         self.dtype = _DTYPES[options.dtype]
         self._slot_bytes = shape[0] * shape[1] * shape[2] * self.dtype.itemsize
-        self._slots = int(options.max_gigabytes * 2**30) // self._slot_bytes
-        name = f"{model_key}-{'x'.join(map(str, shape))}-{options.dtype}"
-        self._data_path, self._key_path = folder / f"{name}.tokens", folder / f"{name}.keys"
+        self._slots = 0 if folder is None else int(options.max_gigabytes * 2**30) // self._slot_bytes
         self._known: dict[bytes, int] = {}
-        if self._slots:
+        if folder is not None and self._slots:
+            name = f"{model_key}-{'x'.join(map(str, shape))}-{options.dtype}"
+            self._data_path, self._key_path = folder / f"{name}.tokens", folder / f"{name}.keys"
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._known = self._read_keys()
 

@@ -1,4 +1,4 @@
-"""A comparison of methods over seeds: from the folders of runs to numbers (design, section 7).
+"""A comparison of methods over seeds: from the folders of runs to numbers (docs/evidence.md).
 
 Dice and IoU are in points of 100. A method's value at a site is the mean over seeds; its mean is over sites, then over seeds; its
 worst site is the one with the lowest mean over seeds. Differences are paired by seed, site and case. Case names stay out.
@@ -25,8 +25,8 @@ from pfedsam.report.records import Record, read_records
 from pfedsam.report.summary_file import LOCAL_ONLY, Entry, Summary, read_summary
 
 _POINTS: Final = {"dice": 100.0, "iou": 100.0, "hd95": 1.0, "assd": 1.0}
-_NAMED: Final = {"gain_over_fedavg_lora": ("fedavg-lora", "fedavg"), "gain_over_fedmsa": ("fedmsa",)}
-"""Headline figure to the labels that it may be about."""
+_NAMED: Final = {"gain_over_fedavg_lora": "fedavg", "gain_over_fedmsa": "fedmsa"}
+"""Headline figure to the label that it is about."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def method_result(line: Line, runs: Mapping[int, RunScores]) -> dict[str, Any]:
 
 
 def compare(subject: Mapping[int, RunScores], other: Mapping[int, RunScores]) -> Comparison | None:
-    """The paired comparison over the seeds that both have; None where there are none, or no case in common at some site.
+    """The paired comparison over the seeds and cases that both have; None where there are none in common.
 
     The differences of a patient belong together: of all its cases, under all seeds.
     """
@@ -146,11 +146,12 @@ def compare(subject: Mapping[int, RunScores], other: Mapping[int, RunScores]) ->
         return None
     low, high = bootstrap_interval(differences, generator=rng.numpy_generator(0, "bootstrap"))
     means = cluster_means(differences)
+    p = wilcoxon_p(means)
     return Comparison(
         difference=stratified_mean(differences),
         low=low,
         high=high,
-        p=wilcoxon_p(means) or 0.0,
+        p=1.0 if p is None else p,
         patients=len(means),
         seeds=seeds,
         sites={site: stratified_mean({site: found}) for site, found in differences.items()},
@@ -199,9 +200,8 @@ def headline(
         figures[f"seconds.{label}"] = result["seconds"]
     best = best_private_baseline(lines, found)
     figures["gain_over_best_private_baseline"] = found[best].difference if best else None
-    for name, labels in _NAMED.items():
-        gains = [found[label].difference for label in labels if label in found]
-        figures[name] = gains[0] if gains else None
+    for name, label in _NAMED.items():
+        figures[name] = found[label].difference if label in found else None
     figures["min_gain_over_local"] = min(found[LOCAL_ONLY].sites.values()) if LOCAL_ONLY in found else None
     return figures
 

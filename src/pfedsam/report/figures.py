@@ -172,12 +172,11 @@ def comparison_dots(runs: Mapping[str, Summary]) -> bytes:
     return method_dots({name: {run: [] if v is None else [v] for run, v in row.items()} for name, row in found.items()})
 
 
-def method_dots(rows: Mapping[str, Mapping[str, Sequence[float]]], *, label: str = "Dice") -> bytes:
+def method_dots(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
     """A row a site, a dot a method at the mean of its values, a line from the lowest to the highest; the last row is set apart.
 
     Args:
         rows: Site (and, last, the mean) to method to one value a seed; none where there is no run.
-        label: Of the axis.
     """
     methods = list(dict.fromkeys(method for row in rows.values() for method in row))
     with mpl.rc_context(_STYLE):
@@ -210,7 +209,7 @@ def method_dots(rows: Mapping[str, Mapping[str, Sequence[float]]], *, label: str
         axes.axhline(len(rows) - 1.5, color=MUTED, linewidth=0.8)
         axes.set_yticks(range(len(rows)), list(rows))
         axes.tick_params(axis="y", labelcolor=INK)
-        axes.set_xlabel(label)
+        axes.set_xlabel("Dice")
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.spines["left"].set_visible(False)
         axes.figure.legend(loc="outside upper left", ncols=min(columns, len(methods)), frameon=False, handletextpad=0.2)

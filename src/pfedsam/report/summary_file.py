@@ -1,4 +1,4 @@
-"""`summary.json`: what a run ended with, as a public and versioned format (design, section 6).
+"""`summary.json`: what a run ended with, as a public and versioned format.
 
     {"schema": 1, "method", "backbone", "seed", "rounds",
      "sites": {name: {"personal": ENTRY | null, "shared": ENTRY | null, "local_only": ENTRY | null}},

@@ -122,8 +122,7 @@ def run_plan(plan: Plan, tell: Callable[[Step], None], finished: Callable[[Outco
             else:
                 waiting.append((entry, seed, options))
         finished(outcome)
-        for entry, seed, options in waiting:
-            done = len(planned) - len(waiting) + waiting.index((entry, seed, options))
+        for done, (entry, seed, options) in enumerate(waiting, start=len(planned) - len(waiting)):
 
             def pass_on(event: Event, entry: Entry = entry, seed: int = seed, done: int = done) -> None:
                 tell(Step(entry.label, seed, done, len(planned), event))

@@ -22,7 +22,7 @@ from pfedsam.core.options import Options
 from pfedsam.evaluation.summary import SiteSummary
 from pfedsam.experiment.build import build_labels, build_method
 from pfedsam.experiment.load import load_options
-from pfedsam.federation.aggregation import check_registration
+from pfedsam.federation.aggregation import NothingToAverageError, check_registration
 from pfedsam.federation.manifest import StudyManifest, Task, read_manifest
 from pfedsam.federation.messages import REFUSALS, Reply, Request, reply_from_wire, request_to_wire
 from pfedsam.federation.server import ServerState, aggregate
@@ -165,8 +165,8 @@ class StudyRun:
         try:
             state, result = aggregate(current, updates, spec, {site: self.registered[site] for site in self.present})
             accepted, rejected = result.accepted, {**rejected, **result.rejected}
-        except RunError:
-            state, accepted = current, ()
+        except NothingToAverageError as error:
+            state, accepted, rejected = current, (), {**rejected, **error.rejected}
         records.write(
             {
                 "kind": "aggregate",

@@ -95,7 +95,7 @@ def onboard(opened: OpenRun, new: Newcomer, out: Path, *, tell: Callable[[str], 
         DataError: the site's data is wrong, or lacks cases to train on or to test.
     """
     tell = tell or (lambda _: None)
-    options = _options(opened, new, out)
+    options = _options(opened, new)
     key = _key(opened, options, new)
     done = _read(out, key)
     if done:
@@ -141,7 +141,7 @@ class _Work:
         self.started = time.monotonic()
         cache = (options.runtime.cache_folder or out / "cache") / site.name
         self.data: SiteData = build_site_data(options, site.name, site.of("train"), built, cache)
-        self.scorer = SiteScorer(options, site.name, built, self.data)
+        self.scorer = SiteScorer(options, site.name, built, self.data.cache)
         self.personal = bool(built.partition.local)
 
     def train(self, way: str) -> Weights:
@@ -159,8 +159,7 @@ class _Work:
         """Scores on the held-out cases; files go into `folder`."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         model: Model = "personal" if self.personal and way != NOTHING else "shared"
-        name = "personal" if model == "personal" else "shared"
-        return self.scorer.test(self.site.of("test"), {name: model}, Parameters(*weights), folder)[name]
+        return self.scorer.test(self.site.of("test"), {model: model}, Parameters(*weights), folder)[model]
 
     def _phases(
         self, phases: Callable[[int], Sequence[PhaseSpec]], shared: NamedTensors, local: NamedTensors
@@ -198,7 +197,7 @@ def _training(options: RunOptions, steps: int) -> TrainingOptions:
     return options.training.model_copy(update={"final_steps": steps, "phases": "decoupled"})
 
 
-def _options(opened: OpenRun, new: Newcomer, out: Path) -> RunOptions:
+def _options(opened: OpenRun, new: Newcomer) -> RunOptions:
     """The run's options with the new site alone.
 
     Raises:

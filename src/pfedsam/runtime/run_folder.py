@@ -11,7 +11,7 @@ from pfedsam.core.errors import RunError
 from pfedsam.data.manifest import Case
 from pfedsam.data.split import read_split
 from pfedsam.evaluation.summary import summarize_site
-from pfedsam.experiment.build import BuiltModel, build_images, build_model, build_sites
+from pfedsam.experiment.build import BuiltModel, build_cache, build_images, build_model, build_sites
 from pfedsam.experiment.load import load_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.model.numerics import configure_numerics
@@ -69,7 +69,7 @@ class OpenRun:
         for done, (name, whole) in enumerate(sites.items(), start=1):
             folder = self.folder / "sites" / name
             cases = read_split(folder / "split.json", whole).of("test")
-            scorer = SiteScorer(self.options, name, self.built)
+            scorer = SiteScorer(self.options, name, self.built, build_cache(self.options, self.built, None))
             scores[name] = scorer.test(cases, models, self._in_use(name), folder)
             if progress:
                 progress(Event("test", done, len(sites), name))
@@ -104,7 +104,8 @@ def predict_file(
     case = Case(site, image.stem, image, None, image.stem)
     images = build_images(options, (case,), built.model.image_size)
     model = next(iter(models_of(options, built).values()))
-    return SiteScorer(options, site, built).predict(images, model, used)[0]  # type: ignore[no-any-return]
+    scorer = SiteScorer(options, site, built, build_cache(options, built, None))
+    return scorer.predict(images, model, used)[0]  # type: ignore[no-any-return]
 
 
 def open_run(folder: Path) -> OpenRun:

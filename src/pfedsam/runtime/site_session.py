@@ -15,7 +15,9 @@ from pfedsam.core import atomic
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.loader import Example, load_image, load_truth
 from pfedsam.data.manifest import Case
+from pfedsam.evaluation.predict import Forward
 from pfedsam.evaluation.scores import CaseScores, ClassScores, score_case
+from pfedsam.evaluation.summary import summarize_site
 from pfedsam.experiment.build import (
     BuiltModel,
     build_codec,
@@ -30,6 +32,7 @@ from pfedsam.federation.feedback import encode_with_feedback
 from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.federation.update import Update
 from pfedsam.model.partition import assign
+from pfedsam.model.prefix import PrefixCache
 from pfedsam.report.overlays import OverlayItem, write_overlays
 from pfedsam.runtime.last_good import Parameters, SiteModels, Validation
 from pfedsam.training.client_round import ClientResult, ClientState, client_round, expert_usage
@@ -65,7 +68,7 @@ class SiteSession:
 
         Args:
             options: of the run.
-            study: the run's identity; a stored state of another study is never taken up.
+            study: the run's identity, kept with each state.
             name: of the site.
             cases: its training cases.
             built: the federation's model; its trained parameters are overwritten.
@@ -158,10 +161,9 @@ class SiteSession:
 class SiteScorer:
     """The scoring side of one site: its validation and test parts, never used to train."""
 
-    def __init__(self, options: RunOptions, name: str, built: BuiltModel, data: SiteData | None = None) -> None:
-        """Score for the site `name`; the cache of `data`, where given, also serves its images."""
-        self.options, self.name, self.built = options, name, built
-        self._cache = data.cache if data else None
+    def __init__(self, options: RunOptions, name: str, built: BuiltModel, cache: PrefixCache) -> None:
+        """Score for the site `name`, whose images go through `cache`."""
+        self.options, self.name, self.built, self._cache = options, name, built, cache
         self._labels = build_labels(options)
         self._predict = build_predict(options, built.model.image_size)
 
@@ -189,12 +191,8 @@ class SiteScorer:
         return site.judge(round_, dice, received)
 
     def dice(self, cases: tuple[Case, ...], model: Model, parameters: Parameters) -> float | None:
-        """Mean Dice over cases and classes, for validation; None where it is undefined everywhere."""
-        found = [
-            s.dice for case in self._score(cases, model, parameters, distances=False)[0] for s in case.classes.values()
-        ]
-        defined = [value for value in found if value is not None]
-        return sum(defined) / len(defined) if defined else None
+        """Mean Dice over cases, then classes, as the test's; None where it is undefined everywhere."""
+        return summarize_site(self._score(cases, model, parameters, distances=False)[0]).mean.dice
 
     def test(
         self,
@@ -226,19 +224,15 @@ class SiteScorer:
         """Class maps `[H, W]` uint8 at native size."""
         return [found for _, found in self._predict(self._forward(model, parameters), examples)]
 
-    def _forward(self, model: Model, parameters: Parameters) -> Any:  # noqa: ANN401 - a closure
+    def _forward(self, model: Model, parameters: Parameters) -> Forward:
         sam, partition = self.built.model, self.built.partition
         assign(sam, parameters.shared, partition.shared)
         assign(sam, parameters.local, partition.local)
         personal = parameters.model(model) == "personal"
 
         def forward(pixels: Tensor) -> Tensor:
-            tokens = (
-                [self._cache.tokens(p, sam.prefix) for p in pixels]
-                if self._cache
-                else [sam.prefix(p[None])[0] for p in pixels]
-            )
-            return sam.from_prefix(torch.stack(tokens), personal=personal)
+            tokens = torch.stack([self._cache.tokens(p, sam.prefix) for p in pixels])
+            return sam.from_prefix(tokens, personal=personal)
 
         return forward
 

@@ -18,7 +18,7 @@ import torch
 from pfedsam.core import tensors
 from pfedsam.data.manifest import Site
 from pfedsam.evaluation.scores import CaseScores
-from pfedsam.experiment.build import POOLED, BuiltModel, build_method, build_model, training_cases
+from pfedsam.experiment.build import POOLED, BuiltModel, build_cache, build_method, build_model, training_cases
 from pfedsam.experiment.options import RunOptions
 from pfedsam.model.numerics import configure_numerics
 from pfedsam.runtime.last_good import SiteModels, Validation
@@ -50,19 +50,25 @@ class SiteWorker:
 
     def validate(self, site: str, round_: int, shared: bytes) -> Validation:
         """The validation after a round at a site."""
-        scorer = SiteScorer(self.options, site, self.built, self._session(self._trained_by(site)).data)
+        scorer = self._scorer(site)
         models = models_of(self.options, self.built)
         return scorer.validate(self.sites[site].of("val"), models, self._models(site), round_, _decode(shared))
 
     def test(self, site: str, shared: bytes) -> dict[str, list[CaseScores]]:
         """Test scores at a site of each model; files go into the site's folder."""
-        scorer = SiteScorer(self.options, site, self.built, self._session(self._trained_by(site)).data)
+        scorer = self._scorer(site)
         folder = self.folder / "sites" / site
         models = models_of(self.options, self.built)
         return scorer.test(self.sites[site].of("test"), models, self._models(site).in_use(_decode(shared)), folder)
 
-    def _trained_by(self, site: str) -> str:
-        return POOLED if build_method(self.options).pooled else site
+    def _scorer(self, site: str) -> SiteScorer:
+        trained_by = POOLED if build_method(self.options).pooled else site
+        return SiteScorer(
+            self.options, site, self.built, build_cache(self.options, self.built, self._cache(trained_by))
+        )
+
+    def _cache(self, site: str) -> Path:
+        return (self.options.runtime.cache_folder or self.folder / "cache") / site
 
     def _models(self, site: str) -> SiteModels:
         return site_models(self.options, self.built, self.folder, site)
@@ -73,10 +79,8 @@ class SiteWorker:
             cases = training_cases(self.options, self.sites).get(name) or self.sites[name].of("train")
             # After pooled rounds a site goes on from the pooled model.
             start = self._models(name).initial if pooled and name != POOLED else None
-            cache = (self.options.runtime.cache_folder or self.folder / "cache") / name
-            self._sessions[name] = SiteSession(
-                self.options, self.study, name, cases, self.built, self.folder / "sites" / name, cache, start
-            )
+            folder, cache = self.folder / "sites" / name, self._cache(name)
+            self._sessions[name] = SiteSession(self.options, self.study, name, cases, self.built, folder, cache, start)
         return self._sessions[name]
 
 

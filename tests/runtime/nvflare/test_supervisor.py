@@ -178,3 +178,33 @@ def test_once_told_to_stop_it_asks_nothing_more_but_to_end_the_job(boss: Supervi
     boss._step()
     boss._close()
     assert (aborted, ended) == (["job1"], [True])
+
+
+def test_a_study_whose_jobs_get_nowhere_is_stopped_and_begins_anew_when_submitted_again(
+    boss: Supervisor, session: Session
+) -> None:
+    one = study(boss)
+
+    def jobs_until_stopped() -> int:
+        before = len(session.jobs)
+        while one.read_status()["state"] != "stopped":
+            boss._step()
+            session.statuses[f"job{len(session.jobs)}"] = "FINISHED:ABORTED"
+            boss._step()
+        return len(session.jobs) - before
+
+    assert jobs_until_stopped() == 4
+    assert "4 jobs in a row" in one.read_status()["reason"]
+    one.write_status("submitted", round_=0, rounds=5, sites=[])
+    assert jobs_until_stopped() == 4
+
+
+def test_a_job_that_committed_a_round_starts_the_count_anew(boss: Supervisor, session: Session) -> None:
+    one = study(boss)
+    for number in range(1, 9):
+        boss._step()
+        if number % 3 == 0:
+            one.write_status("interrupted", round_=number, rounds=99, sites=[])
+        session.statuses[f"job{number}"] = "FINISHED:ABORTED"
+        boss._step()
+    assert one.read_status()["state"] == "interrupted"

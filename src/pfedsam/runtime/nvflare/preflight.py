@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import NameOID
 
-from pfedsam.core.errors import PfedsamError
+from pfedsam.core.errors import PfedsamError, RunError
 from pfedsam.data.check import check_site
 from pfedsam.data.manifest import read_site
 from pfedsam.experiment.build import build_labels, build_model
@@ -60,8 +60,13 @@ def check_site_ready(folder: Path) -> list[Finding]:
         ("coordinator", lambda: _coordinator(startup, config)),
         ("data", lambda: _data(options)),
     ]
-    manifests = SitePolicy(folder).manifests()
-    checks.append(("studies", lambda: _studies(manifests)))
+    manifests: list[StudyManifest] = []
+    try:
+        manifests = SitePolicy(folder).manifests()
+        checks.append(("studies", lambda: _studies(manifests)))
+    except RunError as error:
+        problem = str(error)
+        checks.append(("studies", lambda: (False, problem)))
     for manifest in manifests:
         name = manifest.study
         checks.append((f"data for {name}", lambda m=manifest: _study_data(m, options)))  # type: ignore[misc]

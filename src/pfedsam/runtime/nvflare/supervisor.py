@@ -44,6 +44,8 @@ class _Job:
 
     id: str
     study: StudyFolder
+    round: int
+    """The study's round at its start."""
     started: float = field(default_factory=time.monotonic)
 
 
@@ -61,7 +63,7 @@ class Supervisor:
         self.job: _Job | None = None
         self._waiting: dict[str, float] = {}
         self._disabled: set[str] = set()
-        self._barren: dict[str, tuple[int, int]] = {}
+        self._barren: dict[str, int] = {}
 
     def run(self, *, until_idle: bool = False) -> None:
         """Serve until told to stop.
@@ -139,7 +141,7 @@ class Supervisor:
         job = write_job(self.folder / "job", study.path.name)
         job_id = self._ask(lambda session: session.submit_job(str(job)))
         if job_id:
-            self.job = _Job(job_id, study)
+            self.job = _Job(job_id, study, int(study.read_status()["round"]))
             _LOG.info("study %s runs as job %s", study.path.name, job_id)
 
     def _watch(self, job: _Job, connected: list[str]) -> None:
@@ -170,12 +172,10 @@ class Supervisor:
         """What becomes of a study whose job has ended."""
         self.job = None
         self._waiting.pop(job.study.path.name, None)
-        status = job.study.read_status()
-        if status["state"] in ("finished", "stopped"):
+        before, status = self._barren.pop(job.study.path.name, 0), job.study.read_status()
+        if status["state"] in ("finished", "stopped") or status["round"] > job.round:
             return
-        before, count = self._barren.get(job.study.path.name, (-1, 0))
-        count = count + 1 if status["round"] == before else 0
-        self._barren[job.study.path.name] = (status["round"], count)
+        count = self._barren[job.study.path.name] = before + 1
         if count >= _MAX_BARREN:
             self._end_study(job.study, "stopped", f"RunError: {count} jobs in a row ended without a committed round")
 
@@ -192,6 +192,7 @@ class Supervisor:
     def _end_study(self, study: StudyFolder, state: str, reason: str) -> None:
         now = study.read_status()
         self._waiting.pop(study.path.name, None)
+        self._barren.pop(study.path.name, None)
         study.write_status(state, round_=now["round"], rounds=now["rounds"], sites=now["sites"], reason=reason)
 
     def _connected(self) -> list[str] | None:
