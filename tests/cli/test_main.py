@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -33,6 +34,11 @@ COMMANDS = [
     *(f"coordinator {name}" for name in ("init", "submit", "start", "status", "stop", "revoke")),
     *(f"site {name}" for name in ("init", "approve", "check", "start", "ledger", "predict")),
 ]
+
+
+def test_the_version_is_that_of_the_package(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--version") == 0
+    assert capsys.readouterr().out == f"pfedsam {version('pfedsam')}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from pfedsam.core.errors import DataError
 from pfedsam.data.images import read_mask
 from pfedsam.experiment.load import load_options
 
@@ -95,3 +96,31 @@ def test_an_id_that_no_png_holds_is_told_before_anything_is_predicted(
     assert "70000 is above 65535" in " ".join(capsys.readouterr().err.split())
     assert asked == []
     assert not Path("masks").exists()
+
+
+def test_a_folder_in_place_of_an_image_is_told_how_to_name_the_images(
+    call: Call, finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = finished("{a: [1], b: [2]}")
+    Path("new").mkdir()
+    assert call("predict", "run", "a.png", "new", "--site", "north", "--out", "masks") == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "'new' is a folder. Nothing was written; name the images in it, such as new/*.png." in shown
+    assert asked == []
+
+
+def test_an_image_that_cannot_be_read_costs_the_others_nothing(
+    call: Call, finished: Finished, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished("{a: [1], b: [2]}")
+
+    def predict(_: str, image: Path) -> npt.NDArray[np.uint8]:
+        if image.stem == "cut":
+            raise DataError("'cut.png' is damaged")
+        return np.array([[0, 1, 2]], np.uint8)
+
+    run = SimpleNamespace(options=load_options(Path("study.yaml")), predict=predict)
+    monkeypatch.setattr("pfedsam.runtime.run_folder.open_run", lambda _: run)
+    assert call("predict", "run", "a.png", "cut.png", "z.png", "--site", "north", "--out", "masks") == 3
+    assert "2 mask(s) written; 1 image(s) got none: 'cut.png' is damaged" in " ".join(capsys.readouterr().err.split())
+    assert sorted(path.name for path in Path("masks").iterdir()) == ["a.png", "z.png"]

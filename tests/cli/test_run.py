@@ -89,3 +89,12 @@ def test_steps_that_do_not_fit_are_told_before_anything_is_run(
     shown = " ".join(capsys.readouterr().err.split())
     assert "Choose training.final_steps as a multiple of training.steps_per_round" in shown
     assert not out.exists()
+
+
+def test_a_comparison_of_no_method_is_refused(
+    call: Callable[..., int], capsys: pytest.CaptureFixture[str], study: Path
+) -> None:
+    out = study.parent / "out"
+    assert call("compare", study, "--out", out, "--methods", " ,") == 2
+    assert "--methods is empty: give the methods to compare" in " ".join(capsys.readouterr().err.split())
+    assert not out.exists()

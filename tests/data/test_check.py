@@ -60,9 +60,26 @@ def test_a_pattern_that_matches_nothing_is_a_problem(site_folder):
     report = check_site(site, LABELS, patient_pattern="^(.+)_")
     assert report.problems == (
         "site 'north': patient_pattern '^(.+)_' matches none of its 2 file names, such as 'a-1' (the ending left out), "
-        "so that every case would be a patient; correct or remove it",
+        "so that every case would be a patient; correct or remove it, or let it match the names of every site: "
+        "'^(.+?)(_t[0-9])?$' takes those with and without the ending _t0",
     )
     assert check_site(site, LABELS, patient_pattern="^(.+)-").problems == ()
+
+
+def test_the_pattern_that_the_message_proposes_takes_both_kinds_of_names(site_folder):
+    site = read_site("north", site_folder("a_t0", "a_t1", "b"), patient_pattern="^(.+?)(_t[0-9])?$")
+    assert {name: len(cases) for name, cases in site.patients().items()} == {"a": 2, "b": 1}
+
+
+def test_a_site_whose_masks_are_all_background_is_a_warning(site_folder):
+    folder = site_folder("a", "b")
+    for name in ("a", "b"):
+        Image.fromarray(np.zeros((4, 6), np.uint8)).save(folder / f"masks/{name}.png")
+    report = check_site(read_site("north", folder), LABELS)
+    assert report.problems == ()
+    (warning,) = report.warnings
+    assert warning.startswith("site 'north': its masks hold background alone")
+    assert "data.classes" in warning
 
 
 def test_pictures_that_are_left_out_are_a_warning(site_folder):

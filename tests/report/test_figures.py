@@ -40,6 +40,13 @@ def test_an_undefined_validation_is_skipped():
     assert figures.learning_curve(records[:1], "a") is None
 
 
+def test_a_single_validation_is_at_a_whole_round():
+    svg = figures.learning_curve(
+        [{"kind": "validation", "round": 7, "site": "a", "model": "personal", "dice": 0.5}], "a"
+    )
+    assert texts(svg) == ["7", "round", "0", "0.5", "1"]
+
+
 def test_the_site_with_the_highest_loss_is_named(records):
     assert "bologna" in texts(figures.loss_curve(records, "global"))  # the fixture gives later sites higher losses
 

@@ -1,6 +1,6 @@
 import pytest
 
-from pfedsam.report.format import MISSING, format_bytes, format_gain, format_seconds, format_value
+from pfedsam.report.format import MISSING, format_bytes, format_count, format_gain, format_seconds, format_value
 
 
 def test_missing_is_a_dash():
@@ -28,3 +28,8 @@ def test_bytes(value, text):
 @pytest.mark.parametrize(("value", "text"), [(12.4, "12 s"), (89, "89 s"), (90, "1.5 min"), (7200, "2.0 h")])
 def test_seconds(value, text):
     assert format_seconds(value) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 rounds"), (1, "1 round"), (2, "2 rounds")])
+def test_a_count_agrees_with_its_noun(number, text):
+    assert format_count(number, "round") == text

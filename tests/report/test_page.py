@@ -107,10 +107,10 @@ def test_the_name_heads_the_page_of_a_run_that_was_given_one(tmp_path, fake):
     write_summary(tmp_path / "summary.json", fake.make_summary(sites=("a",)))
     (tmp_path / "config.yaml").write_text("name: <b>first try</b>\n", "utf-8")
     html = write_page(tmp_path).read_text("utf-8")
-    assert "<h1>&lt;b&gt;first try&lt;/b&gt;: pfedsam at 1 sites</h1>" in html
+    assert "<h1>&lt;b&gt;first try&lt;/b&gt;: pfedsam at 1 site</h1>" in html
     assert "<title>&lt;b&gt;first try&lt;/b&gt;, pfedsam:" in html
     (tmp_path / "config.yaml").write_text(f"name: {RunOptions.model_fields['name'].default}\n", "utf-8")
-    assert "<h1>pfedsam at 1 sites</h1>" in write_page(tmp_path).read_text("utf-8")
+    assert "<h1>pfedsam at 1 site</h1>" in write_page(tmp_path).read_text("utf-8")
     assert RunOptions.model_fields["name"].default == UNNAMED
 
 

@@ -128,6 +128,12 @@ def test_a_key_that_the_schema_does_not_have_is_refused_by_its_path(tmp_path, fa
         read_summary(path)
 
 
+def test_a_summary_that_was_cut_says_what_makes_it_again(tmp_path):
+    (tmp_path / "summary.json").write_text('{"schema": 1,', "utf-8")
+    with pytest.raises(StoreError, match=rf"{tmp_path.name}/summary.json is not JSON.*when it is resumed"):
+        read_summary(tmp_path / "summary.json")
+
+
 @pytest.mark.parametrize("text", ["", "[1]", "{"])
 def test_what_is_no_summary_is_refused(tmp_path, text):
     path = tmp_path / "summary.json"

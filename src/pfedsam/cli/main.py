@@ -3,12 +3,14 @@
 import errno
 import sys
 from concurrent.futures import BrokenExecutor
+from typing import Annotated
 
 import typer
 from typer._click.exceptions import ClickException
 
+from pfedsam import __version__
 from pfedsam.cli import bench, coordinator, data, onboard, pretrain, results, run, site, weights
-from pfedsam.cli.console import ERR
+from pfedsam.cli.console import ERR, OUT
 from pfedsam.core.errors import PfedsamError, RunError, StoreError
 
 INTERRUPTED = 130
@@ -32,6 +34,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        OUT.print(f"pfedsam {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _app(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and end.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
 app.command("demo")(run.demo_command)
 app.command("run")(run.run_command)
 app.command("compare")(run.compare_command)

@@ -54,28 +54,47 @@ def predict_command(
 def write_masks(
     targets: Mapping[Path, Path], predict: "Callable[[Path], npt.NDArray[np.uint8]]", labels: "LabelMap"
 ) -> None:
-    """Write the mask of each image; `predict` gives its classes 0..C."""
+    """Write the mask of each image; `predict` gives its classes 0..C.
+
+    Raises:
+        DataError: some images cannot be read; the masks of all others are written.
+    """
     from PIL import Image
 
+    from pfedsam.core.errors import DataError
+
     ids = labels.first_ids()
+    unread: list[str] = []
     for target, image in targets.items():
-        found = Image.fromarray(ids[predict(image)])
+        try:
+            found = Image.fromarray(ids[predict(image)])
+        except DataError as error:
+            unread.append(str(error))
+            continue
         target.parent.mkdir(parents=True, exist_ok=True)
         found.save(target)
         OUT.print(f"{image.name} -> {target}")
+    if unread:
+        raise DataError(
+            f"{len(targets) - len(unread)} mask(s) written; {len(unread)} image(s) got none:\n" + "\n".join(unread)
+        )
 
 
 def mask_files(images: list[Path], out: Path) -> dict[Path, Path]:
     """The file of each mask, which is not there yet, and the image that it is of.
 
     Raises:
-        OptionError: two masks would be the same file, or one is there already.
+        OptionError: two masks would be the same file, or one is there already, or an image is a folder.
     """
     from pfedsam.core.errors import OptionError
 
     inputs = {image.resolve() for image in images}
     targets: dict[Path, Path] = {}
     for image in images:
+        if image.is_dir():
+            raise OptionError(
+                f"{str(image)!r} is a folder. Nothing was written; name the images in it, such as {image}/*.png."
+            )
         target = out / f"{image.stem}.png"
         if target in targets:
             raise OptionError(

@@ -60,7 +60,8 @@ def compare_command(
     from pfedsam.experiment.load import load_options
 
     options = load_options(config, overrides or [])
-    compare(options, out, [name.strip() for name in methods.split(",") if name.strip()], resume=resume)
+    names = dict.fromkeys(name.strip() for name in methods.split(",") if name.strip())
+    compare(options, out, list(names), resume=resume)
 
 
 def demo_command(out: Out = Path("runs/demo"), resume: Resume = False) -> None:
@@ -87,15 +88,18 @@ def compare(options: "RunOptions", out: Path, methods: list[str], *, resume: boo
     """Run each method in its folder under `out`, with as many steps as the options give one with a last phase; then the comparison.
 
     Raises:
-        OptionError: a method is unknown, or cannot make as many steps in whole rounds; nothing was run.
+        OptionError: there is no method, one is unknown, or one cannot make as many steps in whole rounds; nothing was run.
         RunError: a folder holds another run, or a run and `resume` is not given.
     """
+    from pfedsam.core.errors import OptionError
     from pfedsam.experiment.suite import equal_steps
     from pfedsam.federation.methods import find_method
     from pfedsam.report.page import write_comparison, write_page
     from pfedsam.report.tables import comparison_table
     from pfedsam.runtime.in_process import run
 
+    if not methods:
+        raise OptionError("--methods is empty: give the methods to compare, such as fedavg,pfedsam.")
     cached = options.runtime.model_copy(
         update={"cache_folder": options.runtime.cache_folder or (out / "cache").resolve()}
     )

@@ -8,7 +8,7 @@ import numpy as np
 
 from pfedsam.core.errors import DataError
 from pfedsam.data.images import ImageOptions
-from pfedsam.data.labels import LabelMap
+from pfedsam.data.labels import BACKGROUND, LabelMap
 from pfedsam.data.loader import check_sizes, load_ids, load_image
 from pfedsam.data.manifest import READABLE, SPLITS, Case, Site, orphan_masks, pattern_is_idle, unread_pictures
 from pfedsam.data.split import split_problems
@@ -69,18 +69,20 @@ def check_site(
     if site.cases and pattern_is_idle(site, patient_pattern):
         problems.append(
             f"site {site.name!r}: patient_pattern {patient_pattern!r} matches none of its {len(site.cases)} file names, such "
-            f"as {site.cases[0].id!r} (the ending left out), so that every case would be a patient; correct or remove it"
+            f"as {site.cases[0].id!r} (the ending left out), so that every case would be a patient; correct or remove it, or "
+            r"let it match the names of every site: '^(.+?)(_t[0-9])?$' takes those with and without the ending _t0"
         )
+    ids = Counter(value for one in seen for value in one.ids)
     return SiteReport(
         site=site.name,
         cases=len(site.cases),
         patients=len(site.patients()),
         parts={split: len(site.of(split)) for split in SPLITS if site.of(split)},
         sizes=dict(Counter(one.size for one in seen if one.size is not None)),
-        ids=dict(sorted(Counter(value for one in seen for value in one.ids).items())),
+        ids=dict(sorted(ids.items())),
         classes={name: sum(not one.ids.isdisjoint(labels.ids[name]) for one in seen) for name in labels.names},
         problems=(*problems, *split_problems(site)),
-        warnings=_warnings(site),
+        warnings=(*_left_out(site), *_blank(site, labels, set(ids))),
     )
 
 
@@ -97,13 +99,22 @@ def refuse_problems(sites: Iterable[Site], labels: LabelMap, image: ImageOptions
         raise DataError(f"The data has {len(problems)} problem(s):\n" + "\n".join(problems[:_NAMED]) + ending)
 
 
-def _warnings(site: Site) -> tuple[str, ...]:
+def _left_out(site: Site) -> tuple[str, ...]:
     unread = unread_pictures(site)
     if not unread:
         return ()
     return (
         f"site {site.name!r}: {unread[0]!r} is left out ({len(unread)} such file(s)); only {READABLE} are read: "
         "save it as one of these (masks not as JPEG), or take it out",
+    )
+
+
+def _blank(site: Site, labels: LabelMap, ids: set[int]) -> tuple[str, ...]:
+    if not ids or not ids <= set(labels.ids[BACKGROUND]):
+        return ()
+    return (
+        f"site {site.name!r}: its masks hold background alone, so nothing can be learnt or scored there; "
+        "if that is not meant, export them again with the ids of data.classes",
     )
 
 

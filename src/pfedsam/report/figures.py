@@ -266,7 +266,10 @@ def _round_axis(axes: Axes, curves: Any) -> None:  # noqa: ANN401 - a view of a 
     rounds = {x for points in curves for x in points}
     first, last = min(rounds), max(rounds)
     axes.set_xlim(first - 0.02 * (last - first or 1), last + 0.02 * (last - first or 1))
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)  # type: ignore[call-arg]
+    if first == last:
+        axes.set_xticks([first])  # of less than one round, a locator makes fractions
+    else:
+        axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)  # type: ignore[call-arg]
     axes.set_xlabel("round")
 
 

@@ -23,6 +23,11 @@ def format_bytes(value: float) -> str:
     return f"{value / 1e3:.0f} kB" if value < 999_500 else f"{value / 1e6:.2f} MB"
 
 
+def format_count(number: int, noun: str) -> str:
+    """`1 round`, `2 rounds`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def format_seconds(value: float | None) -> str:
     """A duration in seconds, minutes or hours; a dash where it was not measured."""
     if value is None:

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pfedsam.core.atomic import write_text
 from pfedsam.core.errors import StoreError
 from pfedsam.report import figures
-from pfedsam.report.format import MISSING, format_bytes, format_gain, format_seconds, format_value
+from pfedsam.report.format import MISSING, format_bytes, format_count, format_gain, format_seconds, format_value
 from pfedsam.report.overlays import PREDICTION, TRUTH, read_overlays
 from pfedsam.report.records import Record, last_validation, read_records
 from pfedsam.report.summary_file import SiteEntry, Summary, read_summary, with_local_only
@@ -135,6 +135,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"value": format_value, "gain": format_gain, "bytes": format_bytes, "time": format_seconds}
+    environment.filters["counted"] = format_count
     environment.filters["last_part"] = _last_part
     environment.globals |= {
         "MISSING": MISSING,

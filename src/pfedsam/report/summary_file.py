@@ -211,10 +211,12 @@ def read_summary(path: Path) -> Summary:
         content = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise StoreError(
-            f"{path.name} cannot be read: {error.strerror}. A run writes it when it ends; resume one that did not."
+            f"{path.parent.name}/{path.name} cannot be read: {error.strerror}. A run writes it when it ends; resume one that did not."
         ) from error
     except ValueError as error:
-        raise StoreError(f"{path.name} is not JSON: {error}. Make it again with `pfedsam evaluate`.") from error
+        raise StoreError(
+            f"{path.parent.name}/{path.name} is not JSON: {error}. The run writes it again when it is resumed; nothing is trained again."
+        ) from error
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != SCHEMA:
         raise StoreError(

@@ -7,7 +7,7 @@ from typing import Final
 from rich.table import Table
 from rich.text import Text
 
-from pfedsam.report.format import MISSING, format_bytes, format_gain, format_seconds, format_value
+from pfedsam.report.format import MISSING, format_bytes, format_count, format_gain, format_seconds, format_value
 from pfedsam.report.summary_file import Entry, SiteEntry, Summary
 
 
@@ -20,7 +20,8 @@ def run_table(summary: Summary) -> Table:
     unit = heading_unit(summary)
     mixed = not unit
     with_gain = any(site.local_only for site in summary.sites.values())
-    table = Table(title=f"{summary.method}: {len(summary.sites)} sites, {summary.rounds} rounds", title_justify="left")
+    size = f"{format_count(len(summary.sites), 'site')}, {format_count(summary.rounds, 'round')}"
+    table = Table(title=f"{summary.method}: {size}", title_justify="left")
     table.add_column("site", no_wrap=True)
     for heading in ("cases", "Dice", "IoU", f"HD95{unit}", f"ASSD{unit}", "Dice shared"):
         table.add_column(Text(heading), justify="right", no_wrap=True)

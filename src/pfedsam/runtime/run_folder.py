@@ -11,10 +11,11 @@ from pfedsam.core.errors import RunError
 from pfedsam.data.manifest import Case
 from pfedsam.data.split import read_split
 from pfedsam.evaluation.summary import summarize_site
-from pfedsam.experiment.build import BuiltModel, build_cache, build_images, build_model, build_sites
+from pfedsam.experiment.build import POOLED, BuiltModel, build_cache, build_images, build_model, build_sites
 from pfedsam.experiment.load import load_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.model.numerics import configure_numerics
+from pfedsam.model.partition import Kind
 from pfedsam.report.page import write_page
 from pfedsam.report.summary_file import Summary, build_summary, collect_versions, read_summary, write_summary
 from pfedsam.runtime.in_process import Event
@@ -31,7 +32,7 @@ class OpenRun:
         """Load configuration, backbone and shared parameters.
 
         Raises:
-            RunError: the folder holds no run, or none that has finished a round.
+            RunError: the folder holds no run, or none that has finished a round, or its configuration is not what was trained with.
         """
         if not (folder / "config.yaml").exists() or not (folder / SERVER).exists():
             raise RunError(
@@ -43,6 +44,7 @@ class OpenRun:
         device = configure_numerics(self.options.runtime.threads, wanted)
         self.built = build_model(self.options, device)
         shared, _ = tensors.load(folder / SERVER)
+        self._check_fit("shared", shared)
         self.shared = {name: shared[name] for name in self.built.partition.shared}
 
     @property
@@ -90,7 +92,33 @@ class OpenRun:
         return summary
 
     def _in_use(self, site: str) -> Parameters:
-        return site_models(self.options, self.built, self.folder, site).in_use(self.shared)
+        """What a site uses; a site whose parameters were taken away has nothing, not those of the start.
+
+        Raises:
+            RunError: it has none here, or they do not fit the configuration.
+        """
+        sites = self.folder / "sites"
+        if self.built.partition.local and not any((sites / name / "state").is_dir() for name in (site, POOLED)):
+            raise RunError(
+                f"The folder {self.folder.name!r} holds no parameters of the site {site!r} (sites/{site}/state), and without them "
+                "there is no model of its own. Bring that folder back from a copy of the run."
+            )
+        used = site_models(self.options, self.built, self.folder, site).in_use(self.shared)
+        self._check_fit("local", used.local)
+        return used
+
+    def _check_fit(self, kind: Kind, found: tensors.NamedTensors) -> None:
+        """Refuse parameters that are not those of the model that config.yaml describes.
+
+        Raises:
+            RunError: one is missing or has another shape.
+        """
+        for name, expected in self.built.start(kind).items():
+            if name not in found or found[name].shape != expected.shape:
+                raise RunError(
+                    f"The {kind} parameters in {self.folder.name!r} are not those of the model in its config.yaml (first: {name}). "
+                    "Put back the config.yaml that the run wrote; for another model, start a run in a new folder."
+                )
 
 
 def predict_file(

@@ -7,7 +7,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -129,7 +131,8 @@ class Workers:
     def submit(self, site: str, method: str, *args: Any) -> "Future[Any]":  # noqa: ANN401 - of the method
         """`SiteWorker.<method>(site, *args)` in the site's process."""
         if self._own is None:
-            return self._pools[self._place.get(site, 0)].submit(_call, method, site, *args)
+            with _interrupts_held():
+                return self._pools[self._place.get(site, 0)].submit(_call, method, site, *args)
         future: Future[Any] = Future()
         future.set_result(getattr(self._own, method)(site, *args))
         return future
@@ -148,9 +151,18 @@ class Workers:
 _WORKER: SiteWorker | None = None
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """A process started meanwhile never sees Ctrl-C, not even while it imports: this one decides when to stop, and sees it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start(make: "MakeWorker", parent: int) -> None:
     global _WORKER
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _WORKER = make()
 
