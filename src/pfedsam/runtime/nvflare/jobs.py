@@ -12,7 +12,7 @@ from pfedsam.core.errors import RunError
 from pfedsam.federation.manifest import Task
 
 CLASSES = ("pfedsam.runtime.nvflare.",)
-"""The only classes that a job may name, at sites and at the coordinator."""
+"""The classes that a job may name in the simulator, which plays both sides; a kit allows its own side alone (`provision`)."""
 _CONTROLLER = "pfedsam.runtime.nvflare.controller.StudyController"
 _EXECUTOR = "pfedsam.runtime.nvflare.site_side.SiteExecutor"
 GATE = "pfedsam.runtime.nvflare.site_side.SiteGate"
