@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pfedsam.core import rng
 from pfedsam.core.log import get_logger
 
 _LOG = get_logger(__name__)
@@ -101,11 +102,10 @@ def _tried_kernel(device: torch.device) -> Kernel | None:
     try:
         from pfedsam.model.attention_kernel import attend
 
-        with torch.random.fork_rng([]), torch.no_grad():
-            torch.manual_seed(0)
-            projected = torch.randn(1, side, side, 3 * channels, dtype=torch.bfloat16)
-            table = torch.randn(2 * side - 1, channels, dtype=torch.bfloat16)
-        projected, table = projected.to(device), table.to(device)
+        projected, table = (
+            torch.randn(shape, generator=rng.generator(0, "attention kernel")).to(device, torch.bfloat16)
+            for shape in ((1, side, side, 3 * channels), (2 * side - 1, channels))
+        )
         found = attend(projected, projected[0, 0, 0], table, table, 1, (side, side), 0.25)
         query, key, value = projected.view(1, side * side, 3, 1, channels).permute(2, 0, 3, 1, 4)
         bias = relative(table, side, side)
