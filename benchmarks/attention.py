@@ -136,7 +136,7 @@ def measure_kernel(batch: int, side: int, blocks: Blocks | None, device: torch.d
     return {"forward_ms": milliseconds(work), "error": (found - expected[0, 0]).abs().max().item()}
 
 
-def ways_to_cut(side: int) -> dict[str, Blocks | None]:
+def ways_to_cut(side: int) -> dict[str, Blocks]:
     """Names and cuts of the kernel's work."""
     keys = (64, 128, 256) if side < 64 else (64, 128)
     cuts = [Blocks(*cut) for cut in product((64, 128), keys, (4, 8), (2, 3))]

@@ -9,7 +9,7 @@ same key and value: one key stands for all of them (`_beyond`), so there are N =
 
 from collections.abc import Callable
 from functools import cache, lru_cache
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,8 @@ FEW_QUERIES = 128
 Core: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
 """Query `[G, n, h, w, c]`, at the upper left of each grid; key and value `[G, n, N, c]`, in a padded grid the padding's last; relative
 positions `[h, H, c]` and `[w, W, c]`; scale. Gives `[G, n, M, c]`."""
+Kernel: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, int, tuple[int, int], float], Tensor]
+"""All of a block's attention at once: `pfedsam.model.attention_kernel.attend`, which names the arguments."""
 
 
 def choose_core(device: str, dtype: torch.dtype, queries: int, keys: int, gradients: bool) -> Core:
@@ -60,23 +62,6 @@ def choose_core(device: str, dtype: torch.dtype, queries: int, keys: int, gradie
     # Adding the bias in place is fast in float32 only, and small blocks do not pay for the loop.
     blocks_win = dtype == torch.float32 and not gradients and queries >= FEW_QUERIES
     return row_blocked if keys > MANY_KEYS or blocks_win else folded
-
-
-class Kernel(Protocol):
-    """All of a block's attention at once, as `pfedsam.model.attention_kernel.attend`."""
-
-    def __call__(
-        self,
-        projected: Tensor,
-        padding: Tensor,
-        rel_pos_h: Tensor,
-        rel_pos_w: Tensor,
-        heads: int,
-        sides: tuple[int, int],
-        scale: float,
-    ) -> Tensor:
-        """Tokens' queries, keys and values `[B, h, w, 3 d]` to tokens `[B, h, w, d]`."""
-        ...
 
 
 def kernel_for(device: torch.device, dtype: torch.dtype, channels: int, gradients: bool) -> Kernel | None:

@@ -56,8 +56,8 @@ class EncoderBlock(nn.Module):
         """Windowed or global attention over normalised tokens `[B, h, w, d]`."""
         (_, height, width, _), projected = hidden.shape, self.attn.qkv(hidden)
         sides = (self.window, self.window) if self.window else (height, width)
-        gradients, heads = torch.is_grad_enabled() and projected.requires_grad, self.attn.num_attention_heads
-        kernel = kernel_for(projected.device, projected.dtype, projected.shape[-1] // (3 * heads), gradients)
+        heads, channels = self.attn.num_attention_heads, projected.shape[-1] // (3 * self.attn.num_attention_heads)
+        kernel = kernel_for(projected.device, projected.dtype, channels, _has_backward(projected))
         if kernel is not None:
             tables = self.attn.rel_pos_h, self.attn.rel_pos_w
             return self.attn.proj(kernel(projected, self.attn.qkv.bias, *tables, heads, sides, self.attn.scale))
@@ -89,11 +89,15 @@ class EncoderBlock(nn.Module):
             key, value = (torch.cat([part, one], dim=2) for part, one in zip((key, value), padding, strict=True))
         rel_h = relative(self.attn.rel_pos_h, sizes[0], sides[0])
         rel_w = relative(self.attn.rel_pos_w, sizes[1], sides[1])
-        gradients = torch.is_grad_enabled() and key.requires_grad
-        core = choose_core(query.device.type, query.dtype, query.shape[2], key.shape[2], gradients)
+        core = choose_core(query.device.type, query.dtype, query.shape[2], key.shape[2], _has_backward(key))
         mixed = core(query.unflatten(2, sizes), key, value, rel_h, rel_w, self.attn.scale)
         mixed = mixed.view(batch, down, across, heads, *sizes, -1).permute(0, 1, 4, 2, 5, 3, 6)
         return mixed.reshape(batch, height, width, -1)
+
+
+def _has_backward(tensor: Tensor) -> bool:
+    """Whether a backward pass can follow what is computed from the tensor here."""
+    return torch.is_grad_enabled() and tensor.requires_grad
 
 
 class _Span(NamedTuple):

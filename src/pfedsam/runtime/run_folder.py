@@ -113,8 +113,8 @@ class OpenRun:
         Raises:
             RunError: one is missing or has another shape.
         """
-        for name, expected in self.built.start(kind).items():
-            if name not in found or found[name].shape != expected.shape:
+        for name in self.built.partition.names(kind):
+            if name not in found or found[name].shape != self.built.initial[name].shape:
                 raise RunError(
                     f"The {kind} parameters in {self.folder.name!r} are not those of the model in its config.yaml (first: {name}). "
                     "Put back the config.yaml that the run wrote; for another model, start a run in a new folder."
