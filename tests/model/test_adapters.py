@@ -15,7 +15,7 @@ def test_twelve_blocks_of_vit_b_have_as_many_parameters_as_medical_sam_adapters(
 def test_they_start_as_nothing() -> None:
     block, tokens = BlockAdapters(8, AdapterOptions(), rng.generator(0)), torch.randn(2, 3, 3, 8)
     assert torch.equal(block.after_attention(tokens), tokens)
-    assert block.beside_mlp(tokens).count_nonzero() == 0
+    assert torch.equal(block.beside_mlp(tokens, tokens + 1), tokens)
 
 
 def test_by_hand() -> None:
@@ -27,4 +27,4 @@ def test_by_hand() -> None:
             part.up_bias.fill_(1.0)
     x = torch.tensor([100.0])  # GELU(100) = 100
     assert block.after_attention(x).item() == 100 + 2 * 100 + 1
-    assert block.beside_mlp(x).item() == 0.5 * (2 * 100 + 1)
+    assert block.beside_mlp(torch.tensor([7.0]), x).item() == 7 + 0.5 * (2 * 100 + 1)

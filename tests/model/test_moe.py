@@ -15,7 +15,8 @@ def test_it_equals_a_loop_over_the_selected_experts(top_k: int) -> None:
         experts.up.normal_(generator=rng.generator(1))
         experts.router.mul_(50)
     tokens = torch.randn(5, 8, generator=rng.generator(2))
-    added, routing = experts(tokens)
+    onto = torch.randn(5, 8, generator=rng.generator(3))
+    added, routing = experts(onto, tokens)
     expected = torch.zeros(5, 8)
     for t, token in enumerate(tokens):
         gates = (experts.router @ token).softmax(0)
@@ -23,13 +24,14 @@ def test_it_equals_a_loop_over_the_selected_experts(top_k: int) -> None:
             rows = slice(3 * e, 3 * e + 3)
             hidden = F.gelu(experts.down[rows] @ token + experts.down_bias[rows])
             expected[t] += gates[e] * (experts.up[:, rows] @ hidden)
-    torch.testing.assert_close(added, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(added, onto + expected, atol=1e-5, rtol=1e-5)
     assert routing.selected.sum(-1).tolist() == [top_k] * 5
 
 
 def test_a_new_mixture_adds_nothing() -> None:
-    added, _ = LMoE(8, ExpertOptions(), rng.generator(0))(torch.randn(5, 8))
-    assert torch.equal(added, torch.zeros(5, 8))
+    onto = torch.randn(5, 8, generator=rng.generator(1))
+    added, _ = LMoE(8, ExpertOptions(), rng.generator(0))(onto, torch.randn(5, 8, generator=rng.generator(2)))
+    assert torch.equal(added, onto)
 
 
 def test_usage_and_balance_by_hand() -> None:

@@ -52,6 +52,6 @@ class BlockAdapters(nn.Module):
         """The attention's output `[B, h, w, d]`, adapted."""
         return mixed + self.attention(mixed)  # type: ignore[no-any-return]
 
-    def beside_mlp(self, normalised: Tensor) -> Tensor:
-        """What is added to the MLP's output, from the MLP's input `[B, h, w, d]`."""
-        return self.scale * self.mlp(normalised)  # type: ignore[no-any-return]
+    def beside_mlp(self, onto: Tensor, normalised: Tensor) -> Tensor:
+        """The block's output with what comes of the MLP's input added; both `[B, h, w, d]`."""
+        return onto + self.scale * self.mlp(normalised)  # type: ignore[no-any-return]

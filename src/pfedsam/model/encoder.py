@@ -36,21 +36,21 @@ class EncoderBlock(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        beside_mlp: Callable[[Tensor], Tensor] | None = None,
+        beside_mlp: Callable[[Tensor, Tensor], Tensor] | None = None,
         after_attention: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Tokens `[B, h, w, d]` to tokens `[B, h, w, d]`.
 
         Args:
             hidden: the tokens.
-            beside_mlp: adds to the MLP's output, from the MLP's input.
+            beside_mlp: adds to its first argument, the block's output, what it makes of its second, the MLP's input.
             after_attention: changes the attention's output, before it is added.
         """
         mixed = self.attend(self.layer_norm1(hidden))
         hidden = hidden + (mixed if after_attention is None else after_attention(mixed))
         normalised = self.layer_norm2(hidden)
         hidden = hidden + self.mlp(normalised)
-        return hidden if beside_mlp is None else hidden + beside_mlp(normalised)
+        return hidden if beside_mlp is None else beside_mlp(hidden, normalised)
 
     def attend(self, hidden: Tensor) -> Tensor:
         """Windowed or global attention over normalised tokens `[B, h, w, d]`."""

@@ -273,9 +273,7 @@ class PersonalSam(nn.Module):
             embedding = self.sam.vision_encoder.neck(tokens).float()
             return decode(self.sam, embedding, self.class_tokens, self.output_layers, seen)
 
-    def _block(
-        self, index: int, own: Mapping[str, Tensor], *given: Tensor | Callable[[Tensor], Tensor] | None
-    ) -> Tensor:
+    def _block(self, index: int, own: Mapping[str, Tensor], *given: Tensor | Callable[..., Tensor] | None) -> Tensor:
         """An encoder block's answer; where it is computed again in the backward pass the site's own values are in place once more."""
         block = self.sam.vision_encoder.layers[index]
         if not (self.recompute and torch.is_grad_enabled()):
@@ -339,18 +337,18 @@ _SAM_PARTS: Mapping[str, tuple[str, ...]] = {
 
 
 class _Beside:
-    """What experts and adapters add to a block's MLP, noting where the tokens went."""
+    """Adds what experts and adapters make of the MLP's input to a block's output, noting where the tokens went."""
 
     def __init__(
         self, experts: nn.Module, adapters: BlockAdapters | None, block: str, routings: dict[str, Routing] | None
     ) -> None:
         self.experts, self.adapters, self.block, self.routings = experts, adapters, block, routings
 
-    def __call__(self, tokens: Tensor) -> Tensor:
-        added, routing = self.experts(tokens)
+    def __call__(self, onto: Tensor, normalised: Tensor) -> Tensor:
+        added, routing = self.experts(onto, normalised)
         if self.routings is not None:
             self.routings[self.block] = routing
-        return added if self.adapters is None else added + self.adapters.beside_mlp(tokens)  # type: ignore[no-any-return]
+        return added if self.adapters is None else self.adapters.beside_mlp(added, normalised)
 
 
 def _adapters(blocks: nn.ModuleDict, block: str) -> BlockAdapters | None:
@@ -360,7 +358,7 @@ def _adapters(blocks: nn.ModuleDict, block: str) -> BlockAdapters | None:
 
 def _beside(
     experts: nn.Module | None, adapters: BlockAdapters | None, block: str, routings: dict[str, Routing] | None
-) -> Callable[[Tensor], Tensor] | None:
+) -> Callable[[Tensor, Tensor], Tensor] | None:
     if experts is not None:
         return _Beside(experts, adapters, block, routings)
     return None if adapters is None else adapters.beside_mlp
