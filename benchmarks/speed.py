@@ -4,8 +4,8 @@
     python benchmarks/speed.py --device cuda --size 1024 --batch 1 2 4 8  # GPU: wall time of finished work
 
 Writes benchmarks/results/speed-cpu.json and .md, or speed-<gpu>. Every subject does one step in turn, round after round; figures are
-ratios of medians. References run as torch is installed, ours as `configure_numerics` sets it. Memory is the growth of the
-resident set during one step, each in a process of its own; on a GPU, of what torch has allocated.
+ratios of medians. References run as torch is installed, ours as `configure_numerics` sets it. Memory is how far five steps raise the
+resident set at its peak, each subject in a process of its own; on a GPU, how far a step raises what torch has allocated.
 `speed_subjects.py` says what each subject is.
 """
 
@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from common import gpu_name, write_result
-from speed_figures import GOALS, GPU_GOALS, Times, figures_of, gpu_figures, table_of
+from speed_figures import GOALS, GPU_GOALS, Times, figures_of, gpu_figures, of_fedmsa, table_of
 from speed_subjects import (
     LORA_ONLY,
     OurStep,
@@ -40,7 +40,7 @@ from speed_subjects import (
 )
 
 from pfedsam.core import rng
-from pfedsam.model.numerics import configure_numerics, fast_bfloat16
+from pfedsam.model.numerics import configure_numerics, fast_bfloat16, faster_precision
 
 BF16 = {"precision": "bfloat16"}
 ALL = {**LORA_ONLY, "adapt_last": None}
@@ -69,6 +69,7 @@ EXPERTS: Mapping[str, Callable[[Setting], Subject]] = {
     "without experts": partial(OurStep, phase="everything", changes={"experts": None}),
     "with experts": partial(OurStep, phase="everything", changes={}),
 }
+MEMORY_STEPS = 5
 IN_MEMORY = (
     "FedSAM",
     "FedMSA",
@@ -151,8 +152,12 @@ def matrix_rates(device: str) -> dict[str, float]:
     return rates
 
 
-def memory_of(name: str, setting: Setting) -> float:
-    """MiB that one step adds to the resident set of this process at its peak."""
+def memory_of(name: str, setting: Setting) -> tuple[float, float]:
+    """MiB that the first step, and that `MEMORY_STEPS` steps, add to the resident set of this process at its peak.
+
+    Only from its second step on does a step have activations and the optimiser's moments in memory at the same time.
+    """
+    torch.set_float32_matmul_precision(faster_precision(torch.device("cpu")))  # ours fills its cache as it trains
     subject = STEPS[name](setting)
     if isinstance(subject, OurStep):
         list(
@@ -161,9 +166,11 @@ def memory_of(name: str, setting: Setting) -> float:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _status("VmRSS")
-    subject()
-    return _status("VmHWM") - before
+    before, peaks = _status("VmRSS"), []
+    for _ in range(MEMORY_STEPS):
+        subject()
+        peaks.append(_status("VmHWM") - before)
+    return peaks[0], peaks[-1]
 
 
 def _status(entry: str) -> float:
@@ -171,15 +178,16 @@ def _status(entry: str) -> float:
     return int(lines[entry].split()[0]) / 1024
 
 
-def memory(setting: Setting) -> dict[str, float]:
-    """MiB added by a step, by subject, each measured in a process of its own."""
-    found = {}
+def memory(setting: Setting) -> dict[str, dict[str, float]]:
+    """MiB added, by subject, each measured in a process of its own: at the peak of all steps, and of the first alone."""
+    found: dict[str, dict[str, float]] = {"mebibytes": {}, "mebibytes_first_step": {}}
     for name in _possible(IN_MEMORY):
         arguments = ["--size", str(setting.size), "--batch", str(setting.batch)]
         command = [sys.executable, __file__, "--memory-of", name, "--weights", str(setting.weights), *arguments]
         answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        found[name] = json.loads(answer.splitlines()[-1])
-        print(f"  {name}: {found[name]:.0f} MiB", flush=True)
+        first, peak = json.loads(answer.splitlines()[-1])
+        found["mebibytes"][name], found["mebibytes_first_step"][name] = peak, first
+        print(f"  {name}: {peak:.0f} MiB, the first step {first:.0f}", flush=True)
     return found
 
 
@@ -206,7 +214,7 @@ def run_cpu(setting: Setting, repeats: int) -> None:
         "experts": lambda: {
             "times": interleave({name: make(setting) for name, make in EXPERTS.items()}, 2 * repeats + 1)
         },
-        "memory": lambda: {"mebibytes": memory(setting)},
+        "memory": lambda: memory(setting),
         "masks in bf16": lambda: {"dice": bf16_dice(one) if fast_bfloat16() else None},
         "encoder at 1024 px": lambda: {
             "encoder_1024": interleave_once(encoders(Setting(setting.weights, 1024, 1, "cpu")), max(1, repeats // 2))
@@ -226,6 +234,7 @@ class Found:
     times: Times = field(default_factory=dict)
     encoder_1024: Times = field(default_factory=dict)
     mebibytes: dict[str, float] = field(default_factory=dict)
+    mebibytes_first_step: dict[str, float] = field(default_factory=dict)
     dice: float | None = None
 
     def add(self, **measured: Any) -> None:  # noqa: ANN401 - of the fields
@@ -237,6 +246,7 @@ class Found:
     def write(self, repeats: int) -> None:
         """The JSON and the table; parts that are still to come read `not measured`."""
         figures = figures_of(self.times, self.encoder_1024, self.mebibytes, self.dice)
+        figures["memory_first_step_vs_fedmsa"] = of_fedmsa(self.mebibytes_first_step, "global step")
         write_result(
             "speed-cpu",
             command=f"python benchmarks/speed.py --repeats {repeats}",
@@ -249,6 +259,7 @@ class Found:
             seconds=self.times,
             seconds_encoder_1024=self.encoder_1024,
             mebibytes_added=self.mebibytes,
+            mebibytes_added_by_the_first_step=self.mebibytes_first_step,
         )
 
 

@@ -23,15 +23,16 @@ def share(times: Times) -> float | None:
     return statistics.median(ratios) - 1 if ratios else None
 
 
+def of_fedmsa(mebibytes: Mapping[str, float], name: str) -> float | None:
+    """Memory of one over FedMSA's; None where one was not measured."""
+    ours, theirs = mebibytes.get(name), mebibytes.get("FedMSA")
+    return ours / theirs if ours and theirs else None
+
+
 def figures_of(
     times: Times, encoder_1024: Times, mebibytes: Mapping[str, float], dice: float | None
 ) -> dict[str, float | None]:
     """The figures of issue and README, by name; those after `moe_share` say more about them."""
-
-    def added(name: str) -> float | None:
-        ours, theirs = mebibytes.get(name), mebibytes.get("FedMSA")
-        return ours / theirs if ours and theirs else None
-
     return {
         "encoder_256_fp32": ratio(times, "encoder", "our encoder"),
         "encoder_1024_fp32": ratio(encoder_1024, "encoder", "our encoder"),
@@ -42,7 +43,7 @@ def figures_of(
         "last4_vs_fedmsa": ratio(times, "FedMSA", "global step"),
         "last4_vs_fedsam": ratio(times, "FedSAM", "global step"),
         "distil_vs_two_models": ratio(times, "two models", "personal step"),
-        "memory_vs_fedmsa": added("global step"),
+        "memory_vs_fedmsa": of_fedmsa(mebibytes, "global step"),
         "moe_share": share(times),
         "encoder_1024_bf16": ratio(encoder_1024, "encoder", "our encoder, bf16"),
         "last4_bf16_vs_fedmsa": ratio(times, "FedMSA", "global step, bf16"),
@@ -52,8 +53,9 @@ def figures_of(
         "coupled_vs_fedmsa": ratio(times, "FedMSA", "coupled step"),
         "coupled_bf16_vs_fedmsa": ratio(times, "FedMSA", "coupled step, bf16"),
         "coupled_vs_two_models": ratio(times, "two models", "coupled step"),
-        "memory_recomputed_vs_fedmsa": added("global step, recomputed"),
-        "memory_bf16_vs_fedmsa": added("global step, bf16"),
+        "memory_recomputed_vs_fedmsa": of_fedmsa(mebibytes, "global step, recomputed"),
+        "memory_bf16_vs_fedmsa": of_fedmsa(mebibytes, "global step, bf16"),
+        "memory_coupled_vs_fedmsa": of_fedmsa(mebibytes, "coupled step"),
         "last4_recomputed_vs_fedmsa": ratio(times, "FedMSA", "global step, recomputed"),
     }
 
