@@ -1,7 +1,6 @@
 """For all tests: what the system tests write down."""
 
 import json
-import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
@@ -27,7 +26,8 @@ def result(request: pytest.FixtureRequest) -> Callable[..., None]:
 
     def add(*rows: int, in_part: dict[int, str] | None = None, **figures: float) -> None:
         content: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        missing = content.get("rows_in_part", {}) | {str(row): why for row, why in (in_part or {}).items()}
+        parts = content.get("in_part_by_test", {}) | {request.node.name: in_part or {}}
+        missing = {str(row): why for found in parts.values() for row, why in found.items()}
         by = content.get("rows_by_test", {}) | {request.node.name: sorted(rows)}
         shown = [row for tests in by.values() for row in tests]
         held = {row for row in shown if shown.count(row) >= TOGETHER.get(row, 1) and str(row) not in missing}
@@ -36,8 +36,13 @@ def result(request: pytest.FixtureRequest) -> Callable[..., None]:
             request.node.name: commit()
         }  # of the source that each test ran
         content["versions"] = {**collect_versions(), "nvflare": metadata.version("nvflare")}
-        content["load"] = max(content.get("load", 0), round(os.getloadavg()[0], 1))  # of all that ran on the machine
-        content |= {"rows_by_test": by, "rows_in_part": missing, "rows_held": sorted(held), **figures}
+        content |= {
+            "rows_by_test": by,
+            "in_part_by_test": parts,
+            "rows_in_part": missing,
+            "rows_held": sorted(held),
+            **figures,
+        }
         RESULTS.write_text(json.dumps(dict(sorted(content.items())), indent=2) + "\n")
 
     return add
