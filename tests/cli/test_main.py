@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import MISSING
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -11,8 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
 
 from pfedsam.cli.main import _WITH_RESUME, app
+from pfedsam.runtime.coordinator import RoundPolicy
+from pfedsam.runtime.onboarding import Newcomer
+from pfedsam.runtime.site_options import SiteOptions
+from pfedsam.training.pretraining import PretrainOptions
 
 Call = Callable[..., int]
 
@@ -45,6 +52,28 @@ def test_the_version_is_that_of_the_package(call: Call, capsys: pytest.CaptureFi
 def test_every_command_explains_itself(call: Call, capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert call(*command.split(), "--help") == 0
     assert "Usage:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        ("pretrain", PretrainOptions),
+        ("coordinator submit", RoundPolicy),
+        ("site init", SiteOptions),
+        ("onboard", Newcomer),
+    ],
+)
+def test_a_command_that_sets_options_shows_their_own_defaults(command: str, kind: type) -> None:
+    found = typer.main.get_command(app)
+    for part in command.split():
+        found = found.commands[part]  # type: ignore[attr-defined]
+    fields = kind.model_fields if issubclass(kind, BaseModel) else kind.__dataclass_fields__  # type: ignore[attr-defined]
+    shown = {
+        f"{p.name}_s" if f"{p.name}_s" in fields else p.name: p for p in found.params
+    }  # a policy's names say: seconds
+    compared = [name for name in shown if name in fields and fields[name].default not in (MISSING, PydanticUndefined)]
+    assert len(compared) >= 2
+    assert {name: shown[name].default for name in compared} == {name: fields[name].default for name in compared}
 
 
 def test_a_missing_file_is_one_message_and_exit_code_2(

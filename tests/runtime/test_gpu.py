@@ -76,7 +76,7 @@ def test_bf16_runs_on_the_gpu(tmp_path: Path, toy_options: RunOptions) -> None:
 
 def test_pretraining_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     for steps in (2, 4):
-        options = PretrainOptions(size="sam-toy", steps=steps, batch_size=2, warmup=0, device="cuda")
+        options = PretrainOptions(size="sam-toy", steps=steps, crop_steps=0, batch_size=2, warmup=0, device="cuda")
         model = pretrain(options, tmp_path)
     assert model.vision_encoder.pos_embed.device.type == "cuda"
     assert len((tmp_path / "curve.jsonl").read_text().splitlines()) == 4

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import pytest
 import torch
+from pydantic import ValidationError
 
 from pfedsam.core.tensors import load
 from pfedsam.training.pretraining import CHECKPOINT, PretrainOptions, pretrain, schedule
@@ -28,8 +30,13 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
+def test_more_steps_on_crops_than_there_are_steps_are_refused() -> None:
+    with pytest.raises(ValidationError, match="of 500 steps 1400 cannot be on crops"):
+        PretrainOptions(steps=500)
+
+
 def test_the_learning_rate_rises_then_falls_to_one_percent() -> None:
-    options = PretrainOptions(steps=110, warmup=10)
+    options = PretrainOptions(steps=110, crop_steps=0, warmup=10)
     assert schedule(options, 0) == 0.1
     assert schedule(options, 10) == 1.0
     assert abs(schedule(options, 60) - 0.505) < 1e-9

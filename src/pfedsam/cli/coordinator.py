@@ -85,11 +85,11 @@ def submit_command(
     """Give the coordinator a study, or a stopped one again; prints the manifest that the sites' operators approve."""
     from pfedsam.experiment.load import load_options, validate
     from pfedsam.runtime.coordinator import RoundPolicy
-    from pfedsam.runtime.study_folder import create_study
+    from pfedsam.runtime.study_folder import STUDIES_FOLDER, create_study
 
     asked = {"quorum": quorum, "deadline_s": deadline, "join_s": join, "score_s": score}
     policy = validate(RoundPolicy, asked, "The command")
-    study = create_study(load_options(config, overrides or []), folder / "studies", policy)
+    study = create_study(load_options(config, overrides or []), folder / STUDIES_FOLDER, policy)
     OUT.print(f"Study {study.name}. Send this file to the sites: {study / 'manifest.json'}", soft_wrap=True)
 
 
@@ -118,14 +118,14 @@ def status_command(folder: Folder) -> None:
     """Where every study stands, and which sites are connected."""
     import json
 
-    from pfedsam.runtime.study_folder import STATUS, StudyFolder
+    from pfedsam.runtime.study_folder import CONNECTED, STATUS, STUDIES_FOLDER, StudyFolder
 
-    connected = folder / "connected.json"
+    connected = folder / CONNECTED
     running = _running(folder)
     names = json.loads(connected.read_text("utf-8")) if running and connected.exists() else []
     OUT.print(f"coordinator: {'running' if running else 'stopped'}; connected: {', '.join(names) or 'none'}")
     table = Table("study", "state", "round", "sites", "reason")
-    for path in sorted((folder / "studies").glob(f"*/{STATUS}")):
+    for path in sorted((folder / STUDIES_FOLDER).glob(f"*/{STATUS}")):
         status = StudyFolder(path.parent).read_status()
         rounds = f"{status['round']} of {status['rounds']}"
         table.add_row(path.parent.name, status["state"], rounds, ", ".join(status["sites"]), status["reason"])

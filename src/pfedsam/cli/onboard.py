@@ -38,6 +38,10 @@ def onboard_command(
     with ERR.status("loading the federation's model") as status:
         found = onboard(open_run(run), new, out, tell=lambda way: status.update(f"{new.name}: {way}"))
     OUT.print(onboarding_table(new.name, found))
+    if found.trained_on < labels:
+        OUT.print(
+            f"{labels} cases were asked for; the training part of this site, whole patients, has {found.trained_on} within that."
+        )
     OUT.print(f"Model: pfedsam predict {out} IMAGES --site {new.name} --out masks")
 
 

@@ -59,8 +59,11 @@ def write_masks(
     Raises:
         DataError: some images cannot be read; the masks of all others are written.
     """
+    from io import BytesIO
+
     from PIL import Image
 
+    from pfedsam.core import atomic
     from pfedsam.core.errors import DataError
 
     ids = labels.first_ids()
@@ -72,7 +75,9 @@ def write_masks(
             unread.append(str(error))
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        found.save(target)
+        png = BytesIO()
+        found.save(png, format="PNG")
+        atomic.write_bytes(target, png.getvalue(), mode=0o644)
         OUT.print(f"{image.name} -> {target}")
     if unread:
         raise DataError(

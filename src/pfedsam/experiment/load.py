@@ -27,7 +27,7 @@ def load_options(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
     content = read_mapping(path)
     override(content, overrides)
     _resolve_paths(content, path.resolve().parent)
-    return validate(RunOptions, content, path.name)
+    return validate(RunOptions, content, f"{path.name} with --set" if overrides else path.name)
 
 
 T = TypeVar("T", bound=BaseModel)

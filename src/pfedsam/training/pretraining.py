@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from monai.losses.dice import DiceLoss
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import SamModel
 
@@ -50,16 +50,16 @@ class PretrainOptions(Options):
     """How a compact SAM is trained from scratch."""
 
     size: str = Field(default="sam-tiny", description="Which compact SAM: sam-tiny or sam-toy.")
-    steps: int = Field(default=3000, ge=1, description="Optimiser steps in all.")
+    steps: int = Field(default=2000, ge=1, description="Optimiser steps in all.")
     batch_size: int = Field(default=8, ge=1, description="Scenes per step and process.")
     crop: int = Field(
         default=128, ge=16, description="Side in pixels of the crops that the first part of the training sees."
     )
     crop_steps: int = Field(
-        default=0,
+        default=1400,
         ge=0,
-        description="Steps on crops before the steps on whole scenes; a step sees 2 x batch_size crops. A quarter of the tokens "
-        "costs a quarter of the time, and objects keep their size.",
+        description="Of these, first steps on crops, the rest being on whole scenes; a step sees 2 x batch_size crops. A quarter of "
+        "the tokens costs a quarter of the time, and objects keep their size.",
     )
     prompts: int = Field(default=4, ge=1, description="Objects per scene that are prompted, by box and by point.")
     learning_rate: float = Field(
@@ -86,6 +86,12 @@ class PretrainOptions(Options):
     workers: int = Field(default=1, ge=1, description="Processes, each with its own batch; gradients are averaged.")
     device: Device = Field(default="cpu", description="auto, cpu, cuda or cuda:<n>.")
     seed: int = Field(default=0, ge=0, description="Seed of weights and scenes.")
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        if self.crop_steps > self.steps:
+            raise ValueError(f"of {self.steps} steps {self.crop_steps} cannot be on crops; set crop_steps, such as 0.")
+        return self
 
 
 @dataclass(frozen=True)

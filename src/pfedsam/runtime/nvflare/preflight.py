@@ -23,6 +23,7 @@ from pfedsam.experiment.build import build_labels, build_model
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.site_policy import SitePolicy
 from pfedsam.model.checkpoint import backbone_file
+from pfedsam.runtime.nvflare.keys import CERTIFICATE, KEY, ROOT
 from pfedsam.runtime.nvflare.site_service import WORKSPACE, client_config
 from pfedsam.runtime.site_agent import study_options
 from pfedsam.runtime.site_options import SiteOptions, read_site_options
@@ -104,19 +105,19 @@ def _folder(folder: Path, options: SiteOptions) -> tuple[bool, str]:
 
 
 def _certificate(startup: Path, options: SiteOptions) -> tuple[bool, str]:
-    own, root = _load(startup / "client.crt"), _load(startup / "rootCA.pem")
-    key = serialization.load_pem_private_key((startup / "client.key").read_bytes(), None)
+    own, root = _load(startup / CERTIFICATE), _load(startup / ROOT)
+    key = serialization.load_pem_private_key((startup / KEY).read_bytes(), None)
     name = own.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
     if name != options.name:
         return False, f"the certificate is of {name!r}, the site is {options.name!r}: this is another site's kit."
     if key.public_key() != own.public_key():
-        return False, "client.key does not belong to client.crt: ask for a new kit."
+        return False, f"{KEY} does not belong to {CERTIFICATE}: ask for a new kit."
     try:
         own.verify_directly_issued_by(root)
     except (ValueError, TypeError, InvalidSignature):
         return False, "the certificate was not signed by the kit's root: ask for a new kit."
-    if (startup / "client.key").stat().st_mode & 0o077:
-        return False, "client.key can be read by others: chmod 600."
+    if (startup / KEY).stat().st_mode & 0o077:
+        return False, f"{KEY} can be read by others: chmod 600."
     now = datetime.now(UTC)
     if now > own.not_valid_after_utc:
         return False, f"expired on {own.not_valid_after_utc:%Y-%m-%d}: ask for a new kit."
@@ -127,7 +128,7 @@ def _certificate(startup: Path, options: SiteOptions) -> tuple[bool, str]:
 
 
 def _clock(startup: Path) -> tuple[bool, str]:
-    now, root = datetime.now(UTC), _load(startup / "rootCA.pem")
+    now, root = datetime.now(UTC), _load(startup / ROOT)
     if now < root.not_valid_before_utc:
         return False, f"it is {now:%Y-%m-%d %H:%M} UTC here, before the root certificate was made: set the clock."
     return True, f"{now:%Y-%m-%d %H:%M} UTC"
@@ -153,8 +154,8 @@ def _address(config: dict[str, Any]) -> tuple[bool, str]:
 def _coordinator(startup: Path, config: dict[str, Any]) -> tuple[bool, str]:
     """A TLS handshake with the site's certificate, as NVFlare will make it."""
     host, port = _target(config)
-    context = ssl.create_default_context(cafile=str(startup / "rootCA.pem"))
-    context.load_cert_chain(startup / "client.crt", startup / "client.key")
+    context = ssl.create_default_context(cafile=str(startup / ROOT))
+    context.load_cert_chain(startup / CERTIFICATE, startup / KEY)
     context.set_alpn_protocols(["h2"])
     try:
         with (

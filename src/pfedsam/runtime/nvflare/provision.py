@@ -25,9 +25,9 @@ from pfedsam.core import atomic
 from pfedsam.core.errors import RunError
 from pfedsam.runtime.nvflare import keys
 from pfedsam.runtime.nvflare.jobs import GATE, GUARD
+from pfedsam.runtime.nvflare.site_service import CLIENT_CONFIG
 
 ADMIN: Final = "coordinator@pfedsam.local"
-_CLIENT: Final = "fed_client.json"
 _BUILDERS: Final = "nvflare.lighter.impl"
 _MAX_KIT_BYTES: Final = 4 * 2**20
 _MAX_KIT_FILES: Final = 200
@@ -198,7 +198,7 @@ def install_kit(kit: Path, workspace: Path, *, own_key: bool = False) -> dict[st
     (workspace / "local").mkdir(mode=0o700)
     write_site_policy(workspace)
     _make_private(workspace)
-    return dict(json.loads((workspace / "startup" / _CLIENT).read_text("utf-8")))
+    return dict(json.loads((workspace / "startup" / CLIENT_CONFIG).read_text("utf-8")))
 
 
 def _check_kit(kit: Path, startup: Path, asked: Path | None) -> None:
@@ -212,8 +212,8 @@ def _check_kit(kit: Path, startup: Path, asked: Path | None) -> None:
     Raises:
         RunError: it is another kit, or none.
     """
-    if not (startup / _CLIENT).is_file():
-        raise RunError(f"{kit.name} is not a site's startup kit: it has no startup/{_CLIENT}.")
+    if not (startup / CLIENT_CONFIG).is_file():
+        raise RunError(f"{kit.name} is not a site's startup kit: it has no startup/{CLIENT_CONFIG}.")
     if asked is None and not (startup / keys.KEY).exists():
         raise RunError(
             f"{kit.name} holds no key: it answers a request. Give the folder in which `pfedsam site request` made the key."

@@ -15,6 +15,8 @@ WORKSPACE: Final = "nvflare"
 """The kit's folder in a site's folder."""
 SITE_FOLDER: Final = "PFEDSAM_SITE"
 """The environment variable that tells NVFlare's processes the site's folder."""
+CLIENT_CONFIG: Final = "fed_client.json"
+"""In the kit's startup/: whom NVFlare's client connects to, and as whom."""
 _MODULE: Final = "nvflare.private.fed.app.client.client_train"
 
 
@@ -24,7 +26,7 @@ def client_config(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: there is none.
     """
-    path = folder / WORKSPACE / "startup" / "fed_client.json"
+    path = folder / WORKSPACE / "startup" / CLIENT_CONFIG
     try:
         return dict(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError) as error:
@@ -41,6 +43,6 @@ def run_site(folder: Path) -> None:
     options = read_site_options(folder)
     client_config(folder)
     settings = ["secure_train=true", f"uid={options.name}", "org=site", "config_folder=config"]
-    engine = Engine(_MODULE, folder / WORKSPACE, "fed_client.json", settings, {SITE_FOLDER: str(folder)})
+    engine = Engine(_MODULE, folder / WORKSPACE, CLIENT_CONFIG, settings, {SITE_FOLDER: str(folder)})
     if not engine.serve():
         raise RunError("NVFlare's client ended several times; its last words are in nvflare/engine.log.")

@@ -25,10 +25,8 @@ from pfedsam.runtime.nvflare.controller import AGAIN, JOB_SITES, STUDIES
 from pfedsam.runtime.nvflare.jobs import write_job
 from pfedsam.runtime.nvflare.processes import Engine, StopFlag
 from pfedsam.runtime.nvflare.provision import ADMIN, write_server_policy
-from pfedsam.runtime.study_folder import STATUS, StudyFolder, read_revoked
+from pfedsam.runtime.study_folder import CONNECTED, STATUS, STUDIES_FOLDER, StudyFolder, read_revoked
 
-STUDIES_FOLDER: Final = "studies"
-CONNECTED: Final = "connected.json"
 _MODULE: Final = "nvflare.private.fed.app.server.server_train"
 _POLL_S: Final = 1.0
 _SETTLE_S: Final = 30.0
