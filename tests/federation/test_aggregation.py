@@ -88,7 +88,7 @@ def test_a_stale_update_beside_the_right_one_is_named_and_not_counted(updates, s
     stale = replace(updates[1], round=2)
     result = combine([stale, *updates], spec, round=3, registered=registered)
     assert digest(result.tensors) == digest(weighted_mean(updates))
-    assert "round 2" in result.rejected["north"]
+    assert "round 3" in result.rejected["north"]
 
 
 def test_two_different_updates_of_one_site_count_not_at_all_in_either_order(updates, spec, registered):
@@ -106,7 +106,7 @@ def test_a_site_cannot_raise_its_own_weight(updates, spec, registered):
 
 
 def test_all_refused_is_an_error_that_says_why(updates, spec, registered):
-    with pytest.raises(RunError, match=r"stay as they are\. site east .* for round 2"):
+    with pytest.raises(RunError, match=r"stay as they are\. site east .* for round 3"):
         combine([replace(updates[0], round=2)], spec, round=3, registered=registered)
     with pytest.raises(RunError, match="No site sent one"):
         combine([], spec, round=3, registered=registered)

@@ -26,6 +26,6 @@ def test_a_round_by_hand():
 def test_a_round_without_updates_leaves_the_state(updates, spec, registered):
     state = ServerState(4, updates[0].tensors)
     before = digest(state.shared)
-    with pytest.raises(RunError, match="round 4 has no update"):
+    with pytest.raises(RunError, match="round 5 has no update"):
         aggregate(state, updates, spec, registered)  # all of round 3
     assert digest(state.shared) == before

@@ -42,7 +42,7 @@ def test_an_undefined_validation_is_skipped():
 
 def test_a_single_validation_is_at_a_whole_round():
     svg = figures.learning_curve(
-        [{"kind": "validation", "round": 7, "site": "a", "model": "personal", "dice": 0.5}], "a"
+        [{"kind": "validation", "round": 6, "site": "a", "model": "personal", "dice": 0.5}], "a"
     )
     assert texts(svg) == ["7", "round", "0", "0.5", "1"]
 

@@ -178,7 +178,7 @@ def test_only_the_last_validation_says_who_uses_the_shared_model(tmp_path, fake)
         records.write({"kind": "plain", "round": 2, "site": "b"})
     html = write_page(tmp_path).read_text("utf-8")
     assert html.count("uses the shared model: its personal one does worse") == 1
-    assert "<td>2</td><td>validate</td><td>b</td><td>uses the shared model" in html
+    assert "<td>3</td><td>validate</td><td>b</td><td>uses the shared model" in html
 
 
 def test_the_same_run_gives_the_same_page(tmp_path, fake):

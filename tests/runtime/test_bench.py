@@ -119,7 +119,7 @@ def test_runs_whose_labels_differ_after_a_dot_have_costs_of_their_own(plan: Plan
 
 def test_a_second_bench_in_the_same_folder_is_refused(plan: Plan) -> None:
     def second(_: Outcome) -> None:
-        with pytest.raises(RunError, match="Another bench works"):
+        with pytest.raises(RunError, match="Another process works"):
             run_plan(plan, lambda _: None, lambda _: None)
         raise KeyboardInterrupt
 

@@ -22,7 +22,7 @@ from pfedsam.federation.site_store import SiteStore
 from pfedsam.federation.update import Update, decode, encode
 from pfedsam.report.records import read_records
 from pfedsam.report.summary_file import read_summary
-from pfedsam.runtime import coordinator
+from pfedsam.runtime import run_end
 from pfedsam.runtime.coordinator import Answers, RoundPolicy, StudyRun
 from pfedsam.runtime.in_process import run
 from pfedsam.runtime.run_folder import open_run
@@ -228,7 +228,7 @@ def scripted(
     options: RunOptions, study: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> ScriptedSites:
     if "with_page" not in request.fixturenames:
-        monkeypatch.setattr(coordinator, "write_page", lambda folder: folder)  # drawing takes longer than the rest
+        monkeypatch.setattr(run_end, "write_page", lambda folder: folder)  # drawing takes longer than the rest
     return ScriptedSites(read_manifest(study / "manifest.json"), list(options.data.sites))
 
 

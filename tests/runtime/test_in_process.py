@@ -10,6 +10,7 @@ import pytest
 
 from pfedsam.core import tensors
 from pfedsam.core.errors import DataError, OptionError, RunError
+from pfedsam.core.lock import exclusive
 from pfedsam.core.tensors import digest, load
 from pfedsam.data.tiling import TilingOptions
 from pfedsam.experiment.build import build_model
@@ -21,9 +22,9 @@ from pfedsam.report.records import deterministic_view, read_records
 from pfedsam.report.summary_file import read_summary
 from pfedsam.runtime import in_process
 from pfedsam.runtime.in_process import run
+from pfedsam.runtime.last_good import models_of
 from pfedsam.runtime.run_folder import open_run
 from pfedsam.runtime.server_files import SERVER
-from pfedsam.runtime.worker import models_of
 
 
 def fingerprint(folder: Path, options: RunOptions) -> dict[str, object]:
@@ -265,6 +266,12 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path, toy_options: RunO
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(RunError, match="not empty"):
         run(toy_options, tmp_path)
+
+
+def test_a_run_that_another_process_works_on_is_not_resumed(tmp_path: Path, toy_options: RunOptions) -> None:
+    with exclusive(tmp_path / "run"), pytest.raises(RunError, match="Another process works in 'run'"):
+        run(toy_options, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_a_run_killed_before_it_had_its_configuration_begins_anew(

@@ -170,7 +170,7 @@ def test_a_run_says_so_and_its_folder_predicts_with_the_kept_model(
     rows = [row for row in read_records(tmp_path / "run" / "records.jsonl") if row["kind"] == "kept"]
     assert rows[0] == {"kind": "kept", "round": 1, "site": victim, "from_round": 0}
     assert {row["site"] for row in rows} == {victim}
-    assert "keeps its model of round 0" in (tmp_path / "run" / "report.html").read_text()
+    assert "keeps its model of round 1" in (tmp_path / "run" / "report.html").read_text()
     opened = open_run(tmp_path / "run")
     for name in options.data.sites:
         used = opened._in_use(name).shared

@@ -170,6 +170,7 @@ def ledger_command(
     Lines cut off at the end do not show by themselves: compare the last round with what the coordinator has.
     """
     from pfedsam.federation.ledger import Ledger
+    from pfedsam.federation.messages import in_words
 
     lines = Ledger(folder / "ledger.jsonl").read()
     for line in lines:
@@ -177,7 +178,7 @@ def ledger_command(
             parts = ", ".join(f"{part} {size}" for part, size in line["by_component"].items())
             what = "; ".join(text for text in (parts, f"{len(line['numbers'])} number(s)", line["note"]) if text)
             kind = "left" if line["sent"] else "HELD BACK"
-            head = f"{line['time'][:19]}  {line['study'][:8]}  round {line['round']:<3} {line['task']:<8}  {kind}"
+            head = f"{line['time'][:19]}  {line['study'][:8]}  {in_words(line['task'], line['round']):<20}  {kind}"
             OUT.print(
                 f"{head}  {line['bytes']:>8} bytes  {line['sha256'][:12]}  {what}", soft_wrap=True, highlight=False
             )

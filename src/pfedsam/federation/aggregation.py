@@ -70,7 +70,9 @@ class NothingToAverageError(RunError):
 
     def __init__(self, round_: int, rejected: Mapping[str, str]) -> None:
         reasons = " ".join(rejected.values()) or "No site sent one."
-        super().__init__(f"round {round_} has no update to average, the shared parameters stay as they are. {reasons}")
+        super().__init__(
+            f"round {round_ + 1} has no update to average, the shared parameters stay as they are. {reasons}"
+        )
         self.rejected = dict(rejected)
 
 

@@ -35,6 +35,11 @@ _MAX_ROUND: Final = 1_000_000
 _MAX_NUMBERS: Final = 100_000
 
 
+def in_words(task: Task, round_: int) -> str:
+    """A request as people are told of it: they count rounds from 1, messages and files from 0."""
+    return f"{task} of round {round_ + 1}" if task in ("train", "validate") else task
+
+
 @dataclass(frozen=True)
 class Request:
     """What a coordinator asks of a site."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from pfedsam.core import tensors
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.federation.aggregation import AggregationResult, combine
 from pfedsam.federation.update import Update, UpdateSpec
@@ -15,6 +16,10 @@ class ServerState:
     round: int
     """The round that the sites train next; the first is 0."""
     shared: NamedTensors
+
+    def to_bytes(self) -> bytes:
+        """The shared parameters as the message that every site gets; empty where a method shares nothing."""
+        return tensors.to_bytes(self.shared) if self.shared else b""
 
 
 def aggregate(

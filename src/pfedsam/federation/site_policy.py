@@ -115,7 +115,7 @@ class SitePolicy:
         if not moved <= allowed:
             raise RefusedError(
                 "bad-broadcast",
-                f"the shared parameters of round {request.round} are {moved:.3g} away from those of round {since}; training "
+                f"the shared parameters of round {request.round + 1} are {moved:.3g} away from those of round {since + 1}; training "
                 f"moves them by at most {allowed:.3g}. Someone may be trying to read training data out of gradients: ask "
                 "the coordinator before you go on.",
             )

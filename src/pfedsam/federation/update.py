@@ -246,7 +246,8 @@ def _check_envelope(update: Update, round: int, registered: Mapping[str, int]) -
     if not isinstance(update.site, str) or update.site not in registered:
         raise UpdateError(f"site {label(update.site)} is not registered in this run; its update is ignored.")
     if not _is_count(update.round) or update.round != round:
-        _refuse(update, f"an update for round {_shown(update.round)}; round {round} is being aggregated")
+        said = update.round + 1 if _is_count(update.round) else update.round  # people count from 1
+        _refuse(update, f"an update for round {_shown(said)}; round {round + 1} is being aggregated")
     if not _is_count(update.cases) or update.cases != registered[update.site]:
         _refuse(update, f"a count of {_shown(update.cases)} cases; it registered with {registered[update.site]}")
 

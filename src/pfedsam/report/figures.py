@@ -247,11 +247,11 @@ def curves(ticks: Sequence[str], lines: Mapping[str, Sequence[float | None]], ac
 def _curves(
     records: Sequence[Record], kind: str, value: str, *, by: tuple[str, ...]
 ) -> dict[tuple[Any, ...], dict[int, float]]:
-    """The value by round, for each combination of the fields `by`; undefined values are left out."""
+    """The value by round, counted from 1, for each combination of the fields `by`; undefined values are left out."""
     curves: dict[tuple[Any, ...], dict[int, float]] = {}
     for record in records:
         if record["kind"] == kind and record.get(value) is not None:
-            curves.setdefault(tuple(record[field] for field in by), {})[record["round"]] = record[value]
+            curves.setdefault(tuple(record[field] for field in by), {})[record["round"] + 1] = record[value]
     return curves
 
 

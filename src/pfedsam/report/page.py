@@ -49,7 +49,8 @@ class Picture:
 class Absence:
     """A site that did not do its part of a round."""
 
-    round: int
+    round: str
+    """Counted from 1; `end` after the last."""
     task: str
     site: str
     reason: str
@@ -95,7 +96,7 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
         note=undefined_note(summary),
         panels=_panels(summary, records, run_folder),
         losses=_losses(records),
-        absences=_absences(records),
+        absences=_absences(records, summary.rounds),
         components=_uri(figures.component_bytes(summary.communication.by_component)),
         config=None if config is None else _without_paths(config),
     )
@@ -213,22 +214,29 @@ def _losses(records: Sequence[Record]) -> list[tuple[str, str]]:
     return [(phase, uri) for phase, uri in drawn if uri is not None]
 
 
-def _absences(records: Sequence[Record]) -> list[Absence]:
+def _absences(records: Sequence[Record], rounds: int) -> list[Absence]:
     """Every site that was missing or refused, or uses another model than its last personal one, in the order of the rounds."""
     found = []
     last = last_validation(records)
     for row in records:
+        when = _count_from_1(row["round"], rounds) if "round" in row else ""
         if row["kind"] == "absent":
-            found += [Absence(row["round"], row["task"], site, reason) for site, reason in row["sites"].items()]
+            found += [Absence(when, row["task"], site, reason) for site, reason in row["sites"].items()]
         elif row["kind"] == "kept":
-            reason = f"keeps its model of round {row['from_round']}: this one is worse on its validation part"
-            found.append(Absence(row["round"], "validate", row["site"], reason))
+            kept = _count_from_1(row["from_round"], rounds)
+            reason = f"keeps its model of round {kept}: this one is worse on its validation part"
+            found.append(Absence(when, "validate", row["site"], reason))
         elif row["kind"] == "plain" and row["round"] == last:
             reason = "uses the shared model: its personal one does worse on its validation part"
-            found.append(Absence(row["round"], "validate", row["site"], reason))
+            found.append(Absence(when, "validate", row["site"], reason))
         elif row["kind"] == "aggregate":
-            found += [Absence(row["round"], "train", site, reason) for site, reason in row["rejected"].items()]
+            found += [Absence(when, "train", site, reason) for site, reason in row["rejected"].items()]
     return found
+
+
+def _count_from_1(round_: int, rounds: int) -> str:
+    """A round for people, whom the terminal tells `round 1 of 36`; records count from 0."""
+    return str(round_ + 1) if round_ < rounds else "end"
 
 
 def _without_paths(text: str) -> str:

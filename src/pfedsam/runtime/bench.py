@@ -4,18 +4,18 @@ What is done is skipped, and the results are written after every run, so that a 
 one cache of the frozen blocks' outputs; the first run that meets an image pays for it.
 """
 
-import fcntl
 import json
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pfedsam.core import atomic
-from pfedsam.core.errors import PfedsamError, RunError
+from pfedsam.core.errors import PfedsamError
+from pfedsam.core.lock import exclusive
 from pfedsam.data.manifest import read_site
 from pfedsam.experiment.options import RunOptions
 from pfedsam.experiment.suite import Entry, Suite, local_steps, run_options, site_folders
@@ -113,7 +113,7 @@ def run_plan(plan: Plan, tell: Callable[[Step], None], finished: Callable[[Outco
         OptionError: an entry's configuration is wrong; nothing was run.
     """
     planned = [(entry, seed, plan.options(entry, seed)) for seed in plan.seeds for entry in plan.entries]
-    with _locked(plan.out, plan.cache_folder):
+    with exclusive(plan.out, plan.cache_folder):
         outcome = Outcome()
         waiting = []
         for entry, seed, options in planned:
@@ -216,23 +216,3 @@ def _cpu_seconds() -> float:
     """Of this process and of its children that have ended."""
     both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(one.ru_utime + one.ru_stime for one in both)
-
-
-@contextmanager
-def _locked(*folders: Path) -> Iterator[None]:
-    """Hold the folders for this process: two benches would write into the same runs and caches.
-
-    Raises:
-        RunError: another process holds one.
-    """
-    with ExitStack() as held:
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = held.enter_context((folder / ".lock").open("w"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RunError(
-                    f"Another bench works in {folder.name!r}. Wait for it, or give another --out."
-                ) from error
-        yield

@@ -15,7 +15,6 @@ from typing import Literal, Protocol
 
 from pydantic import Field
 
-from pfedsam.core import tensors
 from pfedsam.core.errors import PfedsamError, QuorumError, RunError, UpdateError
 from pfedsam.core.log import get_logger
 from pfedsam.core.options import Options
@@ -24,15 +23,15 @@ from pfedsam.experiment.build import build_labels, build_method
 from pfedsam.experiment.load import load_options
 from pfedsam.federation.aggregation import NothingToAverageError, check_registration
 from pfedsam.federation.manifest import StudyManifest, Task, read_manifest
-from pfedsam.federation.messages import REFUSALS, Reply, Request, reply_from_wire, request_to_wire
+from pfedsam.federation.messages import REFUSALS, Reply, Request, in_words, reply_from_wire, request_to_wire
 from pfedsam.federation.server import ServerState, aggregate
 from pfedsam.federation.update import Update, decode, label
-from pfedsam.report.page import write_page
 from pfedsam.report.records import RecordWriter, read_records
-from pfedsam.report.summary_file import write_summary
+from pfedsam.report.summary_file import Communication
 from pfedsam.runtime.numbers import to_report, to_summaries, to_validation
-from pfedsam.runtime.server_files import record_report, record_validation
-from pfedsam.runtime.study_folder import StudyFolder, study_summary
+from pfedsam.runtime.run_end import write_end
+from pfedsam.runtime.server_files import record_aggregate, record_report, record_validation
+from pfedsam.runtime.study_folder import StudyFolder
 
 _LOG = get_logger(__name__)
 Outcome = Literal["finished", "again"]
@@ -167,15 +166,8 @@ class StudyRun:
             accepted, rejected = result.accepted, {**rejected, **result.rejected}
         except NothingToAverageError as error:
             state, accepted, rejected = current, (), {**rejected, **error.rejected}
-        records.write(
-            {
-                "kind": "aggregate",
-                "round": current.round,
-                "accepted": list(accepted),
-                "rejected": rejected,
-                "up_bytes": {site: len(reply.update) for site, reply in sorted(replies.items())},
-            }
-        )
+        messages = {site: reply.update for site, reply in replies.items()}
+        record_aggregate(records, current.round, accepted, rejected, messages)
         self._check_quorum(len(accepted), current.round)
         return state
 
@@ -199,8 +191,8 @@ class StudyRun:
     def _check_quorum(self, accepted: int, round_: int) -> None:
         if accepted < self.policy.quorum:
             raise QuorumError(
-                f"round {round_} has {accepted} accepted update(s) after {self.policy.deadline_s} s at most; the quorum is "
-                f"{self.policy.quorum}. The shared parameters stay those of round {round_}; submit the study again to go on."
+                f"round {round_ + 1} has {accepted} accepted update(s) after {self.policy.deadline_s} s at most; the quorum is "
+                f"{self.policy.quorum}. The shared parameters stay as they were before it; submit the study again to go on."
             )
 
     def _validate(self, records: RecordWriter, round_: int, sites: Sequence[str]) -> None:
@@ -234,14 +226,22 @@ class StudyRun:
     def _report(self, summaries: Mapping[str, Mapping[str, SiteSummary]], seconds: Mapping[str, float]) -> None:
         if not summaries:
             raise QuorumError("no site sent its test scores in time; submit the study again to score once more.")
-        folder = self.folder.path
         self.folder.export_adapter(self.state, self.options)
-        summary = study_summary(
-            self.options, self.manifest, summaries, read_records(folder / "records.jsonl"), self.broadcast(), seconds
-        )
-        write_summary(folder / "summary.json", summary)
-        write_page(folder)
+        names = {model for found in summaries.values() for model in found}
+        models = {name: {site: found[name] for site, found in summaries.items() if name in found} for name in names}
+        write_end(self.folder.path, self.options, models, self._communication(), seconds)
         self._tell("finished")
+
+    def _communication(self) -> Communication:
+        """Bytes of the last round's messages, or of an update's values where no message came, and these by component."""
+        records = read_records(self.folder.path / "records.jsonl")
+        sent = [max(r["up_bytes"].values(), default=0) for r in records if r["kind"] == "aggregate"]
+        by_component = self.manifest.component_bytes()
+        return Communication(
+            up_bytes_per_site_round=(sent[-1] if sent else 0) or sum(by_component.values()),
+            down_bytes_per_site_round=len(self.state.to_bytes()),
+            by_component=by_component,
+        )
 
     def _ask(
         self,
@@ -260,7 +260,7 @@ class StudyRun:
             self.manifest.digest,
             round_,
             manifest=self.manifest.model_dump_json().encode() if manifest else b"",
-            shared=b"" if manifest else self.broadcast(),
+            shared=b"" if manifest else self.state.to_bytes(),
         )
         answers = self.transport.ask(request_to_wire(request), task, sites, deadline_s)
         reasons = {**answers.missing, **{s: f"{n} reply(s) came after their deadline" for s, n in answers.late.items()}}
@@ -283,11 +283,7 @@ class StudyRun:
         if reasons:
             named = {label(site): reasons[site] for site in sorted(reasons)}
             records.write({"kind": "absent", "round": round_, "task": task, "sites": named})
-            _LOG.warning("%s of round %d: %s", task, round_, "; ".join(f"{s}: {r}" for s, r in named.items()))
-
-    def broadcast(self) -> bytes:
-        """The shared parameters as a message; empty where a method shares nothing."""
-        return tensors.to_bytes(self.state.shared) if self.state.shared else b""
+            _LOG.warning("%s: %s", in_words(task, round_), "; ".join(f"{s}: {r}" for s, r in named.items()))
 
     def _ordered(self, sites: Sequence[str] | set[str] | Mapping[str, object]) -> list[str]:
         """The sites in the configuration's order, those that it does not name after them by name."""

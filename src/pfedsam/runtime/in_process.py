@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pfedsam.core import atomic, tensors
+from pfedsam.core import atomic
 from pfedsam.core.errors import RunError
+from pfedsam.core.lock import LOCK, exclusive
 from pfedsam.data.check import refuse_problems
 from pfedsam.data.manifest import Site
 from pfedsam.data.split import read_split, write_split
 from pfedsam.evaluation.scores import CaseScores
-from pfedsam.evaluation.summary import summarize_site
 from pfedsam.experiment.build import (
     BuiltModel,
     build_codec,
@@ -35,12 +35,19 @@ from pfedsam.federation.manifest import differences
 from pfedsam.federation.server import ServerState, aggregate
 from pfedsam.federation.update import UpdateSpec
 from pfedsam.model.numerics import describe, find_device
-from pfedsam.report.page import write_page
 from pfedsam.report.records import RecordWriter, read_records
-from pfedsam.report.summary_file import Communication, Summary, build_summary, collect_versions, write_summary
+from pfedsam.report.summary_file import Communication, Summary
 from pfedsam.runtime.export import export_adapter
-from pfedsam.runtime.server_files import SERVER, load_state, record_report, record_validation, save_state
-from pfedsam.runtime.worker import MakeWorker, Workers, models_of
+from pfedsam.runtime.run_end import by_model, write_end
+from pfedsam.runtime.server_files import (
+    SERVER,
+    load_state,
+    record_aggregate,
+    record_report,
+    record_validation,
+    save_state,
+)
+from pfedsam.runtime.worker import MakeWorker, Workers
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ def run(options: RunOptions, folder: Path, *, resume: bool = False, progress: Pr
     Raises:
         DataError: a site's data is wrong; every problem is named, and nothing was written.
         OptionError: there is no such device.
-        RunError: the folder holds another run.
+        RunError: the folder holds another run, or another process works in it.
     """
     tell = progress or (lambda _: None)
     device = find_device(options.runtime.device)
@@ -77,9 +84,11 @@ def run(options: RunOptions, folder: Path, *, resume: bool = False, progress: Pr
     sites = _sites(options, folder)
     tell(Event("prepare", 1, 2, f"loading the backbone; sites compute on {describe(device)}"))
     built = build_model(options)
-    _begin(options, folder, sites)
-    tell(Event("prepare", 2, 2, "ready"))
-    return _Run(options, folder, sites, built, tell).finish()
+    with exclusive(folder):
+        _check_folder(options, folder, resume)  # again: another process may have begun meanwhile
+        _begin(options, folder, sites)
+        tell(Event("prepare", 2, 2, "ready"))
+        return _Run(options, folder, sites, built, tell).finish()
 
 
 def study_id(options: RunOptions, backbone: str) -> str:
@@ -122,7 +131,8 @@ def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
 
 def _is_unstarted(folder: Path) -> bool:
     """Whether there is nothing but what a run leaves that was killed before it had its configuration: splits, nothing trained."""
-    return all(path.is_dir() or path.name == "split.json" or path.suffix == ".tmp" for path in folder.rglob("*"))
+    left = (path for path in folder.rglob("*") if not path.is_dir())
+    return all(path.name in ("split.json", LOCK) or path.suffix == ".tmp" for path in left)
 
 
 def _sites(options: RunOptions, folder: Path) -> dict[str, Site]:
@@ -141,7 +151,6 @@ def _sites(options: RunOptions, folder: Path) -> dict[str, Site]:
 def _begin(options: RunOptions, folder: Path, sites: Mapping[str, Site]) -> None:
     if (folder / "config.yaml").exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
     for name, site in sites.items():
         (folder / "sites" / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         write_split(folder / "sites" / name / "split.json", site)
@@ -184,10 +193,7 @@ class _Run:
         finally:
             workers.close()
         export_adapter((self.folder / SERVER).parent, self.options, self.built, self.state.shared)
-        summary = self._summarise(scores)
-        write_summary(self.folder / "summary.json", summary)
-        write_page(self.folder)
-        return summary
+        return write_end(self.folder, self.options, by_model(scores), self._communication(), self.seconds)
 
     def _rounds(self, workers: Workers, records: RecordWriter) -> None:
         rounds = self.options.training.rounds
@@ -195,7 +201,7 @@ class _Run:
         self.tell(Event("train", done, total, f"round {self.state.round + 1} of {rounds}"))
         while self.state.round < rounds:
             current = self.state.round
-            shared = self._broadcast()
+            shared = self.state.to_bytes()
             futures = {name: workers.submit(name, "train", current, shared) for name in self.trainers}
             messages = {}
             for name, future in futures.items():
@@ -216,19 +222,11 @@ class _Run:
         spec = UpdateSpec.of(current.shared, build_codec(self.options))
         updates, unread = open_messages(messages, spec, current.shared)
         state, result = aggregate(current, updates, spec, self.trainers)
-        records.write(
-            {
-                "kind": "aggregate",
-                "round": current.round,
-                "accepted": list(result.accepted),
-                "rejected": {**unread, **result.rejected},
-                "up_bytes": {name: len(message) for name, message in sorted(messages.items())},
-            }
-        )
+        record_aggregate(records, current.round, result.accepted, {**unread, **result.rejected}, messages)
         return state
 
     def _validate(self, workers: Workers, records: RecordWriter, round_: int) -> None:
-        shared = self._broadcast()
+        shared = self.state.to_bytes()
         futures = {site: workers.submit(site, "validate", round_, shared) for site in self.sites}
         for site, future in futures.items():
             record_validation(records, round_, site, future.result())
@@ -237,7 +235,7 @@ class _Run:
         method = build_method(self.options)
         if not method.final(self.options.training):
             return
-        rounds, shared = self.options.training.rounds, self._broadcast()
+        rounds, shared = self.options.training.rounds, self.state.to_bytes()
         names = self.sites if method.own_end else self.trainers
         futures = {name: workers.submit(name, "align", rounds, shared) for name in names}
         for done, (name, future) in enumerate(futures.items(), start=1):
@@ -249,31 +247,13 @@ class _Run:
             )  # what is chosen on validation is the model that the site ends with
 
     def _test(self, workers: Workers) -> dict[str, dict[str, list[CaseScores]]]:
-        shared = self._broadcast()
+        shared = self.state.to_bytes()
         futures = {site: workers.submit(site, "test", shared) for site in self.sites}
         scores = {}
         for done, (site, future) in enumerate(futures.items(), start=1):
             scores[site] = future.result()
             self.tell(Event("test", done, len(futures), site))
         return scores
-
-    def _broadcast(self) -> bytes:
-        return tensors.to_bytes(self.state.shared) if self.state.shared else b""
-
-    def _summarise(self, scores: Mapping[str, Mapping[str, list[CaseScores]]]) -> Summary:
-        models = models_of(self.options, self.built)
-        by_model = {model: {site: summarize_site(found[model]) for site, found in scores.items()} for model in models}
-        return build_summary(
-            method=self.options.method,
-            backbone=self.options.model.backbone,
-            seed=self.options.seed,
-            rounds=self.options.training.rounds,
-            personal=by_model.get("personal"),
-            shared=by_model.get("shared"),
-            communication=self._communication(),
-            seconds=self.seconds,
-            versions=collect_versions(),
-        )
 
     def _communication(self) -> Communication:
         """Bytes of the last round's messages, measured, and of an update's values by component."""
@@ -287,6 +267,6 @@ class _Run:
         sent = [r["up_bytes"] for r in read_records(self.folder / "records.jsonl") if r["kind"] == "aggregate"]
         return Communication(
             up_bytes_per_site_round=max(sent[-1].values()) if sent else 0,
-            down_bytes_per_site_round=len(self._broadcast()),
+            down_bytes_per_site_round=len(self.state.to_bytes()),
             by_component=by_component,
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from pfedsam.core.tensors import NamedTensors
-from pfedsam.experiment.build import BuiltModel, build_method
+from pfedsam.experiment.build import POOLED, BuiltModel, build_method
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.training.phases import Model
@@ -141,6 +141,28 @@ class SiteModels:
     @property
     def _good(self) -> SiteStore:
         return SiteStore(self.folder / "good")
+
+
+def models_of(options: RunOptions, built: BuiltModel) -> dict[str, Model]:
+    """Reported name to model.
+
+    A pooled method has one model for all sites, so it is reported as shared. Where a part of what is local cannot be switched off
+    (FedPer's decoder) there is no shared model.
+    """
+    method = build_method(options)
+    if method.pooled and not method.own_end:
+        return {"shared": "personal"}
+    models: dict[str, Model] = {"personal": "personal"} if built.partition.local else {}
+    return models | ({"shared": "shared"} if built.has_shared_model else {})
+
+
+def site_models(options: RunOptions, built: BuiltModel, folder: Path, site: str) -> SiteModels:
+    """The models of a site in a run's folder; those of a pooled method go on from the pooled one."""
+    sites = folder / "sites"
+    first: NamedTensors = built.start("local")
+    if build_method(options).pooled:
+        first = SiteModels(sites / POOLED, first).trained({}).local
+    return SiteModels.of(options, built, sites / site, first)
 
 
 def _is_kept(good: SiteState) -> bool:

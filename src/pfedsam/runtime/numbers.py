@@ -12,9 +12,8 @@ from pfedsam.evaluation.summary import ClassSummary, SiteSummary, SummaryUnit
 from pfedsam.experiment.build import BuiltModel, build_labels, build_method
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import Task
-from pfedsam.runtime.last_good import Validation, allowed_drop
+from pfedsam.runtime.last_good import Validation, allowed_drop, models_of
 from pfedsam.runtime.site_session import RoundReport
-from pfedsam.runtime.worker import models_of
 
 Numbers = Mapping[str, float | None]
 _LOSSES: Final = ("total", "segmentation", "distillation", "balance", "proximal")

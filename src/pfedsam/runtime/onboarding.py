@@ -28,10 +28,10 @@ from pfedsam.experiment.load import dump_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.model.partition import Partition
-from pfedsam.report.page import write_page
-from pfedsam.report.summary_file import Communication, build_summary, collect_versions, write_summary
+from pfedsam.report.summary_file import Communication
 from pfedsam.runtime.in_process import study_id
 from pfedsam.runtime.last_good import Parameters
+from pfedsam.runtime.run_end import write_end
 from pfedsam.runtime.run_folder import OpenRun
 from pfedsam.runtime.server_files import SERVER
 from pfedsam.runtime.site_session import SiteScorer
@@ -58,7 +58,7 @@ class Newcomer:
 
     name: str
     folder: Path
-    labels: int
+    labels: int = 10
     """Labelled cases to train on, whole patients first."""
     steps: int = 120
     seed: int = 0
@@ -275,20 +275,11 @@ def _commit(work: _Work, local: NamedTensors) -> None:
 
 
 def _finish(work: _Work, scores: Mapping[str, list[CaseScores]], used: str) -> None:
-    shared = {work.site.name: summarize_site(scores[NOTHING])}
-    summary = build_summary(
-        method=work.options.method,
-        backbone=work.options.model.backbone,
-        seed=work.options.seed,
-        rounds=work.options.training.rounds,
-        personal={work.site.name: summarize_site(scores[used])} if used != NOTHING else None,
-        shared=shared,
-        communication=Communication(up_bytes_per_site_round=0, down_bytes_per_site_round=0, by_component={}),
-        seconds={"total": round(time.monotonic() - work.started, 1)},
-        versions=collect_versions(),
-    )
-    write_summary(work.out / "summary.json", summary)
-    write_page(work.out)
+    models = {"shared": {work.site.name: summarize_site(scores[NOTHING])}}
+    if used != NOTHING:
+        models["personal"] = {work.site.name: summarize_site(scores[used])}
+    nothing_sent = Communication(up_bytes_per_site_round=0, down_bytes_per_site_round=0, by_component={})
+    write_end(work.out, work.options, models, nothing_sent, {"total": round(time.monotonic() - work.started, 1)})
 
 
 def _measures(site: SiteSummary) -> dict[str, float | None]:

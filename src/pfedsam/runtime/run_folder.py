@@ -8,21 +8,20 @@ import numpy.typing as npt
 
 from pfedsam.core import tensors
 from pfedsam.core.errors import RunError
+from pfedsam.core.lock import exclusive
 from pfedsam.data.manifest import Case
 from pfedsam.data.split import read_split
-from pfedsam.evaluation.summary import summarize_site
 from pfedsam.experiment.build import POOLED, BuiltModel, build_cache, build_images, build_model, build_sites
 from pfedsam.experiment.load import load_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.model.numerics import configure_numerics
 from pfedsam.model.partition import Kind
-from pfedsam.report.page import write_page
-from pfedsam.report.summary_file import Summary, build_summary, collect_versions, read_summary, write_summary
+from pfedsam.report.summary_file import Summary, read_summary
 from pfedsam.runtime.in_process import Event
-from pfedsam.runtime.last_good import Parameters
+from pfedsam.runtime.last_good import Parameters, models_of, site_models
+from pfedsam.runtime.run_end import by_model, write_end
 from pfedsam.runtime.server_files import SERVER
 from pfedsam.runtime.site_session import SiteScorer
-from pfedsam.runtime.worker import models_of, site_models
 
 
 class OpenRun:
@@ -64,7 +63,15 @@ class OpenRun:
         return predict_file(self.options, self.built, site, self._in_use(site), image)
 
     def evaluate(self, progress: Callable[[Event], None] | None = None) -> Summary:
-        """Score the test part again; rewrites scores, overlays, `summary.json` and `report.html`."""
+        """Score the test part again; rewrites scores, overlays, `summary.json` and `report.html`.
+
+        Raises:
+            RunError: another process works in the folder.
+        """
+        with exclusive(self.folder):
+            return self._evaluate(progress)
+
+    def _evaluate(self, progress: Callable[[Event], None] | None) -> Summary:
         before = read_summary(self.folder / "summary.json")
         models, scores = models_of(self.options, self.built), {}
         sites = build_sites(self.options)
@@ -75,21 +82,7 @@ class OpenRun:
             scores[name] = scorer.test(cases, models, self._in_use(name), folder)
             if progress:
                 progress(Event("test", done, len(sites), name))
-        by_model = {model: {site: summarize_site(found[model]) for site, found in scores.items()} for model in models}
-        summary = build_summary(
-            method=before.method,
-            backbone=before.backbone,
-            seed=before.seed,
-            rounds=before.rounds,
-            personal=by_model.get("personal"),
-            shared=by_model.get("shared"),
-            communication=before.communication,
-            seconds=before.seconds,
-            versions=collect_versions(),
-        )
-        write_summary(self.folder / "summary.json", summary)
-        write_page(self.folder)
-        return summary
+        return write_end(self.folder, self.options, by_model(scores), before.communication, before.seconds)
 
     def _in_use(self, site: str) -> Parameters:
         """What a site uses; a site whose parameters were taken away has nothing, not those of the start.

@@ -1,5 +1,6 @@
 """What both servers, the embedded one and a coordinator, write in the same form: the committed state, and records of sites' reports."""
 
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 
@@ -35,6 +36,25 @@ def save_state(folder: Path, study: str, state: ServerState, *, mode: int = 0o77
     path = folder / SERVER
     path.parent.mkdir(exist_ok=True, mode=mode)
     tensors.save(path, state.shared or NOTHING, {"round": str(state.round), "study": study})
+
+
+def record_aggregate(
+    records: RecordWriter,
+    round_: int,
+    accepted: Sequence[str],
+    rejected: Mapping[str, str],
+    messages: Mapping[str, bytes],
+) -> None:
+    """Write which sites' updates were averaged, which were not and why, and the bytes of each message."""
+    records.write(
+        {
+            "kind": "aggregate",
+            "round": round_,
+            "accepted": list(accepted),
+            "rejected": dict(rejected),
+            "up_bytes": {site: len(message) for site, message in sorted(messages.items())},
+        }
+    )
 
 
 def record_report(records: RecordWriter, round_: int, site: str, report: RoundReport) -> None:

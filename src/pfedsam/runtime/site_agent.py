@@ -22,14 +22,14 @@ from pfedsam.evaluation.summary import summarize_site
 from pfedsam.experiment.build import BuiltModel, build_labels, build_method, build_model, build_sites
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, shared_tensors
-from pfedsam.federation.messages import Reply, Request
+from pfedsam.federation.messages import Reply, Request, in_words
 from pfedsam.federation.site_policy import RefusedError, SitePolicy
 from pfedsam.model.numerics import configure_numerics, describe
+from pfedsam.runtime.last_good import models_of
 from pfedsam.runtime.numbers import from_report, from_summaries, from_validation
 from pfedsam.runtime.server_files import NOTHING
 from pfedsam.runtime.site_options import SiteOptions, read_site_options
 from pfedsam.runtime.site_session import SiteScorer, SiteSession
-from pfedsam.runtime.worker import models_of
 
 MODEL_FILES = {"shared": "shared.safetensors", "local": "local.safetensors"}
 """What a site uses after a study, in the study's folder at the site; the metadata say whether as its personal or the shared model."""
@@ -97,20 +97,20 @@ class SiteAgent:
 
     def handle(self, request: Request) -> Reply:
         """The answer to a request; a failure is answered by one word and told in full in the site's own log."""
-        word = "failed"
+        word, asked = "failed", in_words(request.task, request.round)
         try:
             return self._answer(request)
         except RefusedError as error:
             word = error.word
-            _LOG.error("%s of round %d refused (%s): %s", request.task, request.round, word, error)
+            _LOG.error("%s refused (%s): %s", asked, word, error)
         except PfedsamError as error:
             word = _word(error)
-            _LOG.error("%s of round %d failed (%s): %s", request.task, request.round, word, error)
+            _LOG.error("%s failed (%s): %s", asked, word, error)
         except (MemoryError, torch.OutOfMemoryError) as error:
             word = "memory"
-            _LOG.error("%s of round %d ran out of memory: %s", request.task, request.round, error)
+            _LOG.error("%s ran out of memory: %s", asked, error)
         except Exception as error:  # noqa: BLE001 - the coordinator learns one word, whatever it was; the log has all of it
-            _LOG.exception("%s of round %d failed: %s", request.task, request.round, type(error).__name__)
+            _LOG.exception("%s failed: %s", asked, type(error).__name__)
         return Reply(request.task, request.study, request.round, refused=word)
 
     def _answer(self, request: Request) -> Reply:
@@ -131,7 +131,9 @@ class SiteAgent:
         last = study.session.store.load()
         if last is not None and request.round < last.round - 1:
             # The store would have to forget more than the one round that a coordinator's restart can cost.
-            raise RefusedError("wrong-round", f"asked for round {request.round}; this site has finished {last.round}.")
+            raise RefusedError(
+                "wrong-round", f"asked for round {request.round + 1}; this site has finished {last.round}."
+            )
         message, report = study.session.train(request.round, shared)
         return Reply(request.task, request.study, request.round, from_report(report), message)
 
@@ -140,7 +142,9 @@ class SiteAgent:
         models, site = models_of(study.options, study.built), study.session.models
         found = scorer.validate(study.site.of("val"), models, site, round_, shared)
         if found.kept is not None:
-            _LOG.warning("after round %d the shared model is worse here; the one of round %d stays", round_, found.kept)
+            _LOG.warning(
+                "after round %d the shared model is worse here; the one of round %d stays", round_ + 1, found.kept + 1
+            )
         return from_validation(found, study.manifest.numbers["validate"])
 
     def _test(self, study: _OpenStudy, shared: NamedTensors) -> dict[str, float | None]:

@@ -16,15 +16,12 @@ from pydantic import ValidationError
 from pfedsam.core import atomic
 from pfedsam.core.errors import OptionError, RunError
 from pfedsam.core.options import Options
-from pfedsam.evaluation.summary import SiteSummary
 from pfedsam.experiment.build import build_method, build_model
 from pfedsam.experiment.load import dump_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, largest_change, shared_tensors, write_manifest
 from pfedsam.federation.server import ServerState
 from pfedsam.model.checkpoint import backbone_file
-from pfedsam.report.records import Record
-from pfedsam.report.summary_file import Communication, Summary, build_summary, collect_versions
 from pfedsam.runtime.export import export_adapter
 from pfedsam.runtime.numbers import allowed_numbers
 from pfedsam.runtime.server_files import SERVER, load_state, save_state
@@ -32,6 +29,10 @@ from pfedsam.runtime.server_files import SERVER, load_state, save_state
 T = TypeVar("T", bound=Options)
 REVOKED = "revoked.json"
 """In the coordinator's folder, beside that of the studies: the sites that may take part in nothing any more."""
+CONNECTED = "connected.json"
+"""Beside it: the sites that are connected now."""
+STUDIES_FOLDER = "studies"
+"""Beside it: a folder for each study."""
 _POLICY, _REGISTERED, STATUS = "policy.json", "registered.json", "status.json"
 
 
@@ -140,32 +141,3 @@ class StudyFolder:
     def export_adapter(self, state: ServerState, options: RunOptions) -> None:
         """The shared LoRA once more, in peft's format."""
         export_adapter((self.path / SERVER).parent, options, build_model(options), state.shared)
-
-
-def study_summary(
-    options: RunOptions,
-    manifest: StudyManifest,
-    scores: Mapping[str, Mapping[str, SiteSummary]],
-    records: Sequence[Record],
-    broadcast: bytes,
-    seconds: Mapping[str, float],
-) -> Summary:
-    """The summary of a study from its sites' own summaries by model."""
-    models = {model for found in scores.values() for model in found}
-    by_model = {model: {site: found[model] for site, found in scores.items() if model in found} for model in models}
-    sent = [max(r["up_bytes"].values(), default=0) for r in records if r["kind"] == "aggregate"]
-    by_component = manifest.component_bytes()
-    up = (sent[-1] if sent else 0) or sum(by_component.values())
-    return build_summary(
-        method=options.method,
-        backbone=options.model.backbone,
-        seed=options.seed,
-        rounds=options.training.rounds,
-        personal=by_model.get("personal"),
-        shared=by_model.get("shared"),
-        communication=Communication(
-            up_bytes_per_site_round=up, down_bytes_per_site_round=len(broadcast), by_component=by_component
-        ),
-        seconds=seconds,
-        versions=collect_versions(),
-    )

@@ -23,9 +23,8 @@ from pfedsam.evaluation.scores import CaseScores
 from pfedsam.experiment.build import POOLED, BuiltModel, build_cache, build_method, build_model, training_cases
 from pfedsam.experiment.options import RunOptions
 from pfedsam.model.numerics import configure_numerics
-from pfedsam.runtime.last_good import SiteModels, Validation
+from pfedsam.runtime.last_good import SiteModels, Validation, models_of, site_models
 from pfedsam.runtime.site_session import RoundReport, SiteScorer, SiteSession
-from pfedsam.training.phases import Model
 
 T = TypeVar("T")
 _MAX_SHARED_BYTES = 4 * 2**30
@@ -84,28 +83,6 @@ class SiteWorker:
             folder, cache = self.folder / "sites" / name, self._cache(name)
             self._sessions[name] = SiteSession(self.options, self.study, name, cases, self.built, folder, cache, start)
         return self._sessions[name]
-
-
-def models_of(options: RunOptions, built: BuiltModel) -> dict[str, Model]:
-    """Reported name to model.
-
-    A pooled method has one model for all sites, so it is reported as shared. Where a part of what is local cannot be switched off
-    (FedPer's decoder) there is no shared model.
-    """
-    method = build_method(options)
-    if method.pooled and not method.own_end:
-        return {"shared": "personal"}
-    models: dict[str, Model] = {"personal": "personal"} if built.partition.local else {}
-    return models | ({"shared": "shared"} if built.has_shared_model else {})
-
-
-def site_models(options: RunOptions, built: BuiltModel, folder: Path, site: str) -> SiteModels:
-    """The models of a site in a run's folder; those of a pooled method go on from the pooled one."""
-    sites = folder / "sites"
-    first: tensors.NamedTensors = built.start("local")
-    if build_method(options).pooled:
-        first = SiteModels(sites / POOLED, first).trained({}).local
-    return SiteModels.of(options, built, sites / site, first)
 
 
 def _decode(shared: bytes) -> dict[str, torch.Tensor]:

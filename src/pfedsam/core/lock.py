@@ -1,0 +1,31 @@
+"""A folder that one process at a time works in."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from pfedsam.core.errors import RunError
+
+LOCK = ".lock"
+"""The file in a folder that is locked; the system lets go of it however the process ends, and the file stays."""
+
+
+@contextmanager
+def exclusive(*folders: Path) -> Iterator[None]:
+    """Hold folders for this process; they are made where they are missing.
+
+    Raises:
+        RunError: another process holds one.
+    """
+    with ExitStack() as held:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context((folder / LOCK).open("w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunError(
+                    f"Another process works in {folder.name!r}. Wait for it, or give another folder by --out."
+                ) from error
+        yield

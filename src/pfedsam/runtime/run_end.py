@@ -1,0 +1,57 @@
+"""What every finished run leaves: `summary.json`, and `report.html` made from it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pfedsam.evaluation.scores import CaseScores
+from pfedsam.evaluation.summary import SiteSummary, summarize_site
+from pfedsam.experiment.options import RunOptions
+from pfedsam.model.checkpoint import backbone_file
+from pfedsam.report.page import write_page
+from pfedsam.report.summary_file import Communication, Summary, build_summary, collect_versions, write_summary
+
+
+def by_model(scores: Mapping[str, Mapping[str, list[CaseScores]]]) -> dict[str, dict[str, SiteSummary]]:
+    """The sites' summaries by reported model, from the scores of each site's models."""
+    summaries: dict[str, dict[str, SiteSummary]] = {}
+    for site, models in scores.items():
+        for model, cases in models.items():
+            summaries.setdefault(model, {})[site] = summarize_site(cases)
+    return summaries
+
+
+def write_end(
+    folder: Path,
+    options: RunOptions,
+    models: Mapping[str, Mapping[str, SiteSummary]],
+    communication: Communication,
+    seconds: Mapping[str, float],
+) -> Summary:
+    """Write summary and report into a run's folder.
+
+    Args:
+        folder: of the run; the report also reads its records, configuration and overlays.
+        options: of the run.
+        models: `personal`, `shared`, or both, with each site's scores.
+        communication: bytes of a round.
+        seconds: what took how long.
+
+    Raises:
+        RunError: there is no model, or the two were not scored at the same sites.
+        StoreError: a file could not be written, or what the report reads is damaged.
+    """
+    file = backbone_file(options.model.backbone)  # where it lies here is nobody else's business
+    summary = build_summary(
+        method=options.method,
+        backbone=file.name if file else options.model.backbone,
+        seed=options.seed,
+        rounds=options.training.rounds,
+        personal=models.get("personal"),
+        shared=models.get("shared"),
+        communication=communication,
+        seconds=seconds,
+        versions=collect_versions(),
+    )
+    write_summary(folder / "summary.json", summary)
+    write_page(folder)
+    return summary
