@@ -1,5 +1,6 @@
 """`pfedsam predict`: which files it writes, and what stands in them."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,6 +54,20 @@ def test_masks_hold_the_first_id_of_each_class(
     assert read_mask(Path("masks/a.png")).tolist() == [ids]
     with Image.open("masks/a.png") as mask:
         assert mask.mode == mode
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_a_mask_has_the_permissions_that_the_user_gives_new_files(
+    call: Call, finished: Finished, umask: int, mode: int
+) -> None:
+    finished("{organ: [1], lesion: [2]}")
+    before = os.umask(umask)
+    try:
+        assert call("predict", "run", "a.jpg", "--site", "north", "--out", "masks") == 0
+    finally:
+        os.umask(before)
+    assert Path("masks/a.png").stat().st_mode & 0o777 == mode
+    assert [path.name for path in Path("masks").iterdir()] == ["a.png"]
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ def test_the_ledger_is_printed_and_a_change_in_it_is_an_error(
     assert call("site", "ledger", tmp_path) == 0
     shown = capsys.readouterr().out
     assert "lora_a 48" in shown
+    assert "  train of round 2  " in shown
     assert "HELD BACK" in shown
     assert "2 line(s), verified; 500 bytes left" in shown
     ledger.path.write_bytes(ledger.path.read_bytes().replace(b'"bytes":500', b'"bytes":499'))

@@ -1,5 +1,7 @@
 """A folder is worked in by one process at a time."""
 
+import errno
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,17 @@ with exclusive(Path(sys.argv[1])):
     print(flush=True)
     time.sleep(60)
 """
+
+
+def test_where_there_are_no_locks_the_log_says_so_and_work_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with exclusive(tmp_path):
+        assert "cannot be locked (No locks available)" in caplog.text
 
 
 def test_who_comes_second_is_refused_until_the_first_has_ended_however_it_did(tmp_path: Path) -> None:

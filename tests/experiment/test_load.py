@@ -23,6 +23,14 @@ def test_folders_are_relative_to_the_file_and_overrides_win(tmp_path: Path) -> N
     assert options.model.experts is None
 
 
+def test_a_mistake_beside_set_is_not_said_to_be_the_files_alone(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    with pytest.raises(OptionError, match=rf"^{path.name} with --set has 1 mistake"):
+        load_options(path, ["training.roundz=7"])
+    with pytest.raises(OptionError, match=rf"^{path.name} has 1 mistake"):
+        load_options(write(tmp_path, GOOD + "trainng: {}\n"))
+
+
 def test_a_split_folder_and_a_cache_are_relative_to_the_file(tmp_path: Path) -> None:
     options = load_options(write(tmp_path, GOOD + "  split_folder: splits\nruntime: {cache_folder: ../cache}\n"))
     assert options.data.split_folder == tmp_path / "splits"

@@ -95,13 +95,13 @@ def make_summary(
 def make_records(folder: Path, sites: tuple[str, ...] = SITES, *, rounds: int = ROUNDS) -> None:
     generator = np.random.default_rng(3)
     with RecordWriter(folder / "records.jsonl") as writer:
-        for round_ in range(1, rounds + 1):
+        for round_ in range(rounds):
             for index, site in enumerate(sites):
                 for phase, height in (("global", 0.9), ("local", 0.6)):
-                    loss = height * math.exp(-round_ / (4 + index)) + 0.15 + 0.02 * index
+                    loss = height * math.exp(-(round_ + 1) / (4 + index)) + 0.15 + 0.02 * index
                     writer.write({"kind": "round", "round": round_, "site": site, "phase": phase, "loss": loss})
                 for model, top in (("personal", 0.84), ("shared", 0.72 - 0.03 * index)):
-                    dice = top * (1 - math.exp(-round_ / (2 + 0.4 * index))) + float(generator.normal(0, 0.012))
+                    dice = top * (1 - math.exp(-(round_ + 1) / (2 + 0.4 * index))) + float(generator.normal(0, 0.012))
                     writer.write({"kind": "validation", "round": round_, "site": site, "model": model, "dice": dice})
                 for block in (8, 9, 10, 11):
                     usage = generator.dirichlet([4.0] * 4).tolist()

@@ -17,14 +17,14 @@ def texts(svg: bytes) -> list[str]:
 
 
 def test_a_learning_curve_has_both_models(records):
-    svg = figures.learning_curve(records, "amsterdam")
+    svg = figures.learning_curve(records, "amsterdam", 12)
     assert figures.PERSONAL.lower() in svg.decode().lower()
     assert figures.SHARED.lower() in svg.decode().lower()
     assert "round" in texts(svg)
 
 
 def test_what_was_never_measured_is_not_drawn(records):
-    assert figures.learning_curve(records, "zagreb") is None
+    assert figures.learning_curve(records, "zagreb", 12) is None
     assert figures.loss_curve(records, "prologue") is None
     once = {"kind": "round", "round": 9, "site": "bologna", "phase": "epilogue", "loss": 0.5}
     assert figures.loss_curve([*records, once], "epilogue") is None
@@ -36,15 +36,23 @@ def test_an_undefined_validation_is_skipped():
         {"kind": "validation", "round": round_, "site": "a", "model": "shared", "dice": dice}
         for round_, dice in ((1, None), (2, 0.5))
     ]
-    assert figures.learning_curve(records, "a") is not None
-    assert figures.learning_curve(records[:1], "a") is None
+    assert figures.learning_curve(records, "a", 4) is not None
+    assert figures.learning_curve(records[:1], "a", 4) is None
 
 
 def test_a_single_validation_is_at_a_whole_round():
     svg = figures.learning_curve(
-        [{"kind": "validation", "round": 6, "site": "a", "model": "personal", "dice": 0.5}], "a"
+        [{"kind": "validation", "round": 6, "site": "a", "model": "personal", "dice": 0.5}], "a", 12
     )
     assert texts(svg) == ["7", "round", "0", "0.5", "1"]
+
+
+def test_a_validation_after_the_last_round_makes_no_further_round() -> None:
+    records = [
+        {"kind": "validation", "round": round_, "site": "a", "model": "personal", "dice": 0.5} for round_ in range(5)
+    ]
+    numbers = [text for text in texts(figures.learning_curve(records, "a", 4)) if text.isdigit()]
+    assert numbers == ["1", "2", "3", "4", "0", "1"]  # the last two are Dice's
 
 
 def test_the_site_with_the_highest_loss_is_named(records):
@@ -62,7 +70,7 @@ def test_components_are_sorted_and_their_shares_add_up():
 
 
 def test_the_same_numbers_give_the_same_bytes(records):
-    assert figures.learning_curve(records, "bologna") == figures.learning_curve(records, "bologna")
+    assert figures.learning_curve(records, "bologna", 12) == figures.learning_curve(records, "bologna", 12)
 
 
 def test_comparison_names_runs_and_sites(fake):
@@ -78,7 +86,7 @@ def test_names_are_text_not_mathematics_and_not_markup(fake):
 def test_global_settings_are_left_as_they_were(records):
     names = ("svg.fonttype", "font.size", "text.parse_math", "axes.grid")
     before = [mpl.rcParams[name] for name in names]
-    figures.learning_curve(records, "amsterdam")
+    figures.learning_curve(records, "amsterdam", 12)
     assert [mpl.rcParams[name] for name in names] == before
 
 

@@ -174,11 +174,23 @@ def test_only_the_last_validation_says_who_uses_the_shared_model(tmp_path, fake)
     write_summary(tmp_path / "summary.json", fake.make_summary(sites=("a", "b")))
     fake.make_records(tmp_path, ("a", "b"), rounds=2)
     with RecordWriter(tmp_path / "records.jsonl") as records:
-        records.write({"kind": "plain", "round": 1, "site": "a"})
-        records.write({"kind": "plain", "round": 2, "site": "b"})
+        records.write({"kind": "plain", "round": 0, "site": "a"})
+        records.write({"kind": "plain", "round": 1, "site": "b"})
     html = write_page(tmp_path).read_text("utf-8")
     assert html.count("uses the shared model: its personal one does worse") == 1
-    assert "<td>3</td><td>validate</td><td>b</td><td>uses the shared model" in html
+    assert "<td>2</td><td>validate</td><td>b</td><td>uses the shared model" in html
+
+
+def test_what_happens_after_the_last_round_is_told_as_the_end(tmp_path, fake):
+    summary = fake.make_summary(sites=("a", "b"))
+    write_summary(tmp_path / "summary.json", summary)
+    fake.make_records(tmp_path, ("a", "b"), rounds=summary.rounds)
+    with RecordWriter(tmp_path / "records.jsonl") as records:
+        for round_ in (summary.rounds - 1, summary.rounds):
+            records.write({"kind": "absent", "round": round_, "task": "validate", "sites": {"a": "it failed"}})
+    html = write_page(tmp_path).read_text("utf-8")
+    assert f"<td>{summary.rounds}</td><td>validate</td>" in html
+    assert "<td>end</td><td>validate</td>" in html
 
 
 def test_the_same_run_gives_the_same_page(tmp_path, fake):

@@ -10,10 +10,11 @@ import pytest
 
 from pfedsam.core import tensors
 from pfedsam.core.errors import DataError, OptionError, RunError
-from pfedsam.core.lock import exclusive
+from pfedsam.core.lock import LOCK, exclusive
 from pfedsam.core.tensors import digest, load
 from pfedsam.data.tiling import TilingOptions
 from pfedsam.experiment.build import build_model
+from pfedsam.experiment.load import dump_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.codec import CommunicationOptions
 from pfedsam.federation.methods import METHODS
@@ -268,10 +269,31 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path, toy_options: RunO
         run(toy_options, tmp_path)
 
 
-def test_a_run_that_another_process_works_on_is_not_resumed(tmp_path: Path, toy_options: RunOptions) -> None:
-    with exclusive(tmp_path / "run"), pytest.raises(RunError, match="Another process works in 'run'"):
-        run(toy_options, tmp_path / "run")
-    assert not (tmp_path / "run" / "config.yaml").exists()
+def test_a_run_that_another_process_works_on_is_neither_begun_nor_resumed(
+    tmp_path: Path, toy_options: RunOptions, reference: Path
+) -> None:
+    begun = Path(shutil.copytree(reference, tmp_path / "begun"))
+    (begun / "summary.json").unlink()
+    for folder in (tmp_path / "run", begun):
+        with exclusive(folder), pytest.raises(RunError, match=f"Another process works in '{folder.name}'"):
+            run(toy_options, folder, resume=folder == begun)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+    assert not (begun / "summary.json").exists()
+
+
+def test_a_run_that_another_process_began_meanwhile_is_not_overwritten(
+    tmp_path: Path, toy_options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+
+    def slow(options: RunOptions) -> object:
+        folder.mkdir()
+        (folder / "config.yaml").write_text(dump_options(options))
+        return build_model(options)
+
+    monkeypatch.setattr(in_process, "build_model", slow)
+    with pytest.raises(RunError, match="holds a run already"):
+        run(toy_options, folder)
 
 
 def test_a_run_killed_before_it_had_its_configuration_begins_anew(

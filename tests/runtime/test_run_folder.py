@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pfedsam.core.errors import RunError
+from pfedsam.core.lock import exclusive
 from pfedsam.experiment.options import RunOptions
 from pfedsam.runtime.in_process import run
 from pfedsam.runtime.run_folder import open_run
@@ -36,6 +37,13 @@ def test_a_site_whose_parameters_were_taken_away_has_no_model(folder: Path, toy_
     shutil.rmtree(folder / "sites" / site)
     with pytest.raises(RunError, match=rf"'copy' holds no parameters of the site '{site}'.*from a copy of the run"):
         open_run(folder).predict(site, image)
+
+
+def test_a_run_that_another_process_works_on_is_not_scored_anew(folder: Path) -> None:
+    opened, before = open_run(folder), (folder / "summary.json").read_bytes()
+    with exclusive(folder), pytest.raises(RunError, match="Another process works in 'copy'"):
+        opened.evaluate()
+    assert (folder / "summary.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,10 @@ def submit_command(
     config: Annotated[Path, typer.Argument(help="The run's YAML file; the folders of its sites do not matter here.")],
     quorum: Annotated[int, typer.Option(help="Least number of accepted updates for a round to count.")] = 2,
     deadline: Annotated[int, typer.Option(help="Seconds that sites have for a client round.")] = 1800,
-    join: Annotated[int, typer.Option(help="Seconds to wait for sites at the start.")] = 300,
+    join: Annotated[
+        int,
+        typer.Option(help="Seconds to wait for all sites; then it begins with those there, or stops below the quorum."),
+    ] = 300,
     score: Annotated[int, typer.Option(help="Seconds that sites have for the test at the end.")] = 1800,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key; repeatable.")] = None,
 ) -> None:

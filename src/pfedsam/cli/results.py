@@ -77,7 +77,7 @@ def write_masks(
         target.parent.mkdir(parents=True, exist_ok=True)
         png = BytesIO()
         found.save(png, format="PNG")
-        atomic.write_bytes(target, png.getvalue(), mode=0o644)
+        atomic.write_bytes(target, png.getvalue(), mode=atomic.usual_mode())
         OUT.print(f"{image.name} -> {target}")
     if unread:
         raise DataError(

@@ -57,6 +57,13 @@ def write_json(path: Path, value: Any, *, mode: int = 0o600) -> None:  # noqa: A
     write_text(path, text + "\n", mode=mode)
 
 
+def usual_mode() -> int:
+    """The permissions that the process's umask leaves a new file, for what a user asked to have somewhere."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable; a rename alone lives in memory until then."""
     descriptor = os.open(folder, os.O_RDONLY)

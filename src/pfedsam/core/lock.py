@@ -6,14 +6,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pfedsam.core.errors import RunError
+from pfedsam.core.log import get_logger
 
+_LOG = get_logger(__name__)
 LOCK = ".lock"
 """The file in a folder that is locked; the system lets go of it however the process ends, and the file stays."""
 
 
 @contextmanager
 def exclusive(*folders: Path) -> Iterator[None]:
-    """Hold folders for this process; they are made where they are missing.
+    """Hold folders for this process; they are made where they are missing. A file system without locks is told of in the log.
 
     Raises:
         RunError: another process holds one.
@@ -24,8 +26,10 @@ def exclusive(*folders: Path) -> Iterator[None]:
             file = held.enter_context((folder / LOCK).open("w"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(f"Another process works in {folder.resolve().name!r}. Wait for it to end.") from error
             except OSError as error:
-                raise RunError(
-                    f"Another process works in {folder.name!r}. Wait for it, or give another folder by --out."
-                ) from error
+                _LOG.warning(
+                    "%s cannot be locked (%s): see to it that one process works there.", folder, error.strerror
+                )
         yield

@@ -156,7 +156,7 @@ def _explain(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{path}: is required"
     message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{path}: {message} (got {error.get('input')!r})"
+    return f"{path}: {message} (got {error.get('input')!r})" if path else message  # of several keys together
 
 
 def _allowed(model: type[BaseModel], path: Sequence[Any]) -> list[str]:

@@ -35,9 +35,11 @@ _MAX_ROUND: Final = 1_000_000
 _MAX_NUMBERS: Final = 100_000
 
 
-def in_words(task: Task, round_: int) -> str:
-    """A request as people are told of it: they count rounds from 1, messages and files from 0."""
-    return f"{task} of round {round_ + 1}" if task in ("train", "validate") else task
+def in_words(task: Task, round_: int, rounds: int | None) -> str:
+    """A request of a study of so many rounds, where that is known, for people: they count from 1, messages and files from 0."""
+    if task not in ("train", "validate"):
+        return task
+    return f"{task} at the end" if rounds is not None and round_ >= rounds else f"{task} of round {round_ + 1}"
 
 
 @dataclass(frozen=True)

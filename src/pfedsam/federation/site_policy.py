@@ -7,6 +7,7 @@ read and accepted, `pending/` what a coordinator offered and nobody approved yet
 import hashlib
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,7 @@ from pfedsam.core.errors import PfedsamError, RunError, StoreError, UpdateError
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.federation.ledger import Ledger
 from pfedsam.federation.manifest import StudyManifest, change_norm, parse_manifest, read_manifest, write_manifest
-from pfedsam.federation.messages import Reply, Request, reply_from_wire, reply_to_wire
+from pfedsam.federation.messages import Reply, Request, in_words, reply_from_wire, reply_to_wire
 from pfedsam.federation.update import check, decode
 
 MAX_PENDING: Final = 20
@@ -72,6 +73,13 @@ class SitePolicy:
         """The manifests that are `approved` or `pending`."""
         return [read_manifest(path) for path in sorted((self.folder / kind).glob("*.json"))]
 
+    def rounds(self, study: str) -> int | None:
+        """How many rounds a study has, as texts want to know; None where it is not approved or its manifest cannot be read."""
+        with suppress(PfedsamError):
+            manifest = self.approved(study)
+            return manifest.rounds if manifest else None
+        return None
+
     def admit(self, request: Request) -> StudyManifest:
         """The approved manifest that a request is made under.
 
@@ -115,9 +123,9 @@ class SitePolicy:
         if not moved <= allowed:
             raise RefusedError(
                 "bad-broadcast",
-                f"the shared parameters of round {request.round + 1} are {moved:.3g} away from those of round {since + 1}; training "
-                f"moves them by at most {allowed:.3g}. Someone may be trying to read training data out of gradients: ask "
-                "the coordinator before you go on.",
+                f"the shared parameters that came for {in_words(request.task, request.round, manifest.rounds)} are {moved:.3g} away from "
+                f"those before; training moves them by at most {allowed:.3g}. Someone may be trying to read training data out of "
+                "gradients: ask the coordinator before you go on.",
             )
         tensors.save(path, shared, {"round": str(request.round)})
         return dict(shared)

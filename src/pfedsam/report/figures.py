@@ -53,12 +53,13 @@ _STYLE: Final[dict[Any, Any]] = {
 }
 
 
-def learning_curve(records: Sequence[Record], site: str) -> bytes | None:
+def learning_curve(records: Sequence[Record], site: str, rounds: int) -> bytes | None:
     """Validation Dice of one site over the rounds: personal solid, shared dashed, the other sites faint behind.
 
-    None where the site was never validated.
+    What was validated once more after the last of the `rounds` is drawn half a round after it. None where the site was never validated.
     """
-    curves = _curves(records, "validation", "dice", by=("site", "model"))
+    found = _curves(records, "validation", "dice", by=("site", "model"))
+    curves = {one: {min(x, rounds + 0.5): y for x, y in points.items()} for one, points in found.items()}
     own = {model: points for (name, model), points in curves.items() if name == site}
     if not own:
         return None
@@ -246,16 +247,16 @@ def curves(ticks: Sequence[str], lines: Mapping[str, Sequence[float | None]], ac
 
 def _curves(
     records: Sequence[Record], kind: str, value: str, *, by: tuple[str, ...]
-) -> dict[tuple[Any, ...], dict[int, float]]:
+) -> dict[tuple[Any, ...], dict[float, float]]:
     """The value by round, counted from 1, for each combination of the fields `by`; undefined values are left out."""
-    curves: dict[tuple[Any, ...], dict[int, float]] = {}
+    curves: dict[tuple[Any, ...], dict[float, float]] = {}
     for record in records:
         if record["kind"] == kind and record.get(value) is not None:
             curves.setdefault(tuple(record[field] for field in by), {})[record["round"] + 1] = record[value]
     return curves
 
 
-def _xy(points: Mapping[int, float]) -> tuple[list[int], list[float]]:
+def _xy(points: Mapping[float, float]) -> tuple[list[float], list[float]]:
     """Rounds in order and their values."""
     rounds = sorted(points)
     return rounds, [points[x] for x in rounds]

@@ -178,7 +178,7 @@ def _panels(summary: Summary, records: Sequence[Record], run_folder: Path) -> li
             SitePanel(
                 name=name,
                 entry=entry,
-                curve=_uri(figures.learning_curve(records, name)),
+                curve=_uri(figures.learning_curve(records, name, summary.rounds)),
                 experts=_uri(experts),
                 overlays=_pictures(run_folder, name),
             )

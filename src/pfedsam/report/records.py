@@ -11,8 +11,9 @@ Kinds of records, with the fields that a reader may count on:
     experts     round, site, block, usage [share of the tokens, one an expert]
     timing      seconds, and what took them
 
-Everything but `timing` depends only on the configuration and the seed, so that two runs can be compared line by line
-(`deterministic_view`): no other record may hold a time, a date, a path or the name of a machine.
+Rounds are counted from 0; in the texts of reasons, which people read, from 1. Everything but `timing` depends only on the
+configuration and the seed, so that two runs can be compared line by line (`deterministic_view`): no other record may hold a time, a
+date, a path or the name of a machine.
 """
 
 import json

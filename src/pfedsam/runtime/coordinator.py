@@ -44,9 +44,17 @@ class RoundPolicy(Options):
     quorum: int = Field(default=2, ge=1, description="Least number of accepted updates for a round to count.")
     deadline_s: int = Field(default=1800, ge=1, description="Seconds that sites have for a client round.")
     join_s: int = Field(
-        default=300, ge=1, description="Seconds that sites have to load the study and say that they are there."
+        default=300,
+        ge=1,
+        description="Seconds to wait for all of the study's sites to connect; then it begins with those there, or stops below the "
+        "quorum. Once it has begun, no wait is longer than the deadline.",
     )
     score_s: int = Field(default=1800, ge=1, description="Seconds that sites have for the test at the end.")
+
+    @property
+    def return_s(self) -> int:
+        """Seconds to wait for sites to load the study, and for those of one that has begun to connect again."""
+        return min(self.join_s, self.deadline_s)
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ class StudyRun:
             self._join(records, self.transport.connected())
             if len(self.present) < self.policy.quorum:
                 raise QuorumError(
-                    f"{len(self.present)} site(s) joined within {self.policy.join_s} s; the quorum is {self.policy.quorum}. "
+                    f"{len(self.present)} site(s) joined within {self.policy.return_s} s; the quorum is {self.policy.quorum}. "
                     "Nothing was changed; submit the study again when more sites are there."
                 )
             while self.state.round < self.manifest.rounds:
@@ -122,7 +130,7 @@ class StudyRun:
     def _join(self, records: RecordWriter, sites: Sequence[str]) -> None:
         if not sites:
             return
-        replies = self._ask(records, "join", self.state.round, sites, self.policy.join_s, manifest=True)
+        replies = self._ask(records, "join", self.state.round, sites, self.policy.return_s, manifest=True)
         refused = {}
         for site, reply in replies.items():
             cases = reply.numbers.get("cases")
@@ -283,7 +291,8 @@ class StudyRun:
         if reasons:
             named = {label(site): reasons[site] for site in sorted(reasons)}
             records.write({"kind": "absent", "round": round_, "task": task, "sites": named})
-            _LOG.warning("%s: %s", in_words(task, round_), "; ".join(f"{s}: {r}" for s, r in named.items()))
+            asked = in_words(task, round_, self.manifest.rounds)
+            _LOG.warning("%s: %s", asked, "; ".join(f"{s}: {r}" for s, r in named.items()))
 
     def _ordered(self, sites: Sequence[str] | set[str] | Mapping[str, object]) -> list[str]:
         """The sites in the configuration's order, those that it does not name after them by name."""

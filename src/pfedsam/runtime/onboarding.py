@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pfedsam.core import atomic, tensors
 from pfedsam.core.errors import OptionError, RunError
+from pfedsam.core.lock import LOCK, exclusive
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.check import refuse_problems
 from pfedsam.data.manifest import Site
@@ -90,7 +91,7 @@ def onboard(opened: OpenRun, new: Newcomer, out: Path, *, tell: Callable[[str], 
         tell: called with the way that is at work.
 
     Raises:
-        RunError: the method shares nothing that a new site could take over, or `out` holds something else.
+        RunError: the method shares nothing that a new site could take over, `out` holds something else, or another process works there.
         OptionError: the name is that of a site of the federation.
         DataError: the site's data is wrong, or lacks cases to train on or to test.
     """
@@ -102,22 +103,27 @@ def onboard(opened: OpenRun, new: Newcomer, out: Path, *, tell: Callable[[str], 
         return done
     site = build_sites(options)[new.name]
     _check(opened.built.partition, options, site)
-    work = _Work(options, opened.built, opened.shared, site, out, new.steps)
-    method, local = build_method(options), opened.built.partition.local
-    used = LOCAL_PART if local and method.final(_training(options, 1)) else NOTHING
+    with exclusive(out):
+        return _read(out, key) or _train(_Work(options, opened.built, opened.shared, site, out, new.steps), key, tell)
+
+
+def _train(work: "_Work", key: str, tell: Callable[[str], None]) -> Onboarded:
+    """Every way that the method has, trained and scored, and the folder that is left."""
+    method, local = build_method(work.options), work.built.partition.local
+    used = LOCAL_PART if local and method.final(_training(work.options, 1)) else NOTHING
     _begin(work, key)
     scores: dict[str, list[CaseScores]] = {}
     for way in (way for way in WAYS if way != LOCAL_PART or used == LOCAL_PART):
         tell(way)
         weights = work.train(way)
-        folder = out / "sites" / new.name if way == used else out / "others" / way.replace(" ", "-")
+        folder = work.out / "sites" / work.site.name if way == used else work.out / "others" / way.replace(" ", "-")
         scores[way] = work.score(way, weights, folder)
         if way == used:
             _commit(work, weights[1])
     _finish(work, scores, used)
     ways = {way: _measures(summarize_site(found)) for way, found in scores.items()}
-    result = Onboarded(ways, len(site.of("train")), len(site.of("test")), used)
-    atomic.write_json(out / _FILE, {"schema": 1, "key": key, **asdict(result)})
+    result = Onboarded(ways, len(work.site.of("train")), len(work.site.of("test")), used)
+    atomic.write_json(work.out / _FILE, {"schema": 1, "key": key, **asdict(result)})
     return result
 
 
@@ -226,7 +232,7 @@ def _read(out: Path, key: str) -> Onboarded | None:
         RunError: it holds something else.
     """
     started = out / "onboarding.key"
-    if not out.exists() or not any(out.iterdir()):
+    if not out.exists() or {path.name for path in out.iterdir()} <= {LOCK}:
         return None
     if not started.exists() or started.read_text("utf-8") != key:
         raise RunError(f"The folder {out.name!r} holds something else. Give a new or an empty folder.")

@@ -42,9 +42,7 @@ class OpenRun:
         wanted = "cpu" if self.options.runtime.device == "cpu" else "auto"
         device = configure_numerics(self.options.runtime.threads, wanted)
         self.built = build_model(self.options, device)
-        shared, _ = tensors.load(folder / SERVER)
-        self._check_fit("shared", shared)
-        self.shared = {name: shared[name] for name in self.built.partition.shared}
+        self.shared = self._load_shared()
 
     @property
     def site_names(self) -> list[str]:
@@ -72,6 +70,7 @@ class OpenRun:
             return self._evaluate(progress)
 
     def _evaluate(self, progress: Callable[[Event], None] | None) -> Summary:
+        self.shared = self._load_shared()  # a run may have ended since it was opened
         before = read_summary(self.folder / "summary.json")
         models, scores = models_of(self.options, self.built), {}
         sites = build_sites(self.options)
@@ -83,6 +82,11 @@ class OpenRun:
             if progress:
                 progress(Event("test", done, len(sites), name))
         return write_end(self.folder, self.options, by_model(scores), before.communication, before.seconds)
+
+    def _load_shared(self) -> tensors.NamedTensors:
+        shared, _ = tensors.load(self.folder / SERVER)
+        self._check_fit("shared", shared)
+        return {name: shared[name] for name in self.built.partition.shared}
 
     def _in_use(self, site: str) -> Parameters:
         """What a site uses; a site whose parameters were taken away has nothing, not those of the start.

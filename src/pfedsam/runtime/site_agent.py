@@ -97,7 +97,7 @@ class SiteAgent:
 
     def handle(self, request: Request) -> Reply:
         """The answer to a request; a failure is answered by one word and told in full in the site's own log."""
-        word, asked = "failed", in_words(request.task, request.round)
+        word, asked = "failed", in_words(request.task, request.round, self.policy.rounds(request.study))
         try:
             return self._answer(request)
         except RefusedError as error:
@@ -131,9 +131,7 @@ class SiteAgent:
         last = study.session.store.load()
         if last is not None and request.round < last.round - 1:
             # The store would have to forget more than the one round that a coordinator's restart can cost.
-            raise RefusedError(
-                "wrong-round", f"asked for round {request.round + 1}; this site has finished {last.round}."
-            )
+            raise RefusedError("wrong-round", f"asked for round {request.round + 1}, which this site has left behind.")
         message, report = study.session.train(request.round, shared)
         return Reply(request.task, request.study, request.round, from_report(report), message)
 
@@ -142,9 +140,8 @@ class SiteAgent:
         models, site = models_of(study.options, study.built), study.session.models
         found = scorer.validate(study.site.of("val"), models, site, round_, shared)
         if found.kept is not None:
-            _LOG.warning(
-                "after round %d the shared model is worse here; the one of round %d stays", round_ + 1, found.kept + 1
-            )
+            asked = in_words("validate", round_, study.manifest.rounds)
+            _LOG.warning("%s: the shared model is worse here; the one of round %d stays", asked, found.kept + 1)
         return from_validation(found, study.manifest.numbers["validate"])
 
     def _test(self, study: _OpenStudy, shared: NamedTensors) -> dict[str, float | None]:

@@ -70,6 +70,21 @@ def study(boss: Supervisor, name: str = "a" * 16, *, join_s: int = 1000, state: 
     return folder
 
 
+def test_a_study_that_has_begun_waits_for_a_missing_site_no_longer_than_a_round(
+    boss: Supervisor, session: Session
+) -> None:
+    one = study(boss, join_s=1000)
+    policy = RoundPolicy(quorum=1, join_s=1000, deadline_s=5)
+    (one.path / "policy.json").write_text(policy.model_dump_json())
+    session.connected = ["north"]
+    boss._waiting[one.path.name] = time.monotonic() - 6
+    boss._step()
+    assert session.jobs == []
+    one.write_registered({"north": 4, "south": 4})
+    boss._step()
+    assert session.jobs == [one.path.name]
+
+
 def test_a_study_begins_when_its_sites_are_there(boss: Supervisor, session: Session) -> None:
     one = study(boss)
     session.connected = ["north"]

@@ -128,11 +128,12 @@ class Supervisor:
         policy = study.read_policy(RoundPolicy)
         expected = set(load_options(study.path / "config.yaml").data.sites)
         since = self._waiting.setdefault(study.path.name, time.monotonic())
-        over = time.monotonic() - since >= policy.join_s
+        limit = policy.return_s if study.read_registered() else policy.join_s
+        over = time.monotonic() - since >= limit
         if not expected <= set(connected) and not over:
             return
         if len(connected) < policy.quorum:
-            reason = f"{len(connected)} site(s) are connected after {policy.join_s} s; the quorum is {policy.quorum}"
+            reason = f"{len(connected)} site(s) are connected after {limit} s; the quorum is {policy.quorum}"
             self._end_study(study, "stopped", f"QuorumError: {reason}. Submit the study again when more are there.")
             return
         (study.path / AGAIN).unlink(missing_ok=True)

@@ -1,0 +1,23 @@
+"""Requests as people are told of them."""
+
+import pytest
+
+from pfedsam.federation.messages import in_words
+
+
+@pytest.mark.parametrize(
+    ("task", "round_", "rounds", "text"),
+    [
+        ("train", 0, 24, "train of round 1"),
+        ("validate", 23, 24, "validate of round 24"),
+        ("validate", 24, 24, "validate at the end"),
+        ("validate", 24, None, "validate of round 25"),
+        ("join", 7, 24, "join"),
+        ("align", 24, 24, "align"),
+        ("test", 24, 24, "test"),
+    ],
+)
+def test_rounds_are_counted_from_1_and_none_comes_after_the_last(
+    task: str, round_: int, rounds: int, text: str
+) -> None:
+    assert in_words(task, round_, rounds) == text
