@@ -32,7 +32,7 @@ def of_fedmsa(mebibytes: Mapping[str, float], name: str) -> float | None:
 def figures_of(
     times: Times, encoder_1024: Times, mebibytes: Mapping[str, float], dice: float | None
 ) -> dict[str, float | None]:
-    """The figures of issue and README, by name; those after `moe_share` say more about them."""
+    """The figures by name; those after `moe_share` have no goals and say more about the others."""
     return {
         "encoder_256_fp32": ratio(times, "encoder", "our encoder"),
         "encoder_1024_fp32": ratio(encoder_1024, "encoder", "our encoder"),

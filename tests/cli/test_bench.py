@@ -39,12 +39,12 @@ def test_mistakes_are_told_before_anything_runs(
     assert not out.exists()
 
 
-def test_the_written_command_names_no_folder(tmp_path: Path) -> None:
+def test_the_written_command_names_no_folder_of_this_machine(tmp_path: Path) -> None:
     suite = Suite.model_validate({"name": "mine", "options": {}})
     plan = Plan(suite, [Entry("fedavg", "fedavg")], [0, 2], tmp_path, tmp_path / "out", ["training.rounds=2"])
     written = bench._command(plan, "accuracy", str(tmp_path / "mine.yaml"), "fedavg", "")
     assert written == (
-        "pfedsam bench accuracy --data DIR --suite mine.yaml --methods fedavg --seeds 0,2 --set training.rounds=2"
+        "pfedsam bench accuracy --data DIR --suite mine.yaml --out runs/mine --methods fedavg --seeds 0,2 --set training.rounds=2"
     )
 
 

@@ -31,6 +31,7 @@ COMMANDS = [
     "predict",
     "report",
     "pretrain",
+    "options",
     "bench accuracy",
     "bench onboarding",
     "bench labels",

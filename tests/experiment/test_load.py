@@ -1,11 +1,14 @@
 """Configuration files: every mistake at once, and the way back."""
 
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pfedsam.core.errors import OptionError
-from pfedsam.experiment.load import dump_options, load_options
+from pfedsam.experiment.load import all_keys, dump_options, load_options
+from pfedsam.experiment.options import RunOptions
 
 GOOD = "data:\n  sites: {a: here}\n  classes: {n: [1]}\n"
 
@@ -21,6 +24,19 @@ def test_folders_are_relative_to_the_file_and_overrides_win(tmp_path: Path) -> N
     assert options.data.sites["a"] == tmp_path / "here"
     assert options.training.rounds == 7
     assert options.model.experts is None
+
+
+def test_every_key_is_listed_with_a_description_and_its_default_in_yaml() -> None:
+    keys = {key.path: key for key in all_keys()}
+    assert all(key.description for key in keys.values())
+    assert keys["data.sites"].default == ""
+    assert keys["data.tiling"].default == "null"
+    assert keys["model.experts"].default == "as below"
+    assert keys["model.experts.top_k"].default == "2"
+    assert keys["data.augment.flips"].default == "true"
+    assert keys["model.precision"].description.endswith("One of float32, bfloat16, auto.")
+    for path in ("method", "training.optimizer.learning_rate", "communication.codec"):
+        assert yaml.safe_load(keys[path].default) == attrgetter(path)(RunOptions.model_validate(yaml.safe_load(GOOD)))
 
 
 def test_a_mistake_beside_set_is_not_said_to_be_the_files_alone(tmp_path: Path) -> None:

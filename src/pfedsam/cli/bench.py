@@ -53,7 +53,11 @@ def accuracy_command(
     ] = None,
     results: Results = None,
     name: Annotated[
-        str | None, typer.Option("--name", help="Of the result files; empty = accuracy-SUITE or ablation-SUITE.")
+        str | None,
+        typer.Option(
+            "--name",
+            help="Of the result files; empty = accuracy-SUITE or ablation-SUITE, with -N after --train-limit N.",
+        ),
     ] = None,
     overrides: Set = None,
     workers: Workers = 2,
@@ -70,8 +74,9 @@ def accuracy_command(
         chosen.append(f"data.split.max_train_cases={train_limit}")
     plan = _plan(data, suite, out, methods, variants, seeds, chosen, workers)
     kind = "ablation" if variants else "accuracy"
+    command = _command(plan, "accuracy", suite, methods, variants) + (f" --name {shlex.quote(name)}" if name else "")
     name = name or f"{kind}-{plan.suite.name}" + (f"-{train_limit}" if train_limit else "")
-    folder, command = results or out, _command(plan, "accuracy", suite, methods, variants)
+    folder = results or out
 
     def finished(outcome: "Outcome") -> None:
         write_results(plan, outcome, folder, name, command)
@@ -297,8 +302,8 @@ def _numbers(text: str | None, option: str, *, least: int = 1) -> list[int]:
 
 
 def _command(plan: "Plan", what: str, suite: str, methods: str | None, variants: str) -> str:
-    """The command that makes these results again, with DIR for the data and no folder of this machine."""
-    words = [f"pfedsam bench {what} --data DIR --suite", Path(suite).name]
+    """The command that makes these results again, with DIR for the data, a folder for each suite, and none of this machine."""
+    words = [f"pfedsam bench {what} --data DIR --suite {Path(suite).name} --out runs/{plan.suite.name}"]
     words += [f"--methods {methods}"] if methods else []
     words += [f"--variants {variants}"] if variants else []
     words += [f"--seeds {','.join(map(str, plan.seeds))}"]

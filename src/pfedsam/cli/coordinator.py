@@ -33,7 +33,7 @@ def init_command(
     ] = 8102,
     project: Annotated[str, typer.Option(help="Name of the project.")] = "pfedsam",
 ) -> None:
-    """Make keys, certificates and one startup kit per site; again with more sites, it makes the kits that are new."""
+    """Make the federation's root certificate and the coordinator's keys; with --sites also keys and a kit for each of those that is new."""
     from pfedsam.runtime.nvflare.provision import provision
 
     names = [name.strip() for name in sites.split(",") if name.strip()]

@@ -9,7 +9,7 @@ import typer
 from typer._click.exceptions import ClickException
 
 from pfedsam import __version__
-from pfedsam.cli import bench, coordinator, data, onboard, pretrain, results, run, site, weights
+from pfedsam.cli import bench, coordinator, data, onboard, options, pretrain, results, run, site, weights
 from pfedsam.cli.console import ERR, OUT
 from pfedsam.core.errors import PfedsamError, RunError, StoreError
 
@@ -53,6 +53,7 @@ def _app(
 app.command("demo")(run.demo_command)
 app.command("run")(run.run_command)
 app.command("compare")(run.compare_command)
+app.command("options")(options.options_command)
 app.command("evaluate")(results.evaluate_command)
 app.command("predict")(results.predict_command)
 app.command("onboard")(onboard.onboard_command)
@@ -102,7 +103,11 @@ def _explain(error: Exception) -> PfedsamError | None:
         return _explain_file(error)
     if isinstance(error, ModuleNotFoundError):
         ours = (error.name or "").split(".")[0] == "nvflare"
-        return RunError("This command needs NVFlare: pip install 'pfedsam[deploy]'.") if ours else None
+        return (
+            RunError("This command needs NVFlare: in the checkout, pip install -c constraints.txt '.[deploy]'.")
+            if ours
+            else None
+        )
     what, less = "A worker process was killed, probably for want of memory", _FEWER
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not loaded for every command
         what, less = "The GPU's memory is full", f"{_FEWER} or runtime.device=cpu"

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from pfedsam.report.summary_file import Summary
 
 Config = Annotated[Path, typer.Argument(help="YAML file with at least data.sites and data.classes.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; new, or the same again with --resume.")]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", help="Folder of the run or comparison; new, or the same again with --resume.")
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key, such as training.rounds=20; repeatable.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in the folder.")]
 

@@ -2,12 +2,13 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from pfedsam.core.errors import OptionError
 from pfedsam.experiment.options import RunOptions
@@ -56,6 +57,36 @@ def validate(kind: type[T], content: Mapping[str, Any], name: str) -> T:
 def dump_options(options: RunOptions) -> str:
     """The complete, resolved configuration as YAML."""
     return yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class Key(NamedTuple):
+    """A key of the configuration, as people are told of it."""
+
+    path: str
+    default: str
+    """As YAML; empty where one has to be given."""
+    description: str
+
+
+def all_keys(kind: type[BaseModel] = RunOptions, above: str = "") -> Iterator[Key]:
+    """Every key of an options class, in its order; a group of keys stands as a key itself where it may be null."""
+    for name, field in kind.model_fields.items():
+        path, group = f"{above}{name}", _models(field.annotation)
+        if not group or type(None) in get_args(field.annotation):
+            yield Key(path, _default(field), (field.description or "") + _choices(field.annotation))
+        for one in group:
+            yield from all_keys(one, f"{path}.")
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return ""
+    value = field.get_default(call_default_factory=True)
+    return "as below" if isinstance(value, BaseModel) else yaml.safe_dump(value).removesuffix("...\n").strip()
+
+
+def _choices(annotation: Any) -> str:  # noqa: ANN401 - a type annotation
+    return f" One of {', '.join(map(str, get_args(annotation)))}." if get_origin(annotation) is Literal else ""
 
 
 class _Loader(yaml.SafeLoader):

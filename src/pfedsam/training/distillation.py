@@ -15,8 +15,8 @@ class DistillationOptions(Options):
 
     direction: Literal["off", "forward", "reversed", "mutual"] = Field(
         default="forward",
-        description="forward: the shared model teaches the personal one (local phase); reversed: the personal one teaches the "
-        "shared one (global phase); mutual: both.",
+        description="forward: the shared model teaches the personal one (coupled or local phase); reversed: the personal one "
+        "teaches the shared one (coupled or global phase); mutual: both.",
     )
     weight: float = Field(default=0.1, ge=0, description="Lambda, the weight beside the segmentation loss.")
     temperature: float = Field(default=2.0, gt=0, description="T, which softens both predictions.")

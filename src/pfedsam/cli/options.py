@@ -1,0 +1,28 @@
+"""`pfedsam options`: every key of a configuration."""
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from pfedsam.cli.console import OUT
+
+
+def options_command(
+    part: Annotated[str, typer.Argument(help="Only keys with this in their path, such as training or augment.")] = "",
+) -> None:
+    """Every key of a configuration file, with its default and what it does; what was not set in a file is in a run's config.yaml.
+
+    Example: pfedsam options optimizer
+    """  # noqa: DOC501 - shown as help
+    from pfedsam.core.errors import OptionError
+    from pfedsam.experiment.load import all_keys
+
+    found = [key for key in all_keys() if part in key.path]
+    if not found:
+        raise OptionError(f"No key has {part!r} in its path. `pfedsam options` shows all of them.")
+    table = Table("key", "default", "what it does", box=None, pad_edge=False)
+    for key in found:
+        table.add_row(key.path, escape(key.default) or "(give one)", escape(key.description))
+    OUT.print(table)
