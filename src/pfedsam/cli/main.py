@@ -103,11 +103,7 @@ def _explain(error: Exception) -> PfedsamError | None:
         return _explain_file(error)
     if isinstance(error, ModuleNotFoundError):
         ours = (error.name or "").split(".")[0] == "nvflare"
-        return (
-            RunError("This command needs NVFlare: in the checkout, pip install -c constraints.txt '.[deploy]'.")
-            if ours
-            else None
-        )
+        return RunError("This command needs NVFlare: `pip install '.[deploy]'` in the checkout.") if ours else None
     what, less = "A worker process was killed, probably for want of memory", _FEWER
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not loaded for every command
         what, less = "The GPU's memory is full", f"{_FEWER} or runtime.device=cpu"

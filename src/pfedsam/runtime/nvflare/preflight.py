@@ -89,12 +89,7 @@ def _versions() -> tuple[bool, str]:
     found = {name: metadata.version(name) for name in _PACKAGES}
     ok = found["nvflare"].startswith(_NVFLARE)
     text = ", ".join(f"{name} {version}" for name, version in found.items())
-    return (
-        ok,
-        text
-        if ok
-        else f"{text}; nvflare must be {_NVFLARE}x: in the checkout, pip install -c constraints.txt '.[deploy]'",
-    )
+    return ok, text if ok else f"{text}; nvflare must be {_NVFLARE}x: `pip install '.[deploy]'` in the checkout"
 
 
 def _folder(folder: Path, options: SiteOptions) -> tuple[bool, str]:
