@@ -96,6 +96,17 @@ def test_methods_that_did_not_run_everywhere_are_still_drawn():
     assert {"a", "mean", "x", "y"} <= set(shown)
 
 
+def test_many_methods_have_a_row_each_and_the_sites_are_the_dots() -> None:
+    methods = [f"m{i}" for i in range(9)]
+    rows = {name: {method: [0.5 + 0.01 * i] for i, method in enumerate(methods)} for name in ("a", "b", "mean")}
+    svg = figures.method_dots(rows)
+    shown = texts(svg)
+    assert [text for text in shown if text in methods] == methods  # along y, and none in the legend
+    assert [text for text in shown if text in rows] == list(rows)
+    few = figures.method_dots({name: dict(list(row.items())[:3]) for name, row in rows.items()})
+    assert [text for text in texts(few) if text in rows] == list(rows)
+
+
 def test_curves_name_their_ticks_and_lines():
     shown = texts(figures.curves(["4", "all"], {"pfedsam": [30.0, None], "fedavg": [None, None]}, "labels", "Dice"))
     assert {"4", "all", "pfedsam", "labels", "Dice"} <= set(shown)

@@ -25,6 +25,8 @@ MUTED: Final = "#66727f"
 FAINT: Final = "#d3dae1"
 METHODS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS: Final = "osD^vPX"
+_FEW = 5
+"""Methods that still find room in one row of dots."""
 
 _STYLE: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",
@@ -174,46 +176,66 @@ def comparison_dots(runs: Mapping[str, Summary]) -> bytes:
 
 
 def method_dots(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
-    """A row a site, a dot a method at the mean of its values, a line from the lowest to the highest; the last row is set apart.
+    """Dice by site and method, each a dot at the mean of its values with a line from the lowest to the highest.
+
+    Few methods are the dots of a row for each site; many have a row each, in which the sites are the dots.
 
     Args:
         rows: Site (and, last, the mean) to method to one value a seed; none where there is no run.
     """
     methods = list(dict.fromkeys(method for row in rows.values() for method in row))
+    if len(methods) <= _FEW:
+        return _dots(rows, methods, height=34, apart=0.3)
+    turned = {method: {name: row.get(method, []) for name, row in rows.items()} for method in methods}
+    return _dots(turned, list(rows), height=22, apart=0.0)
+
+
+def _dots(
+    rows: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str], *, height: int, apart: float
+) -> bytes:
+    """A row of dots for each key of `rows`.
+
+    Args:
+        rows: Row to name to values.
+        names: Of the dots, for the legend.
+        height: Of a row, in pixels.
+        apart: Part of a row's height over which its dots are spread, so that equal values stay apart; without it the last name is the mean.
+    """
     with mpl.rc_context(_STYLE):
-        height = 34 if len(methods) <= 5 else 7 * len(methods)
-        columns = 5
-        axes = _axes(860, 70 + 18 * (len(methods) // columns) + height * len(rows))
+        columns = 5 if apart else 8
+        axes = _axes(860, 70 + 18 * (len(names) // columns) + height * len(rows))
         axes.grid(visible=False, axis="y")
         axes.grid(visible=True, axis="x")
         for y, row in enumerate(rows.values()):
             means = [sum(values) / len(values) for values in row.values() if values]
-            if means and len(methods) <= 5:
-                axes.plot([min(means), max(means)], [y, y], color=FAINT, linewidth=6, zorder=1)
-        for index, method in enumerate(methods):
-            # Equal values stay apart: each method has its own height within the row.
-            shift = (0.3 if len(methods) <= 5 else 0.8) * ((index + 0.5) / len(methods) - 0.5)
-            points = [(row[method], y + shift) for y, row in enumerate(rows.values()) if row.get(method)]
-            color = METHODS[index % len(METHODS)]
+            if means:
+                axes.plot([min(means), max(means)], [y, y], color=FAINT, linewidth=6 if apart else 3, zorder=1)
+        for index, name in enumerate(names):
+            shift = apart * ((index + 0.5) / len(names) - 0.5)
+            points = [(row[name], y + shift) for y, row in enumerate(rows.values()) if row.get(name)]
+            mean = not apart and index == len(names) - 1
+            color = INK if mean else METHODS[index % len(METHODS)]
             axes.plot(
                 [sum(values) / len(values) for values, _ in points],
                 [y for _, y in points],
                 linestyle="none",
-                marker=_MARKERS[(index + index // len(METHODS)) % len(_MARKERS)],
-                markersize=8 if len(methods) <= 5 else 6,
-                markeredgecolor="white",
+                marker="|" if mean else _MARKERS[(index + index // len(METHODS)) % len(_MARKERS)],
+                markersize=14 if mean else 8 if apart else 6,
+                markeredgewidth=2.5 if mean else 1,
+                markeredgecolor=INK if mean else "white",
                 color=color,
-                label=method,
+                label=name,
             )
             for values, height_in_row in points:
                 axes.plot([min(values), max(values)], [height_in_row] * 2, color=color, linewidth=1, alpha=0.5)
-        axes.axhline(len(rows) - 1.5, color=MUTED, linewidth=0.8)
+        if apart:
+            axes.axhline(len(rows) - 1.5, color=MUTED, linewidth=0.8)
         axes.set_yticks(range(len(rows)), list(rows))
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_xlabel("Dice")
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.spines["left"].set_visible(False)
-        axes.figure.legend(loc="outside upper left", ncols=min(columns, len(methods)), frameon=False, handletextpad=0.2)
+        axes.figure.legend(loc="outside upper left", ncols=min(columns, len(names)), frameon=False, handletextpad=0.2)
         return _svg(axes)
 
 
