@@ -82,21 +82,34 @@ def table(points: Mapping[str, Point]) -> str:
 
 
 def draw(points: Mapping[str, Point], path: Path) -> None:
-    """Dice on both parts against bytes."""
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    """Dice on both parts against bytes; each variant is named once, above its validation or, beside a close one, below its test."""
+    figure = Figure(figsize=(8.6, 5.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    sizes = {name: point.up_bytes / 1000 for name, point in points.items()}
+    named: list[float] = []
+    for name, point in sorted(points.items(), key=lambda item: item[1].up_bytes):
+        x = point.up_bytes / 1000
+        axes.plot([x, x], [point.dice_test, point.dice_val], color="0.8", zorder=1)
+        below = any(isclose(x, other, rel_tol=0.1) for other in named)
+        named.append(x)
+        at, angle, place = (point.dice_test, -35, (2, -6)) if below else (point.dice_val, 35, (2, 6))
+        axes.annotate(
+            name,
+            (x, at),
+            xytext=place,
+            textcoords="offset points",
+            fontsize=8,
+            rotation=angle,
+            rotation_mode="anchor",
+            va="top" if below else "bottom",
+        )
+    sizes = [point.up_bytes / 1000 for point in points.values()]
     for part, field, colour, marker in (("test", "dice_test", PERSONAL, "o"), ("validation", "dice_val", SHARED, "s")):
-        dice = {name: getattr(point, field) for name, point in points.items()}
-        axes.scatter(list(sizes.values()), list(dice.values()), color=colour, marker=marker, label=part)
-        for name, x in sizes.items():
-            higher = sum(isclose(sizes[other], x, rel_tol=0.05) and dice[other] > dice[name] for other in points)
-            place = (4, -11 if higher else 5)  # of two that stand over each other the lower one is named below
-            axes.annotate(name, (x, dice[name]), xytext=place, textcoords="offset points", fontsize=7, color=colour)
+        dice = [getattr(point, field) for point in points.values()]
+        axes.scatter(sizes, dice, color=colour, marker=marker, label=part, zorder=2)
     ticks: list[float] = []
-    for size in sorted(sizes.values()):
-        if not ticks or not isclose(size, ticks[-1], rel_tol=0.05):
+    for size in sorted(sizes):
+        if not ticks or not isclose(size, ticks[-1], rel_tol=0.12):
             ticks.append(size)
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{size:.0f}" for size in ticks])
@@ -104,8 +117,8 @@ def draw(points: Mapping[str, Point], path: Path) -> None:
     axes.set_xlabel("kB sent by a site in a round")
     axes.set_ylabel("Dice of the models in use, points")
     axes.grid(alpha=0.3)
-    axes.margins(x=0.2, y=0.15)
-    axes.legend(frameon=False, loc="best")
+    axes.margins(x=0.15, y=0.3)
+    axes.legend(frameon=False, loc="lower right")
     figure.savefig(path)
 
 
