@@ -173,14 +173,14 @@ def ledger_command(
     from pfedsam.federation.messages import in_words
     from pfedsam.federation.site_policy import SitePolicy
 
-    policy = SitePolicy(folder)
-    lines = Ledger(folder / "ledger.jsonl").read()
+    lines, policy = Ledger(folder / "ledger.jsonl").read(), SitePolicy(folder)
+    rounds = {name: policy.rounds(name) for name in {line["study"] for line in lines}}
     for line in lines:
         if study in (None, line["study"]):
             parts = ", ".join(f"{part} {size}" for part, size in line["by_component"].items())
             what = "; ".join(text for text in (parts, f"{len(line['numbers'])} number(s)", line["note"]) if text)
             kind = "left" if line["sent"] else "HELD BACK"
-            asked = in_words(line["task"], line["round"], policy.rounds(line["study"]))
+            asked = in_words(line["task"], line["round"], rounds[line["study"]])
             head = f"{line['time'][:19]}  {line['study'][:8]}  {asked:<20}  {kind}"
             OUT.print(
                 f"{head}  {line['bytes']:>8} bytes  {line['sha256'][:12]}  {what}", soft_wrap=True, highlight=False

@@ -185,42 +185,40 @@ def method_dots(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
     """
     methods = list(dict.fromkeys(method for row in rows.values() for method in row))
     if len(methods) <= _FEW:
-        return _dots(rows, methods, height=34, apart=0.3)
+        return _dots(rows, methods, with_mean=False)
     turned = {method: {name: row.get(method, []) for name, row in rows.items()} for method in methods}
-    return _dots(turned, list(rows), height=22, apart=0.0)
+    return _dots(turned, list(rows), with_mean=True)
 
 
-def _dots(
-    rows: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str], *, height: int, apart: float
-) -> bytes:
+def _dots(rows: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str], *, with_mean: bool) -> bytes:
     """A row of dots for each key of `rows`.
 
     Args:
         rows: Row to name to values.
         names: Of the dots, for the legend.
-        height: Of a row, in pixels.
-        apart: Part of a row's height over which its dots are spread, so that equal values stay apart; without it the last name is the mean.
+        with_mean: The last name is the mean over the others, and many rows are narrow; else the last row is the mean over the others, and
+            a row is high enough for equal values to stay apart.
     """
     with mpl.rc_context(_STYLE):
-        columns = 5 if apart else 8
+        columns, height, apart = (8, 22, 0.0) if with_mean else (5, 34, 0.3)
         axes = _axes(860, 70 + 18 * (len(names) // columns) + height * len(rows))
         axes.grid(visible=False, axis="y")
         axes.grid(visible=True, axis="x")
         for y, row in enumerate(rows.values()):
             means = [sum(values) / len(values) for values in row.values() if values]
             if means:
-                axes.plot([min(means), max(means)], [y, y], color=FAINT, linewidth=6 if apart else 3, zorder=1)
+                axes.plot([min(means), max(means)], [y, y], color=FAINT, linewidth=3 if with_mean else 6, zorder=1)
         for index, name in enumerate(names):
             shift = apart * ((index + 0.5) / len(names) - 0.5)
             points = [(row[name], y + shift) for y, row in enumerate(rows.values()) if row.get(name)]
-            mean = not apart and index == len(names) - 1
+            mean = with_mean and index == len(names) - 1
             color = INK if mean else METHODS[index % len(METHODS)]
             axes.plot(
                 [sum(values) / len(values) for values, _ in points],
                 [y for _, y in points],
                 linestyle="none",
                 marker="|" if mean else _MARKERS[(index + index // len(METHODS)) % len(_MARKERS)],
-                markersize=14 if mean else 8 if apart else 6,
+                markersize=14 if mean else 6 if with_mean else 8,
                 markeredgewidth=2.5 if mean else 1,
                 markeredgecolor=INK if mean else "white",
                 color=color,
@@ -228,7 +226,7 @@ def _dots(
             )
             for values, height_in_row in points:
                 axes.plot([min(values), max(values)], [height_in_row] * 2, color=color, linewidth=1, alpha=0.5)
-        if apart:
+        if not with_mean:
             axes.axhline(len(rows) - 1.5, color=MUTED, linewidth=0.8)
         axes.set_yticks(range(len(rows)), list(rows))
         axes.tick_params(axis="y", labelcolor=INK)

@@ -29,7 +29,7 @@ from pfedsam.federation.update import Update, decode, label
 from pfedsam.report.records import RecordWriter, read_records
 from pfedsam.report.summary_file import Communication
 from pfedsam.runtime.numbers import to_report, to_summaries, to_validation
-from pfedsam.runtime.run_end import write_end
+from pfedsam.runtime.run_end import by_model, write_end
 from pfedsam.runtime.server_files import record_aggregate, record_report, record_validation
 from pfedsam.runtime.study_folder import StudyFolder
 
@@ -235,9 +235,7 @@ class StudyRun:
         if not summaries:
             raise QuorumError("no site sent its test scores in time; submit the study again to score once more.")
         self.folder.export_adapter(self.state, self.options)
-        names = {model for found in summaries.values() for model in found}
-        models = {name: {site: found[name] for site, found in summaries.items() if name in found} for name in names}
-        write_end(self.folder.path, self.options, models, self._communication(), seconds)
+        write_end(self.folder.path, self.options, by_model(summaries), self._communication(), seconds)
         self._tell("finished")
 
     def _communication(self) -> Communication:

@@ -38,7 +38,7 @@ from pfedsam.model.numerics import describe, find_device
 from pfedsam.report.records import RecordWriter, read_records
 from pfedsam.report.summary_file import Communication, Summary
 from pfedsam.runtime.export import export_adapter
-from pfedsam.runtime.run_end import by_model, write_end
+from pfedsam.runtime.run_end import summarize_models, write_end
 from pfedsam.runtime.server_files import (
     SERVER,
     load_state,
@@ -193,7 +193,7 @@ class _Run:
         finally:
             workers.close()
         export_adapter((self.folder / SERVER).parent, self.options, self.built, self.state.shared)
-        return write_end(self.folder, self.options, by_model(scores), self._communication(), self.seconds)
+        return write_end(self.folder, self.options, summarize_models(scores), self._communication(), self.seconds)
 
     def _rounds(self, workers: Workers, records: RecordWriter) -> None:
         rounds = self.options.training.rounds

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from pfedsam.evaluation.scores import CaseScores
 from pfedsam.evaluation.summary import SiteSummary, summarize_site
@@ -10,14 +11,23 @@ from pfedsam.model.checkpoint import backbone_file
 from pfedsam.report.page import write_page
 from pfedsam.report.summary_file import Communication, Summary, build_summary, collect_versions, write_summary
 
+T = TypeVar("T")
 
-def by_model(scores: Mapping[str, Mapping[str, list[CaseScores]]]) -> dict[str, dict[str, SiteSummary]]:
+
+def by_model(sites: Mapping[str, Mapping[str, T]]) -> dict[str, dict[str, T]]:
+    """What is by site and reported model, by model and site; a site may lack a model."""
+    turned: dict[str, dict[str, T]] = {}
+    for site, models in sites.items():
+        for model, value in models.items():
+            turned.setdefault(model, {})[site] = value
+    return turned
+
+
+def summarize_models(scores: Mapping[str, Mapping[str, list[CaseScores]]]) -> dict[str, dict[str, SiteSummary]]:
     """The sites' summaries by reported model, from the scores of each site's models."""
-    summaries: dict[str, dict[str, SiteSummary]] = {}
-    for site, models in scores.items():
-        for model, cases in models.items():
-            summaries.setdefault(model, {})[site] = summarize_site(cases)
-    return summaries
+    return by_model(
+        {site: {m: summarize_site(cases) for m, cases in models.items()} for site, models in scores.items()}
+    )
 
 
 def write_end(

@@ -19,7 +19,7 @@ from pfedsam.model.partition import Kind
 from pfedsam.report.summary_file import Summary, read_summary
 from pfedsam.runtime.in_process import Event
 from pfedsam.runtime.last_good import Parameters, models_of, site_models
-from pfedsam.runtime.run_end import by_model, write_end
+from pfedsam.runtime.run_end import summarize_models, write_end
 from pfedsam.runtime.server_files import SERVER
 from pfedsam.runtime.site_session import SiteScorer
 
@@ -81,7 +81,7 @@ class OpenRun:
             scores[name] = scorer.test(cases, models, self._in_use(name), folder)
             if progress:
                 progress(Event("test", done, len(sites), name))
-        return write_end(self.folder, self.options, by_model(scores), before.communication, before.seconds)
+        return write_end(self.folder, self.options, summarize_models(scores), before.communication, before.seconds)
 
     def _load_shared(self) -> tensors.NamedTensors:
         shared, _ = tensors.load(self.folder / SERVER)

@@ -97,21 +97,24 @@ class SiteAgent:
 
     def handle(self, request: Request) -> Reply:
         """The answer to a request; a failure is answered by one word and told in full in the site's own log."""
-        word, asked = "failed", in_words(request.task, request.round, self.policy.rounds(request.study))
+        word = "failed"
         try:
             return self._answer(request)
         except RefusedError as error:
             word = error.word
-            _LOG.error("%s refused (%s): %s", asked, word, error)
+            _LOG.error("%s refused (%s): %s", self._asked(request), word, error)
         except PfedsamError as error:
             word = _word(error)
-            _LOG.error("%s failed (%s): %s", asked, word, error)
+            _LOG.error("%s failed (%s): %s", self._asked(request), word, error)
         except (MemoryError, torch.OutOfMemoryError) as error:
             word = "memory"
-            _LOG.error("%s ran out of memory: %s", asked, error)
+            _LOG.error("%s ran out of memory: %s", self._asked(request), error)
         except Exception as error:  # noqa: BLE001 - the coordinator learns one word, whatever it was; the log has all of it
-            _LOG.exception("%s failed: %s", asked, type(error).__name__)
+            _LOG.exception("%s failed: %s", self._asked(request), type(error).__name__)
         return Reply(request.task, request.study, request.round, refused=word)
+
+    def _asked(self, request: Request) -> str:
+        return in_words(request.task, request.round, self.policy.rounds(request.study))
 
     def _answer(self, request: Request) -> Reply:
         manifest = self.policy.admit(request)
