@@ -144,15 +144,15 @@ def ways_to_cut(side: int) -> dict[str, Blocks]:
 
 
 def whole_encoder(setting: Setting, core: Core | None) -> float:
-    """Milliseconds of the encoder's forward pass in bf16 with `core` in every block; None: as it is, with the kernel."""
-    chosen = encoder.choose_core, encoder.kernel_for
+    """Milliseconds of the encoder's forward pass in bf16 with `core` in every block; None: as it is, with the kernels."""
+    chosen = encoder.choose_core, encoder.kernels_for
     if core is not None:
-        encoder.choose_core, encoder.kernel_for = lambda *_: core, lambda *_: None
+        encoder.choose_core, encoder.kernels_for = lambda *_: core, lambda *_: None
     try:
         work, _ = our_encoder(setting, "bfloat16")
         return 1000 * statistics.median([work() for _ in range(8)][3:])
     finally:
-        encoder.choose_core, encoder.kernel_for = chosen
+        encoder.choose_core, encoder.kernels_for = chosen
 
 
 def main() -> None:

@@ -204,7 +204,7 @@ def _possible(names: Iterable[str]) -> list[str]:
     return [name for name in names if "bf16" not in name or fast_bfloat16()]
 
 
-def run_cpu(setting: Setting, repeats: int) -> None:
+def run_cpu(setting: Setting, repeats: int, name: str) -> None:
     """Everything at 256 px, and the encoder once more at 1024 px; what is measured is written after each part."""
     one = Setting(setting.weights, setting.size, 1, "cpu")
     found = Found(matrix_rates("cpu"))
@@ -214,16 +214,16 @@ def run_cpu(setting: Setting, repeats: int) -> None:
         "experts": lambda: {
             "times": interleave({name: make(setting) for name, make in EXPERTS.items()}, 2 * repeats + 1)
         },
-        "memory": lambda: memory(setting),
         "masks in bf16": lambda: {"dice": bf16_dice(one) if fast_bfloat16() else None},
         "encoder at 1024 px": lambda: {
             "encoder_1024": interleave_once(encoders(Setting(setting.weights, 1024, 1, "cpu")), max(1, repeats // 2))
         },
+        "memory": lambda: memory(setting),
     }.items():
         print(title, flush=True)
         found.add(**measure())
         gc.collect()
-        found.write(repeats)
+        found.write(repeats, name)
 
 
 @dataclass
@@ -243,13 +243,13 @@ class Found:
         for name, value in measured.items():
             setattr(self, name, value)
 
-    def write(self, repeats: int) -> None:
+    def write(self, repeats: int, name: str) -> None:
         """The JSON and the table; parts that are still to come read `not measured`."""
         figures = figures_of(self.times, self.encoder_1024, self.mebibytes, self.dice)
         figures["memory_first_step_vs_fedmsa"] = of_fedmsa(self.mebibytes_first_step, "global step")
         write_result(
-            "speed-cpu",
-            command=f"python benchmarks/speed.py --repeats {repeats}",
+            name,
+            command=f"python benchmarks/speed.py --repeats {repeats} --name {name}",
             seeds=[0],
             figures=figures,
             table=table_of(figures, GOALS, self.times, self.mebibytes, self.gflops),
@@ -309,6 +309,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="Side of the images in pixels.")
     parser.add_argument("--batch", type=int, nargs="+", default=[2])
     parser.add_argument("--repeats", type=int, default=5, help="Rounds that count.")
+    parser.add_argument("--name", default="speed-cpu", help="Of the result of a run on the CPU.")
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--memory-of", choices=list(STEPS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -321,7 +322,7 @@ def main() -> None:
             return
         write_weights(weights)
         if arguments.device == "cpu":
-            run_cpu(settings[0], arguments.repeats)
+            run_cpu(settings[0], arguments.repeats, arguments.name)
         else:
             run_gpu(settings, arguments.repeats)
 

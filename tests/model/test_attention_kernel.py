@@ -1,19 +1,16 @@
 """The GPU kernel gives what the formula gives, on a GPU, or with Triton and TRITON_INTERPRET=1 on any processor; skipped elsewhere.
 
-What chooses the kernel is tested everywhere, with kernels of our own.
+What chooses it is tested everywhere (`test_kernels.py`).
 """
 
 import os
-import sys
-from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
 from pfedsam.core import rng
-from pfedsam.model import attention
-from pfedsam.model.attention import kernel_for, relative
+from pfedsam.model.attention import relative
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -71,45 +68,3 @@ def test_the_kernel_computes_the_formula(
     found, expected = attend(*given), formula(*given)
     assert found.dtype == torch.float16
     assert (found.double() - expected).norm() < 1e-3 * expected.norm()
-
-
-def test_it_serves_gpus_in_half_precision_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = object()
-    monkeypatch.setattr(attention, "_tried_kernel", lambda device: chosen)
-    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
-    assert kernel_for(gpu, torch.bfloat16, 64, gradients=False) is chosen
-    assert kernel_for(gpu, torch.bfloat16, 64, gradients=True) is None
-    assert kernel_for(gpu, torch.float32, 64, gradients=False) is None
-    assert kernel_for(gpu, torch.bfloat16, 80, gradients=False) is None  # ViT-H
-    assert kernel_for(cpu, torch.bfloat16, 64, gradients=False) is None
-
-
-def stand_in(monkeypatch: pytest.MonkeyPatch, kernel: attention.Kernel | None) -> attention.Kernel | None:
-    """What is chosen where the kernel's module holds `kernel`, or cannot be imported."""
-    module = ModuleType("pfedsam.model.attention_kernel")
-    module.attend = kernel  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module if kernel else None)
-    attention._tried_kernel.cache_clear()
-    try:
-        return attention._tried_kernel(torch.device("cpu"))
-    finally:
-        attention._tried_kernel.cache_clear()
-
-
-def right(
-    projected: Tensor, padding: Tensor, rel_h: Tensor, rel_w: Tensor, heads: int, sides: tuple[int, int], scale: float
-) -> Tensor:
-    return formula(projected, padding, rel_h, rel_w, heads, sides, scale).to(projected.dtype)
-
-
-def test_a_kernel_that_is_right_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert stand_in(monkeypatch, right) is right
-
-
-def test_a_kernel_that_is_wrong_or_missing_is_not_taken_and_the_log_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert stand_in(monkeypatch, lambda *given: right(*given) + 1) is None
-    assert stand_in(monkeypatch, None) is None
-    assert "wrong by 1" in caplog.text
-    assert "cannot be used" in caplog.text

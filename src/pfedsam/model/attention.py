@@ -2,24 +2,19 @@
 
 All compute softmax(scale q k^T + r_h + r_w) v, where r_h and r_w are products of the query with a table of relative rows and one of
 relative columns. Which way is fastest depends on the device, the precision, the number of tokens and on whether gradients are wanted:
-`kernel_for` has one kernel for all of it on GPUs, and elsewhere `choose_core` decides. Letters: G grids (windows) times images, n heads,
-c channels of a head; a grid of H x W places holds h x w tokens, M = h w, and is padded where that is fewer. Padded places all have the
-same key and value: one key stands for all of them (`_beyond`), so there are N = M keys, or N = M + 1.
+on GPUs `pfedsam.model.kernels` may have one kernel for all of it, and elsewhere `choose_core` decides. Letters: G grids (windows)
+times images, n heads, c channels of a head; a grid of H x W places holds h x w tokens, M = h w, and is padded where that is fewer.
+Padded places all have the same key and value: one key stands for all of them (`_beyond`), so there are N = M keys, or N = M + 1.
 """
 
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-from pfedsam.core import rng
-from pfedsam.core.log import get_logger
-
-_LOG = get_logger(__name__)
 
 ROWS = 256
 """Queries whose logits are held at a time in `row_blocked`: 4 MB for 4096 keys in float32, near the processor."""
@@ -32,16 +27,12 @@ KERNELS = [
     SDPBackend.MATH,
 ]
 """Torch's fused kernels, the fastest first (benchmarks/attention.py); those that do not take a type or a width are passed over."""
-KERNEL_CHANNELS = (16, 32, 64, 128)
-"""Of a head, for which `kernel_for` has a kernel: Triton's blocks are powers of two."""
 FEW_QUERIES = 128
 """Below this, the loop over heads costs more than it saves."""
 
 Core: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
 """Query `[G, n, h, w, c]`, at the upper left of each grid; key and value `[G, n, N, c]`, in a padded grid the padding's last; relative
 positions `[h, H, c]` and `[w, W, c]`; scale. Gives `[G, n, M, c]`."""
-Kernel: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, int, tuple[int, int], float], Tensor]
-"""All of a block's attention at once: `pfedsam.model.attention_kernel.attend`, which names the arguments."""
 
 
 def choose_core(device: str, dtype: torch.dtype, queries: int, keys: int, gradients: bool) -> Core:
@@ -62,52 +53,6 @@ def choose_core(device: str, dtype: torch.dtype, queries: int, keys: int, gradie
     # Adding the bias in place is fast in float32 only, and small blocks do not pay for the loop.
     blocks_win = dtype == torch.float32 and not gradients and queries >= FEW_QUERIES
     return row_blocked if keys > MANY_KEYS or blocks_win else folded
-
-
-def kernel_for(device: torch.device, dtype: torch.dtype, channels: int, gradients: bool) -> Kernel | None:
-    """The kernel that does without windows in memory, where it serves: on a GPU, in half precision, without gradients.
-
-    Args:
-        device: where the tokens are.
-        dtype: of the tokens.
-        channels: of a head.
-        gradients: whether a backward pass follows.
-    """
-    serves = dtype in (torch.bfloat16, torch.float16) and channels in KERNEL_CHANNELS and not gradients
-    return _tried_kernel(device) if serves and device.type == "cuda" else None
-
-
-@cache
-def _tried_kernel(device: torch.device) -> Kernel | None:
-    """The kernel if it can be built here and computes what `folded` does; else None, and the log says why.
-
-    Triton comes with torch's builds for CUDA on Linux; it needs a C compiler and a GPU that it knows.
-    """
-    side, channels = 4, KERNEL_CHANNELS[0]
-    try:
-        from pfedsam.model.attention_kernel import attend
-
-        projected, table = (
-            torch.randn(shape, generator=rng.generator(0, "attention kernel")).to(device, torch.bfloat16)
-            for shape in ((1, side, side, 3 * channels), (2 * side - 1, channels))
-        )
-        found = attend(projected, projected[0, 0, 0], table, table, 1, (side, side), 0.25)
-        query, key, value = projected.view(1, side * side, 3, 1, channels).permute(2, 0, 3, 1, 4)
-        bias = relative(table, side, side)
-        expected = folded(query.unflatten(2, (side, side)), key, value, bias, bias, 0.25)
-        error = (found.view(expected.shape) - expected).abs().max().item()
-    except Exception as problem:  # noqa: BLE001 - whatever a compiler or driver says, there is another way
-        _LOG.warning(
-            "The attention kernel cannot be used on %s (%s: %s); the slower way is taken.",
-            device,
-            type(problem).__name__,
-            problem,
-        )
-        return None
-    if error > 0.1:
-        _LOG.warning("The attention kernel is wrong by %.2g on %s; the slower way is taken.", error, device)
-        return None
-    return attend
 
 
 def folded(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:

@@ -2,9 +2,10 @@
 
 The kernel reads queries, keys and values where the projection left them and writes tokens where the next projection wants them, so that
 nothing is cut into windows, padded or copied. The bias r_h + r_w (MViTv2, Li et al., 2022) is added to the logits where they are computed:
-each query's products with the tables of relative positions are taken once before (`_products`), and the kernel looks up those that a
-key's row and column ask for. Keys come in blocks of whole rows of the grid, so that r_w is looked up once for all of them. The softmax is
-taken block by block (FlashAttention, Dao et al., 2022). `pfedsam.model.attention.kernel_for` says where this is used.
+each query's products with the tables of relative positions are taken once before, and the kernel looks up those that a key's row and
+column ask for. Keys come in blocks of whole rows of the grid, so that r_w is looked up once for all of them. In windows both are looked up
+by row and by column and spread over the keys by products with ones, which is faster than to look them up key by key. The softmax is
+taken block by block (FlashAttention, Dao et al., 2022). `pfedsam.model.kernels` says where this is used.
 """
 
 from typing import NamedTuple
@@ -25,10 +26,12 @@ class Blocks(NamedTuple):
     stages: int
 
 
-WINDOWS = Blocks(queries=128, keys=64, warps=4, stages=2)
-WHOLE = Blocks(queries=64, keys=64, warps=4, stages=3)
+WINDOWS = Blocks(queries=64, keys=128, warps=4, stages=3)
+WHOLE = Blocks(queries=64, keys=64, warps=4, stages=4)
 FEW_PLACES = 1024
 """Up to so many places a grid counts as a window."""
+SPREAD = 16
+"""Inner length of a product that spreads r_h or r_w, the least that tensor cores take, and so the most rows of keys in a block."""
 
 
 def attend(
@@ -55,14 +58,18 @@ def attend(
     """
     batch, height, width, _ = projected.shape
     channels = projected.shape[-1] // (3 * heads)
-    positions = _products(projected, torch.cat([rel_pos_h, rel_pos_w]), heads, channels)
+    query = projected.view(-1, 3, heads, channels)[:, 0].transpose(0, 1)
+    # Neighbouring queries ask for the same relative row and for different columns: what is asked for together lies together.
+    by_row = torch.bmm(rel_pos_h.expand(heads, -1, -1), query.transpose(1, 2))
+    by_column = torch.bmm(query, F.pad(rel_pos_w, (0, 0, 0, -len(rel_pos_w) % 8)).t().expand(heads, -1, -1))
     mixed = projected.new_empty(batch, height, width, heads * channels)
     down, across = (-(-length // side) for length, side in zip((height, width), sides, strict=True))
     chosen = blocks or (WINDOWS if sides[0] * sides[1] <= FEW_PLACES else WHOLE)
     row = triton.next_power_of_2(sides[1])
     _kernel[(triton.cdiv(sides[0] * sides[1], chosen.queries), heads, batch * down * across)](
         projected,
-        positions,
+        by_row,
+        by_column,
         padding,
         mixed,
         batch * height * width,
@@ -77,27 +84,23 @@ def attend(
         SIDE_W=sides[1],
         LENGTH_H=len(rel_pos_h),
         LENGTH_W=len(rel_pos_w),
-        POSITIONS=positions.shape[-1],
+        COLUMNS=by_column.shape[-1],
         PADDED=(height % sides[0] != 0) or (width % sides[1] != 0),
         QUERIES=chosen.queries,
         ROW=row,
-        ROWS=max(1, chosen.keys // row),
+        ROWS=min(max(1, chosen.keys // row), SPREAD),
+        SPREAD=SPREAD,
         num_warps=chosen.warps,
         num_stages=chosen.stages,
     )
     return mixed
 
 
-def _products(projected: Tensor, table: Tensor, heads: int, channels: int) -> Tensor:
-    """Every query with every relative position: `[heads, tokens, positions]`, the latter filled up to a multiple of 8."""
-    query = projected.view(-1, 3, heads, channels)[:, 0].transpose(0, 1)
-    return query @ F.pad(table, (0, 0, 0, -len(table) % 8)).t()
-
-
 @triton.jit  # type: ignore[untyped-decorator]
 def _kernel(  # type: ignore[no-untyped-def]
     projected,
-    positions,
+    by_row,
+    by_column,
     padding,
     mixed,
     tokens,
@@ -112,14 +115,16 @@ def _kernel(  # type: ignore[no-untyped-def]
     SIDE_W: tl.constexpr,
     LENGTH_H: tl.constexpr,
     LENGTH_W: tl.constexpr,
-    POSITIONS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     PADDED: tl.constexpr,
     QUERIES: tl.constexpr,
     ROW: tl.constexpr,
     ROWS: tl.constexpr,
+    SPREAD: tl.constexpr,
 ):
     """Some queries of one head in one grid; keys come `ROWS` rows of the grid at a time, each filled up to `ROW` places."""
     LOG2E: tl.constexpr = 1.4426950408889634
+    FAR: tl.constexpr = -30000.0  # of rows and columns that do not exist: no weight, and a number in half precision
     WIDTH: tl.constexpr = HEADS * CHANNELS
     FULL: tl.constexpr = not PADDED and SIDE_W == ROW and SIDE_H % ROWS == 0
     head, grid = tl.program_id(1), tl.program_id(2)
@@ -128,23 +133,34 @@ def _kernel(  # type: ignore[no-untyped-def]
     left = grid % grids_across * SIDE_W
     corner = ((image * height + top) * width + left).to(tl.int64)
     projected += corner * (3 * WIDTH) + head * CHANNELS
-    positions += (head * tokens + corner) * POSITIONS
+    by_row += (head * LENGTH_H).to(tl.int64) * tokens + corner
+    by_column += (head * tokens + corner) * COLUMNS
     mixed += corner * WIDTH + head * CHANNELS
     channel = tl.arange(0, CHANNELS)[None, :]
 
     place = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
     row, column = place // SIDE_W, place % SIDE_W
+    if top + tl.program_id(0) * QUERIES // SIDE_W >= height:
+        return
     asks = (row < SIDE_H) & (top + row < height) & (left + column < width)
     token = row * width + column
     query = tl.load(projected + token[:, None] * (3 * WIDTH) + channel, mask=asks[:, None], other=0.0)
-    own_h = positions + token * POSITIONS + row + LENGTH_H // 2
-    own_w = positions + token * POSITIONS + column + (LENGTH_H + LENGTH_W // 2)
+    own_h = by_row + token + (row + LENGTH_H // 2).to(tl.int64) * tokens
+    own_w = by_column + token * COLUMNS + column + LENGTH_W // 2
 
     slot = tl.arange(0, ROWS * ROW)
     key_column = slot % ROW
-    real = (key_column < SIDE_W)[None, :]
-    bias_w = tl.load(own_w[:, None] - key_column[None, :], mask=asks[:, None] & real, other=0.0).to(tl.float32)
-    bias_w = tl.where(real, bias_w * LOG2E, -float("inf"))
+    nearby = tl.arange(0, SPREAD)
+    over_rows = (nearby[:, None] == (slot // ROW)[None, :]).to(query.dtype)
+    if ROW <= SPREAD:
+        exists = (nearby < SIDE_W)[None, :]
+        near_w = tl.load(own_w[:, None] - nearby[None, :], mask=asks[:, None] & exists, other=0.0)
+        near_w = tl.where(exists, near_w, FAR).to(query.dtype)
+        bias_w = tl.dot(near_w, (nearby[:, None] == key_column[None, :]).to(query.dtype)) * LOG2E
+    else:
+        exists = (key_column < SIDE_W)[None, :]
+        bias_w = tl.load(own_w[:, None] - key_column[None, :], mask=asks[:, None] & exists, other=0.0).to(tl.float32)
+        bias_w = tl.where(exists, bias_w * LOG2E, -float("inf"))
     if PADDED:
         fill_key = tl.load(padding + WIDTH + head * CHANNELS + channel)
         fill_value = tl.load(padding + 2 * WIDTH + head * CHANNELS + channel)
@@ -166,11 +182,13 @@ def _kernel(  # type: ignore[no-untyped-def]
                 key, value = tl.where(inside, key, fill_key), tl.where(inside, value, fill_value)
         logits = tl.dot(query, tl.trans(key)) * (scale * LOG2E) + bias_w
         if ROWS == 1:  # one r_h for each query: it is added where the largest logit is taken off
-            bias_h = tl.load(own_h - first, mask=asks, other=0.0).to(tl.float32) * LOG2E
+            bias_h = tl.load(own_h - first * tokens, mask=asks, other=0.0).to(tl.float32) * LOG2E
         else:
-            exists = (key_row < SIDE_H)[None, :]
-            every_h = tl.load(own_h[:, None] - key_row[None, :], mask=asks[:, None] & exists, other=0.0).to(tl.float32)
-            logits = tl.where(exists, logits + every_h * LOG2E, -float("inf"))
+            near_row = (first + nearby)[None, :]
+            exists = (near_row < SIDE_H) & (nearby < ROWS)[None, :]
+            near_h = tl.load(own_h[:, None] - near_row * tokens, mask=asks[:, None] & exists, other=0.0)
+            near_h = tl.where(near_row < SIDE_H, near_h, FAR).to(query.dtype)
+            logits += tl.dot(near_h, over_rows) * LOG2E
             bias_h = tl.zeros([QUERIES], tl.float32)
         new = tl.maximum(best, tl.max(logits, 1) + bias_h)
         weights = tl.exp2(logits + (bias_h - new)[:, None])

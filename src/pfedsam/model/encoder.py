@@ -6,7 +6,7 @@ Three exact rewrites of `transformers`' encoder block (itself segment-anything's
   its projection *is* the bias of the projection (at 256 px windows of 14 pad 16 x 16 tokens to 28 x 28), and nothing is padded;
 * padded tokens ask nothing, as what the attention gives for them is cut off, and as keys they are all alike: one stands for all of
   a window's. Windows at the right and lower edge, with fewer tokens than the others, go through the attention by themselves;
-* the attention itself is computed as suits device, precision and size (`pfedsam.model.attention`).
+* attention and LayerNorm are computed as suits device, precision and size (`pfedsam.model.attention`, `pfedsam.model.kernels`).
 """
 
 from collections.abc import Callable
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from transformers import SamModel
 from transformers.models.sam.modeling_sam import SamVisionLayer
 
-from pfedsam.model.attention import choose_core, kernel_for, relative
+from pfedsam.model.attention import choose_core, relative
 from pfedsam.model.backbone import positions, standardise
+from pfedsam.model.kernels import HEAD_CHANNELS, has_backward, kernels_for
 
 
 class EncoderBlock(nn.Module):
@@ -46,9 +47,9 @@ class EncoderBlock(nn.Module):
             beside_mlp: adds to its first argument, the block's output, what it makes of its second, the MLP's input.
             after_attention: changes the attention's output, before it is added.
         """
-        mixed = self.attend(self.layer_norm1(hidden))
+        mixed = self.attend(_normalise(self.layer_norm1, hidden))
         hidden = hidden + (mixed if after_attention is None else after_attention(mixed))
-        normalised = self.layer_norm2(hidden)
+        normalised = _normalise(self.layer_norm2, hidden)
         hidden = hidden + self.mlp(normalised)
         return hidden if beside_mlp is None else beside_mlp(hidden, normalised)
 
@@ -57,10 +58,10 @@ class EncoderBlock(nn.Module):
         (_, height, width, _), projected = hidden.shape, self.attn.qkv(hidden)
         sides = (self.window, self.window) if self.window else (height, width)
         heads, channels = self.attn.num_attention_heads, projected.shape[-1] // (3 * self.attn.num_attention_heads)
-        kernel = kernel_for(projected.device, projected.dtype, channels, _has_backward(projected))
-        if kernel is not None:
+        kernels = kernels_for(projected)
+        if kernels and channels in HEAD_CHANNELS:
             tables = self.attn.rel_pos_h, self.attn.rel_pos_w
-            return self.attn.proj(kernel(projected, self.attn.qkv.bias, *tables, heads, sides, self.attn.scale))
+            return self.attn.proj(kernels.attend(projected, self.attn.qkv.bias, *tables, heads, sides, self.attn.scale))
         rows = []
         for down in _spans(height, sides[0]):
             row = [
@@ -89,15 +90,15 @@ class EncoderBlock(nn.Module):
             key, value = (torch.cat([part, one], dim=2) for part, one in zip((key, value), padding, strict=True))
         rel_h = relative(self.attn.rel_pos_h, sizes[0], sides[0])
         rel_w = relative(self.attn.rel_pos_w, sizes[1], sides[1])
-        core = choose_core(query.device.type, query.dtype, query.shape[2], key.shape[2], _has_backward(key))
+        core = choose_core(query.device.type, query.dtype, query.shape[2], key.shape[2], has_backward(key))
         mixed = core(query.unflatten(2, sizes), key, value, rel_h, rel_w, self.attn.scale)
         mixed = mixed.view(batch, down, across, heads, *sizes, -1).permute(0, 1, 4, 2, 5, 3, 6)
         return mixed.reshape(batch, height, width, -1)
 
 
-def _has_backward(tensor: Tensor) -> bool:
-    """Whether a backward pass can follow what is computed from the tensor here."""
-    return torch.is_grad_enabled() and tensor.requires_grad
+def _normalise(norm: nn.LayerNorm, tokens: Tensor) -> Tensor:
+    kernels = kernels_for(tokens)
+    return kernels.normalise(tokens, norm.weight, norm.bias, norm.eps) if kernels else norm(tokens)
 
 
 class _Span(NamedTuple):

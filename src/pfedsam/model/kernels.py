@@ -1,0 +1,86 @@
+"""Kernels of our own for GPUs, and where they serve: in half precision, where no backward pass follows (docs/decisions/0013).
+
+They need Triton, which comes with torch's builds for CUDA on Linux, a C compiler, and a GPU that Triton knows. Where one of these is
+missing, or a kernel gives other numbers than the formula, a line in the log says so and torch's own operations are used.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pfedsam.core import rng
+from pfedsam.core.log import get_logger
+from pfedsam.model.attention import folded, relative
+
+_LOG = get_logger(__name__)
+HEAD_CHANNELS = (16, 32, 64, 128)
+"""Channels of a head that `Kernels.attend` takes: Triton's blocks are powers of two."""
+
+
+class Kernels(NamedTuple):
+    """What there is; the functions name their arguments."""
+
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor, int, tuple[int, int], float], Tensor]
+    """All of a block's attention at once: `pfedsam.model.attention_kernel.attend`."""
+    normalise: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    """`pfedsam.model.norm_kernel.normalise`."""
+
+
+def kernels_for(tokens: Tensor) -> Kernels | None:
+    """The kernels, where they serve for what is computed from `tokens`."""
+    if not tokens.is_cuda or tokens.dtype not in (torch.bfloat16, torch.float16) or has_backward(tokens):
+        return None
+    return _tried(tokens.device)
+
+
+def has_backward(tensor: Tensor) -> bool:
+    """Whether a backward pass can follow what is computed from the tensor here."""
+    return torch.is_grad_enabled() and tensor.requires_grad
+
+
+@cache
+def _tried(device: torch.device) -> Kernels | None:
+    """The kernels if they can be built here and compute what torch does; else None, and the log says why."""
+    try:
+        from pfedsam.model.attention_kernel import attend
+        from pfedsam.model.norm_kernel import normalise
+
+        kernels = Kernels(attend, normalise)
+        error = max(_error_of_attend(kernels, device), _error_of_normalise(kernels, device))
+    except Exception as problem:  # noqa: BLE001 - whatever a compiler or driver says, there is another way
+        _LOG.warning(
+            "The GPU kernels cannot be used on %s (%s: %s); the slower way is taken.",
+            device,
+            type(problem).__name__,
+            problem,
+        )
+        return None
+    if error > 0.1:
+        _LOG.warning("The GPU kernels are wrong by %.2g on %s; the slower way is taken.", error, device)
+        return None
+    return kernels
+
+
+def _error_of_attend(kernels: Kernels, device: torch.device, side: int = 4) -> float:
+    channels = HEAD_CHANNELS[0]
+    projected, table = _draw(device, (1, side, side, 3 * channels), (2 * side - 1, channels))
+    found = kernels.attend(projected, projected[0, 0, 0], table, table, 1, (side, side), 0.25)
+    query, key, value = projected.view(1, side * side, 3, 1, channels).permute(2, 0, 3, 1, 4)
+    bias = relative(table, side, side)
+    expected = folded(query.unflatten(2, (side, side)), key, value, bias, bias, 0.25)
+    return (found.view(expected.shape) - expected).abs().max().item()
+
+
+def _error_of_normalise(kernels: Kernels, device: torch.device, width: int = 24) -> float:
+    tokens, weight, bias = _draw(device, (3, width), (width,), (width,))
+    expected = F.layer_norm(tokens, (width,), weight, bias, 1e-6)
+    return (kernels.normalise(tokens, weight, bias, 1e-6) - expected).abs().max().item()
+
+
+def _draw(device: torch.device, *shapes: tuple[int, ...]) -> list[Tensor]:
+    generator = rng.generator(0, "kernels")
+    return [torch.randn(shape, generator=generator).to(device, torch.bfloat16) for shape in shapes]
