@@ -153,14 +153,14 @@ def _kernel(  # type: ignore[no-untyped-def]
     nearby = tl.arange(0, SPREAD)
     over_rows = (nearby[:, None] == (slot // ROW)[None, :]).to(query.dtype)
     if ROW <= SPREAD:
-        exists = (nearby < SIDE_W)[None, :]
-        near_w = tl.load(own_w[:, None] - nearby[None, :], mask=asks[:, None] & exists, other=0.0)
-        near_w = tl.where(exists, near_w, FAR).to(query.dtype)
+        in_row = (nearby < SIDE_W)[None, :]
+        near_w = tl.load(own_w[:, None] - nearby[None, :], mask=asks[:, None] & in_row, other=0.0)
+        near_w = tl.where(in_row, near_w, FAR).to(query.dtype)
         bias_w = tl.dot(near_w, (nearby[:, None] == key_column[None, :]).to(query.dtype)) * LOG2E
     else:
-        exists = (key_column < SIDE_W)[None, :]
-        bias_w = tl.load(own_w[:, None] - key_column[None, :], mask=asks[:, None] & exists, other=0.0).to(tl.float32)
-        bias_w = tl.where(exists, bias_w * LOG2E, -float("inf"))
+        in_row = (key_column < SIDE_W)[None, :]
+        bias_w = tl.load(own_w[:, None] - key_column[None, :], mask=asks[:, None] & in_row, other=0.0).to(tl.float32)
+        bias_w = tl.where(in_row, bias_w * LOG2E, -float("inf"))
     if PADDED:
         fill_key = tl.load(padding + WIDTH + head * CHANNELS + channel)
         fill_value = tl.load(padding + 2 * WIDTH + head * CHANNELS + channel)
