@@ -45,8 +45,9 @@ def main() -> None:
                         sites[name],
                         Path(folder) / name,
                         seed,
+                        steps=STEPS,
                         augment=augment,
-                        checks=(STEPS,),
+                        checks=(),
                         cache_gigabytes=kept,
                     )
                     found[label][name].append(100 * curve[STEPS])
