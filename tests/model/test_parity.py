@@ -117,6 +117,27 @@ def test_fast_blocks(small_official: Path, side: int) -> None:
         assert_equal(encode(ours, pixels), reference.image_encoder(standardise(pixels)))
 
 
+@pytest.mark.parametrize("side", [256, 512])
+def test_gradients_of_fast_blocks(small_official: Path, side: int) -> None:
+    """Of the tokens and of every parameter, within 1e-6 of the largest."""
+    ours = use_fast_blocks(load_backbone(small_official, image_size=side))
+    reference = build_reference(**SMALL, image_size=side)
+    names = {"layer_norm1": "norm1", "layer_norm2": "norm2"}  # those of a block that differ
+    drawn = torch.Generator().manual_seed(6)
+    tokens, target = (torch.randn(2, side // 16, side // 16, SMALL["width"], generator=drawn) for _ in range(2))
+    for block, theirs in zip(ours.vision_encoder.layers, reference.image_encoder.blocks, strict=True):
+        values = {name: p.detach().clone() for name, p in block.named_parameters()}
+        theirs.load_state_dict({".".join(names.get(part, part) for part in n.split(".")): v for n, v in values.items()})
+        gradients = []
+        for each in (block, theirs):
+            given = tokens.clone().requires_grad_()
+            ((each.requires_grad_()(given) - target) ** 2).mean().backward()
+            gradients.append([given.grad, *(parameter.grad for parameter in each.parameters())])
+        for found, expected in zip(*gradients, strict=True):
+            assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
+        tokens = theirs(tokens).detach()
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_vit_b_at_1024(tmp_path: Path) -> None:
