@@ -28,6 +28,8 @@ def test_they_serve_gpus_in_half_precision_without_a_backward_pass(monkeypatch: 
     monkeypatch.setattr(kernels, "_tried", lambda device: chosen)
     assert kernels_for(OnGpu(torch.bfloat16)) is chosen
     assert kernels_for(OnGpu(torch.bfloat16, requires_grad=True)) is None
+    trained = OnGpu(torch.bfloat16, requires_grad=True)
+    assert kernels_for(OnGpu(torch.bfloat16), trained) is None  # a LayerNorm of the site's own on frozen tokens
     assert kernels_for(OnGpu(torch.float32)) is None
     assert kernels_for(torch.zeros(1, dtype=torch.bfloat16)) is None
     with torch.no_grad():

@@ -97,7 +97,7 @@ class EncoderBlock(nn.Module):
 
 
 def _normalise(norm: nn.LayerNorm, tokens: Tensor) -> Tensor:
-    kernels = kernels_for(tokens)
+    kernels = kernels_for(tokens, norm.weight, norm.bias)
     return kernels.normalise(tokens, norm.weight, norm.bias, norm.eps) if kernels else norm(tokens)
 
 

@@ -30,9 +30,10 @@ class Kernels(NamedTuple):
     """`pfedsam.model.norm_kernel.normalise`."""
 
 
-def kernels_for(tokens: Tensor) -> Kernels | None:
-    """The kernels, where they serve for what is computed from `tokens`."""
-    if not tokens.is_cuda or tokens.dtype not in (torch.bfloat16, torch.float16) or has_backward(tokens):
+def kernels_for(tokens: Tensor, *parameters: Tensor) -> Kernels | None:
+    """The kernels, where they serve for what is computed from tokens and these parameters."""
+    in_half = tokens.dtype in (torch.bfloat16, torch.float16)
+    if not tokens.is_cuda or not in_half or any(has_backward(tensor) for tensor in (tokens, *parameters)):
         return None
     return _tried(tokens.device)
 
