@@ -82,7 +82,9 @@ class RecordWriter:
         Raises:
             StoreError: the file could not be replaced.
         """
-        kept = [line for line in _lines(self.path) if _round_of(line, self.path) <= round_]
+        rows = zip(_lines(self.path), read_records(self.path), strict=True)
+        # Records without a round belong to every round.
+        kept = [line for line, record in rows if record.get("round", -1) <= round_]
         self._file.close()
         write_bytes(self.path, b"".join(line + b"\n" for line in kept))
         self._file = self.path.open("ab")
@@ -111,7 +113,7 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         StoreError: the file cannot be read, or a line that was completed is not a record.
     """
-    return [_parse(line, path) for line in _lines(path)]
+    return [_parse(line, number, path) for number, line in enumerate(_lines(path), start=1)]
 
 
 def deterministic_view(records: Iterable[Record]) -> list[Record]:
@@ -136,8 +138,8 @@ def _whole_lines(data: bytes) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
-def _parse(line: bytes, path: Path) -> Record:
-    """The record in a completed line.
+def _parse(line: bytes, number: int, path: Path) -> Record:
+    """The record in a completed line, the first of which has the number 1.
 
     Raises:
         StoreError: it is not one.
@@ -145,15 +147,13 @@ def _parse(line: bytes, path: Path) -> Record:
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise StoreError(f"{path.name} is damaged: {line[:60]!r} is not JSON. Restore it from a copy.") from error
+        raise StoreError(
+            f"{path.name} is damaged: line {number}, {line[:60]!r}, is not JSON. Restore the file from a copy, or delete that line: "
+            "models and their scores do not depend on it, curves and sums of bytes in the report may."
+        ) from error
     if not isinstance(record, dict) or record.get("kind") not in KINDS:
         raise StoreError(
             f"{path.name} holds {line[:60]!r}, which is not a record of a kind that this version knows "
             f"({', '.join(KINDS)}). Read it with the version that wrote it."
         )
     return record
-
-
-def _round_of(line: bytes, path: Path) -> float:
-    """The round of the record in a line; records without one belong to every round."""
-    return float(_parse(line, path).get("round", float("-inf")))
