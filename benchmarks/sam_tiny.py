@@ -16,6 +16,7 @@ import argparse
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -217,24 +218,23 @@ def main() -> None:
     curves: Curves = {start: {steps: {name: [] for name in sites} for steps in RUNS} for start in STARTS}
     runs = list(product(arguments.seeds, sites, RUNS, STARTS))
     with ProcessPoolExecutor(arguments.workers, get_context("spawn")) as pool:
-        found = pool.map(_run, [arguments.backbone] * len(runs), [sites[name] for _, name, _, _ in runs], runs)
+        found = pool.map(partial(_run, arguments.backbone, sites), runs)
         for (seed, name, steps, start), curve in zip(runs, found, strict=True):
             curves[start][steps][name].append(curve)
             print(f"seed {seed} {name} {steps} steps from {start}: {curve}", flush=True)
     report(boxes, box_dice, curves, arguments)
 
 
-def _run(backbone: str, site: Site, run: tuple[int, str, int, str]) -> Curve:
-    """One run of fine-tuning in a process of its own."""
+def _run(backbone: str, sites: dict[str, Site], run: tuple[int, str, int, str]) -> Curve:
+    """A run of fine-tuning, by seed, site, steps and start, in a process of its own."""
     configure_numerics(1)
-    seed, _, steps, name = run
-    start = STARTS[name]
+    seed, name, steps, start = run[0], run[1], run[2], STARTS[run[3]]
     sam = (
         load_backbone(backbone, image_size=None)
         if start.pretrained
         else new_backbone(compact_config("sam-tiny"), rng.generator(seed, "scratch"))
     )
-    return fine_tune(sam, site, Path("unused"), seed, steps=steps, start=start)
+    return fine_tune(sam, sites[name], Path("unused"), seed, steps=steps, start=start)
 
 
 def site_means(curves: Curves, start: str, steps: int, after: int) -> dict[str, float]:
@@ -242,23 +242,22 @@ def site_means(curves: Curves, start: str, steps: int, after: int) -> dict[str, 
     return {name: float(np.mean([curve[after] for curve in found])) for name, found in curves[start][steps].items()}
 
 
-def gain(curves: Curves, over: str, steps: int) -> float:
-    """Dice points at the end of a run, mean of sites and seeds, from sam-tiny minus from another start."""
-    ends = [np.mean(list(site_means(curves, start, steps, steps).values())) for start in ("sam-tiny", over)]
-    return float(100 * (ends[0] - ends[1]))
+def overall(curves: Curves, start: str, steps: int, after: int) -> float:
+    """The mean of the sites' means."""
+    return float(np.mean(list(site_means(curves, start, steps, after).values())))
+
+
+def gain(curves: Curves, over: str, steps: int, after: int) -> float:
+    """Dice points after so many steps of a run, mean of sites and seeds, from sam-tiny minus from another start."""
+    return 100 * (overall(curves, "sam-tiny", steps, after) - overall(curves, over, steps, after))
 
 
 def by_steps(curves: Curves, steps: int) -> str:
     """The table of all starts' means along a run."""
     checks = [check for check in CHECKS if check <= steps]
-    means = {
-        start: [float(np.mean(list(site_means(curves, start, steps, check).values()))) for check in checks]
-        for start in STARTS
-    }
-    rows = [[start, *(f"{value:.3f}" for value in values)] for start, values in means.items()]
+    rows = [[start, *(f"{overall(curves, start, steps, check):.3f}" for check in checks)] for start in STARTS]
     for start in list(STARTS)[1:]:
-        gains = [100 * (ours - theirs) for ours, theirs in zip(means["sam-tiny"], means[start], strict=True)]
-        rows.append([f"gain over {start}, points", *(f"{value:+.1f}" for value in gains)])
+        rows.append([f"gain over {start}, points", *(f"{gain(curves, start, steps, check):+.1f}" for check in checks)])
     return f"A run of {steps} steps:\n\n" + markdown(["from", *map(str, checks)], rows)
 
 
@@ -270,28 +269,25 @@ def report(boxes: dict[str, tuple[float, int]], box_dice: float, curves: Curves,
     figures = {
         "box_dice": box_dice,
         **{f"box_dice.{name}": value for name, (value, _) in boxes.items()},
-        "gain_over_scratch": gain(curves, "scratch", first),
-        f"gain_over_scratch.{last}": gain(curves, "scratch", last),
-        "gain_over_all_trained": gain(curves, "scratch, all trained", first),
-        f"gain_over_all_trained.{last}": gain(curves, "scratch, all trained", last),
+        "gain_over_scratch": gain(curves, "scratch", first, first),
+        f"gain_over_scratch.{last}": gain(curves, "scratch", last, last),
+        "gain_over_all_trained": gain(curves, "scratch, all trained", first, first),
+        f"gain_over_all_trained.{last}": gain(curves, "scratch, all trained", last, last),
         "steps_to_dice_0_3": None if None in known else max(known),
         "steps_to_dice_0_3_median": None if None in known else float(np.median(known)),
     }
-    starts = [
-        site_means(curves, "sam-tiny", first, 0),
-        *(site_means(curves, start, steps, steps) for steps in RUNS for start in STARTS),
-    ]
+    shown = [("sam-tiny", first, 0), *((start, steps, steps) for steps in RUNS for start in STARTS)]
+    by_site = [site_means(curves, *each) for each in shown]
     rows = [
         [
             name,
             f"{value:.3f} ({count})",
-            *(f"{means[name]:.3f}" for means in starts),
+            *(f"{means[name]:.3f}" for means in by_site),
             ", ".join(f"{s:g}" if s is not None else f"> {first}" for s in until[name]),
         ]
         for name, (value, count) in boxes.items()
     ]
-    overall = [float(np.mean(list(means.values()))) for means in starts]
-    rows.append(["**mean**", f"{box_dice:.3f}", *(f"{value:.3f}" for value in overall), ""])
+    rows.append(["**mean**", f"{box_dice:.3f}", *(f"{overall(curves, *each):.3f}" for each in shown), ""])
     ends = [f"{start}, {steps} steps" for steps in RUNS for start in STARTS]
     header = ["site", "box Dice (nuclei)", "prompt-free, 0 steps", *ends, "steps to 0.3"]
     tables = [markdown(header, rows), "Mean validation Dice of prompt-free fine-tuning, by steps."]

@@ -1,10 +1,13 @@
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from pfedsam.model import checkpoint
+from pfedsam.model.attention import relative
 from pfedsam.model.checkpoint import Architecture
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -24,3 +27,29 @@ def small_official(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_state:
     monkeypatch.setattr(checkpoint, "ARCHITECTURES", known)
     torch.save(small_state, tmp_path / "small.pth")
     return tmp_path / "small.pth"
+
+
+@pytest.fixture(scope="session")
+def attention_formula() -> Callable[..., Tensor]:
+    """What `Kernels.attend` has to compute."""
+    return _attention_formula
+
+
+def _attention_formula(
+    projected: Tensor, padding: Tensor, rel_h: Tensor, rel_w: Tensor, heads: int, sides: tuple[int, int], scale: float
+) -> Tensor:
+    """segment-anything's windowed attention with every padded place written out, in float64 (Li et al., 2022, eq. 4)."""
+    projected, padding, rel_h, rel_w = (part.double() for part in (projected, padding, rel_h, rel_w))
+    batch, height, width, _ = projected.shape
+    down, across = -(-height // sides[0]), -(-width // sides[1])
+    places = padding.expand(batch, down * sides[0], across * sides[1], -1).clone()
+    places[:, :height, :width] = projected
+    grids = places.view(batch, down, sides[0], across, sides[1], 3, heads, -1).permute(5, 0, 1, 3, 6, 2, 4, 7)
+    query, key, value = grids.reshape(3, batch * down * across, heads, *sides, -1)
+    logits = torch.einsum("gnhwc,gnijc->gnhwij", query * scale, key)
+    logits += torch.einsum("gnhwc,hic->gnhwi", query, relative(rel_h, sides[0], sides[0]))[..., None]
+    logits += torch.einsum("gnhwc,wjc->gnhwj", query, relative(rel_w, sides[1], sides[1]))[..., None, :]
+    weights = logits.flatten(-2).softmax(-1)
+    mixed = torch.einsum("gnhwm,gnmc->gnhwc", weights, value.flatten(2, 3))
+    mixed = mixed.view(batch, down, across, heads, *sides, -1).permute(0, 1, 4, 2, 5, 3, 6)
+    return mixed.reshape(batch, down * sides[0], across * sides[1], -1)[:, :height, :width]

@@ -4,13 +4,13 @@ What chooses it is tested everywhere (`test_kernels.py`).
 """
 
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from pfedsam.core import rng
-from pfedsam.model.attention import relative
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -18,26 +18,6 @@ DEVICE = "cuda" if GPU else "cpu"
 
 def draw(number: int, *shape: int, scale: float = 1.0) -> Tensor:
     return (scale * torch.randn(shape, generator=rng.generator(number))).to(torch.float16).to(DEVICE)
-
-
-def formula(
-    projected: Tensor, padding: Tensor, rel_h: Tensor, rel_w: Tensor, heads: int, sides: tuple[int, int], scale: float
-) -> Tensor:
-    """segment-anything's windowed attention with every padded place written out, in float64 (Li et al., 2022, eq. 4)."""
-    projected, padding, rel_h, rel_w = (part.double() for part in (projected, padding, rel_h, rel_w))
-    batch, height, width, _ = projected.shape
-    down, across = -(-height // sides[0]), -(-width // sides[1])
-    places = padding.expand(batch, down * sides[0], across * sides[1], -1).clone()
-    places[:, :height, :width] = projected
-    grids = places.view(batch, down, sides[0], across, sides[1], 3, heads, -1).permute(5, 0, 1, 3, 6, 2, 4, 7)
-    query, key, value = grids.reshape(3, batch * down * across, heads, *sides, -1)
-    logits = torch.einsum("gnhwc,gnijc->gnhwij", query * scale, key)
-    logits += torch.einsum("gnhwc,hic->gnhwi", query, relative(rel_h, sides[0], sides[0]))[..., None]
-    logits += torch.einsum("gnhwc,wjc->gnhwj", query, relative(rel_w, sides[1], sides[1]))[..., None, :]
-    weights = logits.flatten(-2).softmax(-1)
-    mixed = torch.einsum("gnhwm,gnmc->gnhwc", weights, value.flatten(2, 3))
-    mixed = mixed.view(batch, down, across, heads, *sides, -1).permute(0, 1, 4, 2, 5, 3, 6)
-    return mixed.reshape(batch, down * sides[0], across * sides[1], -1)[:, :height, :width]
 
 
 @pytest.mark.skipif(not GPU and os.environ.get("TRITON_INTERPRET") != "1", reason="torch finds no GPU here")
@@ -52,7 +32,7 @@ def formula(
     ],
 )
 def test_the_kernel_computes_the_formula(
-    tokens: tuple[int, int], sides: tuple[int, int], heads: int, channels: int
+    attention_formula: Callable[..., Tensor], tokens: tuple[int, int], sides: tuple[int, int], heads: int, channels: int
 ) -> None:
     given = (
         draw(0, 2, *tokens, 3 * heads * channels),
@@ -65,6 +45,6 @@ def test_the_kernel_computes_the_formula(
     )
     from pfedsam.model.attention_kernel import attend
 
-    found, expected = attend(*given), formula(*given)
+    found, expected = attend(*given), attention_formula(*given)
     assert found.dtype == torch.float16
     assert (found.double() - expected).norm() < 1e-3 * expected.norm()

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from types import ModuleType
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pfedsam.model import kernels
-from pfedsam.model.attention import folded, relative
 from pfedsam.model.kernels import Kernels, kernels_for
 
 
@@ -36,13 +35,9 @@ def test_they_serve_gpus_in_half_precision_without_a_backward_pass(monkeypatch: 
         assert kernels_for(OnGpu(torch.float16, requires_grad=True)) is chosen
 
 
-def attend(
-    projected: Tensor, padding: Tensor, rel_h: Tensor, rel_w: Tensor, heads: int, sides: tuple[int, int], scale: float
-) -> Tensor:
-    """One grid without padding, by the formula."""
-    query, key, value = projected.view(1, sides[0] * sides[1], 3, heads, -1).permute(2, 0, 3, 1, 4)
-    biases = relative(rel_h, sides[0], sides[0]), relative(rel_w, sides[1], sides[1])
-    return folded(query.unflatten(2, sides), key, value, *biases, scale)
+@pytest.fixture
+def attend(attention_formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda projected, *given: attention_formula(projected, *given).to(projected.dtype)
 
 
 def normalise(tokens: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -53,10 +48,9 @@ def tried(
     monkeypatch: pytest.MonkeyPatch, attend: Callable[..., Tensor] | None, normalise: Callable[..., Tensor] | None
 ) -> Kernels | None:
     """What is chosen where the kernels' modules hold these, or cannot be imported."""
-    for name, function in (("attend", attend), ("normalise", normalise)):
-        module = ModuleType({"attend": "attention", "normalise": "norm"}[name] + "_kernel")
-        setattr(module, name, function)
-        monkeypatch.setitem(sys.modules, f"pfedsam.model.{module.__name__}", module if function else None)
+    for module, name, function in (("attention_kernel", "attend", attend), ("norm_kernel", "normalise", normalise)):
+        holder = SimpleNamespace(**{name: function}) if function else None
+        monkeypatch.setitem(sys.modules, f"pfedsam.model.{module}", holder)
     kernels._tried.cache_clear()
     try:
         return kernels._tried(torch.device("cpu"))
@@ -64,12 +58,12 @@ def tried(
         kernels._tried.cache_clear()
 
 
-def test_kernels_that_are_right_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_are_right_are_taken(monkeypatch: pytest.MonkeyPatch, attend: Callable[..., Tensor]) -> None:
     assert tried(monkeypatch, attend, normalise) == Kernels(attend, normalise)
 
 
 def test_kernels_of_which_one_is_wrong_or_missing_are_not_taken_and_the_log_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, attend: Callable[..., Tensor]
 ) -> None:
     assert tried(monkeypatch, lambda *given: attend(*given) + 1, normalise) is None
     assert tried(monkeypatch, attend, lambda *given: normalise(*given) + 2) is None

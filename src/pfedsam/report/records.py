@@ -19,6 +19,7 @@ date, a path or the name of a machine.
 import json
 import os
 from collections.abc import Iterable, Mapping
+from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias
@@ -82,9 +83,8 @@ class RecordWriter:
         Raises:
             StoreError: the file could not be replaced.
         """
-        rows = zip(_lines(self.path), read_records(self.path), strict=True)
         # Records without a round belong to every round.
-        kept = [line for line, record in rows if record.get("round", -1) <= round_]
+        kept = [line for line, record in _parsed(self.path) if record.get("round", -inf) <= round_]
         self._file.close()
         write_bytes(self.path, b"".join(line + b"\n" for line in kept))
         self._file = self.path.open("ab")
@@ -113,7 +113,7 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         StoreError: the file cannot be read, or a line that was completed is not a record.
     """
-    return [_parse(line, number, path) for number, line in enumerate(_lines(path), start=1)]
+    return [record for _, record in _parsed(path)]
 
 
 def deterministic_view(records: Iterable[Record]) -> list[Record]:
@@ -121,16 +121,17 @@ def deterministic_view(records: Iterable[Record]) -> list[Record]:
     return [record for record in records if record["kind"] != "timing"]
 
 
-def _lines(path: Path) -> list[bytes]:
-    """The completed lines of the file.
+def _parsed(path: Path) -> list[tuple[bytes, Record]]:
+    """The completed lines of the file, each with the record in it.
 
     Raises:
-        StoreError: the file cannot be read.
+        StoreError: the file cannot be read, or a line is not a record.
     """
     try:
-        return _whole_lines(path.read_bytes()).splitlines()
+        lines = _whole_lines(path.read_bytes()).splitlines()
     except OSError as error:
         raise StoreError(f"{path.name} cannot be read: {error.strerror}. Is this the folder of a run?") from error
+    return [(line, _parse(line, number, path)) for number, line in enumerate(lines, start=1)]
 
 
 def _whole_lines(data: bytes) -> bytes:
