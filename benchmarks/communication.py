@@ -18,9 +18,9 @@ from common import RESULTS, markdown, write_result
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from pfedsam.bench.plan import Outcome, Plan, Step, run_plan
 from pfedsam.experiment.suite import Entry, choose_entries, load_suite
 from pfedsam.report.figures import PERSONAL, SHARED
-from pfedsam.runtime.bench import Outcome, Plan, Step, run_plan
 
 EXACT = "pfedsam"
 """The label of the run with the configured codec."""

@@ -143,7 +143,7 @@ def our_model(setting: Setting, changes: dict[str, Any]) -> tuple[PersonalSam, P
 
 def our_encoder(setting: Setting, precision: str) -> tuple[Subject, PersonalSam]:
     """Our encoder's forward pass over the same weights, and the model."""
-    model, _ = our_model(setting, {**LORA_ONLY, "adapt_last": 1, "precision": precision, "detail": False})
+    model, _ = our_model(setting, {**LORA_ONLY, "adapt_last": 1, "precision": precision, "image_skip": False})
     pixels = setting.data()[0].to(setting.device, model.frozen_dtype)
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """pFedSAM: personalised federated fine-tuning of the Segment Anything Model.
 
 Several hospitals fine-tune one SAM together without sharing images: a small set of *shared* parameters is averaged, a
-*local* mixture of experts never leaves its site. The layers, from the top down, are `cli`, `runtime`, `experiment`,
+*local* mixture of experts never leaves its site. The layers, from the top down, are `cli`, `bench`, `deploy`, `engine`, `experiment`,
 `report`, `federation`, `training` and `evaluation`, `data` and `model`, `core`; imports only point down.
 """
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pfedsam.bench.plan import Outcome, Plan
 from pfedsam.cli import bench
 from pfedsam.core.errors import OptionError
 from pfedsam.experiment.suite import Entry, Suite
-from pfedsam.runtime.bench import Outcome, Plan
 
 Call = Callable[..., int]
 
@@ -114,7 +114,7 @@ def test_failures_under_every_limit_are_on_the_page_and_end_the_command(
         finished(outcome)
         return outcome
 
-    monkeypatch.setattr("pfedsam.runtime.bench.run_plan", run_plan)
+    monkeypatch.setattr("pfedsam.bench.plan.run_plan", run_plan)
     where = ("--data", tmp_path, "--suite", "nuclei", "--out", tmp_path)
     assert call("bench", "labels", *where, "--methods", "fedavg", "--seeds", "1", "--limits", "4") == 8
     assert "1 run(s) failed" in (shown := " ".join(capsys.readouterr().err.split()))

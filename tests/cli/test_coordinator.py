@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pfedsam.cli import coordinator
-from pfedsam.runtime.study_folder import StudyFolder
+from pfedsam.engine.study_folder import StudyFolder
 
 Call = Callable[..., int]
 

@@ -16,9 +16,9 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from pfedsam.cli.main import _WITH_RESUME, app
-from pfedsam.runtime.coordinator import RoundPolicy
-from pfedsam.runtime.onboarding import Newcomer
-from pfedsam.runtime.site_options import SiteOptions
+from pfedsam.engine.coordinator import RoundPolicy
+from pfedsam.engine.onboarding import Newcomer
+from pfedsam.engine.site_options import SiteOptions
 from pfedsam.training.pretraining import PretrainOptions
 
 Call = Callable[..., int]

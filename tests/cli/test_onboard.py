@@ -1,6 +1,6 @@
 from pfedsam.cli.onboard import onboarding_table
+from pfedsam.engine.onboarding import LOCAL_PART, NOTHING, Onboarded
 from pfedsam.report.format import MISSING
-from pfedsam.runtime.onboarding import LOCAL_PART, NOTHING, Onboarded
 
 
 def test_the_table_names_the_way_in_use():

@@ -32,7 +32,7 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Finished:
             return np.array([[0, 1, 2]], np.uint8)
 
         run = SimpleNamespace(options=load_options(Path("study.yaml")), predict=predict)
-        monkeypatch.setattr("pfedsam.runtime.run_folder.open_run", lambda _: run)
+        monkeypatch.setattr("pfedsam.engine.run_folder.open_run", lambda _: run)
         return asked
 
     return make
@@ -135,7 +135,7 @@ def test_an_image_that_cannot_be_read_costs_the_others_nothing(
         return np.array([[0, 1, 2]], np.uint8)
 
     run = SimpleNamespace(options=load_options(Path("study.yaml")), predict=predict)
-    monkeypatch.setattr("pfedsam.runtime.run_folder.open_run", lambda _: run)
+    monkeypatch.setattr("pfedsam.engine.run_folder.open_run", lambda _: run)
     assert call("predict", "run", "a.png", "cut.png", "z.png", "--site", "north", "--out", "masks") == 3
     assert "2 mask(s) written; 1 image(s) got none: 'cut.png' is damaged" in " ".join(capsys.readouterr().err.split())
     assert sorted(path.name for path in Path("masks").iterdir()) == ["a.png", "z.png"]

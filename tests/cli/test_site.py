@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from pfedsam.data.images import read_mask
+from pfedsam.engine.site_options import read_site_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.codec import CommunicationOptions
 from pfedsam.federation.ledger import Ledger
 from pfedsam.federation.manifest import StudyManifest, shared_tensors, write_manifest
 from pfedsam.federation.site_policy import SitePolicy
-from pfedsam.runtime.site_options import read_site_options
 
 Call = Callable[..., int]
 
@@ -34,7 +34,7 @@ def manifest(tmp_path: Path) -> Path:
         components={"lora_a": ("lora.a",)},
         max_change=1.0,
         communication=CommunicationOptions(codec="fp32"),
-        numbers={"join": ("cases",)},
+        scalar_metrics={"join": ("cases",)},
     )
     write_manifest(tmp_path / "manifest.json", content)
     return tmp_path / "manifest.json"
@@ -63,7 +63,14 @@ def test_what_was_not_offered_cannot_be_approved(
 def test_the_ledger_is_printed_and_a_change_in_it_is_an_error(
     call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    fields = {"study": STUDY, "task": "train", "round": 1, "sha256": "ab" * 32, "names": ["lora.a"], "numbers": ["x"]}
+    fields = {
+        "study": STUDY,
+        "task": "train",
+        "round": 1,
+        "sha256": "ab" * 32,
+        "names": ["lora.a"],
+        "scalar_metrics": ["x"],
+    }
     ledger = Ledger(tmp_path / "ledger.jsonl")
     ledger.append(**fields, sent=True, total_bytes=500, by_component={"lora_a": 48})
     ledger.append(**fields, sent=False, total_bytes=900, by_component={}, note="a number that is not listed")
@@ -134,7 +141,7 @@ def test_a_site_writes_masks_with_the_model_of_the_study_that_it_names(
         options = RunOptions.model_validate({"data": {"sites": {"north": "north"}, "classes": {"organ": [128]}}})
         return SimpleNamespace(options=options, predict=lambda image: np.array([[0, 1]], np.uint8))
 
-    monkeypatch.setattr("pfedsam.runtime.site_model.SiteModel", open_model)
+    monkeypatch.setattr("pfedsam.engine.site_model.SiteModel", open_model)
     asked = ("site", "predict", tmp_path / "north", "a.png", "--out", tmp_path / "masks")
     assert call(*asked, "--study", STUDY) == 0
     assert opened == [(tmp_path / "north", STUDY)]

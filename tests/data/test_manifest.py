@@ -213,7 +213,7 @@ PATHS = [
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("column", ["image", "mask"])
 def test_20_of_20_paths_that_lead_out_are_refused(site_folder, path, column):
-    """Row 25 of reliability; kits are in `tests/runtime/nvflare/test_provision.py`, names of tensors and studies in their own tests."""
+    """Row 25 of reliability; kits are in `tests/deploy/test_provision.py`, names of tensors and studies in their own tests."""
     assert len(PATHS) == 20
     folder = site_folder("a")
     shutil.copy(folder / "images" / "a.png", folder.parent / "a.png")  # it is there: not missing, but not for us

@@ -117,8 +117,9 @@ def test_whose_shared_parameters_teach(tmp_path: Path, teacher: str, expected: s
 
 
 def test_where_the_teacher_counts(tmp_path: Path) -> None:
-    assert chosen(tmp_path).training.distillation.trust == "label"
-    assert chosen(tmp_path, "training.distillation.trust=everywhere").training.distillation.trust == "everywhere"
+    assert chosen(tmp_path).training.distillation.confidence_weighting == "label"
+    everywhere = chosen(tmp_path, "training.distillation.confidence_weighting=everywhere")
+    assert everywhere.training.distillation.confidence_weighting == "everywhere"
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])

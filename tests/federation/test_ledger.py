@@ -12,7 +12,7 @@ from pfedsam.federation.ledger import START, Ledger
 
 def write(ledger: Ledger, round_: int, **more) -> None:
     fields = {"study": "s", "task": "train", "sent": True, "sha256": "0" * 64, "total_bytes": 7}
-    fields |= {"by_component": {"lora_a": 7}, "names": ["a"], "numbers": ["loss"]}
+    fields |= {"by_component": {"lora_a": 7}, "names": ["a"], "scalar_metrics": ["loss"]}
     ledger.append(round=round_, **{**fields, **more})
 
 

@@ -13,7 +13,7 @@ from pfedsam.federation.messages import in_words
         ("validate", 24, 24, "validate at the end"),
         ("validate", 24, None, "validate of round 25"),
         ("join", 7, 24, "join"),
-        ("align", 24, 24, "align"),
+        ("finalize", 24, 24, "finalize"),
         ("test", 24, 24, "test"),
     ],
 )

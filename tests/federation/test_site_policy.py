@@ -40,11 +40,11 @@ def manifest() -> StudyManifest:
         components={"lora_a": ("lora.a",), "lora_b": ("lora.b",), "class_tokens": ("token",)},
         communication=CommunicationOptions(codec="fp32"),
         max_change=largest_change(START, 4e-3, 4),
-        numbers={
+        scalar_metrics={
             "join": ("cases",),
             "train": ("loss.global.total",),
             "validate": ("dice.shared",),
-            "align": (),
+            "finalize": (),
             "test": (),
         },
     )
@@ -62,9 +62,11 @@ def request(manifest: StudyManifest, shared=START, round_: int = 0, **more) -> R
     return Request("train", manifest.study, manifest.digest, round_, shared=tensors.to_bytes(shared), **more)
 
 
-def trained(values=MOVED, *, site: str = "north", round_: int = 0, numbers=None) -> Reply:
+def trained(values=MOVED, *, site: str = "north", round_: int = 0, scalar_metrics=None) -> Reply:
     update = encode(Update(site, round_, values, 12))
-    return Reply("train", STUDY, round_, {"loss.global.total": 0.5} if numbers is None else numbers, update)
+    return Reply(
+        "train", STUDY, round_, {"loss.global.total": 0.5} if scalar_metrics is None else scalar_metrics, update
+    )
 
 
 def with_more(reply: Reply) -> Reply:
@@ -78,7 +80,7 @@ def test_what_the_manifest_lists_leaves_unchanged_and_is_in_the_ledger(gate, man
     wire = reply_to_wire(trained())
     assert gate.release(wire) == wire
     (line,) = gate.ledger.read()
-    assert (line["sent"], line["tensors"], line["numbers"]) == (True, sorted(START), ["loss.global.total"])
+    assert (line["sent"], line["tensors"], line["scalar_metrics"]) == (True, sorted(START), ["loss.global.total"])
     assert line["by_component"] == {"lora_a": 48, "lora_b": 48, "class_tokens": 8}  # four bytes a value
     assert line["bytes"] == sum(map(len, wire.values()))
 
@@ -93,9 +95,9 @@ HELD_BACK = {
     "too far": lambda: trained({name: value + 3 for name, value in START.items()}),
     "another site's name": lambda: trained(site="Jane Doe"),
     "another round": lambda: replace(trained(round_=1), round=0),
-    "a number not listed": lambda: trained(numbers={"loss.global.total": 0.5, "Jane Doe": 1.0}),
+    "a number not listed": lambda: trained(scalar_metrics={"loss.global.total": 0.5, "Jane Doe": 1.0}),
     "an envelope with more": lambda: with_more(trained()),
-    "an update to validate": lambda: replace(trained(), task="validate", numbers={}),
+    "an update to validate": lambda: replace(trained(), task="validate", scalar_metrics={}),
     "no update to train": lambda: replace(trained(), update=b""),
     "a study not approved": lambda: replace(trained(), study="f" * 16),
     "a refusal with a rider": lambda: replace(trained(), refused="data"),
@@ -106,7 +108,7 @@ HELD_BACK = {
 def test_anything_else_stays_and_is_recorded(gate, what):
     reply = HELD_BACK[what]()
     out = reply_from_wire(gate.release(reply_to_wire(reply)))
-    assert (out.refused, out.update, dict(out.numbers)) == ("withheld", b"", {})
+    assert (out.refused, out.update, dict(out.scalar_metrics)) == ("withheld", b"", {})
     (line,) = gate.ledger.read()
     assert line["sent"] is False
     assert line["note"]
@@ -141,7 +143,7 @@ def test_a_refusal_leaves_as_one_word(gate):
         ({"configuration": {"training": {"rounds": 50}, "model": {"backbone": "sam-tiny"}}}, "other-configuration"),
         ({"rounds": 6}, "other-configuration"),
         ({"tensors": {}, "components": {}}, "other-tensors"),
-        ({"numbers": {"join": ("cases", "name")}}, "other-configuration"),
+        ({"scalar_metrics": {"join": ("cases", "name")}}, "other-configuration"),
         ({"max_change": 1e9}, "other-configuration"),
     ],
 )

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pfedsam.core import rng
-from pfedsam.model.local_values import OwnCopies, OwnDifferences, OwnLora, in_place, norm_names
+from pfedsam.model.local_values import LocalCopy, LocalDelta, LocalLora, norm_names, swapped_parameters
 
 
 def model() -> nn.Sequential:
@@ -15,7 +15,7 @@ def model() -> nn.Sequential:
 def test_values_are_used_within_and_gone_after() -> None:
     net, x = model(), torch.randn(3, 2)
     plain, weight = net(x), net[0].weight
-    with in_place(net, {"0.weight": torch.zeros(2, 2), "1.1.bias": torch.ones(1)}):
+    with swapped_parameters(net, {"0.weight": torch.zeros(2, 2), "1.1.bias": torch.ones(1)}):
         assert net[0].weight.count_nonzero() == 0
         assert not torch.equal(net(x), plain)
     assert net[0].weight is weight
@@ -25,14 +25,14 @@ def test_values_are_used_within_and_gone_after() -> None:
 def test_they_are_gone_after_an_error() -> None:
     net = model()
     weight = net[0].weight
-    with pytest.raises(ZeroDivisionError), in_place(net, {"0.weight": torch.zeros(2, 2)}):
+    with pytest.raises(ZeroDivisionError), swapped_parameters(net, {"0.weight": torch.zeros(2, 2)}):
         raise ZeroDivisionError
     assert net[0].weight is weight
 
 
 def test_a_copy_starts_as_what_it_copies_and_goes_its_own_way() -> None:
     net = model()
-    copies = OwnCopies(net, ["0.weight", "1.1.bias"])
+    copies = LocalCopy(net, ["0.weight", "1.1.bias"])
     assert torch.equal(copies.values(net)["0.weight"], net[0].weight)
     with torch.no_grad():
         net[0].weight.zero_()
@@ -42,7 +42,7 @@ def test_a_copy_starts_as_what_it_copies_and_goes_its_own_way() -> None:
 
 def test_a_difference_starts_at_zero_and_goes_along_with_what_it_is_added_to() -> None:
     net = model()
-    added = OwnDifferences(net, ["0.weight"])
+    added = LocalDelta(net, ["0.weight"])
     assert torch.equal(added.values(net)["0.weight"], net[0].weight)
     with torch.no_grad():
         added.get_parameter("0-weight").fill_(2)
@@ -58,7 +58,7 @@ def test_two_loras_in_one_product_are_the_sum_of_both() -> None:
     net = nn.ModuleDict({"lora_A": nn.Linear(5, 2, bias=False), "lora_B": nn.Linear(2, 4, bias=False)})
     layer = nn.ModuleDict({"layer": net})
     pair = ("layer.lora_A.weight", "layer.lora_B.weight")
-    own = OwnLora(layer, [pair], 3, rng.generator(0))
+    own = LocalLora(layer, [pair], 3, rng.generator(0))
     assert own.get_parameter("layer-b").count_nonzero() == 0
     with torch.no_grad():
         own.get_parameter("layer-b").normal_()

@@ -22,14 +22,14 @@ from cryptography.x509.oid import NameOID
 
 from pfedsam.core import tensors
 from pfedsam.core.tensors import digest
+from pfedsam.deploy.provision import install_kit, provision
+from pfedsam.engine.in_process import run
+from pfedsam.engine.server_files import SERVER
+from pfedsam.engine.study_folder import write_revoked
 from pfedsam.experiment.load import load_options
 from pfedsam.federation.ledger import Ledger
 from pfedsam.federation.manifest import read_manifest
 from pfedsam.federation.site_store import SiteStore
-from pfedsam.runtime.in_process import run
-from pfedsam.runtime.nvflare.provision import install_kit, provision
-from pfedsam.runtime.server_files import SERVER
-from pfedsam.runtime.study_folder import write_revoked
 
 pytestmark = pytest.mark.system
 CANARY = "Jane-Doe"
@@ -256,7 +256,7 @@ def test_a_killed_site_is_missed_and_comes_back_with_its_own_experts(federation,
 
 
 def test_a_killed_coordinator_goes_on_to_the_same_bits(federation, result, tmp_path: Path) -> None:
-    """Row 6, with NVFlare; 20 random instants are in `tests/runtime/test_kills.py`."""
+    """Row 6, with NVFlare; 20 random instants are in `tests/engine/test_kills.py`."""
     fed = federation(2, rounds=10)
     fed.submit(join=240)
     fed.init_sites()
@@ -323,7 +323,7 @@ def test_too_few_sites_end_in_bounded_time_with_a_code_of_its_own(federation, re
 
 
 def test_stop_signals_end_everything_within_ten_seconds(federation, result) -> None:
-    """Row 23: a site four times, in the midst of a study, and the coordinator; 5 more in `tests/runtime/nvflare`."""
+    """Row 23: a site four times, in the midst of a study, and the coordinator; 5 more in `tests/deploy`."""
     fed = federation(2, rounds=400)
     fed.submit(join=240)
     fed.init_sites()

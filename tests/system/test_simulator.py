@@ -8,6 +8,10 @@ import yaml
 from pfedsam.core import rng, tensors
 from pfedsam.core.tensors import digest
 from pfedsam.data.synthetic import LABELS, PATIENT_PATTERN, SyntheticOptions, write_sites
+from pfedsam.engine.coordinator import RoundPolicy
+from pfedsam.engine.in_process import run
+from pfedsam.engine.server_files import SERVER
+from pfedsam.engine.study_folder import create_study
 from pfedsam.experiment.load import load_options
 from pfedsam.federation.ledger import Ledger
 from pfedsam.federation.manifest import read_manifest
@@ -16,13 +20,9 @@ from pfedsam.federation.site_store import SiteStore
 from pfedsam.model.backbone import compact_config, new_backbone
 from pfedsam.report.records import deterministic_view, read_records
 from pfedsam.report.summary_file import read_summary
-from pfedsam.runtime.coordinator import RoundPolicy
-from pfedsam.runtime.in_process import run
-from pfedsam.runtime.server_files import SERVER
-from pfedsam.runtime.study_folder import create_study
 
 pytest.importorskip("nvflare")
-from pfedsam.runtime.nvflare.jobs import simulate
+from pfedsam.deploy.jobs import simulate
 
 pytestmark = pytest.mark.system
 
@@ -66,4 +66,4 @@ def test_the_simulator_gives_the_embedded_runtimes_bits(tmp_path: Path) -> None:
         assert (digest(there.local), digest(there.optimizer)) == (digest(here.local), digest(here.optimizer))
         assert (
             len(Ledger(tmp_path / "hospitals" / name / "ledger.jsonl").read()) == 1 + 2 * 2 + 3
-        )  # join; train and validate; align, validate, test
+        )  # join; train and validate; finalize, validate, test

@@ -81,7 +81,7 @@ def spoil(module):
 """Puts a pattern into the experts that a site begins with."""
 BABBLE = (
     f"""
-MODULE = "pfedsam.runtime.site_agent"
+MODULE = "pfedsam.engine.site_agent"
 def spoil(module):
     from dataclasses import replace
     train = module.SiteAgent._train
@@ -89,7 +89,7 @@ def spoil(module):
         if request.round == 1:
             raise ZeroDivisionError("no such patient: {EXCEPTION}")
         reply = train(self, request, study, shared)
-        return replace(reply, numbers={{**reply.numbers, "dice_{METRIC}": 0.5}})
+        return replace(reply, scalar_metrics={{**reply.scalar_metrics, "dice_{METRIC}": 0.5}})
     module.SiteAgent._train = spoiled
 """
     + SPOILER
@@ -205,7 +205,7 @@ def replies(said: list[Said]) -> list[tuple[dict[str, bytes], int]]:
 
 
 def _reply(data: bytes) -> dict[str, bytes]:
-    start = data.index(b'{"numbers"')
+    start = data.index(b'{"scalar_metrics"')
     _, length = json.JSONDecoder().raw_decode(data[start:].decode("latin-1"))
     update, header = b"", data.find(b'{"__metadata__"')
     if header >= 0:  # safetensors: eight bytes with the header's length, the header, the values

@@ -11,7 +11,7 @@ LABELS = torch.ones(1, 1, 1, dtype=torch.uint8)
 
 
 def loss(student: float, teacher: float, **options: object) -> float:
-    chosen = DistillationOptions.model_validate({"temperature": 1.0, "trust": "everywhere", **options})
+    chosen = DistillationOptions.model_validate({"temperature": 1.0, "confidence_weighting": "everywhere", **options})
     return distillation_loss(
         torch.full((1, 1, 1, 1), student), torch.full((1, 1, 1, 1), teacher), LABELS, chosen
     ).item()
@@ -33,4 +33,4 @@ def test_one_pixel_by_hand(temperature: float) -> None:
 
 def test_a_pixel_counts_as_much_as_the_teacher_believes_in_its_label() -> None:
     belief = 1 / (1 + math.exp(-2.0))
-    assert loss(-1.0, 2.0, trust="label") == pytest.approx(belief * loss(-1.0, 2.0), rel=1e-5)
+    assert loss(-1.0, 2.0, confidence_weighting="label") == pytest.approx(belief * loss(-1.0, 2.0), rel=1e-5)

@@ -59,7 +59,7 @@ def test_sams_own_weights_have_their_own_rate() -> None:
 
 @pytest.mark.parametrize("taught", [None, "personal", "shared"])
 def test_one_pass_after_the_other_adds_up_to_the_gradient_of_the_whole_loss(taught: Model | None) -> None:
-    model, distillation = make(local_lora=2), DistillationOptions(trust="everywhere", weight=0.5)
+    model, distillation = make(local_lora=2), DistillationOptions(confidence_weighting="everywhere", weight=0.5)
     with torch.no_grad():  # away from the start, where the experts add nothing and the second LoRA has no gradient
         for name in (*model.components()["experts"], *model.components()["local_lora"]):
             model.get_parameter(name).add_(

@@ -16,8 +16,8 @@ from pfedsam.cli.console import ERR, OUT
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from pfedsam.bench.plan import Outcome, Plan, Step
     from pfedsam.report.onboarding_page import Joined
-    from pfedsam.runtime.bench import Outcome, Plan, Step
 
 app = typer.Typer(
     no_args_is_help=True, help="Comparisons of methods over seeds, by one protocol; see docs/evidence.md."
@@ -67,7 +67,7 @@ def accuracy_command(
     The same command goes on after an interruption and skips what is done; the results are written after every run.
     Example: pfedsam bench accuracy --data data/nuclei --suite nuclei --methods pfedsam,fedavg,local-only --out runs/nuclei
     """
-    from pfedsam.runtime.bench import run_plan, write_results
+    from pfedsam.bench.plan import run_plan, write_results
 
     chosen = list(overrides or [])
     if train_limit:
@@ -107,10 +107,10 @@ def onboarding_command(
     Give the --out of `bench accuracy` with the same suite, and the full federations are taken from there.
     Example: pfedsam bench onboarding --data data/nuclei --suite nuclei --out runs/nuclei
     """  # noqa: DOC501 - shown as help
+    from pfedsam.bench.new_sites import run_new_sites
+    from pfedsam.bench.plan import study_of
     from pfedsam.core.errors import OptionError
     from pfedsam.report.onboarding_page import write_onboarding
-    from pfedsam.runtime.bench import study_of
-    from pfedsam.runtime.new_sites import run_new_sites
 
     numbers = _numbers(labels, "--labels")
     if not numbers:
@@ -155,8 +155,8 @@ def labels_command(
     Give the --out of `bench accuracy` with the same suite, and the runs with all labels are taken from there.
     Example: pfedsam bench labels --data data/nuclei --suite nuclei --limits 4,8,16 --out runs/nuclei
     """
+    from pfedsam.bench.plan import Outcome, run_plan, study_of
     from pfedsam.report.labels_page import ALL, write_labels
-    from pfedsam.runtime.bench import Outcome, run_plan, study_of
 
     by_limit = {limit: Outcome() for limit in _limits(limits)}
     plan = _plan(data, suite, out, methods, "", seeds, overrides, workers)
@@ -232,8 +232,8 @@ def _plan(
     overrides: list[str] | None,
     workers: int,
 ) -> "Plan":
+    from pfedsam.bench.plan import Plan
     from pfedsam.experiment.suite import choose_entries, load_suite
-    from pfedsam.runtime.bench import Plan
 
     loaded = load_suite(suite)
     entries = choose_entries(loaded, _names(methods), _names(variants) or [])
@@ -268,14 +268,14 @@ def bench_bar(plan: "Plan") -> Iterator["Callable[[Step], None]"]:
                 bars.update(task, completed=step.done)
                 return
             part = _PARTS.get(step.event.stage, 0.0) * step.event.done / max(1, step.event.total)
-            before = {"align": 0.8, "test": 0.85}.get(step.event.stage, 0.0)
+            before = {"finalize": 0.8, "test": 0.85}.get(step.event.stage, 0.0)
             text = f"{step.label}, seed {step.seed}: {step.event.detail}"
             bars.update(task, completed=step.done + before + part, description=text[:60])
 
         yield tell
 
 
-_PARTS = {"train": 0.8, "align": 0.05, "test": 0.15}
+_PARTS = {"train": 0.8, "finalize": 0.05, "test": 0.15}
 """Roughly, what part of a run's time each stage takes."""
 
 

@@ -34,7 +34,7 @@ def init_command(
     project: Annotated[str, typer.Option(help="Name of the project.")] = "pfedsam",
 ) -> None:
     """Make the federation's root certificate and the coordinator's keys; with --sites also keys and a kit for each of those that is new."""
-    from pfedsam.runtime.nvflare.provision import provision
+    from pfedsam.deploy.provision import provision
 
     names = [name.strip() for name in sites.split(",") if name.strip()]
     made = provision(folder, project, address, port, names)
@@ -61,8 +61,8 @@ def sign_command(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask; the fingerprint was compared.")] = False,
 ) -> None:
     """Make the kit of a site that has made its key itself; the kit holds no secret."""
-    from pfedsam.runtime.nvflare.keys import fingerprint, read_request, root_fingerprint
-    from pfedsam.runtime.nvflare.provision import sign_request
+    from pfedsam.deploy.keys import fingerprint, read_request, root_fingerprint
+    from pfedsam.deploy.provision import sign_request
 
     name, content = read_request(request)
     OUT.print(f"{name}, key {fingerprint(content)}", soft_wrap=True, highlight=False)
@@ -86,9 +86,9 @@ def submit_command(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key; repeatable.")] = None,
 ) -> None:
     """Give the coordinator a study, or a stopped one again; prints the manifest that the sites' operators approve."""
+    from pfedsam.engine.coordinator import RoundPolicy
+    from pfedsam.engine.study_folder import STUDIES_FOLDER, create_study
     from pfedsam.experiment.load import load_options, validate
-    from pfedsam.runtime.coordinator import RoundPolicy
-    from pfedsam.runtime.study_folder import STUDIES_FOLDER, create_study
 
     asked = {"quorum": quorum, "deadline_s": deadline, "join_s": join, "score_s": score}
     policy = validate(RoundPolicy, asked, "The command")
@@ -104,7 +104,7 @@ def start_command(
     """Serve the sites and work through the studies, in the foreground, until SIGTERM or Ctrl-C."""  # noqa: DOC501
     from pfedsam.core.errors import RunError
     from pfedsam.core.log import configure
-    from pfedsam.runtime.nvflare.supervisor import Supervisor
+    from pfedsam.deploy.supervisor import Supervisor
 
     if not (folder / "server").is_dir():
         raise RunError("this folder holds no coordinator; make one with `pfedsam coordinator init`.")
@@ -121,7 +121,7 @@ def status_command(folder: Folder) -> None:
     """Where every study stands, and which sites are connected."""
     import json
 
-    from pfedsam.runtime.study_folder import CONNECTED, STATUS, STUDIES_FOLDER, StudyFolder
+    from pfedsam.engine.study_folder import CONNECTED, STATUS, STUDIES_FOLDER, StudyFolder
 
     connected = folder / CONNECTED
     running = _running(folder)
@@ -160,7 +160,7 @@ def revoke_command(
     undo: Annotated[bool, typer.Option("--undo", help="Let the site take part again.")] = False,
 ) -> None:
     """Shut a site out, for a kit that was lost or stolen; a coordinator that runs takes notice within a round."""
-    from pfedsam.runtime.study_folder import read_revoked, write_revoked
+    from pfedsam.engine.study_folder import read_revoked, write_revoked
 
     revoked = read_revoked(folder)
     write_revoked(folder, revoked - {site} if undo else revoked | {site})

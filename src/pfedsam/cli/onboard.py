@@ -9,7 +9,7 @@ from rich.table import Table
 from pfedsam.cli.console import ERR, OUT
 
 if TYPE_CHECKING:
-    from pfedsam.runtime.onboarding import Onboarded
+    from pfedsam.engine.onboarding import Onboarded
 
 
 def onboard_command(
@@ -31,8 +31,8 @@ def onboard_command(
     with the shared model alone, with fine-tuning everything, and with training alone, on cases that none of them was trained on.
     Example: pfedsam onboard runs/nuclei/pfedsam --site-folder data/new --labels 10 --out runs/new
     """
-    from pfedsam.runtime.onboarding import Newcomer, onboard
-    from pfedsam.runtime.run_folder import open_run
+    from pfedsam.engine.onboarding import Newcomer, onboard
+    from pfedsam.engine.run_folder import open_run
 
     new = Newcomer(name or site_folder.resolve().name, site_folder, labels, steps, seed)
     with ERR.status("loading the federation's model") as status:
@@ -47,8 +47,8 @@ def onboard_command(
 
 def onboarding_table(name: str, found: "Onboarded") -> Table:
     """The ways side by side; the one that the folder holds is bold."""
+    from pfedsam.engine.onboarding import WAYS
     from pfedsam.report.format import format_value
-    from pfedsam.runtime.onboarding import WAYS
 
     table = Table(
         title=f"{name}: trained on {found.trained_on} cases, scored on {found.tested_on}", title_justify="left"

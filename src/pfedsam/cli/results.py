@@ -20,8 +20,8 @@ Folder = Annotated[Path, typer.Argument(help="Folder of a run (the --out of `pfe
 
 def evaluate_command(run: Folder) -> None:
     """Score the test part of a run again and rewrite its scores, summary and report."""
+    from pfedsam.engine.run_folder import open_run
     from pfedsam.report.tables import run_table
-    from pfedsam.runtime.run_folder import open_run
 
     with event_bars() as tell:
         summary = open_run(run).evaluate(tell)
@@ -43,8 +43,8 @@ def predict_command(
 
     Example: pfedsam predict runs/nuclei/pfedsam new/*.png --site histo --out masks
     """
+    from pfedsam.engine.run_folder import open_run
     from pfedsam.experiment.build import build_labels
-    from pfedsam.runtime.run_folder import open_run
 
     targets = mask_files(images, out)
     opened = open_run(run)

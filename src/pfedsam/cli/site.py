@@ -20,8 +20,8 @@ def request_command(
     folder: Folder, name: Annotated[str, typer.Option(help="The site's name, as the coordinator will call it.")]
 ) -> None:
     """Make this site's key, which stays here, and the request that the coordinator signs."""
-    from pfedsam.runtime.nvflare.keys import make_request
-    from pfedsam.runtime.nvflare.site_service import WORKSPACE
+    from pfedsam.deploy.keys import make_request
+    from pfedsam.deploy.site_service import WORKSPACE
 
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
@@ -51,12 +51,12 @@ def init_command(
 
     from pfedsam.core import atomic
     from pfedsam.core.errors import RunError
+    from pfedsam.deploy.keys import KEY, root_fingerprint
+    from pfedsam.deploy.provision import install_kit
+    from pfedsam.deploy.site_service import WORKSPACE
+    from pfedsam.engine.site_options import CONFIG, SiteOptions
     from pfedsam.experiment.load import validate
     from pfedsam.model.checkpoint import backbone_file
-    from pfedsam.runtime.nvflare.keys import KEY, root_fingerprint
-    from pfedsam.runtime.nvflare.provision import install_kit
-    from pfedsam.runtime.nvflare.site_service import WORKSPACE
-    from pfedsam.runtime.site_options import CONFIG, SiteOptions
 
     said = {
         "name": "unnamed",  # until the kit is opened
@@ -119,7 +119,7 @@ def approve_command(
 def check_command(folder: Folder) -> None:
     """Look at everything that a start needs, and name what is wrong."""  # noqa: DOC501
     from pfedsam.core.errors import RunError
-    from pfedsam.runtime.nvflare.preflight import check_site_ready
+    from pfedsam.deploy.preflight import check_site_ready
 
     table = Table("what", "", "found")
     findings = check_site_ready(folder)
@@ -135,7 +135,7 @@ def check_command(folder: Folder) -> None:
 def start_command(folder: Folder) -> None:
     """Work for the coordinator in the foreground, until SIGTERM or Ctrl-C; safe to stop and start at any moment."""
     from pfedsam.core.log import configure
-    from pfedsam.runtime.nvflare.site_service import run_site
+    from pfedsam.deploy.site_service import run_site
 
     configure("INFO", folder / "site.log")
     run_site(folder)
@@ -153,8 +153,8 @@ def predict_command(
     Example: pfedsam site predict north new/*.png --out masks
     """
     from pfedsam.cli.results import mask_files, write_masks
+    from pfedsam.engine.site_model import SiteModel
     from pfedsam.experiment.build import build_labels
-    from pfedsam.runtime.site_model import SiteModel
 
     targets = mask_files(images, out)
     model = SiteModel(folder, study)
@@ -178,7 +178,7 @@ def ledger_command(
     for line in lines:
         if study in (None, line["study"]):
             parts = ", ".join(f"{part} {size}" for part, size in line["by_component"].items())
-            what = "; ".join(text for text in (parts, f"{len(line['numbers'])} number(s)", line["note"]) if text)
+            what = "; ".join(text for text in (parts, f"{len(line['scalar_metrics'])} number(s)", line["note"]) if text)
             kind = "left" if line["sent"] else "HELD BACK"
             asked = in_words(line["task"], line["round"], rounds[line["study"]])
             head = f"{line['time'][:19]}  {line['study'][:8]}  {asked:<20}  {kind}"
@@ -199,7 +199,7 @@ def _show(manifest: "StudyManifest") -> None:
         "leaves in a round", f"{sum(parts.values())} bytes: " + ", ".join(f"{p} {n}" for p, n in parts.items())
     )
     table.add_row("tensors", f"{len(manifest.tensors)}; the manifest lists each")
-    for task, names in manifest.numbers.items():
+    for task, names in manifest.scalar_metrics.items():
         table.add_row(
             f"numbers, {task}", ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
         )

@@ -38,7 +38,7 @@ class Ledger:
         total_bytes: int,
         by_component: Mapping[str, int],
         names: Sequence[str],
-        numbers: Sequence[str],
+        scalar_metrics: Sequence[str],
         note: str = "",
     ) -> None:
         """Write one line, durably; when it cannot be written, nothing may be sent.
@@ -52,7 +52,7 @@ class Ledger:
             total_bytes: of the whole message.
             by_component: bytes of the shared values by part of the model.
             names: of the shared tensors in it.
-            numbers: names of the scalars in it.
+            scalar_metrics: names of the scalars in it.
             note: why it was held back, or the word of refusal that was sent.
 
         Raises:
@@ -67,7 +67,7 @@ class Ledger:
             "bytes": total_bytes,
             "by_component": dict(by_component),
             "tensors": list(names),
-            "numbers": list(numbers),
+            "scalar_metrics": list(scalar_metrics),
             "note": note,
             "sha256": sha256,
         }

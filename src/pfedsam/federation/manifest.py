@@ -20,7 +20,7 @@ from pfedsam.core.tensors import NamedTensors
 from pfedsam.federation.codec import Codec, CommunicationOptions
 from pfedsam.federation.update import TensorSpec, UpdateSpec
 
-Task = Literal["join", "train", "validate", "align", "test"]
+Task = Literal["join", "train", "validate", "finalize", "test"]
 """What a coordinator can ask of a site."""
 
 MAX_MANIFEST_BYTES: Final = 4 * 2**20
@@ -48,7 +48,7 @@ class StudyManifest(Options):
     components: dict[str, tuple[str, ...]] = Field(description="The shared tensors by part of the model.")
     communication: CommunicationOptions = Field(description="How the values of an update are written.")
     max_change: float = Field(gt=0, description="Largest L2 norm by which one round may change the shared tensors.")
-    numbers: dict[Task, tuple[str, ...]] = Field(description="The scalars that the reply to each task may hold.")
+    scalar_metrics: dict[Task, tuple[str, ...]] = Field(description="The scalars that the reply to each task may hold.")
 
     @property
     def digest(self) -> str:

@@ -32,7 +32,7 @@ REFUSALS: Final = {
 
 _TASKS: Final = get_args(Task)
 _MAX_ROUND: Final = 1_000_000
-_MAX_NUMBERS: Final = 100_000
+_MAX_METRICS: Final = 100_000
 
 
 def in_words(task: Task, round_: int, rounds: int | None) -> str:
@@ -64,7 +64,7 @@ class Reply:
     task: Task
     study: str
     round: int
-    numbers: Mapping[str, float | None] = field(default_factory=dict)
+    scalar_metrics: Mapping[str, float | None] = field(default_factory=dict)
     update: bytes = b""
     """An encoded update; with `train` only."""
     refused: str | None = None
@@ -98,7 +98,7 @@ def reply_to_wire(reply: Reply) -> dict[str, bytes]:
         "study": reply.study,
         "round": reply.round,
         "refused": reply.refused,
-        "numbers": dict(reply.numbers),
+        "scalar_metrics": dict(reply.scalar_metrics),
     }
     return {"head": _json(head), "update": reply.update}
 
@@ -109,15 +109,15 @@ def reply_from_wire(wire: Mapping[str, Any]) -> Reply:
     Raises:
         UpdateError: it does not have the agreed form; the message repeats nothing of what was sent.
     """
-    head = _parse(wire, {"head", "update"}, {"task", "study", "round", "refused", "numbers"})
-    numbers, refused = head["numbers"], head["refused"]
+    head = _parse(wire, {"head", "update"}, {"task", "study", "round", "refused", "scalar_metrics"})
+    metrics, refused = head["scalar_metrics"], head["refused"]
     if refused is not None and (not isinstance(refused, str) or refused not in REFUSALS):
         raise UpdateError("a reply refuses by a word that is not on the list.")
     if not isinstance(head["study"], str):
         raise UpdateError("a reply names its study by text.")
-    if not isinstance(numbers, dict) or len(numbers) > _MAX_NUMBERS or not all(map(_is_number, numbers.values())):
+    if not isinstance(metrics, dict) or len(metrics) > _MAX_METRICS or not all(map(_is_number, metrics.values())):
         raise UpdateError("a reply holds other than finite numbers by name.")
-    return Reply(head["task"], head["study"], head["round"], numbers, bytes(wire["update"]), refused)
+    return Reply(head["task"], head["study"], head["round"], metrics, bytes(wire["update"]), refused)
 
 
 def _parse(wire: Mapping[str, Any], keys: set[str], fields: set[str]) -> dict[str, Any]:

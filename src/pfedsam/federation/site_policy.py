@@ -195,12 +195,12 @@ class Gate:
             UpdateError: it does not.
         """
         if reply.refused:
-            if reply.update or reply.numbers:
+            if reply.update or reply.scalar_metrics:
                 raise UpdateError("a refusal carries something besides its word.")
             return reply
         if manifest is None:
             raise UpdateError("the study is not approved at this site.")
-        extra = set(reply.numbers) - set(manifest.numbers.get(reply.task, ()))
+        extra = set(reply.scalar_metrics) - set(manifest.scalar_metrics.get(reply.task, ()))
         if extra:
             raise UpdateError(
                 f"the reply holds {len(extra)} number(s) that the manifest does not list for {reply.task}."
@@ -245,7 +245,7 @@ class Gate:
             total_bytes=sum(len(value) for value in content.values()),
             by_component=manifest.component_bytes() if manifest and carries else {},
             names=sorted(manifest.tensors) if manifest and carries else (),
-            numbers=sorted(reply.numbers),
+            scalar_metrics=sorted(reply.scalar_metrics),
             note=note,
         )
 

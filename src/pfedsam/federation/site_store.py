@@ -42,7 +42,7 @@ class SiteState:
     feedback: NamedTensors = field(default_factory=dict)
     """What the codec took from the updates sent so far (`federation.feedback`)."""
     shared: NamedTensors = field(default_factory=dict)
-    """The shared parameters that the site stays with; empty where it uses those that it receives (`runtime.last_good`)."""
+    """The shared parameters that the site stays with; empty where it uses those that it receives (`runtime.model_selection`)."""
     shared_round: int | None = None
     """The round after which it received them."""
     best: float | None = None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import SamModel
 from transformers.models.sam.modeling_sam import SamMaskDecoder
 
-from pfedsam.model import detail
+from pfedsam.model import image_skip
 
 _HIDDEN = 16
 
@@ -19,7 +19,7 @@ _HIDDEN = 16
 class OutputLayers(nn.Module):
     """The decoder's trainable end: two up-scaling steps and, for each class, the MLP that turns its token into weights.
 
-    With a generator also two convolutions over the image itself (`pfedsam.model.detail`), whose output is added to the up-scaled
+    With a generator also two convolutions over the image itself (`pfedsam.model.image_skip`), whose output is added to the up-scaled
     features; the second starts at zero, so that masks start as SAM's.
     """
 
@@ -30,7 +30,9 @@ class OutputLayers(nn.Module):
         self.upscale_conv2 = deepcopy(decoder.upscale_conv2)
         self.mlps = nn.ModuleList(deepcopy(decoder.output_hypernetworks_mlps[0]) for _ in range(classes))
         self.activation = nn.GELU()
-        self.detail = None if generator is None else _detail_layers(decoder.upscale_conv2.out_channels, generator)
+        self.image_skip = (
+            None if generator is None else _image_skip_layers(decoder.upscale_conv2.out_channels, generator)
+        )
 
     def forward(self, tokens: Tensor, image: Tensor, seen: Tensor | None = None) -> Tensor:
         """Logits `[B, C, 4h, 4w]`.
@@ -38,21 +40,21 @@ class OutputLayers(nn.Module):
         Args:
             tokens: of the classes, `[B, C, d]`, after the transformer.
             image: `[B, d, h, w]`, after the transformer.
-            seen: the image itself, `[B, detail.CHANNELS, 4h, 4w]`, where there are layers for it.
+            seen: the image itself, `[B, image_skip.CHANNELS, 4h, 4w]`, where there are layers for it.
         """
         image = self.activation(self.upscale_layer_norm(self.upscale_conv1(image)))
         image = self.activation(self.upscale_conv2(image))
-        if self.detail is not None:
-            image = image + self.detail(seen)
+        if self.image_skip is not None:
+            image = image + self.image_skip(seen)
         weights = torch.stack([mlp(tokens[:, i]) for i, mlp in enumerate(self.mlps)], dim=1)
         return torch.einsum("bcd,bdhw->bchw", weights, image)
 
 
-def _detail_layers(channels: int, generator: torch.Generator) -> nn.Sequential:
-    first = nn.Conv2d(detail.CHANNELS, _HIDDEN, 3, padding=1)
+def _image_skip_layers(channels: int, generator: torch.Generator) -> nn.Sequential:
+    first = nn.Conv2d(image_skip.CHANNELS, _HIDDEN, 3, padding=1)
     last = nn.Conv2d(_HIDDEN, channels, 3, padding=1)
     with torch.no_grad():
-        first.weight.normal_(0, (9 * detail.CHANNELS) ** -0.5, generator=generator)
+        first.weight.normal_(0, (9 * image_skip.CHANNELS) ** -0.5, generator=generator)
         for parameter in (first.bias, last.weight, last.bias):
             nn.init.zeros_(parameter)  # type: ignore[arg-type]
     return nn.Sequential(first, nn.GELU(), last)
@@ -73,7 +75,7 @@ def decode(
         embedding: of the images, `[B, d, h, w]`.
         tokens: of the classes, `[C, d]`; they take the place of the single-mask token.
         layers: what turns the transformer's output into masks.
-        seen: the images themselves, `[B, detail.CHANNELS, 4h, 4w]`, where `layers` look at them.
+        seen: the images themselves, `[B, image_skip.CHANNELS, 4h, 4w]`, where `layers` look at them.
 
     Returns:
         Logits `[B, C, 4h, 4w]`.

@@ -1,6 +1,6 @@
 """Local parameters that stand in the place of others while the personal model computes.
 
-No module knows of them: `in_place` puts their values where the modules look for their weights, and takes them away again. So the
+No module knows of them: `swapped_parameters` puts their values where the modules look for their weights, and takes them away again. So the
 shared model never sees them, and what is not used costs nothing.
 """
 
@@ -22,7 +22,7 @@ class _OwnValues(nn.Module):
             self.register_parameter(own, nn.Parameter(start(model.get_parameter(name).detach())))
 
 
-class OwnCopies(_OwnValues):
+class LocalCopy(_OwnValues):
     """A site's own copy of some of a model's parameters; it starts as they are."""
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
@@ -34,7 +34,7 @@ class OwnCopies(_OwnValues):
         return {name: self.get_parameter(own) for own, name in self.origins.items()}
 
 
-class OwnDifferences(_OwnValues):
+class LocalDelta(_OwnValues):
     """What a site adds to some of a model's parameters; zero at first, so that it starts with theirs, and goes along as they change."""
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
@@ -46,7 +46,7 @@ class OwnDifferences(_OwnValues):
         return {name: model.get_parameter(name) + self.get_parameter(own) for own, name in self.origins.items()}
 
 
-class OwnLora(nn.Module):
+class LocalLora(nn.Module):
     """A second LoRA on the same layers: B A + s B' A', computed as one product of the joined matrices; B' starts at zero."""
 
     def __init__(
@@ -91,7 +91,7 @@ def norm_names(modules: Mapping[str, nn.Module]) -> list[str]:
 
 
 @contextmanager
-def in_place(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+def swapped_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     """Within this context `model` computes with `values` in the place of its parameters of these names; gradients go to them."""
     places = [(model.get_submodule(name.rpartition(".")[0])._parameters, name.rpartition(".")[2]) for name in values]
     before = [parameters[last] for parameters, last in places]

@@ -16,12 +16,12 @@ from transformers import SamModel
 
 from pfedsam.core.errors import OptionError
 from pfedsam.core.options import Options
-from pfedsam.model import detail
+from pfedsam.model import image_skip
 from pfedsam.model.adapters import AdapterOptions, BlockAdapters
 from pfedsam.model.backbone import positions, vision_config
 from pfedsam.model.encoder import embed_patches, use_fast_blocks
 from pfedsam.model.head import OutputLayers, class_tokens, decode
-from pfedsam.model.local_values import OwnCopies, OwnDifferences, OwnLora, in_place, norm_names
+from pfedsam.model.local_values import LocalCopy, LocalDelta, LocalLora, norm_names, swapped_parameters
 from pfedsam.model.lora import LoraOptions, add_lora
 from pfedsam.model.moe import ExpertOptions, LMoE, Routing
 from pfedsam.model.numerics import CPU, Precision, frozen_dtype
@@ -56,7 +56,7 @@ class ModelOptions(Options):
         default="both",
         description="Who trains the decoder's output layers: shared, local, or both (a shared version and a local one beside it).",
     )
-    detail: bool = Field(
+    image_skip: bool = Field(
         default=True,
         description="The output layers also look at the image itself, at the masks' resolution (after HQ-SAM, Ke et al., 2023).",
     )
@@ -133,9 +133,9 @@ class PersonalSam(nn.Module):
         self.classes = classes
         self.sam = use_fast_blocks(sam).requires_grad_(False)
         self.class_tokens = class_tokens(sam.mask_decoder, classes)
-        self.output_layers = OutputLayers(sam.mask_decoder, classes, generator if options.detail else None)
+        self.output_layers = OutputLayers(sam.mask_decoder, classes, generator if options.image_skip else None)
         names = [f"output_layers.{name}" for name, _ in self.output_layers.named_parameters()]
-        both = OwnCopies if options.personal_copy else OwnDifferences
+        both = LocalCopy if options.personal_copy else LocalDelta
         self.personal_output_layers = both(self, names) if options.output_layers == "both" else None
         a_names, b_names = add_lora(sam, options.lora, self.first_adapted, generator) if options.lora else ([], [])
         self._lora_names = [f"sam.{name}" for name in a_names], [f"sam.{name}" for name in b_names]
@@ -147,10 +147,10 @@ class PersonalSam(nn.Module):
             {str(i): BlockAdapters(width, options.adapters, generator) for i in blocks} if options.adapters else {}
         )
         pairs = zip(*self._lora_names, strict=True)
-        self.local_lora = OwnLora(self, pairs, options.local_lora, generator) if options.local_lora else None
+        self.local_lora = LocalLora(self, pairs, options.local_lora, generator) if options.local_lora else None
         copied = [*self._lora_names[0], *self._lora_names[1], "class_tokens"]
-        self.personal_copy = OwnCopies(self, copied) if options.personal_copy else None
-        self.norms = OwnCopies(self, norm_names(self._normed())) if options.norms == "local" else None
+        self.personal_copy = LocalCopy(self, copied) if options.personal_copy else None
+        self.norms = LocalCopy(self, norm_names(self._normed())) if options.norms == "local" else None
         self._by_name = dict(self.named_modules())
         self._components = self._named_groups()
         self.hold_frozen_encoder_in(torch.float32 if self.from_pixels else frozen_dtype(options.precision, device))
@@ -225,11 +225,11 @@ class PersonalSam(nn.Module):
         if self.from_pixels:
             return (3, self.image_size, self.image_size)
         _, height, width, channels = positions(self.sam).shape
-        return (int(height), int(width), int(channels) + (detail.FOLDED if self._sees_detail else 0))
+        return (int(height), int(width), int(channels) + (image_skip.FOLDED if self._has_image_skip else 0))
 
     @property
-    def _sees_detail(self) -> bool:
-        return self.output_layers.detail is not None
+    def _has_image_skip(self) -> bool:
+        return self.output_layers.image_skip is not None
 
     @torch.no_grad()
     def prefix(self, pixels: Tensor) -> Tensor:
@@ -247,9 +247,9 @@ class PersonalSam(nn.Module):
         tokens = embed_patches(self.sam, pixels.to(self.frozen_dtype))
         for block in self.sam.vision_encoder.layers[: self.first_adapted]:
             tokens = block(tokens)
-        if not self._sees_detail:
+        if not self._has_image_skip:
             return tokens
-        return torch.cat([tokens, detail.fold(pixels, tokens.shape[1:3]).to(tokens.dtype)], dim=-1)  # type: ignore[arg-type]
+        return torch.cat([tokens, image_skip.fold(pixels, tokens.shape[1:3]).to(tokens.dtype)], dim=-1)  # type: ignore[arg-type]
 
     def from_prefix(
         self, tokens: Tensor, *, personal: bool = True, routings: dict[str, Routing] | None = None
@@ -262,7 +262,7 @@ class PersonalSam(nn.Module):
             routings: receives, for each adapted block, where its router sent the tokens.
         """
         own = self._own_values() if personal else {}
-        with in_place(self, own):
+        with swapped_parameters(self, own):
             tokens, seen = self._begin(tokens)
             for i in range(0 if self.from_pixels else self.first_adapted, len(self.sam.vision_encoder.layers)):
                 experts = self.experts[str(i)] if personal and str(i) in self.experts else None
@@ -278,7 +278,7 @@ class PersonalSam(nn.Module):
         block = self.sam.vision_encoder.layers[index]
         if not (self.recompute and torch.is_grad_enabled()):
             return block(*given)  # type: ignore[no-any-return]
-        again = in_place(self, own)
+        again = swapped_parameters(self, own)
         return checkpoint(block, *given, use_reentrant=False, context_fn=lambda: (nullcontext(), again))  # type: ignore[no-any-return]
 
     def _begin(self, given: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -286,12 +286,12 @@ class PersonalSam(nn.Module):
         seen, given = None, given.to(self.device)
         if self.from_pixels:
             tokens = embed_patches(self.sam, given)
-            folded = detail.fold(given, tokens.shape[1:3])  # type: ignore[arg-type]
+            folded = image_skip.fold(given, tokens.shape[1:3])  # type: ignore[arg-type]
         else:
             width = vision_config(self.sam).hidden_size
             tokens, folded = given[..., :width], given[..., width:]
-        if self._sees_detail:
-            seen = detail.unfold(folded)
+        if self._has_image_skip:
+            seen = image_skip.unfold(folded)
         return tokens.to(self.frozen_dtype), seen
 
     def _own_values(self) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ class DistillationOptions(Options):
     )
     weight: float = Field(default=0.1, ge=0, description="Lambda, the weight beside the segmentation loss.")
     temperature: float = Field(default=2.0, gt=0, description="T, which softens both predictions.")
-    trust: Literal["everywhere", "label"] = Field(
+    confidence_weighting: Literal["everywhere", "label"] = Field(
         default="label",
         description="everywhere: each pixel counts the same; label: a pixel counts as much as the teacher believes in its label, so "
         "that a teacher that is still poor teaches little.",
@@ -39,14 +39,14 @@ def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, options:
     Args:
         student: class logits `[B, C, h, w]`.
         teacher: class logits `[B, C, h, w]`, without gradient.
-        labels: `[B, S, S]`; used only for `trust="label"`, at the nearest pixel.
-        options: temperature and trust.
+        labels: `[B, S, S]`; used only for `confidence_weighting="label"`, at the nearest pixel.
+        options: temperature and confidence weighting.
     """
     t = options.temperature
     student_log = F.log_softmax(with_background(student) / t, dim=1)
     teacher_log = F.log_softmax(with_background(teacher) / t, dim=1)
     divergence = (teacher_log.exp() * (teacher_log - student_log)).sum(dim=1)
-    if options.trust == "label":
+    if options.confidence_weighting == "label":
         small = F.interpolate(labels[:, None].float(), size=teacher.shape[-2:], mode="nearest-exact").long()
         divergence = divergence * with_background(teacher).softmax(dim=1).gather(1, small)[:, 0]
     return t**2 * divergence.mean()

@@ -106,7 +106,7 @@ def run_phase(
         learning_rate: of this round.
         optimizer_state: packed, from this phase in the last round; empty at first.
         options: AdamW's.
-        distillation: temperature, weight and trust.
+        distillation: temperature, weight and confidence weighting.
         balance: weight of the experts' load-balancing term.
         anchors: what the trained parameters are pulled to where the phase has a proximal term, by their names.
     """

@@ -1,0 +1,1 @@
+"""The research benches: suites, comparisons over seeds, ablations, few labels, onboarding."""

@@ -1,0 +1,74 @@
+"""Leave one site out, and let it join: a bench of what a federation is worth to a site that was not in it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from pfedsam.bench.plan import Outcome, Plan, Step, run_plan
+from pfedsam.core.errors import RunError
+from pfedsam.engine.onboarding import NOTHING, Newcomer, Onboarded, onboard
+from pfedsam.engine.run_folder import open_run
+from pfedsam.experiment.suite import Entry
+from pfedsam.report.onboarding_page import MEMBER, UNSEEN, Joined
+from pfedsam.report.summary_file import SiteEntry
+
+
+def run_new_sites(
+    plan: Plan,
+    labels: Sequence[int],
+    steps: int,
+    tell: Callable[[Step], None],
+    finished: Callable[[Sequence[Joined]], None],
+) -> list[Joined]:
+    """Train every federation that lacks one site, and onboard that site from each number of labelled cases.
+
+    The full federation is trained too, or taken from an earlier `bench accuracy` in the same folder: a newcomer is measured by what it
+    would have as a member, on the same split.
+
+    Args:
+        plan: methods, seeds and folder.
+        labels: numbers of labelled cases.
+        steps: of each way that trains.
+        tell: called on progress.
+        finished: called with all that is done after each site and seed.
+
+    Raises:
+        RunError: a federation could not be trained.
+        DataError: a site's data is wrong.
+    """
+    members = _trained(plan, tell)
+    joined: list[Joined] = []
+    for site in plan.sites:
+        away = replace(plan, leave_out=site)
+        _trained(away, tell)
+        for seed in plan.seeds:
+            for entry in plan.entries:
+                member = members.runs[entry.label][seed].summary.sites[site]
+                joined.append(_join(plan, away, entry, seed, member, labels, steps))
+                finished(joined)
+    return joined
+
+
+def _trained(plan: Plan, tell: Callable[[Step], None]) -> Outcome:
+    outcome = run_plan(plan, tell, lambda _: None)
+    if outcome.failed:
+        raise RunError("\n".join(f"{run}: {message}" for run, message in outcome.failed.items()))
+    return outcome
+
+
+def _join(
+    plan: Plan, away: Plan, entry: Entry, seed: int, member: SiteEntry, labels: Sequence[int], steps: int
+) -> Joined:
+    site, folder = str(away.leave_out), away.folder(entry, seed)
+    opened = open_run(folder)
+    results: dict[int, Onboarded] = {}
+    for number in labels:
+        new = Newcomer(site, plan.sites[site], number, steps, seed)
+        results[number] = onboard(opened, new, folder.with_name(f"{entry.label}-onboard-{number}"))
+    columns = {MEMBER: member.in_use.dice if member.in_use else None}
+    ways = next(iter(results.values())).ways
+    columns[UNSEEN] = ways[NOTHING]["dice"]
+    for way in ways:
+        if way != NOTHING:
+            columns |= {f"{way} {number}": found.ways[way]["dice"] for number, found in results.items()}
+    points = {name: 100 * value for name, value in columns.items() if value is not None}
+    return Joined(entry.label, site, seed, points, next(iter(results.values())).in_use)

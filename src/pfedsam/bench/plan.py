@@ -1,0 +1,218 @@
+"""A suite's runs, one after the other: every (seed, method) is an ordinary run in its own folder, resumable at any moment.
+
+What is done is skipped, and the results are written after every run, so that a part of a comparison is a comparison too. All runs share
+one cache of the frozen blocks' outputs; the first run that meets an image pays for it.
+"""
+
+import json
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pfedsam.core import atomic
+from pfedsam.core.errors import PfedsamError
+from pfedsam.core.lock import exclusive
+from pfedsam.data.manifest import read_site
+from pfedsam.engine.in_process import Event, is_finished, run
+from pfedsam.experiment.options import RunOptions
+from pfedsam.experiment.suite import Entry, Suite, local_steps, run_options, site_folders
+from pfedsam.report.accuracy import Cost, Line, RunScores, read_run
+from pfedsam.report.accuracy_page import Study, write_accuracy
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison: what is run where."""
+
+    suite: Suite
+    entries: Sequence[Entry]
+    seeds: Sequence[int]
+    data: Path
+    out: Path
+    overrides: Sequence[str] = ()
+    workers: int = 2
+    threads: int = 1
+    cache: Path | None = None
+    """For the frozen blocks' outputs; None: in `out`."""
+    leave_out: str | None = None
+    """A site that takes no part."""
+
+    @property
+    def sites(self) -> dict[str, Path]:
+        """Name and folder of each site that takes part.
+
+        Raises:
+            DataError: a folder is missing.
+        """
+        return {n: folder for n, folder in site_folders(self.suite, self.data).items() if n != self.leave_out}
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where the frozen blocks' outputs are kept."""
+        return self.cache or self.out / "cache"
+
+    def inside(self, name: str, overrides: Sequence[str]) -> "Plan":
+        """The same comparison with other overrides, in a folder of its own inside this one's, with the same cache."""
+        return replace(self, overrides=overrides, out=self.out / name, cache=self.cache_folder)
+
+    def options(self, entry: Entry, seed: int) -> RunOptions:
+        """The configuration of one run.
+
+        Raises:
+            OptionError: naming every mistake.
+            DataError: a site's folder is missing.
+        """
+        chosen = run_options(self.suite, entry, seed, self.sites, self.overrides)
+        cache = chosen.runtime.cache_folder or self.cache_folder.resolve()
+        runtime = {"workers": self.workers, "threads": self.threads, "cache_folder": cache}
+        return chosen.model_copy(update={"runtime": chosen.runtime.model_copy(update=runtime)})
+
+    def folder(self, entry: Entry, seed: int) -> Path:
+        """Where a run lies."""
+        base = self.out / f"without-{self.leave_out}" if self.leave_out else self.out
+        return base / f"seed{seed}" / entry.label
+
+
+@dataclass(frozen=True)
+class Step:
+    """Progress of a bench: the run at work, and how many of all are done."""
+
+    label: str
+    seed: int
+    done: int
+    total: int
+    event: Event | None
+    """None when the run has ended."""
+
+
+@dataclass
+class Outcome:
+    """The finished runs, and what went wrong."""
+
+    runs: dict[str, dict[int, RunScores]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    """Run to its error as it stands, for whoever gave the command; it may name a case."""
+    kinds: dict[str, str] = field(default_factory=dict)
+    """Run to the kind of its error, for the files of results."""
+
+
+def run_plan(plan: Plan, tell: Callable[[Step], None], finished: Callable[[Outcome], None]) -> Outcome:
+    """Run what is missing. A run that fails is noted, and the others go on.
+
+    Args:
+        plan: what to run.
+        tell: called on progress.
+        finished: called after every run, and once at the start, with all that is done so far.
+
+    Raises:
+        RunError: another process works in the same folder, or a run's folder holds another configuration.
+        OptionError: an entry's configuration is wrong; nothing was run.
+    """
+    planned = [(entry, seed, plan.options(entry, seed)) for seed in plan.seeds for entry in plan.entries]
+    with exclusive(plan.out, plan.cache_folder):
+        outcome = Outcome()
+        waiting = []
+        for entry, seed, options in planned:
+            if is_finished(options, plan.folder(entry, seed)):
+                _collect(plan, entry, seed, options, outcome)
+            else:
+                waiting.append((entry, seed, options))
+        finished(outcome)
+        for done, (entry, seed, options) in enumerate(waiting, start=len(planned) - len(waiting)):
+
+            def pass_on(event: Event, entry: Entry = entry, seed: int = seed, done: int = done) -> None:
+                tell(Step(entry.label, seed, done, len(planned), event))
+
+            try:
+                _run_one(plan, entry, seed, options, pass_on)
+                _collect(plan, entry, seed, options, outcome)
+            except PfedsamError as error:
+                name = f"{entry.label}, seed {seed}"
+                outcome.failed[name], outcome.kinds[name] = str(error), type(error).__name__
+            finished(outcome)
+            tell(Step(entry.label, seed, done + 1, len(planned), None))
+    return outcome
+
+
+def write_results(plan: Plan, outcome: Outcome, folder: Path, name: str, command: str) -> dict[str, float | None]:
+    """JSON, Markdown and figure of what is done so far; returns the headline figures.
+
+    Raises:
+        StoreError: a file could not be written.
+    """
+    study = study_of(plan, name, command, outcome.kinds)
+    runs = {label: {s: found[s] for s in plan.seeds if s in found} for label, found in outcome.runs.items()}
+    return write_accuracy(folder, study, runs)
+
+
+def study_of(plan: Plan, name: str, command: str, failed: Mapping[str, str]) -> Study:
+    """What the files of a comparison say about it; `failed` as `Outcome.kinds`."""
+    return Study(
+        name=name,
+        subject=plan.suite.subject,
+        command=command,
+        seeds=plan.seeds,
+        lines=[Line(entry.label, entry.method, not entry.pooled) for entry in plan.entries],
+        settings=_settings(plan),
+        failed=failed,
+    )
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    """The suite as it was run, without folders."""
+    content = plan.suite.model_dump(mode="json", exclude={"variants"})
+    changes = {entry.label: dict(entry.changes) for entry in plan.entries if entry.changes}
+    return {**content, "set": list(plan.overrides), "variants": changes, "workers": plan.workers}
+
+
+def _run_one(plan: Plan, entry: Entry, seed: int, options: RunOptions, tell: Callable[[Event], None]) -> None:
+    folder = plan.folder(entry, seed)
+    with _measured(_cost_file(plan, entry, seed)):
+        run(options, folder, resume=(folder / "config.yaml").exists(), progress=tell)
+
+
+def _collect(plan: Plan, entry: Entry, seed: int, options: RunOptions, outcome: Outcome) -> None:
+    cost = _read_cost(_cost_file(plan, entry, seed), local_steps(options))
+    pattern = options.data.patient_pattern
+    sites = [read_site(name, folder, patient_pattern=pattern) for name, folder in options.data.sites.items()]
+    patients = {site.name: {case.id: case.patient for case in site.cases} for site in sites}
+    outcome.runs.setdefault(entry.label, {})[seed] = read_run(plan.folder(entry, seed), cost, patients)
+
+
+def _cost_file(plan: Plan, entry: Entry, seed: int) -> Path:
+    path = plan.out / "costs" / plan.folder(entry, seed).relative_to(plan.out)
+    return path.with_name(f"{path.name}.json")  # not with_suffix: of `lr-0.001` it leaves `lr-0`
+
+
+@contextmanager
+def _measured(path: Path) -> Iterator[None]:
+    """Add what happens within to a run's cost; a session that was killed leaves a null, and the whole is then unknown."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = _sessions(path)
+    atomic.write_json(path, [*before, None])
+    started, used = time.monotonic(), _cpu_seconds()
+    yield
+    session = {"seconds": time.monotonic() - started, "cpu_seconds": _cpu_seconds() - used}
+    atomic.write_json(path, [*before, session])
+
+
+def _sessions(path: Path) -> list[Mapping[str, float] | None]:
+    return json.loads(path.read_text("utf-8")) if path.exists() else []
+
+
+def _read_cost(path: Path, steps: int) -> Cost:
+    sessions = _sessions(path)
+    known = [one for one in sessions if one is not None]
+    if not known or len(known) < len(sessions):
+        return Cost(steps, None, None)
+    return Cost(steps, sum(one["seconds"] for one in known), sum(one["cpu_seconds"] for one in known))
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in both)

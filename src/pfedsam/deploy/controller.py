@@ -1,0 +1,189 @@
+"""What NVFlare runs at the coordinator: a controller that carries `engine.coordinator`'s requests to the sites."""
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nvflare.apis.client import Client
+from nvflare.apis.controller_spec import ClientTask, Task
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.impl.controller import Controller
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
+
+from pfedsam.core import atomic
+from pfedsam.core.errors import PfedsamError, RunError
+from pfedsam.core.log import configure, get_logger
+from pfedsam.deploy.wire import failure, from_shareable, to_shareable
+from pfedsam.engine.coordinator import Answers, StudyRun
+from pfedsam.engine.study_folder import StudyFolder, read_revoked
+
+STUDIES = "PFEDSAM_STUDIES"
+"""The environment variable with the folder of the coordinator's studies."""
+AGAIN = "again"
+"""A file of this name in a study's folder asks for new processes at the sites, so that one that came (back) is among them."""
+JOB_SITES = "job_sites.json"
+"""The sites that the current job runs at, for the supervisor."""
+_LOG = get_logger(__name__)
+
+
+class StoppedError(RunError):
+    """NVFlare ended the job; the study goes on from its last committed round."""
+
+
+class StudyController(Controller):  # type: ignore[misc]
+    """Runs one study; NVFlare's workflow."""
+
+    def __init__(self, study: str, studies_root: str = "") -> None:
+        """For NVFlare.
+
+        Args:
+            study: the id of the study.
+            studies_root: in the simulator: the folder of the studies.
+        """
+        super().__init__(task_check_period=0.1)
+        root = os.environ.get(STUDIES) or studies_root
+        self._folder = Path(root) / study
+        self._lock = threading.Lock()
+        self._overdue: dict[str, str] = {}
+        self._late: dict[str, int] = {}
+
+    def start_controller(self, fl_ctx: FLContext) -> None:
+        """Nothing to prepare: all state is in the study's folder."""
+
+    def stop_controller(self, fl_ctx: FLContext) -> None:
+        """Nothing to close: a round counts when it is committed, and not before."""
+
+    def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
+        """The study, from its last committed round on; how it ended is written into its status."""
+        configure("INFO", self._folder / "coordinator.log")
+        self._watch_questions()
+        folder = StudyFolder(self._folder)
+        atomic.write_json(self._folder / JOB_SITES, self.clients())
+        status = folder.read_status()
+        try:
+            outcome = StudyRun(self._folder, _FlareTransport(self, fl_ctx, abort_signal)).run()
+            state, reason = ("finished", "") if outcome == "finished" else ("submitted", "a site joins")
+        except StoppedError as error:
+            state, reason = "interrupted", str(error)
+        except PfedsamError as error:
+            _LOG.error("%s", error)
+            state, reason = "stopped", f"{type(error).__name__}: {error}"
+        (self._folder / AGAIN).unlink(missing_ok=True)
+        now = folder.read_status()
+        folder.write_status(state, round_=now["round"], rounds=status["rounds"], sites=now["sites"], reason=reason)
+
+    def process_result_of_unknown_task(
+        self, client: Client, task_name: str, client_task_id: str, result: Shareable, fl_ctx: FLContext
+    ) -> None:
+        """A reply that nobody waits for counts for nothing; it is counted by `handle_event`."""
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Count the replies that come after their deadline."""
+        super().handle_event(event_type, fl_ctx)
+        if event_type == EventType.BEFORE_PROCESS_SUBMISSION:
+            self._note(str(fl_ctx.get_prop(FLContextKey.TASK_ID)))
+
+    def _watch_questions(self) -> None:
+        """Count also the sites that ask whether their reply is still wanted: NVFlare's clients do, and drop it when it is not."""
+        known = self.communicator.process_task_check
+
+        def check(task_id: str, fl_ctx: FLContext) -> object:
+            found = known(task_id=task_id, fl_ctx=fl_ctx)
+            if found is None:
+                self._note(task_id)
+            return found
+
+        self.communicator.process_task_check = check
+
+    def _note(self, task_id: str) -> None:
+        with self._lock:
+            site = self._overdue.pop(task_id, None)
+            if site:
+                self._late[site] = self._late.get(site, 0) + 1
+
+    def ask(
+        self,
+        request: Mapping[str, bytes],
+        task_name: str,
+        sites: Sequence[str],
+        deadline_s: int,
+        fl_ctx: FLContext,
+        abort_signal: Signal,
+    ) -> Answers:
+        """One task for these sites, until all have answered, the deadline is over, or those left are gone.
+
+        Raises:
+            StoppedError: NVFlare ended the job.
+        """
+        wires: dict[str, dict[str, object]] = {}
+        missing = {site: "its process ended" for site in sites if self.get_client_disconnect_time(site)}
+        missing |= dict.fromkeys(self._revoked() & set(sites), "it was revoked")
+        sent: dict[str, str] = {}
+
+        def note_sent(client_task: ClientTask, fl_ctx: FLContext) -> None:
+            sent[client_task.id] = client_task.client.name
+
+        def note_received(client_task: ClientTask, fl_ctx: FLContext) -> None:
+            site, result = client_task.client.name, client_task.result
+            problem = failure(result)
+            if problem is None:
+                wires[site] = from_shareable(result)
+            else:
+                missing[site] = f"NVFlare brought no reply: {problem}"
+            client_task.result = None
+            sent.pop(client_task.id, None)
+
+        task = Task(
+            name=task_name,
+            data=to_shareable(request),
+            timeout=deadline_s,
+            after_task_sent_cb=note_sent,
+            result_received_cb=note_received,
+        )
+        there = [site for site in sites if site not in missing]
+        if there:
+            self.broadcast_and_wait(task, fl_ctx, there, min_responses=len(there), abort_signal=abort_signal)
+        if abort_signal.triggered:
+            raise StoppedError("the job was ended from outside, or its processes died.")
+        with self._lock:
+            self._overdue |= sent
+            late, self._late = self._late, {}
+        for site in sites:
+            if site not in wires and site not in missing:
+                gone = self.get_client_disconnect_time(site)
+                missing[site] = "its process ended" if gone else f"no reply within {deadline_s} s"
+        return Answers(wires, missing, late)
+
+    def wants_again(self) -> bool:
+        """Whether the supervisor asks for new processes."""
+        return (self._folder / AGAIN).exists()
+
+    def clients(self) -> list[str]:
+        """The sites that this job runs at."""
+        return [client.name for client in self._engine.get_clients() if client.name not in self._revoked()]
+
+    def _revoked(self) -> set[str]:
+        return read_revoked(self._folder.parent.parent)
+
+
+class _FlareTransport:
+    """The coordinator's transport over one NVFlare job."""
+
+    def __init__(self, controller: StudyController, fl_ctx: FLContext, abort_signal: Signal) -> None:
+        self._controller, self._fl_ctx, self._abort = controller, fl_ctx, abort_signal
+
+    def connected(self) -> list[str]:
+        """The sites that can be asked now."""
+        return self._controller.clients()
+
+    def ask(self, request: Mapping[str, bytes], task: str, sites: Sequence[str], deadline_s: int) -> Answers:
+        """As `coordinator.Transport.ask`."""
+        return self._controller.ask(request, task, sites, deadline_s, self._fl_ctx, self._abort)
+
+    def wants_again(self) -> bool:
+        """As `coordinator.Transport.wants_again`."""
+        return self._controller.wants_again()

@@ -1,0 +1,207 @@
+"""`pfedsam site check`: everything that a start needs, each finding by name, with what to do."""
+
+import os
+import shutil
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.x509.oid import NameOID
+
+from pfedsam.core.errors import PfedsamError, RunError
+from pfedsam.data.check import check_site
+from pfedsam.data.manifest import read_site
+from pfedsam.deploy.keys import CERTIFICATE, KEY, ROOT
+from pfedsam.deploy.site_service import WORKSPACE, client_config
+from pfedsam.engine.site_agent import study_options
+from pfedsam.engine.site_options import SiteOptions, read_site_options
+from pfedsam.experiment.build import build_labels, build_model
+from pfedsam.federation.manifest import StudyManifest
+from pfedsam.federation.site_policy import SitePolicy
+from pfedsam.model.checkpoint import backbone_file
+
+_TIMEOUT_S: Final = 5.0
+_SOON: Final = timedelta(days=14)
+_PACKAGES: Final = ("pfedsam", "nvflare", "torch", "transformers", "safetensors")
+_NVFLARE: Final = "2.9."
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    ok: bool
+    text: str
+
+
+def check_site_ready(folder: Path) -> list[Finding]:
+    """Look at a site's folder, certificate, clock, network, data, studies and versions; nothing is changed or sent.
+
+    Raises:
+        OptionError: the folder is not a site's.
+        RunError: it has no startup kit.
+    """
+    options, config = read_site_options(folder), client_config(folder)
+    startup = folder / WORKSPACE / "startup"
+    checks: list[tuple[str, Callable[[], tuple[bool, str]]]] = [
+        ("versions", _versions),
+        ("folder", lambda: _folder(folder, options)),
+        ("certificate", lambda: _certificate(startup, options)),
+        ("clock", lambda: _clock(startup)),
+        ("address", lambda: _address(config)),
+        ("coordinator", lambda: _coordinator(startup, config)),
+        ("data", lambda: _data(options)),
+    ]
+    manifests: list[StudyManifest] = []
+    try:
+        manifests = SitePolicy(folder).manifests()
+        checks.append(("studies", lambda: _studies(manifests)))
+    except RunError as error:
+        problem = str(error)
+        checks.append(("studies", lambda: (False, problem)))
+    for manifest in manifests:
+        name = manifest.study
+        checks.append((f"data for {name}", lambda m=manifest: _study_data(m, options)))  # type: ignore[misc]
+        checks.append((f"backbone for {name}", lambda m=manifest: _backbone(m, options)))  # type: ignore[misc]
+    return [_find(what, look) for what, look in checks]
+
+
+def _find(what: str, look: Callable[[], tuple[bool, str]]) -> Finding:
+    try:
+        ok, text = look()
+    except PfedsamError as error:
+        ok, text = False, str(error)
+    except (OSError, ValueError) as error:
+        ok, text = False, f"{type(error).__name__}: {error}"
+    return Finding(what, ok, text)
+
+
+def _versions() -> tuple[bool, str]:
+    found = {name: metadata.version(name) for name in _PACKAGES}
+    ok = found["nvflare"].startswith(_NVFLARE)
+    text = ", ".join(f"{name} {version}" for name, version in found.items())
+    return ok, text if ok else f"{text}; nvflare must be {_NVFLARE}x: `pip install '.[deploy]'` in the checkout"
+
+
+def _folder(folder: Path, options: SiteOptions) -> tuple[bool, str]:
+    free = shutil.disk_usage(folder).free // 2**20
+    if free < options.min_free_mb:
+        return False, f"{free} MB are free and min_free_mb is {options.min_free_mb}: make space."
+    if not os.access(folder, os.W_OK):
+        return False, "the folder cannot be written: mend its permissions."
+    mode = folder.stat().st_mode & 0o777
+    return mode & 0o077 == 0, f"{free} MB free, mode {mode:o}" + (
+        "" if mode & 0o077 == 0 else ": others can read it; chmod 700"
+    )
+
+
+def _certificate(startup: Path, options: SiteOptions) -> tuple[bool, str]:
+    own, root = _load(startup / CERTIFICATE), _load(startup / ROOT)
+    key = serialization.load_pem_private_key((startup / KEY).read_bytes(), None)
+    name = own.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
+    if name != options.name:
+        return False, f"the certificate is of {name!r}, the site is {options.name!r}: this is another site's kit."
+    if key.public_key() != own.public_key():
+        return False, f"{KEY} does not belong to {CERTIFICATE}: ask for a new kit."
+    try:
+        own.verify_directly_issued_by(root)
+    except (ValueError, TypeError, InvalidSignature):
+        return False, "the certificate was not signed by the kit's root: ask for a new kit."
+    if (startup / KEY).stat().st_mode & 0o077:
+        return False, f"{KEY} can be read by others: chmod 600."
+    now = datetime.now(UTC)
+    if now > own.not_valid_after_utc:
+        return False, f"expired on {own.not_valid_after_utc:%Y-%m-%d}: ask for a new kit."
+    left = own.not_valid_after_utc - now
+    return True, f"{name}, until {own.not_valid_after_utc:%Y-%m-%d}" + (
+        " (soon: ask for a new kit)" if left < _SOON else ""
+    )
+
+
+def _clock(startup: Path) -> tuple[bool, str]:
+    now, root = datetime.now(UTC), _load(startup / ROOT)
+    if now < root.not_valid_before_utc:
+        return False, f"it is {now:%Y-%m-%d %H:%M} UTC here, before the root certificate was made: set the clock."
+    return True, f"{now:%Y-%m-%d %H:%M} UTC"
+
+
+def _target(config: dict[str, Any]) -> tuple[str, int]:
+    host, _, port = str(config["servers"][0]["service"]["target"]).rpartition(":")
+    return host, int(port)
+
+
+def _address(config: dict[str, Any]) -> tuple[bool, str]:
+    host, port = _target(config)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        return (
+            False,
+            f"{host} has no address here ({error.strerror}): ask your network's people, or add it to the hosts file.",
+        )
+    return True, f"{host} is {found[0][4][0]}, port {port}"
+
+
+def _coordinator(startup: Path, config: dict[str, Any]) -> tuple[bool, str]:
+    """A TLS handshake with the site's certificate, as NVFlare will make it."""
+    host, port = _target(config)
+    context = ssl.create_default_context(cafile=str(startup / ROOT))
+    context.load_cert_chain(startup / CERTIFICATE, startup / KEY)
+    context.set_alpn_protocols(["h2"])
+    try:
+        with (
+            socket.create_connection((host, port), timeout=_TIMEOUT_S) as plain,
+            context.wrap_socket(plain, server_hostname=config["servers"][0]["identity"]) as wrapped,
+        ):
+            return True, f"answers with {wrapped.version()} and a certificate of this federation"
+    except ssl.SSLCertVerificationError as error:
+        return False, f"its certificate is refused ({error.verify_message}): wrong machine, wrong clock, or an attack."
+    except ConnectionRefusedError:
+        return False, f"nothing listens on {host}:{port}: the coordinator is not started, or another port is meant."
+    except TimeoutError:
+        return False, f"{host}:{port} does not answer within {_TIMEOUT_S:.0f} s: a firewall lets nothing through."
+    except OSError as error:
+        return False, f"{host}:{port}: {error}"
+
+
+def _data(options: SiteOptions) -> tuple[bool, str]:
+    site = read_site(options.name, options.data, patient_pattern=options.patient_pattern)
+    return True, f"{len(site.cases)} cases of {len(site.patients())} patients"
+
+
+def _studies(manifests: list[StudyManifest]) -> tuple[bool, str]:
+    if not manifests:
+        return False, "none is approved: `pfedsam site approve`."
+    return True, ", ".join(f"{m.study} ({m.name})" for m in manifests)
+
+
+def _study_data(manifest: StudyManifest, options: SiteOptions) -> tuple[bool, str]:
+    run = study_options(manifest, options)
+    pattern = run.data.patient_pattern
+    site = read_site(options.name, options.data, patient_pattern=pattern, masks_required=False)
+    problems = check_site(site, build_labels(run), run.data.image, patient_pattern=pattern).problems
+    return not problems, "\n".join(problems[:10]) or f"{len(site.cases)} cases, no problem"
+
+
+def _backbone(manifest: StudyManifest, options: SiteOptions) -> tuple[bool, str]:
+    said = str(manifest.configuration["model"]["backbone"])
+    if options.backbone is None and backbone_file(said):
+        # The training process has another working directory.
+        return False, f"the study's, {said!r}, is a file or folder: set where yours lies as `backbone` in site.yaml."
+    found = build_model(study_options(manifest, options)).backbone
+    if found == manifest.backbone:
+        return True, f"hash {found[:16]} as in the study"
+    return False, f"hash {found[:16]}, the study's is {manifest.backbone[:16]}: get the study's backbone."
+
+
+def _load(path: Path) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(path.read_bytes())

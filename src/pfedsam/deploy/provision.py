@@ -1,0 +1,330 @@
+"""Keys, certificates and startup kits by NVFlare's provisioner, and the policies that a site puts into its own kit.
+
+The coordinator makes one kit per site: its certificate, the root certificate, the coordinator's address, and its key unless the
+site has made that itself (`keys`). What a job may do at the site is not the kit's to say: `install_kit` writes that at the site,
+from the site's own package.
+"""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography import x509
+from nvflare.lighter.prov_utils import prepare_builders
+from nvflare.lighter.provision import prepare_project
+from nvflare.lighter.provisioner import Provisioner
+
+from pfedsam.core import atomic
+from pfedsam.core.errors import RunError
+from pfedsam.deploy import keys
+from pfedsam.deploy.jobs import GATE, GUARD
+from pfedsam.deploy.site_service import CLIENT_CONFIG
+
+ADMIN: Final = "coordinator@pfedsam.local"
+_BUILDERS: Final = "nvflare.lighter.impl"
+_MAX_KIT_BYTES: Final = 4 * 2**20
+_MAX_KIT_FILES: Final = 200
+_MAX_NAME: Final = 63
+"""Longer host names are cut in a certificate."""
+_ORG_ADMIN_RIGHTS: Final = (
+    "submit_job",
+    "clone_job",
+    "manage_job",
+    "download_job",
+    "view",
+    "operate",
+    "shell_commands",
+)
+
+
+def provision(
+    folder: Path, project: str, address: str, port: int, sites: Sequence[str], *, valid_days: int = 360
+) -> list[str]:
+    """Make keys and kits in `folder`: `server/`, `admin/` and `kits/<site>.zip`; made again, it adds the sites that are new.
+
+    Args:
+        folder: of the coordinator.
+        project: the project's name, also NVFlare's.
+        address: the host name under which sites reach this machine; it stands in the certificate.
+        port: that sites connect to; the one above it serves the coordinator's own control connection.
+        sites: names; those that have a certificate already are left as they are.
+        valid_days: of the root certificate, when it is made.
+
+    Returns:
+        The sites for which a kit was made.
+
+    Raises:
+        OptionError: a name cannot name a site of a federation.
+        RunError: NVFlare could not make them.
+    """
+    for site in sites:
+        keys.check_name(site)
+    known = _read_certificates(folder, project)
+    new = [site for site in sites if site not in known]
+    made = _make(folder, _project(project, address, port, new, valid_days))
+    for name, target in ((address, "server"), (ADMIN, "admin")):
+        if not (folder / target).exists():
+            shutil.copytree(made / name, folder / target)
+    for site in new:
+        _pack(made / site, folder / "kits" / f"{site}.zip")
+    shutil.rmtree(made)
+    _forget_keys(folder, project)  # the sites' keys stand in their kits alone
+    _make_private(folder)
+    return new
+
+
+def sign_request(folder: Path, name: str, request: x509.CertificateSigningRequest) -> Path:
+    """Make the kit of a site that has made its key itself; the kit holds no key.
+
+    Args:
+        folder: of the coordinator.
+        name: of the site.
+        request: the site's, as read by `keys.read_request`.
+
+    Returns:
+        The kit's path.
+
+    Raises:
+        RunError: the name is taken, or the folder holds no coordinator.
+    """
+    project, address, port = _known_as(folder)
+    certificates = _read_certificates(folder, project)
+    if name in certificates:
+        raise RunError(
+            f"there is a certificate for {name!r} already; `revoke` it and let the site ask by another name."
+        )
+    root = x509.load_pem_x509_certificate(certificates["root_cert"].encode())
+    days = (root.not_valid_after_utc - root.not_valid_before_utc).days
+    made = _make(folder, _project(project, address, port, [name], days))
+    startup, kit = made / name / "startup", folder / "kits" / f"{name}.zip"
+    (startup / keys.KEY).unlink()  # it was NVFlare's, and nobody will use it
+    like = (startup / keys.CERTIFICATE).read_bytes()
+    certificate = keys.sign(request, like, certificates["root_pri_key"].encode())
+    (startup / keys.CERTIFICATE).write_bytes(certificate)
+    _pack(made / name, kit)
+    shutil.rmtree(made)
+    _forget_keys(folder, project, {name: certificate.decode("ascii")})
+    _make_private(folder)
+    return kit
+
+
+def _make(folder: Path, description: dict[str, Any]) -> Path:
+    """Let NVFlare make what a project describes, and say where it lies.
+
+    Raises:
+        RunError: it could not.
+    """
+    work = folder / "provision"
+    for path in (work, folder / "kits"):
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with contextlib.redirect_stdout(io.StringIO()):
+        context = Provisioner(str(work), prepare_builders(description)).provision(prepare_project(description))
+    if context.get("build_error"):
+        raise RunError("NVFlare could not make the startup kits; see the messages above.")
+    return Path(context.get_result_location())
+
+
+def _known_as(folder: Path) -> tuple[str, str, int]:
+    """Project, host name and port of the coordinator in a folder.
+
+    Raises:
+        RunError: it holds none.
+    """
+    try:
+        server = json.loads((folder / "server" / "startup" / "fed_server.json").read_text("utf-8"))["servers"][0]
+    except (OSError, ValueError, LookupError) as error:
+        raise RunError("this folder holds no coordinator; make one with `pfedsam coordinator init`.") from error
+    host, _, port = str(server["service"]["target"]).rpartition(":")
+    return str(server["name"]), host, int(port)
+
+
+def _state(folder: Path, project: str) -> Path:
+    """Where NVFlare's provisioner keeps what it has made."""
+    return folder / "provision" / project / "state" / "cert.json"
+
+
+def _read_certificates(folder: Path, project: str) -> dict[str, Any]:
+    path = _state(folder, project)
+    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
+
+
+def _forget_keys(folder: Path, project: str, signed: Mapping[str, str] | None = None) -> None:
+    """Take the sites' private keys out of NVFlare's books; certificates stay, so that a name is not given twice."""
+    certificates = _read_certificates(folder, project)
+    address = _known_as(folder)[1]
+    own = {ADMIN, address, address[:_MAX_NAME]}
+    for name, entry in certificates.items():
+        if isinstance(entry, dict) and name not in own:
+            entry.pop("pri_key", None)
+            entry |= {"cert": signed[name]} if signed and name in signed else {}
+    atomic.write_json(_state(folder, project), certificates)
+
+
+def install_kit(kit: Path, workspace: Path, *, own_key: bool = False) -> dict[str, Any]:
+    """Unpack a kit into a site's NVFlare workspace, put the site's own policies in it, and return its `fed_client.json`.
+
+    Args:
+        kit: the archive.
+        workspace: the folder.
+        own_key: the site's key is in the workspace already, and the kit must hold none.
+
+    Raises:
+        RunError: it is not a site's kit, holds a path that leads out of it, or its certificate is not of the site's key.
+    """
+    try:
+        with zipfile.ZipFile(kit) as archive:
+            entries = archive.infolist()
+            if len(entries) > _MAX_KIT_FILES or sum(entry.file_size for entry in entries) > _MAX_KIT_BYTES:
+                raise RunError(f"{kit.name} is larger than a startup kit can be.")
+            for entry in entries:
+                _check_entry(kit, entry)
+            if own_key and f"startup/{keys.KEY}" in archive.namelist():
+                raise RunError(f"{kit.name} brings a key; the kit for this site's own request holds none.")
+            workspace.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.TemporaryDirectory(dir=workspace.parent) as unpacked:
+                archive.extractall(unpacked)
+                _check_kit(kit, Path(unpacked) / "startup", workspace / "startup" if own_key else None)
+                shutil.copytree(Path(unpacked) / "startup", workspace / "startup", dirs_exist_ok=True)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise RunError(f"{kit.name} cannot be unpacked: {error}. Ask the coordinator for the kit again.") from error
+    shutil.rmtree(workspace / "local", ignore_errors=True)  # of an earlier installation
+    (workspace / "local").mkdir(mode=0o700)
+    write_site_policy(workspace)
+    _make_private(workspace)
+    return dict(json.loads((workspace / "startup" / CLIENT_CONFIG).read_text("utf-8")))
+
+
+def _check_kit(kit: Path, startup: Path, asked: Path | None) -> None:
+    """Let only the kit of this site pass; nothing of another one is left in its folder.
+
+    Args:
+        kit: the archive, for messages.
+        startup: its content.
+        asked: where the site's own key lies, if it has made one.
+
+    Raises:
+        RunError: it is another kit, or none.
+    """
+    if not (startup / CLIENT_CONFIG).is_file():
+        raise RunError(f"{kit.name} is not a site's startup kit: it has no startup/{CLIENT_CONFIG}.")
+    if asked is None and not (startup / keys.KEY).exists():
+        raise RunError(
+            f"{kit.name} holds no key: it answers a request. Give the folder in which `pfedsam site request` made the key."
+        )
+    if not keys.belong_together(startup / keys.CERTIFICATE, (asked or startup) / keys.KEY):
+        raise RunError(f"{kit.name} has no certificate for this site's key; ask the coordinator for its own kit.")
+
+
+def write_site_policy(workspace: Path) -> None:
+    """The site's own rules for NVFlare: no code from outside, no shell, no logs to others, and our gate on every result."""
+    local = workspace / "local"
+    manager = "nvflare.app_common.resource_managers.passthrough_resource_manager.PassthroughResourceManager"
+    launcher = "nvflare.app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher"
+    atomic.write_json(
+        local / "resources.json",
+        {
+            "format_version": 2,
+            "class_list_enforcement_mode": "enforce",
+            "class_allow_list": ["pfedsam.deploy.site_side."],
+            "allow_log_streaming": False,
+            "client": {"retry_timeout": 30, "compression": "Gzip"},
+            "components": [
+                {"id": "resource_manager", "path": manager, "args": {}},
+                {"id": "process_launcher", "path": launcher, "args": {}},
+            ],
+        },
+    )
+    plain = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    rotating = {"class": "logging.handlers.RotatingFileHandler", "maxBytes": 20 * 2**20, "backupCount": 5}
+    file = {**rotating, "filename": "log.txt", "mode": "a", "level": "INFO", "formatter": "plain"}
+    atomic.write_json(
+        local / "log_config.json",
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"plain": {"format": plain}},
+            "handlers": {"logFileHandler": file},
+            "loggers": {"root": {"level": "INFO", "handlers": ["logFileHandler"]}},
+        },
+    )
+    gate = {"path": GATE, "args": {}}
+    atomic.write_json(
+        local / "privacy.json",
+        {
+            "scopes": [{"name": "pfedsam", "properties": {}, "task_result_filters": [gate], "task_data_filters": []}],
+            "default_scope": "pfedsam",
+        },
+    )
+    nothing = dict.fromkeys((*_ORG_ADMIN_RIGHTS, "byoc", "server-predeployed-flwr"), "none")
+    run_jobs = {**nothing, "submit_job": "any", "manage_job": "any", "view": "any", "operate": "any"}
+    roles = {"project_admin": run_jobs, "org_admin": nothing, "lead": nothing, "member": nothing}
+    atomic.write_json(local / "authorization.json", {"format_version": "1.0", "permissions": roles})
+
+
+def _project(project: str, address: str, port: int, sites: Sequence[str], valid_days: int) -> dict[str, Any]:
+    participants: list[dict[str, Any]] = [
+        {"name": address, "type": "server", "org": "coordinator", "fed_learn_port": port, "admin_port": port + 1},
+        {"name": ADMIN, "type": "admin", "org": "coordinator", "role": "project_admin"},
+    ]
+    participants += [{"name": site, "type": "client", "org": "site"} for site in sites]
+    return {
+        "api_version": 3,
+        "name": project,
+        "description": "pFedSAM",
+        "participants": participants,
+        "gen_scripts": False,
+        "builders": [
+            {"path": f"{_BUILDERS}.workspace.WorkspaceBuilder", "args": {"template_file": ["master_template.yml"]}},
+            {
+                "path": f"{_BUILDERS}.static_file.StaticFileBuilder",
+                "args": {"config_folder": "config", "scheme": "grpc"},
+            },
+            {"path": f"{_BUILDERS}.cert.CertBuilder", "args": {"root_valid_days": valid_days}},
+            {"path": f"{_BUILDERS}.signature.SignatureBuilder"},
+        ],
+    }
+
+
+def write_server_policy(server: Path) -> None:
+    """The coordinator's own rules: only our classes, and every store inside its folder (an absolute path)."""
+    storage = "nvflare.app_common.storages.filesystem_storage.FilesystemStorage"
+    local = server / "local"
+    resources = json.loads((local / "resources.json.default").read_text("utf-8"))
+    resources["class_allow_list"] = ["pfedsam.deploy."]
+    resources["servers"][0] |= {"heart_beat_timeout": 30, "admin_timeout": 10.0}
+    snapshots = resources["snapshot_persistor"]["args"]["storage"]
+    snapshots |= {"path": storage, "args": {"root_dir": str(server / "snapshots"), "uri_root": "/"}}
+    for component in resources["components"]:
+        if component["id"] == "job_manager":
+            component["args"]["uri_root"] = str(server / "jobs")
+    kept = [component for component in resources["components"] if component["id"] not in ("log_receiver", "guard")]
+    resources["components"] = [*kept, {"id": "guard", "path": GUARD, "args": {"own": [ADMIN]}}]
+    atomic.write_json(local / "resources.json", resources)
+
+
+def _pack(folder: Path, kit: Path) -> None:
+    descriptor = os.open(kit, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted((folder / "startup").rglob("*")):
+            if path.is_file():
+                archive.write(path, path.relative_to(folder).as_posix())
+
+
+def _check_entry(kit: Path, entry: zipfile.ZipInfo) -> None:
+    parts = Path(entry.filename).parts
+    link = (entry.external_attr >> 16) & 0o170000 == 0o120000
+    if not parts or Path(entry.filename).is_absolute() or ".." in parts or parts[0] != "startup" or link:
+        raise RunError(f"{kit.name} holds an entry that does not belong in a startup kit; it is refused.")
+
+
+def _make_private(folder: Path) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        if not path.is_symlink():
+            path.chmod(0o700 if path.is_dir() else 0o600)

@@ -1,0 +1,83 @@
+"""What NVFlare runs at a site: the executor that answers requests, and the filter that is the site's gate.
+
+The executor comes with the coordinator's job, the filter with the site's own `local/privacy.json`, where no job can take it
+away. Both find the site's folder in the environment that `pfedsam site start` sets; a job cannot name another.
+"""
+
+import os
+from pathlib import Path
+
+from nvflare.apis.executor import Executor
+from nvflare.apis.filter import Filter
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.signal import Signal
+
+from pfedsam.core.errors import PfedsamError, RunError
+from pfedsam.core.log import get_logger
+from pfedsam.deploy.site_service import SITE_FOLDER
+from pfedsam.deploy.wire import from_shareable, to_shareable
+from pfedsam.engine.site_agent import SiteAgent
+from pfedsam.federation.messages import reply_to_wire, request_from_wire
+from pfedsam.federation.site_policy import Gate
+
+_LOG = get_logger(__name__)
+
+
+class SiteExecutor(Executor):  # type: ignore[misc]
+    """Answers the coordinator's requests; the site's model stays in memory from the first one to the last."""
+
+    def __init__(self, sites_root: str = "") -> None:
+        """For NVFlare.
+
+        Args:
+            sites_root: in the simulator, where many sites share one environment: the folder of the sites' folders.
+        """
+        super().__init__()
+        self._sites_root = sites_root
+        self._agent: SiteAgent | None = None
+
+    def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        """The reply to one request, or a bare code where it cannot be read; never an exception, whose text NVFlare would log."""
+        try:
+            request = request_from_wire(from_shareable(shareable))
+            if self._agent is None:
+                self._agent = SiteAgent(site_folder(self._sites_root, fl_ctx.get_identity_name()))
+            return to_shareable(reply_to_wire(self._agent.handle(request)))
+        except PfedsamError as error:
+            _LOG.error("request %r: %s", task_name, error)
+            return make_reply(ReturnCode.BAD_TASK_DATA)
+
+
+class SiteGate(Filter):  # type: ignore[misc]
+    """Lets out what the site's operator approved, and enters each such message in the ledger first; NVFlare's bare return codes pass."""
+
+    def __init__(self, sites_root: str = "") -> None:
+        """For NVFlare; `sites_root` as of `SiteExecutor`."""
+        super().__init__()
+        self._sites_root = sites_root
+        self._gate: Gate | None = None
+
+    def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        """A fresh message with what may leave; when the ledger cannot be written this raises, and nothing leaves."""
+        if self._gate is None:
+            name = fl_ctx.get_identity_name()
+            self._gate = Gate(site_folder(self._sites_root, name), name)
+        if shareable.get_return_code() != ReturnCode.OK:
+            return make_reply(shareable.get_return_code())
+        return to_shareable(self._gate.release(from_shareable(shareable)))
+
+
+def site_folder(sites_root: str, name: str) -> Path:
+    """The folder of this process's site.
+
+    Raises:
+        RunError: it is not known: the process was not started by `pfedsam site start`.
+    """
+    own = os.environ.get(SITE_FOLDER)
+    if own:
+        return Path(own)
+    if sites_root:
+        return Path(sites_root) / name
+    raise RunError("this process does not know its site's folder; start it with `pfedsam site start`.")

@@ -1,0 +1,313 @@
+"""The coordinator's side of a study whose sites are elsewhere: rounds with quorum and deadline, committed one by one.
+
+Knows nothing of networks: a `Transport` carries requests to sites and brings replies back. The order of writing in a round is
+that of `engine.in_process`: sites commit their own state, the coordinator averages, records are written, and then the
+coordinator's state is renamed into place. A coordinator that was killed goes on from there; sites go back with it.
+
+What sites send is not trusted: it is parsed, checked and, where it fails, refused by a reason that repeats nothing of it.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from pydantic import Field
+
+from pfedsam.core.errors import PfedsamError, QuorumError, RunError, UpdateError
+from pfedsam.core.log import get_logger
+from pfedsam.core.options import Options
+from pfedsam.engine.run_end import by_model, write_end
+from pfedsam.engine.scalar_metrics import to_report, to_summaries, to_validation
+from pfedsam.engine.server_files import record_aggregate, record_report, record_validation
+from pfedsam.engine.study_folder import StudyFolder
+from pfedsam.evaluation.summary import SiteSummary
+from pfedsam.experiment.build import build_labels, build_method
+from pfedsam.experiment.load import load_options
+from pfedsam.federation.aggregation import NothingToAverageError, check_registration
+from pfedsam.federation.manifest import StudyManifest, Task, read_manifest
+from pfedsam.federation.messages import REFUSALS, Reply, Request, in_words, reply_from_wire, request_to_wire
+from pfedsam.federation.server import ServerState, aggregate
+from pfedsam.federation.update import Update, decode, label
+from pfedsam.report.records import RecordWriter, read_records
+from pfedsam.report.summary_file import Communication
+
+_LOG = get_logger(__name__)
+Outcome = Literal["finished", "again"]
+"""`again`: the run of sites should be set up anew, so that a site that came (back) can take part; the study then goes on."""
+
+
+class RoundPolicy(Options):
+    """How long a coordinator waits, and for how many."""
+
+    quorum: int = Field(default=2, ge=1, description="Least number of accepted updates for a round to count.")
+    deadline_s: int = Field(default=1800, ge=1, description="Seconds that sites have for a client round.")
+    join_s: int = Field(
+        default=300,
+        ge=1,
+        description="Seconds to wait for all of the study's sites to connect; then it begins with those there, or stops below the "
+        "quorum. Once it has begun, no wait is longer than the deadline.",
+    )
+    score_s: int = Field(default=1800, ge=1, description="Seconds that sites have for the test at the end.")
+
+    @property
+    def return_s(self) -> int:
+        """Seconds to wait for sites to load the study, and for those of one that has begun to connect again."""
+        return min(self.join_s, self.deadline_s)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What came back of one request."""
+
+    wires: Mapping[str, Mapping[str, object]]
+    """Replies by site, as they came."""
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Reason by site that did not reply in time."""
+    late: Mapping[str, int] = field(default_factory=dict)
+    """Replies to earlier requests that came since, by site; they count for nothing."""
+
+
+class Transport(Protocol):
+    """Carries requests to sites."""
+
+    def connected(self) -> Sequence[str]:
+        """The sites that can be asked now; their names are authenticated."""
+
+    def ask(self, request: Mapping[str, bytes], task: Task, sites: Sequence[str], deadline_s: int) -> Answers:
+        """The replies of these sites: when all have replied, or when the deadline is over, whichever comes first."""
+
+    def wants_again(self) -> bool:
+        """Whether a site waits that this run of sites cannot take in."""
+
+
+class StudyRun:
+    """A study from its last committed round to its report."""
+
+    def __init__(self, folder: Path, transport: Transport) -> None:
+        """The study in `folder`.
+
+        Raises:
+            RunError: there is none.
+        """
+        self.folder, self.transport = StudyFolder(folder), transport
+        self.manifest: StudyManifest = read_manifest(folder / "manifest.json")
+        self.options = load_options(folder / "config.yaml")
+        self.policy = self.folder.read_policy(RoundPolicy)
+        self.state: ServerState = self.folder.load_state(self.manifest)
+        self.registered: dict[str, int] = self.folder.read_registered()
+        self.present: list[str] = []
+        self._started = time.monotonic()
+
+    def run(self) -> Outcome:
+        """Go on until the study is finished, or the sites should be set up anew.
+
+        Raises:
+            QuorumError: too few sites; the study stands at its last committed round.
+        """
+        with RecordWriter(self.folder.path / "records.jsonl") as records:
+            records.truncate_after(self.state.round - 1)
+            self._join(records, self.transport.connected())
+            if len(self.present) < self.policy.quorum:
+                raise QuorumError(
+                    f"{len(self.present)} site(s) joined within {self.policy.return_s} s; the quorum is {self.policy.quorum}. "
+                    "Nothing was changed; submit the study again when more sites are there."
+                )
+            while self.state.round < self.manifest.rounds:
+                if self.transport.wants_again():
+                    return "again"
+                self._join(records, [s for s in self.transport.connected() if s not in self.present])
+                self._round(records)
+            seconds = {"train": round(time.monotonic() - self._started, 1)}
+            self._finalize(records)
+            summaries = self._test(records)
+            seconds["total"] = round(time.monotonic() - self._started, 1)
+            records.write({"kind": "timing", **seconds})
+        self._report(summaries, seconds)
+        return "finished"
+
+    def _join(self, records: RecordWriter, sites: Sequence[str]) -> None:
+        if not sites:
+            return
+        replies = self._ask(records, "join", self.state.round, sites, self.policy.return_s, manifest=True)
+        refused = {}
+        for site, reply in replies.items():
+            cases = reply.scalar_metrics.get("cases")
+            before = self.registered.get(site, cases)
+            try:
+                check_registration({site: cases})  # type: ignore[dict-item]
+                if cases != before:
+                    raise RunError(f"it registered with {before} cases before and says {cases} now.")
+            except RunError as error:
+                refused[site] = str(error)
+                continue
+            self.registered[site] = int(cases or 0)
+            self.present = self._ordered({*self.present, site})
+        self._absent(records, "join", self.state.round, refused)
+        self.folder.write_registered(self.registered)
+        self._tell("running")
+
+    def _round(self, records: RecordWriter) -> None:
+        current, started = self.state, time.monotonic()
+        replies = self._ask(records, "train", current.round, self.present, self.policy.deadline_s)
+        records.write({"kind": "timing", "round": current.round, "train_s": round(time.monotonic() - started, 2)})
+        for site, reply in replies.items():
+            report = to_report(reply.scalar_metrics, self.manifest.scalar_metrics["train"])
+            record_report(records, current.round, site, report)
+        state = self._aggregate(records, replies)
+        every = self.options.evaluation.validate_every
+        self.state = state
+        if every and ((current.round + 1) % every == 0 or current.round + 1 == self.manifest.rounds):
+            self._validate(records, current.round, list(replies))
+        self.folder.save_state(self.state, self.manifest)
+        self._tell("running")
+
+    def _aggregate(self, records: RecordWriter, replies: Mapping[str, Reply]) -> ServerState:
+        current, spec = self.state, self.manifest.spec
+        if not spec.tensors:
+            self._check_quorum(len(replies), current.round)
+            return ServerState(current.round + 1, current.shared)
+        updates, rejected = self._decode(replies)
+        try:
+            state, result = aggregate(current, updates, spec, {site: self.registered[site] for site in self.present})
+            accepted, rejected = result.accepted, {**rejected, **result.rejected}
+        except NothingToAverageError as error:
+            state, accepted, rejected = current, (), {**rejected, **error.rejected}
+        messages = {site: reply.update for site, reply in replies.items()}
+        record_aggregate(records, current.round, accepted, rejected, messages)
+        self._check_quorum(len(accepted), current.round)
+        return state
+
+    def _decode(self, replies: Mapping[str, Reply]) -> tuple[list[Update], dict[str, str]]:
+        """The updates in the replies, and the reason for each that is none; a site can speak only for itself."""
+        updates, rejected = [], {}
+        for site, reply in replies.items():
+            try:
+                update = decode(reply.update, self.manifest.spec, self.state.shared)
+            except UpdateError:  # its text may repeat what the site put in its message
+                rejected[site] = (
+                    f"site {site} sent an update of another form or of other shared tensors than this study's."
+                )
+                continue
+            if update.site == site:
+                updates.append(update)
+            else:
+                rejected[site] = f"site {site} sent an update in another site's name."
+        return updates, rejected
+
+    def _check_quorum(self, accepted: int, round_: int) -> None:
+        if accepted < self.policy.quorum:
+            raise QuorumError(
+                f"round {round_ + 1} has {accepted} accepted update(s) after {self.policy.deadline_s} s at most; the quorum is "
+                f"{self.policy.quorum}. The shared parameters stay as they were before it; submit the study again to go on."
+            )
+
+    def _validate(self, records: RecordWriter, round_: int, sites: Sequence[str]) -> None:
+        """Ask the sites that took part in the round; one that did not has cost it a deadline already."""
+        replies = self._ask(records, "validate", round_, sites, self.policy.deadline_s)
+        for site, reply in replies.items():
+            found = to_validation(reply.scalar_metrics, self.manifest.scalar_metrics["validate"])
+            record_validation(records, round_, site, found)
+
+    def _finalize(self, records: RecordWriter) -> None:
+        if not build_method(self.options).final(self.options.training):
+            return
+        replies = self._ask(records, "finalize", self.manifest.rounds, self.present, self.policy.deadline_s)
+        for site, reply in replies.items():
+            report = to_report(reply.scalar_metrics, self.manifest.scalar_metrics["finalize"])
+            record_report(records, self.manifest.rounds, site, report)
+        if self.options.evaluation.validate_every:
+            self._validate(records, self.manifest.rounds, list(replies))
+
+    def _test(self, records: RecordWriter) -> dict[str, dict[str, SiteSummary]]:
+        replies = self._ask(records, "test", self.manifest.rounds, self.present, self.policy.score_s)
+        classes = tuple(build_labels(self.options).names)
+        found = {}
+        for site, reply in replies.items():
+            if set(reply.scalar_metrics) == set(self.manifest.scalar_metrics["test"]):
+                found[site] = to_summaries(reply.scalar_metrics, classes)
+            else:
+                self._absent(records, "test", self.manifest.rounds, {site: "its scores were not complete"})
+        return found
+
+    def _report(self, summaries: Mapping[str, Mapping[str, SiteSummary]], seconds: Mapping[str, float]) -> None:
+        if not summaries:
+            raise QuorumError("no site sent its test scores in time; submit the study again to score once more.")
+        self.folder.export_adapter(self.state, self.options)
+        write_end(self.folder.path, self.options, by_model(summaries), self._communication(), seconds)
+        self._tell("finished")
+
+    def _communication(self) -> Communication:
+        """Bytes of the last round's messages, or of an update's values where no message came, and these by component."""
+        records = read_records(self.folder.path / "records.jsonl")
+        sent = [max(r["up_bytes"].values(), default=0) for r in records if r["kind"] == "aggregate"]
+        by_component = self.manifest.component_bytes()
+        return Communication(
+            up_bytes_per_site_round=(sent[-1] if sent else 0) or sum(by_component.values()),
+            down_bytes_per_site_round=len(self.state.to_bytes()),
+            by_component=by_component,
+        )
+
+    def _ask(
+        self,
+        records: RecordWriter,
+        task: Task,
+        round_: int,
+        sites: Sequence[str],
+        deadline_s: int,
+        *,
+        manifest: bool = False,
+    ) -> dict[str, Reply]:
+        """The sound replies by site, in the study's order; everyone else is recorded with a reason."""
+        request = Request(
+            task,
+            self.manifest.study,
+            self.manifest.digest,
+            round_,
+            manifest=self.manifest.model_dump_json().encode() if manifest else b"",
+            shared=b"" if manifest else self.state.to_bytes(),
+        )
+        answers = self.transport.ask(request_to_wire(request), task, sites, deadline_s)
+        reasons = {**answers.missing, **{s: f"{n} reply(s) came after their deadline" for s, n in answers.late.items()}}
+        replies = {}
+        for site in self._ordered(answers.wires):
+            try:
+                reply = reply_from_wire(answers.wires[site])
+                _check_reply(reply, request, self.manifest)
+            except PfedsamError as error:
+                reasons[site] = str(error)
+                continue
+            if reply.refused:
+                reasons[site] = REFUSALS[reply.refused]
+            else:
+                replies[site] = reply
+        self._absent(records, task, round_, reasons)
+        return replies
+
+    def _absent(self, records: RecordWriter, task: Task, round_: int, reasons: Mapping[str, str]) -> None:
+        if reasons:
+            named = {label(site): reasons[site] for site in sorted(reasons)}
+            records.write({"kind": "absent", "round": round_, "task": task, "sites": named})
+            asked = in_words(task, round_, self.manifest.rounds)
+            _LOG.warning("%s: %s", asked, "; ".join(f"{s}: {r}" for s, r in named.items()))
+
+    def _ordered(self, sites: Sequence[str] | set[str] | Mapping[str, object]) -> list[str]:
+        """The sites in the configuration's order, those that it does not name after them by name."""
+        named = list(self.options.data.sites)
+        return sorted(sites, key=lambda site: (named.index(site) if site in named else len(named), site))
+
+    def _tell(self, state: str) -> None:
+        self.folder.write_status(state, round_=self.state.round, rounds=self.manifest.rounds, sites=self.present)
+
+
+def _check_reply(reply: Reply, request: Request, manifest: StudyManifest) -> None:
+    """Let a reply pass only if it answers this request and holds no number that the manifest does not list.
+
+    Raises:
+        UpdateError: it does not; the message repeats nothing of what was sent.
+    """
+    if (reply.task, reply.study, reply.round) != (request.task, request.study, request.round):
+        raise UpdateError("its reply answers another request: stale, or sent twice.")
+    if set(reply.scalar_metrics) - set(manifest.scalar_metrics.get(request.task, ())):
+        raise UpdateError("its reply holds numbers that the manifest does not list.")

@@ -1,0 +1,292 @@
+"""A new site joins a finished federation: from a few labelled cases it gets a model of its own, and nothing is sent.
+
+The *local part* way fixes the shared parameters and trains what the method keeps at a site, as the method's last phases do. It is
+compared with fine-tuning everything from the shared start, with training everything alone from the backbone, and with nothing: the
+shared model as it is. All trained ways make the same number of steps; all are scored on the same held-out cases of the new site.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from torch import Tensor
+
+from pfedsam.core import atomic, tensors
+from pfedsam.core.errors import OptionError, RunError
+from pfedsam.core.lock import LOCK, exclusive
+from pfedsam.core.tensors import NamedTensors
+from pfedsam.data.check import refuse_problems
+from pfedsam.data.manifest import Site
+from pfedsam.data.split import write_split
+from pfedsam.engine.in_process import study_id
+from pfedsam.engine.model_selection import Parameters
+from pfedsam.engine.run_end import write_end
+from pfedsam.engine.run_folder import OpenRun
+from pfedsam.engine.server_files import SERVER
+from pfedsam.engine.site_session import SiteScorer
+from pfedsam.evaluation.scores import CaseScores
+from pfedsam.evaluation.summary import SiteSummary, summarize_site
+from pfedsam.experiment.build import BuiltModel, build_labels, build_method, build_site_data, build_sites
+from pfedsam.experiment.load import dump_options
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.site_store import SiteState, SiteStore
+from pfedsam.model.partition import Partition
+from pfedsam.report.summary_file import Communication
+from pfedsam.training.client_round import ClientState, client_round
+from pfedsam.training.options import TrainingOptions
+from pfedsam.training.phases import Model, PhaseSpec
+from pfedsam.training.site_data import SiteData
+
+NOTHING, LOCAL_PART, EVERYTHING, ALONE = "nothing", "local part", "everything", "alone"
+WAYS: Final = {
+    NOTHING: "the shared model as it is",
+    LOCAL_PART: "the local part trained, the shared part fixed",
+    EVERYTHING: "everything trained from the shared start",
+    ALONE: "everything trained from the backbone, without the federation",
+}
+_FILE: Final = "onboarding.json"
+_CHUNKS: Final = 10
+"""Parts of the training, over which the learning rate falls as over rounds."""
+
+
+@dataclass(frozen=True)
+class Newcomer:
+    """A site that was not in the federation."""
+
+    name: str
+    folder: Path
+    labels: int = 10
+    """Labelled cases to train on, whole patients first."""
+    steps: int = 120
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Onboarded:
+    """What each way reached on the new site's held-out cases."""
+
+    ways: dict[str, dict[str, float | None]]
+    """Way to the measures of the model in use, Dice and IoU in 0..1."""
+    trained_on: int
+    tested_on: int
+    in_use: str
+    """The way whose model the folder holds."""
+
+
+Weights = tuple[NamedTensors, NamedTensors]
+"""Shared and local parameters."""
+
+
+def onboard(opened: OpenRun, new: Newcomer, out: Path, *, tell: Callable[[str], None] | None = None) -> Onboarded:
+    """Give a new site its models; the folder `out` becomes that of a run with this one site, for `predict` and `report`.
+
+    Args:
+        opened: the federation that it joins.
+        new: the site.
+        out: new or empty, or of the same onboarding, which is then read.
+        tell: called with the way that is at work.
+
+    Raises:
+        RunError: the method shares nothing that a new site could take over, `out` holds something else, or another process works there.
+        OptionError: the name is that of a site of the federation.
+        DataError: the site's data is wrong, or lacks cases to train on or to test.
+    """
+    tell = tell or (lambda _: None)
+    options = _options(opened, new)
+    key = _key(opened, options, new)
+    done = _read(out, key)
+    if done:
+        return done
+    site = build_sites(options)[new.name]
+    _check(opened.built.partition, options, site)
+    with exclusive(out):
+        return _read(out, key) or _train(_Work(options, opened.built, opened.shared, site, out, new.steps), key, tell)
+
+
+def _train(work: "_Work", key: str, tell: Callable[[str], None]) -> Onboarded:
+    """Every way that the method has, trained and scored, and the folder that is left."""
+    method, local = build_method(work.options), work.built.partition.local
+    used = LOCAL_PART if local and method.final(_training(work.options, 1)) else NOTHING
+    _begin(work, key)
+    scores: dict[str, list[CaseScores]] = {}
+    for way in (way for way in WAYS if way != LOCAL_PART or used == LOCAL_PART):
+        tell(way)
+        weights = work.train(way)
+        folder = work.out / "sites" / work.site.name if way == used else work.out / "others" / way.replace(" ", "-")
+        scores[way] = work.score(way, weights, folder)
+        if way == used:
+            _commit(work, weights[1])
+    _finish(work, scores, used)
+    ways = {way: _measures(summarize_site(found)) for way, found in scores.items()}
+    result = Onboarded(ways, len(work.site.of("train")), len(work.site.of("test")), used)
+    atomic.write_json(work.out / _FILE, {"schema": 1, "key": key, **asdict(result)})
+    return result
+
+
+def warm_start(local: NamedTensors, shared: NamedTensors, origins: Mapping[str, str]) -> dict[str, Tensor]:
+    """The local parameters, with a member's own copies of shared ones (ditto) begun at the federation's.
+
+    A member's copies grew up beside the shared ones; a newcomer's would else begin at the backbone's.
+    """
+    copies = {name: origin for name, origin in origins.items() if name in local and origin in shared}
+    return dict(local) | {name: shared[origin].clone() for name, origin in copies.items()}
+
+
+class _Work:
+    """Training and scoring at the new site."""
+
+    def __init__(
+        self, options: RunOptions, built: BuiltModel, shared: NamedTensors, site: Site, out: Path, steps: int
+    ) -> None:
+        self.options, self.built, self.shared = options, built, shared
+        self.site, self.out, self.steps = site, out, steps
+        self.started = time.monotonic()
+        cache = (options.runtime.cache_folder or out / "cache") / site.name
+        self.data: SiteData = build_site_data(options, site.name, site.of("train"), built, cache)
+        self.scorer = SiteScorer(options, site.name, built, self.data.cache)
+        self.personal = bool(built.partition.local)
+
+    def train(self, way: str) -> Weights:
+        """The parameters that a way ends with."""
+        start = self.built.start
+        if way == ALONE:
+            return self._phases(self._everything, start("shared"), start("local"))
+        local = warm_start(start("local"), self.shared, self.built.model.origins())
+        if way == NOTHING:
+            return self.shared, local
+        phases = self._everything if way == EVERYTHING else self._local_part
+        return self._phases(phases, self.shared, local)
+
+    def score(self, way: str, weights: Weights, folder: Path) -> list[CaseScores]:
+        """Scores on the held-out cases; files go into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        model: Model = "personal" if self.personal and way != NOTHING else "shared"
+        return self.scorer.test(self.site.of("test"), {model: model}, Parameters(*weights), folder)[model]
+
+    def _phases(
+        self, phases: Callable[[int], Sequence[PhaseSpec]], shared: NamedTensors, local: NamedTensors
+    ) -> Weights:
+        experts, state = self.options.model.experts, ClientState(local)
+        chunks = min(_CHUNKS, self.steps)
+        training = self.options.training.model_copy(update={"rounds": chunks})
+        for chunk in range(chunks):
+            steps = self.steps * (chunk + 1) // chunks - self.steps * chunk // chunks
+            result = client_round(
+                self.built.model,
+                self.built.partition,
+                self.data,
+                phases(steps),
+                shared=shared,
+                state=state,
+                round_=chunk,
+                options=training,
+                balance=experts.balance if experts else 0.0,
+            )
+            shared, state = result.shared, result.state
+        return shared, state.local
+
+    def _local_part(self, steps: int) -> Sequence[PhaseSpec]:
+        return build_method(self.options).final(_training(self.options, steps))
+
+    def _everything(self, steps: int) -> Sequence[PhaseSpec]:
+        if self.personal:
+            return (PhaseSpec("everything", ("shared", "local"), ("personal",), steps=steps),)
+        return (PhaseSpec("everything", ("shared",), ("shared",), steps=steps),)
+
+
+def _training(options: RunOptions, steps: int) -> TrainingOptions:
+    # A newcomer's own part is trained alone, whatever the rounds did.
+    return options.training.model_copy(update={"final_steps": steps, "phases": "decoupled"})
+
+
+def _options(opened: OpenRun, new: Newcomer) -> RunOptions:
+    """The run's options with the new site alone.
+
+    Raises:
+        OptionError: the site's name is taken.
+    """
+    if new.name in opened.site_names:
+        raise OptionError(f"The federation has a site {new.name!r} already. Give the new site another name.")
+    before = opened.options
+    split = before.data.split.model_copy(update={"max_train_cases": new.labels})
+    data = before.data.model_copy(
+        update={"sites": {new.name: new.folder.resolve()}, "split": split, "split_folder": None}
+    )
+    return before.model_copy(update={"data": data, "seed": new.seed})
+
+
+def _key(opened: OpenRun, options: RunOptions, new: Newcomer) -> str:
+    """What an onboarding depends on: options, steps and the shared parameters."""
+    parts = [study_id(options, opened.built.backbone), tensors.digest(opened.shared), new.steps]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _read(out: Path, key: str) -> Onboarded | None:
+    """The result of the same onboarding, if `out` holds it.
+
+    Raises:
+        RunError: it holds something else.
+    """
+    started = out / "onboarding.key"
+    if not out.exists() or {path.name for path in out.iterdir()} <= {LOCK}:
+        return None
+    if not started.exists() or started.read_text("utf-8") != key:
+        raise RunError(f"The folder {out.name!r} holds something else. Give a new or an empty folder.")
+    if not (out / _FILE).exists():
+        return None
+    content = json.loads((out / _FILE).read_text("utf-8"))
+    return Onboarded(content["ways"], content["trained_on"], content["tested_on"], content["in_use"])
+
+
+def _check(partition: Partition, options: RunOptions, site: Site) -> None:
+    """Refuse what cannot be onboarded.
+
+    Raises:
+        RunError: nothing is shared.
+        DataError: the site's data is wrong.
+    """
+    if not partition.shared:
+        raise RunError(f"The method {options.method!r} shares nothing, so a new site has nothing to start from.")
+    refuse_problems([site], build_labels(options), options.data.image)
+
+
+def _begin(work: _Work, key: str) -> None:
+    """The folder of a run with one site: key first, configuration, split and shared parameters."""
+    site_folder = work.out / "sites" / work.site.name
+    site_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    atomic.write_text(work.out / "onboarding.key", key)
+    write_split(site_folder / "split.json", work.site)
+    (work.out / SERVER).parent.mkdir(exist_ok=True)
+    study = study_id(work.options, work.built.backbone)
+    tensors.save(work.out / SERVER, work.shared, {"round": str(work.options.training.rounds), "study": study})
+    atomic.write_text(work.out / "config.yaml", dump_options(work.options))
+
+
+def _commit(work: _Work, local: NamedTensors) -> None:
+    if not work.personal:
+        return
+    state = SiteState(
+        study=study_id(work.options, work.built.backbone),
+        site=work.site.name,
+        round=work.options.training.rounds,
+        phase="onboarding",
+        local=local,
+        optimizer={},
+    )
+    SiteStore(work.out / "sites" / work.site.name / "state").commit(state)
+
+
+def _finish(work: _Work, scores: Mapping[str, list[CaseScores]], used: str) -> None:
+    models = {"shared": {work.site.name: summarize_site(scores[NOTHING])}}
+    if used != NOTHING:
+        models["personal"] = {work.site.name: summarize_site(scores[used])}
+    nothing_sent = Communication(up_bytes_per_site_round=0, down_bytes_per_site_round=0, by_component={})
+    write_end(work.out, work.options, models, nothing_sent, {"total": round(time.monotonic() - work.started, 1)})
+
+
+def _measures(site: SiteSummary) -> dict[str, float | None]:
+    return {"dice": site.mean.dice, "iou": site.mean.iou, "hd95": site.mean.hd95, "assd": site.mean.assd}

@@ -1,0 +1,142 @@
+"""A finished run, opened again: predict with its models, or score its test part anew."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pfedsam.core import tensors
+from pfedsam.core.errors import RunError
+from pfedsam.core.lock import exclusive
+from pfedsam.data.manifest import Case
+from pfedsam.data.split import read_split
+from pfedsam.engine.in_process import Event
+from pfedsam.engine.model_selection import Parameters, models_of, site_models
+from pfedsam.engine.run_end import summarize_models, write_end
+from pfedsam.engine.server_files import SERVER
+from pfedsam.engine.site_session import SiteScorer
+from pfedsam.experiment.build import POOLED, BuiltModel, build_cache, build_images, build_model, build_sites
+from pfedsam.experiment.load import load_options
+from pfedsam.experiment.options import RunOptions
+from pfedsam.model.numerics import configure_numerics
+from pfedsam.model.partition import Kind
+from pfedsam.report.summary_file import Summary, read_summary
+
+
+class OpenRun:
+    """The models of a run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load configuration, backbone and shared parameters.
+
+        Raises:
+            RunError: the folder holds no run, or none that has finished a round, or its configuration is not what was trained with.
+        """
+        if not (folder / "config.yaml").exists() or not (folder / SERVER).exists():
+            raise RunError(
+                f"The folder {folder.name!r} holds no run with a finished round. Give the --out folder of `pfedsam run`."
+            )
+        self.folder, self.options = folder, load_options(folder / "config.yaml")
+        # The machine that opens a run need not be the one that made it, nor have its GPU.
+        wanted = "cpu" if self.options.runtime.device == "cpu" else "auto"
+        device = configure_numerics(self.options.runtime.threads, wanted)
+        self.built = build_model(self.options, device)
+        self.shared = self._load_shared()
+
+    @property
+    def site_names(self) -> list[str]:
+        """The sites of the run."""
+        return list(self.options.data.sites)
+
+    def predict(self, site: str, image: Path) -> npt.NDArray[np.uint8]:
+        """The class map `[H, W]` of an image file at its native size, by the model that `site` would use.
+
+        Raises:
+            RunError: the run has no such site.
+            DataError: the image cannot be read.
+        """
+        if site not in self.options.data.sites:
+            raise RunError(f"The run has no site {site!r}; it has {', '.join(self.site_names)}.")
+        return predict_file(self.options, self.built, site, self._in_use(site), image)
+
+    def evaluate(self, progress: Callable[[Event], None] | None = None) -> Summary:
+        """Score the test part again; rewrites scores, overlays, `summary.json` and `report.html`.
+
+        Raises:
+            RunError: another process works in the folder.
+        """
+        with exclusive(self.folder):
+            return self._evaluate(progress)
+
+    def _evaluate(self, progress: Callable[[Event], None] | None) -> Summary:
+        self.shared = self._load_shared()  # a run may have ended since it was opened
+        before = read_summary(self.folder / "summary.json")
+        models, scores = models_of(self.options, self.built), {}
+        sites = build_sites(self.options)
+        for done, (name, whole) in enumerate(sites.items(), start=1):
+            folder = self.folder / "sites" / name
+            cases = read_split(folder / "split.json", whole).of("test")
+            scorer = SiteScorer(self.options, name, self.built, build_cache(self.options, self.built, None))
+            scores[name] = scorer.test(cases, models, self._in_use(name), folder)
+            if progress:
+                progress(Event("test", done, len(sites), name))
+        return write_end(self.folder, self.options, summarize_models(scores), before.communication, before.seconds)
+
+    def _load_shared(self) -> tensors.NamedTensors:
+        shared, _ = tensors.load(self.folder / SERVER)
+        self._check_fit("shared", shared)
+        return {name: shared[name] for name in self.built.partition.shared}
+
+    def _in_use(self, site: str) -> Parameters:
+        """What a site uses; a site whose parameters were taken away has nothing, not those of the start.
+
+        Raises:
+            RunError: it has none here, or they do not fit the configuration.
+        """
+        sites = self.folder / "sites"
+        if self.built.partition.local and not any((sites / name / "state").is_dir() for name in (site, POOLED)):
+            raise RunError(
+                f"The folder {self.folder.name!r} holds no parameters of the site {site!r} (sites/{site}/state), and without them "
+                "there is no model of its own. Bring that folder back from a copy of the run."
+            )
+        used = site_models(self.options, self.built, self.folder, site).in_use(self.shared)
+        self._check_fit("local", used.local)
+        return used
+
+    def _check_fit(self, kind: Kind, found: tensors.NamedTensors) -> None:
+        """Refuse parameters that are not those of the model that config.yaml describes.
+
+        Raises:
+            RunError: one is missing or has another shape.
+        """
+        for name in self.built.partition.names(kind):
+            if name not in found or found[name].shape != self.built.initial[name].shape:
+                raise RunError(
+                    f"The {kind} parameters in {self.folder.name!r} are not those of the model in its config.yaml (first: {name}). "
+                    "Put back the config.yaml that the run wrote; for another model, start a run in a new folder."
+                )
+
+
+def predict_file(
+    options: RunOptions, built: BuiltModel, site: str, used: Parameters, image: Path
+) -> npt.NDArray[np.uint8]:
+    """The class map `[H, W]` of an image file at its native size, by what a site uses.
+
+    Raises:
+        DataError: the image cannot be read.
+    """
+    case = Case(site, image.stem, image, None, image.stem)
+    images = build_images(options, (case,), built.model.image_size)
+    model = next(iter(models_of(options, built).values()))
+    scorer = SiteScorer(options, site, built, build_cache(options, built, None))
+    return scorer.predict(images, model, used)[0]  # type: ignore[no-any-return]
+
+
+def open_run(folder: Path) -> OpenRun:
+    """The run in `folder`; see `OpenRun`.
+
+    Raises:
+        RunError: there is none.
+    """
+    return OpenRun(folder)

@@ -1,0 +1,134 @@
+"""The numbers of a reply: which names there are in a study, and the way from reports and scores to names and back.
+
+The list is made from the configuration alone, before any site has said anything; a name that is not on it cannot be sent.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from pfedsam.engine.model_selection import Validation, allowed_drop, models_of
+from pfedsam.engine.site_session import RoundReport
+from pfedsam.evaluation.scores import MEASURES, ClassScores
+from pfedsam.evaluation.summary import ClassSummary, SiteSummary, SummaryUnit
+from pfedsam.experiment.build import BuiltModel, build_labels, build_method
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.manifest import Task
+
+ScalarMetrics = Mapping[str, float | None]
+_LOSSES: Final = ("total", "segmentation", "distillation", "balance", "proximal")
+_KEPT: Final = "kept_round"
+_PLAIN: Final = "uses_shared"
+_UNITS: Final[tuple[SummaryUnit, ...]] = ("mm", "px", "mixed")
+
+
+def allowed_metrics(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[str, ...]]:
+    """The names that the reply to each task may hold."""
+    method, training = build_method(options), options.training
+    models = tuple(models_of(options, built))
+    classes = build_labels(options).names
+    experts = options.model.experts.count if options.model.experts and "experts" in built.partition.components else 0
+    depth = len(built.model.sam.vision_encoder.layers)
+    usage = [f"usage.{block}.{e}" for block in range(built.model.first_adapted, depth) for e in range(experts)]
+    losses = dict.fromkeys(f"loss.{phase.name}.{part}" for phase in method.round_phases(training) for part in _LOSSES)
+    final = [f"loss.{phase.name}.{part}" for phase in method.final(training) for part in _LOSSES]
+    test = [name for model in models for name in _score_names(f"test.{model}", classes)]
+    choice = [_KEPT, _PLAIN] if built.partition.shared else [_KEPT]
+    kept = [] if allowed_drop(options, built) is None else choice
+    return {
+        "join": ("cases",),
+        "train": (*losses, *usage),
+        "validate": (*(f"dice.{model}" for model in models), *kept),
+        "finalize": (*final, *usage),
+        "test": tuple(test),
+    }
+
+
+def from_report(report: RoundReport) -> dict[str, float | None]:
+    """A report as numbers by name; what is not finite is told as undefined."""
+    losses = {f"loss.{phase}.{part}": v for phase, row in report.losses.items() for part, v in row.items()}
+    usage = {f"usage.{block}.{e}": v for block, shares in report.usage.items() for e, v in enumerate(shares)}
+    return {name: value if math.isfinite(value) else None for name, value in {**losses, **usage}.items()}
+
+
+def to_report(scalar_metrics: ScalarMetrics, names: Sequence[str]) -> RoundReport:
+    """The report in scalar_metrics, in the order of the names that are allowed; the inverse of `from_report`."""
+    losses: dict[str, dict[str, float]] = {}
+    usage: dict[str, list[float]] = {}
+    for name in names:
+        value = scalar_metrics.get(name)
+        if value is None:
+            continue
+        kind, group, entry = name.split(".")
+        if kind == "loss":
+            losses.setdefault(group, {})[entry] = value
+        else:
+            usage.setdefault(group, []).append(value)
+    return RoundReport(losses, usage)
+
+
+def from_validation(found: Validation, names: Sequence[str]) -> dict[str, float | None]:
+    """A validation as numbers by name; none but those that are allowed, which an older study may have fewer of."""
+    scalar_metrics = {f"dice.{model}": dice for model, dice in found.dice.items()}
+    if found.kept is not None:
+        scalar_metrics[_KEPT] = found.kept
+    if found.plain:
+        scalar_metrics[_PLAIN] = 1
+    return {name: value for name, value in scalar_metrics.items() if name in names}
+
+
+def to_validation(scalar_metrics: ScalarMetrics, names: Sequence[str]) -> Validation:
+    """The validation in scalar_metrics, in the order of the names that are allowed; the inverse of `from_validation`."""
+    dice = {
+        name.removeprefix("dice."): scalar_metrics[name]
+        for name in names
+        if name in scalar_metrics and name.startswith("dice.")
+    }
+    kept = scalar_metrics.get(_KEPT)
+    return Validation(dice, None if kept is None else max(0, int(kept)), bool(scalar_metrics.get(_PLAIN)))
+
+
+def from_summaries(summaries: Mapping[str, SiteSummary]) -> dict[str, float | None]:
+    """What a site reached in the test, by reported model, as numbers by name; no case is told apart in them."""
+    scalar_metrics: dict[str, float | None] = {}
+    for model, summary in summaries.items():
+        prefix = f"test.{model}"
+        scalar_metrics[f"{prefix}.cases"] = summary.cases
+        scalar_metrics[f"{prefix}.unit"] = _UNITS.index(summary.unit)
+        scalar_metrics |= _scores(f"{prefix}.mean", summary.mean, summary.undefined)
+        for name, found in summary.classes.items():
+            scalar_metrics |= _scores(f"{prefix}.class.{name}", found.mean, found.undefined)
+    return scalar_metrics
+
+
+def to_summaries(scalar_metrics: ScalarMetrics, classes: tuple[str, ...]) -> dict[str, SiteSummary]:
+    """The summaries in numbers; the inverse of `from_summaries`."""
+    models = dict.fromkeys(name.split(".")[1] for name in scalar_metrics)
+    return {model: _summary(scalar_metrics, f"test.{model}", classes) for model in models}
+
+
+def _summary(scalar_metrics: ScalarMetrics, prefix: str, classes: tuple[str, ...]) -> SiteSummary:
+    mean, undefined = _read(scalar_metrics, f"{prefix}.mean")
+    return SiteSummary(
+        cases=int(scalar_metrics[f"{prefix}.cases"] or 0),
+        unit=_UNITS[int(scalar_metrics[f"{prefix}.unit"] or 0)],
+        mean=mean,
+        classes={name: ClassSummary(*_read(scalar_metrics, f"{prefix}.class.{name}")) for name in classes},
+        undefined=undefined,
+    )
+
+
+def _score_names(prefix: str, classes: tuple[str, ...]) -> list[str]:
+    groups = [f"{prefix}.mean", *(f"{prefix}.class.{name}" for name in classes)]
+    measures = [f"{group}.{part}" for group in groups for m in MEASURES for part in (m, f"undefined_{m}")]
+    return [f"{prefix}.cases", f"{prefix}.unit", *measures]
+
+
+def _scores(prefix: str, mean: ClassScores, undefined: Mapping[str, int]) -> dict[str, float | None]:
+    values: dict[str, float | None] = {f"{prefix}.{m}": getattr(mean, m) for m in MEASURES}
+    return values | {f"{prefix}.undefined_{m}": undefined[m] for m in MEASURES}
+
+
+def _read(scalar_metrics: ScalarMetrics, prefix: str) -> tuple[ClassScores, dict[str, int]]:
+    scores = ClassScores(**{m: scalar_metrics[f"{prefix}.{m}"] for m in MEASURES})
+    return scores, {m: int(scalar_metrics[f"{prefix}.undefined_{m}"] or 0) for m in MEASURES}

@@ -1,0 +1,77 @@
+"""What both servers, the embedded one and a coordinator, write in the same form: the committed state, and records of sites' reports."""
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+
+import torch
+
+from pfedsam.core import tensors
+from pfedsam.core.errors import RunError
+from pfedsam.engine.model_selection import Validation
+from pfedsam.engine.site_session import RoundReport
+from pfedsam.federation.server import ServerState
+from pfedsam.report.records import RecordWriter
+
+SERVER = Path("shared") / "shared.safetensors"
+"""The server's state in a run's folder: the shared parameters and the round that comes next."""
+NOTHING = {"none": torch.zeros(1)}
+"""What is stored when a method shares nothing."""
+
+
+def load_state(folder: Path, study: str) -> ServerState:
+    """The state after the last committed round.
+
+    Raises:
+        RunError: it belongs to another study.
+    """
+    shared, metadata = tensors.load(folder / SERVER)
+    if metadata.get("study") != study:
+        raise RunError("The shared parameters in this folder belong to another study. Give another folder.")
+    return ServerState(int(metadata["round"]), {name: t for name, t in shared.items() if name not in NOTHING})
+
+
+def save_state(folder: Path, study: str, state: ServerState, *, mode: int = 0o777) -> None:
+    """Commit a round: with this rename it is done. `mode` is that of the folder, where it is made."""
+    path = folder / SERVER
+    path.parent.mkdir(exist_ok=True, mode=mode)
+    tensors.save(path, state.shared or NOTHING, {"round": str(state.round), "study": study})
+
+
+def record_aggregate(
+    records: RecordWriter,
+    round_: int,
+    accepted: Sequence[str],
+    rejected: Mapping[str, str],
+    messages: Mapping[str, bytes],
+) -> None:
+    """Write which sites' updates were averaged, which were not and why, and the bytes of each message."""
+    records.write(
+        {
+            "kind": "aggregate",
+            "round": round_,
+            "accepted": list(accepted),
+            "rejected": dict(rejected),
+            "up_bytes": {site: len(message) for site, message in sorted(messages.items())},
+        }
+    )
+
+
+def record_report(records: RecordWriter, round_: int, site: str, report: RoundReport) -> None:
+    """Write the losses of each phase, None where one is not finite, and the use of the experts."""
+    for phase, losses in report.losses.items():
+        parts = {"loss" if name == "total" else name: v if isfinite(v) else None for name, v in losses.items()}
+        row = {"kind": "round", "round": round_, "site": site, "phase": phase, "loss": None, **parts}
+        records.write(row)
+    for block, usage in report.usage.items():
+        records.write({"kind": "experts", "round": round_, "site": site, "block": int(block), "usage": usage})
+
+
+def record_validation(records: RecordWriter, round_: int, site: str, found: Validation) -> None:
+    """Write the Dice of each model, and which model the site uses where that is not the personal one that it trained last."""
+    for model, dice in found.dice.items():
+        records.write({"kind": "validation", "round": round_, "site": site, "model": model, "dice": dice})
+    if found.kept is not None:
+        records.write({"kind": "kept", "round": round_, "site": site, "from_round": found.kept})
+    if found.plain:
+        records.write({"kind": "plain", "round": round_, "site": site})

@@ -1,0 +1,64 @@
+"""The model that a site ended a study with, opened again at the site: what a hospital predicts with."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pfedsam.core import tensors
+from pfedsam.core.errors import RunError
+from pfedsam.engine.model_selection import Parameters
+from pfedsam.engine.run_folder import predict_file
+from pfedsam.engine.site_agent import MODEL_FILES, build_study_model, study_options
+from pfedsam.engine.site_options import read_site_options
+from pfedsam.federation.manifest import StudyManifest
+from pfedsam.federation.site_policy import SitePolicy
+
+
+class SiteModel:
+    """What the site in `folder` uses after a study: its shared and local parameters, as they were tested."""
+
+    def __init__(self, folder: Path, study: str | None = None) -> None:
+        """Load backbone and parameters.
+
+        Args:
+            folder: of the site.
+            study: its id; needed where more than one has ended here.
+
+        Raises:
+            OptionError: the site's options are wrong.
+            RunError: no such study has ended here, or the backbone is not the study's.
+        """
+        policy, site = SitePolicy(folder), read_site_options(folder)
+        manifest = _ended(policy, study)
+        self.site, self.options = site.name, study_options(manifest, site)
+        self.built = build_study_model(manifest, self.options)
+        (shared, uses), (local, _) = (
+            tensors.load(policy.study_folder(manifest.study) / name) for name in MODEL_FILES.values()
+        )
+        self.used = Parameters(
+            {name: shared[name] for name in self.built.partition.shared},
+            {name: local[name] for name in self.built.partition.local},
+            plain=uses["model"] == "shared",
+        )
+
+    def predict(self, image: Path) -> npt.NDArray[np.uint8]:
+        """The class map `[H, W]` of an image file at its native size.
+
+        Raises:
+            DataError: the image cannot be read.
+        """
+        return predict_file(self.options, self.built, self.site, self.used, image)
+
+
+def _ended(policy: SitePolicy, study: str | None) -> StudyManifest:
+    ended = {
+        one.study: one
+        for one in policy.manifests()
+        if all((policy.study_folder(one.study) / name).exists() for name in MODEL_FILES.values())
+    }
+    chosen = study or (next(iter(ended)) if len(ended) == 1 else None)
+    if chosen not in ended:
+        asked = f"no study {study} has ended at this site" if study else "say by --study which study's model to use"
+        raise RunError(f"{asked}; ended here: {', '.join(ended) or 'none yet'}.")
+    return ended[chosen]

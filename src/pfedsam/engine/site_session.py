@@ -1,0 +1,281 @@
+"""One site at work, wherever it runs: it keeps its data, its state and its local parameters, and hands out updates and scores.
+
+Every runtime (in process, several processes, several machines) drives these same methods.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pfedsam.core import atomic
+from pfedsam.core.tensors import NamedTensors
+from pfedsam.data.loader import Example, load_image, load_truth
+from pfedsam.data.manifest import Case
+from pfedsam.engine.model_selection import Parameters, SiteModels, Validation
+from pfedsam.evaluation.predict import Forward
+from pfedsam.evaluation.scores import CaseScores, ClassScores, score_case
+from pfedsam.evaluation.summary import summarize_site
+from pfedsam.experiment.build import (
+    BuiltModel,
+    build_codec,
+    build_images,
+    build_labels,
+    build_method,
+    build_predict,
+    build_site_data,
+)
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.feedback import encode_with_feedback
+from pfedsam.federation.site_store import SiteState, SiteStore
+from pfedsam.federation.update import Update
+from pfedsam.model.partition import assign
+from pfedsam.model.prefix import PrefixCache
+from pfedsam.report.overlays import OverlayItem, write_overlays
+from pfedsam.training.client_round import ClientResult, ClientState, client_round, expert_usage
+from pfedsam.training.phases import Model
+from pfedsam.training.site_data import SiteData
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What a site says about a round, beside its update: numbers only."""
+
+    losses: dict[str, dict[str, float]]
+    """Mean losses by phase."""
+    usage: dict[str, list[float]]
+    """Share of the tokens by block and expert, in the last round and after it; empty before, and without experts."""
+
+
+class SiteSession:
+    """The training side of one site."""
+
+    def __init__(
+        self,
+        options: RunOptions,
+        study: str,
+        name: str,
+        cases: tuple[Case, ...],
+        built: BuiltModel,
+        folder: Path,
+        cache: Path,
+        start: NamedTensors | None = None,
+    ) -> None:
+        """Load the training part of a site.
+
+        Args:
+            options: of the run.
+            study: the run's identity, kept with each state.
+            name: of the site.
+            cases: its training cases.
+            built: the federation's model; its trained parameters are overwritten.
+            folder: of the site in the run.
+            cache: folder for the frozen blocks' outputs.
+            start: the local parameters before its first round; the model's own where none are given.
+
+        Raises:
+            DataError: a case cannot be read.
+        """
+        self.options, self.study, self.name, self.built = options, study, name, built
+        self.store = SiteStore(folder / "state")
+        self.data: SiteData = build_site_data(options, name, cases, built, cache)
+        self.cases = len(cases)
+        """Training cases: what the site weighs in the average."""
+        self._initial = built.start("local") if start is None else start
+        self.models = SiteModels.of(options, built, folder, self._initial)
+
+    def train(self, round_: int, shared: NamedTensors) -> tuple[bytes, RoundReport]:
+        """Do the client round `round_` on the shared parameters and keep the new local state.
+
+        Returns:
+            The update's message (empty when nothing is shared), and what the site says beside it.
+        """
+        stored = self.store.rewind(round_)
+        result = self._phases(round_, shared, stored, final=False)
+        message, feedback = self._message(round_, shared, result, stored)
+        self._commit(round_, result, "round", feedback)
+        last = round_ + 1 == self.options.training.rounds
+        return message, RoundReport(result.losses, self._usage(result) if last else {})
+
+    def finalize(self, round_: int, shared: NamedTensors) -> RoundReport:
+        """The phases after the last aggregation; nothing is sent after them."""
+        stored, kept = self.store.rewind(round_), self.models.kept(round_)
+        result = self._phases(round_, kept.shared if kept else shared, kept or stored, final=True)
+        self._commit(round_, result, "final", {}, kept)
+        return RoundReport(result.losses, self._usage(result))
+
+    def _message(
+        self, round_: int, shared: NamedTensors, result: ClientResult, stored: SiteState | None
+    ) -> tuple[bytes, NamedTensors]:
+        """The update as it is sent, and what its codec lost, to be kept."""
+        if not result.shared:
+            return b"", {}
+        update = Update(self.name, round_, result.shared, self.cases)
+        before = stored.feedback if stored else {}
+        message, lost = encode_with_feedback(update, build_codec(self.options), received=shared, feedback=before)
+        return message, lost if self.options.communication.error_feedback else {}
+
+    def _phases(self, round_: int, shared: NamedTensors, stored: SiteState | None, *, final: bool) -> ClientResult:
+        method, training = build_method(self.options), self.options.training
+        state = ClientState(stored.local, stored.optimizer) if stored else ClientState(self._initial)
+        experts = self.options.model.experts
+        return client_round(
+            self.built.model,
+            self.built.partition,
+            self.data,
+            method.final(training) if final else method.phases_of(training, round_),
+            shared=shared,
+            state=state,
+            round_=round_,
+            options=training,
+            balance=experts.balance if experts else 0.0,
+        )
+
+    def _commit(
+        self, round_: int, result: ClientResult, phase: str, feedback: NamedTensors, kept: SiteState | None = None
+    ) -> None:
+        self.store.commit(
+            SiteState(
+                study=self.study,
+                site=self.name,
+                round=round_ + 1,
+                phase=phase,
+                local=result.state.local,
+                optimizer=result.state.optimizer,
+                feedback=feedback,
+                shared=kept.shared if kept else {},
+                shared_round=kept.shared_round if kept else None,
+            )
+        )
+
+    def _usage(self, result: ClientResult) -> dict[str, list[float]]:
+        if "experts" not in self.built.partition.components:
+            return {}
+        assign(self.built.model, result.state.local, self.built.partition.local)
+        return expert_usage(self.built.model, self.data)
+
+
+class SiteScorer:
+    """The scoring side of one site: its validation and test parts, never used to train."""
+
+    def __init__(self, options: RunOptions, name: str, built: BuiltModel, cache: PrefixCache) -> None:
+        """Score for the site `name`, whose images go through `cache`."""
+        self.options, self.name, self.built, self._cache = options, name, built, cache
+        self._labels = build_labels(options)
+        self._predict = build_predict(options, built.model.image_size)
+
+    def validate(
+        self,
+        cases: tuple[Case, ...],
+        models: Mapping[str, Model],
+        site: SiteModels,
+        round_: int,
+        received: NamedTensors,
+    ) -> Validation:
+        """Score what the site trained last on its validation part, and say which model it uses from now on.
+
+        Args:
+            cases: the validation part; without any there is nothing to say.
+            models: reported name to model.
+            site: its parameters.
+            round_: the validation is after this one.
+            received: the shared parameters.
+        """
+        if not cases:
+            return Validation({})
+        trained = site.trained(received)
+        dice = {name: self.dice(cases, model, trained) for name, model in models.items()}
+        return site.judge(round_, dice, received)
+
+    def dice(self, cases: tuple[Case, ...], model: Model, parameters: Parameters) -> float | None:
+        """Mean Dice over cases, then classes, as the test's; None where it is undefined everywhere."""
+        return summarize_site(self._score(cases, model, parameters, distances=False)[0]).mean.dice
+
+    def test(
+        self,
+        cases: tuple[Case, ...],
+        models: Mapping[str, Model],
+        parameters: Parameters,
+        folder: Path,
+    ) -> dict[str, list[CaseScores]]:
+        """Scores of the test cases by the name a model is reported under; writes `scores.json` and overlays into `folder`.
+
+        Args:
+            cases: the test part.
+            models: reported name to the model that is scored; the first one is drawn.
+            parameters: that the site uses.
+            folder: of the site in the run.
+        """
+        scores: dict[str, list[CaseScores]] = {}
+        for number, (reported, model) in enumerate(models.items()):
+            if number and parameters.plain:  # the same model answers under every name
+                scores[reported] = next(iter(scores.values()))
+                continue
+            scores[reported], overlays = self._score(cases, model, parameters, distances=True, draw=number == 0)
+            if number == 0:
+                write_overlays(folder / "overlays", overlays)
+        atomic.write_json(folder / "scores.json", {"schema": 1, "models": _plain(scores)})
+        return scores
+
+    def predict(self, examples: list[Example], model: Model, parameters: Parameters) -> list[Any]:
+        """Class maps `[H, W]` uint8 at native size."""
+        return [found for _, found in self._predict(self._forward(model, parameters), examples)]
+
+    def _forward(self, model: Model, parameters: Parameters) -> Forward:
+        sam, partition = self.built.model, self.built.partition
+        assign(sam, parameters.shared, partition.shared)
+        assign(sam, parameters.local, partition.local)
+        personal = parameters.model(model) == "personal"
+
+        def forward(pixels: Tensor) -> Tensor:
+            tokens = torch.stack([self._cache.tokens(p, sam.prefix) for p in pixels])
+            return sam.from_prefix(tokens, personal=personal)
+
+        return forward
+
+    def _score(
+        self,
+        cases: tuple[Case, ...],
+        model: Model,
+        parameters: Parameters,
+        *,
+        distances: bool,
+        draw: bool = False,
+    ) -> tuple[list[CaseScores], list[OverlayItem]]:
+        examples = build_images(self.options, cases, self.built.model.image_size)
+        scores, overlays = [], []
+        for example, found in self._predict(self._forward(model, parameters), examples):
+            case = example.case
+            truth = load_truth(case, self._labels, max_megapixels=self.options.data.image.max_megapixels)
+            scored = score_case(
+                case.id, found, truth, class_names=self._labels.names, spacing_mm=case.spacing_mm, distances=distances
+            )
+            scores.append(scored)
+            if draw:
+                overlays.append(
+                    OverlayItem(load_image(case, self.options.data.image), truth, found, _mean_dice(scored))
+                )
+        return scores, overlays
+
+
+def _mean_dice(scores: CaseScores) -> float | None:
+    defined = [s.dice for s in scores.classes.values() if s.dice is not None]
+    return sum(defined) / len(defined) if defined else None
+
+
+def _plain(scores: Mapping[str, list[CaseScores]]) -> dict[str, list[dict[str, Any]]]:
+    return {
+        model: [
+            {"case": case.case, "unit": case.unit, "classes": {name: vars_of(s) for name, s in case.classes.items()}}
+            for case in cases
+        ]
+        for model, cases in scores.items()
+    }
+
+
+def vars_of(scores: ClassScores) -> dict[str, float | None]:
+    """The four measures by name."""
+    return {"dice": scores.dice, "iou": scores.iou, "hd95": scores.hd95, "assd": scores.assd}

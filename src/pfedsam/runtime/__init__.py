@@ -1,1 +1,0 @@
-"""Runtime: where the sites of a federation run; the method never learns which one it is."""

@@ -1,0 +1,40 @@
+"""Sites left out in turn: the federation without them never sees them, and the results compare like with like."""
+
+from pathlib import Path
+
+import pytest
+
+from pfedsam.bench.new_sites import run_new_sites
+from pfedsam.bench.plan import Plan
+from pfedsam.experiment.options import RunOptions
+from pfedsam.experiment.suite import Suite, choose_entries
+from pfedsam.report.onboarding_page import Joined
+from pfedsam.report.summary_file import read_summary
+
+
+@pytest.mark.slow
+def test_every_site_joins_late(toy_folder: Path, toy_options: RunOptions, tmp_path: Path) -> None:
+    content = toy_options.model_dump(mode="json", exclude={"seed", "method"})
+    names = list(toy_options.data.sites)[:2]
+    del content["data"]["sites"]
+    content["training"] |= {"rounds": 1, "steps_per_round": 2, "final_steps": 2}
+    suite = Suite.model_validate({"name": "toy", "seeds": [0], "options": content, "sites": names})
+    plan = Plan(suite, choose_entries(suite, ["pfedsam"], []), [0], toy_folder / "sites", tmp_path / "b", workers=1)
+    seen: list[int] = []
+    joined = run_new_sites(plan, [1, 2], 2, lambda _: None, lambda found: seen.append(len(found)))
+    assert seen == [1, 2]
+    assert [one.site for one in joined] == names
+    for one in joined:
+        assert set(one.columns) <= {"member", "unseen"} | {
+            f"{way} {n}" for way in ("local part", "everything", "alone") for n in (1, 2)
+        }
+        without = tmp_path / "b" / f"without-{one.site}" / "seed0" / "pfedsam"
+        assert set(read_summary(without / "summary.json").sites) == set(names) - {one.site}
+        member = read_summary(tmp_path / "b" / "seed0" / "pfedsam" / "summary.json").sites[one.site]
+        late = read_summary(without.with_name("pfedsam-onboard-2") / "summary.json").sites[one.site]
+        assert late.in_use is not None
+        assert late.in_use.cases == member.in_use.cases  # type: ignore[union-attr]
+        if late.in_use.dice is not None:
+            assert one.columns["local part 2"] == pytest.approx(100 * late.in_use.dice)
+    again: list[Joined] = run_new_sites(plan, [1, 2], 2, lambda _: pytest.fail("trained again"), lambda _: None)
+    assert again == joined

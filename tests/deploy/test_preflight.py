@@ -1,0 +1,127 @@
+"""Each thing that can be wrong is found by its name."""
+
+import json
+import shutil
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from pfedsam.data.synthetic import SyntheticOptions, write_sites
+from pfedsam.deploy import preflight
+from pfedsam.deploy.preflight import check_site_ready
+from pfedsam.deploy.provision import install_kit
+from pfedsam.federation.codec import CommunicationOptions
+from pfedsam.federation.manifest import StudyManifest
+from pfedsam.federation.site_policy import SitePolicy
+
+
+@pytest.fixture
+def site(kits: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "north"
+    folder.mkdir(mode=0o700)
+    write_sites(tmp_path / "data", SyntheticOptions(sites=1, cases=2, side=64), seed=1)
+    (data,) = [path for path in (tmp_path / "data").iterdir() if path.is_dir()]
+    install_kit(kits / "kits" / "north.zip", folder / "nvflare")
+    (folder / "site.yaml").write_text(f"name: north\ndata: {data}\n")
+    return folder
+
+
+def wrong(site: Path) -> dict[str, str]:
+    return {finding.what: finding.text for finding in check_site_ready(site) if not finding.ok}
+
+
+def test_a_site_that_lacks_only_its_coordinator_and_an_approval(site: Path) -> None:
+    found = wrong(site)
+    assert set(found) == {"coordinator", "studies"}
+    assert "nothing listens" in found["coordinator"]
+
+
+def test_another_sites_kit(site: Path, kits: Path) -> None:
+    shutil.rmtree(site / "nvflare")
+    install_kit(kits / "kits" / "south.zip", site / "nvflare")
+    assert "another site's kit" in wrong(site)["certificate"]
+
+
+def test_a_key_that_others_can_read(site: Path) -> None:
+    (site / "nvflare" / "startup" / "client.key").chmod(0o644)
+    assert "chmod 600" in wrong(site)["certificate"]
+
+
+def test_a_certificate_of_another_root(site: Path, kits: Path) -> None:
+    shutil.copy(site / "nvflare" / "startup" / "client.crt", site / "nvflare" / "startup" / "rootCA.pem")
+    assert "not signed by the kit's root" in wrong(site)["certificate"]
+
+
+def test_a_clock_that_is_behind(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Past(preflight.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return super().now(tz).replace(year=2001)
+
+    monkeypatch.setattr(preflight, "datetime", Past)
+    assert "set the clock" in wrong(site)["clock"]
+
+
+def test_an_address_that_does_not_exist(site: Path) -> None:
+    path = site / "nvflare" / "startup" / "fed_client.json"
+    config = json.loads(path.read_text())
+    config["servers"][0]["service"]["target"] = "no-such-host.invalid:8102"
+    path.write_text(json.dumps(config))
+    found = wrong(site)
+    assert "has no address" in found["address"]
+    assert "coordinator" in found
+
+
+def test_a_machine_that_speaks_no_tls(site: Path) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        path = site / "nvflare" / "startup" / "fed_client.json"
+        config = json.loads(path.read_text())
+        config["servers"][0]["service"]["target"] = f"localhost:{server.getsockname()[1]}"
+        path.write_text(json.dumps(config))
+
+        def hello() -> None:
+            with server.accept()[0] as one:
+                one.sendall(b"SSH-2.0-OpenSSH_9.9\r\n")
+                one.recv(1000)
+
+        thread = threading.Thread(target=hello, daemon=True)
+        thread.start()
+        assert "localhost" in wrong(site)["coordinator"]
+        thread.join(timeout=5)
+
+
+def test_missing_data_and_a_full_disk(site: Path) -> None:
+    text = (site / "site.yaml").read_text()
+    (site / "site.yaml").write_text(f"name: north\ndata: {site / 'nowhere'}\nmin_free_mb: 999999999999\n")
+    found = wrong(site)
+    assert "does not exist" in found["data"]
+    assert "make space" in found["folder"]
+    (site / "site.yaml").write_text(text)
+    site.chmod(0o755)
+    assert "chmod 700" in wrong(site)["folder"]
+
+
+def test_a_backbone_that_only_lies_in_the_working_directory(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = StudyManifest(
+        study="0123456789abcdef",
+        name="nuclei",
+        method="pfedsam",
+        rounds=1,
+        configuration={"data": {"classes": {"n": [1]}}, "model": {"backbone": "sam.pth"}},
+        backbone="b" * 64,
+        tensors={},
+        components={},
+        max_change=1.0,
+        communication=CommunicationOptions(),
+        scalar_metrics={},
+    )
+    SitePolicy(site).approve(manifest)
+    monkeypatch.chdir(tmp_path)
+    Path("sam.pth").touch()
+    assert "set where yours lies as `backbone` in site.yaml" in wrong(site)["backbone for 0123456789abcdef"]

@@ -1,0 +1,225 @@
+"""The supervisor's decisions, with a server that is a script: what it submits, when it starts anew, when it gives up."""
+
+import json
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pfedsam.core.errors import QuorumError, RunError
+from pfedsam.deploy import supervisor
+from pfedsam.deploy.controller import AGAIN, JOB_SITES
+from pfedsam.deploy.supervisor import Supervisor, _raise_as_ended
+from pfedsam.engine.coordinator import RoundPolicy
+from pfedsam.engine.study_folder import StudyFolder, write_revoked
+
+
+class Session:
+    """NVFlare's control connection, as far as it is used."""
+
+    def __init__(self) -> None:
+        self.connected, self.jobs, self.statuses, self.idle = ["north", "south"], [], {}, []
+        self.disabled: list[str] = []
+
+    def disable_client(self, name: str) -> dict:
+        self.disabled.append(name)
+        return {}
+
+    def enable_client(self, name: str) -> dict:
+        self.disabled.remove(name)
+        return {}
+
+    def get_system_info(self):
+        return SimpleNamespace(client_info=[SimpleNamespace(name=name) for name in self.connected])
+
+    def submit_job(self, folder: str) -> str:
+        config = json.loads((Path(folder) / "app" / "config" / "config_fed_server.json").read_text())
+        self.jobs.append(config["workflows"][0]["args"]["study"])
+        return f"job{len(self.jobs)}"
+
+    def get_job_meta(self, job_id: str):
+        return {"status": self.statuses.get(job_id, "RUNNING")}
+
+    def get_client_job_status(self):
+        return [{"client_name": n, "status": "no_jobs" if n in self.idle else "started"} for n in self.connected]
+
+
+@pytest.fixture
+def session() -> Session:
+    return Session()
+
+
+@pytest.fixture
+def boss(tmp_path: Path, session: Session, monkeypatch: pytest.MonkeyPatch) -> Supervisor:
+    monkeypatch.setattr(supervisor, "write_server_policy", lambda folder: None)
+    monkeypatch.setattr(supervisor, "_SETTLE_S", 0.0)
+    boss = Supervisor(tmp_path)
+    boss.session = session
+    boss.engine = SimpleNamespace(alive=True)
+    return boss
+
+
+def study(boss: Supervisor, name: str = "a" * 16, *, join_s: int = 1000, state: str = "submitted") -> StudyFolder:
+    folder = StudyFolder(boss.folder / "studies" / name)
+    folder.path.mkdir(parents=True)
+    (folder.path / "policy.json").write_text(RoundPolicy(quorum=2, join_s=join_s).model_dump_json())
+    (folder.path / "config.yaml").write_text("data:\n  sites: {north: a, south: b}\n  classes: {n: [1]}\n")
+    folder.write_status(state, round_=0, rounds=5, sites=[])
+    return folder
+
+
+def test_a_study_that_has_begun_waits_for_a_missing_site_no_longer_than_a_round(
+    boss: Supervisor, session: Session
+) -> None:
+    one = study(boss, join_s=1000)
+    policy = RoundPolicy(quorum=1, join_s=1000, deadline_s=5)
+    (one.path / "policy.json").write_text(policy.model_dump_json())
+    session.connected = ["north"]
+    boss._waiting[one.path.name] = time.monotonic() - 6
+    boss._step()
+    assert session.jobs == []
+    one.write_registered({"north": 4, "south": 4})
+    boss._step()
+    assert session.jobs == [one.path.name]
+
+
+def test_a_study_begins_when_its_sites_are_there(boss: Supervisor, session: Session) -> None:
+    one = study(boss)
+    session.connected = ["north"]
+    boss._step()
+    assert session.jobs == []
+    session.connected = ["north", "south"]
+    boss._step()
+    assert session.jobs == [one.path.name]
+    assert json.loads((boss.folder / "connected.json").read_text()) == ["north", "south"]
+
+
+def test_too_few_sites_stop_a_study_when_the_wait_is_over(boss: Supervisor, session: Session) -> None:
+    one = study(boss, join_s=1)
+    session.connected = ["north"]
+    boss._step()
+    boss._waiting[one.path.name] -= 2
+    boss._step()
+    assert one.read_status()["state"] == "stopped"
+    with pytest.raises(QuorumError, match="quorum is 2"):
+        _raise_as_ended(one)
+    assert session.jobs == []
+
+
+@pytest.mark.parametrize("how", ["came new", "lost its process"])
+def test_a_site_that_waits_ends_the_job_with_its_round(boss: Supervisor, session: Session, how: str) -> None:
+    one = study(boss)
+    boss._step()
+    one.write_status("running", round_=1, rounds=5, sites=["north"])
+    (one.path / JOB_SITES).write_text(json.dumps(["north", "south"]))
+    boss._step()
+    assert not (one.path / AGAIN).exists()
+    if how == "came new":
+        session.connected = ["north", "south", "west"]
+    else:
+        session.idle = ["south"]
+    boss._step()
+    assert (one.path / AGAIN).exists()
+    one.write_status("submitted", round_=2, rounds=5, sites=["north"])
+    session.statuses["job1"] = "FINISHED:COMPLETED"
+    boss._step()
+    boss._step()
+    assert session.jobs == [one.path.name] * 2
+    assert not (one.path / AGAIN).exists()
+
+
+def test_jobs_that_end_without_a_round_are_not_repeated_for_ever(boss: Supervisor, session: Session) -> None:
+    one = study(boss)
+    for _ in range(40):
+        boss._step()
+        session.statuses = {f"job{n}": "FINISHED:EXECUTION_EXCEPTION" for n in range(1, 99)}
+    assert one.read_status()["state"] == "stopped"
+    assert len(session.jobs) <= 6
+    with pytest.raises(RunError, match="without a committed round"):
+        _raise_as_ended(one)
+
+
+def test_studies_are_worked_on_in_the_order_in_which_they_came(boss: Supervisor, session: Session) -> None:
+    first, second = study(boss, "b" * 16), study(boss, "a" * 16)
+    now = time.time()
+    os.utime(first.path / "config.yaml", (now - 9, now - 9))
+    first.write_status("submitted", round_=0, rounds=5, sites=["north"])  # later than anything of the second
+    boss._step()
+    first.write_status("finished", round_=5, rounds=5, sites=[])
+    session.statuses["job1"] = "FINISHED:COMPLETED"
+    boss._step()
+    boss._step()
+    assert session.jobs == [first.path.name, second.path.name]
+
+
+def test_a_server_that_does_not_answer_is_waited_for(boss: Supervisor, session: Session, monkeypatch) -> None:
+    def lost(*args: object, **more: object) -> None:
+        raise ConnectionError("Jane Doe")
+
+    study(boss)
+    session.get_system_info = lost
+    monkeypatch.setattr(supervisor, "new_secure_session", lost)
+    boss._step()
+    assert boss.session is None
+    assert session.jobs == []
+
+
+def test_a_revoked_site_is_shut_out_and_counts_for_nothing(boss: Supervisor, session: Session) -> None:
+    one = study(boss, join_s=1)
+    write_revoked(boss.folder, {"south"})
+    boss._step()
+    boss._step()
+    assert session.disabled == ["south"]
+    assert json.loads((boss.folder / "connected.json").read_text()) == ["north"]
+    assert session.jobs == []
+    write_revoked(boss.folder, set())
+    boss._step()
+    boss._step()
+    assert session.disabled == []
+    assert session.jobs == [one.path.name]
+
+
+def test_once_told_to_stop_it_asks_nothing_more_but_to_end_the_job(boss: Supervisor, session: Session) -> None:
+    """Row 23 of reliability: each question could take seconds, and there are ten of them."""
+    session.get_system_info = lambda: pytest.fail("asked")
+    aborted: list[str] = []
+    session.abort_job, session.close = aborted.append, lambda: None
+    ended: list[bool] = []
+    boss.engine.end = lambda: ended.append(True)
+    boss.job = SimpleNamespace(id="job1")
+    boss.stop.is_set = True
+    boss._step()
+    boss._close()
+    assert (aborted, ended) == (["job1"], [True])
+
+
+def test_a_study_whose_jobs_get_nowhere_is_stopped_and_begins_anew_when_submitted_again(
+    boss: Supervisor, session: Session
+) -> None:
+    one = study(boss)
+
+    def jobs_until_stopped() -> int:
+        before = len(session.jobs)
+        while one.read_status()["state"] != "stopped":
+            boss._step()
+            session.statuses[f"job{len(session.jobs)}"] = "FINISHED:ABORTED"
+            boss._step()
+        return len(session.jobs) - before
+
+    assert jobs_until_stopped() == 4
+    assert "4 jobs in a row" in one.read_status()["reason"]
+    one.write_status("submitted", round_=0, rounds=5, sites=[])
+    assert jobs_until_stopped() == 4
+
+
+def test_a_job_that_committed_a_round_starts_the_count_anew(boss: Supervisor, session: Session) -> None:
+    one = study(boss)
+    for number in range(1, 9):
+        boss._step()
+        if number % 3 == 0:
+            one.write_status("interrupted", round_=number, rounds=99, sites=[])
+        session.statuses[f"job{number}"] = "FINISHED:ABORTED"
+        boss._step()
+    assert one.read_status()["state"] == "interrupted"

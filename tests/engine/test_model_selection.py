@@ -1,0 +1,177 @@
+"""Row 26 of reliability: a shared model that is worse at a site by more than 5 Dice points; the site keeps its last good one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pfedsam.core import tensors
+from pfedsam.engine.in_process import run
+from pfedsam.engine.model_selection import SiteModels, Validation, allowed_drop
+from pfedsam.engine.run_folder import open_run
+from pfedsam.engine.site_session import SiteScorer
+from pfedsam.experiment.build import build_model
+from pfedsam.experiment.options import EvaluationOptions, RunOptions
+from pfedsam.federation.site_store import SiteState, SiteStore
+from pfedsam.report.records import read_records
+
+
+class Site:
+    """A site whose parameters are the number of their round: what was received after round r is r, what was trained in it 10 r."""
+
+    def __init__(self, folder: Path, max_drop: float | None = 0.05, choose: bool = True) -> None:
+        self.models = SiteModels(folder, {"expert": torch.tensor(-1.0)}, max_drop, choose)
+        self.state = SiteStore(folder / "state")
+
+    def round(self, round_: int, dice: float | None) -> int | None:
+        self.train(round_)
+        return self.judge(round_, dice).kept
+
+    def judge(self, round_: int, personal: float | None, shared: float | None = None) -> Validation:
+        return self.models.judge(round_, {"personal": personal, "shared": shared}, received(round_))
+
+    def train(self, round_: int) -> None:
+        self.state.rewind(round_)
+        self.commit(round_ + 1, 10.0 * round_)
+
+    def commit(self, round_: int, local: float, **more: object) -> None:
+        state = SiteState("study", "north", round_, "round", {"expert": torch.tensor(local)}, {}, **more)  # type: ignore[arg-type]
+        self.state.commit(state)
+
+    def uses(self, round_: int) -> tuple[float, float]:
+        used = self.models.in_use(received(round_))
+        return used.shared["lora"].item(), used.local["expert"].item()
+
+
+def received(round_: int) -> dict[str, torch.Tensor]:
+    return {"lora": torch.tensor(float(round_))}
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def test_five_points_is_the_default_and_there_is_one_home_for_it() -> None:
+    assert EvaluationOptions().max_drop == 0.05
+
+
+def test_more_than_five_points_below_the_best_keeps_the_model_selection_one_and_names_its_round(site: Site) -> None:
+    assert [site.round(r, dice) for r, dice in enumerate([0.60, 0.70, 0.66])] == [None, None, None]
+    assert site.uses(2) == (2, 20)  # four points are not more than five
+    assert site.round(3, 0.649) == 2  # 5.1 points below the best, which was round 1's
+    assert site.uses(3) == (2, 20)
+    assert site.round(4, 0.0) == 2
+    assert site.uses(4) == (2, 20)
+    assert site.round(5, 0.651) is None  # good again
+    assert site.uses(5) == (5, 50)
+
+
+def test_it_trains_on_what_it_receives_all_the_same(site: Site) -> None:
+    site.round(0, 0.7)
+    site.round(1, 0.1)
+    trained = site.models.trained(received(1))
+    assert (trained.shared["lora"].item(), trained.local["expert"].item()) == (1, 10)
+    site.train(2)  # trained anew and not judged yet: nothing says that it is worse
+    assert site.uses(2) == (2, 20)
+
+
+def test_the_last_phases_start_from_it_and_what_they_end_with_is_used(site: Site) -> None:
+    site.round(0, 0.7)
+    assert site.models.kept(1) is None
+    site.round(1, 0.1)
+    kept = site.models.kept(2)
+    assert kept is not None
+    assert (kept.shared["lora"].item(), kept.local["expert"].item(), kept.shared_round) == (0, 0, 0)
+    site.commit(3, 5.0, shared=kept.shared, shared_round=kept.shared_round)  # as `SiteSession.finalize` commits
+    assert site.uses(1) == (0, 5)
+    assert site.judge(2, 0.72).kept is None
+    assert site.uses(1) == (0, 5)
+    assert site.judge(2, 0.2).kept == 0  # asked again, and now the last phases were the harm
+    assert site.uses(1) == (0, 0)
+
+
+def test_a_round_that_is_repeated_is_judged_anew(site: Site) -> None:
+    site.round(0, 0.5)
+    site.round(1, 0.9)
+    assert site.round(1, 0.6) is None  # 0.9 was of a round that the coordinator lost
+    assert site.round(2, 0.56) is None
+    assert site.round(3, 0.54) == 2
+
+
+def test_no_drop_at_all_is_early_stopping(tmp_path: Path) -> None:
+    site = Site(tmp_path, 0.0)
+    assert [site.round(r, dice) for r, dice in enumerate([0.60, 0.70, 0.69, 0.70, 0.65])] == [None, None, 1, None, 3]
+    assert site.uses(4) == (3.0, 30.0)
+
+
+@pytest.mark.parametrize("max_drop", [None, 0.05])
+def test_switched_off_or_without_a_score_nothing_is_kept(tmp_path: Path, max_drop: float | None) -> None:
+    site = Site(tmp_path, max_drop)
+    site.round(0, 0.7 if max_drop is None else None)
+    assert site.round(1, 0.1) is None
+    assert site.uses(1) == (1, 10)
+    assert (tmp_path / "good").exists() == (max_drop is not None)
+
+
+def test_a_site_uses_the_better_of_its_two_models_until_it_trains_again(site: Site) -> None:
+    site.train(0)
+    assert site.judge(0, 0.60, shared=0.61).plain
+    used = site.models.in_use(received(0))
+    assert (used.model("personal"), used.local["expert"].item()) == ("shared", 0)
+    site.train(1)
+    assert site.models.in_use(received(1)).model("personal") == "personal"  # trained anew, not compared yet
+    assert not site.judge(1, 0.61, shared=0.61).plain  # as good: the personal one
+    assert site.models.in_use(received(1)).model("personal") == "personal"
+
+
+def test_the_better_model_is_the_one_that_may_not_fall(site: Site) -> None:
+    site.train(0)
+    assert site.judge(0, 0.2, shared=0.7) == Validation({"personal": 0.2, "shared": 0.7}, None, plain=True)
+    site.train(1)
+    found = site.judge(1, 0.64, shared=0.3)
+    assert (found.kept, found.plain) == (0, True)
+    used = site.models.in_use(received(1))
+    assert (used.shared["lora"].item(), used.model("personal")) == (0, "shared")
+
+
+def test_it_can_be_told_to_use_its_personal_one_always(tmp_path: Path) -> None:
+    site = Site(tmp_path, choose=False)
+    site.train(0)
+    assert not site.judge(0, 0.1, shared=0.9).plain
+    assert site.models.in_use(received(0)).model("personal") == "personal"
+
+
+@pytest.mark.parametrize(
+    ("method", "drop"), [("pfedsam", 0.0), ("fedavg", 0.0), ("local-only", 0.0), ("centralized", None)]
+)
+def test_every_site_may_keep_its_model_but_for_the_one_of_all(
+    toy_options: RunOptions, method: str, drop: float | None
+) -> None:
+    options = toy_options.model_copy(update={"method": method})
+    assert allowed_drop(options, build_model(options)) == drop
+
+
+def test_a_run_says_so_and_its_folder_predicts_with_the_kept_model(
+    tmp_path: Path, toy_options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One site's Dice falls to nothing after the second of two rounds."""
+    victim = next(iter(toy_options.data.sites))
+    seen: dict[str, int] = {}
+
+    def dice(self: SiteScorer, *args: object) -> float:
+        seen[self.name] = seen.get(self.name, 0) + 1
+        return 0.1 if self.name == victim and seen[self.name] > 2 else 0.8  # two models are scored each time
+
+    monkeypatch.setattr(SiteScorer, "dice", dice)
+    training = toy_options.training.model_copy(update={"rounds": 2, "final_steps": 0})
+    options = toy_options.model_copy(update={"training": training})
+    run(options, tmp_path / "run")
+    rows = [row for row in read_records(tmp_path / "run" / "records.jsonl") if row["kind"] == "kept"]
+    assert rows[0] == {"kind": "kept", "round": 1, "site": victim, "from_round": 0}
+    assert {row["site"] for row in rows} == {victim}
+    assert "keeps its model of round 1" in (tmp_path / "run" / "report.html").read_text()
+    opened = open_run(tmp_path / "run")
+    for name in options.data.sites:
+        used = opened._in_use(name).shared
+        assert (tensors.digest(used) == tensors.digest(opened.shared)) == (name != victim)

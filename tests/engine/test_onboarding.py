@@ -1,0 +1,86 @@
+"""A new site joins: the shared part stays as it was, and the folder serves predictions."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pfedsam.core import tensors
+from pfedsam.core.errors import OptionError, RunError
+from pfedsam.data.synthetic import SyntheticOptions, write_sites
+from pfedsam.engine.in_process import run
+from pfedsam.engine.onboarding import ALONE, EVERYTHING, LOCAL_PART, NOTHING, Newcomer, onboard, warm_start
+from pfedsam.engine.run_folder import open_run
+from pfedsam.engine.server_files import SERVER
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.site_store import SiteStore
+
+
+@pytest.fixture(scope="session")
+def new_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("new")
+    write_sites(folder, SyntheticOptions(sites=1, cases=8, side=96), seed=9)
+    return next(path for path in folder.iterdir() if path.is_dir())
+
+
+@pytest.fixture
+def short(toy_options: RunOptions) -> RunOptions:
+    training = toy_options.training.model_copy(update={"rounds": 1})
+    return toy_options.model_copy(update={"training": training})
+
+
+@pytest.mark.slow
+def test_a_new_site_gets_its_local_part_and_nothing_else_changes(
+    tmp_path: Path, short: RunOptions, new_site: Path
+) -> None:
+    run(short, tmp_path / "run")
+    before = (tmp_path / "run" / SERVER).read_bytes()
+    new = Newcomer("newcomer", new_site, labels=2, steps=3)
+    found = onboard(open_run(tmp_path / "run"), new, tmp_path / "out")
+    assert list(found.ways) == [NOTHING, LOCAL_PART, EVERYTHING, ALONE]
+    assert (found.trained_on, found.in_use) == (2, LOCAL_PART)
+    assert (tmp_path / "run" / SERVER).read_bytes() == before
+
+    shared, kept = (tensors.load(folder / SERVER)[0] for folder in (tmp_path / "run", tmp_path / "out"))
+    assert tensors.digest(shared) == tensors.digest(kept)
+    state = SiteStore(tmp_path / "out" / "sites" / "newcomer" / "state").load()
+    assert state is not None
+    start = open_run(tmp_path / "run").built.start("local")
+    assert any(not torch.equal(state.local[name], start[name]) for name in start)
+
+    opened = open_run(tmp_path / "out")
+    image = sorted((new_site / "images").iterdir())[0]
+    assert opened.predict("newcomer", image).shape == (96, 96)
+    again = opened.evaluate()
+    assert again.sites["newcomer"].personal is not None
+    assert again.sites["newcomer"].personal.dice == found.ways[LOCAL_PART]["dice"]
+    assert again.sites["newcomer"].shared.dice == found.ways[NOTHING]["dice"]
+
+    content = json.loads((tmp_path / "out" / "onboarding.json").read_text())
+    assert content["ways"][ALONE] == found.ways[ALONE]
+    assert onboard(open_run(tmp_path / "run"), new, tmp_path / "out") == found  # read, not trained again
+    with pytest.raises(RunError, match="something else"):
+        onboard(open_run(tmp_path / "run"), Newcomer("newcomer", new_site, labels=3, steps=3), tmp_path / "out")
+    with pytest.raises(OptionError, match="already"):
+        onboard(open_run(tmp_path / "run"), Newcomer(next(iter(short.data.sites)), new_site, 2), tmp_path / "x")
+
+
+@pytest.mark.slow
+def test_a_method_without_a_local_part_has_the_shared_model_in_use(
+    tmp_path: Path, short: RunOptions, new_site: Path
+) -> None:
+    run(short.model_copy(update={"method": "fedavg"}), tmp_path / "run")
+    found = onboard(open_run(tmp_path / "run"), Newcomer("newcomer", new_site, 2, steps=2), tmp_path / "out")
+    assert list(found.ways) == [NOTHING, EVERYTHING, ALONE]
+    assert found.in_use == NOTHING
+
+
+def test_own_copies_of_shared_parameters_begin_at_the_federations() -> None:
+    local = {"experts.w": torch.zeros(2), "personal_output_layers.w": torch.zeros(2)}
+    origins = {"personal_output_layers.w": "output_layers.w"}
+    found = warm_start(local, {"output_layers.w": torch.ones(2)}, origins)
+    assert found["personal_output_layers.w"].tolist() == [1, 1]
+    assert found["experts.w"].tolist() == [0, 0]
+    assert local["personal_output_layers.w"].tolist() == [0, 0]
+    assert warm_start({"experts.w": torch.zeros(2)}, {}, origins).keys() == {"experts.w"}

@@ -1,0 +1,74 @@
+"""ScalarMetrics by name: there and back without a loss, and no name beyond the list."""
+
+import json
+
+import pytest
+
+from pfedsam.engine.model_selection import Validation
+from pfedsam.engine.scalar_metrics import (
+    allowed_metrics,
+    from_report,
+    from_summaries,
+    from_validation,
+    to_report,
+    to_summaries,
+    to_validation,
+)
+from pfedsam.engine.site_session import RoundReport
+from pfedsam.evaluation.scores import ClassScores
+from pfedsam.evaluation.summary import ClassSummary, SiteSummary
+from pfedsam.experiment.build import build_model
+from pfedsam.experiment.options import RunOptions
+
+COUNTS = {"dice": 0, "iou": 1, "hd95": 2, "assd": 3}
+MEAN = ClassScores(0.1, 1 / 3, None, 2.5)
+SUMMARY = SiteSummary(4, "mm", MEAN, {"organ": ClassSummary(MEAN, COUNTS), "a.b": ClassSummary(MEAN, COUNTS)}, COUNTS)
+REPORT = RoundReport(
+    {"global": {"total": 2.0, "segmentation": 2.0}, "local": {"total": 1 / 3, "balance": 0.1}}, {"1": [0.25, 0.75]}
+)
+NAMES = tuple(from_report(REPORT))
+
+
+def over_the_wire(scalar_metrics: dict) -> dict:
+    return json.loads(json.dumps(scalar_metrics, sort_keys=True))
+
+
+def test_a_report_comes_back_equal_and_in_order() -> None:
+    back = to_report(over_the_wire(from_report(REPORT)), NAMES)
+    assert back == REPORT
+    assert list(back.losses["global"]) == ["total", "segmentation"]
+
+
+def test_a_loss_that_is_not_finite_is_told_as_undefined() -> None:
+    scalar_metrics = from_report(RoundReport({"local": {"total": float("nan")}}, {}))
+    assert scalar_metrics == {"loss.local.total": None}
+    assert to_report(scalar_metrics, tuple(scalar_metrics)).losses == {}
+
+
+@pytest.mark.parametrize(("kept", "plain"), [(None, False), (0, True), (7, False), (None, True)])
+def test_a_validation_comes_back_equal_and_an_older_study_gets_no_more_than_it_listed(
+    kept: int | None, plain: bool
+) -> None:
+    found = Validation({"personal": 0.5, "shared": None}, kept, plain)
+    names = ("dice.personal", "dice.shared", "kept_round", "uses_shared")
+    assert to_validation(over_the_wire(from_validation(found, names)), names) == found
+    assert set(from_validation(found, names[:2])) == set(names[:2])
+
+
+@pytest.mark.parametrize("unit", ["mm", "px", "mixed"])
+def test_summaries_come_back_equal(unit) -> None:
+    found = {"personal": SiteSummary(4, unit, MEAN, SUMMARY.classes, COUNTS), "shared": SUMMARY}
+    assert to_summaries(over_the_wire(from_summaries(found)), ("organ", "a.b")) == found
+
+
+@pytest.mark.parametrize("method", ["pfedsam", "fedavg", "local-only"])
+def test_every_name_of_the_list_is_made_of_the_configuration_alone(toy_options: RunOptions, method: str) -> None:
+    options = toy_options.model_copy(update={"method": method})
+    names = allowed_metrics(options, build_model(options))
+    assert names["join"] == ("cases",)
+    more = {"kept_round"} if method == "local-only" else {"kept_round", "uses_shared"}
+    assert {name for name in names["validate"] if not name.startswith("dice.")} == more
+    allowed = {"loss", "usage"}
+    assert {name.split(".")[0] for name in (*names["train"], *names["finalize"])} <= allowed
+    assert all(name.startswith("test.") for name in names["test"])
+    assert {name.split(".")[3] for name in names["test"] if ".class." in name} == set(options.data.classes)

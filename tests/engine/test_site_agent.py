@@ -1,0 +1,127 @@
+"""A site that works for a coordinator: every failure is one word, and the model is loaded once."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pfedsam.core import tensors
+from pfedsam.core.errors import OptionError, StoreError
+from pfedsam.engine import site_agent
+from pfedsam.engine.coordinator import RoundPolicy
+from pfedsam.engine.server_files import SERVER
+from pfedsam.engine.site_agent import SiteAgent
+from pfedsam.engine.site_options import CONFIG, read_site_options
+from pfedsam.engine.study_folder import create_study
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.manifest import read_manifest
+from pfedsam.federation.messages import Request
+from pfedsam.federation.site_policy import SitePolicy
+from pfedsam.federation.site_store import SiteStore
+
+
+@pytest.fixture
+def study(tmp_path: Path, toy_options: RunOptions) -> Path:
+    return create_study(toy_options, tmp_path / "studies", RoundPolicy())
+
+
+@pytest.fixture
+def agent(tmp_path: Path, toy_options: RunOptions, study: Path) -> SiteAgent:
+    name, data = next(iter(toy_options.data.sites.items()))
+    folder = tmp_path / "site"
+    folder.mkdir()
+    shutil.copytree(data, tmp_path / "data")
+    (folder / CONFIG).write_text(f"name: {name}\ndata: {tmp_path / 'data'}\nbackbone: {toy_options.model.backbone}\n")
+    SitePolicy(folder).approve(read_manifest(study / "manifest.json"))
+    return SiteAgent(folder)
+
+
+@pytest.fixture
+def ask(study: Path) -> Callable[..., Request]:
+    manifest = read_manifest(study / "manifest.json")
+    shared = tensors.to_bytes(tensors.load(study / SERVER)[0])
+
+    def make(task: str, round_: int = 0, **changes: object) -> Request:
+        return replace(Request(task, manifest.study, manifest.digest, round_, shared=shared), **changes)  # type: ignore[arg-type]
+
+    return make
+
+
+def test_the_model_is_loaded_once(agent: SiteAgent, ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+    build = site_agent.build_model
+    monkeypatch.setattr(site_agent, "build_model", lambda *given: loaded.append(1) or build(*given))
+    assert agent.handle(ask("join")).scalar_metrics["cases"] > 0
+    assert agent.handle(ask("train")).refused is None
+    assert agent.handle(ask("train", 1)).refused is None
+    assert loaded == [1]
+
+
+def test_a_request_for_a_round_long_gone_does_not_touch_the_experts(agent: SiteAgent, ask) -> None:
+    for round_ in range(3):
+        assert agent.handle(ask("train", round_)).refused is None
+    store = SiteStore(next((agent.folder / "studies").iterdir()) / "state")
+    before = store.load()
+    assert before is not None
+    assert agent.handle(ask("train", 0)).refused == "wrong-round"
+    after = store.load()
+    assert after is not None
+    assert (after.round, tensors.digest(after.local)) == (3, tensors.digest(before.local))
+    assert agent.handle(ask("train", 2)).refused is None  # the one round that a coordinator's restart can cost
+
+
+def test_data_that_breaks_is_one_word_and_named_in_the_sites_own_log(agent: SiteAgent, ask, caplog) -> None:
+    victim = sorted((agent.options.data / "images").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:50])
+    reply = agent.handle(ask("join"))
+    assert (reply.refused, reply.scalar_metrics, reply.update) == ("data", {}, b"")
+    assert victim.stem in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (StoreError("disk full"), "storage"),
+        (MemoryError(), "memory"),
+        (torch.OutOfMemoryError(), "memory"),
+        (RuntimeError("Jane Doe"), "failed"),
+        (OSError("Jane Doe"), "failed"),
+    ],
+)
+def test_whatever_goes_wrong_is_one_word(agent: SiteAgent, ask, monkeypatch: pytest.MonkeyPatch, error, word) -> None:
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(SiteAgent, "_study", fail)
+    reply = agent.handle(ask("train"))
+    assert reply.refused == word
+    assert "Jane" not in repr(reply)
+
+
+def test_another_backbone_is_refused_before_anything_is_trained(
+    agent: SiteAgent, ask, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = read_manifest(study / "manifest.json").model_copy(update={"backbone": "0" * 64})
+    agent.policy.approve(other)
+    monkeypatch.setattr(site_agent.SiteSession, "train", lambda *args: pytest.fail("trained"))
+    assert agent.handle(ask("train", digest=other.digest)).refused == "other-backbone"
+
+
+def test_a_broadcast_out_of_bounds_is_refused_before_anything_is_trained(
+    agent: SiteAgent, ask, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = {name: value * 100 for name, value in tensors.load(study / SERVER)[0].items()}
+    monkeypatch.setattr(site_agent.SiteSession, "train", lambda *args: pytest.fail("trained"))
+    assert agent.handle(ask("train", shared=tensors.to_bytes(large))).refused == "bad-broadcast"
+    assert agent.handle(ask("train", shared=b"")).refused == "bad-broadcast"
+
+
+def test_a_site_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="site init"):
+        read_site_options(tmp_path)
+    (tmp_path / CONFIG).write_text("name: north\ndata: x\ncolour: red\n")
+    with pytest.raises(OptionError, match="colour"):
+        read_site_options(tmp_path)
