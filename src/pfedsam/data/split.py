@@ -261,7 +261,11 @@ def _assigned(site: Site, sides: Mapping[str, Split]) -> Site:
 
 
 def _read_parts(path: Path, site: str) -> tuple[dict[Split, list[str]], dict[str, str] | None]:
-    """The case ids of each part, and the digest of each used case where the file has digests."""
+    """The case ids of each part, and the digest of each used case where the file has digests.
+
+    Raises:
+        DataError: The file is no split, or that of another site.
+    """
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:

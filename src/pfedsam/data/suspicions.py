@@ -29,9 +29,9 @@ _INVERTED: Final = 1.0
 _SPACING_FACTOR: Final = 10.0
 """Factor between spacings of one site that no scanner explains: millimetres and micrometres, say."""
 _TILE: Final = re.compile(
-    r"(?:[ _.\-]?(?:t|tile|patch|crop|part|slice|frame|z|roi)[ _\-]?\d+|[ _\-][xrc]?\d+[ _\-][yrc]?\d+)$", re.IGNORECASE
+    r"[ _.\-](?:(?:t|tile|patch|crop|part|slice|frame|z|roi)[ _\-]?\d+|[xrc]\d+[ _\-]?[yrc]\d+)$", re.IGNORECASE
 )
-"""Endings that say which part of a source a picture is: _t3, -tile12, _x0_y512, _0_3, _slice07."""
+"""Endings that say which part of a source a picture is: _t3, -tile12, _x0_y512, _r0_c3, _slice07."""
 _NUMBERED: Final = re.compile(r"(?<=\d)[ _\-]\d+$")
 """A bare number after a number, such as p3_1; a sign of several pictures of one source only where there are several such sources."""
 _SIDES: Final = re.compile(r"(?:[ _\-]?(?:left|right)|(?<=\d)[LR]|[ _\-](?:L|R|OD|OS))$", re.IGNORECASE)
@@ -303,7 +303,8 @@ def unicode_twins(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]
     del study
     for facts in sites:
         cases = [one.case for one in facts.cases]
-        for what, names in (("case", {case.id for case in cases}), ("patient", {case.patient for case in cases})):
+        patients = {case.patient for case in cases if case.patient != case.id}
+        for what, names in (("case", {case.id for case in cases}), ("patient", patients)):
             twins = [name for group in _by_spelling(names).values() if len(group) > 1 for name in sorted(group)]
             if twins:
                 yield Finding(
