@@ -1,6 +1,7 @@
 """What the commands share: consoles, warnings, and progress bars with the time that is left."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -56,6 +57,21 @@ def print_error(text: str, kind: str = "") -> None:
 def shorten(text: str, width: int) -> str:
     """The text, its end replaced by an ellipsis where it is longer than `width`."""
     return text if len(text) <= width else text[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def needs_linux() -> None:
+    """Before the commands that start NVFlare's processes, or work on their folders.
+
+    Raises:
+        RunError: this is another system.
+    """
+    if sys.platform != "linux":
+        from pfedsam.core.errors import RunError
+
+        raise RunError(
+            "`pfedsam coordinator` and `pfedsam site` need Linux, because NVFlare's processes are ended safely only there. "
+            "All other commands work here too."
+        )
 
 
 @contextmanager
