@@ -54,7 +54,7 @@ def _write_frame(source: Path, frame: str, target: Path) -> None:
             f"{source.name!r} has the shape {volume.shape} and no time {frame!r}, which the data set's table names"
         )
     data = np.asanyarray(volume.dataobj[..., int(frame)])
-    header = volume.header.copy()
+    header = volume.header.copy()  # type: ignore[no-untyped-call]
     header.set_data_shape(data.shape)
     header["pixdim"][4] = 0
     nib.save(nib.nifti1.Nifti1Image(data, volume.affine, header), target)  # type: ignore[no-untyped-call]
