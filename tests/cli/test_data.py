@@ -129,3 +129,21 @@ def test_one_patient_at_a_site_is_said_as_such(call: Call, capsys: pytest.Captur
     assert call("data", "check", _study(tmp_path, "north", more="  patient_pattern: ^(.+)_\n")) == 3
     shown = " ".join(capsys.readouterr().err.split())
     assert "site 'north' has no test case: its 3 case(s) are of one patient, 'p'" in shown
+
+
+def test_import_writes_sites_that_check_accepts(
+    call: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = (("train", "G-1-L"), ("train", "G-2-L"), ("test", "G-1-R"), ("test", "G-3-L"))
+    for number, (part, name) in enumerate(names):
+        for kind, value in (("image", 90), ("mask", 128)):
+            path = tmp_path / "source" / "Domain2" / part / "ROIs" / kind / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.full((8, 8), 255 if kind == "mask" else value, np.uint8)
+            pixels[2:6, 2:6], pixels[3, 3] = value, 0
+            if kind == "image":
+                pixels[0, 0] = 200 + number  # no two pictures alike
+            Image.fromarray(pixels).save(path)
+    assert call("data", "import", tmp_path / "source", "--out", tmp_path / "sites") == 0
+    assert "rim_one_r3" in capsys.readouterr().out
+    assert call("data", "check", tmp_path / "sites" / "study.yaml") == 0

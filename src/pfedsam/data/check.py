@@ -140,7 +140,7 @@ def describe_site(facts: SiteFacts, study: Study) -> SiteReport:
 
 
 def _has(one: CaseFacts, labels: LabelMap, name: str) -> bool:
-    return not labels.ids[name] or not set(one.pixels).isdisjoint(labels.ids[name])
+    return not set(one.pixels).isdisjoint(labels.ids[name])
 
 
 def _median_share(cases: Iterable[CaseFacts], labels: LabelMap, name: str) -> float | None:

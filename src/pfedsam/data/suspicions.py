@@ -179,7 +179,8 @@ def absent_class(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
     for facts in sites:
         labelled = [one for one in facts.cases if one.labelled]
         seen = {value for one in labelled for value in one.pixels}
-        absent = [name for name in study.labels.names if seen.isdisjoint(study.labels.ids[name])]
+        annotated = [name for name in study.labels.names if name not in study.labels.not_annotated]
+        absent = [name for name in annotated if seen.isdisjoint(study.labels.ids[name])]
         if not labelled or not absent or not seen:
             continue
         if seen <= set(study.labels.ids[BACKGROUND]):
