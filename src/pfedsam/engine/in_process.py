@@ -236,6 +236,8 @@ class _Run:
         spec = UpdateSpec.of(current.shared, build_codec(self.options))
         updates, unread = open_messages(messages, spec, current.shared)
         state, result = aggregate(current, updates, spec, self.trainers)
+        for site, reason in {**unread, **result.rejected}.items():
+            _LOG.warning("round %d goes on without the update of site %s: %s", current.round + 1, site, reason)
         record_aggregate(records, current.round, result.accepted, {**unread, **result.rejected}, messages)
         return state
 
