@@ -14,14 +14,14 @@ from transformers import SamModel
 
 from pfedsam.core.errors import CheckpointError
 from pfedsam.model import checkpoint, weights
-from pfedsam.model.backbone import compact_config, new_backbone
-from pfedsam.model.checkpoint import load_backbone, shipped_names
-from pfedsam.model.key_map import TIED
+from pfedsam.model.backbones.checkpoint import load_backbone, shipped_names
+from pfedsam.model.backbones.compact import compact_config, new_network
+from pfedsam.model.backbones.key_map import TIED
 
 
 @pytest.fixture(scope="module")
 def toy() -> SamModel:
-    return new_backbone(compact_config("sam-toy"), torch.Generator().manual_seed(3))
+    return new_network(compact_config("sam-toy"), torch.Generator().manual_seed(3))
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from reference.segment_anything_modeling import OFFICIAL, SMALL, build_reference
 from torch import Tensor, nn
 from transformers import SamModel
 
-from pfedsam.model.backbone import standardise
-from pfedsam.model.checkpoint import load_backbone
-from pfedsam.model.encoder import encode, use_fast_blocks
+from pfedsam.model.backbones.base import standardise
+from pfedsam.model.backbones.checkpoint import load_backbone
+from pfedsam.model.backbones.encoder import encode, use_fast_blocks
 
 TOLERANCE = 1e-4
 BOXES = torch.tensor([[20.0, 30.0, 200.0, 180.0], [1.0, 2.0, 60.0, 250.0]])  # XYXY in pixels of the model's input
