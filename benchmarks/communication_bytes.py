@@ -20,7 +20,7 @@ from pfedsam.core.tensors import NamedTensors
 from pfedsam.federation.codec import Codec
 from pfedsam.federation.methods import find_method
 from pfedsam.federation.update import Update, UpdateSpec, encode
-from pfedsam.model.backbones.compact import compact_config, vision_config
+from pfedsam.model.backbones.compact import compact_config
 from pfedsam.model.backbones.sam import SamBackbone
 from pfedsam.model.build import build_personal
 from pfedsam.model.options import ModelOptions
@@ -54,7 +54,7 @@ SETTINGS = {
 
 def fedmsa_bytes(sam: SamModel) -> int:
     """The fp32 payload of FedMSA on a backbone."""
-    width, depth = vision_config(sam).hidden_size, len(sam.vision_encoder.layers)
+    width, depth = sam.config.vision_config.hidden_size, len(sam.vision_encoder.layers)
     hidden = width // 4
     adapter = width * hidden + hidden + hidden * width + width
     return 4 * (2 * depth * adapter + sum(p.numel() for p in sam.mask_decoder.parameters()))

@@ -37,7 +37,7 @@ from pfedsam.data.split import SplitOptions, split_site
 from pfedsam.data.transforms import AugmentOptions, logits_to_native
 from pfedsam.evaluation.predict import predict
 from pfedsam.federation.methods import find_method
-from pfedsam.model.backbones.checkpoint import load_backbone
+from pfedsam.model.backbones.checkpoint import load_backbone, load_network
 from pfedsam.model.backbones.compact import compact_config, new_network
 from pfedsam.model.backbones.encoder import encode, use_fast_blocks
 from pfedsam.model.build import build_personal
@@ -128,7 +128,7 @@ def box_scores(sam: SamModel, example: Example, limit: int) -> list[float]:
 
 def zero_shot(sites: dict[str, Site], backbone: str, images: int, size: int) -> dict[str, tuple[float, int]]:
     """Per site mean Dice over nuclei, and how many there were."""
-    sam = use_fast_blocks(load_backbone(backbone, image_size=size))
+    sam = use_fast_blocks(load_network(backbone, image_size=size))
     result = {}
     for name, site in sites.items():
         examples = load_examples(site.cases[:images], labels=LABELS, image=IMAGES, side=size)

@@ -22,7 +22,7 @@ from pfedsam.data.manifest import Case
 from pfedsam.data.transforms import AugmentOptions, Frame
 from pfedsam.federation.methods.pfedsam import METHOD
 from pfedsam.model.backbones.base import standardise
-from pfedsam.model.backbones.checkpoint import load_backbone
+from pfedsam.model.backbones.checkpoint import load_backbone, load_network
 from pfedsam.model.backbones.encoder import encode
 from pfedsam.model.build import build_personal
 from pfedsam.model.numerics import faster_precision
@@ -79,7 +79,7 @@ def write_weights(path: Path) -> None:
 def _weights_at(weights: Path, size: int) -> dict[str, Tensor]:
     """The file's tensors with positions as our loader interpolates them for `size`."""
     state = torch.load(weights, weights_only=True)
-    ours = load_backbone(weights, image_size=size).vision_encoder
+    ours = load_network(weights, image_size=size).vision_encoder
     state["image_encoder.pos_embed"] = ours.pos_embed.data
     for i, axis in ((i, axis) for i in range(len(ours.layers)) for axis in "hw"):
         state[f"image_encoder.blocks.{i}.attn.rel_pos_{axis}"] = getattr(ours.layers[i].attn, f"rel_pos_{axis}").data

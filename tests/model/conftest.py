@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfedsam.model import checkpoint
 from pfedsam.model.attention import relative
+from pfedsam.model.backbones import checkpoint
 from pfedsam.model.backbones.checkpoint import Architecture
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

@@ -321,7 +321,7 @@ def _train(
 
 def _start(options: PretrainOptions) -> SamModel:
     if options.start_from is not None:
-        return use_fast_blocks(load_network(options.start_from))  # type: ignore[type-var]
+        return use_fast_blocks(load_network(options.start_from))  # type: ignore[type-var,return-value]
     return use_fast_blocks(
         new_network(compact_config(options.size), rng.generator(options.seed, "pretrain", "weights"))
     )

@@ -66,7 +66,8 @@ class Backbone(ABC):
         return digest(dict(self.network.state_dict()))
 
     @classmethod
-    def check_config(cls, config: Any) -> None:  # noqa: ANN401 - of transformers; most backbones need no check
+    @abstractmethod
+    def check_config(cls, config: Any) -> None:  # noqa: ANN401 - one of config_class
         """Refuse a configuration that this backbone cannot compute with.
 
         Raises:
