@@ -2,7 +2,8 @@
 
 The encoder is SAM's. The decoder has one token more, from whose output finer masks are made: it also sees the output of the first
 globally attending encoder block. Each class token starts as that token, so that the personal model starts as SAM-HQ's own fine mask
-(`hq_token_only=True` in `transformers`).
+(`hq_token_only=True` in `transformers`). The decoder follows the authors' code, not `SamHQMaskDecoder.forward` of transformers 5.23,
+which makes masks of the image embedding as it was before the decoder's transformer.
 """
 
 from collections.abc import Mapping, Sequence
