@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from pfedsam.engine.in_process import Event
+    from pfedsam.engine.progress import Event
 
 OUT = Console()
 ERR = Console(stderr=True)
