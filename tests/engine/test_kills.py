@@ -261,7 +261,7 @@ def _steps(state: SiteState) -> float:
 def test_a_site_joins_at_3_leaves_at_5_and_returns_at_7_with_its_own_experts(
     tmp_path: Path, toy_options: RunOptions, make_sites: Callable[..., Any], result: Callable[..., None]
 ) -> None:
-    """Row 21, but for the sum of the weights, which `tests/engine/test_coordinator.py` counts."""
+    """Row 21, but for the sum of the weights, which `tests/engine/test_rounds.py` counts."""
     options = quick(toy_options, 9)
     # No site goes back to an earlier model: its optimiser would start anew in the last phase, and no longer count.
     options = options.model_copy(update={"evaluation": options.evaluation.model_copy(update={"max_drop": None})})

@@ -16,7 +16,7 @@ from pfedsam.engine.progress import Event, Progress, silent
 from pfedsam.engine.rounds import RoundPolicy, Study, StudyRun
 from pfedsam.engine.server_files import SERVER, load_state
 from pfedsam.engine.study_folder import build_manifest
-from pfedsam.experiment.build import BuiltModel, build_labels, build_model, build_sites, with_pool
+from pfedsam.experiment.build import BuiltModel, build_labels, build_model, build_roster, build_sites, with_pool
 from pfedsam.experiment.load import dump_options, load_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, differences
@@ -62,6 +62,9 @@ def _run(options: RunOptions, folder: Path, sites: Mapping[str, Site], built: Bu
     manifest = build_manifest(options, built, study_id(options, built.backbone), content)
     study = Study(options, manifest, RoundPolicy(quorum=1), _state(folder, manifest, built), built)
     local = LocalStudy(options, manifest, with_pool(options, sites), folder)
+    rounds, trainers = manifest.rounds, sum(build_roster(options).asks(site, "train") for site in local.sites)
+    done = study.state.round
+    tell(Event("train", done * trainers, rounds * trainers, f"round {min(done + 1, rounds)} of {rounds}"))
     transport = LocalTransport(local, built if options.runtime.workers == 1 else None, tell)
     try:
         StudyRun(folder, transport, study).run()

@@ -5,6 +5,7 @@ A site is always assigned to the same process, so its images are read once. The 
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -69,6 +70,9 @@ _WORK: Work | None = None
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
     """A process started meanwhile never sees Ctrl-C, not even while it imports: this one decides when to stop, and sees it afterwards."""
+    if sys.platform == "win32":  # it cannot hold signals back
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
