@@ -8,7 +8,9 @@ from pathlib import Path
 from pfedsam.core import atomic
 from pfedsam.core.errors import RunError
 from pfedsam.core.lock import LOCK, exclusive
+from pfedsam.core.log import get_logger
 from pfedsam.data.check import refuse_problems
+from pfedsam.data.intensity import RANGE, IntensityRange, training_range, write_range
 from pfedsam.data.manifest import Site
 from pfedsam.data.split import read_split, write_split
 from pfedsam.engine.local import LocalStudy, LocalTransport
@@ -16,13 +18,23 @@ from pfedsam.engine.progress import Event, Progress, silent
 from pfedsam.engine.rounds import RoundPolicy, Study, StudyRun
 from pfedsam.engine.server_files import SERVER, load_state
 from pfedsam.engine.study_folder import build_manifest
-from pfedsam.experiment.build import BuiltModel, build_labels, build_model, build_roster, build_sites, with_pool
+from pfedsam.experiment.build import (
+    BuiltModel,
+    build_model,
+    build_roster,
+    build_sites,
+    build_study,
+    read_sites,
+    with_pool,
+)
 from pfedsam.experiment.load import dump_options, load_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, differences
 from pfedsam.federation.server import ServerState
 from pfedsam.model.numerics import CPU, configure_numerics, describe, find_device
 from pfedsam.report.summary_file import Summary, read_summary
+
+_LOG = get_logger(__name__)
 
 
 def run(options: RunOptions, folder: Path, *, resume: bool = False, progress: Progress | None = None) -> Summary:
@@ -43,7 +55,7 @@ def run(options: RunOptions, folder: Path, *, resume: bool = False, progress: Pr
     device = find_device(options.runtime.device)
     _check_folder(options, folder, resume)
     tell(Event("prepare", 0, 2, "checking the sites' data"))
-    sites = _sites(options, folder)
+    sites, ranges = _sites(options, folder, tell)
     tell(Event("prepare", 1, 2, f"loading the backbone; sites compute on {describe(device)}"))
     one_process = options.runtime.workers == 1
     built = build_model(
@@ -51,7 +63,7 @@ def run(options: RunOptions, folder: Path, *, resume: bool = False, progress: Pr
     )
     with exclusive(folder):
         _check_folder(options, folder, resume)  # again: another process may have begun meanwhile
-        _begin(options, folder, sites)
+        _begin(options, folder, sites, ranges)
         tell(Event("prepare", 2, 2, "ready"))
         return _run(options, folder, sites, built, tell)
 
@@ -120,27 +132,36 @@ def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
 def _is_unstarted(folder: Path) -> bool:
     """Whether there is nothing but what a run leaves that was killed before it had its configuration: splits, nothing trained."""
     left = (path for path in folder.rglob("*") if not path.is_dir())
-    return all(path.name in ("split.json", LOCK) or path.suffix == ".tmp" for path in left)
+    return all(path.name in ("split.json", RANGE, LOCK) or path.suffix == ".tmp" for path in left)
 
 
-def _sites(options: RunOptions, folder: Path) -> dict[str, Site]:
-    """The checked sites; a resumed run keeps the split it began with.
+def _sites(options: RunOptions, folder: Path, tell: Progress) -> tuple[dict[str, Site], dict[str, IntensityRange]]:
+    """The checked sites, and the intensities of their training images where the run begins; a resumed run keeps its split and cases.
 
     Raises:
-        DataError: naming every problem.
+        DataError: naming every problem, or what changed since the run began.
     """
-    sites = build_sites(options)
     if (folder / "config.yaml").exists():
-        return {name: read_split(folder / "sites" / name / "split.json", site) for name, site in sites.items()}
-    refuse_problems(sites.values(), build_labels(options), options.data.image)
-    return sites
+        now = read_sites(options, masks_required=False)
+        return {name: read_split(folder / "sites" / name / "split.json", site) for name, site in now.items()}, {}
+    sites = build_sites(options)
+    report = refuse_problems(
+        list(sites.values()),
+        build_study(options),
+        tell=lambda done, total, site: tell(Event("check", done, total, site)),
+    )
+    for warning in report.warnings:
+        _LOG.warning("%s", warning)
+    return sites, {facts.name: found for facts in report.facts if (found := training_range(facts)) is not None}
 
 
-def _begin(options: RunOptions, folder: Path, sites: Mapping[str, Site]) -> None:
+def _begin(options: RunOptions, folder: Path, sites: Mapping[str, Site], ranges: Mapping[str, IntensityRange]) -> None:
     if (folder / "config.yaml").exists():
         return
     for name, site in sites.items():
         (folder / "sites" / name).mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_split(folder / "sites" / name / "split.json", site)
+        write_split(folder / "sites" / name / "split.json", site, digests=True)
+        if name in ranges:
+            write_range(folder / "sites" / name, ranges[name])
     # Last: a folder with a configuration is one that can be resumed.
     atomic.write_text(folder / "config.yaml", dump_options(options))

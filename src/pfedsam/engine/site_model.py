@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pfedsam.core.errors import RunError
+from pfedsam.data.intensity import read_range
 from pfedsam.engine.model_selection import SiteModels
 from pfedsam.engine.run_folder import predict_file
 from pfedsam.engine.site_agent import build_study_model, study_options
@@ -33,6 +34,7 @@ class SiteModel:
         manifest = _ended(policy, study)
         self.site, self.options = site.name, study_options(manifest, site)
         self.built = build_study_model(manifest, self.options)
+        self.seen = read_range(policy.study_folder(manifest.study))
         models = SiteModels.of(self.options, self.built, policy.study_folder(manifest.study), self.built.start("local"))
         self.used = models.in_use(policy.received(manifest.study))
 
@@ -42,7 +44,7 @@ class SiteModel:
         Raises:
             DataError: the image cannot be read.
         """
-        return predict_file(self.options, self.built, self.site, self.used, image)
+        return predict_file(self.options, self.built, self.site, self.used, image, self.seen)
 
 
 def _ended(policy: SitePolicy, study: str | None) -> StudyManifest:
