@@ -35,7 +35,7 @@ from pfedsam.federation.messages import REFUSALS, Reply, Request, in_words, repl
 from pfedsam.federation.server import ServerState, aggregate
 from pfedsam.federation.update import label
 from pfedsam.report.records import RecordWriter, read_records
-from pfedsam.report.summary_file import Communication
+from pfedsam.report.summary_file import Communication, PartSizes
 
 _LOG = get_logger(__name__)
 Outcome = Literal["finished", "again"]
@@ -72,6 +72,8 @@ class Study:
     """After the last committed round."""
     built: BuiltModel | None = None
     """The model, where it is in memory already."""
+    sizes: Mapping[str, PartSizes] | None = None
+    """How many cases each site trains and validates on, where that is known before a site has said so."""
 
 
 def read_study(folder: Path) -> Study:
@@ -102,7 +104,7 @@ class StudyRun:
         study = study or read_study(folder)
         self.folder, self.transport = StudyFolder(folder), transport
         self.options, self.manifest, self.policy = study.options, study.manifest, study.policy
-        self.state, self._built = study.state, study.built
+        self.state, self._built, self._sizes = study.state, study.built, study.sizes
         self.roster = build_roster(self.options)
         self.registered: dict[str, int] = self.folder.read_registered()
         self.present: list[str] = []
@@ -241,7 +243,8 @@ class StudyRun:
             raise QuorumError("no site sent its test scores in time; submit the study again to score once more.")
         built = self._built or build_model(self.options)
         export_adapter((self.folder.path / SERVER).parent, self.options, built, self.state.shared)
-        write_end(self.folder.path, self.options, by_model(summaries), self._communication(), seconds)
+        sizes = self._sizes or {site: PartSizes(train=cases) for site, cases in self.registered.items()}
+        write_end(self.folder.path, self.options, by_model(summaries), sizes, self._communication(), seconds)
         self._tell("finished")
 
     def _communication(self) -> Communication:

@@ -16,6 +16,7 @@ from pfedsam.data.split import read_split, write_split
 from pfedsam.engine.local import LocalStudy, LocalTransport
 from pfedsam.engine.progress import Event, Progress, silent
 from pfedsam.engine.rounds import RoundPolicy, Study, StudyRun
+from pfedsam.engine.run_end import part_sizes
 from pfedsam.engine.server_files import SERVER, load_state
 from pfedsam.engine.study_folder import build_manifest
 from pfedsam.experiment.build import (
@@ -72,7 +73,7 @@ def _run(options: RunOptions, folder: Path, sites: Mapping[str, Site], built: Bu
     """A run in its folder, from its last finished round to its report."""
     content = options.model_dump(mode="json")
     manifest = build_manifest(options, built, study_id(options, built.backbone), content)
-    study = Study(options, manifest, RoundPolicy(quorum=1), _state(folder, manifest, built), built)
+    study = Study(options, manifest, RoundPolicy(quorum=1), _state(folder, manifest, built), built, part_sizes(sites))
     local = LocalStudy(options, manifest, with_pool(options, sites), folder)
     rounds, trainers = manifest.rounds, sum(build_roster(options).asks(site, "train") for site in local.sites)
     done = study.state.round

@@ -109,7 +109,8 @@ class SiteStudy:
     def _test(self, shared: NamedTensors) -> ScalarMetrics:
         models, used = models_of(self.options, self.built), self.models.in_use(shared)
         scores = self._scorer().test(self.site.of("test"), models, used, self.folder)
-        return from_summaries({name: summarize_site(found) for name, found in scores.items()})
+        summaries = {name: summarize_site(found) for name, found in scores.items()}
+        return from_summaries(summaries, self.manifest.scalar_metrics["test"])
 
     def _scorer(self) -> SiteScorer:
         cache = build_cache(self.options, self.built, self.cache_folder)
