@@ -10,7 +10,7 @@ from PIL import Image
 
 from pfedsam.core.errors import DataError, RunError
 from pfedsam.core.lock import exclusive
-from pfedsam.engine.in_process import run
+from pfedsam.engine.run import run
 from pfedsam.engine.run_folder import open_run
 from pfedsam.experiment.options import RunOptions
 
