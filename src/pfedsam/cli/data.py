@@ -59,13 +59,12 @@ def check_command(
 def _read(options: "RunOptions") -> "tuple[list[Site], list[str]]":
     """The sites that can be read, split where they can be, and what the others would be refused for."""
     from pfedsam.core.errors import DataError
-    from pfedsam.data.manifest import read_site
-    from pfedsam.experiment.build import divide_site
+    from pfedsam.experiment.build import divide_site, read_one_site
 
     sites, problems = [], []
-    for name, folder in options.data.sites.items():
+    for name in options.data.sites:
         try:
-            site = read_site(name, folder, patient_pattern=options.data.patient_pattern, masks_required=False)
+            site = read_one_site(options, name, masks_required=False)
         except DataError as exc:
             problems.append(str(exc))
             continue

@@ -167,7 +167,7 @@ class SiteScorer:
     def __init__(self, options: RunOptions, name: str, built: BuiltModel, cache: PrefixCache) -> None:
         """Score for the site `name`, whose images go through `cache`."""
         self.options, self.name, self.built, self._cache = options, name, built, cache
-        self._labels = build_labels(options)
+        self._labels = build_labels(options, name)
         self._predict = build_predict(options, built.model.image_size)
 
     def validate(
@@ -263,10 +263,13 @@ class SiteScorer:
                 lesions=self.options.evaluation.lesions,
                 surface_tolerance=self.options.evaluation.surface_tolerance,
                 distances=distances,
+                not_annotated=self._labels.not_annotated,
+                overlap=self._labels.overlap,
             )
             scores.append(scored)
             if draw:
-                overlays.append(OverlayItem(load_image(case, self.options.data.image), truth, found, scored.dice))
+                image = load_image(case, self.options.data.image)
+                overlays.append(OverlayItem(image, truth, found, scored.dice, self._labels.overlap))
         return scores, overlays
 
 

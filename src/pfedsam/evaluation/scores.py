@@ -16,7 +16,8 @@ borders (the voxels that an erosion by the face neighbours removes; outside the 
 
 Distances come from MONAI. A measure can be undefined, and is then None, never 0 or 1 by accident. With both masks empty there is nothing
 to score. With one empty the overlaps (Dice, IoU, NSD) are 0 and there is no distance; the volume difference is the other mask's volume.
-(MONAI would say 1 or nan, and inf.) Which of these happened is the case's `Presence`.
+(MONAI would say 1 or nan, and inf.) Which of these happened is the case's `Presence`. A class that the site does not annotate has no
+measure at all; that is told apart from an undefined one.
 """
 
 import math
@@ -33,6 +34,7 @@ from monai.metrics.utils import get_edge_surface_distance
 from scipy import ndimage
 
 from pfedsam.core.errors import DataError
+from pfedsam.data.labels import class_pixels, ignored_pixels
 
 Unit: TypeAlias = Literal["mm", "px"]
 """The unit of a distance: millimetres where the case's spacing is known, pixels (of a volume, voxels) otherwise."""
@@ -40,8 +42,9 @@ Unit: TypeAlias = Literal["mm", "px"]
 VolumeUnit: TypeAlias = Literal["ml", "mm2", "px"]
 """The unit of a volume difference: ml of a volume and mm2 of an image where the spacing is known, pixels or voxels otherwise."""
 
-Presence: TypeAlias = Literal["both", "missed", "extra", "absent"]
-"""Where a case holds a class: in truth and prediction, in the truth only, in the prediction only, in neither."""
+Presence: TypeAlias = Literal["both", "missed", "extra", "absent", "not_annotated"]
+"""Where a case holds a class: in truth and prediction, in the truth only, in the prediction only, in neither; or its site does not
+annotate the class, so that nobody knows."""
 
 Spacing: TypeAlias = tuple[float, float] | tuple[float, float, float]
 """Size of a voxel in mm along (H, W) or (D, H, W)."""
@@ -95,27 +98,37 @@ def score_case(
     lesions: Collection[str] = (),
     surface_tolerance: float = SURFACE_TOLERANCE,
     distances: bool = True,
+    not_annotated: Collection[str] = (),
+    overlap: bool = False,
 ) -> CaseScores:
     """The scores of a predicted class map against the true one.
 
     Args:
         case: The name the scores carry.
-        prediction: Class ids [H, W] or [D, H, W], 0 for background, 1..C in the order of `class_names`.
-        truth: Class ids of the same shape.
+        prediction: Labels [H, W] or [D, H, W]: 0 for background, 1..C in the order of `class_names`, or bits where classes overlap.
+        truth: Labels of the same shape; a pixel that is to be ignored counts in no measure.
         class_names: The C names.
         spacing_mm: Size of a voxel along the axes of the masks in mm; without it distances are in voxels.
         patient: Whose case it is; without it the case is a patient by itself.
         lesions: Names of the classes that are lesions.
         surface_tolerance: Of NSD, in the unit of the distances.
         distances: False leaves out (None) all but Dice and IoU: validation needs Dice only, and the others take most of the time.
+        not_annotated: Names of the classes that the site does not annotate; they are not scored.
+        overlap: Labels are sets of bits, one for each class.
 
     Raises:
         DataError: The two maps differ in size, are neither an image nor a volume, or do not fit the spacing.
     """
     _check_shapes(case, prediction.shape, truth.shape, spacing_mm)
-    classes, presence = {}, {}
+    classes: dict[str, ClassScores] = {}
+    presence: dict[str, Presence] = {}
+    counted = ~ignored_pixels(truth, overlap=overlap)
     for index, name in enumerate(class_names, start=1):
-        masks = _cropped(prediction == index, truth == index)
+        if name in not_annotated:
+            classes[name], presence[name] = ClassScores(dice=None, iou=None), "not_annotated"
+            continue
+        both = (class_pixels(one, index, overlap=overlap) & counted for one in (prediction, truth))
+        masks = _cropped(*both)
         presence[name] = _presence(*masks)
         if distances:
             classes[name] = _all_measures(*masks, spacing_mm, surface_tolerance, is_lesion=name in lesions)

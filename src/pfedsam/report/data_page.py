@@ -51,6 +51,9 @@ def site_rows(site: SiteReport) -> dict[str, str]:
         "ids in the masks": _listed(site.ids, always=True, most=8),
     }
     for name, count in site.classes.items():
+        if count is None:
+            rows[f"class {name}"] = "not annotated"
+            continue
         share = site.shares[name]
         filled = MISSING if share is None else f"{100 * share:.2g} % of the pixels"
         rows[f"class {name}"] = f"{format_count(count, 'case')}, {filled}"
@@ -98,10 +101,10 @@ def _thumbnails(facts: SiteFacts, study: Study) -> Iterable[Thumbnail]:
     for case in (sound[i] for i in chosen):
         try:
             image = load_image(case, study.image)
-            truth = load_truth(case, study.labels, max_megapixels=study.image.max_megapixels)
+            truth = load_truth(case, study.labels_of(facts.name), max_megapixels=study.image.max_megapixels)
         except DataError:  # it was readable when it was checked, and told then if not
             continue
-        picture = draw_overlay(OverlayItem(image, truth, np.zeros_like(truth), None))
+        picture = draw_overlay(OverlayItem(image, truth, np.zeros_like(truth), None, study.labels.overlap))
         yield Thumbnail(case.id, case.patient, "data:image/png;base64," + base64.b64encode(picture).decode("ascii"))
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 
 from pfedsam.core.atomic import write_bytes
 from pfedsam.core.errors import StoreError
+from pfedsam.data.labels import IGNORED, MAX_OVERLAPPING, class_pixels
 from pfedsam.report.format import MISSING, format_value
 
 TRUTH: Final = "#00e1ff"
@@ -32,12 +33,14 @@ _DICE_KEY: Final = "Dice"
 
 @dataclass(frozen=True)
 class OverlayItem:
-    """One case at native size: image [H, W, 3] in 0..1, class maps [H, W], and its Dice (None where undefined)."""
+    """One case at native size: image [H, W, 3] in 0..1, labels [H, W], and its Dice (None where undefined)."""
 
     image: npt.NDArray[np.float32]
     truth: npt.NDArray[np.integer]
     prediction: npt.NDArray[np.integer]
     dice: float | None
+    overlap: bool = False
+    """Labels are sets of bits, one for each class."""
 
 
 def write_overlays(folder: Path, items: Iterable[OverlayItem]) -> list[Path]:
@@ -95,7 +98,8 @@ def draw_overlay(item: OverlayItem) -> bytes:
     axes.set_axis_off()
     axes.imshow(np.asarray(picture), extent=(0, width, height, 0), interpolation="nearest")
     for classes, color, thickness in ((item.truth, TRUTH, 2.2), (item.prediction, PREDICTION, 1.6)):
-        _outline(axes, classes, color=color, width=thickness, size=(height, width))
+        for mask in _class_masks(classes, overlap=item.overlap):
+            _outline(axes, mask, color=color, width=thickness, size=(height, width))
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     target = BytesIO()
@@ -103,15 +107,21 @@ def draw_overlay(item: OverlayItem) -> bytes:
     return target.getvalue()
 
 
-def _outline(axes: Axes, classes: npt.NDArray[np.integer], *, color: str, width: float, size: tuple[int, int]) -> None:
-    """Draws the border of each class over a picture of `size`; one that touches the picture's edge is closed there."""
-    scale = size[0] / classes.shape[0], size[1] / classes.shape[1]
-    padded = np.pad(classes, 1)
-    y, x = (np.clip((np.arange(n + 2) - 0.5) * k, 1, n * k - 1) for n, k in zip(classes.shape, scale, strict=True))
+def _class_masks(labels: npt.NDArray[np.integer], *, overlap: bool) -> list[npt.NDArray[np.bool_]]:
+    """The mask of each class that labels [H, W] hold, without pixels that are to be ignored."""
+    numbers = range(1, MAX_OVERLAPPING + 1) if overlap else [int(n) for n in np.unique(labels) if n not in (0, IGNORED)]
+    masks = (class_pixels(labels, number, overlap=overlap) for number in numbers)
+    return [mask for mask in masks if mask.any()]
+
+
+def _outline(axes: Axes, mask: npt.NDArray[np.bool_], *, color: str, width: float, size: tuple[int, int]) -> None:
+    """Draws the border of a class over a picture of `size`; one that touches the picture's edge is closed there."""
+    scale = size[0] / mask.shape[0], size[1] / mask.shape[1]
+    padded = np.pad(mask, 1)
+    y, x = (np.clip((np.arange(n + 2) - 0.5) * k, 1, n * k - 1) for n, k in zip(mask.shape, scale, strict=True))
     halo: list[AbstractPathEffect] = [withStroke(linewidth=width + 1.0, foreground="#00000066")]
-    for index in np.unique(classes[classes > 0]):
-        drawn = axes.contour(x, y, (padded == index).astype(float), levels=[0.5], colors=color, linewidths=width)
-        drawn.set_path_effects(halo)
+    drawn = axes.contour(x, y, padded.astype(float), levels=[0.5], colors=color, linewidths=width)
+    drawn.set_path_effects(halo)
 
 
 def _dice_text(data: bytes, path: Path) -> str:

@@ -83,6 +83,8 @@ def client_round(
             distillation=options.distillation,
             balance=balance,
             anchors=_anchors(model, names, received) if phase.proximal else None,
+            form=data.form,
+            loss=options.loss,
         )
         if "shared" in phase.trains:
             own = partition.select(model, "shared")

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from pfedsam.core.options import Options
 from pfedsam.training.distillation import DistillationOptions
+from pfedsam.training.losses import LossName
 from pfedsam.training.phases import OptimizerOptions
 
 
@@ -49,6 +50,10 @@ class TrainingOptions(Options):
     frozen_local: bool = Field(
         default=False,
         description="pfedsam: keep the local part in place, frozen, during the global phase, instead of switching it off.",
+    )
+    loss: LossName = Field(
+        default="dice_ce",
+        description="Beside the cross-entropy: Dice, or focal Tversky for structures that fill a small part of the image.",
     )
     fedprox_mu: float = Field(default=0.01, ge=0, description="fedprox: weight of the pull to the received parameters.")
     ditto_lambda: float = Field(

@@ -18,7 +18,7 @@ from pfedsam.model.components.routing import Routing
 from pfedsam.model.partition import Kind
 from pfedsam.model.personal import PersonalSam
 from pfedsam.training.distillation import DistillationOptions, distillation_loss
-from pfedsam.training.losses import segmentation_loss
+from pfedsam.training.losses import ALL_ANNOTATED, LabelForm, LossName, segmentation_loss
 from pfedsam.training.optimizer import pack, unpack
 from pfedsam.training.site_data import Batch
 
@@ -95,6 +95,8 @@ def run_phase(
     distillation: DistillationOptions,
     balance: float,
     anchors: NamedTensors | None = None,
+    form: LabelForm = ALL_ANNOTATED,
+    loss: LossName = "dice_ce",
 ) -> PhaseResult:
     """Train the parameters called `names`, in place.
 
@@ -109,13 +111,15 @@ def run_phase(
         distillation: temperature, weight and confidence weighting.
         balance: weight of the experts' load-balancing term.
         anchors: what the trained parameters are pulled to where the phase has a proximal term, by their names.
+        form: what the labels mean, and which classes they hold.
+        loss: the segmentation loss.
     """
     trained = _only_trainable(model, names)
     groups = _groups(model, trained, learning_rate, options.pretrained_fraction)
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=options.weight_decay)
     if options.keep_state:
         unpack(optimizer, trained, optimizer_state)
-    objective = _Objective(model, spec, distillation, balance)
+    objective = _Objective(model, spec, distillation, balance, form, loss)
     rows = []
     for batch in batches:
         optimizer.zero_grad()
@@ -159,8 +163,17 @@ def _distance(trained: dict[str, nn.Parameter], anchors: NamedTensors) -> Tensor
 class _Objective:
     """The loss of a phase; keeps the teacher's logits per image and view while the teacher stands still."""
 
-    def __init__(self, model: PersonalSam, spec: PhaseSpec, distillation: DistillationOptions, balance: float) -> None:
+    def __init__(
+        self,
+        model: PersonalSam,
+        spec: PhaseSpec,
+        distillation: DistillationOptions,
+        balance: float,
+        form: LabelForm = ALL_ANNOTATED,
+        loss: LossName = "dice_ce",
+    ) -> None:
         self.model, self.spec, self.distillation, self.balance = model, spec, distillation, balance
+        self.form, self.loss = form, loss
         self._teacher_stands = len(spec.trains) == 1
         self._taught_by: dict[tuple[int, int], Tensor] = {}
 
@@ -185,10 +198,11 @@ class _Objective:
         """A model's logits, and its parts of the loss: a phase with two models minimises the mean of their segmentation losses."""
         routings: dict[str, Routing] = {}
         logits = self.model.from_prefix(batch.tokens, personal=which == "personal", routings=routings)
-        parts = {"segmentation": segmentation_loss(logits, batch.labels) / len(self.spec.supervised)}
+        supervised = segmentation_loss(logits, batch.labels, self.form, self.loss)
+        parts = {"segmentation": supervised / len(self.spec.supervised)}
         total = parts["segmentation"]
         if which == self.spec.taught and teacher is not None:
-            parts["distillation"] = distillation_loss(logits, teacher, batch.labels, self.distillation)
+            parts["distillation"] = distillation_loss(logits, teacher, batch.labels, self.distillation, self.form)
             total = total + self.distillation.weight * parts["distillation"]
         if routings and "local" in self.spec.trains:
             parts["balance"] = torch.stack([routing.balance_loss() for routing in routings.values()]).mean()

@@ -11,6 +11,7 @@ from pfedsam.data.loader import Example, batches, view_of
 from pfedsam.data.transforms import AugmentOptions
 from pfedsam.model.personal import PersonalSam
 from pfedsam.model.prefix import PrefixCache
+from pfedsam.training.losses import ALL_ANNOTATED, LabelForm
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class SiteData:
     cache: PrefixCache
     augment: AugmentOptions
     seed: int
+    form: LabelForm = ALL_ANNOTATED
+    """What the labels mean, and which classes they hold."""
 
     def draw(self, model: PersonalSam, *, round_: int, phase: str, batch_size: int, steps: int) -> Iterator[Batch]:
         """The batches of one phase; they depend on seed, site, round and phase alone."""
