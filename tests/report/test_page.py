@@ -93,7 +93,7 @@ def test_of_mixed_units_each_distance_has_its_own_and_there_is_no_mean_and_no_wo
         "a": ["4.00 mm", "2.00 mm"],
         "b": ["4.00 px", "2.00 px"],
         "Mean over sites": [MISSING, MISSING],
-        "Worst site": [MISSING, MISSING],
+        "Lowest Dice: b": [MISSING, MISSING],
     }
 
 
@@ -234,3 +234,41 @@ def test_a_missed_structure_stands_beside_its_distances(tmp_path, fake):
     assert cells[1][:6] == ["a", "organ", "3", "0 of 3", "0", "0.900"]
     assert cells[2][:6] == ["a", "lesion", "2", "2 of 2", "1", "0.000"]
     assert "2 because the prediction misses the class; 1 because only the prediction holds the class" in html
+
+
+def test_a_local_run_has_intervals_and_says_what_it_rests_on(html):
+    assert re.search(r'<span class="ci">0\.\d\d to 0\.\d\d</span>', html)
+    assert "One seed (1):" in html
+    assert "Classes: organ, lesion. Tested on 2026-11-28, trained on 41 cases, validated on 8." in html
+    assert "<td>20 + 4</td>" in html
+    assert "<td>8 (8)</td>" in html.replace("\n", "")
+
+
+def test_a_study_of_sites_elsewhere_says_why_it_has_no_intervals(tmp_path, fake):
+    write_summary(tmp_path / "summary.json", fake.make_summary(sites=("a", "b")))
+    html = write_page(tmp_path).read_text("utf-8")
+    assert "There are no intervals: they need the scores of single cases, which stay at the sites." in html
+    assert 'class="ci"' not in html
+
+
+def test_a_comparison_shows_intervals_and_differences(tmp_path, fake):
+    runs = {method: fake.make_run(tmp_path / method, method, fake.SITES[:2]) for method in ("pfedsam", "local-only")}
+    html = write_comparison(runs, tmp_path / "c.html").read_text("utf-8")
+    assert "Classes: organ, lesion. Tested on 2026-11-28. One seed (1)" in html
+    assert "Differences to local-only" in html
+    assert "Difference of Dice to local-only by site and run, with intervals" in [
+        attributes["alt"] for tag, attributes in tags(html) if tag == "img"
+    ]
+    assert html.count('class="ci"') == 2 * (2 + 1 + 1)
+    assert "Site of the lowest Dice" in html
+    assert "Worst site" not in html
+
+
+@pytest.mark.parametrize("page", ["report", "comparison"])
+def test_what_is_wider_than_a_phone_says_that_it_scrolls(page, html, tmp_path, fake):
+    if page == "comparison":
+        write_summary(tmp_path / "summary.json", fake.make_summary(sites=("a",)))
+        html = write_comparison({"a": tmp_path}, tmp_path / "c.html").read_text("utf-8")
+    assert "Scroll sideways to see all of it" in html[html.index("@media (max-width: 36rem)") :]
+    for before in re.findall(r"(.{40})<table", html, re.DOTALL):
+        assert '<div class="scroll">' in before
