@@ -229,10 +229,11 @@ def test_a_missed_structure_stands_beside_its_distances(tmp_path, fake):
     ]
     write_summary(tmp_path / "summary.json", fake.summary_of({"a": summarize_site(cases)}))
     html = write_page(tmp_path).read_text("utf-8")
-    table = html[html.index("Every class at every site") : html.index("Dice by class")]
+    table = html[html.index("Every class at every site") : html.index("How it was made")]
     cells = [re.findall(r"<t[hd][^>]*>([^<]*)<", line) for line in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)]
     assert cells[1][:6] == ["a", "organ", "3", "0 of 3", "0", "0.900"]
     assert cells[2][:6] == ["a", "lesion", "2", "2 of 2", "1", "0.000"]
+    assert cells[4][:6] == ["Mean over sites", "lesion", "2", "2 of 2", "1", "0.000"]
     assert "2 because the prediction misses the class; 1 because only the prediction holds the class" in html
 
 
@@ -240,8 +241,20 @@ def test_a_local_run_has_intervals_and_says_what_it_rests_on(html):
     assert re.search(r'<span class="ci">0\.\d\d to 0\.\d\d</span>', html)
     assert "One seed (1):" in html
     assert "Classes: organ, lesion. Tested on 2026-11-28, trained on 41 cases, validated on 8." in html
-    assert "<td>20 + 4</td>" in html
+    assert "training + validation 20 + 4</span>" in html
     assert "<td>8 (8)</td>" in html.replace("\n", "")
+
+
+def test_a_gain_is_coloured_only_where_its_interval_excludes_zero(tmp_path, fake):
+    for name, level in (("run", 0.8), ("alone", 0.8)):
+        method = {"run": "pfedsam", "alone": "local-only"}[name]
+        write_summary(tmp_path / name / "summary.json", fake.make_summary(method, fake.SITES[:2]))
+        fake.write_case_scores(tmp_path / name, fake.SITES[:2], level)
+    same = write_page(tmp_path / "run", baseline=tmp_path / "alone").read_text("utf-8")
+    assert not re.search(r'<span class="(up|down)">', same)  # the same scores of every patient: no difference at all
+    fake.write_case_scores(tmp_path / "alone", fake.SITES[:2], 0.7)
+    better = write_page(tmp_path / "run", baseline=tmp_path / "alone").read_text("utf-8")
+    assert len(re.findall(r'<span class="up">', better)) == 1 + 2 + 1 + 1  # headline, sites, mean, lowest
 
 
 def test_a_study_of_sites_elsewhere_says_why_it_has_no_intervals(tmp_path, fake):

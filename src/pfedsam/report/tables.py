@@ -292,9 +292,7 @@ def _run_cells(site: SiteEntry, with_gain: bool, distances: tuple[str, str]) -> 
     cells.append(Text(missed_cell(used)))
     cells.append(Text(format_value(site.shared.dice if site.shared else None)))
     if with_gain:
-        gain = site.gain
-        style = "" if gain is None else ("green" if gain > 0 else "red")
-        cells.append(Text(format_gain(gain), style=style))
+        cells.append(Text(format_gain(site.gain)))
     return cells
 
 
