@@ -248,8 +248,8 @@ def test_a_local_run_has_intervals_and_says_what_it_rests_on(html):
 def test_a_gain_is_coloured_only_where_its_interval_excludes_zero(tmp_path, fake):
     for name, level in (("run", 0.8), ("alone", 0.8)):
         method = {"run": "pfedsam", "alone": "local-only"}[name]
-        write_summary(tmp_path / name / "summary.json", fake.make_summary(method, fake.SITES[:2]))
         fake.write_case_scores(tmp_path / name, fake.SITES[:2], level)
+        write_summary(tmp_path / name / "summary.json", fake.make_summary(method, fake.SITES[:2]))
     same = write_page(tmp_path / "run", baseline=tmp_path / "alone").read_text("utf-8")
     assert not re.search(r'<span class="(up|down)">', same)  # the same scores of every patient: no difference at all
     fake.write_case_scores(tmp_path / "alone", fake.SITES[:2], 0.7)
