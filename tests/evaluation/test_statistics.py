@@ -101,6 +101,6 @@ def test_resampled_means_without_a_defined_value_are_no_numbers():
 
 
 def test_percentile_interval_by_hand():
-    assert percentile_interval(np.arange(101.0), level=0.9) == (5.0, 95.0)
+    assert percentile_interval(np.arange(101.0), level=0.9) == pytest.approx((5.0, 95.0))
     assert percentile_interval(np.array([np.nan, 1.0])) == (1.0, 1.0)
     assert percentile_interval(np.array([np.nan])) is None
