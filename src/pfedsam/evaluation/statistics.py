@@ -80,7 +80,9 @@ def resampled_means(
     of_class, defined = drawn @ sums, drawn @ counts
     means = np.divide(of_class, defined, out=np.zeros_like(of_class), where=defined > 0)
     classes = (defined > 0).sum(axis=1)
-    return np.divide(means.sum(axis=1), classes, out=np.full(resamples, np.nan), where=classes > 0)
+    found: npt.NDArray[np.float64] = np.full(resamples, np.nan)
+    np.divide(means.sum(axis=1), classes, out=found, where=classes > 0)
+    return found
 
 
 def percentile_interval(samples: npt.NDArray[np.float64], level: float = 0.95) -> tuple[float, float] | None:

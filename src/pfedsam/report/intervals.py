@@ -57,7 +57,8 @@ class RunIntervals:
 
     @property
     def _mean(self) -> npt.NDArray[np.float64]:
-        return np.mean(list(self.samples.values()), axis=0)
+        mean: npt.NDArray[np.float64] = np.mean(list(self.samples.values()), axis=0)
+        return mean
 
     def _interval(self, samples: npt.NDArray[np.float64], sites: Sequence[str]) -> Interval | None:
         """None where no site has two patients: then nothing says how much the number depends on who was tested."""

@@ -251,6 +251,6 @@ def _texts(data: bytes, path: Path) -> dict[str, str]:
     """
     try:
         with Image.open(BytesIO(data), formats=("PNG",)) as picture:
-            return {key: str(value) for key, value in picture.info.items()}
+            return {str(key): str(value) for key, value in picture.info.items()}
     except (OSError, SyntaxError) as error:
         raise StoreError(f"overlays/{path.name} is not a picture. Make it again with `pfedsam evaluate`.") from error
