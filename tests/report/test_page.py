@@ -130,7 +130,7 @@ def test_the_method_is_told_with_the_phases_that_ran(tmp_path, html, fake):
 def test_the_page_says_whose_pictures_it_holds(tmp_path, html, fake):
     assert "holds pictures of patients</strong> of amsterdam, bologna:" in html
     write_summary(tmp_path / "summary.json", fake.make_summary(sites=("a",)))
-    assert "patients" not in write_page(tmp_path).read_text("utf-8")
+    assert "pictures of patients" not in write_page(tmp_path).read_text("utf-8")
 
 
 def test_a_damaged_configuration_is_an_error(tmp_path, fake):
@@ -218,7 +218,7 @@ def test_the_comparison_stands_alone_and_marks_the_best(run_folder, tmp_path, fa
     html = write_comparison({"ours": run_folder, "average": tmp_path}, tmp_path / "c.html").read_text("utf-8")
     assert_loads_nothing(html)
     best = fake.make_summary(sites=fake.SITES[:2]).mean.personal.dice
-    assert re.search(rf'Mean over sites</th><td class="best">{best:.3f}</td>', html)
+    assert re.search(rf'Mean over sites</th><td></td><td class="best">{best:.3f}<span', html)
 
 
 def test_a_missed_structure_stands_beside_its_distances(tmp_path, fake):
