@@ -22,9 +22,9 @@ def check_command(config: Config) -> None:
     from pfedsam.data.check import check_site
     from pfedsam.data.manifest import read_site
     from pfedsam.experiment.build import build_labels
-    from pfedsam.experiment.load import load_options
+    from pfedsam.experiment.load import read_options
 
-    options = load_options(config)
+    options = read_options(config)
     labels, pattern = build_labels(options), options.data.patient_pattern
     table = Table("site", "cases", "patients", "problems")
     problems: list[str] = []
@@ -68,11 +68,11 @@ def split_command(
     """Split every site by patient into train, val and test, and write the split to files that data.split_folder can name."""
     from pfedsam.data.split import write_split
     from pfedsam.experiment.build import build_sites
-    from pfedsam.experiment.load import load_options
+    from pfedsam.experiment.load import read_options
 
     table = Table("site", "train", "val", "test")
     out.mkdir(parents=True, exist_ok=True)
-    for name, site in build_sites(load_options(config)).items():
+    for name, site in build_sites(read_options(config)).items():
         write_split(out / f"{name}.json", site)
         table.add_row(name, *(str(len(site.of(part))) for part in ("train", "val", "test")))
     OUT.print(table)

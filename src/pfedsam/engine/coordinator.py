@@ -9,7 +9,7 @@ What sites send is not trusted: it is parsed, checked and, where it fails, refus
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -167,10 +167,11 @@ class StudyRun:
         current, spec = self.state, self.manifest.spec
         if not spec.tensors:
             self._check_quorum(len(replies), current.round)
-            return ServerState(current.round + 1, current.shared)
+            return replace(current, round=current.round + 1)
         updates, rejected = self._decode(replies)
         try:
-            state, result = aggregate(current, updates, spec, {site: self.registered[site] for site in self.present})
+            registered = {site: self.registered[site] for site in self.present}
+            state, result = aggregate(current, updates, spec, registered, build_method(self.options).server)
             accepted, rejected = result.accepted, {**rejected, **result.rejected}
         except NothingToAverageError as error:
             state, accepted, rejected = current, (), {**rejected, **error.rejected}

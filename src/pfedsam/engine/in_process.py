@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pfedsam.core import atomic
@@ -37,8 +37,10 @@ from pfedsam.experiment.build import (
     build_method,
     build_model,
     build_sites,
+    refuse_too_few_sites,
     training_cases,
 )
+from pfedsam.experiment.effect import without_unused
 from pfedsam.experiment.load import dump_options, load_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.aggregation import open_messages
@@ -74,11 +76,12 @@ def run(options: RunOptions, folder: Path, *, resume: bool = False, progress: Pr
 
     Raises:
         DataError: a site's data is wrong; every problem is named, and nothing was written.
-        OptionError: there is no such device.
+        OptionError: there is no such device, or too few sites for the method.
         RunError: the folder holds another run, or another process works in it.
     """
     tell = progress or (lambda _: None)
     device = find_device(options.runtime.device)
+    refuse_too_few_sites(options)
     _check_folder(options, folder, resume)
     tell(Event("prepare", 0, 2, "checking the sites' data"))
     sites = _sites(options, folder)
@@ -120,7 +123,7 @@ def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
             f"The folder {folder.name!r} holds a run already. Go on with it by --resume, or give another folder."
         )
     before = load_options(config).model_dump(mode="json", exclude={"runtime", "name"})
-    now = options.model_dump(mode="json", exclude={"runtime", "name"})
+    now = without_unused(options).model_dump(mode="json", exclude={"runtime", "name"})
     changed = differences(before, now)
     if changed:
         raise RunError(
@@ -172,7 +175,7 @@ class _Run:
 
     def _load_state(self) -> ServerState:
         if not (self.folder / SERVER).exists():
-            return ServerState(0, self.built.start("shared"))
+            return build_method(self.options).server.init(self.built.start("shared"))
         return load_state(self.folder, self.study)
 
     def finish(self) -> Summary:
@@ -218,10 +221,10 @@ class _Run:
     def _aggregate(self, messages: Mapping[str, bytes], records: RecordWriter) -> ServerState:
         current = self.state
         if not self.built.partition.shared:
-            return ServerState(current.round + 1, current.shared)
+            return replace(current, round=current.round + 1)
         spec = UpdateSpec.of(current.shared, build_codec(self.options))
         updates, unread = open_messages(messages, spec, current.shared)
-        state, result = aggregate(current, updates, spec, self.trainers)
+        state, result = aggregate(current, updates, spec, self.trainers, build_method(self.options).server)
         record_aggregate(records, current.round, result.accepted, {**unread, **result.rejected}, messages)
         return state
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 from pfedsam.evaluation.scores import CaseScores
 from pfedsam.evaluation.summary import SiteSummary, summarize_site
 from pfedsam.experiment.options import RunOptions
+from pfedsam.experiment.suite import local_steps
 from pfedsam.model.checkpoint import backbone_file
 from pfedsam.report.page import write_page
 from pfedsam.report.summary_file import Communication, Summary, build_summary, collect_versions, write_summary
@@ -56,6 +57,7 @@ def write_end(
         backbone=file.name if file else options.model.backbone,
         seed=options.seed,
         rounds=options.training.rounds,
+        steps=local_steps(options),
         personal=models.get("personal"),
         shared=models.get("shared"),
         communication=communication,

@@ -10,7 +10,7 @@ from pfedsam.data.split import SplitOptions
 from pfedsam.data.tiling import TilingOptions
 from pfedsam.data.transforms import AugmentOptions
 from pfedsam.federation.codec import CommunicationOptions
-from pfedsam.federation.methods import METHODS, find_method
+from pfedsam.federation.methods import METHODS, MethodOptions, find_method
 from pfedsam.model.personal import ModelOptions
 from pfedsam.model.prefix import PrefixOptions
 from pfedsam.training.options import TrainingOptions
@@ -93,6 +93,9 @@ class RunOptions(Options):
     )
     seed: int = Field(default=0, ge=0, description="Seed of splits, weights, batches and views.")
     method: str = Field(default="pfedsam", description=f"One of {', '.join(METHODS)}.")
+    method_options: MethodOptions = Field(  # type: ignore[valid-type]  # made of the methods' own classes
+        default=MethodOptions(), description="Options of single methods, under their names."
+    )
     data: DataOptions = Field(description="Sites, classes, patients.")
     model: ModelOptions = Field(default=ModelOptions(), description="Backbone, LoRA, experts.")
     training: TrainingOptions = Field(default=TrainingOptions(), description="Rounds, steps, optimiser, distillation.")

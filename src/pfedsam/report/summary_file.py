@@ -1,6 +1,6 @@
 """`summary.json`: what a run ended with, as a public and versioned format.
 
-    {"schema": 1, "method", "backbone", "seed", "rounds",
+    {"schema": 1, "method", "backbone", "seed", "rounds", "steps",
      "sites": {name: {"personal": ENTRY | null, "shared": ENTRY | null, "local_only": ENTRY | null}},
      "mean": {"personal": ENTRY | null, "shared": ENTRY | null, "local_only": ENTRY | null},
      "worst_site": name | null,
@@ -11,7 +11,7 @@ An ENTRY holds `dice, iou, hd95_mm, assd_mm, hd95_px, assd_px, unit, cases, clas
 under the name of its unit and the other name is null, so that pixels are never read as millimetres. `null` is
 "undefined", and `undefined` counts the (case, class) pairs. A model that a method does not have is null: averaging has
 no personal model. `seconds` has "total", or "since resumed" for a run that was stopped. `local_only` is what the site reached
-alone, filled from another run's summary by `with_local_only`.
+alone, filled from another run's summary by `with_local_only`. `steps` are the optimiser steps of one training site over the whole run.
 """
 
 import json
@@ -106,6 +106,7 @@ class Summary(_Part):
     backbone: str
     seed: int
     rounds: int
+    steps: int | None = None
     sites: dict[str, SiteEntry]
     mean: SiteEntry
     worst_site: str | None
@@ -120,6 +121,7 @@ def build_summary(
     backbone: str,
     seed: int,
     rounds: int,
+    steps: int | None = None,
     personal: Mapping[str, SiteSummary] | None,
     shared: Mapping[str, SiteSummary] | None,
     communication: Communication,
@@ -146,6 +148,7 @@ def build_summary(
         backbone=backbone,
         seed=seed,
         rounds=rounds,
+        steps=steps,
         sites=entries,
         mean=SiteEntry(
             personal=_entry(summarize_sites(personal).mean) if personal else None,

@@ -41,7 +41,7 @@ def run_table(summary: Summary) -> Table:
 
 
 def comparison_table(runs: Mapping[str, Summary]) -> Table:
-    """Several runs: Dice of the model in use, sites down and runs across; then mean, worst site, bytes and seconds.
+    """Several runs: Dice of the model in use, sites down and runs across; then mean, worst site, steps, bytes and seconds.
 
     The best value of a row is bold; a site that a run did not have is a dash.
     """
@@ -58,6 +58,7 @@ def comparison_table(runs: Mapping[str, Summary]) -> Table:
     if len({frozenset(run.sites) for run in runs.values()}) > 1:
         table.caption = "the runs have different sites: each mean is over the run's own"
     table.add_section()
+    table.add_row("steps per site", *(MISSING if run.steps is None else str(run.steps) for run in runs.values()))
     table.add_row("sent per site and round", *(_up_bytes(run) for run in runs.values()))
     table.add_row("time", *(format_seconds(run.seconds.get("total")) for run in runs.values()))
     return table

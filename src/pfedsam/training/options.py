@@ -37,11 +37,8 @@ class TrainingOptions(Options):
         "shared one fixed, on labels and by distillation (the paper), and once more after the last aggregation. joint: first the "
         "shared part, then both inside the personal model.",
     )
-    opening: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="pfedsam: part of the rounds, at the start, that train the shared part alone; 0 = none.",
+    shared_warmup_rounds: int = Field(
+        default=0, ge=0, description="pfedsam: rounds at the start that train the shared part alone; 0 = none."
     )
     order: Literal["global-first", "local-first"] = Field(
         default="global-first", description="pfedsam: which of two phases comes first."
@@ -50,14 +47,19 @@ class TrainingOptions(Options):
         default=False,
         description="pfedsam: keep the local part in place, frozen, during the global phase, instead of switching it off.",
     )
-    fedprox_mu: float = Field(default=0.01, ge=0, description="fedprox: weight of the pull to the received parameters.")
-    ditto_lambda: float = Field(
-        default=0.1, ge=0, description="ditto: weight of the personal copy's pull to the received shared parameters."
-    )
     optimizer: OptimizerOptions = Field(default=OptimizerOptions(), description="AdamW.")
     distillation: DistillationOptions = Field(
         default=DistillationOptions(), description="Between shared and personal model."
     )
+
+    @model_validator(mode="after")
+    def _rounds_after_the_warmup(self) -> "TrainingOptions":
+        if self.shared_warmup_rounds >= self.rounds:
+            raise ValueError(
+                f"shared_warmup_rounds is {self.shared_warmup_rounds} of {self.rounds} rounds, so that no round trains the local part: "
+                "give fewer than training.rounds"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_teacher_in_one_phase(self) -> "TrainingOptions":
@@ -66,8 +68,3 @@ class TrainingOptions(Options):
                 "distillation.direction is mutual, but in a coupled phase one model teaches the other: set training.phases to decoupled"
             )
         return self
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of a training site over a whole run, where its method has a last phase."""
-        return self.rounds * self.steps_per_round + self.final_steps

@@ -85,5 +85,5 @@ METHOD = Method(
     placement=placement,
     phases=phases,
     final=final,
-    opening=shared_training,
+    warmup=shared_training,
 )
