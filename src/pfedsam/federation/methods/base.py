@@ -5,7 +5,7 @@ Everything else (the loop, messages, checks of updates, evaluation) is the same 
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pfedsam.core.options import Options
@@ -37,9 +37,9 @@ class Method:
     """The phases after the last aggregation; nothing is sent after them."""
     warmup: Callable[[TrainingOptions], tuple[PhaseSpec, ...]] | None = None
     """The phases of the first `training.shared_warmup_rounds` rounds, of as many steps as the others; None where all rounds are alike."""
-    server: ServerStep = WeightedMean()
+    server: ServerStep = field(default_factory=WeightedMean)
     """How the server makes the next shared parameters of the accepted updates."""
-    own: Options = NoOptions()
+    own: Options = field(default_factory=NoOptions)
     """The method's own options, `method_options.<name>` in a configuration."""
     configure: Callable[[Any], "Method"] | None = None
     """The method with other options of its own, an instance of the class of `own`; None where it has none."""
