@@ -76,6 +76,19 @@ def test_no_warmup_has_no_warmup_phases_and_a_run_of_warmup_alone_is_refused() -
         options(rounds=8, shared_warmup_rounds=8)
 
 
+@pytest.mark.parametrize(("form", "halves"), [("halves", "decoupled"), ("coupled-halves", "coupled")])
+def test_halves_train_both_parts_in_one_phase_and_need_no_last_one(form: str, halves: str) -> None:
+    set_to = options(phases=form)
+    (phase,) = pfedsam.phases(set_to)
+    assert (phase.name, phase.trains, phase.supervised) == ("halves", ("shared", "local"), ("shared", "personal"))
+    assert (phase.taught, phase.halves, phase.steps) == ("personal", halves, 10)
+    assert pfedsam.final(set_to) == ()
+    with pytest.raises(ValidationError, match="a batch of one image has no halves"):
+        options(phases=form, batch_size=1)
+    with pytest.raises(ValidationError, match=f"with phases {form} one model teaches the other"):
+        options(phases=form, distillation={"direction": "mutual"})
+
+
 def test_nobody_teaches_in_both_directions_in_one_phase() -> None:
     with pytest.raises(ValidationError, match="training\\.phases to decoupled"):
         options(distillation={"direction": "mutual"})
