@@ -16,7 +16,8 @@ from pfedsam.experiment.build import build_method
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.methods import METHODS
 from pfedsam.federation.methods.base import Method
-from pfedsam.model.personal import PRETRAINED, ModelOptions
+from pfedsam.model.build import components_of
+from pfedsam.model.options import ModelOptions
 from pfedsam.training.options import TrainingOptions
 
 _BY_TRAINING: Final = ("rounds", "steps_per_round", "batch_size")
@@ -152,7 +153,9 @@ def _used_training(method: Method, training: TrainingOptions, model: ModelOption
     if any(phase.taught for phase in phases):
         read.update(_BY_A_TEACHER)
     optimizer = {f"{_OPTIMIZER}{name}" for name in type(training.optimizer).model_fields}
-    if not set(method.placement(method.adapt(model))) & set(PRETRAINED):
+    adapted = method.adapt(model)
+    of_the_backbone = {group for part in components_of(adapted) if part.pretrained for group in part.groups}
+    if not of_the_backbone & set(method.placement(adapted)):
         optimizer.discard(_PRETRAINED_RATE)
     return frozenset(read | optimizer)
 

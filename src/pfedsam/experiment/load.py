@@ -14,7 +14,7 @@ from pfedsam.core.errors import OptionError
 from pfedsam.experiment.effect import refuse_unused, remove, unused
 from pfedsam.experiment.options import RunOptions
 from pfedsam.experiment.renamed import RENAMED
-from pfedsam.model.checkpoint import backbone_file
+from pfedsam.model.backbones.checkpoint import backbone_file
 
 
 def load_options(path: Path, overrides: Sequence[str] = ()) -> RunOptions:

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from pfedsam.core.options import Options
 from pfedsam.federation.methods.base import HEAD, Method, place, plain, split_steps
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Placement
-from pfedsam.model.personal import ModelOptions
 from pfedsam.training.options import TrainingOptions
 from pfedsam.training.phases import PhaseSpec
 
