@@ -16,8 +16,8 @@ have is null: averaging has no personal model. `worst_site` is the one with the 
 "total", or "since resumed" for a run that was stopped. `local_only` is what the site reached alone, filled from another run's summary by
 `with_local_only`. `steps` are the optimiser steps of one training site over the whole run.
 
-Files of schema 1 are read, too. They lack `date`, `steps`, `train_cases`, `val_cases`, `patients`, `nsd`, the volumes, `lesion_recall`, `present`,
-`missed`, `extra` and `absent`, which are then null: not known.
+Files of schema 1 are read, too. They lack `date`, `steps`, `train_cases`, `val_cases`, `patients`, `nsd`, the volumes, `lesion_recall`,
+`present`, `missed`, `extra` and `absent`, which are then null: not known.
 """
 
 import json
