@@ -212,7 +212,11 @@ class _Objective:
         """As `backward`, with one half of the batch for each model; an odd image goes to the shared one."""
         middle = len(batch.keys) - len(batch.keys) // 2
         parts: dict[str, Tensor] = {}
-        for which, half in (("shared", _part(batch, 0, middle)), ("personal", _part(batch, middle, len(batch.keys)))):
+        halves: list[tuple[Model, Batch]] = [
+            ("shared", _part(batch, 0, middle)),
+            ("personal", _part(batch, middle, len(batch.keys))),
+        ]
+        for which, half in halves:
             teacher = self._other_logits(half, which) if which == self.spec.taught else None
             fixed = self._shared if self.spec.halves == "decoupled" and which == "personal" else ()
             for parameter in fixed:
