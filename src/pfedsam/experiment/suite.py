@@ -61,7 +61,7 @@ class Entry:
     @property
     def pooled(self) -> bool:
         """Whether the images of all sites lie in one place, so that the privacy promise is broken."""
-        return find_method(self.method).pooled
+        return find_method(self.method).roster.pool is not None
 
 
 def shipped_suites() -> list[str]:
@@ -212,7 +212,7 @@ def equal_steps(options: RunOptions, budget: int) -> RunOptions:
             "the steps of all rounds."
         )
     changes = {"rounds": rounds, "final_steps": training.final_steps}
-    if method.pooled:
+    if method.roster.pool:
         sites = len(options.data.sites)
         changes |= {"steps_per_round": training.steps_per_round * sites, "final_steps": training.final_steps * sites}
     return without_unused(options.model_copy(update={"training": _changed(options.training, changes)}))

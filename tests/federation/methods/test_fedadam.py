@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pfedsam.core.tensors import digest
-from pfedsam.engine.in_process import run
+from pfedsam.engine.run import run
 from pfedsam.engine.server_files import load_state, save_state
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import change_norm

@@ -10,7 +10,7 @@ from scipy.stats import trim_mean
 
 from pfedsam.core.errors import OptionError
 from pfedsam.core.tensors import digest
-from pfedsam.engine.in_process import run
+from pfedsam.engine.run import run
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.methods import METHODS, trimmed_mean
 from pfedsam.federation.server import ServerState

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pfedsam.core.options import Options
+from pfedsam.federation.roster import EVERY_SITE, Roster
 from pfedsam.federation.server import ServerStep, WeightedMean
 from pfedsam.model.build import present
 from pfedsam.model.options import ModelOptions
@@ -44,10 +45,8 @@ class Method:
     """The method's own options, `method_options.<name>` in a configuration."""
     configure: Callable[[Any], "Method"] | None = None
     """The method with other options of its own, an instance of the class of `own`; None where it has none."""
-    pooled: bool = False
-    """All sites' images in one place: the upper bound that privacy forbids."""
-    own_end: bool = False
-    """With `pooled`: each site runs the final phases by itself, from the pooled model on."""
+    roster: Roster = EVERY_SITE
+    """Who does what; one with a pool has all training images in one place: the upper bound that privacy forbids."""
 
     def phases_of(self, options: TrainingOptions, round_: int) -> tuple[PhaseSpec, ...]:
         """The phases of round `round_`, counted from 0."""
