@@ -89,7 +89,7 @@ def test_pictures_that_are_left_out_are_a_warning(site_folder):
     report = check_site(read_site("north", folder), LABELS)
     assert report.problems == ()
     assert report.warnings == (
-        "site 'north': 'images/b.bmp' is left out (2 such file(s)); only .jpeg, .jpg, .png, .tif, .tiff are read: "
+        "site 'north': 'images/b.bmp' is left out (2 such file(s)); only .jpeg, .jpg, .png, .tif, .tiff, NIfTI, DICOM are read: "
         "save it as one of these (masks not as JPEG), or take it out",
     )
 

@@ -21,7 +21,7 @@ def check_command(config: Config) -> None:
     from pfedsam.core.errors import DataError
     from pfedsam.data.check import check_site
     from pfedsam.data.manifest import read_site
-    from pfedsam.experiment.build import build_labels
+    from pfedsam.experiment.build import build_labels, volume_reading
     from pfedsam.experiment.load import load_options
 
     options = load_options(config)
@@ -31,12 +31,13 @@ def check_command(config: Config) -> None:
     warnings: list[str] = []
     for name, folder in options.data.sites.items():
         try:
-            site = read_site(name, folder, patient_pattern=pattern, masks_required=False)
+            reading = volume_reading(options, name)
+            site = read_site(name, folder, patient_pattern=pattern, masks_required=False, **reading)
         except DataError as exc:
             table.add_row(name, "-", "-", "1")
             problems.append(str(exc))
             continue
-        report = check_site(site, labels, options.data.image, patient_pattern=pattern)
+        report = check_site(site, labels, options.data.image, options.data.volume, patient_pattern=pattern)
         found = report.problems or _split_problems(options, name)
         table.add_row(name, str(report.cases), str(report.patients), str(len(found)))
         problems += found

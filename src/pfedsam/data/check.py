@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from pfedsam.core.errors import DataError
+from pfedsam.data.about import about
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.labels import BACKGROUND, LabelMap
 from pfedsam.data.loader import check_sizes, load_ids, load_image
 from pfedsam.data.manifest import READABLE, SPLITS, Case, Site, orphan_masks, pattern_is_idle, unread_pictures
 from pfedsam.data.split import split_problems
+from pfedsam.data.volume_case import open_case, open_case_mask
+from pfedsam.data.volume_options import VolumeOptions
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,8 @@ class SiteReport:
     patients: int
     parts: Mapping[str, int]
     """Part of the split -> cases; empty before a split."""
-    sizes: Mapping[tuple[int, int], int]
-    """(H, W) -> images."""
+    sizes: Mapping[tuple[int, ...], int]
+    """(H, W), or (D, H, W) of volumes -> images."""
     ids: Mapping[int, int]
     """Id in the mask files -> cases that have it."""
     classes: Mapping[str, int]
@@ -43,13 +46,18 @@ _NAMED = 20
 class _Seen:
     """What looking at one case found."""
 
-    size: tuple[int, int] | None
+    size: tuple[int, ...] | None
     ids: frozenset[int]
     problems: list[str]
 
 
 def check_site(
-    site: Site, labels: LabelMap, image: ImageOptions | None = None, *, patient_pattern: str | None = None
+    site: Site,
+    labels: LabelMap,
+    image: ImageOptions | None = None,
+    volume: VolumeOptions | None = None,
+    *,
+    patient_pattern: str | None = None,
 ) -> SiteReport:
     """Reads every file of the site and reports what it found; a bad case does not end it.
 
@@ -57,9 +65,10 @@ def check_site(
         site: As read with `masks_required=False`, so that every missing mask is named.
         labels: What the ids in the masks mean.
         image: How the images would be read.
+        volume: How volumes would be read; of these only headers and masks are decoded.
         patient_pattern: What the site was read with; a pattern that matches nothing is a problem.
     """
-    seen = [_look(case, labels, image or ImageOptions()) for case in site.cases]
+    seen = [_look(case, labels, image or ImageOptions(), volume or VolumeOptions()) for case in site.cases]
     problems = [] if site.cases else [f"site {site.name!r}: has no cases; add images and masks"]
     problems += [problem for one in seen for problem in one.problems]
     problems += [
@@ -86,13 +95,15 @@ def check_site(
     )
 
 
-def refuse_problems(sites: Iterable[Site], labels: LabelMap, image: ImageOptions | None = None) -> None:
+def refuse_problems(
+    sites: Iterable[Site], labels: LabelMap, image: ImageOptions | None = None, volume: VolumeOptions | None = None
+) -> None:
     """Lets only sites pass whose files are all sound; arguments as of `check_site`.
 
     Raises:
         DataError: they are not; the first problems are named.
     """
-    problems = [problem for site in sites for problem in check_site(site, labels, image).problems]
+    problems = [problem for site in sites for problem in check_site(site, labels, image, volume).problems]
     if problems:
         more = len(problems) - _NAMED
         ending = f"\n... and {more} more; `pfedsam data check` lists them all." if more > 0 else ""
@@ -118,7 +129,30 @@ def _blank(site: Site, labels: LabelMap, ids: set[int]) -> tuple[str, ...]:
     )
 
 
-def _look(case: Case, labels: LabelMap, options: ImageOptions) -> _Seen:
+def _look(case: Case, labels: LabelMap, options: ImageOptions, volume: VolumeOptions) -> _Seen:
+    seen = _look_at_volume(case, options, volume) if case.volume else _look_at_picture(case, options)
+    unknown = labels.unknown(seen.ids)
+    if unknown:
+        seen.problems.append(f"site {case.site!r}, case {case.id!r}: {labels.complaint(unknown)}")
+    return seen
+
+
+def _look_at_volume(case: Case, image: ImageOptions, options: VolumeOptions) -> _Seen:
+    """Headers of image and mask, and the ids in the mask, one slice at a time."""
+    seen = _Seen(None, frozenset(), [])
+    try:
+        volume = open_case(case, image, options)
+        seen.size = volume.shape
+        mask = open_case_mask(case, volume, options)
+        with about(case):
+            for ids in volume.all_ids(mask):
+                seen.ids |= frozenset(np.unique(ids).tolist())
+    except DataError as exc:
+        seen.problems.append(str(exc))
+    return seen
+
+
+def _look_at_picture(case: Case, options: ImageOptions) -> _Seen:
     seen = _Seen(None, frozenset(), [])
     try:
         height, width = load_image(case, options).shape[:2]
@@ -132,7 +166,4 @@ def _look(case: Case, labels: LabelMap, options: ImageOptions) -> _Seen:
             check_sizes(case, seen.size, mask.shape)
     except DataError as exc:
         seen.problems.append(str(exc))
-    unknown = labels.unknown(seen.ids)
-    if unknown:
-        seen.problems.append(f"site {case.site!r}, case {case.id!r}: {labels.complaint(unknown)}")
     return seen

@@ -23,7 +23,7 @@ from pfedsam.deploy.keys import CERTIFICATE, KEY, ROOT
 from pfedsam.deploy.site_service import WORKSPACE, client_config
 from pfedsam.engine.site_agent import study_options
 from pfedsam.engine.site_options import SiteOptions, read_site_options
-from pfedsam.experiment.build import build_labels, build_model
+from pfedsam.experiment.build import build_labels, build_model, volume_reading
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.site_policy import SitePolicy
 from pfedsam.model.checkpoint import backbone_file
@@ -187,8 +187,9 @@ def _studies(manifests: list[StudyManifest]) -> tuple[bool, str]:
 def _study_data(manifest: StudyManifest, options: SiteOptions) -> tuple[bool, str]:
     run = study_options(manifest, options)
     pattern = run.data.patient_pattern
-    site = read_site(options.name, options.data, patient_pattern=pattern, masks_required=False)
-    problems = check_site(site, build_labels(run), run.data.image, patient_pattern=pattern).problems
+    reading = volume_reading(run, options.name)
+    site = read_site(options.name, options.data, patient_pattern=pattern, masks_required=False, **reading)
+    problems = check_site(site, build_labels(run), run.data.image, run.data.volume, patient_pattern=pattern).problems
     return not problems, "\n".join(problems[:10]) or f"{len(site.cases)} cases, no problem"
 
 

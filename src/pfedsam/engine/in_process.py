@@ -144,7 +144,7 @@ def _sites(options: RunOptions, folder: Path) -> dict[str, Site]:
     sites = build_sites(options)
     if (folder / "config.yaml").exists():
         return {name: read_split(folder / "sites" / name / "split.json", site) for name, site in sites.items()}
-    refuse_problems(sites.values(), build_labels(options), options.data.image)
+    refuse_problems(sites.values(), build_labels(options), options.data.image, options.data.volume)
     return sites
 
 

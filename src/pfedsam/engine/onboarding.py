@@ -251,7 +251,7 @@ def _check(partition: Partition, options: RunOptions, site: Site) -> None:
     """
     if not partition.shared:
         raise RunError(f"The method {options.method!r} shares nothing, so a new site has nothing to start from.")
-    refuse_problems([site], build_labels(options), options.data.image)
+    refuse_problems([site], build_labels(options), options.data.image, options.data.volume)
 
 
 def _begin(work: _Work, key: str) -> None:

@@ -194,7 +194,7 @@ class SiteAgent:
         path = self.policy.study_folder(manifest.study) / "split.json"
         if path.exists():
             return read_split(path, site)
-        refuse_problems([site], build_labels(options), options.data.image)
+        refuse_problems([site], build_labels(options), options.data.image, options.data.volume)
         write_split(path, site)
         return site
 
