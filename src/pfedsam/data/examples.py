@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, overload
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from pfedsam.data.about import about
 from pfedsam.data.images import ImageOptions
-from pfedsam.data.labels import LabelMap
+from pfedsam.data.labels import IGNORED, IGNORED_BIT, LabelMap
 from pfedsam.data.manifest import Case
 from pfedsam.data.readers import MaskReader
 from pfedsam.data.transforms import Frame, labels_to_frame, to_frame
@@ -92,7 +94,7 @@ class VolumeExamples(Sequence[Example]):
         self._frame(case, volume)
         if self._labels is not None and mask is not None:
             with about(case):
-                self.foreground += [bool(self._labels.to_classes(ids).any()) for ids in volume.all_ids(mask)]
+                self.foreground += [_holds_class(self._labels, ids) for ids in volume.all_ids(mask)]
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -151,3 +153,11 @@ class VolumeExamples(Sequence[Example]):
                 self._open.popitem(last=False)
         self._open.move_to_end(key)
         return self._open[key]
+
+
+def _holds_class(labels: LabelMap, ids: npt.NDArray[np.int64]) -> bool:
+    """Whether a slice of ids holds a class; pixels to be ignored are none."""
+    found = labels.to_classes(ids)
+    if labels.overlap:
+        return bool((found & ~np.uint8(IGNORED_BIT)).any())
+    return bool(((found > 0) & (found != IGNORED)).any())

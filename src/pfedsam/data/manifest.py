@@ -23,6 +23,9 @@ from pfedsam.data.readers import PICTURES
 Split: TypeAlias = Literal["train", "val", "test", "unused"]
 """The part of a site that a case belongs to; an `unused` case takes no part in anything."""
 
+PatientSource: TypeAlias = Literal["manifest", "pattern", "name"]
+"""Where a case's patient comes from: a cell of the manifest, the patient pattern, or the case id itself."""
+
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 SUFFIXES: Final = PICTURES
 READABLE: Final = f"{', '.join(sorted(SUFFIXES))}, NIfTI, DICOM"
@@ -59,6 +62,7 @@ class Case:
     """Which series of a DICOM folder that holds several."""
     spacing_lost: bool = False
     """The file's own spacing is not to be believed: distances are in pixels."""
+    patient_source: PatientSource = "manifest"
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,9 @@ def read_site(
     pattern = _compile(patient_pattern)
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"site {name!r}: the folder given for it does not exist; correct its path in the configuration")
+        raise DataError(
+            f"site {name!r}: there is no folder {str(folder)!r}; correct its path in the configuration (relative to that file)"
+        )
     found = (
         _from_manifest(name, folder, pattern)
         if (folder / MANIFEST).is_file()
@@ -137,7 +143,7 @@ def read_site(
 
 def orphan_masks(site: Site) -> tuple[str, ...]:
     """Files in `masks/` that belong to no case, usually misspelt; none for a site with a manifest."""
-    if (site.folder / MANIFEST).is_file():
+    if has_manifest(site):
         return ()
     known = {case.id for case in site.cases}
     return tuple(entry.path.name for entry in find_entries(site.folder / "masks") if entry.stem not in known)
@@ -145,11 +151,25 @@ def orphan_masks(site: Site) -> tuple[str, ...]:
 
 def unread_pictures(site: Site) -> tuple[str, ...]:
     """Pictures in `images/` and `masks/` of kinds that are not read, as `folder/name`; none for a site with a manifest."""
-    if (site.folder / MANIFEST).is_file():
+    if has_manifest(site):
         return ()
     return tuple(
         f"{part}/{path.name}" for part in _PARTS for path in _files(site.folder / part, endings=OTHER_PICTURES)
     )
+
+
+def unlisted_files(site: Site) -> tuple[str, ...]:
+    """Readable files in `images/` and `masks/` that the site's manifest does not name, as `folder/name`; none without a manifest."""
+    if not has_manifest(site):
+        return ()
+    listed = {path for case in site.cases for path in (case.image, case.mask, *case.sequences)}
+    found = (entry.path for part in _PARTS for entry in find_entries(site.folder / part) if entry.path not in listed)
+    return tuple(f"{path.parent.name}/{path.name}" for path in found)
+
+
+def has_manifest(site: Site) -> bool:
+    """Whether the site's cases are listed in a manifest."""
+    return (site.folder / MANIFEST).is_file()
 
 
 def pattern_is_idle(site: Site, patient_pattern: str | None) -> bool:
@@ -159,7 +179,7 @@ def pattern_is_idle(site: Site, patient_pattern: str | None) -> bool:
         OptionError: The pattern cannot be used.
     """
     pattern = _compile(patient_pattern)
-    if pattern is None or (site.folder / MANIFEST).is_file():
+    if pattern is None or has_manifest(site):
         return False
     return not any(pattern.search(case.id) for case in site.cases)
 
@@ -186,14 +206,16 @@ def _from_folders(name: str, folder: Path, pattern: re.Pattern[str] | None, chan
     except DataError as exc:
         raise DataError(f"site {name!r}: {exc}") from exc
     for stem, (first, *others) in groups:
+        patient, source = _patient(pattern, stem)
         yield Case(
             name,
             stem,
             first.path,
             masks.get(stem),
-            _patient(pattern, stem),
+            patient,
             volume=first.volume,
             sequences=tuple(entry.path for entry in others),
+            patient_source=source,
         )
 
 
@@ -274,18 +296,20 @@ def _row(
     case = cell.get("case") or image.stem
     if not _CASE.fullmatch(case):
         raise DataError(f"{where}: case {case!r} cannot name a file; use no '/', '\\' or control characters")
+    by_name, source = _patient(pattern, case)
     return Case(
         site=name,
         id=case,
         image=image.path,
         mask=_inside(folder, cell["mask"], where=where).path if cell["mask"] else None,
-        patient=cell["patient"] or _patient(pattern, case),
+        patient=cell["patient"] or by_name,
         split=_split(cell.get("split", ""), where=where),
         spacing_mm=None if spacing == _UNKNOWN else _spacing(spacing, volume=image.volume, where=where),
         volume=image.volume,
         sequences=tuple(one.path for one in images[1:]),
         series=cell.get("series") or None,
         spacing_lost=spacing == _UNKNOWN,
+        patient_source="manifest" if cell["patient"] else source,
     )
 
 
@@ -344,12 +368,13 @@ def _compile(patient_pattern: str | None) -> re.Pattern[str] | None:
     return pattern
 
 
-def _patient(pattern: re.Pattern[str] | None, case: str) -> str:
+def _patient(pattern: re.Pattern[str] | None, case: str) -> tuple[str, PatientSource]:
+    """The patient of a case without one in a manifest, and where that comes from."""
     match = pattern.search(case) if pattern else None
     if match is None or pattern is None:
-        return case
+        return case, "name"
     group: str | None = match["patient"] if "patient" in pattern.groupindex else match[1]
-    return group or case
+    return (group, "pattern") if group else (case, "name")
 
 
 def _files(folder: Path, *, endings: tuple[str, ...]) -> list[Path]:
