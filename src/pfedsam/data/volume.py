@@ -5,8 +5,9 @@ to the head, rows to the back, columns to the left; coronal ones from the back t
 rows to the feet. Masks go the way back, so that what is written has the grid of the file.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -65,11 +66,12 @@ class Slicing:
     def turn(self, plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """A plane [A, B, ...] of the file, its axes ascending, as a slice [H, W, ...]."""
         turned = plane.swapaxes(0, 1) if self.axes[1] > self.axes[2] else plane
-        return np.flip(turned, [axis for axis in (0, 1) if self.flipped[axis + 1]])
+        return np.flip(turned, tuple(axis for axis in (0, 1) if self.flipped[axis + 1]))
 
     def to_file(self, volume: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Slices [D, H, W] in the order of the file's array."""
-        return np.flip(volume, [axis for axis in range(3) if self.flipped[axis]]).transpose(np.argsort(self.axes))
+        turned = np.flip(volume, tuple(axis for axis in range(3) if self.flipped[axis]))
+        return turned.transpose(*(self.axes.index(axis) for axis in range(3)))
 
 
 def _plane(header: Header, plane: Plane, world: npt.NDArray[np.intp]) -> str:
@@ -95,7 +97,7 @@ class Scale:
         """Values as 0..1; all 0 where low and high are equal."""
         if self.high <= self.low:
             return np.zeros_like(values)
-        return np.clip((values - np.float32(self.low)) / np.float32(self.high - self.low), 0, 1)
+        return np.asarray(np.clip((values - np.float32(self.low)) / np.float32(self.high - self.low), 0, 1))
 
 
 def scale_of(reader: Reader, options: VolumeOptions, image: ImageOptions) -> Scale:
@@ -114,7 +116,10 @@ def scale_of(reader: Reader, options: VolumeOptions, image: ImageOptions) -> Sca
     if options.normalise == "none":
         whole = header.dtype.kind == "u" and header.dtype.itemsize <= 2
         return Scale(0.0, float(np.iinfo(header.dtype).max) if whole else 1.0)
-    planes = lambda: (reader.slice(index) for index in range(header.shape[2]))  # noqa: E731 - a fresh pass each time
+
+    def planes() -> Iterator[npt.NDArray[np.float32]]:
+        return (reader.slice(index) for index in range(header.shape[2]))
+
     if options.normalise == "zscore":
         mean, deviation = _moments(planes())
         return Scale(mean - 3 * deviation, mean + 3 * deviation)
@@ -132,7 +137,9 @@ def _moments(planes: Iterable[npt.NDArray[np.float32]]) -> tuple[float, float]:
     return mean, float(np.sqrt(max(0.0, squares / count - mean**2)))
 
 
-def percentiles(planes: Any, shares: tuple[float, float]) -> tuple[float, float]:  # noqa: ANN401 - a function without arguments
+def percentiles(
+    planes: Callable[[], Iterator[npt.NDArray[np.float32]]], shares: tuple[float, float]
+) -> tuple[float, float]:
     """Two percentiles (nearest rank) of all values, exactly, in the memory of one slice.
 
     A float's bits, read as an integer whose order is that of the values, are counted by their upper half and then, where a percentile lies,
@@ -283,7 +290,7 @@ class Volume:
         """
         return (self.ids(mask, number) for number in range(self.shape[0]))
 
-    def write_mask(self, path: Any, mask: npt.NDArray[Any]) -> None:  # noqa: ANN401 - a path
+    def write_mask(self, path: Path, mask: npt.NDArray[Any]) -> None:
         """Write ids [D, H, W], uint8 or uint16, on the grid of the file.
 
         Raises:

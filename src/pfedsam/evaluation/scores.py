@@ -60,17 +60,17 @@ def score_case(
     truth: npt.NDArray[np.integer],
     *,
     class_names: Sequence[str],
-    spacing_mm: tuple[float, float] | None,
+    spacing_mm: tuple[float, ...] | None,
     distances: bool = True,
 ) -> CaseScores:
     """The scores of a predicted class map against the true one.
 
     Args:
         case: The name the scores carry.
-        prediction: Class ids [H, W], 0 for background, 1..C in the order of `class_names`.
+        prediction: Class ids [H, W], or [D, H, W] of a volume, 0 for background, 1..C in the order of `class_names`.
         truth: Class ids [H, W], as above.
         class_names: The C names.
-        spacing_mm: Size of a pixel along (H, W) in mm; without it distances are in pixels.
+        spacing_mm: Size of a pixel along (H, W), or of a voxel along (D, H, W), in mm; without it distances are in pixels.
         distances: False leaves HD95 and ASSD out (None): validation needs Dice only, and they take most of the time.
 
     Raises:
@@ -91,7 +91,7 @@ def score_case(
 def _score_class(
     prediction: npt.NDArray[np.bool_],
     truth: npt.NDArray[np.bool_],
-    spacing_mm: tuple[float, float] | None,
+    spacing_mm: tuple[float, ...] | None,
     distances: bool,
 ) -> ClassScores:
     """The measures of two boolean masks [H, W]."""
