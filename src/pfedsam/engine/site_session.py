@@ -4,9 +4,9 @@ Every runtime (in process, several processes, several machines) drives these sam
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from pfedsam.data.loader import CaseTruth, load_case_truth
 from pfedsam.data.manifest import Case
 from pfedsam.engine.model_selection import Parameters, SiteModels, Validation
 from pfedsam.evaluation.predict import Forward, whole_cases
-from pfedsam.evaluation.scores import CaseScores, ClassScores, score_case
+from pfedsam.evaluation.scores import CaseScores, score_case
 from pfedsam.evaluation.summary import summarize_site
 from pfedsam.experiment.build import (
     BuiltModel,
@@ -41,6 +41,9 @@ from pfedsam.report.overlays import OverlayItem, write_overlays
 from pfedsam.training.client_round import ClientResult, ClientState, client_round, expert_usage
 from pfedsam.training.phases import Model
 from pfedsam.training.site_data import SiteData
+
+SCORES: Final = "scores.json"
+"""A site's test scores by case, in its folder; written when the study has ended there."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class SiteSession:
         built: BuiltModel,
         folder: Path,
         cache: Path,
-        start: NamedTensors | None = None,
+        start: NamedTensors,
     ) -> None:
         """Load the training part of a site.
 
@@ -77,7 +80,7 @@ class SiteSession:
             built: the federation's model; its trained parameters are overwritten.
             folder: of the site in the run.
             cache: folder for the frozen blocks' outputs.
-            start: the local parameters before its first round; the model's own where none are given.
+            start: the local parameters before its first round.
 
         Raises:
             DataError: a case cannot be read.
@@ -87,7 +90,7 @@ class SiteSession:
         self.data: SiteData = build_site_data(options, name, cases, built, cache)
         self.cases = len(cases)
         """Training cases: what the site weighs in the average."""
-        self._initial = built.start("local") if start is None else start
+        self._initial = start
         self.models = SiteModels.of(options, built, folder, self._initial)
 
     def train(self, round_: int, shared: NamedTensors) -> tuple[bytes, RoundReport]:
@@ -155,7 +158,7 @@ class SiteSession:
         )
 
     def _usage(self, result: ClientResult) -> dict[str, list[float]]:
-        if "experts" not in self.built.partition.components:
+        if not self.built.model.routers():
             return {}
         assign(self.built.model, result.state.local, self.built.partition.local)
         return expert_usage(self.built.model, self.data)
@@ -220,7 +223,7 @@ class SiteScorer:
             scores[reported], overlays = self._score(cases, model, parameters, distances=True, draw=number == 0)
             if number == 0:
                 write_overlays(folder / "overlays", overlays)
-        atomic.write_json(folder / "scores.json", {"schema": 1, "models": _plain(scores)})
+        atomic.write_json(folder / SCORES, {"schema": 2, "models": _plain(scores)})
         return scores
 
     def predict(self, examples: Sequence[Example], model: Model, parameters: Parameters) -> list[Any]:
@@ -258,11 +261,14 @@ class SiteScorer:
                 truth.classes,
                 class_names=self._labels.names,
                 spacing_mm=truth.spacing_mm,
+                patient=example.case.patient,
+                lesions=self.options.evaluation.lesions,
+                surface_tolerance=self.options.evaluation.surface_tolerance,
                 distances=distances,
             )
             scores.append(scored)
             if draw:
-                overlays.append(_overlay(truth, found.reshape(truth.classes.shape), _mean_dice(scored)))
+                overlays.append(_overlay(truth, found.reshape(truth.classes.shape), scored.dice))
         return scores, overlays
 
 
@@ -274,21 +280,20 @@ def _overlay(truth: CaseTruth, found: npt.NDArray[np.uint8], dice: float | None)
     return OverlayItem(truth.picture(worst), truth.classes[worst], found[worst], dice)
 
 
-def _mean_dice(scores: CaseScores) -> float | None:
-    defined = [s.dice for s in scores.classes.values() if s.dice is not None]
-    return sum(defined) / len(defined) if defined else None
-
-
 def _plain(scores: Mapping[str, list[CaseScores]]) -> dict[str, list[dict[str, Any]]]:
+    """The content of `scores.json` by reported model; it names cases and patients and stays at the site."""
     return {
         model: [
-            {"case": case.case, "unit": case.unit, "classes": {name: vars_of(s) for name, s in case.classes.items()}}
+            {
+                "case": case.case,
+                "patient": case.patient,
+                "unit": case.unit,
+                "volume_unit": case.volume_unit,
+                "classes": {
+                    name: {**asdict(found), "presence": case.presence[name]} for name, found in case.classes.items()
+                },
+            }
             for case in cases
         ]
         for model, cases in scores.items()
     }
-
-
-def vars_of(scores: ClassScores) -> dict[str, float | None]:
-    """The four measures by name."""
-    return {"dice": scores.dice, "iou": scores.iou, "hd95": scores.hd95, "assd": scores.assd}

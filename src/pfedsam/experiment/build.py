@@ -26,11 +26,12 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.codec import Codec
 from pfedsam.federation.methods import find_method
 from pfedsam.federation.methods.base import Method
-from pfedsam.model.backbone import backbone_digest
-from pfedsam.model.checkpoint import load_backbone
+from pfedsam.federation.roster import Roster
+from pfedsam.model.backbones.checkpoint import load_backbone
+from pfedsam.model.build import build_personal
 from pfedsam.model.numerics import CPU
 from pfedsam.model.partition import Kind, Partition
-from pfedsam.model.personal import SWITCHED, PersonalSam
+from pfedsam.model.personal import PersonalSam
 from pfedsam.model.prefix import PrefixCache, PrefixOptions
 from pfedsam.training.site_data import SiteData
 
@@ -43,12 +44,6 @@ class VolumeReading(TypedDict):
 
     channels: tuple[str, ...]
     spacing_lost: bool
-
-
-POOLED = "pooled"
-"""The one training site of a pooled method."""
-_OPTIONAL = (SWITCHED - {"personal_output_layers"}) | {"adapters", "encoder"}
-"""Components that are there because an option asks for them."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,8 @@ class BuiltModel:
     def has_shared_model(self) -> bool:
         """Whether the model without its local part is one for the whole federation: all that is local can be switched off."""
         local = set(self.partition.local)
-        fixed = [c for c, names in self.partition.components.items() if c not in SWITCHED and local & set(names)]
+        switched = self.model.groups(lambda part: part.local_only)
+        fixed = [c for c, names in self.partition.components.items() if c not in switched and local & set(names)]
         return bool(self.partition.shared) and not fixed
 
     def start(self, kind: Kind) -> dict[str, Tensor]:
@@ -165,12 +161,12 @@ def build_model(options: RunOptions, device: torch.device = CPU) -> BuiltModel:
     """
     method = build_method(options)
     model_options = method.adapt(options.model)
-    sam = load_backbone(model_options.backbone, image_size=model_options.image_size)
-    digest = backbone_digest(sam)
+    backbone = load_backbone(model_options.backbone, image_size=model_options.image_size)
+    digest = backbone.hash
     classes = len(build_labels(options).names)
-    model = PersonalSam(sam, model_options, classes, rng.generator(options.seed, "model"), device)
+    model = build_personal(backbone, model_options, classes, rng.generator(options.seed, "model"), device)
     placement = method.placement(model_options)
-    idle = sorted((set(model.components()) & _OPTIONAL) - set(placement))
+    idle = sorted(model.groups(lambda part: part.addition) - set(placement))
     if idle:
         raise OptionError(f"The method {method.name} does not train {', '.join(idle)}: leave out what switches it on.")
     partition = Partition.of(model, model.components(), placement)
@@ -185,11 +181,26 @@ def build_model(options: RunOptions, device: torch.device = CPU) -> BuiltModel:
     return BuiltModel(model, partition, digest, partition.select(model, "shared", "local"))
 
 
-def training_cases(options: RunOptions, sites: Mapping[str, Site]) -> dict[str, tuple[Case, ...]]:
-    """The training cases of each site that trains: the sites themselves, or one pooled site."""
-    if build_method(options).pooled:
-        return {POOLED: tuple(case for site in sites.values() for case in site.of("train"))}
-    return {name: site.of("train") for name, site in sites.items()}
+def build_roster(options: RunOptions) -> Roster:
+    """Which sites of the run do what."""
+    return build_method(options).roster
+
+
+def with_pool(options: RunOptions, sites: Mapping[str, Site]) -> dict[str, Site]:
+    """All sites of the run: those of the configuration, and before them the one with everybody's training images where there is one.
+
+    Raises:
+        OptionError: a site of the configuration has the pooled one's name.
+    """
+    pool = build_roster(options).pool
+    if pool is None:
+        return dict(sites)
+    if pool in sites:
+        raise OptionError(
+            f"With method {options.method} no site can be called {pool!r}, as the place of all images is. Rename the site."
+        )
+    cases = tuple(case for site in sites.values() for case in site.of("train"))
+    return {pool: Site(pool, Path(), cases), **sites}
 
 
 def build_examples(options: RunOptions, cases: tuple[Case, ...], side: int) -> Sequence[Example]:

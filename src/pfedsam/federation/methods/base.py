@@ -7,8 +7,10 @@ Everything else (the loop, messages, aggregation, evaluation) is the same for al
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from pfedsam.federation.roster import EVERY_SITE, Roster
+from pfedsam.model.build import present
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Kind, Placement
-from pfedsam.model.personal import ModelOptions, present
 from pfedsam.training.options import TrainingOptions
 from pfedsam.training.phases import PhaseSpec
 
@@ -30,10 +32,8 @@ class Method:
     """The phases after the last aggregation; nothing is sent after them."""
     opening: Callable[[TrainingOptions], tuple[PhaseSpec, ...]] | None = None
     """The phases of the rounds of `training.opening`, of as many steps as the others; None where all rounds are alike."""
-    pooled: bool = False
-    """All sites' images in one place: the upper bound that privacy forbids."""
-    own_end: bool = False
-    """With `pooled`: each site runs the final phases by itself, from the pooled model on."""
+    roster: Roster = EVERY_SITE
+    """Who does what; one with a pool has all training images in one place: the upper bound that privacy forbids."""
 
     def phases_of(self, options: TrainingOptions, round_: int) -> tuple[PhaseSpec, ...]:
         """The phases of round `round_`, counted from 0."""
@@ -46,26 +46,13 @@ class Method:
         return (*(self.opening(options) if self.opening else ()), *self.phases(options))
 
 
-LOCAL_PARTS = ("experts", "norms", "local_lora", "personal_copy")
-"""What is local wherever it is switched on."""
 HEAD = ("class_tokens", "output_layers")
-"""What answers for the classes; every method has to train it, or its output layers at least."""
+"""The segmentation head; every method has to train it, or its output layers at least."""
 
 
 def plain(options: ModelOptions) -> ModelOptions:
     """The model as configured, less all that pfedsam or its ablations add to it; one set of output layers, shared."""
-    layers = "frozen" if options.output_layers == "frozen" else "shared"
-    return options.model_copy(
-        update={
-            "experts": None,
-            "norms": "frozen",
-            "local_lora": None,
-            "personal_copy": False,
-            "adapters": None,
-            "train_encoder": False,
-            "output_layers": layers,
-        }
-    )
+    return options.without_additions()
 
 
 def place(options: ModelOptions, *, shared: Iterable[str] = (), local: Iterable[str] = ()) -> Placement:

@@ -1,0 +1,322 @@
+"""The round loop of every study, on one machine and between hospitals: rounds with quorum and deadline, committed one by one.
+
+It knows nothing of networks or processes: a `Transport` carries requests to the sites and brings their replies back. The order of writing
+in a round: every site commits its own state; the server aggregates; records are written; then the server's state is renamed into place,
+and with that the round is done. A loop that was killed goes on from there; sites go back to the server's round, and records after it are
+dropped, so that what is repeated is repeated from the same place.
+
+What sites send is not trusted: it is parsed, checked and, where it fails, refused for a reason that repeats nothing of it.
+"""
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from pfedsam.core.errors import PfedsamError, QuorumError, RunError, UpdateError
+from pfedsam.core.log import get_logger
+from pfedsam.core.options import Options
+from pfedsam.engine.export import export_adapter
+from pfedsam.engine.run_end import by_model, write_end
+from pfedsam.engine.scalar_metrics import to_report, to_summaries, to_validation
+from pfedsam.engine.server_files import SERVER, record_aggregate, record_report, record_validation
+from pfedsam.engine.study_folder import StudyFolder
+from pfedsam.engine.transport import Transport
+from pfedsam.evaluation.summary import SiteSummary
+from pfedsam.experiment.build import BuiltModel, build_labels, build_method, build_model, build_roster
+from pfedsam.experiment.load import load_options
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.aggregation import NothingToAverageError, check_registration, open_messages
+from pfedsam.federation.manifest import StudyManifest, Task, read_manifest
+from pfedsam.federation.messages import REFUSALS, Reply, Request, in_words, reply_from_wire, request_to_wire
+from pfedsam.federation.server import ServerState, aggregate
+from pfedsam.federation.update import label
+from pfedsam.report.records import RecordWriter, read_records
+from pfedsam.report.summary_file import Communication, PartSizes
+
+_LOG = get_logger(__name__)
+Outcome = Literal["finished", "again"]
+"""`again`: the run of sites should be set up anew, so that a site that came (back) can take part; the study then goes on."""
+
+
+class RoundPolicy(Options):
+    """How long a coordinator waits, and for how many."""
+
+    quorum: int = Field(default=2, ge=1, description="Least number of accepted updates for a round to count.")
+    deadline_s: int = Field(default=1800, ge=1, description="Seconds that sites have for a client round.")
+    join_s: int = Field(
+        default=300,
+        ge=1,
+        description="Seconds to wait for all of the study's sites to connect; then it begins with those there, or stops below the "
+        "quorum. Once it has begun, no wait is longer than the deadline.",
+    )
+    score_s: int = Field(default=1800, ge=1, description="Seconds that sites have for the test at the end.")
+
+    @property
+    def return_s(self) -> int:
+        """Seconds to wait for sites to load the study, and for those of one that has begun to connect again."""
+        return min(self.join_s, self.deadline_s)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study goes on from."""
+
+    options: RunOptions
+    manifest: StudyManifest
+    policy: RoundPolicy
+    state: ServerState
+    """After the last committed round."""
+    built: BuiltModel | None = None
+    """The model, where it is in memory already."""
+    sizes: Mapping[str, PartSizes] | None = None
+    """How many cases each site trains and validates on, where that is known before a site has said so."""
+
+
+def read_study(folder: Path) -> Study:
+    """The study in a coordinator's folder.
+
+    Raises:
+        RunError: there is none.
+    """
+    stored, manifest = StudyFolder(folder), read_manifest(folder / "manifest.json")
+    options = load_options(folder / "config.yaml")
+    return Study(options, manifest, stored.read_policy(RoundPolicy), stored.load_state(manifest))
+
+
+class StudyRun:
+    """A study from its last committed round to its report."""
+
+    def __init__(self, folder: Path, transport: Transport, study: Study | None = None) -> None:
+        """Prepare to go on.
+
+        Args:
+            folder: of the study, or of a local run.
+            transport: reaches the sites.
+            study: None for the one that a coordinator's folder holds.
+
+        Raises:
+            RunError: it holds none.
+        """
+        study = study or read_study(folder)
+        self.folder, self.transport = StudyFolder(folder), transport
+        self.options, self.manifest, self.policy = study.options, study.manifest, study.policy
+        self.state, self._built, self._sizes = study.state, study.built, study.sizes
+        self.roster = build_roster(self.options)
+        self.registered: dict[str, int] = self.folder.read_registered()
+        self.present: list[str] = []
+        self._started, self._resumed = time.monotonic(), self.state.round > 0
+
+    def run(self) -> Outcome:
+        """Go on until the study is finished, or the sites should be set up anew.
+
+        Raises:
+            QuorumError: too few sites; the study stands at its last committed round.
+        """
+        with RecordWriter(self.folder.path / "records.jsonl") as records:
+            records.truncate_after(self.state.round - 1)
+            self._join(records, self.transport.connected())
+            if len(self.present) < self.policy.quorum:
+                raise QuorumError(
+                    f"{len(self.present)} site(s) joined within {self.policy.return_s} s; the quorum is {self.policy.quorum}. "
+                    "Nothing was changed; submit the study again when more sites are there."
+                )
+            while self.state.round < self.manifest.rounds:
+                if self.transport.wants_again():
+                    return "again"
+                self._join(records, [s for s in self.transport.connected() if s not in self.present])
+                self._round(records)
+            trained = self._seconds()
+            self._finalize(records)
+            summaries = self._test(records)
+            total = self._seconds()
+            seconds = {"since resumed": total} if self._resumed else {"train": trained, "total": total}
+            records.write({"kind": "timing", **seconds})
+        self._report(summaries, seconds)
+        return "finished"
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._started, 1)
+
+    def _sites_for(self, task: Task) -> list[str]:
+        """The sites that are asked for a task: those that joined, and with a pooled site those that only its roster asks."""
+        others = [site for site in self.transport.connected() if self.roster.pool and site not in self.present]
+        return self._ordered({site for site in (*self.present, *others) if self.roster.asks(site, task)})
+
+    def _join(self, records: RecordWriter, sites: Sequence[str]) -> None:
+        sites = [site for site in sites if self.roster.asks(site, "join")]
+        if not sites:
+            return
+        replies = self._ask(records, "join", self.state.round, sites, self.policy.return_s, manifest=True)
+        refused = {}
+        for site, reply in replies.items():
+            cases = reply.scalar_metrics.get("cases")
+            before = self.registered.get(site, cases)
+            try:
+                check_registration({site: cases})  # type: ignore[dict-item]
+                if cases != before:
+                    raise RunError(f"it registered with {before} cases before and says {cases} now.")
+            except RunError as error:
+                refused[site] = str(error)
+                continue
+            self.registered[site] = int(cases or 0)
+            self.present = self._ordered({*self.present, site})
+        self._absent(records, "join", self.state.round, refused)
+        self.folder.write_registered(self.registered)
+        self._tell("running")
+
+    def _round(self, records: RecordWriter) -> None:
+        current, started, asked = self.state, time.monotonic(), self._sites_for("train")
+        replies = self._ask(records, "train", current.round, asked, self.policy.deadline_s)
+        records.write({"kind": "timing", "round": current.round, "train_s": round(time.monotonic() - started, 2)})
+        for site, reply in replies.items():
+            report = to_report(reply.scalar_metrics, self.manifest.scalar_metrics["train"])
+            record_report(records, current.round, site, report)
+        state = self._aggregate(records, replies)
+        every = self.options.evaluation.validate_every
+        self.state = state
+        if every and ((current.round + 1) % every == 0 or current.round + 1 == self.manifest.rounds):
+            self._validate(records, current.round, silent=set(asked) - set(replies))
+        self.folder.save_state(self.state, self.manifest)
+        self._tell("running")
+
+    def _aggregate(self, records: RecordWriter, replies: Mapping[str, Reply]) -> ServerState:
+        current, spec = self.state, self.manifest.spec
+        if not spec.tensors:
+            self._check_quorum(len(replies), current.round, {})
+            return ServerState(current.round + 1, current.shared)
+        messages = {site: reply.update for site, reply in replies.items()}
+        updates, rejected = open_messages(messages, spec, current.shared)
+        try:
+            state, result = aggregate(current, updates, spec, {site: self.registered[site] for site in self.present})
+            accepted, rejected = result.accepted, {**rejected, **result.rejected}
+        except NothingToAverageError as error:
+            state, accepted, rejected = current, (), {**rejected, **error.rejected}
+        record_aggregate(records, current.round, accepted, rejected, messages)
+        self._check_quorum(len(accepted), current.round, rejected)
+        return state
+
+    def _check_quorum(self, accepted: int, round_: int, rejected: Mapping[str, str]) -> None:
+        if accepted < self.policy.quorum:
+            raise QuorumError(
+                f"round {round_ + 1} has {accepted} accepted update(s); the quorum is {self.policy.quorum}. "
+                f"{' '.join(rejected.values())} The shared parameters stay as they were before it. Go on from there by submitting the "
+                "study again, or a run of this machine with --resume."
+            )
+
+    def _validate(self, records: RecordWriter, round_: int, *, silent: Collection[str]) -> None:
+        """Ask the sites, less those that did not reply in this round; they have cost it a deadline already."""
+        sites = [site for site in self._sites_for("validate") if site not in silent]
+        replies = self._ask(records, "validate", round_, sites, self.policy.deadline_s)
+        for site, reply in replies.items():
+            found = to_validation(reply.scalar_metrics, self.manifest.scalar_metrics["validate"])
+            record_validation(records, round_, site, found)
+
+    def _finalize(self, records: RecordWriter) -> None:
+        if not build_method(self.options).final(self.options.training):
+            return
+        rounds, asked = self.manifest.rounds, self._sites_for("finalize")
+        replies = self._ask(records, "finalize", rounds, asked, self.policy.deadline_s)
+        for site, reply in replies.items():
+            report = to_report(reply.scalar_metrics, self.manifest.scalar_metrics["finalize"])
+            record_report(records, rounds, site, report)
+        if self.options.evaluation.validate_every:
+            # What is chosen on validation is the model that a site ends with.
+            self._validate(records, rounds, silent=set(asked) - set(replies))
+
+    def _test(self, records: RecordWriter) -> dict[str, dict[str, SiteSummary]]:
+        replies = self._ask(records, "test", self.manifest.rounds, self._sites_for("test"), self.policy.score_s)
+        classes = tuple(build_labels(self.options).names)
+        found = {}
+        for site, reply in replies.items():
+            if set(reply.scalar_metrics) == set(self.manifest.scalar_metrics["test"]):
+                found[site] = to_summaries(reply.scalar_metrics, classes)
+            else:
+                self._absent(records, "test", self.manifest.rounds, {site: "its scores were not complete"})
+        return found
+
+    def _report(self, summaries: Mapping[str, Mapping[str, SiteSummary]], seconds: Mapping[str, float]) -> None:
+        if not summaries:
+            raise QuorumError("no site sent its test scores in time; submit the study again to score once more.")
+        built = self._built or build_model(self.options)
+        export_adapter((self.folder.path / SERVER).parent, self.options, built, self.state.shared)
+        sizes = self._sizes or {site: PartSizes(train=cases) for site, cases in self.registered.items()}
+        write_end(self.folder.path, self.options, by_model(summaries), sizes, self._communication(), seconds)
+        self._tell("finished")
+
+    def _communication(self) -> Communication:
+        """Bytes of the last round's messages, or of an update's values where no message came, and these by component."""
+        records = read_records(self.folder.path / "records.jsonl")
+        sent = [max(r["up_bytes"].values(), default=0) for r in records if r["kind"] == "aggregate"]
+        by_component = self.manifest.component_bytes()
+        return Communication(
+            up_bytes_per_site_round=(sent[-1] if sent else 0) or sum(by_component.values()),
+            down_bytes_per_site_round=len(self.state.to_bytes()),
+            by_component=by_component,
+        )
+
+    def _ask(
+        self,
+        records: RecordWriter,
+        task: Task,
+        round_: int,
+        sites: Sequence[str],
+        deadline_s: int,
+        *,
+        manifest: bool = False,
+    ) -> dict[str, Reply]:
+        """The sound replies by site, in the study's order; everyone else is recorded with a reason."""
+        request = Request(
+            task,
+            self.manifest.study,
+            self.manifest.digest,
+            round_,
+            manifest=self.manifest.model_dump_json().encode() if manifest else b"",
+            shared=b"" if manifest else self.state.to_bytes(),
+        )
+        answers = self.transport.ask(request_to_wire(request), task, sites, deadline_s)
+        reasons = {**answers.missing, **{s: f"{n} reply(s) came after their deadline" for s, n in answers.late.items()}}
+        replies = {}
+        for site in self._ordered(answers.wires):
+            try:
+                reply = reply_from_wire(answers.wires[site])
+                _check_reply(reply, request, self.manifest)
+            except PfedsamError as error:
+                reasons[site] = str(error)
+                continue
+            if reply.refused:
+                reasons[site] = REFUSALS[reply.refused]
+            else:
+                replies[site] = reply
+        self._absent(records, task, round_, reasons)
+        return replies
+
+    def _absent(self, records: RecordWriter, task: Task, round_: int, reasons: Mapping[str, str]) -> None:
+        if reasons:
+            named = {label(site): reasons[site] for site in sorted(reasons)}
+            records.write({"kind": "absent", "round": round_, "task": task, "sites": named})
+            asked = in_words(task, round_, self.manifest.rounds)
+            _LOG.warning("%s: %s", asked, "; ".join(f"{s}: {r}" for s, r in named.items()))
+
+    def _ordered(self, sites: Sequence[str] | set[str] | Mapping[str, object]) -> list[str]:
+        """The sites in the configuration's order, those that it does not name after them by name."""
+        named = self.roster.sites(list(self.options.data.sites))
+        return sorted(sites, key=lambda site: (named.index(site) if site in named else len(named), site))
+
+    def _tell(self, state: str) -> None:
+        self.folder.write_status(state, round_=self.state.round, rounds=self.manifest.rounds, sites=self.present)
+
+
+def _check_reply(reply: Reply, request: Request, manifest: StudyManifest) -> None:
+    """Let a reply pass only if it answers this request and holds no number that the manifest does not list.
+
+    Raises:
+        UpdateError: it does not; the message repeats nothing of what was sent.
+    """
+    if (reply.task, reply.study, reply.round) != (request.task, request.study, request.round):
+        raise UpdateError("its reply answers another request: stale, or sent twice.")
+    if set(reply.scalar_metrics) - set(manifest.scalar_metrics.get(request.task, ())):
+        raise UpdateError("its reply holds numbers that the manifest does not list.")

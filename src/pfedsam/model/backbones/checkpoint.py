@@ -1,0 +1,342 @@
+"""Loads the backbone: a shipped SAM, an official or MedSAM `.pth`, a `transformers` folder, or a name on the hub.
+
+Loading is strict. Every tensor of the file has its place in the model and every place its tensor, in the right shape,
+finite; otherwise nothing is loaded and the message lists what is missing, extra and misshapen by the file's own names.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import SamConfig, SamHQConfig
+
+from pfedsam.core import tensors as tensor_files
+from pfedsam.core.errors import CheckpointError, StoreError
+from pfedsam.core.files import open_regular
+from pfedsam.core.tensors import NamedTensors
+from pfedsam.model.backbones.base import Backbone
+from pfedsam.model.backbones.compact import sam_config
+from pfedsam.model.backbones.encoder import Network
+from pfedsam.model.backbones.key_map import TIED, to_official, to_transformers
+from pfedsam.model.backbones.resize import MAX_IMAGE_SIZE, config_at, tensors_at
+from pfedsam.model.backbones.sam import SamBackbone
+from pfedsam.model.backbones.sam_hq import SamHqBackbone
+from pfedsam.model.torch_file import read_torch_file
+from pfedsam.model.weights import check_official_name
+
+BACKBONES: Mapping[str, type[SamBackbone]] = {kind.model_type: kind for kind in (SamBackbone, SamHqBackbone)}
+"""By the `model_type` of a `transformers` folder."""
+SHIPPED = Path(__file__).parents[2] / "weights"
+"""The folder of the package that holds one `transformers` folder for each SAM of ours."""
+Config: TypeAlias = SamConfig | SamHQConfig
+
+MAX_CONFIG_BYTES = 2**20
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILES = ["config.json", "model.safetensors"]
+_LISTED = 3
+_ODD_CONFIG = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, StrictDataclassError)
+"""What `transformers` raises while it makes a configuration, or a model of it, from values that make no sense."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What tells the official models apart: the image encoder's width, blocks, heads, and globally attending blocks."""
+
+    width: int
+    depth: int
+    heads: int
+    global_blocks: tuple[int, ...]
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "ViT-B": Architecture(768, 12, 12, (2, 5, 8, 11)),
+    "ViT-L": Architecture(1024, 24, 16, (5, 11, 17, 23)),
+    "ViT-H": Architecture(1280, 32, 16, (7, 15, 23, 31)),
+}
+"""The architectures of Segment Anything's `.pth` files (segment_anything/build_sam.py); MedSAM is a ViT-B."""
+
+
+def load_backbone(source: str | Path, *, image_size: int | None = None) -> Backbone:
+    """The backbone that `source` names: in evaluation mode, float32, no parameter asking for gradients.
+
+    Args:
+        source: a shipped name such as `sam-tiny`; a Segment Anything or MedSAM `.pth` file; a folder of SAM or SAM-HQ with
+            `config.json` and `model.safetensors` as `transformers` writes it; or a hub name such as `facebook/sam-vit-base`.
+        image_size: side of the square image in pixels (S), a multiple of the patch size; None keeps the source's own.
+            Position embeddings are interpolated (`pfedsam.model.backbones.resize`).
+
+    Raises:
+        CheckpointError: the source does not exist, is unsafe, damaged or of another model; nothing in it was run.
+        OptionError: `image_size` is not allowed.
+    """
+    network = load_network(source, image_size=image_size)
+    return BACKBONES[network.config.model_type](network)
+
+
+def load_network(source: str | Path, *, image_size: int | None = None) -> Network:
+    """The network of `transformers` that `load_backbone` takes over, with that package's own encoder blocks.
+
+    Raises:
+        CheckpointError: as `load_backbone`.
+        OptionError: as `load_backbone`.
+    """
+    config, tensors = _read(source)
+    if image_size is not None:
+        config = config_at(config, image_size)
+        tensors = tensors_at(tensors, config)
+    return _assemble(config, tensors)
+
+
+def shipped_names() -> list[str]:
+    """The names of the SAMs whose weights are part of the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+
+
+def backbone_file(source: str, base: Path = Path()) -> Path | None:
+    """The file or folder, seen from `base`, that `load_backbone` reads; None for a name, of a shipped SAM or on the hub."""
+    path = base / source
+    return path if source not in shipped_names() and path.exists() else None
+
+
+def _read(source: str | Path) -> tuple[Config, NamedTensors]:
+    """The configuration and all tensors by `transformers` name, accounted for.
+
+    Raises:
+        CheckpointError: as `load_backbone`.
+    """
+    path = Path(source)
+    if str(source) in shipped_names():
+        return _from_folder(SHIPPED / str(source), str(source))
+    if path.is_dir():
+        return _from_folder(path, path.name)
+    if path.is_file():
+        return _from_official(path)
+    if _HUB_NAME.fullmatch(str(source)) and path.suffix.lower() not in {".pth", ".pt", ".bin"}:
+        return _from_hub(str(source))
+    raise CheckpointError(
+        f"There are no weights at {str(source)!r}. Allowed: a shipped name ({_shipped()}), a Segment Anything or "
+        "MedSAM .pth file, a transformers folder with config.json and model.safetensors, or a hub name such as "
+        "facebook/sam-vit-base. `pfedsam weights list` shows the official files."
+    )
+
+
+def _from_official(path: Path) -> tuple[Config, NamedTensors]:
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{path.name} needs its config.json: name the folder that holds both.")
+    check_official_name(path)
+    tensors = read_torch_file(path)
+    config = _recognise(path.name, tensors)
+    expected = {to_official(name) or name: shape for name, shape in _shapes(config).items()}
+    _account(path.name, expected, tensors)
+    return config, {to_transformers(name) or name: tensor for name, tensor in tensors.items()}
+
+
+def _recognise(label: str, tensors: NamedTensors) -> SamConfig:
+    """The configuration of the official architecture that the shapes belong to.
+
+    Raises:
+        CheckpointError: they belong to none.
+    """
+    known = ", ".join(f"{name} ({a.depth} blocks of width {a.width})" for name, a in ARCHITECTURES.items())
+    grid = tensors.get("image_encoder.pos_embed")
+    if grid is None or grid.dim() != 4 or grid.shape[1] != grid.shape[2]:
+        first = ", ".join(list(tensors)[:_LISTED])
+        raise CheckpointError(
+            f"{label} is not a Segment Anything state_dict: it has no square image_encoder.pos_embed (it starts with "
+            f"{first or 'nothing'}). Readable are {known}; SAM 2 and MobileSAM are other models; "
+            "SAM-HQ is read from a transformers folder."
+        )
+    depth = len({name.split(".")[2] for name in tensors if name.startswith("image_encoder.blocks.")})
+    for architecture in ARCHITECTURES.values():
+        if (architecture.width, architecture.depth) == (grid.shape[3], depth):
+            return _official_config(architecture, 16 * grid.shape[1])
+    raise CheckpointError(f"{label} has {depth} blocks of width {grid.shape[3]}; readable are {known}.")
+
+
+def _official_config(architecture: Architecture, image_size: int) -> SamConfig:
+    if image_size > MAX_IMAGE_SIZE:
+        raise CheckpointError(f"The position embedding is for images of {image_size} pixels, above {MAX_IMAGE_SIZE}.")
+    config = sam_config(
+        image_size=image_size,
+        width=architecture.width,
+        depth=architecture.depth,
+        heads=architecture.heads,
+        window=14,
+        global_blocks=architecture.global_blocks,
+        decoder_width=256,
+        decoder_mlp=2048,
+    )
+    # The decoder blocks use nn.LayerNorm's own 1e-5 (segment_anything/modeling/transformer.py), not transformers' 1e-6.
+    decoder: Any = config.mask_decoder_config
+    decoder.layer_norm_eps = 1e-5
+    return config
+
+
+def _from_folder(folder: Path, label: str) -> tuple[Config, NamedTensors]:
+    try:
+        config = _read_config(folder / "config.json")
+        expected = _shapes(config)
+    except OSError as error:
+        raise CheckpointError(
+            f"{label} has no readable config.json ({error.strerror or error}). A transformers folder holds config.json "
+            "and model.safetensors."
+        ) from error
+    except _ODD_CONFIG as error:
+        raise CheckpointError(
+            f"{label}/config.json does not describe a SAM or SAM-HQ: {_brief(error)}. Expected is what transformers writes "
+            'for SamModel (model_type "sam") or SamHQModel (model_type "sam_hq").'
+        ) from error
+    try:
+        tensors, _ = tensor_files.load(folder / "model.safetensors")
+    except StoreError as error:
+        raise CheckpointError(
+            f"{label}: {error} Fetch or copy the folder again, with all tensors in one file "
+            '(`save_pretrained(folder, max_shard_size="10GB")`).'
+        ) from error
+    tensors = _untie(label, tensors)
+    _account(label, expected, tensors)
+    return config, tensors
+
+
+def _read_config(path: Path) -> Config:
+    """The configuration in a file, of sizes that can be built.
+
+    Raises:
+        ValueError: it is too long, not JSON, of another model, or has a size out of bounds.
+    """
+    with open_regular(path) as file:
+        text = file.read(MAX_CONFIG_BYTES + 1)
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ValueError(f"it is longer than {MAX_CONFIG_BYTES} bytes")
+    table = json.loads(text)
+    found = table.get("model_type") if isinstance(table, dict) else None
+    kind = BACKBONES.get(found) if isinstance(found, str) else None
+    if kind is None:
+        raise ValueError(f"its model_type is {found!r}")
+    # The table's own first: transformers makes lists as long as some of them say.
+    for part in (table, *(part for part in table.values() if isinstance(part, dict))):
+        _check_sizes(part)
+    config: Config = kind.config_class.from_dict(table)
+    vision: Any = config.vision_config
+    prompts: Any = config.prompt_encoder_config
+    decoder: Any = config.mask_decoder_config
+    for part in (vision, prompts, decoder):
+        _check_sizes(part.to_dict())
+    sides = (vision.image_size, vision.image_size // vision.patch_size)
+    if vision.image_size % vision.patch_size or (prompts.image_size, prompts.image_embedding_size) != sides:
+        raise ValueError(
+            f"its images of {sides[0]} pixels in patches of {vision.patch_size} do not fit its prompts, which are for "
+            f"images of {prompts.image_size} pixels and {prompts.image_embedding_size} patches a side"
+        )
+    kind.check_config(config)
+    return config
+
+
+def _check_sizes(sizes: Mapping[str, Any]) -> None:
+    """Refuse sizes that no SAM has before a model of them is made.
+
+    Raises:
+        ValueError: one is out of bounds.
+    """
+    few = {"num_hidden_layers", "num_multimask_outputs", "iou_head_depth", "num_point_embeddings"}
+    for name, size in sizes.items():
+        limit = 256 if name in few else 16_384
+        if type(size) is int and not 0 <= size <= limit:
+            raise ValueError(f"{name} is {size}, allowed are 0 to {limit}")
+    for name in ("image_size", "patch_size"):
+        if type(sizes.get(name, 1)) is not int or not 1 <= sizes.get(name, 1) <= MAX_IMAGE_SIZE:
+            raise ValueError(f"{name} is {sizes[name]!r}, allowed is one number from 1 to {MAX_IMAGE_SIZE}")
+
+
+def _from_hub(name: str) -> tuple[Config, NamedTensors]:
+    try:
+        folder = huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{name} is neither a path here nor in the hub's cache, and it could not be fetched from the hub "
+            f"({_brief(error)}). Check the name and the connection; on a machine without network, copy the folder "
+            f"with config.json and model.safetensors there and give its path, or use a shipped name ({_shipped()})."
+        ) from error
+    return _from_folder(Path(folder), name)
+
+
+def _untie(label: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with the one parameter that SAM uses twice under one name; files hold either name or both.
+
+    Raises:
+        CheckpointError: both are there and differ.
+    """
+    twin, kept = TIED
+    if twin not in tensors:
+        return tensors
+    value = tensors[twin]
+    if not torch.equal(tensors.get(kept, value), value):
+        raise CheckpointError(f"{label}: {twin} and {kept} differ, and SAM has one of both. Save the model anew.")
+    return {name: tensor for name, tensor in tensors.items() if name != twin} | {kept: value}
+
+
+def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter by `transformers` name; nothing of its size is allocated."""
+    with torch.device("meta"):
+        state = BACKBONES[config.model_type].network_class(config).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if name != TIED[0]}
+
+
+def _account(label: str, expected: Mapping[str, tuple[int, ...]], tensors: NamedTensors) -> None:
+    """Make sure that there is exactly what is expected, of numbers that can be computed with.
+
+    Raises:
+        CheckpointError: it lists what differs.
+    """
+    missing = [name for name in expected if name not in tensors]
+    extra = [name for name in tensors if name not in expected]
+    misshapen = [
+        f"{name} {tuple(tensors[name].shape)} instead of {shape}"
+        for name, shape in expected.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    listed = [_some("missing", missing), _some("extra", extra), _some("of another shape", misshapen)]
+    if any(listed):
+        raise CheckpointError(
+            f"{label} does not fit the model that it looks like: {'; '.join(filter(None, listed))}. "
+            f"Expected are {len(expected)} tensors, found {len(tensors)}. Use the unchanged file of its publisher, or "
+            "save the whole model with save_pretrained."
+        )
+    spoilt = [n for n, tensor in tensors.items() if not tensor.is_floating_point() or not tensor.isfinite().all()]
+    if spoilt:
+        raise CheckpointError(f"{label} has {_some('with NaN, infinity or integers', spoilt)}. Fetch it again.")
+
+
+def _some(what: str, names: list[str]) -> str:
+    """Such as `2 tensors missing (a, b)`; empty when there are none."""
+    more = ", ..." if len(names) > _LISTED else ""
+    return f"{len(names)} tensors {what} ({', '.join(names[:_LISTED])}{more})" if names else ""
+
+
+def _assemble(config: Config, tensors: NamedTensors) -> Network:
+    """A model of the given tensors, copied as float32; nothing is initialised at random on the way."""
+    with torch.device("meta"):
+        model: Network = BACKBONES[config.model_type].network_class(config)
+    values = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+    twin, kept = TIED
+    model.load_state_dict(values | {twin: values[kept]}, assign=True)
+    model.prompt_encoder.shared_embedding.positional_embedding = model.shared_image_embedding.positional_embedding
+    model.train(False)
+    model.requires_grad_(False)
+    return model
+
+
+def _shipped() -> str:
+    return ", ".join(shipped_names()) or "none is installed"
+
+
+def _brief(error: BaseException) -> str:
+    """What an error says, in one short line; the first line of some only announces the others."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

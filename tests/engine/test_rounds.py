@@ -1,0 +1,424 @@
+"""A study over sites elsewhere: the embedded runtime's bits, and a round that survives what sites and networks do."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pfedsam.core import tensors
+from pfedsam.core.errors import QuorumError, RunError
+from pfedsam.core.tensors import digest
+from pfedsam.data.tiling import TilingOptions
+from pfedsam.engine import run_end
+from pfedsam.engine.rounds import RoundPolicy, StudyRun
+from pfedsam.engine.run import run
+from pfedsam.engine.run_folder import open_run
+from pfedsam.engine.server_files import SERVER
+from pfedsam.engine.site_model import SiteModel
+from pfedsam.engine.study_folder import StudyFolder, create_study
+from pfedsam.engine.transport import Answers
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.ledger import Ledger
+from pfedsam.federation.manifest import StudyManifest, read_manifest
+from pfedsam.federation.messages import Reply, Request, reply_from_wire, reply_to_wire, request_from_wire
+from pfedsam.federation.site_store import SiteStore
+from pfedsam.federation.update import Update, decode, encode
+from pfedsam.report.records import read_records
+from pfedsam.report.summary_file import read_summary
+
+
+@pytest.fixture
+def options(toy_options: RunOptions) -> RunOptions:
+    training = toy_options.training.model_copy(update={"rounds": 3})
+    return toy_options.model_copy(update={"training": training})
+
+
+@pytest.fixture
+def study(tmp_path: Path, options: RunOptions) -> Path:
+    return create_study(options, tmp_path / "studies", RoundPolicy(quorum=2))
+
+
+def rows(study: Path, kind: str) -> list[dict]:
+    return [record for record in read_records(study / "records.jsonl") if record["kind"] == kind]
+
+
+def local_state(sites, name: str):
+    (folder,) = (sites.folders[name] / "studies").iterdir()
+    return SiteStore(folder / "state").load()
+
+
+def run_there_and_here(tmp_path: Path, options: RunOptions, make_sites) -> tuple[Path, Any]:
+    """A study over sites elsewhere, and the embedded run in `here`: their shared parameters are equal. Gives the study and its sites."""
+    study = create_study(options, tmp_path / "studies", RoundPolicy())
+    sites = make_sites(options, read_manifest(study / "manifest.json"))
+    assert StudyRun(study, sites).run() == "finished"
+    run(options, tmp_path / "here")
+    assert digest(tensors.load(study / SERVER)[0]) == digest(tensors.load(tmp_path / "here" / SERVER)[0])
+    return study, sites
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "codec"), [("pfedsam", "fp32"), ("pfedsam", "int4"), ("fedprox", "int8"), ("local-only", "fp32")]
+)
+def test_shared_parameters_local_states_records_and_scores_are_those_of_the_embedded_runtime(
+    tmp_path: Path, options: RunOptions, make_sites, method: str, codec: str
+) -> None:
+    communication = options.communication.model_copy(update={"codec": codec})
+    options = options.model_copy(update={"method": method, "communication": communication})
+    study, sites = run_there_and_here(tmp_path, options, make_sites)
+    for name in options.data.sites:
+        here, there = SiteStore(tmp_path / "here" / "sites" / name / "state").load(), local_state(sites, name)
+        assert digest(here.local) == digest(there.local)
+        assert digest(here.optimizer) == digest(there.optimizer)
+    untimed = [
+        [r for r in read_records(folder / "records.jsonl") if r["kind"] != "timing"]
+        for folder in (study, tmp_path / "here")
+    ]
+    assert untimed[0] == untimed[1]
+    one, other = read_summary(study / "summary.json"), read_summary(tmp_path / "here" / "summary.json")
+    assert (one.sites, one.mean, one.communication) == (other.sites, other.mean, other.communication)
+
+
+def test_a_manifest_does_not_say_where_the_coordinator_keeps_its_backbone(study: Path, options: RunOptions) -> None:
+    manifest = read_manifest(study / "manifest.json")
+    assert Path(options.model.backbone).is_absolute()
+    assert manifest.configuration["model"]["backbone"] == Path(options.model.backbone).name
+    assert str(Path(options.model.backbone).parent) not in (study / "manifest.json").read_text()
+
+
+@pytest.mark.slow
+def test_sites_that_train_on_tiles_weigh_by_their_cases(tmp_path: Path, options: RunOptions, make_sites) -> None:
+    training = options.training.model_copy(update={"rounds": 1})
+    data = options.data.model_copy(update={"tiling": TilingOptions(side=48)})
+    run_there_and_here(tmp_path, options.model_copy(update={"data": data, "training": training}), make_sites)
+
+
+@pytest.mark.slow
+def test_a_site_predicts_with_what_it_ended_a_study_with(tmp_path: Path, options: RunOptions, make_sites) -> None:
+    study, sites = run_there_and_here(tmp_path, options, make_sites)
+    (name, data), *_ = options.data.sites.items()
+    image = sorted((data / "images").iterdir())[0]
+    expected = open_run(tmp_path / "here").predict(name, image)
+    for asked in (None, study.name):
+        assert (SiteModel(sites.folders[name], asked).predict(image) == expected).all()
+    with pytest.raises(RunError, match=f"no study other has ended.*{study.name}"):
+        SiteModel(sites.folders[name], "other")
+    shutil.rmtree(sites.folders[name] / "studies")
+    with pytest.raises(RunError, match="ended here: none yet"):
+        SiteModel(sites.folders[name])
+
+
+@pytest.mark.slow
+def test_a_coordinator_that_dies_before_it_commits_repeats_the_round_to_the_same_bits(
+    tmp_path: Path, options: RunOptions, make_sites, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sites = make_sites(options, read_manifest(study / "manifest.json"))
+    save = StudyFolder.save_state
+
+    def die(self: StudyFolder, state, manifest) -> None:
+        if state.round == 2:
+            monkeypatch.setattr(StudyFolder, "save_state", save)
+            raise KeyboardInterrupt
+        save(self, state, manifest)
+
+    monkeypatch.setattr(StudyFolder, "save_state", die)
+    with pytest.raises(KeyboardInterrupt):
+        StudyRun(study, sites).run()
+    assert StudyFolder(study).load_state(read_manifest(study / "manifest.json")).round == 1
+    assert StudyRun(study, sites).run() == "finished"
+    run(options, tmp_path / "here")
+    assert digest(tensors.load(study / SERVER)[0]) == digest(tensors.load(tmp_path / "here" / SERVER)[0])
+    asked = [round_ for task, round_, _ in sites.asked if task == "train"]
+    assert asked == [0, 1, 1, 2]
+
+
+@pytest.mark.slow
+def test_a_site_joins_leaves_and_returns_with_its_own_experts(
+    tmp_path: Path, toy_options: RunOptions, make_sites
+) -> None:
+    training = toy_options.training.model_copy(update={"rounds": 8, "final_steps": 0})
+    evaluation = toy_options.evaluation.model_copy(update={"validate_every": 0})
+    options = toy_options.model_copy(update={"training": training, "evaluation": evaluation})
+    study = create_study(options, tmp_path / "studies", RoundPolicy(quorum=2))
+    sites = make_sites(options, read_manifest(study / "manifest.json"))
+    late = list(options.data.sites)[2]
+    seen: dict[int, str] = {}
+
+    def away(site: str, task: str, round_: int) -> bool:
+        return site == late and task in ("join", "train") and (round_ < 3 or 5 <= round_ < 7)
+
+    def change(site: str, task: str, round_: int, wire: dict[str, bytes]) -> dict[str, bytes]:
+        if site == late and task == "train":
+            seen[round_] = digest(local_state(sites, late).local)
+        return wire
+
+    sites.away, sites.change = away, change
+    assert StudyRun(study, sites).run() == "finished"
+    accepted = {row["round"]: row["accepted"] for row in rows(study, "aggregate")}
+    assert [late in accepted[r] for r in range(8)] == [False] * 3 + [True] * 2 + [False] * 2 + [True]
+    missing = {row["round"]: row["sites"] for row in rows(study, "absent")}
+    assert set(missing) == {5, 6}
+    assert all(late in found for found in missing.values())
+    # Its state of round 5 was taken up in round 7: the next generation follows the last one, not a new beginning.
+    assert sorted(seen) == [3, 4, 7]
+    store = SiteStore(next((sites.folders[late] / "studies").iterdir()) / "state")
+    assert digest(store.load(round=5).local) == seen[4]
+
+
+class ScriptedSites:
+    """Sites that train nothing: each adds its own number to the shared parameters; messages can be changed on their way."""
+
+    def __init__(self, manifest: StudyManifest, names: list[str]) -> None:
+        self.manifest, self.names = manifest, names
+        self.away: Callable[[str, str, int], bool] = lambda site, task, round_: False
+        self.change: Callable[[str, str, int, dict], dict] = lambda site, task, round_, wire: wire
+        self.late: dict[str, int] = {}
+        self.step: Callable[[int], float] = lambda place: 0.001 * place
+
+    def connected(self) -> list[str]:
+        return self.names
+
+    def wants_again(self) -> bool:
+        return False
+
+    def ask(self, request, task, sites, deadline_s) -> Answers:
+        parsed = request_from_wire(request)
+        there = [site for site in sites if not self.away(site, task, parsed.round)]
+        wires = {s: self.change(s, task, parsed.round, reply_to_wire(self._reply(s, parsed))) for s in there}
+        late, self.late = self.late, {}
+        return Answers(wires, {s: f"no reply within {deadline_s} s" for s in sites if s not in there}, late)
+
+    def _reply(self, site: str, request: Request) -> Reply:
+        place, update = self.names.index(site) + 1, b""
+        numbers: dict[str, float] = {}
+        if request.task == "join":
+            numbers = {"cases": 10 * place}
+        elif request.task == "test":
+            numbers = {
+                name: (
+                    place
+                    if name.endswith(".cases")
+                    else 1
+                    if name.endswith(".unit")
+                    else 0.5
+                    if "undefined" not in name
+                    else 0
+                )
+                for name in self.manifest.scalar_metrics["test"]
+            }
+        elif request.task == "train":
+            shared, _ = tensors.from_bytes(request.shared, max_bytes=10**8)
+            moved = {name: value + self.step(place) for name, value in shared.items()}
+            update = encode(Update(site, request.round, moved, 10 * place))
+        return Reply(request.task, request.study, request.round, numbers, update)
+
+
+@pytest.fixture
+def with_page() -> None:
+    """Also writes the report."""
+
+
+@pytest.fixture
+def scripted(
+    options: RunOptions, study: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> ScriptedSites:
+    if "with_page" not in request.fixturenames:
+        monkeypatch.setattr(run_end, "write_page", lambda folder: folder)  # drawing takes longer than the rest
+    return ScriptedSites(read_manifest(study / "manifest.json"), list(options.data.sites))
+
+
+def test_a_round_is_the_mean_weighted_by_the_registered_cases(study: Path, scripted: ScriptedSites) -> None:
+    start = StudyFolder(study).load_state(scripted.manifest).shared
+    StudyRun(study, scripted).run()
+    end = StudyFolder(study).load_state(scripted.manifest).shared
+    mean = 3 * 0.001 * (10 * 1 + 20 * 2 + 30 * 3) / 60
+    for name, value in start.items():
+        assert torch.allclose(end[name], value + mean, atol=1e-6), name
+
+
+def test_weights_sum_to_1_in_every_round_whoever_is_there(
+    tmp_path: Path, options: RunOptions, scripted: ScriptedSites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row 21: one joins at 3, leaves at 5, returns at 7. All move everything by the same, so that the mean moves by the weights' sum."""
+    training = options.training.model_copy(update={"rounds": 9})
+    study = create_study(options.model_copy(update={"training": training}), tmp_path / "nine", RoundPolicy(quorum=2))
+    scripted.manifest, late = read_manifest(study / "manifest.json"), scripted.names[2]
+    scripted.step = lambda place: 0.001
+    scripted.away = lambda site, task, round_: site == late and (round_ < 3 or 5 <= round_ < 7)
+    moved: list[float] = []
+    save = StudyFolder.save_state
+
+    def measure(self: StudyFolder, state, manifest) -> None:
+        before = self.load_state(manifest).shared
+        moved.append(max(float((value - before[name]).max()) for name, value in state.shared.items()))
+        save(self, state, manifest)
+
+    monkeypatch.setattr(StudyFolder, "save_state", measure)
+    StudyRun(study, scripted).run()
+    assert moved == pytest.approx([0.001] * 9, rel=1e-3)
+    accepted = [late in row["accepted"] for row in rows(study, "aggregate")]
+    assert accepted == [False] * 3 + [True] * 2 + [False] * 2 + [True] * 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_a_rejected_site_is_named_and_changes_no_bit_of_the_others(
+    tmp_path: Path, options: RunOptions, study: Path, scripted: ScriptedSites, value: float
+) -> None:
+    bad = scripted.names[1]
+
+    def poison(site: str, task: str, round_: int, wire: dict) -> dict:
+        if site != bad or task != "train":
+            return wire
+        reply = reply_from_wire(wire)
+        update = decode(reply.update, scripted.manifest.spec)
+        next(iter(update.tensors.values())).reshape(-1)[0] = value
+        return reply_to_wire(replace(reply, update=encode(update)))
+
+    scripted.change = poison
+    StudyRun(study, scripted).run()
+    for row in rows(study, "aggregate"):
+        assert row["accepted"] == [name for name in scripted.names if name != bad]
+        assert bad in row["rejected"][bad]
+    without = create_study(options, tmp_path / "without", RoundPolicy(quorum=2))
+    scripted.change = lambda site, task, round_, wire: wire
+    scripted.away = lambda site, task, round_: site == bad and task == "train"
+    StudyRun(without, scripted).run()
+    assert (study / SERVER).read_bytes() == (without / SERVER).read_bytes()
+
+
+@pytest.mark.slow
+def test_late_replies_are_counted_and_named(study: Path, scripted: ScriptedSites, with_page: None) -> None:
+    scripted.away = lambda site, task, round_: site == scripted.names[0] and (task, round_) == ("train", 1)
+    scripted.late = {scripted.names[0]: 1}
+    StudyRun(study, scripted).run()
+    reasons = [
+        reason for row in rows(study, "absent") for site, reason in row["sites"].items() if site == scripted.names[0]
+    ]
+    assert reasons == ["1 reply(s) came after their deadline", f"no reply within {RoundPolicy().deadline_s} s"]
+    page = (study / "report.html").read_text()
+    assert f"no reply within {RoundPolicy().deadline_s} s" in page
+
+
+def test_a_site_cannot_change_its_weight_between_two_runs_of_the_coordinator(
+    study: Path, scripted: ScriptedSites
+) -> None:
+    StudyRun(study, scripted).run()
+    scripted.names.reverse()  # now the first says it has the last one's cases
+    with pytest.raises(QuorumError):
+        StudyRun(study, scripted).run()
+    refused = rows(study, "absent")[-1]["sites"]
+    assert "it registered with 10 cases before and says 30 now." in refused.values()
+
+
+HOSTILE: dict[str, Callable[[dict[str, bytes]], dict]] = {
+    "no parts": lambda wire: {},
+    "a part too many": lambda wire: {**wire, "note": b"Jane Doe"},
+    "text for bytes": lambda wire: {**wire, "update": "Jane Doe"},
+    "no JSON": lambda wire: {**wire, "head": b"{Jane Doe"},
+    "another task": lambda wire: {**wire, "head": wire["head"].replace(b'"train"', b'"finalize"')},
+    "another round": lambda wire: {**wire, "head": wire["head"].replace(b'"round": ', b'"round": 9')},
+    "a number with a name": lambda wire: {**wire, "head": _with_number(wire["head"], "Jane Doe")},
+    "a word not on the list": lambda wire: {
+        **wire,
+        "head": wire["head"].replace(b'"refused": null', b'"refused": "Jane"'),
+    },
+    "another update": lambda wire: {**wire, "update": b"Jane Doe"},
+    "no update": lambda wire: {**wire, "update": b""},
+}
+
+
+def _with_number(head: bytes, name: str) -> bytes:
+    content = json.loads(head)
+    content["scalar_metrics"][name] = 1.0
+    return json.dumps(content).encode()
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+def test_a_hostile_site_is_refused_by_name_and_nothing_it_says_is_repeated(
+    study: Path, scripted: ScriptedSites, how: str
+) -> None:
+    bad = scripted.names[0]
+    scripted.change = lambda site, task, round_, wire: (
+        HOSTILE[how](wire) if site == bad and task == "train" and round_ == 1 else wire
+    )
+    StudyRun(study, scripted).run()
+    accepted = [row["accepted"] for row in rows(study, "aggregate")]
+    assert [bad in names for names in accepted] == [True, False, True]
+    named = [row["rejected"] for row in rows(study, "aggregate")] + [row["sites"] for row in rows(study, "absent")]
+    assert any(bad in reasons for reasons in named)
+    assert "Jane" not in (study / "records.jsonl").read_text() + (study / "summary.json").read_text()
+
+
+def test_below_the_quorum_the_study_stops_where_it_stands_and_goes_on_later(
+    study: Path, scripted: ScriptedSites
+) -> None:
+    scripted.away = lambda site, task, round_: site in scripted.names[1:] and task == "train" and round_ == 1
+    before = (study / SERVER).read_bytes()
+    with pytest.raises(QuorumError, match="1 accepted update"):
+        StudyRun(study, scripted).run()
+    assert QuorumError.exit_code == 9
+    assert StudyFolder(study).load_state(scripted.manifest).round == 1
+    stands = (study / SERVER).read_bytes()
+    assert stands != before
+    with pytest.raises(QuorumError):
+        StudyRun(study, scripted).run()
+    assert (study / SERVER).read_bytes() == stands
+    scripted.away = lambda site, task, round_: False
+    assert StudyRun(study, scripted).run() == "finished"
+
+
+def test_a_round_in_which_every_site_is_refused_is_recorded_with_the_reasons(
+    study: Path, scripted: ScriptedSites
+) -> None:
+    def poison(site: str, task: str, round_: int, wire: dict) -> dict:
+        if task != "train":
+            return wire
+        reply = reply_from_wire(wire)
+        update = decode(reply.update, scripted.manifest.spec)
+        next(iter(update.tensors.values())).reshape(-1)[0] = float("nan")
+        return reply_to_wire(replace(reply, update=encode(update)))
+
+    scripted.change = poison
+    with pytest.raises(QuorumError, match="0 accepted"):
+        StudyRun(study, scripted).run()
+    (row,) = rows(study, "aggregate")
+    assert row["accepted"] == []
+    assert set(row["rejected"]) == set(scripted.names)
+
+
+def test_nobody_there_is_an_error_and_no_wait(options: RunOptions, make_sites, study: Path) -> None:
+    sites = make_sites(options, None)  # nobody approved anything
+    with pytest.raises(QuorumError, match="0 site"):
+        StudyRun(study, sites).run()
+    (row,) = rows(study, "absent")
+    assert row["sites"] == dict.fromkeys(sorted(options.data.sites), "its operator has not approved this study")
+
+
+@pytest.mark.slow
+def test_outbound_bytes_are_the_manifests_and_the_ledger_has_every_message(
+    options: RunOptions, make_sites, study: Path
+) -> None:
+    manifest = read_manifest(study / "manifest.json")
+    sites = make_sites(options, manifest)
+    name = next(iter(sites.agents))
+    StudyRun(study, sites).run()
+    values = sum(manifest.component_bytes().values())
+    sent = [line for line in Ledger(sites.folders[name] / "ledger.jsonl").read() if line["by_component"]]
+    assert len(sent) == manifest.rounds
+    for line in sent:
+        assert line["tensors"] == sorted(manifest.tensors)
+        assert line["by_component"] == manifest.component_bytes()
+    # The experts never stand on the wire, in no message of any site.
+    for site in sites.agents:
+        for tensor in local_state(sites, site).local.values():
+            raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()[:64]
+            if len(raw) == 64 and any(raw):
+                assert not [wire for wire in sites.wires if raw in wire["update"] or raw in wire["head"]]
+    updates = [wire["update"] for wire in sites.wires if wire["update"]]
+    assert all(values < len(update) < values + 1000 for update in updates)

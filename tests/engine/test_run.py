@@ -1,0 +1,379 @@
+"""The embedded runtime: the same result whatever happens to it, and nothing private outside a site's folder."""
+
+import json
+import multiprocessing
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pfedsam.core import tensors
+from pfedsam.core.errors import DataError, OptionError, RunError
+from pfedsam.core.lock import LOCK, exclusive
+from pfedsam.core.tensors import digest, load
+from pfedsam.data.tiling import TilingOptions
+from pfedsam.engine import run as run_module
+from pfedsam.engine.model_selection import models_of
+from pfedsam.engine.run import run
+from pfedsam.engine.run_folder import open_run
+from pfedsam.engine.server_files import SERVER
+from pfedsam.experiment.build import build_model
+from pfedsam.experiment.load import dump_options
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.codec import CommunicationOptions
+from pfedsam.federation.methods import METHODS
+from pfedsam.federation.site_store import SiteState, SiteStore
+from pfedsam.report.records import deterministic_view, read_records
+from pfedsam.report.summary_file import read_summary
+
+
+def fingerprint(folder: Path, options: RunOptions) -> dict[str, object]:
+    """Everything that must be equal to the bit: shared and local parameters, optimiser, records, scores."""
+    found: dict[str, object] = {"shared": (folder / SERVER).read_bytes()}
+    for site in options.data.sites:
+        state = SiteStore(folder / "sites" / site / "state").load()
+        assert state is not None
+        found[f"{site} local"] = digest(state.local)
+        found[f"{site} optimizer"] = digest(state.optimizer)
+        found[f"{site} feedback"] = [digest(kept.feedback) for kept in _generations(folder, site, options)]
+        found[f"{site} scores"] = (folder / "sites" / site / "scores.json").read_bytes()
+    found["records"] = deterministic_view(read_records(folder / "records.jsonl"))
+    return found
+
+
+def _generations(folder: Path, site: str, options: RunOptions) -> list[SiteState]:
+    """The states that a site keeps, the last round's and the one after the final phase."""
+    store, rounds = SiteStore(folder / "sites" / site / "state"), options.training.rounds
+    return [state for state in (store.load(round=rounds), store.load(round=rounds + 1)) if state]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("finished") / "run"
+
+
+@pytest.fixture
+def reference(finished: Path, toy_options: RunOptions) -> Path:
+    """An undisturbed run, made once."""
+    if not (finished / "summary.json").exists():
+        shutil.rmtree(finished, ignore_errors=True)
+        run(toy_options, finished)
+    return finished
+
+
+def survive(options: RunOptions, folder: Path, kills: int) -> None:
+    """Run to the end although the process is killed so many times, at random moments."""
+    chance, forked, killed = random.Random(7), multiprocessing.get_context("fork"), 0
+    for _ in range(6 * kills):
+        process = forked.Process(
+            target=run, args=(options, folder), kwargs={"resume": (folder / "config.yaml").exists()}
+        )
+        process.start()
+        process.join(chance.uniform(0.2, 1.2) if killed < kills else 120)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            killed += 1
+        elif process.exitcode == 0:
+            if killed >= kills:
+                break
+            # It finished before it was killed often enough: let it lose its last rounds and go on being killed.
+            shutil.rmtree(folder)
+    assert killed == kills
+    assert process.exitcode == 0
+
+
+def with_codec(options: RunOptions, codec: str) -> RunOptions:
+    return RunOptions.model_validate({**options.model_dump(), "communication": {"codec": codec, "block": 16}})
+
+
+def test_a_run_killed_at_ten_random_moments_resumes_to_the_same_bits(
+    tmp_path: Path, toy_options: RunOptions, reference: Path
+) -> None:
+    survive(toy_options, tmp_path / "killed", kills=10)
+    assert fingerprint(tmp_path / "killed", toy_options) == fingerprint(reference, toy_options)
+
+
+@pytest.fixture(scope="module")
+def int8_finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("int8") / "run"
+
+
+@pytest.fixture
+def int8_reference(int8_finished: Path, toy_options: RunOptions) -> Path:
+    """An undisturbed run with integers and error feedback, made once."""
+    if not (int8_finished / "summary.json").exists():
+        run(with_codec(toy_options, "int8"), int8_finished)
+    return int8_finished
+
+
+def test_a_killed_run_resumes_to_the_same_bits_with_integers_and_error_feedback(
+    tmp_path: Path, toy_options: RunOptions, int8_reference: Path
+) -> None:
+    options = with_codec(toy_options, "int8")
+    survive(options, tmp_path / "killed", kills=4)
+    assert fingerprint(tmp_path / "killed", options) == fingerprint(int8_reference, options)
+    shared = tensors.load(tmp_path / "killed" / SERVER)[0]
+    for site in options.data.sites:
+        kept = _generations(tmp_path / "killed", site, options)
+        assert len(kept) == 2
+        assert kept[0].feedback.keys() == shared.keys()
+        assert max(value.abs().max() for value in kept[0].feedback.values()) > 0
+        assert kept[1].feedback == {}  # nothing is sent after the final phase
+
+
+def check_bytes(folder: Path, exact_folder: Path, shrinks: float) -> None:
+    """The bytes in a summary are those on the wire, and make up the components."""
+    found = read_summary(folder / "summary.json").communication
+    exact = read_summary(exact_folder / "summary.json").communication
+    sent = [record["up_bytes"] for record in read_records(folder / "records.jsonl") if "up_bytes" in record]
+    assert found.up_bytes_per_site_round == max(sent[-1].values())
+    assert found.down_bytes_per_site_round == exact.down_bytes_per_site_round
+    values = sum(found.by_component.values())
+    assert sum(exact.by_component.values()) / values == pytest.approx(shrinks, rel=0.05)
+    assert values < found.up_bytes_per_site_round < values + 1000
+
+
+def test_bytes_with_int8_are_those_on_the_wire(reference: Path, int8_reference: Path) -> None:
+    """With a scale for 16 values, nine bits a value; a tensor's last block is often shorter."""
+    check_bytes(int8_reference, reference, 3.5)
+
+
+def test_without_error_feedback_int4_sends_as_little_and_nothing_is_kept(
+    tmp_path: Path, toy_options: RunOptions, reference: Path
+) -> None:
+    training = toy_options.training.model_copy(update={"rounds": 1})
+    communication = CommunicationOptions(codec="int4", error_feedback=False, block=16)
+    options = toy_options.model_copy(update={"training": training, "communication": communication})
+    run(options, tmp_path / "run")
+    check_bytes(tmp_path / "run", reference, 6.2)
+    for site in options.data.sites:
+        assert all(state.feedback == {} for state in _generations(tmp_path / "run", site, options))
+
+
+def test_processes_change_no_bit(tmp_path: Path, toy_options: RunOptions, reference: Path) -> None:
+    parallel = toy_options.model_copy(update={"runtime": toy_options.runtime.model_copy(update={"workers": 2})})
+    run(parallel, tmp_path / "parallel")
+    assert fingerprint(tmp_path / "parallel", toy_options) == fingerprint(reference, toy_options)
+
+
+def test_nothing_of_a_sites_data_stands_outside_its_folder(reference: Path, toy_options: RunOptions) -> None:
+    names = {path.stem for folder in toy_options.data.sites.values() for path in (folder / "images").iterdir()}
+    for path in (reference / "records.jsonl", reference / "summary.json", reference / "report.html"):
+        text = path.read_text()
+        assert not [name for name in names if name in text], path.name
+    local = set(SiteStore(reference / "sites" / next(iter(toy_options.data.sites)) / "state").load().local)  # type: ignore[union-attr]
+    shared = (reference / SERVER).read_bytes()
+    assert local
+    assert not [name for name in local if f'"{name}"'.encode() in shared]
+
+
+QUICK = ("centralized", "fedavg", "local-only", "pfedsam")
+
+
+@pytest.mark.parametrize(
+    "method", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(METHODS)]
+)
+def test_every_method_finishes_with_scores_for_every_site(tmp_path: Path, toy_options: RunOptions, method: str) -> None:
+    training = toy_options.training.model_copy(update={"rounds": 1})
+    summary = run(toy_options.model_copy(update={"method": method, "training": training}), tmp_path / method)
+    assert set(summary.sites) == set(toy_options.data.sites)
+    assert summary.mean.in_use is not None
+    silent = method in ("local-only", "centralized", "centralized-finetuned")
+    assert (summary.communication.up_bytes_per_site_round == 0) == silent
+
+
+@pytest.mark.parametrize(
+    ("method", "has_personal", "has_shared"),
+    [
+        ("fedavg", False, True),
+        ("ditto", True, True),
+        ("fedbn", True, True),
+        ("feddpa", True, True),
+        ("fedper", True, False),
+        ("fedsa-lora", True, False),
+        ("local-only", True, False),
+        ("centralized", False, True),
+        ("centralized-finetuned", True, False),
+    ],
+)
+def test_a_shared_model_is_reported_where_there_is_one(
+    toy_options: RunOptions, method: str, has_personal: bool, has_shared: bool
+) -> None:
+    options = toy_options.model_copy(update={"method": method})
+    models = models_of(options, build_model(options))
+    assert ("personal" in models, "shared" in models) == (has_personal, has_shared)
+
+
+@pytest.mark.slow
+def test_after_pooled_rounds_each_site_goes_on_alone(tmp_path: Path, toy_options: RunOptions) -> None:
+    training = toy_options.training.model_copy(update={"rounds": 1})
+    options = toy_options.model_copy(update={"method": "centralized-finetuned", "training": training})
+    pooled = options.model_copy(update={"method": "centralized"})
+    run(options, tmp_path / "tuned")
+    run(pooled.model_copy(update={"training": training.model_copy(update={"final_steps": 0})}), tmp_path / "pooled")
+    states = {
+        name: SiteStore(tmp_path / "tuned" / "sites" / name / "state").load()
+        for name in ("pooled", *options.data.sites)
+    }
+    alone = SiteStore(tmp_path / "pooled" / "sites" / "pooled" / "state").load()
+    assert alone is not None
+    assert states["pooled"] is not None
+    assert digest(states["pooled"].local) == digest(alone.local)
+    assert len({digest(state.local) for state in states.values() if state}) == 1 + len(options.data.sites)
+    # A step of AdamW is about as long as the learning rate: a site that had started anew would be further away.
+    name = next(n for n in alone.local if n.startswith("output_layers"))
+    site = states[next(iter(options.data.sites))]
+    assert site is not None
+    assert (site.local[name] - alone.local[name]).abs().max() < 2 * training.optimizer.learning_rate
+    # Taken up again after the sites' end, it ends with the same bits.
+    before = fingerprint(tmp_path / "tuned", options)
+    run(options, tmp_path / "tuned", resume=True)
+    assert fingerprint(tmp_path / "tuned", options) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "exported"), [("ffa-lora", True), ("fedsa-lora", False), ("fedsam", False)])
+def test_an_adapter_is_exported_where_all_of_lora_is_the_same_everywhere(
+    tmp_path: Path, toy_options: RunOptions, method: str, exported: bool
+) -> None:
+    training = toy_options.training.model_copy(update={"rounds": 1, "final_steps": 0})
+    run(toy_options.model_copy(update={"method": method, "training": training}), tmp_path / "run")
+    path = tmp_path / "run" / "shared" / "adapter_model.safetensors"
+    assert path.exists() == exported
+    if exported:
+        names = list(load(path)[0])
+        assert sum("lora_A" in name for name in names) == sum("lora_B" in name for name in names) > 0
+
+
+def test_an_option_that_a_method_does_not_train_is_refused(tmp_path: Path, toy_options: RunOptions) -> None:
+    model = toy_options.model.model_copy(update={"train_encoder": True})
+    with pytest.raises(OptionError, match="does not train encoder"):
+        run(toy_options.model_copy(update={"model": model}), tmp_path / "run")
+
+
+def test_another_configuration_is_refused_and_the_folder_stays(reference: Path, toy_options: RunOptions) -> None:
+    before = {path: path.read_bytes() for path in reference.rglob("*") if path.is_file()}
+    other = toy_options.model_copy(update={"seed": 4})
+    with pytest.raises(RunError, match="seed"):
+        run(other, reference, resume=True)
+    with pytest.raises(RunError, match="--resume"):
+        run(toy_options, reference)
+    assert {path: path.read_bytes() for path in reference.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path: Path, toy_options: RunOptions) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="not empty"):
+        run(toy_options, tmp_path)
+
+
+def test_a_run_that_another_process_works_on_is_neither_begun_nor_resumed(
+    tmp_path: Path, toy_options: RunOptions, reference: Path
+) -> None:
+    begun = Path(shutil.copytree(reference, tmp_path / "begun"))
+    (begun / "summary.json").unlink()
+    for folder in (tmp_path / "run", begun):
+        with exclusive(folder), pytest.raises(RunError, match=f"Another process works in '{folder.name}'"):
+            run(toy_options, folder, resume=folder == begun)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+    assert not (begun / "summary.json").exists()
+
+
+def test_a_run_that_another_process_began_meanwhile_is_not_overwritten(
+    tmp_path: Path, toy_options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+
+    def slow(options: RunOptions) -> object:
+        folder.mkdir()
+        (folder / "config.yaml").write_text(dump_options(options))
+        return build_model(options)
+
+    monkeypatch.setattr(run_module, "build_model", slow)
+    with pytest.raises(RunError, match="holds a run already"):
+        run(toy_options, folder)
+
+
+def test_a_run_killed_before_it_had_its_configuration_begins_anew(
+    tmp_path: Path, toy_options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "dump_options", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(toy_options.model_copy(update={"seed": 4}), tmp_path / "run")
+    monkeypatch.undo()
+    splits = sorted((tmp_path / "run").rglob("split.json"))
+    assert len(splits) == len(toy_options.data.sites)
+    training = toy_options.training.model_copy(update={"rounds": 1, "final_steps": 0})
+    options = toy_options.model_copy(update={"training": training})
+    run(options, tmp_path / "run")
+    run(options, tmp_path / "undisturbed")
+    for path in splits:  # of seed 3, not of the run that was killed
+        assert path.read_bytes() == (tmp_path / "undisturbed" / path.relative_to(tmp_path / "run")).read_bytes()
+
+
+def test_bad_data_is_named_and_nothing_is_written(tmp_path: Path, toy_options: RunOptions) -> None:
+    name, folder = next(iter(toy_options.data.sites.items()))
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    victim = sorted((broken / "images").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:60])
+    data = toy_options.data.model_copy(update={"sites": {**toy_options.data.sites, name: broken}})
+    with pytest.raises(DataError, match=victim.stem):
+        run(toy_options.model_copy(update={"data": data}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_summary_names_the_schema(reference: Path) -> None:
+    assert json.loads((reference / "summary.json").read_text())["schema"] == 1
+
+
+def test_tiles_train_and_pictures_are_scored_whole(tmp_path: Path, toy_options: RunOptions) -> None:
+    training = toy_options.training.model_copy(update={"rounds": 1})
+    data = toy_options.data.model_copy(update={"tiling": TilingOptions(side=48, overlap=0.25)})
+    options = toy_options.model_copy(update={"data": data, "training": training})
+    whole = run(options, tmp_path / "run")
+    again = open_run(tmp_path / "run").evaluate()
+    assert again.sites == whole.sites
+    site, folder = next(iter(toy_options.data.sites.items()))
+    image = sorted((folder / "images").iterdir())[0]
+    assert open_run(tmp_path / "run").predict(site, image).shape == (96, 96)
+
+
+def test_sites_kept_an_earlier_model_or_used_the_shared_one_in_the_run_that_the_others_are_compared_with(
+    reference: Path,
+) -> None:
+    assert {"kept", "plain"} <= {one["kind"] for one in read_records(reference / "records.jsonl")}
+
+
+def test_what_is_chosen_on_validation_is_the_model_that_a_site_ends_with(reference: Path) -> None:
+    rows = [one for one in read_records(reference / "records.jsonl") if one["kind"] == "validation"]
+    aligned = [
+        one
+        for one in read_records(reference / "records.jsonl")
+        if one["kind"] == "round" and one["round"] == rows[-1]["round"]
+    ]
+    assert rows[-1]["round"] == 4  # after rounds 0 to 3 and the last phase
+    assert {one["phase"] for one in aligned} == {"local"}
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
+    toy_options: RunOptions, tmp_path: Path
+) -> None:
+    runtime = toy_options.runtime.model_copy(update={"device": "cuda:99"})
+    with pytest.raises(OptionError, match="The device is cuda:99"):
+        run(toy_options.model_copy(update={"runtime": runtime}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_another_machines_gpu_is_opened_here(reference: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(reference, folder)
+    config = (folder / "config.yaml").read_text()
+    assert "device: cpu" in config
+    (folder / "config.yaml").write_text(config.replace("device: cpu", "device: cuda:7"))
+    assert open_run(folder).site_names == open_run(reference).site_names
