@@ -81,7 +81,7 @@ class CaseTruth:
 
     classes: npt.NDArray[np.uint8]
     """0..C of the native pixels: [H, W] of a picture or of a volume of one slice, [D, H, W] of a volume."""
-    spacing_mm: tuple[float, ...] | None
+    spacing_mm: tuple[float, float] | tuple[float, float, float] | None
     """Along the axes of `classes`; None where it is not known."""
     picture: Callable[[int], npt.NDArray[np.float32]]
     """Slice number to what is shown of it, [H, W, 3] in 0..1."""
@@ -95,11 +95,12 @@ def load_case_truth(case: Case, labels: LabelMap, image: ImageOptions, options: 
     """
     if not case.volume:
         classes = load_truth(case, labels, max_megapixels=image.max_megapixels)
-        return CaseTruth(classes, case.spacing_mm, lambda _: load_image(case, image))
+        pixel = (case.spacing_mm[0], case.spacing_mm[-1]) if case.spacing_mm else None
+        return CaseTruth(classes, pixel, lambda _: load_image(case, image))
     volume = open_case(case, image, options)
     classes, spacing = load_volume_truth(case, volume, labels, options), volume.spacing_mm
     if len(classes) == 1:
-        return CaseTruth(classes[0], spacing[1:] if spacing else None, lambda _: volume.pixels(0))
+        return CaseTruth(classes[0], (spacing[1], spacing[2]) if spacing else None, lambda _: volume.pixels(0))
     return CaseTruth(classes, spacing, volume.pixels)
 
 
