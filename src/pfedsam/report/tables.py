@@ -110,6 +110,7 @@ def comparison_table(runs: Mapping[str, Summary], intervals: Intervals) -> Table
     table.add_row("site of the lowest Dice", "", *_marked(rows.worst, found.worst))
     table.add_row("which is", "", *(Text(run.worst_site or MISSING) for run in runs.values()))
     table.add_section()
+    table.add_row("steps per site", "", *(MISSING if run.steps is None else str(run.steps) for run in runs.values()))
     table.add_row("sent per site and round", "", *(_up_bytes(run) for run in runs.values()))
     table.add_row("time", "", *(format_seconds(run.seconds.get("total")) for run in runs.values()))
     table.caption = comparison_note(runs, intervals)
