@@ -162,9 +162,16 @@ def revoke_command(
     site: Annotated[str, typer.Argument(help="Name of the site.")],
     undo: Annotated[bool, typer.Option("--undo", help="Let the site take part again.")] = False,
 ) -> None:
-    """Shut a site out, for a kit that was lost or stolen; a coordinator that runs takes notice within a round."""
+    """Shut a site out, for a kit that was lost or stolen; a coordinator that runs takes notice within a round."""  # noqa: DOC501
+    from pfedsam.core.errors import StoreError
     from pfedsam.engine.study_folder import read_revoked, write_revoked
 
-    revoked = read_revoked(folder)
+    try:
+        revoked = read_revoked(folder)
+    except StoreError as error:
+        if undo:
+            raise
+        OUT.print(f"{error} The list begins anew with {site}.", soft_wrap=True, highlight=False)
+        revoked = set()
     write_revoked(folder, revoked - {site} if undo else revoked | {site})
     OUT.print(f"Revoked: {', '.join(sorted(read_revoked(folder))) or 'none'}.")

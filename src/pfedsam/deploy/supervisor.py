@@ -25,7 +25,7 @@ from pfedsam.deploy.processes import Engine, StopFlag
 from pfedsam.deploy.provision import ADMIN, write_server_policy
 from pfedsam.engine.coordinator import RoundPolicy
 from pfedsam.engine.study_folder import CONNECTED, STATUS, STUDIES_FOLDER, StudyFolder, read_revoked
-from pfedsam.experiment.load import load_options
+from pfedsam.experiment.load import read_config
 
 _MODULE: Final = "nvflare.private.fed.app.server.server_train"
 _POLL_S: Final = 1.0
@@ -98,8 +98,8 @@ class Supervisor:
         """
         if not self.engine.alive:
             self.session = None
-            if not self.engine.keep_alive():
-                raise RunError("NVFlare's server ended several times; its last words are in server/engine.log.")
+        if not self.engine.keep_alive():
+            raise RunError("NVFlare's server ended several times; its last words are in server/engine.log.")
         connected = self._connected()
         if connected is None:
             return
@@ -126,7 +126,7 @@ class Supervisor:
     def _begin(self, study: StudyFolder, connected: list[str]) -> None:
         """Submit a study once its sites are there, or once the wait for them is over and they are enough."""
         policy = study.read_policy(RoundPolicy)
-        expected = set(load_options(study.path / "config.yaml").data.sites)
+        expected = set(read_config(study.path / "config.yaml").data.sites)
         since = self._waiting.setdefault(study.path.name, time.monotonic())
         limit = policy.return_s if study.read_registered() else policy.join_s
         over = time.monotonic() - since >= limit

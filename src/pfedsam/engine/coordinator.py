@@ -21,10 +21,11 @@ from pfedsam.core.options import Options
 from pfedsam.engine.run_end import by_model, write_end
 from pfedsam.engine.scalar_metrics import to_report, to_summaries, to_validation
 from pfedsam.engine.server_files import record_aggregate, record_report, record_validation
+from pfedsam.engine.silence import Silence, after_round, left_out
 from pfedsam.engine.study_folder import StudyFolder
 from pfedsam.evaluation.summary import SiteSummary
 from pfedsam.experiment.build import build_labels, build_method
-from pfedsam.experiment.load import load_options
+from pfedsam.experiment.load import read_config
 from pfedsam.federation.aggregation import NothingToAverageError, check_registration
 from pfedsam.federation.manifest import StudyManifest, Task, read_manifest
 from pfedsam.federation.messages import REFUSALS, Reply, Request, in_words, reply_from_wire, request_to_wire
@@ -93,11 +94,12 @@ class StudyRun:
         """
         self.folder, self.transport = StudyFolder(folder), transport
         self.manifest: StudyManifest = read_manifest(folder / "manifest.json")
-        self.options = load_options(folder / "config.yaml")
+        self.options = read_config(folder / "config.yaml")
         self.policy = self.folder.read_policy(RoundPolicy)
         self.state: ServerState = self.folder.load_state(self.manifest)
         self.registered: dict[str, int] = self.folder.read_registered()
         self.present: list[str] = []
+        self._silences: dict[str, Silence] = {}
         self._started = time.monotonic()
 
     def run(self) -> Outcome:
@@ -150,7 +152,10 @@ class StudyRun:
 
     def _round(self, records: RecordWriter) -> None:
         current, started = self.state, time.monotonic()
-        replies = self._ask(records, "train", current.round, self.present, self.policy.deadline_s)
+        resting = left_out(self._silences, current.round, sites=self.present, least=self.policy.quorum)
+        self._absent(records, "train", current.round, resting)
+        asked = [site for site in self.present if site not in resting]
+        replies = self._ask(records, "train", current.round, asked, self.policy.deadline_s)
         records.write({"kind": "timing", "round": current.round, "train_s": round(time.monotonic() - started, 2)})
         for site, reply in replies.items():
             report = to_report(reply.scalar_metrics, self.manifest.scalar_metrics["train"])
@@ -160,7 +165,7 @@ class StudyRun:
         self.state = state
         if every and ((current.round + 1) % every == 0 or current.round + 1 == self.manifest.rounds):
             self._validate(records, current.round, list(replies))
-        self.folder.save_state(self.state, self.manifest)
+        self.folder.save_state(self.state, self.manifest, records)
         self._tell("running")
 
     def _aggregate(self, records: RecordWriter, replies: Mapping[str, Reply]) -> ServerState:
@@ -269,6 +274,9 @@ class StudyRun:
             shared=b"" if manifest else self.state.to_bytes(),
         )
         answers = self.transport.ask(request_to_wire(request), task, sites, deadline_s)
+        if task == "train":
+            called = {*answers.wires, *answers.late}
+            self._silences = after_round(self._silences, round_, silent=answers.missing, called=called)
         reasons = {**answers.missing, **{s: f"{n} reply(s) came after their deadline" for s, n in answers.late.items()}}
         replies = {}
         for site in self._ordered(answers.wires):

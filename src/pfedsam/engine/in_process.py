@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pfedsam.core import atomic
 from pfedsam.core.errors import RunError
 from pfedsam.core.lock import LOCK, exclusive
 from pfedsam.data.check import refuse_problems
@@ -26,6 +25,7 @@ from pfedsam.engine.server_files import (
     record_aggregate,
     record_report,
     record_validation,
+    refuse_lost_state,
     save_state,
 )
 from pfedsam.engine.worker import MakeWorker, Workers
@@ -39,7 +39,7 @@ from pfedsam.experiment.build import (
     build_sites,
     training_cases,
 )
-from pfedsam.experiment.load import dump_options, load_options
+from pfedsam.experiment.load import read_config, write_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.aggregation import open_messages
 from pfedsam.federation.manifest import differences
@@ -112,6 +112,8 @@ def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
     if not config.exists():
         if folder.exists() and not folder.is_dir():
             raise RunError(f"{folder.name!r} is a file, where a folder has to be. Give a new or an empty folder.")
+        if (folder / SERVER).exists():
+            read_config(config)  # tells that it is missing
         if folder.exists() and not _is_unstarted(folder):
             raise RunError(f"The folder {folder.name!r} is not empty and holds no run. Give a new or an empty folder.")
         return
@@ -119,7 +121,7 @@ def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
         raise RunError(
             f"The folder {folder.name!r} holds a run already. Go on with it by --resume, or give another folder."
         )
-    before = load_options(config).model_dump(mode="json", exclude={"runtime", "name"})
+    before = read_config(config).model_dump(mode="json", exclude={"runtime", "name"})
     now = options.model_dump(mode="json", exclude={"runtime", "name"})
     changed = differences(before, now)
     if changed:
@@ -155,7 +157,7 @@ def _begin(options: RunOptions, folder: Path, sites: Mapping[str, Site]) -> None
         (folder / "sites" / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         write_split(folder / "sites" / name / "split.json", site)
     # Last: a folder with a configuration is one that can be resumed.
-    atomic.write_text(folder / "config.yaml", dump_options(options))
+    write_config(folder / "config.yaml", options)
 
 
 class _Run:
@@ -172,6 +174,7 @@ class _Run:
 
     def _load_state(self) -> ServerState:
         if not (self.folder / SERVER).exists():
+            refuse_lost_state(self.folder)
             return ServerState(0, self.built.start("shared"))
         return load_state(self.folder, self.study)
 
@@ -213,7 +216,7 @@ class _Run:
             every = self.options.evaluation.validate_every
             if every and ((current + 1) % every == 0 or current + 1 == rounds):
                 self._validate(workers, records, current)
-            save_state(self.folder, self.study, self.state)
+            save_state(self.folder, self.study, self.state, records)
 
     def _aggregate(self, messages: Mapping[str, bytes], records: RecordWriter) -> ServerState:
         current = self.state

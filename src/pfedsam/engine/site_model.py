@@ -34,7 +34,8 @@ class SiteModel:
         self.site, self.options = site.name, study_options(manifest, site)
         self.built = build_study_model(manifest, self.options)
         (shared, uses), (local, _) = (
-            tensors.load(policy.study_folder(manifest.study) / name) for name in MODEL_FILES.values()
+            tensors.load(policy.study_folder(manifest.study) / name, unsealed=("model",))
+            for name in MODEL_FILES.values()
         )
         self.used = Parameters(
             {name: shared[name] for name in self.built.partition.shared},

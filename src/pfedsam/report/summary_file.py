@@ -5,7 +5,7 @@
      "mean": {"personal": ENTRY | null, "shared": ENTRY | null, "local_only": ENTRY | null},
      "worst_site": name | null,
      "communication": {"up_bytes_per_site_round", "down_bytes_per_site_round", "by_component": {name: bytes}},
-     "seconds": {what: seconds}, "versions": {package: version}}
+     "seconds": {what: seconds}, "versions": {package: version}, "sha256": digest of all this}
 
 An ENTRY holds `dice, iou, hd95_mm, assd_mm, hd95_px, assd_px, unit, cases, classes, undefined`. A distance stands
 under the name of its unit and the other name is null, so that pixels are never read as millimetres. `null` is
@@ -14,7 +14,6 @@ no personal model. `seconds` has "total", or "since resumed" for a run that was 
 alone, filled from another run's summary by `with_local_only`.
 """
 
-import json
 import platform
 from collections.abc import Mapping
 from importlib import metadata
@@ -23,7 +22,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pfedsam.core.atomic import write_json
+from pfedsam.core import sealed
 from pfedsam.core.errors import RunError, StoreError
 from pfedsam.evaluation.scores import ClassScores
 from pfedsam.evaluation.summary import SiteSummary, SummaryUnit, summarize_sites
@@ -198,7 +197,7 @@ def write_summary(path: Path, summary: Summary) -> None:
     Raises:
         StoreError: it could not be written.
     """
-    write_json(path, summary.model_dump(by_alias=True, mode="json"))
+    sealed.write_json(path, summary.model_dump(by_alias=True, mode="json"))
 
 
 def read_summary(path: Path) -> Summary:
@@ -207,17 +206,9 @@ def read_summary(path: Path) -> Summary:
     Raises:
         StoreError: the file cannot be read, is of another schema, or does not hold what the schema says.
     """
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise StoreError(
-            f"{path.parent.name}/{path.name} cannot be read: {error.strerror}. A run writes it when it ends; resume one that did not."
-        ) from error
-    except ValueError as error:
-        raise StoreError(
-            f"{path.parent.name}/{path.name} is not JSON: {error}. The run writes it again when it is resumed; nothing is trained again."
-        ) from error
-    schema = content.get("schema") if isinstance(content, dict) else None
+    remedy = f"The run in {path.parent.name!r} writes it when it ends: resume it, and it is written again; nothing is trained again."
+    content = sealed.read_json(path, remedy)
+    schema = content.get("schema")
     if schema != SCHEMA:
         raise StoreError(
             f"{path.name} has schema {schema!r}; this version reads schema {SCHEMA}. "
