@@ -172,10 +172,14 @@ def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_no_damage_to_an_interrupted_run_is_silent(tmp_path: Path, toy_options: RunOptions) -> None:
+def test_no_damage_to_an_interrupted_run_is_silent(
+    tmp_path: Path, toy_options: RunOptions, record_property: Callable[..., None]
+) -> None:
     rows = local_rows(small(toy_options), tmp_path)
     assert {row.kind for row in rows} == set(KINDS)
     assert len({row.file for row in rows}) >= 10
+    record_property("silent_damage", len(silent(rows)))
+    record_property("damages", len(rows))
     assert silent(rows) == []
     parameters = [row for row in rows if row.file == "shared/shared.safetensors"]
     assert all(row.outcome == "told" and "shared.safetensors" in row.text for row in parameters)
@@ -183,8 +187,10 @@ def test_no_damage_to_an_interrupted_run_is_silent(tmp_path: Path, toy_options: 
 
 @pytest.mark.slow
 def test_no_damage_to_a_study_is_silent(
-    tmp_path: Path, toy_options: RunOptions, make_sites: Callable[..., Any]
+    tmp_path: Path, toy_options: RunOptions, make_sites: Callable[..., Any], record_property: Callable[..., None]
 ) -> None:
     rows = study_rows(small(toy_options), make_sites, tmp_path)
     assert len({row.file for row in rows}) >= 14
+    record_property("silent_damage", len(silent(rows)))
+    record_property("damages", len(rows))
     assert silent(rows) == []

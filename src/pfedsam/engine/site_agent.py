@@ -192,7 +192,7 @@ class SiteAgent:
     def _split(self, manifest: StudyManifest, options: RunOptions) -> Site:
         site = build_sites(options)[self.options.name]
         path = self.policy.study_folder(manifest.study) / "split.json"
-        if path.exists():
+        if path.exists() or path.with_name("state.json").exists():  # without its split a site that has trained is told
             return read_split(path, site)
         refuse_problems([site], build_labels(options), options.data.image)
         write_split(path, site)
