@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from pfedsam.core import tensors
 from pfedsam.core.errors import RunError
+from pfedsam.data.intensity import read_range
 from pfedsam.engine.model_selection import Parameters
 from pfedsam.engine.run_folder import predict_file
 from pfedsam.engine.site_agent import MODEL_FILES, build_study_model, study_options
@@ -37,6 +38,7 @@ class SiteModel:
             tensors.load(policy.study_folder(manifest.study) / name, unsealed=("model",))
             for name in MODEL_FILES.values()
         )
+        self.seen = read_range(policy.study_folder(manifest.study))
         self.used = Parameters(
             {name: shared[name] for name in self.built.partition.shared},
             {name: local[name] for name in self.built.partition.local},
@@ -49,7 +51,7 @@ class SiteModel:
         Raises:
             DataError: the image cannot be read.
         """
-        return predict_file(self.options, self.built, self.site, self.used, image)
+        return predict_file(self.options, self.built, self.site, self.used, image, self.seen)
 
 
 def _ended(policy: SitePolicy, study: str | None) -> StudyManifest:

@@ -92,7 +92,7 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
     if path.is_file():
         sealed.check_text(path, "Put back the one that the run wrote.")
     config = path.read_text("utf-8") if path.is_file() else None
-    page = _environment().get_template("page.html.j2")
+    page = environment().get_template("page.html.j2")
     html = page.render(
         summary=summary,
         name=_given_name(config),
@@ -121,7 +121,7 @@ def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
     """
     summaries = {label: read_summary(folder / "summary.json") for label, folder in runs.items()}
     html = (
-        _environment()
+        environment()
         .get_template("comparison.html.j2")
         .render(
             runs=summaries,
@@ -134,7 +134,7 @@ def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
     return out
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     """The templates beside this module; everything is escaped, and an unknown name is an error."""
     environment = Environment(
         loader=PackageLoader("pfedsam.report"),
