@@ -2,7 +2,6 @@
 
 import logging
 import os
-from functools import partial
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -20,7 +19,8 @@ class _PrivateFile(RotatingFileHandler):
     """A log that only its owner can read and that does not grow without end: the last ones stay as `<name>.1` and so on."""
 
     def _open(self) -> TextIOWrapper:
-        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=partial(os.open, mode=0o600))
+        file = os.fdopen(os.open(self.baseFilename, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600), "ab")
+        return TextIOWrapper(file, encoding=self.encoding)
 
 
 def get_logger(name: str) -> logging.Logger:
