@@ -5,12 +5,13 @@ The list is made from the configuration alone, before any site has said anything
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Final
 
 from pfedsam.engine.model_selection import Validation, allowed_drop, models_of
 from pfedsam.engine.site_session import RoundReport
 from pfedsam.evaluation.scores import MEASURES, ClassScores
-from pfedsam.evaluation.summary import ClassSummary, SiteSummary, SummaryUnit
+from pfedsam.evaluation.summary import ClassSummary, Occurrence, SiteSummary, SummaryUnit, SummaryVolumeUnit, Units
 from pfedsam.experiment.build import BuiltModel, build_labels, build_method
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import Task
@@ -20,6 +21,9 @@ _LOSSES: Final = ("total", "segmentation", "distillation", "balance", "proximal"
 _KEPT: Final = "kept_round"
 _PLAIN: Final = "uses_shared"
 _UNITS: Final[tuple[SummaryUnit, ...]] = ("mm", "px", "mixed")
+_VOLUME_UNITS: Final[tuple[SummaryVolumeUnit, ...]] = ("ml", "mm2", "px", "mixed")
+_COUNTS: Final = ("present", "missed", "extra", "absent")
+"""The fields of `Occurrence`."""
 
 
 def allowed_metrics(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[str, ...]]:
@@ -88,40 +92,61 @@ def to_validation(scalar_metrics: ScalarMetrics, names: Sequence[str]) -> Valida
     return Validation(dice, None if kept is None else max(0, int(kept)), bool(scalar_metrics.get(_PLAIN)))
 
 
-def from_summaries(summaries: Mapping[str, SiteSummary]) -> dict[str, float | None]:
-    """What a site reached in the test, by reported model, as numbers by name; no case is told apart in them."""
-    scalar_metrics: dict[str, float | None] = {}
+def from_summaries(summaries: Mapping[str, SiteSummary], names: Sequence[str]) -> dict[str, float | None]:
+    """What a site reached in the test, by reported model, as numbers by name; no case is told apart in them.
+
+    None but those that are allowed, which an older study may have fewer of.
+    """
+    found: dict[str, float | None] = {}
     for model, summary in summaries.items():
         prefix = f"test.{model}"
-        scalar_metrics[f"{prefix}.cases"] = summary.cases
-        scalar_metrics[f"{prefix}.unit"] = _UNITS.index(summary.unit)
-        scalar_metrics |= _scores(f"{prefix}.mean", summary.mean, summary.undefined)
-        for name, found in summary.classes.items():
-            scalar_metrics |= _scores(f"{prefix}.class.{name}", found.mean, found.undefined)
-    return scalar_metrics
+        found[f"{prefix}.cases"] = summary.cases
+        found[f"{prefix}.patients"] = summary.patients
+        found[f"{prefix}.unit"] = _UNITS.index(summary.units.distance)
+        found[f"{prefix}.volume_unit"] = _VOLUME_UNITS.index(summary.units.volume)
+        found |= _scores(f"{prefix}.mean", summary.mean, summary.undefined)
+        for name, one in summary.classes.items():
+            found |= _scores(f"{prefix}.class.{name}", one.mean, one.undefined)
+            counts = {} if one.occurrence is None else asdict(one.occurrence)
+            found |= {f"{prefix}.class.{name}.{kind}": counts.get(kind) for kind in _COUNTS}
+    return {name: value for name, value in found.items() if name in names}
 
 
 def to_summaries(scalar_metrics: ScalarMetrics, classes: tuple[str, ...]) -> dict[str, SiteSummary]:
-    """The summaries in numbers; the inverse of `from_summaries`."""
+    """The summaries in numbers; the inverse of `from_summaries`. What an older site does not send is not known."""
     models = dict.fromkeys(name.split(".")[1] for name in scalar_metrics)
     return {model: _summary(scalar_metrics, f"test.{model}", classes) for model in models}
 
 
 def _summary(scalar_metrics: ScalarMetrics, prefix: str, classes: tuple[str, ...]) -> SiteSummary:
     mean, undefined = _read(scalar_metrics, f"{prefix}.mean")
+    volume = _count(scalar_metrics, f"{prefix}.volume_unit")
     return SiteSummary(
-        cases=int(scalar_metrics[f"{prefix}.cases"] or 0),
-        unit=_UNITS[int(scalar_metrics[f"{prefix}.unit"] or 0)],
+        cases=_count(scalar_metrics, f"{prefix}.cases") or 0,
+        patients=_count(scalar_metrics, f"{prefix}.patients"),
+        units=Units(
+            _UNITS[_count(scalar_metrics, f"{prefix}.unit") or 0],
+            "mixed" if volume is None else _VOLUME_UNITS[volume],
+        ),
         mean=mean,
-        classes={name: ClassSummary(*_read(scalar_metrics, f"{prefix}.class.{name}")) for name in classes},
+        classes={name: _class_summary(scalar_metrics, f"{prefix}.class.{name}") for name in classes},
         undefined=undefined,
     )
 
 
+def _class_summary(scalar_metrics: ScalarMetrics, prefix: str) -> ClassSummary:
+    mean, undefined = _read(scalar_metrics, prefix)
+    counts = [_count(scalar_metrics, f"{prefix}.{kind}") for kind in _COUNTS]
+    known = [count for count in counts if count is not None]
+    return ClassSummary(mean, undefined, Occurrence(*known) if len(known) == len(counts) else None)
+
+
 def _score_names(prefix: str, classes: tuple[str, ...]) -> list[str]:
-    groups = [f"{prefix}.mean", *(f"{prefix}.class.{name}" for name in classes)]
+    by_class = [f"{prefix}.class.{name}" for name in classes]
+    groups = [f"{prefix}.mean", *by_class]
     measures = [f"{group}.{part}" for group in groups for m in MEASURES for part in (m, f"undefined_{m}")]
-    return [f"{prefix}.cases", f"{prefix}.unit", *measures]
+    counts = [f"{group}.{kind}" for group in by_class for kind in _COUNTS]
+    return [*(f"{prefix}.{what}" for what in ("cases", "patients", "unit", "volume_unit")), *measures, *counts]
 
 
 def _scores(prefix: str, mean: ClassScores, undefined: Mapping[str, int]) -> dict[str, float | None]:
@@ -130,5 +155,11 @@ def _scores(prefix: str, mean: ClassScores, undefined: Mapping[str, int]) -> dic
 
 
 def _read(scalar_metrics: ScalarMetrics, prefix: str) -> tuple[ClassScores, dict[str, int]]:
-    scores = ClassScores(**{m: scalar_metrics[f"{prefix}.{m}"] for m in MEASURES})
-    return scores, {m: int(scalar_metrics[f"{prefix}.undefined_{m}"] or 0) for m in MEASURES}
+    scores = ClassScores(**{m: scalar_metrics.get(f"{prefix}.{m}") for m in MEASURES})
+    return scores, {m: _count(scalar_metrics, f"{prefix}.undefined_{m}") or 0 for m in MEASURES}
+
+
+def _count(scalar_metrics: ScalarMetrics, name: str) -> int | None:
+    """A whole number; None where it was not sent or is not defined."""
+    value = scalar_metrics.get(name)
+    return None if value is None else int(value)
