@@ -22,7 +22,7 @@ app = typer.Typer(
 @app.command("list")
 def list_weights() -> None:
     """Show what can be used as a backbone: what ships with pFedSAM, and the official files with their SHA-256."""
-    from pfedsam.model.checkpoint import shipped_names
+    from pfedsam.model.backbones.checkpoint import shipped_names
 
     console = Console()
     console.print(f"Shipped, use by name: {', '.join(shipped_names()) or 'none is installed'}")

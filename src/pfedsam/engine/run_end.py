@@ -9,7 +9,7 @@ from pfedsam.data.manifest import Site
 from pfedsam.evaluation.scores import CaseScores
 from pfedsam.evaluation.summary import SiteSummary, summarize_site
 from pfedsam.experiment.options import RunOptions
-from pfedsam.model.checkpoint import backbone_file
+from pfedsam.model.backbones.checkpoint import backbone_file
 from pfedsam.report.page import write_page
 from pfedsam.report.summary_file import (
     Communication,

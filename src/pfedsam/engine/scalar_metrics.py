@@ -31,9 +31,7 @@ def allowed_metrics(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[
     method, training = build_method(options), options.training
     models = tuple(models_of(options, built))
     classes = build_labels(options).names
-    experts = options.model.experts.count if options.model.experts and "experts" in built.partition.components else 0
-    depth = len(built.model.sam.vision_encoder.layers)
-    usage = [f"usage.{block}.{e}" for block in range(built.model.first_adapted, depth) for e in range(experts)]
+    usage = [f"usage.{block}.{e}" for block, experts in built.model.routers().items() for e in range(experts)]
     losses = dict.fromkeys(f"loss.{phase.name}.{part}" for phase in method.round_phases(training) for part in _LOSSES)
     final = [f"loss.{phase.name}.{part}" for phase in method.final(training) for part in _LOSSES]
     test = [name for model in models for name in _score_names(f"test.{model}", classes)]

@@ -152,7 +152,7 @@ class SiteSession:
         )
 
     def _usage(self, result: ClientResult) -> dict[str, list[float]]:
-        if "experts" not in self.built.partition.components:
+        if not self.built.model.routers():
             return {}
         assign(self.built.model, result.state.local, self.built.partition.local)
         return expert_usage(self.built.model, self.data)

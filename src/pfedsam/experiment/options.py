@@ -12,7 +12,7 @@ from pfedsam.data.transforms import AugmentOptions
 from pfedsam.evaluation.scores import SURFACE_TOLERANCE
 from pfedsam.federation.codec import CommunicationOptions
 from pfedsam.federation.methods import METHODS, find_method
-from pfedsam.model.personal import ModelOptions
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.prefix import PrefixOptions
 from pfedsam.training.options import TrainingOptions
 
