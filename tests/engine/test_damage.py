@@ -17,8 +17,8 @@ import pytest
 
 from pfedsam.core.errors import PfedsamError
 from pfedsam.core.tensors import digest
-from pfedsam.engine.coordinator import RoundPolicy, StudyRun
-from pfedsam.engine.in_process import run
+from pfedsam.engine.rounds import RoundPolicy, StudyRun
+from pfedsam.engine.run import run
 from pfedsam.engine.server_files import read_server
 from pfedsam.engine.study_folder import create_study
 from pfedsam.experiment.options import RunOptions

@@ -85,7 +85,7 @@ def submit_command(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key; repeatable.")] = None,
 ) -> None:
     """Give the coordinator a study, or a stopped one again; prints the manifest that the sites' operators approve."""
-    from pfedsam.engine.coordinator import RoundPolicy
+    from pfedsam.engine.rounds import RoundPolicy
     from pfedsam.engine.study_folder import STUDIES_FOLDER, create_study
     from pfedsam.experiment.load import load_options, validate
 

@@ -23,7 +23,7 @@ from pfedsam.deploy.controller import AGAIN, JOB_SITES, STUDIES
 from pfedsam.deploy.jobs import write_job
 from pfedsam.deploy.processes import Engine, StopFlag
 from pfedsam.deploy.provision import ADMIN, write_server_policy
-from pfedsam.engine.coordinator import RoundPolicy
+from pfedsam.engine.rounds import RoundPolicy
 from pfedsam.engine.study_folder import CONNECTED, STUDIES_FOLDER, StudyFolder, read_revoked
 from pfedsam.experiment.load import read_config
 

@@ -1,6 +1,6 @@
 """A study's folder at the coordinator: manifest, policy, the shared parameters, records, status; nothing from a site's data.
 
-It has the form of a run's folder (`engine.in_process`), so that `pfedsam report` reads it too; what stands in `sites/` there
+It has the form of a run's folder (`engine.run`), so that `pfedsam report` reads it too; what stands in `sites/` there
 stays at the sites here.
 """
 
@@ -16,10 +16,9 @@ from pydantic import ValidationError
 from pfedsam.core import sealed
 from pfedsam.core.errors import OptionError, StoreError
 from pfedsam.core.options import Options
-from pfedsam.engine.export import export_adapter
 from pfedsam.engine.scalar_metrics import allowed_metrics
 from pfedsam.engine.server_files import RECORDS, SERVER, load_state, refuse_lost_state, save_state
-from pfedsam.experiment.build import build_method, build_model
+from pfedsam.experiment.build import BuiltModel, build_model, build_roster
 from pfedsam.experiment.load import write_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, largest_change, shared_tensors, write_manifest
@@ -46,7 +45,7 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
         OptionError: the method cannot run over several machines.
         CheckpointError: the backbone cannot be loaded.
     """
-    if build_method(options).pooled:
+    if build_roster(options).pool:
         raise OptionError(
             f"method {options.method!r} needs all images in one place; use pfedsam, fedavg or local-only."
         )
@@ -56,9 +55,31 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
         content["model"]["backbone"] = (
             file.name
         )  # its hash is in the manifest; where it lies here is nobody else's business
-    shared = built.start("shared")
     study = hashlib.sha256(json.dumps([content, built.backbone], sort_keys=True).encode()).hexdigest()[:16]
-    manifest = StudyManifest(
+    manifest, shared = build_manifest(options, built, study, content), built.start("shared")
+    folder = StudyFolder(root / study)
+    folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    sealed.write_json(folder.path / _POLICY, policy.model_dump(mode="json"))
+    refuse_lost_state(folder.path)
+    if not (folder.path / SERVER).exists():
+        write_config(folder.path / "config.yaml", options)
+        write_manifest(folder.path / "manifest.json", manifest)
+        folder.save_state(ServerState(0, shared), manifest)
+    folder.write_status("submitted", round_=folder.load_state(manifest).round, rounds=manifest.rounds, sites=[])
+    return folder.path
+
+
+def build_manifest(options: RunOptions, built: BuiltModel, study: str, content: dict[str, Any]) -> StudyManifest:
+    """The manifest of a study.
+
+    Args:
+        options: of the study.
+        built: its model.
+        study: its id.
+        content: the configuration as sites get to see it.
+    """
+    shared = built.start("shared")
+    return StudyManifest(
         study=study,
         name=options.name,
         method=options.method,
@@ -71,16 +92,6 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
         max_change=largest_change(shared, options.training.optimizer.learning_rate, options.training.steps_per_round),
         scalar_metrics=allowed_metrics(options, built),
     )
-    folder = StudyFolder(root / study)
-    folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    sealed.write_json(folder.path / _POLICY, policy.model_dump(mode="json"))
-    refuse_lost_state(folder.path)
-    if not (folder.path / SERVER).exists():
-        write_config(folder.path / "config.yaml", options)
-        write_manifest(folder.path / "manifest.json", manifest)
-        folder.save_state(ServerState(0, shared), manifest)
-    folder.write_status("submitted", round_=folder.load_state(manifest).round, rounds=manifest.rounds, sites=[])
-    return folder.path
 
 
 def read_revoked(coordinator: Path) -> set[str]:
@@ -192,7 +203,3 @@ class StudyFolder:
         if set(content) != set(kinds) or not all(isinstance(content[key], kind) for key, kind in kinds.items()):
             raise StoreError(f"{STATUS} is damaged: it does not say where a study stands. {remedy}")
         return content
-
-    def export_adapter(self, state: ServerState, options: RunOptions) -> None:
-        """The shared LoRA once more, in peft's format."""
-        export_adapter((self.path / SERVER).parent, options, build_model(options), state.shared)

@@ -107,16 +107,9 @@ class SitePolicy:
         Raises:
             RefusedError: names, shapes, types or values are not as agreed, or moved further than training can move them.
         """
-        spec, path = manifest.spec, self.study_folder(manifest.study) / _RECEIVED
-        if not spec.tensors:
+        shared, path = read_broadcast(manifest, request), self.study_folder(manifest.study) / _RECEIVED
+        if not shared:
             return {}
-        try:
-            shared, _ = tensors.from_bytes(request.shared, max_bytes=2 * spec.max_bytes + 1024 * len(spec.tensors))
-        except StoreError as error:
-            raise RefusedError("bad-broadcast", f"the shared parameters cannot be read: {error}") from error
-        problem = _form_problem(shared, manifest)
-        if problem:
-            raise RefusedError("bad-broadcast", problem)
         before, since = self._received(path, initial)
         allowed = manifest.max_change * (abs(request.round - since) + 1)
         moved = change_norm(before, shared)
@@ -128,7 +121,7 @@ class SitePolicy:
                 "gradients: ask the coordinator before you go on.",
             )
         tensors.save(path, shared, {"round": str(request.round)})
-        return dict(shared)
+        return shared
 
     def received(self, study: str) -> NamedTensors:
         """The shared parameters that were accepted last."""
@@ -254,6 +247,27 @@ class Gate:
             scalar_metrics=sorted(reply.scalar_metrics),
             note=note,
         )
+
+
+def read_broadcast(manifest: StudyManifest, request: Request) -> dict[str, Tensor]:
+    """The shared parameters of a request, of the agreed names, shapes and types and all finite; none where the study shares nothing.
+
+    Raises:
+        RefusedError: they are not of the agreed form.
+    """
+    spec = manifest.spec
+    if not spec.tensors:
+        return {}
+    try:
+        # As the tensors are, whatever codec writes the updates, and what names and shapes take.
+        largest = sum(tensor.bytes for tensor in spec.tensors.values()) + 1024 * (len(spec.tensors) + 1)
+        shared, _ = tensors.from_bytes(request.shared, max_bytes=largest)
+    except StoreError as error:
+        raise RefusedError("bad-broadcast", f"the shared parameters cannot be read: {error}") from error
+    problem = _form_problem(shared, manifest)
+    if problem:
+        raise RefusedError("bad-broadcast", problem)
+    return dict(shared)
 
 
 def message_hash(wire: Mapping[str, bytes]) -> str:
