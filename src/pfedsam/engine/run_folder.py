@@ -1,7 +1,8 @@
 """A finished run, opened again: predict with its models, or score its test part anew."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,23 +28,30 @@ from pfedsam.model.numerics import configure_numerics
 from pfedsam.model.partition import Kind
 from pfedsam.report.summary_file import Summary, read_summary
 
+Wanted: TypeAlias = Literal["in-use", "personal", "shared"]
+"""Which model predicts: the one that the site chose on its validation part, or one by name."""
 _LOG = get_logger(__name__)
 
 
 class OpenRun:
     """The models of a run's folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, overrides: Sequence[str] = ()) -> None:
         """Load configuration, backbone and shared parameters.
 
+        Args:
+            folder: of the run.
+            overrides: `key.path=value`, before the run's configuration; for what changes no parameter, such as `data.image.max_megapixels`.
+
         Raises:
+            OptionError: an override is wrong.
             RunError: the folder holds no run, or none that has finished a round, or its configuration is not what was trained with.
         """
         if not (folder / "config.yaml").exists() or not (folder / SERVER).exists():
             raise RunError(
                 f"The folder {folder.name!r} holds no run with a finished round. Give the --out folder of `pfedsam run`."
             )
-        self.folder, self.options = folder, read_config(folder / "config.yaml")
+        self.folder, self.options = folder, read_config(folder / "config.yaml", overrides)
         # The machine that opens a run need not be the one that made it, nor have its GPU.
         wanted = "cpu" if self.options.runtime.device == "cpu" else "auto"
         device = configure_numerics(self.options.runtime.threads, wanted)
@@ -55,17 +63,40 @@ class OpenRun:
         """The sites of the run."""
         return list(self.options.data.sites)
 
-    def predict(self, site: str, image: Path) -> npt.NDArray[np.uint8]:
-        """The class map `[H, W]` of an image file at its native size, by the model that `site` would use.
+    def predict(self, site: str, image: Path, wanted: Wanted = "in-use") -> npt.NDArray[np.uint8]:
+        """The class map `[H, W]` of an image file at its native size, by the model that `site` would use, or the one wanted.
 
         Raises:
-            RunError: the run has no such site.
+            RunError: the run has no such site, or not that model.
             DataError: the image cannot be read.
+        """
+        used = self._wanted(site, wanted)[1]
+        seen = read_range(self.folder / "sites" / site)
+        return predict_file(self.options, self.built, site, used, image, seen)
+
+    def model_of(self, site: str, wanted: Wanted = "in-use") -> str:
+        """The reported name of the model that `predict` takes: `personal` or `shared`.
+
+        Raises:
+            RunError: the run has no such site, or not that model.
+        """
+        return self._wanted(site, wanted)[0]
+
+    def _wanted(self, site: str, wanted: Wanted) -> tuple[str, Parameters]:
+        """The name of the model asked for, and what it computes with.
+
+        Raises:
+            RunError: the run has no such site, or not that model.
         """
         if site not in self.options.data.sites:
             raise RunError(f"The run has no site {site!r}; it has {', '.join(self.site_names)}.")
-        seen = read_range(self.folder / "sites" / site)
-        return predict_file(self.options, self.built, site, self._in_use(site), image, seen)
+        names, used = list(models_of(self.options, self.built)), self._in_use(site)
+        name = wanted if wanted != "in-use" else "shared" if used.plain else names[0]
+        if name not in names:
+            raise RunError(
+                f"A run of the method {self.options.method!r} has no {name} model; it has the {' and the '.join(names)} one."
+            )
+        return name, used._replace(plain=len(names) > 1 and name == "shared")
 
     def evaluate(self, progress: Callable[[Event], None] | None = None) -> Summary:
         """Score the test part again; rewrites scores, overlays, `summary.json` and `report.html`.
@@ -160,10 +191,10 @@ def _warn_of_range(case: Case, options: ImageOptions, seen: IntensityRange | Non
         _LOG.warning("%s: %s", case.image.name, said)
 
 
-def open_run(folder: Path) -> OpenRun:
+def open_run(folder: Path, overrides: Sequence[str] = ()) -> OpenRun:
     """The run in `folder`; see `OpenRun`.
 
     Raises:
         RunError: there is none.
     """
-    return OpenRun(folder)
+    return OpenRun(folder, overrides)
