@@ -185,7 +185,7 @@ def predict_file(
 
 def _warn_of_range(case: Case, options: ImageOptions, seen: IntensityRange | None) -> None:
     """Say that an image is much darker or brighter than those of the training; where contrast is stretched it does not matter."""
-    if seen is None or options.contrast != "none":
+    if seen is None or case.volume or options.contrast != "none":
         return
     said = far_from_training(load_image(case, options), seen)
     if said:
