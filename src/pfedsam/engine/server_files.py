@@ -15,9 +15,11 @@ from pfedsam.federation.server import ServerState
 from pfedsam.report.records import RecordWriter, check_mark, read_records
 
 SERVER = Path("shared") / "shared.safetensors"
-"""The server's state in a run's folder: the shared parameters and the round that comes next."""
+"""The server's state in a run's folder: the shared parameters, what the method's server step keeps, and the round that comes next."""
 RECORDS = "records.jsonl"
 """The records, in the same folder."""
+_MEMORY = "memory:"
+"""Starts the names of what the method's server step keeps; no parameter's name has a colon."""
 NOTHING = {"none": torch.zeros(1)}
 """What is stored when a method shares nothing."""
 
@@ -29,12 +31,14 @@ def load_state(folder: Path, study: str) -> ServerState:
         RunError: it belongs to another study.
         StoreError: it is damaged or missing, or the records of its rounds are.
     """
-    shared, metadata = read_server(folder)
+    stored, metadata = read_server(folder)
     if metadata["study"] != study:
         raise RunError("The shared parameters in this folder belong to another study. Give another folder.")
     if "records" in metadata:
         check_mark(folder / RECORDS, metadata["records"])
-    return ServerState(int(metadata["round"]), {name: t for name, t in shared.items() if name not in NOTHING})
+    memory = {name.removeprefix(_MEMORY): t for name, t in stored.items() if name.startswith(_MEMORY)}
+    shared = {name: t for name, t in stored.items() if name not in NOTHING and not name.startswith(_MEMORY)}
+    return ServerState(int(metadata["round"]), shared, memory)
 
 
 def read_server(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -77,8 +81,9 @@ def save_state(
     """
     path = folder / SERVER
     path.parent.mkdir(exist_ok=True, mode=mode)
-    described = {"round": str(state.round), "study": study}
-    tensors.save(path, state.shared or NOTHING, described | ({"records": records.mark} if records else {}))
+    memory = {f"{_MEMORY}{name}": t for name, t in state.memory.items()}
+    described = {"round": str(state.round), "study": study} | ({"records": records.mark} if records else {})
+    tensors.save(path, {**(state.shared or NOTHING), **memory}, described)
 
 
 def record_aggregate(
