@@ -6,7 +6,14 @@ import torch
 
 from pfedsam.core.errors import RunError, UpdateError
 from pfedsam.core.tensors import digest
-from pfedsam.federation.aggregation import check_registration, combine, open_messages, weighted_mean
+from pfedsam.federation.aggregation import (
+    Annotations,
+    accept,
+    check_registration,
+    fill_not_annotated,
+    open_messages,
+    weighted_mean,
+)
 from pfedsam.federation.codec import Codec
 from pfedsam.federation.update import Update, UpdateSpec, encode
 
@@ -33,9 +40,9 @@ def test_no_update_has_no_mean():
 
 
 def test_24_orders_of_arrival_give_one_hash(updates, spec, registered):
-    results = [combine(order, spec, round=3, registered=registered) for order in itertools.permutations(updates)]
+    results = [accept(order, spec, round=3, registered=registered) for order in itertools.permutations(updates)]
     assert len(results) == 24
-    assert len({digest(result.tensors) for result in results}) == 1
+    assert len({digest(weighted_mean(result.updates)) for result in results}) == 1
     assert {result.accepted for result in results} == {("east", "north", "south", "west")}
 
 
@@ -68,10 +75,10 @@ def test_one_poisoned_site_changes_no_bit_of_the_others_mean(updates, spec, regi
     sent[place] = replace(updates[place], tensors={**updates[place].tensors, name: poisoned})
     honest = updates[:place] + updates[place + 1 :]
 
-    result = combine(sent, spec, round=3, registered=registered)
-    without = combine(honest, spec, round=3, registered=registered)
+    result = accept(sent, spec, round=3, registered=registered)
+    without = accept(honest, spec, round=3, registered=registered)
 
-    assert digest(result.tensors) == digest(without.tensors)
+    assert digest(weighted_mean(result.updates)) == digest(weighted_mean(without.updates))
     assert set(result.accepted) == {update.site for update in honest}
     assert list(result.rejected) == [updates[place].site]
     assert name in result.rejected[updates[place].site]
@@ -79,37 +86,37 @@ def test_one_poisoned_site_changes_no_bit_of_the_others_mean(updates, spec, regi
 
 def test_a_replayed_update_counts_once(updates, spec, registered):
     again = [*updates, updates[1], replace(updates[1]), updates[1]]
-    result = combine(again, spec, round=3, registered=registered)
-    assert digest(result.tensors) == digest(weighted_mean(updates))
+    result = accept(again, spec, round=3, registered=registered)
+    assert digest(weighted_mean(result.updates)) == digest(weighted_mean(updates))
     assert result.rejected == {}
 
 
 def test_a_stale_update_beside_the_right_one_is_named_and_not_counted(updates, spec, registered):
     stale = replace(updates[1], round=2)
-    result = combine([stale, *updates], spec, round=3, registered=registered)
-    assert digest(result.tensors) == digest(weighted_mean(updates))
+    result = accept([stale, *updates], spec, round=3, registered=registered)
+    assert digest(weighted_mean(result.updates)) == digest(weighted_mean(updates))
     assert "round 3" in result.rejected["north"]
 
 
 def test_two_different_updates_of_one_site_count_not_at_all_in_either_order(updates, spec, registered):
     other = replace(updates[2], tensors={**updates[2].tensors, "lora.b": torch.ones(3, 4)})
     for sent in ([*updates, other], [other, *updates]):
-        result = combine(sent, spec, round=3, registered=registered)
+        result = accept(sent, spec, round=3, registered=registered)
         assert result.accepted == ("east", "north", "west")
         assert "2 different updates" in result.rejected["south"]
-        assert digest(result.tensors) == digest(weighted_mean([updates[0], updates[1], updates[3]]))
+        assert digest(weighted_mean(result.updates)) == digest(weighted_mean([updates[0], updates[1], updates[3]]))
 
 
 def test_a_site_cannot_raise_its_own_weight(updates, spec, registered):
-    result = combine([*updates[1:], replace(updates[0], cases=10**6)], spec, round=3, registered=registered)
+    result = accept([*updates[1:], replace(updates[0], cases=10**6)], spec, round=3, registered=registered)
     assert result.accepted == ("north", "south", "west")
 
 
 def test_all_refused_is_an_error_that_says_why(updates, spec, registered):
     with pytest.raises(RunError, match=r"stay as they are\. site east .* for round 3"):
-        combine([replace(updates[0], round=2)], spec, round=3, registered=registered)
+        accept([replace(updates[0], round=2)], spec, round=3, registered=registered)
     with pytest.raises(RunError, match="No site sent one"):
-        combine([], spec, round=3, registered=registered)
+        accept([], spec, round=3, registered=registered)
 
 
 @pytest.mark.parametrize("cases", [0, -1, 10**12, 3.0, True, "30"])
@@ -127,10 +134,11 @@ def test_24_orders_of_messages_give_one_hash_with_every_codec(updates, registere
     for order in itertools.permutations(messages):
         opened, unread = open_messages(dict(order), spec, received)
         assert unread == {}
-        results.append(combine(opened, spec, round=3, registered=registered))
-    assert len({digest(result.tensors) for result in results}) == 1
+        results.append(accept(opened, spec, round=3, registered=registered))
+    assert len({digest(weighted_mean(result.updates)) for result in results}) == 1
     exact = weighted_mean(updates)
-    worst = max((results[0].tensors[key].float() - exact[key].float()).abs().max().item() for key in exact)
+    mean = weighted_mean(results[0].updates)
+    worst = max((mean[key].float() - exact[key].float()).abs().max().item() for key in exact)
     spread = max((u.tensors[key].float() - received[key].float()).abs().max().item() for u in updates for key in exact)
     assert worst <= spread * {"fp32": 0, "fp16": 2**-10, "int8": 0.005, "int4": 0.08}[name]
 
@@ -141,8 +149,8 @@ def test_a_message_that_cannot_be_read_is_one_sites_failure(updates, spec, regis
     opened, unread = open_messages(messages, spec, {})
     assert list(unread) == ["south"]
     assert "cannot be read" in unread["south"]
-    result = combine(opened, spec, round=3, registered=registered)
-    assert digest(result.tensors) == digest(weighted_mean([updates[0], updates[1], updates[3]]))
+    result = accept(opened, spec, round=3, registered=registered)
+    assert digest(weighted_mean(result.updates)) == digest(weighted_mean([updates[0], updates[1], updates[3]]))
 
 
 def test_a_message_in_another_sites_name_is_refused(updates, spec):
@@ -150,3 +158,49 @@ def test_a_message_in_another_sites_name_is_refused(updates, spec):
     opened, unread = open_messages(messages, spec, {})
     assert [update.site for update in opened] == [updates[0].site]
     assert unread == {s: f"site {s} sent an update in another site's name." for s in messages if s != updates[0].site}
+
+
+def of_classes(site, tokens, mlp, lora, cases):
+    return Update(
+        site, 0, {"tokens": torch.tensor(tokens), "mlp.1": torch.tensor(mlp), "lora": torch.tensor(lora)}, cases
+    )
+
+
+TENSORS = {"tokens": ("disc", "cup"), "mlp.1": ("cup",)}
+BEFORE = {"tokens": torch.tensor([[9.0], [9.0]]), "mlp.1": torch.tensor([9.0]), "lora": torch.tensor([9.0])}
+THREE = [
+    of_classes("a", [[1.0], [2.0]], [3.0], [0.0], 2),
+    of_classes("b", [[4.0], [50.0]], [60.0], [3.0], 1),
+    of_classes("c", [[1.0], [5.0]], [6.0], [4.0], 4),
+]
+
+
+def test_what_belongs_to_a_class_is_averaged_over_the_sites_that_annotate_it_by_hand():
+    filled = fill_not_annotated(THREE, Annotations(TENSORS, {"b": {"cup"}}), BEFORE)
+    mean = weighted_mean(filled)
+    assert mean["tokens"].tolist() == [[pytest.approx(10 / 7)], [4.0]]  # (2*1 + 1*4 + 4*1) / 7; (2*2 + 4*5) / 6
+    assert mean["mlp.1"].tolist() == [5.0]  # (2*3 + 4*6) / 6
+    assert mean["lora"].tolist() == [pytest.approx(19 / 7)]  # everybody's: (0 + 3 + 16) / 7
+    assert filled[0] is not THREE[0]
+    assert digest(filled[0].tensors) == digest(THREE[0].tensors)
+
+
+def test_a_class_that_no_site_of_the_round_annotates_keeps_its_value():
+    missing = {site: {"cup"} for site in "abc"}
+    mean = weighted_mean(fill_not_annotated(THREE, Annotations(TENSORS, missing), BEFORE))
+    assert mean["tokens"].tolist() == [[pytest.approx(10 / 7)], [9.0]]
+    assert mean["mlp.1"].tolist() == [9.0]
+
+
+@pytest.mark.parametrize("missing", [{}, {"a": set()}, {"gone": {"cup"}}])
+def test_where_all_sites_of_a_round_annotate_everything_not_a_bit_changes(missing):
+    filled = fill_not_annotated(THREE, Annotations(TENSORS, missing), BEFORE)
+    assert digest(weighted_mean(filled)) == digest(weighted_mean(THREE))
+
+
+def test_the_order_of_arrival_changes_no_bit_of_a_partial_mean():
+    annotations = Annotations(TENSORS, {"b": {"cup"}, "c": {"disc"}})
+    means = {
+        digest(weighted_mean(fill_not_annotated(order, annotations, BEFORE))) for order in itertools.permutations(THREE)
+    }
+    assert len(means) == 1

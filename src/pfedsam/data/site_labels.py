@@ -30,7 +30,9 @@ class SiteLabelOptions(Options):
     @classmethod
     def _two_or_three_lengths(cls, spacing: list[float] | None) -> list[float] | None:
         if spacing is not None and (len(spacing) not in (2, 3) or not all(0 < length < 1000 for length in spacing)):
-            raise ValueError("give two lengths in mm for pictures or three for volumes, each above 0, such as [0.5, 0.5]")
+            raise ValueError(
+                "give two lengths in mm for pictures or three for volumes, each above 0, such as [0.5, 0.5]"
+            )
         return spacing
 
 

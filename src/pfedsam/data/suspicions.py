@@ -17,6 +17,7 @@ from pfedsam.data.facts import CaseFacts, SiteFacts
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.labels import BACKGROUND, LabelMap
 from pfedsam.data.manifest import MANIFEST, READABLE, Split
+from pfedsam.data.volume_options import VolumeOptions
 
 _SHOWN: Final = 3
 """Cases that a finding names."""
@@ -65,6 +66,8 @@ class Study:
     patient_pattern: str | None = None
     validation: bool = True
     """The study asks for a validation part."""
+    volume: VolumeOptions = field(default_factory=VolumeOptions)
+    """How volumes are read."""
     site_labels: Mapping[str, LabelMap] = field(default_factory=dict)
     """What the ids of a site mean, where it is not what `labels` says."""
     site_patterns: Mapping[str, str | None] = field(default_factory=dict)
@@ -243,8 +246,8 @@ def partly_given_spacing(sites: Sequence[SiteFacts], study: Study) -> Iterator[F
     """Spacing that is given for some cases of a site only, or that differs by a factor as of other units."""
     del study
     for facts in sites:
-        given = [one for one in facts.cases if one.case.spacing_mm is not None]
-        without = [one for one in facts.cases if one.case.spacing_mm is None]
+        given = [one for one in facts.cases if one.spacing_mm is not None]
+        without = [one for one in facts.cases if one.spacing_mm is None]
         if given and without:
             yield Finding(
                 facts.name,
@@ -253,9 +256,9 @@ def partly_given_spacing(sites: Sequence[SiteFacts], study: Study) -> Iterator[F
                 "give it for every case or for none",
                 _ids(without),
             )
-        values = [value for one in given for value in one.case.spacing_mm or ()]
+        values = [value for one in given for value in (one.spacing_mm or ())[-2:]]
         if values and max(values) >= _SPACING_FACTOR * min(values):
-            far = max(given, key=lambda one: max(one.case.spacing_mm or ()))
+            far = max(given, key=lambda one: max((one.spacing_mm or ())[-2:]))
             yield Finding(
                 facts.name,
                 "spacing partly",

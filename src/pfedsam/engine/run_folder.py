@@ -18,15 +18,15 @@ from pfedsam.data.manifest import Case
 from pfedsam.data.split import read_split
 from pfedsam.engine.model_selection import Parameters, models_of, site_models
 from pfedsam.engine.progress import Event
-from pfedsam.engine.run_end import part_sizes, summarize_models, write_end
-from pfedsam.engine.server_files import SERVER
+from pfedsam.engine.run_end import summarize_models, write_end
+from pfedsam.engine.server_files import SERVER, read_server
 from pfedsam.engine.site_session import SiteScorer
 from pfedsam.experiment.build import BuiltModel, build_cache, build_images, build_model, build_roster, read_sites
-from pfedsam.experiment.load import load_options
+from pfedsam.experiment.load import read_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.model.numerics import configure_numerics
 from pfedsam.model.partition import Kind
-from pfedsam.report.summary_file import Summary, read_summary
+from pfedsam.report.summary_file import PartSizes, Summary, read_summary
 
 Wanted: TypeAlias = Literal["in-use", "personal", "shared"]
 """Which model predicts: the one that the site chose on its validation part, or one by name."""
@@ -51,7 +51,7 @@ class OpenRun:
             raise RunError(
                 f"The folder {folder.name!r} holds no run with a finished round. Give the --out folder of `pfedsam run`."
             )
-        self.folder, self.options = folder, load_options(folder / "config.yaml", overrides)
+        self.folder, self.options = folder, read_config(folder / "config.yaml", overrides)
         # The machine that opens a run need not be the one that made it, nor have its GPU.
         wanted = "cpu" if self.options.runtime.device == "cpu" else "auto"
         device = configure_numerics(self.options.runtime.threads, wanted)
@@ -114,16 +114,17 @@ class OpenRun:
         sites = read_sites(self.options, masks_required=False)
         for done, (name, whole) in enumerate(sites.items(), start=1):
             folder = self.folder / "sites" / name
-            sites[name] = read_split(folder / "split.json", whole, ("test",))
+            cases = read_split(folder / "split.json", whole, ("test",)).of("test")
             scorer = SiteScorer(self.options, name, self.built, build_cache(self.options, self.built, None))
-            scores[name] = scorer.test(sites[name].of("test"), models, self._in_use(name), folder)
+            scores[name] = scorer.test(cases, models, self._in_use(name), folder)
             if progress:
                 progress(Event("test", done, len(sites), name))
-        found, sizes = summarize_models(scores), part_sizes(sites)
+        sizes = {name: PartSizes(site.train_cases, site.val_cases) for name, site in before.sites.items()}
+        found = summarize_models(scores)
         return write_end(self.folder, self.options, found, sizes, before.communication, before.seconds)
 
     def _load_shared(self) -> tensors.NamedTensors:
-        shared, _ = tensors.load(self.folder / SERVER)
+        shared, _ = read_server(self.folder)
         self._check_fit("shared", shared)
         return {name: shared[name] for name in self.built.partition.shared}
 
@@ -184,7 +185,7 @@ def predict_file(
 
 def _warn_of_range(case: Case, options: ImageOptions, seen: IntensityRange | None) -> None:
     """Say that an image is much darker or brighter than those of the training; where contrast is stretched it does not matter."""
-    if seen is None or options.contrast != "none":
+    if seen is None or case.volume or options.contrast != "none":
         return
     said = far_from_training(load_image(case, options), seen)
     if said:

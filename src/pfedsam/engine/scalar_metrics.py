@@ -15,6 +15,7 @@ from pfedsam.evaluation.summary import ClassSummary, Occurrence, SiteSummary, Su
 from pfedsam.experiment.build import BuiltModel, build_labels, build_method
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import Task
+from pfedsam.training.losses import LabelForm
 
 ScalarMetrics = Mapping[str, float | None]
 _LOSSES: Final = ("total", "segmentation", "distillation", "balance", "proximal")
@@ -22,7 +23,8 @@ _KEPT: Final = "kept_round"
 _PLAIN: Final = "uses_shared"
 _UNITS: Final[tuple[SummaryUnit, ...]] = ("mm", "px", "mixed")
 _VOLUME_UNITS: Final[tuple[SummaryVolumeUnit, ...]] = ("ml", "mm2", "px", "mixed")
-_COUNTS: Final = ("present", "missed", "extra", "absent")
+_ANNOTATES: Final = "annotates."
+_COUNTS: Final = ("present", "missed", "extra", "absent", "not_annotated")
 """The fields of `Occurrence`."""
 
 
@@ -38,12 +40,29 @@ def allowed_metrics(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[
     choice = [_KEPT, _PLAIN] if built.partition.shared else [_KEPT]
     kept = [] if allowed_drop(options, built) is None else choice
     return {
-        "join": ("cases",),
+        "join": ("cases", *(f"{_ANNOTATES}{name}" for name in classes)),
         "train": (*losses, *usage),
         "validate": (*(f"dice.{model}" for model in models), *kept),
         "finalize": (*final, *usage),
         "test": tuple(test),
     }
+
+
+def from_registration(
+    cases: int, classes: Sequence[str], form: LabelForm, names: Sequence[str]
+) -> dict[str, float | None]:
+    """What a site says when it joins: its training cases, and 1 for each class that it annotates, 0 for each other one.
+
+    None but those that are allowed, which an older study may have fewer of.
+    """
+    annotated = form.annotated or (True,) * len(classes)
+    said = {f"{_ANNOTATES}{name}": float(there) for name, there in zip(classes, annotated, strict=True)}
+    return {name: value for name, value in {"cases": cases, **said}.items() if name in names}
+
+
+def to_missing(scalar_metrics: ScalarMetrics, classes: Sequence[str]) -> frozenset[str]:
+    """The classes that a site does not annotate, from what it said when it joined; an older site says nothing and annotates all."""
+    return frozenset(name for name in classes if scalar_metrics.get(f"{_ANNOTATES}{name}") == 0)
 
 
 def from_report(report: RoundReport) -> dict[str, float | None]:
@@ -134,9 +153,11 @@ def _summary(scalar_metrics: ScalarMetrics, prefix: str, classes: tuple[str, ...
 
 def _class_summary(scalar_metrics: ScalarMetrics, prefix: str) -> ClassSummary:
     mean, undefined = _read(scalar_metrics, prefix)
-    counts = [_count(scalar_metrics, f"{prefix}.{kind}") for kind in _COUNTS]
-    known = [count for count in counts if count is not None]
-    return ClassSummary(mean, undefined, Occurrence(*known) if len(known) == len(counts) else None)
+    present, missed, extra, absent, unknown = (_count(scalar_metrics, f"{prefix}.{kind}") for kind in _COUNTS)
+    occurrence = None
+    if present is not None and missed is not None and extra is not None and absent is not None:
+        occurrence = Occurrence(present, missed, extra, absent, unknown or 0)
+    return ClassSummary(mean, undefined, occurrence)
 
 
 def _score_names(prefix: str, classes: tuple[str, ...]) -> list[str]:

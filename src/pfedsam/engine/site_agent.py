@@ -61,7 +61,9 @@ def study_options(manifest: StudyManifest, site: SiteOptions) -> RunOptions:
         OptionError: the study's configuration is not one that this version knows.
     """
     content: dict[str, Any] = {key: dict(v) if isinstance(v, dict) else v for key, v in manifest.configuration.items()}
-    content["data"]["sites"] = {site.name: {"folder": str(site.data), **site.own_labels} if site.own_labels else str(site.data)}
+    content["data"]["sites"] = {
+        site.name: {"folder": str(site.data), **site.own_labels} if site.own_labels else str(site.data)
+    }
     content["runtime"] = {"threads": site.threads, "device": site.device}
     if site.backbone:
         content["model"]["backbone"] = site.backbone
@@ -183,7 +185,8 @@ class SiteFolder:
 
     def _split(self, manifest: StudyManifest, options: RunOptions) -> Site:
         folder, name = self.policy.study_folder(manifest.study), self.options.name
-        if (folder / "split.json").exists():
+        # Without its split a site that has trained is told, and not split anew.
+        if (folder / "split.json").exists() or (folder / "state.json").exists():
             return read_split(folder / "split.json", read_sites(options, masks_required=False)[name])
         site = build_sites(options)[name]
         report = refuse_problems([site], build_study(options))

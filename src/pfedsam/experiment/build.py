@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,9 @@ from torch import Tensor
 from pfedsam.core import rng
 from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.tensors import NamedTensors
+from pfedsam.data.examples import Example, VolumeExamples
 from pfedsam.data.labels import LabelMap
-from pfedsam.data.loader import Example, load_examples
+from pfedsam.data.loader import load_examples
 from pfedsam.data.manifest import Case, Site, read_site
 from pfedsam.data.split import read_split, split_site
 from pfedsam.data.suspicions import Study
@@ -24,7 +25,7 @@ from pfedsam.data.tiling import load_pictures, load_tiles
 from pfedsam.evaluation.predict import Forward, predict, predict_tiled
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.codec import Codec
-from pfedsam.federation.methods import find_method
+from pfedsam.federation.methods import configured
 from pfedsam.federation.methods.base import Method
 from pfedsam.federation.roster import Roster
 from pfedsam.model.backbones.checkpoint import load_backbone
@@ -38,6 +39,13 @@ from pfedsam.training.site_data import SiteData
 
 Predict: TypeAlias = Callable[[Forward, Sequence[Example]], Iterator[tuple[Example, npt.NDArray[np.uint8]]]]
 """A forward function and what `build_images` gives, to each image with its class map at native size."""
+
+
+class VolumeReading(TypedDict):
+    """Arguments of `read_site`."""
+
+    channels: tuple[str, ...]
+    spacing_lost: bool
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,22 @@ class BuiltModel:
 
 
 def build_method(options: RunOptions) -> Method:
-    """The run's method."""
-    return find_method(options.method)
+    """The run's method, with its own options."""
+    return configured(options.method, options.method_options)
+
+
+def refuse_too_few_sites(options: RunOptions) -> None:
+    """Refuse a federation whose server step cannot work with its sites.
+
+    Raises:
+        OptionError: it needs more sites than there are.
+    """
+    least, sites = build_method(options).server.least_updates, len(options.data.sites)
+    if sites < least:
+        raise OptionError(
+            f"The method {options.method} needs updates of at least {least} sites with these options (method_options.{options.method}); "
+            f"there are {sites}. Add sites, change the option, or choose another method, such as fedavg."
+        )
 
 
 def build_codec(options: RunOptions) -> Codec:
@@ -113,6 +135,7 @@ def build_study(options: RunOptions) -> Study:
         data.image,
         data.patient_pattern,
         validation,
+        data.volume,
         site_labels={site: build_labels(options, site) for site in data.sites},
         site_patterns={site: data.pattern(site) for site in data.sites},
     )
@@ -134,11 +157,23 @@ def read_one_site(options: RunOptions, name: str, *, masks_required: bool = True
         DataError: it is missing or empty.
     """
     data, said = options.data, options.data.site(name)
-    site = read_site(name, data.folder(name), patient_pattern=data.pattern(name), masks_required=masks_required)
+    site = read_site(
+        name,
+        data.folder(name),
+        patient_pattern=data.pattern(name),
+        masks_required=masks_required,
+        **volume_reading(options, name),
+    )
     if said is None or said.spacing is None:
         return site
-    spacing = tuple(said.spacing)
-    return replace(site, cases=tuple(c if c.spacing_mm else replace(c, spacing_mm=spacing) for c in site.cases))
+    return replace(site, cases=tuple(_with_spacing(case, tuple(said.spacing)) for case in site.cases))
+
+
+def _with_spacing(case: Case, spacing: tuple[float, ...]) -> Case:
+    """The case with a spacing where it has none of its own; a volume has one in its file, unless that was lost."""
+    if case.spacing_mm is not None or (case.volume and not case.spacing_lost):
+        return case
+    return replace(case, spacing_mm=spacing)
 
 
 def build_sites(options: RunOptions) -> dict[str, Site]:
@@ -170,6 +205,12 @@ def divide_site(options: RunOptions, site: Site) -> Site:
                 )
             raise DataError(f"site {name!r} has no {part} case: it needs at least one; add cases or change data.split.")
     return site
+
+
+def volume_reading(options: RunOptions, site: str) -> VolumeReading:
+    """What `read_site` has to know of a site's volumes."""
+    volume = options.data.volume
+    return {"channels": tuple(volume.channels), "spacing_lost": site in volume.spacing_unknown}
 
 
 def build_model(options: RunOptions, device: torch.device = CPU) -> BuiltModel:
@@ -223,33 +264,68 @@ def with_pool(options: RunOptions, sites: Mapping[str, Site]) -> dict[str, Site]
     return {pool: Site(pool, Path(), cases), **sites}
 
 
-def build_examples(options: RunOptions, cases: tuple[Case, ...], side: int) -> list[Example]:
-    """Cases to train on in the model's frame, with labels; their tiles where there is tiling.
+def build_examples(options: RunOptions, cases: tuple[Case, ...], side: int) -> Sequence[Example]:
+    """Cases to train on in the model's frame, with labels; the slices of volumes, or tiles of pictures where there is tiling.
 
     Raises:
         DataError: a file cannot be read, or a mask does not fit its image or the label map.
     """
     image, tiling = options.data.image, options.data.tiling
+    if _are_volumes(options, cases):
+        labels = _common_labels(options, cases)
+        return VolumeExamples(cases, labels=labels, image=image, side=side, options=options.data.volume)
     examples = []
-    for site, of_site in _by_site(cases):  # a pooled site holds the cases of all
+    for site, of_site in groupby(cases, key=lambda case: case.site):  # a pooled site holds the cases of all
         labels = build_labels(options, site)
         if tiling:
-            examples += load_tiles(of_site, labels=labels, image=image, side=side, tiling=tiling)
+            examples += load_tiles(tuple(of_site), labels=labels, image=image, side=side, tiling=tiling)
         else:
-            examples += load_examples(of_site, labels=labels, image=image, side=side)
+            examples += load_examples(tuple(of_site), labels=labels, image=image, side=side)
     return examples
 
 
-def _by_site(cases: tuple[Case, ...]) -> list[tuple[str, tuple[Case, ...]]]:
-    return [(site, tuple(group)) for site, group in groupby(cases, key=lambda case: case.site)]
+def _common_labels(options: RunOptions, cases: tuple[Case, ...]) -> LabelMap:
+    """The label map of all these cases.
+
+    Raises:
+        OptionError: their sites have different ones.
+    """
+    maps = [build_labels(options, site) for site in dict.fromkeys(case.site for case in cases)]
+    if any(dict(one.ids) != dict(maps[0].ids) for one in maps):
+        raise OptionError(
+            f"method {options.method} trains on the volumes of all sites together, and these number the classes differently "
+            "(data.sites.<name>.labels); choose a method that trains at each site, or renumber the masks."
+        )
+    return maps[0]
 
 
-def build_images(options: RunOptions, cases: tuple[Case, ...], side: int) -> list[Example]:
-    """Cases to predict, for `build_predict`.
+def _are_volumes(options: RunOptions, cases: tuple[Case, ...]) -> bool:
+    """Whether cases are volumes.
+
+    Raises:
+        DataError: Only some of them are.
+        OptionError: They are, and are to be cut into tiles.
+    """
+    volumes = [case for case in cases if case.volume]
+    if volumes and len(volumes) < len(cases):
+        pictures = next(case for case in cases if not case.volume)
+        raise DataError(
+            f"site {volumes[0].site!r}, case {volumes[0].id!r} is a volume, site {pictures.site!r}, case {pictures.id!r} a picture; what "
+            "is trained or scored together must be all volumes, or all pictures"
+        )
+    if volumes and options.data.tiling:
+        raise OptionError("data.tiling cuts pictures into tiles, and the sites hold volumes: leave it out.")
+    return bool(volumes)
+
+
+def build_images(options: RunOptions, cases: tuple[Case, ...], side: int) -> Sequence[Example]:
+    """Cases to predict, for `build_predict`; volumes as their slices in order.
 
     Raises:
         DataError: a file cannot be read, or a mask does not fit its image or the label map.
     """
+    if _are_volumes(options, cases):
+        return VolumeExamples(cases, labels=None, image=options.data.image, side=side, options=options.data.volume)
     if options.data.tiling:
         return load_pictures(cases, image=options.data.image, side=side)
     site = cases[0].site if cases else ""
@@ -268,9 +344,12 @@ def build_site_data(
     options: RunOptions, name: str, cases: tuple[Case, ...], built: BuiltModel, cache_folder: Path
 ) -> SiteData:
     """The training part of a site."""
+    examples = build_examples(options, cases, built.model.image_size)
     return SiteData(
         name=name,
-        examples=build_examples(options, cases, built.model.image_size),
+        examples=examples,
+        foreground=examples.foreground if isinstance(examples, VolumeExamples) else (),
+        foreground_share=options.data.volume.foreground_share,
         cache=build_cache(options, built, cache_folder),
         augment=options.data.augment,
         seed=options.seed,

@@ -13,9 +13,10 @@ from pfedsam.data.site_labels import NOTHING_OF_ITS_OWN, SiteLabelOptions, site_
 from pfedsam.data.split import SplitOptions
 from pfedsam.data.tiling import TilingOptions
 from pfedsam.data.transforms import AugmentOptions
+from pfedsam.data.volume_options import VolumeOptions
 from pfedsam.evaluation.scores import SURFACE_TOLERANCE
 from pfedsam.federation.codec import CommunicationOptions
-from pfedsam.federation.methods import METHODS, find_method
+from pfedsam.federation.methods import METHODS, MethodOptions, find_method
 from pfedsam.model.options import ModelOptions
 from pfedsam.model.prefix import PrefixOptions
 from pfedsam.training.options import TrainingOptions
@@ -65,6 +66,9 @@ class DataOptions(Options):
         default=None, description="Folder of split files made by `pfedsam data split`; empty: split by seed."
     )
     image: ImageOptions = Field(default=ImageOptions(), description="How images are read.")
+    volume: VolumeOptions = Field(
+        default=VolumeOptions(), description="How volumes (NIfTI, DICOM) are read and cut into slices."
+    )
     split: SplitOptions = Field(default=SplitOptions(), description="Shares of training, validation and test.")
     tiling: TilingOptions | None = Field(
         default=None, description="Train and predict on tiles of the pictures; empty = on whole pictures."
@@ -103,7 +107,11 @@ class DataOptions(Options):
         entry = self.sites.get(site)
         own = entry if isinstance(entry, SiteFolder) else NOTHING_OF_ITS_OWN
         return site_label_map(
-            self.classes, own, ignore=self.ignore, overlap=self.overlap, key=f"data.sites.{site}" if site else "data.classes"
+            self.classes,
+            own,
+            ignore=self.ignore,
+            overlap=self.overlap,
+            key=f"data.sites.{site}" if site else "data.classes",
         )
 
     def check_labels(self) -> None:
@@ -178,6 +186,9 @@ class RunOptions(Options):
     )
     seed: int = Field(default=0, ge=0, description="Seed of splits, weights, batches and views.")
     method: str = Field(default="pfedsam", description=f"One of {', '.join(METHODS)}.")
+    method_options: MethodOptions = Field(  # type: ignore[valid-type]  # made of the methods' own classes
+        default=MethodOptions(), description="Options of single methods, under their names."
+    )
     data: DataOptions = Field(description="Sites, classes, patients.")
     model: ModelOptions = Field(default=ModelOptions(), description="Backbone, LoRA, experts.")
     training: TrainingOptions = Field(default=TrainingOptions(), description="Rounds, steps, optimiser, distillation.")

@@ -13,8 +13,8 @@ from typing import Any, Final, Literal
 import torch
 from pydantic import Field, ValidationError
 
-from pfedsam.core import atomic
-from pfedsam.core.errors import RunError
+from pfedsam.core import sealed
+from pfedsam.core.errors import RunError, StoreError
 from pfedsam.core.options import Options
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.federation.codec import Codec, CommunicationOptions
@@ -46,6 +46,11 @@ class StudyManifest(Options):
     backbone: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the frozen weights.")
     tensors: dict[str, SharedTensor] = Field(description="All that is shared.")
     components: dict[str, tuple[str, ...]] = Field(description="The shared tensors by part of the model.")
+    class_tensors: dict[str, tuple[str, ...]] = Field(
+        default={},
+        description="Shared tensors that belong to single classes: the class of each row, or the one of the whole tensor. They are "
+        "averaged over the sites that annotate it.",
+    )
     communication: CommunicationOptions = Field(description="How the values of an update are written.")
     max_change: float = Field(gt=0, description="Largest L2 norm by which one round may change the shared tensors.")
     scalar_metrics: dict[Task, tuple[str, ...]] = Field(description="The scalars that the reply to each task may hold.")
@@ -109,7 +114,7 @@ def write_manifest(path: Path, manifest: StudyManifest) -> None:
     Raises:
         StoreError: it could not be written.
     """
-    atomic.write_text(path, manifest.model_dump_json(indent=2) + "\n")
+    sealed.write_json(path, manifest.model_dump(mode="json"))
 
 
 def read_manifest(path: Path) -> StudyManifest:
@@ -119,11 +124,14 @@ def read_manifest(path: Path) -> StudyManifest:
         RunError: there is none, or it is not one.
     """
     try:
-        data = path.read_bytes()
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise RunError(f"{path.name} has more than the {MAX_MANIFEST_BYTES} bytes that a manifest may have.")
+        content = sealed.read_json(path, "Get the study's manifest.json again.")
+        return parse_manifest(json.dumps(content).encode())
     except OSError as error:
         raise RunError(f"{path.name} cannot be read: {error.strerror}. Give the study's manifest.json.") from error
-    try:
-        return parse_manifest(data)
+    except StoreError as error:
+        raise RunError(str(error)) from error
     except RunError as error:
         raise RunError(f"{path.name}: {error} Move the file away, or get the study's manifest.json again.") from error
 
@@ -146,6 +154,11 @@ def parse_manifest(data: bytes) -> StudyManifest:
     named = [name for names in manifest.components.values() for name in names]
     if sorted(named) != sorted(manifest.tensors):
         raise RunError("the manifest's components do not add up to its shared tensors.")
+    for name, classes in manifest.class_tensors.items():
+        if name not in manifest.tensors or len(classes) not in (1, *manifest.tensors[name].shape[:1]):
+            raise RunError(
+                "the manifest's tensors of single classes are not among its shared tensors, or of another shape."
+            )
     return manifest
 
 

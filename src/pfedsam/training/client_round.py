@@ -83,6 +83,7 @@ def client_round(
             distillation=options.distillation,
             balance=balance,
             anchors=_anchors(model, names, received) if phase.proximal else None,
+            local=partition.local,
             form=data.form,
             loss=options.loss,
         )
