@@ -27,12 +27,12 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Finished:
         Path("study.yaml").write_text(f"data:\n  sites: {{north: north}}\n  classes: {classes}\n")
         asked: list[Path] = []
 
-        def predict(_: str, image: Path) -> npt.NDArray[np.uint8]:
+        def predict(image: Path) -> npt.NDArray[np.uint8]:
             asked.append(image)
             return np.array([[0, 1, 2]], np.uint8)
 
-        run = SimpleNamespace(options=load_options(Path("study.yaml")), predict=predict)
-        monkeypatch.setattr("pfedsam.engine.run_folder.open_run", lambda _: run)
+        run = SimpleNamespace(options=load_options(Path("study.yaml")), site=lambda _: SimpleNamespace(predict=predict))
+        monkeypatch.setattr("pfedsam.engine.opened.open_run", lambda _: run)
         return asked
 
     return make
@@ -129,13 +129,13 @@ def test_an_image_that_cannot_be_read_costs_the_others_nothing(
 ) -> None:
     finished("{a: [1], b: [2]}")
 
-    def predict(_: str, image: Path) -> npt.NDArray[np.uint8]:
+    def predict(image: Path) -> npt.NDArray[np.uint8]:
         if image.stem == "cut":
             raise DataError("'cut.png' is damaged")
         return np.array([[0, 1, 2]], np.uint8)
 
-    run = SimpleNamespace(options=load_options(Path("study.yaml")), predict=predict)
-    monkeypatch.setattr("pfedsam.engine.run_folder.open_run", lambda _: run)
+    run = SimpleNamespace(options=load_options(Path("study.yaml")), site=lambda _: SimpleNamespace(predict=predict))
+    monkeypatch.setattr("pfedsam.engine.opened.open_run", lambda _: run)
     assert call("predict", "run", "a.png", "cut.png", "z.png", "--site", "north", "--out", "masks") == 3
     assert "2 mask(s) written; 1 image(s) got none: 'cut.png' is damaged" in " ".join(capsys.readouterr().err.split())
     assert sorted(path.name for path in Path("masks").iterdir()) == ["a.png", "z.png"]

@@ -1,7 +1,6 @@
 """`pfedsam evaluate`, `predict`, `report`: use finished runs."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +19,7 @@ Folder = Annotated[Path, typer.Argument(help="Folder of a run (the --out of `pfe
 
 def evaluate_command(run: Folder) -> None:
     """Score the test part of a run again and rewrite its scores, summary and report."""
-    from pfedsam.engine.run_folder import open_run
+    from pfedsam.engine.opened import open_run
     from pfedsam.report.tables import run_tables
 
     with event_bars() as tell:
@@ -44,12 +43,12 @@ def predict_command(
 
     Example: pfedsam predict runs/nuclei/pfedsam new/*.png --site histo --out masks
     """
-    from pfedsam.engine.run_folder import open_run
+    from pfedsam.engine.opened import open_run
     from pfedsam.experiment.build import build_labels
 
     targets = mask_files(images, out)
     opened = open_run(run)
-    write_masks(targets, partial(opened.predict, site), build_labels(opened.options))
+    write_masks(targets, opened.site(site).predict, build_labels(opened.options))
 
 
 def write_masks(

@@ -15,7 +15,7 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.model.backbones.checkpoint import backbone_file
 
 
-def load_options(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
+def load_options(path: Path | str, overrides: Sequence[str] = ()) -> RunOptions:
     """The options in a YAML file.
 
     Args:
@@ -25,6 +25,7 @@ def load_options(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
     Raises:
         OptionError: naming every unknown key and every wrong value.
     """
+    path = Path(path)
     content = read_mapping(path)
     override(content, overrides)
     _resolve_paths(content, path.resolve().parent)
