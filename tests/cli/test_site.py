@@ -136,7 +136,7 @@ def test_a_site_writes_masks_with_the_model_of_the_study_that_it_names(
 ) -> None:
     opened = []
 
-    def open_model(folder: Path, study: str | None) -> SimpleNamespace:
+    def open_model(folder: Path, *, study: str | None) -> SimpleNamespace:
         opened.append((folder, study))
         options = RunOptions.model_validate({"data": {"sites": {"north": "north"}, "classes": {"organ": [128]}}})
         site = SimpleNamespace(predict=lambda image: np.array([[0, 1]], np.uint8))

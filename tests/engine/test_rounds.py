@@ -105,9 +105,9 @@ def test_a_site_predicts_with_what_it_ended_a_study_with(tmp_path: Path, options
     image = sorted((data / "images").iterdir())[0]
     expected = open_run(tmp_path / "here").site(name).predict(image)
     for asked in (None, study.name):
-        assert (open_run(sites.folders[name], asked).site(name).predict(image) == expected).all()
+        assert (open_run(sites.folders[name], study=asked).site(name).predict(image) == expected).all()
     with pytest.raises(RunError, match=f"no study other has ended.*{study.name}"):
-        open_run(sites.folders[name], "other")
+        open_run(sites.folders[name], study="other")
     shutil.rmtree(sites.folders[name] / "studies")
     with pytest.raises(RunError, match="ended here: none yet"):
         open_run(sites.folders[name])

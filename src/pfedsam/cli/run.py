@@ -90,13 +90,15 @@ def compare(options: "RunOptions", out: Path, methods: list[str], *, resume: boo
     """Compare methods, with a bar for each, and print the comparison."""
     from pfedsam.engine.compare import PAGE
     from pfedsam.engine.compare import compare as compare_methods
+    from pfedsam.report.intervals import read_intervals
     from pfedsam.report.tables import comparison_table
 
     with event_bars() as tell:
         summaries = compare_methods(
             options, out, methods, resume=resume, progress=lambda name, event: tell(event, name)
         )
-    OUT.print(comparison_table(summaries))
+    intervals = {name: read_intervals(out / name, summary) for name, summary in summaries.items()}
+    OUT.print(comparison_table(summaries, intervals))
     OUT.print(f"Comparison: {out / PAGE}")
     for name in methods:
         OUT.print(f"Report of {name}: {out / name / 'report.html'}")

@@ -161,7 +161,7 @@ def predict_command(
     from pfedsam.experiment.build import build_labels
 
     targets = mask_files(images, out)
-    opened = open_run(folder, study)
+    opened = open_run(folder, study=study)
     (site,) = opened.site_names
     write_masks(targets, opened.site(site).predict, build_labels(opened.options))
 

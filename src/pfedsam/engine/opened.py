@@ -5,10 +5,10 @@ with what the site trained and what it stays with, `scores.json` and the overlay
 have one layout as well, less what belongs to the sites alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from pfedsam.data.manifest import Case
 from pfedsam.data.split import read_split
 from pfedsam.engine.model_selection import Parameters, SiteModels, models_of, start_of
 from pfedsam.engine.progress import Event, Progress, silent
-from pfedsam.engine.run_end import part_sizes, summarize_models, write_end
+from pfedsam.engine.run_end import summarize_models, write_end
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.site_agent import build_study_model, study_options
 from pfedsam.engine.site_options import CONFIG, read_site_options
@@ -43,9 +43,10 @@ from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.site_policy import SitePolicy
 from pfedsam.model.numerics import configure_numerics
 from pfedsam.model.partition import Kind
-from pfedsam.report.summary_file import Summary, read_summary
-from pfedsam.training.phases import Model
+from pfedsam.report.summary_file import PartSizes, Summary, read_summary
 
+Wanted: TypeAlias = Literal["in-use", "personal", "shared"]
+"""Which model predicts: the one that the site chose on its validation part, or one by name."""
 _LOG = get_logger(__name__)
 _RUN: Final = "config.yaml"
 _STUDY: Final = "policy.json"
@@ -59,16 +60,13 @@ class OpenSite:
     """The model that one site uses."""
 
     name: str
+    uses: str
+    """The reported name of the model that predicts, `personal` or `shared`."""
     options: RunOptions
     built: BuiltModel
     parameters: Parameters
     seen: IntensityRange | None = None
     """The intensities of the images that it was trained on, where they are known."""
-
-    @property
-    def uses(self) -> Model:
-        """`personal` or `shared`: the one of its two models that the site uses."""
-        return self.parameters.model(next(iter(models_of(self.options, self.built).values())))
 
     def predict(self, image: Path | str) -> npt.NDArray[np.uint8]:
         """The class map `[H, W]` of an image file at its native size; 0 is background, 1 to C are the classes.
@@ -88,7 +86,7 @@ class OpenSite:
 
     def _warn_of_range(self, case: Case) -> None:
         """Log that an image is much darker or brighter than those of the training; where contrast is stretched it does not matter."""
-        if self.seen is None or self.options.data.image.contrast != "none":
+        if self.seen is None or case.volume or self.options.data.image.contrast != "none":
             return
         said = far_from_training(load_image(case, self.options.data.image), self.seen)
         if said:
@@ -114,15 +112,22 @@ class OpenRun:
         """The sites."""
         return list(self.places)
 
-    def site(self, name: str) -> OpenSite:
-        """The model that a site uses.
+    def site(self, name: str, wanted: Wanted = "in-use") -> OpenSite:
+        """The model that a site uses, or the one of its models that is wanted.
 
         Raises:
-            RunError: there is no such site, it has no parameters here, or they do not fit the configuration.
+            RunError: there is no such site or model, the site has no parameters here, or they do not fit the configuration.
         """
         if name not in self.places:
             raise RunError(f"The run has no site {name!r}; it has {', '.join(self.site_names)}.")
-        return OpenSite(name, self.options, self.built, self._in_use(name), read_range(self.places[name]))
+        models, used = list(models_of(self.options, self.built)), self._in_use(name)
+        model = wanted if wanted != "in-use" else "shared" if used.plain else models[0]
+        if model not in models:
+            raise RunError(
+                f"A run of the method {self.options.method!r} has no {model} model; it has the {' and the '.join(models)} one."
+            )
+        used = used._replace(plain=len(models) > 1 and model == "shared")
+        return OpenSite(name, model, self.options, self.built, used, read_range(self.places[name]))
 
     def evaluate(self, progress: Progress | None = None) -> Summary:
         """Score the test part again; rewrites scores, overlays, `summary.json` and `report.html`.
@@ -144,11 +149,12 @@ class OpenRun:
         models, scores = models_of(self.options, self.built), {}
         sites = read_sites(self.options, masks_required=False)
         for done, (name, whole) in enumerate(sites.items(), start=1):
-            sites[name] = read_split(self.places[name] / "split.json", whole, ("test",))
+            cases = read_split(self.places[name] / "split.json", whole, ("test",)).of("test")
             scorer = SiteScorer(self.options, name, self.built, build_cache(self.options, self.built, None))
-            scores[name] = scorer.test(sites[name].of("test"), models, self._in_use(name), self.places[name])
+            scores[name] = scorer.test(cases, models, self._in_use(name), self.places[name])
             tell(Event("test", done, len(sites), name))
-        found, sizes = summarize_models(scores), part_sizes(sites)
+        sizes = {name: PartSizes(site.train_cases, site.val_cases) for name, site in before.sites.items()}
+        found = summarize_models(scores)
         return write_end(self.folder, self.options, found, sizes, before.communication, before.seconds)
 
     def _in_use(self, site: str) -> Parameters:
@@ -172,11 +178,12 @@ class OpenRun:
         return used
 
 
-def open_run(folder: Path | str, study: str | None = None) -> OpenRun:
+def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | None = None) -> OpenRun:
     """The models in a folder: of a finished run, of a study at its coordinator, or of a study at a site.
 
     Args:
         folder: the --out of `pfedsam run`, a study's folder at the coordinator, or a site's folder.
+        overrides: `key.path=value`, before the run's configuration; for what changes no parameter, such as `data.image.max_megapixels`.
         study: at a site, the id of the study; needed where more than one has ended there.
 
     Raises:
@@ -188,7 +195,7 @@ def open_run(folder: Path | str, study: str | None = None) -> OpenRun:
         return _open_at_site(folder, study)
     if not (folder / _RUN).exists() or not (folder / SERVER).exists():
         raise RunError(_what_to_give(folder))
-    options = load_options(folder / _RUN)
+    options = load_options(folder / _RUN, overrides)
     # The machine that opens a run need not be the one that made it, nor have its GPU.
     wanted = "cpu" if options.runtime.device == "cpu" else "auto"
     built = build_model(options, configure_numerics(options.runtime.threads, wanted))

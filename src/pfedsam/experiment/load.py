@@ -97,12 +97,14 @@ class _Loader(yaml.SafeLoader):
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        twice = [key for i, key in enumerate(keys) if key in keys[:i]]
-        if twice:
-            raise OptionError(
-                f"line {node.start_mark.line + 1}: the key {twice[0]!r} stands twice. Names of sites and options must differ."
-            )
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=deep), key_node.start_mark.line + 1
+            if key in lines:
+                raise OptionError(
+                    f"line {line}: the key {key!r} stands twice (first in line {lines[key]}). Names of sites and options must differ."
+                )
+            lines[key] = line
         return super().construct_mapping(node, deep=deep)
 
 
@@ -124,6 +126,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise OptionError(f"{path.name} cannot be read: {error.strerror}. Give the path of a YAML file.") from error
+    except OptionError as error:  # of the loader, which does not know the file
+        raise OptionError(f"{path.name}, {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise OptionError(f"{path.name} is not YAML: {error}") from error
     if not isinstance(content, dict):
@@ -187,6 +191,11 @@ def _explain(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
         return f"{path}: unknown key; {hint}allowed: {', '.join(allowed)}"
     if error["type"] == "missing":
         return f"{path}: is required"
+    if error["loc"][-1:] == ("[key]",):
+        name = error["loc"][-2]
+        return f"{'.'.join(map(str, error['loc'][:-2]))}: the name {name!r} is read as a number; put it in quotes: '{name}'"
+    if error["type"] == "list_type" and isinstance(error.get("input"), int):
+        return f"{path}: the ids are a list, also where there is one: write [{error['input']}] (got {error['input']!r})"
     message = str(error["msg"]).removeprefix("Value error, ")
     return f"{path}: {message} (got {error.get('input')!r})" if path else message  # of several keys together
 
