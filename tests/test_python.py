@@ -33,8 +33,9 @@ def test_the_page_runs_as_it_stands_and_prints_nothing_but_what_it_says(
 ) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), flags=re.DOTALL)
     assert blocks
-    content = toy_options.model_dump(mode="json")
-    content["training"]["final_steps"] = 2  # a multiple of the steps of a round, so that methods can make equally many
+    content = toy_options.model_dump(mode="json", exclude_unset=True)
+    # Options that every method of the page uses, and steps that all of them can make.
+    content["training"] = {"rounds": 2, "steps_per_round": 2, "batch_size": 2}
     names = ["north", "south", "west"]
     content["data"]["sites"] = dict(zip(names, content["data"]["sites"].values(), strict=True))
     (tmp_path / "nuclei.yaml").write_text(yaml.safe_dump(content), "utf-8")

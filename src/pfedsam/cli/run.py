@@ -20,7 +20,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupte
 
 DEMO_METHODS = ("local-only", "fedavg", "pfedsam")
 DEMO_SETTINGS: dict[str, Any] = {
-    "training": {"rounds": 24, "steps_per_round": 4, "final_steps": 12, "batch_size": 4},
+    "training": {"rounds": 27, "steps_per_round": 4, "final_steps": 12, "batch_size": 4},
     "evaluation": {"validate_every": 4},
     "runtime": {"workers": 2},
 }
@@ -56,12 +56,13 @@ def compare_command(
 ) -> None:
     """Train several methods on the same sites, splits and seed, with equally many steps, and compare them site by site.
 
-    A method without a last local phase gets more rounds. Each method gets its own folder in --out.
+    Every method makes training.rounds times training.steps_per_round steps; one with a last local phase takes training.final_steps of them
+    for it. A key that a method does not use is left out for it. Each method gets its own folder in --out.
     Example: pfedsam compare nuclei.yaml --out runs/nuclei --methods fedavg,pfedsam
     """
-    from pfedsam.experiment.load import load_options
+    from pfedsam.experiment.load import read_options
 
-    options = load_options(config, overrides or [])
+    options = read_options(config, overrides or [])
     names = dict.fromkeys(name.strip() for name in methods.split(",") if name.strip())
     compare(options, out, list(names), resume=resume)
 
@@ -90,9 +91,14 @@ def compare(options: "RunOptions", out: Path, methods: list[str], *, resume: boo
     """Compare methods, with a bar for each, and print the comparison."""
     from pfedsam.engine.compare import PAGE
     from pfedsam.engine.compare import compare as compare_methods
+    from pfedsam.experiment.effect import unused
+    from pfedsam.federation.methods import find_method
     from pfedsam.report.intervals import read_intervals
     from pfedsam.report.tables import comparison_table
 
+    for name in methods:
+        if idle := unused(options.model_copy(update={"method": find_method(name).name})):
+            OUT.print(f"{name} has no use for {', '.join(idle)}: left out.")
     with event_bars() as tell:
         summaries = compare_methods(
             options, out, methods, resume=resume, progress=lambda name, event: tell(event, name)

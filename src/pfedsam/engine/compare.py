@@ -7,6 +7,7 @@ from typing import Final
 from pfedsam.core.errors import OptionError
 from pfedsam.engine.progress import Event
 from pfedsam.engine.run import run
+from pfedsam.experiment.effect import refuse_unused_by_all
 from pfedsam.experiment.options import RunOptions
 from pfedsam.experiment.suite import equal_steps
 from pfedsam.federation.methods import find_method
@@ -25,7 +26,7 @@ def compare(
     resume: bool = False,
     progress: Callable[[str, Event], None] | None = None,
 ) -> dict[str, Summary]:
-    """Run each method in its folder under `out`, with as many steps as the options give one with a last phase; then the comparison.
+    """Run each method in its folder under `out`, all with the steps of the options' rounds; then the comparison.
 
     Args:
         options: of the runs, whatever their method is.
@@ -38,7 +39,8 @@ def compare(
         The summary of each method's run.
 
     Raises:
-        OptionError: there is no method, one is unknown, or one cannot make as many steps in whole rounds; nothing was run.
+        OptionError: there is no method, one is unknown, one cannot make as many steps in whole rounds, or an option is used by none;
+            nothing was run.
         DataError: a site's data is wrong; every problem is named.
         RunError: a folder holds another run, or a run and `resume` is not given.
     """
@@ -49,19 +51,19 @@ def compare(
         update={"cache_folder": options.runtime.cache_folder or (out / "cache").resolve()}
     )
     options = options.model_copy(update={"runtime": cached})
-    planned = {
-        name: equal_steps(options.model_copy(update={"method": find_method(name).name}), options.training.steps)
-        for name in methods
-    }
+    chosen = {name: options.model_copy(update={"method": find_method(name).name}) for name in methods}
+    refuse_unused_by_all(list(chosen.values()), "The configuration")
+    steps = options.training.rounds * options.training.steps_per_round
+    planned = {name: equal_steps(one, steps) for name, one in chosen.items()}
     summaries: dict[str, Summary] = {}
-    for name, chosen in planned.items():
+    for name, one in planned.items():
         folder = out / name
 
         def tell(event: Event, name: str = name) -> None:
             if progress:
                 progress(name, event)
 
-        summaries[name] = run(chosen, folder, resume=resume and (folder / "config.yaml").exists(), progress=tell)
+        summaries[name] = run(one, folder, resume=resume and (folder / "config.yaml").exists(), progress=tell)
     if LOCAL_ONLY in methods:
         for name in methods:
             write_page(out / name, baseline=out / LOCAL_ONLY)

@@ -13,7 +13,6 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pfedsam.core import tensors
 from pfedsam.core.errors import RunError
 from pfedsam.core.lock import exclusive
 from pfedsam.core.log import get_logger
@@ -25,7 +24,7 @@ from pfedsam.data.split import read_split
 from pfedsam.engine.model_selection import Parameters, SiteModels, models_of, start_of
 from pfedsam.engine.progress import Event, Progress, silent
 from pfedsam.engine.run_end import summarize_models, write_end
-from pfedsam.engine.server_files import SERVER
+from pfedsam.engine.server_files import SERVER, read_server
 from pfedsam.engine.site_agent import build_study_model, study_options
 from pfedsam.engine.site_options import CONFIG, read_site_options
 from pfedsam.engine.site_session import SCORES, SiteScorer
@@ -37,7 +36,7 @@ from pfedsam.experiment.build import (
     build_roster,
     read_sites,
 )
-from pfedsam.experiment.load import load_options
+from pfedsam.experiment.load import read_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.site_policy import SitePolicy
@@ -195,7 +194,7 @@ def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | 
         return _open_at_site(folder, study)
     if not (folder / _RUN).exists() or not (folder / SERVER).exists():
         raise RunError(_what_to_give(folder))
-    options = load_options(folder / _RUN, overrides)
+    options = read_config(folder / _RUN, overrides)
     # The machine that opens a run need not be the one that made it, nor have its GPU.
     wanted = "cpu" if options.runtime.device == "cpu" else "auto"
     built = build_model(options, configure_numerics(options.runtime.threads, wanted))
@@ -223,7 +222,7 @@ def _ended(policy: SitePolicy, study: str | None) -> StudyManifest:
 
 
 def _shared(folder: Path, built: BuiltModel) -> NamedTensors:
-    shared, _ = tensors.load(folder / SERVER)
+    shared, _ = read_server(folder)
     _check_fit(folder, built, "shared", shared)
     return {name: shared[name] for name in built.partition.shared}
 
