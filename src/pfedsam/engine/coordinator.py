@@ -8,10 +8,10 @@ What sites send is not trusted: it is parsed, checked and, where it fails, refus
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from pydantic import Field
 
@@ -19,13 +19,15 @@ from pfedsam.core.errors import PfedsamError, QuorumError, RunError, UpdateError
 from pfedsam.core.log import get_logger
 from pfedsam.core.options import Options
 from pfedsam.engine.run_end import by_model, write_end
-from pfedsam.engine.scalar_metrics import to_report, to_summaries, to_validation
+from pfedsam.engine.scalar_metrics import check_values, to_report, to_summaries, to_validation
 from pfedsam.engine.server_files import record_aggregate, record_report, record_validation
+from pfedsam.engine.site_session import RoundReport
 from pfedsam.engine.study_folder import StudyFolder
 from pfedsam.evaluation.summary import SiteSummary
 from pfedsam.experiment.build import build_labels, build_method
 from pfedsam.experiment.load import load_options
 from pfedsam.federation.aggregation import NothingToAverageError, check_registration
+from pfedsam.federation.bounds import MAX_SHARE, MEDIAN_FACTOR, Limits
 from pfedsam.federation.manifest import StudyManifest, Task, read_manifest
 from pfedsam.federation.messages import REFUSALS, Reply, Request, in_words, reply_from_wire, request_to_wire
 from pfedsam.federation.server import ServerState, aggregate
@@ -34,6 +36,7 @@ from pfedsam.report.records import RecordWriter, read_records
 from pfedsam.report.summary_file import Communication
 
 _LOG = get_logger(__name__)
+T = TypeVar("T")
 Outcome = Literal["finished", "again"]
 """`again`: the run of sites should be set up anew, so that a site that came (back) can take part; the study then goes on."""
 
@@ -50,6 +53,19 @@ class RoundPolicy(Options):
         "quorum. Once it has begun, no wait is longer than the deadline.",
     )
     score_s: int = Field(default=1800, ge=1, description="Seconds that sites have for the test at the end.")
+
+    max_share: float = Field(
+        default=MAX_SHARE,
+        gt=0,
+        le=1,
+        description="Largest share of the average that one site has, whatever number of training cases it declares.",
+    )
+    median_factor: float | None = Field(
+        default=MEDIAN_FACTOR,
+        ge=1,
+        description="An update whose norm is above so many times the median of the round's accepted updates is scaled down to that; "
+        "empty: never.",
+    )
 
     @property
     def return_s(self) -> int:
@@ -98,6 +114,7 @@ class StudyRun:
         self.state: ServerState = self.folder.load_state(self.manifest)
         self.registered: dict[str, int] = self.folder.read_registered()
         self.present: list[str] = []
+        self.limits = Limits(self.manifest.max_change, self.policy.median_factor, self.policy.max_share)
         self._started = time.monotonic()
 
     def run(self) -> Outcome:
@@ -108,7 +125,7 @@ class StudyRun:
         """
         with RecordWriter(self.folder.path / "records.jsonl") as records:
             records.truncate_after(self.state.round - 1)
-            self._join(records, self.transport.connected())
+            self._join(records, self._connected())
             if len(self.present) < self.policy.quorum:
                 raise QuorumError(
                     f"{len(self.present)} site(s) joined within {self.policy.return_s} s; the quorum is {self.policy.quorum}. "
@@ -117,7 +134,7 @@ class StudyRun:
             while self.state.round < self.manifest.rounds:
                 if self.transport.wants_again():
                     return "again"
-                self._join(records, [s for s in self.transport.connected() if s not in self.present])
+                self._join(records, [s for s in self._connected() if s not in self.present])
                 self._round(records)
             seconds = {"train": round(time.monotonic() - self._started, 1)}
             self._finalize(records)
@@ -126,6 +143,10 @@ class StudyRun:
             records.write({"kind": "timing", **seconds})
         self._report(summaries, seconds)
         return "finished"
+
+    def _connected(self) -> list[str]:
+        """The study's sites that can be asked now; another member of the federation is neither registered nor sent anything."""
+        return [site for site in self.transport.connected() if site in self.options.data.sites]
 
     def _join(self, records: RecordWriter, sites: Sequence[str]) -> None:
         if not sites:
@@ -146,14 +167,16 @@ class StudyRun:
             self.present = self._ordered({*self.present, site})
         self._absent(records, "join", self.state.round, refused)
         self.folder.write_registered(self.registered)
+        _LOG.info("training cases by site: %s", ", ".join(f"{s} {self.registered[s]}" for s in self.present))
         self._tell("running")
 
     def _round(self, records: RecordWriter) -> None:
         current, started = self.state, time.monotonic()
         replies = self._ask(records, "train", current.round, self.present, self.policy.deadline_s)
         records.write({"kind": "timing", "round": current.round, "train_s": round(time.monotonic() - started, 2)})
-        for site, reply in replies.items():
-            report = to_report(reply.scalar_metrics, self.manifest.scalar_metrics["train"])
+        reports = self._read(records, "train", current.round, replies, self._report_of)
+        replies = {site: replies[site] for site in reports}
+        for site, report in reports.items():
             record_report(records, current.round, site, report)
         state = self._aggregate(records, replies)
         every = self.options.evaluation.validate_every
@@ -170,12 +193,13 @@ class StudyRun:
             return ServerState(current.round + 1, current.shared)
         updates, rejected = self._decode(replies)
         try:
-            state, result = aggregate(current, updates, spec, {site: self.registered[site] for site in self.present})
-            accepted, rejected = result.accepted, {**rejected, **result.rejected}
+            registered = {site: self.registered[site] for site in self.present}
+            state, result = aggregate(current, updates, spec, registered, self.limits)
+            accepted, rejected, scaled = result.accepted, {**rejected, **result.rejected}, result.scaled
         except NothingToAverageError as error:
-            state, accepted, rejected = current, (), {**rejected, **error.rejected}
+            state, accepted, rejected, scaled = current, (), {**rejected, **error.rejected}, {}
         messages = {site: reply.update for site, reply in replies.items()}
-        record_aggregate(records, current.round, accepted, rejected, messages)
+        record_aggregate(records, current.round, accepted, rejected, messages, scaled)
         self._check_quorum(len(accepted), current.round)
         return state
 
@@ -184,10 +208,12 @@ class StudyRun:
         updates, rejected = [], {}
         for site, reply in replies.items():
             try:
-                update = decode(reply.update, self.manifest.spec, self.state.shared)
+                update = decode(
+                    reply.update, self.manifest.spec, self.state.shared, max_change=self.manifest.max_change
+                )
             except UpdateError:  # its text may repeat what the site put in its message
                 rejected[site] = (
-                    f"site {site} sent an update of another form or of other shared tensors than this study's."
+                    f"site {site} sent an update of another form, of other shared tensors than this study's, or beyond its bound."
                 )
                 continue
             if update.site == site:
@@ -206,16 +232,18 @@ class StudyRun:
     def _validate(self, records: RecordWriter, round_: int, sites: Sequence[str]) -> None:
         """Ask the sites that took part in the round; one that did not has cost it a deadline already."""
         replies = self._ask(records, "validate", round_, sites, self.policy.deadline_s)
-        for site, reply in replies.items():
-            found = to_validation(reply.scalar_metrics, self.manifest.scalar_metrics["validate"])
-            record_validation(records, round_, site, found)
+        names = self.manifest.scalar_metrics["validate"]
+        found = self._read(
+            records, "validate", round_, replies, lambda reply: to_validation(reply.scalar_metrics, names)
+        )
+        for site, validation in found.items():
+            record_validation(records, round_, site, validation)
 
     def _finalize(self, records: RecordWriter) -> None:
         if not build_method(self.options).final(self.options.training):
             return
         replies = self._ask(records, "finalize", self.manifest.rounds, self.present, self.policy.deadline_s)
-        for site, reply in replies.items():
-            report = to_report(reply.scalar_metrics, self.manifest.scalar_metrics["finalize"])
+        for site, report in self._read(records, "finalize", self.manifest.rounds, replies, self._report_of).items():
             record_report(records, self.manifest.rounds, site, report)
         if self.options.evaluation.validate_every:
             self._validate(records, self.manifest.rounds, list(replies))
@@ -223,12 +251,31 @@ class StudyRun:
     def _test(self, records: RecordWriter) -> dict[str, dict[str, SiteSummary]]:
         replies = self._ask(records, "test", self.manifest.rounds, self.present, self.policy.score_s)
         classes = tuple(build_labels(self.options).names)
-        found = {}
+
+        def read(reply: Reply) -> dict[str, SiteSummary]:
+            if set(reply.scalar_metrics) != set(self.manifest.scalar_metrics["test"]):
+                raise UpdateError("its scores were not complete")
+            return to_summaries(reply.scalar_metrics, classes)
+
+        return self._read(records, "test", self.manifest.rounds, replies, read)
+
+    def _report_of(self, reply: Reply) -> RoundReport:
+        return to_report(reply.scalar_metrics, self.manifest.scalar_metrics[reply.task])
+
+    def _read(
+        self, records: RecordWriter, task: Task, round_: int, replies: Mapping[str, Reply], read: Callable[[Reply], T]
+    ) -> dict[str, T]:
+        """What `read` finds in each reply; a site whose reply makes it fail, in whatever way, is recorded and left out."""
+        found, reasons = {}, {}
         for site, reply in replies.items():
-            if set(reply.scalar_metrics) == set(self.manifest.scalar_metrics["test"]):
-                found[site] = to_summaries(reply.scalar_metrics, classes)
-            else:
-                self._absent(records, "test", self.manifest.rounds, {site: "its scores were not complete"})
+            try:
+                found[site] = read(reply)
+            except PfedsamError as error:
+                reasons[site] = str(error)
+            except Exception as error:  # noqa: BLE001 - whatever one site sent must not end the study
+                _LOG.error("the reply of site %s to %s raised %s", label(site), task, type(error).__name__)
+                reasons[site] = "its reply could not be evaluated"
+        self._absent(records, task, round_, reasons)
         return found
 
     def _report(self, summaries: Mapping[str, Mapping[str, SiteSummary]], seconds: Mapping[str, float]) -> None:
@@ -271,12 +318,16 @@ class StudyRun:
         answers = self.transport.ask(request_to_wire(request), task, sites, deadline_s)
         reasons = {**answers.missing, **{s: f"{n} reply(s) came after their deadline" for s, n in answers.late.items()}}
         replies = {}
-        for site in self._ordered(answers.wires):
+        for site in self._ordered([site for site in answers.wires if site in sites]):
             try:
                 reply = reply_from_wire(answers.wires[site])
                 _check_reply(reply, request, self.manifest)
             except PfedsamError as error:
                 reasons[site] = str(error)
+                continue
+            except Exception as error:  # noqa: BLE001 - whatever one site sent must not end the study
+                _LOG.error("the reply of site %s to %s raised %s", label(site), task, type(error).__name__)
+                reasons[site] = "its reply could not be read"
                 continue
             if reply.refused:
                 reasons[site] = REFUSALS[reply.refused]
@@ -311,3 +362,4 @@ def _check_reply(reply: Reply, request: Request, manifest: StudyManifest) -> Non
         raise UpdateError("its reply answers another request: stale, or sent twice.")
     if set(reply.scalar_metrics) - set(manifest.scalar_metrics.get(request.task, ())):
         raise UpdateError("its reply holds numbers that the manifest does not list.")
+    check_values(reply.scalar_metrics)

@@ -5,8 +5,9 @@ The list is made from the configuration alone, before any site has said anything
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, Literal
 
+from pfedsam.core.errors import UpdateError
 from pfedsam.engine.model_selection import Validation, allowed_drop, models_of
 from pfedsam.engine.site_session import RoundReport
 from pfedsam.evaluation.scores import MEASURES, ClassScores
@@ -14,11 +15,16 @@ from pfedsam.evaluation.summary import ClassSummary, SiteSummary, SummaryUnit
 from pfedsam.experiment.build import BuiltModel, build_labels, build_method
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import Task
+from pfedsam.federation.messages import MAX_ROUND
+from pfedsam.federation.update import MAX_CASES
 
 ScalarMetrics = Mapping[str, float | None]
 _LOSSES: Final = ("total", "segmentation", "distillation", "balance", "proximal")
 _KEPT: Final = "kept_round"
 _PLAIN: Final = "uses_shared"
+_ROUNDING: Final = 1e-6
+_LARGEST_DISTANCE: Final = 1e9
+_LARGEST_LOSS: Final = 1e38
 _UNITS: Final[tuple[SummaryUnit, ...]] = ("mm", "px", "mixed")
 
 
@@ -42,6 +48,50 @@ def allowed_metrics(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[
         "finalize": (*final, *usage),
         "test": tuple(test),
     }
+
+
+def check_values(scalar_metrics: ScalarMetrics) -> None:
+    """Let only values pass that a site can have measured; what a metric may be follows from its name.
+
+    Args:
+        scalar_metrics: of a reply, under names that the manifest lists.
+
+    Raises:
+        UpdateError: naming the metric and what it may be.
+    """
+    for name, value in scalar_metrics.items():
+        low, high, kind = _allowed_range(name)
+        if value is None and kind == "measure":
+            continue
+        if value is None or not low <= value <= high or (kind == "count" and value != int(value)):
+            whole = "whole numbers" if kind == "count" else "values"
+            raise UpdateError(
+                f"its reply gives {name} a value that it cannot have; allowed are {whole} from {low:g} to {high:g}."
+            )
+    for name, value in scalar_metrics.items():
+        cases = scalar_metrics.get(".".join([*name.split(".")[:2], "cases"]))
+        if name.startswith("test.") and _is_count_of_cases(name) and (value or 0) > (cases or 0):
+            raise UpdateError(f"its reply gives {name} a value above its number of test cases.")
+
+
+def _allowed_range(name: str) -> tuple[float, float, Literal["count", "measure"]]:
+    """The least and the largest value of a metric, and whether it counts something or may be undefined."""
+    group, last = name.split(".")[0], name.split(".")[-1]
+    if _is_count_of_cases(name) or last == "cases":
+        return 0, MAX_CASES, "count"
+    if name == _KEPT:
+        return 0, MAX_ROUND, "count"
+    if name == _PLAIN:
+        return 0, 1, "count"
+    if last == "unit":
+        return 0, len(_UNITS) - 1, "count"
+    if group in ("dice", "usage") or last in ("dice", "iou"):
+        return 0, 1 + _ROUNDING, "measure"
+    return (0, _LARGEST_DISTANCE, "measure") if group == "test" else (-_LARGEST_LOSS, _LARGEST_LOSS, "measure")
+
+
+def _is_count_of_cases(name: str) -> bool:
+    return name.split(".")[-1].startswith(("undefined_", "missed"))
 
 
 def from_report(report: RoundReport) -> dict[str, float | None]:

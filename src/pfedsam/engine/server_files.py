@@ -44,17 +44,19 @@ def record_aggregate(
     accepted: Sequence[str],
     rejected: Mapping[str, str],
     messages: Mapping[str, bytes],
+    scaled: Mapping[str, float] | None = None,
 ) -> None:
-    """Write which sites' updates were averaged, which were not and why, and the bytes of each message."""
-    records.write(
-        {
-            "kind": "aggregate",
-            "round": round_,
-            "accepted": list(accepted),
-            "rejected": dict(rejected),
-            "up_bytes": {site: len(message) for site, message in sorted(messages.items())},
-        }
-    )
+    """Write which sites' updates were averaged, which were scaled down, which were not averaged and why, and each message's bytes."""
+    row: dict[str, object] = {
+        "kind": "aggregate",
+        "round": round_,
+        "accepted": list(accepted),
+        "rejected": dict(rejected),
+        "up_bytes": {site: len(message) for site, message in sorted(messages.items())},
+    }
+    if scaled:
+        row["scaled"] = {site: round(factor, 6) for site, factor in sorted(scaled.items())}
+    records.write(row)
 
 
 def record_report(records: RecordWriter, round_: int, site: str, report: RoundReport) -> None:

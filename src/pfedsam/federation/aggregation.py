@@ -5,12 +5,13 @@ shared parameters of the next round are the mean over sites, weighted by their t
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from pfedsam.core.errors import RunError, UpdateError
 from pfedsam.core.tensors import NamedTensors, digest
+from pfedsam.federation.bounds import NO_LIMITS, Limits, bound_updates
 from pfedsam.federation.update import MAX_CASES, Update, UpdateSpec, check, decode, label
 
 
@@ -23,6 +24,8 @@ class AggregationResult:
     """Names of the sites that were averaged, sorted."""
     rejected: Mapping[str, str]
     """Reason by site."""
+    scaled: Mapping[str, float] = field(default_factory=dict)
+    """The factor by site whose change was scaled down."""
 
 
 def open_messages(
@@ -44,10 +47,14 @@ def open_messages(
     return updates, unread
 
 
-def weighted_mean(updates: Sequence[Update]) -> dict[str, torch.Tensor]:
-    """The mean of checked updates, weighted by their cases, in the tensors' own types.
+def weighted_mean(updates: Sequence[Update], weights: Mapping[str, float] | None = None) -> dict[str, torch.Tensor]:
+    """The mean of checked updates, in the tensors' own types.
 
     Summed in float64 in the order of the sites' names, so that the order of arrival changes no bit.
+
+    Args:
+        updates: at most one of each site.
+        weights: by site; their numbers of training cases where none are given.
 
     Raises:
         UpdateError: there is no update.
@@ -55,12 +62,13 @@ def weighted_mean(updates: Sequence[Update]) -> dict[str, torch.Tensor]:
     if not updates:
         raise UpdateError("there is no update to average.")
     ordered = sorted(updates, key=lambda update: update.site)
-    total = sum(update.cases for update in ordered)
+    by_site = weights or {update.site: update.cases for update in ordered}
+    total = sum(by_site[update.site] for update in ordered)
     mean = {}
     for name, first in ordered[0].tensors.items():
         summed = torch.zeros(first.shape, dtype=torch.float64, device=first.device)
         for update in ordered:
-            summed += update.tensors[name].detach().to(torch.float64) * update.cases
+            summed += update.tensors[name].detach().to(torch.float64) * by_site[update.site]
         mean[name] = (summed / total).to(first.dtype)
     return mean
 
@@ -77,7 +85,13 @@ class NothingToAverageError(RunError):
 
 
 def combine(
-    updates: Iterable[Update], spec: UpdateSpec, *, round: int, registered: Mapping[str, int]
+    updates: Iterable[Update],
+    spec: UpdateSpec,
+    *,
+    round: int,
+    registered: Mapping[str, int],
+    received: NamedTensors | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> AggregationResult:
     """Check the updates of a round one by one and average those that pass.
 
@@ -89,6 +103,8 @@ def combine(
         spec: the shared tensors of the run.
         round: the round that is being aggregated.
         registered: the number of training cases of each site, as known when the run started.
+        received: the shared tensors that were broadcast in this round; not needed without limits.
+        limits: on what one site's update may do.
 
     Raises:
         NothingToAverageError: no update was accepted.
@@ -96,9 +112,12 @@ def combine(
     """
     check_registration(registered)
     accepted, rejected = screen(updates, spec, round=round, registered=registered)
-    if not accepted:
+    bounded = bound_updates(accepted, received or {}, limits)
+    rejected |= bounded.rejected
+    if not bounded.updates:
         raise NothingToAverageError(round, rejected)
-    return AggregationResult(weighted_mean(accepted), tuple(update.site for update in accepted), rejected)
+    names = tuple(update.site for update in bounded.updates)
+    return AggregationResult(weighted_mean(bounded.updates, bounded.weights), names, rejected, bounded.scaled)
 
 
 def screen(

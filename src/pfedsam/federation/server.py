@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pfedsam.core import tensors
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.federation.aggregation import AggregationResult, combine
+from pfedsam.federation.bounds import NO_LIMITS, Limits
 from pfedsam.federation.update import Update, UpdateSpec
 
 
@@ -23,7 +24,11 @@ class ServerState:
 
 
 def aggregate(
-    state: ServerState, updates: Iterable[Update], spec: UpdateSpec, registered: Mapping[str, int]
+    state: ServerState,
+    updates: Iterable[Update],
+    spec: UpdateSpec,
+    registered: Mapping[str, int],
+    limits: Limits = NO_LIMITS,
 ) -> tuple[ServerState, AggregationResult]:
     """The state after a round, and which sites were averaged or refused.
 
@@ -32,9 +37,10 @@ def aggregate(
         updates: what the sites sent, in any order.
         spec: the shared tensors of the run.
         registered: the number of training cases of each site, as known when the run started.
+        limits: on what one site's update may do.
 
     Raises:
         RunError: no update was accepted; the state to go on with is the one that was given.
     """
-    result = combine(updates, spec, round=state.round, registered=registered)
+    result = combine(updates, spec, round=state.round, registered=registered, received=state.shared, limits=limits)
     return ServerState(state.round + 1, result.tensors), result

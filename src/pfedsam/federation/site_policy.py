@@ -16,8 +16,9 @@ from torch import Tensor
 from pfedsam.core import tensors
 from pfedsam.core.errors import PfedsamError, RunError, StoreError, UpdateError
 from pfedsam.core.tensors import NamedTensors
+from pfedsam.federation.bounds import change_norm
 from pfedsam.federation.ledger import Ledger
-from pfedsam.federation.manifest import StudyManifest, change_norm, parse_manifest, read_manifest, write_manifest
+from pfedsam.federation.manifest import StudyManifest, parse_manifest, read_manifest, write_manifest
 from pfedsam.federation.messages import Reply, Request, in_words, reply_from_wire, reply_to_wire
 from pfedsam.federation.update import check, decode
 

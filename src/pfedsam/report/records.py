@@ -7,6 +7,7 @@ Kinds of records, with the fields that a reader may count on:
     kept        round, site, from_round: the site stays with an earlier shared model (`evaluation.max_drop`)
     plain       round, site: the site uses the shared model, which did better than its personal one (`evaluation.choose_model`)
     aggregate   round, accepted [site], rejected {site: reason}, up_bytes {site: bytes}
+                [, scaled {site: factor}: changes that were too large beside the others']
     absent      round, task, sites {site: reason}: who did not do what was asked; only over several machines
     experts     round, site, block, usage [share of the tokens, one an expert]
     timing      seconds, and what took them
