@@ -36,7 +36,9 @@ HOSTILE = 3
 
 def toy_study(folder: Path, *, codec: str = "fp32", rounds: int = 1, sites: int = SITES) -> Path:
     """A study over synthetic sites in `folder`, with a small SAM; its sites' folders are in `hospitals`, their approval given."""
-    names = [site.name for site in write_sites(folder / "data", SyntheticOptions(sites=sites, cases=6, side=96), seed=1)]
+    names = [
+        site.name for site in write_sites(folder / "data", SyntheticOptions(sites=sites, cases=6, side=96), seed=1)
+    ]
     new_backbone(compact_config("sam-toy"), rng.generator(0, "toy")).save_pretrained(folder / "backbone")
     options = RunOptions.model_validate(
         {
@@ -53,7 +55,13 @@ def toy_study(folder: Path, *, codec: str = "fp32", rounds: int = 1, sites: int 
                 "lora": {"rank": 2},
                 "experts": {"count": 2, "width": 4, "top_k": 1},
             },
-            "training": {"rounds": rounds, "steps_per_round": 4, "final_steps": 1, "batch_size": 2, "phases": "decoupled"},
+            "training": {
+                "rounds": rounds,
+                "steps_per_round": 4,
+                "final_steps": 1,
+                "batch_size": 2,
+                "phases": "decoupled",
+            },
             "evaluation": {"validate_every": 1},
             "communication": {"codec": codec},
         }

@@ -37,7 +37,9 @@ def list_weights() -> None:
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="A name from `pfedsam weights list`, such as sam-vit-b.")],
+    name: Annotated[
+        str, typer.Argument(help="A name from `pfedsam weights list`, such as sam-vit-b, or one of the hub.")
+    ],
     folder: Annotated[Path, typer.Option(help="Where to put the file; made when it is not there.")] = Path("weights"),
     base_url: Annotated[
         str | None,
@@ -49,6 +51,12 @@ def fetch(
     An interrupted download goes on where it stopped when the same command is given again. A file that is already there
     is verified and not fetched again.
     """
+    if "/" in name:
+        from pfedsam.model.checkpoint import find_on_hub
+
+        find_on_hub(name, may_download=True)
+        Console().print(f"{name} is in the hub's cache on this machine. Use its name as the backbone.", soft_wrap=True)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
         task = progress.add_task(name, total=None)

@@ -23,10 +23,11 @@ from pfedsam.engine.scalar_metrics import from_report, from_summaries, from_vali
 from pfedsam.engine.server_files import NOTHING
 from pfedsam.engine.site_options import SiteOptions, read_site_options
 from pfedsam.engine.site_session import SiteScorer, SiteSession
+from pfedsam.engine.study_folder import derive_manifest
 from pfedsam.evaluation.summary import summarize_site
 from pfedsam.experiment.build import BuiltModel, build_labels, build_method, build_model, build_sites
 from pfedsam.experiment.options import RunOptions
-from pfedsam.federation.manifest import StudyManifest, shared_tensors
+from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.messages import Reply, Request, in_words
 from pfedsam.federation.site_policy import RefusedError, SitePolicy
 from pfedsam.model.numerics import configure_numerics, describe
@@ -66,7 +67,7 @@ def build_study_model(manifest: StudyManifest, options: RunOptions) -> BuiltMode
     """
     device = configure_numerics(options.runtime.threads, options.runtime.device)
     _LOG.info("computing on %s", describe(device))
-    built = build_model(options, device)
+    built = build_model(options, device, may_download=False)
     if built.backbone != manifest.backbone:
         raise RefusedError(
             "other-backbone",
@@ -74,6 +75,33 @@ def build_study_model(manifest: StudyManifest, options: RunOptions) -> BuiltMode
             "site.yaml.",
         )
     return built
+
+
+def check_manifest(manifest: StudyManifest, options: RunOptions, built: BuiltModel) -> None:
+    """Let a manifest pass only if all that it says follows from its configuration, as this site derives it.
+
+    Args:
+        manifest: of the study.
+        options: the study's at this site.
+        built: the study's model at this site.
+
+    Raises:
+        RefusedError: naming each field that says something else.
+    """
+    derived = derive_manifest(options, built, manifest.configuration)
+    listed = {
+        # An older coordinator lists fewer metrics; none may be listed that the configuration does not give.
+        task: tuple(name for name in names if name in derived.scalar_metrics.get(task, ()))
+        for task, names in manifest.scalar_metrics.items()
+    }
+    derived = derived.model_copy(update={"scalar_metrics": listed})
+    different = sorted({path.split(".")[0] for path in manifest.differences(derived)})
+    if different:
+        raise RefusedError(
+            "other-tensors" if "tensors" in different else "other-configuration",
+            f"what the manifest says does not follow from its configuration; different: {', '.join(different)}. Do not approve it; "
+            "ask the coordinator for the manifest that `pfedsam coordinator submit` wrote.",
+        )
 
 
 @dataclass
@@ -122,6 +150,14 @@ class SiteAgent:
         if request.task == "join":
             return self._reply(request, {"cases": study.session.cases})
         shared = self.policy.accept_broadcast(manifest, request, study.built.start("shared"))
+        history = self.policy.history(manifest.study)
+        reply = history.reply(request)  # of a coordinator that was restarted and asks again
+        if reply is None:
+            reply = self._compute(request, study, shared)
+            history.keep(request, reply)
+        return reply
+
+    def _compute(self, request: Request, study: _OpenStudy, shared: NamedTensors) -> Reply:
         if request.task == "train":
             return self._train(request, study, shared)
         if request.task == "validate":
@@ -179,10 +215,7 @@ class SiteAgent:
             raise RefusedError("other-configuration", "a pooled method needs all images in one place.")
         site = self._split(manifest, options)
         built = build_study_model(manifest, options)
-        if shared_tensors(built.start("shared")) != manifest.tensors:
-            raise RefusedError(
-                "other-tensors", "the model built here has other shared tensors than the manifest lists."
-            )
+        check_manifest(manifest, options, built)
         folder = self.policy.study_folder(manifest.study)
         session = SiteSession(
             options, manifest.study, site.name, site.of("train"), built, folder, folder / "cache" / site.name

@@ -19,7 +19,7 @@ from pfedsam.core.options import Options
 from pfedsam.engine.export import export_adapter
 from pfedsam.engine.scalar_metrics import allowed_metrics
 from pfedsam.engine.server_files import SERVER, load_state, save_state
-from pfedsam.experiment.build import build_method, build_model
+from pfedsam.experiment.build import BuiltModel, build_method, build_model
 from pfedsam.experiment.load import dump_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, largest_change, shared_tensors, write_manifest
@@ -53,14 +53,34 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
         content["model"]["backbone"] = (
             file.name
         )  # its hash is in the manifest; where it lies here is nobody else's business
+    manifest = derive_manifest(options, built, content)
+    folder = StudyFolder(root / manifest.study)
+    folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    atomic.write_json(folder.path / _POLICY, policy.model_dump(mode="json"))
+    if not (folder.path / SERVER).exists():
+        atomic.write_text(folder.path / "config.yaml", dump_options(options))
+        write_manifest(folder.path / "manifest.json", manifest)
+        folder.save_state(ServerState(0, built.start("shared")), manifest)
+    folder.write_status("submitted", round_=folder.load_state(manifest).round, rounds=manifest.rounds, sites=[])
+    return folder.path
+
+
+def derive_manifest(options: RunOptions, built: BuiltModel, configuration: Mapping[str, Any]) -> StudyManifest:
+    """The manifest that follows from a study's configuration: the coordinator writes it, and every site derives it again.
+
+    Args:
+        options: that the configuration gives; sites, folders and devices do not matter.
+        built: the model of these options.
+        configuration: as it stands in the manifest.
+    """
     shared = built.start("shared")
-    study = hashlib.sha256(json.dumps([content, built.backbone], sort_keys=True).encode()).hexdigest()[:16]
-    manifest = StudyManifest(
+    study = hashlib.sha256(json.dumps([configuration, built.backbone], sort_keys=True).encode()).hexdigest()[:16]
+    return StudyManifest(
         study=study,
         name=options.name,
         method=options.method,
         rounds=options.training.rounds,
-        configuration=content,
+        configuration=dict(configuration),
         backbone=built.backbone,
         tensors=shared_tensors(shared),
         components={c: names for c, names in built.partition.components.items() if set(names) <= set(shared)},
@@ -68,15 +88,6 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
         max_change=largest_change(shared, options.training.optimizer.learning_rate, options.training.steps_per_round),
         scalar_metrics=allowed_metrics(options, built),
     )
-    folder = StudyFolder(root / study)
-    folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    atomic.write_json(folder.path / _POLICY, policy.model_dump(mode="json"))
-    if not (folder.path / SERVER).exists():
-        atomic.write_text(folder.path / "config.yaml", dump_options(options))
-        write_manifest(folder.path / "manifest.json", manifest)
-        folder.save_state(ServerState(0, shared), manifest)
-    folder.write_status("submitted", round_=folder.load_state(manifest).round, rounds=manifest.rounds, sites=[])
-    return folder.path
 
 
 def read_revoked(coordinator: Path) -> set[str]:

@@ -104,8 +104,13 @@ def build_sites(options: RunOptions) -> dict[str, Site]:
     return sites
 
 
-def build_model(options: RunOptions, device: torch.device = CPU) -> BuiltModel:
+def build_model(options: RunOptions, device: torch.device = CPU, *, may_download: bool = True) -> BuiltModel:
     """The model as every process of the run starts with it: the same weights everywhere, on the device that it is to compute on.
+
+    Args:
+        options: of the run.
+        device: that it computes on.
+        may_download: a backbone by a hub name that is not on this machine is downloaded; False refuses it.
 
     Raises:
         CheckpointError: the backbone cannot be loaded.
@@ -113,7 +118,7 @@ def build_model(options: RunOptions, device: torch.device = CPU) -> BuiltModel:
     """
     method = build_method(options)
     model_options = method.adapt(options.model)
-    sam = load_backbone(model_options.backbone, image_size=model_options.image_size)
+    sam = load_backbone(model_options.backbone, image_size=model_options.image_size, may_download=may_download)
     digest = backbone_digest(sam)
     classes = len(build_labels(options).names)
     model = PersonalSam(sam, model_options, classes, rng.generator(options.seed, "model"), device)
