@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pfedsam.cli import coordinator
+from pfedsam.cli.coordinator import PID
+from pfedsam.core.lock import runner, running_as
 from pfedsam.engine.study_folder import StudyFolder
 
 Call = Callable[..., int]
@@ -27,7 +28,7 @@ def test_status_names_state_round_sites_and_reason(
     shown = capsys.readouterr().out
     assert "coordinator: stopped" in shown
     (tmp_path / "connected.json").write_text(json.dumps(["north", "south"]))
-    with coordinator._running_here(tmp_path):
+    with running_as(tmp_path / PID, "taken"):
         assert call("coordinator", "status", tmp_path) == 0
     assert "running; connected: north, south" in capsys.readouterr().out
     assert call("coordinator", "status", tmp_path) == 0
@@ -52,7 +53,7 @@ def test_a_policy_that_cannot_be_is_one_message(call: Call, capsys: pytest.Captu
 def test_a_folder_has_one_coordinator(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     pytest.importorskip("nvflare")
     (tmp_path / "server").mkdir()
-    with coordinator._running_here(tmp_path):
+    with running_as(tmp_path / PID, "taken"):
         assert call("coordinator", "start", tmp_path) == 8
     assert "already runs" in " ".join(capsys.readouterr().err.split())
 
@@ -64,8 +65,8 @@ def test_the_pid_that_a_killed_coordinator_left_is_not_taken_for_one(
     (tmp_path / "coordinator.pid").write_text(str(foreign.pid))
     assert call("coordinator", "stop", tmp_path) == 0
     assert "No coordinator runs" in capsys.readouterr().out
-    with coordinator._running_here(tmp_path):
-        assert coordinator._running(tmp_path) == os.getpid()
+    with running_as(tmp_path / PID, "taken"):
+        assert runner(tmp_path / PID) == os.getpid()
     foreign.communicate(b"\n")
     assert foreign.returncode == 0  # not of a signal
 
@@ -74,21 +75,21 @@ def test_the_pid_that_a_killed_coordinator_left_is_not_taken_for_one(
 def test_stop_ends_the_coordinator_and_a_kill_leaves_no_lock(call: Call, tmp_path: Path, how: str) -> None:
     code = f"""
 from pathlib import Path
-from pfedsam.cli.coordinator import _running_here
-with _running_here(Path({str(tmp_path)!r})):
+from pfedsam.core.lock import running_as
+with running_as(Path({str(tmp_path / PID)!r}), "taken"):
     print("up", flush=True)
     input()
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdout.readline() == b"up\n"
-        assert coordinator._running(tmp_path) == process.pid
+        assert runner(tmp_path / PID) == process.pid
         if how == "stop":
             assert call("coordinator", "stop", tmp_path) == 0
         else:
             process.kill()
         assert process.wait() == -(signal.SIGTERM if how == "stop" else signal.SIGKILL)
-        assert coordinator._running(tmp_path) == 0
+        assert runner(tmp_path / PID) == 0
     finally:
         process.kill()
 

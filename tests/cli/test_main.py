@@ -199,3 +199,12 @@ def test_the_commands_with_resume_are_those_that_are_said_to_have_it() -> None:
 def test_a_usage_error_is_exit_code_2(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("run") == 2
     assert "Missing argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("group", ["coordinator", "site"])
+def test_the_commands_that_start_nvflare_say_that_they_need_linux(
+    call: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], group: str
+) -> None:
+    monkeypatch.setattr("pfedsam.cli.console.sys.platform", "darwin")
+    assert call(group, "start", "folder") == 8
+    assert "need Linux" in " ".join(capsys.readouterr().err.split())

@@ -1,7 +1,8 @@
-"""A folder is worked in by one process at a time."""
+"""A folder is worked in by one process at a time, a role is held by one, on platforms without `fcntl` too."""
 
 import errno
 import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from pfedsam.core.errors import RunError
-from pfedsam.core.lock import exclusive
+from pfedsam.core.lock import exclusive, in_turn, runner, running_as
+from pfedsam.experiment.load import dump_options
+from pfedsam.experiment.options import RunOptions
 
 _HOLD = """
 import sys, time
@@ -19,17 +22,42 @@ with exclusive(Path(sys.argv[1])):
     print(flush=True)
     time.sleep(60)
 """
+_WITHOUT_FCNTL = """
+import importlib, pkgutil, sys, warnings
+sys.modules["fcntl"] = None  # an import of it now raises ImportError
+warnings.simplefilter("ignore")
+import pfedsam
+for module in pkgutil.walk_packages(pfedsam.__path__, "pfedsam."):
+    if not module.name.startswith(("pfedsam.deploy", "pfedsam.model.attention_kernel", "pfedsam.model.norm_kernel")):
+        importlib.import_module(module.name)
+from pathlib import Path
+from pfedsam.core.errors import RunError
+from pfedsam.core.lock import exclusive
+from pfedsam.cli.main import main
+folder = Path(sys.argv[2]) / "run"
+sys.argv = ["pfedsam", "run", sys.argv[1], "--out", str(folder), "--set", "training.rounds=1"]
+main()
+with exclusive(folder):
+    try:
+        with exclusive(folder):
+            print("two at once")
+    except RunError:
+        print("refused")
+with exclusive(folder):
+    print("free again")
+"""
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_where_there_are_no_locks_the_log_says_so_and_work_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
     def refuse(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with exclusive(tmp_path):
-        assert "cannot be locked (No locks available)" in caplog.text
+    with exclusive(tmp_path), in_turn(tmp_path / "turn"):
+        assert f"cannot be locked ({os.strerror(number)})" in caplog.text
 
 
 def test_who_comes_second_is_refused_until_the_first_has_ended_however_it_did(tmp_path: Path) -> None:
@@ -42,3 +70,31 @@ def test_who_comes_second_is_refused_until_the_first_has_ended_however_it_did(tm
         first.kill()
     with exclusive(tmp_path / "cache", folder):  # nor is the one that was free still held
         pass
+
+
+def test_a_folder_that_cannot_be_written_is_not_taken_for_one_without_locks(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(IsADirectoryError), exclusive(tmp_path):
+        pass
+
+
+def test_a_role_is_held_by_one_process_whose_id_can_be_asked_for(tmp_path: Path) -> None:
+    role = tmp_path / "agent.pid"
+    role.write_text("1")  # left over from a process that was killed
+    assert runner(role) == 0
+    with running_as(role, "an agent runs already"):
+        assert runner(role) == os.getpid()
+        with pytest.raises(RunError, match="an agent runs already"), running_as(role, "an agent runs already"):
+            pass
+    assert runner(role) == 0
+
+
+@pytest.mark.slow
+def test_the_package_works_where_there_is_no_fcntl(tmp_path: Path, toy_options: RunOptions) -> None:
+    """No module outside `deploy` imports it, or hiding it would make that import fail; and a run gets to its end."""
+    config = tmp_path / "study.yaml"
+    config.write_text(dump_options(toy_options))
+    command = [sys.executable, "-c", _WITHOUT_FCNTL, str(config), str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.stdout.split("\n")[-3:] == ["refused", "free again", ""], found.stderr
+    assert (tmp_path / "run" / "summary.json").exists()

@@ -1,5 +1,6 @@
 """What the commands share: consoles, and progress bars with the time that is left."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -12,6 +13,21 @@ if TYPE_CHECKING:
 
 OUT = Console()
 ERR = Console(stderr=True)
+
+
+def needs_linux() -> None:
+    """Before the commands that start NVFlare's processes, or work on their folders.
+
+    Raises:
+        RunError: this is another system.
+    """
+    if sys.platform != "linux":
+        from pfedsam.core.errors import RunError
+
+        raise RunError(
+            "`pfedsam coordinator` and `pfedsam site` need Linux, because NVFlare's processes are ended safely only there. "
+            "All other commands work here too."
+        )
 
 
 @contextmanager

@@ -1,23 +1,22 @@
 """`pfedsam coordinator`: the machine that averages; it holds no images and sees none."""
 
-import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from pfedsam.cli.console import OUT
+from pfedsam.cli.console import OUT, needs_linux
 
-app = typer.Typer(help="Coordinate a federation of sites on other machines.", no_args_is_help=True)
+app = typer.Typer(
+    help="Coordinate a federation of sites on other machines (Linux).", no_args_is_help=True, callback=needs_linux
+)
 Folder = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
-_PID = "coordinator.pid"
-"""Holds the coordinator's process id, and its lock while it runs; without the lock it is left over."""
+PID = "coordinator.pid"
+"""Holds the coordinator's process id; without its lock beside it (`core.lock.running_as`) it is left over."""
 _STOP_S = 15.0
 
 
@@ -103,12 +102,14 @@ def start_command(
 ) -> None:
     """Serve the sites and work through the studies, in the foreground, until SIGTERM or Ctrl-C."""  # noqa: DOC501
     from pfedsam.core.errors import RunError
+    from pfedsam.core.lock import running_as
     from pfedsam.core.log import configure
     from pfedsam.deploy.supervisor import Supervisor
 
     if not (folder / "server").is_dir():
         raise RunError("this folder holds no coordinator; make one with `pfedsam coordinator init`.")
-    with _running_here(folder):
+    refusal = "a coordinator already runs in this folder; stop it with `pfedsam coordinator stop`."
+    with running_as(folder / PID, refusal):
         configure("INFO", folder / "coordinator.log")
         supervisor = Supervisor(folder)
         supervisor.run(until_idle=until_idle)
@@ -121,10 +122,11 @@ def status_command(folder: Folder) -> None:
     """Where every study stands, and which sites are connected."""
     import json
 
+    from pfedsam.core.lock import runner
     from pfedsam.engine.study_folder import CONNECTED, STATUS, STUDIES_FOLDER, StudyFolder
 
     connected = folder / CONNECTED
-    running = _running(folder)
+    running = runner(folder / PID)
     names = json.loads(connected.read_text("utf-8")) if running and connected.exists() else []
     OUT.print(f"coordinator: {'running' if running else 'stopped'}; connected: {', '.join(names) or 'none'}")
     table = Table("study", "state", "round", "sites", "reason")
@@ -139,16 +141,17 @@ def status_command(folder: Folder) -> None:
 def stop_command(folder: Folder) -> None:
     """Stop the coordinator; every committed round stays, and `start` goes on from there."""  # noqa: DOC501
     from pfedsam.core.errors import RunError
+    from pfedsam.core.lock import runner
 
-    pid = _running(folder)
+    pid = runner(folder / PID)
     if not pid:
         OUT.print("No coordinator runs in this folder.")
         return
     os.kill(pid, signal.SIGTERM)
     limit = time.monotonic() + _STOP_S
-    while time.monotonic() < limit and _running(folder):
+    while time.monotonic() < limit and runner(folder / PID):
         time.sleep(0.2)
-    if _running(folder):
+    if runner(folder / PID):
         raise RunError(f"the coordinator (process {pid}) did not stop within {_STOP_S:.0f} s.")
     OUT.print("Stopped.")
 
@@ -165,45 +168,3 @@ def revoke_command(
     revoked = read_revoked(folder)
     write_revoked(folder, revoked - {site} if undo else revoked | {site})
     OUT.print(f"Revoked: {', '.join(sorted(read_revoked(folder))) or 'none'}.")
-
-
-def _running(folder: Path) -> int:
-    """The process of the coordinator that runs in a folder; 0 where none does."""
-    try:
-        with (folder / _PID).open(encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return int(file.read() or 0)
-    except FileNotFoundError:
-        pass
-    return 0
-
-
-@contextmanager
-def _running_here(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; the system lets go of it however the process ends.
-
-    Raises:
-        RunError: a coordinator runs there.
-    """
-    from pfedsam.core.errors import RunError
-
-    descriptor = os.open(folder / _PID, os.O_RDWR | os.O_CREAT, 0o600)
-    with os.fdopen(descriptor, "r+", encoding="utf-8") as file:
-        if not _lock(file):
-            raise RunError("a coordinator already runs in this folder; stop it with `pfedsam coordinator stop`.")
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-def _lock(file: TextIO) -> bool:
-    """Lock a file until it is closed; False where a coordinator holds it."""
-    for _ in range(5):  # `status` holds it for an instant, to see whether a coordinator does
-        with suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        time.sleep(0.1)
-    return False

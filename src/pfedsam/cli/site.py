@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from pfedsam.cli.console import OUT
+from pfedsam.cli.console import OUT, needs_linux
 
 if TYPE_CHECKING:
     from pfedsam.experiment.options import RunOptions
     from pfedsam.federation.manifest import StudyManifest
 
-app = typer.Typer(help="Take part in a federation: one folder per site, which only you can read.", no_args_is_help=True)
+app = typer.Typer(
+    help="Take part in a federation: one folder per site, which only you can read (Linux).",
+    no_args_is_help=True,
+    callback=needs_linux,
+)
 Folder = Annotated[Path, typer.Argument(help="The site's folder.")]
 
 

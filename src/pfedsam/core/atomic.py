@@ -7,6 +7,7 @@ over the old file, and the folder is synced so that the rename survives a power 
 import contextlib
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,9 @@ def usual_mode() -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable; a rename alone lives in memory until then."""
+    """Make the names in a folder durable; a rename alone lives in memory until then. Windows has no such call."""
+    if sys.platform == "win32":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -77,7 +80,8 @@ def _replace(path: Path, data: bytes, mode: int) -> None:
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         try:
-            os.fchmod(descriptor, mode)
+            if sys.platform != "win32":  # there a new file already has the folder's permissions
+                os.fchmod(descriptor, mode)
             view = memoryview(data)
             while view:
                 view = view[os.write(descriptor, view) :]

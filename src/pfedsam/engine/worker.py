@@ -5,6 +5,7 @@ A site always goes to the same process, so its images are read once. Which proce
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -131,6 +132,9 @@ _WORKER: SiteWorker | None = None
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
     """A process started meanwhile never sees Ctrl-C, not even while it imports: this one decides when to stop, and sees it afterwards."""
+    if sys.platform == "win32":  # it cannot hold signals back
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

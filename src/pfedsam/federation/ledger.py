@@ -4,7 +4,6 @@ JSON lines, each with the hash of the line before it, so that a line that was ch
 ones are cut off). It is readable by its owner alone and never sent. Each line is on the disk before its message may leave.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from pfedsam.core.errors import StoreError
+from pfedsam.core.lock import in_turn
 
 START: Final = "0" * 64
 """What stands for the hash before the first line."""
@@ -72,9 +72,7 @@ class Ledger:
             "sha256": sha256,
         }
         try:
-            descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o600)
-            with os.fdopen(descriptor, "r+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+            with in_turn(self.path.with_name(f".{self.path.name}.lock")), self._open() as file:
                 line = {**body, "before": _last_hash(file)}
                 file.write(_dump({**line, "hash": _hash(line)}) + b"\n")
                 file.flush()
@@ -83,6 +81,9 @@ class Ledger:
             raise StoreError(
                 f"the ledger cannot be written: {error.strerror}. Nothing is sent without it; make space."
             ) from error
+
+    def _open(self) -> BinaryIO:
+        return os.fdopen(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o600), "r+b")
 
     def read(self) -> list[dict[str, Any]]:
         """Every line, verified; none where there is no file.

@@ -4,7 +4,6 @@ Nothing below that block ever changes in a federation, so each view of an image 
 from patients' images: it lies in the site's own folder, readable by its owner alone, and goes when the site goes.
 """
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pfedsam.core.lock import in_turn
 from pfedsam.core.log import get_logger
 from pfedsam.core.options import Options
 
@@ -98,9 +98,9 @@ class PrefixCache:
         return mapped[slot * count :].view(self.shape).clone()
 
     def _write(self, key: bytes, tokens: Tensor) -> None:
-        with _open(self._key_path) as keys, _open(self._data_path) as data:
-            fcntl.flock(keys, fcntl.LOCK_EX)  # another process may have added slots
-            if os.fstat(keys.fileno()).st_size != len(self._known) * _KEY_BYTES:
+        turn = in_turn(self._key_path.with_suffix(".lock"))
+        with turn, _open(self._key_path) as keys, _open(self._data_path) as data:
+            if os.fstat(keys.fileno()).st_size != len(self._known) * _KEY_BYTES:  # another process has added slots
                 self._known = self._read_keys()
             slot = len(self._known)
             if key in self._known or slot >= self._slots:
