@@ -5,6 +5,7 @@ one site changed on their way. The coordinator that reads them is the real one.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -83,6 +84,8 @@ class Recording:
     """What honest sites answered in one study."""
 
     study: Path
+    unstarted: Path
+    """The study's folder as it was before."""
     manifest: StudyManifest
     options: RunOptions
     wires: dict[tuple[str, int, str], dict[str, bytes]]
@@ -121,11 +124,13 @@ class _Recorder:
 def record(folder: Path, *, codec: str = "fp32") -> Recording:
     """Let honest sites answer a new study of one round in `folder`, and keep their replies."""
     study = toy_study(folder, codec=codec)
+    unstarted = folder / "unstarted" / study.name
+    shutil.copytree(study, unstarted)
     run = StudyRun(study, _Recorder({}))
     start = dict(run.state.shared)
     recorder = _Recorder({name: folder / "hospitals" / name for name in run.options.data.sites})
     StudyRun(study, recorder).run()
-    return Recording(study, run.manifest, run.options, recorder.wires, start)
+    return Recording(study, unstarted, run.manifest, run.options, recorder.wires, start)
 
 
 @dataclass
@@ -140,12 +145,15 @@ class Replayed:
         self.hostile = self.recording.names[HOSTILE]
 
     def connected(self) -> Sequence[str]:
+        """All of the study's sites."""
         return self.recording.names
 
     def wants_again(self) -> bool:
+        """Never."""
         return False
 
     def ask(self, request: Mapping[str, bytes], task: str, sites: Sequence[str], deadline_s: int) -> Answers:
+        """The recorded replies, one of them changed."""
         round_ = request_from_wire(request).round
         wires: dict[str, Wire] = {site: dict(self.recording.wires[task, round_, site]) for site in sites}
         if self.hostile in wires:
@@ -159,7 +167,8 @@ def replay(recording: Recording, folder: Path, change: Change) -> Path:
     Raises:
         PfedsamError: the study ended.
     """
-    study = create_study(recording.options, folder, RoundPolicy(quorum=2))
+    study = folder / recording.study.name
+    shutil.copytree(recording.unstarted, study)
     StudyRun(study, Replayed(recording, change)).run()
     return study
 

@@ -1,7 +1,6 @@
 """Whatever one of four sites replies, the study goes on without it, and the site and the reason stand in its records."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,11 +20,10 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> faults.Recording:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither page nor exported adapter, which take longer than the rest."""
     monkeypatch.setattr(run_end, "write_page", lambda folder: folder)
     monkeypatch.setattr(StudyFolder, "export_adapter", lambda *args: None)
-    yield
 
 
 def test_there_are_enough_of_them() -> None:

@@ -79,7 +79,7 @@ def main() -> None:
         if app(standalone_mode=False) == INTERRUPTED:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
     except PfedsamError as error:
-        ERR.print(f"[red]{type(error).__name__}[/red]: ", end="")
+        ERR.print(f"{type(error).__name__}: ", style="red", end="")
         ERR.print(str(error), markup=False, highlight=False)
         raise SystemExit(error.exit_code) from error
     except (ModuleNotFoundError, OSError, RuntimeError) as error:

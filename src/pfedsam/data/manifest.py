@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, Literal, TypeAlias, get_args
 
 from pfedsam.core.errors import DataError, OptionError
+from pfedsam.core.patterns import Pattern
 
 Split: TypeAlias = Literal["train", "val", "test", "unused"]
 """The part of a site that a case belongs to; an `unused` case takes no part in anything."""
@@ -141,7 +142,7 @@ def pattern_is_idle(site: Site, patient_pattern: str | None) -> bool:
     return not any(pattern.search(case.id) for case in site.cases)
 
 
-def _from_folders(name: str, folder: Path, pattern: re.Pattern[str] | None) -> Iterator[Case]:
+def _from_folders(name: str, folder: Path, pattern: Pattern | None) -> Iterator[Case]:
     if not (folder / "images").is_dir():
         raise DataError(
             f"site {name!r}: its folder has neither {MANIFEST} nor images/; "
@@ -193,7 +194,7 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _from_manifest(name: str, folder: Path, pattern: re.Pattern[str] | None) -> Iterator[Case]:
+def _from_manifest(name: str, folder: Path, pattern: Pattern | None) -> Iterator[Case]:
     try:
         text = (folder / MANIFEST).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as exc:
@@ -222,7 +223,7 @@ def _check_columns(name: str, columns: Sequence[str]) -> None:
 def _row(
     name: str,
     folder: Path,
-    pattern: re.Pattern[str] | None,
+    pattern: Pattern | None,
     row: Mapping[str | None, str | list[str] | None],
     *,
     where: str,
@@ -281,26 +282,12 @@ def _spacing(text: str, *, where: str) -> tuple[float, float] | None:
     return values[0], values[-1]
 
 
-def _compile(patient_pattern: str | None) -> re.Pattern[str] | None:
-    if patient_pattern is None:
-        return None
-    try:
-        pattern = re.compile(patient_pattern)
-    except re.error as exc:
-        raise OptionError(f"patient_pattern {patient_pattern!r} is no regular expression: {exc}") from exc
-    if not pattern.groups:
-        raise OptionError(
-            f"patient_pattern {patient_pattern!r} has no group; put the patient's part in brackets: '^(.+)_t[0-9]$'"
-        )
-    return pattern
+def _compile(patient_pattern: str | None) -> Pattern | None:
+    return None if patient_pattern is None else Pattern(patient_pattern, "patient_pattern")
 
 
-def _patient(pattern: re.Pattern[str] | None, case: str) -> str:
-    match = pattern.search(case) if pattern else None
-    if match is None or pattern is None:
-        return case
-    group: str | None = match["patient"] if "patient" in pattern.groupindex else match[1]
-    return group or case
+def _patient(pattern: Pattern | None, case: str) -> str:
+    return (pattern.group(case, "patient") if pattern else None) or case
 
 
 def _pictures(folder: Path) -> list[Path]:
