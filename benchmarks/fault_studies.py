@@ -339,8 +339,6 @@ CRAFTED: dict[str, tuple[str, Change]] = {
     f"{task}: {what}": (task, _on(task, change)) for task, cases in _OF_TASK.items() for what, change in cases.items()
 }
 """Task and change of every crafted reply."""
-HARMLESS = frozenset({"join: a million cases", "train: shares of experts above 1"})
-"""Replies that a coordinator cannot tell from honest ones, or that a study of one round does not hold: nothing is refused."""
 
 
 def crafted_update(

@@ -6,7 +6,7 @@ compiling stays small, and the search runs in `regex`, which stops at a time lim
 
 import math
 import re
-from typing import Final
+from typing import Any, Final
 
 import regex
 
@@ -38,12 +38,13 @@ class Pattern:
         if repeats > MAX_REPEATS:
             raise OptionError(f"{option} {text!r} repeats its parts up to {repeats} times; allowed are {MAX_REPEATS}.")
         try:
-            self.groups, self.names = re.compile(text).groups, frozenset(re.compile(text).groupindex)
+            checked = re.compile(text)
             self._compiled = regex.compile(text)
         except (re.error, regex.error, RecursionError, OverflowError) as error:
             raise OptionError(f"{option} {text!r} is no regular expression: {error}") from error
-        if not self.groups:
+        if not checked.groups:
             raise OptionError(f"{option} {text!r} has no group; put the patient's part in brackets: '^(.+)_t[0-9]$'")
+        self._names = frozenset(checked.groupindex)
 
     def group(self, text: str, preferred: str) -> str | None:
         """What the group named `preferred`, else the first one, matches in a text; None where the expression does not match.
@@ -51,14 +52,25 @@ class Pattern:
         Raises:
             OptionError: the search takes too long.
         """
+        found = self._search(text)
+        if found is None:
+            return None
+        value: str | None = found[preferred if preferred in self._names else 1]
+        return value
+
+    def matches(self, text: str) -> bool:
+        """Whether the expression is found in a text.
+
+        Raises:
+            OptionError: the search takes too long.
+        """
+        return self._search(text) is not None
+
+    def _search(self, text: str) -> Any:  # noqa: ANN401 - a match of `regex`, which ships no types
         try:
-            found = self._compiled.search(text, timeout=SEARCH_S)
+            return self._compiled.search(text, timeout=SEARCH_S)
         except TimeoutError as error:
             raise OptionError(
                 f"{self._option} {self._text!r} takes too long on a name of {len(text)} letters: repeated parts within repeated parts, "
                 "such as (a+)+, can be matched in too many ways. Write it without them."
             ) from error
-        if found is None:
-            return None
-        value: str | None = found[preferred if preferred in self.names else 1]
-        return value

@@ -139,7 +139,7 @@ def pattern_is_idle(site: Site, patient_pattern: str | None) -> bool:
     pattern = _compile(patient_pattern)
     if pattern is None or (site.folder / MANIFEST).is_file():
         return False
-    return not any(pattern.search(case.id) for case in site.cases)
+    return not any(pattern.matches(case.id) for case in site.cases)
 
 
 def _from_folders(name: str, folder: Path, pattern: Pattern | None) -> Iterator[Case]:

@@ -362,4 +362,6 @@ def _check_reply(reply: Reply, request: Request, manifest: StudyManifest) -> Non
         raise UpdateError("its reply answers another request: stale, or sent twice.")
     if set(reply.scalar_metrics) - set(manifest.scalar_metrics.get(request.task, ())):
         raise UpdateError("its reply holds numbers that the manifest does not list.")
+    if reply.update and request.task != "train":
+        raise UpdateError("its reply holds an update that was not asked for.")
     check_values(reply.scalar_metrics)
