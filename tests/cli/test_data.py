@@ -61,3 +61,18 @@ def test_a_site_that_cannot_be_split_is_a_problem(
     assert "site 'south' has no test case" in shown
     assert call("data", "check", _study(tmp_path, "north")) == 3
     assert "site 'north' has no test case" in " ".join(capsys.readouterr().err.split())
+
+
+def test_import_writes_sites_that_check_accepts(
+    call: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part, name in (("train", "G-1-L"), ("train", "G-2-L"), ("test", "G-1-R"), ("test", "G-3-L")):
+        for kind, value in (("image", 90), ("mask", 128)):
+            path = tmp_path / "source" / "Domain2" / part / "ROIs" / kind / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.full((8, 8), 255 if kind == "mask" else value, np.uint8)
+            pixels[2:6, 2:6], pixels[3, 3] = value, 0
+            Image.fromarray(pixels).save(path)
+    assert call("data", "import", tmp_path / "source", "--out", tmp_path / "sites") == 0
+    assert "rim_one_r3" in capsys.readouterr().out
+    assert call("data", "check", tmp_path / "sites" / "study.yaml") == 0

@@ -40,7 +40,7 @@ def test_every_problem_is_named_at_once(site_folder):
     expected = (
         "case 'a': the image has no mask; add a mask",
         "case 'b': the image has 6 x 4 pixels, its mask 6 x 5; export",
-        "case 'c': its mask has the unknown label 7; the label map allows nucleus [1], never [2], background [0]. Add",
+        "case 'c': its mask has the unknown label 7; data.classes allows nucleus [1], never [2], background [0]. Add",
         "case 'd': 'd.png' is damaged or cut off",
         "case 'e': 'e.png' is damaged or cut off",
         "mask 'h.png' has no image; name it",

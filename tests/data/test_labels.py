@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pfedsam.core.errors import DataError, OptionError
-from pfedsam.data.labels import LabelMap
+from pfedsam.data.labels import IGNORED, LabelMap, class_pixels, ignored_pixels
 
 
 def test_classes_follow_the_order_of_the_map():
@@ -25,8 +25,8 @@ def test_unknown_label_names_what_is_found_allowed_and_to_do():
     with pytest.raises(DataError) as caught:
         LabelMap({"nucleus": [1, 2]}).to_classes(np.array([[0, 1, 255]]))
     assert str(caught.value) == (
-        "its mask has the unknown label 255; the label map allows nucleus [1, 2], background [0]. "
-        "Add 255 to a class of the label map, or correct the mask"
+        "its mask has the unknown label 255; data.classes allows nucleus [1, 2], background [0]. "
+        "Add 255 to a class of data.classes, or correct the mask"
     )
 
 
@@ -37,7 +37,7 @@ def test_many_unknown_labels_are_cut_short():
 
 @pytest.mark.parametrize("ids", [{}, {"background": [0]}, {"a": []}, {"a": [1], "b": [1]}, {"a": [1, 1]}, {"a": [-1]}])
 def test_maps_without_sense(ids):
-    with pytest.raises(OptionError, match="labels"):
+    with pytest.raises(OptionError, match=r"data\.classes"):
         LabelMap(ids)
 
 
@@ -72,3 +72,50 @@ def test_an_id_that_no_png_holds():
 def test_survives_pickling_for_worker_processes():
     labels = LabelMap({"organ": [1], "lesion": [2, 3]})
     assert pickle.loads(pickle.dumps(labels)) == labels
+
+
+def test_a_site_that_does_not_annotate_a_class():
+    labels = LabelMap({"disc": [1], "cup": []}, not_annotated=frozenset({"cup"}))
+    assert labels.annotated == (True, False)
+    assert labels.to_classes(np.array([[0, 1]])).tolist() == [[0, 1]]
+    said = r"unknown label 2; .*not annotated \(cup\), take that class out of not_annotated .* add the id to ignore"
+    with pytest.raises(DataError, match=said):
+        labels.to_classes(np.array([[2]]))
+    assert labels.first_ids().tolist() == [0, 1, 2]  # what its model may predict has an id that nothing else has
+
+
+def test_ids_to_ignore():
+    assert LabelMap({"disc": [1]}, ignore=(255,)).to_classes(np.array([[0, 1, 255]])).tolist() == [[0, 1, IGNORED]]
+    assert LabelMap({"disc": [1]}, ignore=(0,)).to_classes(np.array([[0, 1]])).tolist() == [[IGNORED, 1]]
+
+
+def test_regions_are_unions_of_ids():
+    labels = LabelMap({"whole": [1, 2, 4], "core": [1, 4], "enhancing": [4]}, overlap=True, ignore=(9,))
+    classes = labels.to_classes(np.array([[0, 1, 2, 4, 9]]))
+    assert classes.tolist() == [[0, 0b011, 0b001, 0b111, 128]]
+    assert class_pixels(classes, 2, overlap=True).tolist() == [[False, True, False, True, False]]
+    assert ignored_pixels(classes, overlap=True).tolist() == [[False, False, False, False, True]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "more", "message"),
+    [
+        (
+            {"a": [1], "b": [2]},
+            {"not_annotated": frozenset({"b"})},
+            r"'b' has the ids \[2\] and stands under not_annotated",
+        ),
+        (
+            {"a": [1]},
+            {"not_annotated": frozenset({"c"})},
+            r"not_annotated names 'c', which is no class; the classes are a",
+        ),
+        ({"a": [1], "b": [1, 2]}, {}, r"data\.overlap: true allows regions"),
+        ({"a": [1], "b": [2]}, {"ignore": (2,)}, "belongs to one class only"),
+        ({"a": [1, 1]}, {"overlap": True}, "belongs to one class only"),
+        ({name: [i] for i, name in enumerate("abcdefgh", 1)}, {"overlap": True}, "at most 7 classes, and there are 8"),
+    ],
+)
+def test_maps_that_contradict_themselves(ids, more, message):
+    with pytest.raises(OptionError, match=message):
+        LabelMap(ids, **more)

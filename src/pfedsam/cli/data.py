@@ -76,3 +76,35 @@ def split_command(
         write_split(out / f"{name}.json", site)
         table.add_row(name, *(str(len(site.of(part))) for part in ("train", "val", "test")))
     OUT.print(table)
+
+
+@app.command("import")
+def import_command(
+    source: Annotated[
+        Path, typer.Argument(help="The folder that a published data set was unpacked to; it is only read.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for one folder per site and study.yaml.")],
+    layout: Annotated[str | None, typer.Option(help="Name of the layout; found by itself where only one fits.")] = None,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the files instead of linking to them.")] = False,
+) -> None:
+    """Turn a published data set into sites, with its patients and classes.
+
+    Layouts: saml and prostate-slices (prostate MRI, six sites), fundus (optic disc and cup, four sites), mms and acdc (cardiac MRI),
+    dsb2018 (nuclei), retina (DRIVE, STARE, CHASE_DB1, HRF), nnunet (Dataset###_Name), msd (Task##_Name), fets (brain tumours by
+    institution), and folders (sites that have images/ and masks/ already).
+    Example: pfedsam data import Downloads/ACDC --out data/acdc, and then pfedsam data check data/acdc/study.yaml
+    """
+    from pfedsam.data.layouts import find_layout, write_sites
+
+    found = find_layout(layout, source)
+    with OUT.status(f"importing {found.name}") as status:
+        imported = write_sites(
+            found, source, out, copy=copy, progress=lambda name: status.update(f"importing {name}"[:70])
+        )
+    table = Table("site", "cases", "patients")
+    for site, cases in imported.cases.items():
+        table.add_row(site, str(cases), str(imported.patients[site] or "?"))
+    OUT.print(table)
+    OUT.print(
+        f"Written: {imported.study}. Look at its classes, then: pfedsam data check {imported.study}", markup=False
+    )

@@ -1,13 +1,54 @@
-"""The segmentation loss: Dice + cross-entropy over background and classes, MONAI's implementation."""
+"""The segmentation loss, by MONAI, and its marginal form for sites that do not annotate every class.
+
+Where a site does not annotate a class, its labels call that organ background. The marginal loss (Shi et al., "Marginal loss and exclusion
+loss for partially supervised multi-organ segmentation", Medical Image Analysis 2021, eq. 3) therefore adds the probability of every class
+that is not annotated to the background's before the cross-entropy and the Dice loss are computed: a site teaches nothing about what it does
+not annotate.
+
+Two forms of labels are known. Where classes exclude each other a label is the number of its class. Where they overlap a label is a set of
+bits, one for each class, and each class has a sigmoid of its own.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from monai.losses.dice import DiceCELoss
+from monai.losses.dice import DiceCELoss, DiceLoss
+from monai.losses.tversky import TverskyLoss
 from torch import Tensor
+
+from pfedsam.data.labels import IGNORED, IGNORED_BIT
+
+LossName: TypeAlias = Literal["dice_ce", "focal_tversky"]
 
 _DICE_CE = DiceCELoss(
     include_background=False, softmax=True, to_onehot_y=True, batch=True, smooth_nr=1.0, smooth_dr=1.0
 )
+_DICE = DiceLoss(batch=True, smooth_nr=1.0, smooth_dr=1.0)
+# Abraham and Khan, "A novel focal Tversky loss function" (2019): missed pixels weigh more than false ones, exponent 3/4.
+_TVERSKY = TverskyLoss(alpha=0.3, beta=0.7, batch=True, smooth_nr=1.0, smooth_dr=1.0, reduction="none")
+_FOCAL_EXPONENT = 0.75
+
+
+@dataclass(frozen=True)
+class LabelForm:
+    """How the labels of a site are to be understood; the same for all its images."""
+
+    annotated: tuple[bool, ...] | None = None
+    """For each class whether the site annotates it; None: all of them."""
+    overlap: bool = False
+    """Labels are sets of bits, one per class, instead of class numbers."""
+    ignores: bool = False
+    """Some pixels carry `IGNORED` (or `IGNORED_BIT`) and count in no loss."""
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The numbers 1..C of the classes that the site does not annotate."""
+        return tuple(i for i, there in enumerate(self.annotated or (), start=1) if not there)
+
+
+ALL_ANNOTATED = LabelForm()
 
 
 def with_background(logits: Tensor) -> Tensor:
@@ -15,12 +56,77 @@ def with_background(logits: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Dice (classes, over the whole batch) + cross-entropy (classes and background), at the labels' resolution.
+def merge_missing(logits: Tensor, missing: tuple[int, ...]) -> Tensor:
+    """Logits `[B, C + 1, h, w]`, background first, with the missing classes merged into the background: `[B, C + 1 - m, h, w]`.
+
+    The softmax of the result has the background's probability plus the missing classes' in front, and the others' unchanged.
+    """
+    if not missing:
+        return logits
+    background = torch.logsumexp(logits[:, [0, *missing]], dim=1, keepdim=True)
+    kept = [i for i in range(1, logits.shape[1]) if i not in missing]
+    return torch.cat([background, logits[:, kept]], dim=1)
+
+
+def renumber(labels: Tensor, missing: tuple[int, ...], classes: int) -> Tensor:
+    """Labels `[B, S, S]` of class numbers 0..C in the numbers of `merge_missing`'s channels, int64; `IGNORED` stays."""
+    if not missing:
+        return labels.long()
+    table = torch.zeros(IGNORED + 1, dtype=torch.int64, device=labels.device)
+    kept = [i for i in range(1, classes + 1) if i not in missing]
+    table[kept] = torch.arange(1, len(kept) + 1, device=labels.device)
+    table[IGNORED] = IGNORED
+    return table[labels.long()]
+
+
+def segmentation_loss(
+    logits: Tensor, labels: Tensor, form: LabelForm = ALL_ANNOTATED, loss: LossName = "dice_ce"
+) -> Tensor:
+    """Dice (or focal Tversky) over the annotated classes and the whole batch, plus cross-entropy, at the labels' resolution.
 
     Args:
         logits: of the classes, `[B, C, h, w]`; scaled up bilinearly.
-        labels: 0 background, 1..C classes, `[B, S, S]`.
+        labels: `[B, S, S]` uint8: class numbers, or bits of classes where they overlap.
+        form: what the labels mean and which classes they hold.
+        loss: dice_ce, or focal_tversky for structures that fill a small part of the image.
     """
     logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    return _DICE_CE(with_background(logits), labels[:, None])  # type: ignore[no-any-return]
+    if form.overlap:
+        return _overlapping(logits, labels, form, loss)
+    merged = merge_missing(with_background(logits), form.missing)
+    if loss == "dice_ce" and not form.ignores:
+        return _DICE_CE(merged, renumber(labels, form.missing, logits.shape[1])[:, None])  # type: ignore[no-any-return]
+    target = renumber(labels, form.missing, logits.shape[1])
+    valid = target != IGNORED
+    known = torch.where(valid, target, 0)
+    entropy = _mean_over(F.cross_entropy(merged, known, reduction="none"), valid)
+    truth = F.one_hot(known, merged.shape[1]).movedim(-1, 1) * valid[:, None]
+    return _region(merged.softmax(dim=1)[:, 1:] * valid[:, None], truth[:, 1:].float(), loss) + entropy
+
+
+def bits_of(labels: Tensor, classes: int) -> Tensor:
+    """Bit labels `[B, S, S]` as one mask per class, `[B, C, S, S]` of 0 and 1, uint8."""
+    shifts = torch.arange(classes, device=labels.device, dtype=torch.uint8).view(1, -1, 1, 1)
+    return (labels[:, None] >> shifts) & 1
+
+
+def _overlapping(logits: Tensor, labels: Tensor, form: LabelForm, loss: LossName) -> Tensor:
+    """Each annotated class for itself: Dice (or focal Tversky) and binary cross-entropy; shapes as of `segmentation_loss`."""
+    kept = [i - 1 for i in range(1, logits.shape[1] + 1) if i not in form.missing]
+    valid = (labels & IGNORED_BIT) == 0
+    truth = bits_of(labels, logits.shape[1])[:, kept].float() * valid[:, None]
+    answers = logits[:, kept]
+    entropy = F.binary_cross_entropy_with_logits(answers, truth, reduction="none").mean(dim=1)
+    return _region(answers.sigmoid() * valid[:, None], truth, loss) + _mean_over(entropy, valid)
+
+
+def _region(probabilities: Tensor, truth: Tensor, loss: LossName) -> Tensor:
+    """The overlap part of the loss; both `[B, C, S, S]`, 0 where pixels are ignored."""
+    if loss == "dice_ce":
+        return _DICE(probabilities, truth)  # type: ignore[no-any-return]
+    return _TVERSKY(probabilities, truth).clamp_min(1e-6).pow(_FOCAL_EXPONENT).mean()  # type: ignore[no-any-return]
+
+
+def _mean_over(values: Tensor, valid: Tensor) -> Tensor:
+    """The mean of values `[B, S, S]` over the valid pixels; 0 where there is none."""
+    return (values * valid).sum() / valid.sum().clamp_min(1)

@@ -1,0 +1,33 @@
+"""ACDC (Bernard et al., 2018): cardiac MRI of one hospital, `patient001/patient001_frame01.nii.gz` with `_gt` masks."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pfedsam.data.layouts.base import Classes, FoundCase, Layout, stem_of, volumes
+
+_FRAME = re.compile(r"^(?P<patient>patient\d+)_frame\d+$")
+
+
+def find(source: Path) -> Iterator[FoundCase]:
+    """Each frame that has a mask; both frames of a heart belong to one patient."""
+    for folder in sorted(path for path in source.rglob("patient*") if path.is_dir()):
+        files = {stem_of(path): path for path in volumes(folder)}
+        for stem, image in files.items():
+            match = _FRAME.match(stem)
+            if match and f"{stem}_gt" in files:
+                yield FoundCase("acdc", stem, match["patient"], (image,), files[f"{stem}_gt"])
+
+
+def classes(_: Path) -> Classes:
+    """ACDC numbers the right ventricle 1 and the left one 3; M&Ms does it the other way round."""
+    return {"left_ventricle": [3], "myocardium": [2], "right_ventricle": [1]}
+
+
+LAYOUT = Layout(
+    "acdc",
+    "ACDC: cardiac MRI of one hospital (Bernard et al., 2018)",
+    "training/patient001/patient001_frame01.nii.gz and patient001_frame01_gt.nii.gz",
+    find,
+    classes,
+)

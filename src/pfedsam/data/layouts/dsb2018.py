@@ -1,0 +1,74 @@
+"""Data Science Bowl 2018, stage 1 (Caicedo et al., 2019): nuclei; one folder per picture, with one mask file per nucleus.
+
+The data set does not name its sources. Sites are told apart as its authors group them: fluorescence (dark, grey) by picture size, stained
+tissue (coloured) and bright field (light, grey).
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pfedsam.core.errors import DataError
+from pfedsam.data.layouts.base import Classes, FoundCase, Layout, as_png, pictures
+
+
+def find(source: Path) -> Iterator[FoundCase]:
+    """Every folder with `images/<id>.png` and at least one mask; the masks of its nuclei become one. Each picture counts as a patient."""
+    for folder in sorted(path for path in source.iterdir() if path.is_dir()):
+        image, masks = folder / "images" / f"{folder.name}.png", pictures(folder / "masks")
+        if not image.is_file() or not masks:
+            continue
+        read = partial(_union, masks)
+        yield FoundCase(_site(image), folder.name, folder.name, (as_png(partial(_colours, image)),), as_png(read))
+
+
+def _colours(path: Path) -> npt.NDArray[np.uint8]:
+    """The picture [H, W, 3] without its alpha channel."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _site(path: Path) -> str:
+    pixels = _colours(path).astype(float)
+    height, width = pixels.shape[:2]
+    if np.abs(pixels - pixels.mean(axis=2, keepdims=True)).mean() > 2:
+        return "histology"
+    return f"fluorescence_{height}x{width}" if pixels.mean() < 110 else "brightfield"
+
+
+def _union(masks: Sequence[Path]) -> npt.NDArray[np.uint8]:
+    """1 where any of the masks [H, W] is not 0.
+
+    Raises:
+        DataError: They are not of one size.
+    """
+    union: npt.NDArray[np.uint8] | None = None
+    for path in masks:
+        with Image.open(path) as image:
+            mask = (np.asarray(image.convert("L")) > 0).astype(np.uint8)
+        if union is not None and union.shape != mask.shape:
+            raise DataError(
+                f"the masks beside {path.name!r} are not of one size; restore the folder {path.parents[1].name!r}"
+            )
+        union = mask if union is None else np.maximum(union, mask)
+    if union is None:
+        raise DataError("a picture has no mask")
+    return union
+
+
+def classes(_: Path) -> Classes:
+    """As the masks are written here."""
+    return {"nucleus": [1]}
+
+
+LAYOUT = Layout(
+    "dsb2018",
+    "Data Science Bowl 2018: nuclei, sites by kind and size of picture (Caicedo et al., 2019)",
+    "<id>/images/<id>.png and <id>/masks/*.png, as in stage1_train",
+    find,
+    classes,
+)

@@ -1,0 +1,38 @@
+"""FeTS (Pati et al., 2021): brain tumours by institution; folders of a patient with four sequences, and a table of partitions."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from pfedsam.data.layouts.base import Classes, FoundCase, Layout, site_name
+
+SEQUENCES = ("t1ce", "t2", "flair")
+"""The three that become the channels; T1 without contrast is left out."""
+
+
+def find(source: Path) -> Iterator[FoundCase]:
+    """Every patient of `partitioning_*.csv` with his institution."""
+    for table in sorted(source.glob("partitioning_1.csv")) or sorted(source.glob("partitioning*.csv"))[:1]:
+        for row in csv.DictReader(table.read_text(encoding="utf-8-sig", errors="replace").splitlines()):
+            patient, institution = row.get("Subject_ID"), row.get("Partition_ID")
+            if not patient or not institution:
+                continue
+            folder = source / patient
+            images = tuple(folder / f"{patient}_{sequence}.nii.gz" for sequence in SEQUENCES)
+            mask = folder / f"{patient}_seg.nii.gz"
+            if mask.is_file() and all(image.is_file() for image in images):
+                yield FoundCase(site_name(f"institution_{institution}"), patient, patient, images, mask)
+
+
+def classes(_: Path) -> Classes:
+    """The three labels of BraTS, which exclude each other."""
+    return {"necrotic_core": [1], "edema": [2], "enhancing_tumour": [4]}
+
+
+LAYOUT = Layout(
+    "fets",
+    "FeTS: brain tumours by institution (Pati et al., 2021)",
+    "partitioning_1.csv with Partition_ID and Subject_ID, and <Subject_ID>/<Subject_ID>_{t1ce,t2,flair,seg}.nii.gz",
+    find,
+    classes,
+)

@@ -1,0 +1,57 @@
+"""Folders that already have pFedSAM's form, `<site>/{images,masks}`: the import adds nothing but the study with the ids that it found."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from pfedsam.core.errors import DataError
+from pfedsam.data.images import read_mask
+from pfedsam.data.layouts.base import Classes, FoundCase, Layout, pictures, site_name, stem_of, volumes
+
+
+def find(source: Path) -> Iterator[FoundCase]:
+    """Images and masks of equal names; patients are not named."""
+    for folder in sorted(path for path in source.iterdir() if path.is_dir()):
+        masks = {stem_of(path): path for path in _files(folder / "masks")}
+        for image in _files(folder / "images"):
+            stem = stem_of(image)
+            if stem in masks:
+                yield FoundCase(site_name(folder.name), stem, None, (image,), masks[stem])
+
+
+def _files(folder: Path) -> list[Path]:
+    return [*pictures(folder), *volumes(folder)]
+
+
+def classes(source: Path) -> Classes:
+    """A class for each id above 0 of all masks, called `class_<id>`: rename them in the study.
+
+    Raises:
+        DataError: No mask holds an id above 0.
+    """
+    ids: set[int] = set()
+    for case in find(source):
+        if isinstance(case.mask, Path):
+            ids |= _ids(case.mask)
+    found = sorted(number for number in ids if number)
+    if not found:
+        raise DataError("the masks hold background alone, so there is no class; export them again")
+    return {f"class_{number}": [number] for number in found}
+
+
+def _ids(path: Path) -> set[int]:
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        values = np.unique(np.asanyarray(nib.nifti1.Nifti1Image.from_filename(path).dataobj))
+        return {int(value) for value in values.tolist()}
+    return {int(value) for value in np.unique(read_mask(path)).tolist()}
+
+
+LAYOUT = Layout(
+    "folders",
+    "folders of pictures or volumes that have pFedSAM's form already",
+    "<site>/images/x.png (or x.nii.gz) and <site>/masks/x.png (or x.nii.gz)",
+    find,
+    classes,
+)

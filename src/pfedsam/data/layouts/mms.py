@@ -1,0 +1,74 @@
+"""M&Ms (Campello et al., 2021): cardiac MRI of several centres and vendors; one 4-D file per patient, of which two times are annotated."""
+
+import csv
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from pfedsam.core.errors import DataError
+from pfedsam.data.layouts.base import Classes, FoundCase, Layout, MadeFile, site_name
+
+
+def find(source: Path) -> Iterator[FoundCase]:
+    """End-diastole and end-systole of every patient that has both files, by centre; the table of patients names centre and times."""
+    rows = _table(source)
+    if not rows:
+        return
+    masks = {path.name.removesuffix("_sa_gt.nii.gz"): path for path in sorted(source.rglob("*_sa_gt.nii.gz"))}
+    for code, mask in masks.items():
+        image, row = mask.with_name(f"{code}_sa.nii.gz"), rows.get(code)
+        if row is None or not image.is_file():
+            continue
+        for phase in ("ED", "ES"):
+            frame = row[phase]
+            yield FoundCase(
+                site_name(f"centre_{row['Centre']}"),
+                f"{code}_{phase}",
+                code,
+                (MadeFile(".nii.gz", partial(_write_frame, image, frame)),),
+                MadeFile(".nii.gz", partial(_write_frame, mask, frame)),
+            )
+
+
+def _table(source: Path) -> dict[str, dict[str, str]]:
+    """The rows of the data set's table by patient; empty where there is no such table."""
+    for path in sorted(source.glob("*.csv")):
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig", errors="replace").splitlines()))
+        if rows and {"External code", "Centre", "ED", "ES"} <= set(rows[0]):
+            return {row["External code"]: row for row in rows}
+    return {}
+
+
+def _write_frame(source: Path, frame: str, target: Path) -> None:
+    """Write one time of a 4-D file as a 3-D file with the same position in space.
+
+    Raises:
+        DataError: The file has no such time.
+    """
+    volume = nib.nifti1.Nifti1Image.from_filename(source)
+    if not frame.strip().isdecimal() or len(volume.shape) != 4 or int(frame) >= volume.shape[3]:
+        raise DataError(
+            f"{source.name!r} has the shape {volume.shape} and no time {frame!r}, which the data set's table names"
+        )
+    data = np.asanyarray(volume.dataobj[..., int(frame)])
+    header = volume.header.copy()  # type: ignore[no-untyped-call]
+    header.set_data_shape(data.shape)
+    header["pixdim"][4] = 0
+    nib.save(nib.nifti1.Nifti1Image(data, volume.affine, header), target)  # type: ignore[no-untyped-call]
+
+
+def classes(_: Path) -> Classes:
+    """The ids of M&Ms."""
+    return {"left_ventricle": [1], "myocardium": [2], "right_ventricle": [3]}
+
+
+LAYOUT = Layout(
+    "mms",
+    "M&Ms: cardiac MRI of several centres (Campello et al., 2021)",
+    "a table *.csv with External code, Centre, ED and ES, and below it <code>/<code>_sa.nii.gz and <code>_sa_gt.nii.gz",
+    find,
+    classes,
+)

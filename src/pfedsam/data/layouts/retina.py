@@ -1,0 +1,95 @@
+"""The four public sets of retinal vessels in one folder: DRIVE, STARE, CHASE_DB1 and HRF, each unpacked into a folder of its name."""
+
+import gzip
+import io
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pfedsam.data.layouts.base import Classes, FoundCase, Layout, as_png, pictures
+
+_VESSEL = 255
+
+
+def find(source: Path) -> Iterator[FoundCase]:
+    """The cases of whichever of the four sets is there."""
+    for folder in sorted(path for path in source.iterdir() if path.is_dir()):
+        reader = _SETS.get(folder.name.lower().replace("-", "_"))
+        if reader is not None:
+            yield from reader(folder)
+
+
+def _drive(folder: Path) -> Iterator[FoundCase]:
+    for image in [*pictures(folder / "training" / "images"), *pictures(folder / "test" / "images")]:
+        number = image.name.partition("_")[0]
+        mask = image.parents[1] / "1st_manual" / f"{number}_manual1.gif"
+        if mask.is_file():
+            yield _case("drive", number, number, image, mask)
+
+
+def _stare(folder: Path) -> Iterator[FoundCase]:
+    for image in sorted(folder.rglob("im*.ppm*")):
+        match = re.fullmatch(r"(im\d+)\.ppm(?:\.gz)?", image.name)
+        masks = sorted(folder.rglob(f"{match[1]}.ah.ppm*")) if match else []
+        if match and masks:
+            yield _case("stare", match[1], match[1], image, masks[0])
+
+
+def _chase(folder: Path) -> Iterator[FoundCase]:
+    for image in pictures(folder, (".jpg",)):
+        match = re.fullmatch(r"(Image_\d+)[LR]", image.stem)
+        mask = image.with_name(f"{image.stem}_1stHO.png")
+        if match and mask.is_file():
+            yield _case("chase", image.stem, match[1], image, mask)  # both eyes of a child are one patient
+
+
+def _hrf(folder: Path) -> Iterator[FoundCase]:
+    for image in pictures(folder / "images"):
+        mask = folder / "manual1" / f"{image.stem}.tif"
+        if mask.is_file():
+            yield _case("hrf", image.stem, image.stem, image, mask)  # 01_h, 01_dr and 01_g are different people
+
+
+def _case(site: str, case: str, patient: str, image: Path, mask: Path) -> FoundCase:
+    return FoundCase(site, case, patient, (as_png(partial(_read, image, "RGB")),), as_png(partial(_vessels, mask)))
+
+
+def _read(path: Path, mode: str) -> npt.NDArray[np.uint8]:
+    """The picture as [H, W, 3] or [H, W]; also from a `.gz`."""
+    content = path.read_bytes()
+    with Image.open(io.BytesIO(gzip.decompress(content) if path.suffix == ".gz" else content)) as image:
+        return np.asarray(image.convert(mode))
+
+
+def _vessels(path: Path) -> npt.NDArray[np.uint8]:
+    """255 at vessels [H, W], 0 elsewhere."""
+    return np.where(_read(path, "L") > 127, _VESSEL, 0).astype(np.uint8)
+
+
+_SETS: dict[str, Callable[[Path], Iterator[FoundCase]]] = {
+    "drive": _drive,
+    "stare": _stare,
+    "chase": _chase,
+    "chase_db1": _chase,
+    "chasedb1": _chase,
+    "hrf": _hrf,
+}
+
+
+def classes(_: Path) -> Classes:
+    """As the masks are written here."""
+    return {"vessel": [_VESSEL]}
+
+
+LAYOUT = Layout(
+    "retina",
+    "retinal vessels: DRIVE, STARE, CHASE_DB1 and HRF, each a site",
+    "DRIVE/training/{images,1st_manual}; STARE/**/im0001[.ah].ppm[.gz]; CHASE_DB1/Image_01L{.jpg,_1stHO.png}; HRF/{images,manual1}",
+    find,
+    classes,
+)

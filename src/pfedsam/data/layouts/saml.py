@@ -1,0 +1,36 @@
+"""The six-site prostate benchmark as volumes (Liu et al., "Shape-aware Meta-learning", MICCAI 2020): `<site>/Case00.nii.gz` with masks."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pfedsam.data.layouts.base import Classes, FoundCase, Layout, stem_of, volumes
+
+SITES = {"BIDMC", "BMC", "HK", "I2CVB", "HCRUDB", "RUNMC", "UCL"}
+_MASK = re.compile(r"^(?P<case>.+?)_segmentation$", re.IGNORECASE)
+
+
+def find(source: Path) -> Iterator[FoundCase]:
+    """Every image with a `_segmentation` of the same name beside it; HCRUDB is another name of I2CVB."""
+    for folder in sorted(path for path in source.iterdir() if path.is_dir() and path.name in SITES):
+        files = {stem_of(path).lower(): path for path in volumes(folder)}
+        for stem, path in files.items():
+            match = _MASK.match(stem)
+            if match and match["case"] in files:
+                image = files[match["case"]]
+                site = "I2CVB" if folder.name == "HCRUDB" else folder.name
+                yield FoundCase(site, stem_of(image), stem_of(image), (image,), path)
+
+
+def classes(_: Path) -> Classes:
+    """Some sites number the two zones of the prostate 1 and 2; both are prostate."""
+    return {"prostate": [1, 2]}
+
+
+LAYOUT = Layout(
+    "saml",
+    "prostate T2 MRI of six sites, as volumes (Liu et al., 2020)",
+    "<SITE>/Case00.nii.gz and <SITE>/Case00_segmentation.nii.gz, SITE one of BIDMC, BMC, HK, I2CVB (or HCRUDB), RUNMC, UCL",
+    find,
+    classes,
+)
