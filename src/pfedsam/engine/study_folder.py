@@ -13,26 +13,30 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from pfedsam.core import atomic
+from pfedsam.core import atomic, tensors
 from pfedsam.core.errors import OptionError, RunError
 from pfedsam.core.options import Options
 from pfedsam.engine.export import export_adapter
 from pfedsam.engine.scalar_metrics import allowed_metrics
-from pfedsam.engine.server_files import SERVER, load_state, save_state
+from pfedsam.engine.server_files import NOTHING, SERVER, load_state, save_state
 from pfedsam.experiment.build import BuiltModel, build_method, build_model
 from pfedsam.experiment.load import dump_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, largest_change, shared_tensors, write_manifest
 from pfedsam.federation.server import ServerState
 from pfedsam.model.checkpoint import backbone_file
+from pfedsam.report.records import RecordWriter
 
 T = TypeVar("T", bound=Options)
+J = TypeVar("J", list[Any], dict[str, Any])
 REVOKED = "revoked.json"
 """In the coordinator's folder, beside that of the studies: the sites that may take part in nothing any more."""
 CONNECTED = "connected.json"
 """Beside it: the sites that are connected now."""
 STUDIES_FOLDER = "studies"
 """Beside it: a folder for each study."""
+EARLIER_STATES = 3
+"""How many committed states are kept beside the current one."""
 _POLICY, _REGISTERED, STATUS = "policy.json", "registered.json", "status.json"
 
 
@@ -65,6 +69,10 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
     return folder.path
 
 
+def _state_name(round_: int) -> str:
+    return f"after-{round_:06d}.safetensors"
+
+
 def derive_manifest(options: RunOptions, built: BuiltModel, configuration: Mapping[str, Any]) -> StudyManifest:
     """The manifest that follows from a study's configuration: the coordinator writes it, and every site derives it again.
 
@@ -91,14 +99,45 @@ def derive_manifest(options: RunOptions, built: BuiltModel, configuration: Mappi
 
 
 def read_revoked(coordinator: Path) -> set[str]:
-    """The sites that were revoked."""
+    """The sites that were revoked.
+
+    Raises:
+        RunError: the list is damaged; nobody is let in on a guess.
+    """
     path = coordinator / REVOKED
-    return set(json.loads(path.read_text("utf-8"))) if path.exists() else set()
+    return set(_read_json(path, list)) if path.exists() else set()
 
 
 def write_revoked(coordinator: Path, sites: set[str]) -> None:
     """Keep the list of revoked sites; a coordinator that runs takes notice within a round."""
     atomic.write_json(coordinator / REVOKED, sorted(sites))
+
+
+def read_connected(coordinator: Path) -> list[str]:
+    """The sites that are connected, as the coordinator wrote them last; none where its file is missing or damaged."""
+    try:
+        return [str(site) for site in _read_json(coordinator / CONNECTED, list)]
+    except RunError:
+        return []
+
+
+def _read_json(path: Path, kind: type[J]) -> J:
+    """The list or table in a file.
+
+    Raises:
+        RunError: it cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(
+            f"{path.name} in {path.parent.name!r} is damaged or missing: restore it, or submit the study again."
+        ) from error
+    if not isinstance(content, kind):
+        raise RunError(
+            f"{path.name} in {path.parent.name!r} does not hold what it should: restore it, or submit the study again."
+        )
+    return content
 
 
 class StudyFolder:
@@ -127,13 +166,60 @@ class StudyFolder:
         return load_state(self.path, manifest.study)
 
     def save_state(self, state: ServerState, manifest: StudyManifest) -> None:
-        """Commit a round: with this rename it is done."""
+        """Commit a round: with this rename it is done. The states before it are kept for `roll_back`, `EARLIER_STATES` of them."""
+        self._keep_state(manifest)
         save_state(self.path, manifest.study, state, mode=0o700)
+
+    def earlier_states(self) -> list[int]:
+        """After how many rounds each of the states that are kept stood, the newest last."""
+        return sorted(int(path.stem.removeprefix("after-")) for path in self._earlier.glob("after-*.safetensors"))
+
+    def roll_back(self, manifest: StudyManifest, to_round: int) -> ServerState:
+        """Make the shared parameters those after `to_round` rounds again, and commit them as the state of the round that comes next.
+
+        The number of the round does not go back: sites train each round once, and what they learnt meanwhile stays with them. The round
+        that the coordinator was in is left out.
+
+        Raises:
+            RunError: there is no such state, or the study has no round left.
+        """
+        current = self.load_state(manifest)
+        if to_round not in self.earlier_states():
+            kept = ", ".join(map(str, self.earlier_states())) or "none"
+            raise RunError(f"the state after {to_round} round(s) is not kept; kept are those after {kept} round(s).")
+        if current.round >= manifest.rounds:
+            raise RunError(
+                f"the study has had all of its rounds. The state after {to_round} round(s) lies in "
+                f"{self._earlier.relative_to(self.path)}; submit a new study to train on."
+            )
+        shared, _ = tensors.load(self._earlier / _state_name(to_round))
+        with RecordWriter(self.path / "records.jsonl") as records:
+            records.truncate_after(current.round - 1)
+            records.write({"kind": "rollback", "round": current.round, "to_round": to_round})
+        state = ServerState(current.round + 1, {name: t for name, t in shared.items() if name not in NOTHING})
+        self.save_state(state, manifest)
+        return state
+
+    @property
+    def _earlier(self) -> Path:
+        return (self.path / SERVER).parent / "earlier"
+
+    def _keep_state(self, manifest: StudyManifest) -> None:
+        """Link the committed state under its number; the rename that follows leaves the link as it is."""
+        path = self.path / SERVER
+        if not path.exists():
+            return
+        self._earlier.mkdir(exist_ok=True, mode=0o700)
+        kept = self._earlier / _state_name(self.load_state(manifest).round)
+        kept.unlink(missing_ok=True)
+        kept.hardlink_to(path)
+        for old in self.earlier_states()[:-EARLIER_STATES]:
+            (self._earlier / _state_name(old)).unlink(missing_ok=True)
 
     def read_registered(self) -> dict[str, int]:
         """The number of training cases of every site that ever joined; a site's weight cannot change in a study."""
         path = self.path / _REGISTERED
-        return json.loads(path.read_text("utf-8")) if path.exists() else {}
+        return _read_json(path, dict) if path.exists() else {}
 
     def write_registered(self, registered: Mapping[str, int]) -> None:
         """Keep the registrations."""
@@ -146,8 +232,15 @@ class StudyFolder:
         atomic.write_json(self.path / STATUS, {**content, "time": now})
 
     def read_status(self) -> dict[str, Any]:
-        """Where the study stands."""
-        return dict(json.loads((self.path / STATUS).read_text("utf-8")))
+        """Where the study stands.
+
+        Raises:
+            RunError: its file is damaged.
+        """
+        status = _read_json(self.path / STATUS, dict)
+        if not {"state", "round", "rounds", "sites", "reason"} <= status.keys():
+            raise RunError(f"{STATUS} of study {self.path.name} is not whole: submit the study again.")
+        return status
 
     def export_adapter(self, state: ServerState, options: RunOptions) -> None:
         """The shared LoRA once more, in peft's format."""

@@ -8,6 +8,7 @@ Kinds of records, with the fields that a reader may count on:
     plain       round, site: the site uses the shared model, which did better than its personal one (`evaluation.choose_model`)
     aggregate   round, accepted [site], rejected {site: reason}, up_bytes {site: bytes}
                 [, scaled {site: factor}: changes that were too large beside the others']
+    rollback    round, to_round: the shared parameters are again those after so many rounds; only over several machines
     absent      round, task, sites {site: reason}: who did not do what was asked; only over several machines
     experts     round, site, block, usage [share of the tokens, one an expert]
     timing      seconds, and what took them
@@ -31,7 +32,7 @@ from pfedsam.core.errors import RunError, StoreError
 Record: TypeAlias = dict[str, Any]
 """One line: `kind`, and the kind's fields."""
 
-KINDS: Final = ("round", "validation", "kept", "plain", "aggregate", "absent", "experts", "timing")
+KINDS: Final = ("round", "validation", "kept", "plain", "aggregate", "rollback", "absent", "experts", "timing")
 
 
 class RecordWriter:
