@@ -1,5 +1,6 @@
 """`pfedsam data check`: everything that is wrong, at once."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,11 @@ Call = Callable[..., int]
 def _site(folder: Path, *cases: str) -> None:
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True)
-        for case in cases:
-            Image.fromarray(np.eye(4, 6, dtype=np.uint8)).save(folder / part / f"{case}.png")
+        for number, case in enumerate(cases):
+            picture = np.full((4, 6), 100 + 10 * number, np.uint8)
+            picture[0, 0] = 250
+            content = picture if part == "images" else np.eye(4, 6, dtype=np.uint8)
+            Image.fromarray(content).save(folder / part / f"{case}.png")
 
 
 def _study(folder: Path, *sites: str, more: str = "") -> Path:
@@ -43,9 +47,9 @@ def test_every_site_is_looked_at_though_others_cannot_be_read(
     assert call("data", "check", _study(tmp_path, "north", "east", "south")) == 3
     shown = " ".join(capsys.readouterr().err.split())
     for text in (
-        "site 'north': the folder given for it does not exist",
+        "site 'north': there is no folder",
         "site 'east', case 'b': its mask has the unknown label 7",
-        "site 'south': the folder given for it does not exist",
+        "site 'south': there is no folder",
     ):
         assert text in shown
 
@@ -63,15 +67,82 @@ def test_a_site_that_cannot_be_split_is_a_problem(
     assert "site 'north' has no test case" in " ".join(capsys.readouterr().err.split())
 
 
+def test_the_table_says_what_was_read(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    _site(tmp_path / "north", "a", "b", "c")
+    assert call("data", "check", _study(tmp_path, "north")) == 0
+    rows = {
+        cells[0].strip(): cells[1].strip()
+        for line in capsys.readouterr().out.splitlines()
+        if len(cells := line.strip("\u2502").split("\u2502")) == 2
+    }
+    assert rows["images"] == "3"
+    assert rows["patients"] == "3"
+    assert rows["split"] == "train 1, val 1, test 1"
+    assert rows["size (width x height)"] == "6 x 4"
+    assert rows["bits per value"] == "8"
+    assert rows["values used"].endswith("of 0 to 255")
+    assert rows["ids in the masks"] == "0 (3), 1 (3)"
+    assert rows["class n"] == "3 cases, 17 % of the pixels"  # 4 of 24
+    assert (rows["empty masks"], rows["unlabelled images"], rows["problems"]) == ("0", "0", "0")
+
+
+def test_a_page_with_pictures_is_written_also_where_there_are_problems(call: Call, tmp_path: Path) -> None:
+    _site(tmp_path / "north", "a", "b<i>", "c")
+    Image.fromarray(np.full((4, 6), 7, np.uint8)).save(tmp_path / "north" / "masks" / "c.png")
+    page = tmp_path / "check.html"
+    assert call("data", "check", _study(tmp_path, "north"), "--html", page) == 3
+    text = page.read_text()
+    assert text.count("data:image/png;base64,") == 2  # not of the case that has a problem
+    assert "unknown label 7" in text
+    assert "b&lt;i&gt;" in text
+    assert "<i>" not in text
+
+
+def test_leaks_between_train_and_test_are_errors(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    _site(tmp_path / "north", "a", "b", "c")
+    shutil.copy(tmp_path / "north" / "images" / "a.png", tmp_path / "north" / "images" / "b.png")
+    rows = ["image,mask,patient,split"] + [
+        f"images/{case}.png,masks/{case}.png,{case},{side}"
+        for case, side in (("a", "train"), ("b", "test"), ("c", "val"))
+    ]
+    (tmp_path / "north" / "manifest.csv").write_text("\n".join(rows))
+    assert call("data", "check", _study(tmp_path, "north")) == 3
+    assert "they lie on two sides of the split" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_split_that_is_there_is_not_overwritten(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    _site(tmp_path / "north", "a", "b", "c")
+    study, out = _study(tmp_path, "north"), tmp_path / "split"
+    assert call("data", "split", study, "--out", out) == 0
+    before = (out / "north.json").read_bytes()
+    assert call("data", "split", study, "--out", out) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert (out / "north.json").read_bytes() == before
+
+
+def test_one_patient_at_a_site_is_said_as_such(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    _site(tmp_path / "north", "p_1", "p_2", "p_3")
+    assert call("data", "check", _study(tmp_path, "north", more="  patient_pattern: ^(.+)_\n")) == 3
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "site 'north' has no test case: its 3 case(s) are of one patient, 'p'" in shown
+
+
 def test_import_writes_sites_that_check_accepts(
     call: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for part, name in (("train", "G-1-L"), ("train", "G-2-L"), ("test", "G-1-R"), ("test", "G-3-L")):
+    names = (("train", "G-1-L"), ("train", "G-2-L"), ("test", "G-1-R"), ("test", "G-3-L"))
+    for number, (part, name) in enumerate(names):
         for kind, value in (("image", 90), ("mask", 128)):
             path = tmp_path / "source" / "Domain2" / part / "ROIs" / kind / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             pixels = np.full((8, 8), 255 if kind == "mask" else value, np.uint8)
             pixels[2:6, 2:6], pixels[3, 3] = value, 0
+            if kind == "image":
+                pixels[0, 0] = 200 + number  # no two pictures alike
             Image.fromarray(pixels).save(path)
     assert call("data", "import", tmp_path / "source", "--out", tmp_path / "sites") == 0
     assert "rim_one_r3" in capsys.readouterr().out

@@ -17,7 +17,7 @@ def site_folder(tmp_path: Path) -> Callable[..., Path]:
         for kind in ("images", "masks"):
             (folder / kind).mkdir(parents=True)
         for number, case in enumerate(cases):
-            Image.fromarray(np.full((4, 6), 10 * number + 5, np.uint8)).save(folder / "images" / f"{case}.png")
+            Image.fromarray(np.full((4, 6), (10 * number + 5) % 256, np.uint8)).save(folder / "images" / f"{case}.png")
             Image.fromarray(np.eye(4, 6, dtype=np.uint8)).save(folder / "masks" / f"{case}.png")
         return folder
 

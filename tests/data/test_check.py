@@ -5,21 +5,49 @@ import pytest
 from PIL import Image
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.check import check_site, refuse_problems
+from pfedsam.data.check import DataReport, check_sites, refuse_problems
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.manifest import Site, read_site
+from pfedsam.data.suspicions import Study
 
 LABELS = LabelMap({"nucleus": [1], "never": [2]})
+STUDY = Study(LABELS, ImageOptions(contrast="percentile"))
+"""The pictures of `site_folder` are dark, and each of one value."""
 
 
-def test_a_sound_site(site_folder):
-    report = check_site(read_site("north", site_folder("a_0", "a_1", "b_0"), patient_pattern="^(.)"), LABELS)
-    assert (report.site, report.cases, report.patients, report.parts) == ("north", 3, 2, {})
-    assert report.sizes == {(4, 6): 3}
-    assert report.ids == {0: 3, 1: 3}
-    assert report.classes == {"nucleus": 3, "never": 0}
+def _check(site: Site, pattern: str | None = None) -> DataReport:
+    return check_sites([site], replace(STUDY, patient_pattern=pattern))
+
+
+def test_what_a_sound_site_has(site_folder):
+    report = _check(read_site("north", site_folder("a_0", "a_1", "b_0"), patient_pattern="^(.)"))
+    (site,) = report.sites
+    assert (site.site, site.cases, site.patients, site.parts) == ("north", 3, 2, {})
+    assert site.sizes == {(4, 6): 3}
+    assert site.depths == {8: 3}
+    assert site.channels == {1: 3}
+    assert site.values == pytest.approx((5 / 255, 25 / 255))  # 5, 15 and 25 of 255
+    assert site.spacings == {None: 3}
+    assert site.ids == {0: 3, 1: 3}
+    assert site.classes == {"nucleus": 3, "never": 0}
+    assert site.shares == {"nucleus": pytest.approx(4 / 24), "never": None}  # the diagonal of 4 x 6
+    assert (site.empty, site.unlabelled) == (0, 0)
     assert report.problems == ()
+
+
+def test_empty_masks_and_unlabelled_images_are_counted(site_folder):
+    folder = site_folder("a", "b", "c")
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(folder / "masks/a.png")
+    (folder / "masks/b.png").unlink()
+    (site,) = _check(read_site("north", folder, masks_required=False)).sites
+    assert (site.empty, site.unlabelled) == (1, 1)
+
+
+def test_every_case_is_counted_as_progress(site_folder):
+    told = []
+    check_sites([read_site("north", site_folder("a", "b"))], STUDY, tell=lambda *seen: told.append(seen))
+    assert told == [(1, 2, "north"), (2, 2, "north")]
 
 
 def test_every_problem_is_named_at_once(site_folder):
@@ -36,13 +64,12 @@ def test_every_problem_is_named_at_once(site_folder):
         replace(case, split=side, patient="fg" if case.id in "fg" else case.id)
         for case, side in zip(site.cases, sides, strict=True)
     ]
-    report = check_site(replace(site, cases=tuple(cases)), LABELS)
+    report = _check(replace(site, cases=tuple(cases)))
     expected = (
         "case 'a': the image has no mask; add a mask",
         "case 'b': the image has 6 x 4 pixels, its mask 6 x 5; export",
         "case 'c': its mask has the unknown label 7; data.classes allows nucleus [1], never [2], background [0]. Add",
-        "case 'd': 'd.png' is damaged or cut off",
-        "case 'e': 'e.png' is damaged or cut off",
+        "2 cases 'd', 'e': 'd.png' is damaged or cut off",
         "mask 'h.png' has no image; name it",
         "case 'f': patient 'fg' is on two sides of the split ('f' in train and 'g' in test); put",
     )
@@ -50,63 +77,61 @@ def test_every_problem_is_named_at_once(site_folder):
     for problem, text in zip(report.problems, expected, strict=True):
         assert problem.startswith("site 'north'")
         assert text in problem
-    assert report.parts == {"train": 6, "test": 1}
-    assert report.sizes == {(4, 6): 6}
-    assert report.ids == {0: 4, 1: 3, 7: 1}
+    (found,) = report.sites
+    assert found.parts == {"train": 6, "test": 1}
+    assert found.sizes == {(4, 6): 6}
+    assert found.ids == {0: 4, 1: 3, 7: 1}
+
+
+def test_equal_problems_are_one_line_with_three_examples(site_folder):
+    folder = site_folder(*(f"c{number:03d}" for number in range(300)))
+    for number in range(300):
+        Image.fromarray(np.full((4, 6), 7, np.uint8)).save(folder / f"masks/c{number:03d}.png")
+    (problem,) = _check(read_site("north", folder)).problems
+    assert problem.startswith(
+        "site 'north', 300 cases such as 'c000', 'c001', 'c002': its mask has the unknown label 7;"
+    )
+
+
+def test_problems_of_different_kinds_stay_apart(site_folder):
+    folder = site_folder("a", "b", "c")
+    Image.fromarray(np.zeros((5, 6), np.uint8)).save(folder / "masks/a.png")
+    Image.fromarray(np.zeros((9, 6), np.uint8)).save(folder / "masks/b.png")
+    (folder / "masks/c.png").unlink()
+    first, second = _check(read_site("north", folder, masks_required=False)).problems
+    assert first.startswith("site 'north', 2 cases 'a', 'b': the image has 6 x 4 pixels, its mask 6 x 5;")
+    assert second.startswith("site 'north', case 'c': the image has no mask;")
 
 
 def test_a_pattern_that_matches_nothing_is_a_problem(site_folder):
     site = read_site("north", site_folder("a-1", "b-1"))
-    report = check_site(site, LABELS, patient_pattern="^(.+)_")
+    report = _check(site, "^(.+)_")
     assert report.problems == (
         "site 'north': patient_pattern '^(.+)_' matches none of its 2 file names, such as 'a-1' (the ending left out), "
         "so that every case would be a patient; correct or remove it, or let it match the names of every site: "
-        "'^(.+?)(_t[0-9])?$' takes those with and without the ending _t0",
+        "'^(.+?)(_t[0-9]+)?$' takes those with and without an ending such as _t0",
     )
-    assert check_site(site, LABELS, patient_pattern="^(.+)-").problems == ()
+    matched = read_site("north", site.folder, patient_pattern="^(.+)-")
+    assert _check(matched, "^(.+)-").problems == ()
 
 
 def test_the_pattern_that_the_message_proposes_takes_both_kinds_of_names(site_folder):
-    site = read_site("north", site_folder("a_t0", "a_t1", "b"), patient_pattern="^(.+?)(_t[0-9])?$")
+    site = read_site("north", site_folder("a_t0", "a_t11", "b"), patient_pattern="^(.+?)(_t[0-9]+)?$")
     assert {name: len(cases) for name, cases in site.patients().items()} == {"a": 2, "b": 1}
 
 
-def test_a_site_whose_masks_are_all_background_is_a_warning(site_folder):
-    folder = site_folder("a", "b")
-    for name in ("a", "b"):
-        Image.fromarray(np.zeros((4, 6), np.uint8)).save(folder / f"masks/{name}.png")
-    report = check_site(read_site("north", folder), LABELS)
-    assert report.problems == ()
-    (warning,) = report.warnings
-    assert warning.startswith("site 'north': its masks hold background alone")
-    assert "data.classes" in warning
-
-
-def test_pictures_that_are_left_out_are_a_warning(site_folder):
-    folder = site_folder("a")
-    for name in ("images/c.ppm", "images/b.bmp"):
-        (folder / name).touch()
-    report = check_site(read_site("north", folder), LABELS)
-    assert report.problems == ()
-    assert report.warnings == (
-        "site 'north': 'images/b.bmp' is left out (2 such file(s)); only .jpeg, .jpg, .png, .tif, .tiff are read: "
-        "save it as one of these (masks not as JPEG), or take it out",
-    )
-
-
 def test_an_empty_site_and_a_size_limit(site_folder, tmp_path):
-    assert check_site(Site("north", tmp_path, ()), LABELS).problems == (
-        "site 'north': has no cases; add images and masks",
-    )
-    report = check_site(read_site("north", site_folder("a")), LABELS, ImageOptions(max_megapixels=1e-5))
-    assert len(report.problems) == 2
+    assert _check(Site("north", tmp_path, ())).problems == ("site 'north': has no cases; add images and masks",)
+    study = replace(STUDY, image=ImageOptions(max_megapixels=1e-5))
+    (problem,) = check_sites([read_site("north", site_folder("a"))], study).problems  # image and mask alike
+    assert "raise data.image.max_megapixels" in problem
 
 
 def test_sound_sites_pass_and_the_first_twenty_problems_are_named(site_folder, tmp_path):
-    refuse_problems([read_site("north", site_folder("a"))], LABELS)
+    assert refuse_problems([read_site("north", site_folder("a"))], STUDY).sites[0].cases == 1
     empty = [Site(f"empty{i:02d}", tmp_path, ()) for i in range(22)]
     with pytest.raises(DataError) as caught:
-        refuse_problems(empty, LABELS)
+        refuse_problems(empty, STUDY)
     first, *named, last = str(caught.value).splitlines()
     assert first == "The data has 22 problem(s):"
     assert [name for name in named if "has no cases" in name] == named

@@ -6,16 +6,38 @@ import sys
 import pytest
 
 from pfedsam.core.errors import DataError, OptionError
-from pfedsam.data.manifest import Case, orphan_masks, pattern_is_idle, read_site, unread_pictures
+from pfedsam.data.manifest import Case, orphan_masks, pattern_is_idle, read_site, unlisted_files, unread_pictures
 
 
 def test_folder_layout(site_folder):
     folder = site_folder("b", "a")
     site = read_site("north", folder)
     assert site.cases == (
-        Case("north", "a", folder / "images/a.png", folder / "masks/a.png", "a"),
-        Case("north", "b", folder / "images/b.png", folder / "masks/b.png", "b"),
+        Case("north", "a", folder / "images/a.png", folder / "masks/a.png", "a", patient_source="name"),
+        Case("north", "b", folder / "images/b.png", folder / "masks/b.png", "b", patient_source="name"),
     )
+
+
+def test_where_a_patient_comes_from(site_folder):
+    folder = site_folder("a_t0", "b_t0", "c")
+    site = read_site("north", folder, patient_pattern=r"^(.+)_t\d$")
+    assert [case.patient_source for case in site.cases] == ["pattern", "pattern", "name"]
+    (folder / "manifest.csv").write_text(
+        "image,mask,patient\nimages/a_t0.png,masks/a_t0.png,p1\nimages/b_t0.png,masks/b_t0.png,\nimages/c.png,masks/c.png,\n"
+    )
+    site = read_site("north", folder, patient_pattern=r"^(.+)_t\d$")
+    assert [(case.patient, case.patient_source) for case in site.cases] == [
+        ("p1", "manifest"),
+        ("b", "pattern"),
+        ("c", "name"),
+    ]
+
+
+def test_files_that_the_manifest_does_not_list(site_folder):
+    folder = site_folder("a", "b")
+    assert unlisted_files(read_site("north", folder)) == ()  # no manifest, all are read
+    (folder / "manifest.csv").write_text("image,mask,patient\nimages/a.png,masks/a.png,p1\n")
+    assert unlisted_files(read_site("north", folder)) == ("images/b.png", "masks/b.png")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +96,7 @@ def test_two_files_for_one_case(site_folder):
 def test_empty_and_missing_sites(site_folder, tmp_path):
     with pytest.raises(DataError, match=r"site 'north' has no cases: put images \(\.jpeg, \.jpg, \.png"):
         read_site("north", site_folder())
-    with pytest.raises(DataError, match="site 'south': the folder given for it does not exist"):
+    with pytest.raises(DataError, match=r"site 'south': there is no folder '.*nowhere'; correct its path"):
         read_site("south", tmp_path / "nowhere")
     (tmp_path / "bare").mkdir()
     with pytest.raises(DataError, match=r"neither manifest\.csv nor images/"):

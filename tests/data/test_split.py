@@ -1,14 +1,25 @@
 import json
+import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from pydantic import ValidationError
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.manifest import SPLITS, Case, Site
-from pfedsam.data.split import SplitOptions, check_no_leak, read_split, split_problems, split_site, write_split
+from pfedsam.data.manifest import SPLITS, Case, Site, read_site
+from pfedsam.data.split import (
+    SplitOptions,
+    check_no_leak,
+    file_digest,
+    read_split,
+    split_problems,
+    split_site,
+    write_split,
+)
 
 DEFAULT = SplitOptions()
 SIZES = st.lists(st.integers(1, 6), min_size=1, max_size=25)
@@ -127,7 +138,7 @@ def test_file_holds_case_ids_only_and_reads_back(site_of, tmp_path):
     site = split_site(site_of(2, 1, 1, 1, 1), SplitOptions(max_train_cases=2), 0)
     write_split(path, site)
     ids = {split: [case.id for case in site.of(split)] for split in SPLITS}
-    assert json.loads(path.read_text()) == {"schema": 1, "site": "north", **ids}
+    assert json.loads(path.read_text()) == {"schema": 2, "site": "north", **ids}
     assert read_split(path, site_of(2, 1, 1, 1, 1)) == site
 
 
@@ -139,13 +150,16 @@ def test_no_file_of_an_undecided_site(site_of, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train": ["p0_0"]}, r"case 'p0_1': is missing from 'split\.json' \(1 such cases\)"),
-        ({"train": ["p0_0", "p0_1", "p9_0"]}, r"case 'p9_0': is not a case of the site"),
+        (
+            {"train": ["p0_0", "p0_1", "p9_0"]},
+            r"case 'p9_0': no longer there, but in 'split\.json'; bring the files back",
+        ),
         ({"train": ["p0_0", "p0_1", "p1_0"]}, r"case 'p1_0': stands twice"),
         ({"train": ["p0_0"], "val": ["p1_0", "p0_1"]}, r"patient 'p0' is on two sides"),
         ({"site": "south"}, r"is the split of site 'south'"),
-        ({"schema": 2}, r"no split of schema 1"),
-        ({"more": []}, r"no split of schema 1"),
+        ({"schema": 3}, r"no split of schema 2"),
+        ({"more": []}, r"no split of schema 2"),
+        ({"digests": ["p0_0"]}, r"the digests in 'split\.json' must be texts by case id"),
         ({"test": "p2_0"}, r"lists of case ids"),
         ({"test": [2]}, r"lists of case ids"),
     ],
@@ -166,3 +180,66 @@ def test_files_that_are_no_split(site_of, tmp_path, text):
         path.write_text(text)
     with pytest.raises(DataError, match="split the site again"):
         read_split(path, site_of(1))
+
+
+@pytest.fixture
+def written(site_folder, tmp_path):
+    """A site of six cases on disk, and the file of its split, with digests."""
+    folder = site_folder(*"abcdef")
+    site = split_site(read_site("north", folder), SplitOptions(), 0)
+    write_split(tmp_path / "split.json", site, digests=True)
+    return folder, tmp_path / "split.json", site
+
+
+def test_unchanged_files_read_back(written):
+    folder, path, site = written
+    assert read_split(path, read_site("north", folder)) == site
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_a_changed_file_is_refused_with_its_cases_name(written, kind):
+    folder, path, site = written
+    changed = site.of("test")[0].id
+    target = folder / kind / f"{changed}.png"
+    Image.fromarray(1 - np.asarray(Image.open(target))).save(target)
+    with pytest.raises(
+        DataError, match=rf"site 'north', case '{changed}': image or mask was changed since 'split.json'"
+    ):
+        read_split(path, read_site("north", folder))
+    assert read_split(path, read_site("north", folder), ("train",)) == site  # of other parts it is no matter
+
+
+def test_a_mask_that_was_taken_away_is_a_change(written):
+    folder, path, site = written
+    changed = site.of("train")[0].id
+    (folder / "masks" / f"{changed}.png").unlink()
+    with pytest.raises(DataError, match=rf"case '{changed}': image or mask was changed"):
+        read_split(path, read_site("north", folder, masks_required=False))
+
+
+def test_a_new_case_is_told_and_left_unused(written, caplog):
+    folder, path, site = written
+    for kind in ("images", "masks"):
+        shutil.copy(folder / kind / "a.png", folder / kind / "new.png")
+    now = read_split(path, read_site("north", folder))
+    assert [case.id for case in now.of("unused")] == ["new"]
+    assert [now.of(part) for part in ("train", "val", "test")] == [site.of(part) for part in ("train", "val", "test")]
+    assert "site 'north', case 'new': not in 'split.json'" in caplog.text
+
+
+def test_a_case_that_is_gone_is_named(written):
+    folder, path, site = written
+    gone = site.of("val")[0].id
+    for kind in ("images", "masks"):
+        (folder / kind / f"{gone}.png").unlink()
+    now = read_site("north", folder)
+    with pytest.raises(DataError, match=f"site 'north', case '{gone}': no longer there"):
+        read_split(path, now)
+    assert read_split(path, now, ("test",)).of("test") == site.of("test")
+
+
+def test_a_digest_covers_image_and_mask_apart(site_folder):
+    first, second = read_site("north", site_folder("a", "b")).cases
+    assert file_digest(first) != file_digest(second)
+    assert file_digest(replace(first, mask=None)) != file_digest(replace(first, image=first.mask, mask=None))
+    assert file_digest(replace(first, mask=first.image)) != file_digest(first)

@@ -5,10 +5,11 @@ import pytest
 from PIL import Image
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.check import check_site
+from pfedsam.data.check import check_sites
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.loader import load_image, load_truth
+from pfedsam.data.suspicions import Study
 from pfedsam.data.synthetic import LABELS, SyntheticOptions, write_sites
 
 LABEL_MAP = LabelMap(LABELS)
@@ -42,7 +43,7 @@ def test_a_site_does_not_depend_on_how_many_there_are(tmp_path):
 
 def test_sound_sites_with_both_classes(sites):
     for site in sites:
-        report = check_site(site, LABEL_MAP)
+        (report,) = check_sites([site], Study(LABEL_MAP, ImageOptions())).sites
         assert report.problems == ()
         assert (report.cases, report.patients) == (12, 12)
         assert report.classes["organ"] == 12

@@ -1,78 +1,140 @@
 """`pfedsam data check` and `data split`: look at the sites before anything is trained."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pfedsam.cli.console import ERR, OUT
+from pfedsam.cli.console import ERR, OUT, shorten, warn
 
 if TYPE_CHECKING:
+    from pfedsam.data.check import DataReport, SiteReport
+    from pfedsam.data.manifest import Site
     from pfedsam.experiment.options import RunOptions
 
 app = typer.Typer(help="Check and split the sites' data.", no_args_is_help=True)
 Config = Annotated[Path, typer.Argument(help="YAML file with data.sites and data.classes.")]
+_LABELS, _COLUMN = 24, 26
+"""Widths of the table's first column and of one site's."""
 
 
 @app.command("check")
-def check_command(config: Config) -> None:
-    """Read every image and mask of every site, try the split, and name everything that is wrong."""  # noqa: DOC501 - shown as help
+def check_command(
+    config: Config,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", help="Also write a page with images and outlines of every site to this file."),
+    ] = None,
+) -> None:
+    """Read every image and mask of every site, say what they are, and name everything that is wrong or suspicious.
+
+    Problems end with exit code 3 and keep a run from starting; warnings may
+    be meant so. `run`, `compare` and `onboard` make the same checks.
+    Example: pfedsam data check study.yaml --html check.html
+    """  # noqa: DOC501 - shown as help
     from pfedsam.core.errors import DataError
-    from pfedsam.data.check import check_site
-    from pfedsam.data.manifest import read_site
-    from pfedsam.experiment.build import build_labels
+    from pfedsam.experiment.build import build_study
     from pfedsam.experiment.load import load_options
+    from pfedsam.report.data_page import write_data_page
 
     options = load_options(config)
-    labels, pattern = build_labels(options), options.data.patient_pattern
-    table = Table("site", "cases", "patients", "problems")
-    problems: list[str] = []
-    warnings: list[str] = []
-    for name, folder in options.data.sites.items():
-        try:
-            site = read_site(name, folder, patient_pattern=pattern, masks_required=False)
-        except DataError as exc:
-            table.add_row(name, "-", "-", "1")
-            problems.append(str(exc))
-            continue
-        report = check_site(site, labels, options.data.image, patient_pattern=pattern)
-        found = report.problems or _split_problems(options, name)
-        table.add_row(name, str(report.cases), str(report.patients), str(len(found)))
-        problems += found
-        warnings += report.warnings
-    OUT.print(table)
-    for warning in warnings:
-        ERR.print(f"Warning: {warning}", markup=False, highlight=False)
+    sites, problems = _read(options)
+    study = build_study(options)
+    report = _check(sites, options)
+    problems = list(dict.fromkeys([*report.problems, *problems]))
+    for shown in _groups(report.sites):
+        OUT.print(_table(shown))
+    if html is not None:
+        OUT.print(f"Page: {write_data_page(report, study, html, problems=problems)}", soft_wrap=True)
+    for warning in report.warnings:
+        warn(warning)
     if problems:
         raise DataError("\n".join(problems))
+    OUT.print(f"No problem, {len(report.warnings)} warning(s).")
 
 
-def _split_problems(options: "RunOptions", name: str) -> tuple[str, ...]:
-    """What a split of this site, whose files are sound, would be refused for."""
+def _read(options: "RunOptions") -> "tuple[list[Site], list[str]]":
+    """The sites that can be read, split where they can be, and what the others would be refused for."""
     from pfedsam.core.errors import DataError
-    from pfedsam.experiment.build import build_sites
+    from pfedsam.data.manifest import read_site
+    from pfedsam.experiment.build import divide_site
 
-    data = options.data.model_copy(update={"sites": {name: options.data.sites[name]}})
-    try:
-        build_sites(options.model_copy(update={"data": data}))
-    except DataError as exc:
-        return (str(exc),)
-    return ()
+    sites, problems = [], []
+    for name, folder in options.data.sites.items():
+        try:
+            site = read_site(name, folder, patient_pattern=options.data.patient_pattern, masks_required=False)
+        except DataError as exc:
+            problems.append(str(exc))
+            continue
+        try:
+            site = divide_site(options, site)
+        except DataError as exc:
+            problems.append(str(exc))
+        sites.append(site)
+    return sites, problems
+
+
+def _check(sites: "list[Site]", options: "RunOptions") -> "DataReport":
+    from pfedsam.data.check import check_sites
+    from pfedsam.experiment.build import build_study
+
+    columns = (
+        TextColumn("{task.description:<34}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=ERR, transient=True) as bars:
+        task = bars.add_task("reading", total=sum(len(site.cases) for site in sites))
+        return check_sites(
+            sites,
+            build_study(options),
+            tell=lambda done, _, name: bars.update(task, completed=done, description=shorten(f"reading {name}", 34)),
+        )
+
+
+def _groups(sites: "tuple[SiteReport, ...]") -> "Iterable[tuple[SiteReport, ...]]":
+    """As many sites side by side as the terminal is wide."""
+    beside = max(1, (OUT.width - _LABELS) // _COLUMN)
+    return (sites[start : start + beside] for start in range(0, len(sites), beside))
+
+
+def _table(sites: "tuple[SiteReport, ...]") -> Table:
+    from pfedsam.report.data_page import site_rows
+
+    rows = [site_rows(site) for site in sites]
+    table = Table("", *(site.site for site in sites))
+    for label in rows[0]:
+        table.add_row(label, *(row[label] for row in rows))
+    return table
 
 
 @app.command("split")
 def split_command(
     config: Config, out: Annotated[Path, typer.Option("--out", "-o", help="Folder for one JSON file per site.")]
 ) -> None:
-    """Split every site by patient into train, val and test, and write the split to files that data.split_folder can name."""
+    """Split every site by patient into train, val and test, and write the split to files that data.split_folder can name.
+
+    A file that is there already is never overwritten.
+    """  # noqa: DOC501 - shown as help
+    from pfedsam.core.errors import OptionError
     from pfedsam.data.split import write_split
     from pfedsam.experiment.build import build_sites
     from pfedsam.experiment.load import load_options
 
-    table = Table("site", "train", "val", "test")
     out.mkdir(parents=True, exist_ok=True)
-    for name, site in build_sites(load_options(config)).items():
+    sites = build_sites(load_options(config))
+    there = [path for name in sites if (path := out / f"{name}.json").exists()]
+    if there:
+        raise OptionError(
+            f"{str(there[0])!r} is there already ({len(there)} of {len(sites)} files). Nothing was written: give another --out, or "
+            "take the files away. A split that a study has begun with must stay as it is."
+        )
+    table = Table("site", "train", "val", "test")
+    for name, site in sites.items():
         write_split(out / f"{name}.json", site)
         table.add_row(name, *(str(len(site.of(part))) for part in ("train", "val", "test")))
     OUT.print(table)

@@ -10,7 +10,7 @@ from typer._click.exceptions import ClickException
 
 from pfedsam import __version__
 from pfedsam.cli import bench, coordinator, data, onboard, options, pretrain, results, run, site, weights
-from pfedsam.cli.console import ERR, OUT
+from pfedsam.cli.console import ERR, OUT, print_error, show_warnings
 from pfedsam.core.errors import PfedsamError, RunError, StoreError
 
 INTERRUPTED = 130
@@ -75,18 +75,18 @@ def main() -> None:
         OSError: of no file, unless the disk is to blame.
         RuntimeError: other than for want of memory.
     """  # noqa: DOC501 - the interrupt is caught here
+    show_warnings()
     try:
         if app(standalone_mode=False) == INTERRUPTED:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
     except PfedsamError as error:
-        ERR.print(f"{type(error).__name__}: ", style="red", end="")
-        ERR.print(str(error), markup=False, highlight=False)
+        print_error(str(error), type(error).__name__)
         raise SystemExit(error.exit_code) from error
     except (ModuleNotFoundError, OSError, RuntimeError) as error:
         explained = _explain(error)
         if explained is None:
             raise
-        ERR.print(str(explained), markup=False, highlight=False)
+        print_error(str(explained))
         raise SystemExit(explained.exit_code) from error
     except (KeyboardInterrupt, typer.Abort):
         again = _again()

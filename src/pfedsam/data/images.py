@@ -36,6 +36,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
@@ -80,6 +81,40 @@ class ImageOptions(Options):
         if self.low >= self.high:
             raise ValueError(f"low ({self.low}) must be below high ({self.high})")
         return self
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How a picture is stored, as its header says; nothing is decoded for it."""
+
+    size: tuple[int, int]
+    """H, W of the stored pixels, before they are turned as the orientation says."""
+    channels: int
+    bits: int
+    """Of one value; the range of the file's type is 0 to 2 ** bits - 1."""
+    orientation: int
+    """EXIF or TIFF orientation: 1 = as stored, 2 to 8 = the picture is turned or mirrored when it is read."""
+
+
+def read_stored(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Stored:
+    """How the picture or mask in a file is stored.
+
+    Raises:
+        DataError: The file is missing, damaged or too large.
+    """
+    with _opened(path, max_megapixels) as image:
+        channels = 3 if image.mode in ("P", "PA") else sum(band != "A" for band in image.getbands())
+        sixteen = image.mode in _SIXTEEN_BITS or _is_deep_colour(image)
+        bits = 1 if image.mode == "1" else 16 if sixteen else 32 if image.mode in ("I", "F") else 8
+        turned = image.format != "PNG" or _may_be_turned(path)
+        orientation = int(image.getexif().get(_ORIENTATION, 1)) if turned else 1
+        return Stored((image.height, image.width), channels, bits, orientation)
+
+
+def _may_be_turned(path: Path) -> bool:
+    """Whether a PNG has a chunk that can hold an orientation; Pillow decodes the whole picture to be sure, which most need not."""
+    content = path.read_bytes()
+    return any(chunk in content for chunk in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"))
 
 
 def read_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDArray[np.float32]:
@@ -150,7 +185,7 @@ def _opened(path: Path, max_megapixels: float) -> Iterator[Image.Image]:
         if width * height > max_megapixels * 1e6:
             raise DataError(
                 f"{path.name!r} has {width} x {height} pixels, more than {max_megapixels:g} megapixels; "
-                "cut it into tiles, or raise max_megapixels"
+                "cut it into tiles, or raise data.image.max_megapixels"
             )
         _check_memory(path, width * height, 4)
         try:

@@ -21,6 +21,9 @@ from pfedsam.core.patterns import Pattern
 Split: TypeAlias = Literal["train", "val", "test", "unused"]
 """The part of a site that a case belongs to; an `unused` case takes no part in anything."""
 
+PatientSource: TypeAlias = Literal["manifest", "pattern", "name"]
+"""Where a case's patient comes from: a cell of the manifest, the patient pattern, or the case id itself."""
+
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
 READABLE: Final = ", ".join(sorted(SUFFIXES))
@@ -49,6 +52,7 @@ class Case:
     split: Split | None = None
     spacing_mm: tuple[float, float] | None = None
     """Height and width of a pixel of the native image in mm, where known."""
+    patient_source: PatientSource = "manifest"
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,9 @@ def read_site(
     pattern = _compile(patient_pattern)
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"site {name!r}: the folder given for it does not exist; correct its path in the configuration")
+        raise DataError(
+            f"site {name!r}: there is no folder {str(folder)!r}; correct its path in the configuration (relative to that file)"
+        )
     found = (
         _from_manifest(name, folder, pattern) if (folder / MANIFEST).is_file() else _from_folders(name, folder, pattern)
     )
@@ -115,7 +121,7 @@ def read_site(
 
 def orphan_masks(site: Site) -> tuple[str, ...]:
     """Files in `masks/` that belong to no case, usually misspelt; none for a site with a manifest."""
-    if (site.folder / MANIFEST).is_file():
+    if has_manifest(site):
         return ()
     known = {case.id for case in site.cases}
     return tuple(path.name for path in _pictures(site.folder / "masks") if path.stem not in known)
@@ -123,11 +129,25 @@ def orphan_masks(site: Site) -> tuple[str, ...]:
 
 def unread_pictures(site: Site) -> tuple[str, ...]:
     """Pictures in `images/` and `masks/` of kinds that are not read, as `folder/name`; none for a site with a manifest."""
-    if (site.folder / MANIFEST).is_file():
+    if has_manifest(site):
         return ()
     return tuple(
         f"{part}/{path.name}" for part in _PARTS for path in _files(site.folder / part, endings=OTHER_PICTURES)
     )
+
+
+def unlisted_files(site: Site) -> tuple[str, ...]:
+    """Readable files in `images/` and `masks/` that the site's manifest does not name, as `folder/name`; none without a manifest."""
+    if not has_manifest(site):
+        return ()
+    listed = {path for case in site.cases for path in (case.image, case.mask)}
+    found = (path for part in _PARTS for path in _pictures(site.folder / part) if path not in listed)
+    return tuple(f"{path.parent.name}/{path.name}" for path in found)
+
+
+def has_manifest(site: Site) -> bool:
+    """Whether the site's cases are listed in a manifest."""
+    return (site.folder / MANIFEST).is_file()
 
 
 def pattern_is_idle(site: Site, patient_pattern: str | None) -> bool:
@@ -137,7 +157,7 @@ def pattern_is_idle(site: Site, patient_pattern: str | None) -> bool:
         OptionError: The pattern cannot be used.
     """
     pattern = _compile(patient_pattern)
-    if pattern is None or (site.folder / MANIFEST).is_file():
+    if pattern is None or has_manifest(site):
         return False
     return not any(pattern.matches(case.id) for case in site.cases)
 
@@ -158,7 +178,8 @@ def _from_folders(name: str, folder: Path, pattern: Pattern | None) -> Iterator[
             )
         masks[path.stem] = path
     for path in _pictures(folder / "images"):
-        yield Case(name, path.stem, path, masks.get(path.stem), _patient(pattern, path.stem))
+        patient, source = _patient(pattern, path.stem)
+        yield Case(name, path.stem, path, masks.get(path.stem), patient, patient_source=source)
 
 
 def _check_foreign(name: str, folder: Path) -> None:
@@ -235,14 +256,16 @@ def _row(
     case = cell.get("case") or image.stem
     if not _CASE.fullmatch(case):
         raise DataError(f"{where}: case {case!r} cannot name a file; use no '/', '\\' or control characters")
+    by_name, source = _patient(pattern, case)
     return Case(
         site=name,
         id=case,
         image=image,
         mask=_inside(folder, cell["mask"], where=where) if cell["mask"] else None,
-        patient=cell["patient"] or _patient(pattern, case),
+        patient=cell["patient"] or by_name,
         split=_split(cell.get("split", ""), where=where),
         spacing_mm=_spacing(cell.get("spacing", ""), where=where),
+        patient_source="manifest" if cell["patient"] else source,
     )
 
 
@@ -286,8 +309,10 @@ def _compile(patient_pattern: str | None) -> Pattern | None:
     return None if patient_pattern is None else Pattern(patient_pattern, "patient_pattern")
 
 
-def _patient(pattern: Pattern | None, case: str) -> str:
-    return (pattern.group(case, "patient") if pattern else None) or case
+def _patient(pattern: Pattern | None, case: str) -> tuple[str, PatientSource]:
+    """The patient of a case without one in a manifest, and where that comes from."""
+    group = pattern.group(case, "patient") if pattern else None
+    return (group, "pattern") if group else (case, "name")
 
 
 def _pictures(folder: Path) -> list[Path]:

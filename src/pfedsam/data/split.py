@@ -5,6 +5,7 @@ other, and a score over both sides would measure memory. Proportions are counted
 patients allow.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,10 +17,15 @@ from pydantic import Field, model_validator
 from pfedsam.core import rng
 from pfedsam.core.atomic import write_json
 from pfedsam.core.errors import DataError
+from pfedsam.core.log import get_logger
 from pfedsam.core.options import Options
 from pfedsam.data.manifest import SPLITS, Case, Site, Split
 
-_SCHEMA: Final = 1
+_SCHEMA: Final = 2
+"""2: digests of the cases' files. Files of schema 1 are read; the content of their cases is not known."""
+_LOG = get_logger(__name__)
+_USED: Final[tuple[Split, ...]] = ("train", "val", "test")
+_SHOWN: Final = 3
 _PARTS: Final[tuple[Split, ...]] = ("train", "test", "val")  # in the order in which few patients are dealt out
 
 
@@ -101,48 +107,118 @@ def _leaks(site: Site) -> list[str]:
     return problems
 
 
-def write_split(path: Path, site: Site) -> None:
+def write_split(path: Path, site: Site, *, digests: bool = False) -> None:
     """Write which case is in which part as JSON, case ids only.
 
+    Args:
+        path: of the file.
+        site: split.
+        digests: also write what the files of each used case hold, so that `read_split` notices when they change.
+
     Raises:
-        DataError: A case has no part yet.
+        DataError: A case has no part yet, or a file cannot be read.
     """
     undecided = [case.id for case in site.cases if case.split is None]
     if undecided:
         raise DataError(f"site {site.name!r}, case {undecided[0]!r}: has no split to write; split the site first")
-    parts = {split: [case.id for case in site.of(split)] for split in SPLITS}
-    write_json(path, {"schema": _SCHEMA, "site": site.name, **parts})
+    content: dict[str, Any] = {split: [case.id for case in site.of(split)] for split in SPLITS}
+    if digests:
+        content["digests"] = {case.id: file_digest(case) for split in _USED for case in site.of(split)}
+    write_json(path, {"schema": _SCHEMA, "site": site.name, **content})
 
 
-def read_split(path: Path, site: Site) -> Site:
+def read_split(path: Path, site: Site, parts: Sequence[Split] = _USED) -> Site:
     """The site with its cases in the parts that the file says.
 
+    A case that the file does not name is left unused, and a warning says so. Where the file has digests, the files of the cases
+    must still hold what they held.
+
+    Args:
+        path: of the file.
+        site: as it is now.
+        parts: those whose cases are needed; of others a missing or changed case is no matter.
+
     Raises:
-        DataError: The file is none of ours, is about another site, misses a case, names one that the site lacks or one
-            twice, or puts a patient on two sides.
+        DataError: The file is none of ours, is about another site, or names a case twice; a case of the parts is missing or was
+            changed; or a patient is on two sides.
     """
-    parts = _read_parts(path, site.name)
+    stored, digests = _read_parts(path, site.name)
     sides: dict[str, Split] = {}
     for split in SPLITS:
-        for case in parts[split]:
+        for case in stored[split]:
             if case in sides:
                 raise DataError(
                     f"site {site.name!r}, case {case!r}: stands twice in {path.name!r}; leave it in one part"
                 )
             sides[case] = split
     known = {case.id for case in site.cases}
-    for problem, cases in (
-        ("is missing from", known - sides.keys()),
-        ("is not a case of the site, but in", sides.keys() - known),
-    ):
-        if cases:
-            raise DataError(
-                f"site {site.name!r}, case {min(cases)!r}: {problem} {path.name!r} ({len(cases)} such cases); "
-                "the data changed after the split was made: split the site again, or correct the file"
-            )
-    site = _assigned(site, sides)
+    _refuse_removed(path, site, [case for part in parts for case in stored[part] if case not in known])
+    _warn_of_new(path, site, sorted(known - sides.keys()))
+    site = _assigned(site, {case: sides.get(case, "unused") for case in known})
     check_no_leak(site)
+    _refuse_changed(path, site, [case for part in parts for case in site.of(part)], digests)
     return site
+
+
+def file_digest(case: Case) -> str:
+    """SHA-256 over the bytes of the case's files, image first; a folder counts as its files in the order of their names.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in (case.image, case.mask):
+        for file in _files_of(path):
+            try:
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+            except OSError as error:
+                raise DataError(
+                    f"site {case.site!r}, case {case.id!r}: {file.name!r} cannot be read ({error.strerror}); restore it"
+                ) from error
+        digest.update(b"|")
+    return digest.hexdigest()
+
+
+def _files_of(path: Path | None) -> list[Path]:
+    if path is None:
+        return []
+    return sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+
+
+def _refuse_removed(path: Path, site: Site, gone: Sequence[str]) -> None:
+    if gone:
+        raise DataError(
+            f"site {site.name!r}, {_named(gone)}: no longer there, but in {path.name!r}; bring the files back, or split the site again "
+            "(for a run: in a new folder)"
+        )
+
+
+def _warn_of_new(path: Path, site: Site, new: Sequence[str]) -> None:
+    if new:
+        _LOG.warning(
+            "site %r, %s: not in %r, so new since it was written, and left unused; split the site again to use it (for a run: in a "
+            "new folder)",
+            site.name,
+            _named(new),
+            path.name,
+        )
+
+
+def _refuse_changed(path: Path, site: Site, cases: Sequence[Case], digests: Mapping[str, str] | None) -> None:
+    if digests is None:
+        return
+    changed = [case.id for case in cases if digests.get(case.id) != file_digest(case)]
+    if changed:
+        raise DataError(
+            f"site {site.name!r}, {_named(changed)}: image or mask was changed since {path.name!r} was written, so that results before and "
+            "after would be of different data; put the earlier files back, or start a new run in another folder"
+        )
+
+
+def _named(cases: Sequence[str]) -> str:
+    if len(cases) == 1:
+        return f"case {cases[0]!r}"
+    return f"{len(cases)} cases {'such as ' if len(cases) > _SHOWN else ''}{', '.join(map(repr, cases[:_SHOWN]))}"
 
 
 def _deal(sizes: Mapping[str, int], options: SplitOptions, name: str, seed: int) -> dict[str, Split]:
@@ -184,13 +260,22 @@ def _assigned(site: Site, sides: Mapping[str, Split]) -> Site:
     return replace(site, cases=tuple(replace(case, split=sides[case.id]) for case in site.cases))
 
 
-def _read_parts(path: Path, site: str) -> dict[Split, list[str]]:
+def _read_parts(path: Path, site: str) -> tuple[dict[Split, list[str]], dict[str, str] | None]:
+    """The case ids of each part, and the digest of each used case where the file has digests.
+
+    Raises:
+        DataError: The file is no split, or that of another site.
+    """
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         raise DataError(f"site {site!r}: {path.name!r} cannot be read as a split; split the site again") from exc
     keys = {"schema", "site", *SPLITS}
-    if not isinstance(content, dict) or content.keys() != keys or content["schema"] != _SCHEMA:
+    if (
+        not isinstance(content, dict)
+        or content.keys() - {"digests"} != keys
+        or content["schema"] not in range(1, _SCHEMA + 1)
+    ):
         raise DataError(
             f"site {site!r}: {path.name!r} is no split of schema {_SCHEMA} (keys {', '.join(sorted(keys))}); "
             "split the site again"
@@ -202,4 +287,7 @@ def _read_parts(path: Path, site: str) -> dict[Split, list[str]]:
     parts: dict[Split, list[str]] = {split: content[split] for split in SPLITS}
     if not all(isinstance(ids, list) and all(isinstance(case, str) for case in ids) for ids in parts.values()):
         raise DataError(f"site {site!r}: {path.name!r} must hold lists of case ids; split the site again")
-    return parts
+    digests = content.get("digests")
+    if digests is not None and not (isinstance(digests, dict) and all(isinstance(d, str) for d in digests.values())):
+        raise DataError(f"site {site!r}: the digests in {path.name!r} must be texts by case id; split the site again")
+    return parts, digests

@@ -17,13 +17,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import NameOID
 
 from pfedsam.core.errors import PfedsamError, RunError
-from pfedsam.data.check import check_site
+from pfedsam.data.check import check_sites
 from pfedsam.data.manifest import read_site
 from pfedsam.deploy.keys import CERTIFICATE, KEY, ROOT
 from pfedsam.deploy.site_service import WORKSPACE, client_config
 from pfedsam.engine.site_agent import study_options
 from pfedsam.engine.site_options import SiteOptions, read_site_options
-from pfedsam.experiment.build import build_labels, build_model
+from pfedsam.experiment.build import build_model, build_study
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.site_policy import SitePolicy
 from pfedsam.model.checkpoint import backbone_file
@@ -186,10 +186,10 @@ def _studies(manifests: list[StudyManifest]) -> tuple[bool, str]:
 
 def _study_data(manifest: StudyManifest, options: SiteOptions) -> tuple[bool, str]:
     run = study_options(manifest, options)
-    pattern = run.data.patient_pattern
-    site = read_site(options.name, options.data, patient_pattern=pattern, masks_required=False)
-    problems = check_site(site, build_labels(run), run.data.image, patient_pattern=pattern).problems
-    return not problems, "\n".join(problems[:10]) or f"{len(site.cases)} cases, no problem"
+    site = read_site(options.name, options.data, patient_pattern=run.data.patient_pattern, masks_required=False)
+    report = check_sites([site], build_study(run))
+    warnings = "".join(f"\nWarning: {warning}" for warning in report.warnings[:10])
+    return not report.problems, "\n".join(report.problems[:10]) or f"{len(site.cases)} cases, no problem{warnings}"
 
 
 def _backbone(manifest: StudyManifest, options: SiteOptions) -> tuple[bool, str]:

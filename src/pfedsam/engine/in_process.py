@@ -15,7 +15,9 @@ from pathlib import Path
 from pfedsam.core import atomic
 from pfedsam.core.errors import RunError
 from pfedsam.core.lock import LOCK, exclusive
+from pfedsam.core.log import get_logger
 from pfedsam.data.check import refuse_problems
+from pfedsam.data.intensity import RANGE, IntensityRange, training_range, write_range
 from pfedsam.data.manifest import Site
 from pfedsam.data.split import read_split, write_split
 from pfedsam.engine.export import export_adapter
@@ -33,10 +35,11 @@ from pfedsam.evaluation.scores import CaseScores
 from pfedsam.experiment.build import (
     BuiltModel,
     build_codec,
-    build_labels,
     build_method,
     build_model,
     build_sites,
+    build_study,
+    read_sites,
     training_cases,
 )
 from pfedsam.experiment.load import dump_options, load_options
@@ -49,10 +52,12 @@ from pfedsam.model.numerics import describe, find_device
 from pfedsam.report.records import RecordWriter, read_records
 from pfedsam.report.summary_file import Communication, Summary
 
+_LOG = get_logger(__name__)
+
 
 @dataclass(frozen=True)
 class Event:
-    """Progress: `done` of `total` steps of a stage (prepare, train, align, test), and what is at work."""
+    """Progress: `done` of `total` steps of a stage (check, prepare, train, align, test), and what is at work."""
 
     stage: str
     done: int
@@ -81,12 +86,12 @@ def run(options: RunOptions, folder: Path, *, resume: bool = False, progress: Pr
     device = find_device(options.runtime.device)
     _check_folder(options, folder, resume)
     tell(Event("prepare", 0, 2, "checking the sites' data"))
-    sites = _sites(options, folder)
+    sites, ranges = _sites(options, folder, tell)
     tell(Event("prepare", 1, 2, f"loading the backbone; sites compute on {describe(device)}"))
     built = build_model(options)
     with exclusive(folder):
         _check_folder(options, folder, resume)  # again: another process may have begun meanwhile
-        _begin(options, folder, sites)
+        _begin(options, folder, sites, ranges)
         tell(Event("prepare", 2, 2, "ready"))
         return _Run(options, folder, sites, built, tell).finish()
 
@@ -132,28 +137,37 @@ def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
 def _is_unstarted(folder: Path) -> bool:
     """Whether there is nothing but what a run leaves that was killed before it had its configuration: splits, nothing trained."""
     left = (path for path in folder.rglob("*") if not path.is_dir())
-    return all(path.name in ("split.json", LOCK) or path.suffix == ".tmp" for path in left)
+    return all(path.name in ("split.json", RANGE, LOCK) or path.suffix == ".tmp" for path in left)
 
 
-def _sites(options: RunOptions, folder: Path) -> dict[str, Site]:
-    """The checked sites; a resumed run keeps the split it began with.
+def _sites(options: RunOptions, folder: Path, tell: Progress) -> tuple[dict[str, Site], dict[str, IntensityRange]]:
+    """The checked sites, and the intensities of their training images where the run begins; a resumed run keeps its split and cases.
 
     Raises:
-        DataError: naming every problem.
+        DataError: naming every problem, or what changed since the run began.
     """
-    sites = build_sites(options)
     if (folder / "config.yaml").exists():
-        return {name: read_split(folder / "sites" / name / "split.json", site) for name, site in sites.items()}
-    refuse_problems(sites.values(), build_labels(options), options.data.image)
-    return sites
+        now = read_sites(options, masks_required=False)
+        return {name: read_split(folder / "sites" / name / "split.json", site) for name, site in now.items()}, {}
+    sites = build_sites(options)
+    report = refuse_problems(
+        list(sites.values()),
+        build_study(options),
+        tell=lambda done, total, site: tell(Event("check", done, total, site)),
+    )
+    for warning in report.warnings:
+        _LOG.warning("%s", warning)
+    return sites, {facts.name: found for facts in report.facts if (found := training_range(facts)) is not None}
 
 
-def _begin(options: RunOptions, folder: Path, sites: Mapping[str, Site]) -> None:
+def _begin(options: RunOptions, folder: Path, sites: Mapping[str, Site], ranges: Mapping[str, IntensityRange]) -> None:
     if (folder / "config.yaml").exists():
         return
     for name, site in sites.items():
         (folder / "sites" / name).mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_split(folder / "sites" / name / "split.json", site)
+        write_split(folder / "sites" / name / "split.json", site, digests=True)
+        if name in ranges:
+            write_range(folder / "sites" / name, ranges[name])
     # Last: a folder with a configuration is one that can be resumed.
     atomic.write_text(folder / "config.yaml", dump_options(options))
 

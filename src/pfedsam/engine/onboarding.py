@@ -18,8 +18,10 @@ from torch import Tensor
 from pfedsam.core import atomic, tensors
 from pfedsam.core.errors import OptionError, RunError
 from pfedsam.core.lock import LOCK, exclusive
+from pfedsam.core.log import get_logger
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.check import refuse_problems
+from pfedsam.data.intensity import IntensityRange, training_range, write_range
 from pfedsam.data.manifest import Site
 from pfedsam.data.split import write_split
 from pfedsam.engine.in_process import study_id
@@ -30,7 +32,7 @@ from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.site_session import SiteScorer
 from pfedsam.evaluation.scores import CaseScores
 from pfedsam.evaluation.summary import SiteSummary, summarize_site
-from pfedsam.experiment.build import BuiltModel, build_labels, build_method, build_site_data, build_sites
+from pfedsam.experiment.build import BuiltModel, build_method, build_site_data, build_sites, build_study
 from pfedsam.experiment.load import dump_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.site_store import SiteState, SiteStore
@@ -48,6 +50,7 @@ WAYS: Final = {
     EVERYTHING: "everything trained from the shared start",
     ALONE: "everything trained from the backbone, without the federation",
 }
+_LOG = get_logger(__name__)
 _FILE: Final = "onboarding.json"
 _CHUNKS: Final = 10
 """Parts of the training, over which the learning rate falls as over rounds."""
@@ -102,16 +105,18 @@ def onboard(opened: OpenRun, new: Newcomer, out: Path, *, tell: Callable[[str], 
     if done:
         return done
     site = build_sites(options)[new.name]
-    _check(opened.built.partition, options, site)
+    seen = _check(opened.built.partition, options, site)
     with exclusive(out):
-        return _read(out, key) or _train(_Work(options, opened.built, opened.shared, site, out, new.steps), key, tell)
+        return _read(out, key) or _train(
+            _Work(options, opened.built, opened.shared, site, out, new.steps), key, seen, tell
+        )
 
 
-def _train(work: "_Work", key: str, tell: Callable[[str], None]) -> Onboarded:
+def _train(work: "_Work", key: str, seen: IntensityRange | None, tell: Callable[[str], None]) -> Onboarded:
     """Every way that the method has, trained and scored, and the folder that is left."""
     method, local = build_method(work.options), work.built.partition.local
     used = LOCAL_PART if local and method.final(_training(work.options, 1)) else NOTHING
-    _begin(work, key)
+    _begin(work, key, seen)
     scores: dict[str, list[CaseScores]] = {}
     for way in (way for way in WAYS if way != LOCAL_PART or used == LOCAL_PART):
         tell(way)
@@ -242,8 +247,8 @@ def _read(out: Path, key: str) -> Onboarded | None:
     return Onboarded(content["ways"], content["trained_on"], content["tested_on"], content["in_use"])
 
 
-def _check(partition: Partition, options: RunOptions, site: Site) -> None:
-    """Refuse what cannot be onboarded.
+def _check(partition: Partition, options: RunOptions, site: Site) -> IntensityRange | None:
+    """Refuse what cannot be onboarded, and say what is suspicious; returns the intensities of the training images.
 
     Raises:
         RunError: nothing is shared.
@@ -251,15 +256,20 @@ def _check(partition: Partition, options: RunOptions, site: Site) -> None:
     """
     if not partition.shared:
         raise RunError(f"The method {options.method!r} shares nothing, so a new site has nothing to start from.")
-    refuse_problems([site], build_labels(options), options.data.image)
+    report = refuse_problems([site], build_study(options))
+    for warning in report.warnings:
+        _LOG.warning("%s", warning)
+    return training_range(report.facts[0])
 
 
-def _begin(work: _Work, key: str) -> None:
+def _begin(work: _Work, key: str, seen: IntensityRange | None) -> None:
     """The folder of a run with one site: key first, configuration, split and shared parameters."""
     site_folder = work.out / "sites" / work.site.name
     site_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     atomic.write_text(work.out / "onboarding.key", key)
-    write_split(site_folder / "split.json", work.site)
+    write_split(site_folder / "split.json", work.site, digests=True)
+    if seen is not None:
+        write_range(site_folder, seen)
     (work.out / SERVER).parent.mkdir(exist_ok=True)
     study = study_id(work.options, work.built.backbone)
     tensors.save(work.out / SERVER, work.shared, {"round": str(work.options.training.rounds), "study": study})

@@ -9,6 +9,10 @@ import numpy.typing as npt
 from pfedsam.core import tensors
 from pfedsam.core.errors import RunError
 from pfedsam.core.lock import exclusive
+from pfedsam.core.log import get_logger
+from pfedsam.data.images import ImageOptions
+from pfedsam.data.intensity import IntensityRange, far_from_training, read_range
+from pfedsam.data.loader import load_image
 from pfedsam.data.manifest import Case
 from pfedsam.data.split import read_split
 from pfedsam.engine.in_process import Event
@@ -16,12 +20,14 @@ from pfedsam.engine.model_selection import Parameters, models_of, site_models
 from pfedsam.engine.run_end import summarize_models, write_end
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.site_session import SiteScorer
-from pfedsam.experiment.build import POOLED, BuiltModel, build_cache, build_images, build_model, build_sites
+from pfedsam.experiment.build import POOLED, BuiltModel, build_cache, build_images, build_model, read_sites
 from pfedsam.experiment.load import load_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.model.numerics import configure_numerics
 from pfedsam.model.partition import Kind
 from pfedsam.report.summary_file import Summary, read_summary
+
+_LOG = get_logger(__name__)
 
 
 class OpenRun:
@@ -58,7 +64,8 @@ class OpenRun:
         """
         if site not in self.options.data.sites:
             raise RunError(f"The run has no site {site!r}; it has {', '.join(self.site_names)}.")
-        return predict_file(self.options, self.built, site, self._in_use(site), image)
+        seen = read_range(self.folder / "sites" / site)
+        return predict_file(self.options, self.built, site, self._in_use(site), image, seen)
 
     def evaluate(self, progress: Callable[[Event], None] | None = None) -> Summary:
         """Score the test part again; rewrites scores, overlays, `summary.json` and `report.html`.
@@ -73,10 +80,10 @@ class OpenRun:
         self.shared = self._load_shared()  # a run may have ended since it was opened
         before = read_summary(self.folder / "summary.json")
         models, scores = models_of(self.options, self.built), {}
-        sites = build_sites(self.options)
+        sites = read_sites(self.options, masks_required=False)
         for done, (name, whole) in enumerate(sites.items(), start=1):
             folder = self.folder / "sites" / name
-            cases = read_split(folder / "split.json", whole).of("test")
+            cases = read_split(folder / "split.json", whole, ("test",)).of("test")
             scorer = SiteScorer(self.options, name, self.built, build_cache(self.options, self.built, None))
             scores[name] = scorer.test(cases, models, self._in_use(name), folder)
             if progress:
@@ -119,18 +126,35 @@ class OpenRun:
 
 
 def predict_file(
-    options: RunOptions, built: BuiltModel, site: str, used: Parameters, image: Path
+    options: RunOptions,
+    built: BuiltModel,
+    site: str,
+    used: Parameters,
+    image: Path,
+    seen: IntensityRange | None,
 ) -> npt.NDArray[np.uint8]:
     """The class map `[H, W]` of an image file at its native size, by what a site uses.
+
+    An image whose range is far from that of the site's training images, `seen`, is told in a warning.
 
     Raises:
         DataError: the image cannot be read.
     """
     case = Case(site, image.stem, image, None, image.stem)
+    _warn_of_range(case, options.data.image, seen)
     images = build_images(options, (case,), built.model.image_size)
     model = next(iter(models_of(options, built).values()))
     scorer = SiteScorer(options, site, built, build_cache(options, built, None))
     return scorer.predict(images, model, used)[0]  # type: ignore[no-any-return]
+
+
+def _warn_of_range(case: Case, options: ImageOptions, seen: IntensityRange | None) -> None:
+    """Say that an image is much darker or brighter than those of the training; where contrast is stretched it does not matter."""
+    if seen is None or options.contrast != "none":
+        return
+    said = far_from_training(load_image(case, options), seen)
+    if said:
+        _LOG.warning("%s: %s", case.image.name, said)
 
 
 def open_run(folder: Path) -> OpenRun:

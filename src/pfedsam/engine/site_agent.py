@@ -16,6 +16,7 @@ from pfedsam.core.errors import DataError, OptionError, PfedsamError, StoreError
 from pfedsam.core.log import get_logger
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.check import refuse_problems
+from pfedsam.data.intensity import training_range, write_range
 from pfedsam.data.manifest import Site
 from pfedsam.data.split import read_split, write_split
 from pfedsam.engine.model_selection import models_of
@@ -25,7 +26,7 @@ from pfedsam.engine.site_options import SiteOptions, read_site_options
 from pfedsam.engine.site_session import SiteScorer, SiteSession
 from pfedsam.engine.study_folder import derive_manifest
 from pfedsam.evaluation.summary import summarize_site
-from pfedsam.experiment.build import BuiltModel, build_labels, build_method, build_model, build_sites
+from pfedsam.experiment.build import BuiltModel, build_method, build_model, build_sites, build_study, read_sites
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.messages import Reply, Request, in_words
@@ -223,12 +224,17 @@ class SiteAgent:
         return _OpenStudy(manifest, options, built, site, session)
 
     def _split(self, manifest: StudyManifest, options: RunOptions) -> Site:
-        site = build_sites(options)[self.options.name]
-        path = self.policy.study_folder(manifest.study) / "split.json"
-        if path.exists():
-            return read_split(path, site)
-        refuse_problems([site], build_labels(options), options.data.image)
-        write_split(path, site)
+        folder, name = self.policy.study_folder(manifest.study), self.options.name
+        if (folder / "split.json").exists():
+            return read_split(folder / "split.json", read_sites(options, masks_required=False)[name])
+        site = build_sites(options)[name]
+        report = refuse_problems([site], build_study(options))
+        for warning in report.warnings:
+            _LOG.warning("%s", warning)
+        found = training_range(report.facts[0])
+        if found is not None:
+            write_range(folder, found)
+        write_split(folder / "split.json", site, digests=True)
         return site
 
 

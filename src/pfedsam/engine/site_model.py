@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from pfedsam.core import tensors
 from pfedsam.core.errors import RunError
+from pfedsam.data.intensity import read_range
 from pfedsam.engine.model_selection import Parameters
 from pfedsam.engine.run_folder import predict_file
 from pfedsam.engine.site_agent import MODEL_FILES, build_study_model, study_options
@@ -36,6 +37,7 @@ class SiteModel:
         (shared, uses), (local, _) = (
             tensors.load(policy.study_folder(manifest.study) / name) for name in MODEL_FILES.values()
         )
+        self.seen = read_range(policy.study_folder(manifest.study))
         self.used = Parameters(
             {name: shared[name] for name in self.built.partition.shared},
             {name: local[name] for name in self.built.partition.local},
@@ -48,7 +50,7 @@ class SiteModel:
         Raises:
             DataError: the image cannot be read.
         """
-        return predict_file(self.options, self.built, self.site, self.used, image)
+        return predict_file(self.options, self.built, self.site, self.used, image, self.seen)
 
 
 def _ended(policy: SitePolicy, study: str | None) -> StudyManifest:

@@ -18,6 +18,7 @@ from pfedsam.data.labels import LabelMap
 from pfedsam.data.loader import Example, load_examples
 from pfedsam.data.manifest import Case, Site, read_site
 from pfedsam.data.split import read_split, split_site
+from pfedsam.data.suspicions import Study
 from pfedsam.data.tiling import load_pictures, load_tiles
 from pfedsam.evaluation.predict import Forward, predict, predict_tiled
 from pfedsam.experiment.options import RunOptions
@@ -82,26 +83,59 @@ def build_labels(options: RunOptions) -> LabelMap:
     return LabelMap(options.data.classes)
 
 
+def build_study(options: RunOptions) -> Study:
+    """What the checks of the data know of the run beside its files.
+
+    Raises:
+        OptionError: the ids contradict each other.
+    """
+    data, evaluation = options.data, options.evaluation
+    validation = data.split.val > 0 and evaluation.validate_every > 0
+    return Study(build_labels(options), data.image, data.patient_pattern, validation)
+
+
+def read_sites(options: RunOptions, *, masks_required: bool = True) -> dict[str, Site]:
+    """Every site as it lies on disk, not split, in the configuration's order.
+
+    Raises:
+        DataError: a site is missing or empty.
+    """
+    pattern = options.data.patient_pattern
+    return {
+        name: read_site(name, folder, patient_pattern=pattern, masks_required=masks_required)
+        for name, folder in options.data.sites.items()
+    }
+
+
 def build_sites(options: RunOptions) -> dict[str, Site]:
     """Every site, split by patient, in the configuration's order.
 
     Raises:
         DataError: a site is missing, empty, cannot be split, or has a patient on two sides.
     """
-    sites = {}
-    for name, folder in options.data.sites.items():
-        site = read_site(name, folder, patient_pattern=options.data.patient_pattern)
-        if options.data.split_folder is None:
-            site = split_site(site, options.data.split, options.seed)
-        else:
-            site = read_split(options.data.split_folder / f"{name}.json", site)
-        for part in ("train", "test"):
-            if not site.of(part):
+    return {name: divide_site(options, site) for name, site in read_sites(options).items()}
+
+
+def divide_site(options: RunOptions, site: Site) -> Site:
+    """The site with its cases in parts, as `data.split` or the split's file says.
+
+    Raises:
+        DataError: it cannot be split, has a patient on two sides, or no case to train on or to test.
+    """
+    data, name, given = options.data, site.name, all(case.split is None for case in site.cases)
+    file = data.split_folder / f"{name}.json" if data.split_folder else None
+    site = read_split(file, site) if file else split_site(site, data.split, options.seed)
+    for part in ("train", "test"):
+        if not site.of(part):
+            patients = site.patients()
+            if given and len(patients) == 1:
                 raise DataError(
-                    f"site {name!r} has no {part} case: it needs at least one; add cases or change data.split."
+                    f"site {name!r} has no {part} case: its {len(site.cases)} case(s) are of one patient, {next(iter(patients))!r}, and a "
+                    "patient lies on one side of the split. Two patients are needed at least, three for a validation part: add some, "
+                    "or, if these are several, give them in the manifest or correct data.patient_pattern"
                 )
-        sites[name] = site
-    return sites
+            raise DataError(f"site {name!r} has no {part} case: it needs at least one; add cases or change data.split.")
+    return site
 
 
 def build_model(options: RunOptions, device: torch.device = CPU, *, may_download: bool = True) -> BuiltModel:

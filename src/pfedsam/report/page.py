@@ -84,7 +84,7 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
     records = read_records(run_folder / "records.jsonl") if (run_folder / "records.jsonl").is_file() else []
     path = run_folder / "config.yaml"
     config = path.read_text("utf-8") if path.is_file() else None
-    page = _environment().get_template("page.html.j2")
+    page = environment().get_template("page.html.j2")
     html = page.render(
         summary=summary,
         name=_given_name(config),
@@ -113,7 +113,7 @@ def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
     """
     summaries = {label: read_summary(folder / "summary.json") for label, folder in runs.items()}
     html = (
-        _environment()
+        environment()
         .get_template("comparison.html.j2")
         .render(
             runs=summaries,
@@ -126,7 +126,7 @@ def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
     return out
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     """The templates beside this module; everything is escaped, and an unknown name is an error."""
     environment = Environment(
         loader=PackageLoader("pfedsam.report"),

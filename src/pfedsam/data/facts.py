@@ -1,0 +1,196 @@
+"""What a site's files say about themselves: one pass over the cases, a few numbers kept of each, no pixels.
+
+`pfedsam.data.check` makes problems of what cannot be read, `pfedsam.data.suspicions` warnings of what can be read and is probably wrong.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pfedsam.core.errors import DataError
+from pfedsam.data.images import ImageOptions, Stored, read_stored
+from pfedsam.data.labels import LabelMap
+from pfedsam.data.loader import check_sizes, load_ids, load_image
+from pfedsam.data.manifest import SUFFIXES, Case, Site, has_manifest, orphan_masks, unlisted_files, unread_pictures
+
+_SAMPLED: Final = 1_000_000
+"""Pixels of an image, at most about, from which its range of values is taken."""
+_TOP, _HIGH, _LOW = 99.9, 99.0, 1.0
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """What reading one case found; a field is None (or empty) where its file could not be read."""
+
+    case: Case
+    problems: tuple[str, ...] = ()
+    """Why it cannot be used, each with site, case and remedy."""
+    size: tuple[int, ...] | None = None
+    """H, W of the image as it is read."""
+    image: Stored | None = None
+    """How the image file is stored; None for what is no picture."""
+    mask: Stored | None = None
+    low: float | None = None
+    """The image's 1st percentile, as a part of its type's range."""
+    high: float | None = None
+    """The 99th percentile, likewise."""
+    top: float | None = None
+    """The 99.9th percentile, likewise: the highest value, single bright pixels left out."""
+    content: str | None = None
+    """Digest of the image's pixels; None for an image of one value throughout, which is like many others."""
+    pixels: Mapping[int, int] = field(default_factory=dict)
+    """Id in the mask -> its pixels."""
+    edge: Mapping[int, int] = field(default_factory=dict)
+    """Id in the mask -> its pixels on the outermost rows and columns."""
+    labelled: bool = False
+    """There is a mask that could be read."""
+
+    def share(self, ids: frozenset[int], *, edge: bool = False) -> float | None:
+        """The part of the mask (or of its edge) that has one of the ids; None without a mask."""
+        counts = self.edge if edge else self.pixels
+        total = sum(counts.values())
+        return sum(counts.get(value, 0) for value in ids) / total if total else None
+
+
+@dataclass(frozen=True)
+class SiteFacts:
+    """What a site's folder holds."""
+
+    site: Site
+    cases: tuple[CaseFacts, ...]
+    manifest: bool
+    """The cases are listed in a manifest."""
+    orphans: tuple[str, ...]
+    """Masks without an image."""
+    unread: tuple[str, ...]
+    """Pictures of kinds that are not read."""
+    unlisted: tuple[str, ...]
+    """Files that could be read and are not in the manifest."""
+
+    @property
+    def name(self) -> str:
+        """Of the site."""
+        return self.site.name
+
+
+def gather_facts(
+    site: Site, labels: LabelMap, options: ImageOptions, *, tell: Callable[[], None] | None = None
+) -> SiteFacts:
+    """Reads every file of the site once; a bad case does not end it.
+
+    Args:
+        site: As read with `masks_required=False`, so that every missing mask is named.
+        labels: What the ids in the masks mean.
+        options: How large an image may be; its contrast is left as it is in the file.
+        tell: Called after each case.
+    """
+    cases = []
+    for case in site.cases:
+        cases.append(_facts_of(case, labels, options))
+        if tell:
+            tell()
+    return SiteFacts(
+        site=site,
+        cases=tuple(cases),
+        manifest=has_manifest(site),
+        orphans=orphan_masks(site),
+        unread=unread_pictures(site),
+        unlisted=unlisted_files(site),
+    )
+
+
+def _facts_of(case: Case, labels: LabelMap, options: ImageOptions) -> CaseFacts:
+    problems: list[str] = []
+    image, mask = _image_facts(case, options, problems), _mask_facts(case, options, problems)
+    if image.size is not None and mask.shape is not None:
+        try:
+            check_sizes(case, image.size, mask.shape)
+        except DataError as error:
+            problems.append(str(error))
+    unknown = labels.unknown(mask.pixels)
+    if unknown:
+        problems.append(f"site {case.site!r}, case {case.id!r}: {labels.complaint(unknown)}")
+    return CaseFacts(
+        case=case,
+        problems=tuple(problems),
+        size=image.size,
+        image=image.stored,
+        mask=mask.stored,
+        low=image.low,
+        high=image.high,
+        top=image.top,
+        content=image.content,
+        pixels=mask.pixels,
+        edge=mask.edge,
+        labelled=mask.shape is not None,
+    )
+
+
+@dataclass(frozen=True)
+class _ImageFacts:
+    size: tuple[int, ...] | None = None
+    stored: Stored | None = None
+    low: float | None = None
+    high: float | None = None
+    top: float | None = None
+    content: str | None = None
+
+
+@dataclass(frozen=True)
+class _MaskFacts:
+    shape: tuple[int, ...] | None = None
+    stored: Stored | None = None
+    pixels: Mapping[int, int] = field(default_factory=dict)
+    edge: Mapping[int, int] = field(default_factory=dict)
+
+
+def _image_facts(case: Case, options: ImageOptions, problems: list[str]) -> _ImageFacts:
+    try:
+        values = load_image(case, options.model_copy(update={"contrast": "none"}))
+        stored = _stored(case.image, options)
+    except DataError as error:
+        problems.append(str(error))
+        return _ImageFacts()
+    low, high, top = value_range(values)
+    same = bool(values.min() == values.max())
+    return _ImageFacts(values.shape[:-1], stored, low, high, top, None if same else _content(values))
+
+
+def value_range(values: npt.NDArray[np.float32]) -> tuple[float, float, float]:
+    """The 1st, 99th and 99.9th percentile of an image [H, W, 3], of evenly spread pixels where there are very many."""
+    step = max(1, int(np.ceil(np.sqrt(values[..., 0].size / _SAMPLED))))
+    low, high, top = np.percentile(values[::step, ::step], (_LOW, _HIGH, _TOP))
+    return float(low), float(high), float(top)
+
+
+def _content(values: npt.NDArray[np.float32]) -> str:
+    digest = hashlib.blake2b(str(values.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
+
+
+def _mask_facts(case: Case, options: ImageOptions, problems: list[str]) -> _MaskFacts:
+    try:
+        ids = load_ids(case, max_megapixels=options.max_megapixels)
+        stored = _stored(case.mask, options)
+    except DataError as error:
+        problems.append(str(error))
+        return _MaskFacts()
+    border = np.concatenate([ids[:1].ravel(), ids[-1:].ravel(), ids[:, :1].ravel(), ids[:, -1:].ravel()])
+    return _MaskFacts(ids.shape, stored, _counts(ids), _counts(border))
+
+
+def _counts(ids: npt.NDArray[np.int64]) -> dict[int, int]:
+    values, counts = np.unique(ids, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def _stored(path: Path | None, options: ImageOptions) -> Stored | None:
+    if path is None or path.suffix.lower() not in SUFFIXES:
+        return None
+    return read_stored(path, max_megapixels=options.max_megapixels)

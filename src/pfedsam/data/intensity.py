@@ -1,0 +1,81 @@
+"""How bright a site's training images are, kept with its model, so that `predict` notices images of another range.
+
+A picture of 12 bits in a file of 16 is almost black to a model that was trained on 8 bits, and its mask comes out empty.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pfedsam.core import atomic
+from pfedsam.core.errors import StoreError
+from pfedsam.data.facts import SiteFacts, value_range
+
+RANGE: Final = "intensity.json"
+_FACTOR: Final = 4.0
+"""How many times brighter or darker than every training image a picture has to be."""
+_DARK: Final = 1 / 255
+
+
+@dataclass(frozen=True)
+class IntensityRange:
+    """The 99th percentiles of a site's training images, as parts of their type's range."""
+
+    darkest: float
+    brightest: float
+
+
+def training_range(facts: SiteFacts) -> IntensityRange | None:
+    """The range of a site's training images; None where none could be read."""
+    highs = [one.high for one in facts.cases if one.case.split == "train" and one.high is not None]
+    return IntensityRange(min(highs), max(highs)) if highs else None
+
+
+def write_range(folder: Path, found: IntensityRange) -> None:
+    """Write the range into a site's folder.
+
+    Raises:
+        StoreError: it could not be written.
+    """
+    atomic.write_json(folder / RANGE, {"schema": 1, **asdict(found)})
+
+
+def read_range(folder: Path) -> IntensityRange | None:
+    """The range in a site's folder; None where there is no such file, as in runs of earlier versions.
+
+    Raises:
+        StoreError: the file does not hold one.
+    """
+    path = folder / RANGE
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        return IntensityRange(float(content["darkest"]), float(content["brightest"]))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StoreError(
+            f"{RANGE} of the site is damaged. Bring it back from a copy; without it `predict` works, but does not compare images with "
+            "those of the training."
+        ) from error
+
+
+def far_from_training(values: npt.NDArray[np.float32], training: IntensityRange) -> str | None:
+    """What to say of an image [H, W, 3] whose range is far from that of every training image; None where it is not."""
+    high = value_range(values)[1]
+    darkest, brightest = max(training.darkest, _DARK), max(training.brightest, _DARK)
+    if darkest / _FACTOR <= max(high, _DARK) <= brightest * _FACTOR:
+        return None
+    how = "darker" if high < darkest else "brighter"
+    return (
+        f"it is much {how} than the images that the site trained on: its values reach {_percent(high)} of their type's range, theirs "
+        f"{_percent(training.darkest)} to {_percent(training.brightest)}. The mask may be wrong or empty; export the image as those "
+        "were, or train with data.image.contrast: percentile"
+    )
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.2g} %"

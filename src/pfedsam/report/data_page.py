@@ -1,0 +1,133 @@
+"""What the sites' data are, as `pfedsam data check` shows it: rows for the terminal, and a page with pictures and outlines.
+
+The page shows images of every site: it is for whoever may see them all.
+"""
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from pfedsam.core.atomic import write_text
+from pfedsam.core.errors import DataError
+from pfedsam.data.check import DataReport, SiteReport
+from pfedsam.data.facts import SiteFacts
+from pfedsam.data.loader import load_image, load_truth
+from pfedsam.data.suspicions import Study
+from pfedsam.report.format import MISSING, format_count
+from pfedsam.report.overlays import TRUTH, OverlayItem, draw_overlay
+from pfedsam.report.page import environment
+
+_PICTURES: Final = 6
+"""Cases of a site that the page shows."""
+_LISTED: Final = 3
+"""Sizes or ids that a row lists one by one."""
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A case as the page shows it."""
+
+    case: str
+    patient: str
+    uri: str
+
+
+def site_rows(site: SiteReport) -> dict[str, str]:
+    """What a site has, as text by what it is."""
+    parts = ", ".join(f"{part} {count}" for part, count in site.parts.items())
+    rows = {
+        "images": str(site.cases),
+        "patients": str(site.patients),
+        "split": parts or MISSING,
+        "size (width x height)": _listed({_size(size): count for size, count in site.sizes.items()}),
+        "bits per value": _listed(site.depths),
+        "values used": _values(site),
+        "channels": _listed(site.channels),
+        "spacing in mm": _listed({_spacing(spacing): count for spacing, count in site.spacings.items()}),
+        "ids in the masks": _listed(site.ids, always=True, most=8),
+    }
+    for name, count in site.classes.items():
+        share = site.shares[name]
+        filled = MISSING if share is None else f"{100 * share:.2g} % of the pixels"
+        rows[f"class {name}"] = f"{format_count(count, 'case')}, {filled}"
+    return rows | {
+        "empty masks": str(site.empty),
+        "unlabelled images": str(site.unlabelled),
+        "problems": str(len(site.problems)),
+    }
+
+
+def write_data_page(report: DataReport, study: Study, out: Path, *, problems: Sequence[str]) -> Path:
+    """Writes the page to the file `out`, and says where.
+
+    Args:
+        report: what was found.
+        study: how images are read and what the ids mean.
+        out: of the page.
+        problems: all of them, those of sites that could not be read at all among them.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    rows = [site_rows(site) for site in report.sites]
+    html = (
+        environment()
+        .get_template("data.html.j2")
+        .render(
+            names=[site.site for site in report.sites],
+            labels=list(dict.fromkeys(label for row in rows for label in row)),
+            rows=rows,
+            problems=list(problems),
+            warnings=list(report.warnings),
+            panels={facts.name: list(_thumbnails(facts, study)) for facts in report.facts},
+            truth=TRUTH,
+        )
+    )
+    write_text(out, html)
+    return out
+
+
+def _thumbnails(facts: SiteFacts, study: Study) -> Iterable[Thumbnail]:
+    """Evenly chosen cases that have no problem, each with the outlines of its classes."""
+    sound = [one.case for one in facts.cases if not one.problems and one.labelled]
+    chosen = sorted({round(i) for i in np.linspace(0, len(sound) - 1, min(_PICTURES, len(sound)))})
+    for case in (sound[i] for i in chosen):
+        try:
+            image = load_image(case, study.image)
+            truth = load_truth(case, study.labels, max_megapixels=study.image.max_megapixels)
+        except DataError:  # it was readable when it was checked, and told then if not
+            continue
+        picture = draw_overlay(OverlayItem(image, truth, np.zeros_like(truth), None))
+        yield Thumbnail(case.id, case.patient, "data:image/png;base64," + base64.b64encode(picture).decode("ascii"))
+
+
+def _listed(counts: Mapping[Any, int], *, always: bool = False, most: int = _LISTED) -> str:
+    """The values, most frequent first, each with its number of cases where there are several (or `always`)."""
+    ranked = sorted(counts.items(), key=lambda item: -item[1])
+    texts = [f"{value} ({count})" if always or len(ranked) > 1 else str(value) for value, count in ranked[:most]]
+    more = f" and {len(ranked) - most} more" if len(ranked) > most else ""
+    return ", ".join(texts) + more if texts else MISSING
+
+
+def _size(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, reversed(size)))
+
+
+def _spacing(spacing: tuple[float, ...] | None) -> str:
+    return "none" if spacing is None else " x ".join(f"{value:g}" for value in spacing)
+
+
+def _values(site: SiteReport) -> str:
+    """The lowest and highest value, in the numbers of the file where all files have one type."""
+    if site.values is None:
+        return MISSING
+    low, high = site.values
+    if len(site.depths) == 1:
+        (bits,) = site.depths
+        top = 2**bits - 1
+        return f"{low * top:.0f} to {high * top:.0f} of 0 to {top}"
+    return f"{100 * low:.0f} to {100 * high:.0f} % of the type's range"
