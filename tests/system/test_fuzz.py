@@ -30,7 +30,7 @@ from pfedsam.federation.messages import Reply, reply_from_wire, reply_to_wire
 from pfedsam.federation.update import Update, UpdateSpec, check, decode, encode
 
 pytestmark = pytest.mark.system
-EACH = 40
+EACH = 4000
 FUZZ = settings(
     max_examples=EACH, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
