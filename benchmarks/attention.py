@@ -25,9 +25,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
-from pfedsam.model import attention, attention_kernel, encoder
+from pfedsam.model import attention, attention_kernel
 from pfedsam.model.attention import Core, _biases, folded, fused, relative
 from pfedsam.model.attention_kernel import Blocks
+from pfedsam.model.backbones import encoder
 from pfedsam.model.numerics import configure_numerics
 
 HEADS, CHANNELS = 12, 64

@@ -16,7 +16,7 @@ from common import markdown, write_result
 from sam_tiny import fine_tune, read_sites
 
 from pfedsam.data.transforms import AugmentOptions
-from pfedsam.model.checkpoint import load_backbone
+from pfedsam.model.backbones.checkpoint import load_backbone
 from pfedsam.model.numerics import configure_numerics
 
 VIEWS = {"1": 1, "4": 4, "fresh": 100_000}

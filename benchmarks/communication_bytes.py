@@ -20,9 +20,11 @@ from pfedsam.core.tensors import NamedTensors
 from pfedsam.federation.codec import Codec
 from pfedsam.federation.methods import find_method
 from pfedsam.federation.update import Update, UpdateSpec, encode
-from pfedsam.model.backbone import compact_config, vision_config
+from pfedsam.model.backbones.compact import compact_config
+from pfedsam.model.backbones.sam import SamBackbone
+from pfedsam.model.build import build_personal
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Partition
-from pfedsam.model.personal import ModelOptions, PersonalSam
 
 BACKBONES = {"sam-tiny": lambda: compact_config("sam-tiny"), "ViT-B": SamConfig}
 CODECS = {name: Codec(name) for name in ("fp32", "fp16", "int8", "int4")}
@@ -52,7 +54,7 @@ SETTINGS = {
 
 def fedmsa_bytes(sam: SamModel) -> int:
     """The fp32 payload of FedMSA on a backbone."""
-    width, depth = vision_config(sam).hidden_size, len(sam.vision_encoder.layers)
+    width, depth = sam.config.vision_config.hidden_size, len(sam.vision_encoder.layers)
     hidden = width // 4
     adapter = width * hidden + hidden + hidden * width + width
     return 4 * (2 * depth * adapter + sum(p.numel() for p in sam.mask_decoder.parameters()))
@@ -61,7 +63,7 @@ def fedmsa_bytes(sam: SamModel) -> int:
 def shared_tensors(sam: SamModel, setting: Setting) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
     """What pFedSAM shares under a setting, with one class; and the names by part of the model."""
     options = ModelOptions.model_validate(setting.model)
-    model = PersonalSam(sam, options, 1, rng.generator(0, "bytes"))
+    model = build_personal(SamBackbone(sam), options, 1, rng.generator(0, "bytes"))
     placement = find_method("pfedsam").placement(options)
     partition = Partition.of(model, model.components(), placement)
     stays = {name for component in setting.without for name in partition.components[component]}

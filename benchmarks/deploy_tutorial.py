@@ -19,7 +19,7 @@ import yaml
 
 from pfedsam.core import rng
 from pfedsam.data.synthetic import LABELS, PATIENT_PATTERN, SyntheticOptions, write_sites
-from pfedsam.model.backbone import compact_config, new_backbone
+from pfedsam.model.backbones.compact import compact_config, new_network
 
 COMMAND = [sys.executable, "-c", "from pfedsam.cli.main import main; main()"]
 SITES = ("north", "south")
@@ -45,7 +45,7 @@ def prepare(root: Path, backbone: str) -> None:
         (root / "data" / site.name).rename(root / "data" / name)
     model: dict[str, object] = {"backbone": backbone}
     if backbone == "toy":
-        new_backbone(compact_config("sam-toy"), rng.generator(0, "toy")).save_pretrained(root / "backbone")
+        new_network(compact_config("sam-toy"), rng.generator(0, "toy")).save_pretrained(root / "backbone")
         model = {"backbone": "backbone", "adapt_last": 1, "lora": {"rank": 2}}
         model["experts"] = {"count": 2, "width": 4, "top_k": 1}
     study = {

@@ -25,7 +25,7 @@ from pfedsam.federation.manifest import StudyManifest, read_manifest
 from pfedsam.federation.messages import reply_from_wire, reply_to_wire, request_from_wire
 from pfedsam.federation.site_policy import Gate, SitePolicy
 from pfedsam.federation.update import Update, decode, encode
-from pfedsam.model.backbone import compact_config, new_backbone
+from pfedsam.model.backbones.compact import compact_config, new_backbone
 
 Wire = dict[Any, Any]
 Change = Callable[[str, int, Wire], Wire]

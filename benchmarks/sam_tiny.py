@@ -37,12 +37,14 @@ from pfedsam.data.split import SplitOptions, split_site
 from pfedsam.data.transforms import AugmentOptions, logits_to_native
 from pfedsam.evaluation.predict import predict
 from pfedsam.federation.methods import find_method
-from pfedsam.model.backbone import compact_config, new_backbone
-from pfedsam.model.checkpoint import load_backbone
-from pfedsam.model.encoder import encode, use_fast_blocks
+from pfedsam.model.backbones.checkpoint import load_backbone, load_network
+from pfedsam.model.backbones.compact import compact_config, new_network
+from pfedsam.model.backbones.encoder import encode, use_fast_blocks
+from pfedsam.model.build import build_personal
 from pfedsam.model.numerics import configure_numerics
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Partition
-from pfedsam.model.personal import ModelOptions, PersonalSam
+from pfedsam.model.personal import PersonalSam
 from pfedsam.model.prefix import PrefixCache, PrefixOptions
 from pfedsam.training.client_round import ClientState, client_round
 from pfedsam.training.options import TrainingOptions
@@ -126,7 +128,7 @@ def box_scores(sam: SamModel, example: Example, limit: int) -> list[float]:
 
 def zero_shot(sites: dict[str, Site], backbone: str, images: int, size: int) -> dict[str, tuple[float, int]]:
     """Per site mean Dice over nuclei, and how many there were."""
-    sam = use_fast_blocks(load_backbone(backbone, image_size=size))
+    sam = use_fast_blocks(load_network(backbone, image_size=size))
     result = {}
     for name, site in sites.items():
         examples = load_examples(site.cases[:images], labels=LABELS, image=IMAGES, side=size)
@@ -153,7 +155,7 @@ def fine_tune(
     optimizer = options.optimizer.model_copy(update={"pretrained_fraction": start.pretrained_fraction})
     rounds = steps // options.steps_per_round
     options = options.model_copy(update={"rounds": rounds, "final_steps": 0, "optimizer": optimizer})
-    model = PersonalSam(sam, method.adapt(ModelOptions()), 1, rng.generator(seed, "model"))
+    model = build_personal(sam, method.adapt(ModelOptions()), 1, rng.generator(seed, "model"))
     partition = Partition.of(model, model.components(), method.placement(ModelOptions()))
     load = {"labels": LABELS, "image": IMAGES, "side": model.image_size}
     train, held_out = load_examples(site.of("train"), **load), load_examples(site.of("val"), **load)
@@ -232,7 +234,7 @@ def _run(backbone: str, sites: dict[str, Site], run: tuple[int, str, int, str]) 
     sam = (
         load_backbone(backbone, image_size=None)
         if start.pretrained
-        else new_backbone(compact_config("sam-tiny"), rng.generator(seed, "scratch"))
+        else new_network(compact_config("sam-tiny"), rng.generator(seed, "scratch"))
     )
     return fine_tune(sam, sites[name], Path("unused"), seed, steps=steps, start=start)
 

@@ -21,12 +21,14 @@ from pfedsam.data.loader import Example
 from pfedsam.data.manifest import Case
 from pfedsam.data.transforms import AugmentOptions, Frame
 from pfedsam.federation.methods.pfedsam import METHOD
-from pfedsam.model.backbone import standardise
-from pfedsam.model.checkpoint import load_backbone
-from pfedsam.model.encoder import encode
+from pfedsam.model.backbones.base import standardise
+from pfedsam.model.backbones.checkpoint import load_backbone, load_network
+from pfedsam.model.backbones.encoder import encode
+from pfedsam.model.build import build_personal
 from pfedsam.model.numerics import faster_precision
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Partition
-from pfedsam.model.personal import ModelOptions, PersonalSam
+from pfedsam.model.personal import PersonalSam
 from pfedsam.model.prefix import PrefixCache, PrefixOptions
 from pfedsam.training.distillation import DistillationOptions, distillation_loss
 from pfedsam.training.losses import segmentation_loss
@@ -77,7 +79,7 @@ def write_weights(path: Path) -> None:
 def _weights_at(weights: Path, size: int) -> dict[str, Tensor]:
     """The file's tensors with positions as our loader interpolates them for `size`."""
     state = torch.load(weights, weights_only=True)
-    ours = load_backbone(weights, image_size=size).vision_encoder
+    ours = load_network(weights, image_size=size).vision_encoder
     state["image_encoder.pos_embed"] = ours.pos_embed.data
     for i, axis in ((i, axis) for i in range(len(ours.layers)) for axis in "hw"):
         state[f"image_encoder.blocks.{i}.attn.rel_pos_{axis}"] = getattr(ours.layers[i].attn, f"rel_pos_{axis}").data
@@ -136,7 +138,7 @@ def our_model(setting: Setting, changes: dict[str, Any]) -> tuple[PersonalSam, P
     """The personal SAM and where its parameters live under the method `pfedsam`."""
     options = ModelOptions.model_validate({"image_size": setting.size, **changes})
     sam = load_backbone(setting.weights, image_size=setting.size)
-    model = PersonalSam(sam, options, 1, rng.generator(0, "model"), torch.device(setting.device)).eval()
+    model = build_personal(sam, options, 1, rng.generator(0, "model"), torch.device(setting.device)).eval()
     partition = Partition.of(model, model.components(), METHOD.placement(options))
     return model.requires_grad_(False), partition
 

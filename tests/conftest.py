@@ -18,7 +18,7 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.messages import reply_to_wire, request_from_wire
 from pfedsam.federation.site_policy import Gate, SitePolicy
-from pfedsam.model.backbone import compact_config, new_backbone
+from pfedsam.model.backbones.compact import compact_config, new_network
 from pfedsam.report.result_file import commit, machine
 from pfedsam.report.summary_file import collect_versions
 
@@ -62,7 +62,7 @@ def result(request: pytest.FixtureRequest) -> Callable[..., None]:
 def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
     write_sites(folder / "sites", SyntheticOptions(sites=3, cases=6, side=96), seed=1)
-    new_backbone(compact_config("sam-toy"), rng.generator(0, "toy")).save_pretrained(folder / "backbone")
+    new_network(compact_config("sam-toy"), rng.generator(0, "toy")).save_pretrained(folder / "backbone")
     return folder
 
 

@@ -11,13 +11,13 @@ from pfedsam.core import rng
 from pfedsam.data.synthetic import LABELS, PATIENT_PATTERN, SyntheticOptions, write_sites
 from pfedsam.experiment.load import load_options
 from pfedsam.experiment.suite import local_steps
-from pfedsam.model.backbone import compact_config, new_backbone
+from pfedsam.model.backbones.compact import compact_config, new_network
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
     write_sites(tmp_path / "sites", SyntheticOptions(sites=2, cases=6, side=96), seed=1)
-    new_backbone(compact_config("sam-toy"), rng.generator(0, "toy")).save_pretrained(tmp_path / "backbone")
+    new_network(compact_config("sam-toy"), rng.generator(0, "toy")).save_pretrained(tmp_path / "backbone")
     content = {
         "data": {
             "sites": {path.name: f"sites/{path.name}" for path in (tmp_path / "sites").iterdir() if path.is_dir()},

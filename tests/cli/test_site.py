@@ -18,7 +18,7 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.ledger import Ledger
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.site_policy import SitePolicy
-from pfedsam.model import checkpoint
+from pfedsam.model.backbones import checkpoint
 
 Call = Callable[..., int]
 

@@ -12,8 +12,8 @@ from pfedsam.engine.run_folder import open_run
 from pfedsam.engine.server_files import SERVER
 from pfedsam.experiment.build import build_model
 from pfedsam.experiment.options import RunOptions
-from pfedsam.model.backbone import compact_config, new_backbone
-from pfedsam.model.encoder import encode, use_fast_blocks
+from pfedsam.model.backbones.compact import compact_config, new_network
+from pfedsam.model.backbones.encoder import encode, use_fast_blocks
 from pfedsam.model.numerics import configure_numerics
 from pfedsam.report.summary_file import read_summary
 from pfedsam.training.pretraining import PretrainOptions, pretrain
@@ -29,7 +29,7 @@ def on(device: str, options: RunOptions, **changes: object) -> RunOptions:
 @pytest.mark.parametrize("name", ["sam-toy", "sam-tiny"])
 def test_an_embedding_is_the_cpus(name: str) -> None:
     configure_numerics(1, "cuda")
-    sam = use_fast_blocks(new_backbone(compact_config(name), rng.generator(0, "gpu")))
+    sam = use_fast_blocks(new_network(compact_config(name), rng.generator(0, "gpu")))
     side = sam.config.vision_config.image_size
     pixels = torch.rand(2, 3, side, side, generator=rng.generator(0, "pixels"))
     with torch.no_grad():

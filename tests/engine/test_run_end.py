@@ -1,30 +1,35 @@
 """What a finished run leaves: one summary of both models, which does not say where on the machine the backbone lies."""
 
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from pfedsam.engine.run_end import summarize_models, write_end
 from pfedsam.evaluation.scores import CaseScores, ClassScores
 from pfedsam.experiment.options import RunOptions
-from pfedsam.report.summary_file import Communication, read_summary
+from pfedsam.report.summary_file import Communication, PartSizes, read_summary
 
 NOTHING_SENT = Communication(up_bytes_per_site_round=0, down_bytes_per_site_round=0, by_component={})
 
 
 def case(dice: float) -> list[CaseScores]:
-    return [CaseScores("one", {"vessel": ClassScores(dice=dice, iou=dice / 2, hd95=1.0, assd=1.0)}, "px")]
+    scores = {"vessel": ClassScores(dice=dice, iou=dice / 2, hd95=1.0, assd=1.0)}
+    return [CaseScores("one", "patient", scores, {"vessel": "both"}, "px", "px")]
 
 
 def test_scores_by_site_become_a_summary_summarize_models(tmp_path: Path, toy_options: RunOptions) -> None:
     models = summarize_models(
         {"a": {"personal": case(0.75), "shared": case(0.5)}, "b": {"personal": case(0.25), "shared": case(0.5)}}
     )
-    write_end(tmp_path, toy_options, models, NOTHING_SENT, {"total": 1.0})
+    write_end(tmp_path, toy_options, models, {"a": PartSizes(6, 1)}, NOTHING_SENT, {"total": 1.0})
     summary = read_summary(tmp_path / "summary.json")
     assert summary.mean.personal is not None
     assert summary.mean.personal.dice == 0.5
     assert summary.sites["a"].shared is not None
     assert summary.sites["a"].shared.dice == 0.5
     assert summary.worst_site == "b"
+    assert (summary.sites["a"].train_cases, summary.sites["a"].val_cases) == (6, 1)
+    assert (summary.sites["b"].train_cases, summary.mean.train_cases) == (None, None)
+    assert date.fromisoformat(summary.date or "") <= datetime.now(UTC).date()
     assert (tmp_path / "report.html").exists()
 
 
@@ -32,6 +37,6 @@ def test_where_the_backbone_lies_is_told_neither_in_the_summary_nor_in_the_repor
     tmp_path: Path, toy_options: RunOptions
 ) -> None:
     place = Path(toy_options.model.backbone)
-    write_end(tmp_path, toy_options, summarize_models({"a": {"shared": case(0.5)}}), NOTHING_SENT, {})
+    write_end(tmp_path, toy_options, summarize_models({"a": {"shared": case(0.5)}}), {}, NOTHING_SENT, {})
     assert read_summary(tmp_path / "summary.json").backbone == place.name
     assert all(str(place.parent) not in path.read_text("utf-8") for path in tmp_path.iterdir())

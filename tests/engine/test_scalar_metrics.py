@@ -1,6 +1,7 @@
 """ScalarMetrics by name: there and back without a loss, and no name beyond the list."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -15,14 +16,33 @@ from pfedsam.engine.scalar_metrics import (
     to_validation,
 )
 from pfedsam.engine.site_session import RoundReport
-from pfedsam.evaluation.scores import ClassScores
-from pfedsam.evaluation.summary import ClassSummary, SiteSummary
+from pfedsam.evaluation.scores import MEASURES, ClassScores
+from pfedsam.evaluation.summary import ClassSummary, Occurrence, SiteSummary, Units
 from pfedsam.experiment.build import build_model
 from pfedsam.experiment.options import RunOptions
 
-COUNTS = {"dice": 0, "iou": 1, "hd95": 2, "assd": 3}
-MEAN = ClassScores(0.1, 1 / 3, None, 2.5)
-SUMMARY = SiteSummary(4, "mm", MEAN, {"organ": ClassSummary(MEAN, COUNTS), "a.b": ClassSummary(MEAN, COUNTS)}, COUNTS)
+COUNTS = {name: number for number, name in enumerate(MEASURES)}
+MEAN = ClassScores(0.1, 1 / 3, None, 2.5, 0.7, 12.25, None)
+CLASSES = {
+    "organ": ClassSummary(MEAN, COUNTS, Occurrence(3, 2, 1, 0)),
+    "a.b": ClassSummary(MEAN, COUNTS, Occurrence(0, 0, 0, 4)),
+}
+SUMMARY = SiteSummary(4, 3, Units("mm", "ml"), MEAN, CLASSES, COUNTS)
+EVERY = [
+    f"test.{model}.{rest}"
+    for model in ("personal", "shared")
+    for rest in (
+        *("cases", "patients", "unit", "volume_unit"),
+        *(
+            f"{group}.{kind}{name}"
+            for group in ("mean", "class.organ", "class.a.b")
+            for kind in ("", "undefined_")
+            for name in MEASURES
+        ),
+        *(f"class.{name}.{count}" for name in ("organ", "a.b") for count in ("present", "missed", "extra", "absent")),
+    )
+]
+"""The names of a test's reply, written out a second time."""
 REPORT = RoundReport(
     {"global": {"total": 2.0, "segmentation": 2.0}, "local": {"total": 1 / 3, "balance": 0.1}}, {"1": [0.25, 0.75]}
 )
@@ -57,8 +77,17 @@ def test_a_validation_comes_back_equal_and_an_older_study_gets_no_more_than_it_l
 
 @pytest.mark.parametrize("unit", ["mm", "px", "mixed"])
 def test_summaries_come_back_equal(unit) -> None:
-    found = {"personal": SiteSummary(4, unit, MEAN, SUMMARY.classes, COUNTS), "shared": SUMMARY}
-    assert to_summaries(over_the_wire(from_summaries(found)), ("organ", "a.b")) == found
+    found = {"personal": replace(SUMMARY, units=Units(unit, "mm2" if unit == "mm" else "mixed")), "shared": SUMMARY}
+    assert to_summaries(over_the_wire(from_summaries(found, EVERY)), ("organ", "a.b")) == found
+
+
+def test_an_older_study_gets_no_counts_and_they_are_not_taken_for_zero() -> None:
+    older = [name for name in EVERY if name.split(".")[-1] not in ("present", "missed", "extra", "absent", "patients")]
+    sent = from_summaries({"shared": SUMMARY}, older)
+    assert set(sent) < set(from_summaries({"shared": SUMMARY}, EVERY))
+    found = to_summaries(over_the_wire(sent), ("organ", "a.b"))["shared"]
+    assert (found.patients, found.classes["organ"].occurrence) == (None, None)
+    assert found.mean == MEAN
 
 
 @pytest.mark.parametrize("method", ["pfedsam", "fedavg", "local-only"])
@@ -70,5 +99,11 @@ def test_every_name_of_the_list_is_made_of_the_configuration_alone(toy_options: 
     assert {name for name in names["validate"] if not name.startswith("dice.")} == more
     allowed = {"loss", "usage"}
     assert {name.split(".")[0] for name in (*names["train"], *names["finalize"])} <= allowed
+    models = {name.split(".")[1] for name in names["test"]}
+    organ = [
+        name.replace("class.organ", f"class.{next(iter(options.data.classes))}") for name in EVERY if "a.b" not in name
+    ]
+    if len(options.data.classes) == 1:
+        assert set(names["test"]) == {name for name in organ if name.split(".")[1] in models}
     assert all(name.startswith("test.") for name in names["test"])
     assert {name.split(".")[3] for name in names["test"] if ".class." in name} == set(options.data.classes)

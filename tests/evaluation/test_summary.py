@@ -1,22 +1,33 @@
+from dataclasses import replace
+
 import pytest
 
 from pfedsam.core.errors import DataError
 from pfedsam.evaluation.scores import CaseScores, ClassScores
-from pfedsam.evaluation.summary import summarize_site, summarize_sites, worst_site
+from pfedsam.evaluation.summary import Occurrence, Units, summarize_site, summarize_sites, worst_site
 
 
-def case(*, unit="px", **dice: float | None) -> CaseScores:
-    """A case whose IoU is half its Dice; its distances are ten times it, undefined where Dice is 0 or None."""
+def case(*, unit="px", volume_unit="px", patient="p", extra=(), **dice: float | None) -> CaseScores:
+    """A case whose IoU is half its Dice; its distances are ten times it, undefined where Dice is 0 or None.
+
+    A class without Dice is absent, one of Dice 0 is missed, or found where there is none if it is named in `extra`.
+    """
     classes = {
         name: ClassScores(
             dice=value,
             iou=None if value is None else value / 2,
             hd95=10 * value if value else None,
             assd=10 * value if value else None,
+            nsd=value,
+            volume_difference=None if value is None else 100 * value,
         )
         for name, value in dice.items()
     }
-    return CaseScores(case="a", classes=classes, unit=unit)
+    presence = {
+        name: "absent" if value is None else "both" if value else "extra" if name in extra else "missed"
+        for name, value in dice.items()
+    }
+    return CaseScores("a", patient, classes, presence, unit, volume_unit)
 
 
 def test_mean_over_cases_then_over_classes():
@@ -33,9 +44,45 @@ def test_undefined_measures_are_counted_not_averaged():
     site = summarize_site([case(organ=0.8, lesion=0.0), case(organ=0.6, lesion=None)])
     assert site.classes["lesion"].mean.dice == 0.0  # the missed lesion counts, the absent one does not
     assert site.classes["lesion"].mean.hd95 is None
-    assert site.classes["lesion"].undefined == {"dice": 1, "iou": 1, "hd95": 2, "assd": 2}
-    assert site.undefined == {"dice": 1, "iou": 1, "hd95": 2, "assd": 2}
+    undefined = {"dice": 1, "iou": 1, "hd95": 2, "assd": 2, "nsd": 1, "volume_difference": 1}
+    assert site.classes["lesion"].undefined == {**undefined, "lesion_recall": 2}
+    assert site.undefined == {**undefined, "lesion_recall": 4}
     assert site.mean.hd95 == pytest.approx(7.0)
+
+
+def test_missed_extra_and_absent_are_counted_apart():
+    site = summarize_site(
+        [case(lesion=0.8), case(lesion=0.0), case(lesion=0.0), case(lesion=0.0, extra=("lesion",)), case(lesion=None)]
+    )
+    assert site.classes["lesion"].occurrence == Occurrence(present=3, missed=2, extra=1, absent=1)
+    assert site.classes["lesion"].mean.hd95 == pytest.approx(8.0)  # of the one case in which it was found
+
+
+def test_occurrences_are_added_over_sites():
+    a, b = summarize_site([case(lesion=0.0), case(lesion=0.5)]), summarize_site([case(lesion=0.0)])
+    found = summarize_sites({"a": a, "b": b}).mean.classes["lesion"].occurrence
+    assert found == Occurrence(present=3, missed=2, extra=0, absent=0)
+
+
+def test_what_one_site_did_not_count_is_not_known_of_all():
+    old = summarize_site([case(lesion=0.5)])
+    classes = {name: replace(one, occurrence=None) for name, one in old.classes.items()}
+    old = replace(old, patients=None, classes=classes)
+    mean = summarize_sites({"a": old, "b": summarize_site([case(lesion=0.5)])}).mean
+    assert (mean.patients, mean.classes["lesion"].occurrence) == (None, None)
+
+
+def test_patients_are_counted_once():
+    site = summarize_site([case(organ=0.9), case(organ=0.8), case(organ=0.7, patient="q")])
+    assert (site.cases, site.patients) == (3, 2)
+    assert summarize_sites({"a": site, "b": site}).mean.patients == 4  # each site has patients of its own
+
+
+def test_volumes_in_different_units_have_no_mean():
+    volumes, images = (case(organ=0.5, unit="mm", volume_unit=unit) for unit in ("ml", "mm2"))
+    site = summarize_site([volumes, images])
+    assert site.units == Units("mm", "mixed")
+    assert (site.mean.volume_difference, site.mean.hd95) == (None, pytest.approx(5.0))
 
 
 def test_a_class_that_no_case_has_is_none():
@@ -46,7 +93,7 @@ def test_a_class_that_no_case_has_is_none():
 
 def test_millimetres_and_pixels_are_never_averaged_together():
     site = summarize_site([case(organ=0.8, unit="mm"), case(organ=0.6, unit="px")])
-    assert site.unit == "mixed"
+    assert site.units == Units("mixed", "px")
     assert site.mean.hd95 is None
     assert site.mean.dice == pytest.approx(0.7)
 
@@ -66,7 +113,7 @@ def test_sites_in_different_units_have_no_mean_distance():
     federation = summarize_sites(
         {"a": summarize_site([case(organ=0.9, unit="mm")]), "b": summarize_site([case(organ=0.9)])}
     )
-    assert federation.mean.unit == "mixed"
+    assert federation.mean.units.distance == "mixed"
     assert federation.mean.mean.hd95 is None
 
 

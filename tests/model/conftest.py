@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfedsam.model import checkpoint
 from pfedsam.model.attention import relative
-from pfedsam.model.checkpoint import Architecture
+from pfedsam.model.backbones import checkpoint
+from pfedsam.model.backbones.checkpoint import Architecture
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from reference.segment_anything_modeling import SMALL, build_reference, randomise

@@ -4,13 +4,19 @@ import torch
 
 from pfedsam.core import rng
 from pfedsam.model import image_skip
-from pfedsam.model.backbone import PIXEL_MEAN, PIXEL_STD, compact_config, new_backbone
-from pfedsam.model.personal import ModelOptions, PersonalSam
+from pfedsam.model.backbones.base import PIXEL_MEAN, PIXEL_STD
+from pfedsam.model.backbones.compact import compact_config, new_network
+from pfedsam.model.backbones.sam import SamBackbone
+from pfedsam.model.build import build_personal
+from pfedsam.model.options import ModelOptions
+from pfedsam.model.personal import PersonalSam
 
 
 def make(**changes: object) -> PersonalSam:
     options = ModelOptions.model_validate({"backbone": "sam-toy", "adapt_last": 1, **changes})
-    return PersonalSam(new_backbone(compact_config("sam-toy"), rng.generator(0)), options, 2, rng.generator(1)).eval()
+    return build_personal(
+        SamBackbone(new_network(compact_config("sam-toy"), rng.generator(0))), options, 2, rng.generator(1)
+    ).eval()
 
 
 def test_unfolding_gives_each_mask_value_the_mean_colours_of_its_quarters() -> None:

@@ -5,14 +5,16 @@ import torch
 from peft.tuners.lora import Linear
 
 from pfedsam.core import rng
-from pfedsam.model.backbone import compact_config, new_backbone
-from pfedsam.model.lora import LoraOptions, add_lora
+from pfedsam.model.backbones.compact import compact_config, new_network
+from pfedsam.model.backbones.sam import SamBackbone
+from pfedsam.model.components.lora import LoraOptions, add_lora
 from pfedsam.model.lora_linear import LoraLinear
 
 
 def layer() -> LoraLinear:
-    sam = new_backbone(compact_config("sam-toy"), rng.generator(0))
-    add_lora(sam, LoraOptions(rank=2, alpha=6.0), 1, rng.generator(1))
+    sam = new_network(compact_config("sam-toy"), rng.generator(0))
+    targets = SamBackbone(sam).lora_targets(1, output_projection=False, decoder=True)
+    add_lora(sam, LoraOptions(rank=2, alpha=6.0), targets, rng.generator(1))
     found = sam.vision_encoder.layers[1].attn.qkv
     torch.nn.init.normal_(found.lora_B["default"].weight, generator=rng.generator(2))
     return found.requires_grad_(False)

@@ -6,15 +6,19 @@ import torch
 from pfedsam.core import rng
 from pfedsam.core.errors import OptionError
 from pfedsam.federation.methods import METHODS
-from pfedsam.model.backbone import compact_config, new_backbone, standardise
+from pfedsam.model.backbones.base import standardise
+from pfedsam.model.backbones.compact import compact_config, new_network
+from pfedsam.model.backbones.sam import SamBackbone
+from pfedsam.model.build import build_personal, present
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Partition
-from pfedsam.model.personal import ModelOptions, PersonalSam, present
+from pfedsam.model.personal import PersonalSam
 
 
 def make(classes: int = 1, **changes: object) -> PersonalSam:
     options = ModelOptions.model_validate({"backbone": "sam-toy", "adapt_last": 1, **changes})
-    return PersonalSam(
-        new_backbone(compact_config("sam-toy"), rng.generator(0)), options, classes, rng.generator(1)
+    return build_personal(
+        SamBackbone(new_network(compact_config("sam-toy"), rng.generator(0))), options, classes, rng.generator(1)
     ).eval()
 
 
@@ -23,7 +27,7 @@ def pixels(count: int) -> torch.Tensor:
 
 
 def test_it_starts_as_sam_without_a_prompt() -> None:
-    sam = new_backbone(compact_config("sam-toy"), rng.generator(0))
+    sam = new_network(compact_config("sam-toy"), rng.generator(0))
     embedding = sam.vision_encoder(standardise(pixels(2))).last_hidden_state
     _, dense = sam.prompt_encoder(None, None, None, None)
     expected, _ = sam.mask_decoder(
@@ -91,7 +95,9 @@ def test_more_blocks_than_there_are_is_refused() -> None:
 def test_every_method_partitions_totally_and_no_personal_name_is_shared(name: str) -> None:
     method = METHODS[name]
     options = method.adapt(ModelOptions.model_validate({"backbone": "sam-toy", "adapt_last": 1}))
-    model = PersonalSam(new_backbone(compact_config("sam-toy"), rng.generator(0)), options, 1, rng.generator(1))
+    model = build_personal(
+        SamBackbone(new_network(compact_config("sam-toy"), rng.generator(0))), options, 1, rng.generator(1)
+    )
     partition = Partition.of(model, model.components(), method.placement(options))
     names = [n for n, _ in model.named_parameters()]
     assert sorted(partition.frozen + partition.shared + partition.local) == sorted(names)
@@ -148,6 +154,8 @@ def test_a_local_lora_needs_a_shared_one() -> None:
 
 def test_an_update_of_the_compact_model_is_below_half_a_megabyte() -> None:
     options = ModelOptions()
-    model = PersonalSam(new_backbone(compact_config("sam-tiny"), rng.generator(0)), options, 1, rng.generator(1))
+    model = build_personal(
+        SamBackbone(new_network(compact_config("sam-tiny"), rng.generator(0))), options, 1, rng.generator(1)
+    )
     partition = Partition.of(model, model.components(), METHODS["pfedsam"].placement(options))
     assert sum(t.nbytes for t in partition.select(model, "shared").values()) <= 500_000

@@ -9,10 +9,13 @@ from pfedsam.core import rng
 from pfedsam.core.errors import OptionError
 from pfedsam.federation.methods.pfedsam import METHOD
 from pfedsam.model import numerics
-from pfedsam.model.backbone import compact_config, new_backbone
-from pfedsam.model.checkpoint import load_backbone
+from pfedsam.model.backbones.checkpoint import load_backbone
+from pfedsam.model.backbones.compact import compact_config, new_network
+from pfedsam.model.backbones.sam import SamBackbone
+from pfedsam.model.build import build_personal
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Partition
-from pfedsam.model.personal import ModelOptions, PersonalSam
+from pfedsam.model.personal import PersonalSam
 from pfedsam.model.prefix import PrefixCache, PrefixOptions
 
 
@@ -24,8 +27,8 @@ def _any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make(precision: str, **changes: object) -> PersonalSam:
     options = ModelOptions.model_validate({"backbone": "sam-toy", "adapt_last": 1, "precision": precision, **changes})
-    sam = new_backbone(compact_config("sam-toy"), rng.generator(0))
-    return PersonalSam(sam, options, 1, rng.generator(1)).eval()
+    sam = new_network(compact_config("sam-toy"), rng.generator(0))
+    return build_personal(SamBackbone(sam), options, 1, rng.generator(1)).eval()
 
 
 def test_what_is_trained_has_the_same_names_and_stays_in_float32() -> None:
@@ -64,7 +67,7 @@ def test_masks_are_those_of_float32() -> None:
     masks = []
     for precision in ("float32", "bfloat16"):
         options = ModelOptions.model_validate({"precision": precision})
-        model = PersonalSam(load_backbone("sam-tiny"), options, 1, rng.generator(1)).eval()
+        model = build_personal(load_backbone("sam-tiny"), options, 1, rng.generator(1)).eval()
         with torch.no_grad():
             masks.append(model(images.clamp(0, 1)) > 0)
     exact, rounded = masks

@@ -12,12 +12,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from pfedsam.evaluation.scores import CaseScores, ClassScores
+from pfedsam.evaluation.scores import CaseScores, ClassScores, Presence
 from pfedsam.evaluation.summary import SiteSummary, summarize_site
 from pfedsam.report.accuracy import Cost, RunScores
 from pfedsam.report.overlays import OverlayItem, write_overlays
 from pfedsam.report.records import RecordWriter
-from pfedsam.report.summary_file import Communication, Summary, build_summary, write_summary
+from pfedsam.report.summary_file import Communication, PartSizes, Summary, build_summary, write_summary
 
 SITES = ("amsterdam", "bologna", "coimbra", "dresden", "eindhoven", "firenze")
 ROUNDS = 12
@@ -36,6 +36,13 @@ model:
 """
 
 
+def case_scores(
+    case: str, classes: dict[str, ClassScores], presence: dict[str, Presence], *, unit: str = "mm", patient: str = ""
+) -> CaseScores:
+    """A case of an image, and of a patient by itself if none is named."""
+    return CaseScores(case, patient or case, classes, presence, unit, "px" if unit == "px" else "mm2")
+
+
 def site_scores(level: float, *, cases: int, seed: int, unit: str = "mm") -> SiteSummary:
     generator = np.random.default_rng(seed)
     scores = []
@@ -47,7 +54,8 @@ def site_scores(level: float, *, cases: int, seed: int, unit: str = "mm") -> Sit
         }
         if index % 7 == 3:
             classes["lesion"] = ClassScores(None, None, None, None)
-        scores.append(CaseScores(str(index), classes, unit))
+        presence = {name: "both" if scored.dice is not None else "absent" for name, scored in classes.items()}
+        scores.append(case_scores(str(index), classes, presence, unit=unit))
     return summarize_site(scores)
 
 
@@ -69,6 +77,8 @@ def make_summary(
 
     sends = method in ("pfedsam", "fedavg")
     return build_summary(
+        date="2026-11-28",
+        sizes={name: PartSizes(20 + index, 4) for index, name in enumerate(sites)},
         method=method,
         backbone="compact",
         seed=seed,
@@ -139,20 +149,11 @@ def make_run(folder: Path, method: str = "pfedsam", sites: tuple[str, ...] = SIT
     return folder
 
 
-def run_scores(
-    sites: dict[str, dict[str, float]], *, method: str = "m", shared_only: bool = False, units: Mapping[str, str] = {}
-) -> RunScores:
-    """A run from site to case to Dice in 0..1; IoU is half of it, HD95 4, ASSD 2, in the site's unit or in pixels."""
-    scored = {
-        site: summarize_site(
-            [
-                CaseScores(case, {"n": ClassScores(d, d / 2, 4.0, 2.0)}, units.get(site, "px"))
-                for case, d in cases.items()
-            ]
-        )
-        for site, cases in sites.items()
-    }
-    summary = build_summary(
+def summary_of(scored: dict[str, SiteSummary], *, method: str = "m", shared_only: bool = False) -> Summary:
+    """A short run with these scores."""
+    return build_summary(
+        date="2026-11-28",
+        sizes={},
         method=method,
         backbone="b",
         seed=0,
@@ -163,6 +164,22 @@ def run_scores(
         seconds={"total": 5.0},
         versions={},
     )
+
+
+def run_scores(
+    sites: dict[str, dict[str, float]], *, method: str = "m", shared_only: bool = False, units: Mapping[str, str] = {}
+) -> RunScores:
+    """A run from site to case to Dice in 0..1; IoU is half of it, HD95 4, ASSD 2, in the site's unit or in pixels."""
+    scored = {
+        site: summarize_site(
+            [
+                case_scores(case, {"n": ClassScores(d, d / 2, 4.0, 2.0)}, {"n": "both"}, unit=units.get(site, "px"))
+                for case, d in cases.items()
+            ]
+        )
+        for site, cases in sites.items()
+    }
+    summary = summary_of(scored, method=method, shared_only=shared_only)
     points = {site: {case: 100 * d for case, d in cases.items()} for site, cases in sites.items()}
     return RunScores(summary, points, {"a": 50.0, "b": 70.0}, Cost(20, 10.0, None))
 

@@ -4,6 +4,8 @@ from html.parser import HTMLParser
 import pytest
 
 from pfedsam.core.errors import RunError, StoreError
+from pfedsam.evaluation.scores import ClassScores
+from pfedsam.evaluation.summary import summarize_site
 from pfedsam.experiment.options import RunOptions
 from pfedsam.report.format import MISSING
 from pfedsam.report.overlays import write_overlays
@@ -82,8 +84,8 @@ def test_of_mixed_units_each_distance_has_its_own_and_there_is_no_mean_and_no_wo
     write_summary(tmp_path / "summary.json", run.summary)
     html = write_page(tmp_path).read_text("utf-8")
     found = {
-        cells[0]: cells[-2:]
-        for line in re.findall(r"<tr>.*?</tr>", html[html.index("Every site") :], re.DOTALL)
+        cells[0]: cells[-3:-1]
+        for line in re.findall(r"<tr>.*?</tr>", html[html.index("Every site") : html.index("Every class")], re.DOTALL)
         if len(cells := re.findall(r"<t[hd][^>]*>([^<]*)<", line)) > 4
     }
     assert found == {
@@ -217,3 +219,18 @@ def test_the_comparison_stands_alone_and_marks_the_best(run_folder, tmp_path, fa
     assert_loads_nothing(html)
     best = fake.make_summary(sites=fake.SITES[:2]).mean.personal.dice
     assert re.search(rf'Mean over sites</th><td class="best">{best:.3f}</td>', html)
+
+
+def test_a_missed_structure_stands_beside_its_distances(tmp_path, fake):
+    organ = ClassScores(0.9, 0.8, 1.0, 0.5)
+    cases = [
+        fake.case_scores(name, {"organ": organ, "lesion": ClassScores(0.0, 0.0)}, {"organ": "both", "lesion": where})
+        for name, where in (("1", "missed"), ("2", "missed"), ("3", "extra"))
+    ]
+    write_summary(tmp_path / "summary.json", fake.summary_of({"a": summarize_site(cases)}))
+    html = write_page(tmp_path).read_text("utf-8")
+    table = html[html.index("Every class at every site") : html.index("Dice by class")]
+    cells = [re.findall(r"<t[hd][^>]*>([^<]*)<", line) for line in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)]
+    assert cells[1][:6] == ["a", "organ", "3", "0 of 3", "0", "0.900"]
+    assert cells[2][:6] == ["a", "lesion", "2", "2 of 2", "1", "0.000"]
+    assert "2 because the prediction misses the class; 1 because only the prediction holds the class" in html

@@ -1,8 +1,11 @@
 import json
+import re
 
 import pytest
 
 from pfedsam.core.errors import RunError, StoreError
+from pfedsam.evaluation.scores import CaseScores, ClassScores
+from pfedsam.evaluation.summary import summarize_site
 from pfedsam.report.summary_file import (
     Communication,
     build_summary,
@@ -15,6 +18,8 @@ from pfedsam.report.summary_file import (
 
 def build(**models):
     return build_summary(
+        date="2026-11-28",
+        sizes={},
         method="m",
         backbone="b",
         seed=1,
@@ -37,14 +42,78 @@ def test_the_file_has_the_keys_of_the_design(tmp_path, fake):
     write_summary(path, fake.make_summary())
     content = json.loads(path.read_text("utf-8"))
     assert set(content) == {
-        *("schema", "method", "backbone", "seed", "rounds", "sites", "mean", "worst_site"),
+        *("schema", "date", "method", "backbone", "seed", "rounds", "sites", "mean", "worst_site"),
         *("communication", "seconds", "versions"),
     }
-    assert content["schema"] == 1
+    assert content["schema"] == 2
+    assert content["date"] == "2026-11-28"
     site = content["sites"]["bologna"]
-    assert set(site) == {"personal", "shared", "local_only"}
+    assert set(site) == {"train_cases", "val_cases", "personal", "shared", "local_only"}
+    assert (site["train_cases"], site["val_cases"]) == (21, 4)
+    assert {"missed", "present", "extra", "absent", "patients", "nsd", "lesion_recall"} <= set(site["personal"])
     assert {"dice", "iou", "hd95_mm", "assd_mm", "cases", "classes", "undefined", "unit"} <= set(site["personal"])
     assert set(content["communication"]) == {"up_bytes_per_site_round", "down_bytes_per_site_round", "by_component"}
+
+
+FIRST_SCHEMA = {
+    "schema": 1,
+    "method": "fedavg",
+    "backbone": "sam-tiny",
+    "seed": 0,
+    "rounds": 2,
+    "sites": {
+        "a": {
+            "personal": None,
+            "shared": {
+                **{"dice": 0.5, "iou": 0.4, "hd95_mm": None, "assd_mm": None, "hd95_px": 3.0, "assd_px": 1.0},
+                **{"unit": "px", "undefined": {"dice": 0, "iou": 0, "hd95": 1, "assd": 1}, "cases": 4, "classes": {}},
+            },
+            "local_only": None,
+        }
+    },
+    "mean": {"personal": None, "shared": None, "local_only": None},
+    "worst_site": "a",
+    "communication": {"up_bytes_per_site_round": 1.0, "down_bytes_per_site_round": 1.0, "by_component": {}},
+    "seconds": {"total": 1.0},
+    "versions": {},
+}
+"""As the first version wrote it."""
+
+
+def test_a_file_of_the_first_schema_is_read_and_what_it_lacks_is_not_known(tmp_path):
+    (tmp_path / "summary.json").write_text(json.dumps(FIRST_SCHEMA), "utf-8")
+    summary = read_summary(tmp_path / "summary.json")
+    entry = summary.sites["a"].shared
+    assert (entry.dice, entry.hd95, entry.cases) == (0.5, 3.0, 4)
+    assert (entry.missed, entry.present, entry.patients, entry.nsd, entry.volume_difference) == (None,) * 5
+    assert (summary.date, summary.sites["a"].train_cases) == (None, None)
+    write_summary(tmp_path / "summary.json", summary)
+    assert json.loads((tmp_path / "summary.json").read_text("utf-8"))["schema"] == 2
+    assert read_summary(tmp_path / "summary.json") == summary
+
+
+def test_missed_cases_are_counted_by_class_and_added_up(tmp_path, fake):
+    def case(lesion: str, dice: float | None) -> CaseScores:
+        classes = {"organ": ClassScores(0.9, 0.8, 1.0, 1.0), "lesion": ClassScores(dice, dice)}
+        return fake.case_scores(f"{lesion}{dice}", classes, {"organ": "both", "lesion": lesion})
+
+    site = summarize_site([case("missed", 0.0), case("extra", 0.0), case("absent", None)])
+    write_summary(tmp_path / "summary.json", build(personal=None, shared={"a": site, "b": site}))
+    summary = read_summary(tmp_path / "summary.json")
+    lesion = summary.sites["a"].shared.classes["lesion"]
+    assert (lesion.present, lesion.missed, lesion.extra, lesion.absent) == (1, 1, 1, 1)
+    both = summary.mean.shared
+    assert (both.present, both.missed, both.extra, both.absent) == (2 * (3 + 1), 2, 2, 2)
+
+
+@pytest.mark.parametrize(("unit", "name"), [("ml", "ml"), ("mm2", "mm2"), ("px", "px")])
+def test_a_volume_stands_under_the_name_of_its_unit(unit, name):
+    scores = {"organ": ClassScores(0.9, 0.8, 1.0, 1.0, 0.9, 12.5)}
+    case = CaseScores("1", "1", scores, {"organ": "both"}, "px" if unit == "px" else "mm", unit)
+    entry = build(personal=None, shared={"a": summarize_site([case])}).sites["a"].shared
+    values = {key: value for key, value in entry.model_dump().items() if key.startswith("volume_difference")}
+    assert values.pop(f"volume_difference_{name}") == entry.volume_difference == 12.5
+    assert set(values.values()) == {None}
 
 
 def test_pixels_never_stand_under_the_name_of_millimetres(fake):
@@ -110,11 +179,11 @@ def test_a_baseline_of_another_split_is_refused(fake):
         with_local_only(ours, theirs)
 
 
-@pytest.mark.parametrize("schema", [2, None, "1"])
+@pytest.mark.parametrize("schema", [3, None, "1", True, [1]])
 def test_another_schema_is_refused(tmp_path, schema):
     path = tmp_path / "summary.json"
     path.write_text(json.dumps({"schema": schema}), "utf-8")
-    with pytest.raises(StoreError, match=rf"schema {schema!r}; this version reads schema 1"):
+    with pytest.raises(StoreError, match=re.escape(f"schema {schema!r}; this version reads schema 1 and 2")):
         read_summary(path)
 
 

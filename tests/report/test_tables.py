@@ -2,9 +2,11 @@ import re
 
 from rich.console import Console
 
+from pfedsam.evaluation.scores import ClassScores
+from pfedsam.evaluation.summary import SiteSummary, summarize_site
 from pfedsam.report.format import MISSING
-from pfedsam.report.summary_file import with_local_only
-from pfedsam.report.tables import comparison_table, dice_rows, run_table, undefined_note
+from pfedsam.report.summary_file import Summary, with_local_only
+from pfedsam.report.tables import class_table, comparison_table, dice_rows, run_table, run_tables, undefined_note
 
 
 def shown(table) -> str:
@@ -41,10 +43,10 @@ def test_the_unit_of_a_distance_is_shown(fake):
 def test_of_mixed_units_each_distance_has_its_own_and_there_is_no_mean_and_no_worst(fake):
     text = shown(run_table(fake.run_scores({"a": {"1": 0.6}, "b": {"1": 0.4}}, units={"a": "mm"}).summary))
     assert row(text, "site")[4:6] == ["HD95", "ASSD"]
-    assert row(text, "a") == ["a", "1", "0.600", "0.300", "4.00 mm", "2.00 mm", MISSING]
-    assert row(text, "b") == ["b", "1", "0.400", "0.200", "4.00 px", "2.00 px", MISSING]
-    assert row(text, "mean") == ["mean", "2", "0.500", "0.250", *[MISSING] * 3]
-    assert row(text, "worst: b") == ["worst: b", "1", "0.400", "0.200", *[MISSING] * 3]
+    assert row(text, "a") == ["a", "1", "0.600", "0.300", "4.00 mm", "2.00 mm", "0 of 1", MISSING]
+    assert row(text, "b") == ["b", "1", "0.400", "0.200", "4.00 px", "2.00 px", "0 of 1", MISSING]
+    assert row(text, "mean") == ["mean", "2", "0.500", "0.250", *[MISSING] * 2, "0 of 2", MISSING]
+    assert row(text, "worst: b") == ["worst: b", "1", "0.400", "0.200", *[MISSING] * 2, "0 of 1", MISSING]
 
 
 def test_the_gain_is_shown_where_it_is_known(fake):
@@ -60,9 +62,54 @@ def test_a_site_may_be_called_like_markup(fake):
 
 def test_undefined_measures_are_told(fake):
     # Every seventh case has no lesion, from the fourth on: one at sites of 8 to 10 cases, two from 11 on.
-    assert undefined_note(fake.make_summary(sites=fake.SITES[:1])).endswith(
-        "of 16 values (cases times classes): Dice 1, IoU 1, HD95 1, ASSD 1."
+    assert undefined_note(fake.make_summary(sites=fake.SITES[:1])) == (
+        "HD95 and ASSD are means of 15 of 16 values (cases times classes). Undefined are: 1 because neither holds the class (no "
+        "Dice and IoU either)."
     )
+
+
+def missing_a_class(fake) -> Summary:
+    """Site a misses the lesion in both of its cases with one, and finds it where there is none; site b finds it."""
+
+    def scores(*lesions: tuple[str, float]) -> SiteSummary:
+        organ = ClassScores(0.9, 0.8, 1.0, 0.5)
+        cases = [
+            fake.case_scores(str(n), {"organ": organ, "lesion": ClassScores(d, d)}, {"organ": "both", "lesion": where})
+            for n, (where, d) in enumerate(lesions)
+        ]
+        return summarize_site(cases)
+
+    a = scores(("missed", 0.0), ("missed", 0.0), ("extra", 0.0))
+    return fake.summary_of({"a": a, "b": scores(("both", 0.8), ("both", 0.6))})
+
+
+def test_a_missed_structure_is_seen_although_its_distances_look_good(fake):
+    summary = missing_a_class(fake)
+    text = shown(run_table(summary))
+    assert row(text, "a")[4:7] == ["1.00", "0.50", "2 of 5"]
+    assert row(text, "mean")[6] == "2 of 9"
+    assert undefined_note(summary).endswith(
+        "means of 7 of 10 values (cases times classes). Undefined are: 2 because the prediction misses the class; 1 because only the "
+        "prediction holds the class."
+    )
+    by_class = shown(class_table(summary))
+    assert row(by_class, "a")[1:] == ["0.900, 0 of 3", "0.000, 2 of 2"]
+    assert row(by_class, "b")[1:] == ["0.900, 0 of 2", "0.700, 0 of 2"]
+    assert len(run_tables(summary)) == 2
+
+
+def test_one_class_needs_no_table_of_classes(fake):
+    summary = fake.run_scores({"a": {"1": 0.6}}).summary
+    assert class_table(summary) is None
+    assert len(run_tables(summary)) == 1
+
+
+def test_a_summary_that_did_not_count_missed_cases_shows_a_dash_and_counts_what_is_undefined(fake):
+    summary = fake.make_summary(sites=fake.SITES[:1])
+    entry = summary.mean.personal.model_copy(update={"missed": None, "present": None})
+    old = summary.model_copy(update={"mean": summary.mean.model_copy(update={"personal": entry})})
+    assert row(shown(run_table(old)), "mean")[6] == MISSING
+    assert undefined_note(old).endswith("of 16 values (cases times classes): Dice 1, IoU 1, HD95 1, ASSD 1.")
 
 
 def test_a_comparison_has_a_column_a_run_and_its_costs(fake):

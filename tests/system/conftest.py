@@ -21,7 +21,7 @@ from pfedsam.core import rng
 from pfedsam.data.synthetic import LABELS, PATIENT_PATTERN, SyntheticOptions, write_sites
 from pfedsam.federation.manifest import read_manifest
 from pfedsam.federation.site_policy import SitePolicy
-from pfedsam.model.backbone import compact_config, new_backbone
+from pfedsam.model.backbones.compact import compact_config, new_network
 
 pytest.importorskip("nvflare")
 PATIENCE = min(4.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
@@ -96,7 +96,7 @@ class Federation:
 
     def _write_data(self, count: int) -> list[str]:
         write_sites(self.root / "data", SyntheticOptions(sites=count, cases=6, side=96), seed=1)
-        new_backbone(compact_config("sam-toy"), rng.generator(0, "toy")).save_pretrained(self.root / "backbone")
+        new_network(compact_config("sam-toy"), rng.generator(0, "toy")).save_pretrained(self.root / "backbone")
         names = sorted(path.name for path in (self.root / "data").iterdir() if path.is_dir())
         for part in ("images", "masks"):  # a patient's name, as a careless file name holds it
             victim = sorted((self.root / "data" / names[0] / part).iterdir())[0]

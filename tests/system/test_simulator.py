@@ -17,7 +17,7 @@ from pfedsam.federation.ledger import Ledger
 from pfedsam.federation.manifest import read_manifest
 from pfedsam.federation.site_policy import SitePolicy
 from pfedsam.federation.site_store import SiteStore
-from pfedsam.model.backbone import compact_config, new_backbone
+from pfedsam.model.backbones.compact import compact_config, new_network
 from pfedsam.report.records import deterministic_view, read_records
 from pfedsam.report.summary_file import read_summary
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.system
 
 def test_the_simulator_gives_the_embedded_runtimes_bits(tmp_path: Path) -> None:
     sites = [site.name for site in write_sites(tmp_path / "data", SyntheticOptions(sites=2, cases=6, side=96), seed=1)]
-    new_backbone(compact_config("sam-toy"), rng.generator(0, "toy")).save_pretrained(tmp_path / "backbone")
+    new_network(compact_config("sam-toy"), rng.generator(0, "toy")).save_pretrained(tmp_path / "backbone")
     content = {
         "seed": 3,
         "data": {

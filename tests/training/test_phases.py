@@ -5,9 +5,12 @@ import torch
 from torch import nn
 
 from pfedsam.core import rng
-from pfedsam.model.backbone import compact_config, new_backbone
-from pfedsam.model.moe import Routing
-from pfedsam.model.personal import ModelOptions, PersonalSam
+from pfedsam.model.backbones.compact import compact_config, new_network
+from pfedsam.model.backbones.sam import SamBackbone
+from pfedsam.model.build import build_personal
+from pfedsam.model.components.routing import Routing
+from pfedsam.model.options import ModelOptions
+from pfedsam.model.personal import PersonalSam
 from pfedsam.training.client_round import _anchors
 from pfedsam.training.distillation import DistillationOptions, distillation_loss
 from pfedsam.training.losses import segmentation_loss
@@ -17,7 +20,9 @@ from pfedsam.training.site_data import Batch
 
 def make(**changes: object) -> PersonalSam:
     options = ModelOptions.model_validate({"backbone": "sam-toy", "adapt_last": 1, "lora": {"rank": 2}, **changes})
-    return PersonalSam(new_backbone(compact_config("sam-toy"), rng.generator(0)), options, 1, rng.generator(1))
+    return build_personal(
+        SamBackbone(new_network(compact_config("sam-toy"), rng.generator(0))), options, 1, rng.generator(1)
+    )
 
 
 def test_the_distance_is_the_squared_one_over_what_has_an_anchor() -> None:

@@ -11,9 +11,12 @@ from pfedsam.data.manifest import Case
 from pfedsam.data.transforms import AugmentOptions, Frame
 from pfedsam.federation.methods.pfedsam import METHOD
 from pfedsam.model import numerics
-from pfedsam.model.backbone import compact_config, new_backbone
+from pfedsam.model.backbones.compact import compact_config, new_network
+from pfedsam.model.backbones.sam import SamBackbone
+from pfedsam.model.build import build_personal
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Partition
-from pfedsam.model.personal import ModelOptions, PersonalSam
+from pfedsam.model.personal import PersonalSam
 from pfedsam.model.prefix import PrefixCache, PrefixOptions
 from pfedsam.training.client_round import ClientState, client_round
 from pfedsam.training.options import TrainingOptions
@@ -36,7 +39,9 @@ def site(folder: Path, model: PersonalSam) -> SiteData:
 def test_a_round_in_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numerics, "fast_bfloat16", lambda _: True)
     options = ModelOptions.model_validate({"backbone": "sam-toy", "adapt_last": 1, "precision": "bfloat16"})
-    model = PersonalSam(new_backbone(compact_config("sam-toy"), rng.generator(0)), options, 1, rng.generator(1)).eval()
+    model = build_personal(
+        SamBackbone(new_network(compact_config("sam-toy"), rng.generator(0))), options, 1, rng.generator(1)
+    ).eval()
     partition = Partition.of(model, model.components(), METHOD.placement(options))
     training = TrainingOptions(rounds=2, steps_per_round=24, batch_size=4, phases="decoupled")
     start = {name: value.clone() for name, value in model.state_dict().items()}

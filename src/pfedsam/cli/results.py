@@ -21,11 +21,12 @@ Folder = Annotated[Path, typer.Argument(help="Folder of a run (the --out of `pfe
 def evaluate_command(run: Folder) -> None:
     """Score the test part of a run again and rewrite its scores, summary and report."""
     from pfedsam.engine.run_folder import open_run
-    from pfedsam.report.tables import run_table
+    from pfedsam.report.tables import run_tables
 
     with event_bars() as tell:
         summary = open_run(run).evaluate(tell)
-    OUT.print(run_table(summary))
+    for table in run_tables(summary):
+        OUT.print(table)
 
 
 def predict_command(

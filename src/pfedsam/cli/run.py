@@ -36,12 +36,13 @@ def run_command(config: Config, out: Out, overrides: Set = None, resume: Resume 
     """
     from pfedsam.engine.in_process import run
     from pfedsam.experiment.load import load_options
-    from pfedsam.report.tables import run_table
+    from pfedsam.report.tables import run_tables
 
     options = load_options(config, overrides or [])
     with event_bars() as tell:
         summary = run(options, out, resume=resume, progress=tell)
-    OUT.print(run_table(summary))
+    for table in run_tables(summary):
+        OUT.print(table)
     OUT.print(f"Report: {out / 'report.html'}")
 
 

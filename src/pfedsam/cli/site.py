@@ -62,7 +62,7 @@ def init_command(
     from pfedsam.deploy.site_service import WORKSPACE
     from pfedsam.engine.site_options import CONFIG, SiteOptions
     from pfedsam.experiment.load import validate
-    from pfedsam.model.checkpoint import backbone_file
+    from pfedsam.model.backbones.checkpoint import backbone_file
 
     said = {
         "name": "unnamed",  # until the kit is opened

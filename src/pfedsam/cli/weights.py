@@ -22,7 +22,7 @@ app = typer.Typer(
 @app.command("list")
 def list_weights() -> None:
     """Show what can be used as a backbone: what ships with pFedSAM, and the official files with their SHA-256."""
-    from pfedsam.model.checkpoint import shipped_names
+    from pfedsam.model.backbones.checkpoint import shipped_names
 
     OUT.print(f"Shipped, use by name: {', '.join(shipped_names()) or 'none is installed'}")
     table = Table("name", "file", "MB", "fetch", title="Official files")
@@ -51,7 +51,7 @@ def fetch(
     is verified and not fetched again.
     """
     if "/" in name:
-        from pfedsam.model.checkpoint import find_on_hub
+        from pfedsam.model.backbones.checkpoint import find_on_hub
 
         find_on_hub(name, may_download=True)
         OUT.print(f"{name} is in the hub's cache on this machine. Use its name as the backbone.", soft_wrap=True)

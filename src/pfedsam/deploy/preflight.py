@@ -26,7 +26,7 @@ from pfedsam.engine.site_options import SiteOptions, read_site_options
 from pfedsam.experiment.build import build_model, build_study
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.site_policy import SitePolicy
-from pfedsam.model.checkpoint import backbone_file
+from pfedsam.model.backbones.checkpoint import backbone_file
 
 _TIMEOUT_S: Final = 5.0
 _SOON: Final = timedelta(days=14)

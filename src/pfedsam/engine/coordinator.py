@@ -33,7 +33,7 @@ from pfedsam.federation.messages import REFUSALS, Reply, Request, in_words, repl
 from pfedsam.federation.server import ServerState, aggregate
 from pfedsam.federation.update import Update, decode, label
 from pfedsam.report.records import RecordWriter, read_records
-from pfedsam.report.summary_file import Communication
+from pfedsam.report.summary_file import Communication, PartSizes
 
 _LOG = get_logger(__name__)
 T = TypeVar("T")
@@ -282,7 +282,8 @@ class StudyRun:
         if not summaries:
             raise QuorumError("no site sent its test scores in time; submit the study again to score once more.")
         self.folder.export_adapter(self.state, self.options)
-        write_end(self.folder.path, self.options, by_model(summaries), self._communication(), seconds)
+        sizes = {site: PartSizes(train=cases) for site, cases in self.registered.items()}
+        write_end(self.folder.path, self.options, by_model(summaries), sizes, self._communication(), seconds)
         self._tell("finished")
 
     def _communication(self) -> Communication:

@@ -5,7 +5,7 @@ from pathlib import Path
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.experiment.build import BuiltModel, build_method
 from pfedsam.experiment.options import RunOptions
-from pfedsam.model.lora import save_adapter
+from pfedsam.model.components.lora import save_adapter
 
 
 def export_adapter(folder: Path, options: RunOptions, built: BuiltModel, shared: NamedTensors) -> None:

@@ -21,7 +21,7 @@ from pfedsam.data.intensity import RANGE, IntensityRange, training_range, write_
 from pfedsam.data.manifest import Site
 from pfedsam.data.split import read_split, write_split
 from pfedsam.engine.export import export_adapter
-from pfedsam.engine.run_end import summarize_models, write_end
+from pfedsam.engine.run_end import part_sizes, summarize_models, write_end
 from pfedsam.engine.server_files import (
     SERVER,
     load_state,
@@ -207,7 +207,8 @@ class _Run:
         finally:
             workers.close()
         export_adapter((self.folder / SERVER).parent, self.options, self.built, self.state.shared)
-        return write_end(self.folder, self.options, summarize_models(scores), self._communication(), self.seconds)
+        models, sizes = summarize_models(scores), part_sizes(self.sites)
+        return write_end(self.folder, self.options, models, sizes, self._communication(), self.seconds)
 
     def _rounds(self, workers: Workers, records: RecordWriter) -> None:
         rounds = self.options.training.rounds

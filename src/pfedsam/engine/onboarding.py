@@ -26,7 +26,7 @@ from pfedsam.data.manifest import Site
 from pfedsam.data.split import write_split
 from pfedsam.engine.in_process import study_id
 from pfedsam.engine.model_selection import Parameters
-from pfedsam.engine.run_end import write_end
+from pfedsam.engine.run_end import part_sizes, write_end
 from pfedsam.engine.run_folder import OpenRun
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.site_session import SiteScorer
@@ -295,7 +295,8 @@ def _finish(work: _Work, scores: Mapping[str, list[CaseScores]], used: str) -> N
     if used != NOTHING:
         models["personal"] = {work.site.name: summarize_site(scores[used])}
     nothing_sent = Communication(up_bytes_per_site_round=0, down_bytes_per_site_round=0, by_component={})
-    write_end(work.out, work.options, models, nothing_sent, {"total": round(time.monotonic() - work.started, 1)})
+    seconds = {"total": round(time.monotonic() - work.started, 1)}
+    write_end(work.out, work.options, models, part_sizes({work.site.name: work.site}), nothing_sent, seconds)
 
 
 def _measures(site: SiteSummary) -> dict[str, float | None]:

@@ -1,15 +1,24 @@
 """What every finished run leaves: `summary.json`, and `report.html` made from it."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
+from pfedsam.data.manifest import Site
 from pfedsam.evaluation.scores import CaseScores
 from pfedsam.evaluation.summary import SiteSummary, summarize_site
 from pfedsam.experiment.options import RunOptions
-from pfedsam.model.checkpoint import backbone_file
+from pfedsam.model.backbones.checkpoint import backbone_file
 from pfedsam.report.page import write_page
-from pfedsam.report.summary_file import Communication, Summary, build_summary, collect_versions, write_summary
+from pfedsam.report.summary_file import (
+    Communication,
+    PartSizes,
+    Summary,
+    build_summary,
+    collect_versions,
+    write_summary,
+)
 
 T = TypeVar("T")
 
@@ -30,10 +39,16 @@ def summarize_models(scores: Mapping[str, Mapping[str, list[CaseScores]]]) -> di
     )
 
 
+def part_sizes(sites: Mapping[str, Site]) -> dict[str, PartSizes]:
+    """How many cases each site trains and validates on."""
+    return {name: PartSizes(len(site.of("train")), len(site.of("val"))) for name, site in sites.items()}
+
+
 def write_end(
     folder: Path,
     options: RunOptions,
     models: Mapping[str, Mapping[str, SiteSummary]],
+    sizes: Mapping[str, PartSizes],
     communication: Communication,
     seconds: Mapping[str, float],
 ) -> Summary:
@@ -43,6 +58,7 @@ def write_end(
         folder: of the run; the report also reads its records, configuration and overlays.
         options: of the run.
         models: `personal`, `shared`, or both, with each site's scores.
+        sizes: of the sites' parts, where they are known.
         communication: bytes of a round.
         seconds: what took how long.
 
@@ -52,12 +68,14 @@ def write_end(
     """
     file = backbone_file(options.model.backbone)  # where it lies here is nobody else's business
     summary = build_summary(
+        date=datetime.now(UTC).date().isoformat(),
         method=options.method,
         backbone=file.name if file else options.model.backbone,
         seed=options.seed,
         rounds=options.training.rounds,
         personal=models.get("personal"),
         shared=models.get("shared"),
+        sizes=sizes,
         communication=communication,
         seconds=seconds,
         versions=collect_versions(),

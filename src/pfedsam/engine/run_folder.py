@@ -17,7 +17,7 @@ from pfedsam.data.manifest import Case
 from pfedsam.data.split import read_split
 from pfedsam.engine.in_process import Event
 from pfedsam.engine.model_selection import Parameters, models_of, site_models
-from pfedsam.engine.run_end import summarize_models, write_end
+from pfedsam.engine.run_end import part_sizes, summarize_models, write_end
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.site_session import SiteScorer
 from pfedsam.experiment.build import POOLED, BuiltModel, build_cache, build_images, build_model, read_sites
@@ -83,12 +83,13 @@ class OpenRun:
         sites = read_sites(self.options, masks_required=False)
         for done, (name, whole) in enumerate(sites.items(), start=1):
             folder = self.folder / "sites" / name
-            cases = read_split(folder / "split.json", whole, ("test",)).of("test")
+            sites[name] = read_split(folder / "split.json", whole, ("test",))
             scorer = SiteScorer(self.options, name, self.built, build_cache(self.options, self.built, None))
-            scores[name] = scorer.test(cases, models, self._in_use(name), folder)
+            scores[name] = scorer.test(sites[name].of("test"), models, self._in_use(name), folder)
             if progress:
                 progress(Event("test", done, len(sites), name))
-        return write_end(self.folder, self.options, summarize_models(scores), before.communication, before.seconds)
+        found, sizes = summarize_models(scores), part_sizes(sites)
+        return write_end(self.folder, self.options, found, sizes, before.communication, before.seconds)
 
     def _load_shared(self) -> tensors.NamedTensors:
         shared, _ = tensors.load(self.folder / SERVER)

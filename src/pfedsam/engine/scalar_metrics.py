@@ -5,13 +5,14 @@ The list is made from the configuration alone, before any site has said anything
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal
+from dataclasses import asdict
+from typing import Final
 
 from pfedsam.core.errors import UpdateError
 from pfedsam.engine.model_selection import Validation, allowed_drop, models_of
 from pfedsam.engine.site_session import RoundReport
 from pfedsam.evaluation.scores import MEASURES, ClassScores
-from pfedsam.evaluation.summary import ClassSummary, SiteSummary, SummaryUnit
+from pfedsam.evaluation.summary import ClassSummary, Occurrence, SiteSummary, SummaryUnit, SummaryVolumeUnit, Units
 from pfedsam.experiment.build import BuiltModel, build_labels, build_method
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import Task
@@ -26,6 +27,13 @@ _ROUNDING: Final = 1e-6
 _LARGEST_DISTANCE: Final = 1e9
 _LARGEST_LOSS: Final = 1e38
 _UNITS: Final[tuple[SummaryUnit, ...]] = ("mm", "px", "mixed")
+_VOLUME_UNITS: Final[tuple[SummaryVolumeUnit, ...]] = ("ml", "mm2", "px", "mixed")
+_COUNTS: Final = ("present", "missed", "extra", "absent")
+"""The fields of `Occurrence`."""
+_COUNTS_OF_CASES: Final = frozenset({*_COUNTS, *(f"undefined_{measure}" for measure in MEASURES)})
+_ALWAYS_THERE: Final = frozenset({"cases", "unit", *(f"undefined_{measure}" for measure in MEASURES)})
+_SHARES: Final = frozenset({"dice", "iou", "surface_dice", "sensitivity", "precision"})
+_DISTANCES: Final = frozenset({"hd95", "assd"})
 
 
 def allowed_metrics(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[str, ...]]:
@@ -33,9 +41,7 @@ def allowed_metrics(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[
     method, training = build_method(options), options.training
     models = tuple(models_of(options, built))
     classes = build_labels(options).names
-    experts = options.model.experts.count if options.model.experts and "experts" in built.partition.components else 0
-    depth = len(built.model.sam.vision_encoder.layers)
-    usage = [f"usage.{block}.{e}" for block in range(built.model.first_adapted, depth) for e in range(experts)]
+    usage = [f"usage.{block}.{e}" for block, experts in built.model.routers().items() for e in range(experts)]
     losses = dict.fromkeys(f"loss.{phase.name}.{part}" for phase in method.round_phases(training) for part in _LOSSES)
     final = [f"loss.{phase.name}.{part}" for phase in method.final(training) for part in _LOSSES]
     test = [name for model in models for name in _score_names(f"test.{model}", classes)]
@@ -60,38 +66,33 @@ def check_values(scalar_metrics: ScalarMetrics) -> None:
         UpdateError: naming the metric and what it may be.
     """
     for name, value in scalar_metrics.items():
-        low, high, kind = _allowed_range(name)
-        if value is None and kind == "measure":
+        low, high, whole = _allowed_range(name)
+        if value is None and name.split(".")[-1] not in _ALWAYS_THERE:
             continue
-        if value is None or not low <= value <= high or (kind == "count" and value != int(value)):
-            whole = "whole numbers" if kind == "count" else "values"
+        if value is None or not low <= value <= high or (whole and value != int(value)):
+            kind = "whole numbers" if whole else "values"
             raise UpdateError(
-                f"its reply gives {name} a value that it cannot have; allowed are {whole} from {low:g} to {high:g}."
+                f"its reply gives {name} a value that it cannot have; allowed are {kind} from {low:g} to {high:g}."
             )
     for name, value in scalar_metrics.items():
         cases = scalar_metrics.get(".".join([*name.split(".")[:2], "cases"]))
-        if ".class." in name and _is_count_of_cases(name) and (value or 0) > (cases or 0):
+        if ".class." in name and name.split(".")[-1] in _COUNTS_OF_CASES and (value or 0) > (cases or 0):
             raise UpdateError(f"its reply gives {name} a value above its number of test cases.")
 
 
-def _allowed_range(name: str) -> tuple[float, float, Literal["count", "measure"]]:
-    """The least and the largest value of a metric, and whether it counts something or may be undefined."""
+def _allowed_range(name: str) -> tuple[float, float, bool]:
+    """The least and the largest value of a metric, and whether it is a whole number."""
     group, last = name.split(".")[0], name.split(".")[-1]
-    if _is_count_of_cases(name) or last == "cases":
-        return 0, MAX_CASES, "count"
-    if name == _KEPT:
-        return 0, MAX_ROUND, "count"
-    if name == _PLAIN:
-        return 0, 1, "count"
-    if last == "unit":
-        return 0, len(_UNITS) - 1, "count"
-    if group in ("dice", "usage") or last in ("dice", "iou"):
-        return 0, 1 + _ROUNDING, "measure"
-    return (0, _LARGEST_DISTANCE, "measure") if group == "test" else (-_LARGEST_LOSS, _LARGEST_LOSS, "measure")
-
-
-def _is_count_of_cases(name: str) -> bool:
-    return name.split(".")[-1].startswith(("undefined_", "missed"))
+    if last in {*_COUNTS_OF_CASES, "cases", "patients"}:
+        return 0, MAX_CASES, True
+    wholes = {_KEPT: MAX_ROUND, _PLAIN: 1, "unit": len(_UNITS) - 1, "volume_unit": len(_VOLUME_UNITS) - 1}
+    if last in wholes:
+        return 0, wholes[last], True
+    if group in ("dice", "usage") or last in _SHARES:
+        return 0, 1 + _ROUNDING, False
+    if last in _DISTANCES:
+        return 0, _LARGEST_DISTANCE, False
+    return -_LARGEST_LOSS, _LARGEST_LOSS, False
 
 
 def from_report(report: RoundReport) -> dict[str, float | None]:
@@ -138,40 +139,61 @@ def to_validation(scalar_metrics: ScalarMetrics, names: Sequence[str]) -> Valida
     return Validation(dice, None if kept is None else max(0, int(kept)), bool(scalar_metrics.get(_PLAIN)))
 
 
-def from_summaries(summaries: Mapping[str, SiteSummary]) -> dict[str, float | None]:
-    """What a site reached in the test, by reported model, as numbers by name; no case is told apart in them."""
-    scalar_metrics: dict[str, float | None] = {}
+def from_summaries(summaries: Mapping[str, SiteSummary], names: Sequence[str]) -> dict[str, float | None]:
+    """What a site reached in the test, by reported model, as numbers by name; no case is told apart in them.
+
+    None but those that are allowed, which an older study may have fewer of.
+    """
+    found: dict[str, float | None] = {}
     for model, summary in summaries.items():
         prefix = f"test.{model}"
-        scalar_metrics[f"{prefix}.cases"] = summary.cases
-        scalar_metrics[f"{prefix}.unit"] = _UNITS.index(summary.unit)
-        scalar_metrics |= _scores(f"{prefix}.mean", summary.mean, summary.undefined)
-        for name, found in summary.classes.items():
-            scalar_metrics |= _scores(f"{prefix}.class.{name}", found.mean, found.undefined)
-    return scalar_metrics
+        found[f"{prefix}.cases"] = summary.cases
+        found[f"{prefix}.patients"] = summary.patients
+        found[f"{prefix}.unit"] = _UNITS.index(summary.units.distance)
+        found[f"{prefix}.volume_unit"] = _VOLUME_UNITS.index(summary.units.volume)
+        found |= _scores(f"{prefix}.mean", summary.mean, summary.undefined)
+        for name, one in summary.classes.items():
+            found |= _scores(f"{prefix}.class.{name}", one.mean, one.undefined)
+            counts = {} if one.occurrence is None else asdict(one.occurrence)
+            found |= {f"{prefix}.class.{name}.{kind}": counts.get(kind) for kind in _COUNTS}
+    return {name: value for name, value in found.items() if name in names}
 
 
 def to_summaries(scalar_metrics: ScalarMetrics, classes: tuple[str, ...]) -> dict[str, SiteSummary]:
-    """The summaries in numbers; the inverse of `from_summaries`."""
+    """The summaries in numbers; the inverse of `from_summaries`. What an older site does not send is not known."""
     models = dict.fromkeys(name.split(".")[1] for name in scalar_metrics)
     return {model: _summary(scalar_metrics, f"test.{model}", classes) for model in models}
 
 
 def _summary(scalar_metrics: ScalarMetrics, prefix: str, classes: tuple[str, ...]) -> SiteSummary:
     mean, undefined = _read(scalar_metrics, f"{prefix}.mean")
+    volume = _count(scalar_metrics, f"{prefix}.volume_unit")
     return SiteSummary(
-        cases=int(scalar_metrics[f"{prefix}.cases"] or 0),
-        unit=_UNITS[int(scalar_metrics[f"{prefix}.unit"] or 0)],
+        cases=_count(scalar_metrics, f"{prefix}.cases") or 0,
+        patients=_count(scalar_metrics, f"{prefix}.patients"),
+        units=Units(
+            _UNITS[_count(scalar_metrics, f"{prefix}.unit") or 0],
+            "mixed" if volume is None else _VOLUME_UNITS[volume],
+        ),
         mean=mean,
-        classes={name: ClassSummary(*_read(scalar_metrics, f"{prefix}.class.{name}")) for name in classes},
+        classes={name: _class_summary(scalar_metrics, f"{prefix}.class.{name}") for name in classes},
         undefined=undefined,
     )
 
 
+def _class_summary(scalar_metrics: ScalarMetrics, prefix: str) -> ClassSummary:
+    mean, undefined = _read(scalar_metrics, prefix)
+    counts = [_count(scalar_metrics, f"{prefix}.{kind}") for kind in _COUNTS]
+    known = [count for count in counts if count is not None]
+    return ClassSummary(mean, undefined, Occurrence(*known) if len(known) == len(counts) else None)
+
+
 def _score_names(prefix: str, classes: tuple[str, ...]) -> list[str]:
-    groups = [f"{prefix}.mean", *(f"{prefix}.class.{name}" for name in classes)]
+    by_class = [f"{prefix}.class.{name}" for name in classes]
+    groups = [f"{prefix}.mean", *by_class]
     measures = [f"{group}.{part}" for group in groups for m in MEASURES for part in (m, f"undefined_{m}")]
-    return [f"{prefix}.cases", f"{prefix}.unit", *measures]
+    counts = [f"{group}.{kind}" for group in by_class for kind in _COUNTS]
+    return [*(f"{prefix}.{what}" for what in ("cases", "patients", "unit", "volume_unit")), *measures, *counts]
 
 
 def _scores(prefix: str, mean: ClassScores, undefined: Mapping[str, int]) -> dict[str, float | None]:
@@ -180,5 +202,11 @@ def _scores(prefix: str, mean: ClassScores, undefined: Mapping[str, int]) -> dic
 
 
 def _read(scalar_metrics: ScalarMetrics, prefix: str) -> tuple[ClassScores, dict[str, int]]:
-    scores = ClassScores(**{m: scalar_metrics[f"{prefix}.{m}"] for m in MEASURES})
-    return scores, {m: int(scalar_metrics[f"{prefix}.undefined_{m}"] or 0) for m in MEASURES}
+    scores = ClassScores(**{m: scalar_metrics.get(f"{prefix}.{m}") for m in MEASURES})
+    return scores, {m: _count(scalar_metrics, f"{prefix}.undefined_{m}") or 0 for m in MEASURES}
+
+
+def _count(scalar_metrics: ScalarMetrics, name: str) -> int | None:
+    """A whole number; None where it was not sent or is not defined."""
+    value = scalar_metrics.get(name)
+    return None if value is None else int(value)

@@ -193,7 +193,8 @@ class SiteAgent:
         uses = {"model": used.model(next(iter(models.values())))}
         for kind, name in MODEL_FILES.items():
             tensors.save(folder / name, getattr(used, kind) or NOTHING, uses)
-        return from_summaries({name: summarize_site(found) for name, found in scores.items()})
+        summaries = {name: summarize_site(found) for name, found in scores.items()}
+        return from_summaries(summaries, study.manifest.scalar_metrics["test"])
 
     def _reply(self, request: Request, numbers: dict[str, float | None]) -> Reply:
         return Reply(request.task, request.study, request.round, numbers)

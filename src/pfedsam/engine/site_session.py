@@ -4,7 +4,7 @@ Every runtime (in process, several processes, several machines) drives these sam
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pfedsam.data.loader import Example, load_image, load_truth
 from pfedsam.data.manifest import Case
 from pfedsam.engine.model_selection import Parameters, SiteModels, Validation
 from pfedsam.evaluation.predict import Forward
-from pfedsam.evaluation.scores import CaseScores, ClassScores, score_case
+from pfedsam.evaluation.scores import CaseScores, score_case
 from pfedsam.evaluation.summary import summarize_site
 from pfedsam.experiment.build import (
     BuiltModel,
@@ -152,7 +152,7 @@ class SiteSession:
         )
 
     def _usage(self, result: ClientResult) -> dict[str, list[float]]:
-        if "experts" not in self.built.partition.components:
+        if not self.built.model.routers():
             return {}
         assign(self.built.model, result.state.local, self.built.partition.local)
         return expert_usage(self.built.model, self.data)
@@ -217,7 +217,7 @@ class SiteScorer:
             scores[reported], overlays = self._score(cases, model, parameters, distances=True, draw=number == 0)
             if number == 0:
                 write_overlays(folder / "overlays", overlays)
-        atomic.write_json(folder / "scores.json", {"schema": 1, "models": _plain(scores)})
+        atomic.write_json(folder / "scores.json", {"schema": 2, "models": _plain(scores)})
         return scores
 
     def predict(self, examples: list[Example], model: Model, parameters: Parameters) -> list[Any]:
@@ -251,31 +251,36 @@ class SiteScorer:
             case = example.case
             truth = load_truth(case, self._labels, max_megapixels=self.options.data.image.max_megapixels)
             scored = score_case(
-                case.id, found, truth, class_names=self._labels.names, spacing_mm=case.spacing_mm, distances=distances
+                case.id,
+                found,
+                truth,
+                class_names=self._labels.names,
+                spacing_mm=case.spacing_mm,
+                patient=case.patient,
+                lesions=self.options.evaluation.lesions,
+                surface_tolerance=self.options.evaluation.surface_tolerance,
+                distances=distances,
             )
             scores.append(scored)
             if draw:
-                overlays.append(
-                    OverlayItem(load_image(case, self.options.data.image), truth, found, _mean_dice(scored))
-                )
+                overlays.append(OverlayItem(load_image(case, self.options.data.image), truth, found, scored.dice))
         return scores, overlays
 
 
-def _mean_dice(scores: CaseScores) -> float | None:
-    defined = [s.dice for s in scores.classes.values() if s.dice is not None]
-    return sum(defined) / len(defined) if defined else None
-
-
 def _plain(scores: Mapping[str, list[CaseScores]]) -> dict[str, list[dict[str, Any]]]:
+    """The content of `scores.json` by reported model; it names cases and patients and stays at the site."""
     return {
         model: [
-            {"case": case.case, "unit": case.unit, "classes": {name: vars_of(s) for name, s in case.classes.items()}}
+            {
+                "case": case.case,
+                "patient": case.patient,
+                "unit": case.unit,
+                "volume_unit": case.volume_unit,
+                "classes": {
+                    name: {**asdict(found), "presence": case.presence[name]} for name, found in case.classes.items()
+                },
+            }
             for case in cases
         ]
         for model, cases in scores.items()
     }
-
-
-def vars_of(scores: ClassScores) -> dict[str, float | None]:
-    """The four measures by name."""
-    return {"dice": scores.dice, "iou": scores.iou, "hd95": scores.hd95, "assd": scores.assd}

@@ -24,7 +24,7 @@ from pfedsam.experiment.load import dump_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, largest_change, shared_tensors, write_manifest
 from pfedsam.federation.server import ServerState
-from pfedsam.model.checkpoint import backbone_file
+from pfedsam.model.backbones.checkpoint import backbone_file
 from pfedsam.report.records import RecordWriter
 
 T = TypeVar("T", bound=Options)

@@ -2,21 +2,70 @@
 
 Order of the means (docs/evidence.md): over the cases of a site for each class, over the classes, then over the sites.
 Undefined measures are left out of a mean and counted; a mean of nothing is None. Distances in mm and in pixels are
-never averaged together: where both occur the unit is "mixed" and the mean distance None.
+never averaged together: where both occur the unit is "mixed" and the mean distance None; the same holds for volumes.
+
+HD95 and ASSD are means over the cases in which a class was found, so that they look good where it is missed. `Occurrence` therefore
+stands beside them: in how many cases the class is present, and in how many of these it was missed.
 """
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, TypeVar
 
 from pfedsam.core.errors import DataError
-from pfedsam.evaluation.scores import MEASURES, CaseScores, ClassScores, Unit
+from pfedsam.evaluation.scores import MEASURES, CaseScores, ClassScores, Presence, Unit, VolumeUnit
 
 SummaryUnit: TypeAlias = Unit | Literal["mixed"]
 """The unit of a mean distance; "mixed" where there is none."""
 
-_DISTANCES = frozenset({"hd95", "assd"})
+SummaryVolumeUnit: TypeAlias = VolumeUnit | Literal["mixed"]
+"""The unit of a mean volume difference; "mixed" where there is none."""
+
+U = TypeVar("U", bound=str)
+_DISTANCES: Final = frozenset({"hd95", "assd"})
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of the means of a site or of all sites."""
+
+    distance: SummaryUnit
+    volume: SummaryVolumeUnit
+
+    def allow(self, measure: str) -> bool:
+        """Whether values of this measure have one unit and may be averaged."""
+        if measure == "volume_difference":
+            return self.volume != "mixed"
+        return self.distance != "mixed" or measure not in _DISTANCES
+
+
+@dataclass(frozen=True)
+class Occurrence:
+    """In how many cases a class is where; the four kinds of `Presence` add up to all cases."""
+
+    present: int
+    """Cases whose truth holds the class."""
+    missed: int
+    """Of these, cases whose prediction holds none of it: HD95 and ASSD are undefined because one mask is empty."""
+    extra: int
+    """Cases whose prediction holds the class and whose truth does not: undefined because one mask is empty, too."""
+    absent: int
+    """Cases in which neither holds the class: every measure is undefined because both masks are empty."""
+
+    @classmethod
+    def of(cls, presences: Sequence[Presence]) -> "Occurrence":
+        """The counts over cases."""
+        missed = presences.count("missed")
+        return cls(presences.count("both") + missed, missed, presences.count("extra"), presences.count("absent"))
+
+    def __add__(self, other: "Occurrence") -> "Occurrence":
+        return Occurrence(
+            self.present + other.present,
+            self.missed + other.missed,
+            self.extra + other.extra,
+            self.absent + other.absent,
+        )
 
 
 @dataclass(frozen=True)
@@ -25,6 +74,8 @@ class ClassSummary:
 
     mean: ClassScores
     undefined: dict[str, int]
+    occurrence: Occurrence | None
+    """None where a site of an older version did not count it."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +86,9 @@ class SiteSummary:
     """
 
     cases: int
-    unit: SummaryUnit
+    patients: int | None
+    """None where a site of an older version did not count them."""
+    units: Units
     mean: ClassScores
     classes: dict[str, ClassSummary]
     undefined: dict[str, int]
@@ -61,12 +114,13 @@ def summarize_site(scores: Sequence[CaseScores]) -> SiteSummary:
     names = list(scores[0].classes)
     if any(list(case.classes) != names for case in scores):
         raise DataError(f"the cases of one site were scored for different classes; all must be scored for {names}.")
-    unit = _common_unit(case.unit for case in scores)
-    classes = {name: _summarize_class([case.classes[name] for case in scores], unit) for name in names}
+    units = Units(_common(case.unit for case in scores), _common(case.volume_unit for case in scores))
+    classes = {name: _summarize_class(scores, name, units) for name in names}
     return SiteSummary(
         cases=len(scores),
-        unit=unit,
-        mean=_mean_of([entry.mean for entry in classes.values()], unit),
+        patients=len({case.patient for case in scores}),
+        units=units,
+        mean=_mean_of([entry.mean for entry in classes.values()], units),
         classes=classes,
         undefined=_sum_counts(entry.undefined for entry in classes.values()),
     )
@@ -84,16 +138,17 @@ def summarize_sites(sites: Mapping[str, SiteSummary]) -> FederationSummary:
     names = list(every[0].classes)
     if any(list(site.classes) != names for site in every):
         raise DataError(f"the sites were scored for different classes; all must be scored for {names}.")
-    unit = _common_unit(site.unit for site in every)
+    units = Units(_common(site.units.distance for site in every), _common(site.units.volume for site in every))
     means = [site.mean for site in every]
     mean = SiteSummary(
         cases=sum(site.cases for site in every),
-        unit=unit,
-        mean=_mean_of(means, unit),
-        classes={name: _summarize_classes([site.classes[name] for site in every], unit) for name in names},
+        patients=_sum_known([site.patients for site in every]),
+        units=units,
+        mean=_mean_of(means, units),
+        classes={name: _summarize_classes([site.classes[name] for site in every], units) for name in names},
         undefined=_sum_counts(site.undefined for site in every),
     )
-    spread = ClassScores(**{name: _spread(_column(means, name, unit)) for name in MEASURES})
+    spread = ClassScores(**{name: _spread(_column(means, name, units)) for name in MEASURES})
     return FederationSummary(mean, spread, worst_site({name: site.mean.dice for name, site in sites.items()}))
 
 
@@ -103,16 +158,20 @@ def worst_site(dice: Mapping[str, float | None]) -> str | None:
     return min(known)[1] if known else None
 
 
-def _summarize_class(scores: Sequence[ClassScores], unit: SummaryUnit) -> ClassSummary:
+def _summarize_class(cases: Sequence[CaseScores], name: str, units: Units) -> ClassSummary:
     """The mean over cases of one class; `undefined` counts the cases' own None, whatever the unit."""
-    undefined = {name: sum(getattr(one, name) is None for one in scores) for name in MEASURES}
-    return ClassSummary(mean=_mean_of(scores, unit), undefined=undefined)
+    scores = [case.classes[name] for case in cases]
+    undefined = {measure: sum(getattr(one, measure) is None for one in scores) for measure in MEASURES}
+    return ClassSummary(_mean_of(scores, units), undefined, Occurrence.of([case.presence[name] for case in cases]))
 
 
-def _summarize_classes(classes: Sequence[ClassSummary], unit: SummaryUnit) -> ClassSummary:
+def _summarize_classes(classes: Sequence[ClassSummary], units: Units) -> ClassSummary:
     """The mean over sites of one class."""
+    counted = [one.occurrence for one in classes if one.occurrence is not None]
     return ClassSummary(
-        mean=_mean_of([one.mean for one in classes], unit), undefined=_sum_counts(one.undefined for one in classes)
+        mean=_mean_of([one.mean for one in classes], units),
+        undefined=_sum_counts(one.undefined for one in classes),
+        occurrence=sum(counted, Occurrence(0, 0, 0, 0)) if len(counted) == len(classes) else None,
     )
 
 
@@ -122,14 +181,20 @@ def _sum_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return {name: sum(row[name] for row in rows) for name in MEASURES}
 
 
-def _mean_of(rows: Sequence[ClassScores], unit: SummaryUnit) -> ClassScores:
+def _sum_known(numbers: Sequence[int | None]) -> int | None:
+    """The sum; None where one of the numbers is not known."""
+    known = [number for number in numbers if number is not None]
+    return sum(known) if len(known) == len(numbers) else None
+
+
+def _mean_of(rows: Sequence[ClassScores], units: Units) -> ClassScores:
     """The mean of each measure over the rows that have it."""
-    return ClassScores(**{name: _mean(_column(rows, name, unit)) for name in MEASURES})
+    return ClassScores(**{name: _mean(_column(rows, name, units)) for name in MEASURES})
 
 
-def _column(rows: Sequence[ClassScores], measure: str, unit: SummaryUnit) -> list[float]:
-    """The defined values of one measure; none for a distance in mixed units."""
-    if unit == "mixed" and measure in _DISTANCES:
+def _column(rows: Sequence[ClassScores], measure: str, units: Units) -> list[float]:
+    """The defined values of one measure; none for a distance or a volume in mixed units."""
+    if not units.allow(measure):
         return []
     return [value for row in rows if (value := getattr(row, measure)) is not None]
 
@@ -144,7 +209,7 @@ def _spread(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def _common_unit(units: Iterable[SummaryUnit]) -> SummaryUnit:
+def _common(units: Iterable[U]) -> U | Literal["mixed"]:
     """The one unit of all, or "mixed"."""
     distinct = set(units)
     return distinct.pop() if len(distinct) == 1 else "mixed"

@@ -25,11 +25,11 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.codec import Codec
 from pfedsam.federation.methods import find_method
 from pfedsam.federation.methods.base import Method
-from pfedsam.model.backbone import backbone_digest
-from pfedsam.model.checkpoint import load_backbone
+from pfedsam.model.backbones.checkpoint import load_backbone
+from pfedsam.model.build import build_personal
 from pfedsam.model.numerics import CPU
 from pfedsam.model.partition import Kind, Partition
-from pfedsam.model.personal import SWITCHED, PersonalSam
+from pfedsam.model.personal import PersonalSam
 from pfedsam.model.prefix import PrefixCache, PrefixOptions
 from pfedsam.training.site_data import SiteData
 
@@ -37,8 +37,6 @@ Predict: TypeAlias = Callable[[Forward, Sequence[Example]], Iterator[tuple[Examp
 """A forward function and what `build_images` gives, to each image with its class map at native size."""
 POOLED = "pooled"
 """The one training site of a pooled method."""
-_OPTIONAL = (SWITCHED - {"personal_output_layers"}) | {"adapters", "encoder"}
-"""Components that are there because an option asks for them."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,8 @@ class BuiltModel:
     def has_shared_model(self) -> bool:
         """Whether the model without its local part is one for the whole federation: all that is local can be switched off."""
         local = set(self.partition.local)
-        fixed = [c for c, names in self.partition.components.items() if c not in SWITCHED and local & set(names)]
+        switched = self.model.groups(lambda part: part.local_only)
+        fixed = [c for c, names in self.partition.components.items() if c not in switched and local & set(names)]
         return bool(self.partition.shared) and not fixed
 
     def start(self, kind: Kind) -> dict[str, Tensor]:
@@ -152,12 +151,12 @@ def build_model(options: RunOptions, device: torch.device = CPU, *, may_download
     """
     method = build_method(options)
     model_options = method.adapt(options.model)
-    sam = load_backbone(model_options.backbone, image_size=model_options.image_size, may_download=may_download)
-    digest = backbone_digest(sam)
+    backbone = load_backbone(model_options.backbone, image_size=model_options.image_size, may_download=may_download)
+    digest = backbone.hash
     classes = len(build_labels(options).names)
-    model = PersonalSam(sam, model_options, classes, rng.generator(options.seed, "model"), device)
+    model = build_personal(backbone, model_options, classes, rng.generator(options.seed, "model"), device)
     placement = method.placement(model_options)
-    idle = sorted((set(model.components()) & _OPTIONAL) - set(placement))
+    idle = sorted(model.groups(lambda part: part.addition) - set(placement))
     if idle:
         raise OptionError(f"The method {method.name} does not train {', '.join(idle)}: leave out what switches it on.")
     partition = Partition.of(model, model.components(), placement)

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pfedsam.core.errors import OptionError
 from pfedsam.core.yaml_files import parse_yaml, read_mapping
 from pfedsam.experiment.options import RunOptions
-from pfedsam.model.checkpoint import backbone_file
+from pfedsam.model.backbones.checkpoint import backbone_file
 
 
 def load_options(path: Path, overrides: Sequence[str] = ()) -> RunOptions:

@@ -2,16 +2,17 @@
 
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pfedsam.core.options import Device, Options
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.split import SplitOptions
 from pfedsam.data.tiling import TilingOptions
 from pfedsam.data.transforms import AugmentOptions
+from pfedsam.evaluation.scores import SURFACE_TOLERANCE
 from pfedsam.federation.codec import CommunicationOptions
 from pfedsam.federation.methods import METHODS, find_method
-from pfedsam.model.personal import ModelOptions
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.prefix import PrefixOptions
 from pfedsam.training.options import TrainingOptions
 
@@ -62,6 +63,16 @@ class EvaluationOptions(Options):
         description="A site uses the shared model where that does better than its personal one on its validation part.",
     )
     batch_size: int = Field(default=4, ge=1, description="Images per forward pass when predicting.")
+    surface_tolerance: float = Field(
+        default=SURFACE_TOLERANCE,
+        ge=0,
+        allow_inf_nan=False,
+        description="Distance within which two surfaces agree (NSD): mm where the spacing is known, else pixels.",
+    )
+    lesions: list[str] = Field(
+        default=[],
+        description="Classes whose connected components are lesions: the share of lesions that were found is scored, too.",
+    )
 
 
 class RuntimeOptions(Options):
@@ -109,3 +120,12 @@ class RunOptions(Options):
         if method not in METHODS:
             raise ValueError(f"there is no method {method!r}; known: {', '.join(METHODS)}")
         return find_method(method).name
+
+    @model_validator(mode="after")
+    def _lesions_are_classes(self) -> "RunOptions":
+        unknown = sorted(set(self.evaluation.lesions) - set(self.data.classes))
+        if unknown:
+            raise ValueError(
+                f"evaluation.lesions names {', '.join(unknown)}; the classes are {', '.join(self.data.classes)}"
+            )
+        return self

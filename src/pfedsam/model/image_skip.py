@@ -8,7 +8,7 @@ standardised image, folded into the tokens' grid so that it is kept in the prefi
 import torch.nn.functional as F
 from torch import Tensor
 
-from pfedsam.model.backbone import standardise
+from pfedsam.model.backbones.base import standardise
 
 CELLS = 4
 """Values of a mask along a token's side."""

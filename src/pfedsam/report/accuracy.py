@@ -24,7 +24,8 @@ from pfedsam.evaluation.statistics import (
 from pfedsam.report.records import Record, read_records
 from pfedsam.report.summary_file import LOCAL_ONLY, Entry, Summary, read_summary
 
-_POINTS: Final = {"dice": 100.0, "iou": 100.0, "hd95": 1.0, "assd": 1.0}
+_POINTS: Final = {"dice": 100.0, "iou": 100.0, "nsd": 100.0, "lesion_recall": 100.0}
+"""Measures that are told in points of 100; the others keep their unit."""
 _NAMED: Final = {"gain_over_fedavg_lora": "fedavg", "gain_over_fedmsa": "fedmsa"}
 """Headline figure to the label that it is about."""
 
@@ -214,7 +215,7 @@ def _entry(summary: Summary, site: str) -> Entry | None:
 def _measures(entries: Iterable[Entry | None]) -> dict[str, dict[str, Any]]:
     rows = [entry for entry in entries if entry is not None]
     columns = {name: [v for row in rows if (v := getattr(row, name)) is not None] for name in MEASURES}
-    return {name: _spread([_POINTS[name] * v for v in values]) for name, values in columns.items()}
+    return {name: _spread([_POINTS.get(name, 1.0) * v for v in values]) for name, values in columns.items()}
 
 
 def _spread(values: list[float]) -> dict[str, Any]:

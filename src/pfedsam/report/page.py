@@ -21,7 +21,15 @@ from pfedsam.report.format import MISSING, format_bytes, format_count, format_ga
 from pfedsam.report.overlays import PREDICTION, TRUTH, read_overlays
 from pfedsam.report.records import Record, last_validation, read_records
 from pfedsam.report.summary_file import SiteEntry, Summary, read_summary, with_local_only
-from pfedsam.report.tables import dice_rows, distance_cells, heading_unit, undefined_note
+from pfedsam.report.tables import (
+    MISSED_NOTE,
+    dice_rows,
+    distance_cells,
+    heading_unit,
+    missed_cell,
+    undefined_note,
+    volume_cell,
+)
 
 # An absolute path, alone or as a value in YAML: its folders say where a site keeps its data.
 _ABSOLUTE_PATH: Final = re.compile(r"(?<![\w./\\~-])(?:~?/|[A-Za-z]:[\\/]|\\\\)[^\s'\",\]}]*")
@@ -94,6 +102,8 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
         unit=heading_unit(summary),
         class_names=list(summary.mean.in_use.classes) if summary.mean.in_use else [],
         note=undefined_note(summary),
+        missed_note=MISSED_NOTE,
+        has_lesions=any(e.lesion_recall is not None for site in summary.sites.values() if (e := site.in_use)),
         panels=_panels(summary, records, run_folder),
         losses=_losses(records),
         absences=_absences(records, summary.rounds),
@@ -138,9 +148,11 @@ def environment() -> Environment:
     environment.filters |= {"value": format_value, "gain": format_gain, "bytes": format_bytes, "time": format_seconds}
     environment.filters["counted"] = format_count
     environment.filters["last_part"] = _last_part
+    environment.filters["missed"] = missed_cell
     environment.globals |= {
         "MISSING": MISSING,
         "distance_cells": distance_cells,
+        "volume_cell": volume_cell,
         "phase_texts": _PHASES,
         "colors": {
             "personal": figures.PERSONAL,

@@ -1,22 +1,29 @@
 """`summary.json`: what a run ended with, as a public and versioned format.
 
-    {"schema": 1, "method", "backbone", "seed", "rounds",
-     "sites": {name: {"personal": ENTRY | null, "shared": ENTRY | null, "local_only": ENTRY | null}},
-     "mean": {"personal": ENTRY | null, "shared": ENTRY | null, "local_only": ENTRY | null},
+    {"schema": 2, "date", "method", "backbone", "seed", "rounds",
+     "sites": {name: {"train_cases", "val_cases", "personal": ENTRY | null, "shared": ENTRY | null, "local_only": ENTRY | null}},
+     "mean": {"train_cases", "val_cases", "personal": ENTRY | null, "shared": ENTRY | null, "local_only": ENTRY | null},
      "worst_site": name | null,
      "communication": {"up_bytes_per_site_round", "down_bytes_per_site_round", "by_component": {name: bytes}},
      "seconds": {what: seconds}, "versions": {package: version}}
 
-An ENTRY holds `dice, iou, hd95_mm, assd_mm, hd95_px, assd_px, unit, cases, classes, undefined`. A distance stands
-under the name of its unit and the other name is null, so that pixels are never read as millimetres. `null` is
-"undefined", and `undefined` counts the (case, class) pairs. A model that a method does not have is null: averaging has
-no personal model. `seconds` has "total", or "since resumed" for a run that was stopped. `local_only` is what the site reached
-alone, filled from another run's summary by `with_local_only`.
+An ENTRY holds `dice, iou, hd95_mm, assd_mm, hd95_px, assd_px, nsd, volume_difference_ml, volume_difference_mm2, volume_difference_px,
+lesion_recall, unit, volume_unit, cases, patients, classes, undefined, present, missed, extra, absent`. A distance or a volume stands
+under the name of its unit and the other names are null, so that pixels are never read as millimetres. `null` is "undefined", and
+`undefined` counts the (case, class) pairs. The reason stands apart: of the pairs whose truth holds the class (`present`) the prediction
+has nothing in `missed`; in `extra` pairs only the prediction holds it; in `absent` pairs neither does. A model that a method does not
+have is null: averaging has no personal model. `worst_site` is the one with the lowest Dice. `date` is the day of the test. `seconds` has
+"total", or "since resumed" for a run that was stopped. `local_only` is what the site reached alone, filled from another run's summary by
+`with_local_only`.
+
+Files of schema 1 are read, too. They lack `date`, `train_cases`, `val_cases`, `patients`, `nsd`, the volumes, `lesion_recall`, `present`,
+`missed`, `extra` and `absent`, which are then null: not known.
 """
 
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Final, Literal
@@ -26,9 +33,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pfedsam.core.atomic import write_json
 from pfedsam.core.errors import RunError, StoreError
 from pfedsam.evaluation.scores import ClassScores
-from pfedsam.evaluation.summary import SiteSummary, SummaryUnit, summarize_sites
+from pfedsam.evaluation.summary import (
+    Occurrence,
+    SiteSummary,
+    SummaryUnit,
+    SummaryVolumeUnit,
+    Units,
+    summarize_sites,
+)
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
+_READ: Final = (1, 2)
+"""The schemas that this version reads; what the first one lacks is null."""
 LOCAL_ONLY: Final = "local-only"
 """The baseline of every gain: a site that trains alone."""
 _PACKAGES: Final = ("pfedsam", "torch", "transformers", "peft", "monai", "numpy", "scipy")
@@ -41,7 +57,7 @@ class _Part(BaseModel):
 
 
 class Values(_Part):
-    """The measures of one model, distances under the name of their unit; None where undefined or in the other unit."""
+    """The measures of one model, distances and volumes under the name of their unit; None where undefined, in another unit or not known."""
 
     dice: float | None
     iou: float | None
@@ -49,8 +65,18 @@ class Values(_Part):
     assd_mm: float | None = None
     hd95_px: float | None = None
     assd_px: float | None = None
+    nsd: float | None = None
+    volume_difference_ml: float | None = None
+    volume_difference_mm2: float | None = None
+    volume_difference_px: float | None = None
+    lesion_recall: float | None = None
     unit: SummaryUnit
+    volume_unit: SummaryVolumeUnit | None = None
     undefined: dict[str, int]
+    present: int | None = None
+    missed: int | None = None
+    extra: int | None = None
+    absent: int | None = None
 
     @property
     def hd95(self) -> float | None:
@@ -62,17 +88,30 @@ class Values(_Part):
         """ASSD in `unit`."""
         return self.assd_mm if self.unit == "mm" else self.assd_px
 
+    @property
+    def volume_difference(self) -> float | None:
+        """The volume difference in `volume_unit`."""
+        by_unit = {
+            "ml": self.volume_difference_ml,
+            "mm2": self.volume_difference_mm2,
+            "px": self.volume_difference_px,
+        }
+        return by_unit.get(self.volume_unit or "")
+
 
 class Entry(Values):
-    """One model at one site, or its mean over sites (then `cases` is the number of all cases)."""
+    """One model at one site, or its mean over sites (then `cases` and `patients` are the numbers of all of them)."""
 
     cases: int
+    patients: int | None = None
     classes: dict[str, Values]
 
 
 class SiteEntry(_Part):
-    """The models of one site."""
+    """The models of one site, and how many cases they were trained and chosen on; None where that is not known."""
 
+    train_cases: int | None = None
+    val_cases: int | None = None
     personal: Entry | None = None
     shared: Entry | None = None
     local_only: Entry | None = None
@@ -101,7 +140,8 @@ class Communication(_Part):
 class Summary(_Part):
     """The content of `summary.json`."""
 
-    schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal[2] = Field(default=SCHEMA, alias="schema")
+    date: str | None = None
     method: str
     backbone: str
     seed: int
@@ -114,19 +154,31 @@ class Summary(_Part):
     versions: dict[str, str]
 
 
+@dataclass(frozen=True)
+class PartSizes:
+    """How many cases of a site are in its training and its validation part; None where that is not known."""
+
+    train: int | None = None
+    val: int | None = None
+
+
 def build_summary(
     *,
+    date: str,
     method: str,
     backbone: str,
     seed: int,
     rounds: int,
     personal: Mapping[str, SiteSummary] | None,
     shared: Mapping[str, SiteSummary] | None,
+    sizes: Mapping[str, PartSizes],
     communication: Communication,
     seconds: Mapping[str, float],
     versions: Mapping[str, str],
 ) -> Summary:
     """The summary of a run from the scores of its models by site; a model that the method does not have is None.
+
+    `sizes` may lack sites, whose parts are then not known. `date` is the day of the test, as 2026-11-28.
 
     Raises:
         RunError: there is no model, or the two were not scored at the same sites.
@@ -136,18 +188,23 @@ def build_summary(
         raise RunError(f"method {method!r}: the personal and the shared model must be scored at the same sites.")
     entries = {
         name: SiteEntry(
+            train_cases=sizes.get(name, PartSizes()).train,
+            val_cases=sizes.get(name, PartSizes()).val,
             personal=_entry(personal[name]) if personal else None,
             shared=_entry(shared[name]) if shared else None,
         )
         for name in sorted(scored[0])
     }
     return Summary(
+        date=date,
         method=method,
         backbone=backbone,
         seed=seed,
         rounds=rounds,
         sites=entries,
         mean=SiteEntry(
+            train_cases=_sum_known([site.train_cases for site in entries.values()]),
+            val_cases=_sum_known([site.val_cases for site in entries.values()]),
             personal=_entry(summarize_sites(personal).mean) if personal else None,
             shared=_entry(summarize_sites(shared).mean) if shared else None,
         ),
@@ -218,17 +275,17 @@ def read_summary(path: Path) -> Summary:
             f"{path.parent.name}/{path.name} is not JSON: {error}. The run writes it again when it is resumed; nothing is trained again."
         ) from error
     schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != SCHEMA:
+    if type(schema) is not int or schema not in _READ:
         raise StoreError(
-            f"{path.name} has schema {schema!r}; this version reads schema {SCHEMA}. "
+            f"{path.name} has schema {schema!r}; this version reads schema {' and '.join(map(str, _READ))}. "
             "Read it with the version of pFedSAM that wrote it, or run the experiment again."
         )
     try:
-        return Summary.model_validate(content)
+        return Summary.model_validate({**content, "schema": SCHEMA})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise StoreError(f"{path.name} does not follow schema {SCHEMA} at {where}: {first['msg']}.") from error
+        raise StoreError(f"{path.name} does not follow schema {schema} at {where}: {first['msg']}.") from error
 
 
 def collect_versions() -> dict[str, str]:
@@ -244,16 +301,39 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _values(scores: ClassScores, unit: SummaryUnit, undefined: Mapping[str, int]) -> dict[str, object]:
-    """The fields of `Values`, each distance under the name of its unit."""
-    distances = {} if unit == "mixed" else {f"hd95_{unit}": scores.hd95, f"assd_{unit}": scores.assd}
-    return {"dice": scores.dice, "iou": scores.iou, "unit": unit, "undefined": dict(undefined), **distances}
+def _sum_known(numbers: list[int | None]) -> int | None:
+    """The sum; None where one of the numbers is not known."""
+    known = [number for number in numbers if number is not None]
+    return sum(known) if len(known) == len(numbers) else None
+
+
+def _values(
+    scores: ClassScores, units: Units, undefined: Mapping[str, int], occurrence: Occurrence | None
+) -> dict[str, object]:
+    """The fields of `Values`, each distance and volume under the name of its unit."""
+    found: dict[str, object] = {} if occurrence is None else asdict(occurrence)
+    if units.distance != "mixed":
+        found |= {f"hd95_{units.distance}": scores.hd95, f"assd_{units.distance}": scores.assd}
+    if units.volume != "mixed":
+        found[f"volume_difference_{units.volume}"] = scores.volume_difference
+    return found | {
+        "dice": scores.dice,
+        "iou": scores.iou,
+        "nsd": scores.nsd,
+        "lesion_recall": scores.lesion_recall,
+        "unit": units.distance,
+        "volume_unit": units.volume,
+        "undefined": dict(undefined),
+    }
 
 
 def _entry(site: SiteSummary) -> Entry:
     """The entry of one model at one site."""
     classes = {
-        name: Values.model_validate(_values(one.mean, site.unit, one.undefined)) for name, one in site.classes.items()
+        name: Values.model_validate(_values(one.mean, site.units, one.undefined, one.occurrence))
+        for name, one in site.classes.items()
     }
-    values = _values(site.mean, site.unit, site.undefined)
-    return Entry.model_validate({**values, "cases": site.cases, "classes": classes})
+    counted = [one.occurrence for one in site.classes.values() if one.occurrence is not None]
+    all_classes = sum(counted, Occurrence(0, 0, 0, 0)) if len(counted) == len(classes) else None
+    values = _values(site.mean, site.units, site.undefined, all_classes)
+    return Entry.model_validate({**values, "cases": site.cases, "patients": site.patients, "classes": classes})

@@ -1,4 +1,4 @@
-"""Tables for the terminal: one run, and several runs side by side; the command line prints them."""
+"""Tables for the terminal: one run, its classes, and several runs side by side; the command line prints them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,13 @@ from rich.table import Table
 from rich.text import Text
 
 from pfedsam.report.format import MISSING, format_bytes, format_count, format_gain, format_seconds, format_value
-from pfedsam.report.summary_file import Entry, SiteEntry, Summary
+from pfedsam.report.summary_file import SiteEntry, Summary, Values
+
+
+def run_tables(summary: Summary) -> list[Table]:
+    """What the terminal shows of one run: a table of its sites, and one of its classes where there are several."""
+    by_class = class_table(summary)
+    return [run_table(summary)] if by_class is None else [run_table(summary), by_class]
 
 
 def run_table(summary: Summary) -> Table:
@@ -23,7 +29,7 @@ def run_table(summary: Summary) -> Table:
     size = f"{format_count(len(summary.sites), 'site')}, {format_count(summary.rounds, 'round')}"
     table = Table(title=f"{summary.method}: {size}", title_justify="left")
     table.add_column("site", no_wrap=True)
-    for heading in ("cases", "Dice", "IoU", f"HD95{unit}", f"ASSD{unit}", "Dice shared"):
+    for heading in ("cases", "Dice", "IoU", f"HD95{unit}", f"ASSD{unit}", "missed", "Dice shared"):
         table.add_column(Text(heading), justify="right", no_wrap=True)
     if with_gain:
         table.add_column("gain over local-only", justify="right")
@@ -38,6 +44,34 @@ def run_table(summary: Summary) -> Table:
         table.add_row(Text(f"worst: {summary.worst_site}"), *_run_cells(worst, with_gain, distances), style="bold")
     table.caption = undefined_note(summary)
     return table
+
+
+def class_table(summary: Summary) -> Table | None:
+    """Dice of each class at each site, and in how many of the cases that have it it was missed; None where there is one class only."""
+    mean = summary.mean.in_use
+    if mean is None or len(mean.classes) < 2:
+        return None
+    table = Table(title="Dice by class, and missed cases of those that have the class", title_justify="left")
+    table.add_column("site", no_wrap=True)
+    for name in mean.classes:
+        table.add_column(Text(name), justify="right")
+    for name, site in summary.sites.items():
+        if site.in_use:
+            table.add_row(Text(name), *(_class_cell(values) for values in site.in_use.classes.values()))
+    table.add_section()
+    table.add_row("mean, all cases", *(_class_cell(values) for values in mean.classes.values()), style="bold")
+    return table
+
+
+def missed_cell(values: Values | None) -> str:
+    """`3 of 12`: cases (of an entry, cases times classes) whose truth holds a class and whose prediction does not; a dash if not known."""
+    if values is None or values.missed is None:
+        return MISSING
+    return f"{values.missed} of {values.present}"
+
+
+def _class_cell(values: Values) -> Text:
+    return Text(f"{format_value(values.dice)}, {missed_cell(values)}")
 
 
 def comparison_table(runs: Mapping[str, Summary]) -> Table:
@@ -63,6 +97,10 @@ def comparison_table(runs: Mapping[str, Summary]) -> Table:
     return table
 
 
+MISSED_NOTE: Final = (
+    "A class is missed in a case where the truth holds it and the prediction has nothing of it. Such a case counts with Dice 0, but it "
+    "has no HD95 and no ASSD: these are means over the cases in which the class was found, and look good where it is missed."
+)
 _SPELLING: Final = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "assd": "ASSD"}
 
 
@@ -86,14 +124,23 @@ def dice_rows(runs: Mapping[str, Summary]) -> DiceRows:
 
 
 def undefined_note(summary: Summary) -> str | None:
-    """How many measures of the models in use were undefined; None where all were defined."""
+    """Of how many values HD95 and ASSD are means, and why the others are undefined; None where all are defined."""
     entry = summary.mean.in_use
-    counts = {} if entry is None else {name: count for name, count in entry.undefined.items() if count}
-    if not counts:
+    if entry is None or not any(entry.undefined.get(name) for name in ("dice", "iou", "hd95", "assd")):
         return None
-    parts = ", ".join(f"{_SPELLING[name]} {count}" for name, count in counts.items())
-    total = entry.cases * len(entry.classes) if entry else 0
-    return f"Undefined and left out of the means, of {total} values (cases times classes): {parts}."
+    total = entry.cases * len(entry.classes)
+    if entry.missed is None or entry.extra is None or entry.absent is None:
+        known = {name: count for name, count in entry.undefined.items() if count and name in _SPELLING}
+        parts = ", ".join(f"{_SPELLING[name]} {count}" for name, count in known.items())
+        return f"Undefined and left out of the means, of {total} values (cases times classes): {parts}."
+    reasons = {
+        "the prediction misses the class": entry.missed,
+        "only the prediction holds the class": entry.extra,
+        "neither holds the class (no Dice and IoU either)": entry.absent,
+    }
+    told = "; ".join(f"{count} because {reason}" for reason, count in reasons.items() if count)
+    both = total - entry.missed - entry.extra - entry.absent
+    return f"HD95 and ASSD are means of {both} of {total} values (cases times classes). Undefined are: {told}."
 
 
 def heading_unit(summary: Summary) -> str:
@@ -102,14 +149,22 @@ def heading_unit(summary: Summary) -> str:
     return "" if unit == "mixed" else f" [{unit}]"
 
 
-def distance_cells(entry: Entry | None, *, mixed: bool) -> tuple[str, str]:
+def volume_cell(values: Values) -> str:
+    """The volume difference with its unit; a dash where it is not defined."""
+    found = values.volume_difference
+    if found is None:
+        return MISSING
+    return f"{found:.4g} {str(values.volume_unit).replace('mm2', 'mm²')}"
+
+
+def distance_cells(entry: Values | None, *, mixed: bool) -> tuple[str, str]:
     """HD95 and ASSD of one model, each with its unit where the sites differ in it; dashes where there is no model."""
     if entry is None:
         return MISSING, MISSING
     return _distance(entry.hd95, entry, mixed), _distance(entry.assd, entry, mixed)
 
 
-def _distance(value: float | None, entry: Entry, mixed: bool) -> str:
+def _distance(value: float | None, entry: Values, mixed: bool) -> str:
     return f"{format_value(value, 2)} {entry.unit}" if mixed and value is not None else format_value(value, 2)
 
 
@@ -119,6 +174,7 @@ def _run_cells(site: SiteEntry, with_gain: bool, distances: tuple[str, str]) -> 
     cells = [Text(str(used.cases) if used else MISSING)]
     cells += [Text(format_value(value)) for value in ((used.dice, used.iou) if used else (None, None))]
     cells += [Text(distance) for distance in distances]
+    cells.append(Text(missed_cell(used)))
     cells.append(Text(format_value(site.shared.dice if site.shared else None)))
     if with_gain:
         gain = site.gain

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pfedsam.core.tensors import NamedTensors
-from pfedsam.model.moe import Routing
+from pfedsam.model.components.routing import Routing
 from pfedsam.model.partition import Partition, assign
 from pfedsam.model.personal import PersonalSam
 from pfedsam.training.options import TrainingOptions

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from pfedsam.core.options import Options
 from pfedsam.core.tensors import NamedTensors
-from pfedsam.model.moe import Routing
+from pfedsam.model.components.routing import Routing
 from pfedsam.model.partition import Kind
-from pfedsam.model.personal import PRETRAINED, PersonalSam
+from pfedsam.model.personal import PersonalSam
 from pfedsam.training.distillation import DistillationOptions, distillation_loss
 from pfedsam.training.losses import segmentation_loss
 from pfedsam.training.optimizer import pack, unpack
@@ -144,8 +144,8 @@ def _only_trainable(model: PersonalSam, names: tuple[str, ...]) -> dict[str, nn.
 def _groups(
     model: PersonalSam, trained: dict[str, nn.Parameter], learning_rate: float, fraction: float
 ) -> list[dict[str, Any]]:
-    """What is trained by its learning rate: parameters that were added, and SAM's own."""
-    own = {name for component, names in model.components().items() if component in PRETRAINED for name in names}
+    """What is trained by its learning rate: parameters that were added, and the backbone's own."""
+    own = model.pretrained()
     added = {"params": [p for name, p in trained.items() if name not in own]}
     pretrained = {"params": [p for name, p in trained.items() if name in own], "lr": fraction * learning_rate}
     return [group for group in (added, pretrained) if group["params"]]

@@ -27,9 +27,9 @@ from transformers import SamModel
 from pfedsam.core import rng, tensors
 from pfedsam.core.options import Device, Options
 from pfedsam.data.dead_leaves import Scene, scene
-from pfedsam.model.backbone import compact_config, new_backbone, vision_config
-from pfedsam.model.checkpoint import load_backbone
-from pfedsam.model.encoder import encode, use_fast_blocks
+from pfedsam.model.backbones.checkpoint import load_network
+from pfedsam.model.backbones.compact import compact_config, new_network
+from pfedsam.model.backbones.encoder import encode, use_fast_blocks
 from pfedsam.model.numerics import configure_numerics, fast_bfloat16
 from pfedsam.training.muon import Muon
 from pfedsam.training.optimizer import pack, unpack
@@ -291,7 +291,7 @@ def _train(
     """The training of one process; only worker 0 writes."""
     device = configure_numerics(1, options.device)
     model: SamModel = _start(options).train().requires_grad_(True).to(device)  # type: ignore[arg-type]
-    side = int(vision_config(model).image_size)  # type: ignore[arg-type]
+    side = int(model.config.vision_config.image_size)  # type: ignore[union-attr,arg-type]
     in_bfloat16 = options.precision == "bfloat16" or (options.precision == "auto" and fast_bfloat16(device))
     optimizers = _optimizers(model, options)
     start = _resume(folder, model, optimizers)
@@ -321,9 +321,9 @@ def _train(
 
 def _start(options: PretrainOptions) -> SamModel:
     if options.start_from is not None:
-        return use_fast_blocks(load_backbone(options.start_from))
+        return use_fast_blocks(load_network(options.start_from))  # type: ignore[type-var,return-value]
     return use_fast_blocks(
-        new_backbone(compact_config(options.size), rng.generator(options.seed, "pretrain", "weights"))
+        new_network(compact_config(options.size), rng.generator(options.seed, "pretrain", "weights"))
     )
 
 

@@ -15,9 +15,12 @@ from pfedsam.data.manifest import Case
 from pfedsam.data.transforms import AugmentOptions, to_frame
 from pfedsam.federation.methods import METHODS
 from pfedsam.federation.methods.base import Method
-from pfedsam.model.backbone import compact_config, new_backbone
+from pfedsam.model.backbones.compact import compact_config, new_network
+from pfedsam.model.backbones.sam import SamBackbone
+from pfedsam.model.build import build_personal
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Partition
-from pfedsam.model.personal import ModelOptions, PersonalSam
+from pfedsam.model.personal import PersonalSam
 from pfedsam.model.prefix import PrefixCache, PrefixOptions
 from pfedsam.training.client_round import ClientResult, ClientState, client_round
 from pfedsam.training.options import TrainingOptions
@@ -66,8 +69,8 @@ def make() -> Callable[..., Made]:
         method = METHODS[name]
         chosen = {"backbone": "sam-toy", "adapt_last": 1, "lora": {"rank": 2}, **changes}
         options = method.adapt(ModelOptions.model_validate(chosen))
-        backbone = new_backbone(compact_config("sam-toy"), rng.generator(0))
-        model = PersonalSam(backbone, options, CLASSES, rng.generator(1)).eval()
+        backbone = SamBackbone(new_network(compact_config("sam-toy"), rng.generator(0)))
+        model = build_personal(backbone, options, CLASSES, rng.generator(1)).eval()
         return Made(method, model, Partition.of(model, model.components(), method.placement(options)))
 
     return _make

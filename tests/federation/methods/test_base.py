@@ -6,7 +6,8 @@ import torch
 from pfedsam.core.errors import OptionError
 from pfedsam.federation.methods import METHODS, find_method
 from pfedsam.federation.methods.base import plain, split_steps
-from pfedsam.model.personal import ModelOptions, present
+from pfedsam.model.build import present
+from pfedsam.model.options import ModelOptions
 from pfedsam.training.options import TrainingOptions
 
 

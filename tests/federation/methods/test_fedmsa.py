@@ -1,7 +1,7 @@
 """FedMSA: two adapters in every block and the decoder."""
 
 from pfedsam.core import rng
-from pfedsam.model.backbone import compact_config, new_backbone
+from pfedsam.model.backbones.compact import compact_config, new_network
 
 NOT_USED = ("mask_decoder.iou_prediction_head", "mask_decoder.upscale", "mask_decoder.output_hypernetworks_mlps")
 """The last two start the output layers, which are averaged in their place."""
@@ -9,7 +9,7 @@ NOT_USED = ("mask_decoder.iou_prediction_head", "mask_decoder.upscale", "mask_de
 
 def test_adapters_and_decoder_are_averaged(make) -> None:
     made = make("fedmsa")
-    sam = dict(new_backbone(compact_config("sam-toy"), rng.generator(0)).named_parameters())
+    sam = dict(new_network(compact_config("sam-toy"), rng.generator(0)).named_parameters())
     decoder = {f"sam.{n}" for n in sam if n.startswith("mask_decoder.") and not n.startswith(NOT_USED)}
     adapters = made.names("adapters.")
     assert made.shared == decoder | adapters | made.names("class_tokens", "output_layers.")

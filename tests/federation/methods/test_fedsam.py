@@ -4,7 +4,7 @@ import torch
 
 from pfedsam.core import rng
 from pfedsam.federation.methods import METHODS
-from pfedsam.model.backbone import compact_config, new_backbone
+from pfedsam.model.backbones.compact import compact_config, new_network
 
 UNUSED = (
     "shared_image_embedding",  # a fixed random code
@@ -19,7 +19,7 @@ REPLACED = ("mask_decoder.upscale", "mask_decoder.output_hypernetworks_mlps")
 
 def test_all_of_sam_is_averaged(make) -> None:
     made = make("fedsam")
-    sam = dict(new_backbone(compact_config("sam-toy"), rng.generator(0)).named_parameters())
+    sam = dict(new_network(compact_config("sam-toy"), rng.generator(0)).named_parameters())
     kept = {f"sam.{name}" for name in sam if not name.startswith(UNUSED + REPLACED)}
     assert made.shared == kept | made.names("class_tokens", "output_layers.")
     assert made.local == set()

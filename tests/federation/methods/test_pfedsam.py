@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from pfedsam.federation.methods import pfedsam
-from pfedsam.model.personal import ModelOptions
+from pfedsam.model.options import ModelOptions
 from pfedsam.training.options import TrainingOptions
 
 

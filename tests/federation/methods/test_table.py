@@ -7,9 +7,11 @@ import pytest
 from pfedsam.core import rng
 from pfedsam.federation.methods import METHODS
 from pfedsam.federation.update import Update, encode
-from pfedsam.model.backbone import compact_config, new_backbone
+from pfedsam.model.backbones.compact import compact_config, new_network
+from pfedsam.model.backbones.sam import SamBackbone
+from pfedsam.model.build import build_personal
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Partition
-from pfedsam.model.personal import ModelOptions, PersonalSam
 
 PAGE = (Path(__file__).parents[3] / "docs" / "methods.md").read_text()
 TABLE = {
@@ -27,7 +29,9 @@ def test_every_method_has_a_row() -> None:
 @pytest.mark.parametrize("name", [n for n, method in METHODS.items() if not method.pooled])
 def test_its_megabytes_are_those_of_its_message(name: str) -> None:
     options = METHODS[name].adapt(ModelOptions())
-    model = PersonalSam(new_backbone(compact_config("sam-tiny"), rng.generator(0)), options, 1, rng.generator(1))
+    model = build_personal(
+        SamBackbone(new_network(compact_config("sam-tiny"), rng.generator(0))), options, 1, rng.generator(1)
+    )
     partition = Partition.of(model, model.components(), METHODS[name].placement(options))
     shared = partition.select(model, "shared")
     size = len(encode(Update("site", 0, shared, 1))) / 1e6 if shared else 0.0

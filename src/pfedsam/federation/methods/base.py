@@ -7,8 +7,9 @@ Everything else (the loop, messages, aggregation, evaluation) is the same for al
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from pfedsam.model.build import present
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Kind, Placement
-from pfedsam.model.personal import ModelOptions, present
 from pfedsam.training.options import TrainingOptions
 from pfedsam.training.phases import PhaseSpec
 
@@ -46,26 +47,13 @@ class Method:
         return (*(self.opening(options) if self.opening else ()), *self.phases(options))
 
 
-LOCAL_PARTS = ("experts", "norms", "local_lora", "personal_copy")
-"""What is local wherever it is switched on."""
 HEAD = ("class_tokens", "output_layers")
-"""What answers for the classes; every method has to train it, or its output layers at least."""
+"""The segmentation head; every method has to train it, or its output layers at least."""
 
 
 def plain(options: ModelOptions) -> ModelOptions:
     """The model as configured, less all that pfedsam or its ablations add to it; one set of output layers, shared."""
-    layers = "frozen" if options.output_layers == "frozen" else "shared"
-    return options.model_copy(
-        update={
-            "experts": None,
-            "norms": "frozen",
-            "local_lora": None,
-            "personal_copy": False,
-            "adapters": None,
-            "train_encoder": False,
-            "output_layers": layers,
-        }
-    )
+    return options.without_additions()
 
 
 def place(options: ModelOptions, *, shared: Iterable[str] = (), local: Iterable[str] = ()) -> Placement:

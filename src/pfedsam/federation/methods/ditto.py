@@ -6,8 +6,8 @@ layers; the round's steps are divided between the two (`training.global_share`);
 """
 
 from pfedsam.federation.methods.base import HEAD, Method, place, plain, split_steps
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Placement
-from pfedsam.model.personal import ModelOptions
 from pfedsam.training.options import TrainingOptions
 from pfedsam.training.phases import PhaseSpec
 

@@ -5,8 +5,8 @@ epochs, and AdamW's moments kept at the sites between rounds.
 """
 
 from pfedsam.federation.methods.base import HEAD, Method, no_phases, place, plain, shared_training
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Placement
-from pfedsam.model.personal import ModelOptions
 
 
 def placement(options: ModelOptions) -> Placement:

@@ -6,8 +6,8 @@ its output layers; the rest is what our `fedavg` averages.
 """
 
 from pfedsam.federation.methods.base import HEAD, Method, joint_training, local_end, place, plain
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Placement
-from pfedsam.model.personal import ModelOptions
 
 
 def adapt(options: ModelOptions) -> ModelOptions:

@@ -6,8 +6,8 @@ likeness to the site's training images); class tokens and output layers belong t
 """
 
 from pfedsam.federation.methods.base import HEAD, Method, local_end, place, plain, split_steps
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Placement
-from pfedsam.model.personal import ModelOptions
 from pfedsam.training.options import TrainingOptions
 from pfedsam.training.phases import PhaseSpec
 

@@ -6,9 +6,9 @@ four hyper-networks give way to one per class; Dice + cross-entropy and AdamW as
 """
 
 from pfedsam.federation.methods.base import HEAD, Method, no_phases, place, plain, shared_training
-from pfedsam.model.adapters import AdapterOptions
+from pfedsam.model.components.adapters import AdapterOptions
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Placement
-from pfedsam.model.personal import ModelOptions
 
 
 def adapt(options: ModelOptions) -> ModelOptions:

@@ -6,8 +6,8 @@ SAM's own weights; `training.final_steps` steps of the personal layers after the
 """
 
 from pfedsam.federation.methods.base import HEAD, Method, joint_training, local_end, place, plain
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Placement
-from pfedsam.model.personal import ModelOptions
 
 
 def adapt(options: ModelOptions) -> ModelOptions:

@@ -5,8 +5,8 @@ a head to be trained, class tokens and output layers; it stays with B, so that w
 """
 
 from pfedsam.federation.methods.base import HEAD, Method, joint_training, local_end, place, plain
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Placement
-from pfedsam.model.personal import ModelOptions
 
 
 def adapt(options: ModelOptions) -> ModelOptions:

@@ -7,8 +7,8 @@ there is no prefix to cache: every step begins at the pixels.
 """
 
 from pfedsam.federation.methods.base import HEAD, Method, no_phases, place, plain, shared_training
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Placement
-from pfedsam.model.personal import ModelOptions
 
 
 def adapt(options: ModelOptions) -> ModelOptions:

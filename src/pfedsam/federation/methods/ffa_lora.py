@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from pfedsam.federation.methods import fedavg
 from pfedsam.federation.methods.base import HEAD, place
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Placement
-from pfedsam.model.personal import ModelOptions
 
 
 def placement(options: ModelOptions) -> Placement:

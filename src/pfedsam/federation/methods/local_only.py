@@ -1,8 +1,9 @@
 """Local only: every site trains the same parameters by itself and nothing is sent. The baseline that a federation must beat."""
 
-from pfedsam.federation.methods.base import HEAD, LOCAL_PARTS, Method, local_end, local_training, place
+from pfedsam.federation.methods.base import HEAD, Method, local_end, local_training, place
+from pfedsam.model.build import present
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Placement
-from pfedsam.model.personal import ModelOptions
 
 
 def adapt(options: ModelOptions) -> ModelOptions:
@@ -13,7 +14,8 @@ def adapt(options: ModelOptions) -> ModelOptions:
 
 def placement(options: ModelOptions) -> Placement:
     """Everything that is trained stays."""
-    return place(options, local=("lora_a", "lora_b", *HEAD, *LOCAL_PARTS, "adapters", "encoder"))
+    additions = present(options, local_only=True)
+    return place(options, local=("lora_a", "lora_b", *HEAD, *additions, "adapters", "encoder"))
 
 
 METHOD = Method(

@@ -11,9 +11,10 @@ the shared one as well. Both models are then of full training when the rounds en
 
 from dataclasses import replace
 
-from pfedsam.federation.methods.base import HEAD, LOCAL_PARTS, Method, place, shared_training, split_steps
+from pfedsam.federation.methods.base import HEAD, Method, place, shared_training, split_steps
+from pfedsam.model.build import present
+from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Placement
-from pfedsam.model.personal import ModelOptions
 from pfedsam.training.options import TrainingOptions
 from pfedsam.training.phases import Model, PhaseSpec
 
@@ -28,7 +29,7 @@ def adapt(options: ModelOptions) -> ModelOptions:
 
 def placement(options: ModelOptions) -> Placement:
     """LoRA and class tokens travel, experts (and what else is local) stay; the output layers as configured."""
-    shared, local = ["lora_a", "lora_b", *HEAD], ["personal_output_layers", *LOCAL_PARTS]
+    shared, local = ["lora_a", "lora_b", *HEAD], [*present(options, local_only=True)]
     if options.output_layers == "local":
         shared.remove("output_layers")
         local.append("output_layers")

@@ -3,7 +3,7 @@
 import torch
 
 from pfedsam.core import rng
-from pfedsam.model.adapters import AdapterOptions, BlockAdapters
+from pfedsam.model.components.adapters import AdapterOptions, BlockAdapters
 
 
 def test_twelve_blocks_of_vit_b_have_as_many_parameters_as_medical_sam_adapters() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import SamConfig
+from transformers import SamConfig, SamHQConfig
 
 from pfedsam.core.errors import OptionError
 from pfedsam.core.tensors import NamedTensors
@@ -18,8 +18,8 @@ MAX_IMAGE_SIZE = 4096
 """Global attention at 4096 pixels already compares 65,536 tokens with each other."""
 
 
-def config_at(config: SamConfig, image_size: int) -> SamConfig:
-    """The configuration of the same SAM for square images of `image_size` pixels (S).
+def config_at(config: SamConfig | SamHQConfig, image_size: int) -> SamConfig | SamHQConfig:
+    """The configuration of the same network for square images of `image_size` pixels (S).
 
     Raises:
         OptionError: `image_size` is not a multiple of the patch size within 1 patch to 4096 pixels.
@@ -39,7 +39,7 @@ def config_at(config: SamConfig, image_size: int) -> SamConfig:
     return resized
 
 
-def tensors_at(tensors: NamedTensors, config: SamConfig) -> dict[str, Tensor]:
+def tensors_at(tensors: NamedTensors, config: SamConfig | SamHQConfig) -> dict[str, Tensor]:
     """The tensors for the image size of `config`, by `transformers` name; those that fit already are passed on.
 
     Args:

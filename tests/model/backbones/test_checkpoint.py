@@ -13,15 +13,16 @@ from torch import Tensor
 from transformers import SamModel
 
 from pfedsam.core.errors import CheckpointError
-from pfedsam.model import checkpoint, weights
-from pfedsam.model.backbone import compact_config, new_backbone
-from pfedsam.model.checkpoint import load_backbone, shipped_names
-from pfedsam.model.key_map import TIED
+from pfedsam.model import weights
+from pfedsam.model.backbones import checkpoint
+from pfedsam.model.backbones.checkpoint import load_network, shipped_names
+from pfedsam.model.backbones.compact import compact_config, new_network
+from pfedsam.model.backbones.key_map import TIED
 
 
 @pytest.fixture(scope="module")
 def toy() -> SamModel:
-    return new_backbone(compact_config("sam-toy"), torch.Generator().manual_seed(3))
+    return new_network(compact_config("sam-toy"), torch.Generator().manual_seed(3))
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def folder(toy: SamModel, tmp_path: Path) -> Path:
 
 def refusal(source: str | Path) -> str:
     with pytest.raises(CheckpointError) as refused:
-        load_backbone(source)
+        load_network(source)
     return str(refused.value)
 
 
@@ -53,14 +54,14 @@ def assert_ready(model: SamModel) -> None:
 
 
 def test_folder(folder: Path, toy: SamModel) -> None:
-    model = load_backbone(folder)
+    model = load_network(folder)
     assert_ready(model)
     assert all(torch.equal(tensor, toy.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
 def test_folder_computes_what_transformers_loads(folder: Path) -> None:
     pixels = torch.randn(1, 3, 64, 64)
-    ours, theirs = load_backbone(str(folder)), SamModel.from_pretrained(folder).eval()
+    ours, theirs = load_network(str(folder)), SamModel.from_pretrained(folder).eval()
     assert torch.equal(ours.get_image_embeddings(pixels), theirs.get_image_embeddings(pixels))
 
 
@@ -71,7 +72,7 @@ def test_shipped_name_in_half_precision(
     state = {name: tensor.half() for name, tensor in toy.state_dict().items() if name != TIED[0]}
     save_file(state, folder / "model.safetensors")
     assert shipped_names() == ["toy"]
-    model = load_backbone("toy")
+    model = load_network("toy")
     assert_ready(model)
     assert torch.equal(model.vision_encoder.pos_embed, state["vision_encoder.pos_embed"].float())
 
@@ -83,14 +84,14 @@ def test_the_shared_code_may_stand_under_either_name(folder: Path, toy: SamModel
         name: toy.shared_image_embedding.positional_embedding.data.clone() for name in TIED if kept in (name, "both")
     }
     save_file(state, folder / "model.safetensors")
-    assert_ready(load_backbone(folder))
+    assert_ready(load_network(folder))
     if kept == "both":
         save_file(state | {TIED[0]: torch.zeros_like(state[TIED[0]])}, folder / "model.safetensors")
         assert "differ" in refusal(folder)
 
 
 def test_official_file(small_official: Path, small_state: dict[str, Tensor]) -> None:
-    model = load_backbone(small_official)
+    model = load_network(small_official)
     assert_ready(model)
     code = small_state["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"]
     assert torch.equal(model.prompt_encoder.shared_embedding.positional_embedding, code)
@@ -98,7 +99,7 @@ def test_official_file(small_official: Path, small_state: dict[str, Tensor]) -> 
 
 
 def test_the_model_does_not_depend_on_the_file_any_more(small_official: Path) -> None:
-    model = load_backbone(small_official)
+    model = load_network(small_official)
     before = model.vision_encoder.pos_embed.clone()
     small_official.write_bytes(bytes(small_official.stat().st_size))
     assert torch.equal(model.vision_encoder.pos_embed, before)
@@ -106,7 +107,7 @@ def test_the_model_does_not_depend_on_the_file_any_more(small_official: Path) ->
 
 @pytest.mark.parametrize("size", [64, 128])
 def test_another_size_runs(folder: Path, size: int) -> None:
-    model = load_backbone(folder, image_size=size)
+    model = load_network(folder, image_size=size)
     masks = model(torch.randn(1, 3, size, size), input_boxes=torch.tensor([[[1.0, 2.0, 30.0, 40.0]]])).pred_masks
     assert masks.shape == (1, 1, 3, size // 4, size // 4)
 
@@ -279,4 +280,4 @@ def test_hub_name_from_the_cache(monkeypatch: pytest.MonkeyPatch, folder: Path, 
     (cache / "refs" / "main").write_text(revision)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(checkpoint.huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    assert_ready(load_backbone("someone/toy"))
+    assert_ready(load_network("someone/toy"))

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al., 2022): the low-rank updates that sites share, put into SAM by `peft`.
+"""LoRA (Hu et al., 2022): the low-rank updates that sites share, put into the backbone by `peft`.
 
 On the attention projections of the adapted encoder blocks (SAM's fused `qkv`, and `proj` when asked) and on the linear layers
 of the mask decoder's transformer.
@@ -10,11 +10,11 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from pydantic import Field
 from torch import nn
-from transformers import SamModel
 
 from pfedsam.core import tensors
 from pfedsam.core.options import Options
 from pfedsam.core.tensors import NamedTensors
+from pfedsam.model.components.base import NETWORK, Assembly, Component
 from pfedsam.model.lora_linear import LoraLinear
 
 
@@ -29,30 +29,41 @@ class LoraOptions(Options):
     decoder: bool = Field(default=True, description="Also adapt the linear layers of the mask decoder's transformer.")
 
 
-def target_names(model: SamModel, options: LoraOptions, first_block: int) -> list[str]:
-    """The names of the linear layers that get an update, encoder blocks from `first_block` on."""
-    parts = ("qkv", "proj") if options.output_projection else ("qkv",)
-    depth = len(model.vision_encoder.layers)
-    names = [f"vision_encoder.layers.{i}.attn.{part}" for i in range(first_block, depth) for part in parts]
-    if options.decoder:
-        transformer = model.mask_decoder.transformer.named_modules(prefix="mask_decoder.transformer")
-        names += [name for name, module in transformer if isinstance(module, nn.Linear)]
-    return names
+class Lora(Component):
+    """The low-rank updates; A and B are groups of their own, as some methods average one of them alone."""
+
+    groups = ("lora_a", "lora_b")
+
+    def __init__(self, options: LoraOptions) -> None:
+        """Updates of this rank and scale."""
+        self.options = options
+
+    def attach(self, assembly: Assembly) -> dict[str, list[str]]:
+        """Updates of the encoder's blocks that are adapted and of the decoder."""
+        options = self.options
+        targets = assembly.backbone.lora_targets(
+            assembly.first_adapted, output_projection=options.output_projection, decoder=options.decoder
+        )
+        a_names, b_names = add_lora(assembly.backbone.network, options, targets, assembly.generator)
+        return {
+            "lora_a": [f"{NETWORK}.{name}" for name in a_names],
+            "lora_b": [f"{NETWORK}.{name}" for name in b_names],
+        }
 
 
 def add_lora(
-    model: SamModel, options: LoraOptions, first_block: int, generator: torch.Generator
+    network: nn.Module, options: LoraOptions, targets: list[str], generator: torch.Generator
 ) -> tuple[list[str], list[str]]:
-    """Put LoRA into `model` in place; B starts at zero, so the model computes what it did before.
+    """Put LoRA into the linear layers `targets` of a network, in place; B starts at zero, so it computes what it did before.
 
     Returns:
-        The names, in `model`, of all A matrices and of all B matrices.
+        The names, in `network`, of all A matrices and of all B matrices.
     """
-    config = _config(options, target_names(model, options, first_block))
+    config = _config(options, targets)
     config._register_custom_module({nn.Linear: LoraLinear})
-    inject_adapter_in_model(config, model)
-    a_names = [name for name, _ in model.named_parameters() if ".lora_A." in name]
-    parameters = dict(model.named_parameters())
+    inject_adapter_in_model(config, network)
+    parameters = dict(network.named_parameters())
+    a_names = [name for name in parameters if ".lora_A." in name]
     with torch.no_grad():
         for name in a_names:
             # As peft does (Kaiming uniform with a = sqrt(5)), but from our generator.
@@ -62,12 +73,12 @@ def add_lora(
 
 
 def save_adapter(folder: Path, options: LoraOptions, lora: NamedTensors) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json`, which `peft.PeftModel.from_pretrained` reads over a `SamModel`.
+    """Write `adapter_model.safetensors` and `adapter_config.json`, which `peft.PeftModel.from_pretrained` reads over the same network.
 
     Args:
         folder: is there already.
         options: the rank and scale that `lora` was made with.
-        lora: A and B by their names in the `SamModel` (`<layer>.lora_A.default.weight`).
+        lora: A and B by their names in the network (`<layer>.lora_A.default.weight`).
     """
     layers = sorted({name.split(".lora_")[0] for name in lora})
     _config(options, layers).save_pretrained(str(folder))

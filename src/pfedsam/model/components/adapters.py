@@ -11,6 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pfedsam.core.options import Options
+from pfedsam.model.components.base import AfterAttention, Assembly, BesideMlp, Component
+from pfedsam.model.components.routing import Routing
 
 
 class AdapterOptions(Options):
@@ -55,3 +57,30 @@ class BlockAdapters(nn.Module):
     def beside_mlp(self, onto: Tensor, normalised: Tensor) -> Tensor:
         """The block's output with what comes of the MLP's input added; both `[B, h, w, d]`."""
         return onto + self.scale * self.mlp(normalised)  # type: ignore[no-any-return]
+
+
+class Adapters(Component):
+    """Two adapters in each adapted block; both models compute with them."""
+
+    groups = ("adapters",)
+    addition = True
+
+    def __init__(self, options: AdapterOptions) -> None:
+        """Adapters of this size."""
+        self.options = options
+
+    def attach(self, assembly: Assembly) -> dict[str, list[str]]:
+        """The adapters of each adapted block."""
+        width = assembly.backbone.width
+        self._blocks = {str(i): BlockAdapters(width, self.options, assembly.generator) for i in assembly.adapted}
+        return {"adapters": assembly.add("adapters", nn.ModuleDict(self._blocks))}
+
+    def after_attention(self, block: int) -> AfterAttention | None:
+        """The first adapter of a block."""
+        found = self._blocks.get(str(block))
+        return None if found is None else found.after_attention
+
+    def beside_mlp(self, block: int, routings: dict[str, Routing] | None) -> BesideMlp | None:
+        """The second adapter of a block."""
+        found = self._blocks.get(str(block))
+        return None if found is None else found.beside_mlp

@@ -1,22 +1,27 @@
-"""The frozen backbone: SAM (Kirillov et al., 2023, "Segment Anything") as `transformers.SamModel`, in any size.
+"""SAM in any size: the configurations of the sizes that are ours, and networks with random weights.
 
-Official sizes come from checkpoints (`pfedsam.model.checkpoint`); this module knows the sizes that are ours and makes them from scratch.
+Official sizes come from checkpoints (`pfedsam.model.backbones.checkpoint`).
 """
 
 from collections.abc import Mapping
+from typing import overload
 
 import torch
-from torch import Tensor, nn
-from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
+from torch import nn
+from transformers import (
+    SamConfig,
+    SamHQConfig,
+    SamHQModel,
+    SamMaskDecoderConfig,
+    SamModel,
+    SamPromptEncoderConfig,
+    SamVisionConfig,
+)
 from transformers.models.sam.modeling_sam import SamPositionalEmbedding
+from transformers.models.sam_hq.modeling_sam_hq import SamHQPositionalEmbedding
 
 from pfedsam.core.errors import OptionError
-from pfedsam.core.tensors import digest
-
-PIXEL_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
-"""Mean of R, G, B in 0..1 that every SAM was trained with."""
-PIXEL_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
-"""Standard deviation of R, G, B in 0..1 that every SAM was trained with."""
+from pfedsam.model.backbones.encoder import positions
 
 
 def sam_config(
@@ -92,47 +97,27 @@ def compact_config(name: str) -> SamConfig:
     return sam_config(**_COMPACT[name])  # type: ignore[arg-type]
 
 
-def new_backbone(config: SamConfig, generator: torch.Generator) -> SamModel:
-    """A SAM with random weights from which training starts.
+@overload
+def new_network(config: SamConfig, generator: torch.Generator) -> SamModel: ...
+@overload
+def new_network(config: SamHQConfig, generator: torch.Generator) -> SamHQModel: ...
+def new_network(config: SamConfig | SamHQConfig, generator: torch.Generator) -> SamModel | SamHQModel:
+    """A SAM or SAM-HQ with random weights from which training starts.
 
     `transformers` initialises SAM for loading, not for training: `SamVisionConfig.initializer_range` is 1e-10 and the
     random positional embedding is scaled by half the hidden size instead of 1; with either, training never starts. So all
     matrices are drawn here: truncated normal, 0.02, as ViT (Dosovitskiy et al., 2021).
     """
-    model = SamModel(config)
+    model = SamModel(config) if isinstance(config, SamConfig) else SamHQModel(config)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
             if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-            if isinstance(module, SamPositionalEmbedding):
+            if isinstance(module, SamPositionalEmbedding | SamHQPositionalEmbedding):
                 module.positional_embedding.normal_(generator=generator)
         nn.init.trunc_normal_(positions(model), std=0.02, generator=generator)
         # One positional code for the image and for the prompts (SAM ties them; loading from a file does it again).
         model.prompt_encoder.shared_embedding.positional_embedding = model.shared_image_embedding.positional_embedding
     return model.eval()
-
-
-def positions(model: SamModel) -> nn.Parameter:
-    """The absolute position embedding of the tokens, `[1, h, w, d]`; every SAM has one."""
-    embedding: nn.Parameter = model.vision_encoder.pos_embed  # type: ignore[assignment]
-    return embedding
-
-
-def vision_config(model: SamModel) -> SamVisionConfig:
-    """The configuration of the image encoder."""
-    config: SamVisionConfig = model.config.vision_config  # type: ignore[assignment]
-    return config
-
-
-def backbone_digest(model: SamModel) -> str:
-    """SHA-256 over names, shapes and bytes of all weights; what a study's sites compare before the first round."""
-    return digest(dict(model.state_dict()))
-
-
-def standardise(pixels: Tensor) -> Tensor:
-    """Pixels `[B, 3, S, S]` in 0..1 to what SAM was trained on: minus mean, divided by standard deviation."""
-    mean = pixels.new_tensor(PIXEL_MEAN).view(3, 1, 1)
-    std = pixels.new_tensor(PIXEL_STD).view(3, 1, 1)
-    return (pixels - mean) / std

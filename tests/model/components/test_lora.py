@@ -4,15 +4,21 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from transformers import SamModel
 
 from pfedsam.core import rng
-from pfedsam.model.backbone import compact_config, new_backbone
-from pfedsam.model.lora import LoraOptions, add_lora, save_adapter
+from pfedsam.model.backbones.compact import compact_config, new_network
+from pfedsam.model.backbones.sam import SamBackbone
+from pfedsam.model.components.lora import LoraOptions, add_lora, save_adapter
+
+
+def targets(sam: SamModel) -> list[str]:
+    return SamBackbone(sam).lora_targets(1, output_projection=False, decoder=True)
 
 
 def test_at_its_start_every_update_is_zero() -> None:
-    sam = new_backbone(compact_config("sam-toy"), rng.generator(0, "toy"))
-    a_names, b_names = add_lora(sam, LoraOptions(rank=2), 1, rng.generator(0, "lora"))
+    sam = new_network(compact_config("sam-toy"), rng.generator(0, "toy"))
+    a_names, b_names = add_lora(sam, LoraOptions(rank=2), targets(sam), rng.generator(0, "lora"))
     parameters = dict(sam.named_parameters())
     assert len(a_names) == len(b_names) > 0
     assert all(parameters[name].count_nonzero() == 0 for name in b_names)
@@ -22,14 +28,14 @@ def test_at_its_start_every_update_is_zero() -> None:
 
 def test_peft_reads_the_saved_adapter_over_a_plain_sam(tmp_path: Path) -> None:
     options = LoraOptions(rank=2, alpha=6.0)
-    ours = new_backbone(compact_config("sam-toy"), rng.generator(0, "toy"))
-    a_names, b_names = add_lora(ours, options, 1, rng.generator(0, "lora"))
+    ours = new_network(compact_config("sam-toy"), rng.generator(0, "toy"))
+    a_names, b_names = add_lora(ours, options, targets(ours), rng.generator(0, "lora"))
     parameters = dict(ours.named_parameters())
     with torch.no_grad():
         for name in b_names:
             parameters[name].normal_(generator=rng.generator(1, name))
     save_adapter(tmp_path, options, {name: parameters[name].detach() for name in a_names + b_names})
-    plain = new_backbone(compact_config("sam-toy"), rng.generator(0, "toy"))
+    plain = new_network(compact_config("sam-toy"), rng.generator(0, "toy"))
     theirs = PeftModel.from_pretrained(plain, str(tmp_path)).merge_and_unload()
     for name in a_names:
         layer = name.split(".lora_")[0]

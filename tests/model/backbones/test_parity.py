@@ -9,9 +9,9 @@ from reference.segment_anything_modeling import OFFICIAL, SMALL, build_reference
 from torch import Tensor, nn
 from transformers import SamModel
 
-from pfedsam.model.backbone import standardise
-from pfedsam.model.checkpoint import load_backbone
-from pfedsam.model.encoder import encode, use_fast_blocks
+from pfedsam.model.backbones.base import standardise
+from pfedsam.model.backbones.checkpoint import load_network
+from pfedsam.model.backbones.encoder import encode, use_fast_blocks
 
 TOLERANCE = 1e-4
 BOXES = torch.tensor([[20.0, 30.0, 200.0, 180.0], [1.0, 2.0, 60.0, 250.0]])  # XYXY in pixels of the model's input
@@ -62,7 +62,7 @@ def small(small_official: Path) -> tuple[SamModel, nn.Module]:
     """Ours and the reference with the weights of the same file."""
     reference = build_reference(**SMALL, image_size=256)
     reference.load_state_dict(torch.load(small_official))
-    return load_backbone(small_official), reference
+    return load_network(small_official), reference
 
 
 def test_image_embedding(small: tuple[SamModel, nn.Module]) -> None:
@@ -82,7 +82,7 @@ def test_mask_logits(small: tuple[SamModel, nn.Module], prompt: str, multimask: 
 def test_another_image_size(small_official: Path, side: int) -> None:
     # segment-anything interpolates relative positions by itself when they do not fit; so its weights stay as they are,
     # and only the position embedding is interpolated here, as SAMed does.
-    ours = load_backbone(small_official, image_size=side)
+    ours = load_network(small_official, image_size=side)
     reference = build_reference(**SMALL, image_size=side)
     for name, values in torch.load(small_official).items():
         owner, _, leaf = name.rpartition(".")
@@ -98,7 +98,7 @@ def test_another_image_size(small_official: Path, side: int) -> None:
 @pytest.mark.parametrize("side", [256, 512])
 def test_fast_blocks(small_official: Path, side: int) -> None:
     """Block for block on the same tokens, then the whole; 512 px are 1024 tokens, and with gradients another attention is chosen."""
-    ours = use_fast_blocks(load_backbone(small_official, image_size=side))
+    ours = use_fast_blocks(load_network(small_official, image_size=side))
     reference = build_reference(**SMALL, image_size=side)
     for name, values in torch.load(small_official).items():
         if "pos_embed" not in name:
@@ -120,7 +120,7 @@ def test_fast_blocks(small_official: Path, side: int) -> None:
 @pytest.mark.parametrize("side", [256, 512])
 def test_gradients_of_fast_blocks(small_official: Path, side: int) -> None:
     """Of the tokens and of every parameter, within 1e-6 of the largest."""
-    ours = use_fast_blocks(load_backbone(small_official, image_size=side))
+    ours = use_fast_blocks(load_network(small_official, image_size=side))
     reference = build_reference(**SMALL, image_size=side)
     names = {"layer_norm1": "norm1", "layer_norm2": "norm2"}  # those of a block that differ
     drawn = torch.Generator().manual_seed(6)
@@ -143,7 +143,7 @@ def test_gradients_of_fast_blocks(small_official: Path, side: int) -> None:
 def test_vit_b_at_1024(tmp_path: Path) -> None:
     reference = randomise(build_reference(**OFFICIAL["ViT-B"]), seed=1)
     torch.save(reference.state_dict(), tmp_path / "vit_b.pth")
-    ours = load_backbone(tmp_path / "vit_b.pth")
+    ours = load_network(tmp_path / "vit_b.pth")
     ours_embedding, embedding = embed(ours, reference, 1024)
     assert_equal(ours_embedding, embedding)
     pixels = torch.rand(1, 3, 1024, 1024, generator=torch.Generator().manual_seed(5))

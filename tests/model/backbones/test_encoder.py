@@ -5,12 +5,13 @@ from copy import deepcopy
 import torch
 
 from pfedsam.core import rng
-from pfedsam.model.backbone import compact_config, new_backbone, standardise
-from pfedsam.model.encoder import encode, use_fast_blocks
+from pfedsam.model.backbones.base import standardise
+from pfedsam.model.backbones.compact import compact_config, new_network
+from pfedsam.model.backbones.encoder import encode, use_fast_blocks
 
 
 def test_forward_and_gradients_equal_the_reference() -> None:
-    reference = new_backbone(compact_config("sam-toy"), rng.generator(0))  # windows of 3 on a 4 x 4 grid: with padding
+    reference = new_network(compact_config("sam-toy"), rng.generator(0))  # windows of 3 on a 4 x 4 grid: with padding
     with torch.no_grad():
         for name, parameter in reference.named_parameters():
             if "rel_pos" in name or name.endswith("bias"):

@@ -3,8 +3,8 @@ import torch
 from transformers import SamConfig
 
 from pfedsam.core.errors import OptionError
-from pfedsam.model.backbone import compact_config
-from pfedsam.model.resize import config_at, tensors_at
+from pfedsam.model.backbones.compact import compact_config
+from pfedsam.model.backbones.resize import config_at, tensors_at
 
 GRID = "vision_encoder.pos_embed"
 

@@ -9,26 +9,33 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import huggingface_hub
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import SamConfig, SamModel
+from transformers import SamConfig, SamHQConfig
 
 from pfedsam.core import tensors as tensor_files
 from pfedsam.core.errors import CheckpointError, StoreError
 from pfedsam.core.files import open_regular
 from pfedsam.core.tensors import NamedTensors
-from pfedsam.model.backbone import sam_config
-from pfedsam.model.key_map import TIED, to_official, to_transformers
-from pfedsam.model.resize import MAX_IMAGE_SIZE, config_at, tensors_at
+from pfedsam.model.backbones.base import Backbone
+from pfedsam.model.backbones.compact import sam_config
+from pfedsam.model.backbones.encoder import Network
+from pfedsam.model.backbones.key_map import TIED, to_official, to_transformers
+from pfedsam.model.backbones.resize import MAX_IMAGE_SIZE, config_at, tensors_at
+from pfedsam.model.backbones.sam import SamBackbone
+from pfedsam.model.backbones.sam_hq import SamHqBackbone
 from pfedsam.model.torch_file import read_torch_file
 from pfedsam.model.weights import check_official_name
 
-SHIPPED = Path(__file__).parents[1] / "weights"
+BACKBONES: Mapping[str, type[SamBackbone]] = {kind.model_type: kind for kind in (SamBackbone, SamHqBackbone)}
+"""By the `model_type` of a `transformers` folder."""
+SHIPPED = Path(__file__).parents[2] / "weights"
 """The folder of the package that holds one `transformers` folder for each SAM of ours."""
+Config: TypeAlias = SamConfig | SamHQConfig
 
 MAX_CONFIG_BYTES = 2**20
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -56,19 +63,30 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 """The architectures of Segment Anything's `.pth` files (segment_anything/build_sam.py); MedSAM is a ViT-B."""
 
 
-def load_backbone(source: str | Path, *, image_size: int | None = None, may_download: bool = True) -> SamModel:
-    """The SAM that `source` names: in evaluation mode, float32, no parameter asking for gradients.
+def load_backbone(source: str | Path, *, image_size: int | None = None, may_download: bool = True) -> Backbone:
+    """The backbone that `source` names: in evaluation mode, float32, no parameter asking for gradients.
 
     Args:
-        source: a shipped name such as `sam-tiny`; a Segment Anything or MedSAM `.pth` file; a folder with `config.json`
-            and `model.safetensors` as `transformers` writes it; or a hub name such as `facebook/sam-vit-base`.
+        source: a shipped name such as `sam-tiny`; a Segment Anything or MedSAM `.pth` file; a folder of SAM or SAM-HQ with
+            `config.json` and `model.safetensors` as `transformers` writes it; or a hub name such as `facebook/sam-vit-base`.
         image_size: side of the square image in pixels (S), a multiple of the patch size; None keeps the source's own.
-            Position embeddings are interpolated (`pfedsam.model.resize`).
+            Position embeddings are interpolated (`pfedsam.model.backbones.resize`).
         may_download: a hub name that is not in the hub's cache is downloaded; False refuses it.
 
     Raises:
         CheckpointError: the source does not exist, is unsafe, damaged or of another model; nothing in it was run.
         OptionError: `image_size` is not allowed.
+    """
+    network = load_network(source, image_size=image_size, may_download=may_download)
+    return BACKBONES[network.config.model_type](network)
+
+
+def load_network(source: str | Path, *, image_size: int | None = None, may_download: bool = True) -> Network:
+    """The network of `transformers` that `load_backbone` takes over, with that package's own encoder blocks.
+
+    Raises:
+        CheckpointError: as `load_backbone`.
+        OptionError: as `load_backbone`.
     """
     config, tensors = _read(source, may_download)
     if image_size is not None:
@@ -88,7 +106,7 @@ def backbone_file(source: str, base: Path = Path()) -> Path | None:
     return path if source not in shipped_names() and path.exists() else None
 
 
-def _read(source: str | Path, may_download: bool) -> tuple[SamConfig, NamedTensors]:
+def _read(source: str | Path, may_download: bool) -> tuple[Config, NamedTensors]:
     """The configuration and all tensors by `transformers` name, accounted for.
 
     Raises:
@@ -110,7 +128,7 @@ def _read(source: str | Path, may_download: bool) -> tuple[SamConfig, NamedTenso
     )
 
 
-def _from_official(path: Path) -> tuple[SamConfig, NamedTensors]:
+def _from_official(path: Path) -> tuple[Config, NamedTensors]:
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path.name} needs its config.json: name the folder that holds both.")
     check_official_name(path)
@@ -133,7 +151,8 @@ def _recognise(label: str, tensors: NamedTensors) -> SamConfig:
         first = ", ".join(list(tensors)[:_LISTED])
         raise CheckpointError(
             f"{label} is not a Segment Anything state_dict: it has no square image_encoder.pos_embed (it starts with "
-            f"{first or 'nothing'}). Readable are {known}; SAM 2, SAM-HQ and MobileSAM are other models."
+            f"{first or 'nothing'}). Readable are {known}; SAM 2 and MobileSAM are other models; "
+            "SAM-HQ is read from a transformers folder."
         )
     depth = len({name.split(".")[2] for name in tensors if name.startswith("image_encoder.blocks.")})
     for architecture in ARCHITECTURES.values():
@@ -161,7 +180,7 @@ def _official_config(architecture: Architecture, image_size: int) -> SamConfig:
     return config
 
 
-def _from_folder(folder: Path, label: str) -> tuple[SamConfig, NamedTensors]:
+def _from_folder(folder: Path, label: str) -> tuple[Config, NamedTensors]:
     try:
         config = _read_config(folder / "config.json")
         expected = _shapes(config)
@@ -172,8 +191,8 @@ def _from_folder(folder: Path, label: str) -> tuple[SamConfig, NamedTensors]:
         ) from error
     except _ODD_CONFIG as error:
         raise CheckpointError(
-            f"{label}/config.json does not describe a SAM: {_brief(error)}. Expected is what transformers writes "
-            'for SamModel (model_type "sam").'
+            f"{label}/config.json does not describe a SAM or SAM-HQ: {_brief(error)}. Expected is what transformers writes "
+            'for SamModel (model_type "sam") or SamHQModel (model_type "sam_hq").'
         ) from error
     try:
         tensors, _ = tensor_files.load(folder / "model.safetensors")
@@ -187,7 +206,7 @@ def _from_folder(folder: Path, label: str) -> tuple[SamConfig, NamedTensors]:
     return config, tensors
 
 
-def _read_config(path: Path) -> SamConfig:
+def _read_config(path: Path) -> Config:
     """The configuration in a file, of sizes that can be built.
 
     Raises:
@@ -198,13 +217,14 @@ def _read_config(path: Path) -> SamConfig:
     if len(text) > MAX_CONFIG_BYTES:
         raise ValueError(f"it is longer than {MAX_CONFIG_BYTES} bytes")
     table = json.loads(text)
-    if not isinstance(table, dict) or table.get("model_type") != "sam":
-        found = table.get("model_type") if isinstance(table, dict) else None
+    found = table.get("model_type") if isinstance(table, dict) else None
+    kind = BACKBONES.get(found) if isinstance(found, str) else None
+    if kind is None:
         raise ValueError(f"its model_type is {found!r}")
     # The table's own first: transformers makes lists as long as some of them say.
     for part in (table, *(part for part in table.values() if isinstance(part, dict))):
         _check_sizes(part)
-    config = SamConfig.from_dict(_without_choices_of_ours(table))
+    config: Config = kind.config_class.from_dict(_without_choices_of_ours(table))
     vision: Any = config.vision_config
     prompts: Any = config.prompt_encoder_config
     decoder: Any = config.mask_decoder_config
@@ -216,6 +236,7 @@ def _read_config(path: Path) -> SamConfig:
             f"its images of {sides[0]} pixels in patches of {vision.patch_size} do not fit its prompts, which are for "
             f"images of {prompts.image_size} pixels and {prompts.image_embedding_size} patches a side"
         )
+    kind.check_config(config)
     return config
 
 
@@ -283,10 +304,10 @@ def _untie(label: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if name != twin} | {kept: value}
 
 
-def _shapes(config: SamConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter by `transformers` name; nothing of its size is allocated."""
     with torch.device("meta"):
-        state = SamModel(config).state_dict()
+        state = BACKBONES[config.model_type].network_class(config).state_dict()
     return {name: tuple(tensor.shape) for name, tensor in state.items() if name != TIED[0]}
 
 
@@ -308,7 +329,7 @@ def _account(label: str, expected: Mapping[str, tuple[int, ...]], tensors: Named
         raise CheckpointError(
             f"{label} does not fit the model that it looks like: {'; '.join(filter(None, listed))}. "
             f"Expected are {len(expected)} tensors, found {len(tensors)}. Use the unchanged file of its publisher, or "
-            "save the whole SamModel with save_pretrained."
+            "save the whole model with save_pretrained."
         )
     spoilt = [n for n, tensor in tensors.items() if not tensor.is_floating_point() or not tensor.isfinite().all()]
     if spoilt:
@@ -321,10 +342,10 @@ def _some(what: str, names: list[str]) -> str:
     return f"{len(names)} tensors {what} ({', '.join(names[:_LISTED])}{more})" if names else ""
 
 
-def _assemble(config: SamConfig, tensors: NamedTensors) -> SamModel:
+def _assemble(config: Config, tensors: NamedTensors) -> Network:
     """A model of the given tensors, copied as float32; nothing is initialised at random on the way."""
     with torch.device("meta"):
-        model = SamModel(config)
+        model: Network = BACKBONES[config.model_type].network_class(config)
     values = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
     twin, kept = TIED
     model.load_state_dict(values | {twin: values[kept]}, assign=True)

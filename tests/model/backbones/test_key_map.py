@@ -2,7 +2,7 @@ import torch
 from reference.segment_anything_modeling import OFFICIAL, build_reference
 from transformers import SamConfig, SamModel
 
-from pfedsam.model.key_map import KEY_MAP, TIED, to_official, to_transformers
+from pfedsam.model.backbones.key_map import KEY_MAP, TIED, to_official, to_transformers
 
 
 def test_every_tensor_of_both_libraries_has_its_counterpart() -> None:

@@ -5,14 +5,14 @@ al., 2019) and g the softmax of a linear router, per token, of which the k large
 The gates are not renormalised, so that the router also learns when k = 1.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pfedsam.core.options import Options
+from pfedsam.model.components.base import Assembly, BesideMlp, Component
+from pfedsam.model.components.routing import Routing
 
 
 class ExpertOptions(Options):
@@ -30,26 +30,6 @@ class ExpertOptions(Options):
         if self.top_k > self.count:
             raise ValueError(f"top_k is {self.top_k}, but there are only {self.count} experts; give 1 to {self.count}")
         return self
-
-
-@dataclass(frozen=True)
-class Routing:
-    """Where the router sent the tokens of one block."""
-
-    probabilities: Tensor
-    """`[..., E]`: the router's softmax."""
-    selected: Tensor
-    """`[..., E]` bool: the k largest of each token."""
-
-    def usage(self) -> Tensor:
-        """`[E]`: the share of the assignments that each expert received; sums to 1."""
-        chosen = self.selected.flatten(0, -2).float()
-        return chosen.sum(0) / chosen.sum()
-
-    def balance_loss(self) -> Tensor:
-        """E * sum_e f_e P_e (Fedus et al., 2021, eq. 4): 1 when balanced, at most E; differentiable through P."""
-        importance = self.probabilities.flatten(0, -2).mean(0)
-        return importance.numel() * (self.usage() * importance).sum()
 
 
 class LMoE(nn.Module):
@@ -84,3 +64,39 @@ class LMoE(nn.Module):
         gated = (hidden * gates).view(-1, up.shape[1])
         added = torch.addmm(onto.reshape(-1, up.shape[0]), gated, up.t())
         return added.view(onto.shape), Routing(probabilities, selected)
+
+
+class Experts(Component):
+    """An L-MoE beside the MLP of each adapted block, at the site alone."""
+
+    groups = ("experts",)
+    local_only = True
+    addition = True
+
+    def __init__(self, options: ExpertOptions) -> None:
+        """Experts of this number and size."""
+        self.options = options
+
+    def attach(self, assembly: Assembly) -> dict[str, list[str]]:
+        """Experts and a router for each adapted block."""
+        width = assembly.backbone.width
+        self._blocks = {str(i): LMoE(width, self.options, assembly.generator) for i in assembly.adapted}
+        return {"experts": assembly.add("experts", nn.ModuleDict(self._blocks))}
+
+    def beside_mlp(self, block: int, routings: dict[str, Routing] | None) -> BesideMlp | None:
+        """The block's output with what its experts make of the MLP's input added, `[B, h, w, d]`; the routing goes into `routings`."""
+        experts = self._blocks.get(str(block))
+        if experts is None:
+            return None
+
+        def add(onto: Tensor, normalised: Tensor) -> Tensor:
+            added, routing = experts(onto, normalised)
+            if routings is not None:
+                routings[str(block)] = routing
+            return added  # type: ignore[no-any-return]
+
+        return add
+
+    def routers(self) -> dict[str, int]:
+        """The number of experts of each block that has some."""
+        return dict.fromkeys(self._blocks, self.options.count)

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from pfedsam.core import rng
-from pfedsam.model.moe import ExpertOptions, LMoE, Routing
+from pfedsam.model.components.experts import ExpertOptions, LMoE
+from pfedsam.model.components.routing import Routing
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 4])

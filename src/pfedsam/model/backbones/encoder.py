@@ -10,23 +10,28 @@ Three exact rewrites of `transformers`' encoder block (itself segment-anything's
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import SamModel
+from transformers import SamHQModel, SamModel
 from transformers.models.sam.modeling_sam import SamVisionLayer
+from transformers.models.sam_hq.modeling_sam_hq import SamHQVisionLayer
 
 from pfedsam.model.attention import choose_core, relative
-from pfedsam.model.backbone import positions, standardise
+from pfedsam.model.backbones.base import standardise
 from pfedsam.model.kernels import HEAD_CHANNELS, has_backward, kernels_for
+
+Network: TypeAlias = SamModel | SamHQModel
+"""Both have the same encoder."""
+_N = TypeVar("_N", SamModel, SamHQModel)
 
 
 class EncoderBlock(nn.Module):
     """One encoder block with the parameters, and the parameter names, of the `transformers` block that it replaces."""
 
-    def __init__(self, layer: SamVisionLayer) -> None:
+    def __init__(self, layer: SamVisionLayer | SamHQVisionLayer) -> None:
         super().__init__()
         self.layer_norm1 = layer.layer_norm1
         self.attn = layer.attn
@@ -116,7 +121,13 @@ def _spans(length: int, side: int) -> list[_Span]:
     return spans + ([_Span(slice(whole * side, length), rest)] if rest else [])
 
 
-def embed_patches(model: SamModel, pixels: Tensor, origin: tuple[int, int] = (0, 0)) -> Tensor:
+def positions(model: Network) -> nn.Parameter:
+    """The absolute position embedding of the tokens, `[1, h, w, d]`; every SAM has one."""
+    embedding: nn.Parameter = model.vision_encoder.pos_embed  # type: ignore[assignment]
+    return embedding
+
+
+def embed_patches(model: Network, pixels: Tensor, origin: tuple[int, int] = (0, 0)) -> Tensor:
     """Pixels `[B, 3, H, W]` in 0..1 to tokens `[B, h, w, d]` with their absolute positions.
 
     Args:
@@ -139,7 +150,7 @@ def _project(projection: nn.Conv2d, pixels: Tensor) -> Tensor:
     return F.linear(patches.flatten(3), projection.weight.flatten(1), projection.bias)
 
 
-def encode(model: SamModel, pixels: Tensor, origin: tuple[int, int] = (0, 0)) -> Tensor:
+def encode(model: Network, pixels: Tensor, origin: tuple[int, int] = (0, 0)) -> Tensor:
     """The image embedding `[B, d, h, w]` of pixels `[B, 3, H, W]` in 0..1; see `embed_patches`."""
     tokens = embed_patches(model, pixels, origin)
     for block in model.vision_encoder.layers:
@@ -147,11 +158,11 @@ def encode(model: SamModel, pixels: Tensor, origin: tuple[int, int] = (0, 0)) ->
     return model.vision_encoder.neck(tokens)  # type: ignore[no-any-return]
 
 
-def use_fast_blocks(model: SamModel) -> SamModel:
-    """Replace every encoder block of `model` in place by an `EncoderBlock`; names in the state dict stay as they were."""
+def use_fast_blocks(model: _N) -> _N:
+    """Replace every encoder block of a SAM or SAM-HQ in place by an `EncoderBlock`; names in the state dict stay as they were."""
     layers = model.vision_encoder.layers
     for i, layer in enumerate(layers):
-        if isinstance(layer, SamVisionLayer):
+        if isinstance(layer, SamVisionLayer | SamHQVisionLayer):
             layers[i] = EncoderBlock(layer)
     return model
 

@@ -1,0 +1,1 @@
+"""The frozen backbones: one protocol (`base.py`), one file a backbone, and how their weights are read."""

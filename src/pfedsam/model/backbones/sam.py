@@ -1,0 +1,110 @@
+"""SAM (Kirillov et al., 2023, "Segment Anything") as `transformers.SamModel`, without a prompt."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import SamConfig, SamModel
+
+from pfedsam.model.backbones.base import Backbone, MaskLayers
+from pfedsam.model.backbones.encoder import embed_patches, positions, use_fast_blocks
+
+
+class SamBackbone(Backbone):
+    """SAM: the class tokens take the place of the single-mask token."""
+
+    model_type = "sam"
+    config_class: ClassVar[type[Any]] = SamConfig
+    network_class: ClassVar[type[Any]] = SamModel
+    token_offset = 1  # after the token whose output guesses an IoU
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "encoder": ("vision_encoder.",),
+        # The decoder's other parts, its own output layers and the head that guesses an IoU, are not used without a prompt.
+        "decoder": ("mask_decoder.transformer.", "mask_decoder.iou_token.", "mask_decoder.mask_tokens."),
+        "no_prompt": ("prompt_encoder.no_mask_embed.",),
+    }
+
+    def __init__(self, network: Any) -> None:  # noqa: ANN401 - of network_class; the layers of transformers have no types
+        """Take over a network of `network_class`; its encoder blocks are replaced in place by faster ones."""
+        self.network: Any = use_fast_blocks(network)
+        self.blocks: nn.ModuleList = self.network.vision_encoder.layers
+        vision = self.network.config.vision_config
+        self.width, self.image_size = int(vision.hidden_size), int(vision.image_size)
+        _, height, width, _ = positions(self.network).shape
+        self.grid = (int(height), int(width))
+
+    @classmethod
+    def check_config(cls, config: Any) -> None:  # noqa: ANN401 - see Backbone
+        """Every configuration of the agreed sizes fits."""
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Pixels `[B, 3, S, S]` in 0..1 to tokens `[B, h, w, d]` with their absolute positions."""
+        return embed_patches(self.network, pixels)
+
+    def finish(self, tokens: Tensor, stages: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Tokens `[B, h, w, d]` to the image embedding `[B, e, h, w]`; SAM has no high-resolution features."""
+        return self.network.vision_encoder.neck(tokens).float(), ()
+
+    def decode(self, embedding: Tensor, class_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Image embedding `[B, e, h, w]` and class tokens `[C, e]` to their outputs `[B, C, e]` and `[B, e, h, w]`."""
+        decoder = self.network.mask_decoder
+        return self._transform(embedding, self._queries(decoder, class_tokens), len(class_tokens))
+
+    def _queries(self, decoder: Any, class_tokens: Tensor) -> Tensor:  # noqa: ANN401 - a decoder of transformers
+        """All of the decoder's tokens in order, `[T, e]`."""
+        return torch.cat([decoder.iou_token.weight, class_tokens, decoder.mask_tokens.weight[1:]])
+
+    def _transform(self, embedding: Tensor, queries: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+        network: Any = self.network
+        batch, channels, height, width = embedding.shape
+        no_mask = network.prompt_encoder.no_mask_embed.weight.view(1, channels, 1, 1)
+        mixed, image = network.mask_decoder.transformer(
+            point_embeddings=queries.expand(batch, 1, -1, -1),
+            image_embeddings=embedding + no_mask,
+            image_positional_embeddings=network.get_image_wide_positional_embeddings().expand(batch, -1, -1, -1),
+            attention_similarity=None,
+        )
+        image = image.transpose(2, 3).reshape(batch, channels, height, width)
+        return mixed[:, 0, self.token_offset : self.token_offset + classes], image
+
+    @staticmethod
+    def upscale(layers: Any, image: Tensor, features: Sequence[Tensor]) -> Tensor:  # noqa: ANN401 - see Backbone
+        """The image's output `[B, e, h, w]` in two steps to `[B, c, 4 h, 4 w]`."""
+        image = F.gelu(layers.upscale_layer_norm(layers.upscale_conv1(image)))
+        return F.gelu(layers.upscale_conv2(image))
+
+    def class_token(self) -> Tensor:
+        """`[1, e]`: SAM's single-mask token."""
+        return self.network.mask_decoder.mask_tokens.weight[:1].detach()
+
+    def mask_layers(self) -> MaskLayers:
+        """The two up-scaling steps and the hyper-network of the single-mask token."""
+        decoder: Any = self.network.mask_decoder
+        names = ("upscale_conv1", "upscale_layer_norm", "upscale_conv2")
+        return MaskLayers(
+            {name: deepcopy(getattr(decoder, name)) for name in names},
+            decoder.output_hypernetworks_mlps[0],
+            decoder.upscale_conv2.out_channels,
+        )
+
+    def lora_targets(self, first_block: int, *, output_projection: bool, decoder: bool) -> list[str]:
+        """The encoder's fused `qkv`, `proj` when asked, and the decoder's transformer; see `Backbone.lora_targets`."""
+        parts = ("qkv", "proj") if output_projection else ("qkv",)
+        names = [
+            f"vision_encoder.layers.{i}.attn.{part}" for i in range(first_block, len(self.blocks)) for part in parts
+        ]
+        if decoder:
+            transformer = self.network.mask_decoder.transformer.named_modules(prefix="mask_decoder.transformer")
+            names += [name for name, module in transformer if isinstance(module, nn.Linear)]
+        return names
+
+    def normed(self, first_block: int) -> dict[str, nn.Module]:
+        """The blocks from `first_block` on, the neck and the decoder's transformer."""
+        blocks = {f"vision_encoder.layers.{i}": self.blocks[i] for i in range(first_block, len(self.blocks))}
+        return blocks | {
+            "vision_encoder.neck": self.network.vision_encoder.neck,
+            "mask_decoder.transformer": self.network.mask_decoder.transformer,
+        }

@@ -1,0 +1,86 @@
+"""From the options of the model to its components, and to the personal SAM that is put together from them."""
+
+import torch
+
+from pfedsam.core.errors import OptionError
+from pfedsam.model.backbones.base import Backbone
+from pfedsam.model.components.adapters import Adapters
+from pfedsam.model.components.base import Component
+from pfedsam.model.components.class_tokens import ClassTokens
+from pfedsam.model.components.experts import Experts
+from pfedsam.model.components.local_lora import LocalLora
+from pfedsam.model.components.lora import Lora
+from pfedsam.model.components.norms import Norms
+from pfedsam.model.components.output_layers import OutputLayers
+from pfedsam.model.components.personal_copy import PersonalCopy
+from pfedsam.model.components.personal_output_layers import PersonalOutputLayers
+from pfedsam.model.components.pretrained import Decoder, Encoder, NoPrompt
+from pfedsam.model.numerics import CPU, frozen_dtype
+from pfedsam.model.options import ModelOptions
+from pfedsam.model.personal import PersonalSam
+
+
+def components_of(options: ModelOptions) -> list[Component]:
+    """The components that a model with these options has, in the order in which they are attached and draw at random.
+
+    What stands in the place of other parameters comes after them, and the second LoRA after whatever stands in the place of the first.
+    """
+    found: list[Component | None] = [
+        ClassTokens(),
+        OutputLayers(image_skip=options.image_skip),
+        PersonalOutputLayers(copy=options.personal_copy) if options.output_layers == "both" else None,
+        Lora(options.lora) if options.lora else None,
+        Experts(options.experts) if options.experts else None,
+        Adapters(options.adapters) if options.adapters else None,
+        PersonalCopy() if options.personal_copy else None,
+        Norms() if options.norms == "local" else None,
+        LocalLora(options.local_lora) if options.local_lora else None,
+        Encoder() if options.train_encoder else None,
+        Decoder(),
+        NoPrompt(),
+    ]
+    return [component for component in found if component is not None]
+
+
+def present(options: ModelOptions, *, local_only: bool = False) -> frozenset[str]:
+    """The groups of parameters that a model with these options has; with `local_only` those that only the personal model uses."""
+    return frozenset(group for c in components_of(options) if c.local_only or not local_only for group in c.groups)
+
+
+def build_personal(
+    backbone: Backbone,
+    options: ModelOptions,
+    classes: int,
+    generator: torch.Generator,
+    device: torch.device = CPU,
+) -> PersonalSam:
+    """The personal SAM that the options describe, over `backbone` (its network is changed in place).
+
+    Args:
+        backbone: as it was loaded.
+        options: of the model; `backbone` and `image_size` among them are not looked at.
+        classes: the number of classes, without the background.
+        generator: for what starts at random; what is drawn is the same on every device.
+        device: where the model is to compute.
+
+    Raises:
+        OptionError: there are fewer encoder blocks than are to be adapted, or bfloat16 is wanted of a processor without it.
+    """
+    depth = len(backbone.blocks)
+    adapted = depth if options.adapt_last is None else options.adapt_last
+    if adapted > depth:
+        raise OptionError(
+            f"model.adapt_last is {adapted}, but this backbone has {depth} encoder blocks: give 1 to {depth}."
+        )
+    components = components_of(options)
+    from_pixels = any(component.from_pixels for component in components)
+    model = PersonalSam(
+        backbone,
+        components,
+        classes,
+        generator,
+        first_adapted=depth - adapted,
+        precision=torch.float32 if from_pixels else frozen_dtype(options.precision, device),
+        recompute=options.recompute,
+    )
+    return model.to(device)

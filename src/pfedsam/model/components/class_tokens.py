@@ -1,0 +1,16 @@
+"""The class tokens: a learned token for each class in the place of the decoder's own mask token."""
+
+from torch import nn
+
+from pfedsam.model.components.base import Assembly, Component
+
+
+class ClassTokens(Component):
+    """`[C, e]`: each starts as the decoder's own mask token."""
+
+    groups = ("class_tokens",)
+
+    def attach(self, assembly: Assembly) -> dict[str, list[str]]:
+        """One token for each class."""
+        tokens = assembly.backbone.class_token().repeat(assembly.classes, 1)
+        return {"class_tokens": assembly.add("class_tokens", nn.Parameter(tokens))}

@@ -1,0 +1,78 @@
+"""The output layers: from the decoder's transformer to one mask per class.
+
+With one class the first prediction is what the backbone gives without a prompt: the class token starts as its mask token, and the
+hyper-network as that token's.
+"""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pfedsam.model import image_skip
+from pfedsam.model.backbones.base import Backbone
+from pfedsam.model.components.base import Assembly, Component
+
+_HIDDEN = 16
+
+
+class MaskHead(nn.Module):
+    """The decoder's trainable end: up-scaling, and for each class the MLP that turns its token into the weights of its mask.
+
+    With a generator also two convolutions over the image itself (`pfedsam.model.image_skip`), whose output is added to the up-scaled
+    features; the second starts at zero, so that masks start as the backbone's.
+    """
+
+    def __init__(self, backbone: Backbone, classes: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        found = backbone.mask_layers()
+        for name, layer in found.layers.items():
+            self.add_module(name, layer)
+        self._upscale: Callable[[Any, Tensor, Sequence[Tensor]], Tensor] = backbone.upscale
+        self.mlps = nn.ModuleList(deepcopy(found.hypernetwork) for _ in range(classes))
+        self.image_skip = None if generator is None else _image_skip_layers(found.channels, generator)
+
+    def forward(
+        self, tokens: Tensor, image: Tensor, features: Sequence[Tensor] = (), seen: Tensor | None = None
+    ) -> Tensor:
+        """Logits `[B, C, 4h, 4w]`.
+
+        Args:
+            tokens: of the classes, `[B, C, e]`, after the transformer.
+            image: `[B, e, h, w]`, after the transformer.
+            features: the backbone's high-resolution features, where it has some.
+            seen: the image itself, `[B, image_skip.CHANNELS, 4h, 4w]`, where there are layers for it.
+        """
+        image = self._upscale(self, image, features)
+        if self.image_skip is not None:
+            image = image + self.image_skip(seen)
+        weights = torch.stack([mlp(tokens[:, i]) for i, mlp in enumerate(self.mlps)], dim=1)
+        return torch.einsum("bcd,bdhw->bchw", weights, image)
+
+
+def _image_skip_layers(channels: int, generator: torch.Generator) -> nn.Sequential:
+    first = nn.Conv2d(image_skip.CHANNELS, _HIDDEN, 3, padding=1)
+    last = nn.Conv2d(_HIDDEN, channels, 3, padding=1)
+    with torch.no_grad():
+        first.weight.normal_(0, (9 * image_skip.CHANNELS) ** -0.5, generator=generator)
+        for parameter in (first.bias, last.weight, last.bias):
+            nn.init.zeros_(parameter)  # type: ignore[arg-type]
+    return nn.Sequential(first, nn.GELU(), last)
+
+
+class OutputLayers(Component):
+    """The mask head that the shared and the personal model start from."""
+
+    groups = ("output_layers",)
+
+    def __init__(self, *, image_skip: bool) -> None:
+        """With `image_skip` it also looks at the image itself."""
+        self.image_skip = image_skip
+
+    def attach(self, assembly: Assembly) -> dict[str, list[str]]:
+        """New copies of the backbone's layers."""
+        generator = assembly.generator if self.image_skip else None
+        head = MaskHead(assembly.backbone, assembly.classes, generator)
+        return {"output_layers": assembly.add("output_layers", head)}
