@@ -25,7 +25,7 @@ from pfedsam.federation.manifest import StudyManifest, read_manifest
 from pfedsam.federation.messages import reply_from_wire, reply_to_wire, request_from_wire
 from pfedsam.federation.site_policy import Gate, SitePolicy
 from pfedsam.federation.update import Update, decode, encode
-from pfedsam.model.backbones.compact import compact_config, new_backbone
+from pfedsam.model.backbones.compact import compact_config, new_network
 
 Wire = dict[Any, Any]
 Change = Callable[[str, int, Wire], Wire]
@@ -40,7 +40,7 @@ def toy_study(folder: Path, *, codec: str = "fp32", rounds: int = 1, sites: int 
     names = [
         site.name for site in write_sites(folder / "data", SyntheticOptions(sites=sites, cases=6, side=96), seed=1)
     ]
-    new_backbone(compact_config("sam-toy"), rng.generator(0, "toy")).save_pretrained(folder / "backbone")
+    new_network(compact_config("sam-toy"), rng.generator(0, "toy")).save_pretrained(folder / "backbone")
     options = RunOptions.model_validate(
         {
             "name": "faults",

@@ -32,7 +32,7 @@ _COUNTS: Final = ("present", "missed", "extra", "absent")
 """The fields of `Occurrence`."""
 _COUNTS_OF_CASES: Final = frozenset({*_COUNTS, *(f"undefined_{measure}" for measure in MEASURES)})
 _ALWAYS_THERE: Final = frozenset({"cases", "unit", *(f"undefined_{measure}" for measure in MEASURES)})
-_SHARES: Final = frozenset({"dice", "iou", "surface_dice", "sensitivity", "precision"})
+_SHARES: Final = frozenset({"dice", "iou", "nsd", "lesion_recall"})
 _DISTANCES: Final = frozenset({"hd95", "assd"})
 
 
