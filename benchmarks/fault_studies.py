@@ -15,10 +15,11 @@ import torch
 
 from pfedsam.core import rng, tensors
 from pfedsam.data.synthetic import LABELS, PATIENT_PATTERN, SyntheticOptions, write_sites
-from pfedsam.engine.coordinator import Answers, RoundPolicy, StudyRun
-from pfedsam.engine.site_agent import SiteAgent
+from pfedsam.engine.rounds import RoundPolicy, StudyRun
+from pfedsam.engine.site_agent import SiteAgent, SiteFolder
 from pfedsam.engine.site_options import CONFIG
 from pfedsam.engine.study_folder import create_study
+from pfedsam.engine.transport import Answers
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.codec import Codec
 from pfedsam.federation.manifest import StudyManifest, read_manifest
@@ -103,7 +104,7 @@ class _Recorder:
     """A transport to sites in this process that keeps what they answer."""
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
-        self._agents = {name: SiteAgent(folder) for name, folder in folders.items()}
+        self._agents = {name: SiteAgent(SiteFolder(folder)) for name, folder in folders.items()}
         self._gates = {name: Gate(folder, name) for name, folder in folders.items()}
         self.wires: dict[tuple[str, int, str], dict[str, bytes]] = {}
 

@@ -19,8 +19,7 @@ from unittest import mock
 import fault_studies as faults
 import torch
 
-from pfedsam.engine import run_end
-from pfedsam.engine.study_folder import StudyFolder
+from pfedsam.engine import rounds, run_end
 from pfedsam.federation.bounds import change_norm
 from pfedsam.report.result_file import commit, machine
 from pfedsam.report.summary_file import collect_versions
@@ -109,7 +108,8 @@ def _no_page() -> Iterator[None]:
     """Neither page nor exported adapter, which take longer than the rest."""
     with (
         mock.patch.object(run_end, "write_page", lambda folder: folder),
-        mock.patch.object(StudyFolder, "export_adapter", return_value=None),
+        mock.patch.object(rounds, "export_adapter", return_value=None),
+        mock.patch.object(rounds, "build_model", return_value=None),
     ):
         yield
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from common import markdown, write_result
 
-from pfedsam.engine.in_process import run
+from pfedsam.engine.run import run
 from pfedsam.experiment.options import RunOptions
 from pfedsam.report.page import write_comparison
 from pfedsam.report.summary_file import Summary, read_summary

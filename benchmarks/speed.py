@@ -59,7 +59,7 @@ STEPS: Mapping[str, Callable[[Setting], Subject]] = {
     "global step, recomputed": partial(OurStep, phase="global", changes={"recompute": True}),
     "personal step": partial(OurStep, phase="local", changes={}),
     "personal step, bf16": partial(OurStep, phase="local", changes=BF16),
-    "personal step, teacher speaks": partial(OurStep, phase="local", changes={}, later=False),
+    "personal step, teacher's logits": partial(OurStep, phase="local", changes={}, later=False),
     "coupled step": partial(OurStep, phase="coupled", changes={}),
     "coupled step, bf16": partial(OurStep, phase="coupled", changes=BF16),
 }

@@ -49,7 +49,7 @@ def figures_of(
         "last4_bf16_vs_fedmsa": ratio(times, "FedMSA", "global step, bf16"),
         "last4_bf16_vs_fedsam": ratio(times, "FedSAM", "global step, bf16"),
         "distil_bf16_vs_two_models": ratio(times, "two models", "personal step, bf16"),
-        "distil_teacher_speaks_vs_two_models": ratio(times, "two models", "personal step, teacher speaks"),
+        "distil_teacher_speaks_vs_two_models": ratio(times, "two models", "personal step, teacher's logits"),
         "coupled_vs_fedmsa": ratio(times, "FedMSA", "coupled step"),
         "coupled_bf16_vs_fedmsa": ratio(times, "FedMSA", "coupled step, bf16"),
         "coupled_vs_two_models": ratio(times, "two models", "coupled step"),
@@ -92,7 +92,7 @@ WATERFALLS = {
         "global step, bf16",
         "global step, recomputed",
     ),
-    "personal step": ("two models", "personal step, teacher speaks", "personal step", "personal step, bf16"),
+    "personal step": ("two models", "personal step, teacher's logits", "personal step", "personal step, bf16"),
     "both models in a step": ("two models", "coupled step", "coupled step, bf16"),
 }
 

@@ -156,7 +156,7 @@ def our_encoder(setting: Setting, precision: str) -> tuple[Subject, PersonalSam]
 
 
 class OurStep:
-    """A step of a phase of a client round; `first` and `later` tell its first step, in which the teacher speaks, from the others."""
+    """A step of a phase of a client round; `first` and `later` tell its first step, which computes the teacher's logits, from others."""
 
     def __init__(
         self, setting: Setting, phase: str, changes: dict[str, Any], *, cached: bool = True, later: bool = True

@@ -11,9 +11,9 @@ import pytest
 
 from pfedsam.core import rng
 from pfedsam.data.synthetic import LABELS, PATIENT_PATTERN, SyntheticOptions, write_sites
-from pfedsam.engine.coordinator import Answers
-from pfedsam.engine.site_agent import SiteAgent
+from pfedsam.engine.site_agent import SiteAgent, SiteFolder
 from pfedsam.engine.site_options import CONFIG
+from pfedsam.engine.transport import Answers
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.messages import reply_to_wire, request_from_wire
@@ -109,7 +109,7 @@ class LocalSites:
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self.folders = dict(folders)
-        self.agents = {name: SiteAgent(folder) for name, folder in folders.items()}
+        self.agents = {name: SiteAgent(SiteFolder(folder)) for name, folder in folders.items()}
         self.gates = {name: Gate(folder, name) for name, folder in folders.items()}
         self.asked: list[tuple[str, int, tuple[str, ...]]] = []
         self.wires: list[dict[str, bytes]] = []

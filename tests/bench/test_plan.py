@@ -153,7 +153,7 @@ def test_a_killed_session_leaves_the_cost_unknown(plan: Plan) -> None:
 
 def test_pooled_methods_are_told_from_the_registry(plan: Plan) -> None:
     entries = choose_entries(plan.suite, list(METHODS), [])
-    assert {entry.label for entry in entries if entry.pooled} == {m.name for m in METHODS.values() if m.pooled}
+    assert {entry.label for entry in entries if entry.pooled} == {m.name for m in METHODS.values() if m.roster.pool}
 
 
 def test_a_folder_with_other_things_is_refused_and_one_of_a_run_that_never_began_is_not(plan: Plan) -> None:

@@ -16,8 +16,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from pfedsam.cli.main import _WITH_RESUME, app
-from pfedsam.engine.coordinator import RoundPolicy
 from pfedsam.engine.onboarding import Newcomer
+from pfedsam.engine.rounds import RoundPolicy
 from pfedsam.engine.site_options import SiteOptions
 from pfedsam.training.pretraining import PretrainOptions
 

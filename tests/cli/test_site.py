@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pfedsam.data.images import read_mask
-from pfedsam.engine.coordinator import RoundPolicy
+from pfedsam.engine.rounds import RoundPolicy
 from pfedsam.engine.site_options import CONFIG, read_site_options
 from pfedsam.engine.study_folder import create_study
 from pfedsam.experiment.options import RunOptions

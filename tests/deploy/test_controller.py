@@ -1,4 +1,4 @@
-"""What the controller makes of NVFlare's own messages; the rounds themselves are `engine.coordinator`'s."""
+"""What the controller makes of NVFlare's own messages; the rounds themselves are `engine.rounds`'s."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -12,7 +12,7 @@ from pfedsam.core.errors import QuorumError, RunError
 from pfedsam.deploy import supervisor
 from pfedsam.deploy.controller import AGAIN, JOB_SITES
 from pfedsam.deploy.supervisor import Supervisor, _raise_as_ended
-from pfedsam.engine.coordinator import RoundPolicy
+from pfedsam.engine.rounds import RoundPolicy
 from pfedsam.engine.study_folder import StudyFolder, write_revoked
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pfedsam.engine import coordinator, run_end
-from pfedsam.engine.study_folder import StudyFolder
+from pfedsam.engine import rounds, run_end
 from pfedsam.report.records import read_records
 from pfedsam.report.summary_file import read_summary
 
@@ -23,7 +22,8 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> faults.Recording:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither page nor exported adapter, which take longer than the rest."""
     monkeypatch.setattr(run_end, "write_page", lambda folder: folder)
-    monkeypatch.setattr(StudyFolder, "export_adapter", lambda *args: None)
+    monkeypatch.setattr(rounds, "export_adapter", lambda *args: None)
+    monkeypatch.setattr(rounds, "build_model", lambda *args: None)
 
 
 def test_there_are_enough_of_them() -> None:
@@ -53,14 +53,14 @@ def test_an_exception_that_nobody_foresaw_costs_its_site_alone(
     tmp_path: Path, recording: faults.Recording, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The parsers are total; where one is not, the round goes on all the same."""
-    bad, read = recording.names[faults.HOSTILE], coordinator.reply_from_wire
+    bad, read = recording.names[faults.HOSTILE], rounds.reply_from_wire
 
     def fail(wire: dict) -> object:
         if wire.get("mark"):
             raise ZeroDivisionError("Jane Doe")
         return read(wire)
 
-    monkeypatch.setattr(coordinator, "reply_from_wire", fail)
+    monkeypatch.setattr(rounds, "reply_from_wire", fail)
     study = faults.replay(recording, tmp_path, lambda task, round_, wire: {**wire, "mark": b"1"})
     absent = [row["sites"] for row in read_records(study / "records.jsonl") if row["kind"] == "absent"]
     assert absent[0] == {bad: "its reply could not be read"}

@@ -7,7 +7,7 @@ import torch
 
 from pfedsam.core import rng
 from pfedsam.core.tensors import load
-from pfedsam.engine.in_process import run
+from pfedsam.engine.run import run
 from pfedsam.engine.run_folder import open_run
 from pfedsam.engine.server_files import SERVER
 from pfedsam.experiment.build import build_model

@@ -22,11 +22,12 @@ import pytest
 from pfedsam.core import tensors
 from pfedsam.core.tensors import digest
 from pfedsam.engine import site_session
-from pfedsam.engine.coordinator import Answers, RoundPolicy, StudyRun
-from pfedsam.engine.in_process import run
+from pfedsam.engine.rounds import RoundPolicy, StudyRun
+from pfedsam.engine.run import run
 from pfedsam.engine.server_files import SERVER
-from pfedsam.engine.site_agent import SiteAgent
+from pfedsam.engine.site_agent import SiteAgent, SiteFolder
 from pfedsam.engine.study_folder import create_study
+from pfedsam.engine.transport import Answers
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import read_manifest
 from pfedsam.federation.messages import reply_to_wire, request_from_wire
@@ -148,11 +149,11 @@ DEATHS: dict[str, Callable[[], None]] = {
 
 def be_a_site(folder: Path, name: str, pipe: Connection) -> None:
     """A site's process; with a request comes how it is to die of it, if at all."""
-    agent, gate = SiteAgent(folder), Gate(folder, name)
+    agent, gate = SiteAgent(SiteFolder(folder)), Gate(folder, name)
     while True:
         request, death = pipe.recv()
         if death:
-            agent.policy.accept_broadcast = lambda manifest, request, initial: tensors.from_bytes(  # type: ignore[method-assign]
+            agent.host.policy.accept_broadcast = lambda manifest, request, initial: tensors.from_bytes(  # type: ignore[method-assign]
                 request.shared, max_bytes=10**8
             )[0]
             DEATHS[death]()
@@ -260,7 +261,7 @@ def _steps(state: SiteState) -> float:
 def test_a_site_joins_at_3_leaves_at_5_and_returns_at_7_with_its_own_experts(
     tmp_path: Path, toy_options: RunOptions, make_sites: Callable[..., Any], result: Callable[..., None]
 ) -> None:
-    """Row 21, but for the sum of the weights, which `tests/engine/test_coordinator.py` counts."""
+    """Row 21, but for the sum of the weights, which `tests/engine/test_rounds.py` counts."""
     options = quick(toy_options, 9)
     # No site goes back to an earlier model: its optimiser would start anew in the last phase, and no longer count.
     options = options.model_copy(update={"evaluation": options.evaluation.model_copy(update={"max_drop": None})})

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pfedsam.data.synthetic import PATIENT_PATTERN, SyntheticOptions, write_sites
-from pfedsam.engine.in_process import run
+from pfedsam.engine.run import run
 from pfedsam.experiment.options import RunOptions
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pfedsam.core import tensors
-from pfedsam.engine.in_process import run
 from pfedsam.engine.model_selection import SiteModels, Validation, allowed_drop
+from pfedsam.engine.run import run
 from pfedsam.engine.run_folder import open_run
 from pfedsam.engine.site_session import SiteScorer
 from pfedsam.experiment.build import build_model

@@ -9,8 +9,8 @@ import torch
 from pfedsam.core import tensors
 from pfedsam.core.errors import OptionError, RunError
 from pfedsam.data.synthetic import SyntheticOptions, write_sites
-from pfedsam.engine.in_process import run
 from pfedsam.engine.onboarding import ALONE, EVERYTHING, LOCAL_PART, NOTHING, Newcomer, onboard, warm_start
+from pfedsam.engine.run import run
 from pfedsam.engine.run_folder import open_run
 from pfedsam.engine.server_files import SERVER
 from pfedsam.experiment.options import RunOptions

@@ -18,7 +18,7 @@ from torch import Tensor
 from pfedsam.core import tensors
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.synthetic import LABELS, PATIENT_PATTERN
-from pfedsam.engine.in_process import run
+from pfedsam.engine.run import run
 from pfedsam.engine.server_files import NOTHING, SERVER
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.site_store import SiteStore

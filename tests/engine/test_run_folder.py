@@ -7,7 +7,7 @@ import pytest
 
 from pfedsam.core.errors import RunError
 from pfedsam.core.lock import exclusive
-from pfedsam.engine.in_process import run
+from pfedsam.engine.run import run
 from pfedsam.engine.run_folder import open_run
 from pfedsam.experiment.options import RunOptions
 

@@ -10,10 +10,10 @@ import torch
 
 from pfedsam.core import tensors
 from pfedsam.core.errors import OptionError, StoreError
-from pfedsam.engine import site_agent
-from pfedsam.engine.coordinator import RoundPolicy
+from pfedsam.engine import site_agent, site_study
+from pfedsam.engine.rounds import RoundPolicy
 from pfedsam.engine.server_files import SERVER
-from pfedsam.engine.site_agent import SiteAgent
+from pfedsam.engine.site_agent import SiteAgent, SiteFolder
 from pfedsam.engine.site_options import CONFIG, read_site_options
 from pfedsam.engine.study_folder import create_study
 from pfedsam.experiment.options import RunOptions
@@ -36,7 +36,7 @@ def agent(tmp_path: Path, toy_options: RunOptions, study: Path) -> SiteAgent:
     shutil.copytree(data, tmp_path / "data")
     (folder / CONFIG).write_text(f"name: {name}\ndata: {tmp_path / 'data'}\nbackbone: {toy_options.model.backbone}\n")
     SitePolicy(folder).approve(read_manifest(study / "manifest.json"))
-    return SiteAgent(folder)
+    return SiteAgent(SiteFolder(folder))
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_the_model_is_loaded_once(agent: SiteAgent, ask, monkeypatch: pytest.Mon
 def test_a_request_for_a_round_long_gone_does_not_touch_the_experts(agent: SiteAgent, ask) -> None:
     for round_ in range(3):
         assert agent.handle(ask("train", round_)).refused is None
-    store = SiteStore(next((agent.folder / "studies").iterdir()) / "state")
+    store = SiteStore(next((agent.host.folder / "studies").iterdir()) / "state")
     before = store.load()
     assert before is not None
     assert agent.handle(ask("train", 0)).refused == "wrong-round"
@@ -74,7 +74,7 @@ def test_a_request_for_a_round_long_gone_does_not_touch_the_experts(agent: SiteA
 
 
 def test_data_that_breaks_is_one_word_and_named_in_the_sites_own_log(agent: SiteAgent, ask, caplog) -> None:
-    victim = sorted((agent.options.data / "images").iterdir())[0]
+    victim = sorted((agent.host.options.data / "images").iterdir())[0]
     victim.write_bytes(victim.read_bytes()[:50])
     reply = agent.handle(ask("join"))
     assert (reply.refused, reply.scalar_metrics, reply.update) == ("data", {}, b"")
@@ -105,8 +105,8 @@ def test_another_backbone_is_refused_before_anything_is_trained(
     agent: SiteAgent, ask, study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = read_manifest(study / "manifest.json").model_copy(update={"backbone": "0" * 64})
-    agent.policy.approve(other)
-    monkeypatch.setattr(site_agent.SiteSession, "train", lambda *args: pytest.fail("trained"))
+    agent.host.policy.approve(other)
+    monkeypatch.setattr(site_study.SiteSession, "train", lambda *args: pytest.fail("trained"))
     assert agent.handle(ask("train", digest=other.digest)).refused == "other-backbone"
 
 
@@ -114,7 +114,7 @@ def test_a_broadcast_out_of_bounds_is_refused_before_anything_is_trained(
     agent: SiteAgent, ask, study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = {name: value * 100 for name, value in tensors.load(study / SERVER)[0].items()}
-    monkeypatch.setattr(site_agent.SiteSession, "train", lambda *args: pytest.fail("trained"))
+    monkeypatch.setattr(site_study.SiteSession, "train", lambda *args: pytest.fail("trained"))
     assert agent.handle(ask("train", shared=tensors.to_bytes(large))).refused == "bad-broadcast"
     assert agent.handle(ask("train", shared=b"")).refused == "bad-broadcast"
 

@@ -143,3 +143,10 @@ def test_a_message_that_cannot_be_read_is_one_sites_failure(updates, spec, regis
     assert "cannot be read" in unread["south"]
     result = combine(opened, spec, round=3, registered=registered)
     assert digest(result.tensors) == digest(weighted_mean([updates[0], updates[1], updates[3]]))
+
+
+def test_a_message_in_another_sites_name_is_refused(updates, spec):
+    messages = {"east": encode(updates[0]), "south": encode(updates[0])}
+    opened, unread = open_messages(messages, spec, {})
+    assert [update.site for update in opened] == [updates[0].site]
+    assert unread == {s: f"site {s} sent an update in another site's name." for s in messages if s != updates[0].site}

@@ -23,7 +23,7 @@ from cryptography.x509.oid import NameOID
 from pfedsam.core import tensors
 from pfedsam.core.tensors import digest
 from pfedsam.deploy.provision import install_kit, provision
-from pfedsam.engine.in_process import run
+from pfedsam.engine.run import run
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.study_folder import write_revoked
 from pfedsam.experiment.load import load_options

@@ -19,7 +19,7 @@ from pfedsam.core import tensors
 from pfedsam.core.errors import PfedsamError
 from pfedsam.core.yaml_files import parse_yaml
 from pfedsam.data.images import read_image, read_mask
-from pfedsam.engine.coordinator import RoundPolicy
+from pfedsam.engine.rounds import RoundPolicy
 from pfedsam.engine.scalar_metrics import check_values, to_summaries
 from pfedsam.engine.study_folder import create_study
 from pfedsam.experiment.load import validate

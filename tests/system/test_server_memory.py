@@ -19,9 +19,9 @@ from pfedsam.federation.manifest import StudyManifest, read_manifest, shared_ten
 from pfedsam.federation.messages import Reply, reply_to_wire, request_from_wire
 from pfedsam.federation.server import ServerState
 from pfedsam.federation.update import Update, encode
-from pfedsam.engine import coordinator
-from pfedsam.engine.coordinator import Answers, RoundPolicy, StudyRun
+from pfedsam.engine.rounds import RoundPolicy, StudyRun
 from pfedsam.engine.study_folder import StudyFolder, create_study
+from pfedsam.engine.transport import Answers
 
 root, count = Path(sys.argv[1]), int(sys.argv[2])
 options = RunOptions.model_validate(__import__("json").loads(sys.argv[3]))

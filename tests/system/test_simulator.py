@@ -8,8 +8,8 @@ import yaml
 from pfedsam.core import rng, tensors
 from pfedsam.core.tensors import digest
 from pfedsam.data.synthetic import LABELS, PATIENT_PATTERN, SyntheticOptions, write_sites
-from pfedsam.engine.coordinator import RoundPolicy
-from pfedsam.engine.in_process import run
+from pfedsam.engine.rounds import RoundPolicy
+from pfedsam.engine.run import run
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.study_folder import create_study
 from pfedsam.experiment.load import load_options

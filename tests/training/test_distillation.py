@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from pfedsam.data.labels import IGNORED
 from pfedsam.training.distillation import DistillationOptions, distillation_loss
+from pfedsam.training.losses import LabelForm
 
 LABELS = torch.ones(1, 1, 1, dtype=torch.uint8)
 
@@ -34,3 +36,48 @@ def test_one_pixel_by_hand(temperature: float) -> None:
 def test_a_pixel_counts_as_much_as_the_teacher_believes_in_its_label() -> None:
     belief = 1 / (1 + math.exp(-2.0))
     assert loss(-1.0, 2.0, confidence_weighting="label") == pytest.approx(belief * loss(-1.0, 2.0), rel=1e-5)
+
+
+def divergence(teacher: list[float], student: list[float]) -> float:
+    """KL of two lists of logits by hand, the background's 0 in front."""
+    p, q = (torch.tensor([0.0, *logits]).softmax(0).tolist() for logits in (teacher, student))
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def pixel(*logits: float) -> torch.Tensor:
+    return torch.tensor(logits).view(1, -1, 1, 1)
+
+
+def test_a_teacher_that_sees_a_class_which_the_site_does_not_annotate_is_believed() -> None:
+    teacher, student, background = [-2.0, 3.0], [0.5, 0.5], torch.zeros(1, 1, 1, dtype=torch.uint8)
+    options = DistillationOptions(temperature=1.0, confidence_weighting="label")
+    form = LabelForm(annotated=(True, False))
+    p = torch.tensor([0.0, *teacher]).softmax(0).tolist()
+    found = distillation_loss(pixel(*student), pixel(*teacher), background, options, form).item()
+    assert found == pytest.approx((p[0] + p[2]) * divergence(teacher, student), rel=1e-5)
+    everything = distillation_loss(pixel(*student), pixel(*teacher), background, options).item()
+    assert everything == pytest.approx(p[0] * divergence(teacher, student), rel=1e-5)
+
+
+def test_missing_classes_may_be_left_untaught() -> None:
+    options = DistillationOptions(temperature=1.0, confidence_weighting="everywhere", missing_classes=False)
+    form, labels = LabelForm(annotated=(True, False)), torch.zeros(1, 1, 1, dtype=torch.uint8)
+    teacher = [0.3, 2.0]
+    rest = math.log(1 + math.exp(teacher[1]))
+    merged = [teacher[0] - rest]  # against the background with the missing class
+    found = distillation_loss(pixel(0.1, -1.0), pixel(*teacher), labels, options, form).item()
+    assert found == pytest.approx(divergence(merged, [0.1 - math.log(1 + math.exp(-1.0))]), rel=1e-5)
+
+
+def test_ignored_pixels_teach_nothing() -> None:
+    form, labels = LabelForm(ignores=True), torch.full((1, 1, 1), IGNORED, dtype=torch.uint8)
+    for weighting in ("label", "everywhere"):
+        options = DistillationOptions.model_validate({"confidence_weighting": weighting})
+        assert distillation_loss(pixel(1.0), pixel(-2.0), labels, options, form).item() == 0
+
+
+def test_overlapping_classes_have_a_divergence_each() -> None:
+    options = DistillationOptions(temperature=1.0, confidence_weighting="everywhere")
+    form, labels = LabelForm(overlap=True), torch.zeros(1, 1, 1, dtype=torch.uint8)
+    found = distillation_loss(pixel(0.2, -1.0), pixel(1.5, 0.0), labels, options, form).item()
+    assert found == pytest.approx((divergence([1.5], [0.2]) + divergence([0.0], [-1.0])) / 2, rel=1e-5)

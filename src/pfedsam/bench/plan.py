@@ -17,7 +17,8 @@ from pfedsam.core import atomic
 from pfedsam.core.errors import PfedsamError
 from pfedsam.core.lock import exclusive
 from pfedsam.data.manifest import read_site
-from pfedsam.engine.in_process import Event, is_finished, run
+from pfedsam.engine.progress import Event
+from pfedsam.engine.run import is_finished, run
 from pfedsam.experiment.options import RunOptions
 from pfedsam.experiment.suite import Entry, Suite, local_steps, run_options, site_folders
 from pfedsam.report.accuracy import Cost, Line, RunScores, read_run

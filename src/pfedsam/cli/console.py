@@ -13,7 +13,7 @@ from rich.text import Text
 from pfedsam.core.log import get_logger
 
 if TYPE_CHECKING:
-    from pfedsam.engine.in_process import Event
+    from pfedsam.engine.progress import Event
 
 _DESCRIPTION = 44
 """Characters of a bar's text: with bar, count and time it fits a line of 80 columns or a little more."""

@@ -92,11 +92,17 @@ def submit_command(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key; repeatable.")] = None,
 ) -> None:
     """Give the coordinator a study, or a stopped one again; prints the manifest that the sites' operators approve."""
-    from pfedsam.engine.coordinator import RoundPolicy
+    from pfedsam.engine.rounds import RoundPolicy
     from pfedsam.engine.study_folder import STUDIES_FOLDER, create_study
     from pfedsam.experiment.load import load_options, validate
 
-    asked = {"quorum": quorum, "deadline_s": deadline, "join_s": join, "score_s": score, "max_share": max_share}
+    asked: dict[str, float | None] = {
+        "quorum": quorum,
+        "deadline_s": deadline,
+        "join_s": join,
+        "score_s": score,
+        "max_share": max_share,
+    }
     asked["median_factor"] = median_factor or None
     policy = validate(RoundPolicy, asked, "The command")
     study = create_study(load_options(config, overrides or []), folder / STUDIES_FOLDER, policy)

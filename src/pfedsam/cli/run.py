@@ -34,7 +34,7 @@ def run_command(config: Config, out: Out, overrides: Set = None, resume: Resume 
     --set method=NAME takes any method of docs/methods.md; a name that is not known lists them.
     Example: pfedsam run nuclei.yaml --out runs/nuclei --set method=fedavg
     """
-    from pfedsam.engine.in_process import run
+    from pfedsam.engine.run import run
     from pfedsam.experiment.load import load_options
     from pfedsam.report.tables import run_tables
 
@@ -95,7 +95,7 @@ def compare(options: "RunOptions", out: Path, methods: list[str], *, resume: boo
         RunError: a folder holds another run, or a run and `resume` is not given.
     """
     from pfedsam.core.errors import OptionError
-    from pfedsam.engine.in_process import run
+    from pfedsam.engine.run import run
     from pfedsam.experiment.suite import equal_steps
     from pfedsam.federation.methods import find_method
     from pfedsam.report.page import write_comparison, write_page

@@ -1,4 +1,4 @@
-"""What NVFlare runs at the coordinator: a controller that carries `engine.coordinator`'s requests to the sites."""
+"""What NVFlare runs at the coordinator: a controller that carries the round loop's requests to the sites."""
 
 import os
 import threading
@@ -18,8 +18,9 @@ from pfedsam.core import atomic
 from pfedsam.core.errors import PfedsamError, RunError
 from pfedsam.core.log import configure, get_logger
 from pfedsam.deploy.wire import failure, from_shareable, to_shareable
-from pfedsam.engine.coordinator import Answers, StudyRun
+from pfedsam.engine.rounds import StudyRun
 from pfedsam.engine.study_folder import StudyFolder, read_revoked
+from pfedsam.engine.transport import Answers
 
 STUDIES = "PFEDSAM_STUDIES"
 """The environment variable with the folder of the coordinator's studies."""
@@ -184,9 +185,9 @@ class _FlareTransport:
         return self._controller.clients()
 
     def ask(self, request: Mapping[str, bytes], task: str, sites: Sequence[str], deadline_s: int) -> Answers:
-        """As `coordinator.Transport.ask`."""
+        """As `transport.Transport.ask`."""
         return self._controller.ask(request, task, sites, deadline_s, self._fl_ctx, self._abort)
 
     def wants_again(self) -> bool:
-        """As `coordinator.Transport.wants_again`."""
+        """As `transport.Transport.wants_again`."""
         return self._controller.wants_again()

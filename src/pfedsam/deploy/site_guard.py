@@ -82,5 +82,5 @@ def may_come_in(message: Message) -> bool:
         return True
     channel, topic = asked(message)
     if channel == CellChannel.CELLNET:  # its "bulk" may carry any other request
-        return topic == CellChannelTopic.Bye
+        return bool(topic == CellChannelTopic.Bye)
     return channel in _CHANNELS or (channel == CellChannel.AUX_COMMUNICATION and topic in _ABOUT_TASKS)

@@ -18,7 +18,7 @@ from pfedsam.core.errors import PfedsamError, RunError
 from pfedsam.core.log import get_logger
 from pfedsam.deploy.site_service import SITE_FOLDER
 from pfedsam.deploy.wire import from_shareable, to_shareable
-from pfedsam.engine.site_agent import SiteAgent
+from pfedsam.engine.site_agent import SiteAgent, SiteFolder
 from pfedsam.federation.messages import reply_to_wire, request_from_wire
 from pfedsam.federation.site_policy import Gate
 
@@ -43,7 +43,7 @@ class SiteExecutor(Executor):  # type: ignore[misc]
         try:
             request = request_from_wire(from_shareable(shareable))
             if self._agent is None:
-                self._agent = SiteAgent(site_folder(self._sites_root, fl_ctx.get_identity_name()))
+                self._agent = SiteAgent(SiteFolder(site_folder(self._sites_root, fl_ctx.get_identity_name())))
             return to_shareable(reply_to_wire(self._agent.handle(request)))
         except PfedsamError as error:
             _LOG.error("request %r: %s", task_name, error)

@@ -24,7 +24,7 @@ from pfedsam.deploy.jobs import write_job
 from pfedsam.deploy.limits import message_limit
 from pfedsam.deploy.processes import Engine, StopFlag
 from pfedsam.deploy.provision import ADMIN, write_server_policy
-from pfedsam.engine.coordinator import RoundPolicy
+from pfedsam.engine.rounds import RoundPolicy
 from pfedsam.engine.study_folder import CONNECTED, STATUS, STUDIES_FOLDER, StudyFolder, read_revoked
 from pfedsam.experiment.load import load_options
 

@@ -16,5 +16,5 @@ def export_adapter(folder: Path, options: RunOptions, built: BuiltModel, shared:
     if lora is None or not any(name in shared for name in names) or set(names) & set(built.partition.local):
         return
     # A method that freezes A shares B alone: the adapter needs both.
-    values = {n: shared[n] if n in shared else built.model.get_parameter(n).detach() for n in names}
+    values = {n: shared[n] if n in shared else built.model.get_parameter(n).detach().cpu() for n in names}
     save_adapter(folder, lora, {name.removeprefix("sam."): value for name, value in values.items()})

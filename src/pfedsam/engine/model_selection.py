@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from pfedsam.core.tensors import NamedTensors
-from pfedsam.experiment.build import POOLED, BuiltModel, build_method
+from pfedsam.experiment.build import BuiltModel, build_roster
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.training.phases import Model
@@ -57,7 +57,7 @@ def allowed_drop(options: RunOptions, built: BuiltModel) -> float | None:
     A pooled model is one for all sites, and none of them may choose another.
     """
     evaluation, choice = options.evaluation, bool(built.partition.shared)
-    if build_method(options).pooled:
+    if build_roster(options).pool:
         return None
     return inf if evaluation.max_drop is None and evaluation.choose_model and choice else evaluation.max_drop
 
@@ -149,20 +149,30 @@ def models_of(options: RunOptions, built: BuiltModel) -> dict[str, Model]:
     A pooled method has one model for all sites, so it is reported as shared. Where a part of what is local cannot be switched off
     (FedPer's decoder) there is no shared model.
     """
-    method = build_method(options)
-    if method.pooled and not method.own_end:
+    roster = build_roster(options)
+    if roster.pool and not roster.each_finalizes:
         return {"shared": "personal"}
     models: dict[str, Model] = {"personal": "personal"} if built.partition.local else {}
     return models | ({"shared": "shared"} if built.has_shared_model else {})
 
 
-def site_models(options: RunOptions, built: BuiltModel, folder: Path, site: str) -> SiteModels:
-    """The models of a site in a run's folder; those of a pooled method go on from the pooled one."""
-    sites = folder / "sites"
+def start_of(options: RunOptions, built: BuiltModel, sites: Path, site: str) -> NamedTensors:
+    """The local parameters of a site of a run before its first round: the model's own, or those that the pooled site trained last.
+
+    Args:
+        options: of the run.
+        built: its model.
+        sites: the folder that holds a folder for each site of the run.
+        site: the site's name.
+    """
     first: NamedTensors = built.start("local")
-    if build_method(options).pooled:
-        first = SiteModels(sites / POOLED, first).trained({}).local
-    return SiteModels.of(options, built, sites / site, first)
+    pool = build_roster(options).pool
+    return first if pool is None or site == pool else SiteModels(sites / pool, first).trained({}).local
+
+
+def site_models(options: RunOptions, built: BuiltModel, sites: Path, site: str) -> SiteModels:
+    """The models of a site of a run, whose folder lies in `sites`."""
+    return SiteModels.of(options, built, sites / site, start_of(options, built, sites, site))
 
 
 def _is_kept(good: SiteState) -> bool:

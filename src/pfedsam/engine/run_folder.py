@@ -15,12 +15,12 @@ from pfedsam.data.intensity import IntensityRange, far_from_training, read_range
 from pfedsam.data.loader import load_image
 from pfedsam.data.manifest import Case
 from pfedsam.data.split import read_split
-from pfedsam.engine.in_process import Event
 from pfedsam.engine.model_selection import Parameters, models_of, site_models
+from pfedsam.engine.progress import Event
 from pfedsam.engine.run_end import part_sizes, summarize_models, write_end
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.site_session import SiteScorer
-from pfedsam.experiment.build import POOLED, BuiltModel, build_cache, build_images, build_model, read_sites
+from pfedsam.experiment.build import BuiltModel, build_cache, build_images, build_model, build_roster, read_sites
 from pfedsam.experiment.load import load_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.model.numerics import configure_numerics
@@ -103,12 +103,14 @@ class OpenRun:
             RunError: it has none here, or they do not fit the configuration.
         """
         sites = self.folder / "sites"
-        if self.built.partition.local and not any((sites / name / "state").is_dir() for name in (site, POOLED)):
+        if self.built.partition.local and not any(
+            (sites / name / "state").is_dir() for name in (site, build_roster(self.options).pool or site)
+        ):
             raise RunError(
                 f"The folder {self.folder.name!r} holds no parameters of the site {site!r} (sites/{site}/state), and without them "
                 "there is no model of its own. Bring that folder back from a copy of the run."
             )
-        used = site_models(self.options, self.built, self.folder, site).in_use(self.shared)
+        used = site_models(self.options, self.built, sites, site).in_use(self.shared)
         self._check_fit("local", used.local)
         return used
 

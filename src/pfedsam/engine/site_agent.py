@@ -1,17 +1,16 @@
-"""A site that works for a coordinator elsewhere: it answers requests, one after the other, and never says more than agreed.
+"""The agent of a site: it answers requests one after the other, and says no more than what was agreed.
 
-Knows nothing of networks: a runtime hands it requests and takes its replies through the site's gate (`federation.site_policy`).
-Whatever goes wrong here becomes one word in the reply; what it was in full stands in the site's own log.
+It knows nothing of networks: a transport hands it requests and, at a hospital, takes its replies through the site's gate
+(`federation.site_policy`). What differs between a hospital and a local run is the host: who admits a request, and how a study is opened.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
-from pfedsam.core import tensors
 from pfedsam.core.errors import DataError, OptionError, PfedsamError, StoreError
 from pfedsam.core.log import get_logger
 from pfedsam.core.tensors import NamedTensors
@@ -19,23 +18,47 @@ from pfedsam.data.check import refuse_problems
 from pfedsam.data.intensity import training_range, write_range
 from pfedsam.data.manifest import Site
 from pfedsam.data.split import read_split, write_split
-from pfedsam.engine.model_selection import models_of
-from pfedsam.engine.scalar_metrics import from_report, from_summaries, from_validation
-from pfedsam.engine.server_files import NOTHING
 from pfedsam.engine.site_options import SiteOptions, read_site_options
-from pfedsam.engine.site_session import SiteScorer, SiteSession
-from pfedsam.engine.study_folder import derive_manifest
-from pfedsam.evaluation.summary import summarize_site
-from pfedsam.experiment.build import BuiltModel, build_method, build_model, build_sites, build_study, read_sites
+from pfedsam.engine.site_study import SiteStudy
+from pfedsam.engine.study_folder import build_manifest, study_id
+from pfedsam.experiment.build import BuiltModel, build_model, build_roster, build_sites, build_study, read_sites
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.messages import Reply, Request, in_words
 from pfedsam.federation.site_policy import RefusedError, SitePolicy
 from pfedsam.model.numerics import configure_numerics, describe
 
-MODEL_FILES = {"shared": "shared.safetensors", "local": "local.safetensors"}
-"""What a site uses after a study, in the study's folder at the site; the metadata say whether as its personal or the shared model."""
 _LOG = get_logger(__name__)
+
+
+class Policy(Protocol):
+    """Says which requests a site answers."""
+
+    def admit(self, request: Request) -> StudyManifest:
+        """The manifest that a request is made under; raises `RefusedError` where the request is not admitted."""
+
+    def accept_broadcast(self, manifest: StudyManifest, request: Request, initial: NamedTensors) -> dict[str, Tensor]:
+        """The shared parameters of a request; raises `RefusedError` where they are not as agreed."""
+
+    def reply_before(self, request: Request) -> Reply | None:
+        """The reply that this very request got before; None where it is to be computed."""
+
+    def keep_reply(self, request: Request, reply: Reply) -> None:
+        """Keep the reply to an accepted request."""
+
+    def rounds(self, study: str) -> int | None:
+        """How many rounds a study has; None where that is not known."""
+
+
+class Host(Protocol):
+    """Where an agent works: a hospital's folder, or a local run."""
+
+    @property
+    def policy(self) -> Policy:
+        """Admits requests."""
+
+    def open(self, manifest: StudyManifest) -> SiteStudy:
+        """The study of an admitted manifest, with its data split and its model in memory."""
 
 
 def study_options(manifest: StudyManifest, site: SiteOptions) -> RunOptions:
@@ -89,7 +112,8 @@ def check_manifest(manifest: StudyManifest, options: RunOptions, built: BuiltMod
     Raises:
         RefusedError: naming each field that says something else.
     """
-    derived = derive_manifest(options, built, manifest.configuration)
+    study = study_id(manifest.configuration, built.backbone)
+    derived = build_manifest(options, built, study, manifest.configuration)
     listed = {
         # An older coordinator lists fewer metrics; none may be listed that the configuration does not give.
         task: tuple(name for name in names if name in derived.scalar_metrics.get(task, ()))
@@ -105,30 +129,18 @@ def check_manifest(manifest: StudyManifest, options: RunOptions, built: BuiltMod
         )
 
 
-@dataclass
-class _OpenStudy:
-    """A study with its model in memory."""
-
-    manifest: StudyManifest
-    options: RunOptions
-    built: BuiltModel
-    site: Site
-    session: SiteSession
-
-
 class SiteAgent:
-    """The site in `folder`; SAM is loaded once, with the first request of a study."""
+    """The agent of one site. A study's model is loaded once, with the first request of the study."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.policy = folder, SitePolicy(folder)
-        self.options = read_site_options(folder)
-        self._open: _OpenStudy | None = None
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._open: SiteStudy | None = None
 
     def handle(self, request: Request) -> Reply:
-        """The answer to a request; a failure is answered by one word and told in full in the site's own log."""
+        """The reply to a request. A failure is reported as an error code; the full message stays in the site's own log."""
         word = "failed"
         try:
-            return self._answer(request)
+            return self.answer(request)
         except RefusedError as error:
             word = error.word
             _LOG.error("%s refused (%s): %s", self._asked(request), word, error)
@@ -142,70 +154,48 @@ class SiteAgent:
             _LOG.exception("%s failed: %s", self._asked(request), type(error).__name__)
         return Reply(request.task, request.study, request.round, refused=word)
 
-    def _asked(self, request: Request) -> str:
-        return in_words(request.task, request.round, self.policy.rounds(request.study))
+    def answer(self, request: Request) -> Reply:
+        """The reply to a request; a failure is raised with its full message.
 
-    def _answer(self, request: Request) -> Reply:
-        manifest = self.policy.admit(request)
+        Raises:
+            RefusedError: the request is not admitted, or what it brings is not as agreed.
+            DataError: naming the site and the case.
+            StoreError: the site's state cannot be read or written.
+        """
+        manifest = self.host.policy.admit(request)
         study = self._study(manifest)
         if request.task == "join":
-            return self._reply(request, {"cases": study.session.cases})
-        shared = self.policy.accept_broadcast(manifest, request, study.built.start("shared"))
-        history = self.policy.history(manifest.study)
-        reply = history.reply(request)  # of a coordinator that was restarted and asks again
+            return study.answer(request, {})
+        shared = self.host.policy.accept_broadcast(manifest, request, study.built.start("shared"))
+        reply = self.host.policy.reply_before(request)  # of a coordinator that was restarted and asks again
         if reply is None:
-            reply = self._compute(request, study, shared)
-            history.keep(request, reply)
+            reply = study.answer(request, shared)
+            self.host.policy.keep_reply(request, reply)
         return reply
 
-    def _compute(self, request: Request, study: _OpenStudy, shared: NamedTensors) -> Reply:
-        if request.task == "train":
-            return self._train(request, study, shared)
-        if request.task == "validate":
-            return self._reply(request, self._validate(request.round, study, shared))
-        if request.task == "finalize":
-            return self._reply(request, from_report(study.session.finalize(request.round, shared)))
-        return self._reply(request, self._test(study, shared))
+    def _asked(self, request: Request) -> str:
+        return in_words(request.task, request.round, self.host.policy.rounds(request.study))
 
-    def _train(self, request: Request, study: _OpenStudy, shared: NamedTensors) -> Reply:
-        last = study.session.store.load()
-        if last is not None and request.round < last.round - 1:
-            # The store would have to forget more than the one round that a coordinator's restart can cost.
-            raise RefusedError("wrong-round", f"asked for round {request.round + 1}, which this site has left behind.")
-        message, report = study.session.train(request.round, shared)
-        return Reply(request.task, request.study, request.round, from_report(report), message)
-
-    def _validate(self, round_: int, study: _OpenStudy, shared: NamedTensors) -> dict[str, float | None]:
-        scorer = SiteScorer(study.options, study.site.name, study.built, study.session.data.cache)
-        models, site = models_of(study.options, study.built), study.session.models
-        found = scorer.validate(study.site.of("val"), models, site, round_, shared)
-        if found.kept is not None:
-            asked = in_words("validate", round_, study.manifest.rounds)
-            _LOG.warning("%s: the shared model is worse here; the one of round %d stays", asked, found.kept + 1)
-        return from_validation(found, study.manifest.scalar_metrics["validate"])
-
-    def _test(self, study: _OpenStudy, shared: NamedTensors) -> dict[str, float | None]:
-        scorer = SiteScorer(study.options, study.site.name, study.built, study.session.data.cache)
-        models = models_of(study.options, study.built)
-        folder = self.policy.study_folder(study.manifest.study)
-        used = study.session.models.in_use(shared)
-        scores = scorer.test(study.site.of("test"), models, used, folder)
-        uses = {"model": used.model(next(iter(models.values())))}
-        for kind, name in MODEL_FILES.items():
-            tensors.save(folder / name, getattr(used, kind) or NOTHING, uses)
-        summaries = {name: summarize_site(found) for name, found in scores.items()}
-        return from_summaries(summaries, study.manifest.scalar_metrics["test"])
-
-    def _reply(self, request: Request, numbers: dict[str, float | None]) -> Reply:
-        return Reply(request.task, request.study, request.round, numbers)
-
-    def _study(self, manifest: StudyManifest) -> _OpenStudy:
+    def _study(self, manifest: StudyManifest) -> SiteStudy:
         if self._open is None or self._open.manifest.digest != manifest.digest:
             self._open = None  # one model in memory at a time
-            self._open = self._load(manifest)
+            self._open = self.host.open(manifest)
         return self._open
 
-    def _load(self, manifest: StudyManifest) -> _OpenStudy:
+
+class SiteFolder:
+    """A hospital's folder: what its operator approved, and the studies that it takes part in."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read `site.yaml`.
+
+        Raises:
+            OptionError: there is none, or it is wrong.
+        """
+        self.folder, self.policy = folder, SitePolicy(folder)
+        self.options = read_site_options(folder)
+
+    def open(self, manifest: StudyManifest) -> SiteStudy:
         """Check the data, load the backbone, and find the study's own backbone and tensors in it.
 
         Raises:
@@ -213,16 +203,14 @@ class SiteAgent:
             DataError: naming every problem of the data; for the site's log only.
         """
         options = study_options(manifest, self.options)
-        if build_method(options).pooled:
+        if build_roster(options).pool:
             raise RefusedError("other-configuration", "a pooled method needs all images in one place.")
         site = self._split(manifest, options)
         built = build_study_model(manifest, options)
         check_manifest(manifest, options, built)
         folder = self.policy.study_folder(manifest.study)
-        session = SiteSession(
-            options, manifest.study, site.name, site.of("train"), built, folder, folder / "cache" / site.name
-        )
-        return _OpenStudy(manifest, options, built, site, session)
+        cache = folder / "cache" / site.name
+        return SiteStudy(manifest, options, built, site, folder, cache, lambda: built.start("local"))
 
     def _split(self, manifest: StudyManifest, options: RunOptions) -> Site:
         folder, name = self.policy.study_folder(manifest.study), self.options.name

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pfedsam.core import tensors
 from pfedsam.core.errors import RunError
 from pfedsam.data.intensity import read_range
-from pfedsam.engine.model_selection import Parameters
+from pfedsam.engine.model_selection import SiteModels
 from pfedsam.engine.run_folder import predict_file
-from pfedsam.engine.site_agent import MODEL_FILES, build_study_model, study_options
+from pfedsam.engine.site_agent import build_study_model, study_options
 from pfedsam.engine.site_options import read_site_options
+from pfedsam.engine.site_session import SCORES
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.site_policy import SitePolicy
 
@@ -34,15 +34,9 @@ class SiteModel:
         manifest = _ended(policy, study)
         self.site, self.options = site.name, study_options(manifest, site)
         self.built = build_study_model(manifest, self.options)
-        (shared, uses), (local, _) = (
-            tensors.load(policy.study_folder(manifest.study) / name) for name in MODEL_FILES.values()
-        )
         self.seen = read_range(policy.study_folder(manifest.study))
-        self.used = Parameters(
-            {name: shared[name] for name in self.built.partition.shared},
-            {name: local[name] for name in self.built.partition.local},
-            plain=uses["model"] == "shared",
-        )
+        models = SiteModels.of(self.options, self.built, policy.study_folder(manifest.study), self.built.start("local"))
+        self.used = models.in_use(policy.received(manifest.study))
 
     def predict(self, image: Path) -> npt.NDArray[np.uint8]:
         """The class map `[H, W]` of an image file at its native size.
@@ -54,11 +48,7 @@ class SiteModel:
 
 
 def _ended(policy: SitePolicy, study: str | None) -> StudyManifest:
-    ended = {
-        one.study: one
-        for one in policy.manifests()
-        if all((policy.study_folder(one.study) / name).exists() for name in MODEL_FILES.values())
-    }
+    ended = {one.study: one for one in policy.manifests() if (policy.study_folder(one.study) / SCORES).exists()}
     chosen = study or (next(iter(ended)) if len(ended) == 1 else None)
     if chosen not in ended:
         asked = f"no study {study} has ended at this site" if study else "say by --study which study's model to use"

@@ -6,7 +6,7 @@ Every runtime (in process, several processes, several machines) drives these sam
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -39,6 +39,9 @@ from pfedsam.training.client_round import ClientResult, ClientState, client_roun
 from pfedsam.training.phases import Model
 from pfedsam.training.site_data import SiteData
 
+SCORES: Final = "scores.json"
+"""A site's test scores by case, in its folder; written when the study has ended there."""
+
 
 @dataclass(frozen=True)
 class RoundReport:
@@ -62,7 +65,7 @@ class SiteSession:
         built: BuiltModel,
         folder: Path,
         cache: Path,
-        start: NamedTensors | None = None,
+        start: NamedTensors,
     ) -> None:
         """Load the training part of a site.
 
@@ -74,7 +77,7 @@ class SiteSession:
             built: the federation's model; its trained parameters are overwritten.
             folder: of the site in the run.
             cache: folder for the frozen blocks' outputs.
-            start: the local parameters before its first round; the model's own where none are given.
+            start: the local parameters before its first round.
 
         Raises:
             DataError: a case cannot be read.
@@ -84,7 +87,7 @@ class SiteSession:
         self.data: SiteData = build_site_data(options, name, cases, built, cache)
         self.cases = len(cases)
         """Training cases: what the site weighs in the average."""
-        self._initial = built.start("local") if start is None else start
+        self._initial = start
         self.models = SiteModels.of(options, built, folder, self._initial)
 
     def train(self, round_: int, shared: NamedTensors) -> tuple[bytes, RoundReport]:
@@ -217,7 +220,7 @@ class SiteScorer:
             scores[reported], overlays = self._score(cases, model, parameters, distances=True, draw=number == 0)
             if number == 0:
                 write_overlays(folder / "overlays", overlays)
-        atomic.write_json(folder / "scores.json", {"schema": 2, "models": _plain(scores)})
+        atomic.write_json(folder / SCORES, {"schema": 2, "models": _plain(scores)})
         return scores
 
     def predict(self, examples: list[Example], model: Model, parameters: Parameters) -> list[Any]:

@@ -1,6 +1,6 @@
 """A study's folder at the coordinator: manifest, policy, the shared parameters, records, status; nothing from a site's data.
 
-It has the form of a run's folder (`engine.in_process`), so that `pfedsam report` reads it too; what stands in `sites/` there
+It has the form of a run's folder (`engine.run`), so that `pfedsam report` reads it too; what stands in `sites/` there
 stays at the sites here.
 """
 
@@ -16,10 +16,9 @@ from pydantic import ValidationError
 from pfedsam.core import atomic, tensors
 from pfedsam.core.errors import OptionError, RunError
 from pfedsam.core.options import Options
-from pfedsam.engine.export import export_adapter
 from pfedsam.engine.scalar_metrics import allowed_metrics
 from pfedsam.engine.server_files import NOTHING, SERVER, load_state, save_state
-from pfedsam.experiment.build import BuiltModel, build_method, build_model
+from pfedsam.experiment.build import BuiltModel, build_model, build_roster
 from pfedsam.experiment.load import dump_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, largest_change, shared_tensors, write_manifest
@@ -47,7 +46,7 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
         OptionError: the method cannot run over several machines.
         CheckpointError: the backbone cannot be loaded.
     """
-    if build_method(options).pooled:
+    if build_roster(options).pool:
         raise OptionError(
             f"method {options.method!r} needs all images in one place; use pfedsam, fedavg or local-only."
         )
@@ -57,14 +56,15 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
         content["model"]["backbone"] = (
             file.name
         )  # its hash is in the manifest; where it lies here is nobody else's business
-    manifest = derive_manifest(options, built, content)
-    folder = StudyFolder(root / manifest.study)
+    study = study_id(content, built.backbone)
+    manifest, shared = build_manifest(options, built, study, content), built.start("shared")
+    folder = StudyFolder(root / study)
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     atomic.write_json(folder.path / _POLICY, policy.model_dump(mode="json"))
     if not (folder.path / SERVER).exists():
         atomic.write_text(folder.path / "config.yaml", dump_options(options))
         write_manifest(folder.path / "manifest.json", manifest)
-        folder.save_state(ServerState(0, built.start("shared")), manifest)
+        folder.save_state(ServerState(0, shared), manifest)
     folder.write_status("submitted", round_=folder.load_state(manifest).round, rounds=manifest.rounds, sites=[])
     return folder.path
 
@@ -73,22 +73,27 @@ def _state_name(round_: int) -> str:
     return f"after-{round_:06d}.safetensors"
 
 
-def derive_manifest(options: RunOptions, built: BuiltModel, configuration: Mapping[str, Any]) -> StudyManifest:
-    """The manifest that follows from a study's configuration: the coordinator writes it, and every site derives it again.
+def study_id(configuration: Mapping[str, Any], backbone: str) -> str:
+    """What identifies a study: its configuration as sites get to see it, and its backbone's hash."""
+    return hashlib.sha256(json.dumps([configuration, backbone], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def build_manifest(options: RunOptions, built: BuiltModel, study: str, content: dict[str, Any]) -> StudyManifest:
+    """The manifest of a study.
 
     Args:
-        options: that the configuration gives; sites, folders and devices do not matter.
-        built: the model of these options.
-        configuration: as it stands in the manifest.
+        options: of the study.
+        built: its model.
+        study: its id.
+        content: the configuration as sites get to see it.
     """
     shared = built.start("shared")
-    study = hashlib.sha256(json.dumps([configuration, built.backbone], sort_keys=True).encode()).hexdigest()[:16]
     return StudyManifest(
         study=study,
         name=options.name,
         method=options.method,
         rounds=options.training.rounds,
-        configuration=dict(configuration),
+        configuration=content,
         backbone=built.backbone,
         tensors=shared_tensors(shared),
         components={c: names for c, names in built.partition.components.items() if set(names) <= set(shared)},
@@ -241,7 +246,3 @@ class StudyFolder:
         if not {"state", "round", "rounds", "sites", "reason"} <= status.keys():
             raise RunError(f"{STATUS} of study {self.path.name} is not whole: submit the study again.")
         return status
-
-    def export_adapter(self, state: ServerState, options: RunOptions) -> None:
-        """The shared LoRA once more, in peft's format."""
-        export_adapter((self.path / SERVER).parent, options, build_model(options), state.shared)

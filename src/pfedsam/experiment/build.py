@@ -25,6 +25,7 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.codec import Codec
 from pfedsam.federation.methods import find_method
 from pfedsam.federation.methods.base import Method
+from pfedsam.federation.roster import Roster
 from pfedsam.model.backbones.checkpoint import load_backbone
 from pfedsam.model.build import build_personal
 from pfedsam.model.numerics import CPU
@@ -35,8 +36,6 @@ from pfedsam.training.site_data import SiteData
 
 Predict: TypeAlias = Callable[[Forward, Sequence[Example]], Iterator[tuple[Example, npt.NDArray[np.uint8]]]]
 """A forward function and what `build_images` gives, to each image with its class map at native size."""
-POOLED = "pooled"
-"""The one training site of a pooled method."""
 
 
 @dataclass(frozen=True)
@@ -171,11 +170,26 @@ def build_model(options: RunOptions, device: torch.device = CPU, *, may_download
     return BuiltModel(model, partition, digest, partition.select(model, "shared", "local"))
 
 
-def training_cases(options: RunOptions, sites: Mapping[str, Site]) -> dict[str, tuple[Case, ...]]:
-    """The training cases of each site that trains: the sites themselves, or one pooled site."""
-    if build_method(options).pooled:
-        return {POOLED: tuple(case for site in sites.values() for case in site.of("train"))}
-    return {name: site.of("train") for name, site in sites.items()}
+def build_roster(options: RunOptions) -> Roster:
+    """Which sites of the run do what."""
+    return build_method(options).roster
+
+
+def with_pool(options: RunOptions, sites: Mapping[str, Site]) -> dict[str, Site]:
+    """All sites of the run: those of the configuration, and before them the one with everybody's training images where there is one.
+
+    Raises:
+        OptionError: a site of the configuration has the pooled one's name.
+    """
+    pool = build_roster(options).pool
+    if pool is None:
+        return dict(sites)
+    if pool in sites:
+        raise OptionError(
+            f"With method {options.method} no site can be called {pool!r}, as the place of all images is. Rename the site."
+        )
+    cases = tuple(case for site in sites.values() for case in site.of("train"))
+    return {pool: Site(pool, Path(), cases), **sites}
 
 
 def build_examples(options: RunOptions, cases: tuple[Case, ...], side: int) -> list[Example]:

@@ -59,7 +59,7 @@ class Entry:
     @property
     def pooled(self) -> bool:
         """Whether the images of all sites lie in one place, so that the privacy promise is broken."""
-        return find_method(self.method).pooled
+        return find_method(self.method).roster.pool is not None
 
 
 def shipped_suites() -> list[str]:
@@ -172,7 +172,7 @@ def equal_steps(options: RunOptions, budget: int) -> RunOptions:
         OptionError: no whole number of rounds makes the budget.
     """
     method, training = build_method(options), options.training
-    if method.pooled:
+    if method.roster.pool:
         sites = len(options.data.sites)
         more = {"steps_per_round": training.steps_per_round * sites, "final_steps": training.final_steps * sites}
         training, budget = _changed(training, more), budget * sites

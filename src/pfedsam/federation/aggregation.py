@@ -29,21 +29,29 @@ class AggregationResult:
 
 
 def open_messages(
-    messages: Mapping[str, bytes], spec: UpdateSpec, received: NamedTensors
+    messages: Mapping[str, bytes], spec: UpdateSpec, received: NamedTensors, limits: Limits = NO_LIMITS
 ) -> tuple[list[Update], dict[str, str]]:
-    """The updates in the messages of a round, and the reason for each site whose message cannot be read.
+    """The updates in the messages of a round, and the reason for each site whose message is not one of its own updates.
 
     Args:
-        messages: by the site that they came from.
+        messages: by the site that they came from; a site can speak only for itself.
         spec: of the run.
         received: the shared tensors that were broadcast in this round.
+        limits: on what one site's update may do; scales beyond them are refused before they are decoded.
     """
     updates, unread = [], {}
     for site, message in messages.items():
         try:
-            updates.append(decode(message, spec, received))
-        except UpdateError as error:
-            unread[site] = str(error)
+            update = decode(message, spec, received, max_change=limits.max_change)
+        except UpdateError:  # its text may repeat what the site put in its message
+            unread[site] = (
+                f"site {site} sent an update that cannot be read, or one of other shared tensors than this study's."
+            )
+            continue
+        if update.site == site:
+            updates.append(update)
+        else:
+            unread[site] = f"site {site} sent an update in another site's name."
     return updates, unread
 
 

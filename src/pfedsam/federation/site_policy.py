@@ -113,26 +113,26 @@ class SitePolicy:
             RefusedError: the request is not due, names, shapes, types or values are not as agreed, or moved further than training can
                 move them.
         """
-        history, spec = self.history(manifest.study), manifest.spec
+        history = self.history(manifest.study)
         try:
             history.check(request, manifest)
         except NotDueError as error:
             raise RefusedError("wrong-round", str(error)) from error
-        if not spec.tensors:
-            history.enter(request)
-            return {}
-        try:
-            shared, _ = tensors.from_bytes(request.shared, max_bytes=2 * spec.max_bytes + 1024 * len(spec.tensors))
-        except StoreError as error:
-            raise RefusedError("bad-broadcast", f"the shared parameters cannot be read: {error}") from error
-        problem = _form_problem(shared, manifest)
-        if problem:
-            raise RefusedError("bad-broadcast", problem)
-        self._check_jump(manifest, request, shared, initial, history.rounds_trained)
-        if request.task == "train":
-            tensors.save(self.study_folder(manifest.study) / _RECEIVED, shared, {"round": str(request.round)})
+        shared = read_broadcast(manifest, request)
+        if shared:
+            self._check_jump(manifest, request, shared, initial, history.rounds_trained)
+            if request.task == "train":
+                tensors.save(self.study_folder(manifest.study) / _RECEIVED, shared, {"round": str(request.round)})
         history.enter(request)
-        return dict(shared)
+        return shared
+
+    def reply_before(self, request: Request) -> Reply | None:
+        """The reply that this very request got before; None where it got none yet."""
+        return self.history(request.study).reply(request)
+
+    def keep_reply(self, request: Request, reply: Reply) -> None:
+        """Keep the reply to an accepted request, for a coordinator that asks once more."""
+        self.history(request.study).keep(request, reply)
 
     def history(self, study: str) -> RequestHistory:
         """What the coordinator has asked of this site in a study."""
@@ -288,6 +288,27 @@ class Gate:
             scalar_metrics=sorted(reply.scalar_metrics),
             note=note,
         )
+
+
+def read_broadcast(manifest: StudyManifest, request: Request) -> dict[str, Tensor]:
+    """The shared parameters of a request, of the agreed names, shapes and types and all finite; none where the study shares nothing.
+
+    Raises:
+        RefusedError: they are not of the agreed form.
+    """
+    spec = manifest.spec
+    if not spec.tensors:
+        return {}
+    try:
+        # As the tensors are, whatever codec writes the updates, and what names and shapes take.
+        largest = sum(tensor.bytes for tensor in spec.tensors.values()) + 1024 * (len(spec.tensors) + 1)
+        shared, _ = tensors.from_bytes(request.shared, max_bytes=largest)
+    except StoreError as error:
+        raise RefusedError("bad-broadcast", f"the shared parameters cannot be read: {error}") from error
+    problem = _form_problem(shared, manifest)
+    if problem:
+        raise RefusedError("bad-broadcast", problem)
+    return dict(shared)
 
 
 def message_hash(wire: Mapping[str, bytes]) -> str:

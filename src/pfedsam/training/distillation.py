@@ -2,12 +2,14 @@
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from pfedsam.core.options import Options
-from pfedsam.training.losses import with_background
+from pfedsam.data.labels import IGNORED, IGNORED_BIT
+from pfedsam.training.losses import ALL_ANNOTATED, LabelForm, bits_of, merge_missing, renumber, with_background
 
 
 class DistillationOptions(Options):
@@ -25,28 +27,74 @@ class DistillationOptions(Options):
         description="everywhere: each pixel counts the same; label: a pixel counts as much as the teacher believes in its label, so "
         "that a teacher that is still poor teaches little.",
     )
+    missing_classes: bool = Field(
+        default=True,
+        description="At a site that does not annotate a class, the shared model, which knows it from other sites, teaches it.",
+    )
     teacher: Literal["received", "own"] = Field(
         default="received",
         description="Shared parameters in the local phase: those received in this round, or the site's own after its global phase.",
     )
 
 
-def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, options: DistillationOptions) -> Tensor:
+def distillation_loss(
+    student: Tensor, teacher: Tensor, labels: Tensor, options: DistillationOptions, form: LabelForm = ALL_ANNOTATED
+) -> Tensor:
     """T^2 KL(teacher_T || student_T), mean over pixels.
 
-    T^2 keeps the size of the gradient independent of T (Hinton et al., 2015, sec. 2.1).
+    T^2 keeps the size of the gradient independent of T (Hinton et al., 2015, sec. 2.1). Where classes overlap, each class has a sigmoid and
+    the divergence is the mean of the classes' binary ones.
 
     Args:
         student: class logits `[B, C, h, w]`.
         teacher: class logits `[B, C, h, w]`, without gradient.
-        labels: `[B, S, S]`; used only for `confidence_weighting="label"`, at the nearest pixel.
-        options: temperature and confidence weighting.
+        labels: `[B, S, S]`, taken at the nearest pixel; used for `confidence_weighting="label"` and for pixels to ignore.
+        options: temperature, confidence weighting, and whether classes that the site does not annotate are taught.
+        form: what the labels mean and which classes they hold.
     """
-    t = options.temperature
-    student_log = F.log_softmax(with_background(student) / t, dim=1)
-    teacher_log = F.log_softmax(with_background(teacher) / t, dim=1)
-    divergence = (teacher_log.exp() * (teacher_log - student_log)).sum(dim=1)
+    small = F.interpolate(labels[:, None].float(), size=teacher.shape[-2:], mode="nearest-exact")[:, 0].to(torch.uint8)
+    missing = () if options.missing_classes else form.missing
+    divergence = _binary if form.overlap else _exclusive
+    values = divergence(student, teacher, options.temperature, missing)
     if options.confidence_weighting == "label":
-        small = F.interpolate(labels[:, None].float(), size=teacher.shape[-2:], mode="nearest-exact").long()
-        divergence = divergence * with_background(teacher).softmax(dim=1).gather(1, small)[:, 0]
-    return t**2 * divergence.mean()
+        values = values * _belief(teacher, small, form)
+    elif form.ignores:
+        values = values * _counted(small, form)
+    return options.temperature**2 * values.mean()
+
+
+def _exclusive(student: Tensor, teacher: Tensor, temperature: float, missing: tuple[int, ...]) -> Tensor:
+    """The divergence of each pixel, `[B, h, w]`, over background and classes; the missing ones are merged into the background."""
+    student_log = F.log_softmax(merge_missing(with_background(student) / temperature, missing), dim=1)
+    teacher_log = F.log_softmax(merge_missing(with_background(teacher) / temperature, missing), dim=1)
+    return (teacher_log.exp() * (teacher_log - student_log)).sum(dim=1)
+
+
+def _binary(student: Tensor, teacher: Tensor, temperature: float, missing: tuple[int, ...]) -> Tensor:
+    """The mean over the classes (less the missing ones) of the divergence of their sigmoids, `[B, h, w]`."""
+    kept = [i - 1 for i in range(1, teacher.shape[1] + 1) if i not in missing]
+    ours, theirs = student[:, kept] / temperature, teacher[:, kept] / temperature
+    inside = theirs.sigmoid() * (F.logsigmoid(theirs) - F.logsigmoid(ours))
+    outside = (-theirs).sigmoid() * (F.logsigmoid(-theirs) - F.logsigmoid(-ours))
+    return (inside + outside).mean(dim=1)
+
+
+def _belief(teacher: Tensor, labels: Tensor, form: LabelForm) -> Tensor:
+    """The teacher's probability of each pixel's label, `[B, h, w]`; 0 where a pixel is ignored.
+
+    A site calls a class that it does not annotate background, so there the belief is that in the background or in such a class.
+    """
+    if form.overlap:
+        kept = [i - 1 for i in range(1, teacher.shape[1] + 1) if i not in form.missing]
+        inside = teacher[:, kept].sigmoid()
+        belief = torch.where(bits_of(labels, teacher.shape[1])[:, kept] == 1, inside, 1 - inside).mean(dim=1)
+    else:
+        target = renumber(labels, form.missing, teacher.shape[1])
+        known = torch.where(target == IGNORED, 0, target)[:, None]
+        belief = merge_missing(with_background(teacher), form.missing).softmax(dim=1).gather(1, known)[:, 0]
+    return belief * _counted(labels, form) if form.ignores else belief
+
+
+def _counted(labels: Tensor, form: LabelForm) -> Tensor:
+    """1 where a pixel of `[B, h, w]` counts, 0 where it is ignored."""
+    return ((labels & IGNORED_BIT) == 0 if form.overlap else labels != IGNORED).float()

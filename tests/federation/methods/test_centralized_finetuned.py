@@ -1,6 +1,7 @@
 """Centralized, then each site alone."""
 
 from pfedsam.federation.methods import METHODS
+from pfedsam.federation.roster import Roster
 from pfedsam.training.options import TrainingOptions
 
 
@@ -8,5 +9,5 @@ def test_it_is_centralized_with_an_end_at_each_site(make) -> None:
     made, method = make("centralized-finetuned"), METHODS["centralized-finetuned"]
     assert made.local == make("centralized").local
     assert made.shared == set()
-    assert (method.pooled, method.own_end) == (True, True)
+    assert method.roster == Roster("pooled", each_finalizes=True)
     assert [phase.trains for phase in method.final(TrainingOptions(final_steps=3))] == [("local",)]

@@ -26,7 +26,7 @@ def test_every_method_has_a_row() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n, method in METHODS.items() if not method.pooled])
+@pytest.mark.parametrize("name", [n for n, method in METHODS.items() if not method.roster.pool])
 def test_its_megabytes_are_those_of_its_message(name: str) -> None:
     options = METHODS[name].adapt(ModelOptions())
     model = build_personal(

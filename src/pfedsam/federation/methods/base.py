@@ -7,6 +7,7 @@ Everything else (the loop, messages, aggregation, evaluation) is the same for al
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from pfedsam.federation.roster import EVERY_SITE, Roster
 from pfedsam.model.build import present
 from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Kind, Placement
@@ -31,10 +32,8 @@ class Method:
     """The phases after the last aggregation; nothing is sent after them."""
     opening: Callable[[TrainingOptions], tuple[PhaseSpec, ...]] | None = None
     """The phases of the rounds of `training.opening`, of as many steps as the others; None where all rounds are alike."""
-    pooled: bool = False
-    """All sites' images in one place: the upper bound that privacy forbids."""
-    own_end: bool = False
-    """With `pooled`: each site runs the final phases by itself, from the pooled model on."""
+    roster: Roster = EVERY_SITE
+    """Who does what; one with a pool has all training images in one place: the upper bound that privacy forbids."""
 
     def phases_of(self, options: TrainingOptions, round_: int) -> tuple[PhaseSpec, ...]:
         """The phases of round `round_`, counted from 0."""

@@ -7,10 +7,11 @@ personal method has after its last aggregation; the optimiser starts anew.
 from dataclasses import replace
 
 from pfedsam.federation.methods import centralized
+from pfedsam.federation.roster import Roster
 
 METHOD = replace(
     centralized.METHOD,
     name="centralized-finetuned",
     summary="the pooled model, fine-tuned by each site alone; breaks the promise, shows the bound of personal models",
-    own_end=True,
+    roster=Roster("pooled", each_finalizes=True),
 )

@@ -13,9 +13,9 @@ from pfedsam.core.errors import DataError, OptionError, RunError
 from pfedsam.core.lock import LOCK, exclusive
 from pfedsam.core.tensors import digest, load
 from pfedsam.data.tiling import TilingOptions
-from pfedsam.engine import in_process
-from pfedsam.engine.in_process import run
+from pfedsam.engine import run as run_module
 from pfedsam.engine.model_selection import models_of
+from pfedsam.engine.run import run
 from pfedsam.engine.run_folder import open_run
 from pfedsam.engine.server_files import SERVER
 from pfedsam.experiment.build import build_model
@@ -291,7 +291,7 @@ def test_a_run_that_another_process_began_meanwhile_is_not_overwritten(
         (folder / "config.yaml").write_text(dump_options(options))
         return build_model(options)
 
-    monkeypatch.setattr(in_process, "build_model", slow)
+    monkeypatch.setattr(run_module, "build_model", slow)
     with pytest.raises(RunError, match="holds a run already"):
         run(toy_options, folder)
 
@@ -302,7 +302,7 @@ def test_a_run_killed_before_it_had_its_configuration_begins_anew(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(in_process, "dump_options", killed)
+    monkeypatch.setattr(run_module, "dump_options", killed)
     with pytest.raises(KeyboardInterrupt):
         run(toy_options.model_copy(update={"seed": 4}), tmp_path / "run")
     monkeypatch.undo()

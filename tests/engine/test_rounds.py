@@ -15,12 +15,13 @@ from pfedsam.core.errors import QuorumError, RunError
 from pfedsam.core.tensors import digest
 from pfedsam.data.tiling import TilingOptions
 from pfedsam.engine import run_end
-from pfedsam.engine.coordinator import Answers, RoundPolicy, StudyRun
-from pfedsam.engine.in_process import run
+from pfedsam.engine.rounds import RoundPolicy, StudyRun
+from pfedsam.engine.run import run
 from pfedsam.engine.run_folder import open_run
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.site_model import SiteModel
 from pfedsam.engine.study_folder import StudyFolder, create_study
+from pfedsam.engine.transport import Answers
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.ledger import Ledger
 from pfedsam.federation.manifest import StudyManifest, read_manifest

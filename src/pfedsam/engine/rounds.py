@@ -1,37 +1,41 @@
-"""The coordinator's side of a study whose sites are elsewhere: rounds with quorum and deadline, committed one by one.
+"""The round loop of every study, on one machine and between hospitals: rounds with quorum and deadline, committed one by one.
 
-Knows nothing of networks: a `Transport` carries requests to sites and brings replies back. The order of writing in a round is
-that of `engine.in_process`: sites commit their own state, the coordinator averages, records are written, and then the
-coordinator's state is renamed into place. A coordinator that was killed goes on from there; sites go back with it.
+It knows nothing of networks or processes: a `Transport` carries requests to the sites and brings their replies back. The order of writing
+in a round: every site commits its own state; the server aggregates; records are written; then the server's state is renamed into place,
+and with that the round is done. A loop that was killed goes on from there; sites go back to the server's round, and records after it are
+dropped, so that what is repeated is repeated from the same place.
 
-What sites send is not trusted: it is parsed, checked and, where it fails, refused by a reason that repeats nothing of it.
+What sites send is not trusted: it is parsed, checked and, where it fails, refused for a reason that repeats nothing of it.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import Field
 
 from pfedsam.core.errors import PfedsamError, QuorumError, RunError, UpdateError
 from pfedsam.core.log import get_logger
 from pfedsam.core.options import Options
+from pfedsam.engine.export import export_adapter
 from pfedsam.engine.run_end import by_model, write_end
 from pfedsam.engine.scalar_metrics import check_values, to_report, to_summaries, to_validation
-from pfedsam.engine.server_files import record_aggregate, record_report, record_validation
+from pfedsam.engine.server_files import SERVER, record_aggregate, record_report, record_validation
 from pfedsam.engine.site_session import RoundReport
 from pfedsam.engine.study_folder import StudyFolder
+from pfedsam.engine.transport import Transport
 from pfedsam.evaluation.summary import SiteSummary
-from pfedsam.experiment.build import build_labels, build_method
+from pfedsam.experiment.build import BuiltModel, build_labels, build_method, build_model, build_roster
 from pfedsam.experiment.load import load_options
-from pfedsam.federation.aggregation import NothingToAverageError, check_registration
-from pfedsam.federation.bounds import MAX_SHARE, MEDIAN_FACTOR, Limits
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.aggregation import NothingToAverageError, check_registration, open_messages
+from pfedsam.federation.bounds import MAX_SHARE, MEDIAN_FACTOR, NO_LIMITS, Limits
 from pfedsam.federation.manifest import StudyManifest, Task, read_manifest
 from pfedsam.federation.messages import REFUSALS, Reply, Request, in_words, reply_from_wire, request_to_wire
 from pfedsam.federation.server import ServerState, aggregate
-from pfedsam.federation.update import Update, decode, label
+from pfedsam.federation.update import label
 from pfedsam.report.records import RecordWriter, read_records
 from pfedsam.report.summary_file import Communication, PartSizes
 
@@ -74,48 +78,57 @@ class RoundPolicy(Options):
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What came back of one request."""
+class Study:
+    """What a study goes on from."""
 
-    wires: Mapping[str, Mapping[str, object]]
-    """Replies by site, as they came."""
-    missing: Mapping[str, str] = field(default_factory=dict)
-    """Reason by site that did not reply in time."""
-    late: Mapping[str, int] = field(default_factory=dict)
-    """Replies to earlier requests that came since, by site; they count for nothing."""
+    options: RunOptions
+    manifest: StudyManifest
+    policy: RoundPolicy
+    state: ServerState
+    """After the last committed round."""
+    built: BuiltModel | None = None
+    """The model, where it is in memory already."""
+    sizes: Mapping[str, PartSizes] | None = None
+    """How many cases each site trains and validates on, where that is known before a site has said so."""
 
 
-class Transport(Protocol):
-    """Carries requests to sites."""
+def read_study(folder: Path) -> Study:
+    """The study in a coordinator's folder.
 
-    def connected(self) -> Sequence[str]:
-        """The sites that can be asked now; their names are authenticated."""
-
-    def ask(self, request: Mapping[str, bytes], task: Task, sites: Sequence[str], deadline_s: int) -> Answers:
-        """The replies of these sites: when all have replied, or when the deadline is over, whichever comes first."""
-
-    def wants_again(self) -> bool:
-        """Whether a site waits that this run of sites cannot take in."""
+    Raises:
+        RunError: there is none.
+    """
+    stored, manifest = StudyFolder(folder), read_manifest(folder / "manifest.json")
+    options = load_options(folder / "config.yaml")
+    return Study(options, manifest, stored.read_policy(RoundPolicy), stored.load_state(manifest))
 
 
 class StudyRun:
     """A study from its last committed round to its report."""
 
-    def __init__(self, folder: Path, transport: Transport) -> None:
-        """The study in `folder`.
+    def __init__(self, folder: Path, transport: Transport, study: Study | None = None) -> None:
+        """Prepare to go on.
+
+        Args:
+            folder: of the study, or of a local run.
+            transport: reaches the sites.
+            study: None for the one that a coordinator's folder holds.
 
         Raises:
-            RunError: there is none.
+            RunError: it holds none.
         """
+        self._local = study is not None
+        study = study or read_study(folder)
         self.folder, self.transport = StudyFolder(folder), transport
-        self.manifest: StudyManifest = read_manifest(folder / "manifest.json")
-        self.options = load_options(folder / "config.yaml")
-        self.policy = self.folder.read_policy(RoundPolicy)
-        self.state: ServerState = self.folder.load_state(self.manifest)
+        self.options, self.manifest, self.policy = study.options, study.manifest, study.policy
+        self.state, self._built, self._sizes = study.state, study.built, study.sizes
+        self.roster = build_roster(self.options)
         self.registered: dict[str, int] = self.folder.read_registered()
         self.present: list[str] = []
-        self.limits = Limits(self.manifest.max_change, self.policy.median_factor, self.policy.max_share)
-        self._started = time.monotonic()
+        self._started, self._resumed = time.monotonic(), self.state.round > 0
+        # One person holds the data of a local run, and its updates come from this very program: nothing has to be bounded.
+        limits = Limits(self.manifest.max_change, self.policy.median_factor, self.policy.max_share)
+        self.limits = NO_LIMITS if self._local else limits
 
     def run(self) -> Outcome:
         """Go on until the study is finished, or the sites should be set up anew.
@@ -136,19 +149,29 @@ class StudyRun:
                     return "again"
                 self._join(records, [s for s in self._connected() if s not in self.present])
                 self._round(records)
-            seconds = {"train": round(time.monotonic() - self._started, 1)}
+            trained = self._seconds()
             self._finalize(records)
             summaries = self._test(records)
-            seconds["total"] = round(time.monotonic() - self._started, 1)
+            total = self._seconds()
+            seconds = {"since resumed": total} if self._resumed else {"train": trained, "total": total}
             records.write({"kind": "timing", **seconds})
         self._report(summaries, seconds)
         return "finished"
 
     def _connected(self) -> list[str]:
         """The study's sites that can be asked now; another member of the federation is neither registered nor sent anything."""
-        return [site for site in self.transport.connected() if site in self.options.data.sites]
+        return [site for site in self.transport.connected() if self._local or site in self.options.data.sites]
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._started, 1)
+
+    def _sites_for(self, task: Task) -> list[str]:
+        """The sites that are asked for a task: those that joined, and with a pooled site those that only its roster asks."""
+        others = [site for site in self.transport.connected() if self.roster.pool and site not in self.present]
+        return self._ordered({site for site in (*self.present, *others) if self.roster.asks(site, task)})
 
     def _join(self, records: RecordWriter, sites: Sequence[str]) -> None:
+        sites = [site for site in sites if self.roster.asks(site, "join")]
         if not sites:
             return
         replies = self._ask(records, "join", self.state.round, sites, self.policy.return_s, manifest=True)
@@ -171,8 +194,8 @@ class StudyRun:
         self._tell("running")
 
     def _round(self, records: RecordWriter) -> None:
-        current, started = self.state, time.monotonic()
-        replies = self._ask(records, "train", current.round, self.present, self.policy.deadline_s)
+        current, started, asked = self.state, time.monotonic(), self._sites_for("train")
+        replies = self._ask(records, "train", current.round, asked, self.policy.deadline_s)
         records.write({"kind": "timing", "round": current.round, "train_s": round(time.monotonic() - started, 2)})
         reports = self._read(records, "train", current.round, replies, self._report_of)
         replies = {site: replies[site] for site in reports}
@@ -182,55 +205,38 @@ class StudyRun:
         every = self.options.evaluation.validate_every
         self.state = state
         if every and ((current.round + 1) % every == 0 or current.round + 1 == self.manifest.rounds):
-            self._validate(records, current.round, list(replies))
+            self._validate(records, current.round, silent=set(asked) - set(replies))
         self.folder.save_state(self.state, self.manifest)
         self._tell("running")
 
     def _aggregate(self, records: RecordWriter, replies: Mapping[str, Reply]) -> ServerState:
         current, spec = self.state, self.manifest.spec
         if not spec.tensors:
-            self._check_quorum(len(replies), current.round)
+            self._check_quorum(len(replies), current.round, {})
             return ServerState(current.round + 1, current.shared)
-        updates, rejected = self._decode(replies)
+        messages = {site: reply.update for site, reply in replies.items()}
+        updates, rejected = open_messages(messages, spec, current.shared, self.limits)
         try:
             registered = {site: self.registered[site] for site in self.present}
             state, result = aggregate(current, updates, spec, registered, self.limits)
             accepted, rejected, scaled = result.accepted, {**rejected, **result.rejected}, result.scaled
         except NothingToAverageError as error:
             state, accepted, rejected, scaled = current, (), {**rejected, **error.rejected}, {}
-        messages = {site: reply.update for site, reply in replies.items()}
         record_aggregate(records, current.round, accepted, rejected, messages, scaled)
-        self._check_quorum(len(accepted), current.round)
+        self._check_quorum(len(accepted), current.round, rejected)
         return state
 
-    def _decode(self, replies: Mapping[str, Reply]) -> tuple[list[Update], dict[str, str]]:
-        """The updates in the replies, and the reason for each that is none; a site can speak only for itself."""
-        updates, rejected = [], {}
-        for site, reply in replies.items():
-            try:
-                update = decode(
-                    reply.update, self.manifest.spec, self.state.shared, max_change=self.manifest.max_change
-                )
-            except UpdateError:  # its text may repeat what the site put in its message
-                rejected[site] = (
-                    f"site {site} sent an update of another form, of other shared tensors than this study's, or beyond its bound."
-                )
-                continue
-            if update.site == site:
-                updates.append(update)
-            else:
-                rejected[site] = f"site {site} sent an update in another site's name."
-        return updates, rejected
-
-    def _check_quorum(self, accepted: int, round_: int) -> None:
+    def _check_quorum(self, accepted: int, round_: int, rejected: Mapping[str, str]) -> None:
         if accepted < self.policy.quorum:
             raise QuorumError(
-                f"round {round_ + 1} has {accepted} accepted update(s) after {self.policy.deadline_s} s at most; the quorum is "
-                f"{self.policy.quorum}. The shared parameters stay as they were before it; submit the study again to go on."
+                f"round {round_ + 1} has {accepted} accepted update(s); the quorum is {self.policy.quorum}. "
+                f"{' '.join(rejected.values())} The shared parameters stay as they were before it. Go on from there by submitting the "
+                "study again, or a run of this machine with --resume."
             )
 
-    def _validate(self, records: RecordWriter, round_: int, sites: Sequence[str]) -> None:
-        """Ask the sites that took part in the round; one that did not has cost it a deadline already."""
+    def _validate(self, records: RecordWriter, round_: int, *, silent: Collection[str]) -> None:
+        """Ask the sites, less those that did not reply in this round; they have cost it a deadline already."""
+        sites = [site for site in self._sites_for("validate") if site not in silent]
         replies = self._ask(records, "validate", round_, sites, self.policy.deadline_s)
         names = self.manifest.scalar_metrics["validate"]
         found = self._read(
@@ -242,14 +248,16 @@ class StudyRun:
     def _finalize(self, records: RecordWriter) -> None:
         if not build_method(self.options).final(self.options.training):
             return
-        replies = self._ask(records, "finalize", self.manifest.rounds, self.present, self.policy.deadline_s)
-        for site, report in self._read(records, "finalize", self.manifest.rounds, replies, self._report_of).items():
-            record_report(records, self.manifest.rounds, site, report)
+        rounds, asked = self.manifest.rounds, self._sites_for("finalize")
+        replies = self._ask(records, "finalize", rounds, asked, self.policy.deadline_s)
+        for site, report in self._read(records, "finalize", rounds, replies, self._report_of).items():
+            record_report(records, rounds, site, report)
         if self.options.evaluation.validate_every:
-            self._validate(records, self.manifest.rounds, list(replies))
+            # What is chosen on validation is the model that a site ends with.
+            self._validate(records, rounds, silent=set(asked) - set(replies))
 
     def _test(self, records: RecordWriter) -> dict[str, dict[str, SiteSummary]]:
-        replies = self._ask(records, "test", self.manifest.rounds, self.present, self.policy.score_s)
+        replies = self._ask(records, "test", self.manifest.rounds, self._sites_for("test"), self.policy.score_s)
         classes = tuple(build_labels(self.options).names)
 
         def read(reply: Reply) -> dict[str, SiteSummary]:
@@ -281,8 +289,9 @@ class StudyRun:
     def _report(self, summaries: Mapping[str, Mapping[str, SiteSummary]], seconds: Mapping[str, float]) -> None:
         if not summaries:
             raise QuorumError("no site sent its test scores in time; submit the study again to score once more.")
-        self.folder.export_adapter(self.state, self.options)
-        sizes = {site: PartSizes(train=cases) for site, cases in self.registered.items()}
+        built = self._built or build_model(self.options)
+        export_adapter((self.folder.path / SERVER).parent, self.options, built, self.state.shared)
+        sizes = self._sizes or {site: PartSizes(train=cases) for site, cases in self.registered.items()}
         write_end(self.folder.path, self.options, by_model(summaries), sizes, self._communication(), seconds)
         self._tell("finished")
 
@@ -346,7 +355,7 @@ class StudyRun:
 
     def _ordered(self, sites: Sequence[str] | set[str] | Mapping[str, object]) -> list[str]:
         """The sites in the configuration's order, those that it does not name after them by name."""
-        named = list(self.options.data.sites)
+        named = self.roster.sites(list(self.options.data.sites))
         return sorted(sites, key=lambda site: (named.index(site) if site in named else len(named), site))
 
     def _tell(self, state: str) -> None:

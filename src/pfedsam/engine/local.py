@@ -1,0 +1,173 @@
+"""The local transport: all sites of a study on this machine, in this process or in worker processes.
+
+Each site is the agent that a hospital runs (`engine.site_agent`), with the same dispatcher and the same form of every message. Two things
+differ, because sites and coordinator are one user here and nothing leaves the machine: no operator approves the study, and no ledger is
+written. And a site that fails ends the run with its full message, where a coordinator would go on with the others.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from pfedsam.core.tensors import NamedTensors
+from pfedsam.data.manifest import Site
+from pfedsam.engine.model_selection import start_of
+from pfedsam.engine.progress import Event, Progress
+from pfedsam.engine.site_agent import SiteAgent
+from pfedsam.engine.site_study import SiteStudy
+from pfedsam.engine.transport import Answers
+from pfedsam.engine.workers import Workers
+from pfedsam.experiment.build import BuiltModel, build_model
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.manifest import StudyManifest, Task
+from pfedsam.federation.messages import Reply, Request, reply_to_wire, request_from_wire
+from pfedsam.federation.site_policy import RefusedError, read_broadcast
+from pfedsam.model.numerics import configure_numerics
+
+
+@dataclass(frozen=True)
+class OneStudy:
+    """Admits the requests of one study, which whoever started the run wants to be done."""
+
+    manifest: StudyManifest
+
+    def admit(self, request: Request) -> StudyManifest:
+        """The manifest of the study.
+
+        Raises:
+            RefusedError: the request is of another one.
+        """
+        if request.digest != self.manifest.digest:
+            raise RefusedError("other-configuration", "the request is of another study than this run.")
+        return self.manifest
+
+    def accept_broadcast(self, manifest: StudyManifest, request: Request, initial: NamedTensors) -> dict[str, Tensor]:
+        """The shared parameters of a request.
+
+        Raises:
+            RefusedError: they are not of the agreed form.
+        """
+        return read_broadcast(manifest, request)
+
+    def reply_before(self, request: Request) -> Reply | None:
+        """None: in a local run a repeated request is computed again, from the state before it."""
+        return None
+
+    def keep_reply(self, request: Request, reply: Reply) -> None:
+        """Nothing: see `reply_before`."""
+
+    def rounds(self, study: str) -> int | None:
+        """How many rounds the study has."""
+        return self.manifest.rounds
+
+
+@dataclass(frozen=True)
+class LocalHost:
+    """Where the agent of one site of a local run works."""
+
+    options: RunOptions
+    policy: OneStudy
+    site: Site
+    run: Path
+    """The run's folder."""
+    built: BuiltModel
+
+    def open(self, manifest: StudyManifest) -> SiteStudy:
+        """The study at this site."""
+        name = self.site.name
+        cache = (self.options.runtime.cache_folder or self.run / "cache") / name
+        return SiteStudy(
+            manifest,
+            self.options,
+            self.built,
+            self.site,
+            self.run / "sites" / name,
+            cache,
+            lambda: start_of(self.options, self.built, self.run / "sites", name),
+        )
+
+
+@dataclass
+class LocalSites:
+    """The sites that one process works for: they share its model."""
+
+    study: "LocalStudy"
+    built: BuiltModel
+    _agents: dict[str, SiteAgent] = field(default_factory=dict)
+
+    def __call__(self, name: str, request: Mapping[str, bytes]) -> dict[str, bytes]:
+        """The reply of a site to a request; a failure is raised with its full message."""
+        if name not in self._agents:
+            study = self.study
+            host = LocalHost(study.options, OneStudy(study.manifest), study.sites[name], study.folder, self.built)
+            self._agents[name] = SiteAgent(host)
+        return reply_to_wire(self._agents[name].answer(request_from_wire(request)))
+
+
+@dataclass(frozen=True)
+class LocalStudy:
+    """All that a process needs to work for any site of a run; it can be sent to the process."""
+
+    options: RunOptions
+    manifest: StudyManifest
+    sites: Mapping[str, Site]
+    """With the pooled one, where the method has one."""
+    folder: Path
+
+    def __call__(self) -> LocalSites:
+        """The sites, with a model built in the process that calls this; from now on the process computes as the options say."""
+        runtime = self.options.runtime
+        device = configure_numerics(runtime.threads, runtime.device)
+        return LocalSites(self, build_model(self.options, device))
+
+
+class LocalTransport:
+    """Asks the sites of a local run and reports the progress site by site."""
+
+    def __init__(self, study: LocalStudy, built: BuiltModel | None, tell: Progress) -> None:
+        """Prepare the processes that work for the sites.
+
+        Args:
+            study: the run.
+            built: its model, which is then trained in this process; None where the processes build their own.
+            tell: called as each site has answered.
+        """
+        self._study, self._tell = study, tell
+        count = min(study.options.runtime.workers, len(study.options.data.sites))
+        make = study if built is None else lambda: LocalSites(study, built)
+        self._workers = Workers(make, list(study.options.data.sites), count)
+
+    def connected(self) -> list[str]:
+        """All sites."""
+        return list(self._study.sites)
+
+    def ask(self, request: Mapping[str, bytes], task: Task, sites: Sequence[str], deadline_s: int) -> Answers:
+        """As `transport.Transport.ask`; there is no deadline, and an error of a site is raised as it is.
+
+        Raises:
+            DataError: a case cannot be read; it names the site and the case.
+            RefusedError: a request is not as agreed.
+            StoreError: a site's state cannot be read or written.
+        """
+        round_, wires = request_from_wire({**request, "shared": b""}).round, {}
+        for done, (site, wire) in enumerate(self._workers.each(sites, dict(request)), start=1):
+            wires[site] = wire
+            self._report(task, round_, site, done, len(sites))
+        return Answers(wires)
+
+    def wants_again(self) -> bool:
+        """Never: all sites are there."""
+        return False
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self._workers.close()
+
+    def _report(self, task: Task, round_: int, site: str, done: int, sites: int) -> None:
+        if task == "train":
+            rounds = self._study.manifest.rounds
+            self._tell(Event("train", round_ * sites + done, rounds * sites, f"round {round_ + 1} of {rounds}, {site}"))
+        elif task in ("finalize", "test"):
+            self._tell(Event(task, done, sites, site))

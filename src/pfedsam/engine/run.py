@@ -1,0 +1,168 @@
+"""A run on this machine: all sites of a study, deterministic, and resumable after a kill at any moment."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from pfedsam.core import atomic
+from pfedsam.core.errors import RunError
+from pfedsam.core.lock import LOCK, exclusive
+from pfedsam.core.log import get_logger
+from pfedsam.data.check import refuse_problems
+from pfedsam.data.intensity import RANGE, IntensityRange, training_range, write_range
+from pfedsam.data.manifest import Site
+from pfedsam.data.split import read_split, write_split
+from pfedsam.engine.local import LocalStudy, LocalTransport
+from pfedsam.engine.progress import Event, Progress, silent
+from pfedsam.engine.rounds import RoundPolicy, Study, StudyRun
+from pfedsam.engine.run_end import part_sizes
+from pfedsam.engine.server_files import SERVER, load_state
+from pfedsam.engine.study_folder import build_manifest
+from pfedsam.experiment.build import (
+    BuiltModel,
+    build_model,
+    build_roster,
+    build_sites,
+    build_study,
+    read_sites,
+    with_pool,
+)
+from pfedsam.experiment.load import dump_options, load_options
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.manifest import StudyManifest, differences
+from pfedsam.federation.server import ServerState
+from pfedsam.model.numerics import CPU, configure_numerics, describe, find_device
+from pfedsam.report.summary_file import Summary, read_summary
+
+_LOG = get_logger(__name__)
+
+
+def run(options: RunOptions, folder: Path, *, resume: bool = False, progress: Progress | None = None) -> Summary:
+    """Train and evaluate a federation; everything it leaves is in `folder`.
+
+    Args:
+        options: of the run.
+        folder: new or empty, or that of an interrupted run with `resume`.
+        resume: go on with the run in `folder`.
+        progress: called after each step.
+
+    Raises:
+        DataError: a site's data is wrong; every problem is named, and nothing was written.
+        OptionError: there is no such device.
+        RunError: the folder holds another run, or another process works in it.
+    """
+    tell = progress or silent
+    device = find_device(options.runtime.device)
+    _check_folder(options, folder, resume)
+    tell(Event("prepare", 0, 2, "checking the sites' data"))
+    sites, ranges = _sites(options, folder, tell)
+    tell(Event("prepare", 1, 2, f"loading the backbone; sites compute on {describe(device)}"))
+    one_process = options.runtime.workers == 1
+    built = build_model(
+        options, configure_numerics(options.runtime.threads, options.runtime.device) if one_process else CPU
+    )
+    with exclusive(folder):
+        _check_folder(options, folder, resume)  # again: another process may have begun meanwhile
+        _begin(options, folder, sites, ranges)
+        tell(Event("prepare", 2, 2, "ready"))
+        return _run(options, folder, sites, built, tell)
+
+
+def _run(options: RunOptions, folder: Path, sites: Mapping[str, Site], built: BuiltModel, tell: Progress) -> Summary:
+    """A run in its folder, from its last finished round to its report."""
+    content = options.model_dump(mode="json")
+    manifest = build_manifest(options, built, study_id(options, built.backbone), content)
+    study = Study(options, manifest, RoundPolicy(quorum=1), _state(folder, manifest, built), built, part_sizes(sites))
+    local = LocalStudy(options, manifest, with_pool(options, sites), folder)
+    rounds, trainers = manifest.rounds, sum(build_roster(options).asks(site, "train") for site in local.sites)
+    done = study.state.round
+    tell(Event("train", done * trainers, rounds * trainers, f"round {min(done + 1, rounds)} of {rounds}"))
+    transport = LocalTransport(local, built if options.runtime.workers == 1 else None, tell)
+    try:
+        StudyRun(folder, transport, study).run()
+    finally:
+        transport.close()
+    return read_summary(folder / "summary.json")
+
+
+def _state(folder: Path, manifest: StudyManifest, built: BuiltModel) -> ServerState:
+    if (folder / SERVER).exists():
+        return load_state(folder, manifest.study)
+    return ServerState(0, {name: value.cpu() for name, value in built.start("shared").items()})
+
+
+def study_id(options: RunOptions, backbone: str) -> str:
+    """What identifies a study: its configuration, less what changes no result, and its backbone."""
+    content = options.model_dump(mode="json", exclude={"runtime", "name"})
+    return hashlib.sha256(json.dumps([content, backbone], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def is_finished(options: RunOptions, folder: Path) -> bool:
+    """Whether `folder` holds the end of this very run.
+
+    Raises:
+        RunError: it holds another run, or something else.
+    """
+    _check_folder(options, folder, True)
+    return (folder / "summary.json").exists()
+
+
+def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
+    config = folder / "config.yaml"
+    if not config.exists():
+        if folder.exists() and not folder.is_dir():
+            raise RunError(f"{folder.name!r} is a file, where a folder has to be. Give a new or an empty folder.")
+        if folder.exists() and not _is_unstarted(folder):
+            raise RunError(f"The folder {folder.name!r} is not empty and holds no run. Give a new or an empty folder.")
+        return
+    if not resume:
+        raise RunError(
+            f"The folder {folder.name!r} holds a run already. Go on with it by --resume, or give another folder."
+        )
+    before = load_options(config).model_dump(mode="json", exclude={"runtime", "name"})
+    now = options.model_dump(mode="json", exclude={"runtime", "name"})
+    changed = differences(before, now)
+    if changed:
+        raise RunError(
+            f"The run in {folder.name!r} has another configuration; different: {', '.join(changed[:8])}. "
+            "Resume with the configuration it was started with, or give another folder."
+        )
+
+
+def _is_unstarted(folder: Path) -> bool:
+    """Whether there is nothing but what a run leaves that was killed before it had its configuration: splits, nothing trained."""
+    left = (path for path in folder.rglob("*") if not path.is_dir())
+    return all(path.name in ("split.json", RANGE, LOCK) or path.suffix == ".tmp" for path in left)
+
+
+def _sites(options: RunOptions, folder: Path, tell: Progress) -> tuple[dict[str, Site], dict[str, IntensityRange]]:
+    """The checked sites, and the intensities of their training images where the run begins; a resumed run keeps its split and cases.
+
+    Raises:
+        DataError: naming every problem, or what changed since the run began.
+    """
+    if (folder / "config.yaml").exists():
+        now = read_sites(options, masks_required=False)
+        return {name: read_split(folder / "sites" / name / "split.json", site) for name, site in now.items()}, {}
+    sites = build_sites(options)
+    report = refuse_problems(
+        list(sites.values()),
+        build_study(options),
+        tell=lambda done, total, site: tell(Event("check", done, total, site)),
+    )
+    for warning in report.warnings:
+        _LOG.warning("%s", warning)
+    return sites, {facts.name: found for facts in report.facts if (found := training_range(facts)) is not None}
+
+
+def _begin(options: RunOptions, folder: Path, sites: Mapping[str, Site], ranges: Mapping[str, IntensityRange]) -> None:
+    if (folder / "config.yaml").exists():
+        return
+    for name, site in sites.items():
+        (folder / "sites" / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_split(folder / "sites" / name / "split.json", site, digests=True)
+        if name in ranges:
+            write_range(folder / "sites" / name, ranges[name])
+    # Last: a folder with a configuration is one that can be resumed.
+    atomic.write_text(folder / "config.yaml", dump_options(options))

@@ -1,0 +1,121 @@
+"""A study that is open at a site, with its model in memory: it does what a request asks and gives the reply.
+
+The same code answers at a hospital (`engine.site_agent`) and in a local run (`engine.local`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pfedsam.core.log import get_logger
+from pfedsam.core.tensors import NamedTensors
+from pfedsam.data.manifest import Site
+from pfedsam.engine.model_selection import SiteModels, models_of
+from pfedsam.engine.scalar_metrics import ScalarMetrics, from_report, from_summaries, from_validation
+from pfedsam.engine.site_session import SiteScorer, SiteSession
+from pfedsam.evaluation.summary import summarize_site
+from pfedsam.experiment.build import BuiltModel, build_cache
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.manifest import StudyManifest
+from pfedsam.federation.messages import Reply, Request, in_words
+from pfedsam.federation.site_policy import RefusedError
+
+_LOG = get_logger(__name__)
+
+
+@dataclass
+class SiteStudy:
+    """One site in one study."""
+
+    manifest: StudyManifest
+    options: RunOptions
+    built: BuiltModel
+    """The study's model; sites in one process share it, and each puts its own parameters into it."""
+    site: Site
+    folder: Path
+    """Of the site in the study: its split, its states, its scores."""
+    cache_folder: Path
+    """For the frozen blocks' outputs of this site's images."""
+    start: Callable[[], NamedTensors]
+    """Gives the local parameters before the site's first round."""
+
+    @property
+    def cases(self) -> int:
+        """Training cases: what the site weighs in an average."""
+        return len(self.site.of("train"))
+
+    @cached_property
+    def session(self) -> SiteSession:
+        """The training side; the training images are read when it is first asked for.
+
+        Raises:
+            DataError: a case cannot be read.
+        """
+        return SiteSession(
+            self.options,
+            self.manifest.study,
+            self.site.name,
+            self.site.of("train"),
+            self.built,
+            self.folder,
+            self.cache_folder,
+            self.start(),
+        )
+
+    @property
+    def models(self) -> SiteModels:
+        """The models that the site may use."""
+        return SiteModels.of(self.options, self.built, self.folder, self.start())
+
+    def answer(self, request: Request, shared: NamedTensors) -> Reply:
+        """Do what is asked.
+
+        Args:
+            request: of this study, and admitted.
+            shared: the parameters in it.
+
+        Raises:
+            RefusedError: the round is not one that follows the site's own state.
+            DataError: a case cannot be read.
+            StoreError: the site's state cannot be read or written.
+        """
+        if request.task == "join":
+            return _reply(request, {"cases": self.session.cases})
+        if request.task == "train":
+            return self._train(request, shared)
+        if request.task == "validate":
+            return _reply(request, self._validate(request.round, shared))
+        if request.task == "finalize":
+            return _reply(request, from_report(self.session.finalize(request.round, shared)))
+        return _reply(request, self._test(shared))
+
+    def _train(self, request: Request, shared: NamedTensors) -> Reply:
+        last = self.session.store.load()
+        if last is not None and request.round < last.round - 1:
+            # The store would have to forget more than the one round that a coordinator's restart can cost.
+            raise RefusedError("wrong-round", f"asked for round {request.round + 1}, which this site has left behind.")
+        message, report = self.session.train(request.round, shared)
+        return Reply(request.task, request.study, request.round, from_report(report), message)
+
+    def _validate(self, round_: int, shared: NamedTensors) -> ScalarMetrics:
+        models = models_of(self.options, self.built)
+        found = self._scorer().validate(self.site.of("val"), models, self.models, round_, shared)
+        if found.kept is not None:
+            asked = in_words("validate", round_, self.manifest.rounds)
+            _LOG.warning("%s: the shared model is worse here; the one of round %d stays", asked, found.kept + 1)
+        return from_validation(found, self.manifest.scalar_metrics["validate"])
+
+    def _test(self, shared: NamedTensors) -> ScalarMetrics:
+        models, used = models_of(self.options, self.built), self.models.in_use(shared)
+        scores = self._scorer().test(self.site.of("test"), models, used, self.folder)
+        summaries = {name: summarize_site(found) for name, found in scores.items()}
+        return from_summaries(summaries, self.manifest.scalar_metrics["test"])
+
+    def _scorer(self) -> SiteScorer:
+        cache = build_cache(self.options, self.built, self.cache_folder)
+        return SiteScorer(self.options, self.site.name, self.built, cache)
+
+
+def _reply(request: Request, numbers: ScalarMetrics) -> Reply:
+    return Reply(request.task, request.study, request.round, numbers)

@@ -1,0 +1,97 @@
+"""Processes that work for the sites of a local run side by side: each holds one model and the sites that are assigned to it.
+
+A site is always assigned to the same process, so its images are read once. The assignment changes no result.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any
+
+Work = Callable[..., Any]
+"""Does a piece of work for the site that its first argument names."""
+
+
+class Workers:
+    """Does work for sites in this process or in several others."""
+
+    def __init__(self, make: Callable[[], Work], sites: Sequence[str], count: int) -> None:
+        """Prepare the processes.
+
+        Args:
+            make: gives the function that does the work; called once in each process, and picklable where there are several.
+            sites: the names that work is done for, in the order in which they are assigned to processes.
+            count: the number of processes; 1 is this one.
+        """
+        self._place = {name: i % count for i, name in enumerate(sites)}
+        self._own = make() if count == 1 else None
+        self._pools: list[ProcessPoolExecutor] = []
+        if count > 1:
+            # Spawned, not forked: a fork of a process that has used threads may hang.
+            self._pools = [
+                ProcessPoolExecutor(1, get_context("spawn"), initializer=_start, initargs=(make, os.getpid()))
+                for _ in range(count)
+            ]
+
+    def each(self, sites: Sequence[str], *args: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - of the function
+        """Each of these sites with what the function returned for `(site, *args)`, in the sites' order; an error of a site is raised."""
+        if self._own is not None:
+            for site in sites:
+                yield site, self._own(site, *args)
+            return
+        with _interrupts_held():
+            futures = [(site, self._submit(site, *args)) for site in sites]
+        for site, future in futures:
+            yield site, future.result()
+
+    def _submit(self, site: str, *args: Any) -> "Future[Any]":  # noqa: ANN401 - of the function
+        return self._pools[self._place.get(site, 0)].submit(_call, site, *args)
+
+    def close(self) -> None:
+        """End the processes at once; what they have not committed is done again by a resumed run."""
+        for pool in self._pools:
+            processes = list((pool._processes or {}).values())
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.join(10)
+
+
+_WORK: Work | None = None
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """A process started meanwhile never sees Ctrl-C, not even while it imports: this one decides when to stop, and sees it afterwards."""
+    if sys.platform == "win32":  # it cannot hold signals back
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start(make: Callable[[], Work], parent: int) -> None:
+    global _WORK
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    _WORK = make()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone, however that ended."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _call(site: str, *args: Any) -> Any:  # noqa: ANN401 - of the function
+    return _WORK(site, *args) if _WORK else None
