@@ -1,58 +1,79 @@
-"""Figures of what faults and attacks can do, into `benchmarks/results/faults.json`; a figure that is made anew replaces the earlier one.
+"""Faults that users and attackers make, counted where they do harm in silence.
 
-    .venv/bin/python benchmarks/faults.py [FIGURE ...]
+    python benchmarks/faults.py [FIGURE ...]
 
-Each function below makes one figure, or several that belong together, in a folder of its own; without names all are made.
+One function a figure. Needs no data: the generators lie in the tests. Writes benchmarks/results/faults.json.
 """
 
-import argparse
+import importlib.util
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
 import fault_studies as faults
 import torch
 
+from pfedsam.core import atomic
 from pfedsam.engine import rounds, run_end
 from pfedsam.federation.bounds import change_norm
 from pfedsam.report.result_file import commit, machine
-from pfedsam.report.summary_file import collect_versions
 
-RESULT = Path(__file__).parent / "results" / "faults.json"
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "faults.json"
 SEED = 0
-Figures = dict[str, Any]
 
 
-def crafted_replies_that_end_a_study(folder: Path) -> Figures:
+def silent_data_faults() -> dict[str, Any]:
+    """Data that are wrong and well-formed, and that `data check` says nothing about; clean sites that it warns of."""
+    faulty = _from_tests("data/faulty_sites.py")
+    silent = []
+    for name, fault in faulty.FAULTS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            if not faulty.is_told(fault, Path(folder)):
+                silent.append(name)
+    with tempfile.TemporaryDirectory() as folder:
+        faulty.clean_study(Path(folder))
+        report = faulty.read_and_check(Path(folder))
+    return {
+        "silent_data_faults": len(silent),
+        "silent_data_faults_tried": len(faulty.FAULTS),
+        "silent_data_faults_names": silent,
+        "warnings_of_clean_sites": len(report.warnings) + len(report.problems),
+    }
+
+
+def crafted_replies_that_end_a_study() -> dict[str, Any]:
     """Of all crafted replies of one of four sites, how many end the study; 0 is right."""
-    recording = faults.record(folder)
     ended = []
-    for number, (what, (_, change)) in enumerate(faults.CRAFTED.items()):
-        try:
-            with _no_page():
-                faults.replay(recording, folder / f"replay{number}", change)
-        except Exception as error:  # noqa: BLE001 - whatever ended the study is the finding
-            ended.append(f"{what}: {type(error).__name__}")
+    with tempfile.TemporaryDirectory() as root:
+        recording = faults.record(Path(root))
+        for number, (what, (_, change)) in enumerate(faults.CRAFTED.items()):
+            try:
+                with _no_page():
+                    faults.replay(recording, Path(root) / f"replay{number}", change)
+            except Exception as error:  # noqa: BLE001 - whatever ended the study is the finding
+                ended.append(f"{what}: {type(error).__name__}")
     return {"crafted_replies_that_end_a_study": len(ended), "crafted_replies": len(faults.CRAFTED), "ended_by": ended}
 
 
-def max_shift_of_one_site(folder: Path) -> Figures:
+def max_shift_of_one_site() -> dict[str, Any]:
     """How far one of four sites moves the shared parameters in one round, as a multiple of the round in which all are honest."""
     largest, by = 0.0, ""
     for codec in ("fp32", "int4"):
-        (folder / codec).mkdir()
-        recording = faults.record(folder / codec, codec=codec)
-        honest = _shift(recording, folder / codec / "honest", faults.honest)
-        for number, (what, change) in enumerate(attacks(recording).items()):
-            found = _shift(recording, folder / codec / f"attack{number}", change) / honest
-            if found > largest:
-                largest, by = found, f"{codec}, {what}"
+        with tempfile.TemporaryDirectory() as root:
+            recording = faults.record(Path(root), codec=codec)
+            honest = _shift(recording, Path(root) / "honest", faults.honest)
+            for number, (what, change) in enumerate(attacks(recording).items()):
+                found = _shift(recording, Path(root) / f"attack{number}", change) / honest
+                if found > largest:
+                    largest, by = found, f"{codec}, {what}"
     return {"max_shift_of_one_site": round(largest, 3), "max_shift_by": by}
 
 
@@ -114,31 +135,39 @@ def _no_page() -> Iterator[None]:
         yield
 
 
-FIGURES: dict[str, Callable[[Path], Figures]] = {
-    made.__name__: made for made in (crafted_replies_that_end_a_study, max_shift_of_one_site)
+FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
+    made.__name__: made for made in (silent_data_faults, crafted_replies_that_end_a_study, max_shift_of_one_site)
 }
 
 
-def write(figures: Figures, name: str) -> None:
-    """Put figures into the result file, with what made them."""
-    content: Figures = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    made = {"commit": commit(), "seed": SEED, "date": datetime.now(UTC).date().isoformat()}
-    content |= figures | {"command": "benchmarks/faults.py", "machine": machine()}
-    content["made"] = content.get("made", {}) | {name: made}
-    content["versions"] = {**collect_versions(), "nvflare": metadata.version("nvflare")}
-    RESULT.write_text(json.dumps(dict(sorted(content.items())), indent=2) + "\n")
+def _from_tests(path: str) -> ModuleType:
+    """A module of the tests that needs no pytest.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    file = ROOT / "tests" / path
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def main() -> None:
-    """Make the figures that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("figures", nargs="*", choices=[*FIGURES, []], help="all without a name")
-    torch.set_num_threads(1)
-    for name in parser.parse_args().figures or FIGURES:
-        with tempfile.TemporaryDirectory() as folder:
-            figures = FIGURES[name](Path(folder))
-        write(figures, name)
-        print(json.dumps(figures, indent=2))
+    """Make the figures that are named, or all of them; the others stay."""
+    for name in sys.argv[1:] or list(FIGURES):
+        content = json.loads(RESULT.read_text("utf-8")) if RESULT.exists() else {"figures": {}, "made_by": {}}
+        content["figures"] |= FIGURES[name]()
+        content["made_by"][name] = {
+            "command": f"python benchmarks/faults.py {name}",
+            "commit": commit(),
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": machine(),
+        }
+        atomic.write_json(RESULT, content, mode=0o644)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-from pfedsam.cli.onboard import onboarding_table
+from pfedsam.cli.onboard import onboarding_table, shared_is_better
 from pfedsam.engine.onboarding import LOCAL_PART, NOTHING, Onboarded
 from pfedsam.report.format import MISSING
 
@@ -11,3 +11,14 @@ def test_the_table_names_the_way_in_use():
     assert list(table.columns[1].cells) == ["0.500", "0.750"]
     assert list(table.columns[3].cells) == [MISSING, MISSING]
     assert [str(row.style) for row in table.rows] == ["", "bold"]
+
+
+def test_it_is_said_where_the_shared_model_alone_is_better():
+    def of(alone, used, in_use=LOCAL_PART):
+        ways = {NOTHING: {"dice": alone}, LOCAL_PART: {"dice": used}}
+        return shared_is_better(Onboarded(ways, 10, 30, in_use))
+
+    assert "The shared model as it is did better here (Dice 0.800, with the local part 0.750)" in of(0.8, 0.75)
+    assert "--model shared" in of(0.8, 0.75)
+    assert of(0.75, 0.8) == of(0.8, 0.8) == of(None, 0.8) == of(0.8, None) == ""
+    assert of(0.8, 0.8, NOTHING) == ""

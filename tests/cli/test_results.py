@@ -27,12 +27,19 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Finished:
         Path("study.yaml").write_text(f"data:\n  sites: {{north: north}}\n  classes: {classes}\n")
         asked: list[Path] = []
 
-        def predict(_: str, image: Path) -> npt.NDArray[np.uint8]:
+        def predict(_: str, image: Path, wanted: str) -> npt.NDArray[np.uint8]:
             asked.append(image)
             return np.array([[0, 1, 2]], np.uint8)
 
-        run = SimpleNamespace(options=load_options(Path("study.yaml")), predict=predict)
-        monkeypatch.setattr("pfedsam.engine.run_folder.open_run", lambda _: run)
+        def open_run(_: Path, overrides: list[str]) -> SimpleNamespace:
+            options = load_options(Path("study.yaml"), overrides)
+            return SimpleNamespace(
+                options=options,
+                predict=predict,
+                model_of=lambda _, wanted: "personal" if wanted == "in-use" else wanted,
+            )
+
+        monkeypatch.setattr("pfedsam.engine.run_folder.open_run", open_run)
         return asked
 
     return make
@@ -113,15 +120,39 @@ def test_an_id_that_no_png_holds_is_told_before_anything_is_predicted(
     assert not Path("masks").exists()
 
 
-def test_a_folder_in_place_of_an_image_is_told_how_to_name_the_images(
-    call: Call, finished: Finished, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_stands_for_the_images_in_it(call: Call, finished: Finished) -> None:
+    asked = finished("{a: [1], b: [2]}")
+    Path("new").mkdir()
+    for name in ("c.tif", "b.PNG", ".hidden.png", "notes.txt"):
+        Path("new", name).touch()
+    assert call("predict", "run", "a.png", "new", "--site", "north", "--out", "masks") == 0
+    assert asked == [Path("a.png"), Path("new/b.PNG"), Path("new/c.tif")]
+
+
+def test_a_folder_without_images_is_told(call: Call, finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
     asked = finished("{a: [1], b: [2]}")
     Path("new").mkdir()
     assert call("predict", "run", "a.png", "new", "--site", "north", "--out", "masks") == 2
-    shown = " ".join(capsys.readouterr().err.split())
-    assert "'new' is a folder. Nothing was written; name the images in it, such as new/*.png." in shown
+    assert "The folder 'new' holds no image (.jpeg, .jpg, .png, .tif, .tiff)." in capsys.readouterr().err
     assert asked == []
+
+
+def test_which_model_was_used_is_said(call: Call, finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    finished("{a: [1], b: [2]}")
+    assert call("predict", "run", "a.png", "--site", "north", "--out", "m1") == 0
+    assert "Model: the personal one of site north (in use there)" in capsys.readouterr().out
+    assert call("predict", "run", "a.png", "--site", "north", "--out", "m2", "--model", "shared") == 0
+    assert "Model: the shared one of site north\n" in capsys.readouterr().out
+
+
+def test_a_key_can_be_overridden_when_predicting(
+    call: Call, finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished("{a: [1], b: [2]}")
+    words = ("predict", "run", "a.png", "--site", "north", "--out", "masks", "--set")
+    assert call(*words, "data.image.max_megapixel=5") == 2
+    assert "did you mean 'max_megapixels'?" in capsys.readouterr().err
+    assert call(*words, "data.image.max_megapixels=5") == 0
 
 
 def test_an_image_that_cannot_be_read_costs_the_others_nothing(
@@ -129,13 +160,15 @@ def test_an_image_that_cannot_be_read_costs_the_others_nothing(
 ) -> None:
     finished("{a: [1], b: [2]}")
 
-    def predict(_: str, image: Path) -> npt.NDArray[np.uint8]:
+    def predict(_: str, image: Path, wanted: str) -> npt.NDArray[np.uint8]:
         if image.stem == "cut":
             raise DataError("'cut.png' is damaged")
         return np.array([[0, 1, 2]], np.uint8)
 
-    run = SimpleNamespace(options=load_options(Path("study.yaml")), predict=predict)
-    monkeypatch.setattr("pfedsam.engine.run_folder.open_run", lambda _: run)
+    run = SimpleNamespace(
+        options=load_options(Path("study.yaml")), predict=predict, model_of=lambda _, wanted: "personal"
+    )
+    monkeypatch.setattr("pfedsam.engine.run_folder.open_run", lambda _, overrides: run)
     assert call("predict", "run", "a.png", "cut.png", "z.png", "--site", "north", "--out", "masks") == 3
     assert "2 mask(s) written; 1 image(s) got none: 'cut.png' is damaged" in " ".join(capsys.readouterr().err.split())
     assert sorted(path.name for path in Path("masks").iterdir()) == ["a.png", "z.png"]

@@ -98,7 +98,7 @@ def test_missing_data_and_a_full_disk(site: Path) -> None:
     text = (site / "site.yaml").read_text()
     (site / "site.yaml").write_text(f"name: north\ndata: {site / 'nowhere'}\nmin_free_mb: 999999999999\n")
     found = wrong(site)
-    assert "does not exist" in found["data"]
+    assert "there is no folder" in found["data"]
     assert "make space" in found["folder"]
     (site / "site.yaml").write_text(text)
     site.chmod(0o755)

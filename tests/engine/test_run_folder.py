@@ -1,11 +1,14 @@
 """A run's folder that someone has changed is refused by one message, and nothing else is predicted in its place."""
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from pfedsam.core.errors import RunError
+from pfedsam.core.errors import DataError, RunError
 from pfedsam.core.lock import exclusive
 from pfedsam.engine.run import run
 from pfedsam.engine.run_folder import open_run
@@ -64,3 +67,50 @@ def test_a_configuration_changed_after_training_is_refused(
         RunError, match=rf"The {kind} parameters in 'copy' .*Put back the config.yaml that the run wrote"
     ):
         open_run(folder).predict(*_image(toy_options))
+
+
+def test_a_model_can_be_asked_for_by_name(folder: Path, toy_options: RunOptions) -> None:
+    site, image = _image(toy_options)
+    opened = open_run(folder)
+    masks = {name: opened.predict(site, image, name) for name in ("in-use", "personal", "shared")}
+    assert opened.model_of(site, "personal") == "personal"
+    assert opened.model_of(site, "shared") == "shared"
+    assert (masks["in-use"] == masks[opened.model_of(site)]).all()
+
+
+def test_a_model_that_the_method_lacks_is_named(folder: Path, toy_options: RunOptions, tmp_path: Path) -> None:
+    training = toy_options.training.model_copy(
+        update={"rounds": 1, "final_steps": 0, "phases": "coupled", "opening": 0.0}
+    )
+    run(toy_options.model_copy(update={"training": training, "method": "fedavg"}), tmp_path / "fedavg")
+    site, _ = _image(toy_options)
+    with pytest.raises(RunError, match="A run of the method 'fedavg' has no personal model; it has the shared one"):
+        open_run(tmp_path / "fedavg").model_of(site, "personal")
+
+
+def test_an_image_far_from_those_of_the_training_is_told(
+    folder: Path, toy_options: RunOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    site, image = _image(toy_options)
+    with Image.open(image) as picture:
+        values = np.asarray(picture.convert("L"), dtype=np.uint16)
+    dark = tmp_path / "dark.png"
+    Image.fromarray(values * 16).save(dark)  # 12 bits in 16
+    opened = open_run(folder)
+    opened.predict(site, image)
+    assert caplog.text == ""
+    opened.predict(site, dark)
+    assert "dark.png: it is much darker than the images that the site trained on" in caplog.text
+
+
+def test_a_test_case_that_was_changed_is_not_scored(folder: Path, toy_options: RunOptions, tmp_path: Path) -> None:
+    site, _ = _image(toy_options)
+    data = Path(shutil.copytree(toy_options.data.sites[site], tmp_path / "data"))
+    config = (folder / "config.yaml").read_text("utf-8")
+    (folder / "config.yaml").write_text(config.replace(str(toy_options.data.sites[site]), str(data)))
+    case = json.loads((folder / "sites" / site / "split.json").read_text())["test"][0]
+    (mask,) = (data / "masks").glob(f"{case}.*")
+    with Image.open(mask) as picture:
+        Image.fromarray(np.flipud(np.asarray(picture))).save(mask)
+    with pytest.raises(DataError, match=rf"site '{site}', case '{case}': image or mask was changed"):
+        open_run(folder).evaluate()

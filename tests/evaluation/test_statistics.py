@@ -9,6 +9,8 @@ from pfedsam.evaluation.statistics import (
     cluster_means,
     holm,
     mean_and_spread,
+    percentile_interval,
+    resampled_means,
     stratified_mean,
     wilcoxon_p,
 )
@@ -84,3 +86,21 @@ def test_holm_by_hand():
     # Sorted .01, .02, .04 times 3, 2, 1 -> .03, .04, .04; never decreasing.
     assert holm({"x": 0.04, "y": 0.01, "z": 0.02}) == pytest.approx({"x": 0.04, "y": 0.03, "z": 0.04})
     assert holm({"x": 0.9, "y": 0.8}) == {"x": 1.0, "y": 1.0}
+
+
+def test_resampled_means_are_over_cases_then_classes():
+    # Class 1 has the values 0.2 and 0.4, class 2 only 1.0: the mean of the classes' means is 0.65, with both patients in the draw.
+    patients = [np.array([[0.2, 1.0]]), np.array([[0.4, np.nan]])]
+    found = resampled_means(patients, generator=rng.numpy_generator(0), resamples=400)
+    assert sorted(set(found.round(9))) == [0.4, 0.6, 0.65]  # the second twice, the first twice, both
+
+
+def test_resampled_means_without_a_defined_value_are_no_numbers():
+    assert np.isnan(resampled_means([np.array([[np.nan]])], generator=rng.numpy_generator(0))).all()
+    assert np.isnan(resampled_means([], generator=rng.numpy_generator(0))).all()
+
+
+def test_percentile_interval_by_hand():
+    assert percentile_interval(np.arange(101.0), level=0.9) == pytest.approx((5.0, 95.0))
+    assert percentile_interval(np.array([np.nan, 1.0])) == (1.0, 1.0)
+    assert percentile_interval(np.array([np.nan])) is None

@@ -126,3 +126,29 @@ def test_an_override_through_a_value_is_refused(tmp_path: Path) -> None:
 def test_a_malformed_override_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"key\.path=value"):
         load_options(write(tmp_path, GOOD), ["training.rounds"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "data:\n  classes: {x: [1]}\n  sites:\n    a: a\n    b: b\n    a: c\n",
+            "study.yaml, line 6: the key 'a' stands twice (first in line 4). Names",
+        ),
+        (
+            "data:\n  sites: {1: a, b: b}\n  classes: {x: [1]}\n",
+            "data.sites: the name 1 is read as a number; put it in quotes: '1'",
+        ),
+        (
+            "data:\n  sites: {a: a}\n  classes: {x: 1}\n",
+            "data.classes.x: the ids are a list, also where there is one: write [1]",
+        ),
+    ],
+    ids=["twice", "numeric name", "scalar id"],
+)
+def test_mistakes_that_yaml_invites_are_told_with_what_to_write(tmp_path, text, said):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(OptionError) as caught:
+        load_options(path)
+    assert said in str(caught.value)

@@ -3,6 +3,7 @@
 `python tests/report/conftest.py FOLDER` writes such runs with their pages into a folder, for looking at.
 """
 
+import json
 import math
 import sys
 from collections.abc import Mapping
@@ -146,6 +147,7 @@ def make_run(folder: Path, method: str = "pfedsam", sites: tuple[str, ...] = SIT
     for index, site in enumerate(sites):
         items = [make_overlay(index + k, dice, dark=index == 1) for k, dice in enumerate((0.55, 0.81, 0.93))]
         write_overlays(folder / "sites" / site / "overlays", items)
+    write_case_scores(folder, sites, make_summary(method, sites).mean.in_use.dice)
     return folder
 
 
@@ -164,6 +166,24 @@ def summary_of(scored: dict[str, SiteSummary], *, method: str = "m", shared_only
         seconds={"total": 5.0},
         versions={},
     )
+
+
+def write_case_scores(folder: Path, sites: tuple[str, ...], level: float) -> None:
+    """Scores of single cases, two a patient, as a site keeps them: with them there are intervals."""
+    for index, site in enumerate(sites):
+        generator = np.random.default_rng(index)
+        dice = np.clip(generator.normal(level - 0.02 * index, 0.08, (8 + index, 2)), 0, 1)
+        cases = [
+            {
+                "case": f"case{n}",
+                "patient": f"patient{n // 2}",
+                "classes": {name: {"dice": float(value)} for name, value in zip(("organ", "lesion"), row, strict=True)},
+            }
+            for n, row in enumerate(dice)
+        ]
+        content = {"schema": 2, "models": {"personal": cases, "shared": cases}}
+        (folder / "sites" / site).mkdir(parents=True, exist_ok=True)
+        (folder / "sites" / site / "scores.json").write_text(json.dumps(content), "utf-8")
 
 
 def run_scores(

@@ -110,3 +110,10 @@ def test_many_methods_have_a_row_each_and_the_sites_are_the_dots() -> None:
 def test_curves_name_their_ticks_and_lines():
     shown = texts(figures.curves(["4", "all"], {"pfedsam": [30.0, None], "fedavg": [None, None]}, "labels", "Dice"))
     assert {"4", "all", "pfedsam", "labels", "Dice"} <= set(shown)
+
+
+def test_differences_are_drawn_with_their_intervals_and_a_line_at_zero():
+    rows = {"a": {"x": (0.1, (0.05, 0.15)), "y": (-0.1, None)}, "mean over sites": {"x": (0.1, (-0.1, 0.3))}}
+    shown = texts(figures.difference_bars(rows, "local-only"))
+    assert {"a", "mean over sites", "x", "y"} <= set(shown)
+    assert "Dice minus that of local-only, with the 95 % interval of the difference" in shown

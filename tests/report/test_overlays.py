@@ -2,14 +2,17 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from pfedsam.core.errors import StoreError
-from pfedsam.report.overlays import OverlayItem, draw_overlay, read_overlays, write_overlays
+from pfedsam.report.overlays import OverlayItem, draw_overlay, read_overlays, volume_overlay, write_overlays
+from pfedsam.report.page import write_page
+from pfedsam.report.summary_file import write_summary
 
 
 def ranks(folder) -> list[tuple[str, str]]:
-    return [(rank, dice) for rank, dice, _ in read_overlays(folder)]
+    return [(one.rank, one.dice) for one in read_overlays(folder)]
 
 
 def test_worst_median_and_best_are_chosen_by_dice(tmp_path, fake):
@@ -66,3 +69,87 @@ def test_what_is_not_a_picture_is_an_error(tmp_path):
     (tmp_path / "best.png").write_bytes(b"no")
     with pytest.raises(StoreError, match=r"best\.png is not a picture"):
         read_overlays(tmp_path)
+
+
+def make_volume(shape=(6, 40, 40), wrong=3, **more):
+    """A volume whose prediction lacks the left half of the square in slice `wrong`; grey, and the slices that are read are noted."""
+    truth = np.zeros(shape, dtype=np.uint8)
+    truth[1:5, 10:30, 10:30] = 1
+    prediction = truth.copy()
+    prediction[wrong, :, :20] = 0
+    read: list[int] = []
+
+    def image_slice(index: int) -> np.ndarray:
+        read.append(index)
+        return np.full((*shape[1:], 3), 0.1 * index, dtype=np.float32)
+
+    about = {"spacing_mm": (5.0, 1.0, 0.5), "axes": "SPL", **more}
+    return volume_overlay(image_slice, truth, prediction, 0.9, **about), read
+
+
+def test_of_a_volume_the_slice_of_the_largest_error_is_drawn_between_its_neighbours_and_no_other_is_read():
+    item, read = make_volume()
+    assert (item.shown, item.first, item.total, read) == (3, 2, 6, [2, 3, 4])
+    assert item.place == "axial slice 4 of 6 between its neighbours, pixels of 1 x 0.5 mm, slices 5 mm apart"
+
+
+@pytest.mark.parametrize(("wrong", "slices"), [(0, [0, 1]), (5, [4, 5])])
+def test_a_slice_at_the_end_of_a_volume_has_one_neighbour(wrong, slices):
+    truth = np.zeros((6, 8, 8), dtype=np.uint8)
+    prediction = truth.copy()
+    prediction[wrong] = 1
+    read: list[int] = []
+
+    def image_slice(index: int) -> np.ndarray:
+        read.append(index)
+        return np.zeros((8, 8, 3), dtype=np.float32)
+
+    item = volume_overlay(image_slice, truth, prediction, 0.0, spacing_mm=None, axes=None)
+    assert (read, item.shown) == (slices, wrong)
+    assert item.place == f"slice {wrong + 1} of 6 between its neighbours, spacing not known"
+    assert draw_overlay(item).startswith(b"\x89PNG")
+
+
+def test_without_an_error_the_slice_with_most_of_the_structure_is_drawn():
+    truth = np.zeros((5, 8, 8), dtype=np.uint8)
+    truth[2:4, :2] = 1
+    truth[3] = 1
+    image = np.zeros((8, 8, 3), dtype=np.float32)
+    assert volume_overlay(lambda _: image, truth, truth, 1.0, spacing_mm=None, axes="LSA").shown == 3
+
+
+@pytest.mark.parametrize(
+    ("axes", "plane"), [("SPL", "axial"), ("IAR", "axial"), ("ASL", "coronal"), ("LSA", "sagittal")]
+)
+def test_the_plane_is_named_by_the_direction_of_the_slices(axes, plane):
+    assert make_volume(axes=axes)[0].place.startswith(f"{plane} slice")
+
+
+def test_pixels_of_a_volume_have_the_shape_that_their_spacing_says(tmp_path):
+    (path,) = write_overlays(tmp_path, [make_volume()[0]])
+    with Image.open(
+        path
+    ) as picture:  # 40 rows of 1 mm and 40 columns of 0.5 mm: twice as high as wide, three side by side
+        assert picture.size == (3 * 192 + 2 * 6, 384)
+    (stored,) = read_overlays(tmp_path)
+    assert stored.place.startswith("axial slice 4 of 6")
+    assert stored.dice == "0.900"
+
+
+def test_orientation_letters_stand_at_the_edges(monkeypatch):
+    written: dict[str, tuple[float, float]] = {}
+    monkeypatch.setattr(Axes, "text", lambda _, x, y, text, **more: written.setdefault(text, (x, y)))
+    draw_overlay(make_volume()[0])
+    # Rows grow to the back and columns to the left: the front is up, and the patient's right is on the left of the picture.
+    assert written["A"][1] < 10
+    assert written["P"][1] > 374
+    assert written["R"][0] < 10
+    assert written["L"][0] > 180
+    assert {"slice 3", "slice 4", "slice 5"} <= set(written)
+
+
+def test_the_page_shows_where_the_slices_of_a_volume_lie(tmp_path, fake):
+    write_summary(tmp_path / "summary.json", fake.make_summary(sites=("a",)))
+    write_overlays(tmp_path / "sites" / "a" / "overlays", [make_volume()[0]])
+    html = write_page(tmp_path).read_text("utf-8")
+    assert "Dice 0.900: axial slice 4 of 6 between its neighbours, pixels of 1 x 0.5 mm, slices 5 mm apart" in html

@@ -93,7 +93,7 @@ def test_of_mixed_units_each_distance_has_its_own_and_there_is_no_mean_and_no_wo
         "a": ["4.00 mm", "2.00 mm"],
         "b": ["4.00 px", "2.00 px"],
         "Mean over sites": [MISSING, MISSING],
-        "Worst site": [MISSING, MISSING],
+        "Lowest Dice: b": [MISSING, MISSING],
     }
 
 
@@ -130,7 +130,7 @@ def test_the_method_is_told_with_the_phases_that_ran(tmp_path, html, fake):
 def test_the_page_says_whose_pictures_it_holds(tmp_path, html, fake):
     assert "holds pictures of patients</strong> of amsterdam, bologna:" in html
     write_summary(tmp_path / "summary.json", fake.make_summary(sites=("a",)))
-    assert "patients" not in write_page(tmp_path).read_text("utf-8")
+    assert "pictures of patients" not in write_page(tmp_path).read_text("utf-8")
 
 
 def test_a_damaged_configuration_is_an_error(tmp_path, fake):
@@ -218,7 +218,7 @@ def test_the_comparison_stands_alone_and_marks_the_best(run_folder, tmp_path, fa
     html = write_comparison({"ours": run_folder, "average": tmp_path}, tmp_path / "c.html").read_text("utf-8")
     assert_loads_nothing(html)
     best = fake.make_summary(sites=fake.SITES[:2]).mean.personal.dice
-    assert re.search(rf'Mean over sites</th><td class="best">{best:.3f}</td>', html)
+    assert re.search(rf'Mean over sites</th><td></td><td class="best">{best:.3f}<span', html)
 
 
 def test_a_missed_structure_stands_beside_its_distances(tmp_path, fake):
@@ -229,8 +229,59 @@ def test_a_missed_structure_stands_beside_its_distances(tmp_path, fake):
     ]
     write_summary(tmp_path / "summary.json", fake.summary_of({"a": summarize_site(cases)}))
     html = write_page(tmp_path).read_text("utf-8")
-    table = html[html.index("Every class at every site") : html.index("Dice by class")]
+    table = html[html.index("Every class at every site") : html.index("How it was made")]
     cells = [re.findall(r"<t[hd][^>]*>([^<]*)<", line) for line in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)]
     assert cells[1][:6] == ["a", "organ", "3", "0 of 3", "0", "0.900"]
     assert cells[2][:6] == ["a", "lesion", "2", "2 of 2", "1", "0.000"]
+    assert cells[4][:6] == ["Mean over sites", "lesion", "2", "2 of 2", "1", "0.000"]
     assert "2 because the prediction misses the class; 1 because only the prediction holds the class" in html
+
+
+def test_a_local_run_has_intervals_and_says_what_it_rests_on(html):
+    assert re.search(r'<span class="ci">0\.\d\d to 0\.\d\d</span>', html)
+    assert "One seed (1):" in html
+    assert "Classes: organ, lesion. Tested on 2026-11-28, trained on 41 cases, validated on 8." in html
+    assert "training + validation 20 + 4</span>" in html
+    assert "<td>8 (8)</td>" in html.replace("\n", "")
+
+
+def test_a_gain_is_coloured_only_where_its_interval_excludes_zero(tmp_path, fake):
+    for name, level in (("run", 0.8), ("alone", 0.8)):
+        method = {"run": "pfedsam", "alone": "local-only"}[name]
+        fake.write_case_scores(tmp_path / name, fake.SITES[:2], level)
+        write_summary(tmp_path / name / "summary.json", fake.make_summary(method, fake.SITES[:2]))
+    same = write_page(tmp_path / "run", baseline=tmp_path / "alone").read_text("utf-8")
+    assert not re.search(r'<span class="(up|down)">', same)  # the same scores of every patient: no difference at all
+    fake.write_case_scores(tmp_path / "alone", fake.SITES[:2], 0.7)
+    better = write_page(tmp_path / "run", baseline=tmp_path / "alone").read_text("utf-8")
+    assert len(re.findall(r'<span class="up">', better)) == 1 + 2 + 1 + 1  # headline, sites, mean, lowest
+
+
+def test_a_study_of_sites_elsewhere_says_why_it_has_no_intervals(tmp_path, fake):
+    write_summary(tmp_path / "summary.json", fake.make_summary(sites=("a", "b")))
+    html = write_page(tmp_path).read_text("utf-8")
+    assert "There are no intervals: they need the scores of single cases, which stay at the sites." in html
+    assert not re.search(r'class="ci">\S+ to ', html)
+
+
+def test_a_comparison_shows_intervals_and_differences(tmp_path, fake):
+    runs = {method: fake.make_run(tmp_path / method, method, fake.SITES[:2]) for method in ("pfedsam", "local-only")}
+    html = write_comparison(runs, tmp_path / "c.html").read_text("utf-8")
+    assert "Classes: organ, lesion. Tested on 2026-11-28. One seed (1)" in html
+    assert "Differences to local-only" in html
+    assert "Difference of Dice to local-only by site and run, with intervals" in [
+        attributes["alt"] for tag, attributes in tags(html) if tag == "img"
+    ]
+    assert len(re.findall(r'class="ci">\d\.\d\d to \d\.\d\d<', html)) == 2 * (2 + 1 + 1)
+    assert "Site of the lowest Dice" in html
+    assert "Worst site" not in html
+
+
+@pytest.mark.parametrize("page", ["report", "comparison"])
+def test_what_is_wider_than_a_phone_says_that_it_scrolls(page, html, tmp_path, fake):
+    if page == "comparison":
+        write_summary(tmp_path / "summary.json", fake.make_summary(sites=("a",)))
+        html = write_comparison({"a": tmp_path}, tmp_path / "c.html").read_text("utf-8")
+    assert "Scroll sideways to see all of it" in html[html.index("@media (max-width: 36rem)") :]
+    for before in re.findall(r"(.{40})<table", html, re.DOTALL):
+        assert '<div class="scroll">' in before

@@ -1,12 +1,25 @@
 import re
 
+import numpy as np
+import pytest
 from rich.console import Console
 
 from pfedsam.evaluation.scores import ClassScores
 from pfedsam.evaluation.summary import SiteSummary, summarize_site
 from pfedsam.report.format import MISSING
+from pfedsam.report.intervals import NO_INTERVALS, RunIntervals
 from pfedsam.report.summary_file import Summary, with_local_only
-from pfedsam.report.tables import class_table, comparison_table, dice_rows, run_table, run_tables, undefined_note
+from pfedsam.report.tables import (
+    best_marks,
+    class_table,
+    comparison_note,
+    comparison_table,
+    dice_rows,
+    difference_rows,
+    run_table,
+    run_tables,
+    undefined_note,
+)
 
 
 def shown(table) -> str:
@@ -31,7 +44,7 @@ def test_a_run_shows_every_site_the_mean_and_the_worst(fake):
         assert row(text, name)[1:4] == [str(entry.cases), f"{entry.dice:.3f}", f"{entry.iou:.3f}"]
     assert row(text, "mean")[2] == f"{summary.mean.personal.dice:.3f}"
     worst = min(site.personal.dice for site in summary.sites.values())
-    assert row(text, f"worst: {summary.worst_site}")[2] == f"{worst:.3f}"
+    assert row(text, f"lowest Dice: {summary.worst_site}")[2] == f"{worst:.3f}"
     assert "HD95 [mm]" in text
     assert "gain" not in text
 
@@ -46,7 +59,7 @@ def test_of_mixed_units_each_distance_has_its_own_and_there_is_no_mean_and_no_wo
     assert row(text, "a") == ["a", "1", "0.600", "0.300", "4.00 mm", "2.00 mm", "0 of 1", MISSING]
     assert row(text, "b") == ["b", "1", "0.400", "0.200", "4.00 px", "2.00 px", "0 of 1", MISSING]
     assert row(text, "mean") == ["mean", "2", "0.500", "0.250", *[MISSING] * 2, "0 of 2", MISSING]
-    assert row(text, "worst: b") == ["worst: b", "1", "0.400", "0.200", *[MISSING] * 2, "0 of 1", MISSING]
+    assert row(text, "lowest Dice: b") == ["lowest Dice: b", "1", "0.400", "0.200", *[MISSING] * 2, "0 of 1", MISSING]
 
 
 def test_the_gain_is_shown_where_it_is_known(fake):
@@ -114,21 +127,64 @@ def test_a_summary_that_did_not_count_missed_cases_shows_a_dash_and_counts_what_
 
 def test_a_comparison_has_a_column_a_run_and_its_costs(fake):
     runs = {method: fake.make_summary(method) for method in fake.LEVEL}
-    text = shown(comparison_table(runs))
-    assert row(text, "site")[1:] == list(fake.LEVEL)
+    text = shown(comparison_table(runs, {}))
+    assert row(text, "site")[2:] == list(fake.LEVEL)
     expected = [f"{runs[method].sites['bologna'].in_use.dice:.3f}" for method in fake.LEVEL]
-    assert row(text, "bologna")[1:] == expected
-    assert row(text, "sent per site and round")[1:] == ["412 kB", "412 kB", "0 B", "0 B"]
-    assert row(text, "time")[1:] == ["10.2 min"] * 4
+    assert row(text, "bologna")[1:] == ["9 (9)", *expected]
+    assert row(text, "sent per site and round")[2:] == ["412 kB", "412 kB", "0 B", "0 B"]
+    assert row(text, "time")[2:] == ["10.2 min"] * 4
 
 
 def test_a_site_that_a_run_did_not_have_is_missing_and_the_means_are_marked(fake):
     runs = {"a": fake.make_summary(sites=fake.SITES[:2]), "b": fake.make_summary(sites=fake.SITES[:1])}
     assert dice_rows(runs).sites["bologna"][1] is None
-    assert "different sites" in shown(comparison_table(runs))
+    assert "different sites" in " ".join(shown(comparison_table(runs, {})).split())
 
 
 def test_the_worst_row_is_each_runs_own_worst(fake):
     runs = {method: fake.make_summary(method) for method in fake.LEVEL}
     expected = [min(site.in_use.dice for site in run.sites.values()) for run in runs.values()]
     assert dice_rows(runs).worst == expected
+
+
+def test_ties_are_both_marked_and_only_what_is_apart_from_all_others_is_coloured():
+    overlap, apart = [(0.7, 0.9), (0.6, 0.8), (0.5, 0.75)], [(0.8, 0.9), (0.5, 0.7), (0.4, 0.6)]
+    assert best_marks([0.8, 0.7, 0.6], overlap) == ["best", "", ""]
+    assert best_marks([0.85, 0.6, 0.5], apart) == ["apart", "", ""]
+    assert best_marks([0.8001, 0.8004, 0.6], overlap) == ["best", "best", ""]  # both are shown as 0.800
+    assert best_marks([0.8, None, 0.6], [(0.7, 0.9), None, (0.1, 0.2)]) == ["apart", "", ""]
+    assert best_marks([0.8, 0.6], [None, None]) == ["best", ""]
+    assert best_marks([0.8], [(0.7, 0.9)]) == ["best"]
+
+
+def test_a_comparison_says_what_it_rests_on(fake):
+    runs = {method: fake.make_summary(method) for method in ("pfedsam", "fedavg")}
+    assert comparison_note(runs, {}).startswith("One seed (1): another split")
+    assert NO_INTERVALS in comparison_note(runs, {"pfedsam": None})
+    mixed = {"a": fake.make_summary(seed=1), "b": fake.make_summary(seed=2)}
+    assert comparison_note(mixed, {}).startswith("One seed a run (1, 2): the runs were not tested on the same cases.")
+
+
+def test_intervals_stand_below_the_values_and_differences_are_paired(fake):
+    runs = {method: fake.make_summary(method, ("a",)) for method in ("pfedsam", "local-only")}
+    samples = {"pfedsam": np.linspace(0.7, 0.8, 201), "local-only": np.linspace(0.6, 0.7, 201)}
+    found = {label: RunIntervals({"a": ("p", "q")}, {"a": values}) for label, values in samples.items()}
+    text = shown(comparison_table(runs, found))
+    assert "0.70 to 0.80" in text
+    assert "bootstrap over the site's test patients" in " ".join(text.split())
+    rows = difference_rows(runs, found, "local-only")
+    assert list(rows) == ["a", "mean over sites"]
+    value, interval = rows["a"]["pfedsam"]
+    assert value == pytest.approx(runs["pfedsam"].sites["a"].in_use.dice - runs["local-only"].sites["a"].in_use.dice)
+    assert interval == pytest.approx((0.1, 0.1))
+
+
+def test_a_comparison_fits_80_columns(fake):
+    runs = {method: fake.make_summary(method) for method in ("local-only", "fedavg", "pfedsam")}
+    sites = dict.fromkeys(fake.SITES, ("p", "q"))
+    found = RunIntervals(sites, {site: np.linspace(0.7, 0.8, 101) for site in sites})
+    console = Console(width=80, color_system=None)
+    with console.capture() as capture:
+        console.print(comparison_table(runs, dict.fromkeys(runs, found)))
+    assert "\N{HORIZONTAL ELLIPSIS}" not in capture.get()
+    assert "pfedsam" in capture.get()

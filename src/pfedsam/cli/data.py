@@ -60,12 +60,13 @@ def _read(options: "RunOptions") -> "tuple[list[Site], list[str]]":
     """The sites that can be read, split where they can be, and what the others would be refused for."""
     from pfedsam.core.errors import DataError
     from pfedsam.data.manifest import read_site
-    from pfedsam.experiment.build import divide_site
+    from pfedsam.experiment.build import divide_site, volume_reading
 
     sites, problems = [], []
     for name, folder in options.data.sites.items():
         try:
-            site = read_site(name, folder, patient_pattern=options.data.patient_pattern, masks_required=False)
+            pattern, reading = options.data.patient_pattern, volume_reading(options, name)
+            site = read_site(name, folder, patient_pattern=pattern, masks_required=False, **reading)
         except DataError as exc:
             problems.append(str(exc))
             continue

@@ -14,8 +14,8 @@ from pfedsam.cli.console import ERR, OUT, print_error, show_warnings
 from pfedsam.core.errors import PfedsamError, RunError, StoreError
 
 INTERRUPTED = 130
-_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-"""A full disk, an empty quota, a disk that cannot be written to."""
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""A full disk, an empty quota."""
 _IN_THE_WAY = frozenset({errno.EEXIST, errno.ENOTDIR})
 """A file where a folder has to be."""
 _DENIED = frozenset({errno.EACCES, errno.EPERM})
@@ -119,6 +119,8 @@ def _explain_file(error: OSError) -> StoreError | None:
     again = _again() or "give the same command again"
     if error.errno in _DISK:
         todo = f"What was finished is whole: make room, then {again}."
+    elif error.errno == errno.EROFS:
+        todo = f"This file system can only be read. What was finished is whole: make it writable, then {again}; or give a path elsewhere."
     elif error.filename is None:
         return None
     elif error.errno in _IN_THE_WAY:

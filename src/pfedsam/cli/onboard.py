@@ -42,7 +42,24 @@ def onboard_command(
         OUT.print(
             f"{labels} cases were asked for; the training part of this site, whole patients, has {found.trained_on} within that."
         )
+    advice = shared_is_better(found)
+    if advice:
+        OUT.print(advice)
     OUT.print(f"Model: pfedsam predict {out} IMAGES --site {new.name} --out masks")
+
+
+def shared_is_better(found: "Onboarded") -> str:
+    """What to do where the shared model alone did better than the one that the folder holds; empty where it did not."""
+    from pfedsam.engine.onboarding import NOTHING
+    from pfedsam.report.format import format_value
+
+    alone, used = (found.ways.get(way, {}).get("dice") for way in (NOTHING, found.in_use))
+    if found.in_use == NOTHING or alone is None or used is None or alone <= used:
+        return ""
+    return (
+        f"The shared model as it is did better here (Dice {format_value(alone)}, with the local part {format_value(used)}): predict with "
+        f"--model shared, or give more labels or steps. Few cases were scored ({found.tested_on})."
+    )
 
 
 def onboarding_table(name: str, found: "Onboarded") -> Table:

@@ -1,6 +1,7 @@
 """`pfedsam evaluate`, `predict`, `report`: use finished runs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,15 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pfedsam.data.labels import LabelMap
+
+
+class Wanted(StrEnum):
+    """Which of a site's models predicts."""
+
+    IN_USE = "in-use"
+    PERSONAL = "personal"
+    SHARED = "shared"
+
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a run (the --out of `pfedsam run`).")]
 
@@ -31,11 +41,22 @@ def evaluate_command(run: Folder) -> None:
 
 def predict_command(
     run: Folder,
-    images: Annotated[list[Path], typer.Argument(help="Images to segment (PNG, JPEG, TIFF).")],
+    images: Annotated[list[Path], typer.Argument(help="Images to segment (PNG, JPEG, TIFF), or folders of them.")],
     site: Annotated[str, typer.Option(help="Whose model to use; a site of the run.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks.")],
+    model: Annotated[
+        Wanted,
+        typer.Option(help="in-use: the better of the two on the site's validation part; personal or shared: that one."),
+    ] = Wanted.IN_USE,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a key, such as data.image.max_megapixels=150; repeatable."),
+    ] = None,
 ) -> None:
     """Segment images with a site's model: one PNG of ids per image, at the image's own size.
+
+    An image that an EXIF orientation turns is turned first: its mask has the
+    size of the picture as viewers show it, not of the stored pixels.
 
     A class is written as its first id in data.classes, the background as 0
     unless it has another: the run's configuration reads the masks back.
@@ -48,8 +69,12 @@ def predict_command(
     from pfedsam.experiment.build import build_labels
 
     targets = mask_files(images, out)
-    opened = open_run(run)
-    write_masks(targets, partial(opened.predict, site), build_labels(opened.options))
+    opened = open_run(run, overrides or [])
+    used = opened.model_of(site, model.value)
+    OUT.print(
+        f"Model: the {used} one of site {site}{' (in use there)' if model is Wanted.IN_USE else ''}", markup=False
+    )
+    write_masks(targets, partial(opened.predict, site, wanted=model.value), build_labels(opened.options))
 
 
 def write_masks(
@@ -90,17 +115,14 @@ def mask_files(images: list[Path], out: Path) -> dict[Path, Path]:
     """The file of each mask, which is not there yet, and the image that it is of.
 
     Raises:
-        OptionError: two masks would be the same file, or one is there already, or an image is a folder.
+        OptionError: two masks would be the same file, or one is there already, or a folder has no images.
     """
     from pfedsam.core.errors import OptionError
 
+    images = [image for given in images for image in _images_in(given)]
     inputs = {image.resolve() for image in images}
     targets: dict[Path, Path] = {}
     for image in images:
-        if image.is_dir():
-            raise OptionError(
-                f"{str(image)!r} is a folder. Nothing was written; name the images in it, such as {image}/*.png."
-            )
         target = out / f"{image.stem}.png"
         if target in targets:
             raise OptionError(
@@ -115,6 +137,23 @@ def mask_files(images: list[Path], out: Path) -> dict[Path, Path]:
             )
         targets[target] = image
     return targets
+
+
+def _images_in(given: Path) -> "Iterable[Path]":
+    """An image as it is, a folder as the pictures in it, in the order of their names.
+
+    Raises:
+        OptionError: the folder has none.
+    """
+    if not given.is_dir():
+        return [given]
+    from pfedsam.core.errors import OptionError
+    from pfedsam.data.manifest import READABLE, SUFFIXES
+
+    found = sorted(p for p in given.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    if not found:
+        raise OptionError(f"The folder {str(given)!r} holds no image ({READABLE}). Nothing was written.")
+    return found
 
 
 def report_command(

@@ -98,6 +98,7 @@ def compare(options: "RunOptions", out: Path, methods: list[str], *, resume: boo
     from pfedsam.engine.run import run
     from pfedsam.experiment.suite import equal_steps
     from pfedsam.federation.methods import find_method
+    from pfedsam.report.intervals import read_intervals
     from pfedsam.report.page import write_comparison, write_page
     from pfedsam.report.tables import comparison_table
 
@@ -120,7 +121,8 @@ def compare(options: "RunOptions", out: Path, methods: list[str], *, resume: boo
         for name in methods:
             write_page(out / name, baseline=out / "local-only")
     page = write_comparison({name: out / name for name in methods}, out / "comparison.html")
-    OUT.print(comparison_table(summaries))
+    intervals = {name: read_intervals(out / name, summary) for name, summary in summaries.items()}
+    OUT.print(comparison_table(summaries, intervals))
     OUT.print(f"Comparison: {page}")
     for name in methods:
         OUT.print(f"Report of {name}: {out / name / 'report.html'}")

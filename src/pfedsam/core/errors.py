@@ -11,7 +11,7 @@
     └── QuorumError      9  too few sites answered in time
 
 A message says what was wrong, what is allowed and what to do. One about data names the site and the case, never a path
-outside the site's folder.
+outside the site's folder, unless that path itself is what is wrong.
 """
 
 from typing import ClassVar

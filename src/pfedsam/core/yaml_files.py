@@ -43,12 +43,14 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        twice = [key for i, key in enumerate(keys) if key in keys[:i]]
-        if twice:
-            raise OptionError(
-                f"line {node.start_mark.line + 1}: the key {twice[0]!r} stands twice. Names of sites and options must differ."
-            )
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=deep), key_node.start_mark.line + 1
+            if key in lines:
+                raise OptionError(
+                    f"line {line}: the key {key!r} stands twice (first in line {lines[key]}). Names of sites and options must differ."
+                )
+            lines[key] = line
         return super().construct_mapping(node, deep=deep)
 
 
@@ -104,7 +106,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise OptionError(f"{path.name} is not YAML: it is not UTF-8 text.") from error
     except OptionError as error:
-        raise OptionError(f"{path.name}: {error}") from error
+        raise OptionError(f"{path.name}, {error}") from error
     if not isinstance(content, dict):
         raise OptionError(f"{path.name} must hold keys and values, such as `data:` and `training:`.")
     return content

@@ -215,7 +215,7 @@ def _options(opened: OpenRun, new: Newcomer) -> RunOptions:
         OptionError: the site's name is taken.
     """
     if new.name in opened.site_names:
-        raise OptionError(f"The federation has a site {new.name!r} already. Give the new site another name.")
+        raise OptionError(f"The federation has a site {new.name!r} already. Give the new site another name by --name.")
     before = opened.options
     split = before.data.split.model_copy(update={"max_train_cases": new.labels})
     data = before.data.model_copy(

@@ -1,7 +1,8 @@
 """A finished run, opened again: predict with its models, or score its test part anew."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from pfedsam.data.manifest import Case
 from pfedsam.data.split import read_split
 from pfedsam.engine.model_selection import Parameters, models_of, site_models
 from pfedsam.engine.progress import Event
-from pfedsam.engine.run_end import part_sizes, summarize_models, write_end
+from pfedsam.engine.run_end import summarize_models, write_end
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.site_session import SiteScorer
 from pfedsam.experiment.build import BuiltModel, build_cache, build_images, build_model, build_roster, read_sites
@@ -25,25 +26,32 @@ from pfedsam.experiment.load import load_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.model.numerics import configure_numerics
 from pfedsam.model.partition import Kind
-from pfedsam.report.summary_file import Summary, read_summary
+from pfedsam.report.summary_file import PartSizes, Summary, read_summary
 
+Wanted: TypeAlias = Literal["in-use", "personal", "shared"]
+"""Which model predicts: the one that the site chose on its validation part, or one by name."""
 _LOG = get_logger(__name__)
 
 
 class OpenRun:
     """The models of a run's folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, overrides: Sequence[str] = ()) -> None:
         """Load configuration, backbone and shared parameters.
 
+        Args:
+            folder: of the run.
+            overrides: `key.path=value`, before the run's configuration; for what changes no parameter, such as `data.image.max_megapixels`.
+
         Raises:
+            OptionError: an override is wrong.
             RunError: the folder holds no run, or none that has finished a round, or its configuration is not what was trained with.
         """
         if not (folder / "config.yaml").exists() or not (folder / SERVER).exists():
             raise RunError(
                 f"The folder {folder.name!r} holds no run with a finished round. Give the --out folder of `pfedsam run`."
             )
-        self.folder, self.options = folder, load_options(folder / "config.yaml")
+        self.folder, self.options = folder, load_options(folder / "config.yaml", overrides)
         # The machine that opens a run need not be the one that made it, nor have its GPU.
         wanted = "cpu" if self.options.runtime.device == "cpu" else "auto"
         device = configure_numerics(self.options.runtime.threads, wanted)
@@ -55,17 +63,40 @@ class OpenRun:
         """The sites of the run."""
         return list(self.options.data.sites)
 
-    def predict(self, site: str, image: Path) -> npt.NDArray[np.uint8]:
-        """The class map `[H, W]` of an image file at its native size, by the model that `site` would use.
+    def predict(self, site: str, image: Path, wanted: Wanted = "in-use") -> npt.NDArray[np.uint8]:
+        """The class map `[H, W]` of an image file at its native size, by the model that `site` would use, or the one wanted.
 
         Raises:
-            RunError: the run has no such site.
+            RunError: the run has no such site, or not that model.
             DataError: the image cannot be read.
+        """
+        used = self._wanted(site, wanted)[1]
+        seen = read_range(self.folder / "sites" / site)
+        return predict_file(self.options, self.built, site, used, image, seen)
+
+    def model_of(self, site: str, wanted: Wanted = "in-use") -> str:
+        """The reported name of the model that `predict` takes: `personal` or `shared`.
+
+        Raises:
+            RunError: the run has no such site, or not that model.
+        """
+        return self._wanted(site, wanted)[0]
+
+    def _wanted(self, site: str, wanted: Wanted) -> tuple[str, Parameters]:
+        """The name of the model asked for, and what it computes with.
+
+        Raises:
+            RunError: the run has no such site, or not that model.
         """
         if site not in self.options.data.sites:
             raise RunError(f"The run has no site {site!r}; it has {', '.join(self.site_names)}.")
-        seen = read_range(self.folder / "sites" / site)
-        return predict_file(self.options, self.built, site, self._in_use(site), image, seen)
+        names, used = list(models_of(self.options, self.built)), self._in_use(site)
+        name = wanted if wanted != "in-use" else "shared" if used.plain else names[0]
+        if name not in names:
+            raise RunError(
+                f"A run of the method {self.options.method!r} has no {name} model; it has the {' and the '.join(names)} one."
+            )
+        return name, used._replace(plain=len(names) > 1 and name == "shared")
 
     def evaluate(self, progress: Callable[[Event], None] | None = None) -> Summary:
         """Score the test part again; rewrites scores, overlays, `summary.json` and `report.html`.
@@ -83,12 +114,13 @@ class OpenRun:
         sites = read_sites(self.options, masks_required=False)
         for done, (name, whole) in enumerate(sites.items(), start=1):
             folder = self.folder / "sites" / name
-            sites[name] = read_split(folder / "split.json", whole, ("test",))
+            cases = read_split(folder / "split.json", whole, ("test",)).of("test")
             scorer = SiteScorer(self.options, name, self.built, build_cache(self.options, self.built, None))
-            scores[name] = scorer.test(sites[name].of("test"), models, self._in_use(name), folder)
+            scores[name] = scorer.test(cases, models, self._in_use(name), folder)
             if progress:
                 progress(Event("test", done, len(sites), name))
-        found, sizes = summarize_models(scores), part_sizes(sites)
+        sizes = {name: PartSizes(site.train_cases, site.val_cases) for name, site in before.sites.items()}
+        found = summarize_models(scores)
         return write_end(self.folder, self.options, found, sizes, before.communication, before.seconds)
 
     def _load_shared(self) -> tensors.NamedTensors:
@@ -153,17 +185,17 @@ def predict_file(
 
 def _warn_of_range(case: Case, options: ImageOptions, seen: IntensityRange | None) -> None:
     """Say that an image is much darker or brighter than those of the training; where contrast is stretched it does not matter."""
-    if seen is None or options.contrast != "none":
+    if seen is None or case.volume or options.contrast != "none":
         return
     said = far_from_training(load_image(case, options), seen)
     if said:
         _LOG.warning("%s: %s", case.image.name, said)
 
 
-def open_run(folder: Path) -> OpenRun:
+def open_run(folder: Path, overrides: Sequence[str] = ()) -> OpenRun:
     """The run in `folder`; see `OpenRun`.
 
     Raises:
         RunError: there is none.
     """
-    return OpenRun(folder)
+    return OpenRun(folder, overrides)

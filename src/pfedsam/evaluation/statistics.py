@@ -60,6 +60,40 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def resampled_means(
+    patients: Sequence[npt.NDArray[np.float64]], *, generator: np.random.Generator, resamples: int = 2_000
+) -> npt.NDArray[np.float64]:
+    """A site's mean in each draw of as many patients as it has, [resamples]; NaN where a draw holds no defined value.
+
+    The mean is over the drawn cases for each class, then over the classes, as that of a summary.
+
+    Args:
+        patients: Values [cases, classes] of each patient, NaN where undefined.
+        generator: decides what is drawn; the same one gives the same patients, so that draws of two models are paired.
+        resamples: how often.
+    """
+    if not patients:
+        return np.full(resamples, np.nan)
+    sums = np.array([np.nansum(values, axis=0) for values in patients])
+    counts = np.array([np.isfinite(values).sum(axis=0) for values in patients])
+    drawn = generator.multinomial(len(patients), np.full(len(patients), 1 / len(patients)), size=resamples)
+    of_class, defined = drawn @ sums, drawn @ counts
+    means = np.divide(of_class, defined, out=np.zeros_like(of_class), where=defined > 0)
+    classes = (defined > 0).sum(axis=1)
+    found: npt.NDArray[np.float64] = np.full(resamples, np.nan)
+    np.divide(means.sum(axis=1), classes, out=found, where=classes > 0)
+    return found
+
+
+def percentile_interval(samples: npt.NDArray[np.float64], level: float = 0.95) -> tuple[float, float] | None:
+    """The middle part of the samples that are numbers, as (low, high); None of nothing."""
+    known = samples[np.isfinite(samples)]
+    if not known.size:
+        return None
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 def wilcoxon_p(differences: Sequence[float]) -> float | None:
     """The two-sided p of Wilcoxon's signed-rank test, zero differences left out; None of nothing, 1 where all are zero."""
     if not differences:

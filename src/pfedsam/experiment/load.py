@@ -145,6 +145,11 @@ def _explain(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
         return f"{path}: unknown key; {hint}allowed: {', '.join(allowed)}"
     if error["type"] == "missing":
         return f"{path}: is required"
+    if error["loc"][-1:] == ("[key]",):
+        name = error["loc"][-2]
+        return f"{'.'.join(map(str, error['loc'][:-2]))}: the name {name!r} is read as a number; put it in quotes: '{name}'"
+    if error["type"] == "list_type" and isinstance(error.get("input"), int):
+        return f"{path}: the ids are a list, also where there is one: write [{error['input']}] (got {error['input']!r})"
     message = str(error["msg"]).removeprefix("Value error, ")
     return f"{path}: {message} (got {error.get('input')!r})" if path else message  # of several keys together
 

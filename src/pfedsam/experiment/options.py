@@ -9,6 +9,7 @@ from pfedsam.data.images import ImageOptions
 from pfedsam.data.split import SplitOptions
 from pfedsam.data.tiling import TilingOptions
 from pfedsam.data.transforms import AugmentOptions
+from pfedsam.data.volume_options import VolumeOptions
 from pfedsam.evaluation.scores import SURFACE_TOLERANCE
 from pfedsam.federation.codec import CommunicationOptions
 from pfedsam.federation.methods import METHODS, find_method
@@ -34,6 +35,9 @@ class DataOptions(Options):
         default=None, description="Folder of split files made by `pfedsam data split`; empty: split by seed."
     )
     image: ImageOptions = Field(default=ImageOptions(), description="How images are read.")
+    volume: VolumeOptions = Field(
+        default=VolumeOptions(), description="How volumes (NIfTI, DICOM) are read and cut into slices."
+    )
     split: SplitOptions = Field(default=SplitOptions(), description="Shares of training, validation and test.")
     tiling: TilingOptions | None = Field(
         default=None, description="Train and predict on tiles of the pictures; empty = on whole pictures."

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import torch
 
@@ -270,6 +270,9 @@ def _check_envelope(update: Update, round: int, registered: Mapping[str, int]) -
         _refuse(update, f"a count of {_shown(update.cases)} cases; it registered with {registered[update.site]}")
 
 
+_DIVERGED: Final = "its training diverged; try a smaller training.optimizer.learning_rate."
+
+
 def _check_names(update: Update, spec: UpdateSpec) -> None:
     if not isinstance(update.tensors, Mapping):
         _refuse(update, "tensors that are not a table by name")
@@ -288,11 +291,9 @@ def _check_tensor(site: str, name: str, tensor: object, expected: TensorSpec) ->
         sent = TensorSpec(tuple(tensor.shape), tensor.dtype)
         raise UpdateError(f"site {site} sent tensor {name} as {sent}; expected is {expected}.")
     if not bool(torch.isfinite(tensor).all()):
-        raise UpdateError(f"site {site} sent tensor {name} with values that are not finite.")
+        raise UpdateError(f"site {site} sent tensor {name} with values that are not finite: {_DIVERGED}")
     if bool((tensor.detach().abs().to(torch.float64) > MAX_MAGNITUDE).any()):
-        raise UpdateError(
-            f"site {site} sent tensor {name} with values beyond {MAX_MAGNITUDE:g}: its training diverged."
-        )
+        raise UpdateError(f"site {site} sent tensor {name} with values beyond {MAX_MAGNITUDE:g}: {_DIVERGED}")
 
 
 def _refuse(update: Update, what: str) -> NoReturn:

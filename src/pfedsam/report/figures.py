@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pfedsam.report.format import format_bytes
+from pfedsam.report.intervals import Interval
 from pfedsam.report.records import Record
 from pfedsam.report.summary_file import Summary
 from pfedsam.report.tables import dice_rows
@@ -188,6 +189,40 @@ def method_dots(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
         return _dots(rows, methods, with_mean=False)
     turned = {method: {name: row.get(method, []) for name, row in rows.items()} for method in methods}
     return _dots(turned, list(rows), with_mean=True)
+
+
+def difference_bars(rows: Mapping[str, Mapping[str, tuple[float, Interval | None]]], against: str) -> bytes:
+    """Differences of Dice with their intervals: a row a site, the mean in the last row, a dot and a bar a run, a line at 0.
+
+    Args:
+        rows: Site (and, last, the mean) to run to its difference and the interval of it.
+        against: What is subtracted.
+    """
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    with mpl.rc_context(_STYLE):
+        axes = _axes(860, 90 + 36 * len(rows))
+        axes.grid(visible=False, axis="y")
+        axes.grid(visible=True, axis="x")
+        axes.axvline(0, color=INK, linewidth=1)
+        for index, name in enumerate(names):
+            shift, color = 0.5 * ((index + 0.5) / len(names) - 0.5), METHODS[index % len(METHODS)]
+            for y, row in enumerate(rows.values()):
+                if name not in row:
+                    continue
+                value, interval = row[name]
+                if interval is not None:
+                    axes.plot(interval, [y + shift] * 2, color=color, linewidth=2, alpha=0.6)
+                marker = _MARKERS[index % len(_MARKERS)]
+                axes.plot(value, y + shift, marker=marker, markersize=8, markeredgecolor="white", color=color)
+            axes.plot([], [], marker=_MARKERS[index % len(_MARKERS)], color=color, label=name)
+        axes.axhline(len(rows) - 1.5, color=MUTED, linewidth=0.8)
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.set_xlabel(f"Dice minus that of {against}, with the 95 % interval of the difference")
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.spines["left"].set_visible(False)
+        axes.figure.legend(loc="outside upper left", ncols=min(5, len(names)), frameon=False, handletextpad=0.4)
+        return _svg(axes)
 
 
 def _dots(rows: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str], *, with_mean: bool) -> bytes:

@@ -16,6 +16,16 @@ def format_gain(value: float | None) -> str:
     return MISSING if value is None else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
+def format_interval(interval: tuple[float, float] | None) -> str:
+    """`0.71 to 0.83`; nothing where there is no interval."""
+    return "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def format_cases(cases: int, patients: int | None) -> str:
+    """`12 (6)`: cases, and patients in brackets where they are known."""
+    return str(cases) if patients is None else f"{cases} ({patients})"
+
+
 def format_bytes(value: float) -> str:
     """Bytes in decimal units, as network costs are counted."""
     if value < 1000:

@@ -1,11 +1,14 @@
 """Pictures of a site's worst, median and best case, with the outlines of truth and prediction.
 
+Of a volume the slice with most wrong voxels is drawn between its neighbours. The letters at its edges name the directions of the patient's
+body: R and L right and left, A and P front and back, S and I head and feet. Slices lie as they are stored.
+
 They lie in the site's own folder (`sites/<name>/overlays/`), and name no case: each file carries only its Dice, as
 text in the PNG, for the caption on the page. The report of a run on one machine holds them once more, those of all sites:
 it is for whoever may see all sites' images. A coordinator of sites elsewhere has no such folders, so its report has none.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -27,7 +30,17 @@ TRUTH: Final = "#00e1ff"
 PREDICTION: Final = "#ffb000"
 RANKS: Final = ("worst", "median", "best")
 _SIDE: Final = 384
+_GAP: Final = 6
+"""Pixels between the slices of a volume."""
 _DICE_KEY: Final = "Dice"
+_PLACE_KEY: Final = "Place"
+_OPPOSITE: Final = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
+_PLANES: Final = {
+    **dict.fromkeys("SI", "axial"),
+    **dict.fromkeys("AP", "coronal"),
+    **dict.fromkeys("RL", "sagittal"),
+}
+"""The plane of slices that follow one another in this direction."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +53,65 @@ class OverlayItem:
     dice: float | None
 
 
-def write_overlays(folder: Path, items: Iterable[OverlayItem]) -> list[Path]:
+@dataclass(frozen=True)
+class VolumeOverlay:
+    """The slices of a volume that are drawn, and where they lie."""
+
+    slices: tuple[OverlayItem, ...]
+    """The slice of the largest error between its neighbours, in the order of the volume."""
+    first: int
+    """Index of the first of them, from 0."""
+    shown: int
+    """Index of the slice of the largest error."""
+    total: int
+    """Number of slices of the volume."""
+    dice: float | None
+    """Of the whole volume."""
+    spacing_mm: tuple[float, float, float] | None
+    """Along (slices, rows, columns); None where it is not known."""
+    axes: str | None
+    """The directions in which the indices (slice, row, column) grow, such as `SPL`; None where they are not known."""
+
+    @property
+    def place(self) -> str:
+        """Which slices of which size these are, for people."""
+        plane = "" if self.axes is None else f"{_PLANES[self.axes[0]]} "
+        name = f"{plane}slice {self.shown + 1} of {self.total} between its neighbours"
+        if self.spacing_mm is None:
+            return f"{name}, spacing not known"
+        between, row, column = (f"{value:.3g}" for value in self.spacing_mm)
+        return f"{name}, pixels of {row} x {column} mm, slices {between} mm apart"
+
+
+def volume_overlay(
+    image_slice: Callable[[int], npt.NDArray[np.float32]],
+    truth: npt.NDArray[np.integer],
+    prediction: npt.NDArray[np.integer],
+    dice: float | None,
+    *,
+    spacing_mm: tuple[float, float, float] | None,
+    axes: str | None,
+) -> VolumeOverlay:
+    """What is drawn of a volume; only the slices that are drawn are read.
+
+    Args:
+        image_slice: Index of a slice to its picture [H, W, 3] in 0..1.
+        truth: Class map [D, H, W].
+        prediction: Class map [D, H, W].
+        dice: Of the volume; None where undefined.
+        spacing_mm: Along (D, H, W); None where it is not known.
+        axes: The directions in which the indices along (D, H, W) grow, a letter of RLAPSI each; None where they are not known.
+    """
+    wrong = np.count_nonzero(truth != prediction, axis=(1, 2))
+    if not wrong.any():  # then the slice with most of the structure says more than the first one
+        wrong = np.count_nonzero(truth, axis=(1, 2))
+    shown, total = int(wrong.argmax()), len(truth)
+    indices = range(max(0, shown - 1), min(total, shown + 2))
+    slices = tuple(OverlayItem(image_slice(index), truth[index], prediction[index], dice) for index in indices)
+    return VolumeOverlay(slices, indices.start, shown, total, dice, spacing_mm, axes)
+
+
+def write_overlays(folder: Path, items: Iterable[OverlayItem | VolumeOverlay]) -> list[Path]:
     """Writes `worst.png`, `median.png` and `best.png` by Dice, and says which were written.
 
     The lower of two medians is taken; cases without a Dice are left out; no case is shown twice, so that fewer than
@@ -64,8 +135,20 @@ def write_overlays(folder: Path, items: Iterable[OverlayItem]) -> list[Path]:
     return list(paths)
 
 
-def read_overlays(folder: Path) -> list[tuple[str, str, bytes]]:
-    """The pictures in a folder, worst first: rank, Dice as text, PNG bytes; none where there is no such folder.
+@dataclass(frozen=True)
+class StoredOverlay:
+    """A picture from a folder."""
+
+    rank: str
+    dice: str
+    """As text."""
+    place: str
+    """Which slices of a volume these are; empty for an image."""
+    png: bytes
+
+
+def read_overlays(folder: Path) -> list[StoredOverlay]:
+    """The pictures in a folder, worst first; none where there is no such folder.
 
     Raises:
         StoreError: a file there is not a picture.
@@ -75,32 +158,78 @@ def read_overlays(folder: Path) -> list[tuple[str, str, bytes]]:
         path = folder / f"{rank}.png"
         if path.is_file():
             data = path.read_bytes()
-            found.append((rank, _dice_text(data, path), data))
+            texts = _texts(data, path)
+            found.append(StoredOverlay(rank, texts.get(_DICE_KEY, MISSING), texts.get(_PLACE_KEY, ""), data))
     return found
 
 
-def draw_overlay(item: OverlayItem) -> bytes:
-    """The picture as PNG, its longer side 384 pixels, with the outlines of all classes: truth cyan, prediction amber.
+def draw_overlay(item: OverlayItem | VolumeOverlay) -> bytes:
+    """The picture as PNG, with the outlines of all classes: truth cyan, prediction amber. The longer side of a slice has 384 pixels.
 
     The contrast is stretched for the display (percentiles 0.5 to 99.5 of all channels together): fluorescence is so
     dark that a screen would show nothing.
     """
-    height, width = (max(1, round(length * _SIDE / max(item.truth.shape))) for length in item.truth.shape)
-    low, high = np.percentile(item.image, (0.5, 99.5))
-    stretched = np.clip((item.image - low) / max(float(high - low), 1e-6), 0, 1)
-    picture = Image.fromarray((255 * stretched).astype(np.uint8)).resize((width, height), Image.Resampling.LANCZOS)
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+    slices = item.slices if isinstance(item, VolumeOverlay) else (item,)
+    height, width = _drawn_size(item)
+    total = len(slices) * width + (len(slices) - 1) * _GAP
+    figure = Figure(figsize=(total / 100, height / 100), dpi=100, facecolor="black")
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1))
+    limits = np.percentile(np.stack([one.image for one in slices]), (0.5, 99.5))
+    for place, one in enumerate(slices):
+        axes = figure.add_axes((place * (width + _GAP) / total, 0, width / total, 1))
+        _draw_slice(axes, one, size=(height, width), limits=(float(limits[0]), float(limits[1])))
+        if isinstance(item, VolumeOverlay):
+            _write_labels(axes, item, item.first + place, size=(height, width))
+    texts = {_DICE_KEY: format_value(item.dice), "Software": None}
+    if isinstance(item, VolumeOverlay):
+        texts[_PLACE_KEY] = item.place
+    target = BytesIO()
+    figure.savefig(target, format="png", metadata=texts, facecolor="black")
+    return target.getvalue()
+
+
+def _drawn_size(item: OverlayItem | VolumeOverlay) -> tuple[int, int]:
+    """Height and width of one slice in pixels of the picture; pixels of a volume have the shape that their spacing says."""
+    one = item.slices[0] if isinstance(item, VolumeOverlay) else item
+    lengths = [float(length) for length in one.truth.shape]
+    if isinstance(item, VolumeOverlay) and item.spacing_mm is not None:
+        lengths = [length * spacing for length, spacing in zip(lengths, item.spacing_mm[1:], strict=True)]
+    height, width = (max(1, round(length * _SIDE / max(lengths))) for length in lengths)
+    return height, width
+
+
+def _draw_slice(axes: Axes, item: OverlayItem, *, size: tuple[int, int], limits: tuple[float, float]) -> None:
+    """One picture with its outlines; values at `limits` become black and white."""
+    (height, width), (low, high) = size, limits
+    stretched = np.clip((item.image - low) / max(high - low, 1e-6), 0, 1)
+    picture = Image.fromarray((255 * stretched).astype(np.uint8)).resize((width, height), Image.Resampling.LANCZOS)
     axes.set_axis_off()
-    axes.imshow(np.asarray(picture), extent=(0, width, height, 0), interpolation="nearest")
+    axes.imshow(np.asarray(picture), extent=(0, width, height, 0), interpolation="nearest", aspect="auto")
     for classes, color, thickness in ((item.truth, TRUTH, 2.2), (item.prediction, PREDICTION, 1.6)):
-        _outline(axes, classes, color=color, width=thickness, size=(height, width))
+        _outline(axes, classes, color=color, width=thickness, size=size)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
-    target = BytesIO()
-    figure.savefig(target, format="png", metadata={_DICE_KEY: format_value(item.dice), "Software": None})
-    return target.getvalue()
+
+
+def _write_labels(axes: Axes, item: VolumeOverlay, index: int, *, size: tuple[int, int]) -> None:
+    """The number of a slice, bold that of the largest error, and the body's directions at the edges."""
+    height, width = size
+    halo = [withStroke(linewidth=2, foreground="black")]
+    weight = "bold" if index == item.shown else "normal"
+    axes.text(
+        4, height - 4, f"slice {index + 1}", color="white", fontsize=9, weight=weight, va="bottom", path_effects=halo
+    )
+    if item.axes is None:
+        return
+    rows, columns = item.axes[1], item.axes[2]
+    edges = {
+        (width / 2, 3, "center", "top"): _OPPOSITE[rows],
+        (width / 2, height - 3, "center", "bottom"): rows,
+        (4, height / 2, "left", "center"): _OPPOSITE[columns],
+        (width - 4, height / 2, "right", "center"): columns,
+    }
+    for (x, y, across, along), letter in edges.items():
+        axes.text(x, y, letter, color="white", fontsize=11, weight="bold", ha=across, va=along, path_effects=halo)
 
 
 def _outline(axes: Axes, classes: npt.NDArray[np.integer], *, color: str, width: float, size: tuple[int, int]) -> None:
@@ -114,14 +243,14 @@ def _outline(axes: Axes, classes: npt.NDArray[np.integer], *, color: str, width:
         drawn.set_path_effects(halo)
 
 
-def _dice_text(data: bytes, path: Path) -> str:
-    """The Dice that a picture carries.
+def _texts(data: bytes, path: Path) -> dict[str, str]:
+    """The texts that a picture carries.
 
     Raises:
         StoreError: it is not a PNG.
     """
     try:
         with Image.open(BytesIO(data), formats=("PNG",)) as picture:
-            return str(picture.info.get(_DICE_KEY, MISSING))
+            return {str(key): str(value) for key, value in picture.info.items()}
     except (OSError, SyntaxError) as error:
         raise StoreError(f"overlays/{path.name} is not a picture. Make it again with `pfedsam evaluate`.") from error

@@ -17,16 +17,30 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pfedsam.core.atomic import write_text
 from pfedsam.core.errors import StoreError
 from pfedsam.report import figures
-from pfedsam.report.format import MISSING, format_bytes, format_count, format_gain, format_seconds, format_value
+from pfedsam.report.format import (
+    MISSING,
+    format_bytes,
+    format_count,
+    format_gain,
+    format_interval,
+    format_seconds,
+    format_value,
+)
+from pfedsam.report.intervals import NO_INTERVALS, read_intervals
 from pfedsam.report.overlays import PREDICTION, TRUTH, read_overlays
 from pfedsam.report.records import Record, last_validation, read_records
-from pfedsam.report.summary_file import SiteEntry, Summary, read_summary, with_local_only
+from pfedsam.report.summary_file import LOCAL_ONLY, SiteEntry, Summary, read_summary, with_local_only
 from pfedsam.report.tables import (
     MISSED_NOTE,
+    best_marks,
+    comparison_note,
     dice_rows,
+    difference_rows,
     distance_cells,
     heading_unit,
+    interval_rows,
     missed_cell,
+    tested,
     undefined_note,
     volume_cell,
 )
@@ -50,6 +64,8 @@ class Picture:
 
     rank: str
     dice: str
+    place: str
+    """Which slices of a volume it shows; empty for an image."""
     uri: str
 
 
@@ -89,6 +105,8 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
     summary = read_summary(run_folder / "summary.json")
     if baseline is not None:
         summary = with_local_only(summary, read_summary(baseline / "summary.json"))
+    alone = None if baseline is None else read_intervals(baseline, read_summary(baseline / "summary.json"))
+    intervals = read_intervals(run_folder, summary)
     records = read_records(run_folder / "records.jsonl") if (run_folder / "records.jsonl").is_file() else []
     path = run_folder / "config.yaml"
     config = path.read_text("utf-8") if path.is_file() else None
@@ -100,7 +118,10 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
         has_gain=any(site.gain is not None for site in summary.sites.values()),
         gains=[site.gain for site in summary.sites.values() if site.gain is not None],
         unit=heading_unit(summary),
-        class_names=list(summary.mean.in_use.classes) if summary.mean.in_use else [],
+        class_names=_class_names(summary),
+        intervals=intervals,
+        gained=lambda site: intervals.difference(alone, site) if intervals and alone else None,
+        no_intervals=NO_INTERVALS,
         note=undefined_note(summary),
         missed_note=MISSED_NOTE,
         has_lesions=any(e.lesion_recall is not None for site in summary.sites.values() if (e := site.in_use)),
@@ -122,18 +143,38 @@ def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
         StoreError: a summary cannot be read, or the page cannot be written.
     """
     summaries = {label: read_summary(folder / "summary.json") for label, folder in runs.items()}
+    intervals = {label: read_intervals(folder, summaries[label]) for label, folder in runs.items()}
+    against = LOCAL_ONLY if LOCAL_ONLY in runs else next(iter(runs))
+    differences = difference_rows(summaries, intervals, against)
     html = (
         environment()
         .get_template("comparison.html.j2")
         .render(
             runs=summaries,
             rows=dice_rows(summaries),
+            found=interval_rows(summaries, intervals),
+            note=comparison_note(summaries, intervals),
+            class_names=list(dict.fromkeys(name for run in summaries.values() for name in _class_names(run))),
+            dates=sorted({run.date for run in summaries.values() if run.date}),
             dots=_uri(figures.comparison_dots(summaries)),
-            same_sites=len({frozenset(run.sites) for run in summaries.values()}) == 1,
+            against=against,
+            bars=_uri(figures.difference_bars(differences, against)) if differences else None,
         )
     )
     write_text(out, html)
     return out
+
+
+def _parts(runs: Sequence[Summary], site: str) -> str:
+    """Training and validation cases of a site, as `20 + 4`; several where runs differ, a dash where they are not known."""
+    entries = [run.sites[site] for run in runs if site in run.sites]
+    known = [(one.train_cases, one.val_cases) for one in entries if one.train_cases is not None]
+    texts = dict.fromkeys(f"{train} + {MISSING if val is None else val}" for train, val in known)
+    return " / ".join(texts) or MISSING
+
+
+def _class_names(summary: Summary) -> list[str]:
+    return list(summary.mean.in_use.classes) if summary.mean.in_use else []
 
 
 def environment() -> Environment:
@@ -148,11 +189,14 @@ def environment() -> Environment:
     environment.filters |= {"value": format_value, "gain": format_gain, "bytes": format_bytes, "time": format_seconds}
     environment.filters["counted"] = format_count
     environment.filters["last_part"] = _last_part
-    environment.filters["missed"] = missed_cell
+    environment.filters |= {"missed": missed_cell, "interval": format_interval}
     environment.globals |= {
         "MISSING": MISSING,
         "distance_cells": distance_cells,
         "volume_cell": volume_cell,
+        "best_marks": best_marks,
+        "tested": tested,
+        "parts": _parts,
         "phase_texts": _PHASES,
         "colors": {
             "personal": figures.PERSONAL,
@@ -203,7 +247,7 @@ def _pictures(run_folder: Path, site: str) -> tuple[Picture, ...]:
     if Path(site).name != site:
         return ()
     found = read_overlays(run_folder / "sites" / site / "overlays")
-    return tuple(Picture(rank, dice, _data_uri(data, "image/png")) for rank, dice, data in found)
+    return tuple(Picture(one.rank, one.dice, one.place, _data_uri(one.png, "image/png")) for one in found)
 
 
 def _last_usage(records: Sequence[Record]) -> dict[str, dict[int, list[float]]]:

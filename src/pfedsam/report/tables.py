@@ -1,14 +1,29 @@
 """Tables for the terminal: one run, its classes, and several runs side by side; the command line prints them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from rich.table import Table
 from rich.text import Text
 
-from pfedsam.report.format import MISSING, format_bytes, format_count, format_gain, format_seconds, format_value
+from pfedsam.report.format import (
+    MISSING,
+    format_bytes,
+    format_cases,
+    format_count,
+    format_gain,
+    format_interval,
+    format_seconds,
+    format_value,
+)
+from pfedsam.report.intervals import NO_INTERVALS, Interval, RunIntervals, are_apart
 from pfedsam.report.summary_file import SiteEntry, Summary, Values
+
+Intervals: TypeAlias = Mapping[str, RunIntervals | None]
+"""The intervals of each run by its label; None where the scores of single cases are not there."""
+
+Mark: TypeAlias = Literal["", "best", "apart"]
 
 
 def run_tables(summary: Summary) -> list[Table]:
@@ -18,7 +33,7 @@ def run_tables(summary: Summary) -> list[Table]:
 
 
 def run_table(summary: Summary) -> Table:
-    """One run: each site's models, then the mean and the worst site.
+    """One run: each site's models, then the mean and the site of the lowest Dice.
 
     The gain over local training alone is a column where the summary knows it (`with_local_only`). Where distances of some
     sites are in mm and of others in pixels, each has its unit, and there is no mean and no worst site of them.
@@ -41,7 +56,9 @@ def run_table(summary: Summary) -> Table:
     if summary.worst_site is not None:
         worst = summary.sites[summary.worst_site]
         distances = distance_cells(None if mixed else worst.in_use, mixed=mixed)
-        table.add_row(Text(f"worst: {summary.worst_site}"), *_run_cells(worst, with_gain, distances), style="bold")
+        table.add_row(
+            Text(f"lowest Dice: {summary.worst_site}"), *_run_cells(worst, with_gain, distances), style="bold"
+        )
     table.caption = undefined_note(summary)
     return table
 
@@ -74,29 +91,85 @@ def _class_cell(values: Values) -> Text:
     return Text(f"{format_value(values.dice)}, {missed_cell(values)}")
 
 
-def comparison_table(runs: Mapping[str, Summary]) -> Table:
-    """Several runs: Dice of the model in use, sites down and runs across; then mean, worst site, bytes and seconds.
+def comparison_table(runs: Mapping[str, Summary], intervals: Intervals) -> Table:
+    """Several runs: Dice of the model in use, sites down and runs across; then mean, lowest site, bytes and seconds.
 
-    The best value of a row is bold; a site that a run did not have is a dash.
+    Below a value stands its interval. The best values of a row are bold, ties both; they are blue where their interval has nothing in
+    common with that of any other run. A site that a run did not have is a dash.
     """
     table = Table(title="Dice of the model that each site would use", title_justify="left")
-    table.add_column("site", no_wrap=True)
+    table.add_column("site")
+    table.add_column("test cases (patients)", justify="right", max_width=10)
     for label in runs:
-        table.add_column(Text(label), justify="right", no_wrap=True)
-    rows = dice_rows(runs)
+        table.add_column(Text(label), justify="right")
+    rows, found = dice_rows(runs), interval_rows(runs, intervals)
     for name, values in rows.sites.items():
-        table.add_row(Text(name), *_best_bold(values))
+        table.add_row(Text(name), tested(runs, name), *_marked(values, found.sites[name]))
     table.add_section()
-    table.add_row("mean", *_best_bold(rows.mean))
-    table.add_row("worst site", *_best_bold(rows.worst))
-    if len({frozenset(run.sites) for run in runs.values()}) > 1:
-        table.caption = "the runs have different sites: each mean is over the run's own"
+    table.add_row("mean over sites", "", *_marked(rows.mean, found.mean))
+    table.add_row("site of the lowest Dice", "", *_marked(rows.worst, found.worst))
+    table.add_row("which is", "", *(Text(run.worst_site or MISSING) for run in runs.values()))
     table.add_section()
-    table.add_row("sent per site and round", *(_up_bytes(run) for run in runs.values()))
-    table.add_row("time", *(format_seconds(run.seconds.get("total")) for run in runs.values()))
+    table.add_row("sent per site and round", "", *(_up_bytes(run) for run in runs.values()))
+    table.add_row("time", "", *(format_seconds(run.seconds.get("total")) for run in runs.values()))
+    table.caption = comparison_note(runs, intervals)
     return table
 
 
+def comparison_note(runs: Mapping[str, Summary], intervals: Intervals) -> str:
+    """What a comparison rests on: the seeds, what its intervals are, and whether its means are over the same sites."""
+    seeds = sorted({run.seed for run in runs.values()})
+    notes = [
+        f"One seed ({seeds[0]}): another split, other weights and other batches would move every number."
+        if len(seeds) == 1
+        else f"One seed a run ({', '.join(map(str, seeds))}): the runs were not tested on the same cases."
+    ]
+    if any(found is not None for found in intervals.values()):
+        notes.append(INTERVAL_NOTE)
+    else:
+        notes.append(NO_INTERVALS)
+    if len({frozenset(run.sites) for run in runs.values()}) > 1:
+        notes.append("The runs have different sites: each mean is over the run's own.")
+    return " ".join(notes)
+
+
+def best_marks(values: Sequence[float | None], intervals: Sequence[Interval | None]) -> list[Mark]:
+    """How each value of a row is marked.
+
+    `best` is the highest as it is shown, ties all; `apart` if its interval has nothing in common with that of any other run either.
+    """
+    shown = [None if value is None else format_value(value) for value in values]
+    best = max((value for value in shown if value is not None), default=None)
+    marks: list[Mark] = []
+    for place, value in enumerate(shown):
+        others = [i for i in range(len(values)) if i != place and values[i] is not None]
+        clear = bool(others) and all(are_apart(intervals[place], intervals[other]) for other in others)
+        marks.append("" if value is None or value != best else "apart" if clear else "best")
+    return marks
+
+
+def _marked(values: Sequence[float | None], intervals: Sequence[Interval | None]) -> list[Text]:
+    """The values with their intervals below, the best in bold, and blue where it is apart from all others."""
+    styles = {"": "", "best": "bold", "apart": "bold blue"}
+    cells = []
+    for value, interval, mark in zip(values, intervals, best_marks(values, intervals), strict=True):
+        cell = Text(format_value(value), style=styles[mark])
+        if interval is not None and value is not None:
+            cell.append(f"\n{format_interval(interval)}", style="not bold dim")
+        cells.append(cell)
+    return cells
+
+
+def tested(runs: Mapping[str, Summary], site: str) -> str:
+    """Test cases and patients of a site; several numbers where the runs were tested on different ones."""
+    entries = [run.sites[site].in_use for run in runs.values() if site in run.sites]
+    return " / ".join(dict.fromkeys(format_cases(one.cases, one.patients) for one in entries if one))
+
+
+INTERVAL_NOTE: Final = (
+    "Below a Dice stands its 95 % interval (bootstrap over the site's test patients): what it would have been with other patients of the "
+    "same site. Two values whose intervals overlap are not told apart by it; with few patients it is too narrow."
+)
 MISSED_NOTE: Final = (
     "A class is missed in a case where the truth holds it and the prediction has nothing of it. Such a case counts with Dice 0, but it "
     "has no HD95 and no ASSD: these are means over the cases in which the class was found, and look good where it is missed."
@@ -113,6 +186,15 @@ class DiceRows:
     worst: list[float | None]
 
 
+@dataclass(frozen=True)
+class IntervalRows:
+    """The intervals of the values of `DiceRows`; None where there is none."""
+
+    sites: dict[str, list[Interval | None]]
+    mean: list[Interval | None]
+    worst: list[Interval | None]
+
+
 def dice_rows(runs: Mapping[str, Summary]) -> DiceRows:
     """What a comparison of runs shows: every site of any run in alphabetical order, the means, the worst sites."""
     names = sorted({name for run in runs.values() for name in run.sites})
@@ -121,6 +203,39 @@ def dice_rows(runs: Mapping[str, Summary]) -> DiceRows:
         mean=[_dice(run.mean) for run in runs.values()],
         worst=[_dice(run.sites.get(run.worst_site or "")) for run in runs.values()],
     )
+
+
+def interval_rows(runs: Mapping[str, Summary], intervals: Intervals) -> IntervalRows:
+    """The intervals of `dice_rows`."""
+    names = sorted({name for run in runs.values() for name in run.sites})
+    known = [intervals.get(label) for label in runs]
+    lowest = [run.worst_site or "" for run in runs.values()]
+    return IntervalRows(
+        sites={name: [one.of_site(name) if one else None for one in known] for name in names},
+        mean=[one.of_mean() if one else None for one in known],
+        worst=[one.of_site(name) if one else None for one, name in zip(known, lowest, strict=True)],
+    )
+
+
+def difference_rows(
+    runs: Mapping[str, Summary], intervals: Intervals, against: str
+) -> dict[str, dict[str, tuple[float, Interval | None]]]:
+    """Site (and, last, the mean over sites) to run to its Dice minus that of the run `against`, with the interval of the difference.
+
+    The same patients are drawn for both runs, so that the interval is of the paired difference.
+    """
+    rows, base = dice_rows(runs), intervals.get(against)
+    places = {label: place for place, label in enumerate(runs)}
+    table: dict[str, dict[str, tuple[float, Interval | None]]] = {}
+    for name, values in {**rows.sites, "mean over sites": rows.mean}.items():
+        for label, place in places.items():
+            value, other, own = values[place], values[places[against]], intervals.get(label)
+            if label == against or value is None or other is None:
+                continue
+            site = name if name in rows.sites else None
+            interval = own.difference(base, site) if own is not None and base is not None else None
+            table.setdefault(name, {})[label] = (value - other, interval)
+    return table
 
 
 def undefined_note(summary: Summary) -> str | None:
@@ -177,16 +292,8 @@ def _run_cells(site: SiteEntry, with_gain: bool, distances: tuple[str, str]) -> 
     cells.append(Text(missed_cell(used)))
     cells.append(Text(format_value(site.shared.dice if site.shared else None)))
     if with_gain:
-        gain = site.gain
-        style = "" if gain is None else ("green" if gain > 0 else "red")
-        cells.append(Text(format_gain(gain), style=style))
+        cells.append(Text(format_gain(site.gain)))
     return cells
-
-
-def _best_bold(values: list[float | None]) -> list[Text]:
-    """The values, the highest in bold."""
-    best = max((value for value in values if value is not None), default=None)
-    return [Text(format_value(value), style="bold" if value is not None and value == best else "") for value in values]
 
 
 def _up_bytes(run: Summary) -> str:

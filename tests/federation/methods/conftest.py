@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pfedsam.core import rng
-from pfedsam.data.loader import Example
+from pfedsam.data.examples import Example
 from pfedsam.data.manifest import Case
 from pfedsam.data.transforms import AugmentOptions, to_frame
 from pfedsam.federation.methods import METHODS

@@ -1,0 +1,108 @@
+"""Intervals of a run's Dice, and of differences between runs: patients drawn anew within each site (`docs/evidence.md`).
+
+They need the scores of single cases, which lie in each site's own folder (`sites/<name>/scores.json`) and nowhere else. A run on one
+machine has these folders; the coordinator of a study over sites elsewhere gets summaries only, so its report has no intervals.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pfedsam.core import rng
+from pfedsam.core.errors import StoreError
+from pfedsam.evaluation.statistics import percentile_interval, resampled_means
+from pfedsam.report.summary_file import Summary
+
+Interval: TypeAlias = tuple[float, float]
+"""Lower and upper end of a 95 % interval."""
+
+NO_INTERVALS: Final = (
+    "There are no intervals: they need the scores of single cases, which stay at the sites. Each site finds its own in scores.json "
+    "in its study folder."
+)
+
+
+@dataclass(frozen=True)
+class RunIntervals:
+    """The resampled Dice of one run; every run that was tested on the same patients draws the same ones."""
+
+    patients: Mapping[str, tuple[str, ...]]
+    """Site to its test patients."""
+    samples: Mapping[str, npt.NDArray[np.float64]]
+    """Site to one Dice a draw, [draws]; NaN where a draw holds no case with a defined Dice."""
+
+    def of_site(self, site: str) -> Interval | None:
+        """The interval of a site's Dice; None where there is none, as with one patient."""
+        return self._interval(self.samples[site], [site]) if site in self.samples else None
+
+    def of_mean(self) -> Interval | None:
+        """The interval of the mean over sites."""
+        return self._interval(self._mean, list(self.samples))
+
+    def difference(self, other: "RunIntervals", site: str | None = None) -> Interval | None:
+        """The interval of this run's Dice minus the other's at a site, or of the means over sites; None where the patients differ."""
+        sites = list(self.samples) if site is None else [site]
+        if any(name not in other.patients or self.patients.get(name) != other.patients[name] for name in sites):
+            return None
+        if site is not None:
+            return self._interval(self.samples[site] - other.samples[site], sites)
+        return (
+            self._interval(self._mean - other._mean, sites) if self.patients.keys() == other.patients.keys() else None
+        )
+
+    @property
+    def _mean(self) -> npt.NDArray[np.float64]:
+        mean: npt.NDArray[np.float64] = np.mean(list(self.samples.values()), axis=0)
+        return mean
+
+    def _interval(self, samples: npt.NDArray[np.float64], sites: Sequence[str]) -> Interval | None:
+        """None where no site has two patients: then nothing says how much the number depends on who was tested."""
+        return percentile_interval(samples) if any(len(self.patients[site]) > 1 for site in sites) else None
+
+
+def read_intervals(run_folder: Path, summary: Summary) -> RunIntervals | None:
+    """The intervals of the model in use; None where a site's scores are not in the folder.
+
+    Raises:
+        StoreError: a file with scores is damaged.
+    """
+    model = "shared" if summary.mean.personal is None else "personal"
+    patients, samples = {}, {}
+    for site in summary.sites:
+        path = run_folder / "sites" / site / "scores.json"
+        if Path(site).name != site or not path.is_file():
+            return None
+        rows = _dice_by_patient(path, model)
+        patients[site] = tuple(rows)
+        generator = rng.numpy_generator(0, site, "bootstrap of patients")
+        samples[site] = resampled_means(list(rows.values()), generator=generator)
+    return RunIntervals(patients, samples) if samples else None
+
+
+def are_apart(one: Interval | None, other: Interval | None) -> bool:
+    """Whether two intervals are known and have nothing in common."""
+    return one is not None and other is not None and (one[0] > other[1] or other[0] > one[1])
+
+
+def _dice_by_patient(path: Path, model: str) -> dict[str, npt.NDArray[np.float64]]:
+    """Patient to Dice [cases, classes], NaN where undefined; patients in alphabetical order.
+
+    Raises:
+        StoreError: the file cannot be read, or is not one of scores.
+    """
+    found: dict[str, list[list[float]]] = {}
+    try:
+        cases: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["models"][model]
+        for case in cases:
+            dice = [np.nan if one["dice"] is None else float(one["dice"]) for one in case["classes"].values()]
+            found.setdefault(str(case.get("patient", case["case"])), []).append(dice)
+        return {patient: np.array(found[patient], dtype=np.float64) for patient in sorted(found)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"sites/{path.parent.name}/{path.name} cannot be read as scores. Make it again with `pfedsam evaluate`."
+        ) from error
