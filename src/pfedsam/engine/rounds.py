@@ -10,7 +10,7 @@ What sites send is not trusted: it is parsed, checked and, where it fails, refus
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -213,12 +213,13 @@ class StudyRun:
         current, spec = self.state, self.manifest.spec
         if not spec.tensors:
             self._check_quorum(len(replies), current.round, {})
-            return ServerState(current.round + 1, current.shared)
+            return replace(current, round=current.round + 1)
         messages = {site: reply.update for site, reply in replies.items()}
         updates, rejected = open_messages(messages, spec, current.shared, self.limits)
         try:
             registered = {site: self.registered[site] for site in self.present}
-            state, result = aggregate(current, updates, spec, registered, self.limits)
+            step = build_method(self.options).server
+            state, result = aggregate(current, updates, spec, registered, step, self.limits)
             accepted, rejected, scaled = result.accepted, {**rejected, **result.rejected}, result.scaled
         except NothingToAverageError as error:
             state, accepted, rejected, scaled = current, (), {**rejected, **error.rejected}, {}

@@ -14,28 +14,33 @@ from pfedsam.federation.server import ServerState
 from pfedsam.report.records import RecordWriter
 
 SERVER = Path("shared") / "shared.safetensors"
-"""The server's state in a run's folder: the shared parameters and the round that comes next."""
+"""The server's state in a run's folder: the shared parameters, what the method's server step keeps, and the round that comes next."""
+_MEMORY = "memory:"
+"""Starts the names of what the method's server step keeps; no parameter's name has a colon."""
 NOTHING = {"none": torch.zeros(1)}
 """What is stored when a method shares nothing."""
 
 
-def load_state(folder: Path, study: str) -> ServerState:
-    """The state after the last committed round.
+def load_state(folder: Path, study: str, file: Path = SERVER) -> ServerState:
+    """The state after the last committed round, or the one in another file of the folder.
 
     Raises:
         RunError: it belongs to another study.
     """
-    shared, metadata = tensors.load(folder / SERVER)
+    stored, metadata = tensors.load(folder / file)
     if metadata.get("study") != study:
         raise RunError("The shared parameters in this folder belong to another study. Give another folder.")
-    return ServerState(int(metadata["round"]), {name: t for name, t in shared.items() if name not in NOTHING})
+    memory = {name.removeprefix(_MEMORY): t for name, t in stored.items() if name.startswith(_MEMORY)}
+    shared = {name: t for name, t in stored.items() if name not in NOTHING and not name.startswith(_MEMORY)}
+    return ServerState(int(metadata["round"]), shared, memory)
 
 
 def save_state(folder: Path, study: str, state: ServerState, *, mode: int = 0o777) -> None:
     """Commit a round: with this rename it is done. `mode` is that of the folder, where it is made."""
     path = folder / SERVER
     path.parent.mkdir(exist_ok=True, mode=mode)
-    tensors.save(path, state.shared or NOTHING, {"round": str(state.round), "study": study})
+    memory = {f"{_MEMORY}{name}": t for name, t in state.memory.items()}
+    tensors.save(path, {**(state.shared or NOTHING), **memory}, {"round": str(state.round), "study": study})
 
 
 def record_aggregate(

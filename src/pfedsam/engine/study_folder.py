@@ -7,18 +7,20 @@ stays at the sites here.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from pfedsam.core import atomic, tensors
+from pfedsam.core import atomic
 from pfedsam.core.errors import OptionError, RunError
 from pfedsam.core.options import Options
+from pfedsam.core.tensors import NamedTensors
 from pfedsam.engine.scalar_metrics import allowed_metrics
-from pfedsam.engine.server_files import NOTHING, SERVER, load_state, save_state
-from pfedsam.experiment.build import BuiltModel, build_model, build_roster
+from pfedsam.engine.server_files import SERVER, load_state, save_state
+from pfedsam.experiment.build import BuiltModel, build_method, build_model, build_roster, refuse_too_few_sites
 from pfedsam.experiment.load import dump_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, largest_change, shared_tensors, write_manifest
@@ -43,13 +45,14 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
     """Make the folder of a study under `root`, or find the one that is there; the study's id is its name.
 
     Raises:
-        OptionError: the method cannot run over several machines.
+        OptionError: the method cannot run over several machines, or not with so few sites.
         CheckpointError: the backbone cannot be loaded.
     """
     if build_roster(options).pool:
         raise OptionError(
             f"method {options.method!r} needs all images in one place; use pfedsam, fedavg or local-only."
         )
+    refuse_too_few_sites(options)
     built = build_model(options)
     content = options.model_dump(mode="json", exclude={"runtime": True, "data": {"sites", "split_folder"}})
     if file := backbone_file(options.model.backbone):
@@ -64,7 +67,7 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
     if not (folder.path / SERVER).exists():
         atomic.write_text(folder.path / "config.yaml", dump_options(options))
         write_manifest(folder.path / "manifest.json", manifest)
-        folder.save_state(ServerState(0, shared), manifest)
+        folder.save_state(build_method(options).server.init(shared), manifest)
     folder.write_status("submitted", round_=folder.load_state(manifest).round, rounds=manifest.rounds, sites=[])
     return folder.path
 
@@ -98,9 +101,16 @@ def build_manifest(options: RunOptions, built: BuiltModel, study: str, content: 
         tensors=shared_tensors(shared),
         components={c: names for c, names in built.partition.components.items() if set(names) <= set(shared)},
         communication=options.communication,
-        max_change=largest_change(shared, options.training.optimizer.learning_rate, options.training.steps_per_round),
+        max_change=_largest_change(options, shared),
         scalar_metrics=allowed_metrics(options, built),
     )
+
+
+def _largest_change(options: RunOptions, shared: NamedTensors) -> float:
+    """How far one round may move the shared tensors, by what the sites and the method's server step do."""
+    training, values = options.training, sum(tensor.numel() for tensor in shared.values())
+    of_a_site = largest_change(shared, training.optimizer.learning_rate, training.steps_per_round)
+    return build_method(options).server.largest_change(of_a_site, values)
 
 
 def read_revoked(coordinator: Path) -> set[str]:
@@ -197,11 +207,11 @@ class StudyFolder:
                 f"the study has had all of its rounds. The state after {to_round} round(s) lies in "
                 f"{self._earlier.relative_to(self.path)}; submit a new study to train on."
             )
-        shared, _ = tensors.load(self._earlier / _state_name(to_round))
+        earlier = load_state(self.path, manifest.study, self._earlier.relative_to(self.path) / _state_name(to_round))
         with RecordWriter(self.path / "records.jsonl") as records:
             records.truncate_after(current.round - 1)
             records.write({"kind": "rollback", "round": current.round, "to_round": to_round})
-        state = ServerState(current.round + 1, {name: t for name, t in shared.items() if name not in NOTHING})
+        state = replace(earlier, round=current.round + 1)
         self.save_state(state, manifest)
         return state
 

@@ -1,4 +1,4 @@
-"""Aggregation: the mean of the accepted updates, the same to the bit in whatever order they arrived.
+"""Aggregation: which updates of a round count, and their mean, the same to the bit in whatever order they arrived.
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data" (2017), algorithm 1: the
 shared parameters of the next round are the mean over sites, weighted by their training cases.
@@ -17,15 +17,19 @@ from pfedsam.federation.update import MAX_CASES, Update, UpdateSpec, check, deco
 
 @dataclass(frozen=True)
 class AggregationResult:
-    """The outcome of one aggregation: the new shared tensors, and what became of every update."""
+    """What became of every update of a round."""
 
-    tensors: NamedTensors
-    accepted: tuple[str, ...]
-    """Names of the sites that were averaged, sorted."""
+    updates: tuple[Update, ...]
+    """Those that count, by the names of their sites."""
     rejected: Mapping[str, str]
     """Reason by site."""
     scaled: Mapping[str, float] = field(default_factory=dict)
     """The factor by site whose change was scaled down."""
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """Names of the sites whose updates count, sorted."""
+        return tuple(update.site for update in self.updates)
 
 
 def open_messages(
@@ -55,14 +59,10 @@ def open_messages(
     return updates, unread
 
 
-def weighted_mean(updates: Sequence[Update], weights: Mapping[str, float] | None = None) -> dict[str, torch.Tensor]:
-    """The mean of checked updates, in the tensors' own types.
+def weighted_mean(updates: Sequence[Update]) -> dict[str, torch.Tensor]:
+    """The mean of checked updates, weighted by their cases, in the tensors' own types.
 
     Summed in float64 in the order of the sites' names, so that the order of arrival changes no bit.
-
-    Args:
-        updates: at most one of each site.
-        weights: by site; their numbers of training cases where none are given.
 
     Raises:
         UpdateError: there is no update.
@@ -70,13 +70,12 @@ def weighted_mean(updates: Sequence[Update], weights: Mapping[str, float] | None
     if not updates:
         raise UpdateError("there is no update to average.")
     ordered = sorted(updates, key=lambda update: update.site)
-    by_site = weights or {update.site: update.cases for update in ordered}
-    total = sum(by_site[update.site] for update in ordered)
+    total = sum(update.cases for update in ordered)
     mean = {}
     for name, first in ordered[0].tensors.items():
         summed = torch.zeros(first.shape, dtype=torch.float64, device=first.device)
         for update in ordered:
-            summed += update.tensors[name].detach().to(torch.float64) * by_site[update.site]
+            summed += update.tensors[name].detach().to(torch.float64) * update.cases
         mean[name] = (summed / total).to(first.dtype)
     return mean
 
@@ -92,7 +91,7 @@ class NothingToAverageError(RunError):
         self.rejected = dict(rejected)
 
 
-def combine(
+def accept(
     updates: Iterable[Update],
     spec: UpdateSpec,
     *,
@@ -101,7 +100,7 @@ def combine(
     received: NamedTensors | None = None,
     limits: Limits = NO_LIMITS,
 ) -> AggregationResult:
-    """Check the updates of a round one by one and average those that pass.
+    """Check the updates of a round one by one; those that pass are for the method's server step.
 
     A repeated update counts once. A site that sends two different ones counts not at all, because which of them came
     first must not matter.
@@ -124,8 +123,7 @@ def combine(
     rejected |= bounded.rejected
     if not bounded.updates:
         raise NothingToAverageError(round, rejected)
-    names = tuple(update.site for update in bounded.updates)
-    return AggregationResult(weighted_mean(bounded.updates, bounded.weights), names, rejected, bounded.scaled)
+    return AggregationResult(bounded.updates, rejected, bounded.scaled)
 
 
 def screen(

@@ -48,8 +48,7 @@ class BoundedUpdates:
     """The updates of a round as the method's server step may use them."""
 
     updates: tuple[Update, ...]
-    weights: Mapping[str, float]
-    """By site; the numbers of training cases themselves where no share is too large."""
+    """Their numbers of cases are what they weigh: the declared ones, where no share is too large."""
     scaled: Mapping[str, float]
     """The factor by site whose change was scaled down."""
     rejected: Mapping[str, str]
@@ -65,7 +64,7 @@ def bound_updates(updates: Sequence[Update], received: NamedTensors, limits: Lim
         limits: of the coordinator.
     """
     if limits == NO_LIMITS:
-        return BoundedUpdates(tuple(updates), {update.site: update.cases for update in updates}, {}, {})
+        return BoundedUpdates(tuple(updates), {}, {})
     norms = {update.site: change_norm(received, update.tensors) for update in updates}
     rejected = {
         site: f"site {site} sent an update of norm {norm:.3g}; the manifest allows {limits.max_change:.3g}."
@@ -75,8 +74,9 @@ def bound_updates(updates: Sequence[Update], received: NamedTensors, limits: Lim
     accepted = [update for update in updates if update.site not in rejected]
     weights = cap_shares({update.site: update.cases for update in accepted}, limits.max_share)
     factors = scale_factors({update.site: norms[update.site] for update in accepted}, weights, limits.median_factor)
-    bounded = tuple(_scale(update, received, factors.get(update.site, 1.0)) for update in accepted)
-    return BoundedUpdates(bounded, weights, factors, rejected)
+    weighed = [replace(update, cases=max(1, math.floor(weights[update.site]))) for update in accepted]
+    bounded = tuple(_scale(update, received, factors.get(update.site, 1.0)) for update in weighed)
+    return BoundedUpdates(bounded, factors, rejected)
 
 
 def cap_shares(cases: Mapping[str, int], max_share: float) -> dict[str, float]:

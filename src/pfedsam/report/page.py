@@ -54,6 +54,7 @@ _PHASES: Final = {
     "local": "what is the site's own",
     "joint": "both together",
     "coupled": "both, the shared and the personal model each learning from the same images",
+    "halves": "both, the shared and the personal model each learning from one half of the images",
 }
 """What a phase trains, by its name in the records."""
 

@@ -1,6 +1,6 @@
 """`summary.json`: what a run ended with, as a public and versioned format.
 
-    {"schema": 2, "date", "method", "backbone", "seed", "rounds",
+    {"schema": 2, "date", "method", "backbone", "seed", "rounds", "steps",
      "sites": {name: {"train_cases", "val_cases", "personal": ENTRY | null, "shared": ENTRY | null, "local_only": ENTRY | null}},
      "mean": {"train_cases", "val_cases", "personal": ENTRY | null, "shared": ENTRY | null, "local_only": ENTRY | null},
      "worst_site": name | null,
@@ -14,10 +14,10 @@ under the name of its unit and the other names are null, so that pixels are neve
 has nothing in `missed`; in `extra` pairs only the prediction holds it; in `absent` pairs neither does. A model that a method does not
 have is null: averaging has no personal model. `worst_site` is the one with the lowest Dice. `date` is the day of the test. `seconds` has
 "total", or "since resumed" for a run that was stopped. `local_only` is what the site reached alone, filled from another run's summary by
-`with_local_only`.
+`with_local_only`. `steps` are the optimiser steps of one training site over the whole run.
 
-Files of schema 1 are read, too. They lack `date`, `train_cases`, `val_cases`, `patients`, `nsd`, the volumes, `lesion_recall`, `present`,
-`missed`, `extra` and `absent`, which are then null: not known.
+Files of schema 1 are read, too. They lack `date`, `steps`, `train_cases`, `val_cases`, `patients`, `nsd`, the volumes, `lesion_recall`,
+`present`, `missed`, `extra` and `absent`, which are then null: not known.
 """
 
 import json
@@ -146,6 +146,7 @@ class Summary(_Part):
     backbone: str
     seed: int
     rounds: int
+    steps: int | None = None
     sites: dict[str, SiteEntry]
     mean: SiteEntry
     worst_site: str | None
@@ -169,6 +170,7 @@ def build_summary(
     backbone: str,
     seed: int,
     rounds: int,
+    steps: int | None = None,
     personal: Mapping[str, SiteSummary] | None,
     shared: Mapping[str, SiteSummary] | None,
     sizes: Mapping[str, PartSizes],
@@ -201,6 +203,7 @@ def build_summary(
         backbone=backbone,
         seed=seed,
         rounds=rounds,
+        steps=steps,
         sites=entries,
         mean=SiteEntry(
             train_cases=_sum_known([site.train_cases for site in entries.values()]),
