@@ -1,6 +1,7 @@
 """The `pfedsam` command: mounts the groups, and turns errors into one message and an exit code."""
 
 import errno
+import signal
 import sys
 from concurrent.futures import BrokenExecutor
 from typing import Annotated
@@ -89,6 +90,7 @@ def main() -> None:
         print_error(str(explained))
         raise SystemExit(explained.exit_code) from error
     except (KeyboardInterrupt, typer.Abort):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not disturb what is left to do
         again = _again()
         ERR.print(f"Stopped. Nothing is lost: {again}." if again else "Stopped.")
         raise SystemExit(INTERRUPTED) from None

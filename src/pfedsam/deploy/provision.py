@@ -251,6 +251,8 @@ def write_server_policy(server: Path, limit: int = MIN_MESSAGE_BYTES) -> None:
     for component in resources["components"]:
         if component["id"] == "job_manager":
             component["args"]["uri_root"] = str(server / "jobs")
+        if component["id"] == "process_launcher":
+            component["path"] = "pfedsam.deploy.launchers.CoordinatorJobLauncher"
     kept = [component for component in resources["components"] if component["id"] not in ("log_receiver", "guard")]
     resources["components"] = [*kept, {"id": "guard", "path": GUARD, "args": {"own": [ADMIN, *_own_names(server)]}}]
     atomic.write_json(local / "resources.json", resources)

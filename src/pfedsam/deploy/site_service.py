@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import RunError
+from pfedsam.core.lock import running_as
 from pfedsam.deploy.limits import MIN_MESSAGE_BYTES, connection_settings, message_limit
 from pfedsam.deploy.processes import Engine
 from pfedsam.engine.site_options import read_site_options
@@ -30,6 +31,9 @@ _ORG_ADMIN_RIGHTS: Final = (
 )
 GATE: Final = "pfedsam.deploy.site_side.SiteGate"
 SITE_GUARD: Final = "pfedsam.deploy.site_guard.SiteGuard"
+AGENT: Final = "site.pid"
+"""Holds the process id of `pfedsam site start` while it runs (`core.lock.running_as`)."""
+LAUNCHER: Final = "pfedsam.deploy.launchers.SiteJobLauncher"
 _MODULE: Final = "nvflare.private.fed.app.client.client_train"
 
 
@@ -42,7 +46,6 @@ def write_site_policy(workspace: Path, limit: int = MIN_MESSAGE_BYTES) -> None:
     """
     local = workspace / "local"
     manager = "nvflare.app_common.resource_managers.passthrough_resource_manager.PassthroughResourceManager"
-    launcher = "nvflare.app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher"
     atomic.write_json(
         local / "resources.json",
         {
@@ -53,7 +56,7 @@ def write_site_policy(workspace: Path, limit: int = MIN_MESSAGE_BYTES) -> None:
             "client": {"retry_timeout": 30, "compression": "Gzip"},
             "components": [
                 {"id": "resource_manager", "path": manager, "args": {}},
-                {"id": "process_launcher", "path": launcher, "args": {}},
+                {"id": "process_launcher", "path": LAUNCHER, "args": {}},
                 {"id": "guard", "path": SITE_GUARD, "args": {}},
             ],
         },
@@ -103,7 +106,7 @@ def run_site(folder: Path) -> None:
     """Work for the coordinator until SIGTERM or SIGINT; nothing is left running then.
 
     Raises:
-        RunError: NVFlare's client dies again and again.
+        RunError: NVFlare's client dies again and again, or an agent of this site runs already.
     """
     folder = folder.resolve()
     options = read_site_options(folder)
@@ -112,5 +115,7 @@ def run_site(folder: Path) -> None:
     write_site_policy(folder / WORKSPACE, message_limit((folder / "approved").glob("*.json")))
     settings = ["secure_train=true", f"uid={options.name}", "org=site", "config_folder=config"]
     engine = Engine(_MODULE, folder / WORKSPACE, CLIENT_CONFIG, settings, {SITE_FOLDER: str(folder)})
-    if not engine.serve():
-        raise RunError("NVFlare's client ended several times; its last words are in nvflare/engine.log.")
+    refusal = f"an agent of site {options.name!r} already runs in this folder (site.pid names its process): stop that one first."
+    with running_as(folder / AGENT, refusal):
+        if not engine.serve():
+            raise RunError("NVFlare's client ended several times; its last words are in nvflare/engine.log.")

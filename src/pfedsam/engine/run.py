@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pfedsam.core import atomic
 from pfedsam.core.errors import RunError
 from pfedsam.core.lock import LOCK, exclusive
 from pfedsam.core.log import get_logger
@@ -17,7 +16,7 @@ from pfedsam.engine.local import LocalStudy, LocalTransport
 from pfedsam.engine.progress import Event, Progress, silent
 from pfedsam.engine.rounds import RoundPolicy, Study, StudyRun
 from pfedsam.engine.run_end import part_sizes
-from pfedsam.engine.server_files import SERVER, load_state
+from pfedsam.engine.server_files import SERVER, load_state, refuse_lost_state
 from pfedsam.engine.study_folder import build_manifest
 from pfedsam.experiment.build import (
     BuiltModel,
@@ -31,7 +30,7 @@ from pfedsam.experiment.build import (
     with_pool,
 )
 from pfedsam.experiment.effect import without_unused
-from pfedsam.experiment.load import dump_options, load_options
+from pfedsam.experiment.load import read_config, write_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, differences
 from pfedsam.federation.server import ServerState, ServerStep
@@ -100,6 +99,7 @@ def _run(options: RunOptions, folder: Path, sites: Mapping[str, Site], built: Bu
 def _state(folder: Path, manifest: StudyManifest, built: BuiltModel, server: ServerStep) -> ServerState:
     if (folder / SERVER).exists():
         return load_state(folder, manifest.study)
+    refuse_lost_state(folder)
     return server.init({name: value.cpu() for name, value in built.start("shared").items()})
 
 
@@ -124,6 +124,8 @@ def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
     if not config.exists():
         if folder.exists() and not folder.is_dir():
             raise RunError(f"{folder.name!r} is a file, where a folder has to be. Give a new or an empty folder.")
+        if (folder / SERVER).exists():
+            read_config(config)  # tells that it is missing
         if folder.exists() and not _is_unstarted(folder):
             raise RunError(f"The folder {folder.name!r} is not empty and holds no run. Give a new or an empty folder.")
         return
@@ -131,7 +133,7 @@ def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
         raise RunError(
             f"The folder {folder.name!r} holds a run already. Go on with it by --resume, or give another folder."
         )
-    before = load_options(config).model_dump(mode="json", exclude={"runtime", "name"})
+    before = read_config(config).model_dump(mode="json", exclude={"runtime", "name"})
     now = without_unused(options).model_dump(mode="json", exclude={"runtime", "name"})
     changed = differences(before, now)
     if changed:
@@ -176,4 +178,4 @@ def _begin(options: RunOptions, folder: Path, sites: Mapping[str, Site], ranges:
         if name in ranges:
             write_range(folder / "sites" / name, ranges[name])
     # Last: a folder with a configuration is one that can be resumed.
-    atomic.write_text(folder / "config.yaml", dump_options(options))
+    write_config(folder / "config.yaml", options)

@@ -14,24 +14,25 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from pfedsam.core import atomic
-from pfedsam.core.errors import OptionError, RunError
+from pfedsam.core import sealed
+from pfedsam.core.errors import OptionError, RunError, StoreError
 from pfedsam.core.options import Options
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.engine.scalar_metrics import allowed_metrics
-from pfedsam.engine.server_files import SERVER, load_state, save_state
+from pfedsam.engine.server_files import RECORDS, SERVER, load_state, refuse_lost_state, save_state
 from pfedsam.experiment.build import BuiltModel, build_method, build_model, build_roster, refuse_too_few_sites
-from pfedsam.experiment.load import dump_options
+from pfedsam.experiment.load import write_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, largest_change, shared_tensors, write_manifest
 from pfedsam.federation.server import ServerState
 from pfedsam.model.backbones.checkpoint import backbone_file
-from pfedsam.report.records import RecordWriter
+from pfedsam.report.records import RecordWriter, read_records
 
 T = TypeVar("T", bound=Options)
-J = TypeVar("J", list[Any], dict[str, Any])
 REVOKED = "revoked.json"
 """In the coordinator's folder, beside that of the studies: the sites that may take part in nothing any more."""
+_REVOKED_COPY = ".revoked-copy.json"
+"""The same once more, so that a list that was lost is not taken for an empty one."""
 CONNECTED = "connected.json"
 """Beside it: the sites that are connected now."""
 STUDIES_FOLDER = "studies"
@@ -63,9 +64,10 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
     manifest, shared = build_manifest(options, built, study, content), built.start("shared")
     folder = StudyFolder(root / study)
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    atomic.write_json(folder.path / _POLICY, policy.model_dump(mode="json"))
+    sealed.write_json(folder.path / _POLICY, policy.model_dump(mode="json"))
+    refuse_lost_state(folder.path)
     if not (folder.path / SERVER).exists():
-        atomic.write_text(folder.path / "config.yaml", dump_options(options))
+        write_config(folder.path / "config.yaml", options)
         write_manifest(folder.path / "manifest.json", manifest)
         folder.save_state(build_method(options).server.init(shared), manifest)
     folder.write_status("submitted", round_=folder.load_state(manifest).round, rounds=manifest.rounds, sites=[])
@@ -114,45 +116,45 @@ def _largest_change(options: RunOptions, shared: NamedTensors) -> float:
 
 
 def read_revoked(coordinator: Path) -> set[str]:
-    """The sites that were revoked.
+    """The sites that were revoked; none where none ever was.
 
     Raises:
-        RunError: the list is damaged; nobody is let in on a guess.
+        StoreError: the list, or the copy that it is kept in too, is damaged or missing.
     """
-    path = coordinator / REVOKED
-    return set(_read_json(path, list)) if path.exists() else set()
+    remedy = (
+        "It says which sites may take part in nothing: name each of them again by `pfedsam coordinator revoke`, "
+        "which writes it anew."
+    )
+    paths = [coordinator / REVOKED, coordinator / _REVOKED_COPY]
+    if not any(path.exists() for path in paths):
+        return set()
+    first, second = (_read_names(path, remedy) for path in paths)
+    if first != second:
+        raise StoreError(f"{REVOKED} and its copy {_REVOKED_COPY} name different sites. {remedy}")
+    return first
+
+
+def _read_names(path: Path, remedy: str) -> set[str]:
+    content = sealed.read_json(path, remedy)
+    names = content.get("sites")
+    if set(content) != {"sites"} or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise StoreError(f"{path.name} is damaged, or of version 0.1. {remedy}")
+    return set(names)
 
 
 def write_revoked(coordinator: Path, sites: set[str]) -> None:
     """Keep the list of revoked sites; a coordinator that runs takes notice within a round."""
-    atomic.write_json(coordinator / REVOKED, sorted(sites))
+    for name in (_REVOKED_COPY, REVOKED):
+        sealed.write_json(coordinator / name, {"sites": sorted(sites)})
 
 
 def read_connected(coordinator: Path) -> list[str]:
     """The sites that are connected, as the coordinator wrote them last; none where its file is missing or damaged."""
     try:
-        return [str(site) for site in _read_json(coordinator / CONNECTED, list)]
-    except RunError:
+        names = json.loads((coordinator / CONNECTED).read_bytes())
+    except (OSError, ValueError, RecursionError):
         return []
-
-
-def _read_json(path: Path, kind: type[J]) -> J:
-    """The list or table in a file.
-
-    Raises:
-        RunError: it cannot be read, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(
-            f"{path.name} in {path.parent.name!r} is damaged or missing: restore it, or submit the study again."
-        ) from error
-    if not isinstance(content, kind):
-        raise RunError(
-            f"{path.name} in {path.parent.name!r} does not hold what it should: restore it, or submit the study again."
-        )
-    return content
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 class StudyFolder:
@@ -165,12 +167,14 @@ class StudyFolder:
         """The round policy of the study.
 
         Raises:
-            RunError: it is missing or wrong.
+            StoreError: it is missing or damaged.
         """
+        remedy = "Submit the study again, with the quorum and the deadlines that it had; no round is lost."
+        content = sealed.read_json(self.path / _POLICY, remedy)
         try:
-            return kind.model_validate_json((self.path / _POLICY).read_bytes())
-        except (OSError, ValidationError) as error:
-            raise RunError(f"the study's {_POLICY} cannot be read: submit the study again.") from error
+            return kind.model_validate(content)
+        except ValidationError as error:
+            raise StoreError(f"{_POLICY} is damaged: it is not the policy of a study. {remedy}") from error
 
     def load_state(self, manifest: StudyManifest) -> ServerState:
         """The state after the last committed round.
@@ -180,10 +184,10 @@ class StudyFolder:
         """
         return load_state(self.path, manifest.study)
 
-    def save_state(self, state: ServerState, manifest: StudyManifest) -> None:
+    def save_state(self, state: ServerState, manifest: StudyManifest, records: RecordWriter | None = None) -> None:
         """Commit a round: with this rename it is done. The states before it are kept for `roll_back`, `EARLIER_STATES` of them."""
         self._keep_state(manifest)
-        save_state(self.path, manifest.study, state, mode=0o700)
+        save_state(self.path, manifest.study, state, records, mode=0o700)
 
     def earlier_states(self) -> list[int]:
         """After how many rounds each of the states that are kept stood, the newest last."""
@@ -211,8 +215,8 @@ class StudyFolder:
         with RecordWriter(self.path / "records.jsonl") as records:
             records.truncate_after(current.round - 1)
             records.write({"kind": "rollback", "round": current.round, "to_round": to_round})
-        state = replace(earlier, round=current.round + 1)
-        self.save_state(state, manifest)
+            state = replace(earlier, round=current.round + 1)
+            self.save_state(state, manifest, records)
         return state
 
     @property
@@ -232,27 +236,47 @@ class StudyFolder:
             (self._earlier / _state_name(old)).unlink(missing_ok=True)
 
     def read_registered(self) -> dict[str, int]:
-        """The number of training cases of every site that ever joined; a site's weight cannot change in a study."""
+        """The number of training cases of every site that ever joined; a site's weight cannot change in a study.
+
+        Raises:
+            StoreError: the file is damaged, or missing although a record is of a site's join.
+        """
         path = self.path / _REGISTERED
-        return _read_json(path, dict) if path.exists() else {}
+        if not path.exists() and not self._has_records():
+            return {}
+        remedy = (
+            "It holds what each site weighs in the average: bring it back from a copy of the study's folder; without one, submit the "
+            "study to a new coordinator's folder."
+        )
+        content = sealed.read_json(path, remedy)
+        if not all(type(cases) is int and cases > 0 for cases in content.values()):
+            raise StoreError(f"{path.name} is damaged: it does not hold the number of cases of each site. {remedy}")
+        return content
+
+    def _has_records(self) -> bool:
+        """Whether a round was recorded; registrations are written before that."""
+        path = self.path / RECORDS
+        return path.exists() and any(row["kind"] == "round" for row in read_records(path))
 
     def write_registered(self, registered: Mapping[str, int]) -> None:
         """Keep the registrations."""
-        atomic.write_json(self.path / _REGISTERED, dict(sorted(registered.items())))
+        sealed.write_json(self.path / _REGISTERED, dict(sorted(registered.items())))
 
     def write_status(self, state: str, *, round_: int, rounds: int, sites: Sequence[str], reason: str = "") -> None:
         """Say where the study stands, for `pfedsam coordinator status`."""
         content = {"state": state, "round": round_, "rounds": rounds, "sites": list(sites), "reason": reason}
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        atomic.write_json(self.path / STATUS, {**content, "time": now})
+        sealed.write_json(self.path / STATUS, {**content, "time": now})
 
     def read_status(self) -> dict[str, Any]:
         """Where the study stands.
 
         Raises:
-            RunError: its file is damaged.
+            StoreError: the file is missing or damaged.
         """
-        status = _read_json(self.path / STATUS, dict)
-        if not {"state", "round", "rounds", "sites", "reason"} <= status.keys():
-            raise RunError(f"{STATUS} of study {self.path.name} is not whole: submit the study again.")
-        return status
+        remedy = f"Submit study {self.path.name} again: it goes on from its last committed round."
+        content = sealed.read_json(self.path / STATUS, remedy)
+        kinds = {"state": str, "round": int, "rounds": int, "sites": list, "reason": str, "time": str}
+        if set(content) != set(kinds) or not all(isinstance(content[key], kind) for key, kind in kinds.items()):
+            raise StoreError(f"{STATUS} is damaged: it does not say where a study stands. {remedy}")
+        return content

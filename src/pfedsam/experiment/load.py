@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from pfedsam.core import atomic, sealed
 from pfedsam.core.errors import OptionError
 from pfedsam.core.yaml_files import parse_yaml, read_mapping
 from pfedsam.experiment.effect import refuse_unused, remove, unused
@@ -78,6 +79,30 @@ def dump_options(options: RunOptions) -> str:
     for key in unused(RunOptions.model_validate(options.model_dump())):
         remove(content, key)
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def write_config(path: Path, options: RunOptions) -> None:
+    """Write a run's configuration with its digest, for `read_config`.
+
+    Raises:
+        StoreError: it could not be written.
+    """
+    atomic.write_text(path, sealed.seal_text(dump_options(options)))
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
+    """The configuration that a run was started with, with overrides as in `load_options`.
+
+    Raises:
+        StoreError: the file is damaged or missing.
+        OptionError: it is not the configuration of a run of this version.
+    """
+    sealed.check_text(
+        path,
+        "It is what the run was started with, and what its parameters fit: bring it back from a copy, or give the run's own YAML file "
+        "and a new folder.",
+    )
+    return load_options(path, overrides)
 
 
 class Key(NamedTuple):

@@ -5,7 +5,7 @@
      "mean": {"train_cases", "val_cases", "personal": ENTRY | null, "shared": ENTRY | null, "local_only": ENTRY | null},
      "worst_site": name | null,
      "communication": {"up_bytes_per_site_round", "down_bytes_per_site_round", "by_component": {name: bytes}},
-     "seconds": {what: seconds}, "versions": {package: version}}
+     "seconds": {what: seconds}, "versions": {package: version}, "sha256": digest of all this}
 
 An ENTRY holds `dice, iou, hd95_mm, assd_mm, hd95_px, assd_px, nsd, volume_difference_ml, volume_difference_mm2, volume_difference_px,
 lesion_recall, unit, volume_unit, cases, patients, classes, undefined, present, missed, extra, absent`. A distance or a volume stands
@@ -20,7 +20,6 @@ Files of schema 1 are read, too. They lack `date`, `steps`, `train_cases`, `val_
 `present`, `missed`, `extra` and `absent`, which are then null: not known.
 """
 
-import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -30,7 +29,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pfedsam.core.atomic import write_json
+from pfedsam.core import sealed
 from pfedsam.core.errors import RunError, StoreError
 from pfedsam.evaluation.scores import ClassScores
 from pfedsam.evaluation.summary import (
@@ -258,7 +257,7 @@ def write_summary(path: Path, summary: Summary) -> None:
     Raises:
         StoreError: it could not be written.
     """
-    write_json(path, summary.model_dump(by_alias=True, mode="json"))
+    sealed.write_json(path, summary.model_dump(by_alias=True, mode="json"))
 
 
 def read_summary(path: Path) -> Summary:
@@ -267,17 +266,9 @@ def read_summary(path: Path) -> Summary:
     Raises:
         StoreError: the file cannot be read, is of another schema, or does not hold what the schema says.
     """
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise StoreError(
-            f"{path.parent.name}/{path.name} cannot be read: {error.strerror}. A run writes it when it ends; resume one that did not."
-        ) from error
-    except ValueError as error:
-        raise StoreError(
-            f"{path.parent.name}/{path.name} is not JSON: {error}. The run writes it again when it is resumed; nothing is trained again."
-        ) from error
-    schema = content.get("schema") if isinstance(content, dict) else None
+    remedy = f"The run in {path.parent.name!r} writes it when it ends: resume it, and it is written again; nothing is trained again."
+    content = sealed.read_json(path, remedy)
+    schema = content.get("schema")
     if type(schema) is not int or schema not in _READ:
         raise StoreError(
             f"{path.name} has schema {schema!r}; this version reads schema {' and '.join(map(str, _READ))}. "

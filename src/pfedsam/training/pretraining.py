@@ -367,7 +367,7 @@ def _resume(folder: Path, model: SamModel, optimizers: Sequence[torch.optim.Opti
     path = folder / CHECKPOINT
     if not path.exists():
         return 0
-    state, metadata = tensors.load(path)
+    state, metadata = tensors.load(path, unsealed=("step",))
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, parameter in parameters.items():

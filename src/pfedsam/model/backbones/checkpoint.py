@@ -195,7 +195,7 @@ def _from_folder(folder: Path, label: str) -> tuple[Config, NamedTensors]:
             'for SamModel (model_type "sam") or SamHQModel (model_type "sam_hq").'
         ) from error
     try:
-        tensors, _ = tensor_files.load(folder / "model.safetensors")
+        tensors, _ = tensor_files.load_foreign(folder / "model.safetensors")
     except StoreError as error:
         raise CheckpointError(
             f"{label}: {error} Fetch or copy the folder again, with all tensors in one file "
