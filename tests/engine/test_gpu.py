@@ -16,7 +16,7 @@ from pfedsam.model.backbones.compact import compact_config, new_network
 from pfedsam.model.backbones.encoder import encode, use_fast_blocks
 from pfedsam.model.numerics import configure_numerics
 from pfedsam.report.summary_file import read_summary
-from pfedsam.training.pretraining import PretrainOptions, pretrain
+from pretraining.pretrain import PretrainOptions, pretrain
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
 

@@ -200,18 +200,11 @@ class ScriptedSites:
         if request.task == "join":
             numbers = {"cases": 10 * place}
         elif request.task == "test":
-            numbers = {
-                name: (
-                    place
-                    if name.endswith(".cases")
-                    else 1
-                    if name.endswith(".unit")
-                    else 0.5
-                    if "undefined" not in name
-                    else 0
-                )
-                for name in self.manifest.scalar_metrics["test"]
-            }
+            whole = {"cases": place, "patients": place, "unit": 1, "volume_unit": 1}
+            counts = ("undefined_", "present", "missed", "extra", "absent")
+            for name in self.manifest.scalar_metrics["test"]:
+                last = name.split(".")[-1]
+                numbers[name] = whole.get(last, 0 if last.startswith(counts) else 0.5)
         elif request.task == "train":
             shared, _ = tensors.from_bytes(request.shared, max_bytes=10**8)
             moved = {name: value + self.step(place) for name, value in shared.items()}
