@@ -165,12 +165,13 @@ def predict_command(
     Example: pfedsam site predict north new/*.png --out masks
     """
     from pfedsam.cli.results import mask_files, write_masks
-    from pfedsam.engine.site_model import SiteModel
+    from pfedsam.engine.opened import open_run
     from pfedsam.experiment.build import build_labels
 
     targets = mask_files(images, out)
-    model = SiteModel(folder, study)
-    write_masks(targets, model.predict, build_labels(model.options))
+    opened = open_run(folder, study=study)
+    (site,) = opened.site_names
+    write_masks(targets, opened.site(site).predict, build_labels(opened.options))
 
 
 @app.command("ledger")
