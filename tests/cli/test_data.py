@@ -128,7 +128,7 @@ def test_one_patient_at_a_site_is_said_as_such(call: Call, capsys: pytest.Captur
     _site(tmp_path / "north", "p_1", "p_2", "p_3")
     assert call("data", "check", _study(tmp_path, "north", more="  patient_pattern: ^(.+)_\n")) == 3
     shown = " ".join(capsys.readouterr().err.split())
-    assert "site 'north' has no test case: its 3 case(s) are of one patient, 'p'" in shown
+    assert "site 'north' has no test case: its 3 case(s) belong to one patient, 'p'" in shown
 
 
 def test_import_writes_sites_that_check_accepts(
