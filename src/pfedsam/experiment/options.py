@@ -61,11 +61,11 @@ class EvaluationOptions(Options):
         default=0.05,
         ge=0,
         le=1,
-        description="If a site's validation Dice is lower than its best one by more than this, the site keeps its earlier model; empty: never.",
+        description="A site keeps its earlier model if its validation Dice is lower than its best one by more than this; empty: never.",
     )
     choose_model: bool = Field(
         default=True,
-        description="Whether a site uses the shared model if that has a higher Dice than its personal model on the validation part.",
+        description="A site uses the shared model if that has a higher Dice than its personal model on the validation part.",
     )
     batch_size: int = Field(default=4, ge=1, description="Number of images in a forward pass during prediction.")
     surface_tolerance: float = Field(
@@ -95,13 +95,13 @@ class RuntimeOptions(Options):
     )
     device: Device = Field(
         default="auto",
-        description="Device for the computation: auto (a GPU if torch finds one), cpu, cuda or cuda:<n>; all processes share one GPU. Results "
-        "are equal to the bit on the CPU, and equal up to rounding between devices.",
+        description="Device for the computation: auto (a GPU if torch finds one), cpu, cuda or cuda:<n>; all processes share one GPU. "
+        "Results are equal to the bit on the CPU, and equal up to rounding between devices.",
     )
     cache_folder: Path | None = Field(
         default=None,
-        description="Folder of the cache of frozen features (the outputs of the frozen encoder blocks), with one folder per site; empty: in the "
-        "run's folder. Relative paths start at the configuration file.",
+        description="Folder of the cache of frozen features (the outputs of the frozen encoder blocks), with one folder per site; empty: "
+        "in the run's folder. Relative paths start at the configuration file.",
     )
 
 
