@@ -21,16 +21,16 @@ class DataOptions(Options):
     """The sites and how their files are read and split."""
 
     sites: dict[str, Path] = Field(
-        description="Folder of each site, by the site's name. A folder holds images/ and masks/, or a manifest.csv. Relative paths start at the "
-        "configuration file."
+        description="Folder of each site, by the site's name. A folder holds images/ and masks/, or a manifest.csv. Relative paths start at "
+        "the configuration file."
     )
     classes: dict[str, list[int]] = Field(
-        description="List of the ids in the mask files that belong to a class, by the name of the class; id 0 is background. The order of the "
-        "names numbers the classes 1, 2, ..."
+        description="List of the ids in the mask files that belong to a class, by the name of the class; id 0 is background. The order of "
+        "the names numbers the classes 1, 2, ..."
     )
     patient_pattern: str | None = Field(
         default=None,
-        description="Regular expression that is matched against the case id; its first group is the patient. Empty: every case is a patient.",
+        description="Regular expression for the case id; its first group is the patient. Empty: every case is a patient of its own.",
     )
     split_folder: Path | None = Field(
         default=None,
