@@ -29,9 +29,10 @@ from scipy.ndimage import find_objects, label
 from transformers import SamModel
 
 from pfedsam.core import rng
+from pfedsam.data.examples import Example
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.labels import LabelMap
-from pfedsam.data.loader import Example, load_examples, load_truth
+from pfedsam.data.loader import load_examples, load_truth
 from pfedsam.data.manifest import Site, read_site
 from pfedsam.data.split import SplitOptions, split_site
 from pfedsam.data.transforms import AugmentOptions, logits_to_native

@@ -127,7 +127,7 @@ def test_pictures_of_kinds_that_are_not_read_are_a_warning(tmp_path):
     for name in ("images/c.ppm", "images/b.bmp"):
         (tmp_path / "b" / name).touch()
     assert faulty.read_and_check(tmp_path).warnings == (
-        "site 'b': 'images/b.bmp' is left out (2 such file(s)); only .jpeg, .jpg, .png, .tif, .tiff are read: "
+        "site 'b': 'images/b.bmp' is left out (2 such file(s)); only .jpeg, .jpg, .png, .tif, .tiff, NIfTI, DICOM are read: "
         "save it as one of these (masks not as JPEG), or take it out",
     )
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfedsam.data.loader import Example
+from pfedsam.data.examples import Example
 from pfedsam.data.manifest import Case
 from pfedsam.data.tiling import TilingOptions
 from pfedsam.data.transforms import Frame

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pfedsam.core import rng
-from pfedsam.data.loader import Example
+from pfedsam.data.examples import Example
 from pfedsam.data.manifest import Case
 from pfedsam.data.transforms import AugmentOptions, Frame
 from pfedsam.federation.methods.pfedsam import METHOD

@@ -24,7 +24,7 @@ class SiteReport:
     parts: Mapping[str, int]
     """Part of the split -> cases; empty before a split."""
     sizes: Mapping[tuple[int, ...], int]
-    """(H, W) -> images."""
+    """(H, W), or (D, H, W) of a volume -> images."""
     depths: Mapping[int, int]
     """Bits of a value -> images."""
     channels: Mapping[int, int]
@@ -88,7 +88,7 @@ def check_sites(
             if tell:
                 tell(done, total, name)
 
-        gathered.append(gather_facts(site, study.labels, study.image, tell=count))
+        gathered.append(gather_facts(site, study.labels, study.image, study.volume, tell=count))
     found = find_suspicions(gathered, study)
     return DataReport(
         sites=tuple(describe_site(facts, study) for facts in gathered),
@@ -129,7 +129,7 @@ def describe_site(facts: SiteFacts, study: Study) -> SiteReport:
         depths=dict(Counter(one.image.bits for one in cases if one.image)),
         channels=dict(Counter(one.image.channels for one in cases if one.image)),
         values=(min(low for low, _ in tops), max(top for _, top in tops)) if tops else None,
-        spacings=dict(Counter(one.case.spacing_mm for one in cases)),
+        spacings=dict(Counter(one.spacing_mm for one in cases)),
         ids=dict(sorted(Counter(value for one in cases for value in one.pixels).items())),
         classes={name: sum(_has(one, labels, name) for one in cases) for name in labels.names},
         shares={name: _median_share(cases, labels, name) for name in labels.names},

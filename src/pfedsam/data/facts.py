@@ -4,8 +4,9 @@
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -13,10 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pfedsam.core.errors import DataError
+from pfedsam.data.about import about
 from pfedsam.data.images import ImageOptions, Stored, read_stored
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.loader import check_sizes, load_ids, load_image
 from pfedsam.data.manifest import SUFFIXES, Case, Site, has_manifest, orphan_masks, unlisted_files, unread_pictures
+from pfedsam.data.volume_case import open_case, open_case_mask
+from pfedsam.data.volume_options import VolumeOptions
 
 _SAMPLED: Final = 1_000_000
 """Pixels of an image, at most about, from which its range of values is taken."""
@@ -31,7 +35,7 @@ class CaseFacts:
     problems: tuple[str, ...] = ()
     """Why it cannot be used, each with site, case and remedy."""
     size: tuple[int, ...] | None = None
-    """H, W of the image as it is read."""
+    """H, W of the image as it is read; D, H, W of a volume."""
     image: Stored | None = None
     """How the image file is stored; None for what is no picture."""
     mask: Stored | None = None
@@ -41,6 +45,8 @@ class CaseFacts:
     """The 99th percentile, likewise."""
     top: float | None = None
     """The 99.9th percentile, likewise: the highest value, single bright pixels left out."""
+    volume_spacing: tuple[float, ...] | None = None
+    """Of the slices and their pixels, as the volume or the manifest says; None for a picture."""
     content: str | None = None
     """Digest of the image's pixels; None for an image of one value throughout, which is like many others."""
     pixels: Mapping[int, int] = field(default_factory=dict)
@@ -49,6 +55,11 @@ class CaseFacts:
     """Id in the mask -> its pixels on the outermost rows and columns."""
     labelled: bool = False
     """There is a mask that could be read."""
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...] | None:
+        """Height and width of a pixel, before them the distance of slices; None where it is not known."""
+        return self.volume_spacing if self.case.volume else self.case.spacing_mm
 
     def share(self, ids: frozenset[int], *, edge: bool = False) -> float | None:
         """The part of the mask (or of its edge) that has one of the ids; None without a mask."""
@@ -79,7 +90,12 @@ class SiteFacts:
 
 
 def gather_facts(
-    site: Site, labels: LabelMap, options: ImageOptions, *, tell: Callable[[], None] | None = None
+    site: Site,
+    labels: LabelMap,
+    options: ImageOptions,
+    volume: VolumeOptions | None = None,
+    *,
+    tell: Callable[[], None] | None = None,
 ) -> SiteFacts:
     """Reads every file of the site once; a bad case does not end it.
 
@@ -87,11 +103,17 @@ def gather_facts(
         site: As read with `masks_required=False`, so that every missing mask is named.
         labels: What the ids in the masks mean.
         options: How large an image may be; its contrast is left as it is in the file.
+        volume: How volumes are read, of which headers and masks alone are decoded.
         tell: Called after each case.
     """
     cases = []
     for case in site.cases:
-        cases.append(_facts_of(case, labels, options))
+        facts = (
+            _volume_facts(case, labels, options, volume or VolumeOptions())
+            if case.volume
+            else _facts_of(case, labels, options)
+        )
+        cases.append(facts)
         if tell:
             tell()
     return SiteFacts(
@@ -129,6 +151,24 @@ def _facts_of(case: Case, labels: LabelMap, options: ImageOptions) -> CaseFacts:
         edge=mask.edge,
         labelled=mask.shape is not None,
     )
+
+
+def _volume_facts(case: Case, labels: LabelMap, image: ImageOptions, options: VolumeOptions) -> CaseFacts:
+    """What the headers of a volume and of its mask say, and the mask's ids, slice by slice; no voxel of the image is decoded."""
+    facts, pixels, edge = CaseFacts(case), Counter[int](), Counter[int]()
+    try:
+        volume = open_case(case, image, options)
+        facts = replace(facts, size=volume.shape, volume_spacing=volume.spacing_mm)
+        mask = open_case_mask(case, volume, options)
+        with about(case):
+            for ids in volume.all_ids(mask):
+                pixels.update(_counts(ids))
+                edge.update(_counts(_border(ids)))
+    except DataError as error:
+        return replace(facts, problems=(str(error),))
+    unknown = labels.unknown(pixels)
+    problems = (f"site {case.site!r}, case {case.id!r}: {labels.complaint(unknown)}",) if unknown else ()
+    return replace(facts, problems=problems, pixels=pixels, edge=edge, labelled=True)
 
 
 @dataclass(frozen=True)
@@ -181,8 +221,11 @@ def _mask_facts(case: Case, options: ImageOptions, problems: list[str]) -> _Mask
     except DataError as error:
         problems.append(str(error))
         return _MaskFacts()
-    border = np.concatenate([ids[:1].ravel(), ids[-1:].ravel(), ids[:, :1].ravel(), ids[:, -1:].ravel()])
-    return _MaskFacts(ids.shape, stored, _counts(ids), _counts(border))
+    return _MaskFacts(ids.shape, stored, _counts(ids), _counts(_border(ids)))
+
+
+def _border(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return np.concatenate([ids[:1].ravel(), ids[-1:].ravel(), ids[:, :1].ravel(), ids[:, -1:].ravel()])
 
 
 def _counts(ids: npt.NDArray[np.int64]) -> dict[int, int]:

@@ -1,10 +1,9 @@
-"""Cases to model input: the images and labels of a site in memory, their views, and which of them a step trains on.
+"""Pictures to model input: the images and labels of a site in memory, their views, and which of them a step trains on.
 
 Whatever is wrong with a file is told here with the site and the case that it belongs to.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,24 +13,14 @@ from torch import Tensor
 
 from pfedsam.core import rng
 from pfedsam.core.errors import DataError
+from pfedsam.data.about import about
+from pfedsam.data.examples import Example
 from pfedsam.data.images import MAX_MEGAPIXELS, ImageOptions, normalise_contrast, read_image, read_mask
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.manifest import Case
-from pfedsam.data.transforms import AugmentOptions, Frame, apply_view, labels_to_frame, to_frame
-
-
-@dataclass(frozen=True)
-class Example:
-    """A case in the model's frame."""
-
-    case: Case
-    pixels: Tensor
-    """[3, S, S], float32, 0..1, zeros in the padding."""
-    labels: Tensor | None
-    """[S, S], uint8, classes 0..C; None for a case without a mask."""
-    frame: Frame
-    tile: int | None = None
-    """Which part of the picture this is; None for the whole one."""
+from pfedsam.data.transforms import AugmentOptions, apply_view, labels_to_frame, to_frame
+from pfedsam.data.volume_case import load_volume_truth, open_case
+from pfedsam.data.volume_options import VolumeOptions
 
 
 def load_examples(cases: Sequence[Case], *, labels: LabelMap, image: ImageOptions, side: int) -> list[Example]:
@@ -59,7 +48,7 @@ def load_image(case: Case, options: ImageOptions) -> npt.NDArray[np.float32]:
     Raises:
         DataError: It cannot be read.
     """
-    with _about(case):
+    with about(case):
         return normalise_contrast(read_image(case.image, max_megapixels=options.max_megapixels), options)
 
 
@@ -69,7 +58,7 @@ def load_ids(case: Case, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDArr
     Raises:
         DataError: There is no mask, or it cannot be read.
     """
-    with _about(case):
+    with about(case):
         if case.mask is None:
             raise DataError("the image has no mask; add a mask of the same name to masks/, or take the image out")
         return read_mask(case.mask, max_megapixels=max_megapixels)
@@ -82,8 +71,37 @@ def load_truth(case: Case, labels: LabelMap, *, max_megapixels: float = MAX_MEGA
         DataError: There is no mask, it cannot be read or has an unknown label.
     """
     ids = load_ids(case, max_megapixels=max_megapixels)
-    with _about(case):
+    with about(case):
         return labels.to_classes(ids)
+
+
+@dataclass(frozen=True)
+class CaseTruth:
+    """What a case is scored against."""
+
+    classes: npt.NDArray[np.uint8]
+    """0..C of the native pixels: [H, W] of a picture or of a volume of one slice, [D, H, W] of a volume."""
+    spacing_mm: tuple[float, float] | tuple[float, float, float] | None
+    """Along the axes of `classes`; None where it is not known."""
+    picture: Callable[[int], npt.NDArray[np.float32]]
+    """Slice number to what is shown of it, [H, W, 3] in 0..1."""
+
+
+def load_case_truth(case: Case, labels: LabelMap, image: ImageOptions, options: VolumeOptions) -> CaseTruth:
+    """The true classes of a picture or volume, with the spacing that distances are measured in.
+
+    Raises:
+        DataError: The mask cannot be read, does not fit its image, or has an unknown label.
+    """
+    if not case.volume:
+        classes = load_truth(case, labels, max_megapixels=image.max_megapixels)
+        pixel = (case.spacing_mm[0], case.spacing_mm[-1]) if case.spacing_mm else None
+        return CaseTruth(classes, pixel, lambda _: load_image(case, image))
+    volume = open_case(case, image, options)
+    classes, spacing = load_volume_truth(case, volume, labels, options), volume.spacing_mm
+    if len(classes) == 1:
+        return CaseTruth(classes[0], (spacing[1], spacing[2]) if spacing else None, lambda _: volume.pixels(0))
+    return CaseTruth(classes, spacing, volume.pixels)
 
 
 def check_sizes(case: Case, image: tuple[int, ...], mask: tuple[int, ...]) -> None:
@@ -118,6 +136,7 @@ def view_of(
     if example.labels is None:
         raise DataError(f"site {case.site!r}, case {case.id!r}: the image has no mask; only cases with one have views")
     part = () if example.tile is None else ("tile", example.tile)
+    part = part if example.slice is None else ("slice", example.slice)
     generator = rng.generator(seed, case.site, case.id, "view", view, renewal, *part)
     return apply_view(
         example.pixels, example.labels, view=view, generator=generator, options=options, frame=example.frame
@@ -125,12 +144,20 @@ def view_of(
 
 
 def batches(
-    examples: int, views: int, *, batch_size: int, steps: int, generator: torch.Generator
+    examples: int,
+    views: int,
+    *,
+    batch_size: int,
+    steps: int,
+    generator: torch.Generator,
+    foreground: Sequence[bool] = (),
+    share: float = 0.0,
 ) -> Iterator[list[tuple[int, int]]]:
     """For each step its (index of the example, view) pairs, always `batch_size` of them.
 
     Every example comes once before any comes again; a batch may reach over from one pass into the next. The view is
-    drawn anew each time.
+    drawn anew each time. Where it is known which examples hold foreground, at least `share` of all that are drawn do: that part is drawn
+    from them alone (each once before any again), the rest from all examples, so that empty ones stay in.
 
     Raises:
         DataError: There are no examples.
@@ -139,22 +166,16 @@ def batches(
         raise DataError(
             "there are no training cases to draw batches from; give the site's train part at least one case"
         )
+    full = [index for index, holds in enumerate(foreground) if holds]
+    share = share if full else 0.0
     waiting: list[int] = []
-    for _ in range(steps):
-        while len(waiting) < batch_size:
+    chosen: list[int] = []
+    for step in range(steps):
+        sure = int((step + 1) * batch_size * share + 1e-9) - int(step * batch_size * share + 1e-9)
+        while len(waiting) < batch_size - sure:
             waiting += torch.randperm(examples, generator=generator).tolist()
-        drawn, waiting = waiting[:batch_size], waiting[batch_size:]
+        while len(chosen) < sure:
+            chosen += [full[index] for index in torch.randperm(len(full), generator=generator).tolist()]
+        drawn = chosen[:sure] + waiting[: batch_size - sure]
+        chosen, waiting = chosen[sure:], waiting[batch_size - sure :]
         yield list(zip(drawn, torch.randint(views, (batch_size,), generator=generator).tolist(), strict=True))
-
-
-@contextmanager
-def _about(case: Case) -> Iterator[None]:
-    """Adds to an error about a file which case of which site it belongs to.
-
-    Raises:
-        DataError: What came from within, with site and case.
-    """
-    try:
-        yield
-    except DataError as exc:
-        raise DataError(f"site {case.site!r}, case {case.id!r}: {exc}") from exc

@@ -1,7 +1,8 @@
 """A site on disk: which cases it has, where their files lie and whose they are.
 
 A site is a folder that holds either `images/` and `masks/` with files of equal stems, or a `manifest.csv` with the
-columns `image,mask,patient[,split][,case][,spacing]`. Nothing is decoded here: this module only knows names.
+columns `image,mask,patient[,split][,case][,spacing][,series]`. An image is a picture, a NIfTI file, a DICOM file or a folder of DICOM
+files. Nothing is decoded here: this module knows names, and what kind of file lies behind them.
 
 A *patient* may have several cases (tiles of one slide, both eyes of a child). The patient comes from the manifest, or
 from the case id by a regular expression, and decides how the site may be split (see `pfedsam.data.split`).
@@ -10,12 +11,14 @@ from the case id by a regular expression, and decides how the site may be split 
 import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal, TypeAlias, get_args
 
 from pfedsam.core.errors import DataError, OptionError
+from pfedsam.data.entries import FOREIGN, Entry, entry_of, find_entries, group_sequences, refuse_loose_series
+from pfedsam.data.readers import PICTURES
 
 Split: TypeAlias = Literal["train", "val", "test", "unused"]
 """The part of a site that a case belongs to; an `unused` case takes no part in anything."""
@@ -24,24 +27,24 @@ PatientSource: TypeAlias = Literal["manifest", "pattern", "name"]
 """Where a case's patient comes from: a cell of the manifest, the patient pattern, or the case id itself."""
 
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
-SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
-READABLE: Final = ", ".join(sorted(SUFFIXES))
-FOREIGN: Final = (".dcm", ".dicom", ".ima", ".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
-"""What hospitals keep pictures in and this package does not read; left out in silence, cases would be missed."""
+SUFFIXES: Final = PICTURES
+READABLE: Final = f"{', '.join(sorted(SUFFIXES))}, NIfTI, DICOM"
 OTHER_PICTURES: Final = (".bmp", ".gif", ".heic", ".jfif", ".jp2", ".jpe", ".pgm", ".pnm", ".ppm", ".svs", ".webp")
 """Pictures of other kinds, which are left out: they may be cases or mere previews, so that `data check` names them."""
 MANIFEST: Final = "manifest.csv"
 
 _PARTS = ("images", "masks")
 _REQUIRED = ("image", "mask", "patient")
-_OPTIONAL = ("split", "case", "spacing")
+_OPTIONAL = ("split", "case", "spacing", "series")
+_MOST_SEQUENCES = 3
+_UNKNOWN = "unknown"
 _NAME = re.compile(r"[^\W_][\w.\-]*")
 _CASE = re.compile(r"[^\s./\\][^/\\\x00-\x1f]*")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One image of a site, with its mask; what is scored."""
+    """One image or volume of a site, with its mask; what is scored."""
 
     site: str
     id: str
@@ -49,8 +52,16 @@ class Case:
     mask: Path | None
     patient: str
     split: Split | None = None
-    spacing_mm: tuple[float, float] | None = None
-    """Height and width of a pixel of the native image in mm, where known."""
+    spacing_mm: tuple[float, ...] | None = None
+    """As the manifest says, in mm: height and width of a pixel; for a volume the distance of its slices before them."""
+    volume: bool = False
+    """Whether the image is NIfTI or DICOM, with slices."""
+    sequences: tuple[Path, ...] = ()
+    """Further volumes of the same grid, which are channels beside the image."""
+    series: str | None = None
+    """Which series of a DICOM folder that holds several."""
+    spacing_lost: bool = False
+    """The file's own spacing is not to be believed: distances are in pixels."""
     patient_source: PatientSource = "manifest"
 
 
@@ -75,7 +86,13 @@ class Site:
 
 
 def read_site(
-    name: str, folder: str | Path, *, patient_pattern: str | None = None, masks_required: bool = True
+    name: str,
+    folder: str | Path,
+    *,
+    patient_pattern: str | None = None,
+    masks_required: bool = True,
+    channels: Sequence[str] = (),
+    spacing_lost: bool = False,
 ) -> Site:
     """The site in `folder`, cases sorted by id.
 
@@ -87,6 +104,8 @@ def read_site(
             it.
         masks_required: Refuse a case without a mask. Without it, such a case has `mask=None`: for prediction, and for
             `check_site`, which then names every one of them.
+        channels: Endings of the names of two or three sequences that make up a case.
+        spacing_lost: The site's volumes have lost their spacing.
 
     Raises:
         DataError: The folder is missing, empty or ambiguous, or a manifest line is wrong.
@@ -104,9 +123,13 @@ def read_site(
             f"site {name!r}: there is no folder {str(folder)!r}; correct its path in the configuration (relative to that file)"
         )
     found = (
-        _from_manifest(name, folder, pattern) if (folder / MANIFEST).is_file() else _from_folders(name, folder, pattern)
+        _from_manifest(name, folder, pattern)
+        if (folder / MANIFEST).is_file()
+        else _from_folders(name, folder, pattern, channels)
     )
     cases = tuple(sorted(found, key=lambda case: case.id))
+    if spacing_lost:
+        cases = tuple(replace(case, spacing_lost=True) for case in cases)
     if not cases:
         raise DataError(
             f"site {name!r} has no cases: put images ({READABLE}) into images/ and their masks into masks/, "
@@ -123,7 +146,7 @@ def orphan_masks(site: Site) -> tuple[str, ...]:
     if has_manifest(site):
         return ()
     known = {case.id for case in site.cases}
-    return tuple(path.name for path in _pictures(site.folder / "masks") if path.stem not in known)
+    return tuple(entry.path.name for entry in find_entries(site.folder / "masks") if entry.stem not in known)
 
 
 def unread_pictures(site: Site) -> tuple[str, ...]:
@@ -139,8 +162,8 @@ def unlisted_files(site: Site) -> tuple[str, ...]:
     """Readable files in `images/` and `masks/` that the site's manifest does not name, as `folder/name`; none without a manifest."""
     if not has_manifest(site):
         return ()
-    listed = {path for case in site.cases for path in (case.image, case.mask)}
-    found = (path for part in _PARTS for path in _pictures(site.folder / part) if path not in listed)
+    listed = {path for case in site.cases for path in (case.image, case.mask, *case.sequences)}
+    found = (entry.path for part in _PARTS for entry in find_entries(site.folder / part) if entry.path not in listed)
     return tuple(f"{path.parent.name}/{path.name}" for path in found)
 
 
@@ -161,7 +184,7 @@ def pattern_is_idle(site: Site, patient_pattern: str | None) -> bool:
     return not any(pattern.search(case.id) for case in site.cases)
 
 
-def _from_folders(name: str, folder: Path, pattern: re.Pattern[str] | None) -> Iterator[Case]:
+def _from_folders(name: str, folder: Path, pattern: re.Pattern[str] | None, channels: Sequence[str]) -> Iterator[Case]:
     if not (folder / "images").is_dir():
         raise DataError(
             f"site {name!r}: its folder has neither {MANIFEST} nor images/; "
@@ -170,15 +193,30 @@ def _from_folders(name: str, folder: Path, pattern: re.Pattern[str] | None) -> I
     _check_foreign(name, folder)
     _check_utf8(name, folder)
     masks: dict[str, Path] = {}
-    for path in _pictures(folder / "masks"):
-        if path.stem in masks:
+    for entry in find_entries(folder / "masks"):
+        if entry.stem in masks:
             raise DataError(
-                f"site {name!r}, case {path.stem!r}: two masks, {masks[path.stem].name!r} and {path.name!r}; keep one"
+                f"site {name!r}, case {entry.stem!r}: two masks, {masks[entry.stem].name!r} and {entry.path.name!r}; keep one"
             )
-        masks[path.stem] = path
-    for path in _pictures(folder / "images"):
-        patient, source = _patient(pattern, path.stem)
-        yield Case(name, path.stem, path, masks.get(path.stem), patient, patient_source=source)
+        masks[entry.stem] = entry.path
+    try:
+        entries = find_entries(folder / "images")
+        refuse_loose_series(entries)
+        groups = group_sequences(entries, channels)
+    except DataError as exc:
+        raise DataError(f"site {name!r}: {exc}") from exc
+    for stem, (first, *others) in groups:
+        patient, source = _patient(pattern, stem)
+        yield Case(
+            name,
+            stem,
+            first.path,
+            masks.get(stem),
+            patient,
+            volume=first.volume,
+            sequences=tuple(entry.path for entry in others),
+            patient_source=source,
+        )
 
 
 def _check_foreign(name: str, folder: Path) -> None:
@@ -186,8 +224,8 @@ def _check_foreign(name: str, folder: Path) -> None:
         found = _files(folder / part, endings=FOREIGN)
         if found:
             raise DataError(
-                f"site {name!r}: {part}/ holds {found[0].name!r} ({len(found)} such file(s)); DICOM and volumes are not read: "
-                "export each picture as 8- or 16-bit PNG or TIFF, and take the file out"
+                f"site {name!r}: {part}/ holds {found[0].name!r} ({len(found)} such file(s)), which is not read: "
+                "convert volumes to NIfTI (.nii.gz), and take the file out"
             )
 
 
@@ -198,7 +236,7 @@ def _check_utf8(name: str, folder: Path) -> None:
         DataError: The first such name.
     """
     for part in _PARTS:
-        found = [path.name for path in _pictures(folder / part) if not _is_text(path.name)]
+        found = [entry.path.name for entry in find_entries(folder / part) if not _is_text(entry.path.name)]
         if found:
             raise DataError(
                 f"site {name!r}: {part}/ holds {found[0]!a} ({len(found)} such file(s)), whose name is not UTF-8; "
@@ -251,7 +289,10 @@ def _row(
     if None in row or None in row.values():
         raise DataError(f"{where}: not as many values as columns; give every column a value (or leave it empty)")
     cell = {str(column): str(value).strip() for column, value in row.items()}
-    image = _inside(folder, cell["image"], where=where)
+    images = [_inside(folder, one.strip(), where=where) for one in cell["image"].split(";")]
+    if len(images) > _MOST_SEQUENCES:
+        raise DataError(f"{where}: {len(images)} images; a case has at most {_MOST_SEQUENCES} sequences")
+    image, spacing = images[0], cell.get("spacing", "")
     case = cell.get("case") or image.stem
     if not _CASE.fullmatch(case):
         raise DataError(f"{where}: case {case!r} cannot name a file; use no '/', '\\' or control characters")
@@ -259,16 +300,20 @@ def _row(
     return Case(
         site=name,
         id=case,
-        image=image,
-        mask=_inside(folder, cell["mask"], where=where) if cell["mask"] else None,
+        image=image.path,
+        mask=_inside(folder, cell["mask"], where=where).path if cell["mask"] else None,
         patient=cell["patient"] or by_name,
         split=_split(cell.get("split", ""), where=where),
-        spacing_mm=_spacing(cell.get("spacing", ""), where=where),
+        spacing_mm=None if spacing == _UNKNOWN else _spacing(spacing, volume=image.volume, where=where),
+        volume=image.volume,
+        sequences=tuple(one.path for one in images[1:]),
+        series=cell.get("series") or None,
+        spacing_lost=spacing == _UNKNOWN,
         patient_source="manifest" if cell["patient"] else source,
     )
 
 
-def _inside(folder: Path, text: str, *, where: str) -> Path:
+def _inside(folder: Path, text: str, *, where: str) -> Entry:
     # By name, not resolved: a site may link its pictures from elsewhere, a manifest that came with a download may not.
     relative = PurePosixPath(text)
     if not text or relative.is_absolute() or ".." in relative.parts or "\\" in text:
@@ -276,11 +321,12 @@ def _inside(folder: Path, text: str, *, where: str) -> Path:
             f"{where}: {text!r} is not a path inside the site's folder; write it relative to {MANIFEST}, with '/'"
         )
     path = folder / relative
-    if not path.is_file():
+    if not path.is_file() and not path.is_dir():
         raise DataError(f"{where}: there is no file {text!r}; correct the name or remove the line")
-    if path.suffix.lower() not in SUFFIXES:
+    entry = entry_of(path)
+    if entry is None:
         raise DataError(f"{where}: {text!r} is no picture that can be read; use {READABLE}")
-    return path
+    return entry
 
 
 def _split(text: str, *, where: str) -> Split | None:
@@ -292,16 +338,20 @@ def _split(text: str, *, where: str) -> Split | None:
     return None
 
 
-def _spacing(text: str, *, where: str) -> tuple[float, float] | None:
+def _spacing(text: str, *, volume: bool, where: str) -> tuple[float, ...] | None:
     if not text:
         return None
     try:
         values = [float(part) for part in text.split("x")]
     except ValueError:
         values = []
-    if len(values) not in (1, 2) or not all(0 < value < 1000 for value in values):
-        raise DataError(f"{where}: spacing {text!r}; write mm as '0.5', or as height x width '0.5x0.4'")
-    return values[0], values[-1]
+    allowed = (3,) if volume else (1, 2)
+    if len(values) not in allowed or not all(0 < value < 1000 for value in values):
+        form = "'5x0.5x0.4' (distance of slices, height, width)" if volume else "'0.5', or as height x width '0.5x0.4'"
+        raise DataError(
+            f"{where}: spacing {text!r}; write mm as {form}, '{_UNKNOWN}' where the file has lost it, or nothing"
+        )
+    return tuple(values) if volume else (values[0], values[-1])
 
 
 def _compile(patient_pattern: str | None) -> re.Pattern[str] | None:
@@ -325,10 +375,6 @@ def _patient(pattern: re.Pattern[str] | None, case: str) -> tuple[str, PatientSo
         return case, "name"
     group: str | None = match["patient"] if "patient" in pattern.groupindex else match[1]
     return (group, "pattern") if group else (case, "name")
-
-
-def _pictures(folder: Path) -> list[Path]:
-    return _files(folder, endings=tuple(SUFFIXES))
 
 
 def _files(folder: Path, *, endings: tuple[str, ...]) -> list[Path]:

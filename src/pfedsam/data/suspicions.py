@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Final
 
@@ -17,6 +17,7 @@ from pfedsam.data.facts import CaseFacts, SiteFacts
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.labels import BACKGROUND, LabelMap
 from pfedsam.data.manifest import MANIFEST, READABLE, Split
+from pfedsam.data.volume_options import VolumeOptions
 
 _SHOWN: Final = 3
 """Cases that a finding names."""
@@ -65,6 +66,8 @@ class Study:
     patient_pattern: str | None = None
     validation: bool = True
     """The study asks for a validation part."""
+    volume: VolumeOptions = field(default_factory=VolumeOptions)
+    """How volumes are read."""
 
 
 def name_cases(cases: Sequence[str]) -> str:
@@ -230,8 +233,8 @@ def partly_given_spacing(sites: Sequence[SiteFacts], study: Study) -> Iterator[F
     """Spacing that is given for some cases of a site only, or that differs by a factor as of other units."""
     del study
     for facts in sites:
-        given = [one for one in facts.cases if one.case.spacing_mm is not None]
-        without = [one for one in facts.cases if one.case.spacing_mm is None]
+        given = [one for one in facts.cases if one.spacing_mm is not None]
+        without = [one for one in facts.cases if one.spacing_mm is None]
         if given and without:
             yield Finding(
                 facts.name,
@@ -240,9 +243,9 @@ def partly_given_spacing(sites: Sequence[SiteFacts], study: Study) -> Iterator[F
                 "give it for every case or for none",
                 _ids(without),
             )
-        values = [value for one in given for value in one.case.spacing_mm or ()]
+        values = [value for one in given for value in (one.spacing_mm or ())[-2:]]
         if values and max(values) >= _SPACING_FACTOR * min(values):
-            far = max(given, key=lambda one: max(one.case.spacing_mm or ()))
+            far = max(given, key=lambda one: max((one.spacing_mm or ())[-2:]))
             yield Finding(
                 facts.name,
                 "spacing partly",

@@ -15,9 +15,10 @@ from pydantic import Field
 
 from pfedsam.core import rng
 from pfedsam.core.options import Options
+from pfedsam.data.examples import Example
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.labels import LabelMap
-from pfedsam.data.loader import Example, check_sizes, load_image, load_truth
+from pfedsam.data.loader import check_sizes, load_image, load_truth
 from pfedsam.data.manifest import Case
 from pfedsam.data.transforms import Frame, labels_to_frame, to_frame
 

@@ -56,19 +56,19 @@ class AugmentOptions(Options):
     noise: float = Field(default=0.02, ge=0, le=1, description="Highest standard deviation of the added noise.")
 
 
-def to_frame(image: npt.NDArray[np.float32], side: int) -> tuple[Tensor, Frame]:
-    """The image [H, W, 3] of 0..1 as pixels [3, S, S] of 0..1, float32, and where it lies in them."""
+def to_frame(image: npt.NDArray[np.float32], side: int, frame: Frame | None = None) -> tuple[Tensor, Frame]:
+    """The image [H, W, 3] of 0..1 as pixels [3, S, S] of 0..1, float32, and where it lies in them: filling them, or as `frame` says."""
     height, width = image.shape[:2]
-    frame = Frame.of((height, width), side)
+    frame = frame or Frame.of((height, width), side)
     pixels = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)).permute(2, 0, 1)[None]
     resized = F.interpolate(pixels, size=frame.resized, mode="bilinear", align_corners=False, antialias=True)
     return _pad(resized[0].clamp(0, 1), frame), frame
 
 
-def labels_to_frame(classes: npt.NDArray[np.uint8], side: int) -> Tensor:
+def labels_to_frame(classes: npt.NDArray[np.uint8], side: int, frame: Frame | None = None) -> Tensor:
     """The classes [H, W] as labels [S, S], uint8, by the nearest pixel; padding is background."""
     height, width = classes.shape
-    frame = Frame.of((height, width), side)
+    frame = frame or Frame.of((height, width), side)
     labels = torch.from_numpy(np.ascontiguousarray(classes))[None, None]
     # "nearest" would take pixel corners and shift the labels against the pixels; "nearest-exact" takes centres.
     return _pad(F.interpolate(labels, size=frame.resized, mode="nearest-exact")[0, 0], frame)

@@ -23,7 +23,7 @@ from pfedsam.deploy.keys import CERTIFICATE, KEY, ROOT
 from pfedsam.deploy.site_service import WORKSPACE, client_config
 from pfedsam.engine.site_agent import study_options
 from pfedsam.engine.site_options import SiteOptions, read_site_options
-from pfedsam.experiment.build import build_model, build_study
+from pfedsam.experiment.build import build_model, build_study, volume_reading
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.site_policy import SitePolicy
 from pfedsam.model.backbones.checkpoint import backbone_file
@@ -186,7 +186,8 @@ def _studies(manifests: list[StudyManifest]) -> tuple[bool, str]:
 
 def _study_data(manifest: StudyManifest, options: SiteOptions) -> tuple[bool, str]:
     run = study_options(manifest, options)
-    site = read_site(options.name, options.data, patient_pattern=run.data.patient_pattern, masks_required=False)
+    pattern, reading = run.data.patient_pattern, volume_reading(run, options.name)
+    site = read_site(options.name, options.data, patient_pattern=pattern, masks_required=False, **reading)
     report = check_sites([site], build_study(run))
     warnings = "".join(f"\nWarning: {warning}" for warning in report.warnings[:10])
     return not report.problems, "\n".join(report.problems[:10]) or f"{len(site.cases)} cases, no problem{warnings}"

@@ -3,20 +3,23 @@
 Every runtime (in process, several processes, several machines) drives these same methods.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pfedsam.core import atomic
 from pfedsam.core.tensors import NamedTensors
-from pfedsam.data.loader import Example, load_image, load_truth
+from pfedsam.data.examples import Example
+from pfedsam.data.loader import CaseTruth, load_case_truth
 from pfedsam.data.manifest import Case
 from pfedsam.engine.model_selection import Parameters, SiteModels, Validation
-from pfedsam.evaluation.predict import Forward
+from pfedsam.evaluation.predict import Forward, whole_cases
 from pfedsam.evaluation.scores import CaseScores, score_case
 from pfedsam.evaluation.summary import summarize_site
 from pfedsam.experiment.build import (
@@ -223,9 +226,9 @@ class SiteScorer:
         atomic.write_json(folder / SCORES, {"schema": 2, "models": _plain(scores)})
         return scores
 
-    def predict(self, examples: list[Example], model: Model, parameters: Parameters) -> list[Any]:
-        """Class maps `[H, W]` uint8 at native size."""
-        return [found for _, found in self._predict(self._forward(model, parameters), examples)]
+    def predict(self, examples: Sequence[Example], model: Model, parameters: Parameters) -> list[Any]:
+        """Class maps uint8 at native size: `[H, W]` of a picture, `[D, H, W]` of a volume."""
+        return [found for _, found in whole_cases(self._predict(self._forward(model, parameters), examples))]
 
     def _forward(self, model: Model, parameters: Parameters) -> Forward:
         sam, partition = self.built.model, self.built.partition
@@ -250,24 +253,31 @@ class SiteScorer:
     ) -> tuple[list[CaseScores], list[OverlayItem]]:
         examples = build_images(self.options, cases, self.built.model.image_size)
         scores, overlays = [], []
-        for example, found in self._predict(self._forward(model, parameters), examples):
-            case = example.case
-            truth = load_truth(case, self._labels, max_megapixels=self.options.data.image.max_megapixels)
+        for example, found in whole_cases(self._predict(self._forward(model, parameters), examples)):
+            truth = load_case_truth(example.case, self._labels, self.options.data.image, self.options.data.volume)
             scored = score_case(
-                case.id,
-                found,
-                truth,
+                example.case.id,
+                found.reshape(truth.classes.shape),
+                truth.classes,
                 class_names=self._labels.names,
-                spacing_mm=case.spacing_mm,
-                patient=case.patient,
+                spacing_mm=truth.spacing_mm,
+                patient=example.case.patient,
                 lesions=self.options.evaluation.lesions,
                 surface_tolerance=self.options.evaluation.surface_tolerance,
                 distances=distances,
             )
             scores.append(scored)
             if draw:
-                overlays.append(OverlayItem(load_image(case, self.options.data.image), truth, found, scored.dice))
+                overlays.append(_overlay(truth, found.reshape(truth.classes.shape), scored.dice))
         return scores, overlays
+
+
+def _overlay(truth: CaseTruth, found: npt.NDArray[np.uint8], dice: float | None) -> OverlayItem:
+    """What is drawn of a case; of a volume, the slice with the most wrong pixels."""
+    if truth.classes.ndim == 2:
+        return OverlayItem(truth.picture(0), truth.classes, found, dice)
+    worst = int((found != truth.classes).sum(axis=(1, 2)).argmax())
+    return OverlayItem(truth.picture(worst), truth.classes[worst], found[worst], dice)
 
 
 def _plain(scores: Mapping[str, list[CaseScores]]) -> dict[str, list[dict[str, Any]]]:

@@ -4,7 +4,7 @@ The network returns class logits z_1..z_C on a coarse grid. The background has t
 Logits, not masks, are resized to native size, because resized masks would have contours with the steps of the coarse grid.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from monai.inferers.utils import sliding_window_inference
 from torch import Tensor
 
-from pfedsam.data.loader import Example
+from pfedsam.data.examples import Example
 from pfedsam.data.tiling import TilingOptions
 from pfedsam.data.transforms import Frame, logits_to_native
 
@@ -81,6 +81,26 @@ def tiled_logits(forward: Forward, pixels: Tensor, *, side: int, tiling: TilingO
         mode="gaussian",
     )
     return torch.as_tensor(logits)[0, :, :height, :width]
+
+
+def whole_cases(
+    found: Iterable[tuple[Example, npt.NDArray[np.uint8]]],
+) -> Iterator[tuple[Example, npt.NDArray[np.uint8]]]:
+    """Pictures as they come; the slices of a volume, which come in order, as one class map [D, H, W] with its last slice.
+
+    Only one volume's classes are held at a time.
+    """
+    volume: npt.NDArray[np.uint8] | None = None
+    for example, classes in found:
+        if example.slice is None:
+            yield example, classes
+            continue
+        if volume is None or example.slice == 0:
+            volume = np.empty((example.depth, *classes.shape), dtype=np.uint8)
+        volume[example.slice] = classes
+        if example.slice == example.depth - 1:
+            yield example, volume
+            volume = None
 
 
 def predict(

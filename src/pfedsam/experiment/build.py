@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,9 @@ from torch import Tensor
 from pfedsam.core import rng
 from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.tensors import NamedTensors
+from pfedsam.data.examples import Example, VolumeExamples
 from pfedsam.data.labels import LabelMap
-from pfedsam.data.loader import Example, load_examples
+from pfedsam.data.loader import load_examples
 from pfedsam.data.manifest import Case, Site, read_site
 from pfedsam.data.split import read_split, split_site
 from pfedsam.data.suspicions import Study
@@ -23,7 +24,7 @@ from pfedsam.data.tiling import load_pictures, load_tiles
 from pfedsam.evaluation.predict import Forward, predict, predict_tiled
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.codec import Codec
-from pfedsam.federation.methods import find_method
+from pfedsam.federation.methods import configured
 from pfedsam.federation.methods.base import Method
 from pfedsam.federation.roster import Roster
 from pfedsam.model.backbones.checkpoint import load_backbone
@@ -36,6 +37,13 @@ from pfedsam.training.site_data import SiteData
 
 Predict: TypeAlias = Callable[[Forward, Sequence[Example]], Iterator[tuple[Example, npt.NDArray[np.uint8]]]]
 """A function from a forward function and the result of `build_images` to each image with its class map [H, W] at native size."""
+
+
+class VolumeReading(TypedDict):
+    """The arguments of `read_site` that concern volumes."""
+
+    channels: tuple[str, ...]
+    spacing_lost: bool
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,22 @@ class BuiltModel:
 
 
 def build_method(options: RunOptions) -> Method:
-    """The run's method."""
-    return find_method(options.method)
+    """The run's method, with its own options."""
+    return configured(options.method, options.method_options)
+
+
+def refuse_too_few_sites(options: RunOptions) -> None:
+    """Refuse a federation whose server step cannot work with its sites.
+
+    Raises:
+        OptionError: it needs more sites than there are.
+    """
+    least, sites = build_method(options).server.least_updates, len(options.data.sites)
+    if sites < least:
+        raise OptionError(
+            f"The method {options.method} needs updates of at least {least} sites with these options (method_options.{options.method}); "
+            f"there are {sites}. Add sites, change the option, or choose another method, such as fedavg."
+        )
 
 
 def build_codec(options: RunOptions) -> Codec:
@@ -89,7 +111,7 @@ def build_study(options: RunOptions) -> Study:
     """
     data, evaluation = options.data, options.evaluation
     validation = data.split.val > 0 and evaluation.validate_every > 0
-    return Study(build_labels(options), data.image, data.patient_pattern, validation)
+    return Study(build_labels(options), data.image, data.patient_pattern, validation, data.volume)
 
 
 def read_sites(options: RunOptions, *, masks_required: bool = True) -> dict[str, Site]:
@@ -100,7 +122,9 @@ def read_sites(options: RunOptions, *, masks_required: bool = True) -> dict[str,
     """
     pattern = options.data.patient_pattern
     return {
-        name: read_site(name, folder, patient_pattern=pattern, masks_required=masks_required)
+        name: read_site(
+            name, folder, patient_pattern=pattern, masks_required=masks_required, **volume_reading(options, name)
+        )
         for name, folder in options.data.sites.items()
     }
 
@@ -135,6 +159,12 @@ def divide_site(options: RunOptions, site: Site) -> Site:
                 )
             raise DataError(f"site {name!r} has no {part} case: it needs at least one; add cases or change data.split.")
     return site
+
+
+def volume_reading(options: RunOptions, site: str) -> VolumeReading:
+    """The arguments of `read_site` for the volumes of a site."""
+    volume = options.data.volume
+    return {"channels": tuple(volume.channels), "spacing_lost": site in volume.spacing_unknown}
 
 
 def build_model(options: RunOptions, device: torch.device = CPU) -> BuiltModel:
@@ -190,24 +220,47 @@ def with_pool(options: RunOptions, sites: Mapping[str, Site]) -> dict[str, Site]
     return {pool: Site(pool, Path(), cases), **sites}
 
 
-def build_examples(options: RunOptions, cases: tuple[Case, ...], side: int) -> list[Example]:
-    """Training cases at the model's input size, with labels; with tiling, their tiles.
+def build_examples(options: RunOptions, cases: tuple[Case, ...], side: int) -> Sequence[Example]:
+    """Training examples at the model's input size, with labels: pictures, the tiles of pictures, or the slices of volumes.
 
     Raises:
         DataError: a file cannot be read, or a mask does not fit its image or the label map.
     """
     labels, image, tiling = build_labels(options), options.data.image, options.data.tiling
+    if _are_volumes(options, cases):
+        return VolumeExamples(cases, labels=labels, image=image, side=side, options=options.data.volume)
     if tiling:
         return load_tiles(cases, labels=labels, image=image, side=side, tiling=tiling)
     return load_examples(cases, labels=labels, image=image, side=side)
 
 
-def build_images(options: RunOptions, cases: tuple[Case, ...], side: int) -> list[Example]:
-    """The cases to predict, as input of `build_predict`.
+def _are_volumes(options: RunOptions, cases: tuple[Case, ...]) -> bool:
+    """Whether the cases are volumes.
+
+    Raises:
+        DataError: Only some of the cases are volumes.
+        OptionError: The cases are volumes, but the options cut pictures into tiles.
+    """
+    volumes = [case for case in cases if case.volume]
+    if volumes and len(volumes) < len(cases):
+        pictures = next(case for case in cases if not case.volume)
+        raise DataError(
+            f"site {volumes[0].site!r}, case {volumes[0].id!r} is a volume, but site {pictures.site!r}, case {pictures.id!r} is a picture; "
+            "all cases of a run must be volumes, or all must be pictures"
+        )
+    if volumes and options.data.tiling:
+        raise OptionError("data.tiling cuts pictures into tiles, but the sites hold volumes: remove data.tiling.")
+    return bool(volumes)
+
+
+def build_images(options: RunOptions, cases: tuple[Case, ...], side: int) -> Sequence[Example]:
+    """The images to predict, as input of `build_predict`; a volume is given as its slices in order.
 
     Raises:
         DataError: a file cannot be read, or a mask does not fit its image or the label map.
     """
+    if _are_volumes(options, cases):
+        return VolumeExamples(cases, labels=None, image=options.data.image, side=side, options=options.data.volume)
     if options.data.tiling:
         return load_pictures(cases, image=options.data.image, side=side)
     return load_examples(cases, labels=build_labels(options), image=options.data.image, side=side)
@@ -225,9 +278,12 @@ def build_site_data(
     options: RunOptions, name: str, cases: tuple[Case, ...], built: BuiltModel, cache_folder: Path
 ) -> SiteData:
     """The training data of a site."""
+    examples = build_examples(options, cases, built.model.image_size)
     return SiteData(
         name=name,
-        examples=build_examples(options, cases, built.model.image_size),
+        examples=examples,
+        foreground=examples.foreground if isinstance(examples, VolumeExamples) else (),
+        foreground_share=options.data.volume.foreground_share,
         cache=build_cache(options, built, cache_folder),
         augment=options.data.augment,
         seed=options.seed,

@@ -9,9 +9,10 @@ from pfedsam.data.images import ImageOptions
 from pfedsam.data.split import SplitOptions
 from pfedsam.data.tiling import TilingOptions
 from pfedsam.data.transforms import AugmentOptions
+from pfedsam.data.volume_options import VolumeOptions
 from pfedsam.evaluation.scores import SURFACE_TOLERANCE
 from pfedsam.federation.codec import CommunicationOptions
-from pfedsam.federation.methods import METHODS, find_method
+from pfedsam.federation.methods import METHODS, MethodOptions, find_method
 from pfedsam.model.options import ModelOptions
 from pfedsam.model.prefix import PrefixOptions
 from pfedsam.training.options import TrainingOptions
@@ -21,7 +22,7 @@ class DataOptions(Options):
     """The sites and how their files are read and split."""
 
     sites: dict[str, Path] = Field(
-        description="Folder of each site, by the site's name. A folder holds images/ and masks/, or a manifest.csv. Relative paths start at "
+        description="Folder of each site, by the site's name. A folder holds images/ and masks/, or a manifest.csv. Paths are relative to "
         "the configuration file."
     )
     classes: dict[str, list[int]] = Field(
@@ -37,6 +38,9 @@ class DataOptions(Options):
         description="Folder with the split files that `pfedsam data split` wrote; empty: the sites are split by the seed.",
     )
     image: ImageOptions = Field(default=ImageOptions(), description="How images are read.")
+    volume: VolumeOptions = Field(
+        default=VolumeOptions(), description="How volumes (NIfTI, DICOM) are read and divided into slices."
+    )
     split: SplitOptions = Field(default=SplitOptions(), description="Shares of training, validation and test.")
     tiling: TilingOptions | None = Field(
         default=None, description="Train and predict on tiles of the pictures; empty: on whole pictures."
@@ -118,6 +122,9 @@ class RunOptions(Options):
         default=0, ge=0, description="Seed of the splits, the initial weights, the batches and the augmentation."
     )
     method: str = Field(default="pfedsam", description=f"Method of federated training: one of {', '.join(METHODS)}.")
+    method_options: MethodOptions = Field(  # type: ignore[valid-type]  # built from the options classes of the methods
+        default=MethodOptions(), description="Options of single methods, by the name of the method."
+    )
     data: DataOptions = Field(description="Sites, classes, patients.")
     model: ModelOptions = Field(default=ModelOptions(), description="Backbone, LoRA, experts.")
     training: TrainingOptions = Field(default=TrainingOptions(), description="Rounds, steps, optimiser, distillation.")

@@ -1,7 +1,8 @@
 """A suite: a file with the sites, options, methods and seeds of one comparison; every entry of it is an ordinary run.
 
 A suite follows the protocol of docs/evidence.md: each seed has its own split by patient, and every method gets the same number of
-optimiser steps at each site, including those of local phases. A pooled method gets the sum of the steps of all sites.
+optimiser steps at each site, namely rounds times steps of a round. The steps of final local fine-tuning are part of this number, so that
+no method trains longer because another one has such a phase. A pooled method gets the sum of the steps of all sites.
 """
 
 import copy
@@ -16,9 +17,11 @@ from pydantic import Field, ValidationError
 from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.options import Options
 from pfedsam.experiment.build import build_method
+from pfedsam.experiment.effect import is_below, refuse_unused_by_all, unused, without_unused
 from pfedsam.experiment.load import override, put, read_mapping, validate
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.methods import METHODS, find_method
+from pfedsam.training.options import TrainingOptions
 
 _ABLATIONS = "ablations"
 """Name of the shipped file of variants; it is not a suite."""
@@ -138,6 +141,8 @@ def run_options(
 ) -> RunOptions:
     """The configuration of one run: the suite's options with the overrides, the entry's changes and an equal number of steps.
 
+    Options that the suite or the overrides set for all entries are left out if they have no effect in this entry.
+
     Args:
         suite: the suite with the common options.
         entry: the method and its changes.
@@ -146,17 +151,39 @@ def run_options(
         overrides: texts of the form `key.path=value`, which apply to all entries.
 
     Raises:
-        OptionError: the configuration has mistakes; the message names all of them.
+        OptionError: the configuration has mistakes, or a change of the entry has no effect in it; the message names all of them.
     """
+    chosen, steps = _chosen(suite, entry, seed, sites, overrides)
+    idle = [text for key, text in unused(chosen).items() if is_below(key, entry.changes)]
+    if idle:
+        raise OptionError(f"The variant {entry.label} sets options without effect: {'; '.join(idle)}.")
+    return equal_steps(chosen, round(steps * entry.steps))
+
+
+def refuse_idle_overrides(
+    suite: Suite, entries: Sequence[Entry], sites: Mapping[str, Path], overrides: Sequence[str]
+) -> None:
+    """Refuse overrides that have no effect in any entry; the arguments are those of `run_options`.
+
+    Raises:
+        OptionError: an override has no effect; the message names each of them.
+    """
+    runs = [_chosen(suite, entry, 0, sites, overrides)[0] for entry in entries]
+    refuse_unused_by_all(runs, "--set", [text.partition("=")[0] for text in overrides])
+
+
+def _chosen(
+    suite: Suite, entry: Entry, seed: int, sites: Mapping[str, Path], overrides: Sequence[str]
+) -> tuple[RunOptions, int]:
+    """An entry's options, including those without effect, and the number of steps of the suite's rounds."""
     content = copy.deepcopy(suite.options)
     put(content, "data.sites", {name: str(folder) for name, folder in sites.items()})
     override(content, overrides)
     content |= {"name": content.get("name", suite.name), "seed": seed, "method": entry.method}
-    basis = validate(RunOptions, content, f"suite {suite.name}")
+    basis = validate(RunOptions, content, f"suite {suite.name}").training
     for key, value in entry.changes.items():
         put(content, key, value)
-    chosen = validate(RunOptions, content, f"suite {suite.name}, {entry.label}")
-    return equal_steps(chosen, round(basis.training.steps * entry.steps))
+    return validate(RunOptions, content, f"suite {suite.name}, {entry.label}"), basis.rounds * basis.steps_per_round
 
 
 def local_steps(options: RunOptions) -> int:
@@ -167,34 +194,44 @@ def local_steps(options: RunOptions) -> int:
 
 
 def equal_steps(options: RunOptions, budget: int) -> RunOptions:
-    """The options with the number of rounds that gives `budget` steps per site; a method without final phases gets more rounds.
+    """The options with the number of rounds that gives `budget` steps per site, including the steps of the final phase.
 
+    Where `training.final_steps` was not set, the final phase gets at most a quarter of the budget, and a multiple of the steps of a round.
     A pooled method does the steps of all sites in the same number of rounds as the other methods.
 
     Raises:
         OptionError: no whole number of rounds gives the budget.
     """
     method, training = build_method(options), options.training
-    if method.roster.pool:
-        sites = len(options.data.sites)
-        more = {"steps_per_round": training.steps_per_round * sites, "final_steps": training.final_steps * sites}
-        training, budget = _changed(training, more), budget * sites
     in_round = sum(phase.steps for phase in method.phases(training))
+    if "final_steps" not in training.model_fields_set:
+        most = min(training.final_steps, budget // 4)
+        training = training.model_copy(update={"final_steps": most - most % in_round})
     last = sum(phase.steps for phase in method.final(training))
     rounds, left = divmod(budget - last, in_round)
     if left or rounds < 1:
         raise OptionError(
             f"{options.method}: with {in_round} steps in a round and {last} after the last round, no whole number of rounds gives "
-            f"{budget} steps, and all methods must do equally many. Choose training.final_steps as a multiple of training.steps_per_round."
+            f"{budget} steps, and all methods must do equally many. Choose training.final_steps as a multiple of training.steps_per_round, "
+            "and less than the steps of all rounds."
         )
-    return options.model_copy(update={"training": _changed(training, {"rounds": rounds})})
+    changes = {"rounds": rounds, "final_steps": training.final_steps}
+    if method.roster.pool:
+        sites = len(options.data.sites)
+        changes |= {"steps_per_round": training.steps_per_round * sites, "final_steps": training.final_steps * sites}
+    return without_unused(options.model_copy(update={"training": _changed(options.training, changes)}))
 
 
-def _changed(options: Any, update: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any options class
+def _changed(options: TrainingOptions, update: Mapping[str, int]) -> TrainingOptions:
+    """The options with other values; only the keys that were set before, and the changed ones, count as set.
+
+    Raises:
+        OptionError: the values contradict each other.
+    """
     try:
-        return type(options).model_validate(options.model_dump() | dict(update))
+        return TrainingOptions.model_validate(options.model_dump(exclude_unset=True) | dict(update))
     except ValidationError as error:
-        raise OptionError(str(error)) from error
+        raise OptionError("; ".join(str(one["msg"]).removeprefix("Value error, ") for one in error.errors())) from error
 
 
 def _shipped(name: str) -> Path:

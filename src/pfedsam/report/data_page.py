@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from pfedsam.core.atomic import write_text
 from pfedsam.core.errors import DataError
 from pfedsam.data.check import DataReport, SiteReport
 from pfedsam.data.facts import SiteFacts
-from pfedsam.data.loader import load_image, load_truth
+from pfedsam.data.loader import CaseTruth, load_case_truth
 from pfedsam.data.suspicions import Study
 from pfedsam.report.format import MISSING, format_count
 from pfedsam.report.overlays import TRUTH, OverlayItem, draw_overlay
@@ -97,12 +98,24 @@ def _thumbnails(facts: SiteFacts, study: Study) -> Iterable[Thumbnail]:
     chosen = sorted({round(i) for i in np.linspace(0, len(sound) - 1, min(_PICTURES, len(sound)))})
     for case in (sound[i] for i in chosen):
         try:
-            image = load_image(case, study.image)
-            truth = load_truth(case, study.labels, max_megapixels=study.image.max_megapixels)
+            truth = load_case_truth(case, study.labels, study.image, study.volume)
+            image, classes = _fullest(truth)
         except DataError:  # it was readable when it was checked, and told then if not
             continue
-        picture = draw_overlay(OverlayItem(image, truth, np.zeros_like(truth), None))
+        picture = draw_overlay(OverlayItem(image, classes, np.zeros_like(classes), None))
         yield Thumbnail(case.id, case.patient, "data:image/png;base64," + base64.b64encode(picture).decode("ascii"))
+
+
+def _fullest(truth: CaseTruth) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """Image and classes of a case; of a volume, those of the slice with most foreground.
+
+    Raises:
+        DataError: the image cannot be read.
+    """
+    if truth.classes.ndim == 2:
+        return truth.picture(0), truth.classes
+    fullest = int((truth.classes > 0).sum(axis=(1, 2)).argmax())
+    return truth.picture(fullest), truth.classes[fullest]
 
 
 def _listed(counts: Mapping[Any, int], *, always: bool = False, most: int = _LISTED) -> str:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from pfedsam.core.rng import generator
-from pfedsam.data.loader import Example, batches, view_of
+from pfedsam.data.examples import Example
+from pfedsam.data.loader import batches, view_of
 from pfedsam.data.transforms import AugmentOptions
 from pfedsam.model.personal import PersonalSam
 from pfedsam.model.prefix import PrefixCache
@@ -34,13 +35,23 @@ class SiteData:
     cache: PrefixCache
     augment: AugmentOptions
     seed: int
+    foreground: Sequence[bool] = ()
+    """Which examples hold a class, where slices are drawn by it."""
+    foreground_share: float = 0.0
+    """Least share of what is drawn that holds a class."""
 
     def draw(self, model: PersonalSam, *, round_: int, phase: str, batch_size: int, steps: int) -> Iterator[Batch]:
         """The batches of one phase; they depend on seed, site, round and phase alone."""
         order = generator(self.seed, self.name, round_, phase, "batches")
         renewal = round_ // self.augment.renew_every if self.augment.renew_every else 0
         for pairs in batches(
-            len(self.examples), self.augment.views, batch_size=batch_size, steps=steps, generator=order
+            len(self.examples),
+            self.augment.views,
+            batch_size=batch_size,
+            steps=steps,
+            generator=order,
+            foreground=self.foreground,
+            share=self.foreground_share,
         ):
             drawn = [self._view(model, index, view, renewal) for index, view in pairs]
             tokens, labels = (torch.stack(parts).to(model.device) for parts in zip(*drawn, strict=True))

@@ -1,0 +1,163 @@
+"""A site's examples, loaded when they are asked for: pictures and slices of volumes, in bounded memory.
+
+Prepared examples are kept up to a limit, those used last; a volume that is open holds its voxels in their own type, and only the last two
+are open. So memory does not grow with the site.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, overload
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from pfedsam.data.about import about
+from pfedsam.data.images import ImageOptions
+from pfedsam.data.labels import IGNORED, IGNORED_BIT, LabelMap
+from pfedsam.data.manifest import Case
+from pfedsam.data.readers import MaskReader
+from pfedsam.data.transforms import Frame, labels_to_frame, to_frame
+from pfedsam.data.volume import Scale, Volume
+from pfedsam.data.volume_case import open_case, open_case_mask
+from pfedsam.data.volume_options import VolumeOptions
+
+_OPEN_VOLUMES: Final = 2
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture, or a slice of a volume, in the model's frame."""
+
+    case: Case
+    pixels: Tensor
+    """[3, S, S], float32, 0..1, zeros in the padding."""
+    labels: Tensor | None
+    """[S, S], uint8, classes 0..C; None for a case without a mask."""
+    frame: Frame
+    tile: int | None = None
+    """Which part of the picture this is; None for the whole one."""
+    slice: int | None = None
+    """Which slice of the volume this is; None for a picture."""
+    depth: int = 1
+    """Slices of the case."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What an example is made of."""
+
+    case: Case
+    slice: int | None
+    depth: int = 1
+
+
+class VolumeExamples(Sequence[Example]):
+    """The slices of the volumes of a site, one after the other."""
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        *,
+        labels: LabelMap | None,
+        image: ImageOptions,
+        side: int,
+        options: VolumeOptions,
+    ) -> None:
+        """Read headers, and the masks where there are labels to give; no image is decoded.
+
+        Args:
+            cases: Whose images are volumes.
+            labels: What the ids in the masks mean; None: examples have no labels, and no mask is looked at.
+            image: Percentiles of the intensities.
+            side: S, of the model's frame.
+            options: How volumes are read.
+
+        Raises:
+            DataError: A header or a mask cannot be read, a mask does not fit its image, or has an unknown label.
+        """
+        self._labels, self._image, self._side, self._options = labels, image, side, options
+        self._scales: dict[tuple[str, str], tuple[Scale, ...]] = {}
+        self._open: OrderedDict[tuple[str, str], tuple[Volume, MaskReader | None]] = OrderedDict()
+        self._kept: OrderedDict[int, Example] = OrderedDict()
+        self._most = max(1, options.cache_megabytes * 2**20 // (13 * side * side))  # 3 x float32 and a label
+        self._parts: list[_Part] = []
+        self.foreground: list[bool] = []
+        """Which slices hold a class; empty without labels."""
+        for case in cases:
+            self._add(case)
+
+    def _add(self, case: Case) -> None:
+        volume, mask = self._volume(case)
+        self._parts += [_Part(case, number, volume.shape[0]) for number in range(volume.shape[0])]
+        self._frame(case, volume)
+        if self._labels is not None and mask is not None:
+            with about(case):
+                self.foreground += [_holds_class(self._labels, ids) for ids in volume.all_ids(mask)]
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        """The example at an index, or a list of them.
+
+        Raises:
+            DataError: A volume cannot be decoded.
+        """
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        if index not in self._kept:
+            self._kept[index] = self._load(self._parts[index])
+            if len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(index)
+        return self._kept[index]
+
+    def _load(self, part: _Part) -> Example:
+        volume, mask = self._volume(part.case)
+        number = part.slice or 0
+        with about(part.case):
+            frame = self._frame(part.case, volume)
+            pixels, _ = to_frame(volume.pixels(number), self._side, frame)
+            self._scales[part.case.site, part.case.id] = volume.scales
+            labels: Tensor | None = None
+            if self._labels is not None and mask is not None:
+                labels = labels_to_frame(self._labels.to_classes(volume.ids(mask, number)), self._side, frame)
+        return Example(part.case, pixels, labels, frame, slice=number, depth=part.depth)
+
+    def _frame(self, case: Case, volume: Volume) -> Frame:
+        """Where slices lie in the model's square.
+
+        Raises:
+            DataError: They do not fit at the spacing that was asked for.
+        """
+        with about(case):
+            return volume.frame(self._side)
+
+    def _volume(self, case: Case) -> tuple[Volume, MaskReader | None]:
+        """The volume and, where labels are wanted, its mask; opened again where others were used since."""
+        key = case.site, case.id
+        if key not in self._open:
+            volume = open_case(case, self._image, self._options, self._scales.get(key))
+            mask = None
+            if self._labels is not None and case.mask is not None:
+                mask = open_case_mask(case, volume, self._options)
+            self._open[key] = volume, mask
+            if len(self._open) > _OPEN_VOLUMES:
+                self._open.popitem(last=False)
+        self._open.move_to_end(key)
+        return self._open[key]
+
+
+def _holds_class(labels: LabelMap, ids: npt.NDArray[np.int64]) -> bool:
+    """Whether a slice of ids holds a class; pixels to be ignored are none."""
+    found = labels.to_classes(ids)
+    if labels.overlap:
+        return bool((found & ~np.uint8(IGNORED_BIT)).any())
+    return bool(((found > 0) & (found != IGNORED)).any())

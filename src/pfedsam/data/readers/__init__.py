@@ -1,0 +1,133 @@
+"""Readers of image files, one protocol (`base.Reader`) and one file a format; files are recognised by their content."""
+
+from pathlib import Path
+from typing import Final, Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pfedsam.core.errors import DataError
+from pfedsam.data.readers.base import Header, Reader
+from pfedsam.data.readers.dicom import DicomReader
+from pfedsam.data.readers.dicom_files import find_images, looks_like_dicom
+from pfedsam.data.readers.masks import fit_mask, fold_name
+from pfedsam.data.readers.nifti import NiftiReader, looks_like_nifti
+from pfedsam.data.readers.pictures import PictureReader
+from pfedsam.data.readers.png_stack import is_png_stack, read_png_stack
+from pfedsam.data.readers.rtstruct import read_rtstruct
+from pfedsam.data.readers.seg import read_seg
+from pfedsam.data.volume_options import VolumeOptions
+
+Kind: TypeAlias = Literal["picture", "nifti", "dicom"]
+PICTURES: Final = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
+
+
+class MaskReader(Protocol):
+    """The mask of an image, indexed as the image's voxels."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was lost or changed on the way to this grid."""
+        ...
+
+    def header(self) -> Header:
+        """That of the image."""
+        ...
+
+    def mask_slice(self, index: int, axis: int = 2) -> npt.NDArray[np.int64]:
+        """The ids [A, B] of the plane `index` across `axis`.
+
+        Raises:
+            DataError: The file is damaged, or its values are no ids.
+        """
+        ...
+
+
+def kind_of(path: Path) -> Kind | None:
+    """The format of a file, or of a folder of DICOM files; None for what is not read. Only the first bytes of files are looked at."""
+    if path.is_dir():
+        files = (file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith("."))
+        return "dicom" if any(looks_like_dicom(file) for file in files) else None
+    if path.suffix.lower() in PICTURES:
+        return "picture"
+    if not path.is_file():
+        return None
+    return "nifti" if looks_like_nifti(path) else "dicom" if looks_like_dicom(path) else None
+
+
+def open_volume(path: Path, options: VolumeOptions, *, series: str | None = None) -> Reader:
+    """The reader of a NIfTI file, a DICOM file or a folder of DICOM files.
+
+    Args:
+        path: Of the file or folder.
+        options: Limits, and which frame or series.
+        series: Goes before that of the options.
+
+    Raises:
+        DataError: It is none of these, damaged, too large, or ambiguous.
+    """
+    if not path.exists():
+        raise DataError(f"{path.name!r} cannot be opened; restore it or take the case out")
+    kind = kind_of(path)
+    if kind == "nifti" or path.name.lower().endswith((".nii", ".nii.gz")):
+        return NiftiReader(path, frame=options.frame, max_gigabytes=options.max_gigabytes)
+    if kind == "dicom":
+        return DicomReader(
+            path,
+            series=series or options.series,
+            frame=options.frame,
+            resample=options.resample,
+            max_gigabytes=options.max_gigabytes,
+        )
+    raise DataError(f"{path.name!r} is no NIfTI and no DICOM, or damaged; restore it or take the case out")
+
+
+def open_mask(path: Path, image: Reader, options: VolumeOptions) -> MaskReader:
+    """The mask of a volume on the volume's grid: NIfTI, DICOM-SEG, RTSTRUCT, or a folder of one of them or of pictures.
+
+    Raises:
+        DataError: It is none of these, damaged, or of another grid.
+    """
+    if not path.exists():
+        raise DataError(f"its mask {path.name!r} cannot be opened; restore it or take the case out")
+    header = image.header()
+    if is_png_stack(path):
+        return read_png_stack(path, header, _slice_names(image))
+    kind = kind_of(path)
+    if kind == "dicom":
+        return _dicom_mask(path, header, options)
+    if kind == "picture":
+        if header.kind != "DICOM" or header.shape[2] != 1:
+            raise DataError(
+                f"its mask {path.name!r} is a picture, its image a volume; save the mask as NIfTI or DICOM-SEG"
+            )
+        return fit_mask(PictureReader(path), header, resample=False)
+    reader = NiftiReader(path, max_gigabytes=options.max_gigabytes)
+    return fit_mask(reader, header, resample=options.resample)
+
+
+def _dicom_mask(path: Path, image: Header, options: VolumeOptions) -> MaskReader:
+    found = find_images(path)
+    masks = [*found.segmentations, *found.structures]
+    if len(masks) != 1:
+        raise DataError(
+            f"its mask {path.name!r} holds {len(found.segmentations)} DICOM-SEG and {len(found.structures)} RTSTRUCT; give exactly one of "
+            "either"
+        )
+    if found.structures:
+        return read_rtstruct(masks[0], image, segments=options.segments)
+    return read_seg(
+        masks[0],
+        image,
+        segments=options.segments,
+        threshold=options.fractional_threshold,
+        resample=options.resample,
+    )
+
+
+def _slice_names(image: Reader) -> list[str] | None:
+    """Names of the files of a DICOM series, slice by slice; None for what has several slices in a file."""
+    if not isinstance(image, DicomReader) or not image.even:
+        return None
+    names = [fold_name(plane.path) for plane in image.stack.planes]
+    return names if len(set(names)) == len(names) else None

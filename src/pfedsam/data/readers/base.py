@@ -1,0 +1,158 @@
+"""What every reader of a file format offers, and how two grids of voxels are compared.
+
+Arrays are indexed as the format stores them: NIfTI [i, j, k]; DICOM and pictures [row, column, slice]. The affine takes these indices to
+patient coordinates in mm, as NIfTI has them (x to the right, y to the front, z to the head).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pfedsam.core.errors import DataError
+
+Affine: TypeAlias = npt.NDArray[np.float64]
+Shape: TypeAlias = tuple[int, int, int]
+Spacing: TypeAlias = tuple[float, float, float]
+
+SPACING_TOLERANCE: Final = 0.01
+"""Relative."""
+ORIGIN_TOLERANCE: Final = 1.0
+"""mm."""
+DIRECTION_TOLERANCE: Final = 0.01
+"""Of each component of a unit vector."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about its voxels; known without decoding any."""
+
+    kind: str
+    """The format, for messages: picture, NIfTI, DICOM, ..."""
+    shape: Shape
+    affine: Affine | None
+    """Indices to mm; None where the file has no position."""
+    spacing_mm: Spacing | None
+    """Along the three indices; None where it is not known."""
+    dtype: np.dtype[Any]
+    """Of the stored values."""
+    channels: int = 1
+    """3 for colour."""
+    frame_of_reference: str | None = None
+    """Identifier of a DICOM coordinate system; compared, never shown."""
+
+
+class Reader(Protocol):
+    """One file, or one folder of DICOM files, opened."""
+
+    def header(self) -> Header:
+        """Shape, spacing and position; decodes nothing.
+
+        Raises:
+            DataError: The file is damaged, or of a kind that is not read.
+        """
+        ...
+
+    def slice(self, index: int, axis: int = 2) -> npt.NDArray[np.float32]:
+        """The values of the plane `index` across `axis`, [A, B, C] with the two other axes in their order and C channels.
+
+        Raises:
+            DataError: It cannot be decoded.
+        """
+        ...
+
+    def mask_slice(self, index: int, axis: int = 2) -> npt.NDArray[np.int64]:
+        """The same plane of a mask: ids [A, B].
+
+        Raises:
+            DataError: It cannot be decoded, or its values are no ids.
+        """
+        ...
+
+    def write_mask(self, path: Path, mask: npt.NDArray[Any]) -> None:
+        """Write a mask of this file's shape on this file's grid.
+
+        Args:
+            path: Of the new file.
+            mask: Ids, uint8 or uint16, indexed as this file's voxels.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        ...
+
+
+def spacing_of(affine: Affine) -> Spacing:
+    """Distance of neighbouring voxels along each index, in mm."""
+    first, second, third = np.linalg.norm(affine[:3, :3], axis=0)
+    return float(first), float(second), float(third)
+
+
+def check_affine(affine: Affine, kind: str) -> None:
+    """Refuses a grid that has no volume, or whose axes are not at right angles.
+
+    Raises:
+        DataError: It is such a grid.
+    """
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or (lengths < 1e-6).any():
+        raise DataError(
+            f"its {kind} header has an affine that is zero, or not finite, along an axis, so the voxels have no place in space; "
+            "write the file again with its orientation"
+        )
+    unit = affine[:3, :3] / lengths
+    skew = np.abs(unit.T @ unit - np.eye(3)).max()
+    if skew > DIRECTION_TOLERANCE:
+        raise DataError(
+            f"its {kind} grid is not right-angled (cosine {skew:.3f} between two axes, as from a tilted gantry); "
+            "resample it to a right-angled grid before use"
+        )
+
+
+def check_size(shape: Shape, itemsize: int, max_gigabytes: float) -> None:
+    """Refuses a volume, not yet decoded, that would not fit.
+
+    Raises:
+        DataError: It is too large or has an empty axis.
+    """
+    if min(shape) < 1:
+        raise DataError(f"its header says {_by(shape)} voxels: an axis is empty; restore the file or take the case out")
+    voxels = 1
+    for length in shape:
+        voxels *= int(length)
+    if voxels * itemsize > max_gigabytes * 1e9:
+        raise DataError(
+            f"its header says {_by(shape)} voxels, which is {voxels * itemsize / 1e9:.3g} GB, more than {max_gigabytes:g} GB; crop it, or "
+            "raise data.volume.max_gigabytes if the memory is there"
+        )
+
+
+def grid_difference(image: Header, mask: Header) -> str | None:
+    """In which way the grid of a mask is not that of its image, with both numbers; None where they agree.
+
+    Positions are only compared where both have one.
+    """
+    if image.shape != mask.shape:
+        return f"the image has {_by(image.shape)} voxels, its mask {_by(mask.shape)}"
+    if image.affine is None or mask.affine is None:
+        return None
+    ours, theirs = np.array(spacing_of(image.affine)), np.array(spacing_of(mask.affine))
+    if (np.abs(theirs - ours) > SPACING_TOLERANCE * ours).any():
+        return f"the image's spacing is {_mm(ours)} mm, its mask's {_mm(theirs)} mm"
+    directions = np.abs(image.affine[:3, :3] / ours - mask.affine[:3, :3] / theirs).max()
+    if directions > DIRECTION_TOLERANCE:
+        return f"the axes of the image and of its mask point elsewhere (largest difference {directions:.3g}, allowed {DIRECTION_TOLERANCE})"
+    origins = image.affine[:3, 3], mask.affine[:3, 3]
+    if np.linalg.norm(origins[0] - origins[1]) > ORIGIN_TOLERANCE:
+        return f"the image begins at ({_mm(origins[0], ', ')}) mm, its mask at ({_mm(origins[1], ', ')}) mm"
+    return None
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _mm(values: npt.NDArray[np.float64], joined: str = " x ") -> str:
+    return joined.join(f"{value:.4g}" for value in values)

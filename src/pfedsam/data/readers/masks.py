@@ -1,0 +1,173 @@
+"""Masks on the grid of their image: exact where the grids agree, refused with both numbers where not, resampled where asked."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from nibabel import orientations
+
+from pfedsam.core.errors import DataError
+from pfedsam.data.readers.base import Affine, Header, Reader, grid_difference
+from pfedsam.data.readers.regrid import nearest_voxels
+
+_ASK: Final = "export the mask on the grid of its image, or set data.volume.resample: true to resample it"
+
+
+class GridMask:
+    """A mask in memory, indexed as the voxels of its image."""
+
+    def __init__(self, ids: npt.NDArray[Any], like: Header, notes: tuple[str, ...] = ()) -> None:
+        """Of ids [I, J, K] in their own type; `notes` say what was lost when they were made."""
+        self.ids, self._like, self.notes = ids, like, notes
+
+    def header(self) -> Header:
+        """That of the image."""
+        return self._like
+
+    def mask_slice(self, index: int, axis: int = 2) -> npt.NDArray[np.int64]:
+        """The ids [A, B] of a plane."""
+        return np.asarray(np.take(self.ids, index, axis=axis), dtype=np.int64)
+
+
+class TurnedMask:
+    """A mask whose file stores the same grid with its axes in another order or direction."""
+
+    def __init__(
+        self, reader: Reader, axes: tuple[int, int, int], flipped: tuple[bool, bool, bool], like: Header
+    ) -> None:
+        """Axis a of the image is axis `axes[a]` of the file, counted from its end where `flipped[a]`."""
+        self._reader, self._axes, self._flipped, self._like = reader, axes, flipped, like
+        self.notes: tuple[str, ...] = ()
+
+    def header(self) -> Header:
+        """That of the image."""
+        return self._like
+
+    def mask_slice(self, index: int, axis: int = 2) -> npt.NDArray[np.int64]:
+        """The ids [A, B] of a plane.
+
+        Raises:
+            DataError: The file is damaged, or its values are no ids.
+        """
+        at = self._like.shape[axis] - 1 - index if self._flipped[axis] else index
+        plane = self._reader.mask_slice(at, self._axes[axis])
+        first, second = (other for other in range(3) if other != axis)
+        if self._axes[first] > self._axes[second]:
+            plane = plane.T
+        flipped = tuple(k for k, other in enumerate((first, second)) if self._flipped[other])
+        return np.flip(plane, flipped)
+
+
+def fit_mask(mask: Reader, image: Header, *, resample: bool) -> GridMask | TurnedMask:
+    """A mask file on the grid of its image.
+
+    Raises:
+        DataError: It has another grid, and is not to be resampled.
+    """
+    theirs = mask.header()
+    if image.affine is None or theirs.affine is None:
+        axes = (1, 0, 2) if image.kind == "DICOM" and theirs.kind == "NIfTI" else (0, 1, 2)
+        flips = (False, False, False)
+        turned = replace(theirs, shape=_permuted(theirs.shape, axes), affine=None)
+    else:
+        axes, flips = _turn(theirs.affine, image.affine)
+        turned = replace(theirs, shape=_permuted(theirs.shape, axes), affine=_turned_affine(theirs, axes, flips))
+    difference = grid_difference(image, turned)
+    if difference is None:
+        return TurnedMask(mask, axes, flips, image)
+    if not resample or image.affine is None or theirs.affine is None:
+        raise DataError(f"{difference}; {_ASK}")
+    volume = np.stack([mask.mask_slice(k) for k in range(theirs.shape[2])], axis=2)
+    moved = nearest_voxels(small_ids(volume), theirs.affine, image.affine, image.shape)
+    return GridMask(moved, image, (f"the mask was resampled to the grid of its image ({difference})",))
+
+
+def small_ids(ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Ids in the smallest type that holds them."""
+    highest = int(ids.max(initial=0))
+    return ids.astype(np.uint8 if highest < 256 else np.uint16 if highest < 65536 else np.int64)
+
+
+def choose_ids(names: Mapping[int, str], segments: Mapping[str, int], what: str) -> list[tuple[int, int]]:
+    """Which parts of a file become which ids: (number in the file, id), later ones over earlier ones.
+
+    Args:
+        names: Number to name, as the file says.
+        segments: Name to id, as the user says; empty: each number is its id.
+        what: The format, for messages.
+
+    Raises:
+        DataError: None of the names is there.
+    """
+    if not segments:
+        return [(number, number) for number in sorted(names)]
+    plain = {number: name.strip().lower() for number, name in names.items()}
+    chosen = [
+        (number, value)
+        for name, value in segments.items()
+        for number in sorted(plain)
+        if plain[number] == name.strip().lower()
+    ]
+    if not chosen:
+        raise DataError(
+            f"its {what} has {len(names)} named parts, none of which data.volume.segments names; correct the names there"
+        )
+    return chosen
+
+
+def paint(target: npt.NDArray[Any], where: npt.NDArray[np.bool_], value: int, *, may_overlap: bool) -> int:
+    """Set `value` where the mask says; without `may_overlap`, the number of voxels that had another id, which they keep."""
+    if may_overlap:
+        target[where] = value
+        return 0
+    taken = where & (target != 0) & (target != value)
+    target[where & ~taken] = value
+    return int(taken.sum())
+
+
+def refuse_overlap(voxels: int, what: str) -> None:
+    """Refuses parts that share voxels, of which one mask of ids can keep one only.
+
+    Raises:
+        DataError: They do.
+    """
+    if voxels:
+        raise DataError(
+            f"its {what} has parts that overlap in {voxels} voxels, where a mask holds one id; name those to use by data.volume.segments, "
+            "the one that wins last"
+        )
+
+
+def fold_name(path: Path) -> str:
+    """A file's name without its ending, for comparing."""
+    return path.stem.lower()
+
+
+def _turn(source: Affine, target: Affine) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+    """For each axis of the target: the axis of the source that runs along it, and whether it runs the other way."""
+    library: Any = orientations  # has no types
+    change = library.ornt_transform(library.io_orientation(source), library.io_orientation(target))
+    # Row: axis of the source; values: axis of the target, direction.
+    axes, flips = [0, 0, 0], [False, False, False]
+    for axis, (goes_to, direction) in enumerate(change):
+        axes[int(goes_to)], flips[int(goes_to)] = axis, bool(direction < 0)
+    return (axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2])
+
+
+def _permuted(shape: tuple[int, int, int], axes: tuple[int, int, int]) -> tuple[int, int, int]:
+    return shape[axes[0]], shape[axes[1]], shape[axes[2]]
+
+
+def _turned_affine(header: Header, axes: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> Affine | None:
+    """The affine of the same voxels with their axes in another order and direction."""
+    if header.affine is None:
+        return None
+    turned = header.affine[:, [*axes, 3]].copy()
+    for axis, flipped in enumerate(flips):
+        if flipped:
+            turned[:, 3] += turned[:, axis] * (header.shape[axes[axis]] - 1)
+            turned[:, axis] *= -1
+    return turned

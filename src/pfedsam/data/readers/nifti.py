@@ -1,0 +1,241 @@
+"""NIfTI-1 and NIfTI-2 in one file, plain or gzipped, by nibabel.
+
+Values are those after the header's slope and intercept. What the header claims is checked before anything is decompressed. The affine is
+the sform where it has a code, else the qform, else (both codes 0) the voxel sizes alone; spacing is unknown where nothing but 1 mm without
+any orientation is given. Lengths in metres or micrometres become mm.
+"""
+
+import gzip
+import math
+import zlib
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.volumeutils import array_from_file
+from nibabel.wrapstruct import WrapStructError
+
+from pfedsam.core import atomic
+from pfedsam.core.errors import DataError
+from pfedsam.data.readers.base import Affine, Header, Shape, check_affine, check_size, spacing_of
+
+_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, HeaderDataError, ImageFileError, WrapStructError)
+_GZIP: Final = b"\x1f\x8b"
+_HEADER_BYTES: Final = 544
+_UNITS: Final = {1: 1000.0, 3: 0.001}
+"""NIfTI's code of the unit of length, less 8 for time, to mm; others are mm."""
+_ID_ERROR: Final = 1e-5
+"""How far an id may lie from a whole number: the rounding of a slope."""
+
+
+def looks_like_nifti(path: Path) -> bool:
+    """Whether a file's content is NIfTI, whatever its name."""
+    start = _start(path)
+    return start[344:348] in (b"n+1\0", b"ni1\0") or start[4:8] in (b"n+2\0", b"ni2\0")
+
+
+def _is_zipped(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == _GZIP
+
+
+def _start(path: Path) -> bytes:
+    """The first bytes, decompressed where they are gzipped; fewer, or none, of a damaged file."""
+    try:
+        with gzip.open(path) if _is_zipped(path) else path.open("rb") as file:
+            return file.read(_HEADER_BYTES)
+    except (OSError, EOFError, zlib.error):
+        return b""
+
+
+class NiftiReader:
+    """One NIfTI file."""
+
+    def __init__(self, path: Path, *, frame: int | None = None, max_gigabytes: float = 2.0) -> None:
+        """Read the header.
+
+        Args:
+            path: Of the file.
+            frame: Which 3-D part of a file of more dimensions.
+            max_gigabytes: More is refused, in the file's own type.
+
+        Raises:
+            DataError: The file is damaged, too large, or of a kind that is not read.
+        """
+        self.path = path
+        self._values: npt.NDArray[Any] | None = None
+        start = _start(path)
+        self._zipped = _is_zipped(path)
+        self._class = _class_of(path, start)
+        try:
+            self._raw_header = self._class.header_class.from_fileobj(BytesIO(start))
+            self._dtype = np.dtype(self._raw_header.get_data_dtype())
+            slope, inter = self._raw_header.get_slope_inter()
+        except _UNREADABLE as exc:
+            raise DataError(_damaged(path, "its header cannot be read")) from exc
+        self._slope, self._inter = 1.0 if slope is None else float(slope), float(inter or 0.0)
+        self._check_type()
+        self._frame, shape = self._choose(frame)
+        check_size(shape, self._dtype.itemsize, max_gigabytes)
+        self._header = self._read_header(shape)
+
+    def header(self) -> Header:
+        """Shape, spacing and affine."""
+        return self._header
+
+    def slice(self, index: int, axis: int = 2) -> npt.NDArray[np.float32]:
+        """The plane `index` across `axis`, [A, B, 1].
+
+        Raises:
+            DataError: The file is cut off, or a value is not a number.
+        """
+        values = self._plane(index, axis).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise DataError(
+                f"{self.path.name!r} holds voxels that are not finite numbers (NaN or infinite; the first in plane {index}); replace "
+                "them, or take the case out"
+            )
+        return values[..., None]
+
+    def mask_slice(self, index: int, axis: int = 2) -> npt.NDArray[np.int64]:
+        """The ids [A, B] of the plane `index` across `axis`.
+
+        Raises:
+            DataError: The file is cut off, or a value is not a whole number of 0 or more.
+        """
+        values = self._plane(index, axis)
+        ids = np.rint(values)
+        wrong = ~np.isfinite(values) | (np.abs(values - ids) > _ID_ERROR) | (ids < 0)
+        if wrong.any():
+            raise DataError(
+                f"its mask {self.path.name!r} holds {values[wrong].flat[0]:g} where ids (whole numbers, 0 or more) are needed; save "
+                "it without interpolation, one id per class"
+            )
+        return ids.astype(np.int64)
+
+    def write_mask(self, path: Path, mask: npt.NDArray[Any]) -> None:
+        """Write ids [I, J, K] with this file's position, orientation codes and unit, and nothing else of its header.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        source = self._raw_header
+        image = self._class(mask, None, type(source)())
+        header = image.header
+        header.set_data_dtype(mask.dtype)
+        for field in ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "srow_x", "srow_y", "srow_z"):
+            header[field] = source[field]
+        for field in ("qoffset_x", "qoffset_y", "qoffset_z", "xyzt_units"):
+            header[field] = source[field]
+        header["pixdim"][:4] = source["pixdim"][:4]
+        write_nifti(path, image)
+
+    def _plane(self, index: int, axis: int) -> npt.NDArray[np.float64]:
+        where: list[Any] = [slice(None)] * 3
+        where[axis] = index
+        if self._values is None:
+            self._values = self._read()
+        return np.asarray(self._values[tuple(where)], dtype=np.float64) * self._slope + self._inter
+
+    def _read(self) -> npt.NDArray[Any]:
+        """The stored values [I, J, K] in their own type: mapped where the file is not compressed.
+
+        Raises:
+            DataError: The file is cut off.
+        """
+        shape = self._header.shape
+        try:
+            offset = int(self._raw_header.get_data_offset()) + self._frame * self._dtype.itemsize * math.prod(shape)
+            with gzip.open(self.path) if self._zipped else self.path.open("rb") as file:
+                mapped: Any = False if self._zipped else "c"
+                return np.asanyarray(array_from_file(shape, self._dtype, file, offset, order="F", mmap=mapped))
+        except (*_UNREADABLE, MemoryError) as exc:
+            raise DataError(_damaged(self.path, "its voxels cannot be read")) from exc
+
+    def _check_type(self) -> None:
+        """Refuse values that are no grey values.
+
+        Raises:
+            DataError: They are.
+        """
+        dtype = self._dtype
+        if dtype.kind == "c" or dtype.fields or dtype.kind not in "iufb" or dtype.itemsize > 8:
+            what = "complex" if dtype.kind == "c" else "colour (RGB)" if dtype.fields else str(dtype)
+            raise DataError(
+                f"{self.path.name!r} holds {what} values, which are not read; save it with one real value a voxel"
+            )
+
+    def _choose(self, frame: int | None) -> tuple[int, Shape]:
+        """Which 3-D part is read, and its shape.
+
+        Raises:
+            DataError: There are several and none was named, or not that one.
+        """
+        lengths = [int(n) for n in self._raw_header.get_data_shape()]
+        first, second, third = (*lengths[:3], 1, 1, 1)[:3]
+        if any(n < 1 for n in lengths):
+            raise DataError(f"{self.path.name!r} says that an axis is empty; restore it or take the case out")
+        frames = 1
+        for length in lengths[3:]:
+            frames *= length
+        if frames == 1:
+            return 0, (first, second, third)
+        if frame is None:
+            raise DataError(
+                f"{self.path.name!r} holds {frames} volumes (times or sequences) of {first} x {second} x {third}; say which by "
+                f"data.volume.frame, 0 to {frames - 1}"
+            )
+        if frame >= frames:
+            raise DataError(f"{self.path.name!r} holds {frames} volumes; data.volume.frame {frame} is none of them")
+        return frame, (first, second, third)
+
+    def _read_header(self, shape: Shape) -> Header:
+        header = self._raw_header
+        try:
+            affine: Affine = np.array(header.get_best_affine(), dtype=np.float64)
+        except _UNREADABLE as exc:
+            raise DataError(_damaged(self.path, "its orientation cannot be read")) from exc
+        scale = _UNITS.get(int(header["xyzt_units"]) % 8, 1.0)
+        affine[:3] *= scale
+        check_affine(affine, "NIfTI")
+        sizes = header["pixdim"][1:4]
+        placed = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
+        known = placed or not np.array_equal(sizes, [1, 1, 1])
+        spacing = spacing_of(affine) if known else None
+        return Header("NIfTI", shape, affine, spacing, self._dtype)
+
+
+def write_nifti(path: Path, image: Any) -> None:  # noqa: ANN401 - nibabel's classes have no types
+    """Write an image, gzipped where the name says so, without a time stamp, so that equal masks are equal files.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
+    content = image.to_bytes()
+    if path.name.lower().endswith(".gz"):
+        content = gzip.compress(content, compresslevel=6, mtime=0)
+    atomic.write_bytes(path, content, mode=atomic.usual_mode())
+
+
+def _class_of(path: Path, start: bytes) -> Any:  # noqa: ANN401 - nibabel's classes have no types
+    """NIfTI-1 or NIfTI-2.
+
+    Raises:
+        DataError: Neither.
+    """
+    if start[344:348] == b"n+1\0":
+        return nib.nifti1.Nifti1Image
+    if start[4:8] == b"n+2\0":
+        return nib.nifti2.Nifti2Image
+    if start[344:348] == b"ni1\0" or start[4:8] == b"ni2\0":
+        raise DataError(f"{path.name!r} is NIfTI in two files (.hdr and .img); save it as one .nii or .nii.gz file")
+    raise DataError(_damaged(path, "its header is none of NIfTI"))
+
+
+def _damaged(path: Path, what: str) -> str:
+    return f"{path.name!r} is damaged or cut off ({what}); restore it or take the case out"

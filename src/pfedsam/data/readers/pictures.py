@@ -1,0 +1,73 @@
+"""PNG, JPEG and TIFF behind the protocol of readers: a picture is a volume of one slice without a position."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pfedsam.core import atomic
+from pfedsam.core.errors import DataError
+from pfedsam.data.images import MAX_MEGAPIXELS, read_image, read_mask
+from pfedsam.data.readers.base import Header
+
+
+class PictureReader:
+    """One picture, or the mask of one."""
+
+    def __init__(self, path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> None:
+        """Of the file at `path`; nothing is read yet."""
+        self.path, self.max_megapixels = path, max_megapixels
+
+    def header(self) -> Header:
+        """Size and channels.
+
+        Raises:
+            DataError: The file cannot be opened.
+        """
+        try:
+            with Image.open(self.path) as image:
+                turned = image.getexif().get(274, 1) in (5, 6, 7, 8)
+                width, height = image.size[::-1] if turned else image.size
+                deep, colour = "16" in image.mode, image.mode in ("P", "PA", "RGB", "RGBA", "RGBX")
+        except (OSError, SyntaxError, ValueError) as exc:
+            raise DataError(f"{self.path.name!r} is no picture, or damaged; restore it or take the case out") from exc
+        dtype = np.dtype(np.uint16 if deep else np.uint8)
+        return Header("picture", (height, width, 1), None, None, dtype, channels=3 if colour else 1)
+
+    def slice(self, index: int, axis: int = 2) -> npt.NDArray[np.float32]:
+        """The picture [H, W, 3] in 0..1; its only plane.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        return read_image(self.path, max_megapixels=self.max_megapixels)
+
+    def mask_slice(self, index: int, axis: int = 2) -> npt.NDArray[np.int64]:
+        """The ids [H, W].
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        return read_mask(self.path, max_megapixels=self.max_megapixels)
+
+    def write_mask(self, path: Path, mask: npt.NDArray[Any]) -> None:
+        """Write ids [H, W] or [H, W, 1] as a grey PNG.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        write_png(path, mask[..., 0] if mask.ndim == 3 else mask)
+
+
+def write_png(path: Path, mask: npt.NDArray[Any]) -> None:
+    """Write ids [H, W], uint8 or uint16, as a grey PNG.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
+    png = BytesIO()
+    Image.fromarray(mask).save(png, format="PNG")
+    atomic.write_bytes(path, png.getvalue(), mode=atomic.usual_mode())

@@ -1,0 +1,97 @@
+"""Resampling: tilted or uneven stacks to an even grid, and masks to the grid of their image."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from pfedsam.data.readers.base import Affine, Shape
+
+
+def even_stack(positions: npt.NDArray[np.float64] | None, affine: Affine, shape: Shape) -> tuple[Shape, Affine]:
+    """The right-angled, even grid that holds all slices of a stack.
+
+    Slices lie at the smallest distance of two neighbours, so that none is thinned out.
+
+    Args:
+        positions: [D, 3] of the slices, in DICOM's directions.
+        affine: Of the first slice, as NIfTI has it; its third column is not looked at.
+        shape: Rows, columns, slices.
+
+    Returns:
+        Shape and affine of the grid.
+    """
+    places, normal = _places(positions, affine)
+    step = float(np.diff(places[:, 2]).min())
+    low, high = places.min(axis=0), places.max(axis=0)
+    rows, columns = np.linalg.norm(affine[:3, 0]), np.linalg.norm(affine[:3, 1])
+    before = np.floor(low[0] / rows), np.floor(low[1] / columns)
+    size = (
+        int(shape[0] + np.ceil(high[0] / rows) - before[0]),
+        int(shape[1] + np.ceil(high[1] / columns) - before[1]),
+        round((high[2] - low[2]) / step) + 1,
+    )
+    even = np.array(affine)
+    even[:3, 2] = normal * step
+    even[:3, 3] = affine[:3, 3] + affine[:3, 0] * before[0] + affine[:3, 1] * before[1] + normal * low[2]
+    return size, even
+
+
+def resample_stack(
+    planes: Iterable[npt.NDArray[np.float32]],
+    positions: npt.NDArray[np.float64],
+    affine: Affine,
+    target: Affine,
+    shape: Shape,
+) -> npt.NDArray[np.float32]:
+    """The slices of a stack on an even grid, by linear interpolation; outside the stack its lowest value.
+
+    Args:
+        planes: Values [rows, columns], one after the other.
+        positions: [D, 3] of the slices, in DICOM's directions.
+        affine: Of the first slice.
+        target: Affine of the grid, as `even_stack` gives it.
+        shape: Of the grid.
+
+    Returns:
+        Values of the shape given.
+    """
+    places, _ = _places(positions, affine)
+    origin = np.linalg.inv(target) @ affine[:, 3]
+    rows, columns = np.linalg.norm(affine[:3, 0]), np.linalg.norm(affine[:3, 1])
+    step = float(np.linalg.norm(target[:3, 2]))
+    moved = []
+    for plane, place in zip(planes, places, strict=True):
+        offset = np.array([place[0] / rows, place[1] / columns]) + origin[:2]
+        moved.append(
+            ndimage.affine_transform(
+                plane, np.eye(2), -offset, output_shape=shape[:2], order=1, cval=float(plane.min())
+            )
+        )
+    depth = places[:, 2] / step
+    result = np.empty(shape, dtype=np.float32)
+    for index in range(shape[2]):
+        after = int(np.clip(np.searchsorted(depth, index), 1, len(depth) - 1))
+        share = float(np.clip((index - depth[after - 1]) / (depth[after] - depth[after - 1]), 0, 1))
+        result[..., index] = (1 - share) * moved[after - 1] + share * moved[after]
+    return result
+
+
+def nearest_voxels(mask: npt.NDArray[np.int64], source: Affine, target: Affine, shape: Shape) -> npt.NDArray[np.int64]:
+    """A mask of one grid on another: at each voxel the id of the nearest one, 0 outside."""
+    change = np.linalg.inv(source) @ target
+    moved: npt.NDArray[np.int64] = ndimage.affine_transform(
+        mask, change[:3, :3], change[:3, 3], output_shape=shape, order=0, mode="constant", cval=0
+    )
+    return moved
+
+
+def _places(
+    positions: npt.NDArray[np.float64] | None, affine: Affine
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Slices [D, 3] in mm along (rows, columns, normal) from the first, and the normal; all in NIfTI's directions."""
+    there = (np.zeros((1, 3)) if positions is None else positions) * np.array([-1.0, -1.0, 1.0])
+    first, second = (affine[:3, axis] / np.linalg.norm(affine[:3, axis]) for axis in (0, 1))
+    normal = np.cross(second, first)  # a row runs along the second index
+    return (there - there[0]) @ np.stack([first, second, normal], axis=1), normal

@@ -1,0 +1,108 @@
+"""RTSTRUCT: closed contours in patient coordinates, filled on the slices of their image.
+
+Lossy: a voxel belongs to a structure where its middle lies inside a contour, so that a mask that was made into contours and back differs at
+the border. Points and open lines are skipped; contours on slices that the image does not have are left out and counted.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.path import Path as Outline
+from pydicom.dataset import Dataset
+
+from pfedsam.core.errors import DataError
+from pfedsam.data.readers.base import Affine, Header
+from pfedsam.data.readers.dicom import open_dataset
+from pfedsam.data.readers.dicom_files import damaged, quiet
+from pfedsam.data.readers.masks import GridMask, choose_ids, paint, refuse_overlap
+
+_CLOSED: Final = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+_OFF_SLICE: Final = 0.25
+"""How far from a slice a contour may lie, in parts of the slices' distance."""
+
+
+def read_rtstruct(path: Path, image: Header, *, segments: dict[str, int]) -> GridMask:
+    """The structures on the grid of their image.
+
+    Args:
+        path: Of the RTSTRUCT.
+        image: Its image.
+        segments: Name of a structure (ROI) to its id; empty: ids are the ROI numbers.
+
+    Raises:
+        DataError: The file is damaged, the image has no position, structures overlap, or none has a contour on a slice of the image.
+    """
+    if image.affine is None:
+        raise DataError(
+            "its image has no position, so the contours of an RTSTRUCT cannot be placed; give the mask as pictures or NIfTI"
+        )
+    dataset = open_dataset(path)
+    try:
+        with quiet():
+            names = {int(one.ROINumber): str(one.get("ROIName", "")) for one in dataset.StructureSetROISequence}
+            contours = {number: list(_contours(dataset, number)) for number in names}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise DataError(damaged(path)) from None
+    chosen = choose_ids({number: name for number, name in names.items() if contours[number]}, segments, "RTSTRUCT")
+    target = np.zeros(image.shape, dtype=np.uint8 if max(value for _, value in chosen) < 256 else np.uint16)
+    overlap, absent, every = 0, 0, 0
+    for number, value in chosen:
+        filled, left_out = _fill(contours[number], image.shape, image.affine)
+        absent, every = absent + left_out, every + len(contours[number])
+        overlap += paint(target, filled, value, may_overlap=bool(segments))
+    refuse_overlap(overlap, "RTSTRUCT")
+    if absent == every:
+        raise DataError(
+            f"none of the {every} contours of its RTSTRUCT lies on a slice of the image; give the contours of this series"
+        )
+    lossy = "a mask from contours is exact to about half a voxel at its border"
+    notes = (f"{absent} of {every} contours lie on slices that the image does not have and are left out", lossy)
+    return GridMask(target, image, notes if absent else (lossy,))
+
+
+def _contours(dataset: Dataset, number: int) -> Iterator[npt.NDArray[np.float64]]:
+    """The closed contours of a structure, [n, 3] mm as NIfTI has them."""
+    for structure in dataset.get("ROIContourSequence") or ():
+        if int(structure.ReferencedROINumber) != number:
+            continue
+        for contour in structure.get("ContourSequence") or ():
+            points = np.asarray(contour.get("ContourData") or (), dtype=np.float64).reshape(-1, 3)
+            if str(contour.get("ContourGeometricType", "")) in _CLOSED and len(points) > 2:
+                yield points * np.array([-1.0, -1.0, 1.0])
+
+
+def _fill(
+    contours: list[npt.NDArray[np.float64]], shape: tuple[int, int, int], affine: Affine
+) -> tuple[npt.NDArray[np.bool_], int]:
+    """Where a structure is, [I, J, K], and how many contours lie on no slice; a contour inside another one is a hole."""
+    filled = np.zeros(shape, dtype=np.bool_)
+    inverse, absent = np.linalg.inv(affine), 0
+    for points in contours:
+        voxels = points @ inverse[:3, :3].T + inverse[:3, 3]
+        axis = int(np.ptp(voxels, axis=0).argmin())
+        place = float(voxels[:, axis].mean())
+        index = round(place)
+        if not 0 <= index < shape[axis] or abs(place - index) > _OFF_SLICE:
+            absent += 1
+            continue
+        where: list[int | slice] = [slice(None)] * 3
+        where[axis] = index
+        plane = filled[tuple(where)]
+        plane ^= _inside(np.delete(voxels, axis, axis=1), (plane.shape[0], plane.shape[1]))
+    return filled, absent
+
+
+def _inside(corners: npt.NDArray[np.float64], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Which of the pixels [A, B] have their middle inside a polygon of corners [n, 2]."""
+    inside = np.zeros(size, dtype=np.bool_)
+    low = np.clip(np.floor(corners.min(axis=0)).astype(int), 0, np.array(size))
+    high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 1, 0, np.array(size))
+    if (high <= low).any():
+        return inside
+    grid = np.stack(np.meshgrid(np.arange(low[0], high[0]), np.arange(low[1], high[1]), indexing="ij"), axis=-1)
+    found = Outline(corners, closed=False).contains_points(grid.reshape(-1, 2))
+    inside[low[0] : high[0], low[1] : high[1]] = found.reshape(grid.shape[:2])
+    return inside

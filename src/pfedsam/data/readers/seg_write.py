@@ -1,0 +1,106 @@
+"""DICOM-SEG, written by highdicom: the mask of a DICOM series with its references, frame of reference and coded segments."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final
+
+import highdicom as hd
+import numpy as np
+import numpy.typing as npt
+from pydicom.sr.coding import Code
+from pydicom.uid import ExplicitVRLittleEndian
+
+from pfedsam.core import atomic
+from pfedsam.core.errors import DataError
+from pfedsam.data.readers.dicom import DicomReader, open_dataset
+from pfedsam.data.readers.dicom_files import quiet
+
+_CATEGORIES: Final = {
+    "anatomy": Code("123037004", "SCT", "Anatomical Structure"),
+    "lesion": Code("49755003", "SCT", "Morphologically Abnormal Structure"),
+    "tissue": Code("85756007", "SCT", "Tissue"),
+}
+_CODES: Final = {
+    "bladder": ("anatomy", Code("89837001", "SCT", "Urinary bladder")),
+    "brain": ("anatomy", Code("12738006", "SCT", "Brain")),
+    "heart": ("anatomy", Code("80891009", "SCT", "Heart")),
+    "hippocampus": ("anatomy", Code("5366008", "SCT", "Hippocampus")),
+    "kidney": ("anatomy", Code("64033007", "SCT", "Kidney")),
+    "left ventricle": ("anatomy", Code("87878005", "SCT", "Left cardiac ventricle")),
+    "lesion": ("lesion", Code("52988006", "SCT", "Lesion")),
+    "liver": ("anatomy", Code("10200004", "SCT", "Liver")),
+    "lung": ("anatomy", Code("39607008", "SCT", "Lung")),
+    "myocardium": ("anatomy", Code("74281007", "SCT", "Myocardium")),
+    "pancreas": ("anatomy", Code("15776009", "SCT", "Pancreas")),
+    "prostate": ("anatomy", Code("41216001", "SCT", "Prostate")),
+    "right ventricle": ("anatomy", Code("53085002", "SCT", "Right cardiac ventricle")),
+    "spinal cord": ("anatomy", Code("2748008", "SCT", "Spinal cord")),
+    "spleen": ("anatomy", Code("78961009", "SCT", "Spleen")),
+    "tumor": ("lesion", Code("108369006", "SCT", "Neoplasm")),
+}
+"""Class name to category and type of a segment (SNOMED CT); others are described as tissue, under their own name."""
+
+
+def write_seg(path: Path, source: DicomReader, classes: npt.NDArray[Any], names: Sequence[str]) -> None:
+    """Write the classes of a series as a binary DICOM-SEG, one segment a class, numbered as the classes.
+
+    Args:
+        path: Of the new file.
+        source: The series that was segmented; not resampled.
+        classes: 0..C, [row, column, slice].
+        names: Of the classes 1..C.
+
+    Raises:
+        DataError: The series was resampled, has no position, or lacks what a DICOM-SEG needs.
+        StoreError: It cannot be written.
+    """
+    if not source.even or source.header().affine is None:
+        raise DataError("a DICOM-SEG needs a series with positions that was not resampled; write NIfTI instead")
+    if not classes.any():
+        raise DataError("nothing was found in it, and a DICOM-SEG cannot be empty; write NIfTI instead")
+    planes = source.stack.planes
+    files = list(dict.fromkeys(plane.path for plane in planes))
+    masks = np.ascontiguousarray(np.moveaxis(classes, 2, 0)).astype(np.uint8)
+    try:
+        with quiet():
+            sources = [open_dataset(file) for file in files]
+            if len(files) == 1:  # frames of a multi-frame file in the file's own order
+                masks = masks[np.argsort([plane.frame for plane in planes])]
+            segmentation = hd.seg.Segmentation(
+                source_images=sources,
+                pixel_array=masks,
+                segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+                segment_descriptions=[_describe(number, name) for number, name in enumerate(names, start=1)],
+                series_instance_uid=hd.UID(),
+                series_number=900,
+                sop_instance_uid=hd.UID(),
+                instance_number=1,
+                manufacturer="pFedSAM",
+                manufacturer_model_name="pFedSAM",
+                software_versions="0",
+                device_serial_number="0",
+                transfer_syntax_uid=ExplicitVRLittleEndian,
+                omit_empty_frames=True,
+            )
+            content = BytesIO()
+            segmentation.save_as(content)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise DataError(
+            "its DICOM headers lack what a DICOM-SEG needs (study, series, frame of reference, patient module); write NIfTI instead"
+        ) from None
+    atomic.write_bytes(path, content.getvalue(), mode=atomic.usual_mode())
+
+
+def _describe(number: int, name: str) -> hd.seg.SegmentDescription:
+    category, kind = _CODES.get(name.replace("_", " ").replace("-", " ").lower(), ("tissue", _CATEGORIES["tissue"]))
+    return hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=name[:64],
+        segmented_property_category=_CATEGORIES[category],
+        segmented_property_type=kind,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name="pFedSAM", version="0", family=Code("123110", "DCM", "Artificial Intelligence")
+        ),
+    )

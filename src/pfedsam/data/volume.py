@@ -1,0 +1,304 @@
+"""A volume as the slices [H, W] that the model sees: always in the same anatomical orientation, with intensities in 0..1.
+
+However a file stores its voxels, slices of one plane come in one order and look alike (radiological convention): axial ones from the feet
+to the head, rows to the back, columns to the left; coronal ones from the back to the front and sagittal ones from the right to the left,
+rows to the feet. Masks go the way back, so that what is written has the grid of the file.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from nibabel import orientations
+
+from pfedsam.core.errors import DataError
+from pfedsam.data.images import ImageOptions
+from pfedsam.data.readers import MaskReader
+from pfedsam.data.readers.base import Header, Reader
+from pfedsam.data.transforms import Frame
+from pfedsam.data.volume_options import Plane, VolumeOptions
+
+_PLANES: Final[dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]]] = {
+    "axial": ((2, 1, 0), (1, -1, -1)),
+    "coronal": ((1, 2, 0), (-1, -1, -1)),
+    "sagittal": ((0, 2, 1), (-1, -1, -1)),
+}
+"""Plane to the world axes (x right, y front, z head) of depth, rows and columns, and the direction along each."""
+_EQUAL: Final = 0.01
+"""Relative difference of two spacings that count as equal."""
+
+
+@dataclass(frozen=True)
+class Slicing:
+    """How slices lie in the array of a file."""
+
+    axes: tuple[int, int, int]
+    """The file's axis of depth, rows and columns."""
+    flipped: tuple[bool, bool, bool]
+    """Whether each is counted from its end."""
+
+    @classmethod
+    def of(cls, header: Header, plane: Plane) -> "Slicing":
+        """The slicing of a volume in a plane; a volume of one slice is never cut across it.
+
+        Raises:
+            DataError: A plane is named and the file has no orientation.
+        """
+        if header.affine is None:
+            if plane != "auto" and header.shape[2] != 1:
+                raise DataError(f"its file has no orientation, so it has no {plane} plane; set data.volume.axis: auto")
+            return cls((2, 0, 1), (False, False, False))
+        library: Any = orientations  # has no types
+        found = library.io_orientation(header.affine)  # row: the file's axis; values: world axis, direction
+        world, direction = found[:, 0].astype(int), found[:, 1]
+        axes, signs = _PLANES[_plane(header, plane, world)]
+        order = [int(np.flatnonzero(world == axis)[0]) for axis in axes]
+        flips = [bool(direction[own] != sign) for own, sign in zip(order, signs, strict=True)]
+        return cls((order[0], order[1], order[2]), (flips[0], flips[1], flips[2]))
+
+    def index(self, number: int, depth: int) -> int:
+        """The file's index of slice `number` of `depth`."""
+        return depth - 1 - number if self.flipped[0] else number
+
+    def turn(self, plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """A plane [A, B, ...] of the file, its axes ascending, as a slice [H, W, ...]."""
+        turned = plane.swapaxes(0, 1) if self.axes[1] > self.axes[2] else plane
+        return np.flip(turned, tuple(axis for axis in (0, 1) if self.flipped[axis + 1]))
+
+    def to_file(self, volume: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Slices [D, H, W] in the order of the file's array."""
+        turned = np.flip(volume, tuple(axis for axis in range(3) if self.flipped[axis]))
+        return turned.transpose(*(self.axes.index(axis) for axis in range(3)))
+
+
+def _plane(header: Header, plane: Plane, world: npt.NDArray[np.intp]) -> str:
+    names = {0: "sagittal", 1: "coronal", 2: "axial"}
+    single = [axis for axis in range(3) if header.shape[axis] == 1]
+    if len(single) == 1:
+        return names[int(world[single[0]])]
+    if plane != "auto":
+        return plane
+    spacing = np.linalg.norm(header.affine[:3, :3], axis=0) if header.affine is not None else np.ones(3)
+    widest = [int(world[axis]) for axis in range(3) if spacing[axis] > (1 - _EQUAL) * spacing.max()]
+    return names[max(widest)]  # axial before coronal before sagittal
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The straight line that takes the values of a volume to 0..1; what lies outside is cut off."""
+
+    low: float
+    high: float
+
+    def apply(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Values as 0..1; all 0 where low and high are equal."""
+        if self.high <= self.low:
+            return np.zeros_like(values)
+        return np.asarray(np.clip((values - np.float32(self.low)) / np.float32(self.high - self.low), 0, 1))
+
+
+def scale_of(reader: Reader, options: VolumeOptions, image: ImageOptions) -> Scale:
+    """How the intensities of a volume become 0..1: the one normalisation of training, validation, test and prediction.
+
+    Colour is in 0..1 already.
+
+    Raises:
+        DataError: The volume is damaged.
+    """
+    header = reader.header()
+    if header.channels == 3:
+        return Scale(0.0, 1.0)
+    if options.normalise == "window":
+        return Scale(*options.limits())
+    if options.normalise == "none":
+        whole = header.dtype.kind == "u" and header.dtype.itemsize <= 2
+        return Scale(0.0, float(np.iinfo(header.dtype).max) if whole else 1.0)
+
+    def planes() -> Iterator[npt.NDArray[np.float32]]:
+        return (reader.slice(index) for index in range(header.shape[2]))
+
+    if options.normalise == "zscore":
+        mean, deviation = _moments(planes())
+        return Scale(mean - 3 * deviation, mean + 3 * deviation)
+    low, high = percentiles(planes, (image.low, image.high))
+    return Scale(low, high)
+
+
+def _moments(planes: Iterable[npt.NDArray[np.float32]]) -> tuple[float, float]:
+    """Mean and standard deviation of all values."""
+    count, total, squares = 0, 0.0, 0.0
+    for plane in planes:
+        values = plane.astype(np.float64)
+        count, total, squares = count + values.size, total + float(values.sum()), squares + float((values**2).sum())
+    mean = total / count
+    return mean, float(np.sqrt(max(0.0, squares / count - mean**2)))
+
+
+def percentiles(
+    planes: Callable[[], Iterator[npt.NDArray[np.float32]]], shares: tuple[float, float]
+) -> tuple[float, float]:
+    """Two percentiles (nearest rank) of all values, exactly, in the memory of one slice.
+
+    A float's bits, read as an integer whose order is that of the values, are counted by their upper half and then, where a percentile lies,
+    by their lower half (radix selection): no copy of the volume, and the same result in whatever order the slices come.
+
+    Args:
+        planes: Called for a fresh iterator over the slices, float32.
+        shares: In percent.
+    """
+    upper = np.zeros(1 << 16, dtype=np.int64)
+    for plane in planes():
+        upper += np.bincount(_sortable(plane) >> 16, minlength=1 << 16)
+    total, below = int(upper.sum()), np.cumsum(upper)
+    ranks = [min(total - 1, max(0, int(np.ceil(share / 100 * total)) - 1)) for share in shares]
+    halves = [int(np.searchsorted(below, rank, side="right")) for rank in ranks]
+    lower = [np.zeros(1 << 16, dtype=np.int64) for _ in halves]
+    for plane in planes():
+        keys = _sortable(plane)
+        for half, counts in zip(halves, lower, strict=True):
+            counts += np.bincount(keys[keys >> 16 == half] & 0xFFFF, minlength=1 << 16)
+    found = []
+    for rank, half, counts in zip(ranks, halves, lower, strict=True):
+        before = int(below[half - 1]) if half else 0
+        rest = int(np.searchsorted(np.cumsum(counts), rank - before, side="right"))
+        found.append(_value(half << 16 | rest))
+    return found[0], found[1]
+
+
+def _sortable(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
+    bits = np.ascontiguousarray(values, dtype=np.float32).ravel().view(np.uint32)
+    return np.where(bits >> 31 == 1, ~bits, bits | np.uint32(1 << 31))
+
+
+def _value(key: int) -> float:
+    bits = key & 0x7FFFFFFF if key >> 31 else ~key & 0xFFFFFFFF
+    return float(np.array(bits, dtype=np.uint32).view(np.float32))
+
+
+class Volume:
+    """The slices of one case: one volume, or several sequences of one grid as channels."""
+
+    def __init__(
+        self,
+        readers: Sequence[Reader],
+        options: VolumeOptions,
+        image: ImageOptions,
+        *,
+        spacing_mm: tuple[float, ...] | None = None,
+        spacing_lost: bool = False,
+        scales: tuple[Scale, ...] | None = None,
+    ) -> None:
+        """Of opened volumes; nothing is decoded yet.
+
+        Args:
+            readers: One, or up to three sequences of one grid.
+            options: Plane, channels, normalisation.
+            image: Percentiles.
+            spacing_mm: Along D, H, W, in place of what the file says.
+            spacing_lost: What the file says is not to be believed.
+            scales: The normalisation of each, where it is known already.
+
+        Raises:
+            DataError: There is no such plane.
+        """
+        self.readers, self._options, self._image = tuple(readers), options, image
+        self.header = readers[0].header()
+        self.slicing = Slicing.of(self.header, options.axis)
+        self._scales, self._spacing, self._lost = scales, spacing_mm, spacing_lost
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """D, H, W."""
+        depth, rows, columns = (self.header.shape[axis] for axis in self.slicing.axes)
+        return depth, rows, columns
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float] | None:
+        """Along D, H, W; None where it is not known."""
+        if self._spacing is not None and len(self._spacing) == 3:
+            return self._spacing[0], self._spacing[1], self._spacing[2]
+        if self.header.spacing_mm is None or self._lost:
+            return None
+        depth, rows, columns = (self.header.spacing_mm[axis] for axis in self.slicing.axes)
+        return depth, rows, columns
+
+    def frame(self, side: int) -> Frame:
+        """Where slices lie in the model's square: filling it, or at the pixel size that `data.volume.spacing` asks for.
+
+        Raises:
+            DataError: Their spacing is not known, or they do not fit.
+        """
+        native, wanted = self.shape[1:], self._options.spacing
+        if wanted is None:
+            return Frame.of(native, side)
+        if self.spacing_mm is None:
+            raise DataError(
+                "its spacing is not known, so it cannot be resampled to data.volume.spacing; give it in a manifest"
+            )
+        height, width = (max(1, round(n * mm / wanted)) for n, mm in zip(native, self.spacing_mm[1:], strict=True))
+        if max(height, width) > side:
+            least = max(n * mm for n, mm in zip(native, self.spacing_mm[1:], strict=True)) / side
+            raise DataError(
+                f"at {wanted:g} mm its slices have {width} x {height} pixels, more than the model's {side} x {side}; set "
+                f"data.volume.spacing to {least:.3g} or more"
+            )
+        return Frame(native, (height, width), side)
+
+    @property
+    def scales(self) -> tuple[Scale, ...]:
+        """The normalisation of each sequence.
+
+        Raises:
+            DataError: A volume is damaged.
+        """
+        if self._scales is None:
+            self._scales = tuple(scale_of(reader, self._options, self._image) for reader in self.readers)
+        return self._scales
+
+    def pixels(self, number: int) -> npt.NDArray[np.float32]:
+        """Slice `number` as the model's input, [H, W, 3] in 0..1.
+
+        Raises:
+            DataError: The volume is damaged.
+        """
+        if self._options.neighbours:
+            last = self.shape[0] - 1
+            channels = [self._grey(0, min(max(0, number + step), last)) for step in (-1, 0, 1)]
+        else:
+            channels = [self._grey(sequence, number) for sequence in range(len(self.readers))]
+        if len(channels) == 1 and channels[0].shape[2] == 3:
+            return channels[0]
+        return np.concatenate([channels[min(channel, len(channels) - 1)][..., :1] for channel in range(3)], axis=2)
+
+    def ids(self, mask: MaskReader, number: int) -> npt.NDArray[np.int64]:
+        """Slice `number` of a mask of this volume, [H, W].
+
+        Raises:
+            DataError: The mask is damaged, or its values are no ids.
+        """
+        index = self.slicing.index(number, self.shape[0])
+        return np.asarray(self.slicing.turn(mask.mask_slice(index, self.slicing.axes[0])))
+
+    def all_ids(self, mask: MaskReader) -> Iterator[npt.NDArray[np.int64]]:
+        """All slices of a mask in order.
+
+        Raises:
+            DataError: The mask is damaged, or its values are no ids.
+        """
+        return (self.ids(mask, number) for number in range(self.shape[0]))
+
+    def write_mask(self, path: Path, mask: npt.NDArray[Any]) -> None:
+        """Write ids [D, H, W], uint8 or uint16, on the grid of the file.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        self.readers[0].write_mask(path, self.slicing.to_file(mask))
+
+    def _grey(self, sequence: int, number: int) -> npt.NDArray[np.float32]:
+        index = self.slicing.index(number, self.shape[0])
+        plane = self.readers[sequence].slice(index, self.slicing.axes[0])
+        return self.scales[sequence].apply(np.asarray(self.slicing.turn(plane), dtype=np.float32))

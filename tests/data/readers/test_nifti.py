@@ -1,0 +1,156 @@
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+from volume_files import CANARY, all_planes, write_nifti
+
+from pfedsam.core.errors import DataError
+from pfedsam.data.readers import kind_of, open_volume
+from pfedsam.data.readers.nifti import NiftiReader
+from pfedsam.data.volume_options import VolumeOptions
+
+VALUES = np.arange(60, dtype=np.int16).reshape(3, 4, 5) - 20
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_values_header_and_planes(tmp_path, name):
+    affine = np.diag([-1.5, 2, 8, 1])
+    affine[:3, 3] = 10, -20, 30
+    reader = NiftiReader(write_nifti(tmp_path / name, VALUES, affine))
+    header = reader.header()
+    assert (header.shape, header.spacing_mm, header.channels, header.dtype) == ((3, 4, 5), (1.5, 2, 8), 1, np.int16)
+    np.testing.assert_array_equal(header.affine, affine)
+    np.testing.assert_array_equal(all_planes(reader), VALUES)
+    np.testing.assert_array_equal(reader.slice(2, axis=0)[..., 0], VALUES[2])
+    np.testing.assert_array_equal(reader.slice(3, axis=1)[..., 0], VALUES[:, 3])
+
+
+def test_slope_intercept_and_units(tmp_path):
+    def change(header):
+        header.set_slope_inter(2, -1000)
+        header.set_xyzt_units("micron")
+
+    image = nib.nifti1.Nifti1Image(VALUES, np.diag([500, 500, 2000, 1]))
+    change(image.header)
+    data = image.to_bytes()
+    (tmp_path / "a.nii").write_bytes(data)
+    stored = np.asarray(nib.nifti1.Nifti1Image.from_bytes(data).dataobj)
+    reader = NiftiReader(tmp_path / "a.nii")
+    np.testing.assert_allclose(all_planes(reader), stored, atol=1e-3)
+    assert reader.header().spacing_mm == (0.5, 0.5, 2.0)
+
+
+@pytest.mark.parametrize(("codes", "affine", "spacing"), [((0, 0), np.eye(4), None), ((2, 0), np.eye(4), (1, 1, 1))])
+def test_spacing_is_unknown_where_nothing_was_written(tmp_path, codes, affine, spacing):
+    def change(header):
+        header["sform_code"], header["qform_code"] = codes
+
+    assert NiftiReader(write_nifti(tmp_path / "a.nii", VALUES, affine, change)).header().spacing_mm == spacing
+
+
+def test_a_mask_is_written_with_the_geometry_of_its_source_and_nothing_else_of_its_header(tmp_path):
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = rotation * [0.7, 1.1, 5], [1, 2, 3]
+
+    def change(header):
+        header.set_sform(affine, code=4)
+        header.set_qform(affine, code=1)
+        header.set_xyzt_units("mm", "sec")
+
+    source = write_nifti(tmp_path / "a.nii.gz", VALUES.astype(np.float64), affine, change)
+    mask = (VALUES > 0).astype(np.uint16)
+    NiftiReader(source).write_mask(tmp_path / "mask.nii.gz", mask)
+    written, read = nib.load(tmp_path / "mask.nii.gz"), nib.load(source)
+    np.testing.assert_allclose(written.affine, read.affine, atol=1e-6)
+    np.testing.assert_allclose(written.get_qform(), read.get_qform(), atol=1e-6)
+    assert (int(written.header["sform_code"]), int(written.header["qform_code"])) == (4, 1)
+    assert written.get_data_dtype() == np.uint16
+    np.testing.assert_array_equal(np.asarray(written.dataobj), mask)
+    assert CANARY.encode() not in gzip.decompress((tmp_path / "mask.nii.gz").read_bytes())
+    np.testing.assert_array_equal(all_planes(NiftiReader(tmp_path / "mask.nii.gz"), mask=True), mask)
+
+
+def test_nifti_2_and_names_that_say_something_else(tmp_path):
+    nib.save(nib.nifti2.Nifti2Image(VALUES, np.eye(4)), tmp_path / "a.nii.gz")
+    (tmp_path / "a.nii.gz").rename(tmp_path / "scan")
+    assert kind_of(tmp_path / "scan") == "nifti"
+    np.testing.assert_array_equal(all_planes(open_volume(tmp_path / "scan", VolumeOptions())), VALUES)
+
+
+def test_frames(tmp_path):
+    path = write_nifti(tmp_path / "a.nii.gz", np.stack([VALUES, VALUES + 1], axis=3))
+    with pytest.raises(
+        DataError, match=r"'a.nii.gz' holds 2 volumes .* of 3 x 4 x 5; say which by data.volume.frame, 0 to 1"
+    ):
+        NiftiReader(path)
+    np.testing.assert_array_equal(all_planes(NiftiReader(path, frame=1)), VALUES + 1)
+    with pytest.raises(DataError, match="frame 2 is none of them"):
+        NiftiReader(path, frame=2)
+    single = write_nifti(tmp_path / "b.nii", VALUES[..., None])
+    assert NiftiReader(single).header().shape == (3, 4, 5)
+
+
+def _zero(header):
+    header.set_sform(np.zeros((4, 4)), code=1)
+    header.set_qform(None, code=0)
+
+
+def _sheared(header):
+    affine = np.eye(4)
+    affine[1, 2] = 0.3
+    header.set_sform(affine, code=1)
+
+
+@pytest.mark.parametrize(
+    ("values", "change", "message"),
+    [
+        (VALUES.astype(np.complex64), None, "holds complex values"),
+        (np.zeros((3, 4, 5), [("R", "u1"), ("G", "u1"), ("B", "u1")]), None, r"holds colour \(RGB\) values"),
+        (VALUES, _zero, "affine that is zero"),
+        (VALUES, _sheared, r"not right-angled \(cosine 0.287"),
+    ],
+)
+def test_refused_by_name_from_the_header(tmp_path, values, change, message):
+    with pytest.raises(DataError, match=message) as caught:
+        NiftiReader(write_nifti(tmp_path / "a.nii", values, None, change))
+    assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(10000, 10000, 10000), (1200, 1000, 1000)])
+def test_what_would_not_fit_is_refused_before_anything_is_decompressed(tmp_path, shape):
+    header = nib.nifti1.Nifti1Header()
+    header.set_data_dtype(np.float32)
+    header.set_data_shape(shape)
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    with gzip.open(tmp_path / "a.nii.gz", "wb") as file:
+        file.write(header.binaryblock + b"\0" * 1000)
+    with pytest.raises(DataError, match=r"GB, more than 2 GB; crop it, or raise data.volume.max_gigabytes"):
+        NiftiReader(tmp_path / "a.nii.gz")
+
+
+def test_cut_off_and_broken_files(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 1000, (20, 20, 20)).astype(np.int16)
+    path = write_nifti(tmp_path / "a.nii.gz", noise)
+    content = path.read_bytes()
+    for length in (len(content) // 2, 200, 20, 0):
+        path.write_bytes(content[:length])
+        with pytest.raises(DataError, match=r"'a.nii.gz' is damaged or cut off"):
+            NiftiReader(path).slice(0)
+    plain = write_nifti(tmp_path / "b.nii", noise)
+    plain.write_bytes(plain.read_bytes()[:5000])
+    with pytest.raises(DataError, match=r"'b.nii' is damaged or cut off"):
+        NiftiReader(plain).slice(0)
+
+
+def test_voxels_that_are_no_numbers_and_masks_that_are_no_ids(tmp_path):
+    values = VALUES.astype(np.float32)
+    values[1, 2, 3] = np.nan
+    reader = NiftiReader(write_nifti(tmp_path / "a.nii", values))
+    reader.slice(2)
+    with pytest.raises(DataError, match=r"'a.nii' holds voxels that are not finite .* plane 3"):
+        reader.slice(3)
+    mask = NiftiReader(write_nifti(tmp_path / "m.nii", np.full((3, 4, 5), 0.9999)))
+    with pytest.raises(DataError, match=r"its mask 'm.nii' holds 0.9999 where ids"):
+        mask.mask_slice(0)
