@@ -120,7 +120,7 @@ def test_a_split_that_is_there_is_not_overwritten(
     assert call("data", "split", study, "--out", out) == 0
     before = (out / "north.json").read_bytes()
     assert call("data", "split", study, "--out", out) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert (out / "north.json").read_bytes() == before
 
 
