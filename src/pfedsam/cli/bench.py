@@ -264,7 +264,7 @@ def _plan(
 def bench_bar(plan: "Plan") -> Iterator["Callable[[Step], None]"]:
     """A progress bar over all runs with the remaining time, and a line for each run that ends."""
     columns = (
-        TextColumn("{task.description:<60}"),
+        TextColumn("{task.description:<60}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:.0f} %"),
         TimeRemainingColumn(),

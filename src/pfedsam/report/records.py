@@ -7,6 +7,8 @@ These are the kinds of records, with their guaranteed fields:
     kept        round, site, from_round: the site keeps the model of an earlier round (`evaluation.max_drop`)
     plain       round, site: the site uses the shared model, which is better than its personal one (`evaluation.choose_model`)
     aggregate   round, accepted [site], rejected {site: reason}, up_bytes {site: bytes}
+                [, scaled {site: factor}: updates that were scaled down because they were much larger than those of the other sites]
+    rollback    round, to_round: the shared parameters were reset to those of an earlier round; only in studies over several machines
     absent      round, task, sites {site: reason}: the sites that did not do a task; only in studies over several machines
     experts     round, site, block, usage [share of the tokens of each expert]
     timing      seconds, and the name of what was timed
@@ -40,7 +42,7 @@ _REMEDY: Final = (
     "Models and their scores do not depend on this file, but curves and sums of bytes in the report do. Restore the file from a copy; "
     "if there is none, run again in a new folder."
 )
-KINDS: Final = ("round", "validation", "kept", "plain", "aggregate", "absent", "experts", "timing")
+KINDS: Final = ("round", "validation", "kept", "plain", "aggregate", "rollback", "absent", "experts", "timing")
 
 
 class RecordWriter:
