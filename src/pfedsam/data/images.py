@@ -260,7 +260,7 @@ def _is_deep_colour(image: Image.Image) -> bool:
 
 
 def _read_deep_colour(path: Path, image: Image.Image) -> npt.NDArray[np.float32]:
-    """The values of a 16-bit colour TIFF, [H, W, 3].
+    """The values of a 16-bit colour TIFF in 0..1, [H, W, 3].
 
     Raises:
         DataError: the file has an orientation tag, is too large, or is not such a TIFF.
