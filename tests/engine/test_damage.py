@@ -172,7 +172,7 @@ def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pfedsam.engine.run_end.write_page", lambda *_: None)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_no_damage_to_an_interrupted_run_is_silent(
     tmp_path: Path, toy_options: RunOptions, record_property: Callable[..., None]
 ) -> None:
@@ -186,7 +186,7 @@ def test_no_damage_to_an_interrupted_run_is_silent(
     assert all(row.outcome == "told" and "shared.safetensors" in row.text for row in parameters)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_no_damage_to_a_study_is_silent(
     tmp_path: Path, toy_options: RunOptions, make_sites: Callable[..., Any], record_property: Callable[..., None]
 ) -> None:
