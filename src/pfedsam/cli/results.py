@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,7 +29,7 @@ Folder = Annotated[Path, typer.Argument(help="Folder of a run (the --out of `pfe
 
 def evaluate_command(run: Folder) -> None:
     """Score the test part of a run again and rewrite its scores, summary and report."""
-    from pfedsam.engine.run_folder import open_run
+    from pfedsam.engine.opened import open_run
     from pfedsam.report.tables import run_tables
 
     with event_bars() as tell:
@@ -65,16 +64,16 @@ def predict_command(
 
     Example: pfedsam predict runs/nuclei/pfedsam new/*.png --site histo --out masks
     """
-    from pfedsam.engine.run_folder import open_run
+    from pfedsam.engine.opened import open_run
     from pfedsam.experiment.build import build_labels
 
     targets = mask_files(images, out)
     opened = open_run(run, overrides or [])
-    used = opened.model_of(site, model.value)
+    used = opened.site(site, model.value)
     OUT.print(
-        f"Model: the {used} one of site {site}{' (in use there)' if model is Wanted.IN_USE else ''}", markup=False
+        f"Model: the {used.uses} one of site {site}{' (in use there)' if model is Wanted.IN_USE else ''}", markup=False
     )
-    write_masks(targets, partial(opened.predict, site, wanted=model.value), build_labels(opened.options))
+    write_masks(targets, used.predict, build_labels(opened.options))
 
 
 def write_masks(
