@@ -149,7 +149,7 @@ class LabelMap:
         return classes
 
     def first_ids(self) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
-        """The first id of each class 0..C, of 8 bits where that is enough: `to_classes` reads `first_ids()[classes]` back.
+        """The first id of each class 0..C, shape [C + 1], of 8 bits if that is enough: `to_classes` reads `first_ids()[classes]` back.
 
         A background without an id gets the lowest that no class has, which `to_classes` refuses rather than takes for a class. So does
         a class that the site does not annotate: its personal model may predict it all the same.

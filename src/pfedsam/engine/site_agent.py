@@ -38,7 +38,7 @@ class Policy(Protocol):
         """The manifest that a request is made under; raises `RefusedError` where the request is not admitted."""
 
     def accept_broadcast(self, manifest: StudyManifest, request: Request, initial: NamedTensors) -> dict[str, Tensor]:
-        """The shared parameters of a request; raises `RefusedError` where they are not as agreed."""
+        """The shared parameters of a request, in the agreed shapes; raises `RefusedError` if they are not as agreed."""
 
     def reply_before(self, request: Request) -> Reply | None:
         """The reply that this very request got before; None where it is to be computed."""

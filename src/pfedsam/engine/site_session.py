@@ -237,6 +237,7 @@ class SiteScorer:
         personal = parameters.model(model) == "personal"
 
         def forward(pixels: Tensor) -> Tensor:
+            """Class logits [B, C, h, w] of pixels [B, 3, S, S]."""
             tokens = torch.stack([self._cache.tokens(p, sam.prefix) for p in pixels])
             return sam.from_prefix(tokens, personal=personal)
 

@@ -181,6 +181,7 @@ def _cropped(
 
 
 def _presence(prediction: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> Presence:
+    """The presence of a class with the masks `prediction` and `truth` of shape [H, W] or [D, H, W]."""
     if truth.any():
         return "both" if prediction.any() else "missed"
     return "extra" if prediction.any() else "absent"

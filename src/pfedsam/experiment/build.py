@@ -68,7 +68,7 @@ class BuiltModel:
         return bool(self.partition.shared) and not fixed
 
     def start(self, kind: Kind) -> dict[str, Tensor]:
-        """Copies of the initial parameters of one kind."""
+        """Copies of the initial parameters of one kind, in their shapes."""
         return {name: self.initial[name].clone() for name in self.partition.names(kind)}
 
 

@@ -62,7 +62,7 @@ def open_messages(
 
 
 def weighted_mean(updates: Sequence[Update]) -> dict[str, torch.Tensor]:
-    """The mean of checked updates, weighted by their cases, in the tensors' own types.
+    """The mean of checked updates, weighted by their numbers of cases; each tensor keeps its shape and type.
 
     Summed in float64 in the order of the sites' names, so that the order of arrival changes no bit.
 

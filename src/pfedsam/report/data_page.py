@@ -110,7 +110,7 @@ def _thumbnails(facts: SiteFacts, study: Study) -> Iterable[Thumbnail]:
 
 
 def _fullest(truth: CaseTruth) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    """Image and classes of a case; of a volume, those of the slice with most foreground.
+    """Image [H, W, 3] and classes [H, W] of a case; for a volume, those of the slice with the most foreground.
 
     Raises:
         DataError: the image cannot be read.

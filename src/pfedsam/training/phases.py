@@ -172,7 +172,7 @@ def _groups(
 
 
 def _distance(trained: dict[str, nn.Parameter], anchors: NamedTensors) -> Tensor:
-    """The squared distance of what is trained to its anchors; what has none is not counted."""
+    """The squared distance (shape `[]`) of the trained parameters from their anchors; parameters without an anchor are not counted."""
     return torch.stack([(trained[name] - anchor).square().sum() for name, anchor in anchors.items()]).sum()
 
 
@@ -197,7 +197,7 @@ class _Objective:
         self._taught_by: dict[tuple[int, int], Tensor] = {}
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Add the loss's gradient to the parameters'; gives the named parts of the loss and their weighted sum, `total`.
+        """Add the gradient of the loss to the parameters'; returns the parts of the loss, scalars of shape `[]`, and their sum `total`.
 
         One model after the other, each with its backward pass, so that what only one of them has computed is in memory at a time.
         """
@@ -242,7 +242,7 @@ class _Objective:
         return self.model.from_prefix(batch.tokens, personal=_other(which) == "personal")
 
     def _pass(self, batch: Batch, which: Model, teacher: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """A model's logits, and its parts of the loss: a phase with two models minimises the mean of their segmentation losses."""
+        """A model's logits `[B, C, h, w]` and parts of the loss; with two models, the mean of their segmentation losses is minimised."""
         routings: dict[str, Routing] = {}
         logits = self.model.from_prefix(batch.tokens, personal=which == "personal", routings=routings)
         supervised = segmentation_loss(logits, batch.labels, self.form, self.loss)

@@ -61,5 +61,6 @@ class SiteData:
             yield Batch(tokens, labels, tuple(pairs))
 
     def _view(self, model: PersonalSam, index: int, view: int, renewal: int) -> tuple[Tensor, Tensor]:
+        """The tokens [h, w, d] and the labels [h, w] of one view of an image."""
         pixels, labels = view_of(self.examples[index], view, seed=self.seed, options=self.augment, renewal=renewal)
         return self.cache.tokens(pixels, model.prefix), labels

@@ -84,7 +84,7 @@ class Component(ABC):
         """Put its parameters into a model; gives their names in the model by group."""
 
     def swapped(self, read: Read) -> dict[str, Tensor]:
-        """The values that stand in the place of other parameters, by those parameters' names."""
+        """The values that replace other parameters, by the names of those parameters and in their shapes."""
         return {}
 
     def origins(self) -> dict[str, str]:
