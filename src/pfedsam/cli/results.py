@@ -64,7 +64,8 @@ def predict_command(
     A class is written as its first id in data.classes, the background as 0
     unless it has another: the run's configuration reads the masks back.
     They are grey PNGs of 8 bits, or of 16 where an id is above 255.
-    A file that is there already is never overwritten.
+    A file that is there already is never overwritten. Where classes overlap,
+    every class has a folder of its own with its masks.
 
     Example: pfedsam predict runs/nuclei/pfedsam new/*.png --site histo --out masks
     """
@@ -83,10 +84,11 @@ def predict_command(
 def write_masks(
     targets: Mapping[Path, Path], predict: "Callable[[Path], npt.NDArray[np.uint8]]", labels: "LabelMap"
 ) -> None:
-    """Write the mask of each image; `predict` returns its class map [H, W] with the classes 0..C.
+    """Write the mask of each image, or one for each class where classes overlap; `predict` returns its labels [H, W].
 
     Raises:
         DataError: some images cannot be read; the masks of all others are written.
+        OptionError: the mask of a class exists already.
     """
     from io import BytesIO
 
@@ -95,23 +97,41 @@ def write_masks(
     from pfedsam.core import atomic
     from pfedsam.core.errors import DataError
 
-    ids = labels.first_ids()
     unread: list[str] = []
+    if labels.overlap:
+        _refuse_existing(target.parent / name / target.name for target in targets for name in labels.names)
     for target, image in targets.items():
         try:
-            found = Image.fromarray(ids[predict(image)])
+            masks = labels.to_ids(predict(image))
         except DataError as error:
             unread.append(str(error))
             continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        png = BytesIO()
-        found.save(png, format="PNG")
-        atomic.write_bytes(target, png.getvalue(), mode=atomic.usual_mode())
-        OUT.print(f"{image.name} -> {target}")
+        for name, ids in masks.items():
+            path = target.parent / name / target.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            png = BytesIO()
+            Image.fromarray(ids).save(png, format="PNG")
+            atomic.write_bytes(path, png.getvalue(), mode=atomic.usual_mode())
+            OUT.print(f"{image.name} -> {path}")
     if unread:
         raise DataError(
             f"{len(targets) - len(unread)} mask(s) written; {len(unread)} image(s) got none:\n" + "\n".join(unread)
         )
+
+
+def _refuse_existing(paths: Iterable[Path]) -> None:
+    """Let only new files be written.
+
+    Raises:
+        OptionError: one exists already.
+    """
+    from pfedsam.core.errors import OptionError
+
+    for path in paths:
+        if path.exists():
+            raise OptionError(
+                f"{str(path)!r} is there already. Nothing was written: give another --out, or take it away."
+            )
 
 
 def mask_files(images: list[Path], out: Path) -> dict[Path, Path]:
