@@ -43,7 +43,7 @@ def test_the_file_has_the_keys_of_the_design(tmp_path, fake):
     write_summary(path, fake.make_summary())
     content = json.loads(path.read_text("utf-8"))
     assert set(content) == {
-        *("schema", "date", "method", "backbone", "seed", "rounds", "sites", "mean", "worst_site"),
+        *("schema", "date", "method", "backbone", "seed", "rounds", "steps", "sites", "mean", "worst_site"),
         *("communication", "seconds", "versions", "sha256"),
     }
     assert content["schema"] == 2
@@ -213,7 +213,7 @@ def test_what_is_no_summary_is_refused(tmp_path, text):
 
 
 def test_a_run_without_a_summary_is_an_error(tmp_path):
-    with pytest.raises(StoreError, match="writes it when it ends"):
+    with pytest.raises(StoreError, match="writes this file at its end"):
         read_summary(tmp_path / "summary.json")
 
 

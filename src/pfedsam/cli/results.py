@@ -1,4 +1,4 @@
-"""`pfedsam evaluate`, `predict`, `report`: use finished runs."""
+"""`pfedsam evaluate`, `predict` and `report`: commands that use finished runs."""
 
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Wanted(StrEnum):
-    """Which of a site's models predicts."""
+    """The model of a site that is used for prediction."""
 
     IN_USE = "in-use"
     PERSONAL = "personal"
@@ -28,7 +28,7 @@ Folder = Annotated[Path, typer.Argument(help="Folder of a run (the --out of `pfe
 
 
 def evaluate_command(run: Folder) -> None:
-    """Score the test part of a run again and rewrite its scores, summary and report."""
+    """Score the test part of all sites of a run again, and rewrite the scores, the summary and the report."""
     from pfedsam.engine.opened import open_run
     from pfedsam.report.tables import run_tables
 
@@ -41,15 +41,19 @@ def evaluate_command(run: Folder) -> None:
 def predict_command(
     run: Folder,
     images: Annotated[list[Path], typer.Argument(help="Images to segment (PNG, JPEG, TIFF), or folders of them.")],
-    site: Annotated[str, typer.Option(help="Whose model to use; a site of the run.")],
+    site: Annotated[str, typer.Option(help="Name of the site of the run whose model is used.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks.")],
     model: Annotated[
         Wanted,
-        typer.Option(help="in-use: the better of the two on the site's validation part; personal or shared: that one."),
+        typer.Option(
+            help="personal, shared, or in-use: the one of the two that was better on the site's validation part."
+        ),
     ] = Wanted.IN_USE,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Override a key, such as data.image.max_megapixels=150; repeatable."),
+        typer.Option(
+            "--set", help="Override a key of the configuration, such as data.image.max_megapixels=150; may be repeated."
+        ),
     ] = None,
 ) -> None:
     """Segment images with a site's model: one PNG of ids per image, at the image's own size.
@@ -79,7 +83,7 @@ def predict_command(
 def write_masks(
     targets: Mapping[Path, Path], predict: "Callable[[Path], npt.NDArray[np.uint8]]", labels: "LabelMap"
 ) -> None:
-    """Write the mask of each image; `predict` gives its classes 0..C.
+    """Write the mask of each image; `predict` returns its class map [H, W] with the classes 0..C.
 
     Raises:
         DataError: some images cannot be read; the masks of all others are written.
@@ -111,10 +115,10 @@ def write_masks(
 
 
 def mask_files(images: list[Path], out: Path) -> dict[Path, Path]:
-    """The file of each mask, which is not there yet, and the image that it is of.
+    """The image of each mask, by the path of the mask's new file.
 
     Raises:
-        OptionError: two masks would be the same file, or one is there already, or a folder has no images.
+        OptionError: two masks would have the same file, a file exists already, or a folder has no images.
     """
     from pfedsam.core.errors import OptionError
 
@@ -129,7 +133,7 @@ def mask_files(images: list[Path], out: Path) -> dict[Path, Path]:
                 f"would be {str(target)!r}. Nothing was written; rename one, or give them in two calls with different --out."
             )
         if target.exists():
-            what = "is one of the images" if target.resolve() in inputs else "is there already"
+            what = "is one of the images" if target.resolve() in inputs else "exists already"
             raise OptionError(
                 f"The mask of {str(image)!r} would overwrite {str(target)!r}, which {what}. Nothing was written; "
                 "give another --out, such as a new folder."
@@ -139,10 +143,10 @@ def mask_files(images: list[Path], out: Path) -> dict[Path, Path]:
 
 
 def _images_in(given: Path) -> "Iterable[Path]":
-    """An image as it is, a folder as the pictures in it, in the order of their names.
+    """The path of an image, or the images in a folder in the order of their names.
 
     Raises:
-        OptionError: the folder has none.
+        OptionError: the folder has no images.
     """
     if not given.is_dir():
         return [given]
@@ -157,9 +161,11 @@ def _images_in(given: Path) -> "Iterable[Path]":
 
 def report_command(
     run: Folder,
-    baseline: Annotated[Path | None, typer.Option(help="Folder of a local-only run, for the gain over it.")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Folder of a run with method local-only, to show the gain over it.")
+    ] = None,
 ) -> None:
-    """Write the report of a run again, with the gain over local-only where a baseline is given."""
+    """Write the report of a run again; with a baseline, the report also shows the gain over training without a federation."""
     from pfedsam.report.page import write_page
 
     OUT.print(f"Report: {write_page(run, baseline=baseline)}")
