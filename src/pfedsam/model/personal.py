@@ -106,6 +106,10 @@ class PersonalSam(nn.Module):
         """The local parameters that began as copies of shared ones, each with that one's name."""
         return {own: shared for part in self.parts for own, shared in part.origins().items()}
 
+    def class_numbers(self) -> dict[str, tuple[int, ...]]:
+        """The parameters that belong to single classes, by name: the number 1..C of each row, or a single one for the whole parameter."""
+        return {name: numbers for part in self.parts for name, numbers in part.class_numbers().items()}
+
     def routers(self) -> dict[str, int]:
         """The number of experts of each encoder block that has a router, by block."""
         return {block: count for part in self.parts for block, count in part.routers().items()}

@@ -84,6 +84,8 @@ def client_round(
             balance=balance,
             anchors=_anchors(model, names, received) if phase.proximal else None,
             local=partition.local,
+            form=data.form,
+            loss=options.loss,
         )
         if "shared" in phase.trains:
             own = partition.select(model, "shared")

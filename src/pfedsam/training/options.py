@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from pfedsam.core.options import Options
 from pfedsam.training.distillation import DistillationOptions
+from pfedsam.training.losses import LossName
 from pfedsam.training.phases import OptimizerOptions
 
 
@@ -54,6 +55,10 @@ class TrainingOptions(Options):
     frozen_local: bool = Field(
         default=False,
         description="Whether pfedsam keeps the local parameters frozen in the model during the global phase instead of switching them off.",
+    )
+    loss: LossName = Field(
+        default="dice_ce",
+        description="Loss that is added to the cross-entropy: Dice, or focal Tversky for structures that fill a small part of the image.",
     )
     optimizer: OptimizerOptions = Field(default=OptimizerOptions(), description="The optimiser, AdamW.")
     distillation: DistillationOptions = Field(

@@ -18,7 +18,7 @@ from pfedsam.model.components.routing import Routing
 from pfedsam.model.partition import Kind
 from pfedsam.model.personal import PersonalSam
 from pfedsam.training.distillation import DistillationOptions, distillation_loss
-from pfedsam.training.losses import segmentation_loss
+from pfedsam.training.losses import ALL_ANNOTATED, LabelForm, LossName, segmentation_loss
 from pfedsam.training.optimizer import pack, unpack
 from pfedsam.training.site_data import Batch
 
@@ -99,6 +99,8 @@ def run_phase(
     balance: float,
     anchors: NamedTensors | None = None,
     local: Collection[str] = (),
+    form: LabelForm = ALL_ANNOTATED,
+    loss: LossName = "dice_ce",
 ) -> PhaseResult:
     """Train the parameters called `names`, in place.
 
@@ -114,6 +116,8 @@ def run_phase(
         balance: weight of the experts' load-balancing term.
         anchors: targets of the proximal term, if the phase has one, by the names of the trained parameters.
         local: the local ones of the names; needed only for decoupled halves.
+        form: the meaning of the labels, and the classes that they contain.
+        loss: the segmentation loss.
     """
     trained = _only_trainable(model, names)
     groups = _groups(model, trained, learning_rate, options.pretrained_fraction)
@@ -121,7 +125,7 @@ def run_phase(
     if options.keep_state:
         unpack(optimizer, trained, optimizer_state)
     parts_of_step = _parts_of_step(trained, spec, local)
-    objective = _Objective(model, spec, distillation, balance, parts_of_step[0])
+    objective = _Objective(model, spec, distillation, balance, parts_of_step[0], form, loss)
     rows = []
     for batch in batches:
         optimizer.zero_grad()
@@ -182,8 +186,11 @@ class _Objective:
         distillation: DistillationOptions,
         balance: float,
         shared: Sequence[nn.Parameter] = (),
+        form: LabelForm = ALL_ANNOTATED,
+        loss: LossName = "dice_ce",
     ) -> None:
         self.model, self.spec, self.distillation, self.balance = model, spec, distillation, balance
+        self.form, self.loss = form, loss
         self._shared = shared
         """The trained shared parameters, which are fixed in the local half of a decoupled step."""
         self._teacher_stands = len(spec.trains) == 1
@@ -238,10 +245,11 @@ class _Objective:
         """A model's logits `[B, C, h, w]` and parts of the loss; with two models, the mean of their segmentation losses is minimised."""
         routings: dict[str, Routing] = {}
         logits = self.model.from_prefix(batch.tokens, personal=which == "personal", routings=routings)
-        parts = {"segmentation": segmentation_loss(logits, batch.labels) / len(self.spec.supervised)}
+        supervised = segmentation_loss(logits, batch.labels, self.form, self.loss)
+        parts = {"segmentation": supervised / len(self.spec.supervised)}
         total = parts["segmentation"]
         if which == self.spec.taught and teacher is not None:
-            parts["distillation"] = distillation_loss(logits, teacher, batch.labels, self.distillation)
+            parts["distillation"] = distillation_loss(logits, teacher, batch.labels, self.distillation, self.form)
             total = total + self.distillation.weight * parts["distillation"]
         if routings and "local" in self.spec.trains:
             parts["balance"] = torch.stack([routing.balance_loss() for routing in routings.values()]).mean()

@@ -12,6 +12,7 @@ from pfedsam.data.loader import batches, view_of
 from pfedsam.data.transforms import AugmentOptions
 from pfedsam.model.personal import PersonalSam
 from pfedsam.model.prefix import PrefixCache
+from pfedsam.training.losses import ALL_ANNOTATED, LabelForm
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class SiteData:
     """Which examples hold a class, where slices are drawn by it."""
     foreground_share: float = 0.0
     """Least share of what is drawn that holds a class."""
+    form: LabelForm = ALL_ANNOTATED
+    """What the labels mean, and which classes they hold."""
 
     def draw(self, model: PersonalSam, *, round_: int, phase: str, batch_size: int, steps: int) -> Iterator[Batch]:
         """The batches of one phase, which depend only on seed, site, round and phase."""

@@ -91,6 +91,10 @@ class Component(ABC):
         """The parameters that began as copies of shared ones, each with that one's name."""
         return {}
 
+    def class_numbers(self) -> dict[str, tuple[int, ...]]:
+        """The parameters that belong to single classes, by name: the number 1..C of each row, or a single one for the whole parameter."""
+        return {}
+
     def routers(self) -> dict[str, int]:
         """The number of experts that it has beside each encoder block, by block."""
         return {}
