@@ -35,7 +35,8 @@ from pfedsam.core.errors import RunError
 from pfedsam.core.lock import exclusive
 from pfedsam.cli.main import main
 folder = Path(sys.argv[2]) / "run"
-sys.argv = ["pfedsam", "run", sys.argv[1], "--out", str(folder), "--set", "training.rounds=1"]
+sys.argv = ["pfedsam", "run", sys.argv[1], "--out", str(folder)]
+sys.argv += ["--set", "training.rounds=1", "--set", "training.shared_warmup_rounds=0"]
 main()
 with exclusive(folder):
     try:

@@ -55,6 +55,7 @@ def manifest() -> StudyManifest:
 def gate(tmp_path, manifest) -> Gate:
     gate = Gate(tmp_path, "north")
     gate.policy.approve(manifest)
+    gate.release(reply_to_wire(Reply("join", STUDY, 0, {"cases": 12.0})))  # the first line of the ledger
     gate.policy.accept_broadcast(manifest, request(manifest), START)
     return gate
 
@@ -80,7 +81,7 @@ def with_more(reply: Reply) -> Reply:
 def test_what_the_manifest_lists_leaves_unchanged_and_is_in_the_ledger(gate, manifest):
     wire = reply_to_wire(trained())
     assert gate.release(wire) == wire
-    (line,) = gate.ledger.read()
+    _, line = gate.ledger.read()
     assert (line["sent"], line["tensors"], line["scalar_metrics"]) == (True, sorted(START), ["loss.global.total"])
     assert line["by_component"] == {"lora_a": 48, "lora_b": 48, "class_tokens": 8}  # four bytes a value
     assert line["bytes"] == sum(map(len, wire.values()))
@@ -110,7 +111,7 @@ def test_anything_else_stays_and_is_recorded(gate, what):
     reply = HELD_BACK[what]()
     out = reply_from_wire(gate.release(reply_to_wire(reply)))
     assert (out.refused, out.update, dict(out.scalar_metrics)) == ("withheld", b"", {})
-    (line,) = gate.ledger.read()
+    _, line = gate.ledger.read()
     assert line["sent"] is False
     assert line["note"]
 
@@ -128,13 +129,13 @@ def test_anything_else_stays_and_is_recorded(gate, what):
 )
 def test_a_message_of_another_form_stays(gate, wire):
     assert reply_from_wire(gate.release(wire)).refused == "withheld"
-    assert gate.ledger.read()[0]["sent"] is False
+    assert gate.ledger.read()[-1]["sent"] is False
 
 
 def test_a_refusal_leaves_as_one_word(gate):
     out = reply_from_wire(gate.release(reply_to_wire(Reply("train", STUDY, 0, refused="data"))))
     assert out.refused == "data"
-    assert gate.ledger.read()[0]["note"] == "data"
+    assert gate.ledger.read()[-1]["note"] == "data"
 
 
 @pytest.mark.parametrize(
