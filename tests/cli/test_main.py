@@ -71,7 +71,8 @@ def test_a_command_that_sets_options_shows_their_own_defaults(command: str, kind
     }  # a policy's names say: seconds
     compared = [name for name in shown if name in fields and fields[name].default not in (MISSING, PydanticUndefined)]
     assert len(compared) >= 2
-    assert {name: shown[name].default for name in compared} == {name: fields[name].default for name in compared}
+    defaults = {name: [] if one.multiple and one.default is None else one.default for name, one in shown.items()}
+    assert {name: defaults[name] for name in compared} == {name: fields[name].default for name in compared}
 
 
 def test_a_missing_file_is_one_message_and_exit_code_2(
@@ -182,6 +183,7 @@ def test_an_interrupt_tells_how_to_go_on_where_the_command_can(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pfedsam.experiment.load.load_options", stop)
+    monkeypatch.setattr("pfedsam.experiment.load.read_options", stop)
     monkeypatch.setattr("pfedsam.experiment.suite.load_suite", stop)
     assert call(*words.split()) == 130
     assert " ".join(capsys.readouterr().err.split()) == text

@@ -10,11 +10,11 @@ Call = Callable[..., int]
 def test_the_keys_of_a_part_are_shown_with_default_and_description(
     call: Call, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "400")
     assert call("options", "batch_size") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [["training.batch_size", "8"], ["evaluation.batch_size", "4"]]
-    assert "Images per step." in lines[1]
+    assert "Number of images in a step." in lines[1]
 
 
 def test_a_part_that_no_key_has_is_exit_code_2(call: Call, capsys: pytest.CaptureFixture[str]) -> None:

@@ -184,7 +184,10 @@ def test_what_is_dumped_of_sites_is_read_back(tmp_path: Path) -> None:
     [
         ("    a: {folder: here, label: {cup: [5]}}\n", "data.sites.a.label: unknown key; did you mean 'labels'?"),
         ("    a: {labels: {cup: [5]}}\n", "data.sites.a.folder: is required"),
-        ("    a: {folder: here, labels: {cup: 5}}\n", "data.sites.a.labels.cup: the ids must be a list, even if there is only one: write [5]"),
+        (
+            "    a: {folder: here, labels: {cup: 5}}\n",
+            "data.sites.a.labels.cup: the ids must be a list, even if there is only one: write [5]",
+        ),
         ("    a: 7\n", "data.sites.a: "),
         (
             "    a: {folder: here, labels: {cup: [5]}, not_annotated: [cup]}\n",

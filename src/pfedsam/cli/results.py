@@ -92,12 +92,14 @@ def write_masks(
     """
     from io import BytesIO
 
+    import numpy as np
     from PIL import Image
 
     from pfedsam.core import atomic
     from pfedsam.core.errors import DataError
 
     unread: list[str] = []
+    labels.to_ids(np.zeros((1, 1), np.uint8))  # refuses ids that cannot be written before any image is predicted
     if labels.overlap:
         _refuse_existing(target.parent / name / target.name for target in targets for name in labels.names)
     for target, image in targets.items():
