@@ -177,7 +177,9 @@ QUICK = ("centralized", "fedavg", "local-only", "pfedsam")
 )
 def test_every_method_finishes_with_scores_for_every_site(tmp_path: Path, toy_options: RunOptions, method: str) -> None:
     training = toy_options.training.model_copy(update={"rounds": 1, "shared_warmup_rounds": 0})
-    summary = run(toy_options.model_copy(update={"method": method, "training": training}), tmp_path / method)
+    own = {"trimmed-mean": {"trimmed_share": 0.4}} if method == "trimmed-mean" else {}  # of three sites one at each end
+    content = toy_options.model_dump() | {"method": method, "training": training.model_dump(), "method_options": own}
+    summary = run(RunOptions.model_validate(content), tmp_path / method)
     assert set(summary.sites) == set(toy_options.data.sites)
     assert summary.mean.in_use is not None
     silent = method in ("local-only", "centralized", "centralized-finetuned")
@@ -286,10 +288,10 @@ def test_a_run_that_another_process_began_meanwhile_is_not_overwritten(
 ) -> None:
     folder = tmp_path / "run"
 
-    def slow(options: RunOptions) -> object:
+    def slow(options: RunOptions, *more: object, **named: object) -> object:
         folder.mkdir()
         (folder / "config.yaml").write_text(dump_options(options))
-        return build_model(options)
+        return build_model(options, *more, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(run_module, "build_model", slow)
     with pytest.raises(RunError, match="holds a run already"):
@@ -302,7 +304,7 @@ def test_a_run_killed_before_it_had_its_configuration_begins_anew(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module, "dump_options", killed)
+    monkeypatch.setattr(run_module, "write_config", killed)
     with pytest.raises(KeyboardInterrupt):
         run(toy_options.model_copy(update={"seed": 4}), tmp_path / "run")
     monkeypatch.undo()
@@ -329,7 +331,7 @@ def test_bad_data_is_named_and_nothing_is_written(tmp_path: Path, toy_options: R
 
 
 def test_summary_names_the_schema(reference: Path) -> None:
-    assert json.loads((reference / "summary.json").read_text())["schema"] == 1
+    assert json.loads((reference / "summary.json").read_text())["schema"] == 2
 
 
 def test_tiles_train_and_pictures_are_scored_whole(tmp_path: Path, toy_options: RunOptions) -> None:

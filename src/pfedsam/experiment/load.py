@@ -99,7 +99,7 @@ def write_config(path: Path, options: RunOptions) -> None:
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
-    """The configuration that a run was started with, with overrides as in `load_options`.
+    """The configuration that a run was started with, with overrides as in `read_options`.
 
     Raises:
         StoreError: the file is damaged or missing.
@@ -110,7 +110,8 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
         "It is what the run was started with, and what its parameters fit: bring it back from a copy, or give the run's own YAML file "
         "and a new folder.",
     )
-    return load_options(path, overrides)
+    # A configuration of version 0.1 holds every key, also those without effect under its method.
+    return read_options(path, overrides)
 
 
 class Key(NamedTuple):
