@@ -36,6 +36,7 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Finished:
             return SimpleNamespace(
                 options=options,
                 predict=predict,
+                predict_volume=predict,
                 model_of=lambda _, wanted: "personal" if wanted == "in-use" else wanted,
             )
 
@@ -133,7 +134,7 @@ def test_a_folder_without_images_is_told(call: Call, finished: Finished, capsys:
     asked = finished("{a: [1], b: [2]}")
     Path("new").mkdir()
     assert call("predict", "run", "a.png", "new", "--site", "north", "--out", "masks") == 2
-    assert "The folder 'new' holds no image (.jpeg, .jpg, .png, .tif, .tiff)." in capsys.readouterr().err
+    assert "The folder 'new' holds no image (.jpeg, .jpg, .png, .tif, .tiff, NIfTI, DICOM)." in capsys.readouterr().err
     assert asked == []
 
 
@@ -166,7 +167,10 @@ def test_an_image_that_cannot_be_read_costs_the_others_nothing(
         return np.array([[0, 1, 2]], np.uint8)
 
     run = SimpleNamespace(
-        options=load_options(Path("study.yaml")), predict=predict, model_of=lambda _, wanted: "personal"
+        options=load_options(Path("study.yaml")),
+        predict=predict,
+        predict_volume=predict,
+        model_of=lambda _, wanted: "personal",
     )
     monkeypatch.setattr("pfedsam.engine.run_folder.open_run", lambda _, overrides: run)
     assert call("predict", "run", "a.png", "cut.png", "z.png", "--site", "north", "--out", "masks") == 3

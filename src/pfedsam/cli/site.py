@@ -7,6 +7,17 @@ import typer
 from rich.table import Table
 
 from pfedsam.cli.console import OUT, needs_linux
+from pfedsam.cli.predicting import (
+    DicomSeg,
+    Flips,
+    Images,
+    Largest,
+    Predictor,
+    Probabilities,
+    Resume,
+    Smallest,
+    predict_all,
+)
 
 if TYPE_CHECKING:
     from pfedsam.federation.manifest import StudyManifest
@@ -148,21 +159,29 @@ def start_command(folder: Folder) -> None:
 @app.command("predict")
 def predict_command(
     folder: Folder,
-    images: Annotated[list[Path], typer.Argument(help="Images to segment (PNG, JPEG, TIFF).")],
+    images: Images,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks.")],
     study: Annotated[str | None, typer.Option(help="Whose model; needed where more than one study has ended.")] = None,
+    dicom_seg: DicomSeg = False,
+    probabilities: Probabilities = False,
+    tta: Flips = False,
+    smallest: Smallest = 0,
+    largest: Largest = False,
+    resume: Resume = False,
 ) -> None:
-    """Segment images with the model that this site ended a study with: one PNG of ids per image, as `pfedsam predict`.
+    """Segment images with the model that this site ended a study with: one mask of ids per image, as `pfedsam predict`.
 
     Example: pfedsam site predict north new/*.png --out masks
     """
-    from pfedsam.cli.results import mask_files, write_masks
+    from pfedsam.engine.predict_volume import VolumeWishes
     from pfedsam.engine.site_model import SiteModel
-    from pfedsam.experiment.build import build_labels
 
-    targets = mask_files(images, out)
-    model = SiteModel(folder, study)
-    write_masks(targets, model.predict, build_labels(model.options))
+    def opened() -> Predictor:
+        model = SiteModel(folder, study)
+        return Predictor(model.site, model.options, model.predict, model.predict_volume)
+
+    wishes = VolumeWishes(probabilities, tta, smallest, largest)
+    predict_all(images, out, opened, wishes, dicom_seg=dicom_seg, resume=resume)
 
 
 @app.command("ledger")

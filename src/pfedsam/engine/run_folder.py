@@ -11,12 +11,14 @@ from pfedsam.core import tensors
 from pfedsam.core.errors import RunError
 from pfedsam.core.lock import exclusive
 from pfedsam.core.log import get_logger
+from pfedsam.data.entries import entry_of
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.intensity import IntensityRange, far_from_training, read_range
 from pfedsam.data.loader import load_image
 from pfedsam.data.manifest import Case
 from pfedsam.data.split import read_split
 from pfedsam.engine.model_selection import Parameters, models_of, site_models
+from pfedsam.engine.predict_volume import PredictedVolume, VolumeWishes, predict_volume_file
 from pfedsam.engine.progress import Event
 from pfedsam.engine.run_end import summarize_models, write_end
 from pfedsam.engine.server_files import SERVER
@@ -98,6 +100,22 @@ class OpenRun:
             )
         return name, used._replace(plain=len(names) > 1 and name == "shared")
 
+    def predict_volume(
+        self,
+        case: Case,
+        wishes: VolumeWishes,
+        wanted: Wanted = "in-use",
+        tell: Callable[[int, int], None] | None = None,
+    ) -> PredictedVolume:
+        """The classes of a volume by the model that the case's site would use, or the one wanted; see `predict_volume_file`.
+
+        Raises:
+            RunError: the run has no such site, or not that model.
+            DataError: the volume cannot be read.
+        """
+        used = self._wanted(case.site, wanted)[1]
+        return predict_volume_file(self.options, self.built, used, case, wishes, tell)
+
     def evaluate(self, progress: Callable[[Event], None] | None = None) -> Summary:
         """Score the test part again; rewrites scores, overlays, `summary.json` and `report.html`.
 
@@ -168,14 +186,16 @@ def predict_file(
     image: Path,
     seen: IntensityRange | None,
 ) -> npt.NDArray[np.uint8]:
-    """The class map `[H, W]` of an image file at its native size, by what a site uses.
+    """The class map of an image file at its native size, `[H, W]` or `[D, H, W]`, by what a site uses.
 
     An image whose range is far from that of the site's training images, `seen`, is told in a warning.
 
     Raises:
         DataError: the image cannot be read.
     """
-    case = Case(site, image.stem, image, None, image.stem)
+    entry = entry_of(image)
+    stem = entry.stem if entry else image.stem
+    case = Case(site, stem, image, None, stem, volume=entry is not None and entry.volume)
     _warn_of_range(case, options.data.image, seen)
     images = build_images(options, (case,), built.model.image_size)
     model = next(iter(models_of(options, built).values()))

@@ -1,5 +1,6 @@
 """The model that a site ended a study with, opened again at the site: what a hospital predicts with."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,9 @@ import numpy.typing as npt
 
 from pfedsam.core.errors import RunError
 from pfedsam.data.intensity import read_range
+from pfedsam.data.manifest import Case
 from pfedsam.engine.model_selection import SiteModels
+from pfedsam.engine.predict_volume import PredictedVolume, VolumeWishes, predict_volume_file
 from pfedsam.engine.run_folder import predict_file
 from pfedsam.engine.site_agent import build_study_model, study_options
 from pfedsam.engine.site_options import read_site_options
@@ -45,6 +48,16 @@ class SiteModel:
             DataError: the image cannot be read.
         """
         return predict_file(self.options, self.built, self.site, self.used, image, self.seen)
+
+    def predict_volume(
+        self, case: Case, wishes: VolumeWishes, tell: Callable[[int, int], None] | None = None
+    ) -> PredictedVolume:
+        """The classes of a volume; see `predict_volume_file`.
+
+        Raises:
+            DataError: the volume cannot be read.
+        """
+        return predict_volume_file(self.options, self.built, self.used, case, wishes, tell)
 
 
 def _ended(policy: SitePolicy, study: str | None) -> StudyManifest:

@@ -228,9 +228,10 @@ class SiteScorer:
 
     def predict(self, examples: Sequence[Example], model: Model, parameters: Parameters) -> list[Any]:
         """Class maps uint8 at native size: `[H, W]` of a picture, `[D, H, W]` of a volume."""
-        return [found for _, found in whole_cases(self._predict(self._forward(model, parameters), examples))]
+        return [found for _, found in whole_cases(self._predict(self.forward(model, parameters), examples))]
 
-    def _forward(self, model: Model, parameters: Parameters) -> Forward:
+    def forward(self, model: Model, parameters: Parameters) -> Forward:
+        """Pixels to class logits by one of the site's models."""
         sam, partition = self.built.model, self.built.partition
         assign(sam, parameters.shared, partition.shared)
         assign(sam, parameters.local, partition.local)
@@ -253,7 +254,7 @@ class SiteScorer:
     ) -> tuple[list[CaseScores], list[OverlayItem]]:
         examples = build_images(self.options, cases, self.built.model.image_size)
         scores, overlays = [], []
-        for example, found in whole_cases(self._predict(self._forward(model, parameters), examples)):
+        for example, found in whole_cases(self._predict(self.forward(model, parameters), examples)):
             truth = load_case_truth(example.case, self._labels, self.options.data.image, self.options.data.volume)
             scored = score_case(
                 example.case.id,

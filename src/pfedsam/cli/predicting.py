@@ -1,0 +1,129 @@
+"""What `pfedsam predict` and `pfedsam site predict` share: images one after the other; one bad file does not stop the others."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from pfedsam.cli.console import ERR, OUT
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from pfedsam.data.labels import LabelMap
+    from pfedsam.data.manifest import Case
+    from pfedsam.engine.predict_jobs import Job
+    from pfedsam.engine.predict_volume import PredictedVolume, VolumeWishes
+    from pfedsam.experiment.options import RunOptions
+
+Images = Annotated[
+    list[Path], typer.Argument(help="Pictures, NIfTI files, DICOM files or folders, folders of these, or patterns.")
+]
+DicomSeg = Annotated[bool, typer.Option("--dicom-seg", help="Write DICOM-SEG for DICOM series.")]
+Probabilities = Annotated[
+    bool, typer.Option("--probabilities", help="Volumes: also write each class's probabilities (NIfTI, 4-D).")
+]
+Flips = Annotated[bool, typer.Option("--tta", help="Volumes: average over mirror images; four times as slow.")]
+Smallest = Annotated[int, typer.Option(min=0, help="Volumes: remove connected parts of fewer voxels.")]
+Largest = Annotated[bool, typer.Option("--largest", help="Volumes: keep the largest part of each class only.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Skip what has a mask already.")]
+
+
+class _PredictVolume(Protocol):
+    """Predicts the classes of a volume."""
+
+    def __call__(
+        self, case: "Case", wishes: "VolumeWishes", *, tell: Callable[[int, int], None]
+    ) -> "PredictedVolume": ...
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A site's model, by pictures and by volumes."""
+
+    site: str
+    options: "RunOptions"
+    picture: "Callable[[Path], npt.NDArray[np.uint8]]"
+    """A picture's file to its classes [H, W]."""
+    volume: _PredictVolume
+
+
+def predict_all(
+    images: Sequence[Path],
+    out: Path,
+    predictor: Callable[[], Predictor],
+    wishes: "VolumeWishes",
+    *,
+    dicom_seg: bool,
+    resume: bool,
+) -> None:
+    """Segment all images and write their masks.
+
+    Args:
+        images: Files, folders and patterns.
+        out: Folder of the masks.
+        predictor: Opens the model, once it is known that nothing would be overwritten.
+        wishes: How volumes are predicted.
+        dicom_seg: Masks of DICOM series become DICOM-SEG.
+        resume: Skip what has a mask already; without it nothing is written where one is there.
+
+    Raises:
+        DataError: Some images cannot be read; the masks of all others are written.
+        OptionError: A mask is there already, or a folder has no images; nothing is written.
+    """
+    from pfedsam.core.errors import DataError
+    from pfedsam.engine.predict_jobs import find_jobs, is_done, refuse_existing
+    from pfedsam.experiment.build import build_labels
+
+    jobs = find_jobs(images, out, dicom_seg=dicom_seg)
+    left = [job for job in jobs if not is_done(job)] if resume else jobs
+    refuse_existing(left)
+    opened = predictor()
+    labels, unread = build_labels(opened.options), []
+    labels.first_ids()  # refuses ids that no mask holds before anything is predicted
+    columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=ERR, transient=True) as bars:
+        every, slices = bars.add_task("images", total=len(left)), bars.add_task("slices", total=None, visible=False)
+        for job in left:
+            try:
+                _predict(job, opened, wishes, labels, dicom_seg, partial(_tell, bars, slices))
+            except DataError as error:
+                unread.append(str(error))
+            else:
+                OUT.print(f"{job.path.name} -> {job.target}")
+            bars.advance(every)
+    if len(left) < len(jobs):
+        OUT.print(f"{len(jobs) - len(left)} image(s) had a mask already.")
+    if unread:
+        raise DataError(
+            f"{len(left) - len(unread)} mask(s) written; {len(unread)} image(s) got none:\n" + "\n".join(unread)
+        )
+
+
+def _predict(
+    job: "Job",
+    predictor: Predictor,
+    wishes: "VolumeWishes",
+    labels: "LabelMap",
+    dicom_seg: bool,
+    tell: Callable[[int, int], None],
+) -> None:
+    from pfedsam.data.readers.pictures import write_png
+    from pfedsam.engine.predict_jobs import write_volume
+
+    if job.volume:
+        case = job.case(predictor.site, predictor.options.data.volume.channels)
+        write_volume(job, predictor.volume(case, wishes, tell=tell), labels, dicom_seg=dicom_seg)
+        return
+    classes = predictor.picture(job.path)
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    write_png(job.target, labels.first_ids()[classes])
+
+
+def _tell(bars: Progress, task: TaskID, done: int, total: int) -> None:
+    bars.update(task, completed=done, total=total, visible=True)
