@@ -7,8 +7,10 @@ One function a figure. Needs no data: the generators lie in the tests. Writes be
 
 import importlib.util
 import json
+import subprocess
 import sys
 import tempfile
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +43,38 @@ def silent_data_faults() -> dict[str, Any]:
     }
 
 
-FIGURES: dict[str, Callable[[], dict[str, Any]]] = {"silent_data_faults": silent_data_faults}
+def silent_damage() -> dict[str, Any]:
+    """Damages (cut, flipped, zeroed, missing) to any file that a run or study is resumed from that end with other bits and no word."""
+    return _recorded("tests/engine/test_damage.py", "silent_damage", "damages")
+
+
+def orphan_processes() -> dict[str, Any]:
+    """Processes that are left 15 s after `pfedsam site start` was killed while it and its job's process started, over ten kills."""
+    return _recorded("tests/system/test_orphans.py", "orphan_processes", "kills_during_start")
+
+
+FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
+    "silent_data_faults": silent_data_faults,
+    "silent_damage": silent_damage,
+    "orphan_processes": orphan_processes,
+}
+
+
+def _recorded(path: str, *names: str) -> dict[str, Any]:
+    """The sums of what the tests of a file recorded under these names, whether or not they passed.
+
+    Raises:
+        SystemExit: a test recorded nothing.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "", f"--junitxml={report}", path]
+        subprocess.run(command, cwd=ROOT, check=False)
+        found = [(one.get("name"), int(one.get("value") or 0)) for one in ElementTree.parse(report).iter("property")]
+    missing = set(names) - {name for name, _ in found}
+    if missing:
+        raise SystemExit(f"{path} recorded no {', '.join(sorted(missing))}: see what its tests say above.")
+    return {name: sum(value for one, value in found if one == name) for name in names}
 
 
 def _from_tests(path: str) -> ModuleType:

@@ -86,14 +86,14 @@ def toy_options(toy_folder: Path) -> RunOptions:
                 "experts": {"count": 2, "width": 4, "top_k": 1},
             },
             # So fast and so strict that sites do keep earlier models, or use the shared one, in every test of kills and runtimes;
-            # local phases, because with them a run has every kind of phase: those of the opening, two decoupled ones with a teacher,
+            # local phases, because with them a run has every kind of phase: those of the warm-up, two decoupled ones with a teacher,
             # and a last one.
             "training": {
                 "rounds": 4,
                 "steps_per_round": 2,
                 "final_steps": 1,
                 "batch_size": 2,
-                "opening": 0.5,
+                "shared_warmup_rounds": 2,
                 "phases": "decoupled",
                 "optimizer": {"learning_rate": 4e-2},
             },

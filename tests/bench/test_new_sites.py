@@ -17,7 +17,7 @@ def test_every_site_joins_late(toy_folder: Path, toy_options: RunOptions, tmp_pa
     content = toy_options.model_dump(mode="json", exclude={"seed", "method"})
     names = list(toy_options.data.sites)[:2]
     del content["data"]["sites"]
-    content["training"] |= {"rounds": 1, "steps_per_round": 2, "final_steps": 2}
+    content["training"] |= {"rounds": 2, "steps_per_round": 2, "final_steps": 2}
     suite = Suite.model_validate({"name": "toy", "seeds": [0], "options": content, "sites": names})
     plan = Plan(suite, choose_entries(suite, ["pfedsam"], []), [0], toy_folder / "sites", tmp_path / "b", workers=1)
     seen: list[int] = []

@@ -20,7 +20,7 @@ VARIANTS = {"no-experts": {"method": "pfedsam", "model.experts": None}}
 def plan(toy_folder: Path, toy_options: RunOptions, tmp_path: Path) -> Plan:
     content = toy_options.model_dump(mode="json", exclude={"seed", "method"})
     del content["data"]["sites"]
-    content["training"] |= {"rounds": 1, "steps_per_round": 2, "final_steps": 2}
+    content["training"] |= {"rounds": 2, "steps_per_round": 2, "final_steps": 2}
     suite = Suite.model_validate({"name": "toy", "seeds": [0, 1], "options": content, "variants": VARIANTS})
     entries = choose_entries(suite, ["pfedsam", "fedavg"], ["no-experts"])
     return Plan(suite, entries, suite.seeds, toy_folder / "sites", tmp_path / "bench", workers=1)

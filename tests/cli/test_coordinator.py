@@ -23,6 +23,7 @@ def test_status_names_state_round_sites_and_reason(
     study = tmp_path / "studies" / "0123456789abcdef"
     study.mkdir(parents=True)
     StudyFolder(study).write_status("stopped", round_=3, rounds=9, sites=["north"], reason="too few")
+    (study / "manifest.json").touch()
     monkeypatch.setenv("COLUMNS", "200")
     assert call("coordinator", "status", tmp_path) == 0
     shown = capsys.readouterr().out
@@ -99,3 +100,43 @@ def test_a_site_is_revoked_and_taken_in_again(call: Call, capsys: pytest.Capture
     assert "Revoked: north." in capsys.readouterr().out
     assert call("coordinator", "revoke", tmp_path, "north", "--undo") == 0
     assert "Revoked: none." in capsys.readouterr().out
+
+
+def test_the_status_of_a_folder_without_a_coordinator_is_one_message(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert call("coordinator", "status", tmp_path / "runs") == 8
+    assert "'runs' holds no coordinator" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 40, b'{"state": "running"}', None])
+def test_a_status_that_is_damaged_is_told_and_hides_no_other_study(
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    damage: bytes | None,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    for name in ("0123456789abcdef", "fedcba9876543210"):
+        folder = tmp_path / "studies" / name
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").touch()
+        StudyFolder(folder).write_status("finished", round_=9, rounds=9, sites=["north"])
+    status = tmp_path / "studies" / "0123456789abcdef" / "status.json"
+    status.unlink() if damage is None else status.write_bytes(damage)
+    assert call("coordinator", "status", tmp_path) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Submit study 0123456789abcdef again" in shown
+    assert "fedcba9876543210 │ finished" in shown
+
+
+def test_revoked_sites_that_were_lost_are_not_taken_for_none(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert call("coordinator", "revoke", tmp_path, "north") == 0
+    (tmp_path / "revoked.json").unlink()
+    assert call("coordinator", "revoke", tmp_path, "north", "--undo") == 7
+    assert "revoked.json is missing" in " ".join(capsys.readouterr().err.split())
+    assert call("coordinator", "revoke", tmp_path, "south") == 0
+    assert "Revoked: south." in capsys.readouterr().out

@@ -19,7 +19,6 @@ from pfedsam.cli.main import _WITH_RESUME, app
 from pfedsam.engine.onboarding import Newcomer
 from pfedsam.engine.rounds import RoundPolicy
 from pfedsam.engine.site_options import SiteOptions
-from pfedsam.training.pretraining import PretrainOptions
 
 Call = Callable[..., int]
 
@@ -30,7 +29,6 @@ COMMANDS = [
     "evaluate",
     "predict",
     "report",
-    "pretrain",
     "options",
     "bench accuracy",
     "bench onboarding",
@@ -58,7 +56,6 @@ def test_every_command_explains_itself(call: Call, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("command", "kind"),
     [
-        ("pretrain", PretrainOptions),
         ("coordinator submit", RoundPolicy),
         ("site init", SiteOptions),
         ("onboard", Newcomer),

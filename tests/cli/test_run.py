@@ -25,7 +25,7 @@ def study(tmp_path: Path) -> Path:
             "patient_pattern": PATIENT_PATTERN,
         },
         "model": {"backbone": str(tmp_path / "backbone"), "adapt_last": 1},
-        "training": {"rounds": 1, "steps_per_round": 2, "final_steps": 2, "batch_size": 2},
+        "training": {"rounds": 2, "steps_per_round": 2, "final_steps": 2, "batch_size": 2},
     }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
     return tmp_path / "study.yaml"
@@ -36,13 +36,18 @@ def test_compare_gives_every_method_the_same_steps_and_shows_them_side_by_side(
 ) -> None:
     out = study.parent / "out"
     assert call("compare", study, "--out", out, "--methods", "local-only,fedavg,pfedsam") == 0
-    assert "Comparison:" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Comparison:" in shown
+    assert "fedavg has no use for training.final_steps: left out." in " ".join(shown.split())
+    steps = next(line for line in shown.splitlines() if "steps per site" in line)
+    assert [word for word in steps.split() if word.isdecimal()] == ["4", "4", "4"]
     options = {name: load_options(out / name / "config.yaml") for name in ("local-only", "fedavg", "pfedsam")}
     assert {local_steps(one) for one in options.values()} == {4}
     assert [one.training.rounds for one in options.values()] == [1, 2, 2]
     page = (out / "comparison.html").read_text("utf-8")
     for name in options:
         summary = json.loads((out / name / "summary.json").read_text("utf-8"))
+        assert summary["steps"] == 4
         assert set(summary["sites"]) == set(options[name].data.sites)
         assert name in page
 
@@ -51,7 +56,7 @@ def test_a_run_into_a_file_is_one_message(
     call: Callable[..., int], capsys: pytest.CaptureFixture[str], study: Path
 ) -> None:
     (study.parent / "file").write_text("mine")
-    assert call("run", study, "--out", study.parent / "file") == 8
+    assert call("run", study, "--set", "method=local-only", "--out", study.parent / "file") == 8
     shown = " ".join(capsys.readouterr().err.split())
     assert "'file' is a file, where a folder has to be. Give a new or an empty folder." in shown
     assert (study.parent / "file").read_text() == "mine"
@@ -88,6 +93,17 @@ def test_steps_that_do_not_fit_are_told_before_anything_is_run(
     )
     shown = " ".join(capsys.readouterr().err.split())
     assert "Choose training.final_steps as a multiple of training.steps_per_round" in shown
+    assert not out.exists()
+
+
+def test_an_option_that_no_method_of_a_comparison_uses_is_refused_before_anything_is_run(
+    call: Callable[..., int], capsys: pytest.CaptureFixture[str], study: Path
+) -> None:
+    out = study.parent / "out"
+    arguments = ("--methods", "local-only,fedavg", "--set", "method_options.fedprox.mu=1")
+    assert call("compare", study, "--out", out, *arguments) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "method_options.fedprox.mu: only the method fedprox uses it" in shown
     assert not out.exists()
 
 

@@ -41,7 +41,7 @@ def test_bytes_come_back_equal():
 def test_the_library_reads_what_we_write_and_we_read_what_it_writes(tmp_path):
     assert set(safetensors.torch.load(tensors.to_bytes(SOME))) == set(SOME)
     safetensors.torch.save_file(SOME, tmp_path / "theirs", {"format": "pt"})
-    back, metadata = tensors.load(tmp_path / "theirs")
+    back, metadata = tensors.load_foreign(tmp_path / "theirs")
     assert tensors.digest(back) == tensors.digest(SOME)
     assert metadata == {"format": "pt"}
 
@@ -145,6 +145,24 @@ def test_a_long_message_and_a_missing_file_are_refused(tmp_path):
         tensors.from_bytes(data, max_bytes=10)
     with pytest.raises(StoreError, match="absent cannot be read"):
         tensors.load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("metadata", [{}, {"round": "3"}])
+def test_any_bit_that_changes_in_a_file_is_seen(tmp_path, metadata):
+    tensors.save(tmp_path / "t", {"w": torch.arange(6.0)}, metadata)
+    data = (tmp_path / "t").read_bytes()
+    for at in range(len(data)):
+        (tmp_path / "t").write_bytes(data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :])
+        with pytest.raises(StoreError):
+            tensors.load(tmp_path / "t", unsealed=metadata)
+
+
+def test_a_file_without_a_digest_is_only_taken_in_the_form_of_version_0_1(tmp_path):
+    (tmp_path / "t").write_bytes(tensors.to_bytes(SOME, {"round": "3"}))
+    assert tensors.load(tmp_path / "t", unsealed=("round",))[1] == {"round": "3"}
+    for keys in (None, (), ("round", "study")):
+        with pytest.raises(StoreError, match="no digest"):
+            tensors.load(tmp_path / "t", unsealed=keys)
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):

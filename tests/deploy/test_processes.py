@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pfedsam.deploy.processes import Engine
+from pfedsam.deploy.processes import Engine, cut_log
 
 CHILD = """
 import subprocess, sys, time
@@ -64,7 +64,7 @@ def test_it_dies_with_the_parent(tmp_path: Path) -> None:
     program = f"""
 import time
 from pathlib import Path
-from pfedsam.deploy.processes import Engine
+from pfedsam.deploy.processes import Engine, cut_log
 engine = Engine("pfedsam_child", Path({str(tmp_path)!r}), "none", [], {{"PYTHONPATH": {str(tmp_path)!r}}})
 engine.start()
 print(engine._process.pid, flush=True)
@@ -107,7 +107,7 @@ def site(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
     started = []
 
     def start() -> subprocess.Popen[bytes]:
-        env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
         started.append(subprocess.Popen([sys.executable, "-c", SITE, str(tmp_path)], env=env))
         return started[-1]
 
@@ -132,3 +132,28 @@ def test_a_site_ends_in_time_on_any_signals_at_any_moment_and_leaves_no_process(
         assert process.wait(timeout=30) == 0
         assert time.monotonic() - started < 10
         assert psutil.wait_procs(everyone, timeout=2)[1] == []
+
+
+@pytest.mark.slow
+def test_a_second_agent_of_a_site_is_refused(site, tmp_path: Path) -> None:
+    first = site()
+    family(first.pid, 3)
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-c", SITE, str(tmp_path)]
+    second = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert "an agent of site 'north' already runs in this folder" in second.stderr
+    assert int((tmp_path / "site.pid").read_text()) == first.pid
+    first.terminate()
+    assert first.wait(timeout=30) == 0
+
+
+def test_a_log_that_grew_is_kept_once_and_begun_anew(tmp_path: Path) -> None:
+    log = tmp_path / "engine.log"
+    log.write_bytes(b"x" * 100)
+    with log.open("ab", buffering=0) as writer:  # as NVFlare's process holds it
+        cut_log(log, 100)
+        assert log.stat().st_size == 100
+        cut_log(log, 99)
+        writer.write(b"next")
+    assert log.read_bytes() == b"next"
+    assert (tmp_path / "engine.log.1").read_bytes() == b"x" * 100

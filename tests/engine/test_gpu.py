@@ -16,7 +16,7 @@ from pfedsam.model.backbones.compact import compact_config, new_network
 from pfedsam.model.backbones.encoder import encode, use_fast_blocks
 from pfedsam.model.numerics import configure_numerics
 from pfedsam.report.summary_file import read_summary
-from pfedsam.training.pretraining import PretrainOptions, pretrain
+from pretraining.pretrain import PretrainOptions, pretrain
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
 
@@ -43,7 +43,7 @@ def test_a_run_ends_where_that_on_the_cpu_does(tmp_path: Path, toy_options: RunO
     options = toy_options.model_copy(update={"method": method})
     # Two steps of a small rate: rounding is not yet blown up by training.
     optimizer = options.training.optimizer.model_copy(update={"learning_rate": 1e-3})
-    training = options.training.model_copy(update={"rounds": 1, "opening": 0.0, "optimizer": optimizer})
+    training = options.training.model_copy(update={"rounds": 1, "shared_warmup_rounds": 0, "optimizer": optimizer})
     options = options.model_copy(update={"training": training})
     shared = {}
     for device in ("cpu", "cuda"):

@@ -47,7 +47,7 @@ def state_of(folder: Path) -> SiteState:
 
 def quick(options: RunOptions, rounds: int) -> RunOptions:
     """So many rounds, each with a phase of the local part alone: its optimiser counts the steps of the site's life."""
-    training = {"rounds": rounds, "opening": 0.0, "phases": "decoupled"}
+    training = {"rounds": rounds, "shared_warmup_rounds": 0, "phases": "decoupled"}
     return options.model_copy(update={"training": options.training.model_copy(update=training)})
 
 

@@ -85,7 +85,7 @@ def test_what_is_dumped_loads_to_the_same_options(tmp_path: Path) -> None:
 
 
 def test_words_that_old_yaml_takes_for_truth_values_are_words(tmp_path: Path) -> None:
-    text = "data:\n  sites: {no: here}\n  classes: {n: [1]}\ntraining: {distillation: {direction: off}}\n"
+    text = "data:\n  sites: {no: here}\n  classes: {n: [1]}\ntraining: {phases: decoupled, distillation: {direction: off}}\n"
     options = load_options(write(tmp_path, text), ["training.frozen_local=true"])
     assert list(options.data.sites) == ["no"]
     assert options.training.distillation.direction == "off"

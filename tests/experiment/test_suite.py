@@ -6,6 +6,8 @@ import pytest
 import yaml
 
 from pfedsam.core.errors import DataError, OptionError
+from pfedsam.experiment.build import build_method
+from pfedsam.experiment.effect import unused
 from pfedsam.experiment.options import RunOptions
 from pfedsam.experiment.suite import (
     Entry,
@@ -14,13 +16,14 @@ from pfedsam.experiment.suite import (
     equal_steps,
     load_suite,
     local_steps,
+    refuse_idle_overrides,
     run_options,
     shipped_suites,
     site_folders,
 )
 from pfedsam.federation.methods import METHODS
 
-OPTIONS = {"data": {"classes": {"n": [1]}}, "training": {"rounds": 3, "steps_per_round": 4, "final_steps": 8}}
+OPTIONS = {"data": {"classes": {"n": [1]}}, "training": {"rounds": 5, "steps_per_round": 4, "final_steps": 8}}
 SITES = {"a": Path("a"), "b": Path("b"), "c": Path("c")}
 
 
@@ -49,8 +52,8 @@ def test_the_shipped_suites() -> None:
     [
         ("local-only", 3, 4, 8),  # 3 rounds of 4 steps, then 8
         ("feddpa", 3, 4, 8),  # 3 rounds of 1 + 3 steps, then 8
-        ("fedavg", 5, 4, 8),  # nothing after the last round: 20 / 4 rounds
-        ("pfedsam", 5, 4, 8),  # nor after joint phases
+        ("fedavg", 5, 4, 24),  # nothing after the last round: 20 / 4 rounds, and the key that has no effect is left out
+        ("pfedsam", 5, 4, 24),  # nor after coupled phases
         ("centralized", 3, 12, 24),  # the steps of three sites
     ],
 )
@@ -62,7 +65,8 @@ def test_equal_steps_by_hand(method: str, rounds: int, per_round: int, final: in
 
 
 def test_variants_make_the_steps_of_the_others() -> None:
-    changed = Entry("x", "pfedsam", {"training.final_steps": 0, "training.steps_per_round": 10})
+    changes = {"training.phases": "decoupled", "training.final_steps": 0, "training.steps_per_round": 10}
+    changed = Entry("x", "pfedsam", changes)
     options = run_options(suite(), changed, 0, SITES)
     assert (options.training.rounds, local_steps(options)) == (2, 20)
 
@@ -81,12 +85,37 @@ def test_steps_that_cannot_be_made_are_refused() -> None:
 
 
 def test_overrides_reach_every_entry_and_changes_come_last() -> None:
-    entry = Entry("x", "pfedsam", {"model.experts": None, "training.frozen_local": True})
+    entry = Entry("x", "pfedsam", {"model.experts": None, "training.phases": "joint", "training.frozen_local": True})
     options = run_options(suite(), entry, 7, SITES, ["data.split.max_train_cases=4", "training.frozen_local=false"])
     assert options.data.split.max_train_cases == 4
     assert options.training.frozen_local
     assert options.model.experts is None
     assert (options.name, options.seed, options.method, list(options.data.sites)) == ("mine", 7, "pfedsam", list(SITES))
+
+
+def test_what_a_method_has_no_use_for_is_left_out_and_what_nobody_uses_is_refused() -> None:
+    entries = [Entry("fedavg", "fedavg"), Entry("fedprox", "fedprox")]
+    overrides = ["method_options.fedprox.mu=0.5"]
+    refuse_idle_overrides(suite(), entries, SITES, overrides)
+    first, second = (run_options(suite(), entry, 0, SITES, overrides) for entry in entries)
+    assert "method_options" not in first.model_fields_set or not unused(first)
+    assert build_method(second).phases(second.training)[0].proximal == 0.5
+    with pytest.raises(
+        OptionError, match=r"no method of the comparison uses:\n  training\.order: used by pfedsam with"
+    ):
+        refuse_idle_overrides(suite(), entries, SITES, [*overrides, "training.order=local-first"])
+    with pytest.raises(OptionError, match=r"The variant x sets what has no effect: training\.order"):
+        run_options(suite(), Entry("x", "fedavg", {"training.order": "local-first"}), 0, SITES)
+
+
+def test_a_last_phase_that_nobody_set_takes_a_quarter_of_the_steps_at_most() -> None:
+    """As on the defaults: 60 rounds of 4 steps are 240, of which local-only does 24 in its last phase; of 10 rounds it is 8 of 40."""
+    for rounds, last in ((60, 24), (10, 8), (1, 0)):
+        one = suite(options={"data": {"classes": {"n": [1]}}, "training": {"rounds": rounds}})
+        alone, averaged = (run_options(one, Entry(name, name), 0, SITES) for name in ("local-only", "fedavg"))
+        assert averaged.training.rounds == rounds
+        assert sum(phase.steps for phase in build_method(alone).final(alone.training)) == last
+        assert local_steps(alone) == local_steps(averaged) == 4 * rounds
 
 
 def test_entries() -> None:
@@ -144,6 +173,11 @@ def test_options_of_a_run_stay_what_they_are() -> None:
     plain = RunOptions.model_validate(
         {
             **OPTIONS,
+            "training": {
+                "rounds": 3,
+                "steps_per_round": 4,
+                "final_steps": 8,
+            },  # 5 rounds of 4 steps, less the last phase
             "name": "mine",
             "method": "feddpa",
             "data": {**OPTIONS["data"], "sites": {k: str(v) for k, v in SITES.items()}},

@@ -6,7 +6,7 @@ import torch
 
 from pfedsam.core.errors import RunError, UpdateError
 from pfedsam.core.tensors import digest
-from pfedsam.federation.aggregation import check_registration, combine, open_messages, weighted_mean
+from pfedsam.federation.aggregation import accept, check_registration, open_messages, weighted_mean
 from pfedsam.federation.codec import Codec
 from pfedsam.federation.update import Update, UpdateSpec, encode
 
@@ -33,9 +33,9 @@ def test_no_update_has_no_mean():
 
 
 def test_24_orders_of_arrival_give_one_hash(updates, spec, registered):
-    results = [combine(order, spec, round=3, registered=registered) for order in itertools.permutations(updates)]
+    results = [accept(order, spec, round=3, registered=registered) for order in itertools.permutations(updates)]
     assert len(results) == 24
-    assert len({digest(result.tensors) for result in results}) == 1
+    assert len({digest(weighted_mean(result.updates)) for result in results}) == 1
     assert {result.accepted for result in results} == {("east", "north", "south", "west")}
 
 
@@ -68,10 +68,10 @@ def test_one_poisoned_site_changes_no_bit_of_the_others_mean(updates, spec, regi
     sent[place] = replace(updates[place], tensors={**updates[place].tensors, name: poisoned})
     honest = updates[:place] + updates[place + 1 :]
 
-    result = combine(sent, spec, round=3, registered=registered)
-    without = combine(honest, spec, round=3, registered=registered)
+    result = accept(sent, spec, round=3, registered=registered)
+    without = accept(honest, spec, round=3, registered=registered)
 
-    assert digest(result.tensors) == digest(without.tensors)
+    assert digest(weighted_mean(result.updates)) == digest(weighted_mean(without.updates))
     assert set(result.accepted) == {update.site for update in honest}
     assert list(result.rejected) == [updates[place].site]
     assert name in result.rejected[updates[place].site]
@@ -79,37 +79,37 @@ def test_one_poisoned_site_changes_no_bit_of_the_others_mean(updates, spec, regi
 
 def test_a_replayed_update_counts_once(updates, spec, registered):
     again = [*updates, updates[1], replace(updates[1]), updates[1]]
-    result = combine(again, spec, round=3, registered=registered)
-    assert digest(result.tensors) == digest(weighted_mean(updates))
+    result = accept(again, spec, round=3, registered=registered)
+    assert digest(weighted_mean(result.updates)) == digest(weighted_mean(updates))
     assert result.rejected == {}
 
 
 def test_a_stale_update_beside_the_right_one_is_named_and_not_counted(updates, spec, registered):
     stale = replace(updates[1], round=2)
-    result = combine([stale, *updates], spec, round=3, registered=registered)
-    assert digest(result.tensors) == digest(weighted_mean(updates))
+    result = accept([stale, *updates], spec, round=3, registered=registered)
+    assert digest(weighted_mean(result.updates)) == digest(weighted_mean(updates))
     assert "round 3" in result.rejected["north"]
 
 
 def test_two_different_updates_of_one_site_count_not_at_all_in_either_order(updates, spec, registered):
     other = replace(updates[2], tensors={**updates[2].tensors, "lora.b": torch.ones(3, 4)})
     for sent in ([*updates, other], [other, *updates]):
-        result = combine(sent, spec, round=3, registered=registered)
+        result = accept(sent, spec, round=3, registered=registered)
         assert result.accepted == ("east", "north", "west")
         assert "2 different updates" in result.rejected["south"]
-        assert digest(result.tensors) == digest(weighted_mean([updates[0], updates[1], updates[3]]))
+        assert digest(weighted_mean(result.updates)) == digest(weighted_mean([updates[0], updates[1], updates[3]]))
 
 
 def test_a_site_cannot_raise_its_own_weight(updates, spec, registered):
-    result = combine([*updates[1:], replace(updates[0], cases=10**6)], spec, round=3, registered=registered)
+    result = accept([*updates[1:], replace(updates[0], cases=10**6)], spec, round=3, registered=registered)
     assert result.accepted == ("north", "south", "west")
 
 
 def test_all_refused_is_an_error_that_says_why(updates, spec, registered):
     with pytest.raises(RunError, match=r"stay as they are\. site east .* for round 3"):
-        combine([replace(updates[0], round=2)], spec, round=3, registered=registered)
+        accept([replace(updates[0], round=2)], spec, round=3, registered=registered)
     with pytest.raises(RunError, match="No site sent one"):
-        combine([], spec, round=3, registered=registered)
+        accept([], spec, round=3, registered=registered)
 
 
 @pytest.mark.parametrize("cases", [0, -1, 10**12, 3.0, True, "30"])
@@ -127,10 +127,11 @@ def test_24_orders_of_messages_give_one_hash_with_every_codec(updates, registere
     for order in itertools.permutations(messages):
         opened, unread = open_messages(dict(order), spec, received)
         assert unread == {}
-        results.append(combine(opened, spec, round=3, registered=registered))
-    assert len({digest(result.tensors) for result in results}) == 1
+        results.append(accept(opened, spec, round=3, registered=registered))
+    assert len({digest(weighted_mean(result.updates)) for result in results}) == 1
     exact = weighted_mean(updates)
-    worst = max((results[0].tensors[key].float() - exact[key].float()).abs().max().item() for key in exact)
+    mean = weighted_mean(results[0].updates)
+    worst = max((mean[key].float() - exact[key].float()).abs().max().item() for key in exact)
     spread = max((u.tensors[key].float() - received[key].float()).abs().max().item() for u in updates for key in exact)
     assert worst <= spread * {"fp32": 0, "fp16": 2**-10, "int8": 0.005, "int4": 0.08}[name]
 
@@ -141,8 +142,8 @@ def test_a_message_that_cannot_be_read_is_one_sites_failure(updates, spec, regis
     opened, unread = open_messages(messages, spec, {})
     assert list(unread) == ["south"]
     assert "cannot be read" in unread["south"]
-    result = combine(opened, spec, round=3, registered=registered)
-    assert digest(result.tensors) == digest(weighted_mean([updates[0], updates[1], updates[3]]))
+    result = accept(opened, spec, round=3, registered=registered)
+    assert digest(weighted_mean(result.updates)) == digest(weighted_mean([updates[0], updates[1], updates[3]]))
 
 
 def test_a_message_in_another_sites_name_is_refused(updates, spec):

@@ -1,13 +1,14 @@
 """The ledger shows every change to it, and is on the disk before anything leaves."""
 
 import hashlib
+import hmac
 import json
 import stat
 
 import pytest
 
 from pfedsam.core.errors import StoreError
-from pfedsam.federation.ledger import START, Ledger
+from pfedsam.federation.ledger import START, Head, Ledger
 
 
 def write(ledger: Ledger, round_: int, **more) -> None:
@@ -29,12 +30,14 @@ def test_lines_are_chained_and_private(ledger):
     assert [line["round"] for line in lines] == [0, 1, 2]
     assert stat.S_IMODE(ledger.path.stat().st_mode) == 0o600
     raw = [json.loads(line) for line in ledger.path.read_bytes().splitlines()]
-    before = START
-    for line in raw:  # the chain, computed here from the text alone
-        claimed = line.pop("hash")
+    key, before = bytes.fromhex((ledger.path.parent / "ledger.key").read_text()), START
+    for line in raw:  # the chain, computed here from the text and the key alone
+        claimed = line.pop("seal")
         assert line["before"] == before
-        before = hashlib.sha256(json.dumps(line, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        before = hmac.new(key, json.dumps(line, sort_keys=True, separators=(",", ":")).encode(), "sha256").hexdigest()
         assert claimed == before
+    assert ledger.head() == Head(3, before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in ledger.path.parent.iterdir()} == {0o600}
 
 
 @pytest.mark.parametrize(
@@ -69,3 +72,86 @@ def test_half_a_line_of_a_killed_process_is_cut_off(ledger):
 def test_a_ledger_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(StoreError, match="Nothing is sent"):
         write(Ledger(tmp_path / "missing" / "ledger.jsonl"), 0)
+
+
+def dump(line: dict) -> bytes:
+    return json.dumps(line, sort_keys=True, separators=(",", ":")).encode()
+
+
+def rewritten(data: bytes) -> bytes:
+    """The ledger with another number of bytes in its second line and every hash computed anew, by someone without the key."""
+    lines, before = [json.loads(line) for line in data.splitlines()], START
+    for number, line in enumerate(lines):
+        line.pop("seal", None)
+        line |= {"before": before} | ({"bytes": 9} if number == 1 else {})
+        before = hashlib.sha256(dump(line)).hexdigest()
+        line["hash"] = before
+    return b"".join(dump(line) + b"\n" for line in lines)
+
+
+DAMAGES = {
+    "edited with recomputed hashes": lambda ledger: ledger.path.write_bytes(rewritten(ledger.path.read_bytes())),
+    "emptied": lambda ledger: ledger.path.write_bytes(b""),
+    "deleted": lambda ledger: ledger.path.unlink(),
+    "cut": lambda ledger: ledger.path.write_bytes(b"".join(ledger.path.read_bytes().splitlines(keepends=True)[:2])),
+    "head deleted": lambda ledger: ledger._head_path.unlink(),
+    "head of an earlier day": lambda ledger: ledger._head_path.write_text('{"lines": 2, "seal": "0", "own": "0"}'),
+    "key deleted": lambda ledger: ledger._key_path.unlink(),
+    "key exchanged": lambda ledger: ledger._key_path.write_text("00" * 32),
+    "all but the key deleted": lambda ledger: (ledger.path.unlink(), ledger._head_path.unlink()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_broken_ledger_stops_sending_until_that_is_acknowledged(ledger, damage):
+    """Row 38 of reliability."""
+    damage(ledger)
+    left = ledger.path.read_bytes() if ledger.path.exists() else b""
+    for _ in range(2):
+        with pytest.raises(StoreError, match="Nothing is sent until"):
+            write(ledger, 3)
+        with pytest.raises(StoreError, match="--acknowledge"):
+            ledger.read()
+    aside = ledger.acknowledge()
+    assert aside.read_bytes() == left
+    (line,) = ledger.read()
+    assert (line["task"], line["sha256"]) == ("acknowledged", hashlib.sha256(left).hexdigest())
+    assert aside.name in line["note"]
+    write(ledger, 3)
+    assert len(ledger.read()) == 2
+    assert ledger.acknowledge() is None
+
+
+def test_a_ledger_of_version_0_1_goes_on_and_cannot_be_changed_from_then_on(tmp_path):
+    ledger, before = Ledger(tmp_path / "ledger.jsonl"), START
+    lines = []
+    for round_ in range(2):
+        line = {"round": round_, "before": before}
+        before = hashlib.sha256(dump(line)).hexdigest()
+        lines.append(dump({**line, "hash": before}) + b"\n")
+    ledger.path.write_bytes(b"".join(lines))
+    assert [line["round"] for line in ledger.read()] == [0, 1]
+    write(ledger, 2)
+    assert [line["round"] for line in ledger.read()] == [0, 1, 2]
+    ledger.path.write_bytes(rewritten(ledger.path.read_bytes()))
+    with pytest.raises(StoreError, match="ledger"):
+        ledger.read()
+
+
+def test_a_ledger_and_all_that_belongs_to_it_cannot_be_removed_at_a_site_that_has_trained(ledger):
+    (ledger.path.parent / "studies" / "s").mkdir(parents=True)
+    (ledger.path.parent / "studies" / "s" / "received.safetensors").touch()
+    for path in (ledger.path, ledger._head_path, ledger._key_path):
+        path.unlink()
+    with pytest.raises(StoreError, match="was removed"):
+        write(ledger, 3)
+
+
+def test_a_line_that_was_written_just_before_a_kill_counts(ledger):
+    """The line is written before the head: after a kill between the two the head is one line behind."""
+    head = ledger._head_path.read_bytes()
+    write(ledger, 3)
+    ledger._head_path.write_bytes(head)
+    assert [line["round"] for line in ledger.read()] == [0, 1, 2, 3]
+    write(ledger, 4)
+    assert ledger.head().lines == 5

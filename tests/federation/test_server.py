@@ -3,18 +3,19 @@ import torch
 
 from pfedsam.core.errors import RunError
 from pfedsam.core.tensors import digest
-from pfedsam.federation.server import ServerState, aggregate
+from pfedsam.federation.server import ServerState, WeightedMean, aggregate
 from pfedsam.federation.update import Update, UpdateSpec
 
 
 def test_a_round_by_hand():
-    state = ServerState(0, {"w": torch.zeros(2)})
+    state = WeightedMean().init({"w": torch.zeros(2)})
     updates = [
         Update("north", 0, {"w": torch.tensor([1.0, 0.0])}, 3),
         Update("south", 0, {"w": torch.tensor([5.0, 4.0])}, 1),
         Update("west", 0, {"w": torch.tensor([5.0, float("nan")])}, 1),
     ]
-    after, result = aggregate(state, updates, UpdateSpec.of(state.shared), {"north": 3, "south": 1, "west": 1})
+    registered = {"north": 3, "south": 1, "west": 1}
+    after, result = aggregate(state, updates, UpdateSpec.of(state.shared), registered, WeightedMean())
     assert after.round == 1
     assert after.shared["w"].tolist() == [2.0, 1.0]  # (3*1 + 1*5) / 4, (3*0 + 1*4) / 4
     assert result.accepted == ("north", "south")
@@ -27,5 +28,16 @@ def test_a_round_without_updates_leaves_the_state(updates, spec, registered):
     state = ServerState(4, updates[0].tensors)
     before = digest(state.shared)
     with pytest.raises(RunError, match="round 5 has no update"):
-        aggregate(state, updates, spec, registered)  # all of round 3
+        aggregate(state, updates, spec, registered, WeightedMean())  # all of round 3
     assert digest(state.shared) == before
+
+
+def test_a_round_with_fewer_updates_than_the_step_needs_says_how_many(updates, spec, registered):
+    class NeedsFive(WeightedMean):
+        least_updates = 5
+
+    state = ServerState(3, updates[0].tensors)
+    with pytest.raises(
+        RunError, match=r"round 4 has 4 accepted update\(s\); the method's server step needs at least 5"
+    ):
+        aggregate(state, updates, spec, registered, NeedsFive())

@@ -77,12 +77,15 @@ def test_a_round_that_was_done_again_is_the_one_that_counts(store):
 def test_a_state_that_any_version_stored_is_read_and_goes_on_in_this_one(tmp_path, version):
     """The files were written by the package as it was then; none of them may ever be changed."""
     shutil.copytree(Path(__file__).parent / "stored" / f"schema-{version}", tmp_path / "state")
+    index = Path(__file__).parent / "stored" / f"schema-{version}.json"
+    if index.exists():  # since version 3
+        shutil.copy(index, tmp_path / "state.json")
     store = SiteStore(tmp_path / "state")
     found = store.load()
     assert (found.study, found.site, found.round, found.phase) == ("0123456789abcdef", "north", 4, "round")
     assert found.local["moe.up"].tolist() == [[0.5, -1.0], [2.0, 0.25]]
     assert found.optimizer["local:moe.up:step"].item() == 7.0
-    kept = {1: ({}, None, None), 2: ({"lora.a": [0.5, 0.75]}, 3, 0.625)}[version]
+    kept = {1: ({}, None, None), 2: ({"lora.a": [0.5, 0.75]}, 3, 0.625)}[min(version, 2)]
     assert ({name: value.tolist() for name, value in found.shared.items()}, found.shared_round, found.best) == kept
     store.commit(replace(found, round=5))
     assert _versions(store) == [version, SCHEMA]
@@ -92,7 +95,7 @@ def test_a_state_that_any_version_stored_is_read_and_goes_on_in_this_one(tmp_pat
 
 def _versions(store):
     files = sorted(store.folder.iterdir())
-    return [json.loads(tensors.load(path)[1]["state"])["schema"] for path in files]
+    return [json.loads(tensors.load(path, unsealed=("state",))[1]["state"])["schema"] for path in files]
 
 
 def test_every_version_has_a_way_to_the_next():

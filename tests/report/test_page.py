@@ -121,6 +121,7 @@ def test_the_method_is_told_with_the_phases_that_ran(tmp_path, html, fake):
     write_summary(tmp_path / "summary.json", fake.make_summary("fedavg", ("a",)))
     with RecordWriter(tmp_path / "records.jsonl") as records:
         records.write({"kind": "round", "round": 0, "site": "a", "phase": "coupled", "loss": 0.5})
+        records.write({"kind": "timing", "total": 1.0})
     html = write_page(tmp_path).read_text("utf-8")
     assert "<p>fedavg, one of the methods in" in html
     assert "first ran: coupled (both, the shared and the personal model each learning from the same images)." in html
@@ -178,6 +179,7 @@ def test_only_the_last_validation_says_who_uses_the_shared_model(tmp_path, fake)
     with RecordWriter(tmp_path / "records.jsonl") as records:
         records.write({"kind": "plain", "round": 0, "site": "a"})
         records.write({"kind": "plain", "round": 1, "site": "b"})
+        records.write({"kind": "timing", "total": 1.0})
     html = write_page(tmp_path).read_text("utf-8")
     assert html.count("uses the shared model: its personal one does worse") == 1
     assert "<td>2</td><td>validate</td><td>b</td><td>uses the shared model" in html
@@ -190,6 +192,7 @@ def test_what_happens_after_the_last_round_is_told_as_the_end(tmp_path, fake):
     with RecordWriter(tmp_path / "records.jsonl") as records:
         for round_ in (summary.rounds - 1, summary.rounds):
             records.write({"kind": "absent", "round": round_, "task": "validate", "sites": {"a": "it failed"}})
+        records.write({"kind": "timing", "total": 1.0})
     html = write_page(tmp_path).read_text("utf-8")
     assert f"<td>{summary.rounds}</td><td>validate</td>" in html
     assert "<td>end</td><td>validate</td>" in html
@@ -202,7 +205,7 @@ def test_the_same_run_gives_the_same_page(tmp_path, fake):
 
 
 def test_a_run_that_did_not_end_has_no_page(tmp_path):
-    with pytest.raises(StoreError, match=r"summary\.json cannot be read"):
+    with pytest.raises(StoreError, match=r"summary\.json is missing"):
         write_page(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -219,6 +222,13 @@ def test_the_comparison_stands_alone_and_marks_the_best(run_folder, tmp_path, fa
     assert_loads_nothing(html)
     best = fake.make_summary(sites=fake.SITES[:2]).mean.personal.dice
     assert re.search(rf'Mean over sites</th><td></td><td class="best">{best:.3f}<span', html)
+
+
+def test_records_that_were_cut_after_the_last_round_are_told(run_folder):
+    path = run_folder / "records.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(StoreError, match="it was cut"):
+        write_page(run_folder)
 
 
 def test_a_missed_structure_stands_beside_its_distances(tmp_path, fake):

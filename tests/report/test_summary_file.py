@@ -3,6 +3,7 @@ import re
 
 import pytest
 
+from pfedsam.core import sealed
 from pfedsam.core.errors import RunError, StoreError
 from pfedsam.evaluation.scores import CaseScores, ClassScores
 from pfedsam.evaluation.summary import summarize_site
@@ -43,7 +44,7 @@ def test_the_file_has_the_keys_of_the_design(tmp_path, fake):
     content = json.loads(path.read_text("utf-8"))
     assert set(content) == {
         *("schema", "date", "method", "backbone", "seed", "rounds", "sites", "mean", "worst_site"),
-        *("communication", "seconds", "versions"),
+        *("communication", "seconds", "versions", "sha256"),
     }
     assert content["schema"] == 2
     assert content["date"] == "2026-11-28"
@@ -192,14 +193,14 @@ def test_a_key_that_the_schema_does_not_have_is_refused_by_its_path(tmp_path, fa
     write_summary(path, fake.make_summary())
     content = json.loads(path.read_text("utf-8"))
     content["communication"]["sideways"] = 1
-    path.write_text(json.dumps(content), "utf-8")
+    sealed.write_json(path, {key: value for key, value in content.items() if key != "sha256"})
     with pytest.raises(StoreError, match=r"communication\.sideways"):
         read_summary(path)
 
 
 def test_a_summary_that_was_cut_says_what_makes_it_again(tmp_path):
     (tmp_path / "summary.json").write_text('{"schema": 1,', "utf-8")
-    with pytest.raises(StoreError, match=rf"{tmp_path.name}/summary.json is not JSON.*when it is resumed"):
+    with pytest.raises(StoreError, match=rf"summary.json is damaged.*{tmp_path.name}.*resume it"):
         read_summary(tmp_path / "summary.json")
 
 
@@ -212,7 +213,7 @@ def test_what_is_no_summary_is_refused(tmp_path, text):
 
 
 def test_a_run_without_a_summary_is_an_error(tmp_path):
-    with pytest.raises(StoreError, match="A run writes it when it ends"):
+    with pytest.raises(StoreError, match="writes it when it ends"):
         read_summary(tmp_path / "summary.json")
 
 

@@ -275,8 +275,10 @@ def spoiled(fed, name: str, code: str) -> Path:
 
 def test_the_wire_holds_the_shared_tensors_and_no_patient_no_picture_no_expert(federation, result) -> None:
     fed = federation(3, rounds=4)
-    # 0.6 MB, as much as a LoRA of rank 4 in SAM ViT-B; in the opening the experts stand still, so that what is planted is committed
-    fed.submit(quorum=1, overrides=["model.lora.rank=64", "communication.codec=fp32", "training.opening=0.5"])
+    # 0.6 MB, as much as a LoRA of rank 4 in SAM ViT-B; in the warm-up rounds the experts stand still, so that what is planted is committed
+    fed.submit(
+        quorum=1, overrides=["model.lora.rank=64", "communication.codec=fp32", "training.shared_warmup_rounds=2"]
+    )
     plant_names(fed)
     fed.init_sites({fed.names[0]: fed.root / PATH})
     server = fed.coordinator / "server" / "startup"

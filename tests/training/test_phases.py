@@ -2,19 +2,21 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pfedsam.core import rng
+from pfedsam.federation.methods import pfedsam
 from pfedsam.model.backbones.compact import compact_config, new_network
 from pfedsam.model.backbones.sam import SamBackbone
 from pfedsam.model.build import build_personal
 from pfedsam.model.components.routing import Routing
 from pfedsam.model.options import ModelOptions
+from pfedsam.model.partition import Partition
 from pfedsam.model.personal import PersonalSam
 from pfedsam.training.client_round import _anchors
 from pfedsam.training.distillation import DistillationOptions, distillation_loss
 from pfedsam.training.losses import segmentation_loss
-from pfedsam.training.phases import Model, PhaseSpec, _distance, _groups, _Objective
+from pfedsam.training.phases import Model, OptimizerOptions, PhaseSpec, _distance, _groups, _Objective, run_phase
 from pfedsam.training.site_data import Batch
 
 
@@ -94,3 +96,104 @@ def test_one_pass_after_the_other_adds_up_to_the_gradient_of_the_whole_loss(taug
         assert (one is None) == (parameter.grad is None)
         if one is not None and parameter.grad is not None:
             torch.testing.assert_close(one, parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def _away_from_the_start(seed: int) -> PersonalSam:
+    """A model whose local part does something: at the start the experts add nothing and the second LoRA has no gradient."""
+    model = make(local_lora=2)
+    with torch.no_grad():
+        for name in (*model.components()["experts"], *model.components()["local_lora"]):
+            value = model.get_parameter(name)
+            value.add_(0.05 * torch.randn(value.shape, generator=rng.generator(seed)))
+    return model
+
+
+def _partition(model: PersonalSam) -> Partition:
+    return Partition.of(model, model.components(), pfedsam.placement(ModelOptions(local_lora=2)))
+
+
+def _gradients(model: PersonalSam, spec: PhaseSpec, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The parts of the loss and the gradients by name after one step of a phase that trains all that is added."""
+    partition = _partition(model)
+    trained = {name: model.get_parameter(name) for name in partition.names("shared", "local")}
+    for parameter in trained.values():
+        parameter.requires_grad_()
+    shared = [trained[name] for name in partition.shared]
+    distillation = DistillationOptions(confidence_weighting="everywhere", weight=0.5)
+    parts = _Objective(model, spec, distillation, 0.1, shared).backward(batch)
+    assert all(parameter.requires_grad for parameter in trained.values())
+    return parts, {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
+
+
+def _batch(model: PersonalSam, images: int = 5) -> Batch:
+    labels = (torch.rand(images, 64, 64, generator=rng.generator(3)) > 0.5).to(torch.uint8)
+    tokens = model.prefix(torch.rand(images, 3, 64, 64, generator=rng.generator(4)))
+    return Batch(tokens, labels, tuple((i, 0) for i in range(images)))
+
+
+@pytest.mark.parametrize("halves", ["coupled", "decoupled"])
+@pytest.mark.parametrize("taught", [None, "personal", "shared"])
+def test_halves_have_the_gradients_of_one_loss_on_each_half(halves: str, taught: Model | None) -> None:
+    """Written out: the mean of two segmentation losses, distillation and balance, each on its half; decoupled, shared ones by the first."""
+    spec = PhaseSpec("halves", ("shared", "local"), ("shared", "personal"), taught, halves=halves)
+    model = _away_from_the_start(2)
+    batch = _batch(model)
+    parts, found = _gradients(model, spec, batch)
+    model.zero_grad()
+    partition = _partition(model)
+    routings: dict[str, Routing] = {}
+    first, second = (batch.tokens[:3], batch.labels[:3]), (batch.tokens[3:], batch.labels[3:])
+    shared, personal = (
+        model.from_prefix(first[0], personal=False),
+        model.from_prefix(second[0], personal=True, routings=routings),
+    )
+    options = DistillationOptions(confidence_weighting="everywhere", weight=0.5)
+    of_shared = segmentation_loss(shared, first[1]) / 2
+    of_personal = segmentation_loss(personal, second[1]) / 2 + 0.1 * routings["1"].balance_loss()
+    if taught == "shared":
+        teacher = model.from_prefix(first[0], personal=True).detach()
+        of_shared = of_shared + 0.5 * distillation_loss(shared, teacher, first[1], options)
+    if taught == "personal":
+        teacher = model.from_prefix(second[0], personal=False).detach()
+        of_personal = of_personal + 0.5 * distillation_loss(personal, teacher, second[1], options)
+    names, local = list(partition.shared), list(partition.local)
+    values = [model.get_parameter(name) for name in names]
+    by_shared = torch.autograd.grad(of_shared, values, allow_unused=True, retain_graph=True)
+    by_both = torch.autograd.grad(of_shared + of_personal, values, allow_unused=True, retain_graph=True)
+    by_personal = torch.autograd.grad(of_personal, [model.get_parameter(n) for n in local], allow_unused=True)
+    expected = dict(zip(names, by_both if halves == "coupled" else by_shared, strict=True))
+    expected |= dict(zip(local, by_personal, strict=True))
+    assert parts["total"].item() == pytest.approx((of_shared + of_personal).item(), rel=1e-5)
+    assert set(found) == {name for name, value in expected.items() if value is not None}
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_nothing_local_touches_what_is_shared_in_decoupled_halves() -> None:
+    """Two rounds that differ in their local values alone give the same shared values, to the bit; coupled halves do not."""
+
+    def trained(halves: str, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        model = _away_from_the_start(seed)
+        partition = _partition(model)
+        spec = PhaseSpec("halves", ("shared", "local"), ("shared", "personal"), "personal", halves=halves)
+        run_phase(
+            model,
+            [_batch(model)] * 3,
+            spec,
+            names=partition.names("shared", "local"),
+            learning_rate=0.01,
+            optimizer_state={},
+            options=OptimizerOptions(),
+            distillation=DistillationOptions(),
+            balance=0.01,
+            local=partition.local,
+        )
+        return partition.select(model, "shared"), partition.select(model, "local")
+
+    first, second = trained("decoupled", 2), trained("decoupled", 7)
+    assert all(torch.equal(first[0][name], second[0][name]) for name in first[0])
+    assert not all(torch.equal(first[1][name], second[1][name]) for name in first[1])
+    start = make(local_lora=2)
+    assert any(not torch.equal(value, start.get_parameter(name)) for name, value in first[0].items())
+    first, second = trained("coupled", 2), trained("coupled", 7)
+    assert not all(torch.equal(first[0][name], second[0][name]) for name in first[0])

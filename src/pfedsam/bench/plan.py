@@ -20,7 +20,7 @@ from pfedsam.data.manifest import read_site
 from pfedsam.engine.progress import Event
 from pfedsam.engine.run import is_finished, run
 from pfedsam.experiment.options import RunOptions
-from pfedsam.experiment.suite import Entry, Suite, local_steps, run_options, site_folders
+from pfedsam.experiment.suite import Entry, Suite, local_steps, refuse_idle_overrides, run_options, site_folders
 from pfedsam.report.accuracy import Cost, Line, RunScores, read_run
 from pfedsam.report.accuracy_page import Study, write_accuracy
 
@@ -111,8 +111,9 @@ def run_plan(plan: Plan, tell: Callable[[Step], None], finished: Callable[[Outco
 
     Raises:
         RunError: another process works in the same folder, or a run's folder holds another configuration.
-        OptionError: an entry's configuration is wrong; nothing was run.
+        OptionError: an entry's configuration is wrong, or no entry uses an override; nothing was run.
     """
+    refuse_idle_overrides(plan.suite, plan.entries, plan.sites, plan.overrides)
     planned = [(entry, seed, plan.options(entry, seed)) for seed in plan.seeds for entry in plan.entries]
     with exclusive(plan.out, plan.cache_folder):
         outcome = Outcome()

@@ -119,19 +119,28 @@ def start_command(
 
 @app.command("status")
 def status_command(folder: Folder) -> None:
-    """Where every study stands, and which sites are connected."""
+    """Where every study stands, and which sites are connected."""  # noqa: DOC501
     import json
 
+    from pfedsam.core.errors import RunError, StoreError
     from pfedsam.core.lock import runner
-    from pfedsam.engine.study_folder import CONNECTED, STATUS, STUDIES_FOLDER, StudyFolder
+    from pfedsam.engine.study_folder import CONNECTED, STUDIES_FOLDER, StudyFolder
 
+    if not (folder / "server").is_dir() and not (folder / STUDIES_FOLDER).is_dir():
+        raise RunError(
+            f"the folder {folder.name!r} holds no coordinator: give the one that `pfedsam coordinator init` made."
+        )
     connected = folder / CONNECTED
     running = runner(folder / PID)
     names = json.loads(connected.read_text("utf-8")) if running and connected.exists() else []
     OUT.print(f"coordinator: {'running' if running else 'stopped'}; connected: {', '.join(names) or 'none'}")
     table = Table("study", "state", "round", "sites", "reason")
-    for path in sorted((folder / STUDIES_FOLDER).glob(f"*/{STATUS}")):
-        status = StudyFolder(path.parent).read_status()
+    for path in sorted((folder / STUDIES_FOLDER).glob("*/manifest.json")):
+        try:
+            status = StudyFolder(path.parent).read_status()
+        except StoreError as error:
+            table.add_row(path.parent.name, "unknown", "", "", str(error))
+            continue
         rounds = f"{status['round']} of {status['rounds']}"
         table.add_row(path.parent.name, status["state"], rounds, ", ".join(status["sites"]), status["reason"])
     OUT.print(table)
@@ -162,9 +171,16 @@ def revoke_command(
     site: Annotated[str, typer.Argument(help="Name of the site.")],
     undo: Annotated[bool, typer.Option("--undo", help="Let the site take part again.")] = False,
 ) -> None:
-    """Shut a site out, for a kit that was lost or stolen; a coordinator that runs takes notice within a round."""
+    """Shut a site out, for a kit that was lost or stolen; a coordinator that runs takes notice within a round."""  # noqa: DOC501
+    from pfedsam.core.errors import StoreError
     from pfedsam.engine.study_folder import read_revoked, write_revoked
 
-    revoked = read_revoked(folder)
+    try:
+        revoked = read_revoked(folder)
+    except StoreError as error:
+        if undo:
+            raise
+        OUT.print(f"{error} The list begins anew with {site}.", soft_wrap=True, highlight=False)
+        revoked = set()
     write_revoked(folder, revoked - {site} if undo else revoked | {site})
     OUT.print(f"Revoked: {', '.join(sorted(read_revoked(folder))) or 'none'}.")

@@ -37,10 +37,10 @@ def check_command(
     """  # noqa: DOC501 - shown as help
     from pfedsam.core.errors import DataError
     from pfedsam.experiment.build import build_study
-    from pfedsam.experiment.load import load_options
+    from pfedsam.experiment.load import read_options
     from pfedsam.report.data_page import write_data_page
 
-    options = load_options(config)
+    options = read_options(config)
     sites, problems = _read(options)
     study = build_study(options)
     report = _check(sites, options)
@@ -119,10 +119,10 @@ def split_command(
     from pfedsam.core.errors import OptionError
     from pfedsam.data.split import write_split
     from pfedsam.experiment.build import build_sites
-    from pfedsam.experiment.load import load_options
+    from pfedsam.experiment.load import read_options
 
     out.mkdir(parents=True, exist_ok=True)
-    sites = build_sites(load_options(config))
+    sites = build_sites(read_options(config))
     there = [path for name in sites if (path := out / f"{name}.json").exists()]
     if there:
         raise OptionError(

@@ -1,6 +1,7 @@
 """The `pfedsam` command: mounts the groups, and turns errors into one message and an exit code."""
 
 import errno
+import signal
 import sys
 from concurrent.futures import BrokenExecutor
 from typing import Annotated
@@ -9,7 +10,7 @@ import typer
 from typer._click.exceptions import ClickException
 
 from pfedsam import __version__
-from pfedsam.cli import bench, coordinator, data, onboard, options, pretrain, results, run, site, weights
+from pfedsam.cli import bench, coordinator, data, onboard, options, results, run, site, weights
 from pfedsam.cli.console import ERR, OUT, print_error, show_warnings
 from pfedsam.core.errors import PfedsamError, RunError, StoreError
 
@@ -25,7 +26,7 @@ _SMALLER = (
 )
 _WITH_RESUME = ("demo", "run", "compare")
 """Commands that go on with `--resume`."""
-_BY_THEMSELVES = ("bench", "pretrain", "coordinator start", "site start")
+_BY_THEMSELVES = ("bench", "coordinator start", "site start")
 """Commands that go on where they stopped when they are given again."""
 
 app = typer.Typer(
@@ -58,7 +59,6 @@ app.command("evaluate")(results.evaluate_command)
 app.command("predict")(results.predict_command)
 app.command("onboard")(onboard.onboard_command)
 app.command("report")(results.report_command)
-app.command("pretrain")(pretrain.pretrain_command)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")
@@ -89,6 +89,7 @@ def main() -> None:
         print_error(str(explained))
         raise SystemExit(explained.exit_code) from error
     except (KeyboardInterrupt, typer.Abort):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not disturb what is left to do
         again = _again()
         ERR.print(f"Stopped. Nothing is lost: {again}." if again else "Stopped.")
         raise SystemExit(INTERRUPTED) from None

@@ -21,7 +21,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupte
 
 DEMO_METHODS = ("local-only", "fedavg", "pfedsam")
 DEMO_SETTINGS: dict[str, Any] = {
-    "training": {"rounds": 24, "steps_per_round": 4, "final_steps": 12, "batch_size": 4},
+    "training": {"rounds": 27, "steps_per_round": 4, "final_steps": 12, "batch_size": 4},
     "evaluation": {"validate_every": 4},
     "runtime": {"workers": 2},
 }
@@ -57,12 +57,13 @@ def compare_command(
 ) -> None:
     """Train several methods on the same sites, splits and seed, with equally many steps, and compare them site by site.
 
-    A method without a last local phase gets more rounds. Each method gets its own folder in --out.
+    Every method makes training.rounds times training.steps_per_round steps; one with a last local phase takes training.final_steps of them
+    for it. A key that a method does not use is left out for it. Each method gets its own folder in --out.
     Example: pfedsam compare nuclei.yaml --out runs/nuclei --methods fedavg,pfedsam
     """
-    from pfedsam.experiment.load import load_options
+    from pfedsam.experiment.load import read_options
 
-    options = load_options(config, overrides or [])
+    options = read_options(config, overrides or [])
     names = dict.fromkeys(name.strip() for name in methods.split(",") if name.strip())
     compare(options, out, list(names), resume=resume)
 
@@ -88,14 +89,16 @@ def demo_command(out: Out = Path("runs/demo"), resume: Resume = False) -> None:
 
 
 def compare(options: "RunOptions", out: Path, methods: list[str], *, resume: bool) -> None:
-    """Run each method in its folder under `out`, with as many steps as the options give one with a last phase; then the comparison.
+    """Run each method in its folder under `out`, all with the steps of the options' rounds; then the comparison.
 
     Raises:
-        OptionError: there is no method, one is unknown, or one cannot make as many steps in whole rounds; nothing was run.
+        OptionError: there is no method, one is unknown, one cannot make as many steps in whole rounds, or an option is used by none;
+            nothing was run.
         RunError: a folder holds another run, or a run and `resume` is not given.
     """
     from pfedsam.core.errors import OptionError
     from pfedsam.engine.run import run
+    from pfedsam.experiment.effect import refuse_unused_by_all, unused
     from pfedsam.experiment.suite import equal_steps
     from pfedsam.federation.methods import find_method
     from pfedsam.report.intervals import read_intervals
@@ -108,15 +111,18 @@ def compare(options: "RunOptions", out: Path, methods: list[str], *, resume: boo
         update={"cache_folder": options.runtime.cache_folder or (out / "cache").resolve()}
     )
     options = options.model_copy(update={"runtime": cached})
-    planned = {
-        name: equal_steps(options.model_copy(update={"method": find_method(name).name}), options.training.steps)
-        for name in methods
-    }
+    chosen = {name: options.model_copy(update={"method": find_method(name).name}) for name in methods}
+    refuse_unused_by_all(list(chosen.values()), "The configuration")
+    steps = options.training.rounds * options.training.steps_per_round
+    planned = {name: equal_steps(one, steps) for name, one in chosen.items()}
+    for name, one in chosen.items():
+        if idle := unused(one):
+            OUT.print(f"{name} has no use for {', '.join(idle)}: left out.")
     summaries: dict[str, Summary] = {}
-    for name, chosen in planned.items():
+    for name, one in planned.items():
         folder = out / name
         with event_bars(name) as tell:
-            summaries[name] = run(chosen, folder, resume=resume and (folder / "config.yaml").exists(), progress=tell)
+            summaries[name] = run(one, folder, resume=resume and (folder / "config.yaml").exists(), progress=tell)
     if "local-only" in methods:
         for name in methods:
             write_page(out / name, baseline=out / "local-only")

@@ -153,6 +153,7 @@ def start_command(folder: Folder) -> None:
     from pfedsam.deploy.site_service import run_site
 
     configure("INFO", folder / "site.log")
+    OUT.print(f"{_head(folder)}. Note it down elsewhere: `pfedsam site ledger` shows it again.", soft_wrap=True)
     run_site(folder)
 
 
@@ -186,16 +187,26 @@ def predict_command(
 
 @app.command("ledger")
 def ledger_command(
-    folder: Folder, study: Annotated[str | None, typer.Option(help="Only this study's messages.")] = None
+    folder: Folder,
+    study: Annotated[str | None, typer.Option(help="Only this study's messages.")] = None,
+    acknowledge: Annotated[
+        bool,
+        typer.Option(
+            "--acknowledge", help="Put a broken ledger aside and begin a new one, so that the site may send again."
+        ),
+    ] = False,
 ) -> None:
-    """Every message that left this site or was held back; fails when a line was changed, put in or taken out.
+    """Every message that left this site or was held back; fails when a line was changed, put in, taken out or cut off.
 
-    Lines cut off at the end do not show by themselves: compare the last round with what the coordinator has.
+    The last line is the ledger's head. Compare it with what `pfedsam site start` printed and you noted elsewhere.
     """
     from pfedsam.federation.ledger import Ledger
     from pfedsam.federation.messages import in_words
     from pfedsam.federation.site_policy import SitePolicy
 
+    if acknowledge:
+        aside = Ledger(folder / "ledger.jsonl").acknowledge()
+        OUT.print(f"The broken ledger is put aside as {aside.name}." if aside else "The ledger is whole.")
     lines, policy = Ledger(folder / "ledger.jsonl").read(), SitePolicy(folder)
     rounds = {name: policy.rounds(name) for name in {line["study"] for line in lines}}
     for line in lines:
@@ -210,6 +221,15 @@ def ledger_command(
             )
     total = sum(line["bytes"] for line in lines if line["sent"])
     OUT.print(f"{len(lines)} line(s), verified; {total} bytes left this site in all.")
+    OUT.print(_head(folder), soft_wrap=True, highlight=False)
+
+
+def _head(folder: Path) -> str:
+    """Where the ledger stands, verified."""
+    from pfedsam.federation.ledger import Ledger
+
+    head = Ledger(folder / "ledger.jsonl").head()
+    return f"Ledger: {head.lines} line(s), head {head.seal[:16]}"
 
 
 def _show(manifest: "StudyManifest") -> None:

@@ -112,6 +112,8 @@ def _held(path: Path, *, timeout: float) -> Iterator[None]:
         Timeout: another process holds it.
         OSError: the file cannot be made.
     """
+    if not path.parent.is_dir():  # the library would make it
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
     lock = FileLock(path, timeout=timeout, mode=0o600, fallback_to_soft=False)
     held = True
     try:

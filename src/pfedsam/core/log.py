@@ -2,12 +2,25 @@
 
 import logging
 import os
+from io import TextIOWrapper
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import Final
 
 _ROOT = "pfedsam"
+_MAX_BYTES: Final = 20 * 2**20
+_KEPT: Final = 3
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 logging.getLogger(_ROOT).addHandler(logging.NullHandler())
+
+
+class _PrivateFile(RotatingFileHandler):
+    """A log that only its owner can read and that does not grow without end: the last ones stay as `<name>.1` and so on."""
+
+    def _open(self) -> TextIOWrapper:
+        file = os.fdopen(os.open(self.baseFilename, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600), "ab")
+        return TextIOWrapper(file, encoding=self.encoding)
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -28,8 +41,7 @@ def configure(level: int | str, file: Path | None = None) -> None:
         handler.close()
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if file is not None:
-        os.close(os.open(file, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers.append(_PrivateFile(file, maxBytes=_MAX_BYTES, backupCount=_KEPT, encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter(_FORMAT))
         root.addHandler(handler)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,6 +40,8 @@ _DTYPES = {
 }
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:\-]{0,511}")
 _LENGTH_BYTES = 8
+_SEAL = "sha256"
+"""In a file's metadata: the digest of its tensors and of the other metadata."""
 
 
 def digest(tensors: NamedTensors) -> str:
@@ -101,16 +103,40 @@ def from_bytes(data: bytes, *, max_bytes: int) -> tuple[dict[str, torch.Tensor],
 
 
 def save(path: Path, tensors: NamedTensors, metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors to a file in one step (`core.atomic`), readable by its owner alone.
+    """Write tensors and a digest of all that the file holds in one step (`core.atomic`), readable by its owner alone.
 
     Raises:
         StoreError: the file could not be written, or a name or type is not allowed; the earlier file is intact.
     """
-    atomic.write_bytes(path, to_bytes(tensors, metadata))
+    described = dict(metadata or {})
+    atomic.write_bytes(path, to_bytes(tensors, {**described, _SEAL: _seal(tensors, described)}))
 
 
-def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file.
+def load(path: Path, *, unsealed: Collection[str] | None = None) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors and the metadata of a file that `save` wrote.
+
+    Args:
+        path: of the file.
+        unsealed: the keys of the metadata of such a file in version 0.1, which wrote no digest; None where there was none.
+
+    Raises:
+        StoreError: the file is missing, is not a sound safetensors file, or is not what was written.
+    """
+    named, metadata = load_foreign(path)
+    seal = metadata.pop(_SEAL, None)
+    if seal is None and (unsealed is None or set(metadata) != set(unsealed)):
+        raise StoreError(f"{path.name} is damaged or was not written by pFedSAM: it has no digest of its content.")
+    if seal is not None and seal != _seal(named, metadata):
+        raise StoreError(f"{path.name} is damaged: it does not have the digest that was written with it.")
+    return named, metadata
+
+
+def _seal(tensors: NamedTensors, metadata: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps([digest(tensors), dict(metadata)], sort_keys=True).encode()).hexdigest()
+
+
+def load_foreign(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file that anybody wrote.
 
     Raises:
         StoreError: the file is missing, or is not a sound safetensors file.

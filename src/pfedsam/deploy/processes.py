@@ -3,11 +3,13 @@
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -18,6 +20,7 @@ _PR_SET_PDEATHSIG: Final = 1
 _RESTARTS: Final = 5
 _WINDOW_S: Final = 300.0
 _POLL_S: Final = 0.25
+LOG_BYTES: Final = 20 * 2**20
 GRACE_S: Final = 3.0
 """Seconds that a process has to end by itself."""
 
@@ -58,6 +61,7 @@ class Engine:
             env: added to this process's environment.
         """
         self._command = [sys.executable, "-u", "-m", module, "-m", str(workspace), "-s", config, "--set", *settings]
+        self._log = workspace / "engine.log"
         self._workspace, self._env = workspace, {**os.environ, **env}
         self._process: subprocess.Popen[bytes] | None = None
         self._starts: list[float] = []
@@ -65,7 +69,7 @@ class Engine:
     def start(self) -> None:
         """Start it, its output going to `engine.log` in the workspace."""
         self._starts.append(time.monotonic())
-        descriptor = os.open(self._workspace / "engine.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        descriptor = os.open(self._log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
         with os.fdopen(descriptor, "ab") as log:
             self._process = subprocess.Popen(
                 self._command,
@@ -75,7 +79,7 @@ class Engine:
                 env=self._env,
                 cwd=self._workspace,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=partial(_die_with, os.getpid()),
             )
 
     @property
@@ -84,7 +88,8 @@ class Engine:
         return self._process is not None and self._process.poll() is None
 
     def keep_alive(self) -> bool:
-        """Start it again if it died; False when it died too often."""
+        """Start it again if it died; False when it died too often. Also keeps its log short."""
+        cut_log(self._log)
         if self.alive:
             return True
         recent = [start for start in self._starts if time.monotonic() - start < _WINDOW_S]
@@ -135,7 +140,18 @@ def _family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _die_with_parent() -> None:
-    """In the child: be killed when the parent is, however that ends (Linux)."""
+def _die_with(parent: int) -> None:
+    """In the child: be killed when the parent is, however that ends (Linux), and end at once where it has ended already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def cut_log(path: Path, limit: int = LOG_BYTES) -> None:
+    """Keep a log that another process appends to below twice a size: beyond it, it is copied to `<name>.1` and emptied."""
+    with contextlib.suppress(OSError):  # no log is worth ending for
+        if path.stat().st_size > limit:
+            shutil.copyfile(path, path.with_name(f"{path.name}.1"))
+            path.with_name(f"{path.name}.1").chmod(0o600)
+            os.truncate(path, 0)

@@ -25,7 +25,7 @@ from pfedsam.core import atomic
 from pfedsam.core.errors import RunError
 from pfedsam.deploy import keys
 from pfedsam.deploy.jobs import GATE, GUARD
-from pfedsam.deploy.site_service import CLIENT_CONFIG
+from pfedsam.deploy.site_service import CLIENT_CONFIG, LAUNCHER
 
 ADMIN: Final = "coordinator@pfedsam.local"
 _BUILDERS: Final = "nvflare.lighter.impl"
@@ -226,7 +226,6 @@ def write_site_policy(workspace: Path) -> None:
     """The site's own rules for NVFlare: no code from outside, no shell, no logs to others, and our gate on every result."""
     local = workspace / "local"
     manager = "nvflare.app_common.resource_managers.passthrough_resource_manager.PassthroughResourceManager"
-    launcher = "nvflare.app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher"
     atomic.write_json(
         local / "resources.json",
         {
@@ -237,7 +236,7 @@ def write_site_policy(workspace: Path) -> None:
             "client": {"retry_timeout": 30, "compression": "Gzip"},
             "components": [
                 {"id": "resource_manager", "path": manager, "args": {}},
-                {"id": "process_launcher", "path": launcher, "args": {}},
+                {"id": "process_launcher", "path": LAUNCHER, "args": {}},
             ],
         },
     )
@@ -304,6 +303,8 @@ def write_server_policy(server: Path) -> None:
     for component in resources["components"]:
         if component["id"] == "job_manager":
             component["args"]["uri_root"] = str(server / "jobs")
+        if component["id"] == "process_launcher":
+            component["path"] = "pfedsam.deploy.launchers.CoordinatorJobLauncher"
     kept = [component for component in resources["components"] if component["id"] not in ("log_receiver", "guard")]
     resources["components"] = [*kept, {"id": "guard", "path": GUARD, "args": {"own": [ADMIN]}}]
     atomic.write_json(local / "resources.json", resources)

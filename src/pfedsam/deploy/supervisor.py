@@ -17,15 +17,15 @@ from typing import Any, Final
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from pfedsam.core import atomic
-from pfedsam.core.errors import QuorumError, RunError
+from pfedsam.core.errors import QuorumError, RunError, StoreError
 from pfedsam.core.log import get_logger
 from pfedsam.deploy.controller import AGAIN, JOB_SITES, STUDIES
 from pfedsam.deploy.jobs import write_job
 from pfedsam.deploy.processes import Engine, StopFlag
 from pfedsam.deploy.provision import ADMIN, write_server_policy
 from pfedsam.engine.rounds import RoundPolicy
-from pfedsam.engine.study_folder import CONNECTED, STATUS, STUDIES_FOLDER, StudyFolder, read_revoked
-from pfedsam.experiment.load import load_options
+from pfedsam.engine.study_folder import CONNECTED, STUDIES_FOLDER, StudyFolder, read_revoked
+from pfedsam.experiment.load import read_config
 
 _MODULE: Final = "nvflare.private.fed.app.server.server_train"
 _POLL_S: Final = 1.0
@@ -62,6 +62,7 @@ class Supervisor:
         self._waiting: dict[str, float] = {}
         self._disabled: set[str] = set()
         self._barren: dict[str, int] = {}
+        self._told: set[Path] = set()
 
     def run(self, *, until_idle: bool = False) -> None:
         """Serve until told to stop.
@@ -98,8 +99,8 @@ class Supervisor:
         """
         if not self.engine.alive:
             self.session = None
-            if not self.engine.keep_alive():
-                raise RunError("NVFlare's server ended several times; its last words are in server/engine.log.")
+        if not self.engine.keep_alive():
+            raise RunError("NVFlare's server ended several times; its last words are in server/engine.log.")
         connected = self._connected()
         if connected is None:
             return
@@ -126,7 +127,7 @@ class Supervisor:
     def _begin(self, study: StudyFolder, connected: list[str]) -> None:
         """Submit a study once its sites are there, or once the wait for them is over and they are enough."""
         policy = study.read_policy(RoundPolicy)
-        expected = set(load_options(study.path / "config.yaml").data.sites)
+        expected = set(read_config(study.path / "config.yaml").data.sites)
         since = self._waiting.setdefault(study.path.name, time.monotonic())
         limit = policy.return_s if study.read_registered() else policy.join_s
         over = time.monotonic() - since >= limit
@@ -180,13 +181,24 @@ class Supervisor:
 
     def _next_study(self) -> StudyFolder | None:
         """The study that was submitted first and is not finished."""
-        folders = [path.parent for path in (self.folder / STUDIES_FOLDER).glob(f"*/{STATUS}")]
+        folders = [path.parent for path in (self.folder / STUDIES_FOLDER).glob("*/config.yaml")]
         # The status is written anew all the time, the configuration once.
         for folder in sorted(folders, key=lambda folder: (folder / "config.yaml").stat().st_mtime):
             study = StudyFolder(folder)
-            if study.read_status()["state"] in ("submitted", "running", "interrupted"):
+            try:
+                state = study.read_status()["state"]
+            except StoreError as error:
+                self._tell_once(folder, error)
+                continue
+            if state in ("submitted", "running", "interrupted"):
                 return study
         return None
+
+    def _tell_once(self, folder: Path, error: StoreError) -> None:
+        """Log why a study is not worked on."""
+        if folder not in self._told:
+            self._told.add(folder)
+            _LOG.error("study %s is left out: %s", folder.name, error)
 
     def _end_study(self, study: StudyFolder, state: str, reason: str) -> None:
         now = study.read_status()

@@ -15,7 +15,7 @@ from typing import Final
 
 from torch import Tensor
 
-from pfedsam.core import atomic, tensors
+from pfedsam.core import atomic, sealed, tensors
 from pfedsam.core.errors import OptionError, RunError
 from pfedsam.core.lock import LOCK, exclusive
 from pfedsam.core.log import get_logger
@@ -33,7 +33,7 @@ from pfedsam.engine.site_session import SiteScorer
 from pfedsam.evaluation.scores import CaseScores
 from pfedsam.evaluation.summary import SiteSummary, summarize_site
 from pfedsam.experiment.build import BuiltModel, build_method, build_site_data, build_sites, build_study
-from pfedsam.experiment.load import dump_options
+from pfedsam.experiment.load import write_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.model.partition import Partition
@@ -128,7 +128,7 @@ def _train(work: "_Work", key: str, seen: IntensityRange | None, tell: Callable[
     _finish(work, scores, used)
     ways = {way: _measures(summarize_site(found)) for way, found in scores.items()}
     result = Onboarded(ways, len(work.site.of("train")), len(work.site.of("test")), used)
-    atomic.write_json(work.out / _FILE, {"schema": 1, "key": key, **asdict(result)})
+    sealed.write_json(work.out / _FILE, {"schema": 1, "key": key, **asdict(result)})
     return result
 
 
@@ -243,7 +243,7 @@ def _read(out: Path, key: str) -> Onboarded | None:
         raise RunError(f"The folder {out.name!r} holds something else. Give a new or an empty folder.")
     if not (out / _FILE).exists():
         return None
-    content = json.loads((out / _FILE).read_text("utf-8"))
+    content = sealed.read_json(out / _FILE, "Remove it, and the onboarding is done again.")
     return Onboarded(content["ways"], content["trained_on"], content["tested_on"], content["in_use"])
 
 
@@ -273,7 +273,7 @@ def _begin(work: _Work, key: str, seen: IntensityRange | None) -> None:
     (work.out / SERVER).parent.mkdir(exist_ok=True)
     study = study_id(work.options, work.built.backbone)
     tensors.save(work.out / SERVER, work.shared, {"round": str(work.options.training.rounds), "study": study})
-    atomic.write_text(work.out / "config.yaml", dump_options(work.options))
+    write_config(work.out / "config.yaml", work.options)
 
 
 def _commit(work: _Work, local: NamedTensors) -> None:

@@ -10,7 +10,7 @@ What sites send is not trusted: it is parsed, checked and, where it fails, refus
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,11 +23,12 @@ from pfedsam.engine.export import export_adapter
 from pfedsam.engine.run_end import by_model, write_end
 from pfedsam.engine.scalar_metrics import to_report, to_summaries, to_validation
 from pfedsam.engine.server_files import SERVER, record_aggregate, record_report, record_validation
+from pfedsam.engine.silence import Silence, after_round, left_out
 from pfedsam.engine.study_folder import StudyFolder
 from pfedsam.engine.transport import Transport
 from pfedsam.evaluation.summary import SiteSummary
 from pfedsam.experiment.build import BuiltModel, build_labels, build_method, build_model, build_roster
-from pfedsam.experiment.load import load_options
+from pfedsam.experiment.load import read_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.aggregation import NothingToAverageError, check_registration, open_messages
 from pfedsam.federation.manifest import StudyManifest, Task, read_manifest
@@ -83,7 +84,7 @@ def read_study(folder: Path) -> Study:
         RunError: there is none.
     """
     stored, manifest = StudyFolder(folder), read_manifest(folder / "manifest.json")
-    options = load_options(folder / "config.yaml")
+    options = read_config(folder / "config.yaml")
     return Study(options, manifest, stored.read_policy(RoundPolicy), stored.load_state(manifest))
 
 
@@ -108,6 +109,7 @@ class StudyRun:
         self.roster = build_roster(self.options)
         self.registered: dict[str, int] = self.folder.read_registered()
         self.present: list[str] = []
+        self._silences: dict[str, Silence] = {}
         self._started, self._resumed = time.monotonic(), self.state.round > 0
 
     def run(self) -> Outcome:
@@ -169,7 +171,10 @@ class StudyRun:
         self._tell("running")
 
     def _round(self, records: RecordWriter) -> None:
-        current, started, asked = self.state, time.monotonic(), self._sites_for("train")
+        current, started, there = self.state, time.monotonic(), self._sites_for("train")
+        resting = left_out(self._silences, current.round, sites=there, least=self.policy.quorum)
+        self._absent(records, "train", current.round, resting)
+        asked = [site for site in there if site not in resting]
         replies = self._ask(records, "train", current.round, asked, self.policy.deadline_s)
         records.write({"kind": "timing", "round": current.round, "train_s": round(time.monotonic() - started, 2)})
         for site, reply in replies.items():
@@ -179,19 +184,20 @@ class StudyRun:
         every = self.options.evaluation.validate_every
         self.state = state
         if every and ((current.round + 1) % every == 0 or current.round + 1 == self.manifest.rounds):
-            self._validate(records, current.round, silent=set(asked) - set(replies))
-        self.folder.save_state(self.state, self.manifest)
+            self._validate(records, current.round, silent=set(there) - set(replies))
+        self.folder.save_state(self.state, self.manifest, records)
         self._tell("running")
 
     def _aggregate(self, records: RecordWriter, replies: Mapping[str, Reply]) -> ServerState:
         current, spec = self.state, self.manifest.spec
         if not spec.tensors:
             self._check_quorum(len(replies), current.round, {})
-            return ServerState(current.round + 1, current.shared)
+            return replace(current, round=current.round + 1)
         messages = {site: reply.update for site, reply in replies.items()}
         updates, rejected = open_messages(messages, spec, current.shared)
         try:
-            state, result = aggregate(current, updates, spec, {site: self.registered[site] for site in self.present})
+            registered = {site: self.registered[site] for site in self.present}
+            state, result = aggregate(current, updates, spec, registered, build_method(self.options).server)
             accepted, rejected = result.accepted, {**rejected, **result.rejected}
         except NothingToAverageError as error:
             state, accepted, rejected = current, (), {**rejected, **error.rejected}
@@ -278,6 +284,9 @@ class StudyRun:
             shared=b"" if manifest else self.state.to_bytes(),
         )
         answers = self.transport.ask(request_to_wire(request), task, sites, deadline_s)
+        if task == "train":
+            called = {*answers.wires, *answers.late}
+            self._silences = after_round(self._silences, round_, silent=answers.missing, called=called)
         reasons = {**answers.missing, **{s: f"{n} reply(s) came after their deadline" for s, n in answers.late.items()}}
         replies = {}
         for site in self._ordered(answers.wires):

@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pfedsam.core import atomic
 from pfedsam.core.errors import RunError
 from pfedsam.core.lock import LOCK, exclusive
 from pfedsam.core.log import get_logger
@@ -17,21 +16,24 @@ from pfedsam.engine.local import LocalStudy, LocalTransport
 from pfedsam.engine.progress import Event, Progress, silent
 from pfedsam.engine.rounds import RoundPolicy, Study, StudyRun
 from pfedsam.engine.run_end import part_sizes
-from pfedsam.engine.server_files import SERVER, load_state
+from pfedsam.engine.server_files import SERVER, load_state, refuse_lost_state
 from pfedsam.engine.study_folder import build_manifest
 from pfedsam.experiment.build import (
     BuiltModel,
+    build_method,
     build_model,
     build_roster,
     build_sites,
     build_study,
     read_sites,
+    refuse_too_few_sites,
     with_pool,
 )
-from pfedsam.experiment.load import dump_options, load_options
+from pfedsam.experiment.effect import without_unused
+from pfedsam.experiment.load import read_config, write_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, differences
-from pfedsam.federation.server import ServerState
+from pfedsam.federation.server import ServerState, ServerStep
 from pfedsam.model.numerics import CPU, configure_numerics, describe, find_device
 from pfedsam.report.summary_file import Summary, read_summary
 
@@ -49,11 +51,12 @@ def run(options: RunOptions, folder: Path, *, resume: bool = False, progress: Pr
 
     Raises:
         DataError: a site's data is wrong; every problem is named, and nothing was written.
-        OptionError: there is no such device.
+        OptionError: there is no such device, or too few sites for the method.
         RunError: the folder holds another run, or another process works in it.
     """
     tell = progress or silent
     device = find_device(options.runtime.device)
+    refuse_too_few_sites(options)
     _check_folder(options, folder, resume)
     tell(Event("prepare", 0, 2, "checking the sites' data"))
     sites, ranges = _sites(options, folder, tell)
@@ -73,7 +76,14 @@ def _run(options: RunOptions, folder: Path, sites: Mapping[str, Site], built: Bu
     """A run in its folder, from its last finished round to its report."""
     content = options.model_dump(mode="json")
     manifest = build_manifest(options, built, study_id(options, built.backbone), content)
-    study = Study(options, manifest, RoundPolicy(quorum=1), _state(folder, manifest, built), built, part_sizes(sites))
+    study = Study(
+        options,
+        manifest,
+        RoundPolicy(quorum=1),
+        _state(folder, manifest, built, build_method(options).server),
+        built,
+        part_sizes(sites),
+    )
     local = LocalStudy(options, manifest, with_pool(options, sites), folder)
     rounds, trainers = manifest.rounds, sum(build_roster(options).asks(site, "train") for site in local.sites)
     done = study.state.round
@@ -86,10 +96,11 @@ def _run(options: RunOptions, folder: Path, sites: Mapping[str, Site], built: Bu
     return read_summary(folder / "summary.json")
 
 
-def _state(folder: Path, manifest: StudyManifest, built: BuiltModel) -> ServerState:
+def _state(folder: Path, manifest: StudyManifest, built: BuiltModel, server: ServerStep) -> ServerState:
     if (folder / SERVER).exists():
         return load_state(folder, manifest.study)
-    return ServerState(0, {name: value.cpu() for name, value in built.start("shared").items()})
+    refuse_lost_state(folder)
+    return server.init({name: value.cpu() for name, value in built.start("shared").items()})
 
 
 def study_id(options: RunOptions, backbone: str) -> str:
@@ -113,6 +124,8 @@ def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
     if not config.exists():
         if folder.exists() and not folder.is_dir():
             raise RunError(f"{folder.name!r} is a file, where a folder has to be. Give a new or an empty folder.")
+        if (folder / SERVER).exists():
+            read_config(config)  # tells that it is missing
         if folder.exists() and not _is_unstarted(folder):
             raise RunError(f"The folder {folder.name!r} is not empty and holds no run. Give a new or an empty folder.")
         return
@@ -120,8 +133,8 @@ def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
         raise RunError(
             f"The folder {folder.name!r} holds a run already. Go on with it by --resume, or give another folder."
         )
-    before = load_options(config).model_dump(mode="json", exclude={"runtime", "name"})
-    now = options.model_dump(mode="json", exclude={"runtime", "name"})
+    before = read_config(config).model_dump(mode="json", exclude={"runtime", "name"})
+    now = without_unused(options).model_dump(mode="json", exclude={"runtime", "name"})
     changed = differences(before, now)
     if changed:
         raise RunError(
@@ -165,4 +178,4 @@ def _begin(options: RunOptions, folder: Path, sites: Mapping[str, Site], ranges:
         if name in ranges:
             write_range(folder / "sites" / name, ranges[name])
     # Last: a folder with a configuration is one that can be resumed.
-    atomic.write_text(folder / "config.yaml", dump_options(options))
+    write_config(folder / "config.yaml", options)

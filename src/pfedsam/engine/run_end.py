@@ -9,6 +9,7 @@ from pfedsam.data.manifest import Site
 from pfedsam.evaluation.scores import CaseScores
 from pfedsam.evaluation.summary import SiteSummary, summarize_site
 from pfedsam.experiment.options import RunOptions
+from pfedsam.experiment.suite import local_steps
 from pfedsam.model.backbones.checkpoint import backbone_file
 from pfedsam.report.page import write_page
 from pfedsam.report.summary_file import (
@@ -73,6 +74,7 @@ def write_end(
         backbone=file.name if file else options.model.backbone,
         seed=options.seed,
         rounds=options.training.rounds,
+        steps=local_steps(options),
         personal=models.get("personal"),
         shared=models.get("shared"),
         sizes=sizes,

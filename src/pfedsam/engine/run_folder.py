@@ -21,10 +21,10 @@ from pfedsam.engine.model_selection import Parameters, models_of, site_models
 from pfedsam.engine.predict_volume import PredictedVolume, VolumeWishes, predict_volume_file
 from pfedsam.engine.progress import Event
 from pfedsam.engine.run_end import summarize_models, write_end
-from pfedsam.engine.server_files import SERVER
+from pfedsam.engine.server_files import SERVER, read_server
 from pfedsam.engine.site_session import SiteScorer
 from pfedsam.experiment.build import BuiltModel, build_cache, build_images, build_model, build_roster, read_sites
-from pfedsam.experiment.load import load_options
+from pfedsam.experiment.load import read_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.model.numerics import configure_numerics
 from pfedsam.model.partition import Kind
@@ -53,7 +53,7 @@ class OpenRun:
             raise RunError(
                 f"The folder {folder.name!r} holds no run with a finished round. Give the --out folder of `pfedsam run`."
             )
-        self.folder, self.options = folder, load_options(folder / "config.yaml", overrides)
+        self.folder, self.options = folder, read_config(folder / "config.yaml", overrides)
         # The machine that opens a run need not be the one that made it, nor have its GPU.
         wanted = "cpu" if self.options.runtime.device == "cpu" else "auto"
         device = configure_numerics(self.options.runtime.threads, wanted)
@@ -142,7 +142,7 @@ class OpenRun:
         return write_end(self.folder, self.options, found, sizes, before.communication, before.seconds)
 
     def _load_shared(self) -> tensors.NamedTensors:
-        shared, _ = tensors.load(self.folder / SERVER)
+        shared, _ = read_server(self.folder)
         self._check_fit("shared", shared)
         return {name: shared[name] for name in self.built.partition.shared}
 

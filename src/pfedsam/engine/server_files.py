@@ -5,16 +5,21 @@ from math import isfinite
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pfedsam.core import tensors
-from pfedsam.core.errors import RunError
+from pfedsam.core.errors import RunError, StoreError
 from pfedsam.engine.model_selection import Validation
 from pfedsam.engine.site_session import RoundReport
 from pfedsam.federation.server import ServerState
-from pfedsam.report.records import RecordWriter
+from pfedsam.report.records import RecordWriter, check_mark, read_records
 
 SERVER = Path("shared") / "shared.safetensors"
-"""The server's state in a run's folder: the shared parameters and the round that comes next."""
+"""The server's state in a run's folder: the shared parameters, what the method's server step keeps, and the round that comes next."""
+RECORDS = "records.jsonl"
+"""The records, in the same folder."""
+_MEMORY = "memory:"
+"""Starts the names of what the method's server step keeps; no parameter's name has a colon."""
 NOTHING = {"none": torch.zeros(1)}
 """What is stored when a method shares nothing."""
 
@@ -24,18 +29,61 @@ def load_state(folder: Path, study: str) -> ServerState:
 
     Raises:
         RunError: it belongs to another study.
+        StoreError: it is damaged or missing, or the records of its rounds are.
     """
-    shared, metadata = tensors.load(folder / SERVER)
-    if metadata.get("study") != study:
+    stored, metadata = read_server(folder)
+    if metadata["study"] != study:
         raise RunError("The shared parameters in this folder belong to another study. Give another folder.")
-    return ServerState(int(metadata["round"]), {name: t for name, t in shared.items() if name not in NOTHING})
+    if "records" in metadata:
+        check_mark(folder / RECORDS, metadata["records"])
+    memory = {name.removeprefix(_MEMORY): t for name, t in stored.items() if name.startswith(_MEMORY)}
+    shared = {name: t for name, t in stored.items() if name not in NOTHING and not name.startswith(_MEMORY)}
+    return ServerState(int(metadata["round"]), shared, memory)
 
 
-def save_state(folder: Path, study: str, state: ServerState, *, mode: int = 0o777) -> None:
-    """Commit a round: with this rename it is done. `mode` is that of the folder, where it is made."""
+def read_server(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of the server's state.
+
+    Raises:
+        StoreError: it is damaged or missing.
+    """
+    try:
+        return tensors.load(folder / SERVER, unsealed=("round", "study"))
+    except StoreError as error:
+        raise StoreError(
+            f"{error} With it the shared parameters of every round are lost: bring {SERVER.as_posix()} back from a copy, or begin "
+            "again in a new folder."
+        ) from error
+
+
+def refuse_lost_state(folder: Path) -> None:
+    """Refuse to begin anew where the server's state is missing although rounds were committed.
+
+    Raises:
+        StoreError: a record is of a later round than the first, which a killed run may have left unfinished.
+    """
+    path = folder / RECORDS
+    if not (folder / SERVER).exists() and path.exists() and any(row.get("round", 0) > 0 for row in read_records(path)):
+        read_server(folder)
+
+
+def save_state(
+    folder: Path, study: str, state: ServerState, records: RecordWriter | None = None, *, mode: int = 0o777
+) -> None:
+    """Commit a round: with this rename it is done.
+
+    Args:
+        folder: of the run or study.
+        study: its identity.
+        state: after the round.
+        records: of the run; what they hold up to now belongs to the commit, and is checked when the state is loaded.
+        mode: of the folder, where it is made.
+    """
     path = folder / SERVER
     path.parent.mkdir(exist_ok=True, mode=mode)
-    tensors.save(path, state.shared or NOTHING, {"round": str(state.round), "study": study})
+    memory = {f"{_MEMORY}{name}": t for name, t in state.memory.items()}
+    described = {"round": str(state.round), "study": study} | ({"records": records.mark} if records else {})
+    tensors.save(path, {**(state.shared or NOTHING), **memory}, described)
 
 
 def record_aggregate(

@@ -177,7 +177,8 @@ class SiteFolder:
 
     def _split(self, manifest: StudyManifest, options: RunOptions) -> Site:
         folder, name = self.policy.study_folder(manifest.study), self.options.name
-        if (folder / "split.json").exists():
+        # Without its split a site that has trained is told, and not split anew.
+        if (folder / "split.json").exists() or (folder / "state.json").exists():
             return read_split(folder / "split.json", read_sites(options, masks_required=False)[name])
         site = build_sites(options)[name]
         report = refuse_problems([site], build_study(options))

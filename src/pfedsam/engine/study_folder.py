@@ -13,21 +13,25 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from pfedsam.core import atomic
-from pfedsam.core.errors import OptionError, RunError
+from pfedsam.core import sealed
+from pfedsam.core.errors import OptionError, StoreError
 from pfedsam.core.options import Options
+from pfedsam.core.tensors import NamedTensors
 from pfedsam.engine.scalar_metrics import allowed_metrics
-from pfedsam.engine.server_files import SERVER, load_state, save_state
-from pfedsam.experiment.build import BuiltModel, build_model, build_roster
-from pfedsam.experiment.load import dump_options
+from pfedsam.engine.server_files import RECORDS, SERVER, load_state, refuse_lost_state, save_state
+from pfedsam.experiment.build import BuiltModel, build_method, build_model, build_roster, refuse_too_few_sites
+from pfedsam.experiment.load import write_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, largest_change, shared_tensors, write_manifest
 from pfedsam.federation.server import ServerState
 from pfedsam.model.backbones.checkpoint import backbone_file
+from pfedsam.report.records import RecordWriter, read_records
 
 T = TypeVar("T", bound=Options)
 REVOKED = "revoked.json"
 """In the coordinator's folder, beside that of the studies: the sites that may take part in nothing any more."""
+_REVOKED_COPY = ".revoked-copy.json"
+"""The same once more, so that a list that was lost is not taken for an empty one."""
 CONNECTED = "connected.json"
 """Beside it: the sites that are connected now."""
 STUDIES_FOLDER = "studies"
@@ -39,13 +43,14 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
     """Make the folder of a study under `root`, or find the one that is there; the study's id is its name.
 
     Raises:
-        OptionError: the method cannot run over several machines.
+        OptionError: the method cannot run over several machines, or not with so few sites.
         CheckpointError: the backbone cannot be loaded.
     """
     if build_roster(options).pool:
         raise OptionError(
             f"method {options.method!r} needs all images in one place; use pfedsam, fedavg or local-only."
         )
+    refuse_too_few_sites(options)
     built = build_model(options)
     content = options.model_dump(mode="json", exclude={"runtime": True, "data": {"sites", "split_folder"}})
     if file := backbone_file(options.model.backbone):
@@ -56,11 +61,12 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
     manifest, shared = build_manifest(options, built, study, content), built.start("shared")
     folder = StudyFolder(root / study)
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    atomic.write_json(folder.path / _POLICY, policy.model_dump(mode="json"))
+    sealed.write_json(folder.path / _POLICY, policy.model_dump(mode="json"))
+    refuse_lost_state(folder.path)
     if not (folder.path / SERVER).exists():
-        atomic.write_text(folder.path / "config.yaml", dump_options(options))
+        write_config(folder.path / "config.yaml", options)
         write_manifest(folder.path / "manifest.json", manifest)
-        folder.save_state(ServerState(0, shared), manifest)
+        folder.save_state(build_method(options).server.init(shared), manifest)
     folder.write_status("submitted", round_=folder.load_state(manifest).round, rounds=manifest.rounds, sites=[])
     return folder.path
 
@@ -85,20 +91,49 @@ def build_manifest(options: RunOptions, built: BuiltModel, study: str, content: 
         tensors=shared_tensors(shared),
         components={c: names for c, names in built.partition.components.items() if set(names) <= set(shared)},
         communication=options.communication,
-        max_change=largest_change(shared, options.training.optimizer.learning_rate, options.training.steps_per_round),
+        max_change=_largest_change(options, shared),
         scalar_metrics=allowed_metrics(options, built),
     )
 
 
+def _largest_change(options: RunOptions, shared: NamedTensors) -> float:
+    """How far one round may move the shared tensors, by what the sites and the method's server step do."""
+    training, values = options.training, sum(tensor.numel() for tensor in shared.values())
+    of_a_site = largest_change(shared, training.optimizer.learning_rate, training.steps_per_round)
+    return build_method(options).server.largest_change(of_a_site, values)
+
+
 def read_revoked(coordinator: Path) -> set[str]:
-    """The sites that were revoked."""
-    path = coordinator / REVOKED
-    return set(json.loads(path.read_text("utf-8"))) if path.exists() else set()
+    """The sites that were revoked; none where none ever was.
+
+    Raises:
+        StoreError: the list, or the copy that it is kept in too, is damaged or missing.
+    """
+    remedy = (
+        "It says which sites may take part in nothing: name each of them again by `pfedsam coordinator revoke`, "
+        "which writes it anew."
+    )
+    paths = [coordinator / REVOKED, coordinator / _REVOKED_COPY]
+    if not any(path.exists() for path in paths):
+        return set()
+    first, second = (_read_names(path, remedy) for path in paths)
+    if first != second:
+        raise StoreError(f"{REVOKED} and its copy {_REVOKED_COPY} name different sites. {remedy}")
+    return first
+
+
+def _read_names(path: Path, remedy: str) -> set[str]:
+    content = sealed.read_json(path, remedy)
+    names = content.get("sites")
+    if set(content) != {"sites"} or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise StoreError(f"{path.name} is damaged, or of version 0.1. {remedy}")
+    return set(names)
 
 
 def write_revoked(coordinator: Path, sites: set[str]) -> None:
     """Keep the list of revoked sites; a coordinator that runs takes notice within a round."""
-    atomic.write_json(coordinator / REVOKED, sorted(sites))
+    for name in (_REVOKED_COPY, REVOKED):
+        sealed.write_json(coordinator / name, {"sites": sorted(sites)})
 
 
 class StudyFolder:
@@ -111,12 +146,14 @@ class StudyFolder:
         """The round policy of the study.
 
         Raises:
-            RunError: it is missing or wrong.
+            StoreError: it is missing or damaged.
         """
+        remedy = "Submit the study again, with the quorum and the deadlines that it had; no round is lost."
+        content = sealed.read_json(self.path / _POLICY, remedy)
         try:
-            return kind.model_validate_json((self.path / _POLICY).read_bytes())
-        except (OSError, ValidationError) as error:
-            raise RunError(f"the study's {_POLICY} cannot be read: submit the study again.") from error
+            return kind.model_validate(content)
+        except ValidationError as error:
+            raise StoreError(f"{_POLICY} is damaged: it is not the policy of a study. {remedy}") from error
 
     def load_state(self, manifest: StudyManifest) -> ServerState:
         """The state after the last committed round.
@@ -126,25 +163,52 @@ class StudyFolder:
         """
         return load_state(self.path, manifest.study)
 
-    def save_state(self, state: ServerState, manifest: StudyManifest) -> None:
+    def save_state(self, state: ServerState, manifest: StudyManifest, records: RecordWriter | None = None) -> None:
         """Commit a round: with this rename it is done."""
-        save_state(self.path, manifest.study, state, mode=0o700)
+        save_state(self.path, manifest.study, state, records, mode=0o700)
 
     def read_registered(self) -> dict[str, int]:
-        """The number of training cases of every site that ever joined; a site's weight cannot change in a study."""
+        """The number of training cases of every site that ever joined; a site's weight cannot change in a study.
+
+        Raises:
+            StoreError: the file is damaged, or missing although a record is of a site's join.
+        """
         path = self.path / _REGISTERED
-        return json.loads(path.read_text("utf-8")) if path.exists() else {}
+        if not path.exists() and not self._has_records():
+            return {}
+        remedy = (
+            "It holds what each site weighs in the average: bring it back from a copy of the study's folder; without one, submit the "
+            "study to a new coordinator's folder."
+        )
+        content = sealed.read_json(path, remedy)
+        if not all(type(cases) is int and cases > 0 for cases in content.values()):
+            raise StoreError(f"{path.name} is damaged: it does not hold the number of cases of each site. {remedy}")
+        return content
+
+    def _has_records(self) -> bool:
+        """Whether a round was recorded; registrations are written before that."""
+        path = self.path / RECORDS
+        return path.exists() and any(row["kind"] == "round" for row in read_records(path))
 
     def write_registered(self, registered: Mapping[str, int]) -> None:
         """Keep the registrations."""
-        atomic.write_json(self.path / _REGISTERED, dict(sorted(registered.items())))
+        sealed.write_json(self.path / _REGISTERED, dict(sorted(registered.items())))
 
     def write_status(self, state: str, *, round_: int, rounds: int, sites: Sequence[str], reason: str = "") -> None:
         """Say where the study stands, for `pfedsam coordinator status`."""
         content = {"state": state, "round": round_, "rounds": rounds, "sites": list(sites), "reason": reason}
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        atomic.write_json(self.path / STATUS, {**content, "time": now})
+        sealed.write_json(self.path / STATUS, {**content, "time": now})
 
     def read_status(self) -> dict[str, Any]:
-        """Where the study stands."""
-        return dict(json.loads((self.path / STATUS).read_text("utf-8")))
+        """Where the study stands.
+
+        Raises:
+            StoreError: the file is missing or damaged.
+        """
+        remedy = f"Submit study {self.path.name} again: it goes on from its last committed round."
+        content = sealed.read_json(self.path / STATUS, remedy)
+        kinds = {"state": str, "round": int, "rounds": int, "sites": list, "reason": str, "time": str}
+        if set(content) != set(kinds) or not all(isinstance(content[key], kind) for key, kind in kinds.items()):
+            raise StoreError(f"{STATUS} is damaged: it does not say where a study stands. {remedy}")
+        return content

@@ -24,7 +24,7 @@ from pfedsam.data.tiling import load_pictures, load_tiles
 from pfedsam.evaluation.predict import Forward, predict, predict_tiled
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.codec import Codec
-from pfedsam.federation.methods import find_method
+from pfedsam.federation.methods import configured
 from pfedsam.federation.methods.base import Method
 from pfedsam.federation.roster import Roster
 from pfedsam.model.backbones.checkpoint import load_backbone
@@ -71,8 +71,22 @@ class BuiltModel:
 
 
 def build_method(options: RunOptions) -> Method:
-    """The run's method."""
-    return find_method(options.method)
+    """The run's method, with its own options."""
+    return configured(options.method, options.method_options)
+
+
+def refuse_too_few_sites(options: RunOptions) -> None:
+    """Refuse a federation whose server step cannot work with its sites.
+
+    Raises:
+        OptionError: it needs more sites than there are.
+    """
+    least, sites = build_method(options).server.least_updates, len(options.data.sites)
+    if sites < least:
+        raise OptionError(
+            f"The method {options.method} needs updates of at least {least} sites with these options (method_options.{options.method}); "
+            f"there are {sites}. Add sites, change the option, or choose another method, such as fedavg."
+        )
 
 
 def build_codec(options: RunOptions) -> Codec:

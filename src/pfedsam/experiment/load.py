@@ -10,17 +10,31 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from pfedsam.core import atomic, sealed
 from pfedsam.core.errors import OptionError
+from pfedsam.experiment.effect import refuse_unused, remove, unused
 from pfedsam.experiment.options import RunOptions
+from pfedsam.experiment.renamed import RENAMED
 from pfedsam.model.backbones.checkpoint import backbone_file
 
 
 def load_options(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
-    """The options in a YAML file.
+    """The options of one run in a YAML file.
 
     Args:
         path: of the file; folders in it are relative to it, and so is a backbone that lies beside it.
         overrides: `key.path=value`, each value read as YAML; they go before the file.
+
+    Raises:
+        OptionError: naming every unknown key and every wrong value, or every key without effect under the chosen method.
+    """
+    options = read_options(path, overrides)
+    refuse_unused(options, source(path, overrides))
+    return options
+
+
+def read_options(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
+    """As `load_options`, for any method: a key without effect under the one that is named in the file is let pass.
 
     Raises:
         OptionError: naming every unknown key and every wrong value.
@@ -28,7 +42,12 @@ def load_options(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
     content = read_mapping(path)
     override(content, overrides)
     _resolve_paths(content, path.resolve().parent)
-    return validate(RunOptions, content, f"{path.name} with --set" if overrides else path.name)
+    return validate(RunOptions, content, source(path, overrides))
+
+
+def source(path: Path, overrides: Sequence[str]) -> str:
+    """Where options come from, for messages."""
+    return f"{path.name} with --set" if overrides else path.name
 
 
 T = TypeVar("T", bound=BaseModel)
@@ -55,8 +74,35 @@ def validate(kind: type[T], content: Mapping[str, Any], name: str) -> T:
 
 
 def dump_options(options: RunOptions) -> str:
-    """The complete, resolved configuration as YAML."""
-    return yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The resolved configuration as YAML: every key that has an effect in this run."""
+    content = options.model_dump(mode="json")
+    for key in unused(RunOptions.model_validate(options.model_dump())):
+        remove(content, key)
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def write_config(path: Path, options: RunOptions) -> None:
+    """Write a run's configuration with its digest, for `read_config`.
+
+    Raises:
+        StoreError: it could not be written.
+    """
+    atomic.write_text(path, sealed.seal_text(dump_options(options)))
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
+    """The configuration that a run was started with, with overrides as in `load_options`.
+
+    Raises:
+        StoreError: the file is damaged or missing.
+        OptionError: it is not the configuration of a run of this version.
+    """
+    sealed.check_text(
+        path,
+        "It is what the run was started with, and what its parameters fit: bring it back from a copy, or give the run's own YAML file "
+        "and a new folder.",
+    )
+    return load_options(path, overrides)
 
 
 class Key(NamedTuple):
@@ -184,6 +230,8 @@ def _mapping(value: object) -> dict[Any, Any]:
 def _explain(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
+        if path in RENAMED:
+            return f"{path}: {RENAMED[path]}"
         allowed = _allowed(kind, error["loc"][:-1])
         near = difflib.get_close_matches(str(error["loc"][-1]), allowed, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -12,7 +12,7 @@ from pfedsam.data.transforms import AugmentOptions
 from pfedsam.data.volume_options import VolumeOptions
 from pfedsam.evaluation.scores import SURFACE_TOLERANCE
 from pfedsam.federation.codec import CommunicationOptions
-from pfedsam.federation.methods import METHODS, find_method
+from pfedsam.federation.methods import METHODS, MethodOptions, find_method
 from pfedsam.model.options import ModelOptions
 from pfedsam.model.prefix import PrefixOptions
 from pfedsam.training.options import TrainingOptions
@@ -108,6 +108,9 @@ class RunOptions(Options):
     )
     seed: int = Field(default=0, ge=0, description="Seed of splits, weights, batches and views.")
     method: str = Field(default="pfedsam", description=f"One of {', '.join(METHODS)}.")
+    method_options: MethodOptions = Field(  # type: ignore[valid-type]  # made of the methods' own classes
+        default=MethodOptions(), description="Options of single methods, under their names."
+    )
     data: DataOptions = Field(description="Sites, classes, patients.")
     model: ModelOptions = Field(default=ModelOptions(), description="Backbone, LoRA, experts.")
     training: TrainingOptions = Field(default=TrainingOptions(), description="Rounds, steps, optimiser, distillation.")

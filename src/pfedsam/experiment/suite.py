@@ -1,7 +1,8 @@
 """A suite: the sites, options, methods and seeds of one comparison, as a file; every entry of it is an ordinary run.
 
 The protocol (docs/evidence.md) as code: each seed has its own split by patient, and every method gets the same number of optimiser
-steps at each site, local phases included. A pooled method gets the steps of all sites together.
+steps at each site: rounds times steps of a round. A last local phase takes its steps out of them, so that no method is lengthened because
+another one has such a phase. A pooled method gets the steps of all sites together.
 """
 
 import copy
@@ -16,9 +17,11 @@ from pydantic import Field, ValidationError
 from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.options import Options
 from pfedsam.experiment.build import build_method
+from pfedsam.experiment.effect import is_below, refuse_unused_by_all, unused, without_unused
 from pfedsam.experiment.load import override, put, read_mapping, validate
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.methods import METHODS, find_method
+from pfedsam.training.options import TrainingOptions
 
 _ABLATIONS = "ablations"
 """The shipped file of variants; not a suite."""
@@ -134,6 +137,8 @@ def run_options(
 ) -> RunOptions:
     """The configuration of one run: the suite's options, the overrides, the entry's changes, and equal steps.
 
+    What the suite or the overrides set for all entries alike, and this one has no use for, is left out.
+
     Args:
         suite: whose options they are.
         entry: method and changes.
@@ -142,17 +147,39 @@ def run_options(
         overrides: `key.path=value`, for every entry alike.
 
     Raises:
-        OptionError: naming every mistake.
+        OptionError: naming every mistake, and every change of the entry that has no effect in it.
     """
+    chosen, steps = _chosen(suite, entry, seed, sites, overrides)
+    idle = [text for key, text in unused(chosen).items() if is_below(key, entry.changes)]
+    if idle:
+        raise OptionError(f"The variant {entry.label} sets what has no effect: {'; '.join(idle)}.")
+    return equal_steps(chosen, round(steps * entry.steps))
+
+
+def refuse_idle_overrides(
+    suite: Suite, entries: Sequence[Entry], sites: Mapping[str, Path], overrides: Sequence[str]
+) -> None:
+    """Let overrides pass only if each has an effect in one entry at least; arguments as of `run_options`.
+
+    Raises:
+        OptionError: naming each that has none.
+    """
+    runs = [_chosen(suite, entry, 0, sites, overrides)[0] for entry in entries]
+    refuse_unused_by_all(runs, "--set", [text.partition("=")[0] for text in overrides])
+
+
+def _chosen(
+    suite: Suite, entry: Entry, seed: int, sites: Mapping[str, Path], overrides: Sequence[str]
+) -> tuple[RunOptions, int]:
+    """An entry's options as they are set, whether they have an effect or not, and the steps of the suite's rounds."""
     content = copy.deepcopy(suite.options)
     put(content, "data.sites", {name: str(folder) for name, folder in sites.items()})
     override(content, overrides)
     content |= {"name": content.get("name", suite.name), "seed": seed, "method": entry.method}
-    basis = validate(RunOptions, content, f"suite {suite.name}")
+    basis = validate(RunOptions, content, f"suite {suite.name}").training
     for key, value in entry.changes.items():
         put(content, key, value)
-    chosen = validate(RunOptions, content, f"suite {suite.name}, {entry.label}")
-    return equal_steps(chosen, round(basis.training.steps * entry.steps))
+    return validate(RunOptions, content, f"suite {suite.name}, {entry.label}"), basis.rounds * basis.steps_per_round
 
 
 def local_steps(options: RunOptions) -> int:
@@ -163,34 +190,44 @@ def local_steps(options: RunOptions) -> int:
 
 
 def equal_steps(options: RunOptions, budget: int) -> RunOptions:
-    """The options with as many rounds as make `budget` steps a site; a method without last phases gets more rounds.
+    """The options with as many rounds as make `budget` steps a site; a method's last phase takes its steps out of them.
 
+    Where `training.final_steps` was not set, the last phase has no more than a quarter of the budget, and whole rounds' worth of it.
     A pooled method does the steps of all sites, in as many rounds as the others.
 
     Raises:
         OptionError: no whole number of rounds makes the budget.
     """
     method, training = build_method(options), options.training
-    if method.roster.pool:
-        sites = len(options.data.sites)
-        more = {"steps_per_round": training.steps_per_round * sites, "final_steps": training.final_steps * sites}
-        training, budget = _changed(training, more), budget * sites
     in_round = sum(phase.steps for phase in method.phases(training))
+    if "final_steps" not in training.model_fields_set:
+        most = min(training.final_steps, budget // 4)
+        training = training.model_copy(update={"final_steps": most - most % in_round})
     last = sum(phase.steps for phase in method.final(training))
     rounds, left = divmod(budget - last, in_round)
     if left or rounds < 1:
         raise OptionError(
-            f"{options.method}: {in_round} steps a round and {last} after the last cannot make {budget} steps in whole rounds, "
-            "and every method must make equally many. Choose training.final_steps as a multiple of training.steps_per_round."
+            f"{options.method}: {in_round} steps a round and {last} after the last cannot make {budget} steps in whole rounds, and "
+            "every method must make equally many. Choose training.final_steps as a multiple of training.steps_per_round, and less than "
+            "the steps of all rounds."
         )
-    return options.model_copy(update={"training": _changed(training, {"rounds": rounds})})
+    changes = {"rounds": rounds, "final_steps": training.final_steps}
+    if method.roster.pool:
+        sites = len(options.data.sites)
+        changes |= {"steps_per_round": training.steps_per_round * sites, "final_steps": training.final_steps * sites}
+    return without_unused(options.model_copy(update={"training": _changed(options.training, changes)}))
 
 
-def _changed(options: Any, update: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any options class
+def _changed(options: TrainingOptions, update: Mapping[str, int]) -> TrainingOptions:
+    """The options with other values; what was set stays set, and nothing else.
+
+    Raises:
+        OptionError: they do not go together.
+    """
     try:
-        return type(options).model_validate(options.model_dump() | dict(update))
+        return TrainingOptions.model_validate(options.model_dump(exclude_unset=True) | dict(update))
     except ValidationError as error:
-        raise OptionError(str(error)) from error
+        raise OptionError("; ".join(str(one["msg"]).removeprefix("Value error, ") for one in error.errors())) from error
 
 
 def _shipped(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Aggregation: the mean of the accepted updates, the same to the bit in whatever order they arrived.
+"""Aggregation: which updates of a round count, and their mean, the same to the bit in whatever order they arrived.
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data" (2017), algorithm 1: the
 shared parameters of the next round are the mean over sites, weighted by their training cases.
@@ -16,13 +16,17 @@ from pfedsam.federation.update import MAX_CASES, Update, UpdateSpec, check, deco
 
 @dataclass(frozen=True)
 class AggregationResult:
-    """The outcome of one aggregation: the new shared tensors, and what became of every update."""
+    """What became of every update of a round."""
 
-    tensors: NamedTensors
-    accepted: tuple[str, ...]
-    """Names of the sites that were averaged, sorted."""
+    updates: tuple[Update, ...]
+    """Those that count, by the names of their sites."""
     rejected: Mapping[str, str]
     """Reason by site."""
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """Names of the sites whose updates count, sorted."""
+        return tuple(update.site for update in self.updates)
 
 
 def open_messages(
@@ -83,10 +87,10 @@ class NothingToAverageError(RunError):
         self.rejected = dict(rejected)
 
 
-def combine(
+def accept(
     updates: Iterable[Update], spec: UpdateSpec, *, round: int, registered: Mapping[str, int]
 ) -> AggregationResult:
-    """Check the updates of a round one by one and average those that pass.
+    """Check the updates of a round one by one; those that pass are for the method's server step.
 
     A repeated update counts once. A site that sends two different ones counts not at all, because which of them came
     first must not matter.
@@ -105,7 +109,7 @@ def combine(
     accepted, rejected = screen(updates, spec, round=round, registered=registered)
     if not accepted:
         raise NothingToAverageError(round, rejected)
-    return AggregationResult(weighted_mean(accepted), tuple(update.site for update in accepted), rejected)
+    return AggregationResult(tuple(accepted), rejected)
 
 
 def screen(

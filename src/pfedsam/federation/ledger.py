@@ -1,24 +1,44 @@
 """The ledger: a site's own account of every message that left it, or was held back.
 
-JSON lines, each with the hash of the line before it, so that a line that was changed, put in or taken out shows (not where the last
-ones are cut off). It is readable by its owner alone and never sent. Each line is on the disk before its message may leave.
+JSON lines, each with a seal over itself and the seal of the line before it: an HMAC under a key that the site makes and keeps
+(`ledger.key`), so that whoever lacks the key can neither change, put in nor take out a line and compute the seals anew. The number of
+lines and the last seal also stand in a second file (`ledger.head.json`), which shows lines that were cut off at the end; `pfedsam site
+start` prints them, for the operator to note elsewhere. Everything is readable by its owner alone and never sent. Each line is on the disk
+before its message may leave, and nothing leaves while the ledger is broken, until the operator has acknowledged that.
+
+Lines of version 0.1 have a plain hash in the place of the seal. They can only stand before all others.
 """
 
 import hashlib
+import hmac
 import json
 import os
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, NamedTuple
 
+from pfedsam.core import atomic, sealed
 from pfedsam.core.errors import StoreError
 from pfedsam.core.lock import in_turn
 
 START: Final = "0" * 64
-"""What stands for the hash before the first line."""
-_TAIL: Final = 4 * 2**20
-"""More than one line can be long."""
+"""What stands for the seal before the first line."""
+_HASH, _SEAL = "hash", "seal"
+_REMEDY: Final = (
+    "Nothing is sent until you have found out why and acknowledge it by `pfedsam site ledger FOLDER --acknowledge`: the ledger as it is "
+    "is put aside, and a new one begins with a line that says so."
+)
+
+
+class Head(NamedTuple):
+    """Where a ledger stands."""
+
+    lines: int
+    seal: str
+    """Of the last line."""
 
 
 class Ledger:
@@ -26,6 +46,8 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._key_path = path.with_name(f"{path.stem}.key")
+        self._head_path = path.with_name(f"{path.stem}.head.json")
 
     def append(
         self,
@@ -56,7 +78,7 @@ class Ledger:
             note: why it was held back, or the word of refusal that was sent.
 
         Raises:
-            StoreError: the line could not be written, or the file is damaged.
+            StoreError: the line could not be written, or the ledger is broken.
         """
         body = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -71,51 +93,167 @@ class Ledger:
             "note": note,
             "sha256": sha256,
         }
+        with self._turn():
+            self._append(body, self._verified()[1])
+
+    def read(self) -> list[dict[str, Any]]:
+        """Every line, verified; none where no message was ever answered.
+
+        Raises:
+            StoreError: the ledger is broken; the text says where and what to do.
+        """
+        return self._verified()[0]
+
+    def head(self) -> Head:
+        """How many lines there are, and the seal of the last one, verified.
+
+        Raises:
+            StoreError: as `read`.
+        """
+        return self._verified()[1]
+
+    def acknowledge(self) -> Path | None:
+        """Put a broken ledger aside and begin a new one, whose first line says what was wrong; None where nothing is wrong.
+
+        Raises:
+            StoreError: a file could not be written.
+        """
+        with self._turn():
+            try:
+                self._verified()
+                return None
+            except StoreError as error:
+                problem = str(error).removesuffix(_REMEDY).strip()
+            data = self.path.read_bytes() if self.path.exists() else b""
+            now = datetime.now(UTC)
+            aside = self.path.with_name(f"{self.path.stem}.broken-{now:%Y%m%dT%H%M%S%f}{self.path.suffix}")
+            atomic.write_bytes(aside, data)
+            self._new_key()
+            atomic.write_bytes(self.path, b"")
+            self._write_head(Head(0, START))
+            line = {
+                "time": now.isoformat(timespec="seconds"),
+                "study": "",
+                "task": "acknowledged",
+                "round": 0,
+                "sent": False,
+                "bytes": 0,
+            }
+            line |= {
+                "by_component": {},
+                "tensors": [],
+                "scalar_metrics": [],
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
+            self._append({**line, "note": f"{problem} Put aside as {aside.name}."}, Head(0, START))
+        return aside
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
         try:
-            with in_turn(self.path.with_name(f".{self.path.name}.lock")), self._open() as file:
-                line = {**body, "before": _last_hash(file)}
-                file.write(_dump({**line, "hash": _hash(line)}) + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            with in_turn(self.path.with_name(f".{self.path.name}.lock")):
+                yield
         except OSError as error:
             raise StoreError(
                 f"the ledger cannot be written: {error.strerror}. Nothing is sent without it; make space."
             ) from error
 
-    def _open(self) -> BinaryIO:
-        return os.fdopen(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o600), "r+b")
+    def _append(self, body: Mapping[str, Any], head: Head) -> None:
+        """Write a line after those that were verified, and the head after it."""
+        if not self._key_path.exists():
+            self._new_key()
+        if not self._head_path.exists():
+            self._write_head(head)
+        line = {**body, "before": head.seal}
+        seal = self._sealed(line)
+        descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600)
+        with os.fdopen(descriptor, "r+b") as file:
+            file.seek(_end_of_whole(file))
+            file.truncate()  # half a line, of a process that was killed before it could send
+            file.write(_dump({**line, _SEAL: seal}) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._write_head(Head(head.lines + 1, seal))
 
-    def read(self) -> list[dict[str, Any]]:
-        """Every line, verified; none where there is no file.
+    def _verified(self) -> tuple[list[dict[str, Any]], Head]:
+        """The lines and where they stand.
 
         Raises:
-            StoreError: naming the first line that does not follow from the one before it.
+            StoreError: something is broken.
         """
         try:
             data = _whole(self.path.read_bytes()) if self.path.exists() else b""
         except OSError as error:
             raise StoreError(f"the ledger cannot be read: {error.strerror}.") from error
-        lines, before = [], START
+        lines, seals = self._chain(data)
+        expected = self._read_head(bool(lines))
+        if expected.lines > len(lines):
+            raise StoreError(
+                f"the ledger has {len(lines)} line(s) and had {expected.lines}: lines were cut off at its end. {_REMEDY}"
+            )
+        if expected.lines and seals[expected.lines - 1] != expected.seal:
+            raise StoreError(
+                f"the ledger's line {expected.lines} is not the one that its head was written for. {_REMEDY}"
+            )
+        return lines, Head(len(lines), seals[-1] if seals else START)
+
+    def _chain(self, data: bytes) -> tuple[list[dict[str, Any]], list[str]]:
+        lines: list[dict[str, Any]] = []
+        seals: list[str] = []
+        old = True
         for number, text in enumerate(data.splitlines(), start=1):
             line = _load(text, number)
-            claimed = line.pop("hash", None)
-            if line.get("before") != before or claimed != _hash(line):
-                raise StoreError(f"line {number} of the ledger was changed, or a line before it removed or put in.")
-            before = claimed
+            old = old and _HASH in line
+            claimed = line.pop(_HASH if old else _SEAL, None)
+            right = hashlib.sha256(_dump(line)).hexdigest() if old else self._sealed(line)
+            before = seals[-1] if seals else START
+            if line.get("before") != before or not isinstance(claimed, str) or not hmac.compare_digest(claimed, right):
+                raise StoreError(
+                    f"line {number} of the ledger was changed, or a line before it removed or put in. {_REMEDY}"
+                )
+            seals.append(claimed)
             lines.append(line)
-        return lines
+        return lines, seals
+
+    def _read_head(self, has_lines: bool) -> Head:
+        """What the second file says; nothing for a site that has not sent anything, and for a ledger of version 0.1.
+
+        Raises:
+            StoreError: it is damaged, or missing although there was a ledger.
+        """
+        if not self._head_path.exists():
+            trained = any(self.path.parent.glob("studies/*/received.safetensors"))
+            if self._key_path.exists() or (trained and not has_lines):
+                raise StoreError(f"the ledger or its head {self._head_path.name!r} was removed. {_REMEDY}")
+            return Head(0, START)
+        content = sealed.read_json(self._head_path, _REMEDY)
+        lines, seal, own = (content.get(name) for name in ("lines", "seal", "own"))
+        if type(lines) is not int or not isinstance(seal, str) or own != self._sealed({"lines": lines, "seal": seal}):
+            raise StoreError(f"the ledger's head {self._head_path.name!r} was changed. {_REMEDY}")
+        return Head(lines, seal)
+
+    def _write_head(self, head: Head) -> None:
+        content = {"lines": head.lines, "seal": head.seal}
+        sealed.write_json(self._head_path, {**content, "own": self._sealed(content)})
+
+    def _new_key(self) -> None:
+        atomic.write_text(self._key_path, secrets.token_hex(32))
+
+    def _sealed(self, content: Mapping[str, Any]) -> str:
+        """The seal of a line or of the head.
+
+        Raises:
+            StoreError: the site's key is missing or damaged.
+        """
+        try:
+            key = bytes.fromhex(self._key_path.read_text("ascii"))
+        except (OSError, ValueError) as error:
+            raise StoreError(f"the ledger's key {self._key_path.name!r} is missing or damaged. {_REMEDY}") from error
+        return hmac.new(key, _dump(content), hashlib.sha256).hexdigest()
 
 
-def _last_hash(file: BinaryIO) -> str:
-    """The hash of the last whole line; half a line, of a process that was killed before it could send, is cut off."""
-    start = max(0, file.seek(0, os.SEEK_END) - _TAIL)
-    file.seek(start)
-    data = file.read()
-    whole = _whole(data)
-    if len(whole) < len(data):
-        file.truncate(start + len(whole))
-    lines = whole.splitlines()
-    return str(_load(lines[-1], 0).get("hash")) if lines else START
+def _end_of_whole(file: BinaryIO) -> int:
+    return len(_whole(file.read()))
 
 
 def _whole(data: bytes) -> bytes:
@@ -126,15 +264,11 @@ def _load(text: bytes, number: int) -> dict[str, Any]:
     try:
         line = json.loads(text)
     except ValueError as error:
-        raise StoreError(f"line {number} of the ledger is not whole.") from error
+        raise StoreError(f"line {number} of the ledger is damaged: it is not JSON. {_REMEDY}") from error
     if not isinstance(line, dict):
-        raise StoreError(f"line {number} of the ledger is not a line of a ledger.")
+        raise StoreError(f"line {number} of the ledger is not a line of a ledger. {_REMEDY}")
     return line
 
 
 def _dump(line: Mapping[str, Any]) -> bytes:
     return json.dumps(line, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _hash(line: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_dump(line)).hexdigest()

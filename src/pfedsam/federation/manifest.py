@@ -13,8 +13,8 @@ from typing import Any, Final, Literal
 import torch
 from pydantic import Field, ValidationError
 
-from pfedsam.core import atomic
-from pfedsam.core.errors import RunError
+from pfedsam.core import sealed
+from pfedsam.core.errors import RunError, StoreError
 from pfedsam.core.options import Options
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.federation.codec import Codec, CommunicationOptions
@@ -109,7 +109,7 @@ def write_manifest(path: Path, manifest: StudyManifest) -> None:
     Raises:
         StoreError: it could not be written.
     """
-    atomic.write_text(path, manifest.model_dump_json(indent=2) + "\n")
+    sealed.write_json(path, manifest.model_dump(mode="json"))
 
 
 def read_manifest(path: Path) -> StudyManifest:
@@ -119,11 +119,14 @@ def read_manifest(path: Path) -> StudyManifest:
         RunError: there is none, or it is not one.
     """
     try:
-        data = path.read_bytes()
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise RunError(f"{path.name} has more than the {MAX_MANIFEST_BYTES} bytes that a manifest may have.")
+        content = sealed.read_json(path, "Get the study's manifest.json again.")
+        return parse_manifest(json.dumps(content).encode())
     except OSError as error:
         raise RunError(f"{path.name} cannot be read: {error.strerror}. Give the study's manifest.json.") from error
-    try:
-        return parse_manifest(data)
+    except StoreError as error:
+        raise RunError(str(error)) from error
     except RunError as error:
         raise RunError(f"{path.name}: {error} Move the file away, or get the study's manifest.json again.") from error
 

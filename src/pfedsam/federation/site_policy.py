@@ -126,12 +126,18 @@ class SitePolicy:
     def received(self, study: str) -> NamedTensors:
         """The shared parameters that were accepted last."""
         path = self.study_folder(study) / _RECEIVED
-        return tensors.load(path)[0] if path.exists() else {}
+        return tensors.load(path, unsealed=("round",))[0] if path.exists() else {}
 
     def _received(self, path: Path, initial: NamedTensors) -> tuple[NamedTensors, int]:
         if not path.exists():
+            if path.with_name("state.json").exists():
+                raise StoreError(
+                    f"{path.name} is missing although this site has trained in the study: without it no jump of the shared parameters "
+                    "could be seen. Bring it back from a copy; without one, leave the study, or remove the folder "
+                    f"{path.parent.name!r} to begin anew."
+                )
             return initial, 0
-        values, metadata = tensors.load(path)
+        values, metadata = tensors.load(path, unsealed=("round",))
         return values, int(metadata["round"])
 
     def _write(self, kind: str, manifest: StudyManifest) -> None:

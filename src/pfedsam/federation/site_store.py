@@ -4,21 +4,24 @@ A commit is one file, written beside the earlier ones and renamed into place whe
 which a half of it can be read. The last two generations stay, so that a site that was ahead of the server when both
 stopped can go back one round. Everything is readable by its owner alone, and none of it is ever sent.
 
+Beside the folder a small file names the generations that must be there, so that a state that was lost is told and never taken for a
+site that begins. It is written after them: generations that it does not name yet are sound as well.
+
 A file of an earlier version is migrated step by step as it is read; the next commit is of this version.
 """
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pfedsam.core import tensors
+from pfedsam.core import sealed, tensors
 from pfedsam.core.errors import StoreError
 from pfedsam.core.tensors import NamedTensors
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 """The version of the files' form."""
 
 _LOCAL, _OPTIMIZER, _FEEDBACK, _SHARED = "local:", "optimizer:", "feedback:", "shared:"
@@ -55,6 +58,11 @@ class SiteStore:
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
         self.folder = folder
         self.keep = keep
+        self._index = folder.with_name(f"{folder.name}.json")
+        self._remedy = (
+            f"With it the site's state ({folder.name}) is lost: bring {folder.name!r} and {self._index.name!r} back from a copy of the "
+            f"folder {folder.parent.name!r}; without one, remove both, and the site begins anew."
+        )
 
     def commit(self, state: SiteState) -> None:
         """Make a state the site's last one, as a whole; the generations beyond those to keep are removed.
@@ -66,12 +74,16 @@ class SiteStore:
         named |= {_OPTIMIZER + name: tensor for name, tensor in state.optimizer.items()}
         named |= {_FEEDBACK + name: tensor for name, tensor in state.feedback.items()}
         named |= {_SHARED + name: tensor for name, tensor in state.shared.items()}
-        number = max(self._generations(), default=0) + 1
+        before = self._generations()
+        number = max(before, default=0) + 1
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"the folder of site {state.site} cannot be made: {error.strerror}.") from error
-        tensors.save(self._file(number), named, {"state": _describe(state, tensors.digest(named))})
+        if not self._index.exists():
+            self._write_index(())
+        tensors.save(self._file(number), named, {"state": _describe(state)})
+        self._write_index((*before, number)[-self.keep :])
         self._prune()
 
     def load(self, *, round: int | None = None) -> SiteState | None:
@@ -81,10 +93,10 @@ class SiteStore:
             round: a round to go back to; it must be among the generations that are kept.
 
         Raises:
-            StoreError: a generation is damaged, or of another version.
+            StoreError: a generation is damaged or missing, or of another version.
         """
-        for number in sorted(self._generations(), reverse=True):
-            state = _read(self._file(number))
+        for number in reversed(self._checked()):
+            state = self._read(number)
             if round is None or state.round == round:
                 return state
         return None
@@ -95,31 +107,67 @@ class SiteStore:
         A site that missed rounds goes on with what it last had: its state of the nearest earlier round.
 
         Raises:
-            StoreError: a generation is damaged, or of another version.
+            StoreError: a generation is damaged or missing, or of another version.
         """
-        for number in sorted(self._generations(), reverse=True):
-            state = _read(self._file(number))
+        numbers = self._checked()
+        while numbers:
+            state = self._read(numbers[-1])
             if state.round <= round:
                 return state
-            self._file(number).unlink()
+            removed = numbers.pop()
+            self._write_index(numbers)
+            self._file(removed).unlink()
         return None
+
+    def _checked(self) -> list[int]:
+        """The generations that are there, once none of those that must be is missing.
+
+        Raises:
+            StoreError: one is, or the index is damaged or missing.
+        """
+        there = self._generations()
+        if not self._index.exists():
+            if there and _schema(self._file(there[-1])) > 2:  # earlier versions had none
+                raise StoreError(f"{self._index.name} is missing. {self._remedy}")
+            return there
+        content = sealed.read_json(self._index, self._remedy)
+        named = content.get("generations")
+        if set(content) != {"generations"} or not isinstance(named, list) or not all(type(n) is int for n in named):
+            raise StoreError(f"{self._index.name} is damaged: it does not name the generations. {self._remedy}")
+        missing = [self._file(number).name for number in named if number not in there]
+        if missing:
+            raise StoreError(f"{' and '.join(missing)} of {self.folder.name!r} is missing. {self._remedy}")
+        return there
+
+    def _read(self, number: int) -> SiteState:
+        try:
+            return _read(self._file(number))
+        except StoreError as error:
+            raise StoreError(f"{error} {self._remedy}") from error
+
+    def _write_index(self, numbers: Sequence[int]) -> None:
+        sealed.write_json(self._index, {"generations": list(numbers)})
 
     def _file(self, number: int) -> Path:
         return self.folder / f"generation-{number:06d}.safetensors"
 
     def _generations(self) -> list[int]:
         numbers = [path.stem.removeprefix("generation-") for path in self.folder.glob(_PATTERN)]
-        return [int(number) for number in numbers if number.isdecimal()]
+        return sorted(int(number) for number in numbers if number.isdecimal())
 
     def _prune(self) -> None:
-        old = [self._file(number) for number in sorted(self._generations())[: -self.keep]]
-        interrupted = self.folder.glob(f".{_PATTERN}.*.tmp")  # a process that was killed could not remove its own
+        old = [self._file(number) for number in self._generations()[: -self.keep]]
+        # A process that was killed could not remove its own.
+        interrupted = [
+            *self.folder.glob(f".{_PATTERN}.*.tmp"),
+            *self.folder.parent.glob(f".{self._index.name}.*.tmp"),
+        ]
         for path in [*old, *interrupted]:
             with contextlib.suppress(OSError):  # the commit is done; what could not go now goes with the next one
                 path.unlink()
 
 
-def _describe(state: SiteState, digest: str) -> str:
+def _describe(state: SiteState) -> str:
     try:
         return json.dumps(
             {
@@ -130,7 +178,6 @@ def _describe(state: SiteState, digest: str) -> str:
                 "phase": state.phase,
                 "shared_round": state.shared_round,
                 "best": state.best,
-                "digest": digest,
             },
             allow_nan=False,
         )
@@ -144,23 +191,31 @@ def _read(path: Path) -> SiteState:
     Raises:
         StoreError: the file is damaged, or of another version.
     """
-    named, metadata = tensors.load(path)
+    named, metadata = tensors.load(path, unsealed=("state",))
     try:
         described = json.loads(metadata["state"])
-        schema, digest = described.pop("schema"), described.pop("digest")
+        schema, digest = described.pop("schema"), described.pop("digest", None)
         if schema != SCHEMA and schema not in MIGRATIONS:
             raise StoreError(
                 f"{path.name} has version {schema} and this pFedSAM reads up to {SCHEMA}: use the version that wrote it."
             )
-        if digest != tensors.digest(named):
-            raise StoreError(f"{path.name} is damaged: remove it to go on from the generation before it.")
+        if schema < 3 and digest != tensors.digest(named):  # since then the file has a digest of all that it holds
+            raise StoreError(f"{path.name} is damaged: it does not have the digest that was written with it.")
         for version in range(schema, SCHEMA):
             described = MIGRATIONS[version](described)
         kinds = {"local": _LOCAL, "optimizer": _OPTIMIZER, "feedback": _FEEDBACK, "shared": _SHARED}
         parts: dict[str, Any] = {kind: _part(named, prefix) for kind, prefix in kinds.items()}
         return SiteState(**parts, **described)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(f"{path.name} is not a site's state: remove it to go on from the one before it.") from error
+        raise StoreError(f"{path.name} is not a site's state.") from error
+
+
+def _schema(path: Path) -> int:
+    """The version of a committed file; that of this package where it cannot be read, which reading it will tell."""
+    try:
+        return int(json.loads(tensors.load(path, unsealed=("state",))[1]["state"])["schema"])
+    except (StoreError, KeyError, TypeError, ValueError):
+        return SCHEMA
 
 
 def _from_1(described: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +223,7 @@ def _from_1(described: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in described.items() if name != "extra"} | {"shared_round": None, "best": None}
 
 
-MIGRATIONS: Final[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {1: _from_1}
+MIGRATIONS: Final[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {1: _from_1, 2: dict}
 """By version, the way from a state's description in it to that in the next one."""
 
 

@@ -19,7 +19,11 @@ from pfedsam.core.log import get_logger
 from pfedsam.core.options import Options
 
 _LOG = get_logger(__name__)
-_KEY_BYTES = 32
+_HASH_BYTES = 32
+_KEY_BYTES = 2 * _HASH_BYTES
+"""Of the pixels, and of their tokens as they are kept."""
+_FORM = 2
+"""Of the files: those of version 0.1 had no digest of the tokens, and are removed."""
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -39,8 +43,9 @@ class PrefixOptions(Options):
 class PrefixCache:
     """Tokens by image content, in a memory-mapped file of equal slots and a file of their keys.
 
-    A slot's key is written after its data, so that a killed process, or a full disk, leaves whole slots only; processes that share a
-    folder add theirs one after the other. The key is the SHA-256 of the
+    Beside each key stands the SHA-256 of its slot, which is checked when the slot is first read: a damaged one is told in the log, computed
+    anew and written again. A slot's key is written after its data, so that a killed process, or a full disk, leaves whole slots only;
+    processes that share a folder add theirs one after the other. The key is the SHA-256 of the
     pixels, so an equal view of an equal image is found whatever it is called; model, block, size and precision are part of the
     file's name.
     """
@@ -60,21 +65,24 @@ class PrefixCache:
         self.dtype = _DTYPES[options.dtype]
         self._slot_bytes = shape[0] * shape[1] * shape[2] * self.dtype.itemsize
         self._slots = 0 if folder is None else int(options.max_gigabytes * 2**30) // self._slot_bytes
-        self._known: dict[bytes, int] = {}
+        self._known: dict[bytes, tuple[int, bytes]] = {}
+        self._checked: set[int] = set()
         if folder is not None and self._slots:
             name = f"{model_key}-{'x'.join(map(str, shape))}-{options.dtype}"
-            self._data_path, self._key_path = folder / f"{name}.tokens", folder / f"{name}.keys"
+            self._data_path, self._key_path = folder / f"{name}-{_FORM}.tokens", folder / f"{name}-{_FORM}.keys"
+            for old in (folder / f"{name}.tokens", folder / f"{name}.keys"):
+                old.unlink(missing_ok=True)
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._known = self._read_keys()
 
     def tokens(self, pixels: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """The tokens `[h, w, d]` (float32, CPU) of one view, pixels `[3, S, S]`; computed by `compute([1, 3, S, S])` if not kept."""
         key = hashlib.sha256(pixels.contiguous().numpy().tobytes()).digest()
-        slot = self._known.get(key)
-        if slot is not None:
-            return self._read(slot).float()
+        known = self._known.get(key)
+        if known is not None and (kept := self._read(*known)) is not None:
+            return kept.float()
         tokens = compute(pixels[None])[0].to("cpu", self.dtype)
-        if len(self._known) < self._slots:
+        if known is not None or len(self._known) < self._slots:
             try:
                 self._write(key, tokens)
             except OSError as error:  # a full disk: what is kept already is still good
@@ -84,33 +92,48 @@ class PrefixCache:
                 )
         return tokens.float()
 
-    def _read_keys(self) -> dict[bytes, int]:
+    def _read_keys(self) -> dict[bytes, tuple[int, bytes]]:
+        """Slot and digest of the tokens by the digest of the pixels."""
         if not (self._key_path.exists() and self._data_path.exists()):
             return {}
         keys = self._key_path.read_bytes()
         whole = min(len(keys) // _KEY_BYTES, self._data_path.stat().st_size // self._slot_bytes, self._slots)
-        return {keys[i * _KEY_BYTES : (i + 1) * _KEY_BYTES]: i for i in range(whole)}
+        lines = [keys[i * _KEY_BYTES : (i + 1) * _KEY_BYTES] for i in range(whole)]
+        return {line[:_HASH_BYTES]: (i, line[_HASH_BYTES:]) for i, line in enumerate(lines)}
 
-    def _read(self, slot: int) -> Tensor:
+    def _read(self, slot: int, digest: bytes) -> Tensor | None:
+        """The tokens in a slot; None where they are not those that were written."""
         count = self._slot_bytes // self.dtype.itemsize
         size = (slot + 1) * count
         mapped = torch.from_file(str(self._data_path), shared=False, size=size, dtype=self.dtype)
-        return mapped[slot * count :].view(self.shape).clone()
+        tokens = mapped[slot * count :].view(self.shape).clone()
+        if slot not in self._checked and _digest(tokens) != digest:
+            _LOG.warning(
+                "%s is damaged at entry %d: it is computed anew, only time is lost", self._data_path.name, slot
+            )
+            return None
+        self._checked.add(slot)
+        return tokens
 
     def _write(self, key: bytes, tokens: Tensor) -> None:
         turn = in_turn(self._key_path.with_suffix(".lock"))
         with turn, _open(self._key_path) as keys, _open(self._data_path) as data:
             if os.fstat(keys.fileno()).st_size != len(self._known) * _KEY_BYTES:  # another process has added slots
                 self._known = self._read_keys()
-            slot = len(self._known)
-            if key in self._known or slot >= self._slots:
+            slot = self._known[key][0] if key in self._known else len(self._known)
+            if slot in self._checked or slot >= self._slots:
                 return
             data.seek(slot * self._slot_bytes)
             data.write(tokens.contiguous().view(torch.uint8).numpy().tobytes())
             data.flush()
             keys.seek(slot * _KEY_BYTES)
-            keys.write(key)
-        self._known[key] = slot
+            keys.write(key + _digest(tokens))
+        self._known[key] = slot, _digest(tokens)
+        self._checked.add(slot)
+
+
+def _digest(tokens: Tensor) -> bytes:
+    return hashlib.sha256(tokens.contiguous().view(torch.uint8).numpy().data).digest()
 
 
 def _open(path: Path) -> BinaryIO:

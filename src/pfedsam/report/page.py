@@ -14,6 +14,7 @@ from typing import Final
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from pfedsam.core import sealed
 from pfedsam.core.atomic import write_text
 from pfedsam.core.errors import StoreError
 from pfedsam.report import figures
@@ -54,6 +55,7 @@ _PHASES: Final = {
     "local": "what is the site's own",
     "joint": "both together",
     "coupled": "both, the shared and the personal model each learning from the same images",
+    "halves": "both, the shared and the personal model each learning from one half of the images",
 }
 """What a phase trains, by its name in the records."""
 
@@ -108,7 +110,14 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
     alone = None if baseline is None else read_intervals(baseline, read_summary(baseline / "summary.json"))
     intervals = read_intervals(run_folder, summary)
     records = read_records(run_folder / "records.jsonl") if (run_folder / "records.jsonl").is_file() else []
+    if records and records[-1]["kind"] != "timing":
+        raise StoreError(
+            "records.jsonl does not end as a finished run ends it: it was cut. Bring it back from a copy, or resume the run, which writes "
+            "what is missing again."
+        )
     path = run_folder / "config.yaml"
+    if path.is_file():
+        sealed.check_text(path, "Put back the one that the run wrote.")
     config = path.read_text("utf-8") if path.is_file() else None
     page = environment().get_template("page.html.j2")
     html = page.render(

@@ -16,9 +16,11 @@ configuration and the seed, so that two runs can be compared line by line (`dete
 date, a path or the name of a machine.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +32,14 @@ from pfedsam.core.errors import RunError, StoreError
 Record: TypeAlias = dict[str, Any]
 """One line: `kind`, and the kind's fields."""
 
+_START: Final = "0" * 16
+"""The link before the first line."""
+_SEALED: Final = re.compile(rb',"link":"([0-9a-f]{16})"}\Z')
+"""The end of a line: its link, a digest of the line and of the link before it."""
+_REMEDY: Final = (
+    "Models and their scores do not depend on it, the report's curves and sums of bytes do. Bring the file back from a copy; "
+    "without one, run again in a new folder."
+)
 KINDS: Final = ("round", "validation", "kept", "plain", "aggregate", "absent", "experts", "timing")
 
 
@@ -47,6 +57,7 @@ class RecordWriter:
             self._file = path.open("ab")
             whole = _whole_lines(path.read_bytes())
             self._file.truncate(len(whole))
+            self._count, self._link = _last(whole.splitlines())
         except OSError as error:
             raise StoreError(
                 f"{path.name} cannot be opened: {error.strerror}. Make the run folder writable."
@@ -59,21 +70,37 @@ class RecordWriter:
             RunError: the kind is unknown, or a value is not JSON (NaN and infinity are not).
             StoreError: the disk refused it.
         """
-        kind = record.get("kind")
-        if kind not in KINDS:
-            raise RunError(f"a record of kind {kind!r} is not known; the kinds are {', '.join(KINDS)}.")
+        line = self._line(record)
         try:
-            line = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        except (TypeError, ValueError) as error:
-            raise RunError(f"the {kind} record of site {record.get('site')!r} is not JSON: {error}.") from error
-        try:
-            self._file.write(line.encode("utf-8") + b"\n")
+            self._file.write(line)
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
             raise StoreError(
                 f"{self.path.name} cannot be written: {error.strerror}. Make space and resume the run."
             ) from error
+
+    @property
+    def mark(self) -> str:
+        """How many records there are and what they hold, in a few characters; for `check_mark`."""
+        return f"{self._count}:{self._link}"
+
+    def _line(self, record: Mapping[str, Any]) -> bytes:
+        """The next line, which the chain goes on with.
+
+        Raises:
+            RunError: the record is not one.
+        """
+        kind = record.get("kind")
+        if kind not in KINDS:
+            raise RunError(f"a record of kind {kind!r} is not known; the kinds are {', '.join(KINDS)}.")
+        try:
+            text = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        except (TypeError, ValueError) as error:
+            raise RunError(f"the {kind} record of site {record.get('site')!r} is not JSON: {error}.") from error
+        plain = text.encode("utf-8")
+        self._count, self._link = self._count + 1, _next_link(self._link, plain)
+        return _sealed_line(plain, self._link)
 
     def truncate_after(self, round_: int) -> None:
         """Drops every record of a round later than this one, for a run that resumes after it.
@@ -84,9 +111,10 @@ class RecordWriter:
             StoreError: the file could not be replaced.
         """
         # Records without a round belong to every round.
-        kept = [line for line, record in _parsed(self.path) if record.get("round", -inf) <= round_]
+        kept = [record for _, record in _parsed(self.path) if record.get("round", -inf) <= round_]
         self._file.close()
-        write_bytes(self.path, b"".join(line + b"\n" for line in kept))
+        self._count, self._link = 0, _START
+        write_bytes(self.path, b"".join(map(self._line, kept)))
         self._file = self.path.open("ab")
 
     def close(self) -> None:
@@ -121,17 +149,60 @@ def deterministic_view(records: Iterable[Record]) -> list[Record]:
     return [record for record in records if record["kind"] != "timing"]
 
 
-def _parsed(path: Path) -> list[tuple[bytes, Record]]:
-    """The completed lines of the file, each with the record in it.
+def check_mark(path: Path, mark: str) -> None:
+    """Refuse records that do not begin with those that a commit was made with (`RecordWriter.mark`).
 
     Raises:
-        StoreError: the file cannot be read, or a line is not a record.
+        StoreError: some are missing or other ones.
+    """
+    count, _, link = mark.partition(":")
+    links = [link for link, _ in _parsed(path)]
+    found = links[int(count) - 1] if 0 < int(count) <= len(links) else _START
+    if found != link:
+        raise StoreError(
+            f"{path.name} has {len(links)} record(s) and not the {count} that the last committed round was recorded with: it was cut or "
+            f"changed. {_REMEDY}"
+        )
+
+
+def _last(lines: Sequence[bytes]) -> tuple[int, str]:
+    """How many lines there are, and the link of the last one."""
+    link = _START
+    for line in lines:
+        found = _SEALED.search(line)
+        link = found[1].decode() if found else _next_link(link, line)
+    return len(lines), link
+
+
+def _next_link(before: str, plain: bytes) -> str:
+    return hashlib.sha256(before.encode() + plain).hexdigest()[:16]
+
+
+def _sealed_line(plain: bytes, link: str) -> bytes:
+    return plain[:-1] + f',"link":"{link}"}}\n'.encode()
+
+
+def _parsed(path: Path) -> list[tuple[str, Record]]:
+    """The records in the file, each with the link of its line.
+
+    Lines of version 0.1 have none; they stand before all others.
+
+    Raises:
+        StoreError: the file cannot be read, a line is not a record, or it is not the one that was written there.
     """
     try:
         lines = _whole_lines(path.read_bytes()).splitlines()
     except OSError as error:
         raise StoreError(f"{path.name} cannot be read: {error.strerror}. Is this the folder of a run?") from error
-    return [(line, _parse(line, number, path)) for number, line in enumerate(lines, start=1)]
+    parsed, link, sealed = [], _START, False
+    for number, line in enumerate(lines, start=1):
+        record, found = _parse(line, number, path), _SEALED.search(line)
+        link = _next_link(link, line[: found.start()] + b"}" if found else line)
+        sealed = sealed or found is not None
+        if sealed and record.pop("link", None) != link:
+            raise StoreError(f"{path.name} is damaged at line {number}, or a line before it was removed. {_REMEDY}")
+        parsed.append((link, record))
+    return parsed
 
 
 def _whole_lines(data: bytes) -> bytes:
@@ -148,10 +219,7 @@ def _parse(line: bytes, number: int, path: Path) -> Record:
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise StoreError(
-            f"{path.name} is damaged: line {number}, {line[:60]!r}, is not JSON. Restore the file from a copy, or delete that line: "
-            "models and their scores do not depend on it, curves and sums of bytes in the report may."
-        ) from error
+        raise StoreError(f"{path.name} is damaged: line {number}, {line[:60]!r}, is not JSON. {_REMEDY}") from error
     if not isinstance(record, dict) or record.get("kind") not in KINDS:
         raise StoreError(
             f"{path.name} holds {line[:60]!r}, which is not a record of a kind that this version knows "

@@ -1,11 +1,11 @@
 """`summary.json`: what a run ended with, as a public and versioned format.
 
-    {"schema": 2, "date", "method", "backbone", "seed", "rounds",
+    {"schema": 2, "date", "method", "backbone", "seed", "rounds", "steps",
      "sites": {name: {"train_cases", "val_cases", "personal": ENTRY | null, "shared": ENTRY | null, "local_only": ENTRY | null}},
      "mean": {"train_cases", "val_cases", "personal": ENTRY | null, "shared": ENTRY | null, "local_only": ENTRY | null},
      "worst_site": name | null,
      "communication": {"up_bytes_per_site_round", "down_bytes_per_site_round", "by_component": {name: bytes}},
-     "seconds": {what: seconds}, "versions": {package: version}}
+     "seconds": {what: seconds}, "versions": {package: version}, "sha256": digest of all this}
 
 An ENTRY holds `dice, iou, hd95_mm, assd_mm, hd95_px, assd_px, nsd, volume_difference_ml, volume_difference_mm2, volume_difference_px,
 lesion_recall, unit, volume_unit, cases, patients, classes, undefined, present, missed, extra, absent`. A distance or a volume stands
@@ -14,13 +14,12 @@ under the name of its unit and the other names are null, so that pixels are neve
 has nothing in `missed`; in `extra` pairs only the prediction holds it; in `absent` pairs neither does. A model that a method does not
 have is null: averaging has no personal model. `worst_site` is the one with the lowest Dice. `date` is the day of the test. `seconds` has
 "total", or "since resumed" for a run that was stopped. `local_only` is what the site reached alone, filled from another run's summary by
-`with_local_only`.
+`with_local_only`. `steps` are the optimiser steps of one training site over the whole run.
 
-Files of schema 1 are read, too. They lack `date`, `train_cases`, `val_cases`, `patients`, `nsd`, the volumes, `lesion_recall`, `present`,
-`missed`, `extra` and `absent`, which are then null: not known.
+Files of schema 1 are read, too. They lack `date`, `steps`, `train_cases`, `val_cases`, `patients`, `nsd`, the volumes, `lesion_recall`,
+`present`, `missed`, `extra` and `absent`, which are then null: not known.
 """
 
-import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -30,7 +29,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pfedsam.core.atomic import write_json
+from pfedsam.core import sealed
 from pfedsam.core.errors import RunError, StoreError
 from pfedsam.evaluation.scores import ClassScores
 from pfedsam.evaluation.summary import (
@@ -146,6 +145,7 @@ class Summary(_Part):
     backbone: str
     seed: int
     rounds: int
+    steps: int | None = None
     sites: dict[str, SiteEntry]
     mean: SiteEntry
     worst_site: str | None
@@ -169,6 +169,7 @@ def build_summary(
     backbone: str,
     seed: int,
     rounds: int,
+    steps: int | None = None,
     personal: Mapping[str, SiteSummary] | None,
     shared: Mapping[str, SiteSummary] | None,
     sizes: Mapping[str, PartSizes],
@@ -201,6 +202,7 @@ def build_summary(
         backbone=backbone,
         seed=seed,
         rounds=rounds,
+        steps=steps,
         sites=entries,
         mean=SiteEntry(
             train_cases=_sum_known([site.train_cases for site in entries.values()]),
@@ -255,7 +257,7 @@ def write_summary(path: Path, summary: Summary) -> None:
     Raises:
         StoreError: it could not be written.
     """
-    write_json(path, summary.model_dump(by_alias=True, mode="json"))
+    sealed.write_json(path, summary.model_dump(by_alias=True, mode="json"))
 
 
 def read_summary(path: Path) -> Summary:
@@ -264,17 +266,9 @@ def read_summary(path: Path) -> Summary:
     Raises:
         StoreError: the file cannot be read, is of another schema, or does not hold what the schema says.
     """
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise StoreError(
-            f"{path.parent.name}/{path.name} cannot be read: {error.strerror}. A run writes it when it ends; resume one that did not."
-        ) from error
-    except ValueError as error:
-        raise StoreError(
-            f"{path.parent.name}/{path.name} is not JSON: {error}. The run writes it again when it is resumed; nothing is trained again."
-        ) from error
-    schema = content.get("schema") if isinstance(content, dict) else None
+    remedy = f"The run in {path.parent.name!r} writes it when it ends: resume it, and it is written again; nothing is trained again."
+    content = sealed.read_json(path, remedy)
+    schema = content.get("schema")
     if type(schema) is not int or schema not in _READ:
         raise StoreError(
             f"{path.name} has schema {schema!r}; this version reads schema {' and '.join(map(str, _READ))}. "

@@ -92,7 +92,7 @@ def _class_cell(values: Values) -> Text:
 
 
 def comparison_table(runs: Mapping[str, Summary], intervals: Intervals) -> Table:
-    """Several runs: Dice of the model in use, sites down and runs across; then mean, lowest site, bytes and seconds.
+    """Several runs: Dice of the model in use, sites down and runs across; then mean, lowest site, steps, bytes and seconds.
 
     Below a value stands its interval. The best values of a row are bold, ties both; they are blue where their interval has nothing in
     common with that of any other run. A site that a run did not have is a dash.
@@ -110,6 +110,7 @@ def comparison_table(runs: Mapping[str, Summary], intervals: Intervals) -> Table
     table.add_row("site of the lowest Dice", "", *_marked(rows.worst, found.worst))
     table.add_row("which is", "", *(Text(run.worst_site or MISSING) for run in runs.values()))
     table.add_section()
+    table.add_row("steps per site", "", *(MISSING if run.steps is None else str(run.steps) for run in runs.values()))
     table.add_row("sent per site and round", "", *(_up_bytes(run) for run in runs.values()))
     table.add_row("time", "", *(format_seconds(run.seconds.get("total")) for run in runs.values()))
     table.caption = comparison_note(runs, intervals)

@@ -83,6 +83,7 @@ def client_round(
             distillation=options.distillation,
             balance=balance,
             anchors=_anchors(model, names, received) if phase.proximal else None,
+            local=partition.local,
         )
         if "shared" in phase.trains:
             own = partition.select(model, "shared")

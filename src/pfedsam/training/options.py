@@ -30,18 +30,17 @@ class TrainingOptions(Options):
         description="Steps of the last local phase, after the last aggregation, where a method has one.",
     )
     batch_size: int = Field(default=8, ge=1, description="Images per step.")
-    phases: Literal["coupled", "decoupled", "joint"] = Field(
+    phases: Literal["coupled", "decoupled", "joint", "halves", "coupled-halves"] = Field(
         default="coupled",
         description="pfedsam: how a round trains. coupled: in each step the shared and the personal model both learn from the labels of "
         "the same images, and the personal one from the shared one. decoupled: first the shared part, then the local part with the "
         "shared one fixed, on labels and by distillation (the paper), and once more after the last aggregation. joint: first the "
-        "shared part, then both inside the personal model.",
+        "shared part, then both inside the personal model. halves: in each step half of the batch trains the shared part with the "
+        "local part off, the other half the local part with the shared one fixed and as its teacher; nothing local touches what is shared "
+        "(with distillation forward or off). coupled-halves: as coupled, with half of the batch for each model.",
     )
-    opening: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="pfedsam: part of the rounds, at the start, that train the shared part alone; 0 = none.",
+    shared_warmup_rounds: int = Field(
+        default=0, ge=0, description="pfedsam: rounds at the start that train the shared part alone; 0 = none."
     )
     order: Literal["global-first", "local-first"] = Field(
         default="global-first", description="pfedsam: which of two phases comes first."
@@ -50,24 +49,33 @@ class TrainingOptions(Options):
         default=False,
         description="pfedsam: keep the local part in place, frozen, during the global phase, instead of switching it off.",
     )
-    fedprox_mu: float = Field(default=0.01, ge=0, description="fedprox: weight of the pull to the received parameters.")
-    ditto_lambda: float = Field(
-        default=0.1, ge=0, description="ditto: weight of the personal copy's pull to the received shared parameters."
-    )
     optimizer: OptimizerOptions = Field(default=OptimizerOptions(), description="AdamW.")
     distillation: DistillationOptions = Field(
         default=DistillationOptions(), description="Between shared and personal model."
     )
 
     @model_validator(mode="after")
-    def _one_teacher_in_one_phase(self) -> "TrainingOptions":
-        if self.phases == "coupled" and self.distillation.direction == "mutual":
+    def _rounds_after_the_warmup(self) -> "TrainingOptions":
+        if self.shared_warmup_rounds >= self.rounds:
             raise ValueError(
-                "distillation.direction is mutual, but in a coupled phase one model teaches the other: set training.phases to decoupled"
+                f"shared_warmup_rounds is {self.shared_warmup_rounds} of {self.rounds} rounds, so that no round trains the local part: "
+                "give fewer than training.rounds"
             )
         return self
 
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of a training site over a whole run, where its method has a last phase."""
-        return self.rounds * self.steps_per_round + self.final_steps
+    @model_validator(mode="after")
+    def _one_teacher_in_one_phase(self) -> "TrainingOptions":
+        if self.phases in ("coupled", "halves", "coupled-halves") and self.distillation.direction == "mutual":
+            raise ValueError(
+                f"distillation.direction is mutual, but with phases {self.phases} one model teaches the other: set training.phases to "
+                "decoupled"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _two_halves(self) -> "TrainingOptions":
+        if self.phases in ("halves", "coupled-halves") and self.batch_size < 2:
+            raise ValueError(
+                f"phases is {self.phases}, and a batch of one image has no halves: set training.batch_size to 2 or more"
+            )
+        return self

@@ -4,7 +4,7 @@ Pure of files and devices: tensors in, tensors out. A phase is described by a `P
 method's decision (`pfedsam.federation.methods`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -69,6 +69,9 @@ class PhaseSpec:
     shared_from: Literal["received", "own"] = "own"
     """Which shared parameters are in place: those received in this round, or those the round has trained so far."""
     steps: int = 1
+    halves: Literal["coupled", "decoupled"] | None = None
+    """Each of two supervised models learns from one half of the batch, the shared one from the first. coupled: the personal model's half
+    trains both parts; decoupled: the local part alone. None: every model learns from the whole batch."""
     proximal: float = 0.0
     """mu: adds mu / 2 times the squared distance to the shared values that were received (Li et al., 2020, eq. 2)."""
 
@@ -95,6 +98,7 @@ def run_phase(
     distillation: DistillationOptions,
     balance: float,
     anchors: NamedTensors | None = None,
+    local: Collection[str] = (),
 ) -> PhaseResult:
     """Train the parameters called `names`, in place.
 
@@ -109,13 +113,15 @@ def run_phase(
         distillation: temperature, weight and confidence weighting.
         balance: weight of the experts' load-balancing term.
         anchors: what the trained parameters are pulled to where the phase has a proximal term, by their names.
+        local: which of the names are local; needed by decoupled halves alone.
     """
     trained = _only_trainable(model, names)
     groups = _groups(model, trained, learning_rate, options.pretrained_fraction)
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=options.weight_decay)
     if options.keep_state:
         unpack(optimizer, trained, optimizer_state)
-    objective = _Objective(model, spec, distillation, balance)
+    parts_of_step = _parts_of_step(trained, spec, local)
+    objective = _Objective(model, spec, distillation, balance, parts_of_step[0])
     rows = []
     for batch in batches:
         optimizer.zero_grad()
@@ -125,12 +131,22 @@ def run_phase(
             pull = spec.proximal / 2 * parts["proximal"]
             pull.backward()
             parts["total"] = parts["total"] + pull
-        torch.nn.utils.clip_grad_norm_(trained.values(), options.clip)
+        for part in parts_of_step:
+            torch.nn.utils.clip_grad_norm_(part, options.clip)
         optimizer.step()
         rows.append({name: part.item() for name, part in parts.items()})
     model.requires_grad_(False)
     losses = {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else {})}
     return PhaseResult(losses, pack(optimizer, trained) if options.keep_state else {})
+
+
+def _parts_of_step(
+    trained: dict[str, nn.Parameter], spec: PhaseSpec, local: Collection[str]
+) -> list[list[nn.Parameter]]:
+    """The parameters whose gradients have one norm; those of decoupled halves, shared ones first, know nothing of each other."""
+    if spec.halves != "decoupled":
+        return [list(trained.values())]
+    return [[p for name, p in trained.items() if (name in local) == wanted] for wanted in (False, True)]
 
 
 def _only_trainable(model: PersonalSam, names: tuple[str, ...]) -> dict[str, nn.Parameter]:
@@ -159,8 +175,17 @@ def _distance(trained: dict[str, nn.Parameter], anchors: NamedTensors) -> Tensor
 class _Objective:
     """The loss of a phase; keeps the teacher's logits per image and view while the teacher stands still."""
 
-    def __init__(self, model: PersonalSam, spec: PhaseSpec, distillation: DistillationOptions, balance: float) -> None:
+    def __init__(
+        self,
+        model: PersonalSam,
+        spec: PhaseSpec,
+        distillation: DistillationOptions,
+        balance: float,
+        shared: Sequence[nn.Parameter] = (),
+    ) -> None:
         self.model, self.spec, self.distillation, self.balance = model, spec, distillation, balance
+        self._shared = shared
+        """The shared parameters that are trained; what the local half of a decoupled step keeps fixed."""
         self._teacher_stands = len(spec.trains) == 1
         self._taught_by: dict[tuple[int, int], Tensor] = {}
 
@@ -169,6 +194,8 @@ class _Objective:
 
         One model after the other, each with its backward pass, so that what only one of them has computed is in memory at a time.
         """
+        if self.spec.halves:
+            return self._halves(batch)
         teacher = self._teach(batch) if self.spec.taught and self._teacher_stands else None
         # Both models change when both kinds are trained: then the teacher is the other model as it is in this step, and comes first.
         order = sorted(self.spec.supervised, key=lambda which: which == self.spec.taught)
@@ -180,6 +207,32 @@ class _Objective:
             for name, part in found.items():
                 parts[name] = parts[name] + part.detach() if name in parts else part.detach()
         return parts
+
+    def _halves(self, batch: Batch) -> dict[str, Tensor]:
+        """As `backward`, with one half of the batch for each model; an odd image goes to the shared one."""
+        middle = len(batch.keys) - len(batch.keys) // 2
+        parts: dict[str, Tensor] = {}
+        halves: list[tuple[Model, Batch]] = [
+            ("shared", _part(batch, 0, middle)),
+            ("personal", _part(batch, middle, len(batch.keys))),
+        ]
+        for which, half in halves:
+            teacher = self._other_logits(half, which) if which == self.spec.taught else None
+            fixed = self._shared if self.spec.halves == "decoupled" and which == "personal" else ()
+            for parameter in fixed:
+                parameter.requires_grad_(False)
+            _, found = self._pass(half, which, teacher)
+            found["total"].backward()
+            for parameter in fixed:
+                parameter.requires_grad_()
+            for name, part in found.items():
+                parts[name] = parts[name] + part.detach() if name in parts else part.detach()
+        return parts
+
+    @torch.no_grad()
+    def _other_logits(self, batch: Batch, which: Model) -> Tensor:
+        """The logits `[B, C, h, w]` of the model that is not `which`, as it is in this step."""
+        return self.model.from_prefix(batch.tokens, personal=_other(which) == "personal")
 
     def _pass(self, batch: Batch, which: Model, teacher: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """A model's logits, and its parts of the loss: a phase with two models minimises the mean of their segmentation losses."""
@@ -204,6 +257,11 @@ class _Objective:
                 tokens = batch.tokens[i : i + 1]
                 self._taught_by[key] = self.model.from_prefix(tokens, personal=teacher == "personal")[0]
         return torch.stack([self._taught_by[key] for key in batch.keys])
+
+
+def _part(batch: Batch, start: int, end: int) -> Batch:
+    """The images of a batch from `start` to before `end`."""
+    return Batch(batch.tokens[start:end], batch.labels[start:end], batch.keys[start:end])
 
 
 def _other(model: Model | None) -> Model:

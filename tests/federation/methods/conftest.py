@@ -65,8 +65,10 @@ class Made:
 
 @pytest.fixture
 def make() -> Callable[..., Made]:
-    def _make(name: str, **changes: object) -> Made:
+    def _make(name: str, own: dict[str, object] | None = None, **changes: object) -> Made:
         method = METHODS[name]
+        if own is not None:
+            method = method.configure(type(method.own).model_validate(own))
         chosen = {"backbone": "sam-toy", "adapt_last": 1, "lora": {"rank": 2}, **changes}
         options = method.adapt(ModelOptions.model_validate(chosen))
         backbone = SamBackbone(new_network(compact_config("sam-toy"), rng.generator(0)))

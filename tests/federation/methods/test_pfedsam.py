@@ -39,7 +39,7 @@ def test_a_second_phase_that_trains_both_parts_inside_the_personal_model() -> No
 
 
 def test_the_first_rounds_train_the_shared_part_alone() -> None:
-    set_to = options(rounds=8, opening=0.25, phases="joint")
+    set_to = options(rounds=8, shared_warmup_rounds=2, phases="joint")
     found = [[phase.name for phase in pfedsam.METHOD.phases_of(set_to, i)] for i in range(3)]
     assert found == [["global"], ["global"], ["global", "joint"]]
     assert {sum(p.steps for p in pfedsam.METHOD.phases_of(set_to, i)) for i in range(8)} == {10}
@@ -68,6 +68,25 @@ def test_who_is_taught(direction: str, taught: tuple[str | None, str | None]) ->
 def test_who_is_taught_in_a_coupled_phase(direction: str, taught: str | None) -> None:
     (coupled,) = pfedsam.phases(options(distillation={"direction": direction}))
     assert coupled.taught == taught
+
+
+def test_no_warmup_has_no_warmup_phases_and_a_run_of_warmup_alone_is_refused() -> None:
+    assert [phase.name for phase in pfedsam.METHOD.round_phases(options())] == ["coupled"]
+    with pytest.raises(ValidationError, match=r"give fewer than training\.rounds"):
+        options(rounds=8, shared_warmup_rounds=8)
+
+
+@pytest.mark.parametrize(("form", "halves"), [("halves", "decoupled"), ("coupled-halves", "coupled")])
+def test_halves_train_both_parts_in_one_phase_and_need_no_last_one(form: str, halves: str) -> None:
+    set_to = options(phases=form)
+    (phase,) = pfedsam.phases(set_to)
+    assert (phase.name, phase.trains, phase.supervised) == ("halves", ("shared", "local"), ("shared", "personal"))
+    assert (phase.taught, phase.halves, phase.steps) == ("personal", halves, 10)
+    assert pfedsam.final(set_to) == ()
+    with pytest.raises(ValidationError, match="a batch of one image has no halves"):
+        options(phases=form, batch_size=1)
+    with pytest.raises(ValidationError, match=f"with phases {form} one model teaches the other"):
+        options(phases=form, distillation={"direction": "mutual"})
 
 
 def test_nobody_teaches_in_both_directions_in_one_phase() -> None:

@@ -281,3 +281,21 @@ def test_hub_name_from_the_cache(monkeypatch: pytest.MonkeyPatch, folder: Path, 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(checkpoint.huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     assert_ready(load_network("someone/toy"))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module.model."])
+def test_a_prefix_that_all_names_share_is_left_out_with_a_notice(
+    small_official: Path, small_state: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture, prefix: str
+) -> None:
+    expected = load_network(small_official).state_dict()
+    torch.save({prefix + name: tensor for name, tensor in small_state.items()}, small_official)
+    with caplog.at_level("WARNING"):
+        found = load_network(small_official).state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert "the names are read without it" in caplog.text
+
+
+def test_a_prefix_of_some_names_only_is_no_wrapper(small_official: Path, small_state: dict[str, torch.Tensor]) -> None:
+    first, *_ = small_state
+    path = change(small_official, small_state | {f"module.{first}": small_state[first]})
+    assert "1 tensors extra (module." in refusal(path)

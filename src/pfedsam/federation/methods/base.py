@@ -1,18 +1,25 @@
-"""What a federated method decides: the parts of the model, where each part lives, and the phases of a client round.
+"""What a federated method decides: the parts of the model, where each part lives, the phases of a client round, and the server's step.
 
-Everything else (the loop, messages, aggregation, evaluation) is the same for all methods. A new method is one file with one
-`Method`, one line in the registry and one test file.
+Everything else (the loop, messages, checks of updates, evaluation) is the same for all methods. A new method is one file with one
+`Method`, one line in the registry and one test file; options of its own are a class in that file.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+from pfedsam.core.options import Options
 from pfedsam.federation.roster import EVERY_SITE, Roster
+from pfedsam.federation.server import ServerStep, WeightedMean
 from pfedsam.model.build import present
 from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Kind, Placement
 from pfedsam.training.options import TrainingOptions
 from pfedsam.training.phases import PhaseSpec
+
+
+class NoOptions(Options):
+    """For methods without options of their own."""
 
 
 @dataclass(frozen=True)
@@ -30,20 +37,27 @@ class Method:
     """The phases of a client round, in order."""
     final: Callable[[TrainingOptions], tuple[PhaseSpec, ...]]
     """The phases after the last aggregation; nothing is sent after them."""
-    opening: Callable[[TrainingOptions], tuple[PhaseSpec, ...]] | None = None
-    """The phases of the rounds of `training.opening`, of as many steps as the others; None where all rounds are alike."""
+    warmup: Callable[[TrainingOptions], tuple[PhaseSpec, ...]] | None = None
+    """The phases of the first `training.shared_warmup_rounds` rounds, of as many steps as the others; None where all rounds are alike."""
+    server: ServerStep = field(default_factory=WeightedMean)
+    """How the server makes the next shared parameters of the accepted updates."""
+    own: Options = field(default_factory=NoOptions)
+    """The method's own options, `method_options.<name>` in a configuration."""
+    configure: Callable[[Any], "Method"] | None = None
+    """The method with other options of its own, an instance of the class of `own`; None where it has none."""
     roster: Roster = EVERY_SITE
     """Who does what; one with a pool has all training images in one place: the upper bound that privacy forbids."""
 
     def phases_of(self, options: TrainingOptions, round_: int) -> tuple[PhaseSpec, ...]:
         """The phases of round `round_`, counted from 0."""
-        if self.opening and round_ < round(options.opening * options.rounds):
-            return self.opening(options)
+        if self.warmup and round_ < options.shared_warmup_rounds:
+            return self.warmup(options)
         return self.phases(options)
 
     def round_phases(self, options: TrainingOptions) -> tuple[PhaseSpec, ...]:
         """Every phase that a round may have; none of those after the last aggregation."""
-        return (*(self.opening(options) if self.opening else ()), *self.phases(options))
+        first = self.warmup(options) if self.warmup and options.shared_warmup_rounds else ()
+        return (*first, *self.phases(options))
 
 
 HEAD = ("class_tokens", "output_layers")

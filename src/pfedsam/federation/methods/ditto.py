@@ -5,11 +5,24 @@ L(v) + lambda / 2 ||v - w_t||^2, w_t being what it received (algorithm 1). Ours 
 layers; the round's steps are divided between the two (`training.global_share`); AdamW instead of SGD.
 """
 
+from pydantic import Field
+
+from pfedsam.core.options import Options
 from pfedsam.federation.methods.base import HEAD, Method, place, plain, split_steps
 from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Placement
 from pfedsam.training.options import TrainingOptions
 from pfedsam.training.phases import PhaseSpec
+
+
+class DittoOptions(Options):
+    """Ditto's own."""
+
+    proximal_weight: float = Field(
+        default=0.1,
+        ge=0,
+        description="Lambda, the weight of the personal copy's pull to the received shared parameters.",
+    )
 
 
 def adapt(options: ModelOptions) -> ModelOptions:
@@ -23,26 +36,31 @@ def placement(options: ModelOptions) -> Placement:
     return place(options, shared=("lora_a", "lora_b", *HEAD), local=("personal_copy", "personal_output_layers"))
 
 
-def phases(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
-    """The shared set, then the copy."""
-    global_steps, local_steps = split_steps(options)
-    return PhaseSpec("global", ("shared",), ("shared",), steps=global_steps), _copy(options, local_steps)
+def configure(own: DittoOptions) -> Method:
+    """The method with these options."""
+
+    def copy(steps: int) -> PhaseSpec:
+        return PhaseSpec("local", ("local",), ("personal",), steps=steps, proximal=own.proximal_weight)
+
+    def phases(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
+        """The shared set, then the copy."""
+        global_steps, local_steps = split_steps(options)
+        return PhaseSpec("global", ("shared",), ("shared",), steps=global_steps), copy(local_steps)
+
+    def final(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
+        """The copy once more, pulled to the final shared parameters."""
+        return (copy(options.final_steps),) if options.final_steps else ()
+
+    return Method(
+        name="ditto",
+        summary="fedavg, and at each site a copy of its own with a pull to the shared one (Li et al., 2021)",
+        adapt=adapt,
+        placement=placement,
+        phases=phases,
+        final=final,
+        own=own,
+        configure=configure,
+    )
 
 
-def final(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
-    """The copy once more, pulled to the final shared parameters."""
-    return (_copy(options, options.final_steps),) if options.final_steps else ()
-
-
-def _copy(options: TrainingOptions, steps: int) -> PhaseSpec:
-    return PhaseSpec("local", ("local",), ("personal",), steps=steps, proximal=options.ditto_lambda)
-
-
-METHOD = Method(
-    name="ditto",
-    summary="fedavg, and at each site a copy of its own with a pull to the shared one (Li et al., 2021)",
-    adapt=adapt,
-    placement=placement,
-    phases=phases,
-    final=final,
-)
+METHOD = configure(DittoOptions())

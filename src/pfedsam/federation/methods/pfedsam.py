@@ -10,6 +10,7 @@ the shared one as well. Both models are then of full training when the rounds en
 """
 
 from dataclasses import replace
+from typing import Final, Literal
 
 from pfedsam.federation.methods.base import HEAD, Method, place, shared_training, split_steps
 from pfedsam.model.build import present
@@ -17,6 +18,13 @@ from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Placement
 from pfedsam.training.options import TrainingOptions
 from pfedsam.training.phases import Model, PhaseSpec
+
+_IN_ONE_STEP: Final[dict[str, Literal["coupled", "decoupled"] | None]] = {
+    "coupled": None,
+    "coupled-halves": "coupled",
+    "halves": "decoupled",
+}
+"""The forms of rounds in which both models learn in every step, and what the halves of a batch train in them."""
 
 
 def adapt(options: ModelOptions) -> ModelOptions:
@@ -37,9 +45,9 @@ def placement(options: ModelOptions) -> Placement:
 
 
 def phases(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
-    """One coupled phase, or global and local phase in the configured order."""
+    """One phase in which both models learn, or global and local phase in the configured order."""
     direction = options.distillation.direction
-    if options.phases == "coupled":
+    if options.phases in _IN_ONE_STEP:
         return (_coupled_phase(options),)
     global_steps, local_steps = split_steps(options)
     global_phase = PhaseSpec(
@@ -64,13 +72,16 @@ def final(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
 
 
 def _coupled_phase(options: TrainingOptions) -> PhaseSpec:
+    """Both models learn in every step, from the whole batch or each from one half of it."""
     taught: dict[str, Model] = {"forward": "personal", "reversed": "shared"}
+    halves = _IN_ONE_STEP[options.phases]
     return PhaseSpec(
-        "coupled",
+        "coupled" if halves is None else "halves",
         trains=("shared", "local"),
         supervised=("shared", "personal"),
         taught=taught.get(options.distillation.direction),
         steps=options.steps_per_round,
+        halves=halves,
     )
 
 
@@ -86,5 +97,5 @@ METHOD = Method(
     placement=placement,
     phases=phases,
     final=final,
-    opening=shared_training,
+    warmup=shared_training,
 )

@@ -20,6 +20,7 @@ from transformers import SamConfig, SamHQConfig
 from pfedsam.core import tensors as tensor_files
 from pfedsam.core.errors import CheckpointError, StoreError
 from pfedsam.core.files import open_regular
+from pfedsam.core.log import get_logger
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.model.backbones.base import Backbone
 from pfedsam.model.backbones.compact import sam_config
@@ -41,6 +42,9 @@ MAX_CONFIG_BYTES = 2**20
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["config.json", "model.safetensors"]
 _LISTED = 3
+_PREFIXES = ("module.", "model.")
+"""What training code of others puts before all names: torch's DistributedDataParallel, and modules that hold a SAM as `model`."""
+_LOG = get_logger(__name__)
 _ODD_CONFIG = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, StrictDataclassError)
 """What `transformers` raises while it makes a configuration, or a model of it, from values that make no sense."""
 
@@ -131,11 +135,20 @@ def _from_official(path: Path) -> tuple[Config, NamedTensors]:
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path.name} needs its config.json: name the folder that holds both.")
     check_official_name(path)
-    tensors = read_torch_file(path)
+    tensors = _without_prefix(path.name, read_torch_file(path))
     config = _recognise(path.name, tensors)
     expected = {to_official(name) or name: shape for name, shape in _shapes(config).items()}
     _account(path.name, expected, tensors)
     return config, {to_transformers(name) or name: tensor for name, tensor in tensors.items()}
+
+
+def _without_prefix(label: str, tensors: NamedTensors) -> NamedTensors:
+    """The same tensors without a prefix that all their names share, as training on several devices or inside a module leaves it."""
+    for prefix in _PREFIXES:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            _LOG.warning("%s: every tensor's name starts with %r; the names are read without it.", label, prefix)
+            return _without_prefix(label, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+    return tensors
 
 
 def _recognise(label: str, tensors: NamedTensors) -> SamConfig:
@@ -194,7 +207,7 @@ def _from_folder(folder: Path, label: str) -> tuple[Config, NamedTensors]:
             'for SamModel (model_type "sam") or SamHQModel (model_type "sam_hq").'
         ) from error
     try:
-        tensors, _ = tensor_files.load(folder / "model.safetensors")
+        tensors, _ = tensor_files.load_foreign(folder / "model.safetensors")
     except StoreError as error:
         raise CheckpointError(
             f"{label}: {error} Fetch or copy the folder again, with all tensors in one file "

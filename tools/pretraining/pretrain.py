@@ -26,13 +26,13 @@ from transformers import SamModel
 
 from pfedsam.core import rng, tensors
 from pfedsam.core.options import Device, Options
-from pfedsam.data.dead_leaves import Scene, scene
 from pfedsam.model.backbones.checkpoint import load_network
 from pfedsam.model.backbones.compact import compact_config, new_network
 from pfedsam.model.backbones.encoder import encode, use_fast_blocks
 from pfedsam.model.numerics import configure_numerics, fast_bfloat16
-from pfedsam.training.muon import Muon
 from pfedsam.training.optimizer import pack, unpack
+from pretraining.dead_leaves import Scene, scene
+from pretraining.muon import Muon
 
 PATCH = 16
 """Pixels per token side, as in every SAM."""
@@ -367,7 +367,7 @@ def _resume(folder: Path, model: SamModel, optimizers: Sequence[torch.optim.Opti
     path = folder / CHECKPOINT
     if not path.exists():
         return 0
-    state, metadata = tensors.load(path)
+    state, metadata = tensors.load(path, unsealed=("step",))
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, parameter in parameters.items():

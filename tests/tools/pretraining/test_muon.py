@@ -2,7 +2,7 @@
 
 import torch
 
-from pfedsam.training.muon import Muon, orthogonalise
+from pretraining.muon import Muon, orthogonalise
 
 
 def test_singular_values_become_about_one() -> None:

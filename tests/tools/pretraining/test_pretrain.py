@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from pfedsam.core.tensors import load
-from pfedsam.training.pretraining import CHECKPOINT, PretrainOptions, pretrain, schedule
+from pretraining.pretrain import CHECKPOINT, PretrainOptions, pretrain, schedule
 
 
 def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path) -> None:

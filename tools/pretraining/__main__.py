@@ -1,4 +1,4 @@
-"""`pfedsam pretrain`: train a compact SAM from scratch on generated images."""
+"""`python -m pretraining`: train a compact SAM from scratch on generated images."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,7 @@ def pretrain_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for checkpoint, curve and, at the end, the model.")],
     size: Annotated[str, typer.Option(help="sam-tiny or sam-toy.")] = "sam-tiny",
     steps: Annotated[int, typer.Option(help="Optimiser steps in all.")] = 2000,
-    crop_steps: Annotated[int, typer.Option(help="Of these, first steps on crops.")] = 1400,
+    crop_steps: Annotated[int, typer.Option(help="The first so many of these steps are on crops.")] = 1400,
     batch_size: Annotated[int, typer.Option(help="Scenes per step and process.")] = 8,
     start_from: Annotated[
         str | None, typer.Option("--from", help="Go on from these weights: a shipped name or a folder.")
@@ -29,7 +29,7 @@ def pretrain_command(
     import torch
 
     from pfedsam.experiment.load import validate
-    from pfedsam.training.pretraining import PretrainOptions, pretrain
+    from pretraining.pretrain import PretrainOptions, pretrain
 
     asked = {
         "size": size,
@@ -54,3 +54,7 @@ def pretrain_command(
     model.to(dtype=torch.float16)  # type: ignore[call-arg]
     model.save_pretrained(out)
     OUT.print(f"Model: {out}")
+
+
+if __name__ == "__main__":
+    typer.run(pretrain_command)

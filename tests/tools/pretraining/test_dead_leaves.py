@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pfedsam.data.dead_leaves import _add_bodies, scene
+from pretraining.dead_leaves import _add_bodies, scene
 
 
 def test_a_scene_is_a_function_of_its_generator() -> None:

@@ -1,0 +1,51 @@
+"""A silent site is asked less and less, and in every round again once it calls."""
+
+from itertools import pairwise
+
+from pfedsam.engine.silence import LONGEST, Silence, after_round, left_out
+
+
+def asked_rounds(rounds: int, answers: set[int], late: set[int] = frozenset()) -> list[int]:
+    """The rounds in which a site is asked that answers in some of them, and whose late replies come in others."""
+    silences: dict[str, Silence] = {}
+    asked = []
+    for round_ in range(rounds):
+        is_asked = "a" not in left_out(silences, round_, sites=["a"], least=0)
+        if is_asked:
+            asked.append(round_)
+        called = {"a"} if (is_asked and round_ in answers) or round_ in late else set()
+        silences = after_round(silences, round_, silent={"a"} if is_asked else set(), called=called)
+    return asked
+
+
+def test_a_site_that_never_answers_is_asked_in_rounds_ever_further_apart() -> None:
+    assert asked_rounds(30, set()) == [0, 2, 5, 10, 19]  # left out of 1, 2, 4, 8 rounds between
+
+
+def test_no_pause_is_longer_than_the_longest() -> None:
+    asked = asked_rounds(200, set())
+    pauses = [later - earlier - 1 for earlier, later in pairwise(asked)]
+    assert max(pauses) == LONGEST
+    assert pauses[-3:] == [LONGEST] * 3
+
+
+def test_a_site_that_answers_is_asked_always() -> None:
+    assert asked_rounds(6, set(range(6))) == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_answer_ends_the_silence_and_the_next_one_begins_anew() -> None:
+    assert asked_rounds(9, {2, 3}) == [0, 2, 3, 4, 6]
+
+
+def test_a_late_reply_is_a_call() -> None:
+    assert asked_rounds(8, set(range(5, 8)), late={3}) == [0, 2, 4, 6, 7]
+
+
+def test_the_reason_names_the_round_as_people_count() -> None:
+    assert "again in round 8 or when it calls" in left_out({"a": Silence(2, 7)}, 5, sites=["a"], least=0)["a"]
+
+
+def test_no_site_is_left_out_where_the_others_are_too_few() -> None:
+    silences = {"a": Silence(2, 7)}
+    assert left_out(silences, 5, sites=["a", "b", "c"], least=3) == {}
+    assert list(left_out(silences, 5, sites=["a", "b", "c"], least=2)) == ["a"]
