@@ -51,7 +51,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def open_run(_: Path, overrides: list[str]) -> SimpleNamespace:
         options = load_options(Path("study.yaml"), overrides)
 
-        def volume(case, wishes, wanted, tell):
+        def volume(case, wishes, tell):
             data = options.data
             slices = VolumeExamples([case], labels=None, image=data.image, side=SIDE, options=data.volume)
             forward = flip_mean(_forward) if wishes.flips else _forward
@@ -59,9 +59,10 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             classes = clean_regions(found.classes, smallest=wishes.smallest, largest_only=wishes.largest_only)
             return PredictedVolume(open_case(case, data.image, data.volume), classes, found.probabilities)
 
-        return SimpleNamespace(options=options, predict=volume, predict_volume=volume, model_of=lambda *_: "personal")
+        site = SimpleNamespace(options=options, name="north", predict_volume=volume, uses="personal")
+        return SimpleNamespace(site=lambda *_: site)
 
-    monkeypatch.setattr("pfedsam.engine.run_folder.open_run", open_run)
+    monkeypatch.setattr("pfedsam.engine.opened.open_run", open_run)
 
 
 def _predict(call: Call, *arguments: str) -> int:

@@ -27,7 +27,7 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Finished:
         Path("study.yaml").write_text(f"data:\n  sites: {{north: north}}\n  classes: {classes}\n")
         asked: list[Path] = []
 
-        def predict(_: str, image: Path, wanted: str) -> npt.NDArray[np.uint8]:
+        def predict(image: Path) -> npt.NDArray[np.uint8]:
             asked.append(image)
             return np.array([[0, 1, 2]], np.uint8)
 
@@ -35,12 +35,12 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Finished:
             options = load_options(Path("study.yaml"), overrides)
             return SimpleNamespace(
                 options=options,
-                predict=predict,
-                predict_volume=predict,
-                model_of=lambda _, wanted: "personal" if wanted == "in-use" else wanted,
+                site=lambda _, wanted: SimpleNamespace(
+                    predict=predict, name="north", options=options, uses="personal" if wanted == "in-use" else wanted
+                ),
             )
 
-        monkeypatch.setattr("pfedsam.engine.run_folder.open_run", open_run)
+        monkeypatch.setattr("pfedsam.engine.opened.open_run", open_run)
         return asked
 
     return make
@@ -134,7 +134,7 @@ def test_a_folder_without_images_is_told(call: Call, finished: Finished, capsys:
     asked = finished("{a: [1], b: [2]}")
     Path("new").mkdir()
     assert call("predict", "run", "a.png", "new", "--site", "north", "--out", "masks") == 2
-    assert "The folder 'new' holds no image (.jpeg, .jpg, .png, .tif, .tiff, NIfTI, DICOM)." in capsys.readouterr().err
+    assert "The folder 'new' holds no image (.jpeg, .jpg, .png, .tif, .tiff" in capsys.readouterr().err
     assert asked == []
 
 
@@ -161,18 +161,18 @@ def test_an_image_that_cannot_be_read_costs_the_others_nothing(
 ) -> None:
     finished("{a: [1], b: [2]}")
 
-    def predict(_: str, image: Path, wanted: str) -> npt.NDArray[np.uint8]:
+    def predict(image: Path) -> npt.NDArray[np.uint8]:
         if image.stem == "cut":
             raise DataError("'cut.png' is damaged")
         return np.array([[0, 1, 2]], np.uint8)
 
     run = SimpleNamespace(
         options=load_options(Path("study.yaml")),
-        predict=predict,
-        predict_volume=predict,
-        model_of=lambda _, wanted: "personal",
+        site=lambda _, wanted: SimpleNamespace(
+            predict=predict, uses="personal", name="north", options=load_options(Path("study.yaml"))
+        ),
     )
-    monkeypatch.setattr("pfedsam.engine.run_folder.open_run", lambda _, overrides: run)
+    monkeypatch.setattr("pfedsam.engine.opened.open_run", lambda _, overrides: run)
     assert call("predict", "run", "a.png", "cut.png", "z.png", "--site", "north", "--out", "masks") == 3
     assert "2 mask(s) written; 1 image(s) got none: 'cut.png' is damaged" in " ".join(capsys.readouterr().err.split())
     assert sorted(path.name for path in Path("masks").iterdir()) == ["a.png", "z.png"]

@@ -136,12 +136,13 @@ def test_a_site_writes_masks_with_the_model_of_the_study_that_it_names(
 ) -> None:
     opened = []
 
-    def open_model(folder: Path, study: str | None) -> SimpleNamespace:
+    def open_model(folder: Path, *, study: str | None) -> SimpleNamespace:
         opened.append((folder, study))
         options = RunOptions.model_validate({"data": {"sites": {"north": "north"}, "classes": {"organ": [128]}}})
-        return SimpleNamespace(options=options, predict=lambda image: np.array([[0, 1]], np.uint8))
+        site = SimpleNamespace(predict=lambda image: np.array([[0, 1]], np.uint8))
+        return SimpleNamespace(options=options, site_names=["north"], site=lambda name: site)
 
-    monkeypatch.setattr("pfedsam.engine.site_model.SiteModel", open_model)
+    monkeypatch.setattr("pfedsam.engine.opened.open_run", open_model)
     asked = ("site", "predict", tmp_path / "north", "a.png", "--out", tmp_path / "masks")
     assert call(*asked, "--study", STUDY) == 0
     assert opened == [(tmp_path / "north", STUDY)]

@@ -7,8 +7,8 @@ import torch
 
 from pfedsam.core import rng
 from pfedsam.core.tensors import load
+from pfedsam.engine.opened import open_run
 from pfedsam.engine.run import run
-from pfedsam.engine.run_folder import open_run
 from pfedsam.engine.server_files import SERVER
 from pfedsam.experiment.build import build_model
 from pfedsam.experiment.options import RunOptions
@@ -64,7 +64,7 @@ def test_a_gpus_run_is_resumed_predicted_from_and_its_state_used_on_the_cpu(
     run(on("cpu", toy_options), folder, resume=True)
     site = next(iter(toy_options.data.sites))
     image = next((toy_options.data.sites[site] / "images").iterdir())
-    assert open_run(folder).predict(site, image).ndim == 2
+    assert open_run(folder).site(site).predict(image).ndim == 2
     assert read_summary(folder / "summary.json").method == "pfedsam"
 
 

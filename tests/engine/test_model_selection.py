@@ -7,8 +7,8 @@ import torch
 
 from pfedsam.core import tensors
 from pfedsam.engine.model_selection import SiteModels, Validation, allowed_drop
+from pfedsam.engine.opened import open_run
 from pfedsam.engine.run import run
-from pfedsam.engine.run_folder import open_run
 from pfedsam.engine.site_session import SiteScorer
 from pfedsam.experiment.build import build_model
 from pfedsam.experiment.options import EvaluationOptions, RunOptions
@@ -173,5 +173,5 @@ def test_a_run_says_so_and_its_folder_predicts_with_the_kept_model(
     assert "keeps its model of round 1" in (tmp_path / "run" / "report.html").read_text()
     opened = open_run(tmp_path / "run")
     for name in options.data.sites:
-        used = opened._in_use(name).shared
+        used = opened.site(name).parameters.shared
         assert (tensors.digest(used) == tensors.digest(opened.shared)) == (name != victim)

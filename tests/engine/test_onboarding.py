@@ -10,8 +10,8 @@ from pfedsam.core import tensors
 from pfedsam.core.errors import OptionError, RunError
 from pfedsam.data.synthetic import SyntheticOptions, write_sites
 from pfedsam.engine.onboarding import ALONE, EVERYTHING, LOCAL_PART, NOTHING, Newcomer, onboard, warm_start
+from pfedsam.engine.opened import open_run
 from pfedsam.engine.run import run
-from pfedsam.engine.run_folder import open_run
 from pfedsam.engine.server_files import SERVER
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.site_store import SiteStore
@@ -51,7 +51,7 @@ def test_a_new_site_gets_its_local_part_and_nothing_else_changes(
 
     opened = open_run(tmp_path / "out")
     image = sorted((new_site / "images").iterdir())[0]
-    assert opened.predict("newcomer", image).shape == (96, 96)
+    assert opened.site("newcomer").predict(image).shape == (96, 96)
     again = opened.evaluate()
     assert again.sites["newcomer"].personal is not None
     assert again.sites["newcomer"].personal.dice == found.ways[LOCAL_PART]["dice"]

@@ -15,11 +15,10 @@ from pfedsam.core.errors import QuorumError, RunError
 from pfedsam.core.tensors import digest
 from pfedsam.data.tiling import TilingOptions
 from pfedsam.engine import run_end
+from pfedsam.engine.opened import open_run
 from pfedsam.engine.rounds import RoundPolicy, StudyRun
 from pfedsam.engine.run import run
-from pfedsam.engine.run_folder import open_run
 from pfedsam.engine.server_files import SERVER
-from pfedsam.engine.site_model import SiteModel
 from pfedsam.engine.study_folder import StudyFolder, create_study
 from pfedsam.engine.transport import Answers
 from pfedsam.experiment.options import RunOptions
@@ -104,14 +103,14 @@ def test_a_site_predicts_with_what_it_ended_a_study_with(tmp_path: Path, options
     study, sites = run_there_and_here(tmp_path, options, make_sites)
     (name, data), *_ = options.data.sites.items()
     image = sorted((data / "images").iterdir())[0]
-    expected = open_run(tmp_path / "here").predict(name, image)
+    expected = open_run(tmp_path / "here").site(name).predict(image)
     for asked in (None, study.name):
-        assert (SiteModel(sites.folders[name], asked).predict(image) == expected).all()
+        assert (open_run(sites.folders[name], study=asked).site(name).predict(image) == expected).all()
     with pytest.raises(RunError, match=f"no study other has ended.*{study.name}"):
-        SiteModel(sites.folders[name], "other")
+        open_run(sites.folders[name], study="other")
     shutil.rmtree(sites.folders[name] / "studies")
     with pytest.raises(RunError, match="ended here: none yet"):
-        SiteModel(sites.folders[name])
+        open_run(sites.folders[name])
 
 
 @pytest.mark.slow

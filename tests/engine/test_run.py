@@ -15,8 +15,8 @@ from pfedsam.core.tensors import digest, load
 from pfedsam.data.tiling import TilingOptions
 from pfedsam.engine import run as run_module
 from pfedsam.engine.model_selection import models_of
+from pfedsam.engine.opened import open_run
 from pfedsam.engine.run import run
-from pfedsam.engine.run_folder import open_run
 from pfedsam.engine.server_files import SERVER
 from pfedsam.experiment.build import build_model
 from pfedsam.experiment.load import dump_options
@@ -341,7 +341,7 @@ def test_tiles_train_and_pictures_are_scored_whole(tmp_path: Path, toy_options: 
     assert again.sites == whole.sites
     site, folder = next(iter(toy_options.data.sites.items()))
     image = sorted((folder / "images").iterdir())[0]
-    assert open_run(tmp_path / "run").predict(site, image).shape == (96, 96)
+    assert open_run(tmp_path / "run").site(site).predict(image).shape == (96, 96)
 
 
 def test_sites_kept_an_earlier_model_or_used_the_shared_one_in_the_run_that_the_others_are_compared_with(

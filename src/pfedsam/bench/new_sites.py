@@ -6,7 +6,7 @@ from dataclasses import replace
 from pfedsam.bench.plan import Outcome, Plan, Step, run_plan
 from pfedsam.core.errors import RunError
 from pfedsam.engine.onboarding import NOTHING, Newcomer, Onboarded, onboard
-from pfedsam.engine.run_folder import open_run
+from pfedsam.engine.opened import open_run
 from pfedsam.experiment.suite import Entry
 from pfedsam.report.onboarding_page import MEMBER, UNSEEN, Joined
 from pfedsam.report.summary_file import SiteEntry

@@ -75,13 +75,13 @@ def needs_linux() -> None:
 
 
 @contextmanager
-def event_bars(title: str = "") -> Iterator["Callable[[Event], None]"]:
-    """A bar per stage of a run; yields the callback that moves them."""
+def event_bars() -> Iterator["Callable[..., None]"]:
+    """A bar per stage of a run; yields the callback that moves them, with the title of a run where there are several."""
     columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=ERR) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def tell(event: "Event") -> None:
+        def tell(event: "Event", title: str = "") -> None:
             name = f"{title} {event.stage}".strip()
             if name not in tasks:
                 tasks[name] = bars.add_task(name, total=event.total)

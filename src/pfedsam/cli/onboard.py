@@ -32,7 +32,7 @@ def onboard_command(
     Example: pfedsam onboard runs/nuclei/pfedsam --site-folder data/new --labels 10 --out runs/new
     """
     from pfedsam.engine.onboarding import Newcomer, onboard
-    from pfedsam.engine.run_folder import open_run
+    from pfedsam.engine.opened import open_run
 
     new = Newcomer(name or site_folder.resolve().name, site_folder, labels, steps, seed)
     with ERR.status("loading the federation's model") as status:

@@ -1,10 +1,9 @@
 """What `pfedsam predict` and `pfedsam site predict` share: images one after the other; one bad file does not stop the others."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -12,14 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from pfedsam.cli.console import ERR, OUT
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from pfedsam.data.labels import LabelMap
-    from pfedsam.data.manifest import Case
+    from pfedsam.engine.opened import OpenSite
     from pfedsam.engine.predict_jobs import Job
-    from pfedsam.engine.predict_volume import PredictedVolume, VolumeWishes
-    from pfedsam.experiment.options import RunOptions
+    from pfedsam.engine.predict_volume import VolumeWishes
 
 Images = Annotated[
     list[Path], typer.Argument(help="Pictures, NIfTI files, DICOM files or folders, folders of these, or patterns.")
@@ -34,29 +29,10 @@ Largest = Annotated[bool, typer.Option("--largest", help="Volumes: keep the larg
 Resume = Annotated[bool, typer.Option("--resume", help="Skip what has a mask already.")]
 
 
-class _PredictVolume(Protocol):
-    """Predicts the classes of a volume."""
-
-    def __call__(
-        self, case: "Case", wishes: "VolumeWishes", *, tell: Callable[[int, int], None]
-    ) -> "PredictedVolume": ...
-
-
-@dataclass(frozen=True)
-class Predictor:
-    """A site's model, by pictures and by volumes."""
-
-    site: str
-    options: "RunOptions"
-    picture: "Callable[[Path], npt.NDArray[np.uint8]]"
-    """A picture's file to its classes [H, W]."""
-    volume: _PredictVolume
-
-
 def predict_all(
     images: Sequence[Path],
     out: Path,
-    predictor: Callable[[], Predictor],
+    predictor: "Callable[[], OpenSite]",
     wishes: "VolumeWishes",
     *,
     dicom_seg: bool,
@@ -107,7 +83,7 @@ def predict_all(
 
 def _predict(
     job: "Job",
-    predictor: Predictor,
+    predictor: "OpenSite",
     wishes: "VolumeWishes",
     labels: "LabelMap",
     dicom_seg: bool,
@@ -117,10 +93,10 @@ def _predict(
     from pfedsam.engine.predict_jobs import write_volume
 
     if job.volume:
-        case = job.case(predictor.site, predictor.options.data.volume.channels)
-        write_volume(job, predictor.volume(case, wishes, tell=tell), labels, dicom_seg=dicom_seg)
+        case = job.case(predictor.name, predictor.options.data.volume.channels)
+        write_volume(job, predictor.predict_volume(case, wishes, tell), labels, dicom_seg=dicom_seg)
         return
-    classes = predictor.picture(job.path)
+    classes = predictor.predict(job.path)
     job.target.parent.mkdir(parents=True, exist_ok=True)
     write_png(job.target, labels.first_ids()[classes])
 

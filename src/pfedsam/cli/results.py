@@ -1,7 +1,6 @@
 """`pfedsam evaluate`, `predict`, `report`: use finished runs."""
 
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,6 @@ from pfedsam.cli.predicting import (
     Flips,
     Images,
     Largest,
-    Predictor,
     Probabilities,
     Resume,
     Smallest,
@@ -34,7 +32,7 @@ Folder = Annotated[Path, typer.Argument(help="Folder of a run (the --out of `pfe
 
 def evaluate_command(run: Folder) -> None:
     """Score the test part of a run again and rewrite its scores, summary and report."""
-    from pfedsam.engine.run_folder import open_run
+    from pfedsam.engine.opened import open_run
     from pfedsam.report.tables import run_tables
 
     with event_bars() as tell:
@@ -80,17 +78,16 @@ def predict_command(
 
     Example: pfedsam predict runs/nuclei/pfedsam new/*.png --site histo --out masks
     """
+    from pfedsam.engine.opened import OpenSite, open_run
     from pfedsam.engine.predict_volume import VolumeWishes
-    from pfedsam.engine.run_folder import open_run
 
-    def opened() -> Predictor:
-        run_ = open_run(run, overrides or [])
-        used = run_.model_of(site, model.value)
+    def opened() -> OpenSite:
+        used = open_run(run, overrides or []).site(site, model.value)
         OUT.print(
-            f"Model: the {used} one of site {site}{' (in use there)' if model is Wanted.IN_USE else ''}", markup=False
+            f"Model: the {used.uses} one of site {site}{' (in use there)' if model is Wanted.IN_USE else ''}",
+            markup=False,
         )
-        picture = partial(run_.predict, site, wanted=model.value)
-        return Predictor(site, run_.options, picture, partial(run_.predict_volume, wanted=model.value))
+        return used
 
     wishes = VolumeWishes(probabilities, tta, smallest, largest)
     predict_all(images, out, opened, wishes, dicom_seg=dicom_seg, resume=resume)

@@ -10,7 +10,6 @@ from pfedsam.cli.console import OUT, event_bars
 
 if TYPE_CHECKING:
     from pfedsam.experiment.options import RunOptions
-    from pfedsam.report.summary_file import Summary
 
 Config = Annotated[Path, typer.Argument(help="YAML file with at least data.sites and data.classes.")]
 Out = Annotated[
@@ -89,46 +88,23 @@ def demo_command(out: Out = Path("runs/demo"), resume: Resume = False) -> None:
 
 
 def compare(options: "RunOptions", out: Path, methods: list[str], *, resume: bool) -> None:
-    """Run each method in its folder under `out`, all with the steps of the options' rounds; then the comparison.
-
-    Raises:
-        OptionError: there is no method, one is unknown, one cannot make as many steps in whole rounds, or an option is used by none;
-            nothing was run.
-        RunError: a folder holds another run, or a run and `resume` is not given.
-    """
-    from pfedsam.core.errors import OptionError
-    from pfedsam.engine.run import run
-    from pfedsam.experiment.effect import refuse_unused_by_all, unused
-    from pfedsam.experiment.suite import equal_steps
+    """Compare methods, with a bar for each, and print the comparison."""
+    from pfedsam.engine.compare import PAGE
+    from pfedsam.engine.compare import compare as compare_methods
+    from pfedsam.experiment.effect import unused
     from pfedsam.federation.methods import find_method
     from pfedsam.report.intervals import read_intervals
-    from pfedsam.report.page import write_comparison, write_page
     from pfedsam.report.tables import comparison_table
 
-    if not methods:
-        raise OptionError("--methods is empty: give the methods to compare, such as fedavg,pfedsam.")
-    cached = options.runtime.model_copy(
-        update={"cache_folder": options.runtime.cache_folder or (out / "cache").resolve()}
-    )
-    options = options.model_copy(update={"runtime": cached})
-    chosen = {name: options.model_copy(update={"method": find_method(name).name}) for name in methods}
-    refuse_unused_by_all(list(chosen.values()), "The configuration")
-    steps = options.training.rounds * options.training.steps_per_round
-    planned = {name: equal_steps(one, steps) for name, one in chosen.items()}
-    for name, one in chosen.items():
-        if idle := unused(one):
+    for name in methods:
+        if idle := unused(options.model_copy(update={"method": find_method(name).name})):
             OUT.print(f"{name} has no use for {', '.join(idle)}: left out.")
-    summaries: dict[str, Summary] = {}
-    for name, one in planned.items():
-        folder = out / name
-        with event_bars(name) as tell:
-            summaries[name] = run(one, folder, resume=resume and (folder / "config.yaml").exists(), progress=tell)
-    if "local-only" in methods:
-        for name in methods:
-            write_page(out / name, baseline=out / "local-only")
-    page = write_comparison({name: out / name for name in methods}, out / "comparison.html")
+    with event_bars() as tell:
+        summaries = compare_methods(
+            options, out, methods, resume=resume, progress=lambda name, event: tell(event, name)
+        )
     intervals = {name: read_intervals(out / name, summary) for name, summary in summaries.items()}
     OUT.print(comparison_table(summaries, intervals))
-    OUT.print(f"Comparison: {page}")
+    OUT.print(f"Comparison: {out / PAGE}")
     for name in methods:
         OUT.print(f"Report of {name}: {out / name / 'report.html'}")

@@ -12,7 +12,6 @@ from pfedsam.cli.predicting import (
     Flips,
     Images,
     Largest,
-    Predictor,
     Probabilities,
     Resume,
     Smallest,
@@ -174,12 +173,13 @@ def predict_command(
 
     Example: pfedsam site predict north new/*.png --out masks
     """
+    from pfedsam.engine.opened import OpenSite, open_run
     from pfedsam.engine.predict_volume import VolumeWishes
-    from pfedsam.engine.site_model import SiteModel
 
-    def opened() -> Predictor:
-        model = SiteModel(folder, study)
-        return Predictor(model.site, model.options, model.predict, model.predict_volume)
+    def opened() -> OpenSite:
+        run = open_run(folder, study=study)
+        (site,) = run.site_names
+        return run.site(site)
 
     wishes = VolumeWishes(probabilities, tta, smallest, largest)
     predict_all(images, out, opened, wishes, dicom_seg=dicom_seg, resume=resume)

@@ -25,9 +25,9 @@ from pfedsam.data.intensity import IntensityRange, training_range, write_range
 from pfedsam.data.manifest import Site
 from pfedsam.data.split import write_split
 from pfedsam.engine.model_selection import Parameters
+from pfedsam.engine.opened import OpenRun
 from pfedsam.engine.run import study_id
 from pfedsam.engine.run_end import part_sizes, write_end
-from pfedsam.engine.run_folder import OpenRun
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.site_session import SiteScorer
 from pfedsam.evaluation.scores import CaseScores

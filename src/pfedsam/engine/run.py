@@ -40,7 +40,7 @@ from pfedsam.report.summary_file import Summary, read_summary
 _LOG = get_logger(__name__)
 
 
-def run(options: RunOptions, folder: Path, *, resume: bool = False, progress: Progress | None = None) -> Summary:
+def run(options: RunOptions, folder: Path | str, *, resume: bool = False, progress: Progress | None = None) -> Summary:
     """Train and evaluate a federation; everything it leaves is in `folder`.
 
     Args:
@@ -54,7 +54,7 @@ def run(options: RunOptions, folder: Path, *, resume: bool = False, progress: Pr
         OptionError: there is no such device, or too few sites for the method.
         RunError: the folder holds another run, or another process works in it.
     """
-    tell = progress or silent
+    tell, folder = progress or silent, Path(folder)
     device = find_device(options.runtime.device)
     refuse_too_few_sites(options)
     _check_folder(options, folder, resume)

@@ -18,7 +18,7 @@ from pfedsam.experiment.renamed import RENAMED
 from pfedsam.model.backbones.checkpoint import backbone_file
 
 
-def load_options(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
+def load_options(path: Path | str, overrides: Sequence[str] = ()) -> RunOptions:
     """The options of one run in a YAML file.
 
     Args:
@@ -28,6 +28,7 @@ def load_options(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
     Raises:
         OptionError: naming every unknown key and every wrong value, or every key without effect under the chosen method.
     """
+    path = Path(path)
     options = read_options(path, overrides)
     refuse_unused(options, source(path, overrides))
     return options

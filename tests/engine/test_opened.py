@@ -1,4 +1,4 @@
-"""A run's folder that someone has changed is refused by one message, and nothing else is predicted in its place."""
+"""What was trained is opened from three kinds of folder; one that someone has changed is refused, and nothing else takes its place."""
 
 import json
 import shutil
@@ -10,8 +10,8 @@ from PIL import Image
 
 from pfedsam.core.errors import DataError, RunError
 from pfedsam.core.lock import exclusive
+from pfedsam.engine.opened import open_run
 from pfedsam.engine.run import run
-from pfedsam.engine.run_folder import open_run
 from pfedsam.experiment.options import RunOptions
 
 
@@ -36,10 +36,10 @@ def _image(options: RunOptions) -> tuple[str, Path]:
 
 def test_a_site_whose_parameters_were_taken_away_has_no_model(folder: Path, toy_options: RunOptions) -> None:
     site, image = _image(toy_options)
-    assert open_run(folder).predict(site, image).shape == (96, 96)
+    assert open_run(folder).site(site).predict(image).shape == (96, 96)
     shutil.rmtree(folder / "sites" / site)
     with pytest.raises(RunError, match=rf"'copy' holds no parameters of the site '{site}'.*from a copy of the run"):
-        open_run(folder).predict(site, image)
+        open_run(folder).site(site).predict(image)
 
 
 def test_a_run_that_another_process_works_on_is_not_scored_anew(folder: Path) -> None:
@@ -66,16 +66,50 @@ def test_a_configuration_changed_after_training_is_refused(
     with pytest.raises(
         RunError, match=rf"The {kind} parameters in 'copy' .*Put back the config.yaml that the run wrote"
     ):
-        open_run(folder).predict(*_image(toy_options))
+        open_run(folder).site(next(iter(toy_options.data.sites)))
+
+
+def test_a_folder_of_a_comparison_names_the_runs_in_it(folder: Path, tmp_path: Path) -> None:
+    for name in ("fedavg", "seed0/pfedsam"):
+        shutil.copytree(folder, tmp_path / "both" / name)
+    with pytest.raises(
+        RunError, match=r"'both' holds several runs: fedavg, seed0/pfedsam\. Give one of them, such as .*/both/fedavg\."
+    ):
+        open_run(tmp_path / "both")
+
+
+def test_a_folder_without_a_run_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no run with a finished round"):
+        open_run(tmp_path)
+    with pytest.raises(RunError, match="There is no folder 'nothing'"):
+        open_run(tmp_path / "nothing")
+
+
+def test_a_site_says_which_of_its_models_it_uses(folder: Path, toy_options: RunOptions) -> None:
+    opened = open_run(str(folder))
+    assert opened.site_names == list(toy_options.data.sites)
+    assert {opened.site(name).uses for name in opened.site_names} <= {"personal", "shared"}
+    with pytest.raises(RunError, match="no site 'west'; it has site_1"):
+        opened.site("west")
+
+
+def test_a_study_at_the_coordinator_has_no_local_parameters_and_no_test_images(folder: Path) -> None:
+    shutil.rmtree(folder / "sites")
+    (folder / "policy.json").write_text("{}")
+    opened = open_run(folder)
+    with pytest.raises(RunError, match="They are at the site"):
+        opened.site(opened.site_names[0])
+    with pytest.raises(RunError, match="study between hospitals"):
+        opened.evaluate()
 
 
 def test_a_model_can_be_asked_for_by_name(folder: Path, toy_options: RunOptions) -> None:
     site, image = _image(toy_options)
     opened = open_run(folder)
-    masks = {name: opened.predict(site, image, name) for name in ("in-use", "personal", "shared")}
-    assert opened.model_of(site, "personal") == "personal"
-    assert opened.model_of(site, "shared") == "shared"
-    assert (masks["in-use"] == masks[opened.model_of(site)]).all()
+    masks = {name: opened.site(site, name).predict(image) for name in ("in-use", "personal", "shared")}
+    assert opened.site(site, "personal").uses == "personal"
+    assert opened.site(site, "shared").uses == "shared"
+    assert (masks["in-use"] == masks[opened.site(site).uses]).all()
 
 
 def test_a_model_that_the_method_lacks_is_named(folder: Path, toy_options: RunOptions, tmp_path: Path) -> None:
@@ -85,7 +119,7 @@ def test_a_model_that_the_method_lacks_is_named(folder: Path, toy_options: RunOp
     run(toy_options.model_copy(update={"training": training, "method": "fedavg"}), tmp_path / "fedavg")
     site, _ = _image(toy_options)
     with pytest.raises(RunError, match="A run of the method 'fedavg' has no personal model; it has the shared one"):
-        open_run(tmp_path / "fedavg").model_of(site, "personal")
+        open_run(tmp_path / "fedavg").site(site, "personal")
 
 
 def test_an_image_far_from_those_of_the_training_is_told(
@@ -97,9 +131,9 @@ def test_an_image_far_from_those_of_the_training_is_told(
     dark = tmp_path / "dark.png"
     Image.fromarray(values * 16).save(dark)  # 12 bits in 16
     opened = open_run(folder)
-    opened.predict(site, image)
+    opened.site(site).predict(image)
     assert caplog.text == ""
-    opened.predict(site, dark)
+    opened.site(site).predict(dark)
     assert "dark.png: it is much darker than the images that the site trained on" in caplog.text
 
 

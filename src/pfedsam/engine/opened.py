@@ -1,0 +1,276 @@
+"""What was trained, opened again: the models of a finished run, of a study at its coordinator, or of a study at a site.
+
+A site's folder in a run (`sites/<name>`) and a study's folder at a site (`studies/<id>`) have one layout: the split, `state/` and `good/`
+with what the site trained and what it stays with, `scores.json` and the overlays. A run's folder and a study's folder at the coordinator
+have one layout as well, less what belongs to the sites alone.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pfedsam.core.errors import RunError
+from pfedsam.core.lock import exclusive
+from pfedsam.core.log import get_logger
+from pfedsam.core.tensors import NamedTensors
+from pfedsam.data.entries import entry_of
+from pfedsam.data.intensity import IntensityRange, far_from_training, read_range
+from pfedsam.data.loader import load_image
+from pfedsam.data.manifest import Case
+from pfedsam.data.split import read_split
+from pfedsam.engine.model_selection import Parameters, SiteModels, models_of, start_of
+from pfedsam.engine.predict_volume import PredictedVolume, VolumeWishes, predict_volume_file
+from pfedsam.engine.progress import Event, Progress, silent
+from pfedsam.engine.run_end import summarize_models, write_end
+from pfedsam.engine.server_files import SERVER, read_server
+from pfedsam.engine.site_agent import build_study_model, study_options
+from pfedsam.engine.site_options import CONFIG, read_site_options
+from pfedsam.engine.site_session import SCORES, SiteScorer
+from pfedsam.experiment.build import (
+    BuiltModel,
+    build_cache,
+    build_images,
+    build_model,
+    build_roster,
+    read_sites,
+)
+from pfedsam.experiment.load import read_config
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.manifest import StudyManifest
+from pfedsam.federation.site_policy import SitePolicy
+from pfedsam.model.numerics import configure_numerics
+from pfedsam.model.partition import Kind
+from pfedsam.report.summary_file import PartSizes, Summary, read_summary
+
+Wanted: TypeAlias = Literal["in-use", "personal", "shared"]
+"""Which model predicts: the one that the site chose on its validation part, or one by name."""
+_LOG = get_logger(__name__)
+_RUN: Final = "config.yaml"
+_STUDY: Final = "policy.json"
+"""In a study's folder at the coordinator, and in no other."""
+_DEPTH: Final = 3
+"""How many folders deep the runs of a comparison lie at most, as `bench` puts them."""
+
+
+@dataclass(frozen=True)
+class OpenSite:
+    """The model that one site uses."""
+
+    name: str
+    uses: str
+    """The reported name of the model that predicts, `personal` or `shared`."""
+    options: RunOptions
+    built: BuiltModel
+    parameters: Parameters
+    seen: IntensityRange | None = None
+    """The intensities of the images that it was trained on, where they are known."""
+
+    def predict(self, image: Path | str) -> npt.NDArray[np.uint8]:
+        """The class map of an image file at its native size; 0 is background, 1 to C are the classes.
+
+        It is `[H, W]` of a picture, and `[D, H, W]` of a volume (`predict_volume` also says how its slices lie).
+
+        An image whose range is far from that of the site's training images is logged as a warning.
+
+        Raises:
+            DataError: the image cannot be read.
+        """
+        path = Path(image)
+        entry = entry_of(path)
+        stem = entry.stem if entry else path.stem
+        case = Case(self.name, stem, path, None, stem, volume=entry is not None and entry.volume)
+        self._warn_of_range(case)
+        images = build_images(self.options, (case,), self.built.model.image_size)
+        model = next(iter(models_of(self.options, self.built).values()))
+        scorer = SiteScorer(self.options, self.name, self.built, build_cache(self.options, self.built, None))
+        return scorer.predict(images, model, self.parameters)[0]  # type: ignore[no-any-return]
+
+    def predict_volume(
+        self, case: Case, wishes: VolumeWishes, tell: Callable[[int, int], None] | None = None
+    ) -> PredictedVolume:
+        """The classes of a volume, slice by slice; see `pfedsam.engine.predict_volume`.
+
+        Raises:
+            DataError: the volume cannot be read.
+        """
+        return predict_volume_file(self.options, self.built, self.parameters, case, wishes, tell)
+
+    def _warn_of_range(self, case: Case) -> None:
+        """Log that an image is much darker or brighter than those of the training; where contrast is stretched it does not matter."""
+        if self.seen is None or case.volume or self.options.data.image.contrast != "none":
+            return
+        said = far_from_training(load_image(case, self.options.data.image), self.seen)
+        if said:
+            _LOG.warning("%s: %s", case.image.name, said)
+
+
+@dataclass
+class OpenRun:
+    """The models in a folder."""
+
+    folder: Path
+    options: RunOptions
+    built: BuiltModel
+    shared: NamedTensors
+    """The shared parameters, those that the server had last or the site received last."""
+    places: Mapping[str, Path]
+    """The folder of each site whose models can be here."""
+    finished: bool = True
+    """Whether it is a run on this machine, which can be scored anew."""
+
+    @property
+    def site_names(self) -> list[str]:
+        """The sites."""
+        return list(self.places)
+
+    def site(self, name: str, wanted: Wanted = "in-use") -> OpenSite:
+        """The model that a site uses, or the one of its models that is wanted.
+
+        Raises:
+            RunError: there is no such site or model, the site has no parameters here, or they do not fit the configuration.
+        """
+        if name not in self.places:
+            raise RunError(f"The run has no site {name!r}; it has {', '.join(self.site_names)}.")
+        models, used = list(models_of(self.options, self.built)), self._in_use(name)
+        model = wanted if wanted != "in-use" else "shared" if used.plain else models[0]
+        if model not in models:
+            raise RunError(
+                f"A run of the method {self.options.method!r} has no {model} model; it has the {' and the '.join(models)} one."
+            )
+        used = used._replace(plain=len(models) > 1 and model == "shared")
+        return OpenSite(name, model, self.options, self.built, used, read_range(self.places[name]))
+
+    def evaluate(self, progress: Progress | None = None) -> Summary:
+        """Score the test part again; rewrites scores, overlays, `summary.json` and `report.html`.
+
+        Raises:
+            RunError: it is a study over several machines, or another process works in the folder.
+        """
+        if not self.finished:
+            raise RunError(
+                f"The folder {self.folder.name!r} is of a study between hospitals: its test images are at the sites, which score them when "
+                "the study ends. `pfedsam report` writes the report again."
+            )
+        with exclusive(self.folder):
+            return self._evaluate(progress or silent)
+
+    def _evaluate(self, tell: Progress) -> Summary:
+        self.shared = _shared(self.folder, self.built)  # a run may have ended since it was opened
+        before = read_summary(self.folder / "summary.json")
+        models, scores = models_of(self.options, self.built), {}
+        sites = read_sites(self.options, masks_required=False)
+        for done, (name, whole) in enumerate(sites.items(), start=1):
+            cases = read_split(self.places[name] / "split.json", whole, ("test",)).of("test")
+            scorer = SiteScorer(self.options, name, self.built, build_cache(self.options, self.built, None))
+            scores[name] = scorer.test(cases, models, self._in_use(name), self.places[name])
+            tell(Event("test", done, len(sites), name))
+        sizes = {name: PartSizes(site.train_cases, site.val_cases) for name, site in before.sites.items()}
+        found = summarize_models(scores)
+        return write_end(self.folder, self.options, found, sizes, before.communication, before.seconds)
+
+    def _in_use(self, site: str) -> Parameters:
+        """What a site uses; a site whose parameters were taken away has nothing, not those of the start.
+
+        Raises:
+            RunError: it has none here, or they do not fit the configuration.
+        """
+        place = self.places[site]
+        pool = build_roster(self.options).pool
+        holders = [place, *([place.parent / pool] if pool else [])]
+        if self.built.partition.local and not any((holder / "state").is_dir() for holder in holders):
+            where = "" if self.finished else " They are at the site: open the study there (`pfedsam site predict`)."
+            raise RunError(
+                f"The folder {self.folder.name!r} holds no parameters of the site {site!r} (sites/{site}/state), and without them "
+                f"there is no model of its own.{where or ' Bring that folder back from a copy of the run.'}"
+            )
+        start = start_of(self.options, self.built, place.parent, site)
+        used = SiteModels.of(self.options, self.built, place, start).in_use(self.shared)
+        _check_fit(self.folder, self.built, "local", used.local)
+        return used
+
+
+def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | None = None) -> OpenRun:
+    """The models in a folder: of a finished run, of a study at its coordinator, or of a study at a site.
+
+    Args:
+        folder: the --out of `pfedsam run`, a study's folder at the coordinator, or a site's folder.
+        overrides: `key.path=value`, before the run's configuration; for what changes no parameter, such as `data.image.max_megapixels`.
+        study: at a site, the id of the study; needed where more than one has ended there.
+
+    Raises:
+        RunError: the folder holds no model, or a comparison of several runs, or its configuration is not what was trained with.
+        OptionError: its configuration is not one that this version knows.
+    """
+    folder = Path(folder)
+    if (folder / CONFIG).exists():
+        return _open_at_site(folder, study)
+    if not (folder / _RUN).exists() or not (folder / SERVER).exists():
+        raise RunError(_what_to_give(folder))
+    options = read_config(folder / _RUN, overrides)
+    # The machine that opens a run need not be the one that made it, nor have its GPU.
+    wanted = "cpu" if options.runtime.device == "cpu" else "auto"
+    built = build_model(options, configure_numerics(options.runtime.threads, wanted))
+    places = {name: folder / "sites" / name for name in options.data.sites}
+    finished = not (folder / _STUDY).exists()
+    return OpenRun(folder, options, built, _shared(folder, built), places, finished)
+
+
+def _open_at_site(folder: Path, study: str | None) -> OpenRun:
+    policy, site = SitePolicy(folder), read_site_options(folder)
+    manifest = _ended(policy, study)
+    options, place = study_options(manifest, site), policy.study_folder(manifest.study)
+    built, shared = build_study_model(manifest, options), policy.received(manifest.study)
+    _check_fit(folder, built, "shared", shared)
+    return OpenRun(place, options, built, shared, {site.name: place}, finished=False)
+
+
+def _ended(policy: SitePolicy, study: str | None) -> StudyManifest:
+    ended = {one.study: one for one in policy.manifests() if (policy.study_folder(one.study) / SCORES).exists()}
+    chosen = study or (next(iter(ended)) if len(ended) == 1 else None)
+    if chosen not in ended:
+        asked = f"no study {study} has ended at this site" if study else "say by --study which study's model to use"
+        raise RunError(f"{asked}; ended here: {', '.join(ended) or 'none yet'}.")
+    return ended[chosen]
+
+
+def _shared(folder: Path, built: BuiltModel) -> NamedTensors:
+    shared, _ = read_server(folder)
+    _check_fit(folder, built, "shared", shared)
+    return {name: shared[name] for name in built.partition.shared}
+
+
+def _check_fit(folder: Path, built: BuiltModel, kind: Kind, found: NamedTensors) -> None:
+    """Refuse parameters that are not those of the model that the configuration describes.
+
+    Raises:
+        RunError: one is missing or has another shape.
+    """
+    for name in built.partition.names(kind):
+        if name not in found or found[name].shape != built.initial[name].shape:
+            raise RunError(
+                f"The {kind} parameters in {folder.name!r} are not those of the model in its config.yaml (first: {name}). "
+                "Put back the config.yaml that the run wrote; for another model, start a run in a new folder."
+            )
+
+
+def _what_to_give(folder: Path) -> str:
+    """Why a folder cannot be opened, and which one to give instead."""
+    if not folder.is_dir():
+        return f"There is no folder {folder.name!r}. Give the --out folder of `pfedsam run`."
+    found = [
+        path.parent.relative_to(folder).as_posix()
+        for depth in range(1, _DEPTH + 1)
+        for path in sorted(folder.glob("*/" * depth + _RUN))
+        if (path.parent / SERVER).exists()
+    ]
+    if not found:
+        return f"The folder {folder.name!r} holds no run with a finished round. Give the --out folder of `pfedsam run`."
+    more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+    return (
+        f"The folder {folder.name!r} holds several runs: {', '.join(found[:8])}{more}. Give one of them, such as "
+        f"{(folder / found[0]).as_posix()}."
+    )

@@ -1,0 +1,31 @@
+"""Institutions come from the table."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pfedsam.data.layouts.fets import LAYOUT
+
+PATIENTS = {
+    "institution_1": {"FeTS2022_00000": "FeTS2022_00000", "FeTS2022_00002": "FeTS2022_00002"},
+    "institution_18": {"FeTS2022_00003": "FeTS2022_00003"},
+}
+CLASSES = {"necrotic_core": [1], "edema": [2], "enhancing_tumour": [4]}
+
+
+@pytest.fixture
+def source(tmp_path: Path, volume: Callable[..., None]) -> Path:
+    root = tmp_path / "source"
+    root.mkdir()
+    rows = ["Partition_ID,Subject_ID", "1,FeTS2022_00000", "1,FeTS2022_00002", "18,FeTS2022_00003"]
+    (root / "partitioning_1.csv").write_text("\n".join(rows))
+    for row in rows[1:]:
+        name = row.partition(",")[2]
+        for kind in ("t1", "t1ce", "t2", "flair", "seg"):
+            volume(root / name / f"{name}_{kind}.nii.gz")
+    return root
+
+
+def test_sites_patients_and_classes_are_right(source: Path, imported: Callable[..., Path]) -> None:
+    imported(LAYOUT, source, PATIENTS, CLASSES)

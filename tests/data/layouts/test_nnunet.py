@@ -1,0 +1,52 @@
+"""Channels, labels and what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pfedsam.core.errors import DataError
+from pfedsam.data.layouts import write_sites
+from pfedsam.data.layouts.nnunet import LAYOUT
+
+PATIENTS = {"liver": {"liver_001": "liver_001", "liver_002": "liver_002"}}
+CLASSES = {"liver": [1], "tumour": [2]}
+
+
+@pytest.fixture
+def source(tmp_path: Path, volume: Callable[..., None], values: np.ndarray) -> Path:
+    root = tmp_path / "Dataset007_Liver"
+    root.mkdir()
+    labels = {"background": 0, "liver": 1, "tumour": 2, "ignore": 3}
+    content = {"channel_names": {"0": "T1", "1": "T2"}, "labels": labels, "file_ending": ".nii.gz"}
+    for name in ("liver_001", "liver_002"):
+        for channel in ("0000", "0001"):
+            volume(root / "imagesTr" / f"{name}_{channel}.nii.gz")
+        volume(root / "labelsTr" / f"{name}.nii.gz", (values % 3).astype(np.uint8))
+    (root / "dataset.json").write_text(json.dumps(content))
+    return root
+
+
+def test_sites_patients_and_classes_are_right(source: Path, imported: Callable[..., Path]) -> None:
+    imported(LAYOUT, source, PATIENTS, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"labels": {"background": 0, "whole": [1, 2]}}, r"label 'whole' as \[1, 2\]; regions"), (None, "no JSON")],
+)
+def test_a_description_that_cannot_be_used_is_named(
+    change: dict[str, object] | None, message: str, source: Path, tmp_path: Path
+) -> None:
+    content = json.loads((source / "dataset.json").read_text())
+    (source / "dataset.json").write_text("{" if change is None else json.dumps(content | change))
+    with pytest.raises(DataError, match=message):
+        write_sites(LAYOUT, source, tmp_path / "out")
+
+
+def test_a_label_without_an_image_is_named(source: Path, tmp_path: Path) -> None:
+    (source / "imagesTr" / "liver_002_0001.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"'liver_002'.*'liver_002_0001.nii.gz'"):
+        write_sites(LAYOUT, source, tmp_path / "out")

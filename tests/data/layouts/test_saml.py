@@ -1,0 +1,27 @@
+"""SAML as volumes: two zones of the prostate are one class, HCRUDB is I2CVB."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pfedsam.data.layouts.saml import LAYOUT
+
+PATIENTS = {"BIDMC": {"Case00": "Case00"}, "I2CVB": {"Case01": "Case01", "Case02": "Case02"}}
+CLASSES = {"prostate": [1, 2]}
+
+
+@pytest.fixture
+def source(tmp_path: Path, volume: Callable[..., None], values: np.ndarray) -> Path:
+    root = tmp_path / "source"
+    root.mkdir()
+    for site, name in (("BIDMC", "Case00"), ("HCRUDB", "Case01"), ("HCRUDB", "Case02")):
+        volume(root / site / f"{name}.nii.gz")
+        volume(root / site / f"{name}_segmentation.nii.gz", (values > 9).astype(np.uint8))
+    volume(root / "UCL" / "Case09.nii.gz")  # without a mask: no case
+    return root
+
+
+def test_sites_patients_and_classes_are_right(source: Path, imported: Callable[..., Path]) -> None:
+    imported(LAYOUT, source, PATIENTS, CLASSES)
