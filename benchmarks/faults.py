@@ -11,17 +11,25 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
+
+import fault_studies as faults
+import torch
 
 from pfedsam.core import atomic
+from pfedsam.engine import rounds, run_end
+from pfedsam.federation.bounds import change_norm
 from pfedsam.report.result_file import commit, machine
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "faults.json"
+SEED = 0
 
 
 def silent_data_faults() -> dict[str, Any]:
@@ -43,6 +51,92 @@ def silent_data_faults() -> dict[str, Any]:
     }
 
 
+def crafted_replies_that_end_a_study() -> dict[str, Any]:
+    """Of all crafted replies of one of four sites, how many end the study; 0 is right."""
+    ended = []
+    with tempfile.TemporaryDirectory() as root:
+        recording = faults.record(Path(root))
+        for number, (what, (_, change)) in enumerate(faults.CRAFTED.items()):
+            try:
+                with _no_page():
+                    faults.replay(recording, Path(root) / f"replay{number}", change)
+            except Exception as error:  # noqa: BLE001 - whatever ended the study is the finding
+                ended.append(f"{what}: {type(error).__name__}")
+    return {"crafted_replies_that_end_a_study": len(ended), "crafted_replies": len(faults.CRAFTED), "ended_by": ended}
+
+
+def max_shift_of_one_site() -> dict[str, Any]:
+    """How far one of four sites moves the shared parameters in one round, as a multiple of the round in which all are honest."""
+    largest, by = 0.0, ""
+    for codec in ("fp32", "int4"):
+        with tempfile.TemporaryDirectory() as root:
+            recording = faults.record(Path(root), codec=codec)
+            honest = _shift(recording, Path(root) / "honest", faults.honest)
+            for number, (what, change) in enumerate(attacks(recording).items()):
+                found = _shift(recording, Path(root) / f"attack{number}", change) / honest
+                if found > largest:
+                    largest, by = found, f"{codec}, {what}"
+    return {"max_shift_of_one_site": round(largest, 3), "max_shift_by": by}
+
+
+def attacks(recording: faults.Recording) -> dict[str, faults.Change]:
+    """Updates of any size and direction, each with the site's own count of cases, and with the smallest and the largest."""
+    generator = torch.Generator().manual_seed(SEED)
+    bound = recording.manifest.max_change
+
+    def scaled(factor: float) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+        return lambda change: {name: factor * value for name, value in change.items()}
+
+    def of_norm(norm: float, sign: float) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+        def make(change: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            zeros = {name: torch.zeros_like(value) for name, value in change.items()}
+            return scaled(sign * norm / change_norm(zeros, change))(change)
+
+        return make
+
+    def random_of_norm(norm: float) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+        return lambda change: of_norm(norm, 1.0)(
+            {name: torch.randn(value.shape, generator=generator) for name, value in change.items()}
+        )
+
+    changes = {
+        "nothing": scaled(0.0),
+        "sign turned": scaled(-1.0),
+        "times 100": scaled(100.0),
+        "a constant of 9e5": lambda change: {name: torch.full_like(value, 9e5) for name, value in change.items()},
+    }
+    for part in (0.01, 0.1, 0.3, 0.9999):
+        changes |= {
+            f"{part} of the bound, forwards": of_norm(part * bound, 1.0),
+            f"{part} of the bound, backwards": of_norm(part * bound, -1.0),
+            f"{part} of the bound, at random": random_of_norm(part * bound),
+        }
+    return {
+        f"{what}, {'its own count' if cases is None else f'{cases} cases'}": faults.crafted_update(
+            recording, change, cases
+        )
+        for what, change in changes.items()
+        for cases in (None, 1, 1_000_000)
+    }
+
+
+def _shift(recording: faults.Recording, folder: Path, change: faults.Change) -> float:
+    with _no_page():
+        study = faults.replay(recording, folder, change)
+    return change_norm(recording.start, faults.shared_after(study))
+
+
+@contextmanager
+def _no_page() -> Iterator[None]:
+    """Neither page nor exported adapter, which take longer than the rest."""
+    with (
+        mock.patch.object(run_end, "write_page", lambda folder: folder),
+        mock.patch.object(rounds, "export_adapter", return_value=None),
+        mock.patch.object(rounds, "build_model", return_value=None),
+    ):
+        yield
+
+
 def silent_damage() -> dict[str, Any]:
     """Damages (cut, flipped, zeroed, missing) to any file that a run or study is resumed from that end with other bits and no word."""
     return _recorded("tests/engine/test_damage.py", "silent_damage", "damages")
@@ -55,6 +149,8 @@ def orphan_processes() -> dict[str, Any]:
 
 FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     "silent_data_faults": silent_data_faults,
+    "crafted_replies_that_end_a_study": crafted_replies_that_end_a_study,
+    "max_shift_of_one_site": max_shift_of_one_site,
     "silent_damage": silent_damage,
     "orphan_processes": orphan_processes,
 }

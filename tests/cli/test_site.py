@@ -1,20 +1,24 @@
 """What an operator sees: what a study would take out, what left, and whether the account of it was touched."""
 
+import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from pfedsam.data.images import read_mask
-from pfedsam.engine.site_options import read_site_options
+from pfedsam.engine.rounds import RoundPolicy
+from pfedsam.engine.site_options import CONFIG, read_site_options
+from pfedsam.engine.study_folder import create_study
 from pfedsam.experiment.options import RunOptions
-from pfedsam.federation.codec import CommunicationOptions
 from pfedsam.federation.ledger import Ledger
-from pfedsam.federation.manifest import StudyManifest, shared_tensors, write_manifest
+from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.site_policy import SitePolicy
+from pfedsam.model.backbones import checkpoint
 
 Call = Callable[..., int]
 
@@ -22,35 +26,104 @@ STUDY = "0123456789abcdef"
 
 
 @pytest.fixture
-def manifest(tmp_path: Path) -> Path:
-    content = StudyManifest(
-        study=STUDY,
-        name="nuclei",
-        method="pfedsam",
-        rounds=5,
-        configuration={"model": {"backbone": "/home/someone/sam-tiny"}},
-        backbone="b" * 64,
-        tensors=shared_tensors({"lora.a": torch.zeros(4, 3)}),
-        components={"lora_a": ("lora.a",)},
-        max_change=1.0,
-        communication=CommunicationOptions(codec="fp32"),
-        scalar_metrics={"join": ("cases",)},
-    )
-    write_manifest(tmp_path / "manifest.json", content)
-    return tmp_path / "manifest.json"
+def offered(tmp_path: Path, toy_options: RunOptions) -> dict[str, Any]:
+    """A study's manifest as the coordinator writes it; `north` is a site's folder."""
+    study = create_study(toy_options, tmp_path / "studies", RoundPolicy())
+    name, data = next(iter(toy_options.data.sites.items()))
+    (tmp_path / "north").mkdir()
+    (tmp_path / "north" / CONFIG).write_text(f"name: {name}\ndata: {data}\nbackbone: {toy_options.model.backbone}\n")
+    return json.loads((study / "manifest.json").read_text())
 
 
 def test_an_operator_reads_before_approving_and_can_leave(
-    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, manifest: Path
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, offered: dict[str, Any]
 ) -> None:
-    assert call("site", "approve", tmp_path / "north", manifest, "--yes") == 0
+    (tmp_path / "manifest.json").write_text(json.dumps(offered))
+    assert call("site", "approve", tmp_path / "north", tmp_path / "manifest.json", "--yes") == 0
     shown = capsys.readouterr().out
-    assert "48 bytes: lora_a 48" in shown
-    assert "pfedsam, 5" in shown
-    assert "someone" not in shown
-    assert SitePolicy(tmp_path / "north").approved(STUDY) is not None
-    assert call("site", "approve", tmp_path / "north", "--withdraw", STUDY) == 0
-    assert SitePolicy(tmp_path / "north").approved(STUDY) is None
+    parts = StudyManifest.model_validate(offered).component_bytes()
+    for what in (
+        f"{sum(parts.values())} bytes",
+        "pfedsam, 4",
+        "2 steps of 2 images",
+        "0.04",
+        "patient pattern",
+        "largest change",
+    ):
+        assert what in shown
+    assert SitePolicy(tmp_path / "north").approved(offered["study"]) is not None
+    assert call("site", "approve", tmp_path / "north", "--withdraw", offered["study"]) == 0
+    assert SitePolicy(tmp_path / "north").approved(offered["study"]) is None
+
+
+def lie(offered: dict[str, Any], what: str) -> dict[str, Any]:
+    told = copy.deepcopy(offered)
+    changes: dict[str, Callable[[], object]] = {
+        "method": lambda: told.update(method="local-only"),
+        "rounds": lambda: told.update(rounds=1),
+        "max_change": lambda: told.update(max_change=1e30),
+        "name": lambda: told.update(name="harmless"),
+        "study": lambda: told.update(study="f" * 16),
+        "components": lambda: told.update(components={"lora_a": sorted(told["tensors"])}),
+        "scalar_metrics": lambda: told["scalar_metrics"].update(train=["secret.1"]),
+        "communication": lambda: told["communication"].update(codec="int4"),
+        "configuration": lambda: told["configuration"]["training"].update(rounds=60),
+    }
+    changes[what]()
+    return told
+
+
+@pytest.mark.parametrize(
+    ("what", "named"),
+    [
+        (w, w)
+        for w in ("method", "rounds", "max_change", "name", "study", "components", "scalar_metrics", "communication")
+    ]
+    + [("configuration", "rounds")],
+)
+def test_a_manifest_whose_words_do_not_follow_from_its_configuration_is_refused_by_name(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, offered: dict[str, Any], what: str, named: str
+) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps(lie(offered, what)))
+    assert call("site", "approve", tmp_path / "north", tmp_path / "manifest.json", "--yes") == 8
+    said = " ".join(capsys.readouterr().err.split())
+    assert named in said.split("different: ")[1]
+    assert SitePolicy(tmp_path / "north").manifests() == []
+
+
+def test_a_backbone_that_is_not_here_is_not_downloaded(
+    call: Call,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    offered: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bool] = []
+
+    def download(name: str, *, local_files_only: bool, **more: object) -> str:
+        asked.append(local_files_only)
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr(checkpoint.huggingface_hub, "snapshot_download", download)
+    config = tmp_path / "north" / CONFIG
+    config.write_text("".join(line for line in config.read_text().splitlines(True) if "backbone" not in line))
+    offered["configuration"]["model"]["backbone"] = "someone/sam"
+    (tmp_path / "manifest.json").write_text(json.dumps(offered))
+    assert call("site", "approve", tmp_path / "north", tmp_path / "manifest.json", "--yes") == 4
+    assert asked == [True]
+    assert "pfedsam weights fetch someone/sam" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_steers_a_terminal_is_shown_and_not_obeyed(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, offered: dict[str, Any]
+) -> None:
+    offered["name"] = "\x1b]0;PWNED\x07\x1b[2J[link=http://evil.example]click[/link] [/red] :skull:"
+    policy = SitePolicy(tmp_path / "north")
+    policy._write("pending", StudyManifest.model_validate(offered))
+    assert call("site", "approve", tmp_path / "north") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "\x1b" not in shown
+    assert "[link=http://evil.example]click[/link] [/red] :skull:" in shown
 
 
 def test_what_was_not_offered_cannot_be_approved(

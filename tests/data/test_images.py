@@ -1,3 +1,4 @@
+import os
 import struct
 import zlib
 
@@ -8,6 +9,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from pfedsam.core.errors import DataError
+from pfedsam.data import images
 from pfedsam.data.images import ImageOptions, normalise_contrast, read_image, read_mask
 
 GREY = np.array([[0, 51, 255], [102, 153, 204]], np.uint8)
@@ -235,12 +237,14 @@ def test_a_rotated_jpeg_agrees_with_the_mask_drawn_on_what_is_shown(tmp_path):
 
 
 def test_size_is_checked_before_decoding(tmp_path):
-    # The header claims 20000 x 10000 pixels; there is nothing behind it that could be decoded.
+    # The header claims 20000 x 6000 pixels; there is nothing behind it that could be decoded.
     path = _png(tmp_path, 20000, 6000, 8, 0, [])
     with pytest.raises(DataError, match=r"'hand\.png' has 20000 x 6000 pixels, more than 100 megapixels; cut"):
         read_image(path)
-    with pytest.raises(DataError, match="damaged or cut off"):
+    with pytest.raises(DataError, match="GB of memory"):
         read_image(path, max_megapixels=120)
+    with pytest.raises(DataError, match="damaged or cut off"):
+        read_image(_png(tmp_path, 20000, 4000, 8, 0, []))
     with pytest.raises(DataError, match="more than 1e-06 megapixels"):
         read_mask(_saved(tmp_path, Image.fromarray(GREY)), max_megapixels=1e-6)
 
@@ -293,3 +297,29 @@ def test_contrast_keeps_colours_and_flat_images():
 def test_percentiles_in_order():
     with pytest.raises(ValidationError, match="must be below"):
         ImageOptions(low=99, high=99)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    for read in (read_image, read_mask):
+        with pytest.raises(DataError, match=r"'x\.png' cannot be opened .*not a file"):
+            read(tmp_path / "x.png")
+
+
+def test_pictures_that_would_take_too_much_memory_are_refused_from_the_header(tmp_path):
+    """100 megapixels of 16-bit RGBA: 0.8 GB in the file and 1.2 GB as they are used. The files here are almost empty."""
+    wide = tmp_path / "wide.tif"
+    with tifffile.TiffWriter(wide, bigtiff=True) as file:
+        file.write(shape=(10_000, 10_000, 4), dtype=np.uint16, photometric="rgb", extrasamples=["unassalpha"])
+    with pytest.raises(DataError, match=r"'wide\.tif' has 100 megapixels .* GB of memory"):
+        read_image(wide)
+    with pytest.raises(DataError, match=r"'hand\.png' has 100 megapixels .* GB of memory"):
+        read_image(_png(tmp_path, 10_000, 10_000, 16, 6, []))
+    wide.unlink()
+
+
+def test_bands_of_rows_change_no_value(tmp_path, monkeypatch):
+    colours = np.random.default_rng(0).integers(0, 255, (37, 23, 3), np.uint8)
+    path = _saved(tmp_path, Image.fromarray(colours))
+    monkeypatch.setattr(images, "_BAND_PIXELS", 100)
+    np.testing.assert_array_equal(read_image(path), colours.astype(np.float32) / np.float32(255))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,8 +13,9 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, MessagePropKey, ReturnCode
 from nvflare.fuel.f3.message import Message
 from nvflare.fuel.f3.streaming.stream_const import StreamHeaderKey
+from nvflare.private.defs import CellMessageHeaderKeys
 
-from pfedsam.deploy.guard import CoordinatorGuard
+from pfedsam.deploy.guard import CoordinatorGuard, job_failure
 from pfedsam.deploy.provision import ADMIN, write_server_policy
 
 JOB = "0262a12c-665f-4107-8981-624edc5aa0c9"
@@ -115,7 +117,8 @@ def test_the_guard_takes_post_as_the_server_starts() -> None:
         def set_message_interceptor(self, look: object) -> None:
             posted.append(look)
 
-    server = type("Server", (), {"cell": type("Cell", (), {"core_cell": Core()})()})()
+    cell = {"core_cell": Core(), "register_request_cb": lambda self, **given: None}
+    server = type("Server", (), {"cell": type("Cell", (), cell)()})()
     guard, context = CoordinatorGuard([ADMIN]), FLContext()
     context.set_prop(FLContextKey.SITE_OBJ, server, private=True)
     guard.handle_event(EventType.SYSTEM_START, context)
@@ -124,8 +127,50 @@ def test_the_guard_takes_post_as_the_server_starts() -> None:
     assert posted == [guard.look]
 
 
+class Engine:
+    """NVFlare's server engine and job runner, as far as a report of a failure needs them."""
+
+    def __init__(self) -> None:
+        self.run_processes, self.job_runner = {JOB: {}}, self
+        self.dead: list[tuple[str, str]] = []
+        self.resolved: list[tuple[str, str]] = []
+
+    def notify_dead_job(self, job: str, site: str, reason: str) -> None:
+        self.dead.append((job, site))
+
+    def resolve_client_outcome(self, job: str, site: str) -> None:
+        self.resolved.append((job, site))
+
+    def fail_run(self, *args: object) -> None:
+        pytest.fail("the job was ended for every site")
+
+    stop_run = fail_run
+
+
+@pytest.mark.parametrize(
+    ("payload", "dead"),
+    [
+        ({"job_id": JOB, "code": 103, "reason": "Jane Doe"}, [(JOB, "north")]),
+        ({"job_id": JOB, "code": 0}, []),
+        ({"job_id": "another", "code": 103}, []),
+        ({"job_id": ["x"], "code": 103}, []),
+        ("Jane Doe", []),
+    ],
+)
+def test_a_site_that_reports_a_failure_is_out_by_itself_and_ends_no_job(payload: object, dead: list) -> None:
+    engine = Engine()
+    clients = SimpleNamespace(clients={"token": SimpleNamespace(name="north")})
+    server = SimpleNamespace(client_manager=clients, engine=engine)
+    message = Message({CellMessageHeaderKeys.TOKEN: "token"}, payload)
+    job_failure(server, message)
+    assert engine.dead == dead
+    stranger = Message({CellMessageHeaderKeys.TOKEN: "none"}, payload)
+    assert job_failure(server, stranger).get_header(MessageHeaderKey.RETURN_CODE) == ReturnCode.UNAUTHENTICATED
+    assert engine.dead == dead
+
+
 def test_every_start_of_the_coordinator_posts_one_guard(kits: Path) -> None:
     for _ in range(2):
         write_server_policy(kits / "server")
     components = json.loads((kits / "server" / "local" / "resources.json").read_text())["components"]
-    assert [one["args"] for one in components if one["id"] == "guard"] == [{"own": [ADMIN]}]
+    assert [one["args"] for one in components if one["id"] == "guard"] == [{"own": [ADMIN, "localhost"]}]

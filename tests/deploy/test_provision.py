@@ -39,7 +39,7 @@ def test_the_sites_own_policy_allows_no_code_no_shell_and_no_logs(kits: Path, tm
     for rights in local["authorization.json"]["permissions"].values():
         assert rights["byoc"] == rights["shell_commands"] == rights["download_job"] == "none"
     resources = local["resources.json"]
-    assert resources["class_allow_list"] == ["pfedsam.deploy.site_side."]
+    assert resources["class_allow_list"] == ["pfedsam.deploy.site_side.", "pfedsam.deploy.site_guard."]
     assert resources["allow_log_streaming"] is False
     assert not [one for one in resources["components"] if "log" in one["path"].lower()]
     (scope,) = local["privacy.json"]["scopes"]

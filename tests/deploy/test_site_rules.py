@@ -90,5 +90,5 @@ def test_a_failed_reply_is_the_engines_word_or_unknown() -> None:
 
 
 def test_a_job_holds_no_code(tmp_path: Path) -> None:
-    job = write_job(tmp_path / "job", "0" * 16)
+    job = write_job(tmp_path / "job", "0" * 16, ["north"])
     assert sorted(path.suffix for path in job.rglob("*") if path.is_file()) == [".json"] * 3

@@ -53,7 +53,7 @@ def session() -> Session:
 
 @pytest.fixture
 def boss(tmp_path: Path, session: Session, monkeypatch: pytest.MonkeyPatch) -> Supervisor:
-    monkeypatch.setattr(supervisor, "write_server_policy", lambda folder: None)
+    monkeypatch.setattr(supervisor, "write_server_policy", lambda folder, limit: None)
     monkeypatch.setattr(supervisor, "_SETTLE_S", 0.0)
     boss = Supervisor(tmp_path)
     boss.session = session
@@ -108,6 +108,27 @@ def test_too_few_sites_stop_a_study_when_the_wait_is_over(boss: Supervisor, sess
     assert session.jobs == []
 
 
+def test_a_member_that_the_study_does_not_name_counts_for_nothing_and_disturbs_nothing(
+    boss: Supervisor, session: Session
+) -> None:
+    one = study(boss)
+    session.connected = ["north", "stranger"]
+    boss._waiting[one.path.name] = time.monotonic() - 2000
+    boss._step()
+    assert session.jobs == []  # two members are connected, one of the study's sites
+    assert one.read_status()["state"] == "stopped"
+    one.write_status("submitted", round_=0, rounds=5, sites=[])
+    session.connected = ["north", "south", "stranger"]
+    boss._step()
+    assert session.jobs == [one.path.name]
+    meta = json.loads((boss.folder / "job" / "meta.json").read_text())
+    assert meta["deploy_map"] == {"app": ["server", "north", "south"]}
+    one.write_status("running", round_=1, rounds=5, sites=["north"])
+    (one.path / JOB_SITES).write_text(json.dumps(["north", "south"]))
+    boss._step()
+    assert not (one.path / AGAIN).exists()
+
+
 @pytest.mark.parametrize("how", ["came new", "lost its process"])
 def test_a_site_that_waits_ends_the_job_with_its_round(boss: Supervisor, session: Session, how: str) -> None:
     one = study(boss)
@@ -117,7 +138,7 @@ def test_a_site_that_waits_ends_the_job_with_its_round(boss: Supervisor, session
     boss._step()
     assert not (one.path / AGAIN).exists()
     if how == "came new":
-        session.connected = ["north", "south", "west"]
+        (one.path / JOB_SITES).write_text(json.dumps(["north"]))
     else:
         session.idle = ["south"]
     boss._step()

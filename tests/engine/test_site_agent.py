@@ -53,7 +53,7 @@ def ask(study: Path) -> Callable[..., Request]:
 def test_the_model_is_loaded_once(agent: SiteAgent, ask, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
     build = site_agent.build_model
-    monkeypatch.setattr(site_agent, "build_model", lambda *given: loaded.append(1) or build(*given))
+    monkeypatch.setattr(site_agent, "build_model", lambda *given, **more: loaded.append(1) or build(*given, **more))
     assert agent.handle(ask("join")).scalar_metrics["cases"] > 0
     assert agent.handle(ask("train")).refused is None
     assert agent.handle(ask("train", 1)).refused is None

@@ -1,6 +1,7 @@
 """What may leave a site and what it lets in: exactly the approved manifest, and nothing besides."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -19,7 +20,7 @@ from pfedsam.federation.messages import (
     request_from_wire,
     request_to_wire,
 )
-from pfedsam.federation.site_policy import MAX_PENDING, Gate, RefusedError, SitePolicy
+from pfedsam.federation.site_policy import MAX_PENDING, MISSED_ROUNDS, Gate, RefusedError, SitePolicy
 from pfedsam.federation.update import Update, encode
 
 STUDY = "0123456789abcdef"
@@ -217,10 +218,87 @@ def test_a_broadcast_that_training_cannot_explain_is_refused(gate, manifest, sha
 
 
 def test_after_missed_rounds_the_shared_parameters_may_have_moved_further(gate, manifest):
-    far = {name: value + 2.5 * manifest.max_change / 26**0.5 for name, value in START.items()}
+    far = away(manifest, 1.5)
     with pytest.raises(RefusedError):
         gate.policy.accept_broadcast(manifest, request(manifest, far, 1), START)
     gate.policy.accept_broadcast(manifest, request(manifest, far, 2), START)
+
+
+def away(manifest: StudyManifest, times: float):
+    """The first shared parameters, all moved alike, so many times the allowed norm away."""
+    count = sum(value.numel() for value in START.values())
+    return {name: value + times * manifest.max_change / count**0.5 for name, value in START.items()}
+
+
+def test_a_large_round_number_makes_no_room_for_a_jump(tmp_path, manifest):
+    """The number of the round is the coordinator's word: it makes room for `MISSED_ROUNDS`, and for no more."""
+    long = manifest.model_copy(update={"rounds": 200})
+    policy = SitePolicy(tmp_path)
+    policy.approve(long)
+    for times in (100, MISSED_ROUNDS + 1):
+        with pytest.raises(RefusedError, match=r"began with|trained last"):
+            policy.accept_broadcast(long, request(long, away(long, times), 120), START)
+    policy.accept_broadcast(long, request(long, away(long, MISSED_ROUNDS - 1), 120), START)
+
+
+def test_no_walk_by_requests_that_train_nothing(tmp_path, manifest):
+    """Each within the bound of the one before; the anchor is what the site trained last, and does not move with them."""
+    policy = SitePolicy(tmp_path)
+    policy.approve(manifest)
+    accepted = 0
+    for step in range(1, 31):
+        validate = replace(request(manifest, away(manifest, 0.99 * step)), task="validate")
+        with suppress(RefusedError):
+            policy.accept_broadcast(manifest, validate, START)
+            accepted += 1
+    assert accepted == 1
+
+
+DUE = {
+    "round 1": (("train", 0, 0.0), True),
+    "round 1 again": (("train", 0, 0.0), True),
+    "round 1 with other parameters": (("train", 0, 0.01), False),
+    "validation after it": (("validate", 0, 0.1), True),
+    "the same validation again": (("validate", 0, 0.1), True),
+    "the same validation with other parameters": (("validate", 0, 0.2), False),
+    "round 2": (("train", 1, 0.1), True),
+    "round 1 after round 2": (("train", 0, 0.0), False),
+    "the test before the end": (("test", 1, 0.1), False),
+    "a round beyond the last": (("train", 5, 0.1), False),
+    "round 999999": (("train", 999_998, 0.1), False),
+    "validation of round 999999": (("validate", 999_998, 0.1), False),
+    "finalize at the end": (("finalize", 5, 0.3), True),
+    "validation of the end with other parameters": (("validate", 5, 0.4), False),
+    "the test with other parameters": (("test", 5, 0.4), False),
+    "the test": (("test", 5, 0.3), True),
+    "the test again": (("test", 5, 0.3), True),
+    "round 4 after the test": (("train", 3, 0.3), False),
+}
+
+
+def test_a_coordinator_asks_for_what_was_approved_in_its_order_and_once(tmp_path, manifest):
+    policy = SitePolicy(tmp_path)
+    policy.approve(manifest)
+    for what, ((task, round_, times), due) in DUE.items():
+        asked = replace(request(manifest, away(manifest, times), round_), task=task)
+        refused = None
+        try:
+            policy.accept_broadcast(manifest, asked, START)
+        except RefusedError as error:
+            refused = error.word
+        assert refused == (None if due else "wrong-round"), what
+
+
+def test_a_repeated_request_gets_the_same_reply_and_no_other_does(tmp_path, manifest):
+    policy = SitePolicy(tmp_path)
+    policy.approve(manifest)
+    asked, reply = request(manifest), trained()
+    policy.accept_broadcast(manifest, asked, START)
+    assert policy.history(STUDY).reply(asked) is None
+    policy.history(STUDY).keep(asked, reply)
+    assert policy.history(STUDY).reply(asked) == reply
+    assert policy.history(STUDY).reply(request(manifest, MOVED)) is None
+    assert policy.history(STUDY).reply(request(manifest, round_=1)) is None
 
 
 def test_bytes_that_are_no_tensors_are_refused(gate, manifest):

@@ -245,7 +245,7 @@ def _plan(
 def bench_bar(plan: "Plan") -> Iterator["Callable[[Step], None]"]:
     """One bar over all runs with the time that is left, and a line for each run that ends."""
     columns = (
-        TextColumn("{task.description:<60}"),
+        TextColumn("{task.description:<60}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:.0f} %"),
         TimeRemainingColumn(),

@@ -4,10 +4,11 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from pfedsam.core.log import get_logger
 
@@ -16,8 +17,19 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = 44
 """Characters of a bar's text: with bar, count and time it fits a line of 80 columns or a little more."""
-OUT = Console()
-ERR = Console(stderr=True)
+
+
+class PlainConsole(Console):
+    """Prints text as it stands, wherever it came from: no markup, no emoji codes, and "?" for what would steer the terminal."""
+
+    def render_str(self, text: str, **settings: Any) -> Text:  # noqa: ANN401 - rich's own settings
+        """As rich's, without markup and control characters."""
+        shown = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+        return super().render_str(shown, **{**settings, "markup": False, "emoji": False})
+
+
+OUT = PlainConsole()
+ERR = PlainConsole(stderr=True)
 
 
 class _Warnings(logging.Handler):
@@ -50,7 +62,7 @@ def show_warnings() -> None:
 def print_error(text: str, kind: str = "") -> None:
     """Print an error to standard error, lines whole where it is no terminal, after the kind of error."""
     if kind:
-        ERR.print(f"[red]{kind}[/red]: ", end="")
+        ERR.print(f"{kind}: ", style="red", end="")
     ERR.print(text, markup=False, highlight=False, soft_wrap=not ERR.is_terminal)
 
 
@@ -77,7 +89,12 @@ def needs_linux() -> None:
 @contextmanager
 def event_bars() -> Iterator["Callable[..., None]"]:
     """A bar per stage of a run; yields the callback that moves them, with the title of a run where there are several."""
-    columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<34}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=ERR) as bars:
         tasks: dict[str, TaskID] = {}
 

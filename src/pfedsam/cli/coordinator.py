@@ -82,6 +82,13 @@ def submit_command(
         typer.Option(help="Seconds to wait for all sites; then it begins with those there, or stops below the quorum."),
     ] = 300,
     score: Annotated[int, typer.Option(help="Seconds that sites have for the test at the end.")] = 1800,
+    max_share: Annotated[
+        float,
+        typer.Option(help="Largest share of the average that one site has, whatever number of cases it declares."),
+    ] = 0.5,
+    median_factor: Annotated[
+        float, typer.Option(help="Scale an update down above so many times the round's median norm; 0 = never.")
+    ] = 3.0,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key; repeatable.")] = None,
 ) -> None:
     """Give the coordinator a study, or a stopped one again; prints the manifest that the sites' operators approve."""
@@ -89,7 +96,14 @@ def submit_command(
     from pfedsam.engine.study_folder import STUDIES_FOLDER, create_study
     from pfedsam.experiment.load import load_options, validate
 
-    asked = {"quorum": quorum, "deadline_s": deadline, "join_s": join, "score_s": score}
+    asked: dict[str, float | None] = {
+        "quorum": quorum,
+        "deadline_s": deadline,
+        "join_s": join,
+        "score_s": score,
+        "max_share": max_share,
+    }
+    asked["median_factor"] = median_factor or None
     policy = validate(RoundPolicy, asked, "The command")
     study = create_study(load_options(config, overrides or []), folder / STUDIES_FOLDER, policy)
     OUT.print(f"Study {study.name}. Send this file to the sites: {study / 'manifest.json'}", soft_wrap=True)
@@ -120,30 +134,68 @@ def start_command(
 @app.command("status")
 def status_command(folder: Folder) -> None:
     """Where every study stands, and which sites are connected."""  # noqa: DOC501
-    import json
-
     from pfedsam.core.errors import RunError, StoreError
     from pfedsam.core.lock import runner
-    from pfedsam.engine.study_folder import CONNECTED, STUDIES_FOLDER, StudyFolder
+    from pfedsam.engine.study_folder import STUDIES_FOLDER, StudyFolder, read_connected
 
     if not (folder / "server").is_dir() and not (folder / STUDIES_FOLDER).is_dir():
         raise RunError(
             f"the folder {folder.name!r} holds no coordinator: give the one that `pfedsam coordinator init` made."
         )
-    connected = folder / CONNECTED
     running = runner(folder / PID)
-    names = json.loads(connected.read_text("utf-8")) if running and connected.exists() else []
+    names = read_connected(folder) if running else []
     OUT.print(f"coordinator: {'running' if running else 'stopped'}; connected: {', '.join(names) or 'none'}")
     table = Table("study", "state", "round", "sites", "reason")
     for path in sorted((folder / STUDIES_FOLDER).glob("*/manifest.json")):
         try:
-            status = StudyFolder(path.parent).read_status()
+            study = StudyFolder(path.parent)
+            status, cases = study.read_status(), study.read_registered()
         except StoreError as error:
             table.add_row(path.parent.name, "unknown", "", "", str(error))
             continue
         rounds = f"{status['round']} of {status['rounds']}"
-        table.add_row(path.parent.name, status["state"], rounds, ", ".join(status["sites"]), status["reason"])
+        sites = ", ".join(f"{site} ({cases.get(site, '?')} cases)" for site in status["sites"])
+        table.add_row(path.parent.name, status["state"], rounds, sites, status["reason"])
     OUT.print(table)
+
+
+@app.command("rollback")
+def rollback_command(
+    folder: Folder,
+    study: Annotated[str, typer.Argument(help="The study's id, as `status` shows it.")],
+    to: Annotated[
+        int | None, typer.Option(help="After how many rounds the state stood; empty: the newest kept one.")
+    ] = None,
+) -> None:
+    """Go back to one of the last three good states of the shared parameters, of a study that a bad round has spoilt.
+
+    The study goes on with its next round. `revoke` the site that spoilt it before you start the coordinator again.
+    """  # noqa: DOC501
+    from pfedsam.core.errors import RunError
+    from pfedsam.core.lock import runner
+    from pfedsam.engine.study_folder import STUDIES_FOLDER, StudyFolder
+    from pfedsam.federation.manifest import read_manifest
+
+    if runner(folder / PID):
+        raise RunError("the coordinator runs; stop it first with `pfedsam coordinator stop`.")
+    found = StudyFolder(folder / STUDIES_FOLDER / study)
+    if not found.path.is_dir():
+        raise RunError(f"there is no study {study!r} in this folder; `pfedsam coordinator status` lists them.")
+    kept = found.earlier_states()
+    if to is None and not kept:
+        raise RunError("no earlier state is kept: the study has not finished a round.")
+    manifest = read_manifest(found.path / "manifest.json")
+    state = found.roll_back(manifest, kept[-1] if to is None else to)
+    status = found.read_status()
+    back = kept[-1] if to is None else to
+    found.write_status(
+        "submitted",
+        round_=state.round,
+        rounds=manifest.rounds,
+        sites=status["sites"],
+        reason=f"rolled back to round {back}",
+    )
+    OUT.print(f"The shared parameters are those after {back} round(s); the study goes on with round {state.round + 1}.")
 
 
 @app.command("stop")

@@ -82,7 +82,12 @@ def _check(sites: "list[Site]", options: "RunOptions") -> "DataReport":
     from pfedsam.data.check import check_sites
     from pfedsam.experiment.build import build_study
 
-    columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<34}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=ERR, transient=True) as bars:
         task = bars.add_task("reading", total=sum(len(site.cases) for site in sites))
         return check_sites(

@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from pfedsam.cli.console import OUT
@@ -24,5 +23,5 @@ def options_command(
         raise OptionError(f"No key has {part!r} in its path. `pfedsam options` shows all of them.")
     table = Table("key", "default", "what it does", box=None, pad_edge=False)
     for key in found:
-        table.add_row(key.path, escape(key.default) or "(give one)", escape(key.description))
+        table.add_row(key.path, key.default or "(give one)", key.description)
     OUT.print(table)

@@ -1,5 +1,6 @@
 """`pfedsam site`: a hospital's own commands. What leaves it is decided, and can be looked up, here."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,7 @@ from pfedsam.cli.predicting import (
 )
 
 if TYPE_CHECKING:
+    from pfedsam.experiment.options import RunOptions
     from pfedsam.federation.manifest import StudyManifest
 
 app = typer.Typer(
@@ -107,6 +109,8 @@ def approve_command(
 ) -> None:
     """Read what a study would do and what would leave, and let this site take part in it."""  # noqa: DOC501
     from pfedsam.core.errors import RunError
+    from pfedsam.engine.site_agent import build_study_model, check_manifest, study_options
+    from pfedsam.engine.site_options import read_site_options
     from pfedsam.federation.manifest import read_manifest
     from pfedsam.federation.site_policy import SitePolicy
 
@@ -117,13 +121,16 @@ def approve_command(
     offered = {one.study: one for one in policy.manifests("pending")}
     if manifest is None and study is None:
         for one in offered.values():
-            _show(one)
+            OUT.print(f"study {one.study}: {one.name}")
         OUT.print(f"{len(offered)} offered study(s). Approve one by its manifest or by --study.")
         return
     if manifest is None and study not in offered:
         raise RunError(f"no study {study} was offered to this site; it was offered {', '.join(offered) or 'none'}.")
     chosen = read_manifest(manifest) if manifest else offered[str(study)]
-    _show(chosen)
+    site = read_site_options(folder)
+    options = study_options(chosen, site)
+    check_manifest(chosen, options, build_study_model(chosen, options))
+    _show(chosen, options)
     if yes or typer.confirm("Let this site take part?"):
         policy.approve(chosen)
         OUT.print(f"Approved study {chosen.study}.")
@@ -232,18 +239,27 @@ def _head(folder: Path) -> str:
     return f"Ledger: {head.lines} line(s), head {head.seal[:16]}"
 
 
-def _show(manifest: "StudyManifest") -> None:
-    """What an operator has to know before they agree."""
+def _show(manifest: "StudyManifest", options: "RunOptions") -> None:
+    """What an operator has to know before they agree; all of it was derived from the configuration here."""
     table = Table(f"study {manifest.study}", manifest.name)
-    table.add_row("method, rounds", f"{manifest.method}, {manifest.rounds}")
-    table.add_row("backbone", f"{Path(manifest.configuration['model']['backbone']).name} {manifest.backbone[:16]}")
-    parts = manifest.component_bytes()
+    training, parts = options.training, manifest.component_bytes()
+    table.add_row("method, rounds", f"{options.method}, {training.rounds}")
+    table.add_row("in a round", f"{training.steps_per_round} steps of {training.batch_size} images each")
+    table.add_row("learning rate", f"{training.optimizer.learning_rate:g}")
+    table.add_row("backbone", manifest.configuration["model"]["backbone"])
+    table.add_row("its SHA-256", manifest.backbone)
+    table.add_row("patient pattern", options.data.patient_pattern or "none: every case is a patient")
     table.add_row(
         "leaves in a round", f"{sum(parts.values())} bytes: " + ", ".join(f"{p} {n}" for p, n in parts.items())
     )
-    table.add_row("tensors", f"{len(manifest.tensors)}; the manifest lists each")
+    for part, names in manifest.components.items():
+        table.add_row(f"tensors, {part}", f"{len(names)}: {_some(names)}")
+    table.add_row("largest change", f"{manifest.max_change:.4g} in a round (L2 norm)")
     for task, names in manifest.scalar_metrics.items():
-        table.add_row(
-            f"numbers, {task}", ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-        )
+        table.add_row(f"numbers, {task}", _some(names))
     OUT.print(table)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from pfedsam.cli.console import OUT
 from pfedsam.model import weights
 
 app = typer.Typer(
@@ -24,20 +24,21 @@ def list_weights() -> None:
     """Show what can be used as a backbone: what ships with pFedSAM, and the official files with their SHA-256."""
     from pfedsam.model.backbones.checkpoint import shipped_names
 
-    console = Console()
-    console.print(f"Shipped, use by name: {', '.join(shipped_names()) or 'none is installed'}")
+    OUT.print(f"Shipped, use by name: {', '.join(shipped_names()) or 'none is installed'}")
     table = Table("name", "file", "MB", "fetch", title="Official files")
     for file in weights.KNOWN_FILES.values():
         table.add_row(file.name, file.file_name, f"{file.bytes / 1e6:.0f}", "yes" if file.url else "no: by hand")
-    console.print(table)
+    OUT.print(table)
     for file in weights.KNOWN_FILES.values():
-        console.print(f"{file.name}: {file.about}. SHA-256 {file.sha256}", soft_wrap=True)
-    console.print("Hub names such as facebook/sam-vit-base work as they are, where the hub can be reached.")
+        OUT.print(f"{file.name}: {file.about}. SHA-256 {file.sha256}", soft_wrap=True)
+    OUT.print("Hub names such as facebook/sam-vit-base work as they are, where the hub can be reached.")
 
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="A name from `pfedsam weights list`, such as sam-vit-b.")],
+    name: Annotated[
+        str, typer.Argument(help="A name from `pfedsam weights list`, such as sam-vit-b, or one of the hub.")
+    ],
     folder: Annotated[Path, typer.Option(help="Where to put the file; made when it is not there.")] = Path("weights"),
     base_url: Annotated[
         str | None,
@@ -49,6 +50,12 @@ def fetch(
     An interrupted download goes on where it stopped when the same command is given again. A file that is already there
     is verified and not fetched again.
     """
+    if "/" in name:
+        from pfedsam.model.backbones.checkpoint import find_on_hub
+
+        find_on_hub(name, may_download=True)
+        OUT.print(f"{name} is in the hub's cache on this machine. Use its name as the backbone.", soft_wrap=True)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
         task = progress.add_task(name, total=None)
@@ -58,7 +65,7 @@ def fetch(
             base_url=base_url,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    Console().print(f"{path} is complete and verified. Use its path as the backbone of a run.", soft_wrap=True)
+    OUT.print(f"{path} is complete and verified. Use its path as the backbone of a run.", soft_wrap=True)
 
 
 @app.command()
@@ -67,4 +74,4 @@ def verify(files: Annotated[list[Path], typer.Argument(help="Weight files, whate
     for path in files:
         file = weights.verify(path)
         weights.check_official_name(path)
-        Console().print(f"{path} is {file.file_name} ({file.about}).", soft_wrap=True)
+        OUT.print(f"{path} is {file.file_name} ({file.about}).", soft_wrap=True)

@@ -16,6 +16,6 @@ Device: TypeAlias = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:
 
 
 class Options(BaseModel):
-    """Validated, immutable settings of one part; an unknown key is an error, not a setting without effect."""
+    """Validated, immutable settings of one part; an unknown key is an error, not a setting without effect, and so is infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)

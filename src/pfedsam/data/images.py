@@ -27,7 +27,8 @@ Masks (`read_mask`), ids as they stand in the file, turned likewise:
 | RGB with colours, all others | refused |
 | JPEG | refused: lossy compression changes ids at every edge |
 
-The size in a file's header is checked before anything is decoded.
+The size in a file's header is checked before anything is decoded, and with it the memory that reading takes: at most 1.4 GB, which
+is 87 megapixels with 8 bits a colour, 70 with 16 bits and alpha. Pipes and devices are refused.
 """
 
 import struct
@@ -46,12 +47,17 @@ from PIL import Image, ImageFile, ImageOps
 from pydantic import Field, model_validator
 
 from pfedsam.core.errors import DataError
+from pfedsam.core.files import open_regular
 from pfedsam.core.options import Options
 
 MAX_MEGAPIXELS: Final = 100.0
 
 _FORMATS = ("PNG", "JPEG", "TIFF")  # the JPEG of a phone may turn out as "MPO"; its first picture is read
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+_BAND_PIXELS: Final = 2**20
+_RESULT_BYTES: Final = 12
+_MAX_BYTES: Final = 1.4e9
+"""Of memory that reading one picture takes; the process itself takes about 0.1 GB."""
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L")
 _RESAVE = "save it as 8- or 16-bit grey or RGB (PNG, or TIFF)"
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274
@@ -121,14 +127,12 @@ def read_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDA
         if image.format == "TIFF" and _is_deep_colour(image):
             return _read_deep_colour(path, image)
         if image.mode in _SIXTEEN_BITS:
-            grey = np.asarray(ImageOps.exif_transpose(image), dtype=np.float32) / np.float32(65535)
-        elif image.mode in ("1", "L", "LA"):
-            grey = np.asarray(ImageOps.exif_transpose(image).convert("L"), dtype=np.float32) / np.float32(255)
-        elif image.mode in ("P", "PA", "RGB", "RGBA", "RGBX"):
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.float32) / np.float32(255)
-        else:
-            raise DataError(f"its image {path.name!r} is of the kind {image.mode!r}, which is not read; {_RESAVE}")
-    return np.repeat(grey[:, :, None], 3, axis=2)
+            return _in_bands(image, None, 65535)
+        if image.mode in ("1", "L", "LA"):
+            return _in_bands(image, "L", 255)
+        if image.mode in ("P", "PA", "RGB", "RGBA", "RGBX"):
+            return _in_bands(image, "RGB", 255)
+        raise DataError(f"its image {path.name!r} is of the kind {image.mode!r}, which is not read; {_RESAVE}")
 
 
 def read_mask(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDArray[np.int64]:
@@ -183,6 +187,7 @@ def _opened(path: Path, max_megapixels: float) -> Iterator[Image.Image]:
                 f"{path.name!r} has {width} x {height} pixels, more than {max_megapixels:g} megapixels; "
                 "cut it into tiles, or raise data.image.max_megapixels"
             )
+        _check_memory(path, width * height, 4)
         try:
             if image.format in ("PNG", "TIFF") and getattr(image, "n_frames", 1) > 1:
                 raise DataError(f"{path.name!r} holds several pictures; save each as its own case")
@@ -191,9 +196,48 @@ def _opened(path: Path, max_megapixels: float) -> Iterator[Image.Image]:
             raise DataError(f"{path.name!r} is damaged or cut off ({exc}); restore it or take the case out") from exc
 
 
+def _in_bands(image: Image.Image, mode: str | None, largest: int) -> npt.NDArray[np.float32]:
+    """The decoded picture [H, W, 3], 0..1, a band of rows at a time, so that only one copy of it is as large as the result.
+
+    Args:
+        image: not yet decoded.
+        mode: of Pillow, that it is converted to; None: as it is.
+        largest: the value that becomes 1.
+    """
+    ImageOps.exif_transpose(image, in_place=True)
+    width, height = image.size
+    values = np.empty((height, width, 3), np.float32)
+    rows = max(1, _BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        band = image.crop((0, top, width, min(top + rows, height)))
+        part = np.asarray(band.convert(mode) if mode else band, dtype=np.float32)
+        values[top : top + rows] = part if part.ndim == 3 else part[:, :, None]
+    values /= np.float32(largest)
+    return values
+
+
+def _check_memory(path: Path, pixels: int, decoded_bytes: int) -> None:
+    """Refuses, before anything is decoded, a picture that would take more memory than any other may.
+
+    Args:
+        path: of the file.
+        pixels: of the picture.
+        decoded_bytes: of one pixel, as the file's reader keeps it.
+
+    Raises:
+        DataError: It is such a picture.
+    """
+    needed = pixels * (decoded_bytes + _RESULT_BYTES)
+    if needed > _MAX_BYTES:
+        raise DataError(
+            f"{path.name!r} has {pixels / 1e6:.0f} megapixels of this kind, which take {needed / 1e9:.1f} GB of memory to read; allowed "
+            f"are {_MAX_BYTES / 1e9:.1f} GB. Cut it into tiles, or save it with 8 bits a colour and without alpha"
+        )
+
+
 def _file(path: Path) -> BinaryIO:
     try:
-        return path.open("rb")
+        return open_regular(path)
     except OSError as exc:
         raise DataError(f"{path.name!r} cannot be opened ({exc.strerror}); restore it or take the case out") from exc
 
@@ -222,12 +266,17 @@ def _read_deep_colour(path: Path, image: Image.Image) -> npt.NDArray[np.float32]
         )
     with tifffile.TiffFile(path) as file:
         page = file.pages.first
+        _check_memory(
+            path, page.imagewidth * page.imagelength, page.nbytes // max(1, page.imagewidth * page.imagelength)
+        )
         values = page.asarray()
         planes_first = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
     values = np.moveaxis(values, 0, -1) if planes_first else values
     if values.dtype != np.uint16 or values.ndim != 3:
         raise DataError(f"its image {path.name!r} has values of the type {values.dtype}; {_RESAVE}")
-    return values[:, :, :3].astype(np.float32) / np.float32(65535)
+    found = values[:, :, :3].astype(np.float32)
+    found /= np.float32(65535)
+    return found
 
 
 def _check_ids_kept(path: Path, image: Image.Image) -> None:

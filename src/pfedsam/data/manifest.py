@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, Literal, TypeAlias, get_args
 
 from pfedsam.core.errors import DataError, OptionError
+from pfedsam.core.patterns import Pattern
 from pfedsam.data.entries import FOREIGN, Entry, entry_of, find_entries, group_sequences, refuse_loose_series
 from pfedsam.data.readers import PICTURES
 
@@ -181,10 +182,10 @@ def pattern_is_idle(site: Site, patient_pattern: str | None) -> bool:
     pattern = _compile(patient_pattern)
     if pattern is None or has_manifest(site):
         return False
-    return not any(pattern.search(case.id) for case in site.cases)
+    return not any(pattern.matches(case.id) for case in site.cases)
 
 
-def _from_folders(name: str, folder: Path, pattern: re.Pattern[str] | None, channels: Sequence[str]) -> Iterator[Case]:
+def _from_folders(name: str, folder: Path, pattern: Pattern | None, channels: Sequence[str]) -> Iterator[Case]:
     if not (folder / "images").is_dir():
         raise DataError(
             f"site {name!r}: its folder has neither {MANIFEST} nor images/; "
@@ -252,7 +253,7 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _from_manifest(name: str, folder: Path, pattern: re.Pattern[str] | None) -> Iterator[Case]:
+def _from_manifest(name: str, folder: Path, pattern: Pattern | None) -> Iterator[Case]:
     try:
         text = (folder / MANIFEST).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as exc:
@@ -281,7 +282,7 @@ def _check_columns(name: str, columns: Sequence[str]) -> None:
 def _row(
     name: str,
     folder: Path,
-    pattern: re.Pattern[str] | None,
+    pattern: Pattern | None,
     row: Mapping[str | None, str | list[str] | None],
     *,
     where: str,
@@ -354,26 +355,13 @@ def _spacing(text: str, *, volume: bool, where: str) -> tuple[float, ...] | None
     return tuple(values) if volume else (values[0], values[-1])
 
 
-def _compile(patient_pattern: str | None) -> re.Pattern[str] | None:
-    if patient_pattern is None:
-        return None
-    try:
-        pattern = re.compile(patient_pattern)
-    except re.error as exc:
-        raise OptionError(f"patient_pattern {patient_pattern!r} is no regular expression: {exc}") from exc
-    if not pattern.groups:
-        raise OptionError(
-            f"patient_pattern {patient_pattern!r} has no group; put the patient's part in brackets: '^(.+)_t[0-9]$'"
-        )
-    return pattern
+def _compile(patient_pattern: str | None) -> Pattern | None:
+    return None if patient_pattern is None else Pattern(patient_pattern, "patient_pattern")
 
 
-def _patient(pattern: re.Pattern[str] | None, case: str) -> tuple[str, PatientSource]:
+def _patient(pattern: Pattern | None, case: str) -> tuple[str, PatientSource]:
     """The patient of a case without one in a manifest, and where that comes from."""
-    match = pattern.search(case) if pattern else None
-    if match is None or pattern is None:
-        return case, "name"
-    group: str | None = match["patient"] if "patient" in pattern.groupindex else match[1]
+    group = pattern.group(case, "patient") if pattern else None
     return (group, "pattern") if group else (case, "name")
 
 

@@ -130,13 +130,16 @@ class StudyController(Controller):  # type: ignore[misc]
 
         def note_received(client_task: ClientTask, fl_ctx: FLContext) -> None:
             site, result = client_task.client.name, client_task.result
-            problem = failure(result)
-            if problem is None:
-                wires[site] = from_shareable(result)
-            else:
-                missing[site] = f"NVFlare brought no reply: {problem}"
-            client_task.result = None
             sent.pop(client_task.id, None)
+            client_task.result = None
+            try:
+                problem = failure(result)
+                if problem is None:
+                    wires[site] = from_shareable(result)
+                else:
+                    missing[site] = f"NVFlare brought no reply: {problem}"
+            except Exception:  # noqa: BLE001 - an exception here would end the task for every site
+                missing[site] = "its reply could not be unpacked"
 
         task = Task(
             name=task_name,

@@ -5,7 +5,8 @@ ask for none answer it), and carries a member's messages of its cell network, `s
 The two lists below are what a site's work takes; the coordinator lets in nothing else.
 """
 
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
@@ -16,6 +17,7 @@ from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.f3.cellnet.utils import make_reply
 from nvflare.fuel.f3.message import Message
 from nvflare.fuel.f3.streaming.stream_const import STREAM_ACK_TOPIC, STREAM_CHANNEL, STREAM_ERROR_TOPIC, StreamHeaderKey
+from nvflare.private.defs import CellMessageHeaderKeys, JobFailureMsgKey
 
 from pfedsam.core.log import get_logger
 from pfedsam.federation.update import label
@@ -25,7 +27,7 @@ _TO_SERVER: Final = {
     (CellChannel.SERVER_MAIN, CellChannelTopic.Register),
     (CellChannel.SERVER_MAIN, CellChannelTopic.HEART_BEAT),
     (CellChannel.SERVER_MAIN, CellChannelTopic.Quit),
-    (CellChannel.SERVER_MAIN, CellChannelTopic.REPORT_JOB_FAILURE),
+    (CellChannel.SERVER_MAIN, CellChannelTopic.REPORT_JOB_FAILURE),  # answered here, see `job_failure`
     (CellChannel.CELLNET, CellChannelTopic.Bye),
 }
 """Channel and topic of what a site may ask of NVFlare's server."""
@@ -38,8 +40,9 @@ _TO_JOB: Final = {
     (CellChannel.CELLNET, CellChannelTopic.Bye),
 }
 """Channel and topic of what it may ask of the process of a job."""
-_ABOUT_STREAMS: Final = {(STREAM_CHANNEL, STREAM_ACK_TOPIC), (STREAM_CHANNEL, STREAM_ERROR_TOPIC)}
+ABOUT_STREAMS: Final = {(STREAM_CHANNEL, STREAM_ACK_TOPIC), (STREAM_CHANNEL, STREAM_ERROR_TOPIC)}
 """How far a stream from the coordinator came."""
+_JOB, _CODE = JobFailureMsgKey.JOB_ID, JobFailureMsgKey.CODE
 _LOG = get_logger(__name__)
 
 
@@ -60,6 +63,11 @@ class CoordinatorGuard(FLComponent):  # type: ignore[misc]
         if event_type == EventType.SYSTEM_BOOTSTRAP:
             server = fl_ctx.get_prop(FLContextKey.SITE_OBJ)
             server.cell.core_cell.set_message_interceptor(self.look)
+            server.cell.register_request_cb(
+                channel=CellChannel.SERVER_MAIN,
+                topic=CellChannelTopic.REPORT_JOB_FAILURE,
+                cb=partial(job_failure, server),
+            )
 
     def look(self, message: Message) -> Message | None:
         """None for a request that may pass, else the refusal that goes back at once."""
@@ -67,9 +75,26 @@ class CoordinatorGuard(FLComponent):  # type: ignore[misc]
         # Without a name it came over the machine's own loopback, from the process of a job.
         if not name or name in self._own or _may_pass(message, name):
             return None
-        channel, topic = _asked(message)
+        channel, topic = asked(message)
         _LOG.warning("refused: %s asked for %s of %s", label(name), label(topic), label(channel))
         return make_reply(ReturnCode.UNAUTHENTICATED, error="a site may not ask for this")
+
+
+def job_failure(server: Any, request: Message) -> Message:  # noqa: ANN401 - NVFlare's server
+    """Take a site's word that its process of a job has ended for what it is: that site is out of the job.
+
+    NVFlare 2.9 ends the job for every site when one of them says so; here the job's process is told, as for a site that has gone.
+    """
+    client = server.client_manager.clients.get(request.get_header(CellMessageHeaderKeys.TOKEN))
+    payload = request.payload
+    job, code = (payload.get(key) for key in (_JOB, _CODE)) if isinstance(payload, dict) else (None, None)
+    if client is None or not isinstance(job, str):
+        return make_reply(ReturnCode.UNAUTHENTICATED, error="a site says this of its own job")
+    if job in server.engine.run_processes and code:
+        _LOG.warning("%s says that its process of the job has ended; the job goes on without it", label(client.name))
+        server.engine.notify_dead_job(job, client.name, "it reported a failure")
+    server.engine.job_runner.resolve_client_outcome(job, client.name)
+    return make_reply(ReturnCode.OK)
 
 
 def _may_pass(message: Message, name: str) -> bool:
@@ -79,15 +104,15 @@ def _may_pass(message: Message, name: str) -> bool:
     if origin[0] != name or server != FQCN.ROOT_SERVER:
         return False
     outer = message.get_header(MessageHeaderKey.CHANNEL), message.get_header(MessageHeaderKey.TOPIC)
-    if outer in _ABOUT_STREAMS:
+    if outer in ABOUT_STREAMS:
         return True
-    channel, topic = _asked(message)
+    channel, topic = asked(message)
     if channel == CellChannel.RETURN_ONLY:  # a reply to what the coordinator asked
         return True
     return (channel, topic) in (_TO_JOB if job else _TO_SERVER)
 
 
-def _asked(message: Message) -> tuple[str | None, str | None]:
+def asked(message: Message) -> tuple[str | None, str | None]:
     """Channel and topic of a request, those of what it carries where it is a part of a stream."""
     channel, topic = message.get_header(MessageHeaderKey.CHANNEL), message.get_header(MessageHeaderKey.TOPIC)
     if channel == STREAM_CHANNEL:

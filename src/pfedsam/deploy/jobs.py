@@ -9,22 +9,23 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pfedsam.core.errors import RunError
+from pfedsam.deploy.site_service import GATE
 from pfedsam.federation.manifest import Task
 
 CLASSES = ("pfedsam.deploy.",)
 """The classes that a job may name in the simulator, which plays both sides; a kit allows its own side alone (`provision`)."""
 _CONTROLLER = "pfedsam.deploy.controller.StudyController"
 _EXECUTOR = "pfedsam.deploy.site_side.SiteExecutor"
-GATE = "pfedsam.deploy.site_side.SiteGate"
 GUARD = "pfedsam.deploy.guard.CoordinatorGuard"
 
 
-def write_job(folder: Path, study: str, *, studies_root: str = "", sites_root: str = "") -> Path:
+def write_job(folder: Path, study: str, sites: Sequence[str], *, studies_root: str = "", sites_root: str = "") -> Path:
     """Write the job of a study into `folder`, which is emptied, and say where.
 
     Args:
         folder: of the job.
         study: the study's id.
+        sites: that the study names; the job is sent to no other member of the federation.
         studies_root: simulator only, as of `StudyController`.
         sites_root: simulator only, as of `SiteExecutor`; the job then also brings the gate, which real sites have of their own.
     """
@@ -34,7 +35,7 @@ def write_job(folder: Path, study: str, *, studies_root: str = "", sites_root: s
     meta = {
         "name": study,
         "resource_spec": {},
-        "deploy_map": {"app": ["@ALL"]},
+        "deploy_map": {"app": ["server", *sites]},
         "min_clients": 1,
         "mandatory_clients": [],
     }
@@ -78,7 +79,9 @@ def simulate(study_folder: Path, sites_root: Path, names: Sequence[str], work: P
     Raises:
         RunError: the simulator failed, or took too long.
     """
-    job = write_job(work / "job", study_folder.name, studies_root=str(study_folder.parent), sites_root=str(sites_root))
+    job = write_job(
+        work / "job", study_folder.name, names, studies_root=str(study_folder.parent), sites_root=str(sites_root)
+    )
     local = work / "workspace" / "local"
     local.mkdir(parents=True, exist_ok=True)
     (local / "resources.json").write_text(json.dumps({"format_version": 2, "class_allow_list": list(CLASSES)}))

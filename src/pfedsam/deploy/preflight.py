@@ -198,7 +198,7 @@ def _backbone(manifest: StudyManifest, options: SiteOptions) -> tuple[bool, str]
     if options.backbone is None and backbone_file(said):
         # The training process has another working directory.
         return False, f"the study's, {said!r}, is a file or folder: set where yours lies as `backbone` in site.yaml."
-    found = build_model(study_options(manifest, options)).backbone
+    found = build_model(study_options(manifest, options), may_download=False).backbone
     if found == manifest.backbone:
         return True, f"hash {found[:16]} as in the study"
     return False, f"hash {found[:16]}, the study's is {manifest.backbone[:16]}: get the study's backbone."

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 from nvflare.lighter.prov_utils import prepare_builders
 from nvflare.lighter.provision import prepare_project
 from nvflare.lighter.provisioner import Provisioner
@@ -24,8 +25,9 @@ from nvflare.lighter.provisioner import Provisioner
 from pfedsam.core import atomic
 from pfedsam.core.errors import RunError
 from pfedsam.deploy import keys
-from pfedsam.deploy.jobs import GATE, GUARD
-from pfedsam.deploy.site_service import CLIENT_CONFIG, LAUNCHER
+from pfedsam.deploy.jobs import GUARD
+from pfedsam.deploy.limits import MIN_MESSAGE_BYTES, connection_settings
+from pfedsam.deploy.site_service import CLIENT_CONFIG, write_site_policy
 
 ADMIN: Final = "coordinator@pfedsam.local"
 _BUILDERS: Final = "nvflare.lighter.impl"
@@ -33,15 +35,6 @@ _MAX_KIT_BYTES: Final = 4 * 2**20
 _MAX_KIT_FILES: Final = 200
 _MAX_NAME: Final = 63
 """Longer host names are cut in a certificate."""
-_ORG_ADMIN_RIGHTS: Final = (
-    "submit_job",
-    "clone_job",
-    "manage_job",
-    "download_job",
-    "view",
-    "operate",
-    "shell_commands",
-)
 
 
 def provision(
@@ -222,51 +215,6 @@ def _check_kit(kit: Path, startup: Path, asked: Path | None) -> None:
         raise RunError(f"{kit.name} has no certificate for this site's key; ask the coordinator for its own kit.")
 
 
-def write_site_policy(workspace: Path) -> None:
-    """The site's own rules for NVFlare: no code from outside, no shell, no logs to others, and our gate on every result."""
-    local = workspace / "local"
-    manager = "nvflare.app_common.resource_managers.passthrough_resource_manager.PassthroughResourceManager"
-    atomic.write_json(
-        local / "resources.json",
-        {
-            "format_version": 2,
-            "class_list_enforcement_mode": "enforce",
-            "class_allow_list": ["pfedsam.deploy.site_side."],
-            "allow_log_streaming": False,
-            "client": {"retry_timeout": 30, "compression": "Gzip"},
-            "components": [
-                {"id": "resource_manager", "path": manager, "args": {}},
-                {"id": "process_launcher", "path": LAUNCHER, "args": {}},
-            ],
-        },
-    )
-    plain = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    rotating = {"class": "logging.handlers.RotatingFileHandler", "maxBytes": 20 * 2**20, "backupCount": 5}
-    file = {**rotating, "filename": "log.txt", "mode": "a", "level": "INFO", "formatter": "plain"}
-    atomic.write_json(
-        local / "log_config.json",
-        {
-            "version": 1,
-            "disable_existing_loggers": False,
-            "formatters": {"plain": {"format": plain}},
-            "handlers": {"logFileHandler": file},
-            "loggers": {"root": {"level": "INFO", "handlers": ["logFileHandler"]}},
-        },
-    )
-    gate = {"path": GATE, "args": {}}
-    atomic.write_json(
-        local / "privacy.json",
-        {
-            "scopes": [{"name": "pfedsam", "properties": {}, "task_result_filters": [gate], "task_data_filters": []}],
-            "default_scope": "pfedsam",
-        },
-    )
-    nothing = dict.fromkeys((*_ORG_ADMIN_RIGHTS, "byoc", "server-predeployed-flwr"), "none")
-    run_jobs = {**nothing, "submit_job": "any", "manage_job": "any", "view": "any", "operate": "any"}
-    roles = {"project_admin": run_jobs, "org_admin": nothing, "lead": nothing, "member": nothing}
-    atomic.write_json(local / "authorization.json", {"format_version": "1.0", "permissions": roles})
-
-
 def _project(project: str, address: str, port: int, sites: Sequence[str], valid_days: int) -> dict[str, Any]:
     participants: list[dict[str, Any]] = [
         {"name": address, "type": "server", "org": "coordinator", "fed_learn_port": port, "admin_port": port + 1},
@@ -291,8 +239,8 @@ def _project(project: str, address: str, port: int, sites: Sequence[str], valid_
     }
 
 
-def write_server_policy(server: Path) -> None:
-    """The coordinator's own rules: only our classes, and every store inside its folder (an absolute path)."""
+def write_server_policy(server: Path, limit: int = MIN_MESSAGE_BYTES) -> None:
+    """The coordinator's own rules: only our classes, every store inside its folder (an absolute path), and no message above a limit."""
     storage = "nvflare.app_common.storages.filesystem_storage.FilesystemStorage"
     local = server / "local"
     resources = json.loads((local / "resources.json.default").read_text("utf-8"))
@@ -306,8 +254,15 @@ def write_server_policy(server: Path) -> None:
         if component["id"] == "process_launcher":
             component["path"] = "pfedsam.deploy.launchers.CoordinatorJobLauncher"
     kept = [component for component in resources["components"] if component["id"] not in ("log_receiver", "guard")]
-    resources["components"] = [*kept, {"id": "guard", "path": GUARD, "args": {"own": [ADMIN]}}]
+    resources["components"] = [*kept, {"id": "guard", "path": GUARD, "args": {"own": [ADMIN, *_own_names(server)]}}]
     atomic.write_json(local / "resources.json", resources)
+    atomic.write_json(local / "comm_config.json", connection_settings(limit))
+
+
+def _own_names(server: Path) -> list[str]:
+    """The name in the server's own certificate, under which the processes of its jobs speak to it."""
+    certificate = x509.load_pem_x509_certificate((server / "startup" / "server.crt").read_bytes())
+    return [str(part.value) for part in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
 
 
 def _pack(folder: Path, kit: Path) -> None:

@@ -21,6 +21,7 @@ from pfedsam.core.errors import QuorumError, RunError, StoreError
 from pfedsam.core.log import get_logger
 from pfedsam.deploy.controller import AGAIN, JOB_SITES, STUDIES
 from pfedsam.deploy.jobs import write_job
+from pfedsam.deploy.limits import message_limit
 from pfedsam.deploy.processes import Engine, StopFlag
 from pfedsam.deploy.provision import ADMIN, write_server_policy
 from pfedsam.engine.rounds import RoundPolicy
@@ -52,7 +53,7 @@ class Supervisor:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
-        write_server_policy(self.folder / "server")
+        self._limit = self._set_limit()
         self.stop = StopFlag()
         env = {STUDIES: str(self.folder / STUDIES_FOLDER)}
         settings = ["secure_train=true", "org=coordinator", "config_folder=config"]
@@ -115,6 +116,12 @@ class Supervisor:
             if study is not None:
                 self._begin(study, connected)
 
+    def _set_limit(self) -> int:
+        """Write the server's rules, with room for the longest message of the studies that are here, and say how long that is."""
+        limit = message_limit((self.folder / STUDIES_FOLDER).glob("*/manifest.json"))
+        write_server_policy(self.folder / "server", limit)
+        return limit
+
     def _revoke(self, revoked: set[str]) -> None:
         """Tell NVFlare who must not register any more, and who may again."""
         for site in sorted(revoked - self._disabled):
@@ -128,17 +135,24 @@ class Supervisor:
         """Submit a study once its sites are there, or once the wait for them is over and they are enough."""
         policy = study.read_policy(RoundPolicy)
         expected = set(read_config(study.path / "config.yaml").data.sites)
+        connected = [site for site in connected if site in expected]
         since = self._waiting.setdefault(study.path.name, time.monotonic())
         limit = policy.return_s if study.read_registered() else policy.join_s
         over = time.monotonic() - since >= limit
         if not expected <= set(connected) and not over:
+            return
+        if message_limit([study.path / "manifest.json"]) > self._limit:  # submitted since the server was started
+            self.engine.end()
+            self._drop_session()
+            self._limit = self._set_limit()
+            self.engine.start()
             return
         if len(connected) < policy.quorum:
             reason = f"{len(connected)} site(s) are connected after {limit} s; the quorum is {policy.quorum}"
             self._end_study(study, "stopped", f"QuorumError: {reason}. Submit the study again when more are there.")
             return
         (study.path / AGAIN).unlink(missing_ok=True)
-        job = write_job(self.folder / "job", study.path.name)
+        job = write_job(self.folder / "job", study.path.name, sorted(expected))
         job_id = self._ask(lambda session: session.submit_job(str(job)))
         if job_id:
             self.job = _Job(job_id, study, int(study.read_status()["round"]))
@@ -155,7 +169,8 @@ class Supervisor:
         settled = time.monotonic() - job.started >= _SETTLE_S and job.study.read_status()["state"] == "running"
         if not settled or (job.study.path / AGAIN).exists():
             return
-        missing = [site for site in connected if site not in self._at_work(job)]
+        expected = read_config(job.study.path / "config.yaml").data.sites
+        missing = [site for site in connected if site in expected and site not in self._at_work(job)]
         if missing:
             _LOG.info("%s wait(s); the job ends with its round and goes on with them", ", ".join(missing))
             atomic.write_text(job.study.path / AGAIN, "")

@@ -22,7 +22,7 @@ from pfedsam.engine.workers import Workers
 from pfedsam.experiment.build import BuiltModel, build_model
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, Task
-from pfedsam.federation.messages import Request, reply_to_wire, request_from_wire
+from pfedsam.federation.messages import Reply, Request, reply_to_wire, request_from_wire
 from pfedsam.federation.site_policy import RefusedError, read_broadcast
 from pfedsam.model.numerics import configure_numerics
 
@@ -50,6 +50,13 @@ class OneStudy:
             RefusedError: they are not of the agreed form.
         """
         return read_broadcast(manifest, request)
+
+    def reply_before(self, request: Request) -> Reply | None:
+        """None: in a local run a repeated request is computed again, from the state before it."""
+        return None
+
+    def keep_reply(self, request: Request, reply: Reply) -> None:
+        """Nothing: see `reply_before`."""
 
     def rounds(self, study: str) -> int | None:
         """How many rounds the study has."""

@@ -9,10 +9,10 @@ What sites send is not trusted: it is parsed, checked and, where it fails, refus
 """
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field
 
@@ -21,9 +21,10 @@ from pfedsam.core.log import get_logger
 from pfedsam.core.options import Options
 from pfedsam.engine.export import export_adapter
 from pfedsam.engine.run_end import by_model, write_end
-from pfedsam.engine.scalar_metrics import to_report, to_summaries, to_validation
+from pfedsam.engine.scalar_metrics import check_values, to_report, to_summaries, to_validation
 from pfedsam.engine.server_files import SERVER, record_aggregate, record_report, record_validation
 from pfedsam.engine.silence import Silence, after_round, left_out
+from pfedsam.engine.site_session import RoundReport
 from pfedsam.engine.study_folder import StudyFolder
 from pfedsam.engine.transport import Transport
 from pfedsam.evaluation.summary import SiteSummary
@@ -31,6 +32,7 @@ from pfedsam.experiment.build import BuiltModel, build_labels, build_method, bui
 from pfedsam.experiment.load import read_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.aggregation import NothingToAverageError, check_registration, open_messages
+from pfedsam.federation.bounds import MAX_SHARE, MEDIAN_FACTOR, NO_LIMITS, Limits
 from pfedsam.federation.manifest import StudyManifest, Task, read_manifest
 from pfedsam.federation.messages import REFUSALS, Reply, Request, in_words, reply_from_wire, request_to_wire
 from pfedsam.federation.server import ServerState, aggregate
@@ -39,6 +41,7 @@ from pfedsam.report.records import RecordWriter, read_records
 from pfedsam.report.summary_file import Communication, PartSizes
 
 _LOG = get_logger(__name__)
+T = TypeVar("T")
 Outcome = Literal["finished", "again"]
 """`again`: the run of sites should be set up anew, so that a site that came (back) can take part; the study then goes on."""
 
@@ -55,6 +58,19 @@ class RoundPolicy(Options):
         "quorum. Once it has begun, no wait is longer than the deadline.",
     )
     score_s: int = Field(default=1800, ge=1, description="Seconds that sites have for the test at the end.")
+
+    max_share: float = Field(
+        default=MAX_SHARE,
+        gt=0,
+        le=1,
+        description="Largest share of the average that one site has, whatever number of training cases it declares.",
+    )
+    median_factor: float | None = Field(
+        default=MEDIAN_FACTOR,
+        ge=1,
+        description="An update whose norm is above so many times the median of the round's accepted updates is scaled down to that; "
+        "empty: never.",
+    )
 
     @property
     def return_s(self) -> int:
@@ -102,6 +118,7 @@ class StudyRun:
         Raises:
             RunError: it holds none.
         """
+        self._local = study is not None
         study = study or read_study(folder)
         self.folder, self.transport = StudyFolder(folder), transport
         self.options, self.manifest, self.policy = study.options, study.manifest, study.policy
@@ -111,6 +128,9 @@ class StudyRun:
         self.present: list[str] = []
         self._silences: dict[str, Silence] = {}
         self._started, self._resumed = time.monotonic(), self.state.round > 0
+        # One person holds the data of a local run, and its updates come from this very program: nothing has to be bounded.
+        limits = Limits(self.manifest.max_change, self.policy.median_factor, self.policy.max_share)
+        self.limits = NO_LIMITS if self._local else limits
 
     def run(self) -> Outcome:
         """Go on until the study is finished, or the sites should be set up anew.
@@ -120,7 +140,7 @@ class StudyRun:
         """
         with RecordWriter(self.folder.path / "records.jsonl") as records:
             records.truncate_after(self.state.round - 1)
-            self._join(records, self.transport.connected())
+            self._join(records, self._connected())
             if len(self.present) < self.policy.quorum:
                 raise QuorumError(
                     f"{len(self.present)} site(s) joined within {self.policy.return_s} s; the quorum is {self.policy.quorum}. "
@@ -129,7 +149,7 @@ class StudyRun:
             while self.state.round < self.manifest.rounds:
                 if self.transport.wants_again():
                     return "again"
-                self._join(records, [s for s in self.transport.connected() if s not in self.present])
+                self._join(records, [s for s in self._connected() if s not in self.present])
                 self._round(records)
             trained = self._seconds()
             self._finalize(records)
@@ -139,6 +159,10 @@ class StudyRun:
             records.write({"kind": "timing", **seconds})
         self._report(summaries, seconds)
         return "finished"
+
+    def _connected(self) -> list[str]:
+        """The study's sites that can be asked now; another member of the federation is neither registered nor sent anything."""
+        return [site for site in self.transport.connected() if self._local or site in self.options.data.sites]
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._started, 1)
@@ -168,6 +192,7 @@ class StudyRun:
             self.present = self._ordered({*self.present, site})
         self._absent(records, "join", self.state.round, refused)
         self.folder.write_registered(self.registered)
+        _LOG.info("training cases by site: %s", ", ".join(f"{s} {self.registered[s]}" for s in self.present))
         self._tell("running")
 
     def _round(self, records: RecordWriter) -> None:
@@ -177,8 +202,9 @@ class StudyRun:
         asked = [site for site in there if site not in resting]
         replies = self._ask(records, "train", current.round, asked, self.policy.deadline_s)
         records.write({"kind": "timing", "round": current.round, "train_s": round(time.monotonic() - started, 2)})
-        for site, reply in replies.items():
-            report = to_report(reply.scalar_metrics, self.manifest.scalar_metrics["train"])
+        reports = self._read(records, "train", current.round, replies, self._report_of)
+        replies = {site: replies[site] for site in reports}
+        for site, report in reports.items():
             record_report(records, current.round, site, report)
         state = self._aggregate(records, replies)
         every = self.options.evaluation.validate_every
@@ -194,14 +220,15 @@ class StudyRun:
             self._check_quorum(len(replies), current.round, {})
             return replace(current, round=current.round + 1)
         messages = {site: reply.update for site, reply in replies.items()}
-        updates, rejected = open_messages(messages, spec, current.shared)
+        updates, rejected = open_messages(messages, spec, current.shared, self.limits)
         try:
             registered = {site: self.registered[site] for site in self.present}
-            state, result = aggregate(current, updates, spec, registered, build_method(self.options).server)
-            accepted, rejected = result.accepted, {**rejected, **result.rejected}
+            step = build_method(self.options).server
+            state, result = aggregate(current, updates, spec, registered, step, self.limits)
+            accepted, rejected, scaled = result.accepted, {**rejected, **result.rejected}, result.scaled
         except NothingToAverageError as error:
-            state, accepted, rejected = current, (), {**rejected, **error.rejected}
-        record_aggregate(records, current.round, accepted, rejected, messages)
+            state, accepted, rejected, scaled = current, (), {**rejected, **error.rejected}, {}
+        record_aggregate(records, current.round, accepted, rejected, messages, scaled)
         self._check_quorum(len(accepted), current.round, rejected)
         return state
 
@@ -217,17 +244,19 @@ class StudyRun:
         """Ask the sites, less those that did not reply in this round; they have cost it a deadline already."""
         sites = [site for site in self._sites_for("validate") if site not in silent]
         replies = self._ask(records, "validate", round_, sites, self.policy.deadline_s)
-        for site, reply in replies.items():
-            found = to_validation(reply.scalar_metrics, self.manifest.scalar_metrics["validate"])
-            record_validation(records, round_, site, found)
+        names = self.manifest.scalar_metrics["validate"]
+        found = self._read(
+            records, "validate", round_, replies, lambda reply: to_validation(reply.scalar_metrics, names)
+        )
+        for site, validation in found.items():
+            record_validation(records, round_, site, validation)
 
     def _finalize(self, records: RecordWriter) -> None:
         if not build_method(self.options).final(self.options.training):
             return
         rounds, asked = self.manifest.rounds, self._sites_for("finalize")
         replies = self._ask(records, "finalize", rounds, asked, self.policy.deadline_s)
-        for site, reply in replies.items():
-            report = to_report(reply.scalar_metrics, self.manifest.scalar_metrics["finalize"])
+        for site, report in self._read(records, "finalize", rounds, replies, self._report_of).items():
             record_report(records, rounds, site, report)
         if self.options.evaluation.validate_every:
             # What is chosen on validation is the model that a site ends with.
@@ -236,12 +265,31 @@ class StudyRun:
     def _test(self, records: RecordWriter) -> dict[str, dict[str, SiteSummary]]:
         replies = self._ask(records, "test", self.manifest.rounds, self._sites_for("test"), self.policy.score_s)
         classes = tuple(build_labels(self.options).names)
-        found = {}
+
+        def read(reply: Reply) -> dict[str, SiteSummary]:
+            if set(reply.scalar_metrics) != set(self.manifest.scalar_metrics["test"]):
+                raise UpdateError("its scores were not complete")
+            return to_summaries(reply.scalar_metrics, classes)
+
+        return self._read(records, "test", self.manifest.rounds, replies, read)
+
+    def _report_of(self, reply: Reply) -> RoundReport:
+        return to_report(reply.scalar_metrics, self.manifest.scalar_metrics[reply.task])
+
+    def _read(
+        self, records: RecordWriter, task: Task, round_: int, replies: Mapping[str, Reply], read: Callable[[Reply], T]
+    ) -> dict[str, T]:
+        """What `read` finds in each reply; a site whose reply makes it fail, in whatever way, is recorded and left out."""
+        found, reasons = {}, {}
         for site, reply in replies.items():
-            if set(reply.scalar_metrics) == set(self.manifest.scalar_metrics["test"]):
-                found[site] = to_summaries(reply.scalar_metrics, classes)
-            else:
-                self._absent(records, "test", self.manifest.rounds, {site: "its scores were not complete"})
+            try:
+                found[site] = read(reply)
+            except PfedsamError as error:
+                reasons[site] = str(error)
+            except Exception as error:  # noqa: BLE001 - whatever one site sent must not end the study
+                _LOG.error("the reply of site %s to %s raised %s", label(site), task, type(error).__name__)
+                reasons[site] = "its reply could not be evaluated"
+        self._absent(records, task, round_, reasons)
         return found
 
     def _report(self, summaries: Mapping[str, Mapping[str, SiteSummary]], seconds: Mapping[str, float]) -> None:
@@ -289,12 +337,16 @@ class StudyRun:
             self._silences = after_round(self._silences, round_, silent=answers.missing, called=called)
         reasons = {**answers.missing, **{s: f"{n} reply(s) came after their deadline" for s, n in answers.late.items()}}
         replies = {}
-        for site in self._ordered(answers.wires):
+        for site in self._ordered([site for site in answers.wires if site in sites]):
             try:
                 reply = reply_from_wire(answers.wires[site])
                 _check_reply(reply, request, self.manifest)
             except PfedsamError as error:
                 reasons[site] = str(error)
+                continue
+            except Exception as error:  # noqa: BLE001 - whatever one site sent must not end the study
+                _LOG.error("the reply of site %s to %s raised %s", label(site), task, type(error).__name__)
+                reasons[site] = "its reply could not be read"
                 continue
             if reply.refused:
                 reasons[site] = REFUSALS[reply.refused]
@@ -329,3 +381,6 @@ def _check_reply(reply: Reply, request: Request, manifest: StudyManifest) -> Non
         raise UpdateError("its reply answers another request: stale, or sent twice.")
     if set(reply.scalar_metrics) - set(manifest.scalar_metrics.get(request.task, ())):
         raise UpdateError("its reply holds numbers that the manifest does not list.")
+    if reply.update and request.task != "train":
+        raise UpdateError("its reply holds an update that was not asked for.")
+    check_values(reply.scalar_metrics)

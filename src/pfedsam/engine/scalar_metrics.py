@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Final
 
+from pfedsam.core.errors import UpdateError
 from pfedsam.engine.model_selection import Validation, allowed_drop, models_of
 from pfedsam.engine.site_session import RoundReport
 from pfedsam.evaluation.scores import MEASURES, ClassScores
@@ -15,15 +16,24 @@ from pfedsam.evaluation.summary import ClassSummary, Occurrence, SiteSummary, Su
 from pfedsam.experiment.build import BuiltModel, build_labels, build_method
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import Task
+from pfedsam.federation.messages import MAX_ROUND
+from pfedsam.federation.update import MAX_CASES
 
 ScalarMetrics = Mapping[str, float | None]
 _LOSSES: Final = ("total", "segmentation", "distillation", "balance", "proximal")
 _KEPT: Final = "kept_round"
 _PLAIN: Final = "uses_shared"
+_ROUNDING: Final = 1e-6
+_LARGEST_DISTANCE: Final = 1e9
+_LARGEST_LOSS: Final = 1e38
 _UNITS: Final[tuple[SummaryUnit, ...]] = ("mm", "px", "mixed")
 _VOLUME_UNITS: Final[tuple[SummaryVolumeUnit, ...]] = ("ml", "mm2", "px", "mixed")
 _COUNTS: Final = ("present", "missed", "extra", "absent")
 """The fields of `Occurrence`."""
+_COUNTS_OF_CASES: Final = frozenset({*_COUNTS, *(f"undefined_{measure}" for measure in MEASURES)})
+_ALWAYS_THERE: Final = frozenset({"cases", "unit", *(f"undefined_{measure}" for measure in MEASURES)})
+_SHARES: Final = frozenset({"dice", "iou", "nsd", "lesion_recall"})
+_DISTANCES: Final = frozenset({"hd95", "assd"})
 
 
 def allowed_metrics(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[str, ...]]:
@@ -44,6 +54,45 @@ def allowed_metrics(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[
         "finalize": (*final, *usage),
         "test": tuple(test),
     }
+
+
+def check_values(scalar_metrics: ScalarMetrics) -> None:
+    """Let only values pass that a site can have measured; what a metric may be follows from its name.
+
+    Args:
+        scalar_metrics: of a reply, under names that the manifest lists.
+
+    Raises:
+        UpdateError: naming the metric and what it may be.
+    """
+    for name, value in scalar_metrics.items():
+        low, high, whole = _allowed_range(name)
+        if value is None and name.split(".")[-1] not in _ALWAYS_THERE:
+            continue
+        if value is None or not low <= value <= high or (whole and value != int(value)):
+            kind = "whole numbers" if whole else "values"
+            raise UpdateError(
+                f"its reply gives {name} a value that it cannot have; allowed are {kind} from {low:g} to {high:g}."
+            )
+    for name, value in scalar_metrics.items():
+        cases = scalar_metrics.get(".".join([*name.split(".")[:2], "cases"]))
+        if ".class." in name and name.split(".")[-1] in _COUNTS_OF_CASES and (value or 0) > (cases or 0):
+            raise UpdateError(f"its reply gives {name} a value above its number of test cases.")
+
+
+def _allowed_range(name: str) -> tuple[float, float, bool]:
+    """The least and the largest value of a metric, and whether it is a whole number."""
+    group, last = name.split(".")[0], name.split(".")[-1]
+    if last in {*_COUNTS_OF_CASES, "cases", "patients"}:
+        return 0, MAX_CASES, True
+    wholes = {_KEPT: MAX_ROUND, _PLAIN: 1, "unit": len(_UNITS) - 1, "volume_unit": len(_VOLUME_UNITS) - 1}
+    if last in wholes:
+        return 0, wholes[last], True
+    if group in ("dice", "usage") or last in _SHARES:
+        return 0, 1 + _ROUNDING, False
+    if last in _DISTANCES:
+        return 0, _LARGEST_DISTANCE, False
+    return -_LARGEST_LOSS, _LARGEST_LOSS, False
 
 
 def from_report(report: RoundReport) -> dict[str, float | None]:

@@ -24,14 +24,14 @@ NOTHING = {"none": torch.zeros(1)}
 """What is stored when a method shares nothing."""
 
 
-def load_state(folder: Path, study: str) -> ServerState:
-    """The state after the last committed round.
+def load_state(folder: Path, study: str, file: Path = SERVER) -> ServerState:
+    """The state after the last committed round, or the one in another file of the folder.
 
     Raises:
         RunError: it belongs to another study.
         StoreError: it is damaged or missing, or the records of its rounds are.
     """
-    stored, metadata = read_server(folder)
+    stored, metadata = read_server(folder, file)
     if metadata["study"] != study:
         raise RunError("The shared parameters in this folder belong to another study. Give another folder.")
     if "records" in metadata:
@@ -41,14 +41,14 @@ def load_state(folder: Path, study: str) -> ServerState:
     return ServerState(int(metadata["round"]), shared, memory)
 
 
-def read_server(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_server(folder: Path, file: Path = SERVER) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of the server's state.
 
     Raises:
         StoreError: it is damaged or missing.
     """
     try:
-        return tensors.load(folder / SERVER, unsealed=("round", "study"))
+        return tensors.load(folder / file, unsealed=("round", "study"))
     except StoreError as error:
         raise StoreError(
             f"{error} With it the shared parameters of every round are lost: bring {SERVER.as_posix()} back from a copy, or begin "
@@ -92,17 +92,19 @@ def record_aggregate(
     accepted: Sequence[str],
     rejected: Mapping[str, str],
     messages: Mapping[str, bytes],
+    scaled: Mapping[str, float] | None = None,
 ) -> None:
-    """Write which sites' updates were averaged, which were not and why, and the bytes of each message."""
-    records.write(
-        {
-            "kind": "aggregate",
-            "round": round_,
-            "accepted": list(accepted),
-            "rejected": dict(rejected),
-            "up_bytes": {site: len(message) for site, message in sorted(messages.items())},
-        }
-    )
+    """Write which sites' updates were averaged, which were scaled down, which were not averaged and why, and each message's bytes."""
+    row: dict[str, object] = {
+        "kind": "aggregate",
+        "round": round_,
+        "accepted": list(accepted),
+        "rejected": dict(rejected),
+        "up_bytes": {site: len(message) for site, message in sorted(messages.items())},
+    }
+    if scaled:
+        row["scaled"] = {site: round(factor, 6) for site, factor in sorted(scaled.items())}
+    records.write(row)
 
 
 def record_report(records: RecordWriter, round_: int, site: str, report: RoundReport) -> None:

@@ -20,9 +20,10 @@ from pfedsam.data.manifest import Site
 from pfedsam.data.split import read_split, write_split
 from pfedsam.engine.site_options import SiteOptions, read_site_options
 from pfedsam.engine.site_study import SiteStudy
+from pfedsam.engine.study_folder import build_manifest, study_id
 from pfedsam.experiment.build import BuiltModel, build_model, build_roster, build_sites, build_study, read_sites
 from pfedsam.experiment.options import RunOptions
-from pfedsam.federation.manifest import StudyManifest, shared_tensors
+from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.messages import Reply, Request, in_words
 from pfedsam.federation.site_policy import RefusedError, SitePolicy
 from pfedsam.model.numerics import configure_numerics, describe
@@ -38,6 +39,12 @@ class Policy(Protocol):
 
     def accept_broadcast(self, manifest: StudyManifest, request: Request, initial: NamedTensors) -> dict[str, Tensor]:
         """The shared parameters of a request; raises `RefusedError` where they are not as agreed."""
+
+    def reply_before(self, request: Request) -> Reply | None:
+        """The reply that this very request got before; None where it is to be computed."""
+
+    def keep_reply(self, request: Request, reply: Reply) -> None:
+        """Keep the reply to an accepted request."""
 
     def rounds(self, study: str) -> int | None:
         """How many rounds a study has; None where that is not known."""
@@ -84,7 +91,7 @@ def build_study_model(manifest: StudyManifest, options: RunOptions) -> BuiltMode
     """
     device = configure_numerics(options.runtime.threads, options.runtime.device)
     _LOG.info("computing on %s", describe(device))
-    built = build_model(options, device)
+    built = build_model(options, device, may_download=False)
     if built.backbone != manifest.backbone:
         raise RefusedError(
             "other-backbone",
@@ -92,6 +99,34 @@ def build_study_model(manifest: StudyManifest, options: RunOptions) -> BuiltMode
             "site.yaml.",
         )
     return built
+
+
+def check_manifest(manifest: StudyManifest, options: RunOptions, built: BuiltModel) -> None:
+    """Let a manifest pass only if all that it says follows from its configuration, as this site derives it.
+
+    Args:
+        manifest: of the study.
+        options: the study's at this site.
+        built: the study's model at this site.
+
+    Raises:
+        RefusedError: naming each field that says something else.
+    """
+    study = study_id(manifest.configuration, built.backbone)
+    derived = build_manifest(options, built, study, manifest.configuration)
+    listed = {
+        # An older coordinator lists fewer metrics; none may be listed that the configuration does not give.
+        task: tuple(name for name in names if name in derived.scalar_metrics.get(task, ()))
+        for task, names in manifest.scalar_metrics.items()
+    }
+    derived = derived.model_copy(update={"scalar_metrics": listed})
+    different = sorted({path.split(".")[0] for path in manifest.differences(derived)})
+    if different:
+        raise RefusedError(
+            "other-tensors" if "tensors" in different else "other-configuration",
+            f"what the manifest says does not follow from its configuration; different: {', '.join(different)}. Do not approve it; "
+            "ask the coordinator for the manifest that `pfedsam coordinator submit` wrote.",
+        )
 
 
 class SiteAgent:
@@ -131,7 +166,12 @@ class SiteAgent:
         study = self._study(manifest)
         if request.task == "join":
             return study.answer(request, {})
-        return study.answer(request, self.host.policy.accept_broadcast(manifest, request, study.built.start("shared")))
+        shared = self.host.policy.accept_broadcast(manifest, request, study.built.start("shared"))
+        reply = self.host.policy.reply_before(request)  # of a coordinator that was restarted and asks again
+        if reply is None:
+            reply = study.answer(request, shared)
+            self.host.policy.keep_reply(request, reply)
+        return reply
 
     def _asked(self, request: Request) -> str:
         return in_words(request.task, request.round, self.host.policy.rounds(request.study))
@@ -167,10 +207,7 @@ class SiteFolder:
             raise RefusedError("other-configuration", "a pooled method needs all images in one place.")
         site = self._split(manifest, options)
         built = build_study_model(manifest, options)
-        if shared_tensors(built.start("shared")) != manifest.tensors:
-            raise RefusedError(
-                "other-tensors", "the model built here has other shared tensors than the manifest lists."
-            )
+        check_manifest(manifest, options, built)
         folder = self.policy.study_folder(manifest.study)
         cache = folder / "cache" / site.name
         return SiteStudy(manifest, options, built, site, folder, cache, lambda: built.start("local"))

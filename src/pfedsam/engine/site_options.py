@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Final
 
-import yaml
 from pydantic import Field, ValidationError
 
 from pfedsam.core.errors import OptionError
 from pfedsam.core.options import Device, Options
+from pfedsam.core.yaml_files import read_mapping
 
 CONFIG: Final = "site.yaml"
 
@@ -40,10 +40,8 @@ def read_site_options(folder: Path) -> SiteOptions:
     """
     path = folder / CONFIG
     try:
-        return SiteOptions.model_validate(yaml.safe_load(path.read_text("utf-8")))
-    except OSError as error:
-        raise OptionError(
-            f"{CONFIG} cannot be read: {error.strerror}. Make the site with `pfedsam site init`."
-        ) from error
-    except (yaml.YAMLError, ValidationError) as error:
+        return SiteOptions.model_validate(read_mapping(path))
+    except OptionError as error:
+        raise OptionError(f"{error} Make the site with `pfedsam site init`.") from error
+    except ValidationError as error:
         raise OptionError(f"{CONFIG} is wrong: {error}") from error

@@ -7,6 +7,7 @@ stays at the sites here.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from pfedsam.core import sealed
-from pfedsam.core.errors import OptionError, StoreError
+from pfedsam.core.errors import OptionError, RunError, StoreError
 from pfedsam.core.options import Options
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.engine.scalar_metrics import allowed_metrics
@@ -36,6 +37,8 @@ CONNECTED = "connected.json"
 """Beside it: the sites that are connected now."""
 STUDIES_FOLDER = "studies"
 """Beside it: a folder for each study."""
+EARLIER_STATES = 3
+"""How many committed states are kept beside the current one."""
 _POLICY, _REGISTERED, STATUS = "policy.json", "registered.json", "status.json"
 
 
@@ -57,7 +60,7 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
         content["model"]["backbone"] = (
             file.name
         )  # its hash is in the manifest; where it lies here is nobody else's business
-    study = hashlib.sha256(json.dumps([content, built.backbone], sort_keys=True).encode()).hexdigest()[:16]
+    study = study_id(content, built.backbone)
     manifest, shared = build_manifest(options, built, study, content), built.start("shared")
     folder = StudyFolder(root / study)
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -69,6 +72,15 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
         folder.save_state(build_method(options).server.init(shared), manifest)
     folder.write_status("submitted", round_=folder.load_state(manifest).round, rounds=manifest.rounds, sites=[])
     return folder.path
+
+
+def _state_name(round_: int) -> str:
+    return f"after-{round_:06d}.safetensors"
+
+
+def study_id(configuration: Mapping[str, Any], backbone: str) -> str:
+    """What identifies a study: its configuration as sites get to see it, and its backbone's hash."""
+    return hashlib.sha256(json.dumps([configuration, backbone], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def build_manifest(options: RunOptions, built: BuiltModel, study: str, content: dict[str, Any]) -> StudyManifest:
@@ -136,6 +148,15 @@ def write_revoked(coordinator: Path, sites: set[str]) -> None:
         sealed.write_json(coordinator / name, {"sites": sorted(sites)})
 
 
+def read_connected(coordinator: Path) -> list[str]:
+    """The sites that are connected, as the coordinator wrote them last; none where its file is missing or damaged."""
+    try:
+        names = json.loads((coordinator / CONNECTED).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return []
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
 class StudyFolder:
     """Reads and writes what a study's folder holds."""
 
@@ -164,8 +185,55 @@ class StudyFolder:
         return load_state(self.path, manifest.study)
 
     def save_state(self, state: ServerState, manifest: StudyManifest, records: RecordWriter | None = None) -> None:
-        """Commit a round: with this rename it is done."""
+        """Commit a round: with this rename it is done. The states before it are kept for `roll_back`, `EARLIER_STATES` of them."""
+        self._keep_state(manifest)
         save_state(self.path, manifest.study, state, records, mode=0o700)
+
+    def earlier_states(self) -> list[int]:
+        """After how many rounds each of the states that are kept stood, the newest last."""
+        return sorted(int(path.stem.removeprefix("after-")) for path in self._earlier.glob("after-*.safetensors"))
+
+    def roll_back(self, manifest: StudyManifest, to_round: int) -> ServerState:
+        """Make the shared parameters those after `to_round` rounds again, and commit them as the state of the round that comes next.
+
+        The number of the round does not go back: sites train each round once, and what they learnt meanwhile stays with them. The round
+        that the coordinator was in is left out.
+
+        Raises:
+            RunError: there is no such state, or the study has no round left.
+        """
+        current = self.load_state(manifest)
+        if to_round not in self.earlier_states():
+            kept = ", ".join(map(str, self.earlier_states())) or "none"
+            raise RunError(f"the state after {to_round} round(s) is not kept; kept are those after {kept} round(s).")
+        if current.round >= manifest.rounds:
+            raise RunError(
+                f"the study has had all of its rounds. The state after {to_round} round(s) lies in "
+                f"{self._earlier.relative_to(self.path)}; submit a new study to train on."
+            )
+        earlier = load_state(self.path, manifest.study, self._earlier.relative_to(self.path) / _state_name(to_round))
+        with RecordWriter(self.path / "records.jsonl") as records:
+            records.truncate_after(current.round - 1)
+            records.write({"kind": "rollback", "round": current.round, "to_round": to_round})
+            state = replace(earlier, round=current.round + 1)
+            self.save_state(state, manifest, records)
+        return state
+
+    @property
+    def _earlier(self) -> Path:
+        return (self.path / SERVER).parent / "earlier"
+
+    def _keep_state(self, manifest: StudyManifest) -> None:
+        """Link the committed state under its number; the rename that follows leaves the link as it is."""
+        path = self.path / SERVER
+        if not path.exists():
+            return
+        self._earlier.mkdir(exist_ok=True, mode=0o700)
+        kept = self._earlier / _state_name(self.load_state(manifest).round)
+        kept.unlink(missing_ok=True)
+        kept.hardlink_to(path)
+        for old in self.earlier_states()[:-EARLIER_STATES]:
+            (self._earlier / _state_name(old)).unlink(missing_ok=True)
 
     def read_registered(self) -> dict[str, int]:
         """The number of training cases of every site that ever joined; a site's weight cannot change in a study.

@@ -166,8 +166,13 @@ def volume_reading(options: RunOptions, site: str) -> VolumeReading:
     return {"channels": tuple(volume.channels), "spacing_lost": site in volume.spacing_unknown}
 
 
-def build_model(options: RunOptions, device: torch.device = CPU) -> BuiltModel:
+def build_model(options: RunOptions, device: torch.device = CPU, *, may_download: bool = True) -> BuiltModel:
     """The model as every process of the run starts with it: the same weights everywhere, on the device that it is to compute on.
+
+    Args:
+        options: of the run.
+        device: that it computes on.
+        may_download: a backbone by a hub name that is not on this machine is downloaded; False refuses it.
 
     Raises:
         CheckpointError: the backbone cannot be loaded.
@@ -175,7 +180,7 @@ def build_model(options: RunOptions, device: torch.device = CPU) -> BuiltModel:
     """
     method = build_method(options)
     model_options = method.adapt(options.model)
-    backbone = load_backbone(model_options.backbone, image_size=model_options.image_size)
+    backbone = load_backbone(model_options.backbone, image_size=model_options.image_size, may_download=may_download)
     digest = backbone.hash
     classes = len(build_labels(options).names)
     model = build_personal(backbone, model_options, classes, rng.generator(options.seed, "model"), device)

@@ -1,7 +1,6 @@
 """A configuration file to options and back; every mistake is told at once, each with its key's path."""
 
 import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
@@ -12,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from pfedsam.core import atomic, sealed
 from pfedsam.core.errors import OptionError
+from pfedsam.core.yaml_files import parse_yaml, read_mapping
 from pfedsam.experiment.effect import refuse_unused, remove, unused
 from pfedsam.experiment.options import RunOptions
 from pfedsam.experiment.renamed import RENAMED
@@ -136,51 +136,6 @@ def _choices(annotation: Any) -> str:  # noqa: ANN401 - a type annotation
     return f" One of {', '.join(map(str, get_args(annotation)))}." if get_origin(annotation) is Literal else ""
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, such as two sites of one name; YAML itself would keep the last.
-
-    Only true and false are truth values, as in YAML 1.2: `off` is a word, and so is the site `no`.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            key, line = self.construct_object(key_node, deep=deep), key_node.start_mark.line + 1
-            if key in lines:
-                raise OptionError(
-                    f"line {line}: the key {key!r} stands twice (first in line {lines[key]}). Names of sites and options must differ."
-                )
-            lines[key] = line
-        return super().construct_mapping(node, deep=deep)
-
-
-_BOOL = "tag:yaml.org,2002:bool"
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file.
-
-    Raises:
-        OptionError: it cannot be read, is not YAML, or has a key twice.
-    """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except OSError as error:
-        raise OptionError(f"{path.name} cannot be read: {error.strerror}. Give the path of a YAML file.") from error
-    except OptionError as error:  # of the loader, which does not know the file
-        raise OptionError(f"{path.name}, {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OptionError(f"{path.name} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise OptionError(f"{path.name} must hold keys and values, such as `data:` and `training:`.")
-    return content
-
-
 def override(content: dict[str, Any], texts: Sequence[str]) -> None:
     """Put values of the form `key.path=value`, each read as YAML, into `content`.
 
@@ -192,9 +147,9 @@ def override(content: dict[str, Any], texts: Sequence[str]) -> None:
         if not sign or not key:
             raise OptionError(f"--set {text!r} is not of the form key.path=value, such as training.rounds=20.")
         try:
-            put(content, key, yaml.load(value, Loader=_Loader))
-        except yaml.YAMLError as error:
-            raise OptionError(f"--set {text!r}: the value is not YAML.") from error
+            put(content, key, parse_yaml(value))
+        except OptionError as error:
+            raise OptionError(f"--set {text!r}: {error}") from error
 
 
 def put(content: dict[str, Any], key: str, value: object) -> None:

@@ -16,9 +16,10 @@ from pydantic import Field, ValidationError
 
 from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.options import Options
+from pfedsam.core.yaml_files import read_mapping
 from pfedsam.experiment.build import build_method
 from pfedsam.experiment.effect import is_below, refuse_unused_by_all, unused, without_unused
-from pfedsam.experiment.load import override, put, read_mapping, validate
+from pfedsam.experiment.load import override, put, validate
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.methods import METHODS, find_method
 from pfedsam.training.options import TrainingOptions

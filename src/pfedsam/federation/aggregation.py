@@ -5,12 +5,13 @@ shared parameters of the next round are the mean over sites, weighted by their t
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from pfedsam.core.errors import RunError, UpdateError
 from pfedsam.core.tensors import NamedTensors, digest
+from pfedsam.federation.bounds import NO_LIMITS, Limits, bound_updates
 from pfedsam.federation.update import MAX_CASES, Update, UpdateSpec, check, decode, label
 
 
@@ -22,6 +23,8 @@ class AggregationResult:
     """Those that count, by the names of their sites."""
     rejected: Mapping[str, str]
     """Reason by site."""
+    scaled: Mapping[str, float] = field(default_factory=dict)
+    """The factor by site whose change was scaled down."""
 
     @property
     def accepted(self) -> tuple[str, ...]:
@@ -30,7 +33,7 @@ class AggregationResult:
 
 
 def open_messages(
-    messages: Mapping[str, bytes], spec: UpdateSpec, received: NamedTensors
+    messages: Mapping[str, bytes], spec: UpdateSpec, received: NamedTensors, limits: Limits = NO_LIMITS
 ) -> tuple[list[Update], dict[str, str]]:
     """The updates in the messages of a round, and the reason for each site whose message is not one of its own updates.
 
@@ -38,11 +41,12 @@ def open_messages(
         messages: by the site that they came from; a site can speak only for itself.
         spec: of the run.
         received: the shared tensors that were broadcast in this round.
+        limits: on what one site's update may do; scales beyond them are refused before they are decoded.
     """
     updates, unread = [], {}
     for site, message in messages.items():
         try:
-            update = decode(message, spec, received)
+            update = decode(message, spec, received, max_change=limits.max_change)
         except UpdateError:  # its text may repeat what the site put in its message
             unread[site] = (
                 f"site {site} sent an update that cannot be read, or one of other shared tensors than this study's."
@@ -88,7 +92,13 @@ class NothingToAverageError(RunError):
 
 
 def accept(
-    updates: Iterable[Update], spec: UpdateSpec, *, round: int, registered: Mapping[str, int]
+    updates: Iterable[Update],
+    spec: UpdateSpec,
+    *,
+    round: int,
+    registered: Mapping[str, int],
+    received: NamedTensors | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> AggregationResult:
     """Check the updates of a round one by one; those that pass are for the method's server step.
 
@@ -100,6 +110,8 @@ def accept(
         spec: the shared tensors of the run.
         round: the round that is being aggregated.
         registered: the number of training cases of each site, as known when the run started.
+        received: the shared tensors that were broadcast in this round; not needed without limits.
+        limits: on what one site's update may do.
 
     Raises:
         NothingToAverageError: no update was accepted.
@@ -107,9 +119,11 @@ def accept(
     """
     check_registration(registered)
     accepted, rejected = screen(updates, spec, round=round, registered=registered)
-    if not accepted:
+    bounded = bound_updates(accepted, received or {}, limits)
+    rejected |= bounded.rejected
+    if not bounded.updates:
         raise NothingToAverageError(round, rejected)
-    return AggregationResult(tuple(accepted), rejected)
+    return AggregationResult(bounded.updates, rejected, bounded.scaled)
 
 
 def screen(

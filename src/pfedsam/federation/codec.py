@@ -9,6 +9,7 @@ Block-wise symmetric quantisation: Dettmers et al., "8-bit Optimizers via Block-
 linear codes.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -111,6 +112,22 @@ class Codec:
         if bool((codes.to(torch.int16).abs() > _LEVELS[self.name]).any()) or bool(scales.signbit().any()):
             raise UpdateError(f"a code or a scale is beyond what codec {self} writes.")
         return (_in_blocks(codes.to(torch.float32), self.block) * scales[:, None]).reshape(-1)[:count]
+
+    def least_norm(self, data: Tensor, count: int) -> float:
+        """The least L2 norm of changes that `pack` writes with these scales; 0 for a codec without scales.
+
+        Every block that `pack` writes holds its largest value exactly: the scale times L. Scales that are not finite are left out;
+        the values that they give are refused as not finite.
+
+        Args:
+            data: the bytes uint8 `[size]` of one tensor.
+            count: its values.
+        """
+        if self.name not in _LEVELS:
+            return 0.0
+        scales = data[: self._scales(count) * _HALF.itemsize].clone().view(_HALF).to(torch.float64)
+        normal = scales[scales.isfinite() & (scales >= torch.finfo(_HALF).smallest_normal)]
+        return _LEVELS[self.name] * math.sqrt(float(normal.square().sum()))
 
     def _scales(self, count: int) -> int:
         return -(-count // self.block)

@@ -97,12 +97,6 @@ def largest_change(values: NamedTensors, learning_rate: float, steps: int) -> fl
     return 4.0 * learning_rate * steps * math.sqrt(max(1, count))
 
 
-def change_norm(before: NamedTensors, after: NamedTensors) -> float:
-    """The L2 norm of the difference of two sets of equal names and shapes, summed in float64."""
-    squares = (float((after[n].double() - before[n].double()).square().sum()) for n in sorted(before))
-    return math.sqrt(sum(squares))
-
-
 def write_manifest(path: Path, manifest: StudyManifest) -> None:
     """Write a manifest to a file, as a whole.
 

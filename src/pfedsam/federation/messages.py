@@ -5,7 +5,6 @@ field for text, so that no name, path or message from a site's data can travel i
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, get_args
@@ -31,8 +30,11 @@ REFUSALS: Final = {
 """Why a site did not do what it was asked; the word travels, the sentence is the coordinator's."""
 
 _TASKS: Final = get_args(Task)
-_MAX_ROUND: Final = 1_000_000
+MAX_ROUND: Final = 1_000_000
 _MAX_METRICS: Final = 100_000
+_MAX_HEAD_BYTES: Final = 8 * 2**20
+"""Of a head with so many metrics and the longest names."""
+_MAX_NUMBER: Final = 1e300
 
 
 def in_words(task: Task, round_: int, rounds: int | None) -> str:
@@ -123,13 +125,15 @@ def reply_from_wire(wire: Mapping[str, Any]) -> Reply:
 def _parse(wire: Mapping[str, Any], keys: set[str], fields: set[str]) -> dict[str, Any]:
     if set(wire) != keys or not all(isinstance(value, bytes | bytearray) for value in wire.values()):
         raise UpdateError("a message does not have the agreed parts.")
+    if len(wire["head"]) > _MAX_HEAD_BYTES:
+        raise UpdateError(f"a message's head has more than {_MAX_HEAD_BYTES} bytes.")
     try:
         head = json.loads(wire["head"])
     except (ValueError, RecursionError) as error:
         raise UpdateError("a message's head is not JSON.") from error
     if not isinstance(head, dict) or set(head) != fields:
         raise UpdateError("a message's head does not have the agreed fields.")
-    if head["task"] not in _TASKS or type(head["round"]) is not int or not 0 <= head["round"] <= _MAX_ROUND:
+    if head["task"] not in _TASKS or type(head["round"]) is not int or not 0 <= head["round"] <= MAX_ROUND:
         raise UpdateError("a message is of no known task, or of no round.")
     return head
 
@@ -139,4 +143,5 @@ def _json(value: object) -> bytes:
 
 
 def _is_number(value: object) -> bool:
-    return value is None or (type(value) in (int, float) and math.isfinite(value))  # type: ignore[arg-type]
+    """Whether a value is undefined or a number that a float holds; an integer of hundreds of digits is none."""
+    return value is None or (type(value) in (int, float) and -_MAX_NUMBER <= value <= _MAX_NUMBER)  # type: ignore[operator]

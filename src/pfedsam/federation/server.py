@@ -8,6 +8,7 @@ from pfedsam.core import tensors
 from pfedsam.core.errors import RunError
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.federation.aggregation import AggregationResult, accept, weighted_mean
+from pfedsam.federation.bounds import NO_LIMITS, Limits
 from pfedsam.federation.update import Update, UpdateSpec
 
 
@@ -81,6 +82,7 @@ def aggregate(
     spec: UpdateSpec,
     registered: Mapping[str, int],
     step: ServerStep,
+    limits: Limits = NO_LIMITS,
 ) -> tuple[ServerState, AggregationResult]:
     """The state after a round, and which sites' updates were accepted or refused.
 
@@ -90,11 +92,12 @@ def aggregate(
         spec: the shared tensors of the run.
         registered: the number of training cases of each site, as known when the run started.
         step: of the method.
+        limits: on what one site's update may do.
 
     Raises:
         RunError: too few updates were accepted; the state to go on with is the one that was given.
     """
-    result = accept(updates, spec, round=state.round, registered=registered)
+    result = accept(updates, spec, round=state.round, registered=registered, received=state.shared, limits=limits)
     if len(result.updates) < step.least_updates:
         raise RunError(
             f"round {state.round + 1} has {len(result.updates)} accepted update(s); the method's server step needs at least "

@@ -16,13 +16,18 @@ from torch import Tensor
 from pfedsam.core import tensors
 from pfedsam.core.errors import PfedsamError, RunError, StoreError, UpdateError
 from pfedsam.core.tensors import NamedTensors
+from pfedsam.federation.bounds import change_norm
 from pfedsam.federation.ledger import Ledger
-from pfedsam.federation.manifest import StudyManifest, change_norm, parse_manifest, read_manifest, write_manifest
+from pfedsam.federation.manifest import StudyManifest, parse_manifest, read_manifest, write_manifest
 from pfedsam.federation.messages import Reply, Request, in_words, reply_from_wire, reply_to_wire
+from pfedsam.federation.request_history import NotDueError, RequestHistory, state_of
 from pfedsam.federation.update import check, decode
 
 MAX_PENDING: Final = 20
 """Offers that are kept unread; a coordinator must not be able to fill a site's disk."""
+MISSED_ROUNDS: Final = 8
+"""Rounds whose movement is allowed for at once, when a site joins late or comes back. `max_change` is what AdamW can do at most; a mean
+over sites moves by a tenth of it or less in a round, so that this makes room for about a hundred missed rounds."""
 _RECEIVED: Final = "received.safetensors"
 _STUDY: Final = re.compile(r"[0-9a-f]{16}")
 """A study's id, as in a manifest; what a coordinator says instead of one must not become part of a path."""
@@ -105,26 +110,68 @@ class SitePolicy:
             initial: the shared parameters that the study starts from, as the site itself builds them.
 
         Raises:
-            RefusedError: names, shapes, types or values are not as agreed, or moved further than training can move them.
+            RefusedError: the request is not due, names, shapes, types or values are not as agreed, or moved further than training can
+                move them.
         """
-        shared, path = read_broadcast(manifest, request), self.study_folder(manifest.study) / _RECEIVED
-        if not shared:
-            return {}
-        before, since = self._received(path, initial)
-        allowed = manifest.max_change * (abs(request.round - since) + 1)
-        moved = change_norm(before, shared)
-        if not moved <= allowed:
-            raise RefusedError(
-                "bad-broadcast",
-                f"the shared parameters that came for {in_words(request.task, request.round, manifest.rounds)} are {moved:.3g} away from "
-                f"those before; training moves them by at most {allowed:.3g}. Someone may be trying to read training data out of "
-                "gradients: ask the coordinator before you go on.",
-            )
-        tensors.save(path, shared, {"round": str(request.round)})
+        history = self.history(manifest.study)
+        try:
+            history.check(request, manifest)
+        except NotDueError as error:
+            raise RefusedError("wrong-round", str(error)) from error
+        shared = read_broadcast(manifest, request)
+        if shared:
+            self._check_jump(manifest, request, shared, initial, history.rounds_trained)
+            if request.task == "train":
+                tensors.save(self.study_folder(manifest.study) / _RECEIVED, shared, {"round": str(request.round)})
+        history.enter(request)
         return shared
 
+    def reply_before(self, request: Request) -> Reply | None:
+        """The reply that this very request got before; None where it got none yet."""
+        return self.history(request.study).reply(request)
+
+    def keep_reply(self, request: Request, reply: Reply) -> None:
+        """Keep the reply to an accepted request, for a coordinator that asks once more."""
+        self.history(request.study).keep(request, reply)
+
+    def history(self, study: str) -> RequestHistory:
+        """What the coordinator has asked of this site in a study."""
+        return RequestHistory(self.study_folder(study))
+
+    def _check_jump(
+        self,
+        manifest: StudyManifest,
+        request: Request,
+        shared: NamedTensors,
+        initial: NamedTensors,
+        rounds_trained: int,
+    ) -> None:
+        """Hold shared parameters to what training can have done to those that the site itself trained last, and built first.
+
+        Between two rounds that the site trains they may move by `max_change`, after rounds that it missed by at most `MISSED_ROUNDS`
+        times that, however many the request says they were. From the initial ones they may be `max_change` away for each round that
+        the site has taken part in, and `MISSED_ROUNDS` more.
+
+        Raises:
+            RefusedError: they moved further.
+        """
+        before, trained = self._received(self.study_folder(manifest.study) / _RECEIVED, initial)
+        missed = max(1, state_of(request, manifest) - trained)
+        for start, factor in (
+            (before, min(missed, MISSED_ROUNDS)),
+            (initial, max(rounds_trained, trained) + MISSED_ROUNDS),
+        ):
+            moved, allowed = change_norm(start, shared), manifest.max_change * factor
+            if not moved <= allowed:
+                raise RefusedError(
+                    "bad-broadcast",
+                    f"the shared parameters that came for {in_words(request.task, request.round, manifest.rounds)} are {moved:.3g} away "
+                    f"from those that this site {'trained last' if start is before else 'began with'}; training moves them by at most "
+                    f"{allowed:.3g}. Someone may be trying to read training data out of gradients: ask the coordinator before you go on.",
+                )
+
     def received(self, study: str) -> NamedTensors:
-        """The shared parameters that were accepted last."""
+        """The shared parameters that the site trained last."""
         path = self.study_folder(study) / _RECEIVED
         return tensors.load(path, unsealed=("round",))[0] if path.exists() else {}
 

@@ -30,6 +30,8 @@ _SCHEMA = "pfedsam-update-1"
 _ENVELOPE_BYTES = 4096
 _BASE_DIGITS = 16
 _LARGEST_SHOWN = 1e15
+_SCALE_TOLERANCE = 1.001
+"""Scales are rounded up to half floats, at most by one part in a thousand."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,15 @@ class UpdateSpec:
             start += sizes[name]
         return tensors
 
+    def least_norm(self, values: torch.Tensor) -> float:
+        """The least L2 norm of a change with the scales in these bytes uint8 [payload_bytes], before anything is decoded."""
+        start, squares = 0, 0.0
+        for name, spec in self._ordered():
+            size = self.sizes[name]
+            squares += self.codec.least_norm(values[start : start + size], math.prod(spec.shape)) ** 2
+            start += size
+        return math.sqrt(squares)
+
     def _base(self, received: NamedTensors | None) -> dict[str, torch.Tensor]:
         """What changes are counted from, in float32.
 
@@ -176,13 +187,16 @@ def encode(update: Update, codec: Codec = LOSSLESS, received: NamedTensors | Non
     return to_bytes({"values": values}, metadata | _base_entry(spec, received))
 
 
-def decode(data: bytes, spec: UpdateSpec, received: NamedTensors | None = None) -> Update:
+def decode(
+    data: bytes, spec: UpdateSpec, received: NamedTensors | None = None, *, max_change: float = math.inf
+) -> Update:
     """The update in a message; its content still has to pass `check`.
 
     Args:
         data: the message.
         spec: of the run.
         received: the shared tensors that were broadcast in this round; not needed by the lossless codec.
+        max_change: the largest L2 norm of a change; scales that no encoder writes for one are refused before decoding.
 
     Raises:
         UpdateError: the message is too long, malformed, of other shared tensors or of another codec than this run's, or
@@ -206,6 +220,10 @@ def decode(data: bytes, spec: UpdateSpec, received: NamedTensors | None = None) 
         raise UpdateError(f"site {label(update.site)} sent other than {spec.payload_bytes} bytes of values.")
     if {key: metadata[key] for key in metadata.keys() - {"schema", "spec", "update"}} != _base_entry(spec, received):
         raise UpdateError(f"site {label(update.site)} counted its changes from other parameters than this round's.")
+    if spec.least_norm(values) > max_change * _SCALE_TOLERANCE:
+        raise UpdateError(
+            f"site {label(update.site)} sent scales that no encoder writes for a change within the bound."
+        )
     try:
         unpacked = spec.unpack(values, received)
     except UpdateError as error:

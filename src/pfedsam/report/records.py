@@ -7,6 +7,8 @@ Kinds of records, with the fields that a reader may count on:
     kept        round, site, from_round: the site stays with an earlier shared model (`evaluation.max_drop`)
     plain       round, site: the site uses the shared model, which did better than its personal one (`evaluation.choose_model`)
     aggregate   round, accepted [site], rejected {site: reason}, up_bytes {site: bytes}
+                [, scaled {site: factor}: changes that were too large beside the others']
+    rollback    round, to_round: the shared parameters are again those after so many rounds; only over several machines
     absent      round, task, sites {site: reason}: who did not do what was asked; only over several machines
     experts     round, site, block, usage [share of the tokens, one an expert]
     timing      seconds, and what took them
@@ -40,7 +42,7 @@ _REMEDY: Final = (
     "Models and their scores do not depend on it, the report's curves and sums of bytes do. Bring the file back from a copy; "
     "without one, run again in a new folder."
 )
-KINDS: Final = ("round", "validation", "kept", "plain", "aggregate", "absent", "experts", "timing")
+KINDS: Final = ("round", "validation", "kept", "plain", "aggregate", "rollback", "absent", "experts", "timing")
 
 
 class RecordWriter:

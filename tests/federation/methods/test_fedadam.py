@@ -11,7 +11,7 @@ from pfedsam.core.tensors import digest
 from pfedsam.engine.run import run
 from pfedsam.engine.server_files import load_state, save_state
 from pfedsam.experiment.options import RunOptions
-from pfedsam.federation.manifest import change_norm
+from pfedsam.federation.bounds import change_norm
 from pfedsam.federation.methods import METHODS, fedadam
 from pfedsam.federation.update import Update
 

@@ -67,7 +67,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 """The architectures of Segment Anything's `.pth` files (segment_anything/build_sam.py); MedSAM is a ViT-B."""
 
 
-def load_backbone(source: str | Path, *, image_size: int | None = None) -> Backbone:
+def load_backbone(source: str | Path, *, image_size: int | None = None, may_download: bool = True) -> Backbone:
     """The backbone that `source` names: in evaluation mode, float32, no parameter asking for gradients.
 
     Args:
@@ -75,23 +75,24 @@ def load_backbone(source: str | Path, *, image_size: int | None = None) -> Backb
             `config.json` and `model.safetensors` as `transformers` writes it; or a hub name such as `facebook/sam-vit-base`.
         image_size: side of the square image in pixels (S), a multiple of the patch size; None keeps the source's own.
             Position embeddings are interpolated (`pfedsam.model.backbones.resize`).
+        may_download: a hub name that is not in the hub's cache is downloaded; False refuses it.
 
     Raises:
         CheckpointError: the source does not exist, is unsafe, damaged or of another model; nothing in it was run.
         OptionError: `image_size` is not allowed.
     """
-    network = load_network(source, image_size=image_size)
+    network = load_network(source, image_size=image_size, may_download=may_download)
     return BACKBONES[network.config.model_type](network)
 
 
-def load_network(source: str | Path, *, image_size: int | None = None) -> Network:
+def load_network(source: str | Path, *, image_size: int | None = None, may_download: bool = True) -> Network:
     """The network of `transformers` that `load_backbone` takes over, with that package's own encoder blocks.
 
     Raises:
         CheckpointError: as `load_backbone`.
         OptionError: as `load_backbone`.
     """
-    config, tensors = _read(source)
+    config, tensors = _read(source, may_download)
     if image_size is not None:
         config = config_at(config, image_size)
         tensors = tensors_at(tensors, config)
@@ -109,7 +110,7 @@ def backbone_file(source: str, base: Path = Path()) -> Path | None:
     return path if source not in shipped_names() and path.exists() else None
 
 
-def _read(source: str | Path) -> tuple[Config, NamedTensors]:
+def _read(source: str | Path, may_download: bool) -> tuple[Config, NamedTensors]:
     """The configuration and all tensors by `transformers` name, accounted for.
 
     Raises:
@@ -123,7 +124,7 @@ def _read(source: str | Path) -> tuple[Config, NamedTensors]:
     if path.is_file():
         return _from_official(path)
     if _HUB_NAME.fullmatch(str(source)) and path.suffix.lower() not in {".pth", ".pt", ".bin"}:
-        return _from_hub(str(source))
+        return _from_folder(find_on_hub(str(source), may_download=may_download), str(source))
     raise CheckpointError(
         f"There are no weights at {str(source)!r}. Allowed: a shipped name ({_shipped()}), a Segment Anything or "
         "MedSAM .pth file, a transformers folder with config.json and model.safetensors, or a hub name such as "
@@ -236,7 +237,7 @@ def _read_config(path: Path) -> Config:
     # The table's own first: transformers makes lists as long as some of them say.
     for part in (table, *(part for part in table.values() if isinstance(part, dict))):
         _check_sizes(part)
-    config: Config = kind.config_class.from_dict(table)
+    config: Config = kind.config_class.from_dict(_without_choices_of_ours(table))
     vision: Any = config.vision_config
     prompts: Any = config.prompt_encoder_config
     decoder: Any = config.mask_decoder_config
@@ -250,6 +251,15 @@ def _read_config(path: Path) -> Config:
         )
     kind.check_config(config)
     return config
+
+
+def _without_choices_of_ours(table: dict[str, Any]) -> dict[str, Any]:
+    """The table without what says how to compute: which attention runs here is this package's to choose, not a file's."""
+    return {
+        key: _without_choices_of_ours(value) if isinstance(value, dict) else value
+        for key, value in table.items()
+        if not key.lstrip("_").startswith(("attn_implementation", "experts_implementation"))
+    }
 
 
 def _check_sizes(sizes: Mapping[str, Any]) -> None:
@@ -268,16 +278,28 @@ def _check_sizes(sizes: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {sizes[name]!r}, allowed is one number from 1 to {MAX_IMAGE_SIZE}")
 
 
-def _from_hub(name: str) -> tuple[Config, NamedTensors]:
+def find_on_hub(name: str, *, may_download: bool) -> Path:
+    """The folder of a model in the hub's cache, downloaded first where that is allowed and it is not there.
+
+    Raises:
+        CheckpointError: the name is not one of the hub's, the model is not in the cache, or it could not be downloaded.
+    """
+    if not _HUB_NAME.fullmatch(name):
+        raise CheckpointError(f"{name!r} is no name of a model on the hub, such as facebook/sam-vit-base.")
     try:
-        folder = huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES)
+        folder = huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=not may_download)
     except (OSError, ValueError) as error:
+        if not may_download:
+            raise CheckpointError(
+                f"The backbone {name} is not on this machine, and a study does not make it download anything. Fetch it yourself, if you "
+                f"agree: `pfedsam weights fetch {name}`; or copy its folder here and set it as `backbone` in site.yaml."
+            ) from error
         raise CheckpointError(
             f"{name} is neither a path here nor in the hub's cache, and it could not be fetched from the hub "
             f"({_brief(error)}). Check the name and the connection; on a machine without network, copy the folder "
             f"with config.json and model.safetensors there and give its path, or use a shipped name ({_shipped()})."
         ) from error
-    return _from_folder(Path(folder), name)
+    return Path(folder)
 
 
 def _untie(label: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,76 @@
+"""Regular expressions that somebody else wrote: a study brings one for the names of a hospital's files.
+
+Python's own `re` can take a time that doubles with every letter. Here the syntax is checked by `re`, repetitions are limited, so that
+compiling stays small, and the search runs in `regex`, which stops at a time limit.
+"""
+
+import math
+import re
+from typing import Any, Final
+
+import regex
+
+from pfedsam.core.errors import OptionError
+
+MAX_LETTERS: Final = 200
+MAX_REPEATS: Final = 1000
+SEARCH_S: Final = 0.5
+_REPEAT: Final = re.compile(r"\{(\d+)?,?(\d+)?\}")
+
+
+class Pattern:
+    """A checked regular expression with at least one group."""
+
+    def __init__(self, text: str, option: str) -> None:
+        """Check and compile.
+
+        Args:
+            text: the expression.
+            option: where it stands, for messages.
+
+        Raises:
+            OptionError: it is none, is too long, repeats too much, or has no group.
+        """
+        self._text, self._option = text, option
+        if len(text) > MAX_LETTERS:
+            raise OptionError(f"{option} has {len(text)} letters; allowed are {MAX_LETTERS}.")
+        repeats = math.prod(max(1, int(high or low or 1)) for low, high in _REPEAT.findall(text))
+        if repeats > MAX_REPEATS:
+            raise OptionError(f"{option} {text!r} repeats its parts up to {repeats} times; allowed are {MAX_REPEATS}.")
+        try:
+            checked = re.compile(text)
+            self._compiled = regex.compile(text)
+        except (re.error, regex.error, RecursionError, OverflowError) as error:
+            raise OptionError(f"{option} {text!r} is no regular expression: {error}") from error
+        if not checked.groups:
+            raise OptionError(f"{option} {text!r} has no group; put the patient's part in brackets: '^(.+)_t[0-9]$'")
+        self._names = frozenset(checked.groupindex)
+
+    def group(self, text: str, preferred: str) -> str | None:
+        """What the group named `preferred`, else the first one, matches in a text; None where the expression does not match.
+
+        Raises:
+            OptionError: the search takes too long.
+        """
+        found = self._search(text)
+        if found is None:
+            return None
+        value: str | None = found[preferred if preferred in self._names else 1]
+        return value
+
+    def matches(self, text: str) -> bool:
+        """Whether the expression is found in a text.
+
+        Raises:
+            OptionError: the search takes too long.
+        """
+        return self._search(text) is not None
+
+    def _search(self, text: str) -> Any:  # noqa: ANN401 - a match of `regex`, which ships no types
+        try:
+            return self._compiled.search(text, timeout=SEARCH_S)
+        except TimeoutError as error:
+            raise OptionError(
+                f"{self._option} {self._text!r} takes too long on a name of {len(text)} letters: repeated parts within repeated parts, "
+                "such as (a+)+, can be matched in too many ways. Write it without them."
+            ) from error

@@ -1,0 +1,112 @@
+"""YAML files that people write: read within bounds, and strictly where YAML itself would guess."""
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from pfedsam.core.errors import OptionError
+from pfedsam.core.files import open_regular
+
+_ODD = (ValueError, RecursionError, OverflowError, TypeError)
+"""What the YAML library raises for values such as a number of five thousand digits, the 30th of February, or a list as a key."""
+
+
+MAX_BYTES: Final = 4 * 2**20
+MAX_DEPTH: Final = 30
+MAX_NODES: Final = 100_000
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a file that is deeper or larger than any configuration, aliases counted as often as they stand for something.
+
+    Refuses a key that stands twice, such as two sites of one name; YAML itself would keep the last.
+
+    Only true and false are truth values, as in YAML 1.2: `off` is a word, and so is the site `no`.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise OptionError(f"it is nested more than {MAX_DEPTH} levels deep; a configuration has fewer.")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _count_nodes(node, {}) > MAX_NODES:
+            raise OptionError(f"it stands for more than {MAX_NODES} values; write it without so many aliases.")
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=deep), key_node.start_mark.line + 1
+            if key in lines:
+                raise OptionError(
+                    f"line {line}: the key {key!r} stands twice (first in line {lines[key]}). Names of sites and options must differ."
+                )
+            lines[key] = line
+        return super().construct_mapping(node, deep=deep)
+
+
+def _count_nodes(node: yaml.Node, counted: dict[int, int]) -> int:
+    """How many values a node stands for, an alias counted wherever it is used.
+
+    Args:
+        node: of the document.
+        counted: what was counted before, by node; a node that holds itself has no end.
+    """
+    if id(node) not in counted:
+        counted[id(node)] = MAX_NODES + 1
+        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        inside = parts if isinstance(node, yaml.CollectionNode) else []
+        counted[id(node)] = 1 + sum(_count_nodes(part, counted) for part in inside)
+    return counted[id(node)]
+
+
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
+def parse_yaml(text: str) -> Any:  # noqa: ANN401 - whatever it says
+    """What a text says.
+
+    Raises:
+        OptionError: it is not YAML, has a key twice, or is larger or deeper than any configuration.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, *_ODD) as error:
+        raise OptionError(f"this is not YAML: {error}") from error
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        OptionError: it cannot be read, is not YAML, or is larger or deeper than any configuration.
+    """
+    try:
+        with open_regular(path) as file:
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise OptionError(f"it has more than {MAX_BYTES} bytes; a configuration has fewer.")
+        content = parse_yaml(text.decode("utf-8"))
+    except OSError as error:
+        raise OptionError(f"{path.name} cannot be read: {error.strerror}. Give the path of a YAML file.") from error
+    except UnicodeDecodeError as error:
+        raise OptionError(f"{path.name} is not YAML: it is not UTF-8 text.") from error
+    except OptionError as error:
+        raise OptionError(f"{path.name}, {error}") from error
+    if not isinstance(content, dict):
+        raise OptionError(f"{path.name} must hold keys and values, such as `data:` and `training:`.")
+    return content

@@ -1,0 +1,51 @@
+"""YAML of others: within bounds of size and depth, and one message for whatever it is."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pfedsam.core.errors import OptionError
+from pfedsam.core.yaml_files import MAX_BYTES, parse_yaml, read_mapping
+
+BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
+)
+ODD = {
+    "an alias bomb": (BOMB, "aliases"),
+    "an alias of itself": ("a: &a [*a]", "aliases"),
+    "lists in lists": ("a: " + "[" * 5000 + "]" * 5000, "levels deep"),
+    "tables in tables": ("".join(" " * i + "a:\n" for i in range(100)), "levels deep"),
+    "a number of 5000 digits": ("a: " + "9" * 5000, "not YAML"),
+    "the 30th of February": ("a: 2026-02-30", "not YAML"),
+    "a list as a key": ("? [1, 2]\n: 3", "not YAML"),
+    "a tag of Python": ("a: !!python/object/apply:os.system [true]", "not YAML"),
+    "a key twice": ("a: 1\na: 2", "stands twice"),
+    "a list": ("- 1", "keys and values"),
+    "nothing": ("", "keys and values"),
+    "not closed": ("a: [1", "not YAML"),
+    "control characters": ("a: \x07", "not YAML"),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_an_odd_file_is_one_message_that_names_it(tmp_path: Path, what: str) -> None:
+    text, message = ODD[what]
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(OptionError, match=message) as refused:
+        read_mapping(tmp_path / "study.yaml")
+    assert str(refused.value).startswith("study.yaml")
+    assert len(str(refused.value)) < 1000
+
+
+def test_files_that_are_none_or_too_long(tmp_path: Path) -> None:
+    (tmp_path / "long.yaml").write_text("a: 1 #" + "x" * MAX_BYTES)
+    (tmp_path / "latin.yaml").write_bytes(b"a: \xff")
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for name, message in (("long", "bytes"), ("latin", "UTF-8"), ("pipe", "not a file"), ("missing", "cannot be read")):
+        with pytest.raises(OptionError, match=message):
+            read_mapping(tmp_path / f"{name}.yaml")
+
+
+def test_aliases_that_are_few_are_fine() -> None:
+    assert parse_yaml("a: &x {b: [1, 2]}\nc: *x") == {"a": {"b": [1, 2]}, "c": {"b": [1, 2]}}
