@@ -11,9 +11,9 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# A thread pool that spins while it waits takes the core from the processes of the other sites: two spinning threads on
-# busy cores were measured 5 to 40 times slower. OpenMP reads this once, when torch is loaded, hence before any import
-# of torch; a value that the user has set stays.
+# By default, OpenMP threads poll in a loop while they wait and so occupy cores that the processes of other sites need: with two such
+# threads on busy cores, training was measured to be 5 to 40 times slower. OpenMP reads this setting once, when torch is loaded; it is
+# therefore set before any import of torch. A value that the user has set is kept.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:

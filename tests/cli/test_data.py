@@ -120,7 +120,7 @@ def test_a_split_that_is_there_is_not_overwritten(
     assert call("data", "split", study, "--out", out) == 0
     before = (out / "north.json").read_bytes()
     assert call("data", "split", study, "--out", out) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert (out / "north.json").read_bytes() == before
 
 
@@ -128,7 +128,7 @@ def test_one_patient_at_a_site_is_said_as_such(call: Call, capsys: pytest.Captur
     _site(tmp_path / "north", "p_1", "p_2", "p_3")
     assert call("data", "check", _study(tmp_path, "north", more="  patient_pattern: ^(.+)_\n")) == 3
     shown = " ".join(capsys.readouterr().err.split())
-    assert "site 'north' has no test case: its 3 case(s) are of one patient, 'p'" in shown
+    assert "site 'north' has no test case: its 3 case(s) belong to one patient, 'p'" in shown
 
 
 def test_import_writes_sites_that_check_accepts(

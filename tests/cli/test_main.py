@@ -114,7 +114,7 @@ def test_a_killed_worker_process_is_one_message_that_says_what_needs_less(
     monkeypatch.setattr("pfedsam.experiment.load.load_options", killed)
     assert call("run", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")) == 8
     shown = " ".join(capsys.readouterr().err.split())
-    assert "A worker process was killed, probably for want of memory" in shown
+    assert "A worker process was killed, probably because memory ran out" in shown
     for less in ("runtime.workers", "training.batch_size", "model.precision", "--resume"):
         assert less in shown
 
@@ -127,7 +127,7 @@ def test_a_file_where_a_folder_has_to_be_is_one_message_and_exit_code_7(
     for words in (("demo",), ("data", "split", tmp_path / "study.yaml")):
         assert call(*words, "--out", file) == 7
         shown = " ".join(capsys.readouterr().err.split())
-        assert "A file is where a folder has to be: move it away, or give another path." in shown
+        assert "There is a file in the place of a folder: move it away, or give another path." in shown
     assert file.read_text() == "mine"
 
 
@@ -137,7 +137,7 @@ def test_a_file_where_a_folder_has_to_be_is_one_message_and_exit_code_7(
         *((number, "give the same command with --resume") for number in (errno.ENOSPC, errno.EROFS, errno.EDQUOT)),
         (errno.EACCES, "change the permissions"),
         (errno.ENOENT, "check the path"),
-        (errno.EIO, "mend that, then give"),
+        (errno.EIO, "solve this problem, then give"),
     ],
 )
 def test_a_full_disk_and_what_is_wrong_with_a_file_is_one_message_that_names_it(

@@ -18,7 +18,7 @@ def test_it_is_said_where_the_shared_model_alone_is_better():
         ways = {NOTHING: {"dice": alone}, LOCAL_PART: {"dice": used}}
         return shared_is_better(Onboarded(ways, 10, 30, in_use))
 
-    assert "The shared model as it is did better here (Dice 0.800, with the local part 0.750)" in of(0.8, 0.75)
+    assert "The unchanged shared model has the higher Dice here (0.800, with local parameters 0.750)" in of(0.8, 0.75)
     assert "--model shared" in of(0.8, 0.75)
     assert of(0.75, 0.8) == of(0.8, 0.8) == of(None, 0.8) == of(0.8, None) == ""
     assert of(0.8, 0.8, NOTHING) == ""

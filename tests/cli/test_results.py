@@ -86,7 +86,7 @@ def test_a_mask_has_the_permissions_that_the_user_gives_new_files(
             "imgs/a.png",
             "'imgs/a.png' would overwrite 'imgs/a.png', which is one of the images.",
         ),
-        (["b.jpg", "a.tif"], "imgs/a.png", "'a.tif' would overwrite 'imgs/a.png', which is there already."),
+        (["b.jpg", "a.tif"], "imgs/a.png", "'a.tif' would overwrite 'imgs/a.png', which exists already."),
         (["a.png", "b.jpg", "x/a.jpg"], "c.png", "'a.png' and 'x/a.jpg' have the same name without its ending"),
     ],
 )

@@ -193,7 +193,7 @@ def test_a_site_asks_for_its_certificate_and_keeps_its_key(
     (tmp_path / "sam.pth").touch()
     monkeypatch.chdir(tmp_path)
     assert call("site", "init", north, "--kit", kit, "--data", tmp_path, "--backbone", "sam.pth") == 0
-    assert f"Root {root}:" in capsys.readouterr().out
+    assert f"Root certificate {root}:" in capsys.readouterr().out
     assert read_site_options(north).device == "auto"
     assert read_site_options(north).backbone == str(
         tmp_path / "sam.pth"

@@ -141,7 +141,7 @@ def test_hostile_messages_and_files_are_refused_before_the_library_sees_them(dat
 
 def test_a_long_message_and_a_missing_file_are_refused(tmp_path):
     data = tensors.to_bytes(SOME)
-    with pytest.raises(StoreError, match="allowed are 10"):
+    with pytest.raises(StoreError, match="at most 10 are allowed"):
         tensors.from_bytes(data, max_bytes=10)
     with pytest.raises(StoreError, match="absent cannot be read"):
         tensors.load(tmp_path / "absent")
@@ -172,7 +172,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
 
 
 def test_what_cannot_be_read_is_not_written(tmp_path):
-    with pytest.raises(StoreError, match="cannot name a tensor"):
+    with pytest.raises(StoreError, match="is not a valid tensor name"):
         tensors.save(tmp_path / "t", {"../w": torch.ones(1)})
     with pytest.raises(StoreError, match="complex64"):
         tensors.save(tmp_path / "t", {"w": torch.ones(1, dtype=torch.complex64)})

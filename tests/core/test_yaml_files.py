@@ -20,7 +20,7 @@ ODD = {
     "the 30th of February": ("a: 2026-02-30", "not YAML"),
     "a list as a key": ("? [1, 2]\n: 3", "not YAML"),
     "a tag of Python": ("a: !!python/object/apply:os.system [true]", "not YAML"),
-    "a key twice": ("a: 1\na: 2", "stands twice"),
+    "a key twice": ("a: 1\na: 2", "occurs twice"),
     "a list": ("- 1", "keys and values"),
     "nothing": ("", "keys and values"),
     "not closed": ("a: [1", "not YAML"),

@@ -106,4 +106,5 @@ def test_nothing_that_is_trained_has_changed(name: str, toy_folder: Path, tmp_pa
     for site, models in pinned["dice"].items():
         found = {model: getattr(summary.sites[site], model) for model in ("personal", "shared")}
         dice = {model: entry.dice for model, entry in found.items() if entry is not None}
-        assert dice == pytest.approx(models, abs=0 if processor() == PINNED["cpu"] else 0.02)
+        # Scores were sums in float32 then, and are quotients of whole numbers now.
+        assert dice == pytest.approx(models, abs=1e-6 if processor() == PINNED["cpu"] else 0.02)

@@ -107,7 +107,7 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("data:\n  sites:\n    a: x\n    a: y\n", "stands twice"),
+        ("data:\n  sites:\n    a: x\n    a: y\n", "occurs twice"),
         ("- 1\n", "keys and values"),
         ("data: [\n", "not YAML"),
         ("x: !!python/object/apply:os.system [touch /tmp/owned]\n", "not YAML"),
@@ -133,7 +133,7 @@ def test_a_malformed_override_is_refused(tmp_path: Path) -> None:
     [
         (
             "data:\n  classes: {x: [1]}\n  sites:\n    a: a\n    b: b\n    a: c\n",
-            "study.yaml, line 6: the key 'a' stands twice (first in line 4). Names",
+            "study.yaml, line 6: the key 'a' occurs twice (first in line 4). Names",
         ),
         (
             "data:\n  sites: {1: a, b: b}\n  classes: {x: [1]}\n",
@@ -141,7 +141,7 @@ def test_a_malformed_override_is_refused(tmp_path: Path) -> None:
         ),
         (
             "data:\n  sites: {a: a}\n  classes: {x: 1}\n",
-            "data.classes.x: the ids are a list, also where there is one: write [1]",
+            "data.classes.x: the ids must be a list, even if there is only one: write [1]",
         ),
     ],
     ids=["twice", "numeric name", "scalar id"],

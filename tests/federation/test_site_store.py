@@ -187,7 +187,7 @@ def test_damage_is_seen(store):
     with pytest.raises(StoreError, match="is damaged"):
         store.load()
     path.write_bytes(data[:-1])
-    with pytest.raises(StoreError, match="not a sound safetensors file"):
+    with pytest.raises(StoreError, match="not a valid safetensors file"):
         store.load()
 
 

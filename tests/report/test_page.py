@@ -239,7 +239,7 @@ def test_a_missed_structure_stands_beside_its_distances(tmp_path, fake):
     ]
     write_summary(tmp_path / "summary.json", fake.summary_of({"a": summarize_site(cases)}))
     html = write_page(tmp_path).read_text("utf-8")
-    table = html[html.index("Every class at every site") : html.index("How it was made")]
+    table = html[html.index("Every class at every site") : html.index("Details of the run")]
     cells = [re.findall(r"<t[hd][^>]*>([^<]*)<", line) for line in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)]
     assert cells[1][:6] == ["a", "organ", "3", "0 of 3", "0", "0.900"]
     assert cells[2][:6] == ["a", "lesion", "2", "2 of 2", "1", "0.000"]

@@ -82,7 +82,7 @@ def test_what_is_not_a_record_is_refused_and_leaves_no_trace(path, record):
 
 def test_a_completed_line_that_is_damaged_is_an_error(path):
     path.write_text('{"kind":"timing"}\n{"kind": "val\n{"kind":"timing"}\n', "utf-8")
-    with pytest.raises(StoreError, match=r"damaged: line 2, .*Bring the file back"):
+    with pytest.raises(StoreError, match=r"damaged: line 2, .*Restore the file from a copy"):
         read_records(path)
 
 

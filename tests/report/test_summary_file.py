@@ -213,7 +213,7 @@ def test_what_is_no_summary_is_refused(tmp_path, text):
 
 
 def test_a_run_without_a_summary_is_an_error(tmp_path):
-    with pytest.raises(StoreError, match="writes it when it ends"):
+    with pytest.raises(StoreError, match="writes this file at its end"):
         read_summary(tmp_path / "summary.json")
 
 

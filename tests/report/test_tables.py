@@ -159,10 +159,10 @@ def test_ties_are_both_marked_and_only_what_is_apart_from_all_others_is_coloured
 
 def test_a_comparison_says_what_it_rests_on(fake):
     runs = {method: fake.make_summary(method) for method in ("pfedsam", "fedavg")}
-    assert comparison_note(runs, {}).startswith("One seed (1): another split")
+    assert comparison_note(runs, {}).startswith("One seed (1): with another split")
     assert NO_INTERVALS in comparison_note(runs, {"pfedsam": None})
     mixed = {"a": fake.make_summary(seed=1), "b": fake.make_summary(seed=2)}
-    assert comparison_note(mixed, {}).startswith("One seed a run (1, 2): the runs were not tested on the same cases.")
+    assert comparison_note(mixed, {}).startswith("One seed per run (1, 2): the runs were not tested on the same cases.")
 
 
 def test_intervals_stand_below_the_values_and_differences_are_paired(fake):

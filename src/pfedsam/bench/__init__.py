@@ -1,1 +1,1 @@
-"""The research benches: suites, comparisons over seeds, ablations, few labels, onboarding."""
+"""Research benchmarks: comparisons of methods over seeds, ablations, few labels and onboarding on a suite of sites."""

@@ -1,4 +1,4 @@
-"""Leave one site out, and let it join: a bench of what a federation is worth to a site that was not in it."""
+"""Leave-one-site-out benchmark: what a trained federation is worth to a site that did not take part in it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,17 +19,17 @@ def run_new_sites(
     tell: Callable[[Step], None],
     finished: Callable[[Sequence[Joined]], None],
 ) -> list[Joined]:
-    """Train every federation that lacks one site, and onboard that site from each number of labelled cases.
+    """Train each federation without one of its sites, and onboard that site with each of the numbers of labelled cases.
 
-    The full federation is trained too, or taken from an earlier `bench accuracy` in the same folder: a newcomer is measured by what it
-    would have as a member, on the same split.
+    The full federation is also trained, or taken from an earlier `bench accuracy` in the same folder, so that the new site is compared
+    with its result as a member of the federation on the same split.
 
     Args:
         plan: methods, seeds and folder.
         labels: numbers of labelled cases.
-        steps: of each way that trains.
+        steps: optimiser steps of each onboarding option that trains.
         tell: called on progress.
-        finished: called with all that is done after each site and seed.
+        finished: called after each site and seed with all results so far.
 
     Raises:
         RunError: a federation could not be trained.

@@ -1,7 +1,7 @@
-"""A suite's runs, one after the other: every (seed, method) is an ordinary run in its own folder, resumable at any moment.
+"""The runs of a suite, one after the other: every pair of seed and method is an ordinary run in its own folder that can be resumed.
 
-What is done is skipped, and the results are written after every run, so that a part of a comparison is a comparison too. All runs share
-one cache of the frozen blocks' outputs; the first run that meets an image pays for it.
+Finished runs are skipped, and the results are written after every run, so that an unfinished comparison can already be read. All runs
+share one cache of frozen features: the features of an image are computed by the first run that uses the image.
 """
 
 import json
@@ -27,7 +27,7 @@ from pfedsam.report.accuracy_page import Study, write_accuracy
 
 @dataclass(frozen=True)
 class Plan:
-    """A comparison: what is run where."""
+    """A comparison: its suite, entries, seeds, options and folders."""
 
     suite: Suite
     entries: Sequence[Entry]
@@ -38,9 +38,9 @@ class Plan:
     workers: int = 2
     threads: int = 1
     cache: Path | None = None
-    """For the frozen blocks' outputs; None: in `out`."""
+    """Folder of the cache of frozen features; None for a folder inside `out`."""
     leave_out: str | None = None
-    """A site that takes no part."""
+    """Name of a site that is left out."""
 
     @property
     def sites(self) -> dict[str, Path]:
@@ -53,18 +53,18 @@ class Plan:
 
     @property
     def cache_folder(self) -> Path:
-        """Where the frozen blocks' outputs are kept."""
+        """The folder of the cache of frozen features."""
         return self.cache or self.out / "cache"
 
     def inside(self, name: str, overrides: Sequence[str]) -> "Plan":
-        """The same comparison with other overrides, in a folder of its own inside this one's, with the same cache."""
+        """The same comparison with other overrides, in a subfolder of this one's folder, with the same cache."""
         return replace(self, overrides=overrides, out=self.out / name, cache=self.cache_folder)
 
     def options(self, entry: Entry, seed: int) -> RunOptions:
         """The configuration of one run.
 
         Raises:
-            OptionError: naming every mistake.
+            OptionError: the configuration has mistakes; the message names all of them.
             DataError: a site's folder is missing.
         """
         chosen = run_options(self.suite, entry, seed, self.sites, self.overrides)
@@ -73,14 +73,14 @@ class Plan:
         return chosen.model_copy(update={"runtime": chosen.runtime.model_copy(update=runtime)})
 
     def folder(self, entry: Entry, seed: int) -> Path:
-        """Where a run lies."""
+        """The folder of a run."""
         base = self.out / f"without-{self.leave_out}" if self.leave_out else self.out
         return base / f"seed{seed}" / entry.label
 
 
 @dataclass(frozen=True)
 class Step:
-    """Progress of a bench: the run at work, and how many of all are done."""
+    """Progress of a benchmark: the current run, and how many of all runs are done."""
 
     label: str
     seed: int
@@ -92,22 +92,22 @@ class Step:
 
 @dataclass
 class Outcome:
-    """The finished runs, and what went wrong."""
+    """The finished runs, and the errors of those that failed."""
 
     runs: dict[str, dict[int, RunScores]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    """Run to its error as it stands, for whoever gave the command; it may name a case."""
+    """Full error message by run, for the user of the command; it may name a case."""
     kinds: dict[str, str] = field(default_factory=dict)
-    """Run to the kind of its error, for the files of results."""
+    """Class of the error by run, for the result files, which must not name cases."""
 
 
 def run_plan(plan: Plan, tell: Callable[[Step], None], finished: Callable[[Outcome], None]) -> Outcome:
-    """Run what is missing. A run that fails is noted, and the others go on.
+    """Run every run that is not finished yet. If one fails, its error is recorded and the others are still run.
 
     Args:
-        plan: what to run.
+        plan: the comparison.
         tell: called on progress.
-        finished: called after every run, and once at the start, with all that is done so far.
+        finished: called with all results so far, once at the start and after every run.
 
     Raises:
         RunError: another process works in the same folder, or a run's folder holds another configuration.
@@ -141,7 +141,7 @@ def run_plan(plan: Plan, tell: Callable[[Step], None], finished: Callable[[Outco
 
 
 def write_results(plan: Plan, outcome: Outcome, folder: Path, name: str, command: str) -> dict[str, float | None]:
-    """JSON, Markdown and figure of what is done so far; returns the headline figures.
+    """Write JSON, Markdown and a figure of all results so far, and return the headline figures.
 
     Raises:
         StoreError: a file could not be written.
@@ -152,7 +152,7 @@ def write_results(plan: Plan, outcome: Outcome, folder: Path, name: str, command
 
 
 def study_of(plan: Plan, name: str, command: str, failed: Mapping[str, str]) -> Study:
-    """What the files of a comparison say about it; `failed` as `Outcome.kinds`."""
+    """The description of a comparison for its result files; `failed` has the form of `Outcome.kinds`."""
     return Study(
         name=name,
         subject=plan.suite.subject,
@@ -165,7 +165,7 @@ def study_of(plan: Plan, name: str, command: str, failed: Mapping[str, str]) -> 
 
 
 def _settings(plan: Plan) -> dict[str, Any]:
-    """The suite as it was run, without folders."""
+    """The suite as it was run, without the paths of folders."""
     content = plan.suite.model_dump(mode="json", exclude={"variants"})
     changes = {entry.label: dict(entry.changes) for entry in plan.entries if entry.changes}
     return {**content, "set": list(plan.overrides), "variants": changes, "workers": plan.workers}
@@ -187,12 +187,12 @@ def _collect(plan: Plan, entry: Entry, seed: int, options: RunOptions, outcome: 
 
 def _cost_file(plan: Plan, entry: Entry, seed: int) -> Path:
     path = plan.out / "costs" / plan.folder(entry, seed).relative_to(plan.out)
-    return path.with_name(f"{path.name}.json")  # not with_suffix: of `lr-0.001` it leaves `lr-0`
+    return path.with_name(f"{path.name}.json")  # `with_suffix` would turn `lr-0.001` into `lr-0`
 
 
 @contextmanager
 def _measured(path: Path) -> Iterator[None]:
-    """Add what happens within to a run's cost; a session that was killed leaves a null, and the whole is then unknown."""
+    """Add the cost of the enclosed code to a run's costs; a session that was killed leaves a null, so that the total is then unknown."""
     path.parent.mkdir(parents=True, exist_ok=True)
     before = _sessions(path)
     atomic.write_json(path, [*before, None])
@@ -215,6 +215,6 @@ def _read_cost(path: Path, steps: int) -> Cost:
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of its children that have ended."""
+    """CPU time of this process and of its child processes that have ended."""
     both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(one.ru_utime + one.ru_stime for one in both)

@@ -1,1 +1,1 @@
-"""Command line: one file per group of commands; the only layer that prints."""
+"""Command line: one file per group of commands. No other layer prints."""

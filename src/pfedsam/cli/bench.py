@@ -1,4 +1,4 @@
-"""`pfedsam bench`: whole comparisons by one protocol, resumable, with intervals."""
+"""`pfedsam bench`: comparisons of methods over several seeds by one protocol, with confidence intervals; they can be resumed."""
 
 import shlex
 import time
@@ -20,21 +20,31 @@ if TYPE_CHECKING:
     from pfedsam.report.onboarding_page import Joined
 
 app = typer.Typer(
-    no_args_is_help=True, help="Comparisons of methods over seeds, by one protocol; see docs/evidence.md."
+    no_args_is_help=True, help="Compare methods over several seeds by one protocol (docs/evidence.md). For research."
 )
 
-Data = Annotated[Path, typer.Option("--data", help="Folder with one folder per site of the suite.")]
-SuiteName = Annotated[str, typer.Option("--suite", help="nuclei, retina, or your own suite file (YAML).")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of all runs; give it again to go on.")]
-Methods = Annotated[str | None, typer.Option("--methods", help="Methods, separated by commas; empty = the suite's.")]
-Seeds = Annotated[str | None, typer.Option("--seeds", help="Seeds, separated by commas; empty = the suite's.")]
+Data = Annotated[Path, typer.Option("--data", help="Folder that holds one folder for each site of the suite.")]
+SuiteName = Annotated[
+    str,
+    typer.Option("--suite", help="Name of a shipped suite (nuclei or retina), or path of your own suite file (YAML)."),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for all runs; give the same folder again to continue.")]
+Methods = Annotated[
+    str | None, typer.Option("--methods", help="Methods, separated by commas; default: those of the suite.")
+]
+Seeds = Annotated[str | None, typer.Option("--seeds", help="Seeds, separated by commas; default: those of the suite.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a key for every run, such as training.rounds=4; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set", help="Override a key of the configuration in every run, such as training.rounds=4; may be repeated."
+    ),
 ]
 CONVERGED = 3
-"""Times the rounds of a suite that `--converged` trains."""
-Workers = Annotated[int, typer.Option("--workers", help="Processes that train sites side by side.")]
-Results = Annotated[Path | None, typer.Option("--results", help="Folder of the result files; empty = --out.")]
+"""Factor by which `--converged` multiplies the rounds of a suite."""
+Workers = Annotated[int, typer.Option("--workers", help="Number of processes that train sites in parallel.")]
+Results = Annotated[
+    Path | None, typer.Option("--results", help="Folder for the result files; default: the folder of --out.")
+]
 
 
 @app.command("accuracy")
@@ -49,22 +59,27 @@ def accuracy_command(
     seeds: Seeds = None,
     train_limit: Annotated[
         int | None,
-        typer.Option("--train-limit", min=1, help="Labelled training images a site, patient by patient; empty = all."),
+        typer.Option(
+            "--train-limit",
+            min=1,
+            help="Number of labelled training images per site, taken as whole patients; default: all.",
+        ),
     ] = None,
     results: Results = None,
     name: Annotated[
         str | None,
         typer.Option(
             "--name",
-            help="Of the result files; empty = accuracy-SUITE or ablation-SUITE, with -N after --train-limit N.",
+            help="Name of the result files; default: accuracy-SUITE or ablation-SUITE, followed by -N with --train-limit N.",
         ),
     ] = None,
     overrides: Set = None,
     workers: Workers = 2,
 ) -> None:
-    """Run methods and seeds of a suite with equal local steps, and compare them: JSON, Markdown and a figure.
+    """Compare methods over several seeds, with an equal number of optimiser steps at each site.
 
-    The same command goes on after an interruption and skips what is done; the results are written after every run.
+    Writes the results as JSON, Markdown and a figure after every run. After an interruption, the same command continues and skips the
+    runs that are finished.
     Example: pfedsam bench accuracy --data data/nuclei --suite nuclei --methods pfedsam,fedavg,local-only --out runs/nuclei
     """
     from pfedsam.bench.plan import run_plan, write_results
@@ -95,16 +110,18 @@ def onboarding_command(
     methods: Methods = None,
     seeds: Seeds = None,
     labels: Annotated[
-        str, typer.Option("--labels", help="Numbers of labelled cases, separated by commas.")
+        str, typer.Option("--labels", help="Numbers of labelled cases of the new site, separated by commas.")
     ] = "5,10,20",
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps of each way that trains.")] = 120,
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, help="Optimiser steps of each onboarding option that trains.")
+    ] = 120,
     results: Results = None,
     overrides: Set = None,
     workers: Workers = 2,
 ) -> None:
-    """Leave each site out in turn, score the shared model there, and let the site join with a few labelled cases.
+    """Leave out each site in turn, score the shared model there, and let the site join with a few labelled cases.
 
-    Give the --out of `bench accuracy` with the same suite, and the full federations are taken from there.
+    If --out is the folder of an earlier `bench accuracy` of the same suite, its runs of the full federation are used.
     Example: pfedsam bench onboarding --data data/nuclei --suite nuclei --out runs/nuclei
     """  # noqa: DOC501 - shown as help
     from pfedsam.bench.new_sites import run_new_sites
@@ -137,22 +154,24 @@ def labels_command(
     seeds: Seeds = None,
     limits: Annotated[
         str,
-        typer.Option("--limits", help="Labelled training images a site, separated by commas; `all` comes last anyway."),
+        typer.Option(
+            "--limits", help="Numbers of labelled training images per site, separated by commas; `all` is always added."
+        ),
     ] = "4,8,16",
     converged: Annotated[
         bool,
         typer.Option(
             "--converged",
-            help=f"{CONVERGED} times the suite's rounds, each site ending with the best of its validations.",
+            help=f"Train for {CONVERGED} times the suite's rounds; each site ends with the model of its best validation.",
         ),
     ] = False,
     results: Results = None,
     overrides: Set = None,
     workers: Workers = 2,
 ) -> None:
-    """Dice against the number of labelled images per site, at equal steps or three times as long: is the federation worth it?
+    """Measure Dice against the number of labelled images per site, which shows for how many labels a federation is worth it.
 
-    Give the --out of `bench accuracy` with the same suite, and the runs with all labels are taken from there.
+    If --out is the folder of an earlier `bench accuracy` of the same suite, its runs with all labels are used.
     Example: pfedsam bench labels --data data/nuclei --suite nuclei --limits 4,8,16 --out runs/nuclei
     """
     from pfedsam.bench.plan import Outcome, run_plan, study_of
@@ -181,7 +200,7 @@ def labels_command(
 
 
 def _limits(text: str) -> list[str]:
-    """The numbers of labelled images in their order, then all of them."""
+    """The numbers of labelled images in ascending order, followed by None for all images."""
     from pfedsam.report.labels_page import ALL
 
     numbers = ",".join(name for name in _names(text) or [] if name != ALL)
@@ -189,32 +208,32 @@ def _limits(text: str) -> list[str]:
 
 
 def _over_limits(by_limit: "Mapping[str, Mapping[str, str]]") -> dict[str, str]:
-    """Limit to run to text, as run to text."""
+    """Texts by limit and run, as texts by the name of run and limit."""
     return {f"{run}, {limit} labels": text for limit, found in by_limit.items() for run, text in found.items()}
 
 
 def _refuse_failures(failed: "Mapping[str, str]") -> None:
-    """End with an error if a run failed.
+    """Raise an error if a run failed.
 
     Raises:
-        RunError: with the whole text of each.
+        RunError: a run failed; the message has the full text of every failure.
     """
     from pfedsam.core.errors import RunError
 
     if failed:
         raise RunError(
-            f"{len(failed)} run(s) failed; the same command tries them again:\n"
+            f"{len(failed)} run(s) failed. The same command tries them again:\n"
             + "\n".join(f"{run}: {message}" for run, message in failed.items())
         )
 
 
 def _limited(plan: "Plan", limit: str) -> "Plan":
-    """The plan with so many labelled training images a site, in a folder of its own but with the same cache."""
+    """The plan with a limited number of labelled training images per site, in its own folder but with the same cache."""
     return plan.inside(f"labels-{limit}", [*plan.overrides, f"data.split.max_train_cases={limit}"])
 
 
 def _converged(plan: "Plan") -> "Plan":
-    """The plan with more rounds and early stopping, in a folder of its own but with the same cache; `--set` still counts."""
+    """The plan with more rounds and early stopping, in its own folder but with the same cache; `--set` takes precedence."""
     from pfedsam.training.options import TrainingOptions
 
     rounds = plan.suite.options.get("training", {}).get("rounds", TrainingOptions().rounds)
@@ -243,7 +262,7 @@ def _plan(
 
 @contextmanager
 def bench_bar(plan: "Plan") -> Iterator["Callable[[Step], None]"]:
-    """One bar over all runs with the time that is left, and a line for each run that ends."""
+    """A progress bar over all runs with the remaining time, and a line for each run that ends."""
     columns = (
         TextColumn("{task.description:<60}", markup=False),
         BarColumn(),
@@ -276,7 +295,7 @@ def bench_bar(plan: "Plan") -> Iterator["Callable[[Step], None]"]:
 
 
 _PARTS = {"train": 0.8, "finalize": 0.05, "test": 0.15}
-"""Roughly, what part of a run's time each stage takes."""
+"""The approximate share of a run's time that each stage takes."""
 
 
 def _names(text: str | None) -> list[str] | None:
@@ -285,10 +304,10 @@ def _names(text: str | None) -> list[str] | None:
 
 
 def _numbers(text: str | None, option: str, *, least: int = 1) -> list[int]:
-    """The whole numbers of an option, each once.
+    """The whole numbers in the text of an option, without duplicates.
 
     Raises:
-        OptionError: one is not a whole number, or less than `least`.
+        OptionError: a part of the text is not a whole number, or is less than `least`.
     """
     from pfedsam.core.errors import OptionError
 
@@ -302,7 +321,7 @@ def _numbers(text: str | None, option: str, *, least: int = 1) -> list[int]:
 
 
 def _command(plan: "Plan", what: str, suite: str, methods: str | None, variants: str) -> str:
-    """The command that makes these results again, with DIR for the data, a folder for each suite, and none of this machine."""
+    """The command that reproduces these results, with DIR for the data folder, a folder for each suite, and no path of this machine."""
     words = [f"pfedsam bench {what} --data DIR --suite {Path(suite).name} --out runs/{plan.suite.name}"]
     words += [f"--methods {methods}"] if methods else []
     words += [f"--variants {variants}"] if variants else []

@@ -1,4 +1,4 @@
-"""What the commands share: consoles, warnings, and progress bars with the time that is left."""
+"""Functions that all commands share: consoles, warnings, and progress bars with the remaining time."""
 
 import logging
 import sys
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from pfedsam.engine.progress import Event
 
 _DESCRIPTION = 44
-"""Characters of a bar's text: with bar, count and time it fits a line of 80 columns or a little more."""
+"""Length of a progress bar's text in characters, so that with bar, count and time it fits a line of about 80 columns."""
 
 
 class PlainConsole(Console):
-    """Prints text as it stands, wherever it came from: no markup, no emoji codes, and "?" for what would steer the terminal."""
+    """Prints text from any source literally: markup and emoji codes are not interpreted, and control characters are shown as "?"."""
 
     def render_str(self, text: str, **settings: Any) -> Text:  # noqa: ANN401 - rich's own settings
-        """As rich's, without markup and control characters."""
+        """Render text as rich does, but without markup and control characters."""
         shown = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
         return super().render_str(shown, **{**settings, "markup": False, "emoji": False})
 
@@ -33,7 +33,7 @@ ERR = PlainConsole(stderr=True)
 
 
 class _Warnings(logging.Handler):
-    """Prints each warning of the package once, as `Warning: ...`; above a progress bar where there is one."""
+    """Prints each warning of the package once, as `Warning: ...`; if a progress bar is shown, above the bar."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -47,12 +47,12 @@ class _Warnings(logging.Handler):
 
 
 def warn(text: str) -> None:
-    """Print a warning to standard error, whole and unwrapped where it is no terminal."""
+    """Print a warning to standard error; its lines are not wrapped if that is not a terminal."""
     ERR.print(f"Warning: {text}", markup=False, highlight=False, soft_wrap=not ERR.is_terminal)
 
 
 def show_warnings() -> None:
-    """Print what the package warns of from now on."""
+    """From now on, print the warnings that the package logs."""
     logger = get_logger("pfedsam")
     for handler in [one for one in logger.handlers if isinstance(one, _Warnings)]:
         logger.removeHandler(handler)
@@ -60,22 +60,22 @@ def show_warnings() -> None:
 
 
 def print_error(text: str, kind: str = "") -> None:
-    """Print an error to standard error, lines whole where it is no terminal, after the kind of error."""
+    """Print an error after its kind to standard error; its lines are not wrapped if that is not a terminal."""
     if kind:
         ERR.print(f"{kind}: ", style="red", end="")
     ERR.print(text, markup=False, highlight=False, soft_wrap=not ERR.is_terminal)
 
 
 def shorten(text: str, width: int) -> str:
-    """The text, its end replaced by an ellipsis where it is longer than `width`."""
+    """The text; if it is longer than `width`, its end is replaced by an ellipsis."""
     return text if len(text) <= width else text[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def needs_linux() -> None:
-    """Before the commands that start NVFlare's processes, or work on their folders.
+    """Refuse to run a command that starts NVFlare's processes, or works on their folders, on a system other than Linux.
 
     Raises:
-        RunError: this is another system.
+        RunError: the system is not Linux.
     """
     if sys.platform != "linux":
         from pfedsam.core.errors import RunError
@@ -88,7 +88,7 @@ def needs_linux() -> None:
 
 @contextmanager
 def event_bars() -> Iterator["Callable[..., None]"]:
-    """A bar per stage of a run; yields the callback that moves them, with the title of a run where there are several."""
+    """Show a progress bar for each stage of a run; yields the callback that updates them, which also gets the title of the run."""
     columns = (
         TextColumn("{task.description:<34}", markup=False),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""`pfedsam coordinator`: the machine that averages; it holds no images and sees none."""
+"""`pfedsam coordinator`: commands of the machine that averages the updates of the sites; it never has access to images."""
 
 import os
 import signal
@@ -12,11 +12,13 @@ from rich.table import Table
 from pfedsam.cli.console import OUT, needs_linux
 
 app = typer.Typer(
-    help="Coordinate a federation of sites on other machines (Linux).", no_args_is_help=True, callback=needs_linux
+    help="Coordinate a federation of sites on other machines (Linux only; see docs/deploy.md).",
+    no_args_is_help=True,
+    callback=needs_linux,
 )
 Folder = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 PID = "coordinator.pid"
-"""Holds the coordinator's process id; without its lock beside it (`core.lock.running_as`) it is left over."""
+"""Name of the file with the coordinator's process id. If its lock (`core.lock.running_as`) is free, no coordinator runs."""
 _STOP_S = 15.0
 
 
@@ -25,14 +27,23 @@ def init_command(
     folder: Folder,
     address: Annotated[str, typer.Option(help="Host name under which the sites reach this machine.")],
     sites: Annotated[
-        str, typer.Option(help="Names of sites whose keys are made here, separated by commas; others send a request.")
+        str,
+        typer.Option(
+            help="Names of the sites whose keys are made here, separated by commas; other sites make their own key and send a request."
+        ),
     ] = "",
     port: Annotated[
-        int, typer.Option(help="Port for the sites; the next one is for this machine's own control.")
+        int,
+        typer.Option(
+            help="Port for the connections of the sites; the next port is used for the local control of this machine."
+        ),
     ] = 8102,
     project: Annotated[str, typer.Option(help="Name of the project.")] = "pfedsam",
 ) -> None:
-    """Make the federation's root certificate and the coordinator's keys; with --sites also keys and a kit for each of those that is new."""
+    """Make the federation's root certificate and the coordinator's keys.
+
+    With --sites, also make the keys and a startup kit of each of these sites that has none yet.
+    """
     from pfedsam.deploy.provision import provision
 
     names = [name.strip() for name in sites.split(",") if name.strip()]
@@ -41,10 +52,10 @@ def init_command(
         OUT.print(f"Kit for {name}: {folder / 'kits' / f'{name}.zip'}", soft_wrap=True)
     if made:
         OUT.print(
-            "Hand each kit to its site alone, over a channel that you trust: whoever has it can speak as that site."
+            "Give each kit only to its site, over a channel that you trust: whoever has the kit can act as that site."
         )
     elif names:
-        OUT.print("No kit is new: a site's kit is made once.")
+        OUT.print("No kit was made: each of these sites has one already, and a site's kit is made only once.")
     else:
         OUT.print(
             f"The coordinator is in {folder}. Each site sends the file that `pfedsam site request` makes; `pfedsam coordinator sign` "
@@ -57,9 +68,11 @@ def init_command(
 def sign_command(
     folder: Folder,
     request: Annotated[Path, typer.Argument(help="The file that `pfedsam site request` made at the site.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; the fingerprint was compared.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Sign without asking, because the fingerprint has been compared already.")
+    ] = False,
 ) -> None:
-    """Make the kit of a site that has made its key itself; the kit holds no secret."""
+    """Make the startup kit of a site that has made its own key; such a kit contains no secret."""
     from pfedsam.deploy.keys import fingerprint, read_request, root_fingerprint
     from pfedsam.deploy.provision import sign_request
 
@@ -74,24 +87,37 @@ def sign_command(
 @app.command("submit")
 def submit_command(
     folder: Folder,
-    config: Annotated[Path, typer.Argument(help="The run's YAML file; the folders of its sites do not matter here.")],
-    quorum: Annotated[int, typer.Option(help="Least number of accepted updates for a round to count.")] = 2,
-    deadline: Annotated[int, typer.Option(help="Seconds that sites have for a client round.")] = 1800,
+    config: Annotated[
+        Path, typer.Argument(help="The configuration of the run (YAML); the folders of the sites in it are not used.")
+    ],
+    quorum: Annotated[int, typer.Option(help="Number of accepted updates that a round needs at least.")] = 2,
+    deadline: Annotated[int, typer.Option(help="Time limit of a client round at the sites, in seconds.")] = 1800,
     join: Annotated[
         int,
-        typer.Option(help="Seconds to wait for all sites; then it begins with those there, or stops below the quorum."),
+        typer.Option(
+            help="Seconds to wait for all sites; then the study starts with the connected ones, or stops if they are fewer than the quorum."
+        ),
     ] = 300,
-    score: Annotated[int, typer.Option(help="Seconds that sites have for the test at the end.")] = 1800,
+    score: Annotated[int, typer.Option(help="Time limit of the test at the end at the sites, in seconds.")] = 1800,
     max_share: Annotated[
         float,
-        typer.Option(help="Largest share of the average that one site has, whatever number of cases it declares."),
+        typer.Option(help="Largest weight of one site in the average, whatever number of cases it declares."),
     ] = 0.5,
     median_factor: Annotated[
-        float, typer.Option(help="Scale an update down above so many times the round's median norm; 0 = never.")
+        float,
+        typer.Option(
+            help="Scale an update down if its norm is more than this many times the median norm of the round; 0: never."
+        ),
     ] = 3.0,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key; repeatable.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a key of the configuration, such as training.rounds=20; may be repeated."),
+    ] = None,
 ) -> None:
-    """Give the coordinator a study, or a stopped one again; prints the manifest that the sites' operators approve."""
+    """Submit a study to the coordinator, or submit a stopped study again.
+
+    Prints the path of the manifest, which the operators of the sites have to approve.
+    """
     from pfedsam.engine.rounds import RoundPolicy
     from pfedsam.engine.study_folder import STUDIES_FOLDER, create_study
     from pfedsam.experiment.load import load_options, validate
@@ -112,9 +138,9 @@ def submit_command(
 @app.command("start")
 def start_command(
     folder: Folder,
-    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when no study is left to work on.")] = False,
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when all submitted studies are done.")] = False,
 ) -> None:
-    """Serve the sites and work through the studies, in the foreground, until SIGTERM or Ctrl-C."""  # noqa: DOC501
+    """Run the submitted studies with the sites, in the foreground, until SIGTERM or Ctrl-C."""  # noqa: DOC501
     from pfedsam.core.errors import RunError
     from pfedsam.core.lock import running_as
     from pfedsam.core.log import configure
@@ -128,12 +154,12 @@ def start_command(
         supervisor = Supervisor(folder)
         supervisor.run(until_idle=until_idle)
     if supervisor.stop.is_set:
-        os._exit(0)  # all is ended and written; taking down torch costs over a second of a processor, a busy one ten
+        os._exit(0)  # Everything is written. A normal exit would spend a second or more of CPU time on unloading torch.
 
 
 @app.command("status")
 def status_command(folder: Folder) -> None:
-    """Where every study stands, and which sites are connected."""  # noqa: DOC501
+    """Show the progress of every study, and the sites that are connected."""  # noqa: DOC501
     from pfedsam.core.errors import RunError, StoreError
     from pfedsam.core.lock import runner
     from pfedsam.engine.study_folder import STUDIES_FOLDER, StudyFolder, read_connected
@@ -200,7 +226,7 @@ def rollback_command(
 
 @app.command("stop")
 def stop_command(folder: Folder) -> None:
-    """Stop the coordinator; every committed round stays, and `start` goes on from there."""  # noqa: DOC501
+    """Stop the coordinator; committed rounds are kept, and `start` continues from the last of them."""  # noqa: DOC501
     from pfedsam.core.errors import RunError
     from pfedsam.core.lock import runner
 
@@ -223,7 +249,7 @@ def revoke_command(
     site: Annotated[str, typer.Argument(help="Name of the site.")],
     undo: Annotated[bool, typer.Option("--undo", help="Let the site take part again.")] = False,
 ) -> None:
-    """Shut a site out, for a kit that was lost or stolen; a coordinator that runs takes notice within a round."""  # noqa: DOC501
+    """Exclude a site, for example because its kit was lost or stolen; a running coordinator applies this within one round."""  # noqa: DOC501
     from pfedsam.core.errors import StoreError
     from pfedsam.engine.study_folder import read_revoked, write_revoked
 

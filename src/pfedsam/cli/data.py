@@ -1,4 +1,4 @@
-"""`pfedsam data check` and `data split`: look at the sites before anything is trained."""
+"""`pfedsam data`: check, split and import the data of the sites before training."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pfedsam.data.manifest import Site
     from pfedsam.experiment.options import RunOptions
 
-app = typer.Typer(help="Check and split the sites' data.", no_args_is_help=True)
+app = typer.Typer(help="Check, split and import the data of the sites before training.", no_args_is_help=True)
 Config = Annotated[Path, typer.Argument(help="YAML file with data.sites and data.classes.")]
 _LABELS, _COLUMN = 24, 26
 """Widths of the table's first column and of one site's."""
@@ -26,13 +26,13 @@ def check_command(
     config: Config,
     html: Annotated[
         Path | None,
-        typer.Option("--html", help="Also write a page with images and outlines of every site to this file."),
+        typer.Option("--html", help="Also write a page with example images and outlines of every site to this file."),
     ] = None,
 ) -> None:
-    """Read every image and mask of every site, say what they are, and name everything that is wrong or suspicious.
+    """Read all images and masks of all sites, describe them, and report everything that is wrong or suspicious.
 
-    Problems end with exit code 3 and keep a run from starting; warnings may
-    be meant so. `run`, `compare` and `onboard` make the same checks.
+    If there are problems, the command ends with exit code 3, and no run can start with these data. Warnings name properties that
+    may be intended. `run`, `compare` and `onboard` make the same checks.
     Example: pfedsam data check study.yaml --html check.html
     """  # noqa: DOC501 - shown as help
     from pfedsam.core.errors import DataError
@@ -57,7 +57,7 @@ def check_command(
 
 
 def _read(options: "RunOptions") -> "tuple[list[Site], list[str]]":
-    """The sites that can be read, split where they can be, and what the others would be refused for."""
+    """The sites that can be read, split by patient where that is possible, and the errors of all others."""
     from pfedsam.core.errors import DataError
     from pfedsam.data.manifest import read_site
     from pfedsam.experiment.build import divide_site, volume_reading
@@ -98,7 +98,7 @@ def _check(sites: "list[Site]", options: "RunOptions") -> "DataReport":
 
 
 def _groups(sites: "tuple[SiteReport, ...]") -> "Iterable[tuple[SiteReport, ...]]":
-    """As many sites side by side as the terminal is wide."""
+    """The sites in groups that fit side by side into the width of the terminal."""
     beside = max(1, (OUT.width - _LABELS) // _COLUMN)
     return (sites[start : start + beside] for start in range(0, len(sites), beside))
 
@@ -115,11 +115,12 @@ def _table(sites: "tuple[SiteReport, ...]") -> Table:
 
 @app.command("split")
 def split_command(
-    config: Config, out: Annotated[Path, typer.Option("--out", "-o", help="Folder for one JSON file per site.")]
+    config: Config,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the split files, one JSON file per site.")],
 ) -> None:
-    """Split every site by patient into train, val and test, and write the split to files that data.split_folder can name.
+    """Split every site by patient into training, validation and test part, and write the split to files.
 
-    A file that is there already is never overwritten.
+    Set data.split_folder to the folder to use these splits. A file that exists already is never overwritten.
     """  # noqa: DOC501 - shown as help
     from pfedsam.core.errors import OptionError
     from pfedsam.data.split import write_split
@@ -131,8 +132,8 @@ def split_command(
     there = [path for name in sites if (path := out / f"{name}.json").exists()]
     if there:
         raise OptionError(
-            f"{str(there[0])!r} is there already ({len(there)} of {len(sites)} files). Nothing was written: give another --out, or "
-            "take the files away. A split that a study has begun with must stay as it is."
+            f"{str(there[0])!r} exists already ({len(there)} of {len(sites)} files). Nothing was written: give another --out, or "
+            "remove the files. Do not replace a split with which a study has started."
         )
     table = Table("site", "train", "val", "test")
     for name, site in sites.items():
@@ -144,10 +145,14 @@ def split_command(
 @app.command("import")
 def import_command(
     source: Annotated[
-        Path, typer.Argument(help="The folder that a published data set was unpacked to; it is only read.")
+        Path, typer.Argument(help="The folder with the unpacked files of a published data set; it is not changed.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for one folder per site and study.yaml.")],
-    layout: Annotated[str | None, typer.Option(help="Name of the layout; found by itself where only one fits.")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="New folder for the result: one folder per site, and study.yaml.")
+    ],
+    layout: Annotated[
+        str | None, typer.Option(help="Name of the layout; not needed if only one layout fits the folder.")
+    ] = None,
     copy: Annotated[bool, typer.Option("--copy", help="Copy the files instead of linking to them.")] = False,
 ) -> None:
     """Turn a published data set into sites, with its patients and classes.

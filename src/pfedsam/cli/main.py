@@ -1,4 +1,4 @@
-"""The `pfedsam` command: mounts the groups, and turns errors into one message and an exit code."""
+"""The `pfedsam` command: registers all commands, and turns every error into one message and an exit code."""
 
 import errno
 import signal
@@ -16,18 +16,16 @@ from pfedsam.core.errors import PfedsamError, RunError, StoreError
 
 INTERRUPTED = 130
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""A full disk, an empty quota."""
+"""Error numbers of a full disk and of an exceeded quota."""
 _IN_THE_WAY = frozenset({errno.EEXIST, errno.ENOTDIR})
-"""A file where a folder has to be."""
+"""Error numbers for a file in the place of a folder."""
 _DENIED = frozenset({errno.EACCES, errno.EPERM})
 _FEWER = "fewer workers (runtime.workers; --workers of bench)"
-_SMALLER = (
-    "So it is with model.precision=auto, model.recompute=true or a smaller training.batch_size, but in a new folder."
-)
+_SMALLER = "model.precision=auto, model.recompute=true or a smaller training.batch_size also need less memory, but require a new folder."
 _WITH_RESUME = ("demo", "run", "compare")
-"""Commands that go on with `--resume`."""
+"""Commands that continue an interrupted run with `--resume`."""
 _BY_THEMSELVES = ("bench", "coordinator start", "site start")
-"""Commands that go on where they stopped when they are given again."""
+"""Commands that continue where they stopped when they are given again."""
 
 app = typer.Typer(
     help="Personalised federated fine-tuning of the Segment Anything Model. Research use, not a medical device.",
@@ -46,7 +44,7 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _app(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version and end.", callback=_show_version, is_eager=True)
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None: ...
 
@@ -70,14 +68,14 @@ def main() -> None:
     """Run the command line.
 
     Raises:
-        SystemExit: with the exit code of what went wrong.
-        ModuleNotFoundError: the installation is broken.
-        OSError: of no file, unless the disk is to blame.
-        RuntimeError: other than for want of memory.
+        SystemExit: always, with the exit code of the error or 0.
+        ModuleNotFoundError: the installation is incomplete.
+        OSError: a system error that concerns neither a file nor a full disk.
+        RuntimeError: an error of torch other than a lack of memory.
     """  # noqa: DOC501 - the interrupt is caught here
     show_warnings()
     try:
-        if app(standalone_mode=False) == INTERRUPTED:  # what typer makes of Ctrl-C
+        if app(standalone_mode=False) == INTERRUPTED:  # typer turns Ctrl-C into this exception
             raise KeyboardInterrupt
     except PfedsamError as error:
         print_error(str(error), type(error).__name__)
@@ -93,51 +91,51 @@ def main() -> None:
         again = _again()
         ERR.print(f"Stopped. Nothing is lost: {again}." if again else "Stopped.")
         raise SystemExit(INTERRUPTED) from None
-    except ClickException as error:  # the command line's own usage errors
+    except ClickException as error:  # typer's errors about the usage of the command line
         error.show()
         raise SystemExit(error.exit_code) from error
 
 
 def _explain(error: Exception) -> PfedsamError | None:
-    """What to do about an error that is not of our tree, as one that is; None where we do not know."""
+    """Translate an error from outside the package into one of its own errors, with advice; None if no advice is known."""
     if isinstance(error, OSError):
         return _explain_file(error)
     if isinstance(error, ModuleNotFoundError):
         ours = (error.name or "").split(".")[0] == "nvflare"
         return RunError("This command needs NVFlare: `pip install '.[deploy]'` in the checkout.") if ours else None
-    what, less = "A worker process was killed, probably for want of memory", _FEWER
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not loaded for every command
+    what, less = "A worker process was killed, probably because memory ran out", _FEWER
+    if type(error).__name__ == "OutOfMemoryError":  # torch's class of the error; torch is not loaded for every command
         what, less = "The GPU's memory is full", f"{_FEWER} or runtime.device=cpu"
     elif not isinstance(error, BrokenExecutor):
         return None
     again = _again()
     go_on = f": set that and {again}" if again else ""
-    return RunError(f"{what}. What was finished is whole. Less is needed with {less}{go_on}. {_SMALLER}")
+    return RunError(f"{what}. All completed work is saved. Less memory is needed with {less}{go_on}. {_SMALLER}")
 
 
 def _explain_file(error: OSError) -> StoreError | None:
-    """What to do about a file; None where the error names none and the disk is not to blame."""
+    """Advice for an error about a file; None if the error names no file and does not concern the disk."""
     again = _again() or "give the same command again"
     if error.errno in _DISK:
-        todo = f"What was finished is whole: make room, then {again}."
+        todo = f"All completed work is saved: free disk space, then {again}."
     elif error.errno == errno.EROFS:
-        todo = f"This file system can only be read. What was finished is whole: make it writable, then {again}; or give a path elsewhere."
+        todo = f"This file system is read-only. All completed work is saved: make it writable, then {again}; or give a path elsewhere."
     elif error.filename is None:
         return None
     elif error.errno in _IN_THE_WAY:
-        todo = "A file is where a folder has to be: move it away, or give another path."
+        todo = "There is a file in the place of a folder: move it away, or give another path."
     elif error.errno in _DENIED:
-        todo = "You may not read or write there: change the permissions, or give another path."
+        todo = "You do not have the permission to read or write there: change the permissions, or give another path."
     elif error.errno == errno.ENOENT:
-        todo = "It is not there: check the path."
+        todo = "It does not exist: check the path."
     else:
-        todo = f"What was finished is whole: mend that, then {again}."
+        todo = f"All completed work is saved: solve this problem, then {again}."
     where = f" ({error.filename})" if error.filename is not None else ""
     return StoreError(f"{error.strerror or type(error).__name__}{where}. {todo}")
 
 
 def _again() -> str:
-    """How the command that was given goes on; empty for one that keeps nothing."""
+    """How to continue the given command; empty for a command that saves no progress."""
     words = " ".join(sys.argv[1:3])
     if words.startswith(_WITH_RESUME):
         return "give the same command with --resume"

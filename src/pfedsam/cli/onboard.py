@@ -15,20 +15,24 @@ if TYPE_CHECKING:
 def onboard_command(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run (the --out of `pfedsam run`).")],
     site_folder: Annotated[
-        Path, typer.Option("--site-folder", help="The new site: images/ and masks/, or a manifest.")
+        Path, typer.Option("--site-folder", help="Folder of the new site, with images/ and masks/, or a manifest.csv.")
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="New folder for the site's models; `predict` works with it.")
+        Path,
+        typer.Option(
+            "--out", "-o", help="New folder for the models of the site; it can be given to `pfedsam predict`."
+        ),
     ],
-    labels: Annotated[int, typer.Option(min=1, help="Labelled cases to train on.")] = 10,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each way that trains.")] = 120,
-    name: Annotated[str | None, typer.Option(help="Of the site; empty = its folder's name.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Decides which cases are trained on and which are tested.")] = 0,
+    labels: Annotated[int, typer.Option(min=1, help="Number of labelled cases to train on.")] = 10,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each option that trains.")] = 120,
+    name: Annotated[str | None, typer.Option(help="Name of the site; default: the name of its folder.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of training and test cases.")] = 0,
 ) -> None:
-    """Give a new site a model of its own, from a few labelled cases and the shared part of a federation.
+    """Train a personal model for a new site from a few labelled cases and the shared parameters of a finished federation.
 
-    The shared part stays as it is and nothing is sent. The folder holds the model with the site's own local part; the table compares it
-    with the shared model alone, with fine-tuning everything, and with training alone, on cases that none of them was trained on.
+    The shared parameters do not change, and no data are sent. The folder holds the model with the site's own local parameters. The table
+    compares it with the unchanged shared model, with fine-tuning of all parameters, and with training without the federation; all are
+    scored on cases that none of them was trained on.
     Example: pfedsam onboard runs/nuclei/pfedsam --site-folder data/new --labels 10 --out runs/new
     """
     from pfedsam.engine.onboarding import Newcomer, onboard
@@ -40,7 +44,7 @@ def onboard_command(
     OUT.print(onboarding_table(new.name, found))
     if found.trained_on < labels:
         OUT.print(
-            f"{labels} cases were asked for; the training part of this site, whole patients, has {found.trained_on} within that."
+            f"{labels} labelled cases were requested, but {found.trained_on} used: only whole patients of the training part are taken."
         )
     advice = shared_is_better(found)
     if advice:
@@ -49,7 +53,7 @@ def onboard_command(
 
 
 def shared_is_better(found: "Onboarded") -> str:
-    """What to do where the shared model alone did better than the one that the folder holds; empty where it did not."""
+    """Advice if the unchanged shared model has a higher Dice than the model in the folder, else an empty text."""
     from pfedsam.engine.onboarding import NOTHING
     from pfedsam.report.format import format_value
 
@@ -57,13 +61,13 @@ def shared_is_better(found: "Onboarded") -> str:
     if found.in_use == NOTHING or alone is None or used is None or alone <= used:
         return ""
     return (
-        f"The shared model as it is did better here (Dice {format_value(alone)}, with the local part {format_value(used)}): predict with "
-        f"--model shared, or give more labels or steps. Few cases were scored ({found.tested_on})."
+        f"The unchanged shared model has the higher Dice here ({format_value(alone)}, with local parameters {format_value(used)}): predict "
+        f"with --model shared, or give more labels or steps. The number of scored cases is {found.tested_on}."
     )
 
 
 def onboarding_table(name: str, found: "Onboarded") -> Table:
-    """The ways side by side; the one that the folder holds is bold."""
+    """A table of the onboarding options; the one whose model is in the folder is bold."""
     from pfedsam.engine.onboarding import WAYS
     from pfedsam.report.format import format_value
 

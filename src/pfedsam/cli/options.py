@@ -1,4 +1,4 @@
-"""`pfedsam options`: every key of a configuration."""
+"""`pfedsam options`: lists every key of a configuration."""
 
 from typing import Annotated
 
@@ -9,10 +9,13 @@ from pfedsam.cli.console import OUT
 
 
 def options_command(
-    part: Annotated[str, typer.Argument(help="Only keys with this in their path, such as training or augment.")] = "",
+    part: Annotated[
+        str, typer.Argument(help="Show only keys whose path contains this text, such as training or augment.")
+    ] = "",
 ) -> None:
-    """Every key of a configuration file, with its default and what it does; what was not set in a file is in a run's config.yaml.
+    """Show every key of a configuration file, with its default and its meaning.
 
+    The file config.yaml in the folder of a run lists all keys with the values that the run used.
     Example: pfedsam options optimizer
     """  # noqa: DOC501 - shown as help
     from pfedsam.core.errors import OptionError

@@ -1,4 +1,4 @@
-"""`pfedsam evaluate`, `predict`, `report`: use finished runs."""
+"""`pfedsam evaluate`, `predict` and `report`: commands that use finished runs."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -20,7 +20,7 @@ from pfedsam.cli.predicting import (
 
 
 class Wanted(StrEnum):
-    """Which of a site's models predicts."""
+    """The model of a site that is used for prediction."""
 
     IN_USE = "in-use"
     PERSONAL = "personal"
@@ -31,7 +31,7 @@ Folder = Annotated[Path, typer.Argument(help="Folder of a run (the --out of `pfe
 
 
 def evaluate_command(run: Folder) -> None:
-    """Score the test part of a run again and rewrite its scores, summary and report."""
+    """Score the test part of all sites of a run again, and rewrite the scores, the summary and the report."""
     from pfedsam.engine.opened import open_run
     from pfedsam.report.tables import run_tables
 
@@ -44,15 +44,19 @@ def evaluate_command(run: Folder) -> None:
 def predict_command(
     run: Folder,
     images: Images,
-    site: Annotated[str, typer.Option(help="Whose model to use; a site of the run.")],
+    site: Annotated[str, typer.Option(help="Name of the site of the run whose model is used.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks.")],
     model: Annotated[
         Wanted,
-        typer.Option(help="in-use: the better of the two on the site's validation part; personal or shared: that one."),
+        typer.Option(
+            help="personal, shared, or in-use: the one of the two that was better on the site's validation part."
+        ),
     ] = Wanted.IN_USE,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Override a key, such as data.image.max_megapixels=150; repeatable."),
+        typer.Option(
+            "--set", help="Override a key of the configuration, such as data.image.max_megapixels=150; may be repeated."
+        ),
     ] = None,
     dicom_seg: DicomSeg = False,
     probabilities: Probabilities = False,
@@ -95,9 +99,11 @@ def predict_command(
 
 def report_command(
     run: Folder,
-    baseline: Annotated[Path | None, typer.Option(help="Folder of a local-only run, for the gain over it.")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Folder of a run with method local-only, to show the gain over it.")
+    ] = None,
 ) -> None:
-    """Write the report of a run again, with the gain over local-only where a baseline is given."""
+    """Write the report of a run again; with a baseline, the report also shows the gain over training without a federation."""
     from pfedsam.report.page import write_page
 
     OUT.print(f"Report: {write_page(run, baseline=baseline)}")

@@ -1,4 +1,4 @@
-"""`pfedsam run`, `compare`, `demo`: train federations."""
+"""`pfedsam run`, `compare` and `demo`: commands that train federations on this machine."""
 
 import shutil
 from pathlib import Path
@@ -13,10 +13,16 @@ if TYPE_CHECKING:
 
 Config = Annotated[Path, typer.Argument(help="YAML file with at least data.sites and data.classes.")]
 Out = Annotated[
-    Path, typer.Option("--out", "-o", help="Folder of the run or comparison; new, or the same again with --resume.")
+    Path,
+    typer.Option(
+        "--out", "-o", help="New folder for the run or comparison; with --resume, the folder of an interrupted one."
+    ),
 ]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key, such as training.rounds=20; repeatable.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in the folder.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a key of the configuration, such as training.rounds=20; may be repeated."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run in the folder.")]
 
 DEMO_METHODS = ("local-only", "fedavg", "pfedsam")
 DEMO_SETTINGS: dict[str, Any] = {
@@ -24,13 +30,13 @@ DEMO_SETTINGS: dict[str, Any] = {
     "evaluation": {"validate_every": 4},
     "runtime": {"workers": 2},
 }
-"""Small enough for five minutes on two cores."""
+"""Settings of the demonstration, which takes about five minutes on two cores."""
 
 
 def run_command(config: Config, out: Out, overrides: Set = None, resume: Resume = False) -> None:
-    """Train one federation and write its report.
+    """Train one federation on this machine, and write its scores, models and report to a folder.
 
-    --set method=NAME takes any method of docs/methods.md; a name that is not known lists them.
+    Choose a method with --set method=NAME (docs/methods.md); an unknown name prints the list of methods.
     Example: pfedsam run nuclei.yaml --out runs/nuclei --set method=fedavg
     """
     from pfedsam.engine.run import run
@@ -54,10 +60,11 @@ def compare_command(
     overrides: Set = None,
     resume: Resume = False,
 ) -> None:
-    """Train several methods on the same sites, splits and seed, with equally many steps, and compare them site by site.
+    """Train several methods on the same sites, splits and seed with the same number of steps, and compare them site by site.
 
-    Every method makes training.rounds times training.steps_per_round steps; one with a last local phase takes training.final_steps of them
-    for it. A key that a method does not use is left out for it. Each method gets its own folder in --out.
+    Every method does training.rounds times training.steps_per_round steps. A method with final local fine-tuning uses
+    training.final_steps of them for it. A key that a method does not use is left out for this method. Each method gets its own folder
+    in --out.
     Example: pfedsam compare nuclei.yaml --out runs/nuclei --methods fedavg,pfedsam
     """
     from pfedsam.experiment.load import read_options
@@ -68,14 +75,14 @@ def compare_command(
 
 
 def demo_command(out: Out = Path("runs/demo"), resume: Resume = False) -> None:
-    """Offline demonstration: synthetic hospitals, three methods, a comparison; about five minutes on two cores."""
+    """Compare three methods on generated images of four synthetic hospitals, offline, in about five minutes on two cores."""
     from pfedsam.data.synthetic import LABELS, PATIENT_PATTERN, SyntheticOptions, write_sites
     from pfedsam.experiment.options import RunOptions
 
     sites = out / "sites"
     if not sites.exists():
         OUT.print("Generating four synthetic hospitals, each with its own scanner ...")
-        draft = out / "sites.tmp"  # so that a folder `sites` is a whole one
+        draft = out / "sites.tmp"  # The folder is renamed at the end, so that a folder `sites` is always complete.
         if draft.exists():
             shutil.rmtree(draft)
         write_sites(draft, SyntheticOptions(sites=4, cases=24), seed=0)
@@ -88,7 +95,7 @@ def demo_command(out: Out = Path("runs/demo"), resume: Resume = False) -> None:
 
 
 def compare(options: "RunOptions", out: Path, methods: list[str], *, resume: bool) -> None:
-    """Compare methods, with a bar for each, and print the comparison."""
+    """Compare methods, show a progress bar for each, and print the comparison."""
     from pfedsam.engine.compare import PAGE
     from pfedsam.engine.compare import compare as compare_methods
     from pfedsam.experiment.effect import unused
@@ -98,7 +105,7 @@ def compare(options: "RunOptions", out: Path, methods: list[str], *, resume: boo
 
     for name in methods:
         if idle := unused(options.model_copy(update={"method": find_method(name).name})):
-            OUT.print(f"{name} has no use for {', '.join(idle)}: left out.")
+            OUT.print(f"{name} does not use {', '.join(idle)}, which is left out.")
     with event_bars() as tell:
         summaries = compare_methods(
             options, out, methods, resume=resume, progress=lambda name, event: tell(event, name)

@@ -1,4 +1,4 @@
-"""`pfedsam site`: a hospital's own commands. What leaves it is decided, and can be looked up, here."""
+"""`pfedsam site`: commands of a hospital, which decide what data leave it and show what data have left it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pfedsam.federation.manifest import StudyManifest
 
 app = typer.Typer(
-    help="Take part in a federation: one folder per site, which only you can read (Linux).",
+    help="Take part in a federation as a site (Linux only; see docs/deploy.md). A site is a folder that only its owner can read.",
     no_args_is_help=True,
     callback=needs_linux,
 )
@@ -33,9 +33,9 @@ Folder = Annotated[Path, typer.Argument(help="The site's folder.")]
 
 @app.command("request")
 def request_command(
-    folder: Folder, name: Annotated[str, typer.Option(help="The site's name, as the coordinator will call it.")]
+    folder: Folder, name: Annotated[str, typer.Option(help="Name of the site in the federation.")]
 ) -> None:
-    """Make this site's key, which stays here, and the request that the coordinator signs."""
+    """Make the key of this site, which never leaves it, and a request that the coordinator signs."""
     from pfedsam.deploy.keys import make_request
     from pfedsam.deploy.site_service import WORKSPACE
 
@@ -52,17 +52,23 @@ def init_command(
     kit: Annotated[Path, typer.Option(help="The startup kit that the coordinator made for this site.")],
     data: Annotated[Path, typer.Option(help="Folder with images/ and masks/, or a manifest.csv.")],
     backbone: Annotated[
-        str | None, typer.Option(help="Where the backbone lies here; empty: as the study says.")
+        str | None, typer.Option(help="Path of the backbone on this machine; default: as in the study's configuration.")
     ] = None,
     patient_pattern: Annotated[
-        str | None, typer.Option(help="The patient in a case id; empty: as the study says.")
+        str | None,
+        typer.Option(
+            help="Regular expression for the case id whose first group is the patient; default: as in the study's configuration."
+        ),
     ] = None,
-    threads: Annotated[int, typer.Option(help="Threads of the training process.")] = 1,
+    threads: Annotated[int, typer.Option(help="Number of threads of the training process.")] = 1,
     device: Annotated[
-        str, typer.Option(help="Where it computes: auto (a GPU where torch finds one), cpu, cuda or cuda:<n>.")
+        str, typer.Option(help="Device for the computation: auto (a GPU if torch finds one), cpu, cuda or cuda:<n>.")
     ] = "auto",
 ) -> None:
-    """Make the site's folder from its startup kit; the site's own policies are written here, not taken from the kit."""  # noqa: DOC501
+    """Make the site's folder from its startup kit.
+
+    The policies that control what data leave the site are written by this command; they are not taken from the kit.
+    """  # noqa: DOC501
     import yaml
 
     from pfedsam.core import atomic
@@ -93,7 +99,11 @@ def init_command(
     options = options.model_copy(update={"name": content["client"]["fqsn"]})
     atomic.write_text(folder / CONFIG, yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False))
     root = root_fingerprint(folder / WORKSPACE / "startup")
-    OUT.print(f"Root {root}: ask the coordinator whether it is theirs.", soft_wrap=True, highlight=False)
+    OUT.print(
+        f"Root certificate {root}: ask the coordinator whether theirs has the same fingerprint.",
+        soft_wrap=True,
+        highlight=False,
+    )
     OUT.print(f"Site {options.name} is in {folder}. Next: `pfedsam site approve`, `check`, `start`.", soft_wrap=True)
 
 
@@ -101,13 +111,18 @@ def init_command(
 def approve_command(
     folder: Folder,
     manifest: Annotated[
-        Path | None, typer.Argument(help="The study's manifest.json; without it, what a coordinator offered is shown.")
+        Path | None,
+        typer.Argument(
+            help="The study's manifest.json; without it, the studies that were offered to this site are shown."
+        ),
     ] = None,
-    study: Annotated[str | None, typer.Option(help="Approve the offered study with this id.")] = None,
-    withdraw: Annotated[str | None, typer.Option(help="Leave the study with this id; your state stays here.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    study: Annotated[str | None, typer.Option(help="Id of an offered study to approve.")] = None,
+    withdraw: Annotated[
+        str | None, typer.Option(help="Id of a study to leave; the site's own files of the study are kept.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Approve without asking.")] = False,
 ) -> None:
-    """Read what a study would do and what would leave, and let this site take part in it."""  # noqa: DOC501
+    """Show what a study would compute and what data would leave this site, and approve that the site takes part."""  # noqa: DOC501
     from pfedsam.core.errors import RunError
     from pfedsam.engine.site_agent import build_study_model, check_manifest, study_options
     from pfedsam.engine.site_options import read_site_options
@@ -122,7 +137,7 @@ def approve_command(
     if manifest is None and study is None:
         for one in offered.values():
             OUT.print(f"study {one.study}: {one.name}")
-        OUT.print(f"{len(offered)} offered study(s). Approve one by its manifest or by --study.")
+        OUT.print(f"{len(offered)} study(s) offered. Approve one by giving its manifest or --study.")
         return
     if manifest is None and study not in offered:
         raise RunError(f"no study {study} was offered to this site; it was offered {', '.join(offered) or 'none'}.")
@@ -138,7 +153,7 @@ def approve_command(
 
 @app.command("check")
 def check_command(folder: Folder) -> None:
-    """Look at everything that a start needs, and name what is wrong."""  # noqa: DOC501
+    """Check everything that `start` needs, and report what is wrong."""  # noqa: DOC501
     from pfedsam.core.errors import RunError
     from pfedsam.deploy.preflight import check_site_ready
 
@@ -149,12 +164,15 @@ def check_command(folder: Folder) -> None:
     OUT.print(table)
     wrong = [finding.what for finding in findings if not finding.ok]
     if wrong:
-        raise RunError(f"not ready: {', '.join(wrong)}. Mend what the table says and check again.")
+        raise RunError(f"The site is not ready: {', '.join(wrong)}. Correct what the table shows, and check again.")
 
 
 @app.command("start")
 def start_command(folder: Folder) -> None:
-    """Work for the coordinator in the foreground, until SIGTERM or Ctrl-C; safe to stop and start at any moment."""
+    """Take part in the approved studies, in the foreground, until SIGTERM or Ctrl-C.
+
+    The command can be stopped and started again at any moment.
+    """
     from pfedsam.core.log import configure
     from pfedsam.deploy.site_service import run_site
 
@@ -168,7 +186,9 @@ def predict_command(
     folder: Folder,
     images: Images,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks.")],
-    study: Annotated[str | None, typer.Option(help="Whose model; needed where more than one study has ended.")] = None,
+    study: Annotated[
+        str | None, typer.Option(help="Id of the study whose model is used; needed if more than one study has ended.")
+    ] = None,
     dicom_seg: DicomSeg = False,
     probabilities: Probabilities = False,
     tta: Flips = False,
@@ -176,7 +196,9 @@ def predict_command(
     largest: Largest = False,
     resume: Resume = False,
 ) -> None:
-    """Segment images with the model that this site ended a study with: one mask of ids per image, as `pfedsam predict`.
+    """Segment images with the model that this site has at the end of a study.
+
+    The masks have the same form as those of `pfedsam predict`: one mask with the ids of the classes per image.
 
     Example: pfedsam site predict north new/*.png --out masks
     """
@@ -195,17 +217,17 @@ def predict_command(
 @app.command("ledger")
 def ledger_command(
     folder: Folder,
-    study: Annotated[str | None, typer.Option(help="Only this study's messages.")] = None,
+    study: Annotated[str | None, typer.Option(help="Show only the messages of the study with this id.")] = None,
     acknowledge: Annotated[
         bool,
         typer.Option(
-            "--acknowledge", help="Put a broken ledger aside and begin a new one, so that the site may send again."
+            "--acknowledge", help="Rename a broken ledger and begin a new one, so that the site can send again."
         ),
     ] = False,
 ) -> None:
-    """Every message that left this site or was held back; fails when a line was changed, put in, taken out or cut off.
+    """List every message that left this site or was held back; fails if a line was changed, inserted, removed or cut off.
 
-    The last line is the ledger's head. Compare it with what `pfedsam site start` printed and you noted elsewhere.
+    The last line of the output is the head of the ledger. Compare it with the head that `pfedsam site start` printed and that you noted.
     """
     from pfedsam.federation.ledger import Ledger
     from pfedsam.federation.messages import in_words
@@ -213,7 +235,7 @@ def ledger_command(
 
     if acknowledge:
         aside = Ledger(folder / "ledger.jsonl").acknowledge()
-        OUT.print(f"The broken ledger is put aside as {aside.name}." if aside else "The ledger is whole.")
+        OUT.print(f"The broken ledger was renamed to {aside.name}." if aside else "The ledger is intact.")
     lines, policy = Ledger(folder / "ledger.jsonl").read(), SitePolicy(folder)
     rounds = {name: policy.rounds(name) for name in {line["study"] for line in lines}}
     for line in lines:
@@ -227,12 +249,12 @@ def ledger_command(
                 f"{head}  {line['bytes']:>8} bytes  {line['sha256'][:12]}  {what}", soft_wrap=True, highlight=False
             )
     total = sum(line["bytes"] for line in lines if line["sent"])
-    OUT.print(f"{len(lines)} line(s), verified; {total} bytes left this site in all.")
+    OUT.print(f"{len(lines)} line(s), verified; {total} bytes left this site in total.")
     OUT.print(_head(folder), soft_wrap=True, highlight=False)
 
 
 def _head(folder: Path) -> str:
-    """Where the ledger stands, verified."""
+    """The verified head of the ledger, as text."""
     from pfedsam.federation.ledger import Ledger
 
     head = Ledger(folder / "ledger.jsonl").head()
@@ -240,7 +262,7 @@ def _head(folder: Path) -> str:
 
 
 def _show(manifest: "StudyManifest", options: "RunOptions") -> None:
-    """What an operator has to know before they agree; all of it was derived from the configuration here."""
+    """Show the properties of a study that an operator needs for the approval; all are derived here from the configuration."""
     table = Table(f"study {manifest.study}", manifest.name)
     training, parts = options.training, manifest.component_bytes()
     table.add_row("method, rounds", f"{options.method}, {training.rounds}")

@@ -1,4 +1,4 @@
-"""`pfedsam weights`: which official weight files there are, fetching them, and checking the ones that are here."""
+"""`pfedsam weights`: list, fetch and verify official weight files."""
 
 from pathlib import Path
 from typing import Annotated
@@ -37,18 +37,24 @@ def list_weights() -> None:
 @app.command()
 def fetch(
     name: Annotated[
-        str, typer.Argument(help="A name from `pfedsam weights list`, such as sam-vit-b, or one of the hub.")
+        str,
+        typer.Argument(
+            help="A name from `pfedsam weights list`, such as sam-vit-b, or the name of a model on the hub."
+        ),
     ],
-    folder: Annotated[Path, typer.Option(help="Where to put the file; made when it is not there.")] = Path("weights"),
+    folder: Annotated[Path, typer.Option(help="Folder for the file; it is created if it does not exist.")] = Path(
+        "weights"
+    ),
     base_url: Annotated[
         str | None,
-        typer.Option(help="A mirror that holds the files under their official names; they are verified all the same."),
+        typer.Option(
+            help="URL of a mirror that holds the files under their official names; files from there are verified, too."
+        ),
     ] = None,
 ) -> None:
-    """Download an official file, and verify its size and SHA-256.
+    """Download an official weight file, and verify its size and SHA-256.
 
-    An interrupted download goes on where it stopped when the same command is given again. A file that is already there
-    is verified and not fetched again.
+    After an interruption, the same command continues the download. A file that exists already is verified and not downloaded again.
     """
     if "/" in name:
         from pfedsam.model.backbones.checkpoint import find_on_hub
@@ -70,7 +76,7 @@ def fetch(
 
 @app.command()
 def verify(files: Annotated[list[Path], typer.Argument(help="Weight files, whatever they are called.")]) -> None:
-    """Tell which official file each of these is, by its content; fail when one is none of them or is misnamed."""
+    """Identify official weight files by their content; fails if a file is not an official one or has the wrong name."""
     for path in files:
         file = weights.verify(path)
         weights.check_official_name(path)

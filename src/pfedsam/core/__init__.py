@@ -1,1 +1,1 @@
-"""Core: what every layer stands on (errors, options, randomness, named tensors, atomic files, log)."""
+"""Core: the basis of all other layers (errors, options, randomness, named tensors, atomic files, locks, log)."""

@@ -1,7 +1,7 @@
-"""Files that are replaced as a whole: a reader sees the old bytes or the new ones, never a part of either.
+"""Atomic file writes: a reader sees either the old content or the new content, never a part of either.
 
-The new bytes go to a temporary file in the same folder (a rename across file systems is a copy), are synced, renamed
-over the old file, and the folder is synced so that the rename survives a power cut.
+The new bytes are written to a temporary file in the same folder, because a rename across file systems would be a copy. The temporary
+file is synced to disk and renamed over the old file. Then the folder is synced, so that the rename survives a power failure.
 """
 
 import contextlib
@@ -21,52 +21,52 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     Args:
         path: the file; its folder must exist.
         data: the new content.
-        mode: the permissions of the new file; readable by its owner alone unless said otherwise.
+        mode: the permissions of the new file; by default only its owner can read it.
 
     Raises:
-        StoreError: the file could not be written; what it held before is still there, and no temporary file is left.
+        StoreError: the file could not be written; its earlier content is unchanged, and no temporary file is left.
     """
     try:
         _replace(path, data, mode)
         sync_folder(path.parent)
     except OSError as error:
         raise StoreError(
-            f"{path.name} could not be written: {error.strerror or error}. The earlier content was not changed in "
-            "part. Make space, or make the folder writable, and start again."
+            f"{path.name} could not be written: {error.strerror or error}. Its earlier content is unchanged. "
+            "Free disk space, or make the folder writable, and start again."
         ) from error
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o600) -> None:
-    """Replace a file's content by text in UTF-8, in one step.
+    """Replace a file's content by text, encoded in UTF-8, in one step.
 
     Raises:
-        StoreError: as `write_bytes`.
+        StoreError: the file could not be written, as for `write_bytes`.
     """
     write_bytes(path, text.encode("utf-8"), mode=mode)
 
 
 def write_json(path: Path, value: Any, *, mode: int = 0o600) -> None:  # noqa: ANN401 - whatever JSON can hold
-    """Replace a file's content by a value as JSON, in one step; keys keep their order.
+    """Replace a file's content by a value in JSON, in one step; keys keep their order.
 
     Raises:
-        StoreError: as `write_bytes`, or the value is not JSON (NaN and infinity are not).
+        StoreError: the file could not be written, or JSON cannot express the value (NaN and infinity are not allowed).
     """
     try:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise StoreError(f"{path.name} was not written, its content is not JSON: {error}.") from error
+        raise StoreError(f"{path.name} was not written, because JSON cannot express its content: {error}.") from error
     write_text(path, text + "\n", mode=mode)
 
 
 def usual_mode() -> int:
-    """The permissions that the process's umask leaves a new file, for what a user asked to have somewhere."""
+    """The permissions that a new file gets by the process's umask; used for files that the user asked for."""
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable; a rename alone lives in memory until then. Windows has no such call."""
+    """Write a folder's entries to disk, so that a rename in it survives a power failure. Windows has no such call."""
     if sys.platform == "win32":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -80,7 +80,7 @@ def _replace(path: Path, data: bytes, mode: int) -> None:
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         try:
-            if sys.platform != "win32":  # there a new file already has the folder's permissions
+            if sys.platform != "win32":  # on Windows a new file already has the folder's permissions
                 os.fchmod(descriptor, mode)
             view = memoryview(data)
             while view:
@@ -89,7 +89,7 @@ def _replace(path: Path, data: bytes, mode: int) -> None:
         finally:
             os.close(descriptor)
         os.replace(name, path)
-    except BaseException:  # also an interrupt from the keyboard must leave no temporary file
+    except BaseException:  # no temporary file may be left, not even after an interrupt from the keyboard
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise

@@ -5,20 +5,20 @@
     ├── DataError        3  an image, a mask, a manifest or a split is wrong
     ├── CheckpointError  4  weights cannot be read or do not fit
     ├── PartitionError   5  the parameters are not frozen, shared or local, each exactly once
-    ├── UpdateError      6  what a site sent does not fit the run
+    ├── UpdateError      6  the message of a site does not fit the run
     ├── StoreError       7  a file cannot be written or read back
     ├── RunError         8  a run cannot start, go on or be resumed
     └── QuorumError      9  too few sites answered in time
 
-A message says what was wrong, what is allowed and what to do. One about data names the site and the case, never a path
-outside the site's folder, unless that path itself is what is wrong.
+A message says what was wrong, what is allowed and what to do. A message about data names the site and the case. It never contains a
+path outside the site's folder, unless that path itself is wrong.
 """
 
 from typing import ClassVar
 
 
 class PfedsamError(Exception):
-    """Any failure that the user can do something about; its text is shown as it stands."""
+    """Base class of all failures that the user can do something about; the command line shows the text unchanged."""
 
     exit_code: ClassVar[int] = 1
 
@@ -48,13 +48,13 @@ class PartitionError(PfedsamError):
 
 
 class UpdateError(PfedsamError):
-    """A site's update is malformed, stale, or not one that this run shares."""
+    """A site's update is malformed, belongs to another round, or holds tensors that this run does not share."""
 
     exit_code = 6
 
 
 class StoreError(PfedsamError):
-    """A file cannot be written, or does not hold what it should."""
+    """A file cannot be written, cannot be read, or has content that is not valid for its kind."""
 
     exit_code = 7
 
@@ -66,6 +66,6 @@ class RunError(PfedsamError):
 
 
 class QuorumError(PfedsamError):
-    """Too few sites answered within the deadline; the study stands at its last committed round and can be resumed."""
+    """Too few sites answered within the deadline; the study is stopped after its last committed round and can be resumed."""
 
     exit_code = 9

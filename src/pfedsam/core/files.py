@@ -1,4 +1,4 @@
-"""Opening a file that somebody else made."""
+"""Opening a file that was made elsewhere and is not trusted."""
 
 import errno
 import stat
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """The file, open for reading; a pipe or a device, which may never answer or never end, is not opened.
+    """Open a regular file for reading; pipes and devices are refused, because reading from them may block or never end.
 
     Raises:
-        OSError: it is missing, cannot be read, or is not a regular file.
+        OSError: the file is missing, cannot be read, or is not a regular file.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, not a file", str(path))

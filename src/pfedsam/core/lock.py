@@ -1,4 +1,4 @@
-"""Folders and files that one process at a time works in, on every platform (`filelock`)."""
+"""Locks on folders and files, so that only one process at a time works in them, on every platform (`filelock`)."""
 
 import errno
 import os
@@ -16,26 +16,26 @@ from pfedsam.core.log import get_logger
 
 _LOG = get_logger(__name__)
 LOCK = ".lock"
-"""The file in a folder that is locked; the system releases it however the process ends, and the file stays."""
+"""Name of the lock file in a folder. The operating system releases the lock however the process ends; the file itself stays."""
 _NO_LOCKS: Final = frozenset(
     number
     for name in ("ENOLCK", "ENOSYS", "EOPNOTSUPP", "ENOTSUP", "EINVAL")
     if (number := getattr(errno, name, None)) is not None
 )
-"""What file systems without locks answer."""
+"""Error numbers that a file system without support for locks returns."""
 _PEEK_S: Final = 0.5
-"""Somebody who asks whether a process runs holds its lock for an instant; whoever starts waits that out."""
+"""Time that `running_as` waits for the lock: `runner` holds the same lock for an instant while it tests whether a process runs."""
 
 
 @contextmanager
 def exclusive(*folders: Path) -> Iterator[None]:
-    """Hold folders for this process; they are made where they are missing.
+    """Lock folders for this process; missing folders are created.
 
-    Where the file system has no locks, the log says so and work goes on.
+    Where the file system does not support locks, a warning is logged and the work continues without them.
 
     Raises:
-        RunError: another process holds one.
-        OSError: a folder cannot be made or written to.
+        RunError: another process holds the lock of one of the folders.
+        OSError: a folder cannot be created or written to.
     """
     with ExitStack() as held:
         for folder in folders:
@@ -51,10 +51,10 @@ def exclusive(*folders: Path) -> Iterator[None]:
 
 @contextmanager
 def in_turn(path: Path) -> Iterator[None]:
-    """Wait for the lock `path` and hold it; processes that write the same files take turns by it.
+    """Wait for the lock file `path` and hold it, so that processes that write the same files take turns.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: the lock file cannot be created.
     """
     with _held(path, timeout=-1):
         yield
@@ -62,14 +62,14 @@ def in_turn(path: Path) -> Iterator[None]:
 
 @contextmanager
 def running_as(path: Path, refusal: str) -> Iterator[None]:
-    """Hold a role that one process at a time has; `path` holds its process id meanwhile, for `runner`.
+    """Hold a role that only one process at a time may have; meanwhile the file `path` holds its process id for `runner`.
 
     Args:
-        path: the file with the id; its lock lies beside it.
-        refusal: what a second process is told.
+        path: the file with the process id; the lock file is beside it.
+        refusal: the error message for a second process.
 
     Raises:
-        RunError: another process holds it.
+        RunError: another process has the role.
         OSError: the file cannot be written.
     """
     try:
@@ -81,7 +81,7 @@ def running_as(path: Path, refusal: str) -> Iterator[None]:
 
 
 def runner(path: Path) -> int:
-    """The process that holds the role of `path` (`running_as`); 0 where none does."""
+    """The id of the process that has the role of `path` (see `running_as`), or 0 if no process has it."""
     if not _lock_of(path).exists():
         return 0
     try:
@@ -92,7 +92,7 @@ def runner(path: Path) -> int:
 
 
 def _read_id(path: Path) -> int:
-    for _ in range(10):  # who has just taken the lock writes its id next
+    for _ in range(10):  # a process writes its id shortly after it has taken the lock
         try:
             return int(path.read_text("utf-8"))
         except (OSError, ValueError):
@@ -106,11 +106,11 @@ def _lock_of(path: Path) -> Path:
 
 @contextmanager
 def _held(path: Path, *, timeout: float) -> Iterator[None]:
-    """Hold one lock file, or go on without it where the file system has no locks.
+    """Hold one lock file; continue without it where the file system does not support locks.
 
     Raises:
-        Timeout: another process holds it.
-        OSError: the file cannot be made.
+        Timeout: another process holds the lock.
+        OSError: the lock file cannot be created.
     """
     if not path.parent.is_dir():  # the library would make it
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
@@ -119,7 +119,7 @@ def _held(path: Path, *, timeout: float) -> Iterator[None]:
     try:
         lock.acquire()
     except OSError as error:
-        if error.errno not in _NO_LOCKS:  # also `Timeout`, which is one without a number
+        if error.errno not in _NO_LOCKS:  # `Timeout` is an OSError without a number and is also raised here
             raise
         held = False
         _LOG.warning("%s cannot be locked (%s): make sure that only one process works there.", path, error.strerror)

@@ -1,4 +1,4 @@
-"""Logging: one logger tree under `pfedsam`, silent until a program configures it."""
+"""Logging: one tree of loggers under `pfedsam`, which writes nothing until a program configures it."""
 
 import logging
 import os
@@ -24,16 +24,16 @@ class _PrivateFile(RotatingFileHandler):
 
 
 def get_logger(name: str) -> logging.Logger:
-    """The logger of a module, placed under `pfedsam`; pass `__name__`."""
+    """The logger of a module, below the logger `pfedsam`; pass `__name__`."""
     return logging.getLogger(name if name == _ROOT or name.startswith(f"{_ROOT}.") else f"{_ROOT}.{name}")
 
 
 def configure(level: int | str, file: Path | None = None) -> None:
-    """Send the log to standard error and, if asked, to a file that only its owner can read; earlier settings go.
+    """Send the log to standard error and, if a file is given, to that file; earlier settings are replaced.
 
     Args:
-        level: the least level that is shown, as in `logging`.
-        file: a file that the log is appended to.
+        level: the lowest level that is shown, as in `logging`.
+        file: the log is appended to this file, which only its owner can read.
     """
     root = logging.getLogger(_ROOT)
     for handler in list(root.handlers):

@@ -1,7 +1,7 @@
-"""Randomness as an argument: every random draw comes from the run's seed and what the draw is for.
+"""Randomness as an argument: every random draw is determined by the run's seed and the purpose of the draw.
 
-Nothing here, and nothing in the library, seeds a global generator. So the order in which sites happen to run changes
-nothing, and a resumed run draws what the undisturbed one would have drawn.
+No part of the library seeds a global generator. Therefore the order in which sites run does not change the result, and a resumed run
+draws the same numbers as a run that was not interrupted.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ def derive(seed: int, *purpose: str | int) -> int:
 
     Args:
         seed: the run's seed, any integer.
-        *purpose: what the draws are for, for example `site.name, round, "augment"`. Text and numbers are told apart:
+        *purpose: the purpose of the draws, for example `site.name, round, "augment"`. Text and numbers are distinguished:
             `"1"` and `1` give different seeds, and so do `"ab", "c"` and `"a", "bc"`.
     """
     text = "".join(_tagged(part) for part in (seed, *purpose))
@@ -23,17 +23,17 @@ def derive(seed: int, *purpose: str | int) -> int:
 
 
 def _tagged(part: str | int) -> str:
-    """One part with its type and length, so that no two sequences of parts read the same when joined."""
+    """One part with its type and length, so that two different sequences of parts never give the same joined text."""
     kind = "s" if isinstance(part, str) else "i"
     text = str(part) if isinstance(part, str) else str(int(part))
     return f"{kind}{len(text)}:{text}"
 
 
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
-    """A CPU generator of torch, seeded for one purpose."""
+    """A torch generator on the CPU, seeded for one purpose."""
     return torch.Generator().manual_seed(derive(seed, *purpose))
 
 
 def numpy_generator(seed: int, *purpose: str | int) -> np.random.Generator:
-    """A generator of NumPy, seeded for one purpose."""
+    """A NumPy generator, seeded for one purpose."""
     return np.random.default_rng(derive(seed, *purpose))

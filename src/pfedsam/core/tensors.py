@@ -1,7 +1,7 @@
-"""Tensors by name: what travels and what is kept, as safetensors, which cannot carry code.
+"""Named tensors in messages and files, in the safetensors format, which cannot contain code.
 
-A file or a message from elsewhere is not trusted: its header is read and checked by itself (length, names, types,
-extents against the bytes that are really there) before anything of the claimed size is allocated.
+A file or a message from elsewhere is not trusted. Its header is read and checked first: its length, the names and types, and the
+claimed extents against the number of bytes that exist. Only then is memory of the claimed size allocated.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ NamedTensors = Mapping[str, torch.Tensor]
 """Tensors by parameter name."""
 
 MAX_HEADER_BYTES = 16 * 2**20
-"""A header of a hundred thousand tensors has about 10 MB."""
+"""Largest accepted header in bytes; the header of 100,000 tensors has about 10 MB."""
 
 _DTYPES = {
     "F64": torch.float64,
@@ -45,7 +45,7 @@ _SEAL = "sha256"
 
 
 def digest(tensors: NamedTensors) -> str:
-    """SHA-256 (hex) over names, types, shapes and bytes; the order of the mapping does not matter."""
+    """SHA-256 (hexadecimal) over names, types, shapes and bytes; the order of the mapping does not matter."""
     state = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -60,23 +60,25 @@ def payload_bytes(tensors: NamedTensors) -> int:
 
 
 def to_bytes(tensors: NamedTensors, metadata: Mapping[str, str] | None = None) -> bytes:
-    """Tensors and a few words about them as one safetensors message; equal input gives equal bytes.
+    """Encode tensors and metadata as one safetensors message; equal input gives equal bytes.
 
     Args:
-        tensors: of any shape; the types that are allowed are float16/32/64, bfloat16, int8/16/32/64, uint8 and bool.
-        metadata: text by text.
+        tensors: tensors of any shape; the allowed types are float16/32/64, bfloat16, int8/16/32/64, uint8 and bool.
+        metadata: further values as text, by key.
 
     Raises:
-        StoreError: a name or a type is not one that `from_bytes` accepts.
+        StoreError: `from_bytes` would not accept a name or a type.
     """
     for name, tensor in tensors.items():
         if not _NAME.fullmatch(name):
-            raise StoreError(f"{name!r} cannot name a tensor: use letters, digits and '_.:-', at most 512 of them.")
+            raise StoreError(
+                f"{name!r} is not a valid tensor name: use letters, digits and '_.:-', at most 512 of them."
+            )
         if tensor.dtype not in _DTYPES.values():
             raise StoreError(f"tensor {name} has type {tensor.dtype}; allowed are {_words(_DTYPES)}.")
-    # The library writes metadata in the order of a randomly seeded hash table; as one entry the bytes are reproducible.
+    # The library writes metadata in the order of a randomly seeded hash table. With a single entry the bytes are reproducible.
     described = {"pfedsam": json.dumps(dict(metadata), sort_keys=True)} if metadata else None
-    # Clones, because the library refuses tensors that share memory.
+    # The tensors are cloned, because the library refuses tensors that share memory.
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     return safetensors.torch.save(copies, described)
 
@@ -86,13 +88,13 @@ def from_bytes(data: bytes, *, max_bytes: int) -> tuple[dict[str, torch.Tensor],
 
     Args:
         data: a safetensors message.
-        max_bytes: a longer message is refused.
+        max_bytes: the largest accepted length of the message.
 
     Raises:
-        StoreError: the message is too long, or its header is not sound.
+        StoreError: the message is too long, or its header is not valid.
     """
     if len(data) > max_bytes:
-        raise StoreError(f"the message has {len(data)} bytes; allowed are {max_bytes}.")
+        raise StoreError(f"the message has {len(data)} bytes; at most {max_bytes} are allowed.")
     length = _header_length(data[:_LENGTH_BYTES], len(data))
     header = data[_LENGTH_BYTES : _LENGTH_BYTES + length]
     metadata = _check_header(header, len(data) - _LENGTH_BYTES - length)
@@ -103,10 +105,10 @@ def from_bytes(data: bytes, *, max_bytes: int) -> tuple[dict[str, torch.Tensor],
 
 
 def save(path: Path, tensors: NamedTensors, metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors and a digest of all that the file holds in one step (`core.atomic`), readable by its owner alone.
+    """Write tensors, with a digest of the whole content, to a file in one step (`core.atomic`); only its owner can read it.
 
     Raises:
-        StoreError: the file could not be written, or a name or type is not allowed; the earlier file is intact.
+        StoreError: the file could not be written, or a name or type is not allowed; an earlier file is unchanged.
     """
     described = dict(metadata or {})
     atomic.write_bytes(path, to_bytes(tensors, {**described, _SEAL: _seal(tensors, described)}))
@@ -116,11 +118,11 @@ def load(path: Path, *, unsealed: Collection[str] | None = None) -> tuple[dict[s
     """The tensors and the metadata of a file that `save` wrote.
 
     Args:
-        path: of the file.
-        unsealed: the keys of the metadata of such a file in version 0.1, which wrote no digest; None where there was none.
+        path: path of the file.
+        unsealed: the metadata keys of this kind of file in version 0.1, which wrote no digest; None if 0.1 had no such file.
 
     Raises:
-        StoreError: the file is missing, is not a sound safetensors file, or is not what was written.
+        StoreError: the file is missing, is not a valid safetensors file, or was changed after it was written.
     """
     named, metadata = load_foreign(path)
     seal = metadata.pop(_SEAL, None)
@@ -136,10 +138,10 @@ def _seal(tensors: NamedTensors, metadata: Mapping[str, str]) -> str:
 
 
 def load_foreign(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file that anybody wrote.
+    """The tensors and the metadata of a safetensors file from any source, without a check of a digest.
 
     Raises:
-        StoreError: the file is missing, or is not a sound safetensors file.
+        StoreError: the file is missing, or is not a valid safetensors file.
     """
     try:
         with open_regular(path) as file:
@@ -149,7 +151,7 @@ def load_foreign(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     except OSError as error:
         raise StoreError(f"{path.name} cannot be read: {error.strerror or error}.") from error
     except (SafetensorError, StoreError) as error:
-        raise StoreError(f"{path.name} is not a sound safetensors file: {error}") from error
+        raise StoreError(f"{path.name} is not a valid safetensors file: {error}") from error
 
 
 def _check_file(file: BinaryIO, size: int) -> dict[str, str]:
@@ -160,20 +162,22 @@ def _check_file(file: BinaryIO, size: int) -> dict[str, str]:
 def _header_length(prefix: bytes, size: int) -> int:
     length = int.from_bytes(prefix, "little")
     if len(prefix) < _LENGTH_BYTES or length > min(size - _LENGTH_BYTES, MAX_HEADER_BYTES):
-        raise StoreError(f"it has {size} bytes and claims a header of {length}; it is truncated or no safetensors.")
+        raise StoreError(
+            f"it has {size} bytes, but claims a header of {length} bytes; it is truncated or not in this format."
+        )
     return length
 
 
 def _check_header(header: bytes, payload: int) -> dict[str, str]:
-    """The metadata of a header whose every entry was found sound for a payload of so many bytes.
+    """Check every entry of a header against a payload of the given number of bytes, and return the header's metadata.
 
     Raises:
-        StoreError: it is not.
+        StoreError: an entry is not valid.
     """
     try:
         entries = json.loads(header, object_pairs_hook=_without_duplicates)
         if not isinstance(entries, dict):
-            raise StoreError("its header is not a table of tensors.")
+            raise StoreError("its header is not a JSON object of tensors.")
         metadata = _read_metadata(entries.pop("__metadata__", None))
     except (ValueError, RecursionError) as error:
         raise StoreError(f"its header is not JSON: {error}.") from error
@@ -183,14 +187,14 @@ def _check_header(header: bytes, payload: int) -> dict[str, str]:
             raise StoreError(f"its tensors overlap or leave a gap at byte {start} of their values.")
         covered = end
     if covered != payload:
-        raise StoreError(f"its tensors fill {covered} bytes of {payload}; it is truncated or has bytes that none uses.")
+        raise StoreError(f"its tensors cover {covered} of {payload} bytes; it is truncated or has unused bytes.")
     return metadata
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        raise ValueError("a name stands twice")
+        raise ValueError("a name occurs twice")
     return table
 
 
@@ -198,29 +202,33 @@ def _read_metadata(value: object) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise StoreError("its metadata is not a table of texts.")
+        raise StoreError("its metadata is not a JSON object of texts.")
     return _read_metadata(json.loads(value["pfedsam"])) if set(value) == {"pfedsam"} else value
 
 
 def _checked_extent(name: str, entry: object, payload: int) -> tuple[int, int]:
-    """The first byte of a tensor's values and the one after the last, once its name, type, shape and place agree.
+    """Check the entry of one tensor, and return the offsets of its first byte and of the byte after its last.
 
     Raises:
-        StoreError: they do not.
+        StoreError: its name, type, shape and offsets are not valid or do not agree.
     """
     if not _NAME.fullmatch(name):
-        raise StoreError(f"{name[:80]!r} cannot name a tensor: letters, digits and '_.:-' can, at most 512 of them.")
+        raise StoreError(
+            f"{name[:80]!r} is not a valid tensor name: use letters, digits and '_.:-', at most 512 of them."
+        )
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise StoreError(f"tensor {name} lacks its type, shape or place.")
+        raise StoreError(f"tensor {name} lacks its type, shape or offsets.")
     dtype = entry["dtype"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise StoreError(f"tensor {name} has type {str(dtype)[:40]!r}; allowed are {_words(_DTYPES)}.")
     shape, place = entry["shape"], entry["data_offsets"]
     if not (_are_counts(shape) and _are_counts(place) and len(place) == 2 and len(shape) <= 8):
-        raise StoreError(f"tensor {name} has a shape or a place that is not made of whole numbers.")
+        raise StoreError(f"tensor {name} has a shape or offsets that are not whole numbers.")
     size = math.prod(shape) * _DTYPES[dtype].itemsize
     if not place[0] <= place[1] <= payload or place[1] - place[0] != size:
-        raise StoreError(f"tensor {name} claims {size} bytes at {place}, and there are {payload}.")
+        raise StoreError(
+            f"tensor {name} claims {size} bytes at the offsets {place}, but the file has {payload} bytes of values."
+        )
     return place[0], place[1]
 
 

@@ -21,7 +21,7 @@ MAX_NODES: Final = 100_000
 class _Loader(yaml.SafeLoader):
     """Refuses a file that is deeper or larger than any configuration, aliases counted as often as they stand for something.
 
-    Refuses a key that stands twice, such as two sites of one name; YAML itself would keep the last.
+    Refuses duplicate keys, such as two sites of one name; YAML itself would keep the last.
 
     Only true and false are truth values, as in YAML 1.2: `off` is a word, and so is the site `no`.
     """
@@ -48,7 +48,7 @@ class _Loader(yaml.SafeLoader):
             key, line = self.construct_object(key_node, deep=deep), key_node.start_mark.line + 1
             if key in lines:
                 raise OptionError(
-                    f"line {line}: the key {key!r} stands twice (first in line {lines[key]}). Names of sites and options must differ."
+                    f"line {line}: the key {key!r} occurs twice (first in line {lines[key]}). Names of sites and options must differ."
                 )
             lines[key] = line
         return super().construct_mapping(node, deep=deep)

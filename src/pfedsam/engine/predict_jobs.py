@@ -92,7 +92,7 @@ def refuse_existing(jobs: Sequence[Job]) -> None:
     inputs = {job.path.resolve() for job in jobs}
     for job in jobs:
         if job.target.exists():
-            what = "is one of the images" if job.target.resolve() in inputs else "is there already"
+            what = "is one of the images" if job.target.resolve() in inputs else "exists already"
             raise OptionError(
                 f"The mask of {str(job.path)!r} would overwrite {str(job.target)!r}, which {what}. Nothing was written; "
                 "give another --out, such as a new folder, or --resume to skip what is there."

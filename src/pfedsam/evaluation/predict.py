@@ -1,7 +1,7 @@
 """From pixels to class maps at the size of the image file (docs/evidence.md).
 
-The network answers with class logits z_1..z_C on a coarse grid; the background has the fixed logit 0 and the classes
-exclude one another. Logits, not masks, are resized to native size, so that contours do not inherit the coarse steps.
+The network returns class logits z_1..z_C on a coarse grid. The background has the fixed logit 0, and the classes exclude one another.
+Logits, not masks, are resized to native size, because resized masks would have contours with the steps of the coarse grid.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,13 +20,13 @@ from pfedsam.data.tiling import TilingOptions
 from pfedsam.data.transforms import Frame, logits_to_native
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
-"""Pixels [B, 3, S, S] in 0..1 to class logits [B, C, h, w]: a personal or a shared model, or what behaves like one."""
+"""A function from pixels [B, 3, S, S] in 0..1 to class logits [B, C, h, w], for example a personal or a shared model."""
 
 
 def logits_to_classes(logits: Tensor, frame: Frame) -> npt.NDArray[np.uint8]:
     """The class of every pixel, uint8 [H, W] with 0 for background, from logits [C, h, w] of one image.
 
-    Equals the argmax over (0, z_1, .., z_C): a pixel is background unless some class has a logit above 0.
+    The result equals the argmax over (0, z_1, .., z_C): a pixel is background unless a class has a logit above 0.
     """
     return _to_classes(logits_to_native(logits.float(), frame))
 
@@ -41,14 +41,14 @@ def _to_classes(logits: Tensor) -> npt.NDArray[np.uint8]:
 def predict_tiled(
     forward: Forward, pictures: Sequence[Example], *, side: int, tiling: TilingOptions, batch_size: int
 ) -> Iterator[tuple[Example, npt.NDArray[np.uint8]]]:
-    """As `predict`, for pictures at native size: tile by tile, the tiles' logits blended at native pixels.
+    """Predict pictures at native size tile by tile, and blend the logits of the tiles at native pixels; returns the same as `predict`.
 
     Args:
-        forward: Pixels [B, 3, S, S] to logits [B, C, h, w].
-        pictures: Pixels [3, H, W] each, as `load_pictures` gives them.
-        side: S.
-        tiling: Side of a tile and overlap.
-        batch_size: Tiles a forward pass.
+        forward: Function from pixels [B, 3, S, S] to logits [B, C, h, w].
+        pictures: Pictures with pixels [3, H, W], as `load_pictures` returns them.
+        side: Side S of the model's input.
+        tiling: Side of a tile and overlap of the tiles.
+        batch_size: Number of tiles in a forward pass.
     """
     for picture in pictures:
         with torch.inference_mode():
@@ -60,16 +60,16 @@ def predict_tiled(
 def tiled_logits(forward: Forward, pixels: Tensor, *, side: int, tiling: TilingOptions, batch_size: int) -> Tensor:
     """Logits [C, H, W] of a picture's pixels [3, H, W]; the other arguments are those of `predict_tiled`.
 
-    MONAI's sliding window: every pixel's logits are a weighted mean over the tiles that cover it, with weights of a Gaussian around
-    each tile's middle (as nnU-Net, Isensee et al., 2021).
+    The logits are computed by MONAI's sliding window: those of a pixel are a weighted mean over the tiles that cover it, where a tile's
+    weights are a Gaussian around its centre (as in nnU-Net, Isensee et al., 2021).
     """
     tile = Frame.of((tiling.side, tiling.side), side)
 
     def of_tiles(pixels: Tensor) -> Tensor:
-        """Native tiles [n, 3, t, t] to logits [n, C, t, t]."""
+        """Logits [n, C, t, t] of native tiles [n, 3, t, t]."""
         scaled = F.interpolate(pixels, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
         answers = [logits_to_native(one.float(), tile) for one in forward(scaled.clamp(0, 1))]
-        return torch.stack(answers).to(pixels.device)  # where the tiles are put together
+        return torch.stack(answers).to(pixels.device)  # the device on which the tiles are combined
 
     height, width = pixels.shape[-2:]
     padding = (0, max(0, tiling.side - width), 0, max(0, tiling.side - height))
@@ -107,14 +107,14 @@ def whole_cases(
 def predict(
     forward: Forward, examples: Sequence[Example], *, batch_size: int
 ) -> Iterator[tuple[Example, npt.NDArray[np.uint8]]]:
-    """Each example with its predicted class map, uint8 [H, W] at native size, in the order given.
+    """Each example with its predicted class map, uint8 [H, W] at native size, in the given order.
 
     The caller puts the model in evaluation mode; no gradient is recorded.
 
     Args:
-        forward: Pixels [B, 3, S, S] to logits [B, C, h, w].
-        examples: What to predict; labels are never looked at.
-        batch_size: Images a forward pass; at least 1.
+        forward: Function from pixels [B, 3, S, S] to logits [B, C, h, w].
+        examples: Examples to predict; their labels are not used.
+        batch_size: Number of images in a forward pass, at least 1.
     """
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]

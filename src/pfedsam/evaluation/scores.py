@@ -1,22 +1,23 @@
 """Scores of one case, per class, at native size: an image [H, W] or a volume [D, H, W] (docs/evidence.md).
 
-What the measures mean here, for the voxels P of the prediction and T of the truth ("voxel" also means a pixel of an image), and their
-borders (the voxels that an erosion by the face neighbours removes; outside the image counts as background):
+The measures are defined for the voxels P of the prediction and T of the truth ("voxel" also means a pixel of an image) and for their
+borders (the voxels that an erosion by the face neighbours removes; everything outside the image counts as background):
 
 * Dice = 2 |P and T| / (|P| + |T|), and IoU = |P and T| / |P or T|.
-* HD95: for each direction the 95th percentile (linear interpolation) of the distances from the voxels of one border to
-  the other border; then the larger of the two. Pooling the directions first, as some do, gives smaller numbers.
-* ASSD: the mean distance to the other border over *all* border voxels of both masks, so that the longer border weighs
-  more (MONAI's `symmetric=True`); not the mean of the two directions' means.
-* NSD (surface Dice; Nikolov et al., 2018): the share of both surfaces that lies within a tolerance of the other one. Surfaces run between
-  the voxels and are weighed by their area, in an image by their length.
-* Volume difference: | |P| - |T| | times the size of a voxel: ml of a volume, mm2 of an image, a number of voxels without spacing.
-* Lesion recall, for classes that are lesions: the share of the truth's connected components (voxels that touch by a face, an edge or a
-  corner) of which the prediction holds at least one voxel.
+* HD95: for each direction, the 95th percentile (linear interpolation) of the distances from the voxels of one border to the other
+  border; the result is the larger of the two. Pooling both directions before taking the percentile would give smaller numbers.
+* ASSD: the mean distance to the other border over *all* border voxels of both masks, so that the longer border has more weight
+  (MONAI's `symmetric=True`). It is not the mean of the means of the two directions.
+* NSD (surface Dice; Nikolov et al., 2018): the share of both surfaces that lies within a tolerance of the other surface. Surfaces run
+  between the voxels and are weighted by their area, in an image by their length.
+* Volume difference: | |P| - |T| | times the size of a voxel; it is in ml for a volume, in mm2 for an image, and a number of voxels
+  where the spacing is not known.
+* Lesion recall, for classes that are lesions: the share of the truth's connected components (voxels that share a face, an edge or a
+  corner are connected) of which the prediction contains at least one voxel.
 
-Distances come from MONAI. A measure can be undefined, and is then None, never 0 or 1 by accident. With both masks empty there is nothing
-to score. With one empty the overlaps (Dice, IoU, NSD) are 0 and there is no distance; the volume difference is the other mask's volume.
-(MONAI would say 1 or nan, and inf.) Which of these happened is the case's `Presence`.
+Distances are computed by MONAI. A measure that is undefined is None, not 0 or 1. Where both masks are empty, every measure is undefined.
+Where one is empty, the overlaps (Dice, IoU, NSD) are 0, the distances are undefined, and the volume difference is the volume of the other
+mask. (MONAI would return 1 or NaN for the overlaps and infinity for the distances.) The case's `Presence` records which of these applies.
 """
 
 import math
@@ -41,7 +42,7 @@ VolumeUnit: TypeAlias = Literal["ml", "mm2", "px"]
 """The unit of a volume difference: ml of a volume and mm2 of an image where the spacing is known, pixels or voxels otherwise."""
 
 Presence: TypeAlias = Literal["both", "missed", "extra", "absent"]
-"""Where a case holds a class: in truth and prediction, in the truth only, in the prediction only, in neither."""
+"""Where a class occurs in a case: in truth and prediction, in the truth only, in the prediction only, or in neither."""
 
 Spacing: TypeAlias = tuple[float, float] | tuple[float, float, float]
 """Size of a voxel in mm along (H, W) or (D, H, W)."""
@@ -50,7 +51,7 @@ MEASURES: Final = ("dice", "iou", "hd95", "assd", "nsd", "volume_difference", "l
 """The names of the measures, in the order in which they are shown."""
 
 SURFACE_TOLERANCE: Final = 2.0
-"""Tolerance of NSD, in the unit of the distances, where none is given."""
+"""Default tolerance of NSD, in the unit of the distances."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class CaseScores:
-    """The scores of one case by class name, where each class is, the units, and the patient whose case it is."""
+    """The scores of one case by class name, the presence of each class, the units, and the patient."""
 
     case: str
     patient: str
@@ -79,7 +80,7 @@ class CaseScores:
 
     @property
     def dice(self) -> float | None:
-        """Mean Dice over the classes where it is defined; None where it is nowhere."""
+        """Mean Dice over the classes for which it is defined; None if it is defined for no class."""
         defined = [scores.dice for scores in self.classes.values() if scores.dice is not None]
         return math.fsum(defined) / len(defined) if defined else None
 
@@ -99,15 +100,16 @@ def score_case(
     """The scores of a predicted class map against the true one.
 
     Args:
-        case: The name the scores carry.
+        case: Name of the case.
         prediction: Class ids [H, W] or [D, H, W], 0 for background, 1..C in the order of `class_names`.
         truth: Class ids of the same shape.
-        class_names: The C names.
+        class_names: The C names of the classes.
         spacing_mm: Size of a voxel along the axes of the masks in mm; without it distances are in voxels.
-        patient: Whose case it is; without it the case is a patient by itself.
+        patient: The patient of the case; without it the case counts as a patient of its own.
         lesions: Names of the classes that are lesions.
-        surface_tolerance: Of NSD, in the unit of the distances.
-        distances: False leaves out (None) all but Dice and IoU: validation needs Dice only, and the others take most of the time.
+        surface_tolerance: Tolerance of NSD, in the unit of the distances.
+        distances: If False, only Dice and IoU are computed and the other measures are None. Validation needs Dice only, and the other
+            measures take most of the time.
 
     Raises:
         DataError: The two maps differ in size, are neither an image nor a volume, or do not fit the spacing.
@@ -159,7 +161,7 @@ def _check_shapes(
 def _cropped(
     prediction: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Both masks cut to the box around everything that either holds; what lies outside changes no measure."""
+    """Both masks [H, W] or [D, H, W], cropped to the bounding box of their union; voxels outside it do not affect any measure."""
     box = ndimage.find_objects((prediction | truth).view(np.uint8), max_label=1)[0]
     box = tuple(slice(0, 0) for _ in truth.shape) if box is None else box
     return prediction[box], truth[box]
@@ -174,7 +176,7 @@ def _presence(prediction: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -
 def _overlaps(
     prediction: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]
 ) -> tuple[float, float] | tuple[None, None]:
-    """Dice and IoU of two masks; None of two empty ones."""
+    """Dice and IoU of two masks of shape [H, W] or [D, H, W]; None if both are empty."""
     common, total = np.count_nonzero(prediction & truth), np.count_nonzero(prediction) + np.count_nonzero(truth)
     return (2 * common / total, common / (total - common)) if total else (None, None)
 
@@ -210,7 +212,7 @@ def _all_measures(
 def _surface_measures(
     prediction: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_], spacing_mm: Spacing | None, tolerance: float
 ) -> tuple[float, float, float]:
-    """HD95, ASSD and NSD of two masks, neither of which is empty."""
+    """HD95, ASSD and NSD of two masks of shape [H, W] or [D, H, W], neither of which is empty."""
     p, t = torch.from_numpy(prediction), torch.from_numpy(truth)
     with warnings.catch_warnings():
         # MONAI 1.6 warns about an argument that it passes to itself.
@@ -229,14 +231,17 @@ def _surface_measures(
 
 
 def _voxel_size(spacing_mm: Spacing | None) -> float:
-    """Size of a voxel in ml, of a pixel in mm2; 1 without spacing."""
+    """Size of a voxel in ml or of a pixel in mm2; 1 if the spacing is not known."""
     if spacing_mm is None:
         return 1.0
     return math.prod(spacing_mm) / (1000 if len(spacing_mm) == 3 else 1)
 
 
 def _lesion_recall(prediction: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> float | None:
-    """Share of the truth's connected components of which the prediction holds a voxel; None without any component."""
+    """Share of the truth's connected components that the prediction overlaps; both masks have shape [H, W] or [D, H, W].
+
+    None if the truth has no component.
+    """
     components, number = ndimage.label(truth, structure=np.ones((3,) * truth.ndim))
     found = np.unique(components[prediction & truth])
     return len(found) / number if number else None

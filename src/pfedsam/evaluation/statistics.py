@@ -1,8 +1,8 @@
-"""Statistics of a comparison: pure functions on numbers (docs/evidence.md).
+"""Statistics of a comparison of two models: pure functions on numbers (docs/evidence.md).
 
-Two models are compared on the same cases. A patient may have several, and with several seeds a case may lie in several test parts; a
-patient's differences belong together and are resampled together, because they are not independent (a cluster bootstrap; Davison and
-Hinkley, 1997, sec. 3.8).
+Both models are scored on the same cases. A patient may have several cases, and with several seeds a case may be in several test parts.
+The differences of one patient are not independent and are therefore resampled together (a cluster bootstrap; Davison and Hinkley, 1997,
+sec. 3.8).
 """
 
 import statistics
@@ -16,17 +16,17 @@ from scipy import stats
 from pfedsam.core.errors import DataError
 
 Strata: TypeAlias = Mapping[str, Sequence[Sequence[float]]]
-"""Site to patients to the differences of one patient, one for each of its cases and each seed in which it was tested."""
+"""By site and patient: the differences of the patient, one for each of its cases and each seed in which the case was tested."""
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean and sample standard deviation; None of nothing, and no spread of one value."""
+    """Mean and sample standard deviation; the mean of no value and the deviation of fewer than two values are None."""
     mean = statistics.fmean(values) if values else None
     return mean, statistics.stdev(values) if len(values) > 1 else None
 
 
 def stratified_mean(strata: Strata) -> float:
-    """The mean over sites of the mean over all differences of a site.
+    """The mean over sites of each site's mean over all its differences.
 
     Raises:
         DataError: a site has no difference.
@@ -37,13 +37,13 @@ def stratified_mean(strata: Strata) -> float:
 def bootstrap_interval(
     strata: Strata, *, generator: np.random.Generator, resamples: int = 10_000, level: float = 0.95
 ) -> tuple[float, float]:
-    """The percentile interval of `stratified_mean`, patients drawn anew within each site.
+    """The bootstrap percentile interval of `stratified_mean`, with patients resampled within each site.
 
     Args:
         strata: differences by site and patient.
-        generator: decides what is drawn.
-        resamples: how often.
-        level: of the interval, as 0.95.
+        generator: source of the random draws.
+        resamples: number of resamples.
+        level: confidence level of the interval, such as 0.95.
 
     Raises:
         DataError: a site has no difference.
@@ -63,14 +63,15 @@ def bootstrap_interval(
 def resampled_means(
     patients: Sequence[npt.NDArray[np.float64]], *, generator: np.random.Generator, resamples: int = 2_000
 ) -> npt.NDArray[np.float64]:
-    """A site's mean in each draw of as many patients as it has, [resamples]; NaN where a draw holds no defined value.
+    """A site's mean in each resample of its patients, shape [resamples]; NaN where a resample has no defined value.
 
-    The mean is over the drawn cases for each class, then over the classes, as that of a summary.
+    Each resample draws as many patients as the site has, with replacement. As in a summary, the mean is first taken over the drawn cases
+    for each class and then over the classes.
 
     Args:
         patients: Values [cases, classes] of each patient, NaN where undefined.
-        generator: decides what is drawn; the same one gives the same patients, so that draws of two models are paired.
-        resamples: how often.
+        generator: source of the random draws; two models with generators of the same seed get the same patients, so that they are paired.
+        resamples: number of resamples.
     """
     if not patients:
         return np.full(resamples, np.nan)
@@ -86,7 +87,7 @@ def resampled_means(
 
 
 def percentile_interval(samples: npt.NDArray[np.float64], level: float = 0.95) -> tuple[float, float] | None:
-    """The middle part of the samples that are numbers, as (low, high); None of nothing."""
+    """The central part of the samples [n] as (low, high), NaN left out; None if no sample remains."""
     known = samples[np.isfinite(samples)]
     if not known.size:
         return None
@@ -95,7 +96,10 @@ def percentile_interval(samples: npt.NDArray[np.float64], level: float = 0.95) -
 
 
 def wilcoxon_p(differences: Sequence[float]) -> float | None:
-    """The two-sided p of Wilcoxon's signed-rank test, zero differences left out; None of nothing, 1 where all are zero."""
+    """The two-sided p value of Wilcoxon's signed-rank test without the zero differences.
+
+    None if there is no difference at all, and 1 if all differences are zero.
+    """
     if not differences:
         return None
     values: npt.NDArray[np.float64] = np.asarray(differences, dtype=np.float64)
@@ -105,12 +109,12 @@ def wilcoxon_p(differences: Sequence[float]) -> float | None:
 
 
 def cluster_means(strata: Strata) -> list[float]:
-    """One difference a patient, the mean over its cases and seeds: what Wilcoxon's test is made on."""
+    """One difference per patient, the mean over the patient's cases and seeds: the input of Wilcoxon's test."""
     return [statistics.fmean(case) for cases in strata.values() for case in cases if case]
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's (1979) adjusted p values of several comparisons, in the order given."""
+    """The p values of several comparisons, adjusted by Holm's method (1979), in the given order."""
     adjusted: dict[str, float] = {}
     highest = 0.0
     for done, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):

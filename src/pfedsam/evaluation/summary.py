@@ -1,11 +1,11 @@
-"""From scores per case to a line per site and one for the federation: never a mean without the worst site beside it.
+"""Summaries of the scores per case: one for each site and one for the federation, which always names the worst site beside the mean.
 
-Order of the means (docs/evidence.md): over the cases of a site for each class, over the classes, then over the sites.
-Undefined measures are left out of a mean and counted; a mean of nothing is None. Distances in mm and in pixels are
-never averaged together: where both occur the unit is "mixed" and the mean distance None; the same holds for volumes.
+The means are taken in this order (docs/evidence.md): over the cases of a site for each class, then over the classes, then over the sites.
+Undefined measures are left out of a mean and counted; the mean of no value is None. Distances in mm and in pixels are never averaged
+together: where both occur, the unit is "mixed" and the mean distance is None. The same holds for volumes.
 
-HD95 and ASSD are means over the cases in which a class was found, so that they look good where it is missed. `Occurrence` therefore
-stands beside them: in how many cases the class is present, and in how many of these it was missed.
+HD95 and ASSD are means over the cases in which a class was found, so a model that misses a class often can still have small distances.
+`Occurrence` therefore gives in how many cases the class is present and in how many of these it was missed.
 """
 
 import statistics
@@ -17,10 +17,10 @@ from pfedsam.core.errors import DataError
 from pfedsam.evaluation.scores import MEASURES, CaseScores, ClassScores, Presence, Unit, VolumeUnit
 
 SummaryUnit: TypeAlias = Unit | Literal["mixed"]
-"""The unit of a mean distance; "mixed" where there is none."""
+"""The unit of a mean distance; "mixed" if the distances have different units."""
 
 SummaryVolumeUnit: TypeAlias = VolumeUnit | Literal["mixed"]
-"""The unit of a mean volume difference; "mixed" where there is none."""
+"""The unit of a mean volume difference; "mixed" if the volumes have different units."""
 
 U = TypeVar("U", bound=str)
 _DISTANCES: Final = frozenset({"hd95", "assd"})
@@ -34,7 +34,7 @@ class Units:
     volume: SummaryVolumeUnit
 
     def allow(self, measure: str) -> bool:
-        """Whether values of this measure have one unit and may be averaged."""
+        """Whether all values of this measure have the same unit, so that they may be averaged."""
         if measure == "volume_difference":
             return self.volume != "mixed"
         return self.distance != "mixed" or measure not in _DISTANCES
@@ -42,20 +42,20 @@ class Units:
 
 @dataclass(frozen=True)
 class Occurrence:
-    """In how many cases a class is where; the four kinds of `Presence` add up to all cases."""
+    """Numbers of cases by the presence of a class; the four kinds of `Presence` add up to all cases."""
 
     present: int
-    """Cases whose truth holds the class."""
+    """Cases whose truth contains the class."""
     missed: int
-    """Of these, cases whose prediction holds none of it: HD95 and ASSD are undefined because one mask is empty."""
+    """Cases among these whose prediction does not contain the class: HD95 and ASSD are undefined, because one mask is empty."""
     extra: int
-    """Cases whose prediction holds the class and whose truth does not: undefined because one mask is empty, too."""
+    """Cases whose prediction contains the class and whose truth does not: HD95 and ASSD are undefined here, too."""
     absent: int
-    """Cases in which neither holds the class: every measure is undefined because both masks are empty."""
+    """Cases in which neither contains the class: every measure is undefined, because both masks are empty."""
 
     @classmethod
     def of(cls, presences: Sequence[Presence]) -> "Occurrence":
-        """The counts over cases."""
+        """The counts over a number of cases."""
         missed = presences.count("missed")
         return cls(presences.count("both") + missed, missed, presences.count("extra"), presences.count("absent"))
 
@@ -75,19 +75,19 @@ class ClassSummary:
     mean: ClassScores
     undefined: dict[str, int]
     occurrence: Occurrence | None
-    """None where a site of an older version did not count it."""
+    """None if the site runs an older version that does not count it."""
 
 
 @dataclass(frozen=True)
 class SiteSummary:
-    """One model at one site: the mean of the classes' means, and what was undefined over all cases and classes.
+    """One model at one site: the mean over the class means, and the counts of undefined values over all cases and classes.
 
-    The mean over sites has the same form: each number a mean over sites, each count a sum.
+    The mean over sites has the same form: each measure is a mean over sites, and each count is a sum.
     """
 
     cases: int
     patients: int | None
-    """None where a site of an older version did not count them."""
+    """None if the site runs an older version that does not count them."""
     units: Units
     mean: ClassScores
     classes: dict[str, ClassSummary]
@@ -96,7 +96,7 @@ class SiteSummary:
 
 @dataclass(frozen=True)
 class FederationSummary:
-    """One model over all sites; `spread` is the standard deviation between sites, None for fewer than two."""
+    """One model over all sites; `spread` is the standard deviation between sites, None for fewer than two sites."""
 
     mean: SiteSummary
     spread: ClassScores
@@ -107,10 +107,12 @@ def summarize_site(scores: Sequence[CaseScores]) -> SiteSummary:
     """The summary of one model at one site.
 
     Raises:
-        DataError: There are no cases, or the cases were scored for different classes.
+        DataError: There is no case, or the cases were scored for different classes.
     """
     if not scores:
-        raise DataError("no case was scored: a site needs a test case. Check its split with `pfedsam data split`.")
+        raise DataError(
+            "no case was scored, because the site has no test case. Check its split with `pfedsam data split`."
+        )
     names = list(scores[0].classes)
     if any(list(case.classes) != names for case in scores):
         raise DataError(f"the cases of one site were scored for different classes; all must be scored for {names}.")
@@ -130,7 +132,7 @@ def summarize_sites(sites: Mapping[str, SiteSummary]) -> FederationSummary:
     """The summary over sites, each site with the same weight.
 
     Raises:
-        DataError: There are no sites, or they were scored for different classes.
+        DataError: There is no site, or the sites were scored for different classes.
     """
     if not sites:
         raise DataError("there is no site to summarise: a federation needs at least one site with scored cases.")
@@ -153,13 +155,13 @@ def summarize_sites(sites: Mapping[str, SiteSummary]) -> FederationSummary:
 
 
 def worst_site(dice: Mapping[str, float | None]) -> str | None:
-    """The site with the lowest Dice, the first by name where several tie; None where no site has a Dice."""
+    """The site with the lowest Dice, the first by name among equal ones; None if no site has a defined Dice."""
     known = [(value, name) for name, value in dice.items() if value is not None]
     return min(known)[1] if known else None
 
 
 def _summarize_class(cases: Sequence[CaseScores], name: str, units: Units) -> ClassSummary:
-    """The mean over cases of one class; `undefined` counts the cases' own None, whatever the unit."""
+    """The mean over cases of one class; `undefined` counts the cases in which a measure is None, whatever the unit."""
     scores = [case.classes[name] for case in cases]
     undefined = {measure: sum(getattr(one, measure) is None for one in scores) for measure in MEASURES}
     return ClassSummary(_mean_of(scores, units), undefined, Occurrence.of([case.presence[name] for case in cases]))
@@ -176,40 +178,40 @@ def _summarize_classes(classes: Sequence[ClassSummary], units: Units) -> ClassSu
 
 
 def _sum_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """The counts of undefined measures, added up."""
+    """The sums of the counts of undefined measures."""
     rows = list(counts)
     return {name: sum(row[name] for row in rows) for name in MEASURES}
 
 
 def _sum_known(numbers: Sequence[int | None]) -> int | None:
-    """The sum; None where one of the numbers is not known."""
+    """The sum of the numbers; None if one of them is not known."""
     known = [number for number in numbers if number is not None]
     return sum(known) if len(known) == len(numbers) else None
 
 
 def _mean_of(rows: Sequence[ClassScores], units: Units) -> ClassScores:
-    """The mean of each measure over the rows that have it."""
+    """The mean of each measure over the rows for which it is defined."""
     return ClassScores(**{name: _mean(_column(rows, name, units)) for name in MEASURES})
 
 
 def _column(rows: Sequence[ClassScores], measure: str, units: Units) -> list[float]:
-    """The defined values of one measure; none for a distance or a volume in mixed units."""
+    """The defined values of one measure; an empty list for a distance or a volume in mixed units."""
     if not units.allow(measure):
         return []
     return [value for row in rows if (value := getattr(row, measure)) is not None]
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    """The mean, exactly rounded, so that the order of cases changes no bit; None of nothing."""
+    """The exactly rounded mean, which does not depend on the order of the cases; None for no value."""
     return statistics.fmean(values) if values else None
 
 
 def _spread(values: Sequence[float]) -> float | None:
-    """The sample standard deviation; None below two values."""
+    """The sample standard deviation; None for fewer than two values."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _common(units: Iterable[U]) -> U | Literal["mixed"]:
-    """The one unit of all, or "mixed"."""
+    """The unit if all have the same one, else "mixed"."""
     distinct = set(units)
     return distinct.pop() if len(distinct) == 1 else "mixed"

@@ -1,1 +1,1 @@
-"""Experiment: a configuration read, checked as a whole, and built into objects (the only place where that happens)."""
+"""Experiment: reads a configuration, checks it as a whole, and builds objects from it; no other layer does this."""

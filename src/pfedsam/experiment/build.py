@@ -1,4 +1,4 @@
-"""From options to objects: the only place where the configuration is read and things are made of it."""
+"""Builds objects from options: the only place where the configuration is turned into models, data and methods."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,11 +36,11 @@ from pfedsam.model.prefix import PrefixCache, PrefixOptions
 from pfedsam.training.site_data import SiteData
 
 Predict: TypeAlias = Callable[[Forward, Sequence[Example]], Iterator[tuple[Example, npt.NDArray[np.uint8]]]]
-"""A forward function and what `build_images` gives, to each image with its class map at native size."""
+"""A function from a forward function and the result of `build_images` to each image with its class map [H, W] at native size."""
 
 
 class VolumeReading(TypedDict):
-    """Arguments of `read_site`."""
+    """The arguments of `read_site` that concern volumes."""
 
     channels: tuple[str, ...]
     spacing_lost: bool
@@ -48,18 +48,18 @@ class VolumeReading(TypedDict):
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """The model of a run before any training, and what becomes of its parameters."""
+    """The model of a run before training, and the partition of its parameters."""
 
     model: PersonalSam
     partition: Partition
     backbone: str
     """SHA-256 of the frozen backbone's weights."""
     initial: NamedTensors
-    """The trained parameters at the start, the same for every site; the model's own change as sites train in it."""
+    """Initial values of the trained parameters, the same for every site; the values in the model itself change while sites train it."""
 
     @property
     def has_shared_model(self) -> bool:
-        """Whether the model without its local part is one for the whole federation: all that is local can be switched off."""
+        """Whether there is a shared model for the whole federation, because all local parameters can be switched off."""
         local = set(self.partition.local)
         switched = self.model.groups(lambda part: part.local_only)
         fixed = [c for c, names in self.partition.components.items() if c not in switched and local & set(names)]
@@ -90,7 +90,7 @@ def refuse_too_few_sites(options: RunOptions) -> None:
 
 
 def build_codec(options: RunOptions) -> Codec:
-    """How the run's updates are written."""
+    """The codec of the run's updates."""
     return Codec(options.communication.codec, options.communication.block)
 
 
@@ -104,7 +104,7 @@ def build_labels(options: RunOptions) -> LabelMap:
 
 
 def build_study(options: RunOptions) -> Study:
-    """What the checks of the data know of the run beside its files.
+    """The settings of the run that the checks of the data need in addition to the files.
 
     Raises:
         OptionError: the ids contradict each other.
@@ -115,7 +115,7 @@ def build_study(options: RunOptions) -> Study:
 
 
 def read_sites(options: RunOptions, *, masks_required: bool = True) -> dict[str, Site]:
-    """Every site as it lies on disk, not split, in the configuration's order.
+    """Every site as stored on disk, without a split, in the order of the configuration.
 
     Raises:
         DataError: a site is missing or empty.
@@ -130,7 +130,7 @@ def read_sites(options: RunOptions, *, masks_required: bool = True) -> dict[str,
 
 
 def build_sites(options: RunOptions) -> dict[str, Site]:
-    """Every site, split by patient, in the configuration's order.
+    """Every site, split by patient, in the order of the configuration.
 
     Raises:
         DataError: a site is missing, empty, cannot be split, or has a patient on two sides.
@@ -139,7 +139,7 @@ def build_sites(options: RunOptions) -> dict[str, Site]:
 
 
 def divide_site(options: RunOptions, site: Site) -> Site:
-    """The site with its cases in parts, as `data.split` or the split's file says.
+    """The site with its cases assigned to training, validation and test, by `data.split` or by the split's file.
 
     Raises:
         DataError: it cannot be split, has a patient on two sides, or no case to train on or to test.
@@ -152,22 +152,23 @@ def divide_site(options: RunOptions, site: Site) -> Site:
             patients = site.patients()
             if given and len(patients) == 1:
                 raise DataError(
-                    f"site {name!r} has no {part} case: its {len(site.cases)} case(s) are of one patient, {next(iter(patients))!r}, and a "
-                    "patient lies on one side of the split. Two patients are needed at least, three for a validation part: add some, "
-                    "or, if these are several, give them in the manifest or correct data.patient_pattern"
+                    f"site {name!r} has no {part} case: its {len(site.cases)} case(s) belong to one patient, "
+                    f"{next(iter(patients))!r}, and all cases of a patient are in the same part of the split. At least two patients are "
+                    "needed, three with a validation part. Add patients; or, if the cases are of several patients, name them in the "
+                    "manifest or correct data.patient_pattern"
                 )
             raise DataError(f"site {name!r} has no {part} case: it needs at least one; add cases or change data.split.")
     return site
 
 
 def volume_reading(options: RunOptions, site: str) -> VolumeReading:
-    """What `read_site` has to know of a site's volumes."""
+    """The arguments of `read_site` for the volumes of a site."""
     volume = options.data.volume
     return {"channels": tuple(volume.channels), "spacing_lost": site in volume.spacing_unknown}
 
 
 def build_model(options: RunOptions, device: torch.device = CPU, *, may_download: bool = True) -> BuiltModel:
-    """The model as every process of the run starts with it: the same weights everywhere, on the device that it is to compute on.
+    """The model with which every process of the run starts: the same weights everywhere, on the device of this process.
 
     Args:
         options: of the run.
@@ -176,7 +177,7 @@ def build_model(options: RunOptions, device: torch.device = CPU, *, may_download
 
     Raises:
         CheckpointError: the backbone cannot be loaded.
-        OptionError: the options do not fit the backbone, or switch on what the method does not train.
+        OptionError: the options do not fit the backbone, or switch on a component that the method does not train.
     """
     method = build_method(options)
     model_options = method.adapt(options.model)
@@ -187,7 +188,9 @@ def build_model(options: RunOptions, device: torch.device = CPU, *, may_download
     placement = method.placement(model_options)
     idle = sorted(model.groups(lambda part: part.addition) - set(placement))
     if idle:
-        raise OptionError(f"The method {method.name} does not train {', '.join(idle)}: leave out what switches it on.")
+        raise OptionError(
+            f"The method {method.name} does not train {', '.join(idle)}: remove the options that switch it on."
+        )
     partition = Partition.of(model, model.components(), placement)
     for phase in (*method.round_phases(options.training), *method.final(options.training)):
         empty = [kind for kind in phase.trains if not partition.names(kind)]
@@ -201,29 +204,29 @@ def build_model(options: RunOptions, device: torch.device = CPU, *, may_download
 
 
 def build_roster(options: RunOptions) -> Roster:
-    """Which sites of the run do what."""
+    """The roles of the run's sites."""
     return build_method(options).roster
 
 
 def with_pool(options: RunOptions, sites: Mapping[str, Site]) -> dict[str, Site]:
-    """All sites of the run: those of the configuration, and before them the one with everybody's training images where there is one.
+    """All sites of the run: for a pooled method the site with the training images of all sites, then those of the configuration.
 
     Raises:
-        OptionError: a site of the configuration has the pooled one's name.
+        OptionError: a site of the configuration has the name of the pooled site.
     """
     pool = build_roster(options).pool
     if pool is None:
         return dict(sites)
     if pool in sites:
         raise OptionError(
-            f"With method {options.method} no site can be called {pool!r}, as the place of all images is. Rename the site."
+            f"With method {options.method} no site can have the name {pool!r}, which is used for the pooled images. Rename the site."
         )
     cases = tuple(case for site in sites.values() for case in site.of("train"))
     return {pool: Site(pool, Path(), cases), **sites}
 
 
 def build_examples(options: RunOptions, cases: tuple[Case, ...], side: int) -> Sequence[Example]:
-    """Cases to train on in the model's frame, with labels; the slices of volumes, or tiles of pictures where there is tiling.
+    """Training examples at the model's input size, with labels: pictures, the tiles of pictures, or the slices of volumes.
 
     Raises:
         DataError: a file cannot be read, or a mask does not fit its image or the label map.
@@ -237,26 +240,26 @@ def build_examples(options: RunOptions, cases: tuple[Case, ...], side: int) -> S
 
 
 def _are_volumes(options: RunOptions, cases: tuple[Case, ...]) -> bool:
-    """Whether cases are volumes.
+    """Whether the cases are volumes.
 
     Raises:
-        DataError: Only some of them are.
-        OptionError: They are, and are to be cut into tiles.
+        DataError: Only some of the cases are volumes.
+        OptionError: The cases are volumes, but the options cut pictures into tiles.
     """
     volumes = [case for case in cases if case.volume]
     if volumes and len(volumes) < len(cases):
         pictures = next(case for case in cases if not case.volume)
         raise DataError(
-            f"site {volumes[0].site!r}, case {volumes[0].id!r} is a volume, site {pictures.site!r}, case {pictures.id!r} a picture; what "
-            "is trained or scored together must be all volumes, or all pictures"
+            f"site {volumes[0].site!r}, case {volumes[0].id!r} is a volume, but site {pictures.site!r}, case {pictures.id!r} is a picture; "
+            "all cases of a run must be volumes, or all must be pictures"
         )
     if volumes and options.data.tiling:
-        raise OptionError("data.tiling cuts pictures into tiles, and the sites hold volumes: leave it out.")
+        raise OptionError("data.tiling cuts pictures into tiles, but the sites hold volumes: remove data.tiling.")
     return bool(volumes)
 
 
 def build_images(options: RunOptions, cases: tuple[Case, ...], side: int) -> Sequence[Example]:
-    """Cases to predict, for `build_predict`; volumes as their slices in order.
+    """The images to predict, as input of `build_predict`; a volume is given as its slices in order.
 
     Raises:
         DataError: a file cannot be read, or a mask does not fit its image or the label map.
@@ -269,7 +272,7 @@ def build_images(options: RunOptions, cases: tuple[Case, ...], side: int) -> Seq
 
 
 def build_predict(options: RunOptions, side: int) -> Predict:
-    """How a model's answers become class maps: from whole pictures, or tile by tile."""
+    """The function that computes class maps with a model, from whole pictures or tile by tile."""
     size = options.evaluation.batch_size
     if options.data.tiling:
         return partial(predict_tiled, side=side, tiling=options.data.tiling, batch_size=size)
@@ -279,7 +282,7 @@ def build_predict(options: RunOptions, side: int) -> Predict:
 def build_site_data(
     options: RunOptions, name: str, cases: tuple[Case, ...], built: BuiltModel, cache_folder: Path
 ) -> SiteData:
-    """The training part of a site."""
+    """The training data of a site."""
     examples = build_examples(options, cases, built.model.image_size)
     return SiteData(
         name=name,
@@ -293,11 +296,11 @@ def build_site_data(
 
 
 def build_cache(options: RunOptions, built: BuiltModel, folder: Path | None) -> PrefixCache:
-    """What gives the frozen blocks' output for images of a site, kept in `folder`; None: computed each time, to the same bits."""
+    """The cache in `folder` of a site's frozen features; None if they are computed each time, which gives the same bits."""
     model = built.model
     precision = "" if model.frozen_dtype == torch.float32 else "-bfloat16"
-    where = "" if model.device.type == "cpu" else f"-{model.device.type}"  # whose sums round otherwise
+    where = "" if model.device.type == "cpu" else f"-{model.device.type}"  # rounding differs between devices
     key = f"{built.backbone[:16]}-block{model.first_adapted}{precision}{where}"
-    # Where the encoder is trained there are no frozen blocks whose output could be kept, or rounded.
+    # Where the whole encoder is trained, there are no frozen features to cache.
     kept = PrefixOptions(max_gigabytes=0) if model.from_pixels else options.prefix
     return PrefixCache(folder, key, model.prefix_shape, kept)

@@ -1,4 +1,4 @@
-"""A configuration file to options and back; every mistake is told at once, each with its key's path."""
+"""Reads and writes configuration files; all mistakes in a file are reported at once, each with the path of its key."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,11 +22,12 @@ def load_options(path: Path | str, overrides: Sequence[str] = ()) -> RunOptions:
     """The options of one run in a YAML file.
 
     Args:
-        path: of the file; folders in it are relative to it, and so is a backbone that lies beside it.
-        overrides: `key.path=value`, each value read as YAML; they go before the file.
+        path: path of the file; folders in it, and a backbone beside it, are relative to it.
+        overrides: texts of the form `key.path=value` with the value in YAML; they take precedence over the file.
 
     Raises:
-        OptionError: naming every unknown key and every wrong value, or every key without effect under the chosen method.
+        OptionError: the file has mistakes; the message names every unknown key and every wrong value, or every key without effect
+            under the chosen method.
     """
     path = Path(path)
     options = read_options(path, overrides)
@@ -35,10 +36,10 @@ def load_options(path: Path | str, overrides: Sequence[str] = ()) -> RunOptions:
 
 
 def read_options(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
-    """As `load_options`, for any method: a key without effect under the one that is named in the file is let pass.
+    """The options in a YAML file, like `load_options`, but keys without effect under the method in the file are accepted.
 
     Raises:
-        OptionError: naming every unknown key and every wrong value.
+        OptionError: the file has mistakes; the message names every unknown key and every wrong value.
     """
     content = read_mapping(path)
     override(content, overrides)
@@ -55,15 +56,15 @@ T = TypeVar("T", bound=BaseModel)
 
 
 def validate(kind: type[T], content: Mapping[str, Any], name: str) -> T:
-    """The options of a kind in the content of a file.
+    """Check the content of a file, and return it as an object of an options class.
 
     Args:
-        kind: an options class.
-        content: keys and values.
-        name: of the file, for messages.
+        kind: the options class.
+        content: the keys and values of the file.
+        name: name of the file, for messages.
 
     Raises:
-        OptionError: naming every unknown key and every wrong value.
+        OptionError: the content has mistakes; the message names every unknown key and every wrong value.
     """
     try:
         return kind.model_validate(content)
@@ -107,16 +108,16 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
 
 
 class Key(NamedTuple):
-    """A key of the configuration, as people are told of it."""
+    """A key of the configuration with its default and description, for `pfedsam options`."""
 
     path: str
     default: str
-    """As YAML; empty where one has to be given."""
+    """The default as YAML; empty if the key is required."""
     description: str
 
 
 def all_keys(kind: type[BaseModel] = RunOptions, above: str = "") -> Iterator[Key]:
-    """Every key of an options class, in its order; a group of keys stands as a key itself where it may be null."""
+    """Every key of an options class, in the order of definition; a group of keys is itself listed as a key if it may be null."""
     for name, field in kind.model_fields.items():
         path, group = f"{above}{name}", _models(field.annotation)
         if not group or type(None) in get_args(field.annotation):
@@ -137,10 +138,10 @@ def _choices(annotation: Any) -> str:  # noqa: ANN401 - a type annotation
 
 
 def override(content: dict[str, Any], texts: Sequence[str]) -> None:
-    """Put values of the form `key.path=value`, each read as YAML, into `content`.
+    """Put overrides of the form `key.path=value`, with the value in YAML, into `content`.
 
     Raises:
-        OptionError: one has another form, or its path leads through a value.
+        OptionError: an override has another form, or a part of its path is a value without keys.
     """
     for text in texts:
         key, sign, value = text.partition("=")
@@ -156,7 +157,7 @@ def put(content: dict[str, Any], key: str, value: object) -> None:
     """Put a value at a dotted path of keys.
 
     Raises:
-        OptionError: the path leads through a value.
+        OptionError: a part of the path is a value without keys.
     """
     *parents, last = key.split(".")
     place = content
@@ -168,7 +169,7 @@ def put(content: dict[str, Any], key: str, value: object) -> None:
 
 
 def _resolve_paths(content: dict[str, Any], base: Path) -> None:
-    """Make paths absolute, so that what is dumped can be read from anywhere."""
+    """Make paths absolute, so that a written configuration can be read from any folder."""
     data, model, runtime = (_mapping(content.get(key)) for key in ("data", "model", "runtime"))
     sites, backbone = _mapping(data.get("sites")), model.get("backbone")
     for holder, key in (*((sites, name) for name in sites), (data, "split_folder"), (runtime, "cache_folder")):
@@ -179,7 +180,7 @@ def _resolve_paths(content: dict[str, Any], base: Path) -> None:
 
 
 def _mapping(value: object) -> dict[Any, Any]:
-    """The value itself, or nothing where it is something else; that is told later, with all other mistakes."""
+    """The value if it is a mapping, else an empty one; a wrong type is reported later together with all other mistakes."""
     return value if isinstance(value, dict) else {}
 
 
@@ -198,9 +199,11 @@ def _explain(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
         name = error["loc"][-2]
         return f"{'.'.join(map(str, error['loc'][:-2]))}: the name {name!r} is read as a number; put it in quotes: '{name}'"
     if error["type"] == "list_type" and isinstance(error.get("input"), int):
-        return f"{path}: the ids are a list, also where there is one: write [{error['input']}] (got {error['input']!r})"
+        return f"{path}: the ids must be a list, even if there is only one: write [{error['input']}] (got {error['input']!r})"
     message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{path}: {message} (got {error.get('input')!r})" if path else message  # of several keys together
+    return (
+        f"{path}: {message} (got {error.get('input')!r})" if path else message
+    )  # without a path, the mistake concerns several keys together
 
 
 def _allowed(model: type[BaseModel], path: Sequence[Any]) -> list[str]:

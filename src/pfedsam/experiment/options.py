@@ -1,4 +1,4 @@
-"""The configuration of a run: every option of every layer in one tree. Each option is described where it is used."""
+"""The configuration of a run: the options of all layers in one tree. Each option is defined beside the code that uses it."""
 
 from pathlib import Path
 
@@ -19,30 +19,35 @@ from pfedsam.training.options import TrainingOptions
 
 
 class DataOptions(Options):
-    """The sites and how their files are read."""
+    """The sites and how their files are read and split."""
 
     sites: dict[str, Path] = Field(
-        description="Site name to folder; a folder has images/ and masks/, or a manifest.csv. Relative to the configuration file."
+        description="Folder of each site, by the site's name. A folder holds images/ and masks/, or a manifest.csv. Paths are relative to "
+        "the configuration file."
     )
     classes: dict[str, list[int]] = Field(
-        description="Class name to its ids in the mask files; 0 is background. The order gives the classes 1, 2, ..."
+        description="List of the ids in the mask files that belong to a class, by the name of the class; id 0 is background. The order of "
+        "the names numbers the classes 1, 2, ..."
     )
     patient_pattern: str | None = Field(
         default=None,
-        description="Regular expression on the case id; its first group is the patient. Empty: every case is a patient.",
+        description="Regular expression for the case id; its first group is the patient. Empty: every case is a patient of its own.",
     )
     split_folder: Path | None = Field(
-        default=None, description="Folder of split files made by `pfedsam data split`; empty: split by seed."
+        default=None,
+        description="Folder with the split files that `pfedsam data split` wrote; empty: the sites are split by the seed.",
     )
     image: ImageOptions = Field(default=ImageOptions(), description="How images are read.")
     volume: VolumeOptions = Field(
-        default=VolumeOptions(), description="How volumes (NIfTI, DICOM) are read and cut into slices."
+        default=VolumeOptions(), description="How volumes (NIfTI, DICOM) are read and divided into slices."
     )
     split: SplitOptions = Field(default=SplitOptions(), description="Shares of training, validation and test.")
     tiling: TilingOptions | None = Field(
-        default=None, description="Train and predict on tiles of the pictures; empty = on whole pictures."
+        default=None, description="Train and predict on tiles of the pictures; empty: on whole pictures."
     )
-    augment: AugmentOptions = Field(default=AugmentOptions(), description="Views of the training images.")
+    augment: AugmentOptions = Field(
+        default=AugmentOptions(), description="Random transformations (augmentation) of the training images."
+    )
 
     @field_validator("sites")
     @classmethod
@@ -53,70 +58,81 @@ class DataOptions(Options):
 
 
 class EvaluationOptions(Options):
-    """When and how models are scored."""
+    """When and how models are scored, and which of them a site uses."""
 
-    validate_every: int = Field(default=10, ge=0, description="Rounds between validations; 0 = never.")
+    validate_every: int = Field(default=10, ge=0, description="Number of rounds between validations; 0: no validation.")
     max_drop: float | None = Field(
         default=0.05,
         ge=0,
         le=1,
-        description="A site whose validation Dice falls by more than this below its best stays with its last good model; empty: never.",
+        description="A site keeps its earlier model if its validation Dice is lower than its best one by more than this; empty: never.",
     )
     choose_model: bool = Field(
         default=True,
-        description="A site uses the shared model where that does better than its personal one on its validation part.",
+        description="A site uses the shared model if that has a higher Dice than its personal model on the validation part.",
     )
-    batch_size: int = Field(default=4, ge=1, description="Images per forward pass when predicting.")
+    batch_size: int = Field(default=4, ge=1, description="Number of images in a forward pass during prediction.")
     surface_tolerance: float = Field(
         default=SURFACE_TOLERANCE,
         ge=0,
         allow_inf_nan=False,
-        description="Distance within which two surfaces agree (NSD): mm where the spacing is known, else pixels.",
+        description="Distance within which two surfaces count as equal for NSD: in mm if the spacing is known, else in pixels.",
     )
     lesions: list[str] = Field(
         default=[],
-        description="Classes whose connected components are lesions: the share of lesions that were found is scored, too.",
+        description="Classes whose connected components are lesions: for these, the share of lesions that were found is also scored.",
     )
 
 
 class RuntimeOptions(Options):
-    """How the work is spread over this machine; changes no result but by rounding."""
+    """How the work is distributed over this machine; the results differ by rounding at most."""
 
-    workers: int = Field(default=1, ge=1, description="Processes that train sites side by side; 1 = in this process.")
+    workers: int = Field(
+        default=1,
+        ge=1,
+        description="Number of worker processes that train sites in parallel; 1: all sites are trained in this process.",
+    )
     threads: int = Field(
-        default=1, ge=1, description="Threads of each process; results are bit-equal only at the same number."
+        default=1,
+        ge=1,
+        description="Number of threads of each process; results are equal to the bit only for the same number.",
     )
     device: Device = Field(
         default="auto",
-        description="Where sites compute: auto (a GPU where torch finds one), cpu, cuda or cuda:<n>; all processes share one GPU. Results "
-        "are bit-equal on the CPU, equal up to rounding between devices.",
+        description="Device for the computation: auto (a GPU if torch finds one), cpu, cuda or cuda:<n>; all processes share one GPU. "
+        "Results are equal to the bit on the CPU, and equal up to rounding between devices.",
     )
     cache_folder: Path | None = Field(
         default=None,
-        description="Where frozen blocks' outputs are kept, one folder per site; empty: in the run's folder. Relative to the "
-        "configuration file.",
+        description="Folder of the cache of frozen features (the outputs of the frozen encoder blocks), with one folder per site; empty: "
+        "in the run's folder. Relative paths start at the configuration file.",
     )
 
 
 class RunOptions(Options):
-    """One federation's run."""
+    """All options of one run of a federation."""
 
     name: str = Field(
         default="run",
         min_length=1,
-        description="Heads the report. A run may be resumed under another one; to sites elsewhere, another name is another study.",
+        description="Title of the report. A run on one machine may be resumed under another name; for sites on other machines, another "
+        "name is another study.",
     )
-    seed: int = Field(default=0, ge=0, description="Seed of splits, weights, batches and views.")
-    method: str = Field(default="pfedsam", description=f"One of {', '.join(METHODS)}.")
-    method_options: MethodOptions = Field(  # type: ignore[valid-type]  # made of the methods' own classes
-        default=MethodOptions(), description="Options of single methods, under their names."
+    seed: int = Field(
+        default=0, ge=0, description="Seed of the splits, the initial weights, the batches and the augmentation."
+    )
+    method: str = Field(default="pfedsam", description=f"Method of federated training: one of {', '.join(METHODS)}.")
+    method_options: MethodOptions = Field(  # type: ignore[valid-type]  # built from the options classes of the methods
+        default=MethodOptions(), description="Options of single methods, by the name of the method."
     )
     data: DataOptions = Field(description="Sites, classes, patients.")
     model: ModelOptions = Field(default=ModelOptions(), description="Backbone, LoRA, experts.")
     training: TrainingOptions = Field(default=TrainingOptions(), description="Rounds, steps, optimiser, distillation.")
-    prefix: PrefixOptions = Field(default=PrefixOptions(), description="Cache of the frozen blocks' outputs.")
+    prefix: PrefixOptions = Field(
+        default=PrefixOptions(), description="Cache of frozen features, the outputs of the frozen encoder blocks."
+    )
     communication: CommunicationOptions = Field(
-        default=CommunicationOptions(), description="How updates are written for the way to the server."
+        default=CommunicationOptions(), description="Encoding of the updates that sites send to the server."
     )
     evaluation: EvaluationOptions = Field(default=EvaluationOptions(), description="Validation and test.")
     runtime: RuntimeOptions = Field(default=RuntimeOptions(), description="Processes, threads and device.")

@@ -1,8 +1,8 @@
-"""A suite: the sites, options, methods and seeds of one comparison, as a file; every entry of it is an ordinary run.
+"""A suite: a file with the sites, options, methods and seeds of one comparison; every entry of it is an ordinary run.
 
-The protocol (docs/evidence.md) as code: each seed has its own split by patient, and every method gets the same number of optimiser
-steps at each site: rounds times steps of a round. A last local phase takes its steps out of them, so that no method is lengthened because
-another one has such a phase. A pooled method gets the steps of all sites together.
+A suite follows the protocol of docs/evidence.md: each seed has its own split by patient, and every method gets the same number of
+optimiser steps at each site, namely rounds times steps of a round. The steps of final local fine-tuning are part of this number, so that
+no method trains longer because another one has such a phase. A pooled method gets the sum of the steps of all sites.
 """
 
 import copy
@@ -25,43 +25,47 @@ from pfedsam.federation.methods import METHODS, find_method
 from pfedsam.training.options import TrainingOptions
 
 _ABLATIONS = "ablations"
-"""The shipped file of variants; not a suite."""
+"""Name of the shipped file of variants; it is not a suite."""
 
 
 class Suite(Options):
     """The content of a suite file."""
 
-    name: str = Field(pattern=r"^[\w.-]+$", description="Of the suite; part of its files' names.")
-    sites: list[str] = Field(default=[], description="Folders of the data folder, each a site; empty = all of them.")
-    seeds: list[int] = Field(
-        default=[0, 1, 2], min_length=1, description="One run each; a seed also decides the split."
+    name: str = Field(pattern=r"^[\w.-]+$", description="Name of the suite; it is a part of the names of its files.")
+    sites: list[str] = Field(
+        default=[], description="Names of the sites, which are folders in the data folder; empty: all folders."
     )
-    methods: list[str] = Field(default=[], description="Methods to compare; empty = all there are.")
+    seeds: list[int] = Field(
+        default=[0, 1, 2],
+        min_length=1,
+        description="Seeds; each method is run once per seed. The seed also determines the split.",
+    )
+    methods: list[str] = Field(default=[], description="Methods to compare; empty: all methods.")
     subject: str = Field(default="pfedsam", description="The method that the others are compared with.")
     options: dict[str, Any] = Field(
-        description="The configuration of a run, without its sites, method and seed; keys as in `pfedsam run`."
+        description="Configuration of a run without its sites, method and seed; the keys are those of `pfedsam run`."
     )
     variants: dict[str, dict[str, Any]] = Field(
         default={},
-        description="Name to `method`, the keys that differ, such as training.phases: joint, and `steps`, times as many as the suite has; "
-        "beside the shipped ablations.",
+        description="Variants by name, in addition to the shipped ablations. A variant gives its `method`, the keys that differ from the "
+        "suite, such as training.phases: joint, and `steps`, a factor on the number of optimiser steps.",
     )
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of a comparison: a method, or a variant of one."""
+    """An entry of a comparison: a method, or a variant of a method."""
 
     label: str
     method: str
     changes: Mapping[str, Any] = field(default_factory=dict)
-    """Dotted keys and their values."""
+    """The values that differ from the suite, by dotted key."""
     steps: float = 1.0
-    """Times as many optimiser steps as the suite has: for methods whose steps cost less."""
+    """Factor on the suite's number of optimiser steps, for methods whose steps cost less."""
 
     @property
     def pooled(self) -> bool:
-        """Whether the images of all sites lie in one place, so that the privacy promise is broken."""
+        """Whether the method pools the images of all sites in one place, so that it does not preserve privacy."""
         return find_method(self.method).roster.pool is not None
 
 
@@ -72,10 +76,10 @@ def shipped_suites() -> list[str]:
 
 
 def load_suite(name: str) -> Suite:
-    """A shipped suite by name, or the one in a YAML file; with the shipped ablations among its variants.
+    """Load a shipped suite by its name, or a suite from a YAML file; the shipped ablations are added to its variants.
 
     Raises:
-        OptionError: there is none, or it has mistakes, all of which are named.
+        OptionError: there is no such suite, or it has mistakes, all of which the message names.
     """
     path = _shipped(name) if name in shipped_suites() else Path(name)
     if not path.exists():
@@ -90,15 +94,15 @@ def load_suite(name: str) -> Suite:
 
 
 def choose_entries(suite: Suite, methods: Sequence[str] | None, variants: Sequence[str]) -> list[Entry]:
-    """The lines of a comparison.
+    """The entries of a comparison.
 
     Args:
-        suite: that defines them.
-        methods: their names; None for those of the suite, or for the subject alone where variants are asked for.
-        variants: names of variants; `all` for every one.
+        suite: the suite that defines them.
+        methods: names of methods; None for those of the suite, or for the subject alone if variants are given.
+        variants: names of variants; `all` for every variant.
 
     Raises:
-        OptionError: one is not known.
+        OptionError: a method or a variant is not known.
     """
     if methods is None:
         methods = [suite.subject] if variants else (suite.methods or list(METHODS))
@@ -127,7 +131,7 @@ def site_folders(suite: Suite, data: Path) -> dict[str, Path]:
     missing = [name for name in names if not (data / name).is_dir()]
     if missing or not names:
         raise DataError(
-            f"The data folder {data.name!r} lacks the site(s) {', '.join(missing) or 'of any name'}; "
+            f"The data folder {data.name!r} lacks the site(s) {', '.join(missing) or '(it holds no folder)'}; "
             f"the suite {suite.name!r} needs a folder for each site, with images/ and masks/."
         )
     return {name: (data / name).resolve() for name in names}
@@ -136,34 +140,34 @@ def site_folders(suite: Suite, data: Path) -> dict[str, Path]:
 def run_options(
     suite: Suite, entry: Entry, seed: int, sites: Mapping[str, Path], overrides: Sequence[str] = ()
 ) -> RunOptions:
-    """The configuration of one run: the suite's options, the overrides, the entry's changes, and equal steps.
+    """The configuration of one run: the suite's options with the overrides, the entry's changes and an equal number of steps.
 
-    What the suite or the overrides set for all entries alike, and this one has no use for, is left out.
+    Options that the suite or the overrides set for all entries are left out if they have no effect in this entry.
 
     Args:
-        suite: whose options they are.
-        entry: method and changes.
-        seed: of split, weights, batches and views.
-        sites: name to folder.
-        overrides: `key.path=value`, for every entry alike.
+        suite: the suite with the common options.
+        entry: the method and its changes.
+        seed: seed of the split, the weights, the batches and the augmentation.
+        sites: folder of each site by name.
+        overrides: texts of the form `key.path=value`, which apply to all entries.
 
     Raises:
-        OptionError: naming every mistake, and every change of the entry that has no effect in it.
+        OptionError: the configuration has mistakes, or a change of the entry has no effect in it; the message names all of them.
     """
     chosen, steps = _chosen(suite, entry, seed, sites, overrides)
     idle = [text for key, text in unused(chosen).items() if is_below(key, entry.changes)]
     if idle:
-        raise OptionError(f"The variant {entry.label} sets what has no effect: {'; '.join(idle)}.")
+        raise OptionError(f"The variant {entry.label} sets options without effect: {'; '.join(idle)}.")
     return equal_steps(chosen, round(steps * entry.steps))
 
 
 def refuse_idle_overrides(
     suite: Suite, entries: Sequence[Entry], sites: Mapping[str, Path], overrides: Sequence[str]
 ) -> None:
-    """Let overrides pass only if each has an effect in one entry at least; arguments as of `run_options`.
+    """Refuse overrides that have no effect in any entry; the arguments are those of `run_options`.
 
     Raises:
-        OptionError: naming each that has none.
+        OptionError: an override has no effect; the message names each of them.
     """
     runs = [_chosen(suite, entry, 0, sites, overrides)[0] for entry in entries]
     refuse_unused_by_all(runs, "--set", [text.partition("=")[0] for text in overrides])
@@ -172,7 +176,7 @@ def refuse_idle_overrides(
 def _chosen(
     suite: Suite, entry: Entry, seed: int, sites: Mapping[str, Path], overrides: Sequence[str]
 ) -> tuple[RunOptions, int]:
-    """An entry's options as they are set, whether they have an effect or not, and the steps of the suite's rounds."""
+    """An entry's options, including those without effect, and the number of steps of the suite's rounds."""
     content = copy.deepcopy(suite.options)
     put(content, "data.sites", {name: str(folder) for name, folder in sites.items()})
     override(content, overrides)
@@ -184,20 +188,20 @@ def _chosen(
 
 
 def local_steps(options: RunOptions) -> int:
-    """Optimiser steps of one training site over a whole run: all phases of all rounds, and the last ones."""
+    """Optimiser steps of one training site over a whole run: those of all phases of all rounds, and those of the final phases."""
     method, training = build_method(options), options.training
     in_round = sum(phase.steps for phase in method.phases(training))
     return training.rounds * in_round + sum(phase.steps for phase in method.final(training))
 
 
 def equal_steps(options: RunOptions, budget: int) -> RunOptions:
-    """The options with as many rounds as make `budget` steps a site; a method's last phase takes its steps out of them.
+    """The options with the number of rounds that gives `budget` steps per site, including the steps of the final phase.
 
-    Where `training.final_steps` was not set, the last phase has no more than a quarter of the budget, and whole rounds' worth of it.
-    A pooled method does the steps of all sites, in as many rounds as the others.
+    Where `training.final_steps` was not set, the final phase gets at most a quarter of the budget, and a multiple of the steps of a round.
+    A pooled method does the steps of all sites in the same number of rounds as the other methods.
 
     Raises:
-        OptionError: no whole number of rounds makes the budget.
+        OptionError: no whole number of rounds gives the budget.
     """
     method, training = build_method(options), options.training
     in_round = sum(phase.steps for phase in method.phases(training))
@@ -208,9 +212,9 @@ def equal_steps(options: RunOptions, budget: int) -> RunOptions:
     rounds, left = divmod(budget - last, in_round)
     if left or rounds < 1:
         raise OptionError(
-            f"{options.method}: {in_round} steps a round and {last} after the last cannot make {budget} steps in whole rounds, and "
-            "every method must make equally many. Choose training.final_steps as a multiple of training.steps_per_round, and less than "
-            "the steps of all rounds."
+            f"{options.method}: with {in_round} steps in a round and {last} after the last round, no whole number of rounds gives "
+            f"{budget} steps, and all methods must do equally many. Choose training.final_steps as a multiple of training.steps_per_round, "
+            "and less than the steps of all rounds."
         )
     changes = {"rounds": rounds, "final_steps": training.final_steps}
     if method.roster.pool:
@@ -220,10 +224,10 @@ def equal_steps(options: RunOptions, budget: int) -> RunOptions:
 
 
 def _changed(options: TrainingOptions, update: Mapping[str, int]) -> TrainingOptions:
-    """The options with other values; what was set stays set, and nothing else.
+    """The options with other values; only the keys that were set before, and the changed ones, count as set.
 
     Raises:
-        OptionError: they do not go together.
+        OptionError: the values contradict each other.
     """
     try:
         return TrainingOptions.model_validate(options.model_dump(exclude_unset=True) | dict(update))

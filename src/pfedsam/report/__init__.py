@@ -1,1 +1,1 @@
-"""Report: what a run writes down while it goes (records), what it ends with (summary), and how people see it."""
+"""Report: the event log that a run writes, the summary at its end, and the tables, figures and pages made from them."""

@@ -1,7 +1,7 @@
-"""A comparison of methods over seeds: from the folders of runs to numbers (docs/evidence.md).
+"""The numbers of a comparison of methods over seeds, computed from the folders of the runs (docs/evidence.md).
 
-Dice and IoU are in points of 100. A method's value at a site is the mean over seeds; its mean is over sites, then over seeds; its
-worst site is the one with the lowest mean over seeds. Differences are paired by seed, site and case. Case names stay out.
+Dice and IoU are in points of 100. A method's value at a site is the mean over seeds. Its mean is taken over sites, then over seeds. Its
+worst site is the one with the lowest mean over seeds. Differences are paired by seed, site and case. Results do not contain case names.
 """
 
 import json
@@ -25,29 +25,29 @@ from pfedsam.report.records import Record, read_records
 from pfedsam.report.summary_file import LOCAL_ONLY, Entry, Summary, read_summary
 
 _POINTS: Final = {"dice": 100.0, "iou": 100.0, "nsd": 100.0, "lesion_recall": 100.0}
-"""Measures that are told in points of 100; the others keep their unit."""
+"""Measures that are given in points of 100; the others keep their unit."""
 _NAMED: Final = {"gain_over_fedavg_lora": "fedavg", "gain_over_fedmsa": "fedmsa"}
-"""Headline figure to the label that it is about."""
+"""The label of a method by the name of a headline figure."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """What is compared: a method, or a variant of one."""
+    """An entry of a comparison: a method, or a variant of a method."""
 
     label: str
     method: str
     private: bool
-    """Whether images stay at their sites."""
+    """Whether the images stay at their sites."""
 
     @property
     def is_variant(self) -> bool:
-        """Whether it is a method with other options."""
+        """Whether the entry is a method with changed options."""
         return self.label != self.method
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run took; None where it was not measured as a whole."""
+    """The cost of a run; None where it was not measured for the whole run."""
 
     steps: int
     """Optimiser steps of one training site."""
@@ -57,20 +57,20 @@ class Cost:
 
 @dataclass(frozen=True)
 class RunScores:
-    """What a comparison needs of one run; all of the model in use."""
+    """The values of one run that a comparison needs; all are of the model in use."""
 
     summary: Summary
     dice: Mapping[str, Mapping[str, float]]
-    """Site to case to Dice in points, mean over classes; undefined ones left out."""
+    """Dice in points by site and case, the mean over classes; undefined values are left out."""
     validation: Mapping[str, float]
-    """Site to Dice in points of the last validation."""
+    """Dice in points of the last validation, by site."""
     cost: Cost
     patients: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Site to case to patient; a case that is not named is a patient by itself."""
+    """Patient by site and case; a case that is not listed counts as a patient of its own."""
 
 
 Runs: TypeAlias = Mapping[str, Mapping[int, RunScores]]
-"""Label to seed to run; only finished ones."""
+"""Finished runs by label and seed."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Comparison:
 
 
 def read_run(folder: Path, cost: Cost, patients: Mapping[str, Mapping[str, str]] | None = None) -> RunScores:
-    """The scores of a finished run; `patients` as in `RunScores`.
+    """The scores of a finished run; `patients` has the form of `RunScores.patients`.
 
     Raises:
         StoreError: a file is missing or damaged.
@@ -103,7 +103,7 @@ def read_run(folder: Path, cost: Cost, patients: Mapping[str, Mapping[str, str]]
 
 
 def method_result(line: Line, runs: Mapping[int, RunScores]) -> dict[str, Any]:
-    """One method over its seeds, ready for JSON."""
+    """The results of one method over its seeds, in a form for JSON."""
     summaries = [run.summary for run in runs.values()]
     last = summaries[-1]
     sites = {site: _measures([_entry(s, site) for s in summaries]) for site in last.sites}
@@ -130,9 +130,9 @@ def method_result(line: Line, runs: Mapping[int, RunScores]) -> dict[str, Any]:
 
 
 def compare(subject: Mapping[int, RunScores], other: Mapping[int, RunScores]) -> Comparison | None:
-    """The paired comparison over the seeds and cases that both have; None where there are none in common.
+    """The paired comparison over the seeds and cases that both have in common; None if there is none.
 
-    The differences of a patient belong together: of all its cases, under all seeds.
+    All differences of a patient, over all its cases and seeds, are treated as one cluster.
     """
     seeds = tuple(seed for seed in subject if seed in other)
     strata: dict[str, dict[str, list[float]]] = {}
@@ -160,13 +160,13 @@ def compare(subject: Mapping[int, RunScores], other: Mapping[int, RunScores]) ->
 
 
 def comparisons(subject: str, runs: Runs) -> dict[str, Comparison]:
-    """The subject against every other label that has runs in common with it."""
+    """The comparisons of the subject with every other label that has seeds and cases in common with it."""
     others = {label: compare(runs.get(subject, {}), found) for label, found in runs.items() if label != subject}
     return {label: found for label, found in others.items() if found is not None}
 
 
 def comparison_result(found: Mapping[str, Comparison]) -> dict[str, dict[str, Any]]:
-    """The comparisons ready for JSON, with Holm's correction over all of them."""
+    """The comparisons in a form for JSON, with Holm's correction over all of them."""
     corrected = holm({label: one.p for label, one in found.items()})
     return {
         label: {
@@ -183,7 +183,7 @@ def comparison_result(found: Mapping[str, Comparison]) -> dict[str, dict[str, An
 
 
 def best_private_baseline(lines: Iterable[Line], found: Mapping[str, Comparison]) -> str | None:
-    """The baseline that leaves the subject the smallest gain; variants and pooled methods do not count."""
+    """The baseline over which the subject has the smallest gain; variants and pooled methods are not considered."""
     baselines = [line.label for line in lines if line.private and not line.is_variant and line.label in found]
     return min(baselines, key=lambda label: found[label].difference) if baselines else None
 
@@ -191,7 +191,7 @@ def best_private_baseline(lines: Iterable[Line], found: Mapping[str, Comparison]
 def headline(
     lines: Iterable[Line], results: Mapping[str, Mapping[str, Any]], found: Mapping[str, Comparison]
 ) -> dict[str, float | None]:
-    """The figures that a reader looks for first; None where something was not run."""
+    """The most important figures of a comparison; None where a run is missing."""
     figures: dict[str, float | None] = {}
     for label, result in results.items():
         figures[f"dice_mean.{label}"] = result["mean"]["dice"]["mean"]
@@ -229,7 +229,7 @@ def _mean_known(values: Iterable[float | None]) -> float | None:
 
 
 def _case_dice(path: Path, model: str) -> dict[str, float]:
-    """Case to Dice in points, mean over the classes where it is defined.
+    """Dice in points by case, the mean over the classes for which it is defined.
 
     Raises:
         StoreError: the file cannot be read.
@@ -243,10 +243,10 @@ def _case_dice(path: Path, model: str) -> dict[str, float]:
 
 
 def _last_validation(records: Sequence[Record], model: str) -> dict[str, float]:
-    """Site to Dice in points of the validation whose model the site ends with.
+    """Dice in points by site, from the validation of the model that the site has at the end.
 
-    That is its last one, or the last before it that is not followed by a `kept` record of the same round; the Dice is of the shared
-    model where the site uses that one.
+    This is the last validation that is not followed by a `kept` record of the same round. The Dice is that of the shared model if the
+    site uses the shared model.
     """
     kept, plain = ({(r["round"], r["site"]) for r in records if r["kind"] == kind} for kind in ("kept", "plain"))
     rows = [r for r in records if r["kind"] == "validation" and (r["round"], r["site"]) not in kept]

@@ -1,4 +1,4 @@
-"""A comparison of methods as files: JSON, Markdown and a figure; also from the runs that are there so far."""
+"""The result files of a comparison of methods: JSON, Markdown and a figure; the comparison may be unfinished."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,17 +26,17 @@ _TITLES: Final = {"dice": "Dice (points of 100)", "iou": "IoU (points of 100)", 
 
 @dataclass(frozen=True)
 class Study:
-    """What a comparison is about."""
+    """The description of a comparison."""
 
     name: str
-    """Of the files."""
+    """Name of the files."""
     subject: str
     command: str
     seeds: Sequence[int]
     lines: Sequence[Line]
     settings: Mapping[str, Any]
     failed: Mapping[str, str]
-    """Label and seed to the kind of error of a run that failed; its text may name a case."""
+    """Class of the error of each failed run, by label and seed; the text of the error is left out, because it may name a case."""
 
 
 def write_study(folder: Path, study: Study, figures: Mapping[str, float | None], table: str, **more: object) -> None:
@@ -50,7 +50,7 @@ def write_study(folder: Path, study: Study, figures: Mapping[str, float | None],
 
 
 def write_accuracy(folder: Path, study: Study, runs: Runs) -> dict[str, float | None]:
-    """Write NAME.json, NAME.md and NAME.svg; a method without runs is listed as not run.
+    """Write NAME.json, NAME.md and NAME.svg of a comparison; a method without runs is listed as not run.
 
     Returns:
         The headline figures.
@@ -81,7 +81,7 @@ def write_accuracy(folder: Path, study: Study, runs: Runs) -> dict[str, float | 
 
 
 def not_run(study: Study, runs: Runs) -> dict[str, list[int]]:
-    """Label to the seeds that have no finished run."""
+    """The seeds without a finished run, by label."""
     missing = {line.label: [s for s in study.seeds if s not in runs.get(line.label, {})] for line in study.lines}
     return {label: seeds for label, seeds in missing.items() if seeds}
 
@@ -95,7 +95,7 @@ def _dots(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[
 
 
 def _values(measures: Mapping[str, Any] | None) -> list[float]:
-    """Dice in 0..1, one a seed."""
+    """Dice in 0..1, one value per seed."""
     return [value / 100 for value in measures["dice"]["values"]] if measures else []
 
 
@@ -117,7 +117,7 @@ def _text(
     parts += [
         f"![Dice by site and method]({study.name}.svg)",
         "Mean over seeds ± standard deviation between seeds, of the model that each site would use. "
-        "`*`: pooled, images of all sites in one place, which breaks the privacy promise.",
+        "`*`: pooled, that is, the images of all sites are in one place, which does not preserve privacy.",
     ]
     for measure in ("dice", "iou", "hd95", "assd"):
         parts += [f"## {_TITLES[measure]}{_unit(measure, results)}", _measure_table(measure, results, units)]
@@ -127,7 +127,7 @@ def _text(
 
 
 def _site_units(runs: Runs) -> dict[str, str]:
-    """Site to the unit of its distances."""
+    """The unit of the distances, by site."""
     entries = {
         name: site.in_use
         for found in runs.values()
@@ -143,7 +143,7 @@ def _unit(measure: str, results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _is_mixed(measure: str, results: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether the sites' values of a measure are partly in mm and partly in pixels, so that none is the worst."""
+    """Whether the values of a measure are in mm at some sites and in pixels at others, so that there is no worst site."""
     return measure in _DISTANCES and {result["unit"] for result in results.values()} not in ({"mm"}, {"px"})
 
 

@@ -1,6 +1,6 @@
-"""What the sites' data are, as `pfedsam data check` shows it: rows for the terminal, and a page with pictures and outlines.
+"""The description of the sites' data by `pfedsam data check`: rows for the terminal, and a page with pictures and outlines.
 
-The page shows images of every site: it is for whoever may see them all.
+The page shows images of every site, so only persons who may see the images of all sites should get it.
 """
 
 import base64
@@ -23,14 +23,14 @@ from pfedsam.report.overlays import TRUTH, OverlayItem, draw_overlay
 from pfedsam.report.page import environment
 
 _PICTURES: Final = 6
-"""Cases of a site that the page shows."""
+"""Number of cases of a site that the page shows."""
 _LISTED: Final = 3
-"""Sizes or ids that a row lists one by one."""
+"""Number of sizes or ids that a row lists individually."""
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A case as the page shows it."""
+    """The picture of a case on the page."""
 
     case: str
     patient: str
@@ -38,7 +38,7 @@ class Thumbnail:
 
 
 def site_rows(site: SiteReport) -> dict[str, str]:
-    """What a site has, as text by what it is."""
+    """The properties of a site's data as text, by the name of the property."""
     parts = ", ".join(f"{part} {count}" for part, count in site.parts.items())
     rows = {
         "images": str(site.cases),
@@ -63,16 +63,16 @@ def site_rows(site: SiteReport) -> dict[str, str]:
 
 
 def write_data_page(report: DataReport, study: Study, out: Path, *, problems: Sequence[str]) -> Path:
-    """Writes the page to the file `out`, and says where.
+    """Write the page to the file `out`, and return its path.
 
     Args:
-        report: what was found.
-        study: how images are read and what the ids mean.
-        out: of the page.
-        problems: all of them, those of sites that could not be read at all among them.
+        report: result of the check.
+        study: settings for reading images, and the meaning of the ids.
+        out: path of the page.
+        problems: all problems, including those of sites that could not be read at all.
 
     Raises:
-        StoreError: it cannot be written.
+        StoreError: the page cannot be written.
     """
     rows = [site_rows(site) for site in report.sites]
     html = (
@@ -93,14 +93,14 @@ def write_data_page(report: DataReport, study: Study, out: Path, *, problems: Se
 
 
 def _thumbnails(facts: SiteFacts, study: Study) -> Iterable[Thumbnail]:
-    """Evenly chosen cases that have no problem, each with the outlines of its classes."""
+    """Pictures of evenly spaced cases without problems, each with the outlines of its classes."""
     sound = [one.case for one in facts.cases if not one.problems and one.labelled]
     chosen = sorted({round(i) for i in np.linspace(0, len(sound) - 1, min(_PICTURES, len(sound)))})
     for case in (sound[i] for i in chosen):
         try:
             truth = load_case_truth(case, study.labels, study.image, study.volume)
             image, classes = _fullest(truth)
-        except DataError:  # it was readable when it was checked, and told then if not
+        except DataError:  # a file that could not be read has been reported by the check already
             continue
         picture = draw_overlay(OverlayItem(image, classes, np.zeros_like(classes), None))
         yield Thumbnail(case.id, case.patient, "data:image/png;base64," + base64.b64encode(picture).decode("ascii"))
@@ -119,7 +119,7 @@ def _fullest(truth: CaseTruth) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.
 
 
 def _listed(counts: Mapping[Any, int], *, always: bool = False, most: int = _LISTED) -> str:
-    """The values, most frequent first, each with its number of cases where there are several (or `always`)."""
+    """The values, the most frequent first; if there are several (or with `always`), each with its number of cases."""
     ranked = sorted(counts.items(), key=lambda item: -item[1])
     texts = [f"{value} ({count})" if always or len(ranked) > 1 else str(value) for value, count in ranked[:most]]
     more = f" and {len(ranked) - most} more" if len(ranked) > most else ""
@@ -135,7 +135,7 @@ def _spacing(spacing: tuple[float, ...] | None) -> str:
 
 
 def _values(site: SiteReport) -> str:
-    """The lowest and highest value, in the numbers of the file where all files have one type."""
+    """The lowest and highest value, in the units of the files if all files have the same type."""
     if site.values is None:
         return MISSING
     low, high = site.values

@@ -1,7 +1,7 @@
-"""Figures as SVG bytes, one idea each and small enough that a page can lay them out for a phone.
+"""Figures as SVG, each small enough to be shown on a phone.
 
-Colours are of Okabe and Ito's palette, which colour-blind readers can tell apart; lines also differ in their dashes.
-Text stays text, in the reader's own font; it is never read as mathematics, so that a site may be called `$x$`.
+The colours are those of Okabe and Ito's palette, which colour-blind readers can distinguish; lines also differ in their dashes. Text is
+stored as text and shown in the reader's font. It is never parsed as mathematics, so that a site may be called `$x$`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,11 +27,11 @@ FAINT: Final = "#d3dae1"
 METHODS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS: Final = "osD^vPX"
 _FEW = 5
-"""Methods that still find room in one row of dots."""
+"""Largest number of methods in one row of dots."""
 
 _STYLE: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "pfedsam",  # element ids, so that the same run gives the same file
+    "svg.hashsalt": "pfedsam",  # seed of the ids of SVG elements, so that the same run gives the same file
     "text.parse_math": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans", "sans-serif"],
@@ -57,9 +57,9 @@ _STYLE: Final[dict[Any, Any]] = {
 
 
 def learning_curve(records: Sequence[Record], site: str, rounds: int) -> bytes | None:
-    """Validation Dice of one site over the rounds: personal solid, shared dashed, the other sites faint behind.
+    """Validation Dice of one site over the rounds: personal model solid, shared model dashed, the other sites in a faint colour.
 
-    What was validated once more after the last of the `rounds` is drawn half a round after it. None where the site was never validated.
+    A validation after the last of the `rounds` is drawn half a round after it. None if the site was never validated.
     """
     found = _curves(records, "validation", "dice", by=("site", "model"))
     curves = {one: {min(x, rounds + 0.5): y for x, y in points.items()} for one, points in found.items()}
@@ -83,9 +83,9 @@ def learning_curve(records: Sequence[Record], site: str, rounds: int) -> bytes |
 
 
 def loss_curve(records: Sequence[Record], phase: str) -> bytes | None:
-    """Training loss of one phase over the rounds: a thin line per site, the mean bold, the highest site named.
+    """Training loss of one phase over the rounds: a thin line per site and a bold line of the mean; the highest site is named.
 
-    None where the phase ran in fewer than two rounds, as the last local one: there is no curve to draw.
+    None if the phase ran in fewer than two rounds, as final local fine-tuning does.
     """
     curves = _curves([one for one in records if one.get("phase") == phase], "round", "loss", by=("site",))
     rounds = sorted({x for points in curves.values() for x in points})
@@ -114,11 +114,11 @@ def loss_curve(records: Sequence[Record], phase: str) -> bytes | None:
 
 
 def expert_usage(usage: Mapping[int, Sequence[float]], *, highest: float) -> bytes:
-    """Share of the tokens that each expert (across) gets in each adapted block (down), in per cent.
+    """Share of the tokens that each expert (columns) gets in each adapted block (rows), in per cent.
 
     Args:
-        usage: Shares by block.
-        highest: The share with the darkest colour; the same for all sites of a page, so that they compare.
+        usage: Shares of the experts by block.
+        highest: The share with the darkest colour; it is the same for all sites of a page, so that they can be compared.
     """
     blocks = sorted(usage)
     experts = max(len(usage[block]) for block in blocks)
@@ -147,7 +147,7 @@ def expert_usage(usage: Mapping[int, Sequence[float]], *, highest: float) -> byt
 
 
 def component_bytes(by_component: Mapping[str, int]) -> bytes | None:
-    """Bytes of one update by component, the largest first; None where nothing is sent."""
+    """Bytes of one update by component, the largest first; None if nothing is sent."""
     parts = sorted(((size, name) for name, size in by_component.items() if size), reverse=True)
     if not parts:
         return None
@@ -169,7 +169,7 @@ def component_bytes(by_component: Mapping[str, int]) -> bytes | None:
 
 
 def comparison_dots(runs: Mapping[str, Summary]) -> bytes:
-    """Dice of the model in use: a row a site, a dot a run, the mean over sites in the last row."""
+    """Dice of the model in use: one row per site with one dot per run; the last row is the mean over sites."""
     rows = dice_rows(runs)
     values = {**rows.sites, "mean": rows.mean}
     found = {name: dict(zip(runs, row, strict=True)) for name, row in values.items()}
@@ -177,12 +177,12 @@ def comparison_dots(runs: Mapping[str, Summary]) -> bytes:
 
 
 def method_dots(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
-    """Dice by site and method, each a dot at the mean of its values with a line from the lowest to the highest.
+    """Dice by site and method: each is a dot at the mean over seeds, with a line from the lowest to the highest value.
 
-    Few methods are the dots of a row for each site; many have a row each, in which the sites are the dots.
+    A few methods are shown as dots in one row per site; many methods are shown in one row each, with the sites as dots.
 
     Args:
-        rows: Site (and, last, the mean) to method to one value a seed; none where there is no run.
+        rows: Values, one per seed, by site and method; the last key is the mean over sites. A list is empty if there is no run.
     """
     methods = list(dict.fromkeys(method for row in rows.values() for method in row))
     if len(methods) <= _FEW:
@@ -192,11 +192,11 @@ def method_dots(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
 
 
 def difference_bars(rows: Mapping[str, Mapping[str, tuple[float, Interval | None]]], against: str) -> bytes:
-    """Differences of Dice with their intervals: a row a site, the mean in the last row, a dot and a bar a run, a line at 0.
+    """Differences of Dice with their intervals: one row per site with a dot and a bar per run; the last row is the mean.
 
     Args:
-        rows: Site (and, last, the mean) to run to its difference and the interval of it.
-        against: What is subtracted.
+        rows: Difference and its interval by site and run; the last key is the mean over sites.
+        against: Name of the run that is subtracted.
     """
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     with mpl.rc_context(_STYLE):
@@ -229,10 +229,10 @@ def _dots(rows: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str
     """A row of dots for each key of `rows`.
 
     Args:
-        rows: Row to name to values.
-        names: Of the dots, for the legend.
-        with_mean: The last name is the mean over the others, and many rows are narrow; else the last row is the mean over the others, and
-            a row is high enough for equal values to stay apart.
+        rows: Values by row and name of the dot.
+        names: Names of the dots, for the legend.
+        with_mean: If True, the last name is the mean over the other names, and the rows are low. If False, the last row is the mean over
+            the other rows, and the rows are high enough to show dots of equal value one above the other.
     """
     with mpl.rc_context(_STYLE):
         columns, height, apart = (8, 22, 0.0) if with_mean else (5, 34, 0.3)
@@ -273,13 +273,13 @@ def _dots(rows: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str
 
 
 def curves(ticks: Sequence[str], lines: Mapping[str, Sequence[float | None]], across: str, up: str) -> bytes:
-    """Lines over a few named values, evenly spaced; a missing value leaves a gap.
+    """Lines over a few evenly spaced, named positions on the x axis; a missing value leaves a gap.
 
     Args:
-        ticks: The names along x, in order.
-        lines: Label to one value a tick.
-        across: What x is.
-        up: What y is.
+        ticks: Names of the positions along x, in order.
+        lines: One value per position, by the label of the line.
+        across: Label of the x axis.
+        up: Label of the y axis.
     """
     with mpl.rc_context(_STYLE):
         axes = _axes(560, 300)
@@ -303,7 +303,7 @@ def curves(ticks: Sequence[str], lines: Mapping[str, Sequence[float | None]], ac
 def _curves(
     records: Sequence[Record], kind: str, value: str, *, by: tuple[str, ...]
 ) -> dict[tuple[Any, ...], dict[float, float]]:
-    """The value by round, counted from 1, for each combination of the fields `by`; undefined values are left out."""
+    """The values by round, counted from 1, for each combination of the fields `by`; undefined values are left out."""
     curves: dict[tuple[Any, ...], dict[float, float]] = {}
     for record in records:
         if record["kind"] == kind and record.get(value) is not None:
@@ -312,18 +312,18 @@ def _curves(
 
 
 def _xy(points: Mapping[float, float]) -> tuple[list[float], list[float]]:
-    """Rounds in order and their values."""
+    """The rounds in ascending order and their values."""
     rounds = sorted(points)
     return rounds, [points[x] for x in rounds]
 
 
 def _round_axis(axes: Axes, curves: Any) -> None:  # noqa: ANN401 - a view of a mapping's values
-    """Whole rounds along x, the same range for every site."""
+    """Set whole rounds as ticks along x, with the same range for every site."""
     rounds = {x for points in curves for x in points}
     first, last = min(rounds), max(rounds)
     axes.set_xlim(first - 0.02 * (last - first or 1), last + 0.02 * (last - first or 1))
     if first == last:
-        axes.set_xticks([first])  # of less than one round, a locator makes fractions
+        axes.set_xticks([first])  # for less than one round, the locator would choose fractions
     else:
         axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)  # type: ignore[call-arg]
     axes.set_xlabel("round")
@@ -339,7 +339,7 @@ def _axes(width: int, height: int) -> Axes:
 
 
 def _svg(axes: Axes) -> bytes:
-    """The axes' figure as SVG, without a date."""
+    """The figure of the axes as SVG, without a date."""
     figure = axes.get_figure(root=True)
     target = BytesIO()
     if isinstance(figure, Figure):

@@ -1,4 +1,4 @@
-"""How numbers are written, in the terminal and on the page."""
+"""Formatting of numbers for the terminal and the page."""
 
 from typing import Final
 
@@ -17,12 +17,12 @@ def format_gain(value: float | None) -> str:
 
 
 def format_interval(interval: tuple[float, float] | None) -> str:
-    """`0.71 to 0.83`; nothing where there is no interval."""
+    """An interval as `0.71 to 0.83`; an empty text for None."""
     return "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def format_cases(cases: int, patients: int | None) -> str:
-    """`12 (6)`: cases, and patients in brackets where they are known."""
+    """Numbers of cases and patients as `12 (6)`; the patients are left out if they are not known."""
     return str(cases) if patients is None else f"{cases} ({patients})"
 
 
@@ -34,7 +34,7 @@ def format_bytes(value: float) -> str:
 
 
 def format_count(number: int, noun: str) -> str:
-    """`1 round`, `2 rounds`."""
+    """A number with its noun, as `1 round` or `2 rounds`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 

@@ -1,7 +1,7 @@
-"""Intervals of a run's Dice, and of differences between runs: patients drawn anew within each site (`docs/evidence.md`).
+"""Bootstrap intervals of a run's Dice and of differences between runs, with patients resampled within each site (`docs/evidence.md`).
 
-They need the scores of single cases, which lie in each site's own folder (`sites/<name>/scores.json`) and nowhere else. A run on one
-machine has these folders; the coordinator of a study over sites elsewhere gets summaries only, so its report has no intervals.
+The intervals need the scores of single cases, which are only in each site's own folder (`sites/<name>/scores.json`). A run on one machine
+has these folders. The coordinator of a study between hospitals gets summaries only, so its report has no intervals.
 """
 
 import json
@@ -29,15 +29,15 @@ NO_INTERVALS: Final = (
 
 @dataclass(frozen=True)
 class RunIntervals:
-    """The resampled Dice of one run; every run that was tested on the same patients draws the same ones."""
+    """The resampled Dice of one run; runs that were tested on the same patients use the same resamples."""
 
     patients: Mapping[str, tuple[str, ...]]
-    """Site to its test patients."""
+    """Test patients by site."""
     samples: Mapping[str, npt.NDArray[np.float64]]
-    """Site to one Dice a draw, [draws]; NaN where a draw holds no case with a defined Dice."""
+    """Dice of each resample, [draws], by site; NaN where a resample has no case with a defined Dice."""
 
     def of_site(self, site: str) -> Interval | None:
-        """The interval of a site's Dice; None where there is none, as with one patient."""
+        """The interval of a site's Dice; None if it is undefined, for example with a single patient."""
         return self._interval(self.samples[site], [site]) if site in self.samples else None
 
     def of_mean(self) -> Interval | None:
@@ -61,12 +61,12 @@ class RunIntervals:
         return mean
 
     def _interval(self, samples: npt.NDArray[np.float64], sites: Sequence[str]) -> Interval | None:
-        """None where no site has two patients: then nothing says how much the number depends on who was tested."""
+        """The interval of samples [draws]; None if no site has two patients, because then the spread between patients is unknown."""
         return percentile_interval(samples) if any(len(self.patients[site]) > 1 for site in sites) else None
 
 
 def read_intervals(run_folder: Path, summary: Summary) -> RunIntervals | None:
-    """The intervals of the model in use; None where a site's scores are not in the folder.
+    """The intervals of the model in use; None if the scores of a site are not in the folder.
 
     Raises:
         StoreError: a file with scores is damaged.
@@ -85,15 +85,15 @@ def read_intervals(run_folder: Path, summary: Summary) -> RunIntervals | None:
 
 
 def are_apart(one: Interval | None, other: Interval | None) -> bool:
-    """Whether two intervals are known and have nothing in common."""
+    """Whether two intervals are known and do not overlap."""
     return one is not None and other is not None and (one[0] > other[1] or other[0] > one[1])
 
 
 def _dice_by_patient(path: Path, model: str) -> dict[str, npt.NDArray[np.float64]]:
-    """Patient to Dice [cases, classes], NaN where undefined; patients in alphabetical order.
+    """Dice [cases, classes] by patient, NaN where undefined; patients are in alphabetical order.
 
     Raises:
-        StoreError: the file cannot be read, or is not one of scores.
+        StoreError: the file cannot be read, or does not contain scores.
     """
     found: dict[str, list[list[float]]] = {}
     try:

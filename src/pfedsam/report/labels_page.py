@@ -1,4 +1,4 @@
-"""Dice against the number of labelled images per site, as files: the curve that says whether a federation is worth it."""
+"""The result files of Dice against the number of labelled images per site, which shows when a federation is worth it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,13 +17,13 @@ ALL: Final = "all"
 def write_labels(
     folder: Path, study: Study, by_limit: Mapping[str, Runs], *, converged: bool = False
 ) -> dict[str, float | None]:
-    """Write NAME.json, NAME.md and NAME.svg from what is there so far, and what is not; returns the headline figures.
+    """Write NAME.json, NAME.md and NAME.svg from all results so far, list the missing runs, and return the headline figures.
 
     Args:
-        folder: for the files.
-        study: what is compared.
-        by_limit: labelled images per site, or `all`, to runs; one without runs is listed as not run.
-        converged: they were trained longer than the suite says, with early stopping.
+        folder: folder for the files.
+        study: description of the comparison.
+        by_limit: runs by the number of labelled images per site, or `all`; a number without runs is listed as not run.
+        converged: whether the runs were trained longer than the suite says, with early stopping.
 
     Raises:
         StoreError: a file could not be written.
@@ -61,7 +61,7 @@ def write_labels(
 
 
 def _gaps(study: Study, missing: Mapping[str, Mapping[str, Sequence[int]]]) -> list[str]:
-    """What the means lack."""
+    """Notes about runs that are missing in the means."""
     parts = []
     if missing:
         names = [

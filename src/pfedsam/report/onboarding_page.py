@@ -1,4 +1,4 @@
-"""Sites that join late, as files: what the shared model knows of an unseen site, and what a few labelled cases add."""
+"""The result files of onboarding: the shared model at an unseen site, and the gain by training with a few labelled cases."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from pfedsam.report.format import format_value
 from pfedsam.report.result_file import markdown
 
 MEMBER, UNSEEN = "member", "unseen"
-"""Columns: the site as a member from the start, and the shared model that has never seen it."""
+"""Columns: the site as a member from the start, and the shared model of the federation without the site."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Joined:
     site: str
     seed: int
     columns: Mapping[str, float]
-    """Column to Dice: member, unseen, and `<way> <cases>`."""
+    """Dice by column: member, unseen, and `<way> <cases>`."""
     in_use: str
-    """The way that a newcomer would use."""
+    """The onboarding option that a new site would use."""
 
 
 def write_onboarding(folder: Path, study: Study, joined: Sequence[Joined]) -> dict[str, float | None]:
-    """Write NAME.json, NAME.md and NAME.svg from what is there so far; returns the headline figures.
+    """Write NAME.json, NAME.md and NAME.svg from all results so far, and return the headline figures.
 
     Raises:
         StoreError: a file could not be written.
@@ -56,13 +56,13 @@ def write_onboarding(folder: Path, study: Study, joined: Sequence[Joined]) -> di
 
 _HOW = (
     "Each site in turn is left out of the federation and then joins it. Dice in points of 100 on the site's test cases, mean over seeds. "
-    "`member`: the site took part from the start. `unseen`: the shared model, which has never seen the site. The others: the way of "
-    "training and the number of labelled cases."
+    "`member`: the site took part from the start. `unseen`: the shared model of a federation without the site. The other columns give "
+    "the onboarding option and the number of labelled cases."
 )
 
 
 def _figures(label: str, rows: Sequence[Joined]) -> dict[str, float | None]:
-    """The means over sites and seeds, and each column of the way in use as a share of the member's, in per cent."""
+    """The means over sites and seeds, and each column of the option in use as a share of the member's Dice, in per cent."""
     figures: dict[str, float | None] = {}
     for column in _columns(rows):
         figures[f"dice_mean.{label}.{column.replace(' ', '_')}"] = _mean(o.columns.get(column) for o in rows)

@@ -1,11 +1,11 @@
 """Pictures of a site's worst, median and best case, with the outlines of truth and prediction.
 
-Of a volume the slice with most wrong voxels is drawn between its neighbours. The letters at its edges name the directions of the patient's
-body: R and L right and left, A and P front and back, S and I head and feet. Slices lie as they are stored.
+For a volume, the slice with the most wrong voxels and its two neighbours are drawn in their stored orientation. The letters at the edges
+name the directions of the patient's body: R and L right and left, A and P front and back, S and I head and feet.
 
-They lie in the site's own folder (`sites/<name>/overlays/`), and name no case: each file carries only its Dice, as
-text in the PNG, for the caption on the page. The report of a run on one machine holds them once more, those of all sites:
-it is for whoever may see all sites' images. A coordinator of sites elsewhere has no such folders, so its report has none.
+The pictures are in the site's own folder (`sites/<name>/overlays/`) and do not name the case: each PNG has its Dice as text, which is
+used for the caption on the page. The report of a run on one machine contains the pictures of all sites, so only persons who may see the
+images of all sites should get it. The coordinator of a study between hospitals has no such folders, so its report has no pictures.
 """
 
 from collections.abc import Callable, Iterable
@@ -31,7 +31,7 @@ PREDICTION: Final = "#ffb000"
 RANKS: Final = ("worst", "median", "best")
 _SIDE: Final = 384
 _GAP: Final = 6
-"""Pixels between the slices of a volume."""
+"""Width in pixels of the gap between the slices of a volume."""
 _DICE_KEY: Final = "Dice"
 _PLACE_KEY: Final = "Place"
 _OPPOSITE: Final = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
@@ -40,7 +40,7 @@ _PLANES: Final = {
     **dict.fromkeys("AP", "coronal"),
     **dict.fromkeys("RL", "sagittal"),
 }
-"""The plane of slices that follow one another in this direction."""
+"""The name of the plane of the slices, by the body axis along which they are stacked."""
 
 
 @dataclass(frozen=True)
@@ -55,26 +55,26 @@ class OverlayItem:
 
 @dataclass(frozen=True)
 class VolumeOverlay:
-    """The slices of a volume that are drawn, and where they lie."""
+    """The slices of a volume that are drawn, and their position in it."""
 
     slices: tuple[OverlayItem, ...]
-    """The slice of the largest error between its neighbours, in the order of the volume."""
+    """The slice with the largest error and its neighbours, in the order of the volume."""
     first: int
-    """Index of the first of them, from 0."""
+    """Index of the first of these slices, from 0."""
     shown: int
-    """Index of the slice of the largest error."""
+    """Index of the slice with the largest error."""
     total: int
     """Number of slices of the volume."""
     dice: float | None
-    """Of the whole volume."""
+    """Dice of the whole volume."""
     spacing_mm: tuple[float, float, float] | None
-    """Along (slices, rows, columns); None where it is not known."""
+    """Spacing along (slices, rows, columns); None if it is not known."""
     axes: str | None
-    """The directions in which the indices (slice, row, column) grow, such as `SPL`; None where they are not known."""
+    """The directions in which the indices (slice, row, column) increase, such as `SPL`; None if they are not known."""
 
     @property
     def place(self) -> str:
-        """Which slices of which size these are, for people."""
+        """The position and the size of the slices, as text for the report."""
         plane = "" if self.axes is None else f"{_PLANES[self.axes[0]]} "
         name = f"{plane}slice {self.shown + 1} of {self.total} between its neighbours"
         if self.spacing_mm is None:
@@ -92,18 +92,18 @@ def volume_overlay(
     spacing_mm: tuple[float, float, float] | None,
     axes: str | None,
 ) -> VolumeOverlay:
-    """What is drawn of a volume; only the slices that are drawn are read.
+    """The slices of a volume that are drawn; no other slices are read.
 
     Args:
-        image_slice: Index of a slice to its picture [H, W, 3] in 0..1.
+        image_slice: Function from the index of a slice to its picture [H, W, 3] in 0..1.
         truth: Class map [D, H, W].
         prediction: Class map [D, H, W].
-        dice: Of the volume; None where undefined.
-        spacing_mm: Along (D, H, W); None where it is not known.
-        axes: The directions in which the indices along (D, H, W) grow, a letter of RLAPSI each; None where they are not known.
+        dice: Dice of the volume; None if undefined.
+        spacing_mm: Spacing along (D, H, W); None if it is not known.
+        axes: The directions in which the indices along (D, H, W) increase, one letter of RLAPSI each; None if they are not known.
     """
     wrong = np.count_nonzero(truth != prediction, axis=(1, 2))
-    if not wrong.any():  # then the slice with most of the structure says more than the first one
+    if not wrong.any():  # without an error, the slice with most of the structure is more informative than the first one
         wrong = np.count_nonzero(truth, axis=(1, 2))
     shown, total = int(wrong.argmax()), len(truth)
     indices = range(max(0, shown - 1), min(total, shown + 2))
@@ -112,10 +112,10 @@ def volume_overlay(
 
 
 def write_overlays(folder: Path, items: Iterable[OverlayItem | VolumeOverlay]) -> list[Path]:
-    """Writes `worst.png`, `median.png` and `best.png` by Dice, and says which were written.
+    """Write `worst.png`, `median.png` and `best.png` by Dice, and return the paths of the pictures that were written.
 
-    The lower of two medians is taken; cases without a Dice are left out; no case is shown twice, so that fewer than
-    three cases give fewer pictures. Pictures of an earlier evaluation are removed.
+    For an even number of cases the lower median is taken. Cases without a Dice are left out. No case is shown twice, so fewer than three
+    cases give fewer pictures. Pictures of an earlier evaluation are removed.
 
     Raises:
         StoreError: a picture could not be written.
@@ -137,18 +137,18 @@ def write_overlays(folder: Path, items: Iterable[OverlayItem | VolumeOverlay]) -
 
 @dataclass(frozen=True)
 class StoredOverlay:
-    """A picture from a folder."""
+    """A picture that was read from a folder."""
 
     rank: str
     dice: str
     """As text."""
     place: str
-    """Which slices of a volume these are; empty for an image."""
+    """The position and the size of the slices of a volume; empty for an image."""
     png: bytes
 
 
 def read_overlays(folder: Path) -> list[StoredOverlay]:
-    """The pictures in a folder, worst first; none where there is no such folder.
+    """The pictures in a folder, the worst first; an empty list if the folder does not exist.
 
     Raises:
         StoreError: a file there is not a picture.
@@ -166,8 +166,8 @@ def read_overlays(folder: Path) -> list[StoredOverlay]:
 def draw_overlay(item: OverlayItem | VolumeOverlay) -> bytes:
     """The picture as PNG, with the outlines of all classes: truth cyan, prediction amber. The longer side of a slice has 384 pixels.
 
-    The contrast is stretched for the display (percentiles 0.5 to 99.5 of all channels together): fluorescence is so
-    dark that a screen would show nothing.
+    The contrast is stretched to the percentiles 0.5 to 99.5 of all channels together, because fluorescence images are otherwise too dark
+    to be seen on a screen.
     """
     slices = item.slices if isinstance(item, VolumeOverlay) else (item,)
     height, width = _drawn_size(item)
@@ -189,7 +189,7 @@ def draw_overlay(item: OverlayItem | VolumeOverlay) -> bytes:
 
 
 def _drawn_size(item: OverlayItem | VolumeOverlay) -> tuple[int, int]:
-    """Height and width of one slice in pixels of the picture; pixels of a volume have the shape that their spacing says."""
+    """Height and width of one slice in pixels of the picture; the aspect ratio of the pixels of a volume follows their spacing."""
     one = item.slices[0] if isinstance(item, VolumeOverlay) else item
     lengths = [float(length) for length in one.truth.shape]
     if isinstance(item, VolumeOverlay) and item.spacing_mm is not None:
@@ -199,7 +199,7 @@ def _drawn_size(item: OverlayItem | VolumeOverlay) -> tuple[int, int]:
 
 
 def _draw_slice(axes: Axes, item: OverlayItem, *, size: tuple[int, int], limits: tuple[float, float]) -> None:
-    """One picture with its outlines; values at `limits` become black and white."""
+    """Draw one picture [H, W, 3] with its outlines; the values of `limits` are shown as black and white."""
     (height, width), (low, high) = size, limits
     stretched = np.clip((item.image - low) / max(high - low, 1e-6), 0, 1)
     picture = Image.fromarray((255 * stretched).astype(np.uint8)).resize((width, height), Image.Resampling.LANCZOS)
@@ -212,7 +212,7 @@ def _draw_slice(axes: Axes, item: OverlayItem, *, size: tuple[int, int], limits:
 
 
 def _write_labels(axes: Axes, item: VolumeOverlay, index: int, *, size: tuple[int, int]) -> None:
-    """The number of a slice, bold that of the largest error, and the body's directions at the edges."""
+    """Write the number of a slice (bold for the slice with the largest error), and the directions of the body at the edges."""
     height, width = size
     halo = [withStroke(linewidth=2, foreground="black")]
     weight = "bold" if index == item.shown else "normal"
@@ -233,7 +233,7 @@ def _write_labels(axes: Axes, item: VolumeOverlay, index: int, *, size: tuple[in
 
 
 def _outline(axes: Axes, classes: npt.NDArray[np.integer], *, color: str, width: float, size: tuple[int, int]) -> None:
-    """Draws the border of each class over a picture of `size`; one that touches the picture's edge is closed there."""
+    """Draw the outline of each class of a class map [H, W]; an outline that reaches the edge of the picture is closed there."""
     scale = size[0] / classes.shape[0], size[1] / classes.shape[1]
     padded = np.pad(classes, 1)
     y, x = (np.clip((np.arange(n + 2) - 0.5) * k, 1, n * k - 1) for n, k in zip(classes.shape, scale, strict=True))
@@ -244,10 +244,10 @@ def _outline(axes: Axes, classes: npt.NDArray[np.integer], *, color: str, width:
 
 
 def _texts(data: bytes, path: Path) -> dict[str, str]:
-    """The texts that a picture carries.
+    """The text entries in the PNG file of a picture.
 
     Raises:
-        StoreError: it is not a PNG.
+        StoreError: the file is not a PNG.
     """
     try:
         with Image.open(BytesIO(data), formats=("PNG",)) as picture:

@@ -1,7 +1,7 @@
-"""The report of a run, and of several side by side: one HTML file each, which loads nothing and runs nothing.
+"""The report of a run, and of several runs side by side: one HTML file each, without scripts or references to other files.
 
-Everything that a user can name (sites, methods, the configuration) reaches the page through jinja2's escaping, pictures
-through data URIs; a content security policy in the page forbids scripts and any load from elsewhere.
+All texts from users (names of sites and methods, the configuration) are escaped by jinja2, and pictures are embedded as data URIs. A
+content security policy in the page forbids scripts and loading anything from elsewhere.
 """
 
 import base64
@@ -46,10 +46,10 @@ from pfedsam.report.tables import (
     volume_cell,
 )
 
-# An absolute path, alone or as a value in YAML: its folders say where a site keeps its data.
+# An absolute path, alone or as a value in YAML: its folders would reveal where a site stores its data.
 _ABSOLUTE_PATH: Final = re.compile(r"(?<![\w./\\~-])(?:~?/|[A-Za-z]:[\\/]|\\\\)[^\s'\",\]}]*")
 UNNAMED: Final = "run"
-"""The name of a run that was given none; it is not shown."""
+"""The default name of a run, which is not shown."""
 _PHASES: Final = {
     "global": "what is shared",
     "local": "what is the site's own",
@@ -57,26 +57,26 @@ _PHASES: Final = {
     "coupled": "both, the shared and the personal model each learning from the same images",
     "halves": "both, the shared and the personal model each learning from one half of the images",
 }
-"""What a phase trains, by its name in the records."""
+"""Description of what a phase trains, by the name of the phase in the records."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An overlay as the page shows it."""
+    """An overlay on the page."""
 
     rank: str
     dice: str
     place: str
-    """Which slices of a volume it shows; empty for an image."""
+    """The position and the size of the slices of a volume; empty for an image."""
     uri: str
 
 
 @dataclass(frozen=True)
 class Absence:
-    """A site that did not do its part of a round."""
+    """A site whose update is missing in a round, or that uses an earlier or another model."""
 
     round: str
-    """Counted from 1; `end` after the last."""
+    """The round, counted from 1; `end` after the last round."""
     task: str
     site: str
     reason: str
@@ -84,7 +84,7 @@ class Absence:
 
 @dataclass(frozen=True)
 class SitePanel:
-    """A site's figures; a URI is None where there is nothing to draw."""
+    """The figures of a site; a URI is None if the figure does not exist."""
 
     name: str
     entry: SiteEntry
@@ -94,14 +94,14 @@ class SitePanel:
 
 
 def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
-    """Writes `report.html` into the folder of a finished run, and says where.
+    """Write `report.html` into the folder of a finished run, and return its path.
 
     Args:
-        run_folder: Holds `summary.json`; what else of a run is missing there is left out of the page.
-        baseline: The folder of a run of local training alone, for the gain over it.
+        run_folder: The folder with `summary.json`; parts of the page whose files are missing in the folder are left out.
+        baseline: The folder of a run with method local-only, to show the gain over it.
 
     Raises:
-        RunError: the baseline is not a run of local training alone with the same sites, seed and split.
+        RunError: the baseline is not a run with method local-only and the same sites, seed and split.
         StoreError: the summary, the records, the configuration or a picture cannot be read, or the page cannot be written.
     """
     summary = read_summary(run_folder / "summary.json")
@@ -146,7 +146,7 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
 
 
 def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
-    """Writes one page about several runs, by label and folder, to the file `out`, and says where.
+    """Write one page about several runs, given by label and folder, to the file `out`, and return its path.
 
     Raises:
         StoreError: a summary cannot be read, or the page cannot be written.
@@ -175,7 +175,7 @@ def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
 
 
 def _parts(runs: Sequence[Summary], site: str) -> str:
-    """Training and validation cases of a site, as `20 + 4`; several where runs differ, a dash where they are not known."""
+    """Training and validation cases of a site, as `20 + 4`; several texts if the runs differ, a dash if they are not known."""
     entries = [run.sites[site] for run in runs if site in run.sites]
     known = [(one.train_cases, one.val_cases) for one in entries if one.train_cases is not None]
     texts = dict.fromkeys(f"{train} + {MISSING if val is None else val}" for train, val in known)
@@ -187,7 +187,7 @@ def _class_names(summary: Summary) -> list[str]:
 
 
 def environment() -> Environment:
-    """The templates beside this module; everything is escaped, and an unknown name is an error."""
+    """The environment for the templates beside this module; all values are escaped, and an undefined name is an error."""
     environment = Environment(
         loader=PackageLoader("pfedsam.report"),
         autoescape=True,
@@ -219,7 +219,7 @@ def environment() -> Environment:
 
 
 def _given_name(config: str | None) -> str | None:
-    """The run's name in its configuration; None where it was given none.
+    """The run's name in its configuration; None if it has the default name.
 
     Raises:
         StoreError: the configuration is not YAML.
@@ -233,7 +233,7 @@ def _given_name(config: str | None) -> str | None:
 
 
 def _panels(summary: Summary, records: Sequence[Record], run_folder: Path) -> list[SitePanel]:
-    """A panel for every site, in the summary's order."""
+    """The panels of all sites, in the order of the summary."""
     usage = _last_usage(records)
     highest = max((share for blocks in usage.values() for shares in blocks.values() for share in shares), default=1.0)
     panels = []
@@ -252,7 +252,7 @@ def _panels(summary: Summary, records: Sequence[Record], run_folder: Path) -> li
 
 
 def _pictures(run_folder: Path, site: str) -> tuple[Picture, ...]:
-    """The overlays of a site; none for a name that would lead out of the folder of sites."""
+    """The overlays of a site; an empty list if the site's name would lead to a path outside the folder of sites."""
     if Path(site).name != site:
         return ()
     found = read_overlays(run_folder / "sites" / site / "overlays")
@@ -260,7 +260,7 @@ def _pictures(run_folder: Path, site: str) -> tuple[Picture, ...]:
 
 
 def _last_usage(records: Sequence[Record]) -> dict[str, dict[int, list[float]]]:
-    """The shares of the experts by site and block, from the last round that recorded them."""
+    """The shares of the tokens of each expert by site and block, from the last round that recorded them."""
     usage: dict[str, dict[int, list[float]]] = {}
     for record in records:
         if record["kind"] == "experts":
@@ -269,18 +269,18 @@ def _last_usage(records: Sequence[Record]) -> dict[str, dict[int, list[float]]]:
 
 
 def _phases(records: Sequence[Record]) -> list[str]:
-    """The phases of the client round, in the order in which they first ran."""
+    """The phases of the client round, in the order in which they first occur."""
     return list(dict.fromkeys(one["phase"] for one in records if one["kind"] == "round" and "phase" in one))
 
 
 def _losses(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """The phases that have a loss, with their figures."""
+    """The phases that have a loss, with the figures of their loss curves."""
     drawn = [(phase, _uri(figures.loss_curve(records, phase))) for phase in _phases(records)]
     return [(phase, uri) for phase, uri in drawn if uri is not None]
 
 
 def _absences(records: Sequence[Record], rounds: int) -> list[Absence]:
-    """Every site that was missing or refused, or uses another model than its last personal one, in the order of the rounds."""
+    """Every site that was absent or rejected, or does not use its latest personal model, in the order of the rounds."""
     found = []
     last = last_validation(records)
     for row in records:
@@ -300,12 +300,12 @@ def _absences(records: Sequence[Record], rounds: int) -> list[Absence]:
 
 
 def _count_from_1(round_: int, rounds: int) -> str:
-    """A round for people, whom the terminal tells `round 1 of 36`; records count from 0."""
+    """The number of a round as it is shown, counted from 1; records count from 0."""
     return str(round_ + 1) if round_ < rounds else "end"
 
 
 def _without_paths(text: str) -> str:
-    """The text with absolute paths shortened to their last part: a report may travel, where the data lie may not."""
+    """The text with absolute paths shortened to their last part, because a report may be passed on, but paths should not."""
     return _ABSOLUTE_PATH.sub(lambda match: "…/" + _last_part(match[0]), text)
 
 

@@ -1,21 +1,21 @@
-"""The run's diary, `records.jsonl`: one JSON object a line, each line on the disk before the run goes on.
+"""The event log of a run, `records.jsonl` (JSON Lines). Each line is written to disk before the run continues.
 
-Kinds of records, with the fields that a reader may count on:
+These are the kinds of records, with their guaranteed fields:
 
     round       round, site, phase ("coupled", "global", "joint", "local"), loss, ...
     validation  round, site, model ("personal", "shared"), dice
-    kept        round, site, from_round: the site stays with an earlier shared model (`evaluation.max_drop`)
-    plain       round, site: the site uses the shared model, which did better than its personal one (`evaluation.choose_model`)
+    kept        round, site, from_round: the site keeps the model of an earlier round (`evaluation.max_drop`)
+    plain       round, site: the site uses the shared model, which is better than its personal one (`evaluation.choose_model`)
     aggregate   round, accepted [site], rejected {site: reason}, up_bytes {site: bytes}
-                [, scaled {site: factor}: changes that were too large beside the others']
-    rollback    round, to_round: the shared parameters are again those after so many rounds; only over several machines
-    absent      round, task, sites {site: reason}: who did not do what was asked; only over several machines
-    experts     round, site, block, usage [share of the tokens, one an expert]
-    timing      seconds, and what took them
+                [, scaled {site: factor}: updates that were scaled down because they were much larger than those of the other sites]
+    rollback    round, to_round: the shared parameters were reset to those of an earlier round; only in studies over several machines
+    absent      round, task, sites {site: reason}: the sites that did not do a task; only in studies over several machines
+    experts     round, site, block, usage [share of the tokens of each expert]
+    timing      seconds, and the name of what was timed
 
-Rounds are counted from 0; in the texts of reasons, which people read, from 1. Everything but `timing` depends only on the
-configuration and the seed, so that two runs can be compared line by line (`deterministic_view`): no other record may hold a time, a
-date, a path or the name of a machine.
+Rounds are counted from 0, but from 1 in the texts of reasons, which are shown to users. All records except `timing` depend only on the
+configuration and the seed, so that two runs can be compared line by line (`deterministic_view`). Therefore no other record may contain a
+time, a date, a path or the name of a machine.
 """
 
 import hashlib
@@ -32,24 +32,24 @@ from pfedsam.core.atomic import write_bytes
 from pfedsam.core.errors import RunError, StoreError
 
 Record: TypeAlias = dict[str, Any]
-"""One line: `kind`, and the kind's fields."""
+"""One line of the event log: `kind`, and the fields of this kind."""
 
 _START: Final = "0" * 16
-"""The link before the first line."""
+"""The link of the first line's predecessor."""
 _SEALED: Final = re.compile(rb',"link":"([0-9a-f]{16})"}\Z')
 """The end of a line: its link, a digest of the line and of the link before it."""
 _REMEDY: Final = (
-    "Models and their scores do not depend on it, the report's curves and sums of bytes do. Bring the file back from a copy; "
-    "without one, run again in a new folder."
+    "Models and their scores do not depend on this file, but curves and sums of bytes in the report do. Restore the file from a copy; "
+    "if there is none, run again in a new folder."
 )
 KINDS: Final = ("round", "validation", "kept", "plain", "aggregate", "rollback", "absent", "experts", "timing")
 
 
 class RecordWriter:
-    """Appends records to a file; a line that a killed run left half-written is removed on opening."""
+    """Appends records to a file; an incomplete last line of a run that was killed is removed on opening."""
 
     def __init__(self, path: Path) -> None:
-        """Opens the file, which is made if it is not there.
+        """Open the file, which is created if it does not exist.
 
         Raises:
             StoreError: the file cannot be opened.
@@ -66,11 +66,11 @@ class RecordWriter:
             ) from error
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends one record; it is on the disk when this returns.
+        """Append one record, and return when it is written to disk.
 
         Raises:
-            RunError: the kind is unknown, or a value is not JSON (NaN and infinity are not).
-            StoreError: the disk refused it.
+            RunError: the kind is unknown, or JSON cannot express a value (NaN and infinity are not allowed).
+            StoreError: the record could not be written.
         """
         line = self._line(record)
         try:
@@ -84,14 +84,14 @@ class RecordWriter:
 
     @property
     def mark(self) -> str:
-        """How many records there are and what they hold, in a few characters; for `check_mark`."""
+        """The number of records and a digest of their content, for `check_mark`."""
         return f"{self._count}:{self._link}"
 
     def _line(self, record: Mapping[str, Any]) -> bytes:
-        """The next line, which the chain goes on with.
+        """The next line of the file, which continues the chain of digests.
 
         Raises:
-            RunError: the record is not one.
+            RunError: the record is not valid.
         """
         kind = record.get("kind")
         if kind not in KINDS:
@@ -105,14 +105,14 @@ class RecordWriter:
         return _sealed_line(plain, self._link)
 
     def truncate_after(self, round_: int) -> None:
-        """Drops every record of a round later than this one, for a run that resumes after it.
+        """Remove all records of rounds later than this one, for a run that is resumed after it.
 
-        The file is replaced as a whole, so that a kill meanwhile leaves either the old records or the new ones.
+        The file is replaced in one step, so that an interruption leaves either the old records or the new ones.
 
         Raises:
             StoreError: the file could not be replaced.
         """
-        # Records without a round belong to every round.
+        # Records without a round are kept.
         kept = [record for _, record in _parsed(self.path) if record.get("round", -inf) <= round_]
         self._file.close()
         self._count, self._link = 0, _START
@@ -120,7 +120,7 @@ class RecordWriter:
         self._file = self.path.open("ab")
 
     def close(self) -> None:
-        """Closes the file; nothing is left to be written."""
+        """Close the file; all records have been written already."""
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -133,42 +133,42 @@ class RecordWriter:
 
 
 def last_validation(records: Iterable[Record]) -> int | None:
-    """The last round after which sites were validated; None where none was."""
+    """The last round after which sites were validated; None if there was no validation."""
     return max((row["round"] for row in records if row["kind"] == "validation"), default=None)
 
 
 def read_records(path: Path) -> list[Record]:
-    """All records of a run, in the order in which they were written; a half-written last line is left out.
+    """All records of a run, in the order in which they were written; an incomplete last line is left out.
 
     Raises:
-        StoreError: the file cannot be read, or a line that was completed is not a record.
+        StoreError: the file cannot be read, or a complete line is not a record.
     """
     return [record for _, record in _parsed(path)]
 
 
 def deterministic_view(records: Iterable[Record]) -> list[Record]:
-    """The records that the configuration and the seed decide: all but the times."""
+    """The records that depend only on the configuration and the seed: all except the times."""
     return [record for record in records if record["kind"] != "timing"]
 
 
 def check_mark(path: Path, mark: str) -> None:
-    """Refuse records that do not begin with those that a commit was made with (`RecordWriter.mark`).
+    """Refuse a file that does not begin with the records that existed when a round was committed (`RecordWriter.mark`).
 
     Raises:
-        StoreError: some are missing or other ones.
+        StoreError: records are missing or were changed.
     """
     count, _, link = mark.partition(":")
     links = [link for link, _ in _parsed(path)]
     found = links[int(count) - 1] if 0 < int(count) <= len(links) else _START
     if found != link:
         raise StoreError(
-            f"{path.name} has {len(links)} record(s) and not the {count} that the last committed round was recorded with: it was cut or "
-            f"changed. {_REMEDY}"
+            f"{path.name} has {len(links)} record(s), but not the first {count} as they were when the last round was committed: the file "
+            f"was cut or changed. {_REMEDY}"
         )
 
 
 def _last(lines: Sequence[bytes]) -> tuple[int, str]:
-    """How many lines there are, and the link of the last one."""
+    """The number of lines, and the link of the last line."""
     link = _START
     for line in lines:
         found = _SEALED.search(line)
@@ -187,7 +187,7 @@ def _sealed_line(plain: bytes, link: str) -> bytes:
 def _parsed(path: Path) -> list[tuple[str, Record]]:
     """The records in the file, each with the link of its line.
 
-    Lines of version 0.1 have none; they stand before all others.
+    Lines of version 0.1 have no link; such lines are only allowed before all others.
 
     Raises:
         StoreError: the file cannot be read, a line is not a record, or it is not the one that was written there.
@@ -208,15 +208,15 @@ def _parsed(path: Path) -> list[tuple[str, Record]]:
 
 
 def _whole_lines(data: bytes) -> bytes:
-    """What comes up to the last newline; a line is written together with its newline or was not completed."""
+    """The content up to the last newline; a last line without a newline was not completed."""
     return data[: data.rfind(b"\n") + 1]
 
 
 def _parse(line: bytes, number: int, path: Path) -> Record:
-    """The record in a completed line, the first of which has the number 1.
+    """The record in a complete line; lines are numbered from 1.
 
     Raises:
-        StoreError: it is not one.
+        StoreError: the line is not a record.
     """
     try:
         record = json.loads(line)

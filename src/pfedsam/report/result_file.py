@@ -1,4 +1,4 @@
-"""The files of a measurement: a JSON with command, commit, date, machine, versions, seeds and figures, and Markdown beside it."""
+"""The result files of a measurement: JSON with command, commit, date, machine, versions, seeds and figures, and Markdown."""
 
 import os
 import platform
@@ -23,15 +23,15 @@ def write_result(
     table: str,
     **more: object,
 ) -> None:
-    """`NAME.json` and `NAME.md` in a folder, which is made if it is not there.
+    """Write `NAME.json` and `NAME.md` to a folder, which is created if it does not exist.
 
     Args:
-        folder: for the files.
-        name: of the files.
-        command: that makes them, with DIR for the data folder.
-        seeds: that were used.
-        figures: the headline numbers; None where not measured.
-        table: Markdown.
+        folder: folder for the files.
+        name: name of the files.
+        command: the command that reproduces the files, with DIR for the data folder.
+        seeds: the seeds of the runs.
+        figures: the headline numbers; None where a number was not measured.
+        table: the tables in Markdown.
         more: further entries of the JSON.
 
     Raises:
@@ -53,7 +53,7 @@ def write_result(
 
 
 def commit() -> str | None:
-    """The commit of the source that is running; None outside a repository."""
+    """The commit of the running source code; None outside a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -63,7 +63,7 @@ def commit() -> str | None:
 
 
 def machine() -> str:
-    """Processor, cores, instruction sets that matter for matrix products, and GPU."""
+    """Processor, number of cores, instruction sets that affect matrix products, and GPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

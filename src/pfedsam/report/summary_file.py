@@ -1,4 +1,4 @@
-"""`summary.json`: what a run ended with, as a public and versioned format.
+"""`summary.json`: the results of a run in a public, versioned format.
 
     {"schema": 2, "date", "method", "backbone", "seed", "rounds", "steps",
      "sites": {name: {"train_cases", "val_cases", "personal": ENTRY | null, "shared": ENTRY | null, "local_only": ENTRY | null}},
@@ -7,17 +7,18 @@
      "communication": {"up_bytes_per_site_round", "down_bytes_per_site_round", "by_component": {name: bytes}},
      "seconds": {what: seconds}, "versions": {package: version}, "sha256": digest of all this}
 
-An ENTRY holds `dice, iou, hd95_mm, assd_mm, hd95_px, assd_px, nsd, volume_difference_ml, volume_difference_mm2, volume_difference_px,
-lesion_recall, unit, volume_unit, cases, patients, classes, undefined, present, missed, extra, absent`. A distance or a volume stands
-under the name of its unit and the other names are null, so that pixels are never read as millimetres. `null` is "undefined", and
-`undefined` counts the (case, class) pairs. The reason stands apart: of the pairs whose truth holds the class (`present`) the prediction
-has nothing in `missed`; in `extra` pairs only the prediction holds it; in `absent` pairs neither does. A model that a method does not
-have is null: averaging has no personal model. `worst_site` is the one with the lowest Dice. `date` is the day of the test. `seconds` has
-"total", or "since resumed" for a run that was stopped. `local_only` is what the site reached alone, filled from another run's summary by
-`with_local_only`. `steps` are the optimiser steps of one training site over the whole run.
+An ENTRY has the keys `dice, iou, hd95_mm, assd_mm, hd95_px, assd_px, nsd, volume_difference_ml, volume_difference_mm2,
+volume_difference_px, lesion_recall, unit, volume_unit, cases, patients, classes, undefined, present, missed, extra, absent`. A distance or
+a volume has the key of its unit, and the keys of the other units are null, so that pixels are never read as millimetres. An undefined
+measure is null, and `undefined` gives the number of pairs of case and class for which it is undefined. The reasons are counted separately:
+`present` is the number of pairs whose truth contains the class, and `missed` the number of those whose prediction does not; in `extra`
+pairs only the prediction contains the class, and in `absent` pairs neither does. A model that a method does not have is null: averaging,
+for example, has no personal model. `worst_site` is the site with the lowest Dice. `date` is the day of the test. `seconds` has the key
+"total", or "since resumed" for a run that was interrupted. `local_only` is the result of the site without the federation; it is filled
+from the summary of another run by `with_local_only`. `steps` is the number of optimiser steps of one training site over the whole run.
 
-Files of schema 1 are read, too. They lack `date`, `steps`, `train_cases`, `val_cases`, `patients`, `nsd`, the volumes, `lesion_recall`,
-`present`, `missed`, `extra` and `absent`, which are then null: not known.
+Files of schema 1 are also read. They lack `date`, `steps`, `train_cases`, `val_cases`, `patients`, `nsd`, the volumes, `lesion_recall`,
+`present`, `missed`, `extra` and `absent`, which are then null, that is, not known.
 """
 
 import platform
@@ -43,20 +44,20 @@ from pfedsam.evaluation.summary import (
 
 SCHEMA: Final = 2
 _READ: Final = (1, 2)
-"""The schemas that this version reads; what the first one lacks is null."""
+"""The schemas that this version reads; keys that the first one lacks are null."""
 LOCAL_ONLY: Final = "local-only"
-"""The baseline of every gain: a site that trains alone."""
+"""The method that is the baseline of every gain: each site trains without the federation."""
 _PACKAGES: Final = ("pfedsam", "torch", "transformers", "peft", "monai", "numpy", "scipy")
 
 
 class _Part(BaseModel):
-    """A part of the file: frozen, closed to unknown keys and to numbers that JSON does not have."""
+    """A part of the file: immutable, without unknown keys, NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
 
 
 class Values(_Part):
-    """The measures of one model, distances and volumes under the name of their unit; None where undefined, in another unit or not known."""
+    """The measures of one model, distances and volumes by their unit; None if undefined, in another unit or not known."""
 
     dice: float | None
     iou: float | None
@@ -99,7 +100,7 @@ class Values(_Part):
 
 
 class Entry(Values):
-    """One model at one site, or its mean over sites (then `cases` and `patients` are the numbers of all of them)."""
+    """One model at one site, or its mean over sites, for which `cases` and `patients` are sums over the sites."""
 
     cases: int
     patients: int | None = None
@@ -107,7 +108,7 @@ class Entry(Values):
 
 
 class SiteEntry(_Part):
-    """The models of one site, and how many cases they were trained and chosen on; None where that is not known."""
+    """The models of one site, and the numbers of training and validation cases; None where these are not known."""
 
     train_cases: int | None = None
     val_cases: int | None = None
@@ -117,19 +118,19 @@ class SiteEntry(_Part):
 
     @property
     def in_use(self) -> Entry | None:
-        """The model that the site would use: under `personal` where the method has one, else under `shared`."""
+        """The model that the site uses: the personal one if the method has one, else the shared one."""
         return self.personal or self.shared
 
     @property
     def gain(self) -> float | None:
-        """Dice of the model in use minus that of local training alone; None where either is not known."""
+        """Dice of the model in use minus that of training without the federation; None if either is not known."""
         if self.in_use is None or self.local_only is None or self.in_use.dice is None or self.local_only.dice is None:
             return None
         return self.in_use.dice - self.local_only.dice
 
 
 class Communication(_Part):
-    """Bytes on the wire of one site in one round, and how one update is made up."""
+    """Bytes that one site sends and receives in one round, and the bytes of one update by component."""
 
     up_bytes_per_site_round: float
     down_bytes_per_site_round: float
@@ -156,7 +157,7 @@ class Summary(_Part):
 
 @dataclass(frozen=True)
 class PartSizes:
-    """How many cases of a site are in its training and its validation part; None where that is not known."""
+    """Numbers of cases in the training and the validation part of a site; None where they are not known."""
 
     train: int | None = None
     val: int | None = None
@@ -179,10 +180,11 @@ def build_summary(
 ) -> Summary:
     """The summary of a run from the scores of its models by site; a model that the method does not have is None.
 
-    `sizes` may lack sites, whose parts are then not known. `date` is the day of the test, as 2026-11-28.
+    `sizes` gives the sizes of the sites' parts; they are not known for sites that are left out. `date` is the day of the test, such as
+    2026-11-28.
 
     Raises:
-        RunError: there is no model, or the two were not scored at the same sites.
+        RunError: there is no model, or the two models were not scored at the same sites.
     """
     scored = [set(model) for model in (personal, shared) if model is not None]
     if not scored or scored[0] != scored[-1] or not scored[0]:
@@ -218,19 +220,19 @@ def build_summary(
 
 
 def with_local_only(summary: Summary, baseline: Summary) -> Summary:
-    """The summary with what each site reached alone, taken from the models in use of another run.
+    """The summary with the results of each site without the federation, taken from the models in use of another run.
 
     Raises:
-        RunError: the other run is not one of local training alone with the same sites, seed and number of test cases.
+        RunError: the other run does not have the method local-only and the same sites, seed and numbers of test cases.
     """
     if baseline.method != LOCAL_ONLY:
         raise RunError(
-            f"the baseline is a run of {baseline.method!r}, and the gain over training alone needs one of {LOCAL_ONLY!r}. "
+            f"the baseline is a run of {baseline.method!r}, but the gain is computed over a run of {LOCAL_ONLY!r}. "
             f"Run the configuration again with method: {LOCAL_ONLY}."
         )
     if baseline.seed != summary.seed:
         raise RunError(
-            f"the run has seed {summary.seed} and the baseline {baseline.seed}, so they did not see the same split. "
+            f"the run has seed {summary.seed} and the baseline {baseline.seed}, so they do not have the same split. "
             "Compare runs of the same seed."
         )
     if baseline.sites.keys() != summary.sites.keys():
@@ -243,8 +245,8 @@ def with_local_only(summary: Summary, baseline: Summary) -> Summary:
         ours, theirs = site.in_use, baseline.sites[name].in_use
         if ours and theirs and ours.cases != theirs.cases:
             raise RunError(
-                f"site {name!r}: the run scored {ours.cases} cases and the baseline {theirs.cases}, so they did not "
-                "see the same test part. Compare runs of the same split (data and seed)."
+                f"site {name!r}: the run scored {ours.cases} cases and the baseline {theirs.cases}, so they do not "
+                "have the same test part. Compare runs of the same split (data and seed)."
             )
         sites[name] = site.model_copy(update={"local_only": theirs})
     mean = summary.mean.model_copy(update={"local_only": baseline.mean.in_use})
@@ -252,10 +254,10 @@ def with_local_only(summary: Summary, baseline: Summary) -> Summary:
 
 
 def write_summary(path: Path, summary: Summary) -> None:
-    """Writes the file, as a whole or not at all.
+    """Write the file in one step.
 
     Raises:
-        StoreError: it could not be written.
+        StoreError: the file could not be written.
     """
     sealed.write_json(path, summary.model_dump(by_alias=True, mode="json"))
 
@@ -264,9 +266,9 @@ def read_summary(path: Path) -> Summary:
     """The summary in a file.
 
     Raises:
-        StoreError: the file cannot be read, is of another schema, or does not hold what the schema says.
+        StoreError: the file cannot be read, has another schema, or does not follow its schema.
     """
-    remedy = f"The run in {path.parent.name!r} writes it when it ends: resume it, and it is written again; nothing is trained again."
+    remedy = f"The run in {path.parent.name!r} writes this file at its end: resume the run to write it again; nothing is trained again."
     content = sealed.read_json(path, remedy)
     schema = content.get("schema")
     if type(schema) is not int or schema not in _READ:
@@ -283,7 +285,7 @@ def read_summary(path: Path) -> Summary:
 
 
 def collect_versions() -> dict[str, str]:
-    """The versions of Python and of the packages that decide a run's numbers."""
+    """The versions of Python and of the packages that affect the results of a run."""
     found = {package: _version(package) for package in _PACKAGES}
     return {"python": platform.python_version(), **found}
 
@@ -296,7 +298,7 @@ def _version(package: str) -> str:
 
 
 def _sum_known(numbers: list[int | None]) -> int | None:
-    """The sum; None where one of the numbers is not known."""
+    """The sum of the numbers; None if one of them is not known."""
     known = [number for number in numbers if number is not None]
     return sum(known) if len(known) == len(numbers) else None
 
@@ -304,7 +306,7 @@ def _sum_known(numbers: list[int | None]) -> int | None:
 def _values(
     scores: ClassScores, units: Units, undefined: Mapping[str, int], occurrence: Occurrence | None
 ) -> dict[str, object]:
-    """The fields of `Values`, each distance and volume under the name of its unit."""
+    """The fields of `Values`, with each distance and volume in the field of its unit."""
     found: dict[str, object] = {} if occurrence is None else asdict(occurrence)
     if units.distance != "mixed":
         found |= {f"hd95_{units.distance}": scores.hd95, f"assd_{units.distance}": scores.assd}

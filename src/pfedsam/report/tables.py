@@ -1,4 +1,4 @@
-"""Tables for the terminal: one run, its classes, and several runs side by side; the command line prints them."""
+"""Tables for the terminal: the sites and classes of one run, and several runs side by side. The command line prints them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,22 +21,22 @@ from pfedsam.report.intervals import NO_INTERVALS, Interval, RunIntervals, are_a
 from pfedsam.report.summary_file import SiteEntry, Summary, Values
 
 Intervals: TypeAlias = Mapping[str, RunIntervals | None]
-"""The intervals of each run by its label; None where the scores of single cases are not there."""
+"""The intervals of each run by its label; None if the scores of single cases are not available."""
 
 Mark: TypeAlias = Literal["", "best", "apart"]
 
 
 def run_tables(summary: Summary) -> list[Table]:
-    """What the terminal shows of one run: a table of its sites, and one of its classes where there are several."""
+    """The tables of one run: one of its sites and, if there are several classes, one of its classes."""
     by_class = class_table(summary)
     return [run_table(summary)] if by_class is None else [run_table(summary), by_class]
 
 
 def run_table(summary: Summary) -> Table:
-    """One run: each site's models, then the mean and the site of the lowest Dice.
+    """The table of one run: the models of each site, then the mean over sites and the site with the lowest Dice.
 
-    The gain over local training alone is a column where the summary knows it (`with_local_only`). Where distances of some
-    sites are in mm and of others in pixels, each has its unit, and there is no mean and no worst site of them.
+    The gain over local-only training is a column if the summary contains it (`with_local_only`). If the distances of some sites are in mm
+    and those of others in pixels, each has its unit, and no mean and no worst value of the distances is shown.
     """
     unit = heading_unit(summary)
     mixed = not unit
@@ -64,7 +64,7 @@ def run_table(summary: Summary) -> Table:
 
 
 def class_table(summary: Summary) -> Table | None:
-    """Dice of each class at each site, and in how many of the cases that have it it was missed; None where there is one class only."""
+    """The table of the Dice and the missed cases of each class at each site; None if there is only one class."""
     mean = summary.mean.in_use
     if mean is None or len(mean.classes) < 2:
         return None
@@ -81,7 +81,10 @@ def class_table(summary: Summary) -> Table | None:
 
 
 def missed_cell(values: Values | None) -> str:
-    """`3 of 12`: cases (of an entry, cases times classes) whose truth holds a class and whose prediction does not; a dash if not known."""
+    """Missed cases as `3 of 12`: of the cases whose truth contains a class, those whose prediction does not; a dash if not known.
+
+    For an entry, the pairs of cases and classes are counted.
+    """
     if values is None or values.missed is None:
         return MISSING
     return f"{values.missed} of {values.present}"
@@ -92,10 +95,10 @@ def _class_cell(values: Values) -> Text:
 
 
 def comparison_table(runs: Mapping[str, Summary], intervals: Intervals) -> Table:
-    """Several runs: Dice of the model in use, sites down and runs across; then mean, lowest site, steps, bytes and seconds.
+    """The table of several runs: Dice of the model in use by site (rows) and run (columns), then mean, worst site, steps, bytes and time.
 
-    Below a value stands its interval. The best values of a row are bold, ties both; they are blue where their interval has nothing in
-    common with that of any other run. A site that a run did not have is a dash.
+    The interval of a value is shown below it. The best values of a row, including equal ones, are bold; they are blue if their interval
+    does not overlap with that of any other run. A dash stands for a site that a run did not have.
     """
     table = Table(title="Dice of the model that each site would use", title_justify="left")
     table.add_column("site")
@@ -118,26 +121,26 @@ def comparison_table(runs: Mapping[str, Summary], intervals: Intervals) -> Table
 
 
 def comparison_note(runs: Mapping[str, Summary], intervals: Intervals) -> str:
-    """What a comparison rests on: the seeds, what its intervals are, and whether its means are over the same sites."""
+    """Notes on a comparison: its seeds, the meaning of the intervals, and whether the means are over the same sites."""
     seeds = sorted({run.seed for run in runs.values()})
     notes = [
-        f"One seed ({seeds[0]}): another split, other weights and other batches would move every number."
+        f"One seed ({seeds[0]}): with another split, other initial weights and other batches, every number would differ."
         if len(seeds) == 1
-        else f"One seed a run ({', '.join(map(str, seeds))}): the runs were not tested on the same cases."
+        else f"One seed per run ({', '.join(map(str, seeds))}): the runs were not tested on the same cases."
     ]
     if any(found is not None for found in intervals.values()):
         notes.append(INTERVAL_NOTE)
     else:
         notes.append(NO_INTERVALS)
     if len({frozenset(run.sites) for run in runs.values()}) > 1:
-        notes.append("The runs have different sites: each mean is over the run's own.")
+        notes.append("The runs have different sites: each mean is over the sites of its run.")
     return " ".join(notes)
 
 
 def best_marks(values: Sequence[float | None], intervals: Sequence[Interval | None]) -> list[Mark]:
-    """How each value of a row is marked.
+    """The marks of the values of a row.
 
-    `best` is the highest as it is shown, ties all; `apart` if its interval has nothing in common with that of any other run either.
+    The highest values, as rounded for display, are marked `best`, or `apart` if their interval does not overlap with that of any other run.
     """
     shown = [None if value is None else format_value(value) for value in values]
     best = max((value for value in shown if value is not None), default=None)
@@ -150,7 +153,7 @@ def best_marks(values: Sequence[float | None], intervals: Sequence[Interval | No
 
 
 def _marked(values: Sequence[float | None], intervals: Sequence[Interval | None]) -> list[Text]:
-    """The values with their intervals below, the best in bold, and blue where it is apart from all others."""
+    """The values with their intervals below; the best value is bold, and also blue if its interval does not overlap with any other."""
     styles = {"": "", "best": "bold", "apart": "bold blue"}
     cells = []
     for value, interval, mark in zip(values, intervals, best_marks(values, intervals), strict=True):
@@ -162,25 +165,25 @@ def _marked(values: Sequence[float | None], intervals: Sequence[Interval | None]
 
 
 def tested(runs: Mapping[str, Summary], site: str) -> str:
-    """Test cases and patients of a site; several numbers where the runs were tested on different ones."""
+    """Numbers of test cases and patients of a site; several numbers if the runs were tested on different ones."""
     entries = [run.sites[site].in_use for run in runs.values() if site in run.sites]
     return " / ".join(dict.fromkeys(format_cases(one.cases, one.patients) for one in entries if one))
 
 
 INTERVAL_NOTE: Final = (
-    "Below a Dice stands its 95 % interval (bootstrap over the site's test patients): what it would have been with other patients of the "
-    "same site. Two values whose intervals overlap are not told apart by it; with few patients it is too narrow."
+    "The range below a Dice is its 95 % interval (bootstrap over the site's test patients): how the Dice varies with the choice of "
+    "patients of the same site. If two intervals overlap, the values may differ by chance. With few patients the interval is too narrow."
 )
 MISSED_NOTE: Final = (
-    "A class is missed in a case where the truth holds it and the prediction has nothing of it. Such a case counts with Dice 0, but it "
-    "has no HD95 and no ASSD: these are means over the cases in which the class was found, and look good where it is missed."
+    "A class is missed in a case if the truth contains it and the prediction does not. Such a case has Dice 0, but no HD95 and no ASSD. "
+    "HD95 and ASSD are means over the cases in which the class was found, so they can be good although the class is often missed."
 )
 _SPELLING: Final = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "assd": "ASSD"}
 
 
 @dataclass(frozen=True)
 class DiceRows:
-    """Dice of the model in use, one value a run in the order of the runs; None where undefined or no such site."""
+    """Dice of the model in use, one value per run in the order of the runs; None if undefined or if the run lacks the site."""
 
     sites: dict[str, list[float | None]]
     mean: list[float | None]
@@ -189,7 +192,7 @@ class DiceRows:
 
 @dataclass(frozen=True)
 class IntervalRows:
-    """The intervals of the values of `DiceRows`; None where there is none."""
+    """The intervals of the values of `DiceRows`; None if a value has no interval."""
 
     sites: dict[str, list[Interval | None]]
     mean: list[Interval | None]
@@ -197,7 +200,7 @@ class IntervalRows:
 
 
 def dice_rows(runs: Mapping[str, Summary]) -> DiceRows:
-    """What a comparison of runs shows: every site of any run in alphabetical order, the means, the worst sites."""
+    """The Dice values of a comparison: all sites of all runs in alphabetical order, the means, and the worst sites."""
     names = sorted({name for run in runs.values() for name in run.sites})
     return DiceRows(
         sites={name: [_dice(run.sites.get(name)) for run in runs.values()] for name in names},
@@ -207,7 +210,7 @@ def dice_rows(runs: Mapping[str, Summary]) -> DiceRows:
 
 
 def interval_rows(runs: Mapping[str, Summary], intervals: Intervals) -> IntervalRows:
-    """The intervals of `dice_rows`."""
+    """The intervals of the values that `dice_rows` returns."""
     names = sorted({name for run in runs.values() for name in run.sites})
     known = [intervals.get(label) for label in runs]
     lowest = [run.worst_site or "" for run in runs.values()]
@@ -221,9 +224,9 @@ def interval_rows(runs: Mapping[str, Summary], intervals: Intervals) -> Interval
 def difference_rows(
     runs: Mapping[str, Summary], intervals: Intervals, against: str
 ) -> dict[str, dict[str, tuple[float, Interval | None]]]:
-    """Site (and, last, the mean over sites) to run to its Dice minus that of the run `against`, with the interval of the difference.
+    """Dice minus that of the run `against`, with the interval of the difference, by site and run; the last key is the mean over sites.
 
-    The same patients are drawn for both runs, so that the interval is of the paired difference.
+    Both runs use the same resamples of patients, so that the interval is that of the paired difference.
     """
     rows, base = dice_rows(runs), intervals.get(against)
     places = {label: place for place, label in enumerate(runs)}
@@ -240,7 +243,7 @@ def difference_rows(
 
 
 def undefined_note(summary: Summary) -> str | None:
-    """Of how many values HD95 and ASSD are means, and why the others are undefined; None where all are defined."""
+    """A note on the number of values in the means of HD95 and ASSD, and why the others are undefined; None if all are defined."""
     entry = summary.mean.in_use
     if entry is None or not any(entry.undefined.get(name) for name in ("dice", "iou", "hd95", "assd")):
         return None
@@ -260,13 +263,13 @@ def undefined_note(summary: Summary) -> str | None:
 
 
 def heading_unit(summary: Summary) -> str:
-    """The unit of the distances of the models in use, as a heading ends with it; nothing where the sites differ in it."""
+    """The unit of the distances of the models in use, as a suffix of a heading; an empty text if the sites have different units."""
     unit = summary.mean.in_use.unit if summary.mean.in_use else "px"
     return "" if unit == "mixed" else f" [{unit}]"
 
 
 def volume_cell(values: Values) -> str:
-    """The volume difference with its unit; a dash where it is not defined."""
+    """The volume difference with its unit; a dash if it is undefined."""
     found = values.volume_difference
     if found is None:
         return MISSING
@@ -274,7 +277,7 @@ def volume_cell(values: Values) -> str:
 
 
 def distance_cells(entry: Values | None, *, mixed: bool) -> tuple[str, str]:
-    """HD95 and ASSD of one model, each with its unit where the sites differ in it; dashes where there is no model."""
+    """HD95 and ASSD of one model, each with its unit if the sites have different units; dashes if there is no model."""
     if entry is None:
         return MISSING, MISSING
     return _distance(entry.hd95, entry, mixed), _distance(entry.assd, entry, mixed)

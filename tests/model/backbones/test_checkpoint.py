@@ -221,7 +221,7 @@ def test_config_that_is_no_config(folder: Path, text: str) -> None:
 def test_folder_without_its_files(folder: Path) -> None:
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:-1])
-    assert "model.safetensors is not a sound safetensors file" in refusal(folder)
+    assert "model.safetensors is not a valid safetensors file" in refusal(folder)
     (folder / "model.safetensors").unlink()
     assert "model.safetensors" in refusal(folder)
     (folder / "config.json").unlink()
