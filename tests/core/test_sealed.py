@@ -16,6 +16,13 @@ def test_what_was_written_is_read_and_other_readers_find_it_too(tmp_path):
     assert json.loads((tmp_path / "f.json").read_text("utf-8")).items() >= CONTENT.items()
 
 
+def test_keys_keep_their_order(tmp_path):
+    """That of the classes is the order of the model's outputs: sites that read another one would number them otherwise."""
+    classes = {"organ": [1], "lesion": [2], "cup": [3]}
+    sealed.write_json(tmp_path / "f.json", {"classes": classes})
+    assert list(sealed.read_json(tmp_path / "f.json", "")["classes"]) == list(classes)
+
+
 def test_any_bit_that_changes_is_told_or_changes_nothing(tmp_path):
     path = tmp_path / "f.json"
     sealed.write_json(path, CONTENT)

@@ -164,7 +164,7 @@ def test_a_run_says_so_and_its_folder_predicts_with_the_kept_model(
         return 0.1 if self.name == victim and seen[self.name] > 2 else 0.8  # two models are scored each time
 
     monkeypatch.setattr(SiteScorer, "dice", dice)
-    training = toy_options.training.model_copy(update={"rounds": 2, "final_steps": 0})
+    training = toy_options.training.model_copy(update={"rounds": 2, "shared_warmup_rounds": 0, "final_steps": 0})
     options = toy_options.model_copy(update={"training": training})
     run(options, tmp_path / "run")
     rows = [row for row in read_records(tmp_path / "run" / "records.jsonl") if row["kind"] == "kept"]

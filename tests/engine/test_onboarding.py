@@ -26,7 +26,7 @@ def new_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def short(toy_options: RunOptions) -> RunOptions:
-    training = toy_options.training.model_copy(update={"rounds": 1})
+    training = toy_options.training.model_copy(update={"rounds": 1, "shared_warmup_rounds": 0})
     return toy_options.model_copy(update={"training": training})
 
 

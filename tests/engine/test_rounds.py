@@ -93,7 +93,7 @@ def test_a_manifest_does_not_say_where_the_coordinator_keeps_its_backbone(study:
 
 @pytest.mark.slow
 def test_sites_that_train_on_tiles_weigh_by_their_cases(tmp_path: Path, options: RunOptions, make_sites) -> None:
-    training = options.training.model_copy(update={"rounds": 1})
+    training = options.training.model_copy(update={"rounds": 1, "shared_warmup_rounds": 0})
     data = options.data.model_copy(update={"tiling": TilingOptions(side=48)})
     run_there_and_here(tmp_path, options.model_copy(update={"data": data, "training": training}), make_sites)
 

@@ -8,9 +8,11 @@ import pytest
 from pfedsam.engine.model_selection import Validation
 from pfedsam.engine.scalar_metrics import (
     allowed_metrics,
+    from_registration,
     from_report,
     from_summaries,
     from_validation,
+    to_missing,
     to_report,
     to_summaries,
     to_validation,
@@ -20,14 +22,16 @@ from pfedsam.evaluation.scores import MEASURES, ClassScores
 from pfedsam.evaluation.summary import ClassSummary, Occurrence, SiteSummary, Units
 from pfedsam.experiment.build import build_model
 from pfedsam.experiment.options import RunOptions
+from pfedsam.training.losses import LabelForm
 
 COUNTS = {name: number for number, name in enumerate(MEASURES)}
 MEAN = ClassScores(0.1, 1 / 3, None, 2.5, 0.7, 12.25, None)
 CLASSES = {
     "organ": ClassSummary(MEAN, COUNTS, Occurrence(3, 2, 1, 0)),
-    "a.b": ClassSummary(MEAN, COUNTS, Occurrence(0, 0, 0, 4)),
+    "a.b": ClassSummary(MEAN, COUNTS, Occurrence(0, 0, 0, 4, 2)),
 }
 SUMMARY = SiteSummary(4, 3, Units("mm", "ml"), MEAN, CLASSES, COUNTS)
+PRESENCES = ("present", "missed", "extra", "absent", "not_annotated")
 EVERY = [
     f"test.{model}.{rest}"
     for model in ("personal", "shared")
@@ -39,7 +43,7 @@ EVERY = [
             for kind in ("", "undefined_")
             for name in MEASURES
         ),
-        *(f"class.{name}.{count}" for name in ("organ", "a.b") for count in ("present", "missed", "extra", "absent")),
+        *(f"class.{name}.{count}" for name in ("organ", "a.b") for count in PRESENCES),
     )
 ]
 """The names of a test's reply, written out a second time."""
@@ -75,6 +79,16 @@ def test_a_validation_comes_back_equal_and_an_older_study_gets_no_more_than_it_l
     assert set(from_validation(found, names[:2])) == set(names[:2])
 
 
+def test_what_a_site_annotates_comes_back_and_an_older_site_annotates_all() -> None:
+    classes, names = ("organ", "a.b"), ("cases", "annotates.organ", "annotates.a.b")
+    said = over_the_wire(from_registration(7, classes, LabelForm((True, False)), names))
+    assert said == {"cases": 7, "annotates.organ": 1, "annotates.a.b": 0}
+    assert to_missing(said, classes) == {"a.b"}
+    older = from_registration(7, classes, LabelForm((True, False)), names[:1])
+    assert older == {"cases": 7}
+    assert to_missing(older, classes) == set()
+
+
 @pytest.mark.parametrize("unit", ["mm", "px", "mixed"])
 def test_summaries_come_back_equal(unit) -> None:
     found = {"personal": replace(SUMMARY, units=Units(unit, "mm2" if unit == "mm" else "mixed")), "shared": SUMMARY}
@@ -82,7 +96,7 @@ def test_summaries_come_back_equal(unit) -> None:
 
 
 def test_an_older_study_gets_no_counts_and_they_are_not_taken_for_zero() -> None:
-    older = [name for name in EVERY if name.split(".")[-1] not in ("present", "missed", "extra", "absent", "patients")]
+    older = [name for name in EVERY if name.split(".")[-1] not in (*PRESENCES, "patients")]
     sent = from_summaries({"shared": SUMMARY}, older)
     assert set(sent) < set(from_summaries({"shared": SUMMARY}, EVERY))
     found = to_summaries(over_the_wire(sent), ("organ", "a.b"))["shared"]
@@ -94,7 +108,7 @@ def test_an_older_study_gets_no_counts_and_they_are_not_taken_for_zero() -> None
 def test_every_name_of_the_list_is_made_of_the_configuration_alone(toy_options: RunOptions, method: str) -> None:
     options = toy_options.model_copy(update={"method": method})
     names = allowed_metrics(options, build_model(options))
-    assert names["join"] == ("cases",)
+    assert names["join"] == ("cases", *(f"annotates.{name}" for name in options.data.classes))
     more = {"kept_round"} if method == "local-only" else {"kept_round", "uses_shared"}
     assert {name for name in names["validate"] if not name.startswith("dice.")} == more
     allowed = {"loss", "usage"}

@@ -30,6 +30,7 @@ def test_every_key_is_listed_with_a_description_and_its_default_in_yaml() -> Non
     keys = {key.path: key for key in all_keys()}
     assert all(key.description for key in keys.values())
     assert keys["data.sites"].default == ""
+    assert keys["data.sites.<name>.not_annotated"].default == "[]"
     assert keys["data.tiling"].default == "null"
     assert keys["model.experts"].default == "as below"
     assert keys["model.experts.top_k"].default == "2"
@@ -152,3 +153,52 @@ def test_mistakes_that_yaml_invites_are_told_with_what_to_write(tmp_path, text, 
     with pytest.raises(OptionError) as caught:
         load_options(path)
     assert said in str(caught.value)
+
+
+def partial(sites: str, more: str = "") -> str:
+    return f"data:\n  classes: {{disc: [1], cup: [2]}}\n{more}  sites:\n{sites}"
+
+
+def test_a_site_may_be_a_folder_or_a_folder_with_what_is_different_there(tmp_path: Path) -> None:
+    text = partial(
+        "    a: here\n    b: {folder: there, labels: {cup: [5]}, not_annotated: [disc], patient_pattern: '(.)'}\n"
+    )
+    data = load_options(write(tmp_path, text)).data
+    assert (data.folder("a"), data.folder("b")) == (tmp_path / "here", tmp_path / "there")
+    assert data.sites["a"] == tmp_path / "here"
+    assert dict(data.label_map("a").ids) == {"disc": (1,), "cup": (2,), "background": (0,)}
+    assert dict(data.label_map("b").ids) == {"disc": (), "cup": (5,), "background": (0,)}
+    assert (data.pattern("a"), data.pattern("b")) == (None, "(.)")
+
+
+def test_what_is_dumped_of_sites_is_read_back(tmp_path: Path) -> None:
+    text = partial("    a: here\n    b: {folder: there, not_annotated: [disc]}\n", "  ignore: [255]\n")
+    options = load_options(write(tmp_path, text))
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_options(options))
+    assert load_options(again).data == options.data
+
+
+@pytest.mark.parametrize(
+    ("sites", "said"),
+    [
+        ("    a: {folder: here, label: {cup: [5]}}\n", "data.sites.a.label: unknown key; did you mean 'labels'?"),
+        ("    a: {labels: {cup: [5]}}\n", "data.sites.a.folder: is required"),
+        ("    a: {folder: here, labels: {cup: 5}}\n", "data.sites.a.labels.cup: the ids are a list"),
+        ("    a: 7\n", "data.sites.a: "),
+        (
+            "    a: {folder: here, labels: {cup: [5]}, not_annotated: [cup]}\n",
+            "study.yaml: data.sites.a: class 'cup' has the ids [5] under labels and stands under not_annotated",
+        ),
+        (
+            "    a: {folder: here, not_annotated: [cup]}\n    b: {folder: there, not_annotated: [cup]}\n",
+            "class 'cup' is annotated at no site",
+        ),
+    ],
+)
+def test_mistakes_about_the_labels_of_a_site_are_one_message_each(tmp_path: Path, sites: str, said: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        load_options(write(tmp_path, partial(sites)))
+    assert said in str(caught.value)
+    assert "[site]" not in str(caught.value)
+    assert "[folder]" not in str(caught.value)

@@ -6,7 +6,14 @@ import torch
 
 from pfedsam.core.errors import RunError, UpdateError
 from pfedsam.core.tensors import digest
-from pfedsam.federation.aggregation import accept, check_registration, open_messages, weighted_mean
+from pfedsam.federation.aggregation import (
+    Annotations,
+    accept,
+    check_registration,
+    fill_not_annotated,
+    open_messages,
+    weighted_mean,
+)
 from pfedsam.federation.codec import Codec
 from pfedsam.federation.update import Update, UpdateSpec, encode
 
@@ -151,3 +158,49 @@ def test_a_message_in_another_sites_name_is_refused(updates, spec):
     opened, unread = open_messages(messages, spec, {})
     assert [update.site for update in opened] == [updates[0].site]
     assert unread == {s: f"site {s} sent an update in another site's name." for s in messages if s != updates[0].site}
+
+
+def of_classes(site, tokens, mlp, lora, cases):
+    return Update(
+        site, 0, {"tokens": torch.tensor(tokens), "mlp.1": torch.tensor(mlp), "lora": torch.tensor(lora)}, cases
+    )
+
+
+TENSORS = {"tokens": ("disc", "cup"), "mlp.1": ("cup",)}
+BEFORE = {"tokens": torch.tensor([[9.0], [9.0]]), "mlp.1": torch.tensor([9.0]), "lora": torch.tensor([9.0])}
+THREE = [
+    of_classes("a", [[1.0], [2.0]], [3.0], [0.0], 2),
+    of_classes("b", [[4.0], [50.0]], [60.0], [3.0], 1),
+    of_classes("c", [[1.0], [5.0]], [6.0], [4.0], 4),
+]
+
+
+def test_what_belongs_to_a_class_is_averaged_over_the_sites_that_annotate_it_by_hand():
+    filled = fill_not_annotated(THREE, Annotations(TENSORS, {"b": {"cup"}}), BEFORE)
+    mean = weighted_mean(filled)
+    assert mean["tokens"].tolist() == [[pytest.approx(10 / 7)], [4.0]]  # (2*1 + 1*4 + 4*1) / 7; (2*2 + 4*5) / 6
+    assert mean["mlp.1"].tolist() == [5.0]  # (2*3 + 4*6) / 6
+    assert mean["lora"].tolist() == [pytest.approx(19 / 7)]  # everybody's: (0 + 3 + 16) / 7
+    assert filled[0] is not THREE[0]
+    assert digest(filled[0].tensors) == digest(THREE[0].tensors)
+
+
+def test_a_class_that_no_site_of_the_round_annotates_keeps_its_value():
+    missing = {site: {"cup"} for site in "abc"}
+    mean = weighted_mean(fill_not_annotated(THREE, Annotations(TENSORS, missing), BEFORE))
+    assert mean["tokens"].tolist() == [[pytest.approx(10 / 7)], [9.0]]
+    assert mean["mlp.1"].tolist() == [9.0]
+
+
+@pytest.mark.parametrize("missing", [{}, {"a": set()}, {"gone": {"cup"}}])
+def test_where_all_sites_of_a_round_annotate_everything_not_a_bit_changes(missing):
+    filled = fill_not_annotated(THREE, Annotations(TENSORS, missing), BEFORE)
+    assert digest(weighted_mean(filled)) == digest(weighted_mean(THREE))
+
+
+def test_the_order_of_arrival_changes_no_bit_of_a_partial_mean():
+    annotations = Annotations(TENSORS, {"b": {"cup"}, "c": {"disc"}})
+    means = {
+        digest(weighted_mean(fill_not_annotated(order, annotations, BEFORE))) for order in itertools.permutations(THREE)
+    }
+    assert len(means) == 1

@@ -95,4 +95,4 @@ def test_two_caches_on_one_folder_find_each_others_tokens_and_never_another_imag
     for cache in (one, other, PrefixCache(tmp_path, "m", SHAPE, PrefixOptions())):
         for number in range(3):
             assert torch.equal(cache.tokens(image(number), compute), Counting()(image(number)[None])[0])
-    assert next(tmp_path.glob("*.keys")).stat().st_size == 3 * 32
+    assert next(tmp_path.glob("*.keys")).stat().st_size == 3 * 64

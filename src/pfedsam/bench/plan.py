@@ -16,9 +16,9 @@ from typing import Any
 from pfedsam.core import atomic
 from pfedsam.core.errors import PfedsamError
 from pfedsam.core.lock import exclusive
-from pfedsam.data.manifest import read_site
 from pfedsam.engine.progress import Event
 from pfedsam.engine.run import is_finished, run
+from pfedsam.experiment.build import read_sites
 from pfedsam.experiment.options import RunOptions
 from pfedsam.experiment.suite import Entry, Suite, local_steps, refuse_idle_overrides, run_options, site_folders
 from pfedsam.report.accuracy import Cost, Line, RunScores, read_run
@@ -179,9 +179,8 @@ def _run_one(plan: Plan, entry: Entry, seed: int, options: RunOptions, tell: Cal
 
 def _collect(plan: Plan, entry: Entry, seed: int, options: RunOptions, outcome: Outcome) -> None:
     cost = _read_cost(_cost_file(plan, entry, seed), local_steps(options))
-    pattern = options.data.patient_pattern
-    sites = [read_site(name, folder, patient_pattern=pattern) for name, folder in options.data.sites.items()]
-    patients = {site.name: {case.id: case.patient for case in site.cases} for site in sites}
+    sites = read_sites(options)
+    patients = {name: {case.id: case.patient for case in site.cases} for name, site in sites.items()}
     outcome.runs.setdefault(entry.label, {})[seed] = read_run(plan.folder(entry, seed), cost, patients)
 
 

@@ -59,14 +59,12 @@ def check_command(
 def _read(options: "RunOptions") -> "tuple[list[Site], list[str]]":
     """The sites that can be read, split by patient where that is possible, and the errors of all others."""
     from pfedsam.core.errors import DataError
-    from pfedsam.data.manifest import read_site
-    from pfedsam.experiment.build import divide_site, volume_reading
+    from pfedsam.experiment.build import divide_site, read_one_site
 
     sites, problems = [], []
-    for name, folder in options.data.sites.items():
+    for name in options.data.sites:
         try:
-            pattern, reading = options.data.patient_pattern, volume_reading(options, name)
-            site = read_site(name, folder, patient_pattern=pattern, masks_required=False, **reading)
+            site = read_one_site(options, name, masks_required=False)
         except DataError as exc:
             problems.append(str(exc))
             continue

@@ -18,12 +18,12 @@ _COMMENT: Final = "# sha256 of what follows: "
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, mode: int = 0o600) -> None:
-    """Replace a file by an object as JSON with its digest, in one step.
+    """Replace a file by an object as JSON with its digest, in one step; keys keep their order, which the digest does not look at.
 
     Raises:
         StoreError: as `atomic.write_json`.
     """
-    plain = json.loads(_canonical(path, content))
+    plain = json.loads(_encoded(path, content, sort_keys=False))
     atomic.write_json(path, {**plain, KEY: _digest(_canonical(path, plain))}, mode=mode)
 
 
@@ -77,8 +77,12 @@ def check_text(path: Path, remedy: str) -> None:
 
 
 def _canonical(path: Path, content: Mapping[str, Any]) -> bytes:
+    return _encoded(path, content, sort_keys=True)
+
+
+def _encoded(path: Path, content: Mapping[str, Any], *, sort_keys: bool) -> bytes:
     try:
-        return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        return json.dumps(content, sort_keys=sort_keys, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise StoreError(f"{path.name} holds what JSON cannot: {error}.") from error
 

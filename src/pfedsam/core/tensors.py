@@ -84,7 +84,7 @@ def to_bytes(tensors: NamedTensors, metadata: Mapping[str, str] | None = None) -
 
 
 def from_bytes(data: bytes, *, max_bytes: int) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors and the metadata of a message.
+    """The tensors, of any shape, and the metadata of a message.
 
     Args:
         data: a safetensors message.
@@ -115,7 +115,7 @@ def save(path: Path, tensors: NamedTensors, metadata: Mapping[str, str] | None =
 
 
 def load(path: Path, *, unsealed: Collection[str] | None = None) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors and the metadata of a file that `save` wrote.
+    """The tensors, of any shape, and the metadata of a file that `save` wrote.
 
     Args:
         path: path of the file.
@@ -138,7 +138,7 @@ def _seal(tensors: NamedTensors, metadata: Mapping[str, str]) -> str:
 
 
 def load_foreign(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file from any source, without a check of a digest.
+    """The tensors, of any shape, and the metadata of a safetensors file from any source, without a check of a digest.
 
     Raises:
         StoreError: the file is missing, or is not a valid safetensors file.

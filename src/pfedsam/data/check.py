@@ -35,8 +35,8 @@ class SiteReport:
     """Spacing in mm -> cases; None where none is given."""
     ids: Mapping[int, int]
     """Id in the mask files -> cases that have it."""
-    classes: Mapping[str, int]
-    """Class -> cases that have it, 0 included."""
+    classes: Mapping[str, int | None]
+    """Class -> cases that have it, 0 included; None where the site does not annotate it."""
     shares: Mapping[str, float | None]
     """Class -> the median part of the pixels that it fills, of the masks that have it; None where none has."""
     empty: int
@@ -88,7 +88,7 @@ def check_sites(
             if tell:
                 tell(done, total, name)
 
-        gathered.append(gather_facts(site, study.labels, study.image, study.volume, tell=count))
+        gathered.append(gather_facts(site, study.labels_of(site.name), study.image, study.volume, tell=count))
     found = find_suspicions(gathered, study)
     return DataReport(
         sites=tuple(describe_site(facts, study) for facts in gathered),
@@ -117,7 +117,7 @@ def refuse_problems(
 
 def describe_site(facts: SiteFacts, study: Study) -> SiteReport:
     """The counts of one site, and what is wrong with it by itself."""
-    labels, cases, site = study.labels, facts.cases, facts.site
+    labels, cases, site = study.labels_of(facts.name), facts.cases, facts.site
     background = set(labels.ids[BACKGROUND])
     tops = [(one.low, one.top) for one in cases if one.low is not None and one.top is not None]
     return SiteReport(
@@ -131,7 +131,10 @@ def describe_site(facts: SiteFacts, study: Study) -> SiteReport:
         values=(min(low for low, _ in tops), max(top for _, top in tops)) if tops else None,
         spacings=dict(Counter(one.spacing_mm for one in cases)),
         ids=dict(sorted(Counter(value for one in cases for value in one.pixels).items())),
-        classes={name: sum(_has(one, labels, name) for one in cases) for name in labels.names},
+        classes={
+            name: None if name in labels.not_annotated else sum(_has(one, labels, name) for one in cases)
+            for name in labels.names
+        },
         shares={name: _median_share(cases, labels, name) for name in labels.names},
         empty=sum(one.labelled and set(one.pixels) <= background for one in cases),
         unlabelled=sum(not one.labelled for one in cases),
@@ -149,7 +152,7 @@ def _median_share(cases: Iterable[CaseFacts], labels: LabelMap, name: str) -> fl
 
 
 def _problems(facts: SiteFacts, study: Study) -> tuple[str, ...]:
-    site, pattern = facts.site, study.patient_pattern
+    site, pattern = facts.site, study.pattern_of(facts.name)
     problems = [] if site.cases else [f"site {site.name!r}: has no cases; add images and masks"]
     problems += group_problems([(one.case, problem) for one in facts.cases for problem in one.problems])
     if facts.orphans:

@@ -156,7 +156,7 @@ class VolumeExamples(Sequence[Example]):
 
 
 def _holds_class(labels: LabelMap, ids: npt.NDArray[np.int64]) -> bool:
-    """Whether a slice of ids holds a class; pixels to be ignored are none."""
+    """Whether a slice of ids [H, W] contains a class; pixels that are to be ignored are not counted."""
     found = labels.to_classes(ids)
     if labels.overlap:
         return bool((found & ~np.uint8(IGNORED_BIT)).any())

@@ -209,6 +209,7 @@ def value_range(values: npt.NDArray[np.float32]) -> tuple[float, float, float]:
 
 
 def _content(values: npt.NDArray[np.float32]) -> str:
+    """A digest of the values and the shape of an image [H, W, 3]."""
     digest = hashlib.blake2b(str(values.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()
@@ -225,10 +226,12 @@ def _mask_facts(case: Case, options: ImageOptions, problems: list[str]) -> _Mask
 
 
 def _border(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The ids at the border of a mask [H, W], as shape [n]."""
     return np.concatenate([ids[:1].ravel(), ids[-1:].ravel(), ids[:, :1].ravel(), ids[:, -1:].ravel()])
 
 
 def _counts(ids: npt.NDArray[np.int64]) -> dict[int, int]:
+    """The number of pixels of each id in an array of any shape."""
     values, counts = np.unique(ids, return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 

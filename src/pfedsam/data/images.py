@@ -260,6 +260,11 @@ def _is_deep_colour(image: Image.Image) -> bool:
 
 
 def _read_deep_colour(path: Path, image: Image.Image) -> npt.NDArray[np.float32]:
+    """The values of a 16-bit colour TIFF in 0..1, [H, W, 3].
+
+    Raises:
+        DataError: the file has an orientation tag, is too large, or is not such a TIFF.
+    """
     if image.getexif().get(_ORIENTATION, 1) != 1:
         raise DataError(
             f"{path.name!r} is a 16-bit RGB TIFF with an orientation tag; turn it and save it without the tag"

@@ -46,6 +46,8 @@ class LabelMap:
     """Ids of pixels that no loss and no score counts."""
     overlap: bool = False
     """Classes do not exclude each other: an id may stand in several (regions, as the whole tumour and its core)."""
+    key: str = "data.classes"
+    """Where the ids are written in the configuration, for messages."""
 
     def __post_init__(self) -> None:
         """Normalises and checks.
@@ -70,7 +72,7 @@ class LabelMap:
             )
         if not 1 <= len(names) < IGNORED or not all(ids[name] for name in names if name not in self.not_annotated):
             raise OptionError(
-                f"data.classes {dict(self.ids)}: name 1 to 254 classes, each with its ids in square brackets, such as {{'lesion': [1]}}"
+                f"{self.key} {dict(self.ids)}: name 1 to 254 classes, each with its ids in square brackets, such as {{'lesion': [1]}}"
             )
         if self.overlap and len(names) > MAX_OVERLAPPING:
             raise OptionError(f"data.overlap allows at most {MAX_OVERLAPPING} classes, and there are {len(names)}")
@@ -86,15 +88,15 @@ class LabelMap:
             ]
         if twice or any(value < 0 for value in taken):
             raise OptionError(
-                f"data.classes {dict(self.ids)}: an id is 0 or more and belongs to one class only"
+                f"{self.key} {dict(self.ids)}: an id is 0 or more and belongs to one class only"
                 + ("" if self.overlap else "; data.overlap: true allows regions that share ids")
             )
 
     def __reduce__(
         self,
-    ) -> tuple[type["LabelMap"], tuple[dict[str, Sequence[int]], frozenset[str], tuple[int, ...], bool]]:
+    ) -> tuple[type["LabelMap"], tuple[dict[str, Sequence[int]], frozenset[str], tuple[int, ...], bool, str]]:
         """Makes label maps picklable for worker processes: a mapping proxy is not."""
-        return LabelMap, (dict(self.ids), self.not_annotated, self.ignore, self.overlap)
+        return LabelMap, (dict(self.ids), self.not_annotated, self.ignore, self.overlap, self.key)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -117,7 +119,7 @@ class LabelMap:
         allowed = ", ".join(f"{name} {list(values)}" for name, values in self.ids.items() if values)
         said = (
             f"its mask has the unknown label {', '.join(map(str, unknown[:_SHOWN]))}{more}; "
-            f"data.classes allows {allowed}. Add {unknown[0]} to a class of data.classes, or correct the mask"
+            f"{self.key} allows {allowed}. Add {unknown[0]} to a class of {self.key}, or correct the mask"
         )
         if self.not_annotated:
             said += (
@@ -147,7 +149,7 @@ class LabelMap:
         return classes
 
     def first_ids(self) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
-        """The first id of each class 0..C, of 8 bits where that is enough: `to_classes` reads `first_ids()[classes]` back.
+        """The first id of each class 0..C, shape [C + 1], of 8 bits if that is enough: `to_classes` reads `first_ids()[classes]` back.
 
         A background without an id gets the lowest that no class has, which `to_classes` refuses rather than takes for a class. So does
         a class that the site does not annotate: its personal model may predict it all the same.
@@ -161,19 +163,19 @@ class LabelMap:
         first = [background, *(self.ids[name][0] if self.ids[name] else next(free) for name in self.names)]
         if max(first) > _HIGHEST:
             raise OptionError(
-                f"data.classes {dict(self.ids)}: {max(first)} is above {_HIGHEST}, the highest id that a mask can be written "
+                f"{self.key} {dict(self.ids)}: {max(first)} is above {_HIGHEST}, the highest id that a mask can be written "
                 "with; put a lower id of the same class first"
             )
         return np.array(first, np.uint8) if max(first) <= 255 else np.array(first, np.uint16)
 
 
-def class_pixels(labels: npt.NDArray[np.uint8], number: int, *, overlap: bool) -> npt.NDArray[np.bool_]:
+def class_pixels(labels: npt.NDArray[np.integer], number: int, *, overlap: bool) -> npt.NDArray[np.bool_]:
     """Where the class `number` (1..C) is, of the labels' shape."""
-    found: npt.NDArray[np.bool_] = labels & np.uint8(1 << (number - 1)) != 0 if overlap else labels == number
+    found: npt.NDArray[np.bool_] = labels & (1 << (number - 1)) != 0 if overlap else labels == number
     return found
 
 
-def ignored_pixels(labels: npt.NDArray[np.uint8], *, overlap: bool) -> npt.NDArray[np.bool_]:
+def ignored_pixels(labels: npt.NDArray[np.integer], *, overlap: bool) -> npt.NDArray[np.bool_]:
     """Where a pixel counts in no loss and no score, of the labels' shape."""
-    found: npt.NDArray[np.bool_] = labels & np.uint8(IGNORED_BIT) != 0 if overlap else labels == IGNORED
+    found: npt.NDArray[np.bool_] = labels & IGNORED_BIT != 0 if overlap else labels == IGNORED
     return found

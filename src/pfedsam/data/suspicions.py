@@ -68,6 +68,18 @@ class Study:
     """The study asks for a validation part."""
     volume: VolumeOptions = field(default_factory=VolumeOptions)
     """How volumes are read."""
+    site_labels: Mapping[str, LabelMap] = field(default_factory=dict)
+    """What the ids of a site mean, where it is not what `labels` says."""
+    site_patterns: Mapping[str, str | None] = field(default_factory=dict)
+    """The patient pattern of a site, where it is not `patient_pattern`."""
+
+    def labels_of(self, site: str) -> LabelMap:
+        """What the ids in a site's masks mean."""
+        return self.site_labels.get(site, self.labels)
+
+    def pattern_of(self, site: str) -> str | None:
+        """The patient pattern with which a site was read."""
+        return self.site_patterns.get(site, self.patient_pattern)
 
 
 def name_cases(cases: Sequence[str]) -> str:
@@ -111,12 +123,13 @@ def pattern_partly(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding
     for facts in sites:
         asked = [one for one in facts.cases if one.case.patient_source != "manifest"]
         missed = [one for one in asked if one.case.patient_source == "name"]
-        if study.patient_pattern is None or not 0 < len(missed) < len(asked):
+        pattern = study.pattern_of(facts.name)
+        if pattern is None or not 0 < len(missed) < len(asked):
             continue
         yield Finding(
             facts.name,
             "pattern partly",
-            f"patient_pattern '{study.patient_pattern}' matches {len(asked) - len(missed)} of {len(asked)} names and not "
+            f"patient_pattern '{pattern}' matches {len(asked) - len(missed)} of {len(asked)} names and not "
             f"{'this one' if len(missed) == 1 else 'these'}: each becomes a patient of its own, so that pictures of one patient can "
             r"lie on two sides of the split; let it match every name (\d+ takes numbers of any length)",
             _ids(missed),
@@ -182,11 +195,12 @@ def absent_class(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
     for facts in sites:
         labelled = [one for one in facts.cases if one.labelled]
         seen = {value for one in labelled for value in one.pixels}
-        annotated = [name for name in study.labels.names if name not in study.labels.not_annotated]
-        absent = [name for name in annotated if seen.isdisjoint(study.labels.ids[name])]
+        labels = study.labels_of(facts.name)
+        annotated = [name for name in labels.names if name not in labels.not_annotated]
+        absent = [name for name in annotated if seen.isdisjoint(labels.ids[name])]
         if not labelled or not absent or not seen:
             continue
-        if seen <= set(study.labels.ids[BACKGROUND]):
+        if seen <= set(labels.ids[BACKGROUND]):
             yield Finding(
                 facts.name,
                 "absent class",
@@ -198,17 +212,16 @@ def absent_class(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
         yield Finding(
             facts.name,
             "absent class",
-            f"none of its {len(labelled)} masks has the class {names} (ids {', '.join(str(list(study.labels.ids[n])) for n in absent)}), "
+            f"none of its {len(labelled)} masks has the class {names} (ids {', '.join(str(list(labels.ids[n])) for n in absent)}), "
             "so that the class cannot be learnt or scored there and counts as background; if the site has it under another id, correct "
-            "the masks or data.classes",
+            f"the masks or {labels.key}; if it does not annotate the class, name it under not_annotated of the site",
         )
 
 
 def foreground_share(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
     """A class whose share of the pixels is far from the other sites', above all where the masks look inverted."""
     for name in study.labels.names:
-        ids = frozenset(study.labels.ids[name])
-        shares = {facts.name: _typical(facts, ids) for facts in sites}
+        shares = {one.name: _typical(one, frozenset(study.labels_of(one.name).ids[name])) for one in sites}
         for facts in sites:
             here = shares[facts.name]
             others = [share.pixels for site, share in shares.items() if share and site != facts.name]

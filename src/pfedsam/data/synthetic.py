@@ -252,7 +252,7 @@ def _decoys(style: _Style, organ: _Blob, draw: np.random.Generator) -> list[_Blo
 
 
 def _seen(value: _Array, style: _Style, draw: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """The scene as the site's scanner shows it: texture, uneven light, blur, noise, inversion, colour; 8 bits."""
+    """The 8-bit image of a scene [H, W] as the site's scanner would show it: with texture, uneven light, blur, noise and colour."""
     side = min(style.size)
     y, x = _grid(style.size)
     value = value + style.texture * _field(style.size, style.grain * side, draw)

@@ -120,11 +120,13 @@ def _dihedral(options: AugmentOptions) -> list[tuple[int, bool]]:
 
 
 def _turn(image: Tensor, turns: int, mirrored: bool) -> Tensor:
+    """Rotate an image [..., H, W] by a number of quarter turns, and mirror it if asked."""
     turned = torch.rot90(image, turns, dims=(-2, -1))
     return (turned.flip(-1) if mirrored else turned).contiguous()
 
 
 def _intensity(pixels: Tensor, generator: torch.Generator, options: AugmentOptions) -> Tensor:
+    """Change gamma, contrast, brightness and noise of pixels [3, H, W] at random; the result is in 0..1."""
     # All four are drawn whatever the options, so that switching one off leaves the others as they were.
     gamma, contrast, brightness, noise = (2 * torch.rand(4, generator=generator) - 1).tolist()
     # One field for the three channels: noise must not put colour into grey images.
@@ -137,11 +139,13 @@ def _intensity(pixels: Tensor, generator: torch.Generator, options: AugmentOptio
 
 
 def _pad(image: Tensor, frame: Frame) -> Tensor:
+    """Pad an image [..., h, w] at the right and at the bottom to [..., S, S]."""
     height, width = frame.resized
     padded: Tensor = F.pad(image, (0, frame.side - width, 0, frame.side - height))
     return padded
 
 
 def _resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize logits [C, h, w] to [C, H, W] for the given size (H, W), bilinearly."""
     resized: Tensor = F.interpolate(logits[None].float(), size=size, mode="bilinear", align_corners=False)
     return resized[0]

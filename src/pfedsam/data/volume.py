@@ -75,6 +75,7 @@ class Slicing:
 
 
 def _plane(header: Header, plane: Plane, world: npt.NDArray[np.intp]) -> str:
+    """The name of the plane of the slices of a volume; `world`, shape [3], gives the body axis of each axis of the array."""
     names = {0: "sagittal", 1: "coronal", 2: "axial"}
     single = [axis for axis in range(3) if header.shape[axis] == 1]
     if len(single) == 1:
@@ -94,7 +95,7 @@ class Scale:
     high: float
 
     def apply(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Values as 0..1; all 0 where low and high are equal."""
+        """The values, of any shape, mapped to 0..1; all 0 if low and high are equal."""
         if self.high <= self.low:
             return np.zeros_like(values)
         return np.asarray(np.clip((values - np.float32(self.low)) / np.float32(self.high - self.low), 0, 1))
@@ -118,6 +119,7 @@ def scale_of(reader: Reader, options: VolumeOptions, image: ImageOptions) -> Sca
         return Scale(0.0, float(np.iinfo(header.dtype).max) if whole else 1.0)
 
     def planes() -> Iterator[npt.NDArray[np.float32]]:
+        """The slices [n, m] of the volume in order."""
         return (reader.slice(index) for index in range(header.shape[2]))
 
     if options.normalise == "zscore":
@@ -128,7 +130,7 @@ def scale_of(reader: Reader, options: VolumeOptions, image: ImageOptions) -> Sca
 
 
 def _moments(planes: Iterable[npt.NDArray[np.float32]]) -> tuple[float, float]:
-    """Mean and standard deviation of all values."""
+    """Mean and standard deviation of all values of slices [n, m]."""
     count, total, squares = 0, 0.0, 0.0
     for plane in planes:
         values = plane.astype(np.float64)
@@ -169,6 +171,7 @@ def percentiles(
 
 
 def _sortable(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
+    """The bits of values of any shape as integers with the order of the values, shape [n]."""
     bits = np.ascontiguousarray(values, dtype=np.float32).ravel().view(np.uint32)
     return np.where(bits >> 31 == 1, ~bits, bits | np.uint32(1 << 31))
 
@@ -283,7 +286,7 @@ class Volume:
         return np.asarray(self.slicing.turn(mask.mask_slice(index, self.slicing.axes[0])))
 
     def all_ids(self, mask: MaskReader) -> Iterator[npt.NDArray[np.int64]]:
-        """All slices of a mask in order.
+        """All slices of a mask in order, each of shape [H, W].
 
         Raises:
             DataError: The mask is damaged, or its values are no ids.
@@ -299,6 +302,7 @@ class Volume:
         self.readers[0].write_mask(path, self.slicing.to_file(mask))
 
     def _grey(self, sequence: int, number: int) -> npt.NDArray[np.float32]:
+        """A slice of one sequence in 0..1, shape [H, W]."""
         index = self.slicing.index(number, self.shape[0])
         plane = self.readers[sequence].slice(index, self.slicing.axes[0])
         return self.scales[sequence].apply(np.asarray(self.slicing.turn(plane), dtype=np.float32))

@@ -44,7 +44,7 @@ class OneStudy:
         return self.manifest
 
     def accept_broadcast(self, manifest: StudyManifest, request: Request, initial: NamedTensors) -> dict[str, Tensor]:
-        """The shared parameters of a request.
+        """The shared parameters of a request, in the agreed shapes.
 
         Raises:
             RefusedError: they are not of the agreed form.

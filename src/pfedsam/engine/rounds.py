@@ -21,7 +21,7 @@ from pfedsam.core.log import get_logger
 from pfedsam.core.options import Options
 from pfedsam.engine.export import export_adapter
 from pfedsam.engine.run_end import by_model, write_end
-from pfedsam.engine.scalar_metrics import check_values, to_report, to_summaries, to_validation
+from pfedsam.engine.scalar_metrics import check_values, to_missing, to_report, to_summaries, to_validation
 from pfedsam.engine.server_files import SERVER, record_aggregate, record_report, record_validation
 from pfedsam.engine.silence import Silence, after_round, left_out
 from pfedsam.engine.site_session import RoundReport
@@ -31,7 +31,7 @@ from pfedsam.evaluation.summary import SiteSummary
 from pfedsam.experiment.build import BuiltModel, build_labels, build_method, build_model, build_roster
 from pfedsam.experiment.load import read_config
 from pfedsam.experiment.options import RunOptions
-from pfedsam.federation.aggregation import NothingToAverageError, check_registration, open_messages
+from pfedsam.federation.aggregation import Annotations, NothingToAverageError, check_registration, open_messages
 from pfedsam.federation.bounds import MAX_SHARE, MEDIAN_FACTOR, NO_LIMITS, Limits
 from pfedsam.federation.manifest import StudyManifest, Task, read_manifest
 from pfedsam.federation.messages import REFUSALS, Reply, Request, in_words, reply_from_wire, request_to_wire
@@ -126,6 +126,8 @@ class StudyRun:
         self.roster = build_roster(self.options)
         self.registered: dict[str, int] = self.folder.read_registered()
         self.present: list[str] = []
+        self._missing: dict[str, frozenset[str]] = {}
+        """The classes that each site does not annotate."""
         self._silences: dict[str, Silence] = {}
         self._started, self._resumed = time.monotonic(), self.state.round > 0
         # One person holds the data of a local run, and its updates come from this very program: nothing has to be bounded.
@@ -146,6 +148,7 @@ class StudyRun:
                     f"{len(self.present)} site(s) joined within {self.policy.return_s} s; the quorum is {self.policy.quorum}. "
                     "Nothing was changed; submit the study again when more sites are there."
                 )
+            self._check_classes()
             while self.state.round < self.manifest.rounds:
                 if self.transport.wants_again():
                     return "again"
@@ -189,11 +192,27 @@ class StudyRun:
                 refused[site] = str(error)
                 continue
             self.registered[site] = int(cases or 0)
+            self._missing[site] = to_missing(reply.scalar_metrics, build_labels(self.options).names)
             self.present = self._ordered({*self.present, site})
         self._absent(records, "join", self.state.round, refused)
         self.folder.write_registered(self.registered)
         _LOG.info("training cases by site: %s", ", ".join(f"{s} {self.registered[s]}" for s in self.present))
         self._tell("running")
+
+    def _check_classes(self) -> None:
+        """Let a study begin only if every class is annotated somewhere.
+
+        Raises:
+            QuorumError: a class is annotated at none of the sites that joined.
+        """
+        nowhere = [
+            n for n in build_labels(self.options).names if all(n in self._missing[site] for site in self.present)
+        ]
+        if self.state.round == 0 and nowhere:
+            raise QuorumError(
+                f"class {nowhere[0]!r} is annotated at none of the sites that joined ({', '.join(self.present)}), so that nothing can "
+                "learn it. Submit the study again when a site that annotates it is there, or a study without the class."
+            )
 
     def _round(self, records: RecordWriter) -> None:
         current, started, there = self.state, time.monotonic(), self._sites_for("train")
@@ -223,8 +242,9 @@ class StudyRun:
         updates, rejected = open_messages(messages, spec, current.shared, self.limits)
         try:
             registered = {site: self.registered[site] for site in self.present}
+            annotations = Annotations(self.manifest.class_tensors, self._missing)
             step = build_method(self.options).server
-            state, result = aggregate(current, updates, spec, registered, step, self.limits)
+            state, result = aggregate(current, updates, spec, registered, step, self.limits, annotations)
             accepted, rejected, scaled = result.accepted, {**rejected, **result.rejected}, result.scaled
         except NothingToAverageError as error:
             state, accepted, rejected, scaled = current, (), {**rejected, **error.rejected}, {}

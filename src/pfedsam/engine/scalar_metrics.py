@@ -18,6 +18,7 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import Task
 from pfedsam.federation.messages import MAX_ROUND
 from pfedsam.federation.update import MAX_CASES
+from pfedsam.training.losses import LabelForm
 
 ScalarMetrics = Mapping[str, float | None]
 _LOSSES: Final = ("total", "segmentation", "distillation", "balance", "proximal")
@@ -28,7 +29,8 @@ _LARGEST_DISTANCE: Final = 1e9
 _LARGEST_LOSS: Final = 1e38
 _UNITS: Final[tuple[SummaryUnit, ...]] = ("mm", "px", "mixed")
 _VOLUME_UNITS: Final[tuple[SummaryVolumeUnit, ...]] = ("ml", "mm2", "px", "mixed")
-_COUNTS: Final = ("present", "missed", "extra", "absent")
+_ANNOTATES: Final = "annotates."
+_COUNTS: Final = ("present", "missed", "extra", "absent", "not_annotated")
 """The fields of `Occurrence`."""
 _COUNTS_OF_CASES: Final = frozenset({*_COUNTS, *(f"undefined_{measure}" for measure in MEASURES)})
 _ALWAYS_THERE: Final = frozenset({"cases", "unit", *(f"undefined_{measure}" for measure in MEASURES)})
@@ -48,12 +50,29 @@ def allowed_metrics(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[
     choice = [_KEPT, _PLAIN] if built.partition.shared else [_KEPT]
     kept = [] if allowed_drop(options, built) is None else choice
     return {
-        "join": ("cases",),
+        "join": ("cases", *(f"{_ANNOTATES}{name}" for name in classes)),
         "train": (*losses, *usage),
         "validate": (*(f"dice.{model}" for model in models), *kept),
         "finalize": (*final, *usage),
         "test": tuple(test),
     }
+
+
+def from_registration(
+    cases: int, classes: Sequence[str], form: LabelForm, names: Sequence[str]
+) -> dict[str, float | None]:
+    """What a site says when it joins: its training cases, and 1 for each class that it annotates, 0 for each other one.
+
+    None but those that are allowed, which an older study may have fewer of.
+    """
+    annotated = form.annotated or (True,) * len(classes)
+    said = {f"{_ANNOTATES}{name}": float(there) for name, there in zip(classes, annotated, strict=True)}
+    return {name: value for name, value in {"cases": cases, **said}.items() if name in names}
+
+
+def to_missing(scalar_metrics: ScalarMetrics, classes: Sequence[str]) -> frozenset[str]:
+    """The classes that a site does not annotate, from what it said when it joined; an older site says nothing and annotates all."""
+    return frozenset(name for name in classes if scalar_metrics.get(f"{_ANNOTATES}{name}") == 0)
 
 
 def check_values(scalar_metrics: ScalarMetrics) -> None:
@@ -83,6 +102,8 @@ def check_values(scalar_metrics: ScalarMetrics) -> None:
 def _allowed_range(name: str) -> tuple[float, float, bool]:
     """The least and the largest value of a metric, and whether it is a whole number."""
     group, last = name.split(".")[0], name.split(".")[-1]
+    if name.startswith(_ANNOTATES):
+        return 0, 1, True
     if last in {*_COUNTS_OF_CASES, "cases", "patients"}:
         return 0, MAX_CASES, True
     wholes = {_KEPT: MAX_ROUND, _PLAIN: 1, "unit": len(_UNITS) - 1, "volume_unit": len(_VOLUME_UNITS) - 1}
@@ -183,9 +204,11 @@ def _summary(scalar_metrics: ScalarMetrics, prefix: str, classes: tuple[str, ...
 
 def _class_summary(scalar_metrics: ScalarMetrics, prefix: str) -> ClassSummary:
     mean, undefined = _read(scalar_metrics, prefix)
-    counts = [_count(scalar_metrics, f"{prefix}.{kind}") for kind in _COUNTS]
-    known = [count for count in counts if count is not None]
-    return ClassSummary(mean, undefined, Occurrence(*known) if len(known) == len(counts) else None)
+    present, missed, extra, absent, unknown = (_count(scalar_metrics, f"{prefix}.{kind}") for kind in _COUNTS)
+    occurrence = None
+    if present is not None and missed is not None and extra is not None and absent is not None:
+        occurrence = Occurrence(present, missed, extra, absent, unknown or 0)
+    return ClassSummary(mean, undefined, occurrence)
 
 
 def _score_names(prefix: str, classes: tuple[str, ...]) -> list[str]:

@@ -42,7 +42,7 @@ def load_state(folder: Path, study: str, file: Path = SERVER) -> ServerState:
 
 
 def read_server(folder: Path, file: Path = SERVER) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of the server's state.
+    """The tensors, of any shape, and the metadata of the server's state.
 
     Raises:
         StoreError: it is damaged or missing.

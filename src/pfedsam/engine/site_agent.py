@@ -18,7 +18,7 @@ from pfedsam.data.check import refuse_problems
 from pfedsam.data.intensity import training_range, write_range
 from pfedsam.data.manifest import Site
 from pfedsam.data.split import read_split, write_split
-from pfedsam.engine.site_options import SiteOptions, read_site_options
+from pfedsam.engine.site_options import CONFIG, SiteOptions, read_site_options
 from pfedsam.engine.site_study import SiteStudy
 from pfedsam.engine.study_folder import build_manifest, study_id
 from pfedsam.experiment.build import BuiltModel, build_model, build_roster, build_sites, build_study, read_sites
@@ -38,7 +38,7 @@ class Policy(Protocol):
         """The manifest that a request is made under; raises `RefusedError` where the request is not admitted."""
 
     def accept_broadcast(self, manifest: StudyManifest, request: Request, initial: NamedTensors) -> dict[str, Tensor]:
-        """The shared parameters of a request; raises `RefusedError` where they are not as agreed."""
+        """The shared parameters of a request, in the agreed shapes; raises `RefusedError` if they are not as agreed."""
 
     def reply_before(self, request: Request) -> Reply | None:
         """The reply that this very request got before; None where it is to be computed."""
@@ -68,18 +68,26 @@ def study_options(manifest: StudyManifest, site: SiteOptions) -> RunOptions:
         OptionError: the study's configuration is not one that this version knows.
     """
     content: dict[str, Any] = {key: dict(v) if isinstance(v, dict) else v for key, v in manifest.configuration.items()}
-    content["data"]["sites"] = {site.name: str(site.data)}
+    content["data"]["sites"] = {
+        site.name: {"folder": str(site.data), **site.own_labels} if site.own_labels else str(site.data)
+    }
     content["runtime"] = {"threads": site.threads, "device": site.device}
     if site.backbone:
         content["model"]["backbone"] = site.backbone
     if site.patient_pattern:
         content["data"]["patient_pattern"] = site.patient_pattern
     try:
-        return RunOptions.model_validate(content)
+        options = RunOptions.model_validate(content)
     except ValidationError as error:
         raise OptionError(
             f"the study's configuration is not one that this version of pFedSAM knows: {error}"
         ) from error
+    try:
+        options.data.label_map(site.name)
+    except OptionError as error:
+        said = str(error).replace(f"data.sites.{site.name}.", "").replace(f"data.sites.{site.name}: ", "")
+        raise OptionError(f"site {site.name!r}, {CONFIG}: {said}") from error
+    return options
 
 
 def build_study_model(manifest: StudyManifest, options: RunOptions) -> BuiltModel:

@@ -170,7 +170,7 @@ class SiteScorer:
     def __init__(self, options: RunOptions, name: str, built: BuiltModel, cache: PrefixCache) -> None:
         """Score for the site `name`, whose images go through `cache`."""
         self.options, self.name, self.built, self._cache = options, name, built, cache
-        self._labels = build_labels(options)
+        self._labels = build_labels(options, name)
         self._predict = build_predict(options, built.model.image_size)
 
     def validate(
@@ -238,6 +238,7 @@ class SiteScorer:
         personal = parameters.model(model) == "personal"
 
         def forward(pixels: Tensor) -> Tensor:
+            """Class logits [B, C, h, w] of pixels [B, 3, S, S]."""
             tokens = torch.stack([self._cache.tokens(p, sam.prefix) for p in pixels])
             return sam.from_prefix(tokens, personal=personal)
 
@@ -266,19 +267,22 @@ class SiteScorer:
                 lesions=self.options.evaluation.lesions,
                 surface_tolerance=self.options.evaluation.surface_tolerance,
                 distances=distances,
+                not_annotated=self._labels.not_annotated,
+                overlap=self._labels.overlap,
             )
             scores.append(scored)
             if draw:
-                overlays.append(_overlay(truth, found.reshape(truth.classes.shape), scored.dice))
+                found = found.reshape(truth.classes.shape)
+                overlays.append(_overlay(truth, found, scored.dice, overlap=self._labels.overlap))
         return scores, overlays
 
 
-def _overlay(truth: CaseTruth, found: npt.NDArray[np.uint8], dice: float | None) -> OverlayItem:
+def _overlay(truth: CaseTruth, found: npt.NDArray[np.uint8], dice: float | None, *, overlap: bool) -> OverlayItem:
     """What is drawn of a case; of a volume, the slice with the most wrong pixels."""
     if truth.classes.ndim == 2:
-        return OverlayItem(truth.picture(0), truth.classes, found, dice)
+        return OverlayItem(truth.picture(0), truth.classes, found, dice, overlap)
     worst = int((found != truth.classes).sum(axis=(1, 2)).argmax())
-    return OverlayItem(truth.picture(worst), truth.classes[worst], found[worst], dice)
+    return OverlayItem(truth.picture(worst), truth.classes[worst], found[worst], dice, overlap)
 
 
 def _plain(scores: Mapping[str, list[CaseScores]]) -> dict[str, list[dict[str, Any]]]:

@@ -12,10 +12,16 @@ from pfedsam.core.log import get_logger
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.manifest import Site
 from pfedsam.engine.model_selection import SiteModels, models_of
-from pfedsam.engine.scalar_metrics import ScalarMetrics, from_report, from_summaries, from_validation
+from pfedsam.engine.scalar_metrics import (
+    ScalarMetrics,
+    from_registration,
+    from_report,
+    from_summaries,
+    from_validation,
+)
 from pfedsam.engine.site_session import SiteScorer, SiteSession
 from pfedsam.evaluation.summary import summarize_site
-from pfedsam.experiment.build import BuiltModel, build_cache
+from pfedsam.experiment.build import BuiltModel, build_cache, build_labels
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.messages import Reply, Request, in_words
@@ -81,7 +87,7 @@ class SiteStudy:
             StoreError: the site's state cannot be read or written.
         """
         if request.task == "join":
-            return _reply(request, {"cases": self.session.cases})
+            return _reply(request, self._join())
         if request.task == "train":
             return self._train(request, shared)
         if request.task == "validate":
@@ -89,6 +95,10 @@ class SiteStudy:
         if request.task == "finalize":
             return _reply(request, from_report(self.session.finalize(request.round, shared)))
         return _reply(request, self._test(shared))
+
+    def _join(self) -> ScalarMetrics:
+        classes, form = build_labels(self.options).names, self.session.data.form
+        return from_registration(self.session.cases, classes, form, self.manifest.scalar_metrics["join"])
 
     def _train(self, request: Request, shared: NamedTensors) -> Reply:
         last = self.session.store.load()

@@ -20,7 +20,14 @@ from pfedsam.core.options import Options
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.engine.scalar_metrics import allowed_metrics
 from pfedsam.engine.server_files import RECORDS, SERVER, load_state, refuse_lost_state, save_state
-from pfedsam.experiment.build import BuiltModel, build_method, build_model, build_roster, refuse_too_few_sites
+from pfedsam.experiment.build import (
+    BuiltModel,
+    build_labels,
+    build_method,
+    build_model,
+    build_roster,
+    refuse_too_few_sites,
+)
 from pfedsam.experiment.load import write_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, largest_change, shared_tensors, write_manifest
@@ -101,6 +108,7 @@ def build_manifest(options: RunOptions, built: BuiltModel, study: str, content: 
         configuration=content,
         backbone=built.backbone,
         tensors=shared_tensors(shared),
+        class_tensors=_class_tensors(options, built),
         components={c: names for c, names in built.partition.components.items() if set(names) <= set(shared)},
         communication=options.communication,
         max_change=_largest_change(options, shared),
@@ -113,6 +121,12 @@ def _largest_change(options: RunOptions, shared: NamedTensors) -> float:
     training, values = options.training, sum(tensor.numel() for tensor in shared.values())
     of_a_site = largest_change(shared, training.optimizer.learning_rate, training.steps_per_round)
     return build_method(options).server.largest_change(of_a_site, values)
+
+
+def _class_tensors(options: RunOptions, built: BuiltModel) -> dict[str, tuple[str, ...]]:
+    """The shared tensors that belong to single classes, with the names of these."""
+    names, numbers = build_labels(options).names, built.model.class_numbers()
+    return {one: tuple(names[n - 1] for n in numbers[one]) for one in built.partition.shared if one in numbers}
 
 
 def read_revoked(coordinator: Path) -> set[str]:

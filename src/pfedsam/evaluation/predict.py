@@ -23,23 +23,34 @@ Forward: TypeAlias = Callable[[Tensor], Tensor]
 """A function from pixels [B, 3, S, S] in 0..1 to class logits [B, C, h, w], for example a personal or a shared model."""
 
 
-def logits_to_classes(logits: Tensor, frame: Frame) -> npt.NDArray[np.uint8]:
-    """The class of every pixel, uint8 [H, W] with 0 for background, from logits [C, h, w] of one image.
+def logits_to_classes(logits: Tensor, frame: Frame, *, overlap: bool = False) -> npt.NDArray[np.uint8]:
+    """The label of every pixel, uint8 [H, W] with 0 for background, from logits [C, h, w] of one image.
 
-    The result equals the argmax over (0, z_1, .., z_C): a pixel is background unless a class has a logit above 0.
+    The result equals the argmax over (0, z_1, .., z_C): a pixel is background unless a class has a logit above 0. Where classes overlap, a
+    pixel has the bit of each class with a logit above 0.
     """
-    return _to_classes(logits_to_native(logits.float(), frame))
+    return _to_classes(logits_to_native(logits.float(), frame), overlap=overlap)
 
 
-def _to_classes(logits: Tensor) -> npt.NDArray[np.uint8]:
-    """Logits [C, H, W] to classes [H, W]."""
+def _to_classes(logits: Tensor, *, overlap: bool) -> npt.NDArray[np.uint8]:
+    """Logits [C, H, W] to labels [H, W]."""
+    if overlap:
+        bits = (logits > 0).to(torch.uint8).cpu().numpy()
+        together: npt.NDArray[np.uint8] = np.packbits(bits, axis=0, bitorder="little")[0]
+        return together
     best, index = logits.max(dim=0)
     classes: npt.NDArray[np.uint8] = torch.where(best > 0, index + 1, 0).to(torch.uint8).cpu().numpy()
     return classes
 
 
 def predict_tiled(
-    forward: Forward, pictures: Sequence[Example], *, side: int, tiling: TilingOptions, batch_size: int
+    forward: Forward,
+    pictures: Sequence[Example],
+    *,
+    side: int,
+    tiling: TilingOptions,
+    batch_size: int,
+    overlap: bool = False,
 ) -> Iterator[tuple[Example, npt.NDArray[np.uint8]]]:
     """Predict pictures at native size tile by tile, and blend the logits of the tiles at native pixels; returns the same as `predict`.
 
@@ -49,11 +60,12 @@ def predict_tiled(
         side: Side S of the model's input.
         tiling: Side of a tile and overlap of the tiles.
         batch_size: Number of tiles in a forward pass.
+        overlap: Whether classes overlap, so that labels are sets of bits.
     """
     for picture in pictures:
         with torch.inference_mode():
             logits = tiled_logits(forward, picture.pixels, side=side, tiling=tiling, batch_size=batch_size)
-            found = _to_classes(logits)
+            found = _to_classes(logits, overlap=overlap)
         yield picture, found
 
 
@@ -105,7 +117,7 @@ def whole_cases(
 
 
 def predict(
-    forward: Forward, examples: Sequence[Example], *, batch_size: int
+    forward: Forward, examples: Sequence[Example], *, batch_size: int, overlap: bool = False
 ) -> Iterator[tuple[Example, npt.NDArray[np.uint8]]]:
     """Each example with its predicted class map, uint8 [H, W] at native size, in the given order.
 
@@ -115,12 +127,16 @@ def predict(
         forward: Function from pixels [B, 3, S, S] to logits [B, C, h, w].
         examples: Examples to predict; their labels are not used.
         batch_size: Number of images in a forward pass, at least 1.
+        overlap: Whether classes overlap, so that labels are sets of bits.
     """
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
         with torch.inference_mode():
             logits = forward(torch.stack([example.pixels for example in batch]))
-            maps = [logits_to_classes(one, example.frame) for one, example in zip(logits, batch, strict=True)]
+            maps = [
+                logits_to_classes(one, example.frame, overlap=overlap)
+                for one, example in zip(logits, batch, strict=True)
+            ]
         yield from zip(batch, maps, strict=True)
 
 

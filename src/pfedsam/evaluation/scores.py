@@ -18,6 +18,7 @@ borders (the voxels that an erosion by the face neighbours removes; everything o
 Distances are computed by MONAI. A measure that is undefined is None, not 0 or 1. Where both masks are empty, every measure is undefined.
 Where one is empty, the overlaps (Dice, IoU, NSD) are 0, the distances are undefined, and the volume difference is the volume of the other
 mask. (MONAI would return 1 or NaN for the overlaps and infinity for the distances.) The case's `Presence` records which of these applies.
+A class that the site does not annotate has no measure at all, which is recorded separately from an undefined one.
 """
 
 import math
@@ -34,6 +35,7 @@ from monai.metrics.utils import get_edge_surface_distance
 from scipy import ndimage
 
 from pfedsam.core.errors import DataError
+from pfedsam.data.labels import class_pixels, ignored_pixels
 
 Unit: TypeAlias = Literal["mm", "px"]
 """The unit of a distance: millimetres where the case's spacing is known, pixels (of a volume, voxels) otherwise."""
@@ -41,8 +43,9 @@ Unit: TypeAlias = Literal["mm", "px"]
 VolumeUnit: TypeAlias = Literal["ml", "mm2", "px"]
 """The unit of a volume difference: ml of a volume and mm2 of an image where the spacing is known, pixels or voxels otherwise."""
 
-Presence: TypeAlias = Literal["both", "missed", "extra", "absent"]
-"""Where a class occurs in a case: in truth and prediction, in the truth only, in the prediction only, or in neither."""
+Presence: TypeAlias = Literal["both", "missed", "extra", "absent", "not_annotated"]
+"""Where a class occurs in a case: in truth and prediction, in the truth only, in the prediction only, or in neither; or that the site does
+not annotate the class, so that it is not known."""
 
 Spacing: TypeAlias = tuple[float, float] | tuple[float, float, float]
 """Size of a voxel in mm along (H, W) or (D, H, W)."""
@@ -96,13 +99,15 @@ def score_case(
     lesions: Collection[str] = (),
     surface_tolerance: float = SURFACE_TOLERANCE,
     distances: bool = True,
+    not_annotated: Collection[str] = (),
+    overlap: bool = False,
 ) -> CaseScores:
     """The scores of a predicted class map against the true one.
 
     Args:
         case: Name of the case.
-        prediction: Class ids [H, W] or [D, H, W], 0 for background, 1..C in the order of `class_names`.
-        truth: Class ids of the same shape.
+        prediction: Labels [H, W] or [D, H, W]: 0 for background, 1..C in the order of `class_names`, or bits where classes overlap.
+        truth: Labels of the same shape; a pixel that is to be ignored counts in no measure.
         class_names: The C names of the classes.
         spacing_mm: Size of a voxel along the axes of the masks in mm; without it distances are in voxels.
         patient: The patient of the case; without it the case counts as a patient of its own.
@@ -110,14 +115,22 @@ def score_case(
         surface_tolerance: Tolerance of NSD, in the unit of the distances.
         distances: If False, only Dice and IoU are computed and the other measures are None. Validation needs Dice only, and the other
             measures take most of the time.
+        not_annotated: Names of the classes that the site does not annotate; they are not scored.
+        overlap: Whether labels are sets of bits, one for each class.
 
     Raises:
         DataError: The two maps differ in size, are neither an image nor a volume, or do not fit the spacing.
     """
     _check_shapes(case, prediction.shape, truth.shape, spacing_mm)
-    classes, presence = {}, {}
+    classes: dict[str, ClassScores] = {}
+    presence: dict[str, Presence] = {}
+    counted = ~ignored_pixels(truth, overlap=overlap)
     for index, name in enumerate(class_names, start=1):
-        masks = _cropped(prediction == index, truth == index)
+        if name in not_annotated:
+            classes[name], presence[name] = ClassScores(dice=None, iou=None), "not_annotated"
+            continue
+        both = (class_pixels(one, index, overlap=overlap) & counted for one in (prediction, truth))
+        masks = _cropped(*both)
         presence[name] = _presence(*masks)
         if distances:
             classes[name] = _all_measures(*masks, spacing_mm, surface_tolerance, is_lesion=name in lesions)
@@ -168,6 +181,7 @@ def _cropped(
 
 
 def _presence(prediction: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> Presence:
+    """The presence of a class with the masks `prediction` and `truth` of shape [H, W] or [D, H, W]."""
     if truth.any():
         return "both" if prediction.any() else "missed"
     return "extra" if prediction.any() else "absent"

@@ -87,7 +87,7 @@ def resampled_means(
 
 
 def percentile_interval(samples: npt.NDArray[np.float64], level: float = 0.95) -> tuple[float, float] | None:
-    """The central part of the samples [n] as (low, high), NaN left out; None if no sample remains."""
+    """The central part of the samples, shape [n], as (low, high), without NaN; None if no sample remains."""
     known = samples[np.isfinite(samples)]
     if not known.size:
         return None

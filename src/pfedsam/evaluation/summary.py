@@ -42,7 +42,7 @@ class Units:
 
 @dataclass(frozen=True)
 class Occurrence:
-    """Numbers of cases by the presence of a class; the four kinds of `Presence` add up to all cases."""
+    """Numbers of cases by the presence of a class; present, extra, absent and not annotated add up to all cases."""
 
     present: int
     """Cases whose truth contains the class."""
@@ -52,12 +52,20 @@ class Occurrence:
     """Cases whose prediction contains the class and whose truth does not: HD95 and ASSD are undefined here, too."""
     absent: int
     """Cases in which neither contains the class: every measure is undefined, because both masks are empty."""
+    not_annotated: int = 0
+    """Cases of a site that does not annotate the class: it is not scored there, and does not count as undefined."""
 
     @classmethod
     def of(cls, presences: Sequence[Presence]) -> "Occurrence":
         """The counts over a number of cases."""
         missed = presences.count("missed")
-        return cls(presences.count("both") + missed, missed, presences.count("extra"), presences.count("absent"))
+        return cls(
+            presences.count("both") + missed,
+            missed,
+            presences.count("extra"),
+            presences.count("absent"),
+            presences.count("not_annotated"),
+        )
 
     def __add__(self, other: "Occurrence") -> "Occurrence":
         return Occurrence(
@@ -65,6 +73,7 @@ class Occurrence:
             self.missed + other.missed,
             self.extra + other.extra,
             self.absent + other.absent,
+            self.not_annotated + other.not_annotated,
         )
 
 
@@ -161,8 +170,8 @@ def worst_site(dice: Mapping[str, float | None]) -> str | None:
 
 
 def _summarize_class(cases: Sequence[CaseScores], name: str, units: Units) -> ClassSummary:
-    """The mean over cases of one class; `undefined` counts the cases in which a measure is None, whatever the unit."""
-    scores = [case.classes[name] for case in cases]
+    """The mean over cases of one class; `undefined` counts the scored cases in which a measure is None, whatever the unit."""
+    scores = [case.classes[name] for case in cases if case.presence[name] != "not_annotated"]
     undefined = {measure: sum(getattr(one, measure) is None for one in scores) for measure in MEASURES}
     return ClassSummary(_mean_of(scores, units), undefined, Occurrence.of([case.presence[name] for case in cases]))
 

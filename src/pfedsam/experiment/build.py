@@ -1,8 +1,9 @@
 """Builds objects from options: the only place where the configuration is turned into models, data and methods."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import TypeAlias, TypedDict
 
@@ -33,6 +34,7 @@ from pfedsam.model.numerics import CPU
 from pfedsam.model.partition import Kind, Partition
 from pfedsam.model.personal import PersonalSam
 from pfedsam.model.prefix import PrefixCache, PrefixOptions
+from pfedsam.training.losses import LabelForm
 from pfedsam.training.site_data import SiteData
 
 Predict: TypeAlias = Callable[[Forward, Sequence[Example]], Iterator[tuple[Example, npt.NDArray[np.uint8]]]]
@@ -66,7 +68,7 @@ class BuiltModel:
         return bool(self.partition.shared) and not fixed
 
     def start(self, kind: Kind) -> dict[str, Tensor]:
-        """Copies of the initial parameters of one kind."""
+        """Copies of the initial parameters of one kind, in their shapes."""
         return {name: self.initial[name].clone() for name in self.partition.names(kind)}
 
 
@@ -94,13 +96,30 @@ def build_codec(options: RunOptions) -> Codec:
     return Codec(options.communication.codec, options.communication.block)
 
 
-def build_labels(options: RunOptions) -> LabelMap:
-    """The run's classes.
+def build_labels(options: RunOptions, site: str = "") -> LabelMap:
+    """The run's classes, and the ids that they have at a site; without one, those that hold where a site gives none of its own.
 
     Raises:
         OptionError: the ids contradict each other.
     """
-    return LabelMap(options.data.classes)
+    return options.data.label_map(site)
+
+
+def build_label_form(options: RunOptions, cases: tuple[Case, ...]) -> LabelForm:
+    """How the labels of these cases are to be understood.
+
+    Raises:
+        OptionError: they are of several sites that do not annotate the same classes.
+    """
+    sites = dict.fromkeys(case.site for case in cases)
+    annotated = {build_labels(options, site).annotated for site in sites}
+    if len(annotated) > 1:
+        raise OptionError(
+            f"method {options.method} trains on the images of all sites together, and these do not annotate the same classes "
+            "(data.sites.<name>.not_annotated); choose a method that trains at each site, such as pfedsam or fedavg."
+        )
+    known = annotated.pop() if annotated else (True,)
+    return LabelForm(None if all(known) else known, options.data.overlap, bool(options.data.ignore))
 
 
 def build_study(options: RunOptions) -> Study:
@@ -111,7 +130,15 @@ def build_study(options: RunOptions) -> Study:
     """
     data, evaluation = options.data, options.evaluation
     validation = data.split.val > 0 and evaluation.validate_every > 0
-    return Study(build_labels(options), data.image, data.patient_pattern, validation, data.volume)
+    return Study(
+        build_labels(options),
+        data.image,
+        data.patient_pattern,
+        validation,
+        data.volume,
+        site_labels={site: build_labels(options, site) for site in data.sites},
+        site_patterns={site: data.pattern(site) for site in data.sites},
+    )
 
 
 def read_sites(options: RunOptions, *, masks_required: bool = True) -> dict[str, Site]:
@@ -120,13 +147,33 @@ def read_sites(options: RunOptions, *, masks_required: bool = True) -> dict[str,
     Raises:
         DataError: a site is missing or empty.
     """
-    pattern = options.data.patient_pattern
-    return {
-        name: read_site(
-            name, folder, patient_pattern=pattern, masks_required=masks_required, **volume_reading(options, name)
-        )
-        for name, folder in options.data.sites.items()
-    }
+    return {name: read_one_site(options, name, masks_required=masks_required) for name in options.data.sites}
+
+
+def read_one_site(options: RunOptions, name: str, *, masks_required: bool = True) -> Site:
+    """A site as it lies on disk, not split, with the spacing that the configuration gives where its files give none.
+
+    Raises:
+        DataError: it is missing or empty.
+    """
+    data, said = options.data, options.data.site(name)
+    site = read_site(
+        name,
+        data.folder(name),
+        patient_pattern=data.pattern(name),
+        masks_required=masks_required,
+        **volume_reading(options, name),
+    )
+    if said is None or said.spacing is None:
+        return site
+    return replace(site, cases=tuple(_with_spacing(case, tuple(said.spacing)) for case in site.cases))
+
+
+def _with_spacing(case: Case, spacing: tuple[float, ...]) -> Case:
+    """The case with a spacing where it has none of its own; a volume has one in its file, unless that was lost."""
+    if case.spacing_mm is not None or (case.volume and not case.spacing_lost):
+        return case
+    return replace(case, spacing_mm=spacing)
 
 
 def build_sites(options: RunOptions) -> dict[str, Site]:
@@ -231,12 +278,33 @@ def build_examples(options: RunOptions, cases: tuple[Case, ...], side: int) -> S
     Raises:
         DataError: a file cannot be read, or a mask does not fit its image or the label map.
     """
-    labels, image, tiling = build_labels(options), options.data.image, options.data.tiling
+    image, tiling = options.data.image, options.data.tiling
     if _are_volumes(options, cases):
+        labels = _common_labels(options, cases)
         return VolumeExamples(cases, labels=labels, image=image, side=side, options=options.data.volume)
-    if tiling:
-        return load_tiles(cases, labels=labels, image=image, side=side, tiling=tiling)
-    return load_examples(cases, labels=labels, image=image, side=side)
+    examples = []
+    for site, of_site in groupby(cases, key=lambda case: case.site):  # a pooled site holds the cases of all
+        labels = build_labels(options, site)
+        if tiling:
+            examples += load_tiles(tuple(of_site), labels=labels, image=image, side=side, tiling=tiling)
+        else:
+            examples += load_examples(tuple(of_site), labels=labels, image=image, side=side)
+    return examples
+
+
+def _common_labels(options: RunOptions, cases: tuple[Case, ...]) -> LabelMap:
+    """The label map of all these cases.
+
+    Raises:
+        OptionError: their sites have different ones.
+    """
+    maps = [build_labels(options, site) for site in dict.fromkeys(case.site for case in cases)]
+    if any(dict(one.ids) != dict(maps[0].ids) for one in maps):
+        raise OptionError(
+            f"method {options.method} trains on the volumes of all sites together, and these number the classes differently "
+            "(data.sites.<name>.labels); choose a method that trains at each site, or renumber the masks."
+        )
+    return maps[0]
 
 
 def _are_volumes(options: RunOptions, cases: tuple[Case, ...]) -> bool:
@@ -268,15 +336,16 @@ def build_images(options: RunOptions, cases: tuple[Case, ...], side: int) -> Seq
         return VolumeExamples(cases, labels=None, image=options.data.image, side=side, options=options.data.volume)
     if options.data.tiling:
         return load_pictures(cases, image=options.data.image, side=side)
-    return load_examples(cases, labels=build_labels(options), image=options.data.image, side=side)
+    site = cases[0].site if cases else ""
+    return load_examples(cases, labels=build_labels(options, site), image=options.data.image, side=side)
 
 
 def build_predict(options: RunOptions, side: int) -> Predict:
     """The function that computes class maps with a model, from whole pictures or tile by tile."""
-    size = options.evaluation.batch_size
+    size, overlap = options.evaluation.batch_size, options.data.overlap
     if options.data.tiling:
-        return partial(predict_tiled, side=side, tiling=options.data.tiling, batch_size=size)
-    return partial(predict, batch_size=size)
+        return partial(predict_tiled, side=side, tiling=options.data.tiling, batch_size=size, overlap=overlap)
+    return partial(predict, batch_size=size, overlap=overlap)
 
 
 def build_site_data(
@@ -292,6 +361,7 @@ def build_site_data(
         cache=build_cache(options, built, cache_folder),
         augment=options.data.augment,
         seed=options.seed,
+        form=build_label_form(options, cases),
     )
 
 

@@ -20,9 +20,14 @@ from pfedsam.model.build import components_of
 from pfedsam.model.options import ModelOptions
 from pfedsam.training.options import TrainingOptions
 
-_BY_TRAINING: Final = ("rounds", "steps_per_round", "batch_size")
+_BY_TRAINING: Final = ("rounds", "steps_per_round", "batch_size", "loss")
 """Keys of `training` that every method uses, by the loop and the client round."""
-_BY_A_TEACHER: Final = ("distillation.weight", "distillation.temperature", "distillation.confidence_weighting")
+_BY_A_TEACHER: Final = (
+    "distillation.weight",
+    "distillation.temperature",
+    "distillation.confidence_weighting",
+    "distillation.missing_classes",
+)
 """Keys of `training` that a phase uses in which one model teaches the other."""
 _FORMS: Final = ("phases", "distillation.direction")
 """Keys of `training` that decide which others are used; each is one of a few words."""

@@ -44,7 +44,13 @@ def read_options(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
     content = read_mapping(path)
     override(content, overrides)
     _resolve_paths(content, path.resolve().parent)
-    return validate(RunOptions, content, source(path, overrides))
+    name = source(path, overrides)
+    options = validate(RunOptions, content, name)
+    try:
+        options.data.check_labels()
+    except OptionError as error:
+        raise OptionError(f"{name}: {error}") from error
+    return options
 
 
 def source(path: Path, overrides: Sequence[str]) -> str:
@@ -120,10 +126,11 @@ def all_keys(kind: type[BaseModel] = RunOptions, above: str = "") -> Iterator[Ke
     """Every key of an options class, in the order of definition; a group of keys is itself listed as a key if it may be null."""
     for name, field in kind.model_fields.items():
         path, group = f"{above}{name}", _models(field.annotation)
-        if not group or type(None) in get_args(field.annotation):
+        named = get_origin(field.annotation) is dict
+        if not group or named or type(None) in get_args(field.annotation):
             yield Key(path, _default(field), (field.description or "") + _choices(field.annotation))
         for one in group:
-            yield from all_keys(one, f"{path}.")
+            yield from all_keys(one, f"{path}.<name>." if named else f"{path}.")
 
 
 def _default(field: FieldInfo) -> str:
@@ -172,7 +179,8 @@ def _resolve_paths(content: dict[str, Any], base: Path) -> None:
     """Make paths absolute, so that a written configuration can be read from any folder."""
     data, model, runtime = (_mapping(content.get(key)) for key in ("data", "model", "runtime"))
     sites, backbone = _mapping(data.get("sites")), model.get("backbone")
-    for holder, key in (*((sites, name) for name in sites), (data, "split_folder"), (runtime, "cache_folder")):
+    folders = [(sites[name], "folder") if isinstance(sites[name], dict) else (sites, name) for name in sites]
+    for holder, key in (*folders, (data, "split_folder"), (runtime, "cache_folder")):
         if isinstance(holder.get(key), str):
             holder[key] = str(base / holder[key])
     if isinstance(backbone, str) and (beside := backbone_file(backbone, base)):
@@ -185,6 +193,7 @@ def _mapping(value: object) -> dict[Any, Any]:
 
 
 def _explain(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
+    error = {**error, "loc": tuple(part for part in error["loc"] if part not in ("[folder]", "[site]"))}
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         if path in RENAMED:
@@ -210,7 +219,9 @@ def _allowed(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
     """The keys that are allowed at a path below `model`."""
     for part in path:
         field = model.model_fields.get(str(part))
-        found = _models(field.annotation if field else None)
+        if field is None:  # a name that the user gave, such as a site's
+            continue
+        found = _models(field.annotation)
         if not found:
             return []
         model = found[0]

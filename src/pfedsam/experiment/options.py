@@ -1,11 +1,15 @@
 """The configuration of a run: the options of all layers in one tree. Each option is defined beside the code that uses it."""
 
 from pathlib import Path
+from typing import Annotated, TypeAlias
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from pfedsam.core.errors import OptionError
 from pfedsam.core.options import Device, Options
 from pfedsam.data.images import ImageOptions
+from pfedsam.data.labels import LabelMap
+from pfedsam.data.site_labels import NOTHING_OF_ITS_OWN, SiteLabelOptions, site_label_map
 from pfedsam.data.split import SplitOptions
 from pfedsam.data.tiling import TilingOptions
 from pfedsam.data.transforms import AugmentOptions
@@ -18,16 +22,42 @@ from pfedsam.model.prefix import PrefixOptions
 from pfedsam.training.options import TrainingOptions
 
 
+class SiteFolder(SiteLabelOptions):
+    """A site whose files differ from what the study says about all of them."""
+
+    folder: Path = Field(description="Of the site, relative to the configuration file.")
+    patient_pattern: str | None = Field(
+        default=None, description="The patient in a case id of this site; empty: data.patient_pattern."
+    )
+
+
+def _form(site: object) -> str:
+    return "[site]" if isinstance(site, dict | SiteFolder) else "[folder]"
+
+
+SiteEntry: TypeAlias = Annotated[
+    Annotated[Path, Tag("[folder]")] | Annotated[SiteFolder, Tag("[site]")], Discriminator(_form)
+]
+"""A folder, or a folder with what is different there. The tags are not shown to people (`experiment.load`)."""
+
+
 class DataOptions(Options):
     """The sites and how their files are read and split."""
 
-    sites: dict[str, Path] = Field(
-        description="Folder of each site, by the site's name. A folder holds images/ and masks/, or a manifest.csv. Paths are relative to "
-        "the configuration file."
+    sites: dict[str, SiteEntry] = Field(
+        description="Folder of each site, by the site's name, or {folder, labels, not_annotated, spacing, patient_pattern} for a site that "
+        "differs from the others. A folder holds images/ and masks/, or a manifest.csv. Paths are relative to the configuration file."
     )
     classes: dict[str, list[int]] = Field(
         description="List of the ids in the mask files that belong to a class, by the name of the class; id 0 is background. The order of "
         "the names numbers the classes 1, 2, ..."
+    )
+    ignore: list[int] = Field(
+        default=[], description="Ids in the mask files of pixels that no loss and no score counts, such as [255]."
+    )
+    overlap: bool = Field(
+        default=False,
+        description="Classes do not exclude each other: an id may belong to several (regions), and each class is predicted for itself.",
     )
     patient_pattern: str | None = Field(
         default=None,
@@ -51,10 +81,57 @@ class DataOptions(Options):
 
     @field_validator("sites")
     @classmethod
-    def _some_sites(cls, sites: dict[str, Path]) -> dict[str, Path]:
+    def _some_sites(cls, sites: dict[str, Path | SiteFolder]) -> dict[str, Path | SiteFolder]:
         if not sites:
             raise ValueError("name at least one site and its folder")
         return sites
+
+    def site(self, name: str) -> SiteFolder | None:
+        """What is said about a site beside its folder; None for one that the configuration does not name."""
+        entry = self.sites.get(name)
+        return SiteFolder(folder=entry) if isinstance(entry, Path) else entry
+
+    def folder(self, name: str) -> Path:
+        """The folder of a site that the configuration names."""
+        entry = self.sites[name]
+        return entry if isinstance(entry, Path) else entry.folder
+
+    def pattern(self, name: str) -> str | None:
+        """The patient pattern that holds at a site."""
+        entry = self.sites.get(name)
+        own = entry.patient_pattern if isinstance(entry, SiteFolder) else None
+        return own or self.patient_pattern
+
+    def label_map(self, site: str = "") -> LabelMap:
+        """What the ids in the masks of a site mean; without a site, what they mean where nothing else is said.
+
+        Raises:
+            OptionError: the ids contradict each other.
+        """
+        entry = self.sites.get(site)
+        own = entry if isinstance(entry, SiteFolder) else NOTHING_OF_ITS_OWN
+        return site_label_map(
+            self.classes,
+            own,
+            ignore=self.ignore,
+            overlap=self.overlap,
+            key=f"data.sites.{site}" if site else "data.classes",
+        )
+
+    def check_labels(self) -> None:
+        """Refuse label maps that contradict each other, and a class that no site annotates.
+
+        Raises:
+            OptionError: naming the site and the key.
+        """
+        maps = [self.label_map(), *(self.label_map(site) for site in self.sites)]
+        nowhere = [name for name in self.classes if all(name in one.not_annotated for one in maps[1:])]
+        if nowhere:
+            keys = ", ".join(f"data.sites.{site}.not_annotated" for site in self.sites)
+            raise OptionError(
+                f"class {nowhere[0]!r} is annotated at no site, so that nothing can learn it; it stands under {keys}: take it out at a "
+                "site that annotates it, or out of data.classes"
+            )
 
 
 class EvaluationOptions(Options):

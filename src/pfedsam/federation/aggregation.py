@@ -2,10 +2,12 @@
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data" (2017), algorithm 1: the
 shared parameters of the next round are the mean over sites, weighted by their training cases.
+
+What belongs to one class (its token, its output layers) is averaged over the sites that annotate the class (`fill_not_annotated`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -60,7 +62,7 @@ def open_messages(
 
 
 def weighted_mean(updates: Sequence[Update]) -> dict[str, torch.Tensor]:
-    """The mean of checked updates, weighted by their cases, in the tensors' own types.
+    """The mean of checked updates, weighted by their numbers of cases; each tensor keeps its shape and type.
 
     Summed in float64 in the order of the sites' names, so that the order of arrival changes no bit.
 
@@ -78,6 +80,58 @@ def weighted_mean(updates: Sequence[Update]) -> dict[str, torch.Tensor]:
             summed += update.tensors[name].detach().to(torch.float64) * update.cases
         mean[name] = (summed / total).to(first.dtype)
     return mean
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """Which shared values belong to single classes, and which sites do not annotate which class."""
+
+    tensors: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Tensor -> the class of each of its rows, or the one class of the whole tensor; tensors of all classes are not named."""
+    missing: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """Site -> the classes that it does not annotate; sites that annotate all are not needed."""
+
+    def weights(self, name: str, site: str) -> list[float]:
+        """For each class of a tensor 1 where the site annotates it, else 0."""
+        return [0.0 if one in self.missing.get(site, ()) else 1.0 for one in self.tensors[name]]
+
+
+ALL_ANNOTATED = Annotations()
+
+
+def fill_not_annotated(updates: Sequence[Update], annotations: Annotations, received: NamedTensors) -> list[Update]:
+    """The updates, in which sites say nothing of their own about classes that they do not annotate.
+
+    What a site sent for such a class is replaced by the mean over the updates of the sites that annotate it, weighted by their cases;
+    where none does, by the value that was broadcast. Every average that follows is then, for each class, one over the sites that annotate
+    it, whatever server step makes it. Updates of sites that annotate everything come back as they are.
+
+    Args:
+        updates: accepted ones.
+        annotations: which values belong to which class, and which sites lack which.
+        received: the shared tensors that were broadcast.
+    """
+    ordered = sorted(updates, key=lambda update: update.site)
+    lacking = {one.site for one in ordered if annotations.missing.get(one.site)}
+    if not lacking:
+        return list(updates)
+    filled = {one.site: dict(one.tensors) for one in ordered}
+    for name in annotations.tensors:
+        shape = (-1, *[1] * (received[name].dim() - 1)) if len(annotations.tensors[name]) > 1 else ()
+        weights = {
+            one.site: torch.tensor(annotations.weights(name, one.site), dtype=torch.float64).reshape(shape)
+            for one in ordered
+        }
+        total = torch.stack([weights[one.site] * one.cases for one in ordered]).sum(dim=0)
+        summed = torch.stack(
+            [one.tensors[name].detach().double().cpu() * (weights[one.site] * one.cases) for one in ordered]
+        ).sum(dim=0)
+        common = torch.where(total > 0, summed / total.clamp_min(1), received[name].detach().double().cpu())
+        for one in ordered:
+            own = one.tensors[name]
+            if one.site in lacking:
+                filled[one.site][name] = torch.where(weights[one.site] > 0, own, common.to(own.device, own.dtype))
+    return [replace(one, tensors=filled[one.site]) for one in updates]
 
 
 class NothingToAverageError(RunError):

@@ -97,7 +97,7 @@ class Codec:
         )
 
     def unpack(self, data: Tensor, count: int) -> Tensor:
-        """What `pack` wrote, with the precision that is left: bytes uint8 `[size]` to float32 `[count]`.
+        """Decode what `pack` wrote, bytes uint8 of shape `[size]`, to float32 of shape `[count]`.
 
         Raises:
             UpdateError: the bytes are not ones that `pack` writes.
@@ -114,7 +114,7 @@ class Codec:
         return (_in_blocks(codes.to(torch.float32), self.block) * scales[:, None]).reshape(-1)[:count]
 
     def least_norm(self, data: Tensor, count: int) -> float:
-        """The least L2 norm of changes that `pack` writes with these scales; 0 for a codec without scales.
+        """The least L2 norm of changes that have the scales in these bytes of shape `[size]`; 0 for a codec without scales.
 
         Every block that `pack` writes holds its largest value exactly: the scale times L. Scales that are not finite are left out;
         the values that they give are refused as not finite.
@@ -138,24 +138,24 @@ LOSSLESS = Codec("fp32")
 
 
 def _in_blocks(flat: Tensor, block: int) -> Tensor:
-    """`[n]` to `[ceil(n / block), block]`, zeros at the end."""
+    """Values of shape `[n]` in blocks, shape `[ceil(n / block), block]`, padded with zeros."""
     return torch.nn.functional.pad(flat, (0, -len(flat) % block)).view(-1, block)
 
 
 def _round_up(values: Tensor) -> Tensor:
-    """Float32 values that are not negative to the next float16 that is not smaller: infinity where there is none."""
+    """Round non-negative float32 values of any shape up to float16; values above its range become infinity."""
     halves = values.to(_HALF)
     return torch.where(halves.to(torch.float32) < values, (halves.view(torch.int16) + 1).view(_HALF), halves)
 
 
 def _nibbles(codes: Tensor) -> Tensor:
-    """Int8 codes in -7..7 `[n]` to bytes `[ceil(n / 2)]`."""
+    """Pack int8 codes in -7..7 of shape `[n]` into bytes of shape `[ceil(n / 2)]`."""
     halves = torch.nn.functional.pad(codes, (0, len(codes) % 2)).add(_ZERO_NIBBLE).to(torch.uint8)
     return halves[0::2] | (halves[1::2] << 4)
 
 
 def _from_nibbles(data: Tensor, count: int) -> Tensor:
-    """Bytes `[ceil(count / 2)]` to int8 codes `[count]`, -8 among them where the message is not sound.
+    """Unpack bytes of shape `[ceil(count / 2)]` to int8 codes of shape `[count]`; a code is -8 only in a message that is not valid.
 
     Raises:
         UpdateError: the half byte that is left over holds something.

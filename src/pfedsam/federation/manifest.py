@@ -46,6 +46,11 @@ class StudyManifest(Options):
     backbone: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the frozen weights.")
     tensors: dict[str, SharedTensor] = Field(description="All that is shared.")
     components: dict[str, tuple[str, ...]] = Field(description="The shared tensors by part of the model.")
+    class_tensors: dict[str, tuple[str, ...]] = Field(
+        default={},
+        description="Shared tensors that belong to single classes: the class of each row, or the one of the whole tensor. They are "
+        "averaged over the sites that annotate it.",
+    )
     communication: CommunicationOptions = Field(description="How the values of an update are written.")
     max_change: float = Field(gt=0, description="Largest L2 norm by which one round may change the shared tensors.")
     scalar_metrics: dict[Task, tuple[str, ...]] = Field(description="The scalars that the reply to each task may hold.")
@@ -143,6 +148,11 @@ def parse_manifest(data: bytes) -> StudyManifest:
     named = [name for names in manifest.components.values() for name in names]
     if sorted(named) != sorted(manifest.tensors):
         raise RunError("the manifest's components do not add up to its shared tensors.")
+    for name, classes in manifest.class_tensors.items():
+        if name not in manifest.tensors or len(classes) not in (1, *manifest.tensors[name].shape[:1]):
+            raise RunError(
+                "the manifest's tensors of single classes are not among its shared tensors, or of another shape."
+            )
     return manifest
 
 

@@ -7,7 +7,14 @@ from typing import Protocol
 from pfedsam.core import tensors
 from pfedsam.core.errors import RunError
 from pfedsam.core.tensors import NamedTensors
-from pfedsam.federation.aggregation import AggregationResult, accept, weighted_mean
+from pfedsam.federation.aggregation import (
+    ALL_ANNOTATED,
+    AggregationResult,
+    Annotations,
+    accept,
+    fill_not_annotated,
+    weighted_mean,
+)
 from pfedsam.federation.bounds import NO_LIMITS, Limits
 from pfedsam.federation.update import Update, UpdateSpec
 
@@ -83,6 +90,7 @@ def aggregate(
     registered: Mapping[str, int],
     step: ServerStep,
     limits: Limits = NO_LIMITS,
+    annotations: Annotations = ALL_ANNOTATED,
 ) -> tuple[ServerState, AggregationResult]:
     """The state after a round, and which sites' updates were accepted or refused.
 
@@ -93,6 +101,7 @@ def aggregate(
         registered: the number of training cases of each site, as known when the run started.
         step: of the method.
         limits: on what one site's update may do.
+        annotations: which values belong to single classes, and which sites do not annotate which class.
 
     Raises:
         RunError: too few updates were accepted; the state to go on with is the one that was given.
@@ -104,4 +113,4 @@ def aggregate(
             f"{step.least_updates}. The shared parameters stay as they are; go on with the run when enough sites take part. "
             + " ".join(result.rejected.values())
         )
-    return step.apply(state, result.updates), result
+    return step.apply(state, fill_not_annotated(result.updates, annotations, state.shared)), result

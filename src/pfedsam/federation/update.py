@@ -108,7 +108,7 @@ class UpdateSpec:
         return self.payload_bytes + _ENVELOPE_BYTES
 
     def pack(self, tensors: NamedTensors, received: NamedTensors | None = None) -> torch.Tensor:
-        """The values of tensors that fulfil the spec, as bytes one after another: uint8 [payload_bytes].
+        """The values of tensors that fulfil the spec, as consecutive bytes uint8 of shape [payload_bytes].
 
         Args:
             tensors: as the site wants them to arrive.
@@ -127,7 +127,7 @@ class UpdateSpec:
         return torch.cat(parts)
 
     def unpack(self, values: torch.Tensor, received: NamedTensors | None = None) -> dict[str, torch.Tensor]:
-        """The tensors whose values `pack` put one after another; `values` is uint8 [payload_bytes].
+        """The tensors, in the shapes of the spec, from the bytes uint8 of shape [payload_bytes] that `pack` wrote.
 
         Raises:
             UpdateError: the bytes are not ones that the codec writes, or `received` does not fulfil the spec.
@@ -145,7 +145,7 @@ class UpdateSpec:
         return tensors
 
     def least_norm(self, values: torch.Tensor) -> float:
-        """The least L2 norm of a change with the scales in these bytes uint8 [payload_bytes], before anything is decoded."""
+        """The least L2 norm of a change with the scales in these bytes uint8 of shape [payload_bytes], without decoding the values."""
         start, squares = 0, 0.0
         for name, spec in self._ordered():
             size = self.sizes[name]

@@ -56,13 +56,13 @@ def choose_core(device: str, dtype: torch.dtype, queries: int, keys: int, gradie
 
 
 def folded(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:
-    """The bias folded into the product: see `_fold`. No pass over the logits but the softmax, forward and backward."""
+    """Attention with the bias folded into the product (see `_fold`); shapes as in `Core`. Only the softmax passes over the logits."""
     query, key = _fold(query, key, rel_h, rel_w, scale)
     return torch.softmax(query @ key.transpose(-2, -1), dim=-1) @ value
 
 
 def fused(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:
-    """Folded, in torch's fused attention: with no mask and equal head widths its fastest kernels apply, also backward."""
+    """Attention as `folded`, by torch's fused kernels, which need no mask and equal head widths; shapes as in `Core`."""
     query, key = _fold(query, key, rel_h, rel_w, scale)
     channels, folded_channels = value.shape[-1], query.shape[-1]
     wide = folded_channels + -folded_channels % 8  # the kernels want multiples of 8
@@ -72,13 +72,13 @@ def fused(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tenso
 
 
 def row_blocked(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:
-    """Head by head and `ROWS` queries at a time; logits are never all in memory, and are computed again in backward. No padding."""
+    """Attention head by head for `ROWS` queries at a time, without padding; shapes as in `Core`. Logits are recomputed in backward."""
     bias_h, bias_w = _biases(query, rel_h, rel_w)
     return _RowBlocked.apply(query.flatten(2, 3), key, value, bias_h, bias_w, scale)  # type: ignore[no-any-return]
 
 
 def relative(table: Tensor, queries: int, keys: int) -> Tensor:
-    """The table of relative positions `[2 * n - 1, c]` as `[queries, keys, c]`; the grid may be smaller than n."""
+    """Relative positions of shape `[queries, keys, c]` from their table of shape `[2 * n - 1, c]`; the grid may be smaller than n."""
     query, key = torch.arange(queries, device=table.device), torch.arange(keys, device=table.device)
     return table[query[:, None] - key[None, :] + table.shape[0] // 2]
 
@@ -150,6 +150,7 @@ class _RowBlocked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        """Gradients of the inputs of `forward`, in their shapes."""
         query, key, value, bias_h, bias_w = ctx.saved_tensors
         (gradient,) = gradients
         to_query, to_key, to_value = (torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in (query, key, value))
@@ -175,7 +176,7 @@ class _RowBlocked(torch.autograd.Function):
 
 
 def _blocks(query: Tensor) -> list[tuple[int, int, slice]]:
-    """Grid, head and rows of each block of `query`."""
+    """Grid, head and rows of each block of `query`, shape `[G, n, M, c]`."""
     grids, heads, length = query.shape[:3]
     starts = range(0, length, ROWS)
     return [

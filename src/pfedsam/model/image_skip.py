@@ -29,5 +29,5 @@ def fold(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def unfold(folded: Tensor) -> Tensor:
-    """`[B, h, w, FOLDED]` to `[B, CHANNELS, CELLS * h, CELLS * w]`, float32."""
+    """Unfold `[B, h, w, FOLDED]` to float32 of shape `[B, CHANNELS, CELLS * h, CELLS * w]`."""
     return F.pixel_unshuffle(F.pixel_shuffle(folded.float().permute(0, 3, 1, 2), CELLS * FINER), FINER)

@@ -31,7 +31,7 @@ class Kernels(NamedTuple):
 
 
 def kernels_for(tokens: Tensor, *parameters: Tensor) -> Kernels | None:
-    """The kernels, where they serve for what is computed from tokens and these parameters."""
+    """The kernels, if they support a computation from these tokens and parameters, whatever their shapes."""
     in_half = tokens.dtype in (torch.bfloat16, torch.float16)
     if not tokens.is_cuda or not in_half or any(has_backward(tensor) for tensor in (tokens, *parameters)):
         return None
@@ -39,7 +39,7 @@ def kernels_for(tokens: Tensor, *parameters: Tensor) -> Kernels | None:
 
 
 def has_backward(tensor: Tensor) -> bool:
-    """Whether a backward pass can follow what is computed from the tensor here."""
+    """Whether a backward pass can follow a computation from this tensor of any shape."""
     return torch.is_grad_enabled() and tensor.requires_grad
 
 
@@ -83,5 +83,6 @@ def _error_of_normalise(kernels: Kernels, device: torch.device, width: int = 24)
 
 
 def _draw(device: torch.device, *shapes: tuple[int, ...]) -> list[Tensor]:
+    """Random bfloat16 tensors of these shapes."""
     generator = rng.generator(0, "kernels")
     return [torch.randn(shape, generator=generator).to(device, torch.bfloat16) for shape in shapes]

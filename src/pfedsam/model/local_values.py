@@ -34,7 +34,7 @@ class LocalCopy(_OwnValues):
         super().__init__(model, names, torch.clone)
 
     def values(self, _: Callable[[str], Tensor]) -> dict[str, Tensor]:
-        """What stands in the place of each parameter that was copied, by that one's name."""
+        """The values that replace the copied parameters, by the names of those parameters and in their shapes."""
         return {name: self.get_parameter(own) for own, name in self.origins.items()}
 
 
@@ -46,7 +46,7 @@ class LocalDelta(_OwnValues):
         super().__init__(model, names, torch.zeros_like)
 
     def values(self, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
-        """The sums that stand in the place of the model's parameters, by their names; `read` gives those parameters."""
+        """The sums that replace the model's parameters, by their names and in their shapes; `read` returns those parameters."""
         return {name: read(name) + self.get_parameter(own) for own, name in self.origins.items()}
 
 
@@ -63,7 +63,7 @@ def norm_names(modules: Mapping[str, nn.Module]) -> list[str]:
 
 @contextmanager
 def swapped_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within this context `model` computes with `values` in the place of its parameters of these names; gradients go to them."""
+    """Within this context `model` computes with `values`, of the same shapes, instead of its parameters; gradients go to the values."""
     places = [(model.get_submodule(name.rpartition(".")[0])._parameters, name.rpartition(".")[2]) for name in values]
     before = [parameters[last] for parameters, last in places]
     try:

@@ -14,7 +14,7 @@ class LoraLinear(Linear):
     """W x + b + scale B A x. Parameters, names and files are peft's."""
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """`[..., in]` to `[..., out]`, of the input's precision, which is that of W."""
+        """From `[..., in]` to an output of shape `[..., out]`, in the precision of the input, which is that of W."""
         adapter = self._only_adapter()
         if adapter is None or args or kwargs:
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]

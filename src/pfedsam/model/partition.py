@@ -65,7 +65,7 @@ class Partition:
         return tuple(sorted(name for kind in kinds for name in chosen[kind]))
 
     def select(self, model: nn.Module, *kinds: Kind) -> dict[str, Tensor]:
-        """Copies of the parameters of these kinds, by name, on the CPU."""
+        """Copies of the parameters of these kinds by name, in their shapes, on the CPU."""
         return {name: model.get_parameter(name).detach().to("cpu", copy=True) for name in self.names(*kinds)}
 
 

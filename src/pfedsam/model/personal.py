@@ -106,6 +106,10 @@ class PersonalSam(nn.Module):
         """The local parameters that began as copies of shared ones, each with that one's name."""
         return {own: shared for part in self.parts for own, shared in part.origins().items()}
 
+    def class_numbers(self) -> dict[str, tuple[int, ...]]:
+        """The parameters that belong to single classes, by name: the number 1..C of each row, or a single one for the whole parameter."""
+        return {name: numbers for part in self.parts for name, numbers in part.class_numbers().items()}
+
     def routers(self) -> dict[str, int]:
         """The number of experts of each encoder block that has a router, by block."""
         return {block: count for part in self.parts for block, count in part.routers().items()}
@@ -141,6 +145,7 @@ class PersonalSam(nn.Module):
         return torch.cat([self._prefix_of_one(image[None]) for image in pixels.to(self.device)])
 
     def _prefix_of_one(self, pixels: Tensor) -> Tensor:
+        """The frozen features `[1, h, w, d]` of one image `[1, 3, S, S]`."""
         tokens = self.backbone.embed(pixels.to(self.frozen_dtype))
         kept = []
         for i in range(self.first_adapted):
@@ -191,7 +196,7 @@ class PersonalSam(nn.Module):
         )
 
     def _begin(self, given: Tensor) -> tuple[Tensor, list[Tensor], Tensor | None]:
-        """What `prefix` gave, as tokens for the adapted blocks, earlier blocks' outputs, and the image for the output layers."""
+        """Split the result of `prefix` into tokens `[B, h, w, d]`, outputs of earlier blocks, and the image for the output layers."""
         given, width, early = given.to(self.device), self.backbone.width, len(self._early_stages)
         if self.from_pixels:
             tokens, rest = self.backbone.embed(given), image_skip.fold(given, self.backbone.grid)
@@ -202,10 +207,11 @@ class PersonalSam(nn.Module):
         return tokens.to(self.frozen_dtype), stages, seen
 
     def _own_values(self, parts: Sequence[Component]) -> dict[str, Tensor]:
-        """The values of these parts by the names of the parameters in whose place they stand."""
+        """The values of these components, by the names of the parameters that they replace and in their shapes."""
         values: dict[str, Tensor] = {}
 
         def read(name: str) -> Tensor:
+            """The value of a parameter in its own shape, after the components before it."""
             return values[name] if name in values else self.get_parameter(name)
 
         for part in parts:

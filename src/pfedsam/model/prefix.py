@@ -102,7 +102,7 @@ class PrefixCache:
         return {line[:_HASH_BYTES]: (i, line[_HASH_BYTES:]) for i, line in enumerate(lines)}
 
     def _read(self, slot: int, digest: bytes) -> Tensor | None:
-        """The tokens in a slot; None where they are not those that were written."""
+        """The tokens of shape [h, w, d] in a slot; None if they are not those that were written."""
         count = self._slot_bytes // self.dtype.itemsize
         size = (slot + 1) * count
         mapped = torch.from_file(str(self._data_path), shared=False, size=size, dtype=self.dtype)
@@ -116,6 +116,7 @@ class PrefixCache:
         return tokens
 
     def _write(self, key: bytes, tokens: Tensor) -> None:
+        """Write the tokens of an image, shape [h, w, d], under a key."""
         turn = in_turn(self._key_path.with_suffix(".lock"))
         with turn, _open(self._key_path) as keys, _open(self._data_path) as data:
             if os.fstat(keys.fileno()).st_size != len(self._known) * _KEY_BYTES:  # another process has added slots
@@ -133,6 +134,7 @@ class PrefixCache:
 
 
 def _digest(tokens: Tensor) -> bytes:
+    """A digest of the bytes of tokens of shape [h, w, d]."""
     return hashlib.sha256(tokens.contiguous().view(torch.uint8).numpy().data).digest()
 
 

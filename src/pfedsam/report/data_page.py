@@ -52,6 +52,9 @@ def site_rows(site: SiteReport) -> dict[str, str]:
         "ids in the masks": _listed(site.ids, always=True, most=8),
     }
     for name, count in site.classes.items():
+        if count is None:
+            rows[f"class {name}"] = "not annotated"
+            continue
         share = site.shares[name]
         filled = MISSING if share is None else f"{100 * share:.2g} % of the pixels"
         rows[f"class {name}"] = f"{format_count(count, 'case')}, {filled}"
@@ -98,16 +101,16 @@ def _thumbnails(facts: SiteFacts, study: Study) -> Iterable[Thumbnail]:
     chosen = sorted({round(i) for i in np.linspace(0, len(sound) - 1, min(_PICTURES, len(sound)))})
     for case in (sound[i] for i in chosen):
         try:
-            truth = load_case_truth(case, study.labels, study.image, study.volume)
+            truth = load_case_truth(case, study.labels_of(facts.name), study.image, study.volume)
             image, classes = _fullest(truth)
         except DataError:  # a file that could not be read has been reported by the check already
             continue
-        picture = draw_overlay(OverlayItem(image, classes, np.zeros_like(classes), None))
+        picture = draw_overlay(OverlayItem(image, classes, np.zeros_like(classes), None, study.labels.overlap))
         yield Thumbnail(case.id, case.patient, "data:image/png;base64," + base64.b64encode(picture).decode("ascii"))
 
 
 def _fullest(truth: CaseTruth) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    """Image and classes of a case; of a volume, those of the slice with most foreground.
+    """Image [H, W, 3] and classes [H, W] of a case; for a volume, those of the slice with the most foreground.
 
     Raises:
         DataError: the image cannot be read.

@@ -57,11 +57,12 @@ class RunIntervals:
 
     @property
     def _mean(self) -> npt.NDArray[np.float64]:
+        """The mean over sites of the resampled Dice, shape [draws]."""
         mean: npt.NDArray[np.float64] = np.mean(list(self.samples.values()), axis=0)
         return mean
 
     def _interval(self, samples: npt.NDArray[np.float64], sites: Sequence[str]) -> Interval | None:
-        """The interval of samples [draws]; None if no site has two patients, because then the spread between patients is unknown."""
+        """The interval of samples of shape [draws]; None if no site has two patients, as the spread between patients is unknown then."""
         return percentile_interval(samples) if any(len(self.patients[site]) > 1 for site in sites) else None
 
 

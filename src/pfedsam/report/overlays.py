@@ -24,6 +24,7 @@ from PIL import Image
 
 from pfedsam.core.atomic import write_bytes
 from pfedsam.core.errors import StoreError
+from pfedsam.data.labels import IGNORED, MAX_OVERLAPPING, class_pixels
 from pfedsam.report.format import MISSING, format_value
 
 TRUTH: Final = "#00e1ff"
@@ -45,12 +46,14 @@ _PLANES: Final = {
 
 @dataclass(frozen=True)
 class OverlayItem:
-    """One case at native size: image [H, W, 3] in 0..1, class maps [H, W], and its Dice (None where undefined)."""
+    """One case at native size: image [H, W, 3] in 0..1, labels [H, W], and its Dice (None where undefined)."""
 
     image: npt.NDArray[np.float32]
     truth: npt.NDArray[np.integer]
     prediction: npt.NDArray[np.integer]
     dice: float | None
+    overlap: bool = False
+    """Labels are sets of bits, one for each class."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,8 @@ def _draw_slice(axes: Axes, item: OverlayItem, *, size: tuple[int, int], limits:
     axes.set_axis_off()
     axes.imshow(np.asarray(picture), extent=(0, width, height, 0), interpolation="nearest", aspect="auto")
     for classes, color, thickness in ((item.truth, TRUTH, 2.2), (item.prediction, PREDICTION, 1.6)):
-        _outline(axes, classes, color=color, width=thickness, size=size)
+        for mask in _class_masks(classes, overlap=item.overlap):
+            _outline(axes, mask, color=color, width=thickness, size=size)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
 
@@ -232,15 +236,21 @@ def _write_labels(axes: Axes, item: VolumeOverlay, index: int, *, size: tuple[in
         axes.text(x, y, letter, color="white", fontsize=11, weight="bold", ha=across, va=along, path_effects=halo)
 
 
-def _outline(axes: Axes, classes: npt.NDArray[np.integer], *, color: str, width: float, size: tuple[int, int]) -> None:
-    """Draw the outline of each class of a class map [H, W]; an outline that reaches the edge of the picture is closed there."""
-    scale = size[0] / classes.shape[0], size[1] / classes.shape[1]
-    padded = np.pad(classes, 1)
-    y, x = (np.clip((np.arange(n + 2) - 0.5) * k, 1, n * k - 1) for n, k in zip(classes.shape, scale, strict=True))
+def _class_masks(labels: npt.NDArray[np.integer], *, overlap: bool) -> list[npt.NDArray[np.bool_]]:
+    """The mask of each class that labels [H, W] hold, without pixels that are to be ignored."""
+    numbers = range(1, MAX_OVERLAPPING + 1) if overlap else [int(n) for n in np.unique(labels) if n not in (0, IGNORED)]
+    masks = (class_pixels(labels, number, overlap=overlap) for number in numbers)
+    return [mask for mask in masks if mask.any()]
+
+
+def _outline(axes: Axes, mask: npt.NDArray[np.bool_], *, color: str, width: float, size: tuple[int, int]) -> None:
+    """Draws the border of a class over a picture of `size`; one that touches the picture's edge is closed there."""
+    scale = size[0] / mask.shape[0], size[1] / mask.shape[1]
+    padded = np.pad(mask, 1)
+    y, x = (np.clip((np.arange(n + 2) - 0.5) * k, 1, n * k - 1) for n, k in zip(mask.shape, scale, strict=True))
     halo: list[AbstractPathEffect] = [withStroke(linewidth=width + 1.0, foreground="#00000066")]
-    for index in np.unique(classes[classes > 0]):
-        drawn = axes.contour(x, y, (padded == index).astype(float), levels=[0.5], colors=color, linewidths=width)
-        drawn.set_path_effects(halo)
+    drawn = axes.contour(x, y, padded.astype(float), levels=[0.5], colors=color, linewidths=width)
+    drawn.set_path_effects(halo)
 
 
 def _texts(data: bytes, path: Path) -> dict[str, str]:

@@ -8,17 +8,19 @@
      "seconds": {what: seconds}, "versions": {package: version}, "sha256": digest of all this}
 
 An ENTRY has the keys `dice, iou, hd95_mm, assd_mm, hd95_px, assd_px, nsd, volume_difference_ml, volume_difference_mm2,
-volume_difference_px, lesion_recall, unit, volume_unit, cases, patients, classes, undefined, present, missed, extra, absent`. A distance or
-a volume has the key of its unit, and the keys of the other units are null, so that pixels are never read as millimetres. An undefined
-measure is null, and `undefined` gives the number of pairs of case and class for which it is undefined. The reasons are counted separately:
-`present` is the number of pairs whose truth contains the class, and `missed` the number of those whose prediction does not; in `extra`
-pairs only the prediction contains the class, and in `absent` pairs neither does. A model that a method does not have is null: averaging,
-for example, has no personal model. `worst_site` is the site with the lowest Dice. `date` is the day of the test. `seconds` has the key
-"total", or "since resumed" for a run that was interrupted. `local_only` is the result of the site without the federation; it is filled
-from the summary of another run by `with_local_only`. `steps` is the number of optimiser steps of one training site over the whole run.
+volume_difference_px, lesion_recall, unit, volume_unit, cases, patients, classes, undefined, present, missed, extra, absent,
+not_annotated`. A distance or a volume has the key of its unit, and the keys of the other units are null, so that pixels are never read as
+millimetres. An undefined measure is null, and `undefined` gives the number of pairs of case and class for which it is undefined. The
+reasons are counted separately: `present` is the number of pairs whose truth contains the class, and `missed` the number of those whose
+prediction does not; in `extra` pairs only the prediction contains the class, and in `absent` pairs neither does. `not_annotated` pairs are
+of a class that the site does not annotate: they are not scored, and count neither as undefined nor in a mean. A model that a method does
+not have is null: averaging, for example, has no personal model. `worst_site` is the site with the lowest Dice. `date` is the day of the
+test. `seconds` has the key "total", or "since resumed" for a run that was interrupted. `local_only` is the result of the site without the
+federation; it is filled from the summary of another run by `with_local_only`. `steps` is the number of optimiser steps of one training
+site over the whole run.
 
 Files of schema 1 are also read. They lack `date`, `steps`, `train_cases`, `val_cases`, `patients`, `nsd`, the volumes, `lesion_recall`,
-`present`, `missed`, `extra` and `absent`, which are then null, that is, not known.
+`present`, `missed`, `extra`, `absent` and `not_annotated`, which are then null, that is, not known.
 """
 
 import platform
@@ -77,6 +79,7 @@ class Values(_Part):
     missed: int | None = None
     extra: int | None = None
     absent: int | None = None
+    not_annotated: int | None = None
 
     @property
     def hd95(self) -> float | None:

@@ -83,10 +83,12 @@ def class_table(summary: Summary) -> Table | None:
 def missed_cell(values: Values | None) -> str:
     """Missed cases as `3 of 12`: of the cases whose truth contains a class, those whose prediction does not; a dash if not known.
 
-    For an entry, the pairs of cases and classes are counted.
+    For an entry, the pairs of cases and classes are counted. The cell says so where the site does not annotate the class.
     """
     if values is None or values.missed is None:
         return MISSING
+    if values.not_annotated and not (values.present or values.extra or values.absent):
+        return "not annotated"
     return f"{values.missed} of {values.present}"
 
 

@@ -84,6 +84,8 @@ def client_round(
             balance=balance,
             anchors=_anchors(model, names, received) if phase.proximal else None,
             local=partition.local,
+            form=data.form,
+            loss=options.loss,
         )
         if "shared" in phase.trains:
             own = partition.select(model, "shared")
@@ -116,11 +118,12 @@ def expert_usage(model: PersonalSam, data: SiteData, examples: int = 8) -> dict[
 
 
 def _anchors(model: PersonalSam, names: tuple[str, ...], received: NamedTensors) -> dict[str, Tensor]:
-    """What a proximal term pulls to: the received value of each shared parameter, and of each one that has a personal copy."""
+    """The targets of a proximal term: the received value, of the same shape, of each shared parameter and of its personal copy."""
     origins = model.origins()
     found = {name: received[origins.get(name, name)] for name in names if origins.get(name, name) in received}
     return {name: value.to(model.device) for name, value in found.items()}
 
 
 def _of_phase(optimizer: NamedTensors, phase: str) -> dict[str, Tensor]:
+    """The part of the optimiser's state, in the same shapes, that belongs to a phase."""
     return {key.split(":", 1)[1]: value for key, value in optimizer.items() if key.split(":", 1)[0] == phase}

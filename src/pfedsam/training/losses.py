@@ -57,7 +57,7 @@ def with_background(logits: Tensor) -> Tensor:
 
 
 def merge_missing(logits: Tensor, missing: tuple[int, ...]) -> Tensor:
-    """Logits `[B, C + 1, h, w]`, background first, with the missing classes merged into the background: `[B, C + 1 - m, h, w]`.
+    """Merge missing classes into the background: logits of shape `[B, C + 1, h, w]`, background first, to `[B, C + 1 - m, h, w]`.
 
     The softmax of the result has the background's probability plus the missing classes' in front, and the others' unchanged.
     """

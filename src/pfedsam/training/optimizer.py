@@ -10,7 +10,7 @@ from pfedsam.core.tensors import NamedTensors
 
 
 def pack(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The state of each parameter under `<parameter>:<entry>`; parameters without a state yet are left out."""
+    """The optimiser's state by `<parameter>:<entry>`, in the parameter's shape or scalar; parameters without a state are left out."""
     return {
         f"{name}:{entry}": value.detach().to("cpu", copy=True)
         for name, parameter in parameters.items()

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from pfedsam.core.options import Options
 from pfedsam.training.distillation import DistillationOptions
+from pfedsam.training.losses import LossName
 from pfedsam.training.phases import OptimizerOptions
 
 
@@ -48,6 +49,10 @@ class TrainingOptions(Options):
     frozen_local: bool = Field(
         default=False,
         description="pfedsam: keep the local part in place, frozen, during the global phase, instead of switching it off.",
+    )
+    loss: LossName = Field(
+        default="dice_ce",
+        description="Beside the cross-entropy: Dice, or focal Tversky for structures that fill a small part of the image.",
     )
     optimizer: OptimizerOptions = Field(default=OptimizerOptions(), description="AdamW.")
     distillation: DistillationOptions = Field(

@@ -18,7 +18,7 @@ from pfedsam.model.components.routing import Routing
 from pfedsam.model.partition import Kind
 from pfedsam.model.personal import PersonalSam
 from pfedsam.training.distillation import DistillationOptions, distillation_loss
-from pfedsam.training.losses import segmentation_loss
+from pfedsam.training.losses import ALL_ANNOTATED, LabelForm, LossName, segmentation_loss
 from pfedsam.training.optimizer import pack, unpack
 from pfedsam.training.site_data import Batch
 
@@ -99,6 +99,8 @@ def run_phase(
     balance: float,
     anchors: NamedTensors | None = None,
     local: Collection[str] = (),
+    form: LabelForm = ALL_ANNOTATED,
+    loss: LossName = "dice_ce",
 ) -> PhaseResult:
     """Train the parameters called `names`, in place.
 
@@ -114,6 +116,8 @@ def run_phase(
         balance: weight of the experts' load-balancing term.
         anchors: what the trained parameters are pulled to where the phase has a proximal term, by their names.
         local: which of the names are local; needed by decoupled halves alone.
+        form: what the labels mean, and which classes they hold.
+        loss: the segmentation loss.
     """
     trained = _only_trainable(model, names)
     groups = _groups(model, trained, learning_rate, options.pretrained_fraction)
@@ -121,7 +125,7 @@ def run_phase(
     if options.keep_state:
         unpack(optimizer, trained, optimizer_state)
     parts_of_step = _parts_of_step(trained, spec, local)
-    objective = _Objective(model, spec, distillation, balance, parts_of_step[0])
+    objective = _Objective(model, spec, distillation, balance, parts_of_step[0], form, loss)
     rows = []
     for batch in batches:
         optimizer.zero_grad()
@@ -168,7 +172,7 @@ def _groups(
 
 
 def _distance(trained: dict[str, nn.Parameter], anchors: NamedTensors) -> Tensor:
-    """The squared distance of what is trained to its anchors; what has none is not counted."""
+    """The squared distance (shape `[]`) of the trained parameters from their anchors; parameters without an anchor are not counted."""
     return torch.stack([(trained[name] - anchor).square().sum() for name, anchor in anchors.items()]).sum()
 
 
@@ -182,15 +186,18 @@ class _Objective:
         distillation: DistillationOptions,
         balance: float,
         shared: Sequence[nn.Parameter] = (),
+        form: LabelForm = ALL_ANNOTATED,
+        loss: LossName = "dice_ce",
     ) -> None:
         self.model, self.spec, self.distillation, self.balance = model, spec, distillation, balance
+        self.form, self.loss = form, loss
         self._shared = shared
         """The shared parameters that are trained; what the local half of a decoupled step keeps fixed."""
         self._teacher_stands = len(spec.trains) == 1
         self._taught_by: dict[tuple[int, int], Tensor] = {}
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Add the loss's gradient to the parameters'; gives the named parts of the loss and their weighted sum, `total`.
+        """Add the gradient of the loss to the parameters'; returns the parts of the loss, scalars of shape `[]`, and their sum `total`.
 
         One model after the other, each with its backward pass, so that what only one of them has computed is in memory at a time.
         """
@@ -235,13 +242,14 @@ class _Objective:
         return self.model.from_prefix(batch.tokens, personal=_other(which) == "personal")
 
     def _pass(self, batch: Batch, which: Model, teacher: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """A model's logits, and its parts of the loss: a phase with two models minimises the mean of their segmentation losses."""
+        """A model's logits `[B, C, h, w]` and parts of the loss; with two models, the mean of their segmentation losses is minimised."""
         routings: dict[str, Routing] = {}
         logits = self.model.from_prefix(batch.tokens, personal=which == "personal", routings=routings)
-        parts = {"segmentation": segmentation_loss(logits, batch.labels) / len(self.spec.supervised)}
+        supervised = segmentation_loss(logits, batch.labels, self.form, self.loss)
+        parts = {"segmentation": supervised / len(self.spec.supervised)}
         total = parts["segmentation"]
         if which == self.spec.taught and teacher is not None:
-            parts["distillation"] = distillation_loss(logits, teacher, batch.labels, self.distillation)
+            parts["distillation"] = distillation_loss(logits, teacher, batch.labels, self.distillation, self.form)
             total = total + self.distillation.weight * parts["distillation"]
         if routings and "local" in self.spec.trains:
             parts["balance"] = torch.stack([routing.balance_loss() for routing in routings.values()]).mean()

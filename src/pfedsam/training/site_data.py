@@ -12,6 +12,7 @@ from pfedsam.data.loader import batches, view_of
 from pfedsam.data.transforms import AugmentOptions
 from pfedsam.model.personal import PersonalSam
 from pfedsam.model.prefix import PrefixCache
+from pfedsam.training.losses import ALL_ANNOTATED, LabelForm
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class SiteData:
     """Which examples hold a class, where slices are drawn by it."""
     foreground_share: float = 0.0
     """Least share of what is drawn that holds a class."""
+    form: LabelForm = ALL_ANNOTATED
+    """What the labels mean, and which classes they hold."""
 
     def draw(self, model: PersonalSam, *, round_: int, phase: str, batch_size: int, steps: int) -> Iterator[Batch]:
         """The batches of one phase; they depend on seed, site, round and phase alone."""
@@ -58,5 +61,6 @@ class SiteData:
             yield Batch(tokens, labels, tuple(pairs))
 
     def _view(self, model: PersonalSam, index: int, view: int, renewal: int) -> tuple[Tensor, Tensor]:
+        """The tokens [h, w, d] and the labels [h, w] of one view of an image."""
         pixels, labels = view_of(self.examples[index], view, seed=self.seed, options=self.augment, renewal=renewal)
         return self.cache.tokens(pixels, model.prefix), labels

@@ -16,7 +16,7 @@ from pfedsam.model.partition import Partition
 PAGE = (Path(__file__).parents[3] / "docs" / "methods.md").read_text()
 TABLE = {
     row[1].strip(" `"): row[-2].strip()
-    for line in PAGE.split("MB: one")[0].splitlines()
+    for line in PAGE.split("MB is the measured")[0].splitlines()
     if len(row := line.split("|")) == 7
 }
 

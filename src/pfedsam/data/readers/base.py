@@ -155,4 +155,5 @@ def _by(shape: tuple[int, ...]) -> str:
 
 
 def _mm(values: npt.NDArray[np.float64], joined: str = " x ") -> str:
+    """Values in mm of shape [n] as text, such as `0.5 x 0.5 x 3`."""
     return joined.join(f"{value:.4g}" for value in values)

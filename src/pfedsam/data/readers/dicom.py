@@ -234,7 +234,7 @@ class DicomReader:
         return np.stack([self._values(k, self._stored(k)[where]) for k in range(len(self.stack.planes))], axis=1)
 
     def mask_slice(self, index: int, axis: int = 2) -> npt.NDArray[np.int64]:
-        """Refused: a mask is a DICOM-SEG, not a series of pictures.
+        """Refuse to read a mask [rows, columns]: a mask is a DICOM-SEG, not a series of pictures.
 
         Raises:
             DataError: Always.
@@ -285,7 +285,7 @@ class DicomReader:
         return str(head.get("PhotometricInterpretation", "")) == "PALETTE COLOR"
 
     def _stored(self, index: int) -> npt.NDArray[Any]:
-        """Stored values of a plane, [rows, columns] or [rows, columns, 3]; decoded once.
+        """Stored values of a plane, shape [rows, columns] or [rows, columns, 3]; each plane is decoded once.
 
         Raises:
             DataError: The file is damaged or cannot be decoded.
@@ -328,7 +328,7 @@ class DicomReader:
         return values.astype(np.float32)[..., None]
 
     def _even(self) -> npt.NDArray[np.float32]:
-        """All slices on the even grid of the header.
+        """All slices on the even grid of the header, [rows, columns, slices].
 
         Raises:
             DataError: A file is damaged, or the pictures are in colour.
@@ -345,7 +345,7 @@ class DicomReader:
         return resample_stack(planes, self.stack.positions, affine, target.affine, target.shape)
 
     def slice_as_read(self, index: int) -> npt.NDArray[np.float32]:
-        """The values [rows, columns] of one picture of the series, before any resampling.
+        """The values of one picture of the series before resampling, shape [rows, columns].
 
         Raises:
             DataError: The file is damaged.
@@ -380,7 +380,7 @@ def open_dataset(path: Path) -> Dataset:
 
 
 def _decode(dataset: Dataset, frame: int) -> npt.NDArray[Any]:
-    """One frame as stored values; colour, also of a palette, as RGB of 8 or 16 bits."""
+    """The stored values of one frame, shape [rows, columns], or [rows, columns, 3] for colour (8 or 16 bits, also from a palette)."""
     pixels: npt.NDArray[Any] = pixel_array(dataset, index=frame)
     if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
         return np.asarray(apply_color_lut(pixels, dataset))
@@ -392,6 +392,7 @@ def _decode(dataset: Dataset, frame: int) -> npt.NDArray[Any]:
 
 
 def _modality(stored: npt.NDArray[Any], plane: Plane, head: Dataset) -> npt.NDArray[np.float64]:
+    """Stored values of any shape after the rescale slope and intercept, or the modality table, of the plane."""
     if plane.slope is not None:
         return np.asarray(stored, dtype=np.float64) * plane.slope + (plane.intercept or 0.0)
     with quiet():

@@ -86,7 +86,7 @@ def fit_mask(mask: Reader, image: Header, *, resample: bool) -> GridMask | Turne
 
 
 def small_ids(ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """Ids in the smallest type that holds them."""
+    """Ids of any shape in the smallest type that can hold them."""
     highest = int(ids.max(initial=0))
     return ids.astype(np.uint8 if highest < 256 else np.uint16 if highest < 65536 else np.int64)
 
@@ -119,7 +119,7 @@ def choose_ids(names: Mapping[int, str], segments: Mapping[str, int], what: str)
 
 
 def paint(target: npt.NDArray[Any], where: npt.NDArray[np.bool_], value: int, *, may_overlap: bool) -> int:
-    """Set `value` where the mask says; without `may_overlap`, the number of voxels that had another id, which they keep."""
+    """Set `value` where a mask of the same shape is true; without `may_overlap`, voxels with another id keep it and are counted."""
     if may_overlap:
         target[where] = value
         return 0

@@ -136,6 +136,7 @@ class NiftiReader:
         write_nifti(path, image)
 
     def _plane(self, index: int, axis: int) -> npt.NDArray[np.float64]:
+        """The values of the slice with this index along an axis, shape [n, m]."""
         where: list[Any] = [slice(None)] * 3
         where[axis] = index
         if self._values is None:

@@ -79,7 +79,7 @@ def resample_stack(
 
 
 def nearest_voxels(mask: npt.NDArray[np.int64], source: Affine, target: Affine, shape: Shape) -> npt.NDArray[np.int64]:
-    """A mask of one grid on another: at each voxel the id of the nearest one, 0 outside."""
+    """Resample a mask [n, m, k] to another grid of the given shape: each voxel gets the id of the nearest one, or 0 outside."""
     change = np.linalg.inv(source) @ target
     moved: npt.NDArray[np.int64] = ndimage.affine_transform(
         mask, change[:3, :3], change[:3, 3], output_shape=shape, order=0, mode="constant", cval=0

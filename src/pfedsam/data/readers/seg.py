@@ -161,7 +161,7 @@ def _index(
     image: Header,
     affine: Affine,
 ) -> _Place | str:
-    """The index of a frame whose axes run along `axes` of the image and whose first pixel is at the voxel `start`."""
+    """The position of a frame whose axes run along `axes` of the image and whose first pixel is at the voxel `start`, shape [3]."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     voxel = np.rint(start)
     other = 3 - axes[0] - axes[1]
@@ -183,7 +183,7 @@ def _index(
 
 
 def _segment(path: Path, dataset: Dataset, frame: _Frame, number: int, threshold: float) -> npt.NDArray[np.bool_]:
-    """Where a frame holds a segment, [rows, columns].
+    """The mask of a segment in a frame, shape [rows, columns].
 
     Raises:
         DataError: The pixels are damaged.
@@ -203,7 +203,7 @@ def _segment(path: Path, dataset: Dataset, frame: _Frame, number: int, threshold
 
 
 def _resampled(planes: Sequence[tuple[Affine, npt.NDArray[np.bool_]]], image: Header) -> npt.NDArray[np.bool_]:
-    """The frames of one segment on the image's grid, each voxel as the nearest one of theirs.
+    """The frames of one segment, resampled to the image's grid by the nearest voxel, shape [rows, columns, slices].
 
     Raises:
         DataError: The image has no position.

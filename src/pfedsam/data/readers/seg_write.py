@@ -43,7 +43,7 @@ _CODES: Final = {
 
 
 def write_seg(path: Path, source: DicomReader, classes: npt.NDArray[Any], names: Sequence[str]) -> None:
-    """Write the classes of a series as a binary DICOM-SEG, one segment a class, numbered as the classes.
+    """Write the classes [rows, columns, slices] of a series as a binary DICOM-SEG; each class is a segment of the same number.
 
     Args:
         path: Of the new file.

@@ -303,7 +303,7 @@ def find_on_hub(name: str, *, may_download: bool) -> Path:
 
 
 def _untie(label: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same with the one parameter that SAM uses twice under one name; files hold either name or both.
+    """The same tensors, of any shape, where the parameter that SAM uses twice has one name; files may have either name or both.
 
     Raises:
         CheckpointError: both are there and differ.

@@ -102,6 +102,7 @@ class EncoderBlock(nn.Module):
 
 
 def _normalise(norm: nn.LayerNorm, tokens: Tensor) -> Tensor:
+    """Tokens `[B, h, w, d]` after a LayerNorm."""
     kernels = kernels_for(tokens, norm.weight, norm.bias)
     return kernels.normalise(tokens, norm.weight, norm.bias, norm.eps) if kernels else norm(tokens)
 
@@ -168,7 +169,7 @@ def use_fast_blocks(model: _N) -> _N:
 
 
 def _grids(tokens: Tensor, sizes: tuple[int, int], heads: int) -> Tensor:
-    """`[B, h, w, heads * c]` to `[G, heads, M, c]`, grids of `sizes` tokens."""
+    """Tokens of shape `[B, h, w, heads * c]` as `[G, heads, M, c]`, in grids with `sizes` tokens."""
     batch, height, width, _ = tokens.shape
     tokens = tokens.reshape(batch, height // sizes[0], sizes[0], width // sizes[1], sizes[1], heads, -1)
     return tokens.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, heads, sizes[0] * sizes[1], tokens.shape[-1])

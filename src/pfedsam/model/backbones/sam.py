@@ -58,6 +58,7 @@ class SamBackbone(Backbone):
         return torch.cat([decoder.iou_token.weight, class_tokens, decoder.mask_tokens.weight[1:]])
 
     def _transform(self, embedding: Tensor, queries: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+        """The outputs `[B, C, e]` for class tokens and `[B, e, h, w]` for the image, from the image embedding and all tokens `[T, e]`."""
         network: Any = self.network
         batch, channels, height, width = embedding.shape
         no_mask = network.prompt_encoder.no_mask_embed.weight.view(1, channels, 1, 1)

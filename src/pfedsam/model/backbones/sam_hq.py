@@ -69,6 +69,7 @@ class SamHqBackbone(SamBackbone):
         return embedding, (found,)
 
     def _queries(self, decoder: Any, class_tokens: Tensor) -> Tensor:  # noqa: ANN401 - a decoder of transformers
+        """All tokens of the decoder in order, `[T, e]`."""
         return torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight, class_tokens])
 
     @staticmethod

@@ -84,11 +84,15 @@ class Component(ABC):
         """Put its parameters into a model; gives their names in the model by group."""
 
     def swapped(self, read: Read) -> dict[str, Tensor]:
-        """The values that stand in the place of other parameters, by those parameters' names."""
+        """The values that replace other parameters, by the names of those parameters and in their shapes."""
         return {}
 
     def origins(self) -> dict[str, str]:
         """The parameters that began as copies of shared ones, each with that one's name."""
+        return {}
+
+    def class_numbers(self) -> dict[str, tuple[int, ...]]:
+        """The parameters that belong to single classes, by name: the number 1..C of each row, or a single one for the whole parameter."""
         return {}
 
     def routers(self) -> dict[str, int]:

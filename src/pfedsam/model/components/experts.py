@@ -90,6 +90,7 @@ class Experts(Component):
             return None
 
         def add(onto: Tensor, normalised: Tensor) -> Tensor:
+            """The sum of `onto` and the experts' output for `normalised`, both `[B, h, w, d]`."""
             added, routing = experts(onto, normalised)
             if routings is not None:
                 routings[str(block)] = routing

@@ -26,5 +26,5 @@ class Norms(Component):
         return {_NAME: assembly.add(_NAME, self._values)}
 
     def swapped(self, read: Read) -> dict[str, Tensor]:
-        """The site's own scales and shifts, by the names of the backbone's."""
+        """The site's own scales and shifts, of shape [d], by the names of the backbone's."""
         return self._values.values(read)

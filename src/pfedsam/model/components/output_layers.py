@@ -75,4 +75,13 @@ class OutputLayers(Component):
         """New copies of the backbone's layers."""
         generator = assembly.generator if self.image_skip else None
         head = MaskHead(assembly.backbone, assembly.classes, generator)
+        self._mlps = {
+            f"output_layers.mlps.{index}.{name}": (index + 1,)
+            for index, mlp in enumerate(head.mlps)
+            for name, _ in mlp.named_parameters()
+        }
         return {"output_layers": assembly.add("output_layers", head)}
+
+    def class_numbers(self) -> dict[str, tuple[int, ...]]:
+        """The MLP of each class; up-scaling and the layers for the image serve all classes."""
+        return dict(self._mlps)

@@ -21,7 +21,7 @@ class PersonalCopy(Component):
         return {_NAME: assembly.add(_NAME, self._values)}
 
     def swapped(self, read: Read) -> dict[str, Tensor]:
-        """The copies, by the names of the shared values."""
+        """The personal copies, by the names of the shared parameters and in their shapes."""
         return self._values.values(read)
 
     def origins(self) -> dict[str, str]:

@@ -26,7 +26,7 @@ class PersonalOutputLayers(Component):
         return {_NAME: assembly.add(_NAME, self._values)}
 
     def swapped(self, read: Read) -> dict[str, Tensor]:
-        """The site's output layers, by the names of the shared ones."""
+        """The site's output layers, by the names of the shared parameters and in their shapes."""
         return self._values.values(read)
 
     def origins(self) -> dict[str, str]:

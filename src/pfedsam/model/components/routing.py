@@ -15,11 +15,11 @@ class Routing:
     """`[..., E]` bool: the k largest of each token."""
 
     def usage(self) -> Tensor:
-        """`[E]`: the share of the assignments that each expert received; sums to 1."""
+        """The share of the assignments that each expert received, shape `[E]`; the sum is 1."""
         chosen = self.selected.flatten(0, -2).float()
         return chosen.sum(0) / chosen.sum()
 
     def balance_loss(self) -> Tensor:
-        """E * sum_e f_e P_e (Fedus et al., 2021, eq. 4): 1 when balanced, at most E; differentiable through P."""
+        """The scalar (shape `[]`) E * sum_e f_e P_e (Fedus et al., 2021, eq. 4): 1 if balanced, at most E, differentiable through P."""
         importance = self.probabilities.flatten(0, -2).mean(0)
         return importance.numel() * (self.usage() * importance).sum()

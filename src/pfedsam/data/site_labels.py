@@ -1,0 +1,79 @@
+"""What one site says about its own files: how it numbers the classes, which of them it does not annotate, and its spacing."""
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import Field, field_validator
+
+from pfedsam.core.errors import OptionError
+from pfedsam.core.options import Options
+from pfedsam.data.labels import BACKGROUND, LabelMap
+
+
+class SiteLabelOptions(Options):
+    """How the files of one site differ from what the study says."""
+
+    labels: dict[str, list[int]] = Field(
+        default={},
+        description="Class name to its ids in the mask files of this site, where they are not those of data.classes.",
+    )
+    not_annotated: list[str] = Field(
+        default=[],
+        description="Classes that this site does not annotate: in its masks they lie in the background. It neither teaches them nor is "
+        "scored for them.",
+    )
+    spacing: list[float] | None = Field(
+        default=None,
+        description="Size of a pixel in mm along (H, W), of a voxel along (D, H, W), for cases of this site that have none of their own.",
+    )
+
+    @field_validator("spacing")
+    @classmethod
+    def _two_or_three_lengths(cls, spacing: list[float] | None) -> list[float] | None:
+        if spacing is not None and (len(spacing) not in (2, 3) or not all(0 < length < 1000 for length in spacing)):
+            raise ValueError(
+                "give two lengths in mm for pictures or three for volumes, each above 0, such as [0.5, 0.5]"
+            )
+        return spacing
+
+
+NOTHING_OF_ITS_OWN = SiteLabelOptions()
+
+
+def site_label_map(
+    classes: Mapping[str, Sequence[int]],
+    own: SiteLabelOptions = NOTHING_OF_ITS_OWN,
+    *,
+    ignore: Sequence[int] = (),
+    overlap: bool = False,
+    key: str = "data.classes",
+) -> LabelMap:
+    """The label map of a site: the study's classes in the study's order, with the ids that they have at the site.
+
+    Args:
+        classes: of the study, with the ids that hold where a site gives none of its own.
+        own: what the site says.
+        ignore: ids of pixels that no loss and no score counts.
+        overlap: classes do not exclude each other.
+        key: where the site's labels are written, for messages; such as `data.sites.north`.
+
+    Raises:
+        OptionError: the site names a class that the study does not have, or the ids contradict each other.
+    """
+    own_key = f"{key}.labels" if own.labels else "data.classes"
+    unknown = sorted(set(own.labels) - set(classes) - {BACKGROUND})
+    if unknown:
+        raise OptionError(
+            f"{own_key} names {unknown[0]!r}, which is no class of the study; the classes are {', '.join(classes)}"
+        )
+    both = sorted(set(own.not_annotated) & set(own.labels))
+    if both:
+        raise OptionError(
+            f"{key}: class {both[0]!r} has the ids {own.labels[both[0]]} under labels and stands under not_annotated; keep one of the two"
+        )
+    ids = {name: [] if name in own.not_annotated else own.labels.get(name, given) for name, given in classes.items()}
+    if BACKGROUND in own.labels:
+        ids[BACKGROUND] = own.labels[BACKGROUND]
+    try:
+        return LabelMap(ids, frozenset(own.not_annotated), tuple(ignore), overlap, own_key)
+    except OptionError as error:
+        raise OptionError(f"{key}: {error}" if own != NOTHING_OF_ITS_OWN else str(error)) from error

@@ -1,0 +1,114 @@
+"""Federations whose sites do not label alike, from their files to the scores."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pfedsam.core import tensors
+from pfedsam.core.errors import QuorumError
+from pfedsam.core.tensors import digest
+from pfedsam.engine.rounds import RoundPolicy, StudyRun
+from pfedsam.engine.run import run
+from pfedsam.engine.server_files import SERVER
+from pfedsam.engine.study_folder import create_study
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.manifest import read_manifest
+
+ONE_ROUND = {"rounds": 1, "steps_per_round": 2, "batch_size": 2, "final_steps": 0, "phases": "coupled"}
+
+
+def of(toy: RunOptions, **data: object) -> RunOptions:
+    """The toy federation with other options of its data, in one round."""
+    content = toy.model_dump(mode="json")
+    content["data"] |= data
+    content["training"] = {**ONE_ROUND, "optimizer": {"learning_rate": 4e-3}}
+    content["method_options"] = {}
+    return RunOptions.model_validate(content)
+
+
+def renumbered(folder: Path, to: Path, table: dict[int, int]) -> Path:
+    """A site's folder with other ids in its masks."""
+    shutil.copytree(folder, to)
+    for path in (to / "masks").iterdir():
+        ids = np.asarray(Image.open(path))
+        changed = ids.copy()
+        for old, new in table.items():
+            changed[ids == old] = new
+        Image.fromarray(changed).save(path)
+    return to
+
+
+def trained(folder: Path) -> str:
+    return digest(tensors.load(folder / SERVER)[0])
+
+
+def test_a_site_with_a_numbering_of_its_own_gives_the_bits_of_renumbered_files(
+    toy_options: RunOptions, tmp_path: Path
+) -> None:
+    first, *others = toy_options.data.sites
+    other = renumbered(toy_options.data.folder(first), tmp_path / "data" / first, {1: 7, 2: 1})
+    sites = {name: str(toy_options.data.folder(name)) for name in others}
+    own = {first: {"folder": str(other), "labels": {"organ": [7], "lesion": [1]}}, **sites}
+    expected = run(of(toy_options), tmp_path / "one")
+    found = run(of(toy_options, sites=own), tmp_path / "two")
+    assert trained(tmp_path / "one") == trained(tmp_path / "two")
+    assert found.sites == expected.sites
+
+
+def test_a_class_is_not_scored_and_not_moved_where_it_is_not_annotated(toy_options: RunOptions, tmp_path: Path) -> None:
+    first, second, third = toy_options.data.sites
+    folders = {
+        name: str(renumbered(toy_options.data.folder(name), tmp_path / "data" / name, {2: 1}))
+        for name in (first, second)
+    }
+    sites = {
+        first: {"folder": folders[first], "not_annotated": ["lesion"]},
+        second: {"folder": folders[second], "not_annotated": ["lesion"]},
+        third: str(toy_options.data.folder(third)),
+    }
+    summary = run(of(toy_options, sites=sites), tmp_path / "run")
+    lesion = summary.sites[first].in_use.classes["lesion"]  # type: ignore[union-attr]
+    assert lesion.dice is None
+    assert (lesion.present, lesion.missed, lesion.not_annotated) == (0, 0, summary.sites[first].in_use.cases)  # type: ignore[union-attr]
+    assert set(lesion.undefined.values()) == {0}
+    whole = summary.sites[first].in_use
+    assert whole is not None
+    assert whole.dice == whole.classes["organ"].dice
+    assert summary.sites[third].in_use.classes["lesion"].not_annotated == 0  # type: ignore[union-attr]
+    scores = json.loads((tmp_path / "run" / "sites" / first / "scores.json").read_text())
+    assert {case["classes"]["lesion"]["presence"] for case in scores["models"]["personal"]} == {"not_annotated"}
+    assert "not annotated" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_regions_that_share_ids_run_to_the_end(toy_options: RunOptions, tmp_path: Path) -> None:
+    regions = of(toy_options, classes={"whole": [1, 2], "lesion": [2]}, overlap=True)
+    summary = run(regions, tmp_path / "run")
+    for site in summary.sites.values():
+        assert site.in_use is not None
+        whole, lesion = site.in_use.classes["whole"], site.in_use.classes["lesion"]
+        assert whole.present == site.in_use.cases
+        assert (lesion.present or 0) <= whole.present
+
+
+def test_a_study_of_several_machines_learns_at_the_join_what_sites_annotate(
+    toy_options: RunOptions, tmp_path: Path, make_sites
+) -> None:
+    options = of(toy_options)
+    study = create_study(options, tmp_path / "studies", RoundPolicy(quorum=2))
+    manifest = read_manifest(study / "manifest.json")
+    assert manifest.class_tensors["class_tokens"] == ("organ", "lesion")
+    assert {manifest.class_tensors[n] for n in manifest.class_tensors if n.startswith("output_layers.mlps.1.")} == {
+        ("lesion",)
+    }
+    sites = make_sites(options, manifest)
+    for name, folder in sites.folders.items():
+        other = renumbered(toy_options.data.folder(name), tmp_path / "data" / name, {2: 1})
+        text = (folder / "site.yaml").read_text().replace(str(toy_options.data.folder(name)), str(other))
+        (folder / "site.yaml").write_text(f"{text}not_annotated: [lesion]\n")
+    sites = type(sites)(sites.folders)
+    with pytest.raises(QuorumError, match="class 'lesion' is annotated at none of the sites that joined"):
+        StudyRun(study, sites).run()
