@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pfedsam.core.errors import OptionError
 from pfedsam.data.manifest import Case
 from pfedsam.data.volume import Volume
 from pfedsam.data.volume_case import open_case
@@ -59,7 +60,12 @@ def predict_volume_file(
 
     Raises:
         DataError: The volume cannot be read.
+        OptionError: Classes overlap, which one mask of ids cannot hold.
     """
+    if options.data.overlap:
+        raise OptionError(
+            "data.overlap: true is not supported when volumes are predicted, because a mask holds one id for each voxel."
+        )
     slices = build_images(options, (case,), built.model.image_size)
     scorer = SiteScorer(options, case.site, built, build_cache(options, built, None))
     forward = scorer.forward(next(iter(models_of(options, built).values())), used)

@@ -188,7 +188,7 @@ def predict_volume(
             logits = forward(torch.stack([one.pixels for one in batch]))
             for number, (one, example) in enumerate(zip(logits, batch, strict=True), start=start):
                 native = logits_to_native(one.float(), example.frame)
-                classes[number] = _to_classes(native)
+                classes[number] = _to_classes(native, overlap=False)
                 if probabilities:
                     if kept is None:
                         kept = np.empty((len(slices), *size, len(native)), dtype=np.float32)
