@@ -119,3 +119,13 @@ def test_regions_are_unions_of_ids():
 def test_maps_that_contradict_themselves(ids, more, message):
     with pytest.raises(OptionError, match=message):
         LabelMap(ids, **more)
+
+
+def test_masks_of_overlapping_classes_are_one_for_each_class():
+    labels = LabelMap({"whole": [1, 2, 400], "core": [400]}, overlap=True)
+    masks = labels.to_ids(np.array([[0, 1, 3]], dtype=np.uint8))
+    assert {name: mask.tolist() for name, mask in masks.items()} == {"whole": [[0, 1, 1]], "core": [[0, 0, 400]]}
+    exclusive = LabelMap({"disc": [7], "cup": [3]}).to_ids(np.array([[0, 1, 2]], dtype=np.uint8))
+    assert {name: mask.tolist() for name, mask in exclusive.items()} == {"": [[0, 7, 3]]}
+    with pytest.raises(OptionError, match="may hold none of"):
+        LabelMap({"a/b": [1]}, overlap=True).to_ids(np.zeros((1, 1), dtype=np.uint8))

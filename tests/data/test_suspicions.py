@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pfedsam.data.facts import CaseFacts, SiteFacts
 from pfedsam.data.images import ImageOptions
+from pfedsam.data.manifest import Case, Site
+from pfedsam.data.suspicions import sparse_class
 from pfedsam.data.synthetic import LABELS, SyntheticOptions, write_sites
 
 _SPEC = importlib.util.spec_from_file_location("faulty_sites", Path(__file__).with_name("faulty_sites.py"))
@@ -149,3 +152,17 @@ def test_masks_spelt_otherwise_than_their_images_are_told_so(tmp_path):
     assert len(report.problems) == 2  # an image without a mask, a mask without an image
     (warning,) = report.warnings
     assert "the names of image and mask look alike" in warning
+
+
+@pytest.mark.parametrize(
+    ("more", "warned"), [({}, True), ({"sparse_loss": True}, False), ({"foreground_share": 0.5}, False)]
+)
+def test_a_class_of_a_thousandth_is_a_warning_unless_something_is_done_about_it(more, warned):
+    case = Case("a", "one", Path("one.png"), Path("one.png"), "one")
+    facts = SiteFacts(
+        Site("a", Path(), (case,)), (CaseFacts(case, pixels={0: 9990, 1: 10}, labelled=True),), False, (), (), ()
+    )
+    study = faulty.Study(faulty.LabelMap({"lesion": [1]}), ImageOptions(), **more)
+    found = [str(one) for one in sparse_class([facts], study)]
+    assert bool(found) == warned
+    assert all("'lesion' fills 0.1 %" in one and "training.loss: focal_tversky" in one for one in found)

@@ -15,6 +15,7 @@ from pfedsam.engine.rounds import RoundPolicy, StudyRun
 from pfedsam.engine.run import run
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.study_folder import create_study
+from pfedsam.experiment.build import build_model, build_site_data, read_sites
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import read_manifest
 
@@ -112,3 +113,18 @@ def test_a_study_of_several_machines_learns_at_the_join_what_sites_annotate(
     sites = type(sites)(sites.folders)
     with pytest.raises(QuorumError, match="class 'lesion' is annotated at none of the sites that joined"):
         StudyRun(study, sites).run()
+
+
+def test_pictures_with_foreground_are_drawn_as_often_as_asked(toy_options: RunOptions, tmp_path: Path) -> None:
+    first = next(iter(toy_options.data.sites))
+    folder = tmp_path / "data" / first
+    shutil.copytree(toy_options.data.folder(first), folder)
+    masks = sorted((folder / "masks").iterdir())
+    for path in masks[1:]:
+        Image.fromarray(np.zeros_like(np.asarray(Image.open(path)))).save(path)
+    options = of(toy_options, sites={first: str(folder)}, foreground_share=0.5)
+    (site,) = read_sites(options).values()
+    built = build_model(options)
+    data = build_site_data(options, first, site.cases, built, tmp_path / "cache")
+    drawn = data.draw(built.model, round_=0, phase="any", batch_size=4, steps=3)
+    assert all((batch.labels.flatten(1).amax(dim=1) > 0).sum() >= 2 for batch in drawn)

@@ -62,6 +62,9 @@ def predict_all(
     opened = predictor()
     labels, unread = build_labels(opened.options), []
     labels.first_ids()  # refuses ids that no mask holds before anything is predicted
+    if labels.overlap:
+        left = [job for job in left if not (resume and is_done(job, labels.names))]
+        refuse_existing(left, labels.names)
     columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=ERR, transient=True) as bars:
         every, slices = bars.add_task("images", total=len(left)), bars.add_task("slices", total=None, visible=False)
@@ -96,9 +99,10 @@ def _predict(
         case = job.case(predictor.name, predictor.options.data.volume.channels)
         write_volume(job, predictor.predict_volume(case, wishes, tell), labels, dicom_seg=dicom_seg)
         return
-    classes = predictor.predict(job.path)
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    write_png(job.target, labels.first_ids()[classes])
+    for name, ids in labels.to_ids(predictor.predict(job.path)).items():
+        path = job.target.parent / name / job.target.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_png(path, ids)
 
 
 def _tell(bars: Progress, task: TaskID, done: int, total: int) -> None:

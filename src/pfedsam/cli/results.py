@@ -78,7 +78,8 @@ def predict_command(
     A class is written as its first id in data.classes, the background as 0
     unless it has another: the run's configuration reads the masks back.
     Masks have 8 bits, or 16 where an id is above 255.
-    A file that is there already is never overwritten.
+    A file that is there already is never overwritten. Where classes overlap,
+    every class has a folder of its own with its masks.
 
     Example: pfedsam predict runs/nuclei/pfedsam new/*.png --site histo --out masks
     """

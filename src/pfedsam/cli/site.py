@@ -60,6 +60,10 @@ def init_command(
             help="Regular expression for the case id whose first group is the patient; default: as in the study's configuration."
         ),
     ] = None,
+    not_annotated: Annotated[
+        list[str] | None,
+        typer.Option(help="Class that this site does not annotate; may be repeated. Other ids are given in site.yaml."),
+    ] = None,
     threads: Annotated[int, typer.Option(help="Number of threads of the training process.")] = 1,
     device: Annotated[
         str, typer.Option(help="Device for the computation: auto (a GPU if torch finds one), cpu, cuda or cuda:<n>.")
@@ -86,6 +90,7 @@ def init_command(
         # The training process has another working directory.
         "backbone": str(file.resolve()) if backbone and (file := backbone_file(backbone)) else backbone,
         "patient_pattern": patient_pattern,
+        "not_annotated": not_annotated or [],
         "threads": threads,
         "device": device,
     }
@@ -104,6 +109,8 @@ def init_command(
         soft_wrap=True,
         highlight=False,
     )
+    if options.not_annotated:
+        OUT.print(f"Not annotated here: {', '.join(options.not_annotated)}.", markup=False)
     OUT.print(f"Site {options.name} is in {folder}. Next: `pfedsam site approve`, `check`, `start`.", soft_wrap=True)
 
 
@@ -271,6 +278,10 @@ def _show(manifest: "StudyManifest", options: "RunOptions") -> None:
     table.add_row("backbone", manifest.configuration["model"]["backbone"])
     table.add_row("its SHA-256", manifest.backbone)
     table.add_row("patient pattern", options.data.patient_pattern or "none: every case is a patient")
+    for site in options.data.sites:
+        labels = options.data.label_map(site)
+        here = (f"{name} {list(labels.ids[name]) or 'not annotated'}" for name in labels.names)
+        table.add_row("classes here", ", ".join(here))
     table.add_row(
         "leaves in a round", f"{sum(parts.values())} bytes: " + ", ".join(f"{p} {n}" for p, n in parts.items())
     )

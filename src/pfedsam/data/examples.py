@@ -94,7 +94,10 @@ class VolumeExamples(Sequence[Example]):
         self._frame(case, volume)
         if self._labels is not None and mask is not None:
             with about(case):
-                self.foreground += [_holds_class(self._labels, ids) for ids in volume.all_ids(mask)]
+                self.foreground += [
+                    holds_class(self._labels.to_classes(ids), overlap=self._labels.overlap)
+                    for ids in volume.all_ids(mask)
+                ]
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -155,9 +158,8 @@ class VolumeExamples(Sequence[Example]):
         return self._open[key]
 
 
-def _holds_class(labels: LabelMap, ids: npt.NDArray[np.int64]) -> bool:
-    """Whether a slice of ids [H, W] contains a class; pixels that are to be ignored are not counted."""
-    found = labels.to_classes(ids)
-    if labels.overlap:
+def holds_class(found: npt.NDArray[np.uint8], *, overlap: bool) -> bool:
+    """Whether labels of any shape contain a class; pixels that are to be ignored are not counted."""
+    if overlap:
         return bool((found & ~np.uint8(IGNORED_BIT)).any())
     return bool(((found > 0) & (found != IGNORED)).any())

@@ -148,6 +148,30 @@ class LabelMap:
             classes[np.isin(mask, self.ignore)] = IGNORED_BIT if self.overlap else IGNORED
         return classes
 
+    def to_ids(self, labels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.uint8] | npt.NDArray[np.uint16]]:
+        """The masks of ids, of the labels' shape, by the folder that each is written to: one mask in the folder itself (named "").
+
+        Where classes overlap there is a mask for each class, in a folder of the class's name, with the class's first id other than 0, and 0
+        elsewhere.
+
+        Raises:
+            OptionError: an id is too large for a mask of 16 bits, or the name of a class is none that a folder can have.
+        """
+        if not self.overlap:
+            return {"": self.first_ids()[labels]}
+        wrong = [name for name in self.names if not _is_folder_name(name)]
+        if wrong:
+            raise OptionError(
+                f"{self.key} has the class {wrong[0]!r}; where classes overlap each has a folder of masks, so that its name may "
+                "hold none of / \\ : and may not be . or .."
+            )
+        masks: dict[str, npt.NDArray[np.uint8] | npt.NDArray[np.uint16]] = {}
+        for number, name in enumerate(self.names, start=1):
+            value = next((value for value in self.ids[name] if value), number)  # 0 is what is not of the class
+            written = LabelMap({name: [value]}, key=self.key).first_ids()
+            masks[name] = written[class_pixels(labels, number, overlap=True).astype(np.uint8)]
+        return masks
+
     def first_ids(self) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
         """The first id of each class 0..C, shape [C + 1], of 8 bits if that is enough: `to_classes` reads `first_ids()[classes]` back.
 
@@ -167,6 +191,10 @@ class LabelMap:
                 "with; put a lower id of the same class first"
             )
         return np.array(first, np.uint8) if max(first) <= 255 else np.array(first, np.uint16)
+
+
+def _is_folder_name(name: str) -> bool:
+    return name not in ("", ".", "..") and not any(c in name for c in "/\\:\0")
 
 
 def class_pixels(labels: npt.NDArray[np.integer], number: int, *, overlap: bool) -> npt.NDArray[np.bool_]:

@@ -27,6 +27,8 @@ _FAR_SHARE: Final = 4.0
 """Distance of log odds from which two foreground shares are far apart: a factor of 55 in the odds."""
 _INVERTED: Final = 1.0
 """The same where the share of what is not the class would be nearer and the class covers the pictures' edges."""
+_SPARSE: Final = 0.002
+"""Share of the pixels below which a class is easily lost in training."""
 _SPACING_FACTOR: Final = 10.0
 """Factor between spacings of one site that no scanner explains: millimetres and micrometres, say."""
 _TILE: Final = re.compile(
@@ -72,6 +74,11 @@ class Study:
     """What the ids of a site mean, where it is not what `labels` says."""
     site_patterns: Mapping[str, str | None] = field(default_factory=dict)
     """The patient pattern of a site, where it is not `patient_pattern`."""
+
+    sparse_loss: bool = False
+    """The loss is one for structures that fill a small part of the image."""
+    foreground_share: float = 0.0
+    """Least share of a training batch of pictures or tiles that hold foreground."""
 
     def labels_of(self, site: str) -> LabelMap:
         """What the ids in a site's masks mean."""
@@ -242,6 +249,27 @@ def foreground_share(sites: Sequence[SiteFacts], study: Study) -> Iterator[Findi
             )
 
 
+def sparse_class(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
+    """A class that fills so little of the images that training may end with empty masks, where nothing is done about it."""
+    if study.sparse_loss:
+        return
+    for facts in sites:
+        volumes = any(one.case.volume for one in facts.cases)
+        if study.volume.foreground_share if volumes else study.foreground_share:
+            continue
+        labels = study.labels_of(facts.name)
+        typical = {name: _typical(facts, frozenset(labels.ids[name])) for name in labels.names}
+        rare = {name: share.pixels for name, share in typical.items() if share and share.pixels < _SPARSE}
+        if rare:
+            key = "data.volume.foreground_share" if volumes else "data.foreground_share"
+            yield Finding(
+                facts.name,
+                "sparse class",
+                f"the class {', '.join(f'{name!r} fills {_percent(share)}' for name, share in rare.items())} of the masks that have it, so "
+                f"that training may end with empty masks; set training.loss: focal_tversky, or {key} such as 0.5",
+            )
+
+
 def partly_given_spacing(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
     """Spacing that is given for some cases of a site only, or that differs by a factor as of other units."""
     del study
@@ -351,6 +379,7 @@ _LOOKS: Final[tuple[Callable[[Sequence[SiteFacts], Study], Iterable[Finding]], .
     exif_masks,
     absent_class,
     foreground_share,
+    sparse_class,
     partly_given_spacing,
     unlisted,
     empty_patients,

@@ -83,18 +83,22 @@ def find_jobs(images: Sequence[Path], out: Path, *, dicom_seg: bool = False, cha
     return jobs
 
 
-def refuse_existing(jobs: Sequence[Job]) -> None:
+def refuse_existing(jobs: Sequence[Job], folders: Sequence[str] = ("",)) -> None:
     """Refuses to overwrite a file.
+
+    Args:
+        jobs: Whose masks are to be written.
+        folders: Of the masks of classes that overlap, in the output folder.
 
     Raises:
         OptionError: The mask of a job is there already.
     """
     inputs = {job.path.resolve() for job in jobs}
-    for job in jobs:
-        if job.target.exists():
-            what = "is one of the images" if job.target.resolve() in inputs else "exists already"
+    for job, target in ((job, job.target.parent / name / job.target.name) for job in jobs for name in folders):
+        if target.exists():
+            what = "is one of the images" if target.resolve() in inputs else "exists already"
             raise OptionError(
-                f"The mask of {str(job.path)!r} would overwrite {str(job.target)!r}, which {what}. Nothing was written; "
+                f"The mask of {str(job.path)!r} would overwrite {str(target)!r}, which {what}. Nothing was written; "
                 "give another --out, such as a new folder, or --resume to skip what is there."
             )
 
@@ -173,9 +177,12 @@ def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_se
     volume.write_mask(job.target, ids)
 
 
-def is_done(job: Job) -> bool:
-    """Whether the mask of a job is there; that of a single DICOM picture without a position is a PNG."""
-    return job.target.exists() or (job.volume and job.target.with_name(f"{job.stem}.png").exists())
+def is_done(job: Job, folders: Sequence[str] = ("",)) -> bool:
+    """Whether the masks of a job are there; that of a single DICOM picture without a position is a PNG."""
+    targets = [job.target.parent / name / job.target.name for name in folders]
+    return all(target.exists() for target in targets) or (
+        job.volume and job.target.with_name(f"{job.stem}.png").exists()
+    )
 
 
 def _write_sizes(folder: Path, name: str, sizes: Sequence[Size]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from pfedsam.core import rng
 from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.tensors import NamedTensors
-from pfedsam.data.examples import Example, VolumeExamples
+from pfedsam.data.examples import Example, VolumeExamples, holds_class
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.loader import load_examples
 from pfedsam.data.manifest import Case, Site, read_site
@@ -138,6 +138,8 @@ def build_study(options: RunOptions) -> Study:
         data.volume,
         site_labels={site: build_labels(options, site) for site in data.sites},
         site_patterns={site: data.pattern(site) for site in data.sites},
+        sparse_loss=options.training.loss == "focal_tversky",
+        foreground_share=data.foreground_share,
     )
 
 
@@ -353,16 +355,27 @@ def build_site_data(
 ) -> SiteData:
     """The training data of a site."""
     examples = build_examples(options, cases, built.model.image_size)
+    foreground, share = _foreground(options, examples)
     return SiteData(
         name=name,
         examples=examples,
-        foreground=examples.foreground if isinstance(examples, VolumeExamples) else (),
-        foreground_share=options.data.volume.foreground_share,
+        foreground=foreground,
+        foreground_share=share,
         cache=build_cache(options, built, cache_folder),
         augment=options.data.augment,
         seed=options.seed,
         form=build_label_form(options, cases),
     )
+
+
+def _foreground(options: RunOptions, examples: Sequence[Example]) -> tuple[Sequence[bool], float]:
+    """Which examples hold a class, where that decides what is drawn, and the least share of a batch that does."""
+    if isinstance(examples, VolumeExamples):
+        return examples.foreground, options.data.volume.foreground_share
+    share, overlap = options.data.foreground_share, options.data.overlap
+    if not share:
+        return (), 0.0
+    return [one.labels is not None and holds_class(one.labels.numpy(), overlap=overlap) for one in examples], share
 
 
 def build_cache(options: RunOptions, built: BuiltModel, folder: Path | None) -> PrefixCache:

@@ -75,6 +75,13 @@ class DataOptions(Options):
     tiling: TilingOptions | None = Field(
         default=None, description="Train and predict on tiles of the pictures; empty: on whole pictures."
     )
+    foreground_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="At least this share of a training batch are pictures or tiles with foreground; the rest is drawn from all of them. "
+        "Slices of volumes: data.volume.foreground_share.",
+    )
     augment: AugmentOptions = Field(
         default=AugmentOptions(), description="Random transformations (augmentation) of the training images."
     )

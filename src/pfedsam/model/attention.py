@@ -1,10 +1,11 @@
-"""SAM's attention with its decomposed relative position bias (MViTv2, Li et al., 2022), computed in one of several exact ways.
+"""SAM's attention with its decomposed relative position bias (MViTv2, Li et al., 2022), in several exact implementations.
 
-All compute softmax(scale q k^T + r_h + r_w) v, where r_h and r_w are products of the query with a table of relative rows and one of
-relative columns. Which way is fastest depends on the device, the precision, the number of tokens and on whether gradients are wanted:
-on GPUs `pfedsam.model.kernels` may have one kernel for all of it, and elsewhere `choose_core` decides. Letters: G grids (windows)
-times images, n heads, c channels of a head; a grid of H x W places holds h x w tokens, M = h w, and is padded where that is fewer.
-Padded places all have the same key and value: one key stands for all of them (`_beyond`), so there are N = M keys, or N = M + 1.
+All compute softmax(scale q k^T + r_h + r_w) v, where r_h and r_w are products of the query with tables of relative rows and columns. The
+fastest implementation depends on the device, the precision, the number of tokens and whether gradients are needed: on GPUs
+`pfedsam.model.kernels` may have a single kernel, otherwise `choose_core` decides. Letters: G grids (windows) times images, n heads, c
+channels of a head; a grid of H x W positions has h x w tokens, M = h w, and is padded if these are fewer. Padded tokens are dropped as
+queries. Their keys and values are identical and are merged into one key with a log-sum-exp bias (`_beyond`), so there are N = M or N = M +
+1 keys.
 """
 
 from collections.abc import Callable
@@ -36,13 +37,13 @@ positions `[h, H, c]` and `[w, W, c]`; scale. Gives `[G, n, M, c]`."""
 
 
 def choose_core(device: str, dtype: torch.dtype, queries: int, keys: int, gradients: bool) -> Core:
-    """The fastest core; all give the same numbers, up to the order of sums.
+    """The fastest implementation; all give the same result up to floating-point rounding, because the order of summation differs.
 
     Args:
         device: type of the device.
-        dtype: of query, key and value.
-        queries: M.
-        keys: N; more than M in a padded grid.
+        dtype: type of query, key and value.
+        queries: number M of queries.
+        keys: number N of keys, more than M in a padded grid.
         gradients: whether a backward pass follows.
     """
     if device == "cuda":
@@ -97,10 +98,10 @@ def _fold(query: Tensor, key: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float
 
 
 def _beyond(bias_h: Tensor, bias_w: Tensor, height: int, width: int) -> Tensor:
-    """What the padding's key gets in the place of r_h + r_w, `[G, n, M, 1]`: log sum exp(r_h + r_w) over the padded places.
+    """The bias of the merged padding key instead of r_h + r_w, `[G, n, M, 1]`: log sum exp(r_h + r_w) over the padded positions.
 
-    With it the one key weighs in the softmax what all padded places together would. The places are those right of the
-    tokens and those below them, and over a rectangle the sum is a product of a sum over rows and one over columns.
+    With this bias, the merged key has the same weight in the softmax as all padded positions together. These are the positions to the right
+    of the tokens and those below them; over a rectangle, the sum is the product of a sum over rows and a sum over columns.
     """
     dtype, exact = bias_h.dtype, torch.promote_types(bias_h.dtype, torch.float32)
     bias_h, bias_w = bias_h.to(exact), bias_w.to(exact)

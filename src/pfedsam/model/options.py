@@ -14,10 +14,10 @@ from pfedsam.model.numerics import Precision
 
 @dataclass(frozen=True)
 class Addition:
-    """Marks the option of a part that is added to the model."""
+    """Marks the option of a component that is added to the model."""
 
     off: object
-    """The value that leaves the part out."""
+    """The value of the option that leaves the component out."""
 
 
 class ModelOptions(Options):
@@ -28,66 +28,68 @@ class ModelOptions(Options):
         description="A shipped SAM (sam-tiny), a file of official weights (.pth), a transformers folder, or a hub name.",
     )
     image_size: int | None = Field(
-        default=None, ge=16, description="Side in pixels that images are resized to; empty = the backbone's own."
+        default=None, ge=16, description="Side in pixels of the resized square images; empty: that of the backbone."
     )
     adapt_last: int | None = Field(
         default=4,
         ge=1,
-        description="LoRA and experts go into the last n encoder blocks; empty = all. The blocks before run once per image.",
+        description="Number of last encoder blocks that get LoRA and experts; empty: all. The blocks before them are computed once per "
+        "image.",
     )
-    lora: LoraOptions | None = Field(default=LoraOptions(), description="The shared low-rank updates; empty = none.")
+    lora: LoraOptions | None = Field(
+        default=LoraOptions(), description="The shared low-rank updates (LoRA); empty: none."
+    )
     experts: Annotated[ExpertOptions | None, Addition(off=None)] = Field(
-        default=ExpertOptions(), description="The local mixture of experts; empty = none."
+        default=ExpertOptions(), description="The local mixture of experts; empty: none."
     )
     precision: Precision = Field(
         default="float32",
-        description="Of the encoder's frozen weights and of the products with them: float32, bfloat16 (half the memory, faster "
-        "where the processor has instructions for it, refused elsewhere), or auto (bfloat16 where it is fast). What is trained "
-        "stays float32.",
+        description="Precision of the encoder's frozen weights and of the products with them: float32, bfloat16 (half the memory; "
+        "refused if the processor has no instructions for it), or auto (bfloat16 if it is fast). Trained parameters are always float32.",
     )
     output_layers: Literal["both", "shared", "local", "frozen"] = Field(
         default="both",
-        description="Who trains the decoder's output layers: shared, local, or both (a shared version and a local one beside it).",
+        description="Kind of the decoder's output layers: shared, local, frozen, or both (shared ones with a local difference).",
     )
     image_skip: bool = Field(
         default=True,
-        description="The output layers also look at the image itself, at the masks' resolution (after HQ-SAM, Ke et al., 2023).",
+        description="Whether the output layers also get the image itself, at the masks' resolution (after HQ-SAM, Ke et al., 2023).",
     )
     norms: Annotated[Literal["frozen", "local"], Addition(off="frozen")] = Field(
         default="frozen",
-        description="local: the personal model has LayerNorms of the site's own in the adapted blocks, neck and decoder.",
+        description="local: the personal model has local LayerNorms in the adapted blocks, the neck and the decoder.",
     )
     local_lora: Annotated[int | None, Addition(off=None)] = Field(
         default=None,
         ge=0,
-        description="Rank of a second LoRA, local, on the layers of the shared one; 0 = none; empty = the method's choice (pfedsam and "
-        "feddpa: the shared one's rank; others: none).",
+        description="Rank of a second, local LoRA on the layers of the shared one; 0: none; empty: chosen by the method (pfedsam and "
+        "feddpa: the rank of the shared one; others: none).",
     )
     personal_copy: Annotated[bool, Addition(off=False)] = Field(
         default=False,
-        description="The personal model has its own copy of LoRA and class tokens in place of the shared ones (ditto sets it).",
+        description="Whether the personal model has a local copy of LoRA and class tokens instead of the shared ones (set by ditto).",
     )
     adapters: Annotated[AdapterOptions | None, Addition(off=None)] = Field(
-        default=None, description="Two adapters in each adapted block; empty = none (fedmsa sets it)."
+        default=None, description="Two adapters in each adapted block; empty: none (set by fedmsa)."
     )
     recompute: bool = Field(
         default=False,
-        description="Compute the adapted blocks once more on the way back instead of keeping what they computed: less memory, slower "
-        "steps, the same results.",
+        description="Whether the adapted blocks are recomputed in the backward pass instead of storing their activations: less memory, "
+        "slower steps, the same results.",
     )
     train_encoder: Annotated[bool, Addition(off=False)] = Field(
         default=False,
-        description="Train SAM's encoder itself, from the pixels on; nothing is cached then (fedsam sets it).",
+        description="Whether SAM's whole encoder is trained; there are then no frozen features to cache (set by fedsam).",
     )
 
     @model_validator(mode="after")
     def _local_lora_beside_a_shared_one(self) -> "ModelOptions":
         if self.local_lora and not self.lora:
-            raise ValueError("local_lora lies beside lora, but lora is empty; give both or neither")
+            raise ValueError("local_lora needs lora, but lora is empty; give both or neither")
         return self
 
     def without_additions(self) -> "ModelOptions":
-        """The same without all that is marked as an addition, and with one set of output layers, shared unless they are frozen."""
+        """The same options without all additions, and with a single set of output layers, shared unless they are frozen."""
         marks = {
             n: m for n, field in type(self).model_fields.items() for m in field.metadata if isinstance(m, Addition)
         }

@@ -1,7 +1,7 @@
-"""The personal SAM: a frozen backbone, shared low-rank updates, and what a site keeps to itself, in one module.
+"""The personal SAM: a frozen backbone with shared and local components, in one module.
 
-With `personal=False` the local part is switched off and the module is the *shared model*: backbone + shared parameters, one for the
-whole federation. Teacher and student of the distillation are therefore the same module, and its weights are in memory once.
+With `personal=False` the local components are switched off and the module is the *shared model* of the federation: the backbone with the
+shared parameters. Teacher and student of the distillation are therefore the same module, whose weights are in memory only once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +66,7 @@ class PersonalSam(nn.Module):
         self.hold_frozen_encoder_in(precision)
 
     def hold_frozen_encoder_in(self, dtype: torch.dtype) -> None:
-        """Convert what is never trained of the encoder; the decoder, a few percent of the work, stays in float32."""
+        """Convert the frozen weights of the encoder; the decoder, which is a few percent of the computation, stays in float32."""
         self.frozen_dtype = dtype
         trained = {name for names in self._components.values() for name in names}
         starts = tuple(f"{NETWORK}.{start}" for start in self.backbone.parts["encoder"])
@@ -76,7 +76,7 @@ class PersonalSam(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes; what `prefix` and `from_prefix` are given is brought there."""
+        """The device of the model, to which `prefix` and `from_prefix` move their inputs."""
         return self.class_tokens.device
 
     @property
@@ -224,7 +224,7 @@ class PersonalSam(nn.Module):
 
 
 def _beside_mlp(parts: Sequence[Component], block: int, routings: dict[str, Routing] | None) -> BesideMlp | None:
-    """What the parts add to a block's output, one after the other."""
+    """A function that adds the outputs of the components to a block's output, in order."""
     chain = [found for part in parts if (found := part.beside_mlp(block, routings)) is not None]
     if not chain:
         return None
@@ -232,7 +232,7 @@ def _beside_mlp(parts: Sequence[Component], block: int, routings: dict[str, Rout
 
 
 def _after_attention(parts: Sequence[Component], block: int) -> AfterAttention | None:
-    """What the parts make of the output of a block's attention, one after the other."""
+    """A function that applies the components to the output of a block's attention, in order."""
     chain = [found for part in parts if (found := part.after_attention(block)) is not None]
     if not chain:
         return None

@@ -1,7 +1,7 @@
-"""A bounded cache of what the frozen blocks before the first adapted one compute.
+"""A bounded cache of frozen features, the outputs of the frozen blocks before the first adapted one.
 
-Nothing below that block ever changes in a federation, so each view of an image goes through it once. What is kept is derived
-from patients' images: it lies in the site's own folder, readable by its owner alone, and goes when the site goes.
+These blocks never change in a federation, so their output is computed once for each view of an image. The cache is derived from
+patients' images: it is in the site's own folder, and only its owner can read it.
 """
 
 import hashlib
@@ -28,15 +28,17 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 
 
 class PrefixOptions(Options):
-    """How the frozen blocks' output is kept."""
+    """Precision and size of the cache of frozen features."""
 
     dtype: Literal["float32", "float16", "bfloat16"] = Field(
         default="float32",
-        description="Precision that it is kept in, used with and without a cache alike; float16 and bfloat16 halve the space, and "
-        "bfloat16 loses nothing where model.precision is bfloat16.",
+        description="Precision of the frozen features, with and without a cache; float16 and bfloat16 halve the space, and bfloat16 "
+        "loses nothing if model.precision is bfloat16.",
     )
     max_gigabytes: float = Field(
-        default=4.0, ge=0, description="Space per site; beyond it the blocks are run anew each time. 0 = no cache."
+        default=4.0,
+        ge=0,
+        description="Largest size of the cache of a site; features beyond it are computed each time. 0: no cache.",
     )
 
 
@@ -87,9 +89,7 @@ class PrefixCache:
                 self._write(key, tokens)
             except OSError as error:  # a full disk: what is kept already is still good
                 self._slots = len(self._known)
-                _LOG.warning(
-                    "cannot keep more of the frozen blocks' outputs (%s): the blocks are run anew", error.strerror
-                )
+                _LOG.warning("cannot store more frozen features (%s): they are computed each time", error.strerror)
         return tokens.float()
 
     def _read_keys(self) -> dict[bytes, tuple[int, bytes]]:
@@ -108,9 +108,7 @@ class PrefixCache:
         mapped = torch.from_file(str(self._data_path), shared=False, size=size, dtype=self.dtype)
         tokens = mapped[slot * count :].view(self.shape).clone()
         if slot not in self._checked and _digest(tokens) != digest:
-            _LOG.warning(
-                "%s is damaged at entry %d: it is computed anew, only time is lost", self._data_path.name, slot
-            )
+            _LOG.warning("%s is damaged at entry %d: the entry is computed again", self._data_path.name, slot)
             return None
         self._checked.add(slot)
         return tokens

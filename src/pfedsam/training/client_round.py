@@ -1,6 +1,6 @@
-"""A client round at one site: shared parameters come in, trained ones go out; what is local stays in the returned state.
+"""A client round at one site: a function from the received shared parameters and the site's state to the trained ones and a new state.
 
-A value in, a value out: the model is only the place where the values are put to be trained.
+The given model holds the parameters during the training only; no result depends on its earlier values.
 """
 
 import math
@@ -21,7 +21,7 @@ from pfedsam.training.site_data import SiteData
 
 @dataclass(frozen=True)
 class ClientState:
-    """What a site carries from round to round; it never leaves the site."""
+    """The state that a site keeps from round to round; it never leaves the site."""
 
     local: NamedTensors
     optimizer: NamedTensors = field(default_factory=dict)
@@ -33,7 +33,7 @@ class ClientResult:
     """The outcome of a client round."""
 
     shared: NamedTensors
-    """The site's own shared parameters: what its update holds."""
+    """The shared parameters as trained by the site, which its update contains."""
     state: ClientState
     losses: dict[str, dict[str, float]]
     """Mean losses by phase."""
@@ -54,14 +54,14 @@ def client_round(
     """Run the phases of one round at one site.
 
     Args:
-        model: any instance of the federation's model; its trained parameters are overwritten.
-        partition: of that model.
-        data: the site's training part.
-        phases: in order.
-        shared: received in this round.
-        state: of the site after its last round.
-        round_: which round; seeds the batches and sets the learning rate.
-        options: of the training.
+        model: an instance of the federation's model; its trained parameters are overwritten.
+        partition: the partition of that model.
+        data: the training data of the site.
+        phases: the phases in order.
+        shared: the shared parameters that were received in this round.
+        state: the state of the site after its last round.
+        round_: number of the round, which determines the batches and the learning rate.
+        options: options of the training.
         balance: weight of the experts' load-balancing term.
     """
     received = own = dict(shared)
@@ -96,7 +96,7 @@ def client_round(
 
 
 def learning_rate(options: TrainingOptions, round_: int) -> float:
-    """A cosine over the rounds, from the peak down to its final fraction, its first rounds warmed up; later rounds keep that fraction."""
+    """The learning rate of a round: linear warm-up, then a cosine from the peak to the final fraction, which later rounds keep."""
     optimizer = options.optimizer
     done = min(1.0, round_ / max(1, options.rounds - 1))
     cosine = optimizer.final_fraction + (1 - optimizer.final_fraction) * 0.5 * (1 + math.cos(math.pi * done))

@@ -13,19 +13,21 @@ from pfedsam.training.losses import ALL_ANNOTATED, LabelForm, bits_of, merge_mis
 
 
 class DistillationOptions(Options):
-    """Who teaches whom, how strongly, and where."""
+    """Direction, weight and weighting by pixel of the distillation."""
 
     direction: Literal["off", "forward", "reversed", "mutual"] = Field(
         default="forward",
         description="forward: the shared model teaches the personal one (coupled or local phase); reversed: the personal one "
         "teaches the shared one (coupled or global phase); mutual: both.",
     )
-    weight: float = Field(default=0.1, ge=0, description="Lambda, the weight beside the segmentation loss.")
-    temperature: float = Field(default=2.0, gt=0, description="T, which softens both predictions.")
+    weight: float = Field(
+        default=0.1, ge=0, description="Weight lambda of the distillation loss, relative to the segmentation loss."
+    )
+    temperature: float = Field(default=2.0, gt=0, description="Temperature T, which softens both predictions.")
     confidence_weighting: Literal["everywhere", "label"] = Field(
         default="label",
-        description="everywhere: each pixel counts the same; label: a pixel counts as much as the teacher believes in its label, so "
-        "that a teacher that is still poor teaches little.",
+        description="Weight of a pixel. everywhere: all pixels have the same weight. label: the weight is the teacher's probability of "
+        "the label, so that an inaccurate teacher has little influence.",
     )
     missing_classes: bool = Field(
         default=True,
@@ -82,7 +84,7 @@ def _binary(student: Tensor, teacher: Tensor, temperature: float, missing: tuple
 def _belief(teacher: Tensor, labels: Tensor, form: LabelForm) -> Tensor:
     """The teacher's probability of each pixel's label, `[B, h, w]`; 0 where a pixel is ignored.
 
-    A site calls a class that it does not annotate background, so there the belief is that in the background or in such a class.
+    A site labels a class that it does not annotate as background. There the probability is the sum over background and such classes.
     """
     if form.overlap:
         kept = [i - 1 for i in range(1, teacher.shape[1] + 1) if i not in form.missing]
@@ -96,5 +98,5 @@ def _belief(teacher: Tensor, labels: Tensor, form: LabelForm) -> Tensor:
 
 
 def _counted(labels: Tensor, form: LabelForm) -> Tensor:
-    """1 where a pixel of `[B, h, w]` counts, 0 where it is ignored."""
+    """1 for each pixel of `[B, h, w]` that is used, and 0 for each one that is ignored."""
     return ((labels & IGNORED_BIT) == 0 if form.overlap else labels != IGNORED).float()

@@ -33,7 +33,7 @@ _FOCAL_EXPONENT = 0.75
 
 @dataclass(frozen=True)
 class LabelForm:
-    """How the labels of a site are to be understood; the same for all its images."""
+    """The meaning of a site's labels, which is the same for all its images."""
 
     annotated: tuple[bool, ...] | None = None
     """For each class whether the site annotates it; None: all of them."""

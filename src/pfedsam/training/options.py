@@ -1,4 +1,4 @@
-"""How a federation trains: rounds, steps, optimiser, distillation."""
+"""Options of the training: rounds, steps, optimiser and distillation."""
 
 from typing import Literal
 
@@ -11,52 +11,58 @@ from pfedsam.training.phases import OptimizerOptions
 
 
 class TrainingOptions(Options):
-    """The schedule of a run."""
+    """The schedule of the training of a run."""
 
-    rounds: int = Field(default=60, ge=1, description="Rounds of broadcast, client round and aggregation.")
+    rounds: int = Field(
+        default=60, ge=1, description="Number of rounds, each with broadcast, client round and aggregation."
+    )
     steps_per_round: int = Field(
         default=4,
         ge=2,
-        description="Optimiser steps of a site in a round, over all its phases. Few: averaging needs it (docs/decisions/0007).",
+        description="Number of optimiser steps of a site in a round, over all its phases. Averaging works better with few steps "
+        "(docs/decisions/0007).",
     )
     global_share: float = Field(
         default=0.25,
         gt=0,
         lt=1,
-        description="Part of a round's steps that the global phase gets, where a method has two (pfedsam, fedrep, ditto, feddpa).",
+        description="Fraction of the steps of a round in the global phase, for methods with two phases (pfedsam, fedrep, ditto, feddpa).",
     )
     final_steps: int = Field(
         default=24,
         ge=0,
-        description="Steps of the last local phase, after the last aggregation, where a method has one.",
+        description="Number of steps of final local fine-tuning, after the last aggregation, for methods that have it.",
     )
-    batch_size: int = Field(default=8, ge=1, description="Images per step.")
+    batch_size: int = Field(default=8, ge=1, description="Number of images in a step.")
     phases: Literal["coupled", "decoupled", "joint", "halves", "coupled-halves"] = Field(
         default="coupled",
-        description="pfedsam: how a round trains. coupled: in each step the shared and the personal model both learn from the labels of "
-        "the same images, and the personal one from the shared one. decoupled: first the shared part, then the local part with the "
-        "shared one fixed, on labels and by distillation (the paper), and once more after the last aggregation. joint: first the "
-        "shared part, then both inside the personal model. halves: in each step half of the batch trains the shared part with the "
-        "local part off, the other half the local part with the shared one fixed and as its teacher; nothing local touches what is shared "
-        "(with distillation forward or off). coupled-halves: as coupled, with half of the batch for each model.",
+        description="How pfedsam trains in a round. coupled: in each step the shared and the personal model are trained on the labels "
+        "of the same images, and the personal model also by distillation from the shared one. decoupled (the paper): first the shared "
+        "parameters are trained, then the local ones with the shared ones fixed, on labels and by distillation; the local phase is "
+        "repeated after the last aggregation. joint: first the shared parameters, then both kinds in the personal model. halves: in "
+        "each step, half of the batch trains the shared parameters without the local ones, and the other half the local parameters with "
+        "the shared model as fixed teacher; with distillation forward or off, local parameters do not affect shared ones. "
+        "coupled-halves: like coupled, with half of the batch for each model.",
     )
     shared_warmup_rounds: int = Field(
-        default=0, ge=0, description="pfedsam: rounds at the start that train the shared part alone; 0 = none."
+        default=0,
+        ge=0,
+        description="Number of first rounds in which pfedsam trains only the shared parameters; 0: none.",
     )
     order: Literal["global-first", "local-first"] = Field(
-        default="global-first", description="pfedsam: which of two phases comes first."
+        default="global-first", description="Which of its two phases pfedsam runs first."
     )
     frozen_local: bool = Field(
         default=False,
-        description="pfedsam: keep the local part in place, frozen, during the global phase, instead of switching it off.",
+        description="Whether pfedsam keeps the local parameters frozen in the model during the global phase instead of switching them off.",
     )
     loss: LossName = Field(
         default="dice_ce",
-        description="Beside the cross-entropy: Dice, or focal Tversky for structures that fill a small part of the image.",
+        description="Loss that is added to the cross-entropy: Dice, or focal Tversky for structures that fill a small part of the image.",
     )
-    optimizer: OptimizerOptions = Field(default=OptimizerOptions(), description="AdamW.")
+    optimizer: OptimizerOptions = Field(default=OptimizerOptions(), description="The optimiser, AdamW.")
     distillation: DistillationOptions = Field(
-        default=DistillationOptions(), description="Between shared and personal model."
+        default=DistillationOptions(), description="Distillation between the shared and the personal model."
     )
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
-"""One phase of a client round: train some of the parameters with the others fixed, on labels and, if there is one, a teacher.
+"""One phase of a client round: trains some of the parameters with the others fixed, on labels and, optionally, by distillation.
 
-Pure of files and devices: tensors in, tensors out. A phase is described by a `PhaseSpec`; which phases make up a round is a
-method's decision (`pfedsam.federation.methods`).
+This module does not read or write files and does not choose devices. A phase is described by a `PhaseSpec`; the method determines the
+phases of a round (`pfedsam.federation.methods`).
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -29,14 +29,14 @@ class OptimizerOptions(Options):
     """AdamW and its schedule."""
 
     learning_rate: float = Field(
-        default=4e-3, gt=0, description="Peak learning rate; falls with a cosine over the rounds."
+        default=4e-3, gt=0, description="Peak learning rate; it decreases with a cosine over the rounds."
     )
     warm_up: float = Field(
         default=0.2,
         ge=0,
         le=1,
-        description="Part of the rounds over which the learning rate rises; without it the first steps may empty the masks, and "
-        "thin structures come back late (docs/decisions/0008).",
+        description="Fraction of the rounds in which the learning rate increases (warm-up). Without warm-up the first steps may give "
+        "empty masks, from which thin structures recover late (docs/decisions/0008).",
     )
     final_fraction: float = Field(
         default=0.1, ge=0, le=1, description="Learning rate in the last round, as a fraction of the peak."
@@ -47,17 +47,17 @@ class OptimizerOptions(Options):
         default=0.025,
         gt=0,
         le=1,
-        description="Learning rate of SAM's own weights where they are trained (fedsam, fedmsa, fedper, fedrep), as a fraction: "
-        "1e-4 at the default peak, as in FedFMS.",
+        description="Learning rate of SAM's own weights, if they are trained (fedsam, fedmsa, fedper, fedrep), as a fraction of the "
+        "learning rate: 1e-4 with the default peak, as in FedFMS.",
     )
     keep_state: bool = Field(
-        default=True, description="Keep AdamW's moments from round to round instead of starting anew."
+        default=True, description="Whether AdamW's moments are kept from round to round instead of being reset."
     )
 
 
 @dataclass(frozen=True)
 class PhaseSpec:
-    """What a phase trains and what it learns from."""
+    """The trained parameters and the losses of a phase."""
 
     name: str
     trains: tuple[Kind, ...]
@@ -78,7 +78,7 @@ class PhaseSpec:
 
 @dataclass(frozen=True)
 class PhaseResult:
-    """What a phase leaves behind besides the changed parameters."""
+    """The results of a phase besides the changed parameters."""
 
     losses: dict[str, float]
     """Mean over the steps: `total`, `segmentation`, `distillation`, `balance`, `proximal`."""
@@ -105,18 +105,18 @@ def run_phase(
     """Train the parameters called `names`, in place.
 
     Args:
-        model: with all its parameters in place.
-        batches: as many as the phase has steps.
-        spec: what the phase learns from.
-        names: of the parameters that change.
-        learning_rate: of this round.
-        optimizer_state: packed, from this phase in the last round; empty at first.
-        options: AdamW's.
+        model: the model with all its parameters assigned.
+        batches: one batch for each step of the phase.
+        spec: the losses of the phase.
+        names: names of the parameters that are trained.
+        learning_rate: learning rate of this round.
+        optimizer_state: packed state of the optimiser from this phase in the last round; empty in the first round.
+        options: options of AdamW.
         distillation: temperature, weight and confidence weighting.
         balance: weight of the experts' load-balancing term.
-        anchors: what the trained parameters are pulled to where the phase has a proximal term, by their names.
-        local: which of the names are local; needed by decoupled halves alone.
-        form: what the labels mean, and which classes they hold.
+        anchors: targets of the proximal term, if the phase has one, by the names of the trained parameters.
+        local: the local ones of the names; needed only for decoupled halves.
+        form: the meaning of the labels, and the classes that they contain.
         loss: the segmentation loss.
     """
     trained = _only_trainable(model, names)
@@ -147,7 +147,7 @@ def run_phase(
 def _parts_of_step(
     trained: dict[str, nn.Parameter], spec: PhaseSpec, local: Collection[str]
 ) -> list[list[nn.Parameter]]:
-    """The parameters whose gradients have one norm; those of decoupled halves, shared ones first, know nothing of each other."""
+    """Groups of parameters whose gradients are clipped by a common norm; decoupled halves have two groups, shared parameters first."""
     if spec.halves != "decoupled":
         return [list(trained.values())]
     return [[p for name, p in trained.items() if (name in local) == wanted] for wanted in (False, True)]
@@ -164,7 +164,7 @@ def _only_trainable(model: PersonalSam, names: tuple[str, ...]) -> dict[str, nn.
 def _groups(
     model: PersonalSam, trained: dict[str, nn.Parameter], learning_rate: float, fraction: float
 ) -> list[dict[str, Any]]:
-    """What is trained by its learning rate: parameters that were added, and the backbone's own."""
+    """The parameter groups of the optimiser by learning rate: added parameters, and the backbone's own parameters."""
     own = model.pretrained()
     added = {"params": [p for name, p in trained.items() if name not in own]}
     pretrained = {"params": [p for name, p in trained.items() if name in own], "lr": fraction * learning_rate}
@@ -177,7 +177,7 @@ def _distance(trained: dict[str, nn.Parameter], anchors: NamedTensors) -> Tensor
 
 
 class _Objective:
-    """The loss of a phase; keeps the teacher's logits per image and view while the teacher stands still."""
+    """The loss of a phase; if the teacher does not change, its logits are kept per image and view."""
 
     def __init__(
         self,
@@ -192,19 +192,19 @@ class _Objective:
         self.model, self.spec, self.distillation, self.balance = model, spec, distillation, balance
         self.form, self.loss = form, loss
         self._shared = shared
-        """The shared parameters that are trained; what the local half of a decoupled step keeps fixed."""
+        """The trained shared parameters, which are fixed in the local half of a decoupled step."""
         self._teacher_stands = len(spec.trains) == 1
         self._taught_by: dict[tuple[int, int], Tensor] = {}
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
         """Add the gradient of the loss to the parameters'; returns the parts of the loss, scalars of shape `[]`, and their sum `total`.
 
-        One model after the other, each with its backward pass, so that what only one of them has computed is in memory at a time.
+        The models are processed one after the other, each with its backward pass, so that only the activations of one model are in memory.
         """
         if self.spec.halves:
             return self._halves(batch)
         teacher = self._teach(batch) if self.spec.taught and self._teacher_stands else None
-        # Both models change when both kinds are trained: then the teacher is the other model as it is in this step, and comes first.
+        # If both kinds of parameters are trained, both models change; the teacher is then the other model in its current state.
         order = sorted(self.spec.supervised, key=lambda which: which == self.spec.taught)
         parts: dict[str, Tensor] = {}
         for which in order:
@@ -216,7 +216,7 @@ class _Objective:
         return parts
 
     def _halves(self, batch: Batch) -> dict[str, Tensor]:
-        """As `backward`, with one half of the batch for each model; an odd image goes to the shared one."""
+        """Like `backward`, with one half of the batch for each model; for an odd number, the shared model gets one image more."""
         middle = len(batch.keys) - len(batch.keys) // 2
         parts: dict[str, Tensor] = {}
         halves: list[tuple[Model, Batch]] = [
@@ -238,7 +238,7 @@ class _Objective:
 
     @torch.no_grad()
     def _other_logits(self, batch: Batch, which: Model) -> Tensor:
-        """The logits `[B, C, h, w]` of the model that is not `which`, as it is in this step."""
+        """The logits `[B, C, h, w]` of the other model than `which`, in its current state."""
         return self.model.from_prefix(batch.tokens, personal=_other(which) == "personal")
 
     def _pass(self, batch: Batch, which: Model, teacher: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:

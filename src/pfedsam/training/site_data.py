@@ -1,4 +1,4 @@
-"""A site's training images as batches of frozen-prefix tokens: each view of an image goes through the frozen blocks once."""
+"""A site's training images as batches of frozen features, which are computed once for each view (augmentation) of an image."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ from pfedsam.training.losses import ALL_ANNOTATED, LabelForm
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step trains on, on the model's device."""
+    """The input of one training step, on the model's device."""
 
     tokens: Tensor
     """`[B, h, w, d]`, after the frozen blocks."""
     labels: Tensor
     """`[B, S, S]` uint8."""
     keys: tuple[tuple[int, int], ...]
-    """(example, view) of each image; what is kept per image and view, as a teacher's logits, is kept under it."""
+    """(example, view) of each image, used as the key of values that are kept per image and view, such as a teacher's logits."""
 
 
 @dataclass(frozen=True)
 class SiteData:
-    """The training part of a site, ready for its phases."""
+    """The training data of a site."""
 
     name: str
     examples: Sequence[Example]
@@ -44,7 +44,7 @@ class SiteData:
     """What the labels mean, and which classes they hold."""
 
     def draw(self, model: PersonalSam, *, round_: int, phase: str, batch_size: int, steps: int) -> Iterator[Batch]:
-        """The batches of one phase; they depend on seed, site, round and phase alone."""
+        """The batches of one phase, which depend only on seed, site, round and phase."""
         order = generator(self.seed, self.name, round_, phase, "batches")
         renewal = round_ // self.augment.renew_every if self.augment.renew_every else 0
         for pairs in batches(
