@@ -1,9 +1,9 @@
 """The round loop of every study, on one machine and between hospitals: rounds with quorum and deadline, committed one by one.
 
 The loop is independent of networks and processes: a `Transport` carries requests to the sites and returns their replies. In a round,
-first every site commits its own state, then the server aggregates, then records are written, and finally the server's state is renamed into place,
-which commits the round. A loop that was killed continues from the last committed round: sites return to this round and later records are
-removed, so that a round is always repeated from the same state.
+first every site commits its own state, then the server aggregates, then records are written, and finally the server's state is renamed
+into place, which commits the round. A loop that was killed continues from the last committed round: sites return to this round and later
+records are removed, so that a round is always repeated from the same state.
 
 Messages from sites are not trusted: they are parsed and checked, and a refusal does not repeat any of their content.
 """
