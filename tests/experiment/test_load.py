@@ -184,7 +184,7 @@ def test_what_is_dumped_of_sites_is_read_back(tmp_path: Path) -> None:
     [
         ("    a: {folder: here, label: {cup: [5]}}\n", "data.sites.a.label: unknown key; did you mean 'labels'?"),
         ("    a: {labels: {cup: [5]}}\n", "data.sites.a.folder: is required"),
-        ("    a: {folder: here, labels: {cup: 5}}\n", "data.sites.a.labels.cup: the ids are a list"),
+        ("    a: {folder: here, labels: {cup: 5}}\n", "data.sites.a.labels.cup: the ids must be a list"),
         ("    a: 7\n", "data.sites.a: "),
         (
             "    a: {folder: here, labels: {cup: [5]}, not_annotated: [cup]}\n",
