@@ -36,7 +36,7 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Finished:
             return SimpleNamespace(
                 options=options,
                 site=lambda _, wanted: SimpleNamespace(
-                    predict=predict, uses="personal" if wanted == "in-use" else wanted
+                    predict=predict, name="north", options=options, uses="personal" if wanted == "in-use" else wanted
                 ),
             )
 
@@ -168,7 +168,9 @@ def test_an_image_that_cannot_be_read_costs_the_others_nothing(
 
     run = SimpleNamespace(
         options=load_options(Path("study.yaml")),
-        site=lambda _, wanted: SimpleNamespace(predict=predict, uses="personal"),
+        site=lambda _, wanted: SimpleNamespace(
+            predict=predict, uses="personal", name="north", options=load_options(Path("study.yaml"))
+        ),
     )
     monkeypatch.setattr("pfedsam.engine.opened.open_run", lambda _, overrides: run)
     assert call("predict", "run", "a.png", "cut.png", "z.png", "--site", "north", "--out", "masks") == 3

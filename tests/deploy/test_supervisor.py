@@ -57,7 +57,7 @@ def boss(tmp_path: Path, session: Session, monkeypatch: pytest.MonkeyPatch) -> S
     monkeypatch.setattr(supervisor, "_SETTLE_S", 0.0)
     boss = Supervisor(tmp_path)
     boss.session = session
-    boss.engine = SimpleNamespace(alive=True)
+    boss.engine = SimpleNamespace(alive=True, keep_alive=lambda: True)
     return boss
 
 

@@ -200,7 +200,7 @@ class ScriptedSites:
             numbers = {"cases": 10 * place}
         elif request.task == "test":
             whole = {"cases": place, "patients": place, "unit": 1, "volume_unit": 1}
-            counts = ("undefined_", "present", "missed", "extra", "absent")
+            counts = ("undefined_", "present", "missed", "extra", "absent", "not_annotated")
             for name in self.manifest.scalar_metrics["test"]:
                 last = name.split(".")[-1]
                 numbers[name] = whole.get(last, 0 if last.startswith(counts) else 0.5)

@@ -8,6 +8,16 @@ import typer
 from rich.table import Table
 
 from pfedsam.cli.console import OUT, needs_linux
+from pfedsam.cli.predicting import (
+    DicomSeg,
+    Flips,
+    Images,
+    Largest,
+    Probabilities,
+    Resume,
+    Smallest,
+    predict_all,
+)
 
 if TYPE_CHECKING:
     from pfedsam.experiment.options import RunOptions
@@ -181,26 +191,34 @@ def start_command(folder: Folder) -> None:
 @app.command("predict")
 def predict_command(
     folder: Folder,
-    images: Annotated[list[Path], typer.Argument(help="Images to segment (PNG, JPEG, TIFF).")],
+    images: Images,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks.")],
     study: Annotated[
         str | None, typer.Option(help="Id of the study whose model is used; needed if more than one study has ended.")
     ] = None,
+    dicom_seg: DicomSeg = False,
+    probabilities: Probabilities = False,
+    tta: Flips = False,
+    smallest: Smallest = 0,
+    largest: Largest = False,
+    resume: Resume = False,
 ) -> None:
     """Segment images with the model that this site has at the end of a study.
 
-    The masks have the same form as those of `pfedsam predict`: one PNG with the ids of the classes per image.
+    The masks have the same form as those of `pfedsam predict`: one mask with the ids of the classes per image.
 
     Example: pfedsam site predict north new/*.png --out masks
     """
-    from pfedsam.cli.results import mask_files, write_masks
-    from pfedsam.engine.opened import open_run
-    from pfedsam.experiment.build import build_labels
+    from pfedsam.engine.opened import OpenSite, open_run
+    from pfedsam.engine.predict_volume import VolumeWishes
 
-    targets = mask_files(images, out)
-    opened = open_run(folder, study=study)
-    (site,) = opened.site_names
-    write_masks(targets, opened.site(site).predict, build_labels(opened.options))
+    def opened() -> OpenSite:
+        run = open_run(folder, study=study)
+        (site,) = run.site_names
+        return run.site(site)
+
+    wishes = VolumeWishes(probabilities, tta, smallest, largest)
+    predict_all(images, out, opened, wishes, dicom_seg=dicom_seg, resume=resume)
 
 
 @app.command("ledger")

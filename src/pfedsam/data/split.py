@@ -167,7 +167,7 @@ def file_digest(case: Case) -> str:
         DataError: A file cannot be read.
     """
     digest = hashlib.sha256()
-    for path in (case.image, case.mask):
+    for path in (case.image, case.mask, *case.sequences):
         for file in _files_of(path):
             try:
                 digest.update(hashlib.sha256(file.read_bytes()).digest())

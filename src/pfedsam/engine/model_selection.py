@@ -1,10 +1,10 @@
-"""Which model a site uses: its personal or the shared one, and not one that has become much worse.
+"""Model selection at a site: the personal or the shared model, and an earlier model if the current one has become much worse.
 
-Whenever it validates, a site scores both of its models, and uses the better one until the next time (`evaluation.choose_model`): a local
-part that overfits a small site is left out. Where the better one's Dice is more than `evaluation.max_drop` below the best it has had, the
-site stays with the shared and local parameters of the last validation that was not so, for all that it uses: the last phases, the test,
-predictions; with `evaluation.max_drop: 0` that is early stopping. It trains on what it receives all the same, so that no other site's
-round changes, and uses that again as soon as it is good again.
+At each validation, a site scores both of its models and uses the better one until the next validation (`evaluation.choose_model`), so that
+local parameters that overfit a small site are not used. If the Dice of the better model is more than `evaluation.max_drop` below the site's
+best one, the site keeps the shared and local parameters of the last validation for which this was not the case. It uses them for final
+local fine-tuning, the test and predictions; with `evaluation.max_drop: 0` this is early stopping. The site still trains with the received
+parameters, so that the rounds of other sites do not change, and uses the new parameters as soon as they are good enough again.
 """
 
 from collections.abc import Mapping
@@ -23,38 +23,38 @@ _GOOD: Final = "good"
 _KEPT: Final = "kept"
 """The phases under which a validation is stored: its own parameters, or once more those of the last good one."""
 _PLAIN: Final = "-shared"
-"""Ends the phase where the shared model did better than the personal one."""
+"""Suffix of the phase if the shared model was better than the personal one."""
 
 
 class Parameters(NamedTuple):
-    """All that is trained of one model."""
+    """All trained parameters of one model."""
 
     shared: NamedTensors
     local: NamedTensors
     plain: bool = False
-    """The shared model is used in the place of the personal one."""
+    """Whether the shared model is used instead of the personal one."""
 
     def model(self, wanted: Model) -> Model:
-        """What computes where `wanted` is asked for."""
+        """The model that is used if `wanted` is requested."""
         return "shared" if self.plain else wanted
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What a site says about a validation: numbers only."""
+    """The numbers that a site reports about a validation."""
 
     dice: Mapping[str, float | None]
-    """By reported model."""
+    """Dice by reported model."""
     kept: int | None = None
-    """The round whose shared model the site stays with; None where it uses the one that it got."""
+    """The round whose model the site keeps; None if it uses the model of this round."""
     plain: bool = False
-    """The site uses the shared model, which did better than its personal one."""
+    """Whether the site uses the shared model, because it was better than its personal one."""
 
 
 def allowed_drop(options: RunOptions, built: BuiltModel) -> float | None:
-    """How far a site's validation Dice may fall; None where there is nothing to keep or to choose.
+    """The allowed decrease of a site's validation Dice; None if there is no model to keep or to choose.
 
-    A pooled model is one for all sites, and none of them may choose another.
+    A pooled method has one model for all sites, so no site may choose another one.
     """
     evaluation, choice = options.evaluation, bool(built.partition.shared)
     if build_roster(options).pool:
@@ -80,12 +80,12 @@ class SiteModels:
         return cls(folder, initial, allowed_drop(options, built), options.evaluation.choose_model)
 
     def trained(self, received: NamedTensors) -> Parameters:
-        """What the site trained last, with the shared parameters that it received, or that it ended with."""
+        """The parameters that the site trained last, with the shared parameters that it received or had at the end."""
         state = self._state.load()
         return Parameters(state.shared or received, state.local) if state else Parameters(received, self.initial)
 
     def in_use(self, received: NamedTensors) -> Parameters:
-        """What the site uses."""
+        """The parameters that the site uses."""
         good = self._if_of_last(self._good.load())
         if good is None:
             return self.trained(received)

@@ -5,7 +5,7 @@ with what the site trained and what it stays with, `scores.json` and the overlay
 have one layout as well, less what belongs to the sites alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -17,11 +17,13 @@ from pfedsam.core.errors import RunError
 from pfedsam.core.lock import exclusive
 from pfedsam.core.log import get_logger
 from pfedsam.core.tensors import NamedTensors
+from pfedsam.data.entries import entry_of
 from pfedsam.data.intensity import IntensityRange, far_from_training, read_range
 from pfedsam.data.loader import load_image
 from pfedsam.data.manifest import Case
 from pfedsam.data.split import read_split
 from pfedsam.engine.model_selection import Parameters, SiteModels, models_of, start_of
+from pfedsam.engine.predict_volume import PredictedVolume, VolumeWishes, predict_volume_file
 from pfedsam.engine.progress import Event, Progress, silent
 from pfedsam.engine.run_end import summarize_models, write_end
 from pfedsam.engine.server_files import SERVER, read_server
@@ -68,7 +70,9 @@ class OpenSite:
     """The intensities of the images that it was trained on, where they are known."""
 
     def predict(self, image: Path | str) -> npt.NDArray[np.uint8]:
-        """The class map `[H, W]` of an image file at its native size; 0 is background, 1 to C are the classes.
+        """The class map of an image file at its native size; 0 is background, 1 to C are the classes.
+
+        It is `[H, W]` of a picture, and `[D, H, W]` of a volume (`predict_volume` also says how its slices lie).
 
         An image whose range is far from that of the site's training images is logged as a warning.
 
@@ -76,12 +80,24 @@ class OpenSite:
             DataError: the image cannot be read.
         """
         path = Path(image)
-        case = Case(self.name, path.stem, path, None, path.stem)
+        entry = entry_of(path)
+        stem = entry.stem if entry else path.stem
+        case = Case(self.name, stem, path, None, stem, volume=entry is not None and entry.volume)
         self._warn_of_range(case)
         images = build_images(self.options, (case,), self.built.model.image_size)
         model = next(iter(models_of(self.options, self.built).values()))
         scorer = SiteScorer(self.options, self.name, self.built, build_cache(self.options, self.built, None))
         return scorer.predict(images, model, self.parameters)[0]  # type: ignore[no-any-return]
+
+    def predict_volume(
+        self, case: Case, wishes: VolumeWishes, tell: Callable[[int, int], None] | None = None
+    ) -> PredictedVolume:
+        """The classes of a volume, slice by slice; see `pfedsam.engine.predict_volume`.
+
+        Raises:
+            DataError: the volume cannot be read.
+        """
+        return predict_volume_file(self.options, self.built, self.parameters, case, wishes, tell)
 
     def _warn_of_range(self, case: Case) -> None:
         """Log that an image is much darker or brighter than those of the training; where contrast is stretched it does not matter."""

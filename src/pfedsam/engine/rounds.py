@@ -1,11 +1,11 @@
 """The round loop of every study, on one machine and between hospitals: rounds with quorum and deadline, committed one by one.
 
-It knows nothing of networks or processes: a `Transport` carries requests to the sites and brings their replies back. The order of writing
-in a round: every site commits its own state; the server aggregates; records are written; then the server's state is renamed into place,
-and with that the round is done. A loop that was killed goes on from there; sites go back to the server's round, and records after it are
-dropped, so that what is repeated is repeated from the same place.
+The loop is independent of networks and processes: a `Transport` carries requests to the sites and returns their replies. In a round,
+first every site commits its own state, then the server aggregates, then records are written, and finally the server's state is renamed
+into place, which commits the round. A loop that was killed continues from the last committed round: sites return to this round and later
+records are removed, so that a round is always repeated from the same state.
 
-What sites send is not trusted: it is parsed, checked and, where it fails, refused for a reason that repeats nothing of it.
+Messages from sites are not trusted: they are parsed and checked, and a refusal does not repeat any of their content.
 """
 
 import time
@@ -43,27 +43,27 @@ from pfedsam.report.summary_file import Communication, PartSizes
 _LOG = get_logger(__name__)
 T = TypeVar("T")
 Outcome = Literal["finished", "again"]
-"""`again`: the run of sites should be set up anew, so that a site that came (back) can take part; the study then goes on."""
+"""`again` means that the sites should be set up again, so that a site that has connected can take part; the study then continues."""
 
 
 class RoundPolicy(Options):
-    """How long a coordinator waits, and for how many."""
+    """Quorum, deadlines and bounds of a study at the coordinator."""
 
-    quorum: int = Field(default=2, ge=1, description="Least number of accepted updates for a round to count.")
-    deadline_s: int = Field(default=1800, ge=1, description="Seconds that sites have for a client round.")
+    quorum: int = Field(default=2, ge=1, description="Number of accepted updates that a round needs at least.")
+    deadline_s: int = Field(default=1800, ge=1, description="Time limit of a client round at the sites, in seconds.")
     join_s: int = Field(
         default=300,
         ge=1,
         description="Seconds to wait for all of the study's sites to connect; then it begins with those there, or stops below the "
         "quorum. Once it has begun, no wait is longer than the deadline.",
     )
-    score_s: int = Field(default=1800, ge=1, description="Seconds that sites have for the test at the end.")
+    score_s: int = Field(default=1800, ge=1, description="Time limit of the test at the end at the sites, in seconds.")
 
     max_share: float = Field(
         default=MAX_SHARE,
         gt=0,
         le=1,
-        description="Largest share of the average that one site has, whatever number of training cases it declares.",
+        description="Largest weight of one site in the average, whatever number of training cases it declares.",
     )
     median_factor: float | None = Field(
         default=MEDIAN_FACTOR,
@@ -80,7 +80,7 @@ class RoundPolicy(Options):
 
 @dataclass(frozen=True)
 class Study:
-    """What a study goes on from."""
+    """The state from which a study continues."""
 
     options: RunOptions
     manifest: StudyManifest
@@ -105,7 +105,7 @@ def read_study(folder: Path) -> Study:
 
 
 class StudyRun:
-    """A study from its last committed round to its report."""
+    """Runs a study from its last committed round to its report."""
 
     def __init__(self, folder: Path, transport: Transport, study: Study | None = None) -> None:
         """Prepare to go on.
@@ -130,12 +130,12 @@ class StudyRun:
         """The classes that each site does not annotate."""
         self._silences: dict[str, Silence] = {}
         self._started, self._resumed = time.monotonic(), self.state.round > 0
-        # One person holds the data of a local run, and its updates come from this very program: nothing has to be bounded.
+        # In a local run all updates are computed by this program, so they need no bounds.
         limits = Limits(self.manifest.max_change, self.policy.median_factor, self.policy.max_share)
         self.limits = NO_LIMITS if self._local else limits
 
     def run(self) -> Outcome:
-        """Go on until the study is finished, or the sites should be set up anew.
+        """Run rounds until the study is finished, or until the sites should be set up again.
 
         Raises:
             QuorumError: too few sites; the study stands at its last committed round.
@@ -261,7 +261,7 @@ class StudyRun:
             )
 
     def _validate(self, records: RecordWriter, round_: int, *, silent: Collection[str]) -> None:
-        """Ask the sites, less those that did not reply in this round; they have cost it a deadline already."""
+        """Ask the sites, except those that did not reply earlier in this round: waiting for them has already taken one deadline."""
         sites = [site for site in self._sites_for("validate") if site not in silent]
         replies = self._ask(records, "validate", round_, sites, self.policy.deadline_s)
         names = self.manifest.scalar_metrics["validate"]

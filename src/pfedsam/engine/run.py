@@ -41,12 +41,12 @@ _LOG = get_logger(__name__)
 
 
 def run(options: RunOptions, folder: Path | str, *, resume: bool = False, progress: Progress | None = None) -> Summary:
-    """Train and evaluate a federation; everything it leaves is in `folder`.
+    """Train and evaluate a federation; all results are written to `folder`.
 
     Args:
-        options: of the run.
-        folder: new or empty, or that of an interrupted run with `resume`.
-        resume: go on with the run in `folder`.
+        options: options of the run.
+        folder: a new or empty folder, or with `resume` that of an interrupted run.
+        resume: whether to continue the run in `folder`.
         progress: called after each step.
 
     Raises:
@@ -73,7 +73,7 @@ def run(options: RunOptions, folder: Path | str, *, resume: bool = False, progre
 
 
 def _run(options: RunOptions, folder: Path, sites: Mapping[str, Site], built: BuiltModel, tell: Progress) -> Summary:
-    """A run in its folder, from its last finished round to its report."""
+    """Runs a federation in its folder, from its last finished round to its report."""
     content = options.model_dump(mode="json")
     manifest = build_manifest(options, built, study_id(options, built.backbone), content)
     study = Study(
@@ -104,13 +104,13 @@ def _state(folder: Path, manifest: StudyManifest, built: BuiltModel, server: Ser
 
 
 def study_id(options: RunOptions, backbone: str) -> str:
-    """What identifies a study: its configuration, less what changes no result, and its backbone."""
+    """The identity of a study: its configuration, without options that do not affect results, and its backbone."""
     content = options.model_dump(mode="json", exclude={"runtime", "name"})
     return hashlib.sha256(json.dumps([content, backbone], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def is_finished(options: RunOptions, folder: Path) -> bool:
-    """Whether `folder` holds the end of this very run.
+    """Whether `folder` holds this run in finished form.
 
     Raises:
         RunError: it holds another run, or something else.

@@ -1,6 +1,6 @@
-"""The numbers of a reply: which names there are in a study, and the way from reports and scores to names and back.
+"""The scalar metrics of a reply: the names that exist in a study, and the conversion between them and reports or scores.
 
-The list is made from the configuration alone, before any site has said anything; a name that is not on it cannot be sent.
+The list of names is derived from the configuration alone; a name that is not on the list cannot be sent.
 """
 
 import math
@@ -76,7 +76,7 @@ def to_missing(scalar_metrics: ScalarMetrics, classes: Sequence[str]) -> frozens
 
 
 def check_values(scalar_metrics: ScalarMetrics) -> None:
-    """Let only values pass that a site can have measured; what a metric may be follows from its name.
+    """Refuse values that a site cannot have measured; the allowed range of a metric follows from its name.
 
     Args:
         scalar_metrics: of a reply, under names that the manifest lists.

@@ -1,7 +1,7 @@
-"""The agent of a site: it answers requests one after the other, and says no more than what was agreed.
+"""The agent of a site: it answers requests one after the other, and its replies contain only what was approved.
 
-It knows nothing of networks: a transport hands it requests and, at a hospital, takes its replies through the site's gate
-(`federation.site_policy`). What differs between a hospital and a local run is the host: who admits a request, and how a study is opened.
+The agent is independent of networks: a transport delivers requests and, at a hospital, sends the replies through the site's policy
+(`federation.site_policy`). Hospitals and local runs differ in the host, which admits requests and opens studies.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ _LOG = get_logger(__name__)
 
 
 class Policy(Protocol):
-    """Says which requests a site answers."""
+    """Determines which requests a site answers."""
 
     def admit(self, request: Request) -> StudyManifest:
         """The manifest that a request is made under; raises `RefusedError` where the request is not admitted."""
@@ -51,7 +51,7 @@ class Policy(Protocol):
 
 
 class Host(Protocol):
-    """Where an agent works: a hospital's folder, or a local run."""
+    """The environment of an agent: a hospital's folder, or a local run."""
 
     @property
     def policy(self) -> Policy:
@@ -91,7 +91,7 @@ def study_options(manifest: StudyManifest, site: SiteOptions) -> RunOptions:
 
 
 def build_study_model(manifest: StudyManifest, options: RunOptions) -> BuiltModel:
-    """The study's model at this site, in this process, which computes as the options say from now on.
+    """The study's model at this site, on the configured device; sets the threads of this process by the options.
 
     Raises:
         OptionError: there is no such device here.
@@ -110,7 +110,7 @@ def build_study_model(manifest: StudyManifest, options: RunOptions) -> BuiltMode
 
 
 def check_manifest(manifest: StudyManifest, options: RunOptions, built: BuiltModel) -> None:
-    """Let a manifest pass only if all that it says follows from its configuration, as this site derives it.
+    """Refuse a manifest unless all its fields follow from its configuration, as derived at this site.
 
     Args:
         manifest: of the study.
@@ -192,7 +192,7 @@ class SiteAgent:
 
 
 class SiteFolder:
-    """A hospital's folder: what its operator approved, and the studies that it takes part in."""
+    """A hospital's folder, with its operator's approvals and the studies in which it takes part."""
 
     def __init__(self, folder: Path) -> None:
         """Read `site.yaml`.

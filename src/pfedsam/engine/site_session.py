@@ -1,6 +1,6 @@
-"""One site at work, wherever it runs: it keeps its data, its state and its local parameters, and hands out updates and scores.
+"""The work of one site: it keeps its data, its state and its local parameters, and returns updates and scores.
 
-Every runtime (in process, several processes, several machines) drives these same methods.
+The same methods are used in one process, in several processes and on several machines.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,7 +48,7 @@ SCORES: Final = "scores.json"
 
 @dataclass(frozen=True)
 class RoundReport:
-    """What a site says about a round, beside its update: numbers only."""
+    """The numbers that a site reports about a round, in addition to its update."""
 
     losses: dict[str, dict[str, float]]
     """Mean losses by phase."""
@@ -89,12 +89,12 @@ class SiteSession:
         self.store = SiteStore(folder / "state")
         self.data: SiteData = build_site_data(options, name, cases, built, cache)
         self.cases = len(cases)
-        """Training cases: what the site weighs in the average."""
+        """Number of training cases, which is the weight of the site in the average."""
         self._initial = start
         self.models = SiteModels.of(options, built, folder, self._initial)
 
     def train(self, round_: int, shared: NamedTensors) -> tuple[bytes, RoundReport]:
-        """Do the client round `round_` on the shared parameters and keep the new local state.
+        """Run the client round `round_` with the received shared parameters, and save the new local state.
 
         Returns:
             The update's message (empty when nothing is shared), and what the site says beside it.
@@ -107,7 +107,7 @@ class SiteSession:
         return message, RoundReport(result.losses, self._usage(result) if last else {})
 
     def finalize(self, round_: int, shared: NamedTensors) -> RoundReport:
-        """The phases after the last aggregation; nothing is sent after them."""
+        """Final local fine-tuning: the phases after the last aggregation, after which no update is sent."""
         stored, kept = self.store.rewind(round_), self.models.kept(round_)
         result = self._phases(round_, kept.shared if kept else shared, kept or stored, final=True)
         self._commit(round_, result, "final", {}, kept)
@@ -116,7 +116,7 @@ class SiteSession:
     def _message(
         self, round_: int, shared: NamedTensors, result: ClientResult, stored: SiteState | None
     ) -> tuple[bytes, NamedTensors]:
-        """The update as it is sent, and what its codec lost, to be kept."""
+        """The encoded update, and the encoding error, which is kept for error feedback."""
         if not result.shared:
             return b"", {}
         update = Update(self.name, round_, result.shared, self.cases)
@@ -228,9 +228,10 @@ class SiteScorer:
 
     def predict(self, examples: Sequence[Example], model: Model, parameters: Parameters) -> list[Any]:
         """Class maps uint8 at native size: `[H, W]` of a picture, `[D, H, W]` of a volume."""
-        return [found for _, found in whole_cases(self._predict(self._forward(model, parameters), examples))]
+        return [found for _, found in whole_cases(self._predict(self.forward(model, parameters), examples))]
 
-    def _forward(self, model: Model, parameters: Parameters) -> Forward:
+    def forward(self, model: Model, parameters: Parameters) -> Forward:
+        """Pixels to class logits by one of the site's models."""
         sam, partition = self.built.model, self.built.partition
         assign(sam, parameters.shared, partition.shared)
         assign(sam, parameters.local, partition.local)
@@ -254,7 +255,7 @@ class SiteScorer:
     ) -> tuple[list[CaseScores], list[OverlayItem]]:
         examples = build_images(self.options, cases, self.built.model.image_size)
         scores, overlays = [], []
-        for example, found in whole_cases(self._predict(self._forward(model, parameters), examples)):
+        for example, found in whole_cases(self._predict(self.forward(model, parameters), examples)):
             truth = load_case_truth(example.case, self._labels, self.options.data.image, self.options.data.volume)
             scored = score_case(
                 example.case.id,
@@ -277,7 +278,7 @@ class SiteScorer:
 
 
 def _overlay(truth: CaseTruth, found: npt.NDArray[np.uint8], dice: float | None, *, overlap: bool) -> OverlayItem:
-    """What is drawn of a case; of a volume, the slice with the most wrong pixels."""
+    """The overlay of a case; for a volume, that of the slice with the most wrong pixels."""
     if truth.classes.ndim == 2:
         return OverlayItem(truth.picture(0), truth.classes, found, dice, overlap)
     worst = int((found != truth.classes).sum(axis=(1, 2)).argmax())

@@ -5,6 +5,7 @@ Logits, not masks, are resized to native size, because resized masks would have 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -137,3 +138,62 @@ def predict(
                 for one, example in zip(logits, batch, strict=True)
             ]
         yield from zip(batch, maps, strict=True)
+
+
+def flip_mean(forward: Forward) -> Forward:
+    """A forward function that averages the logits over the picture, its two mirror images and both at once (test-time augmentation)."""
+
+    def averaged(pixels: Tensor) -> Tensor:
+        found = [forward(pixels)]
+        for axes in ((-1,), (-2,), (-2, -1)):
+            found.append(forward(pixels.flip(axes)).flip(axes))
+        return torch.stack(found).mean(dim=0)
+
+    return averaged
+
+
+@dataclass(frozen=True)
+class WholePrediction:
+    """What a model says of one volume."""
+
+    classes: npt.NDArray[np.uint8]
+    """0..C, [D, H, W]."""
+    probabilities: npt.NDArray[np.float32] | None
+    """[D, H, W, C], where they were asked for; what is left to 1 is the background."""
+
+
+def predict_volume(
+    forward: Forward,
+    slices: Sequence[Example],
+    *,
+    batch_size: int,
+    probabilities: bool = False,
+    tell: Callable[[int, int], None] | None = None,
+) -> WholePrediction:
+    """The classes of a whole volume at native size, slice by slice: in memory are the result and one batch.
+
+    Args:
+        forward: Pixels [B, 3, S, S] to logits [B, C, h, w].
+        slices: Of one volume, in order.
+        batch_size: Slices a forward pass.
+        probabilities: Also keep the softmax over (background, classes).
+        tell: Called with the slices done and all slices.
+    """
+    size = slices[0].frame.native
+    classes = np.empty((len(slices), *size), dtype=np.uint8)
+    kept: npt.NDArray[np.float32] | None = None
+    for start in range(0, len(slices), batch_size):
+        batch = slices[start : start + batch_size]
+        with torch.inference_mode():
+            logits = forward(torch.stack([one.pixels for one in batch]))
+            for number, (one, example) in enumerate(zip(logits, batch, strict=True), start=start):
+                native = logits_to_native(one.float(), example.frame)
+                classes[number] = _to_classes(native, overlap=False)
+                if probabilities:
+                    if kept is None:
+                        kept = np.empty((len(slices), *size, len(native)), dtype=np.float32)
+                    shares = torch.softmax(torch.cat([torch.zeros_like(native[:1]), native]), dim=0)[1:]
+                    kept[number] = shares.permute(1, 2, 0).cpu().numpy()
+        if tell:
+            tell(start + len(batch), len(slices))
+    return WholePrediction(classes, kept)

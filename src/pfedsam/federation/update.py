@@ -1,4 +1,4 @@
-"""The update: the one message that leaves a site, and every check on it.
+"""The update of the shared tensors that leaves a site in a round, and all checks of it.
 
 An update holds its site, its round, the number of training cases and the shared tensors; there is no field for anything else
 (a reply's scalars are those of `federation.messages`). Server and sites agree beforehand on an `UpdateSpec`: the names, shapes and
@@ -21,10 +21,10 @@ from pfedsam.core.tensors import NamedTensors, digest, from_bytes, to_bytes
 from pfedsam.federation.codec import LOSSLESS, Codec
 
 MAX_CASES = 1_000_000
-"""More training cases than any site has; an upper bound on what one site may weigh."""
+"""Upper bound of the number of training cases of a site, and so of its weight."""
 
 MAX_MAGNITUDE = 1e6
-"""No weight of a network is this large; a value that is was not trained, and would drown every other site's."""
+"""Upper bound of the absolute value of a parameter. A larger value does not come from training and would dominate the average."""
 
 _SCHEMA = "pfedsam-update-1"
 _ENVELOPE_BYTES = 4096
@@ -36,7 +36,7 @@ _SCALE_TOLERANCE = 1.001
 
 @dataclass(frozen=True)
 class Update:
-    """What one site sends after its client round."""
+    """The message that a site sends after its client round."""
 
     site: str
     round: int
@@ -62,7 +62,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class UpdateSpec:
-    """The shared tensors of a run: what every update must hold, no more and no less."""
+    """The names, shapes and types of the shared tensors of a run, exactly those that every update must contain."""
 
     tensors: Mapping[str, TensorSpec]
     codec: Codec = LOSSLESS

@@ -1,0 +1,214 @@
+"""What `predict` is asked for as single jobs, and what is written for each: masks on the grid of the file, probabilities, sizes."""
+
+import csv
+import glob
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from pfedsam.core import atomic
+from pfedsam.core.errors import DataError, OptionError
+from pfedsam.data.entries import Entry, entry_of, find_entries, stem_of
+from pfedsam.data.labels import LabelMap
+from pfedsam.data.manifest import READABLE, Case
+from pfedsam.data.readers import kind_of
+from pfedsam.data.readers.dicom import DicomReader
+from pfedsam.data.readers.dicom_files import find_images, looks_like_dicom
+from pfedsam.data.readers.pictures import write_png
+from pfedsam.data.readers.seg_write import write_seg
+from pfedsam.engine.predict_volume import PredictedVolume
+from pfedsam.evaluation.regions import Size, measure
+
+SIZES: Final = "volumes.csv"
+AREAS: Final = "areas.csv"
+_SIZE_COLUMNS: Final = ("image", "structure", "voxels", "volume_ml")
+_AREA_COLUMNS: Final = ("image", "structure", "slice", "pixels", "area_mm2")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture, volume or DICOM series to segment."""
+
+    path: Path
+    stem: str
+    """Of the files that are written."""
+    volume: bool
+    series: str | None
+    target: Path
+    """The mask."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in progress and tables."""
+        return self.stem
+
+    def case(self, site: str, channels: Sequence[str] = ()) -> Case:
+        """The job as a case without a mask; with sequences, the path is that of the first."""
+        others: tuple[Path, ...] = ()
+        if channels:
+            first, *rest = channels
+            others = tuple(self.path.with_name(self.path.name.replace(first, ending, 1)) for ending in rest)
+        return Case(
+            site, self.stem, self.path, None, self.stem, volume=self.volume, series=self.series, sequences=others
+        )
+
+
+def find_jobs(images: Sequence[Path], out: Path, *, dicom_seg: bool = False, channels: Sequence[str] = ()) -> list[Job]:
+    """One job for each picture, volume and series.
+
+    A folder that holds DICOM files itself is one volume for each of its series; another folder stands for all volumes and pictures in it.
+
+    Args:
+        images: Files, folders and patterns such as `new/*.nii.gz`.
+        out: Folder of the masks.
+        dicom_seg: Masks of DICOM series become DICOM-SEG.
+        channels: Endings of the sequences of a case; files that end with another than the first are no jobs of their own.
+
+    Raises:
+        OptionError: A folder holds nothing to segment, or two masks would be the same file.
+    """
+    jobs = [job for image in _expanded(images) for job in _jobs_of(image, out, dicom_seg, channels)]
+    seen: dict[Path, Job] = {}
+    for job in jobs:
+        if job.target in seen:
+            raise OptionError(
+                f"The images {str(seen[job.target].path)!r} and {str(job.path)!r} have the same name without its ending: both masks "
+                f"would be {str(job.target)!r}. Nothing was written; rename one, or give them in two calls with different --out."
+            )
+        seen[job.target] = job
+    return jobs
+
+
+def refuse_existing(jobs: Sequence[Job], folders: Sequence[str] = ("",)) -> None:
+    """Refuses to overwrite a file.
+
+    Args:
+        jobs: Whose masks are to be written.
+        folders: Of the masks of classes that overlap, in the output folder.
+
+    Raises:
+        OptionError: The mask of a job is there already.
+    """
+    inputs = {job.path.resolve() for job in jobs}
+    for job, target in ((job, job.target.parent / name / job.target.name) for job in jobs for name in folders):
+        if target.exists():
+            what = "is one of the images" if target.resolve() in inputs else "exists already"
+            raise OptionError(
+                f"The mask of {str(job.path)!r} would overwrite {str(target)!r}, which {what}. Nothing was written; "
+                "give another --out, such as a new folder, or --resume to skip what is there."
+            )
+
+
+def _expanded(images: Sequence[Path]) -> Iterator[Path]:
+    for image in images:
+        if not image.exists() and glob.has_magic(str(image)):
+            yield from (Path(found) for found in sorted(glob.glob(str(image), recursive=True)))
+        else:
+            yield image
+
+
+def _jobs_of(image: Path, out: Path, dicom_seg: bool, channels: Sequence[str]) -> Iterator[Job]:
+    entry = entry_of(image)
+    inside = image.is_dir() and not any(looks_like_dicom(file) for file in image.iterdir() if file.is_file())
+    if inside:
+        entries = _of_first_sequence(find_entries(image), channels)
+        if not entries:
+            raise OptionError(f"The folder {str(image)!r} holds no image ({READABLE}). Nothing was written.")
+        for one in entries:
+            yield from _jobs_of(one.path, out, dicom_seg, channels)
+        return
+    volume = entry is not None and entry.volume
+    if not volume:
+        yield Job(image, stem_of(image), False, None, out / f"{stem_of(image)}.png")
+        return
+    if kind_of(image) != "dicom":
+        yield Job(image, stem_of(image), True, None, out / f"{stem_of(image)}.nii.gz")
+        return
+    ending = ".dcm" if dicom_seg else ".nii.gz"
+    try:
+        series = find_images(image).series if image.is_dir() else []
+    except DataError:  # told when it is predicted, so that the others are
+        series = []
+    if len(series) < 2:
+        yield Job(image, stem_of(image), True, None, out / f"{stem_of(image)}{ending}")
+        return
+    for number in (str(one.number) for one in series):
+        stem = f"{stem_of(image)}_series{number}"
+        yield Job(image, stem, True, number, out / f"{stem}{ending}")
+
+
+def _of_first_sequence(entries: Sequence[Entry], channels: Sequence[str]) -> list[Entry]:
+    if not channels:
+        return list(entries)
+    return [entry for entry in entries if entry.stem.endswith(channels[0])]
+
+
+def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_seg: bool = False) -> None:
+    """Write what was found in a volume: sizes first, then probabilities, the mask last, so that a mask that is there is a finished job.
+
+    Args:
+        job: Where to.
+        found: The volume and its classes.
+        labels: Names and ids of the classes.
+        dicom_seg: The mask of a DICOM series becomes a DICOM-SEG.
+
+    Raises:
+        DataError: A DICOM-SEG cannot be made of it.
+        StoreError: A file cannot be written.
+    """
+    folder, volume = job.target.parent, found.volume
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_sizes(folder, job.name, measure(found.classes, labels.names, volume.spacing_mm))
+    if found.probabilities is not None:
+        maps = np.stack([volume.slicing.to_file(found.probabilities[..., k]) for k in range(len(labels.names))], axis=3)
+        volume.readers[0].write_mask(folder / f"{job.stem}_probabilities.nii.gz", maps)
+    source = volume.readers[0]
+    if dicom_seg and isinstance(source, DicomReader):
+        write_seg(job.target, source, volume.slicing.to_file(found.classes), labels.names)
+        return
+    ids = labels.first_ids()[found.classes]
+    if volume.header.affine is None and len(ids) == 1:
+        write_png(job.target.with_name(f"{job.stem}.png"), ids[0])
+        return
+    volume.write_mask(job.target, ids)
+
+
+def is_done(job: Job, folders: Sequence[str] = ("",)) -> bool:
+    """Whether the masks of a job are there; that of a single DICOM picture without a position is a PNG."""
+    targets = [job.target.parent / name / job.target.name for name in folders]
+    return all(target.exists() for target in targets) or (
+        job.volume and job.target.with_name(f"{job.stem}.png").exists()
+    )
+
+
+def _write_sizes(folder: Path, name: str, sizes: Sequence[Size]) -> None:
+    _replace_rows(
+        folder / SIZES, _SIZE_COLUMNS, name, [(name, one.name, one.voxels, _number(one.millilitres)) for one in sizes]
+    )
+    areas = [(name, one.name, k, pixels, _number(area)) for one in sizes for k, pixels, area in one.areas]
+    _replace_rows(folder / AREAS, _AREA_COLUMNS, name, areas)
+
+
+def _replace_rows(path: Path, columns: Sequence[str], name: str, rows: Sequence[tuple[object, ...]]) -> None:
+    """Put the rows of one image into a table, in place of those that it had.
+
+    Raises:
+        DataError: The file is another table.
+    """
+    kept: list[list[str]] = []
+    if path.exists():
+        header, *before = list(csv.reader(io.StringIO(path.read_text("utf-8")))) or [[]]
+        if header != list(columns):
+            raise DataError(f"{path.name!r} in the output folder is another table; move it away, or give another --out")
+        kept = [row for row in before if row and row[0] != name]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *kept, *rows])
+    atomic.write_text(path, text.getvalue(), mode=atomic.usual_mode())
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"

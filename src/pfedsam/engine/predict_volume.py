@@ -1,0 +1,80 @@
+"""One volume predicted by what a site uses, with what the user wished for beside the classes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pfedsam.core.errors import OptionError
+from pfedsam.data.manifest import Case
+from pfedsam.data.volume import Volume
+from pfedsam.data.volume_case import open_case
+from pfedsam.engine.model_selection import Parameters, models_of
+from pfedsam.engine.site_session import SiteScorer
+from pfedsam.evaluation.predict import flip_mean, predict_volume
+from pfedsam.evaluation.regions import clean_regions
+from pfedsam.experiment.build import BuiltModel, build_cache, build_images
+from pfedsam.experiment.options import RunOptions
+
+
+@dataclass(frozen=True)
+class VolumeWishes:
+    """How a volume is predicted, beside its classes; all off by default."""
+
+    probabilities: bool = False
+    flips: bool = False
+    """Average over mirror images."""
+    smallest: int = 0
+    """Connected parts of fewer voxels are removed."""
+    largest_only: bool = False
+
+
+@dataclass(frozen=True)
+class PredictedVolume:
+    """A volume and what a model says of it."""
+
+    volume: Volume
+    classes: npt.NDArray[np.uint8]
+    """0..C, [D, H, W] in the order of the volume's slices."""
+    probabilities: npt.NDArray[np.float32] | None
+
+
+def predict_volume_file(
+    options: RunOptions,
+    built: BuiltModel,
+    used: Parameters,
+    case: Case,
+    wishes: VolumeWishes,
+    tell: Callable[[int, int], None] | None = None,
+) -> PredictedVolume:
+    """The classes of a volume by what a site uses, slice by slice.
+
+    Args:
+        options: Of the run.
+        built: Its model.
+        used: The site's parameters.
+        case: The volume; its mask is not looked at.
+        wishes: What is wanted beside the classes.
+        tell: Called with the slices done and all slices.
+
+    Raises:
+        DataError: The volume cannot be read.
+        OptionError: Classes overlap, which one mask of ids cannot hold.
+    """
+    if options.data.overlap:
+        raise OptionError(
+            "data.overlap: true is not supported when volumes are predicted, because a mask holds one id for each voxel."
+        )
+    slices = build_images(options, (case,), built.model.image_size)
+    scorer = SiteScorer(options, case.site, built, build_cache(options, built, None))
+    forward = scorer.forward(next(iter(models_of(options, built).values())), used)
+    found = predict_volume(
+        flip_mean(forward) if wishes.flips else forward,
+        slices,
+        batch_size=options.evaluation.batch_size,
+        probabilities=wishes.probabilities,
+        tell=tell,
+    )
+    classes = clean_regions(found.classes, smallest=wishes.smallest, largest_only=wishes.largest_only)
+    return PredictedVolume(open_case(case, options.data.image, options.data.volume), classes, found.probabilities)

@@ -1,0 +1,194 @@
+"""`pfedsam predict` on NIfTI files and DICOM series: what is written, and where it lies."""
+
+import csv
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import permutations, product
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from volume_files import write_nifti, write_series
+
+from pfedsam.core.errors import DataError
+from pfedsam.data.examples import VolumeExamples
+from pfedsam.data.readers import open_mask, open_volume
+from pfedsam.data.volume_case import open_case
+from pfedsam.data.volume_options import VolumeOptions
+from pfedsam.engine.predict_volume import PredictedVolume
+from pfedsam.evaluation.predict import flip_mean, predict_volume
+from pfedsam.evaluation.regions import clean_regions
+from pfedsam.experiment.load import load_options
+
+Call = Callable[..., int]
+VALUES = np.random.default_rng(0).integers(0, 2000, (9, 10, 6)).astype(np.int16)
+AFFINE = np.array([[1.0, 0, 0, -5], [0, 1.5, 0, 7], [0, 0, 4, 30], [0, 0, 0, 1]])
+SIDE = 24
+
+
+def _forward(pixels: Tensor) -> Tensor:
+    """Two classes whose place in the picture matters: bright pixels, of class 2 in the upper left triangle."""
+    ramp = torch.linspace(-1, 1, SIDE)
+    upper = (ramp[:, None] + ramp[None, :] < -0.2).float()
+    bright = 20 * (pixels[:, 0] - 0.55)
+    return torch.stack([bright, bright + 4 * upper - 2], dim=1)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Makes every folder a run whose model is `_forward`."""
+    monkeypatch.chdir(tmp_path)
+    Path("study.yaml").write_text(
+        "data: {sites: {north: north}, classes: {liver: [5], spleen: [300]}}\nevaluation: {batch_size: 4}\n"
+    )
+
+    def open_run(_: Path, overrides: list[str]) -> SimpleNamespace:
+        options = load_options(Path("study.yaml"), overrides)
+
+        def volume(case, wishes, tell):
+            data = options.data
+            slices = VolumeExamples([case], labels=None, image=data.image, side=SIDE, options=data.volume)
+            forward = flip_mean(_forward) if wishes.flips else _forward
+            found = predict_volume(forward, slices, batch_size=4, probabilities=wishes.probabilities, tell=tell)
+            classes = clean_regions(found.classes, smallest=wishes.smallest, largest_only=wishes.largest_only)
+            return PredictedVolume(open_case(case, data.image, data.volume), classes, found.probabilities)
+
+        site = SimpleNamespace(options=options, name="north", predict_volume=volume, uses="personal")
+        return SimpleNamespace(site=lambda *_: site)
+
+    monkeypatch.setattr("pfedsam.engine.opened.open_run", open_run)
+
+
+def _predict(call: Call, *arguments: str) -> int:
+    return call("predict", "run", *arguments, "--site", "north", "--out", "masks")
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader((Path("masks") / name).read_text().splitlines()))
+
+
+def _canonical(path: Path) -> np.ndarray:
+    return np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj)
+
+
+def test_48_orientations_come_back_on_their_own_grid(call: Call, run: None) -> None:
+    write_nifti(Path("nifti/reference.nii.gz"), VALUES, AFFINE)
+    orientations = [(order, signs) for order in permutations(range(3)) for signs in product((1, -1), repeat=3)]
+    affines = {}
+    for number, (order, signs) in enumerate(orientations):
+        image = nib.Nifti1Image(VALUES, AFFINE).as_reoriented(np.array(list(zip(order, signs, strict=True))))
+        write_nifti(Path(f"nifti/n{number}.nii"), np.asarray(image.dataobj), image.affine)
+        write_series(Path(f"dicom/d{number}"), np.asarray(image.dataobj), image.affine, seed=number)
+        affines[number] = image.affine
+    assert _predict(call, "nifti", "dicom", "--set", "data.volume.axis=axial") == 0
+    reference = _canonical(Path("masks/reference.nii.gz"))
+    assert {0, 5, 300} == set(np.unique(reference))
+    for number, affine in affines.items():
+        written = nib.load(f"masks/n{number}.nii.gz")
+        np.testing.assert_allclose(written.affine, affine, atol=1e-6)
+        assert written.get_data_dtype() == np.uint16
+        for name in (f"n{number}", f"d{number}"):
+            np.testing.assert_array_equal(_canonical(Path(f"masks/{name}.nii.gz")), reference)
+
+
+def test_tables_probabilities_flips_and_clean_parts(call: Call, run: None) -> None:
+    write_nifti(Path("a.nii.gz"), VALUES, AFFINE)
+    assert (
+        _predict(call, "a.nii.gz", "--probabilities", "--tta", "--smallest", "3", "--set", "data.volume.axis=axial")
+        == 0
+    )
+    mask = np.asarray(nib.load("masks/a.nii.gz").dataobj)
+    rows = _rows("volumes.csv")
+    assert [row["structure"] for row in rows] == ["liver", "spleen"]
+    for row, value in zip(rows, (5, 300), strict=True):
+        assert int(row["voxels"]) == (mask == value).sum()
+        assert float(row["volume_ml"]) == pytest.approx((mask == value).sum() * 6 / 1000)
+    areas = [row for row in _rows("areas.csv") if row["structure"] == "liver"]
+    assert sum(float(row["area_mm2"]) for row in areas) == pytest.approx((mask == 5).sum() * 1.5)
+    maps = np.asarray(nib.load("masks/a_probabilities.nii.gz").dataobj)
+    assert maps.shape == (9, 10, 6, 2)
+    assert maps.min() >= 0
+    assert maps.sum(axis=3).max() <= 1 + 1e-6
+    assert (maps[mask == 5].argmax(axis=1) == 0).all()
+
+
+def test_series_of_a_folder_a_bad_one_among_them_and_resuming(
+    call: Call, run: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_series(Path("scans/both"), VALUES, series="1.2.1")
+    write_series(Path("scans/both"), VALUES[:8], series="1.2.2")
+    bad = write_series(Path("scans/bad"), VALUES)
+    next(bad.iterdir()).unlink()  # the names are shuffled: a slice in the middle, or an end
+    (bad / "zz").write_bytes(b"\0" * 128 + b"DICM")
+    write_nifti(Path("scans/ok.nii.gz"), VALUES, AFFINE)
+    assert _predict(call, "scans") == 3
+    said = capsys.readouterr()
+    assert "'zz' is a damaged or cut off DICOM file" in " ".join(said.err.split())
+    assert "Canary" not in said.err + said.out
+    shutil.rmtree(bad)
+    assert _predict(call, "scans/*", "--resume") == 0
+    assert sorted(path.name for path in Path("masks").glob("*.nii.gz")) == [
+        "both_series1.nii.gz",
+        "both_series2.nii.gz",
+        "ok.nii.gz",
+    ]
+    before = Path("masks/ok.nii.gz").stat().st_mtime_ns
+    assert _predict(call, "scans") == 2
+    assert _predict(call, "scans", "--resume") == 0
+    assert "3 image(s) had a mask already" in capsys.readouterr().out
+    assert Path("masks/ok.nii.gz").stat().st_mtime_ns == before
+    assert len(_rows("volumes.csv")) == 3 * 2
+
+
+def test_dicom_seg_is_read_back_equal_by_us_and_by_dcmqi(call: Call, run: None) -> None:
+    write_series(Path("scan"), VALUES, AFFINE)
+    assert _predict(call, "scan") == 0
+    assert _predict(call, "scan", "--dicom-seg") == 0
+    options = VolumeOptions()
+    image = open_volume(Path("scan"), options)
+    found = open_mask(Path("masks/scan.dcm"), image, options)
+    expected = open_mask(Path("masks/scan.nii.gz"), image, options)
+    ids = np.stack([found.mask_slice(k) for k in range(VALUES.shape[2])])
+    wanted = np.stack([expected.mask_slice(k) for k in range(VALUES.shape[2])])
+    np.testing.assert_array_equal(ids, np.searchsorted([0, 5, 300], wanted))
+    tool = Path(sys.executable).parent / "segimage2itkimage"
+    if not tool.exists():
+        pytest.skip("dcmqi is not installed")
+    subprocess.run(
+        [tool, "--inputDICOM", "masks/scan.dcm", "--outputDirectory", ".", "--prefix", "q", "--outputType", "nii"],
+        check=True,
+        capture_output=True,
+    )
+    written = nib.load("masks/scan.nii.gz")
+    for number, value in ((1, 5), (2, 300)):
+        theirs = nib.load(f"q-{number}.nii.gz" if Path(f"q-{number}.nii.gz").exists() else f"q-{number}.nii")
+        points = np.argwhere(np.asarray(theirs.dataobj) > 0)
+        there = np.linalg.inv(written.affine) @ theirs.affine @ np.c_[points, np.ones(len(points))].T
+        mine = np.zeros(written.shape, bool)
+        mine[tuple(np.rint(there[:3]).astype(int))] = True
+        np.testing.assert_array_equal(mine, np.asarray(written.dataobj) == value)
+
+
+def test_an_image_without_pictures_is_told(call: Call, run: None, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("notes").mkdir()
+    Path("notes/a.txt").touch()
+    assert _predict(call, "notes") == 2
+    assert "holds no image" in capsys.readouterr().err
+
+
+def test_a_sequence_of_another_grid_is_refused(run: None) -> None:
+    from pfedsam.data.images import ImageOptions
+    from pfedsam.data.manifest import Case
+
+    first, second = write_nifti(Path("a.nii"), VALUES, AFFINE), write_nifti(Path("b.nii"), VALUES[:8], AFFINE)
+    case = Case("north", "a", first, None, "a", volume=True, sequences=(second,))
+    with pytest.raises(
+        DataError, match=r"site 'north', case 'a': its sequence 'b\.nii' has another grid than its first"
+    ):
+        open_case(case, ImageOptions(), VolumeOptions())

@@ -1,0 +1,161 @@
+"""Sites of volumes: what is a case, how its slices are loaded and drawn, and what a check reads of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from volume_files import write_nifti, write_series
+
+from pfedsam.core import rng
+from pfedsam.core.errors import DataError
+from pfedsam.data.check import check_sites
+from pfedsam.data.examples import VolumeExamples
+from pfedsam.data.images import ImageOptions
+from pfedsam.data.labels import LabelMap
+from pfedsam.data.loader import batches, load_case_truth, view_of
+from pfedsam.data.manifest import read_site
+from pfedsam.data.readers.nifti import NiftiReader
+from pfedsam.data.suspicions import Study
+from pfedsam.data.transforms import AugmentOptions
+from pfedsam.data.volume_options import VolumeOptions
+
+VALUES = np.random.default_rng(0).integers(0, 900, (6, 8, 5)).astype(np.int16)
+MASK = np.zeros((6, 8, 5), np.uint8)
+MASK[2:4, 3:6, 1:3] = 1
+AFFINE = np.diag([1.0, 2, 5, 1])
+LABELS = LabelMap({"organ": [1]})
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A site with a NIfTI file and a DICOM series of the same voxels, each with a NIfTI mask."""
+    write_nifti(tmp_path / "images/a.nii.gz", VALUES, AFFINE)
+    write_nifti(tmp_path / "masks/a.nii.gz", MASK, AFFINE)
+    write_series(tmp_path / "images/b", VALUES, AFFINE)
+    write_nifti(tmp_path / "masks/b.nii", MASK, AFFINE)
+    return tmp_path
+
+
+def _examples(folder: Path, labels: LabelMap | None = LABELS, **options) -> VolumeExamples:
+    cases = read_site("north", folder).cases
+    return VolumeExamples(cases, labels=labels, image=ImageOptions(), side=16, options=VolumeOptions(**options))
+
+
+def test_a_case_is_a_file_or_a_folder_of_dicom_files(site):
+    first, second = read_site("north", site).cases
+    assert (first.id, first.volume, second.id, second.volume) == ("a", True, "b", True)
+    assert second.image.is_dir()
+    truth = load_case_truth(first, LABELS, ImageOptions(), VolumeOptions())
+    assert truth.classes.shape == (5, 8, 6)
+    assert truth.spacing_mm == (5, 2, 1)
+    assert truth.classes.sum() == MASK.sum()
+
+
+def test_slices_are_examples_that_do_not_depend_on_what_was_loaded_before(site):
+    examples = _examples(site)
+    assert len(examples) == 10
+    assert [(one.case.id, one.slice, one.depth) for one in examples[3:7]] == [
+        ("a", 3, 5),
+        ("a", 4, 5),
+        ("b", 0, 5),
+        ("b", 1, 5),
+    ]
+    assert examples.foreground == [False, True, True, False, False] * 2
+    for number in range(5):
+        assert torch.equal(examples[number].pixels, examples[number + 5].pixels)  # NIfTI and DICOM of the same voxels
+        assert torch.equal(examples[number].labels, examples[number + 5].labels)
+    again = _examples(site)
+    assert torch.equal(again[7].pixels, examples[7].pixels)
+    assert examples[1].labels.sum() > 0
+    views = [view_of(examples[number], 1, seed=0, options=AugmentOptions())[0] for number in (1, 2)]
+    assert not torch.equal(*views)
+
+
+def test_memory_does_not_grow_with_the_site(site, monkeypatch):
+    examples = _examples(site)
+    examples._most = 3
+    for number in range(10):
+        examples[number]
+    assert len(examples._kept) == 3
+    for number in range(5):
+        write_nifti(site / f"images/c{number}.nii.gz", VALUES, AFFINE)
+        write_nifti(site / f"masks/c{number}.nii.gz", MASK, AFFINE)
+    larger = _examples(site)
+    for number in range(len(larger)):
+        larger[number]
+    assert len(larger._open) == 2
+
+
+def test_no_mask_is_looked_at_where_no_labels_are_wanted(site):
+    for path in (site / "masks").iterdir():
+        path.write_bytes(b"broken")
+    examples = _examples(site, labels=None)
+    assert examples[0].labels is None
+    assert examples.foreground == []
+
+
+def test_a_share_of_what_is_drawn_holds_foreground_and_empty_slices_stay_in():
+    foreground = [index % 10 == 0 for index in range(100)]
+    drawn = [
+        index
+        for batch in batches(
+            100, 1, batch_size=3, steps=200, generator=rng.generator(0), foreground=foreground, share=0.5
+        )
+        for index, _ in batch
+    ]
+    share = sum(foreground[index] for index in drawn) / len(drawn)
+    assert 0.5 <= share < 0.6  # half of them surely, and a tenth of the others
+    assert len({index for index in drawn if not foreground[index]}) == 90
+    assert {len(batch) for batch in batches(4, 1, batch_size=3, steps=5, generator=rng.generator(0), share=0.5)} == {3}
+
+
+def test_a_check_decodes_headers_and_masks_alone(site, monkeypatch):
+    monkeypatch.setattr(NiftiReader, "slice", None)
+    report = check_sites([read_site("north", site)], Study(LABELS, ImageOptions()))
+    assert report.problems == ()
+    (found,) = report.sites
+    assert found.sizes == {(5, 8, 6): 2}
+    assert found.spacings == {(5, 2, 1): 2}
+    assert found.ids == {0: 2, 1: 2}
+
+
+def test_a_volume_whose_mask_does_not_fit_is_named_and_no_name_of_a_patient(site):
+    write_nifti(site / "masks/b.nii", MASK[:5], AFFINE)
+    report = check_sites([read_site("north", site)], Study(LABELS, ImageOptions()))
+    assert len(report.problems) == 1
+    assert "site 'north', case 'b': the image has" in report.problems[0]
+    assert "Canary" not in str(report)
+
+
+def test_loose_slices_of_one_series(tmp_path):
+    write_series(tmp_path / "images", VALUES)
+    with pytest.raises(DataError, match="of one DICOM series; put the files of each series into a folder of its own"):
+        read_site("north", tmp_path, masks_required=False)
+
+
+def test_a_manifest_names_series_sequences_and_lost_spacing(site):
+    write_series(site / "images/b", VALUES[:4], AFFINE)
+    (site / "manifest.csv").write_text(
+        "image,mask,patient,case,spacing,series\n"
+        "images/b,masks/b.nii,p1,one,,1\n"
+        "images/b,,p1,two,,2\n"
+        "images/a.nii.gz;images/a.nii.gz,masks/a.nii.gz,p2,lost,unknown,\n"
+        "images/a.nii.gz,masks/a.nii.gz,p3,given,3x2x1,\n"
+    )
+    given, lost, one, two = read_site("north", site, masks_required=False).cases
+    assert (given.spacing_mm, lost.spacing_lost, one.series, two.series) == ((3, 2, 1), True, "1", "2")
+    assert len(lost.sequences) == 1
+    assert load_case_truth(lost, LABELS, ImageOptions(), VolumeOptions()).spacing_mm is None
+    assert load_case_truth(given, LABELS, ImageOptions(), VolumeOptions()).spacing_mm == (3, 2, 1)
+
+
+def test_sequences_of_a_case_are_told_by_their_endings(tmp_path):
+    for name in ("p1_t1", "p1_t2", "p2_t1", "p2_t2"):
+        write_nifti(tmp_path / f"images/{name}.nii.gz", VALUES, AFFINE)
+    first, second = read_site("north", tmp_path, masks_required=False, channels=("_t1", "_t2")).cases
+    assert (first.id, second.id) == ("p1", "p2")
+    assert [path.name for path in (first.image, *first.sequences)] == ["p1_t1.nii.gz", "p1_t2.nii.gz"]
+    (tmp_path / "images/p2_t2.nii.gz").unlink()
+    with pytest.raises(DataError, match="case 'p2' has no file that ends with '_t2'"):
+        read_site("north", tmp_path, masks_required=False, channels=("_t1", "_t2"))
