@@ -223,7 +223,7 @@ def _open_at_site(folder: Path, study: str | None) -> OpenRun:
     policy, site = SitePolicy(folder), read_site_options(folder)
     manifest = _ended(policy, study)
     options, place = study_options(manifest, site), policy.study_folder(manifest.study)
-    built, shared = build_study_model(manifest, options), policy.received(manifest.study)
+    built, shared = build_study_model(manifest, options), policy.final(manifest.study)
     _check_fit(folder, built, "shared", shared)
     return OpenRun(place, options, built, shared, {site.name: place}, finished=False)
 

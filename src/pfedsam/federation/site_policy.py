@@ -29,6 +29,7 @@ MISSED_ROUNDS: Final = 8
 """Rounds whose movement is allowed for at once, when a site joins late or comes back. `max_change` is what AdamW can do at most; a mean
 over sites moves by a tenth of it or less in a round, so that this makes room for about a hundred missed rounds."""
 _RECEIVED: Final = "received.safetensors"
+_FINAL: Final = "final.safetensors"
 _STUDY: Final = re.compile(r"[0-9a-f]{16}")
 """A study's id, as in a manifest; what a coordinator says instead of one must not become part of a path."""
 _HOW_TO_APPROVE: Final = (
@@ -121,8 +122,9 @@ class SitePolicy:
         shared = read_broadcast(manifest, request)
         if shared:
             self._check_jump(manifest, request, shared, initial, history.rounds_trained)
-            if request.task == "train":
-                tensors.save(self.study_folder(manifest.study) / _RECEIVED, shared, {"round": str(request.round)})
+            kept = {"train": _RECEIVED, "test": _FINAL}.get(request.task)
+            if kept:
+                tensors.save(self.study_folder(manifest.study) / kept, shared, {"round": str(request.round)})
         history.enter(request)
         return shared
 
@@ -169,6 +171,11 @@ class SitePolicy:
                     f"from those that this site {'trained last' if start is before else 'began with'}; training moves them by at most "
                     f"{allowed:.3g}. Someone may be trying to read training data out of gradients: ask the coordinator before you go on.",
                 )
+
+    def final(self, study: str) -> NamedTensors:
+        """The shared parameters that a study ended with at this site, which were tested; none where a method shares none."""
+        path = self.study_folder(study) / _FINAL
+        return tensors.load(path, unsealed=("round",))[0] if path.exists() else {}
 
     def received(self, study: str) -> NamedTensors:
         """The shared parameters that the site trained last."""
