@@ -83,10 +83,11 @@ def test_shared_parameters_local_states_records_and_scores_are_those_of_the_embe
     one, other = read_summary(study / "summary.json"), read_summary(tmp_path / "here" / "summary.json")
     # A site elsewhere says on how many cases it trains, and nothing of its validation part.
     scored = [
-        {site: (entry.personal, entry.shared) for site, entry in summary.sites.items()} for summary in (one, other)
+        [(entry.personal, entry.shared) for entry in (*summary.sites.values(), summary.mean)]
+        for summary in (one, other)
     ]
     assert scored[0] == scored[1]
-    assert (one.mean, one.communication) == (other.mean, other.communication)
+    assert (list(one.sites), one.communication) == (list(other.sites), other.communication)
 
 
 def test_a_manifest_does_not_say_where_the_coordinator_keeps_its_backbone(study: Path, options: RunOptions) -> None:
