@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pfedsam.cli.console import OUT
 from pfedsam.cli.coordinator import PID
 from pfedsam.core.lock import runner, running_as
 from pfedsam.engine.study_folder import StudyFolder
@@ -24,7 +25,7 @@ def test_status_names_state_round_sites_and_reason(
     study.mkdir(parents=True)
     StudyFolder(study).write_status("stopped", round_=3, rounds=9, sites=["north"], reason="too few")
     (study / "manifest.json").touch()
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(OUT, "width", 250)
     assert call("coordinator", "status", tmp_path) == 0
     shown = capsys.readouterr().out
     assert "coordinator: stopped" in shown
@@ -117,7 +118,7 @@ def test_a_status_that_is_damaged_is_told_and_hides_no_other_study(
     tmp_path: Path,
     damage: bytes | None,
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr(OUT, "width", 250)
     for name in ("0123456789abcdef", "fedcba9876543210"):
         folder = tmp_path / "studies" / name
         folder.mkdir(parents=True)

@@ -4,16 +4,19 @@ from collections.abc import Callable
 
 import pytest
 
+from pfedsam.cli.console import OUT
+
 Call = Callable[..., int]
 
 
 def test_the_keys_of_a_part_are_shown_with_default_and_description(
     call: Call, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr(OUT, "width", 400)
     assert call("options", "batch_size") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in lines[1:]] == [["training.batch_size", "8"], ["evaluation.batch_size", "4"]]
+    keys = [line.split()[:2] for line in lines if ".batch_size" in line]
+    assert keys == [["training.batch_size", "8"], ["evaluation.batch_size", "4"]]
     assert "Number of images in a step." in lines[1]
 
 

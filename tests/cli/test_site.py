@@ -214,7 +214,7 @@ def test_a_site_writes_masks_with_the_model_of_the_study_that_it_names(
     def open_model(folder: Path, *, study: str | None) -> SimpleNamespace:
         opened.append((folder, study))
         options = RunOptions.model_validate({"data": {"sites": {"north": "north"}, "classes": {"organ": [128]}}})
-        site = SimpleNamespace(predict=lambda image: np.array([[0, 1]], np.uint8))
+        site = SimpleNamespace(options=options, predict=lambda image: np.array([[0, 1]], np.uint8))
         return SimpleNamespace(options=options, site_names=["north"], site=lambda name: site)
 
     monkeypatch.setattr("pfedsam.engine.opened.open_run", open_model)

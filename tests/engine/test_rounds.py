@@ -298,7 +298,8 @@ def test_late_replies_are_counted_and_named(study: Path, scripted: ScriptedSites
     reasons = [
         reason for row in rows(study, "absent") for site, reason in row["sites"].items() if site == scripted.names[0]
     ]
-    assert reasons == ["1 reply(s) came after their deadline", f"no reply within {RoundPolicy().deadline_s} s"]
+    assert reasons[0] == "1 reply(s) came after their deadline"
+    assert any(f"no reply within {RoundPolicy().deadline_s} s" in reason for reason in reasons)
     page = (study / "report.html").read_text()
     assert f"no reply within {RoundPolicy().deadline_s} s" in page
 

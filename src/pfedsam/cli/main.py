@@ -22,7 +22,7 @@ _IN_THE_WAY = frozenset({errno.EEXIST, errno.ENOTDIR})
 _DENIED = frozenset({errno.EACCES, errno.EPERM})
 _FEWER = "fewer workers (runtime.workers; --workers of bench)"
 _SMALLER = "model.precision=auto, model.recompute=true or a smaller training.batch_size also need less memory, but require a new folder."
-_WITH_RESUME = ("demo", "run", "compare")
+_WITH_RESUME = ("demo", "run", "compare", "predict")
 """Commands that continue an interrupted run with `--resume`."""
 _BY_THEMSELVES = ("bench", "coordinator start", "site start")
 """Commands that continue where they stopped when they are given again."""
