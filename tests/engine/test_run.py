@@ -17,7 +17,7 @@ from pfedsam.engine import run as run_module
 from pfedsam.engine.model_selection import models_of
 from pfedsam.engine.opened import open_run
 from pfedsam.engine.run import run
-from pfedsam.engine.server_files import SERVER
+from pfedsam.engine.server_files import SERVER, read_server
 from pfedsam.experiment.build import build_model
 from pfedsam.experiment.load import dump_options
 from pfedsam.experiment.options import RunOptions
@@ -30,7 +30,8 @@ from pfedsam.report.summary_file import read_summary
 
 def fingerprint(folder: Path, options: RunOptions) -> dict[str, object]:
     """Everything that must be equal to the bit: shared and local parameters, optimiser, records, scores."""
-    found: dict[str, object] = {"shared": (folder / SERVER).read_bytes()}
+    stored, described = read_server(folder)  # the file itself names the records of its run, which hold seconds
+    found: dict[str, object] = {"shared": digest(stored), "round": described["round"]}
     for site in options.data.sites:
         state = SiteStore(folder / "sites" / site / "state").load()
         assert state is not None
