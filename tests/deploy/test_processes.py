@@ -102,6 +102,7 @@ def site(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
     """Starts `pfedsam site start`'s own process, in a site whose NVFlare does not want to end."""
     (tmp_path / "nvflare" / "startup").mkdir(parents=True)
     (tmp_path / "nvflare" / "startup" / "fed_client.json").write_text("{}")
+    (tmp_path / "nvflare" / "local").mkdir()
     (tmp_path / "site.yaml").write_text("name: north\ndata: .\n")
     (tmp_path / "pfedsam_child.py").write_text(STUBBORN)
     started = []
