@@ -56,7 +56,7 @@ def prepare(root: Path, backbone: str) -> None:
             "patient_pattern": PATIENT_PATTERN,
         },
         "model": model,
-        "training": {"rounds": 3, "steps_per_round": 4, "final_steps": 2, "batch_size": 2},
+        "training": {"rounds": 3, "steps_per_round": 4, "batch_size": 2},
     }
     (root / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
 
