@@ -117,14 +117,14 @@ def test_the_guard_takes_post_as_the_server_starts() -> None:
         def set_message_interceptor(self, look: object) -> None:
             posted.append(look)
 
-    cell = {"core_cell": Core(), "register_request_cb": lambda self, **given: None}
+    cell = {"core_cell": Core(), "register_request_cb": lambda self, cb, **given: posted.append(cb.__name__)}
     server = type("Server", (), {"cell": type("Cell", (), cell)()})()
     guard, context = CoordinatorGuard([ADMIN]), FLContext()
     context.set_prop(FLContextKey.SITE_OBJ, server, private=True)
     guard.handle_event(EventType.SYSTEM_START, context)
     assert posted == []
     guard.handle_event(EventType.SYSTEM_BOOTSTRAP, context)
-    assert posted == [guard.look]
+    assert posted == [guard.look, "job_failure"]
 
 
 class Engine:
@@ -162,10 +162,10 @@ def test_a_site_that_reports_a_failure_is_out_by_itself_and_ends_no_job(payload:
     clients = SimpleNamespace(clients={"token": SimpleNamespace(name="north")})
     server = SimpleNamespace(client_manager=clients, engine=engine)
     message = Message({CellMessageHeaderKeys.TOKEN: "token"}, payload)
-    job_failure(server, message)
+    job_failure(message, server=server)
     assert engine.dead == dead
     stranger = Message({CellMessageHeaderKeys.TOKEN: "none"}, payload)
-    assert job_failure(server, stranger).get_header(MessageHeaderKey.RETURN_CODE) == ReturnCode.UNAUTHENTICATED
+    assert job_failure(stranger, server=server).get_header(MessageHeaderKey.RETURN_CODE) == ReturnCode.UNAUTHENTICATED
     assert engine.dead == dead
 
 

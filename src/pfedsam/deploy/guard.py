@@ -5,7 +5,6 @@ ask for none answer it), and carries a member's messages of its cell network, `s
 The two lists below are what a site's work takes; the coordinator lets in nothing else.
 """
 
-from functools import partial
 from typing import Any, Final
 
 from nvflare.apis.event_type import EventType
@@ -66,7 +65,8 @@ class CoordinatorGuard(FLComponent):  # type: ignore[misc]
             server.cell.register_request_cb(
                 channel=CellChannel.SERVER_MAIN,
                 topic=CellChannelTopic.REPORT_JOB_FAILURE,
-                cb=partial(job_failure, server),
+                cb=job_failure,  # by a plain function: NVFlare asks for its name
+                server=server,
             )
 
     def look(self, message: Message) -> Message | None:
@@ -80,7 +80,7 @@ class CoordinatorGuard(FLComponent):  # type: ignore[misc]
         return make_reply(ReturnCode.UNAUTHENTICATED, error="a site may not ask for this")
 
 
-def job_failure(server: Any, request: Message) -> Message:  # noqa: ANN401 - NVFlare's server
+def job_failure(request: Message, server: Any) -> Message:  # noqa: ANN401 - NVFlare's server
     """Take a site's word that its process of a job has ended for what it is: that site is out of the job.
 
     NVFlare 2.9 ends the job for every site when one of them says so; here the job's process is told, as for a site that has gone.
