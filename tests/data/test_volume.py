@@ -151,3 +151,15 @@ def test_resampling_to_a_pixel_size(tmp_path):
 def test_options_that_contradict_each_other(options, message):
     with pytest.raises(ValueError, match=message):
         VolumeOptions(**options)
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_directions_are_those_of_a_file_that_needs_no_turning(tmp_path, plane):
+    """A file whose axes run in these directions, by nibabel's reading of its affine, is shown as it is stored."""
+    directions = _volume(write_nifti(tmp_path / "a.nii", VALUES, AFFINE), axis=plane).slicing.directions
+    image = nib.Nifti1Image(VALUES, AFFINE)
+    turn = nib.orientations.ornt_transform(nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt(tuple(directions)))
+    stored = image.as_reoriented(turn)
+    assert "".join(nib.aff2axcodes(stored.affine)) == directions
+    slicing = _volume(write_nifti(tmp_path / "b.nii", np.asarray(stored.dataobj), stored.affine), axis=plane).slicing
+    assert (slicing.axes, slicing.flipped) == ((0, 1, 2), (False, False, False))

@@ -85,6 +85,8 @@ class CaseTruth:
     """Along the axes of `classes`; None where it is not known."""
     picture: Callable[[int], npt.NDArray[np.float32]]
     """Slice number to what is shown of it, [H, W, 3] in 0..1."""
+    directions: str | None = None
+    """Where slice, row and column numbers of a volume increase to, as `volume.Slicing`; None if it is not known."""
 
 
 def load_case_truth(case: Case, labels: LabelMap, image: ImageOptions, options: VolumeOptions) -> CaseTruth:
@@ -101,7 +103,7 @@ def load_case_truth(case: Case, labels: LabelMap, image: ImageOptions, options: 
     classes, spacing = load_volume_truth(case, volume, labels, options), volume.spacing_mm
     if len(classes) == 1:
         return CaseTruth(classes[0], (spacing[1], spacing[2]) if spacing else None, lambda _: volume.pixels(0))
-    return CaseTruth(classes, spacing, volume.pixels)
+    return CaseTruth(classes, spacing, volume.pixels, volume.slicing.directions)
 
 
 def check_sizes(case: Case, image: tuple[int, ...], mask: tuple[int, ...]) -> None:

@@ -39,6 +39,8 @@ class Slicing:
     """The file's axis of depth, rows and columns."""
     flipped: tuple[bool, bool, bool]
     """Whether each is counted from its end."""
+    directions: str | None = None
+    """Where slice, row and column numbers increase to, a letter of RLAPSI each, such as `SPL`; None if it is not known."""
 
     @classmethod
     def of(cls, header: Header, plane: Plane) -> "Slicing":
@@ -57,7 +59,8 @@ class Slicing:
         axes, signs = _PLANES[_plane(header, plane, world)]
         order = [int(np.flatnonzero(world == axis)[0]) for axis in axes]
         flips = [bool(direction[own] != sign) for own, sign in zip(order, signs, strict=True)]
-        return cls((order[0], order[1], order[2]), (flips[0], flips[1], flips[2]))
+        letters = "".join(("RAS" if sign > 0 else "LPI")[axis] for axis, sign in zip(axes, signs, strict=True))
+        return cls((order[0], order[1], order[2]), (flips[0], flips[1], flips[2]), letters)
 
     def index(self, number: int, depth: int) -> int:
         """The file's index of slice `number` of `depth`."""

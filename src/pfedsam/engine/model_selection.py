@@ -170,11 +170,6 @@ def start_of(options: RunOptions, built: BuiltModel, sites: Path, site: str) -> 
     return first if pool is None or site == pool else SiteModels(sites / pool, first).trained({}).local
 
 
-def site_models(options: RunOptions, built: BuiltModel, sites: Path, site: str) -> SiteModels:
-    """The models of a site of a run, whose folder lies in `sites`."""
-    return SiteModels.of(options, built, sites / site, start_of(options, built, sites, site))
-
-
 def _is_kept(good: SiteState) -> bool:
     return good.phase.startswith(_KEPT)
 

@@ -37,7 +37,7 @@ from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.federation.update import Update
 from pfedsam.model.partition import assign
 from pfedsam.model.prefix import PrefixCache
-from pfedsam.report.overlays import OverlayItem, write_overlays
+from pfedsam.report.overlays import OverlayItem, VolumeOverlay, volume_overlay, write_overlays
 from pfedsam.training.client_round import ClientResult, ClientState, client_round, expert_usage
 from pfedsam.training.phases import Model
 from pfedsam.training.site_data import SiteData
@@ -252,9 +252,10 @@ class SiteScorer:
         *,
         distances: bool,
         draw: bool = False,
-    ) -> tuple[list[CaseScores], list[OverlayItem]]:
+    ) -> tuple[list[CaseScores], list[OverlayItem | VolumeOverlay]]:
         examples = build_images(self.options, cases, self.built.model.image_size)
-        scores, overlays = [], []
+        scores: list[CaseScores] = []
+        overlays: list[OverlayItem | VolumeOverlay] = []
         for example, found in whole_cases(self._predict(self.forward(model, parameters), examples)):
             truth = load_case_truth(example.case, self._labels, self.options.data.image, self.options.data.volume)
             scored = score_case(
@@ -277,12 +278,16 @@ class SiteScorer:
         return scores, overlays
 
 
-def _overlay(truth: CaseTruth, found: npt.NDArray[np.uint8], dice: float | None, *, overlap: bool) -> OverlayItem:
-    """The overlay of a case; for a volume, that of the slice with the most wrong pixels."""
+def _overlay(
+    truth: CaseTruth, found: npt.NDArray[np.uint8], dice: float | None, *, overlap: bool
+) -> OverlayItem | VolumeOverlay:
+    """The overlay of a case, from labels of the shape of `truth.classes`: [H, W] of a picture, [D, H, W] of a volume."""
     if truth.classes.ndim == 2:
         return OverlayItem(truth.picture(0), truth.classes, found, dice, overlap)
-    worst = int((found != truth.classes).sum(axis=(1, 2)).argmax())
-    return OverlayItem(truth.picture(worst), truth.classes[worst], found[worst], dice, overlap)
+    spacing = truth.spacing_mm if truth.spacing_mm and len(truth.spacing_mm) == 3 else None
+    return volume_overlay(
+        truth.picture, truth.classes, found, dice, spacing_mm=spacing, axes=truth.directions, overlap=overlap
+    )
 
 
 def _plain(scores: Mapping[str, list[CaseScores]]) -> dict[str, list[dict[str, Any]]]:

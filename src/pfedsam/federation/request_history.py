@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from pydantic import Field, ValidationError
 
-from pfedsam.core import atomic, tensors
+from pfedsam.core import sealed, tensors
 from pfedsam.core.errors import RunError, StoreError
 from pfedsam.core.options import Options
 from pfedsam.federation.manifest import StudyManifest, Task
@@ -23,6 +23,10 @@ from pfedsam.federation.messages import Reply, Request, reply_from_wire, reply_t
 
 _HISTORY: Final = "requests.json"
 _REPLIES: Final = "replies"
+_REMEDY: Final = (
+    "Without it nobody can tell what was asked of this site in the study before: restore the file, or leave the study "
+    "(`pfedsam site approve --withdraw`)."
+)
 
 
 class NotDueError(RunError):
@@ -42,7 +46,7 @@ class RequestHistory:
         """The history in the study's folder at the site.
 
         Raises:
-            StoreError: its file is damaged.
+            StoreError: its file is damaged, or missing although requests were answered.
         """
         self._folder, self._path = folder, folder / _HISTORY
         self._asked = self._load()
@@ -83,7 +87,7 @@ class RequestHistory:
         found = self._asked.setdefault(request.task, {})
         if found.get(request.round) != shared_digest(request):
             found[request.round] = shared_digest(request)
-            atomic.write_json(
+            sealed.write_json(
                 self._path, {"asked": {t: {str(r): d for r, d in f.items()} for t, f in self._asked.items()}}
             )
 
@@ -143,15 +147,13 @@ class RequestHistory:
         return state_of(Request(task, "", "", round_), manifest)
 
     def _load(self) -> dict[Task, dict[int, str]]:
-        if not self._path.exists():
-            return {}
+        if not self._path.exists() and not (self._folder / _REPLIES).exists():
+            return {}  # before the first request; replies are kept only to requests that were entered
+        content = sealed.read_json(self._path, _REMEDY)
         try:
-            return dict(_Entries.model_validate_json(self._path.read_bytes()).asked)
-        except (OSError, ValidationError) as error:
-            raise StoreError(
-                f"{_HISTORY} of the study is damaged. Without it nobody can tell what was asked before: leave the study "
-                "(`pfedsam site approve --withdraw`), or restore the file."
-            ) from error
+            return dict(_Entries.model_validate(content).asked)
+        except ValidationError as error:
+            raise StoreError(f"{_HISTORY} is damaged: it is no history of requests. {_REMEDY}") from error
 
 
 def state_of(request: Request, manifest: StudyManifest) -> int:

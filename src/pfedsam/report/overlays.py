@@ -94,6 +94,7 @@ def volume_overlay(
     *,
     spacing_mm: tuple[float, float, float] | None,
     axes: str | None,
+    overlap: bool = False,
 ) -> VolumeOverlay:
     """The slices of a volume that are drawn; no other slices are read.
 
@@ -104,13 +105,14 @@ def volume_overlay(
         dice: Dice of the volume; None if undefined.
         spacing_mm: Spacing along (D, H, W); None if it is not known.
         axes: The directions in which the indices along (D, H, W) increase, one letter of RLAPSI each; None if they are not known.
+        overlap: Labels are sets of bits, one for each class.
     """
     wrong = np.count_nonzero(truth != prediction, axis=(1, 2))
     if not wrong.any():  # without an error, the slice with most of the structure is more informative than the first one
         wrong = np.count_nonzero(truth, axis=(1, 2))
     shown, total = int(wrong.argmax()), len(truth)
     indices = range(max(0, shown - 1), min(total, shown + 2))
-    slices = tuple(OverlayItem(image_slice(index), truth[index], prediction[index], dice) for index in indices)
+    slices = tuple(OverlayItem(image_slice(index), truth[index], prediction[index], dice, overlap) for index in indices)
     return VolumeOverlay(slices, indices.start, shown, total, dice, spacing_mm, axes)
 
 

@@ -1,0 +1,52 @@
+"""A site with volumes: trained on slices, scored in 3-D, and drawn with the neighbours of the slice with the largest error."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from pfedsam.engine.run import run
+from pfedsam.experiment.options import RunOptions
+from pfedsam.report.overlays import read_overlays
+
+AFFINE = np.diag([1.0, 1.0, 5.0, 1.0])
+
+
+@pytest.fixture
+def options(toy_options: RunOptions, tmp_path: Path) -> RunOptions:
+    drawn = np.random.default_rng(0)
+    for site in ("north", "south"):
+        for number in range(4):
+            truth = np.zeros((40, 32, 4), np.uint8)
+            truth[8 + number : 28, 10:22, 1:3] = 1
+            values = drawn.normal(100, 10, truth.shape) + 400.0 * truth
+            for part, data in (("images", values.astype(np.int16)), ("masks", truth)):
+                path = tmp_path / site / part / f"p{number}.nii.gz"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                nib.save(nib.Nifti1Image(data, AFFINE), path)
+    content = toy_options.model_dump()
+    content["data"] |= {
+        "sites": {site: str(tmp_path / site) for site in ("north", "south")},
+        "classes": {"organ": [1]},
+        "patient_pattern": None,
+    }
+    content["training"] |= {"rounds": 1, "shared_warmup_rounds": 0}
+    return RunOptions.model_validate(content)
+
+
+def test_volumes_are_scored_in_three_dimensions_and_drawn_with_their_neighbours(
+    options: RunOptions, tmp_path: Path
+) -> None:
+    summary = run(options, tmp_path / "run")
+    assert {entry.personal.unit for entry in summary.sites.values()} == {"mm"}
+    for site in options.data.sites:
+        folder = tmp_path / "run" / "sites" / site
+        cases = json.loads((folder / "scores.json").read_text())["models"]["personal"]
+        assert {case["volume_unit"] for case in cases} == {"ml"}
+        places = [overlay.place for overlay in read_overlays(folder / "overlays")]
+        assert places
+        for place in places:
+            assert place.startswith("axial slice ")
+            assert place.endswith(" of 4 between its neighbours, pixels of 1 x 1 mm, slices 5 mm apart")
