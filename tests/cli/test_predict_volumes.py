@@ -192,3 +192,21 @@ def test_a_sequence_of_another_grid_is_refused(run: None) -> None:
         DataError, match=r"site 'north', case 'a': its sequence 'b\.nii' has another grid than its first"
     ):
         open_case(case, ImageOptions(), VolumeOptions())
+
+
+def test_the_sequences_of_a_case_are_found_beside_its_first_one(
+    call: Call, run: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    Path("new").mkdir()
+    for name, values in (("a_t1", VALUES), ("a_t2", VALUES[::-1].copy()), ("_t1_b_t1", VALUES), ("_t1_b_t2", VALUES)):
+        write_nifti(Path("new") / f"{name}.nii", values, AFFINE)
+    write_nifti(Path("new") / "c.nii", VALUES, AFFINE)
+    sequences = ("--set", "data.volume.channels=[_t1, _t2]")
+    assert call("predict", "run", "new", "--site", "north", "--out", "both", *sequences) == 3
+    assert "'c.nii' does not end with '_t1'" in " ".join(capsys.readouterr().err.split())
+    assert sorted(path.name for path in Path("both").glob("*.nii.gz")) == ["_t1_b_t1.nii.gz", "a_t1.nii.gz"]
+    Path("alone").mkdir()
+    write_nifti(Path("alone") / "a_t1.nii", VALUES, AFFINE)
+    assert call("predict", "run", "alone", "--site", "north", "--out", "lacking", *sequences) == 3
+    assert "a_t2.nii" in capsys.readouterr().err
+    assert not list(Path("lacking").glob("*.nii.gz"))

@@ -53,13 +53,15 @@ def predict_all(
         OptionError: A mask is there already, or a folder has no images; nothing is written.
     """
     from pfedsam.core.errors import DataError
-    from pfedsam.engine.predict_jobs import find_jobs, is_done, refuse_existing
+    from pfedsam.engine.predict_jobs import find_jobs, is_done, refuse_existing, without_further_sequences
     from pfedsam.experiment.build import build_labels
 
     jobs = find_jobs(images, out, dicom_seg=dicom_seg)
     left = [job for job in jobs if not is_done(job)] if resume else jobs
     refuse_existing(left)
     opened = predictor()
+    channels = opened.options.data.volume.channels
+    jobs, left = without_further_sequences(jobs, channels), without_further_sequences(left, channels)
     labels, unread = build_labels(opened.options), []
     labels.first_ids()  # refuses ids that no mask holds before anything is predicted
     if labels.overlap:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import DataError, OptionError
-from pfedsam.data.entries import Entry, entry_of, find_entries, stem_of
+from pfedsam.data.entries import entry_of, find_entries, stem_of
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.manifest import READABLE, Case
 from pfedsam.data.readers import kind_of
@@ -47,17 +47,37 @@ class Job:
         return self.stem
 
     def case(self, site: str, channels: Sequence[str] = ()) -> Case:
-        """The job as a case without a mask; with sequences, the path is that of the first."""
+        """The job as a case without a mask.
+
+        Args:
+            site: Whose model predicts.
+            channels: Endings of the sequences of a case; the files of the others lie beside that of the first.
+
+        Raises:
+            DataError: The job is not the first sequence of a case.
+        """
         others: tuple[Path, ...] = ()
         if channels:
-            first, *rest = channels
-            others = tuple(self.path.with_name(self.path.name.replace(first, ending, 1)) for ending in rest)
+            stem, (first, *rest) = stem_of(self.path), channels
+            if not stem.endswith(first):
+                raise DataError(
+                    f"{self.path.name!r} does not end with {first!r}, as the first sequence of a case does "
+                    "(data.volume.channels); give that file"
+                )
+            start, ending = stem[: -len(first)], self.path.name[len(stem) :]
+            others = tuple(self.path.with_name(f"{start}{one}{ending}") for one in rest)
         return Case(
             site, self.stem, self.path, None, self.stem, volume=self.volume, series=self.series, sequences=others
         )
 
 
-def find_jobs(images: Sequence[Path], out: Path, *, dicom_seg: bool = False, channels: Sequence[str] = ()) -> list[Job]:
+def without_further_sequences(jobs: Sequence[Job], channels: Sequence[str]) -> list[Job]:
+    """The jobs less the volumes that are the second or third sequence of a case, whose first one is predicted with them."""
+    further = tuple(channels[1:])
+    return [job for job in jobs if not (further and job.volume and stem_of(job.path).endswith(further))]
+
+
+def find_jobs(images: Sequence[Path], out: Path, *, dicom_seg: bool = False) -> list[Job]:
     """One job for each picture, volume and series.
 
     A folder that holds DICOM files itself is one volume for each of its series; another folder stands for all volumes and pictures in it.
@@ -66,12 +86,11 @@ def find_jobs(images: Sequence[Path], out: Path, *, dicom_seg: bool = False, cha
         images: Files, folders and patterns such as `new/*.nii.gz`.
         out: Folder of the masks.
         dicom_seg: Masks of DICOM series become DICOM-SEG.
-        channels: Endings of the sequences of a case; files that end with another than the first are no jobs of their own.
 
     Raises:
         OptionError: A folder holds nothing to segment, or two masks would be the same file.
     """
-    jobs = [job for image in _expanded(images) for job in _jobs_of(image, out, dicom_seg, channels)]
+    jobs = [job for image in _expanded(images) for job in _jobs_of(image, out, dicom_seg)]
     seen: dict[Path, Job] = {}
     for job in jobs:
         if job.target in seen:
@@ -111,15 +130,15 @@ def _expanded(images: Sequence[Path]) -> Iterator[Path]:
             yield image
 
 
-def _jobs_of(image: Path, out: Path, dicom_seg: bool, channels: Sequence[str]) -> Iterator[Job]:
+def _jobs_of(image: Path, out: Path, dicom_seg: bool) -> Iterator[Job]:
     entry = entry_of(image)
     inside = image.is_dir() and not any(looks_like_dicom(file) for file in image.iterdir() if file.is_file())
     if inside:
-        entries = _of_first_sequence(find_entries(image), channels)
+        entries = find_entries(image)
         if not entries:
             raise OptionError(f"The folder {str(image)!r} holds no image ({READABLE}). Nothing was written.")
         for one in entries:
-            yield from _jobs_of(one.path, out, dicom_seg, channels)
+            yield from _jobs_of(one.path, out, dicom_seg)
         return
     volume = entry is not None and entry.volume
     if not volume:
@@ -139,12 +158,6 @@ def _jobs_of(image: Path, out: Path, dicom_seg: bool, channels: Sequence[str]) -
     for number in (str(one.number) for one in series):
         stem = f"{stem_of(image)}_series{number}"
         yield Job(image, stem, True, number, out / f"{stem}{ending}")
-
-
-def _of_first_sequence(entries: Sequence[Entry], channels: Sequence[str]) -> list[Entry]:
-    if not channels:
-        return list(entries)
-    return [entry for entry in entries if entry.stem.endswith(channels[0])]
 
 
 def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_seg: bool = False) -> None:

@@ -41,6 +41,7 @@ from pfedsam.report.records import RecordWriter, read_records
 from pfedsam.report.summary_file import Communication, PartSizes
 
 _LOG = get_logger(__name__)
+S = TypeVar("S")
 T = TypeVar("T")
 Outcome = Literal["finished", "again"]
 """`again` means that the sites should be set up again, so that a site that has connected can take part; the study then continues."""
@@ -300,15 +301,7 @@ class StudyRun:
         self, records: RecordWriter, task: Task, round_: int, replies: Mapping[str, Reply], read: Callable[[Reply], T]
     ) -> dict[str, T]:
         """What `read` finds in each reply; a site whose reply makes it fail, in whatever way, is recorded and left out."""
-        found, reasons = {}, {}
-        for site, reply in replies.items():
-            try:
-                found[site] = read(reply)
-            except PfedsamError as error:
-                reasons[site] = str(error)
-            except Exception as error:  # noqa: BLE001 - whatever one site sent must not end the study
-                _LOG.error("the reply of site %s to %s raised %s", label(site), task, type(error).__name__)
-                reasons[site] = "its reply could not be evaluated"
+        found, reasons = _of_each(task, replies, read, failed="its reply could not be evaluated")
         self._absent(records, task, round_, reasons)
         return found
 
@@ -356,24 +349,17 @@ class StudyRun:
             called = {*answers.wires, *answers.late}
             self._silences = after_round(self._silences, round_, silent=answers.missing, called=called)
         reasons = {**answers.missing, **{s: f"{n} reply(s) came after their deadline" for s, n in answers.late.items()}}
-        replies = {}
-        for site in self._ordered([site for site in answers.wires if site in sites]):
-            try:
-                reply = reply_from_wire(answers.wires[site])
-                _check_reply(reply, request, self.manifest)
-            except PfedsamError as error:
-                reasons[site] = str(error)
-                continue
-            except Exception as error:  # noqa: BLE001 - whatever one site sent must not end the study
-                _LOG.error("the reply of site %s to %s raised %s", label(site), task, type(error).__name__)
-                reasons[site] = "its reply could not be read"
-                continue
-            if reply.refused:
-                reasons[site] = REFUSALS[reply.refused]
-            else:
-                replies[site] = reply
-        self._absent(records, task, round_, reasons)
-        return replies
+
+        def checked(wire: Mapping[str, object]) -> Reply:
+            reply = reply_from_wire(wire)
+            _check_reply(reply, request, self.manifest)
+            return reply
+
+        wires = {site: answers.wires[site] for site in self._ordered([s for s in answers.wires if s in sites])}
+        replies, unsound = _of_each(task, wires, checked, failed="its reply could not be read")
+        refused = {site: REFUSALS[reply.refused] for site, reply in replies.items() if reply.refused}
+        self._absent(records, task, round_, {**reasons, **unsound, **refused})
+        return {site: reply for site, reply in replies.items() if site not in refused}
 
     def _absent(self, records: RecordWriter, task: Task, round_: int, reasons: Mapping[str, str]) -> None:
         if reasons:
@@ -389,6 +375,29 @@ class StudyRun:
 
     def _tell(self, state: str) -> None:
         self.folder.write_status(state, round_=self.state.round, rounds=self.manifest.rounds, sites=self.present)
+
+
+def _of_each(
+    task: Task, sent: Mapping[str, S], read: Callable[[S], T], *, failed: str
+) -> tuple[dict[str, T], dict[str, str]]:
+    """What `read` finds in what each site sent, and the reason for each site with which it fails, in whatever way.
+
+    Args:
+        task: that the sites answered.
+        sent: by site.
+        read: raises a `PfedsamError` whose message is the reason.
+        failed: the reason where anything else is raised.
+    """
+    found, reasons = {}, {}
+    for site, one in sent.items():
+        try:
+            found[site] = read(one)
+        except PfedsamError as error:
+            reasons[site] = str(error)
+        except Exception as error:  # noqa: BLE001 - whatever one site sent must not end the study
+            _LOG.error("the reply of site %s to %s raised %s", label(site), task, type(error).__name__)
+            reasons[site] = failed
+    return found, reasons
 
 
 def _check_reply(reply: Reply, request: Request, manifest: StudyManifest) -> None:
