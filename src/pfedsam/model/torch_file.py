@@ -119,6 +119,7 @@ def _check_pickle(program: bytes) -> None:
     stack: list[_Object] = []
     marks: list[int] = []
     memo: dict[int, _Object] = {}
+    argument: Any
     for operation, argument, _ in pickletools.genops(program):
         name = operation.name
         if name == "GLOBAL" and not _NAMES.fullmatch(argument):
