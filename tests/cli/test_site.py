@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 
@@ -18,7 +19,6 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.ledger import Ledger
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.site_policy import SitePolicy
-from pfedsam.model.backbones import checkpoint
 
 Call = Callable[..., int]
 
@@ -106,7 +106,7 @@ def test_a_backbone_that_is_not_here_is_not_downloaded(
         asked.append(local_files_only)
         raise OSError("not in the cache")
 
-    monkeypatch.setattr(checkpoint.huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     config = tmp_path / "north" / CONFIG
     config.write_text("".join(line for line in config.read_text().splitlines(True) if "backbone" not in line))
     offered["configuration"]["model"]["backbone"] = "someone/sam"

@@ -1,19 +1,19 @@
-"""`pfedsam weights`: list, fetch and verify official weight files."""
+"""`pfedsam weights`: list, fetch and verify weights."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
 from pfedsam.cli.console import OUT
+from pfedsam.core.errors import CheckpointError, OptionError
 from pfedsam.model import weights
 
 app = typer.Typer(
     no_args_is_help=True,
     help=(
-        "Official Segment Anything weights: list them, fetch them, verify them. "
+        "Weights of Segment Anything: list them, fetch them, verify them. "
         "Nothing needs to be fetched for the SAMs that ship with pFedSAM; `list` names them."
     ),
 )
@@ -21,17 +21,21 @@ app = typer.Typer(
 
 @app.command("list")
 def list_weights() -> None:
-    """Show what can be used as a backbone: what ships with pFedSAM, and the official files with their SHA-256."""
+    """Show what can be used as a backbone: what ships with pFedSAM, models on the hub, and the official files with their SHA-256."""
     from pfedsam.model.backbones.checkpoint import shipped_names
 
     OUT.print(f"Shipped, use by name: {', '.join(shipped_names()) or 'none is installed'}")
-    table = Table("name", "file", "MB", "fetch", title="Official files")
+    table = Table("name", "on the hub", "official file", "MB", title="Known weights")
     for file in weights.KNOWN_FILES.values():
-        table.add_row(file.name, file.file_name, f"{file.bytes / 1e6:.0f}", "yes" if file.url else "no: by hand")
+        table.add_row(file.name, file.hub, file.file_name, f"{file.bytes / 1e6:.0f}")
     OUT.print(table)
     for file in weights.KNOWN_FILES.values():
-        OUT.print(f"{file.name}: {file.about}. SHA-256 {file.sha256}", soft_wrap=True)
-    OUT.print("Hub names such as facebook/sam-vit-base work as they are, where the hub can be reached.")
+        where = f" from {file.url}" if file.url else ""
+        OUT.print(f"{file.name}: {file.about}. {file.file_name}{where} has SHA-256 {file.sha256}", soft_wrap=True)
+    OUT.print(
+        "`pfedsam weights fetch NAME` downloads a model from the hub. An official file that is on this machine is used by its path.",
+        soft_wrap=True,
+    )
 
 
 @app.command()
@@ -39,45 +43,78 @@ def fetch(
     name: Annotated[
         str,
         typer.Argument(
-            help="A name from `pfedsam weights list`, such as sam-vit-b, or the name of a model on the hub."
+            help="A name from `pfedsam weights list`, such as sam-vit-b, or any name of a model on the hub."
         ),
     ],
-    folder: Annotated[Path, typer.Option(help="Folder for the file; it is created if it does not exist.")] = Path(
-        "weights"
-    ),
-    base_url: Annotated[
-        str | None,
-        typer.Option(
-            help="URL of a mirror that holds the files under their official names; files from there are verified, too."
-        ),
-    ] = None,
 ) -> None:
-    """Download an official weight file, and verify its size and SHA-256.
+    """Download a SAM or SAM-HQ from the hub into the hub's cache on this machine.
 
-    After an interruption, the same command continues the download. A file that exists already is verified and not downloaded again.
+    After an interruption, the same command continues the download. HF_HOME says where the cache is, HF_ENDPOINT names a mirror,
+    and with HF_HUB_OFFLINE=1 nothing is downloaded.
     """
-    if "/" in name:
-        from pfedsam.model.backbones.checkpoint import find_on_hub
+    from pfedsam.model.backbones.checkpoint import describe
+    from pfedsam.model.hub import find_on_hub
 
-        find_on_hub(name, may_download=True)
-        OUT.print(f"{name} is in the hub's cache on this machine. Use its name as the backbone.", soft_wrap=True)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
-        task = progress.add_task(name, total=None)
-        path = weights.fetch(
-            name,
-            folder,
-            base_url=base_url,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
+    hub_name = _hub_name(name)
+    find_on_hub(hub_name, may_download=True)
+    OUT.print(
+        f"{hub_name} is {describe(hub_name)}. It is in the hub's cache: use {hub_name} as the backbone.", soft_wrap=True
+    )
+
+
+def _hub_name(name: str) -> str:
+    """The name on the hub of a name from `pfedsam weights list`, or the name itself if it is one on the hub.
+
+    Raises:
+        OptionError: it is neither.
+    """
+    if name in weights.KNOWN_FILES:
+        return weights.KNOWN_FILES[name].hub
+    if "/" not in name:
+        raise OptionError(
+            f"There are no known weights called {name!r}. Allowed are {', '.join(weights.KNOWN_FILES)}, and the names of models "
+            "on the hub, such as facebook/sam-vit-base."
         )
-    OUT.print(f"{path} is complete and verified. Use its path as the backbone of a run.", soft_wrap=True)
+    return name
 
 
 @app.command()
-def verify(files: Annotated[list[Path], typer.Argument(help="Weight files, whatever they are called.")]) -> None:
-    """Identify official weight files by their content; fails if a file is not an official one or has the wrong name."""
-    for path in files:
-        file = weights.verify(path)
+def verify(
+    files: Annotated[
+        list[Path], typer.Argument(help="Weight files or transformers folders, whatever they are called.")
+    ],
+) -> None:
+    """Say of each file whether it is an official one, another one that can be read, or unusable; fails if one is unusable."""
+    _refuse_unusable([path for path in files if not _verify(path)], len(files))
+
+
+def _refuse_unusable(unusable: list[Path], count: int) -> None:
+    """Raise an error if a file is unusable.
+
+    Raises:
+        CheckpointError: one is.
+    """
+    if unusable:
+        raise CheckpointError(f"{len(unusable)} of {count} cannot be used: {', '.join(map(str, unusable))}.")
+
+
+def _verify(path: Path) -> bool:
+    """Print what a file is; returns whether it can be used as a backbone."""
+    from pfedsam.model.backbones.checkpoint import describe
+
+    if not path.exists():
+        OUT.print(f"{path}: MISSING. There is no such file or folder.", soft_wrap=True)
+        return False
+    try:
+        known, digest = (None, "") if path.is_dir() else weights.identify(path)
         weights.check_official_name(path)
-        OUT.print(f"{path} is {file.file_name} ({file.about}).", soft_wrap=True)
+        if known is not None:
+            OUT.print(f"{path}: OFFICIAL. It is {known.file_name} ({known.about}).", soft_wrap=True)
+            return True
+        read = describe(path)
+    except CheckpointError as error:
+        OUT.print(f"{path}: UNUSABLE. {error}", soft_wrap=True)
+        return False
+    other = f"; it is none of the official files, SHA-256 {digest}" if digest else ""
+    OUT.print(f"{path}: READABLE. It is {read}{other}.", soft_wrap=True)
+    return True

@@ -5,13 +5,11 @@ finite; otherwise nothing is loaded and the message lists what is missing, extra
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import huggingface_hub
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
@@ -29,6 +27,7 @@ from pfedsam.model.backbones.key_map import TIED, to_official, to_transformers
 from pfedsam.model.backbones.resize import MAX_IMAGE_SIZE, config_at, tensors_at
 from pfedsam.model.backbones.sam import SamBackbone
 from pfedsam.model.backbones.sam_hq import SamHqBackbone
+from pfedsam.model.hub import find_on_hub, is_hub_name
 from pfedsam.model.torch_file import read_torch_file
 from pfedsam.model.weights import check_official_name
 
@@ -39,8 +38,6 @@ SHIPPED = Path(__file__).parents[2] / "weights"
 Config: TypeAlias = SamConfig | SamHQConfig
 
 MAX_CONFIG_BYTES = 2**20
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILES = ["config.json", "model.safetensors"]
 _LISTED = 3
 _PREFIXES = ("module.", "model.")
 """What training scripts put before all names: torch's DistributedDataParallel, and modules that hold a SAM as `model`."""
@@ -101,6 +98,19 @@ def load_network(source: str | Path, *, image_size: int | None = None, may_downl
     return _assemble(config, tensors)
 
 
+def describe(source: str | Path) -> str:
+    """What `load_backbone` would read there, checked completely; nothing is downloaded.
+
+    Raises:
+        CheckpointError: as `load_backbone`.
+    """
+    config, _ = _read(source, may_download=False)
+    vision: Any = config.vision_config
+    kind = "SAM-HQ" if config.model_type == SamHqBackbone.model_type else "SAM"
+    sizes = f"{vision.num_hidden_layers} encoder blocks of width {vision.hidden_size}"
+    return f"a {kind} with {sizes}, for images of {vision.image_size} pixels"
+
+
 def shipped_names() -> list[str]:
     """The names of the SAMs whose weights are part of the package."""
     return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
@@ -125,7 +135,7 @@ def _read(source: str | Path, may_download: bool) -> tuple[Config, NamedTensors]
         return _from_folder(path, path.name)
     if path.is_file():
         return _from_official(path)
-    if _HUB_NAME.fullmatch(str(source)) and path.suffix.lower() not in {".pth", ".pt", ".bin"}:
+    if is_hub_name(str(source)):
         return _from_folder(find_on_hub(str(source), may_download=may_download), str(source))
     raise CheckpointError(
         f"There are no weights at {str(source)!r}. Allowed: a shipped name ({_shipped()}), a Segment Anything or "
@@ -299,30 +309,6 @@ def _check_sizes(sizes: Mapping[str, Any]) -> None:
     for name in ("image_size", "patch_size"):
         if type(sizes.get(name, 1)) is not int or not 1 <= sizes.get(name, 1) <= MAX_IMAGE_SIZE:
             raise ValueError(f"{name} is {sizes[name]!r}, allowed is one number from 1 to {MAX_IMAGE_SIZE}")
-
-
-def find_on_hub(name: str, *, may_download: bool) -> Path:
-    """The folder of a model in the hub's cache, downloaded first where that is allowed and it is not there.
-
-    Raises:
-        CheckpointError: the name is not one of the hub's, the model is not in the cache, or it could not be downloaded.
-    """
-    if not _HUB_NAME.fullmatch(name):
-        raise CheckpointError(f"{name!r} is no name of a model on the hub, such as facebook/sam-vit-base.")
-    try:
-        folder = huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=not may_download)
-    except (OSError, ValueError) as error:
-        if not may_download:
-            raise CheckpointError(
-                f"The backbone {name} is not on this machine, and a study does not make it download anything. Fetch it yourself, if you "
-                f"agree: `pfedsam weights fetch {name}`; or copy its folder here and set it as `backbone` in site.yaml."
-            ) from error
-        raise CheckpointError(
-            f"{name} is neither a path here nor in the hub's cache, and it could not be fetched from the hub "
-            f"({_brief(error)}). Check the name and the connection; on a machine without network, copy the folder "
-            f"with config.json and model.safetensors there and give its path, or use a shipped name ({_shipped()})."
-        ) from error
-    return Path(folder)
 
 
 def _untie(label: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
