@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from event_log import records_without_times
 
 from pfedsam.core import tensors
 from pfedsam.core.errors import DataError, OptionError, RunError
@@ -24,7 +25,7 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.codec import CommunicationOptions
 from pfedsam.federation.methods import METHODS
 from pfedsam.federation.site_store import SiteState, SiteStore
-from pfedsam.report.records import deterministic_view, read_records
+from pfedsam.report.records import read_records
 from pfedsam.report.summary_file import read_summary
 
 
@@ -39,7 +40,7 @@ def fingerprint(folder: Path, options: RunOptions) -> dict[str, object]:
         found[f"{site} optimizer"] = digest(state.optimizer)
         found[f"{site} feedback"] = [digest(kept.feedback) for kept in _generations(folder, site, options)]
         found[f"{site} scores"] = (folder / "sites" / site / "scores.json").read_bytes()
-    found["records"] = deterministic_view(read_records(folder / "records.jsonl"))
+    found["records"] = records_without_times(folder)
     return found
 
 

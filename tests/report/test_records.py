@@ -4,7 +4,7 @@ import math
 import pytest
 
 from pfedsam.core.errors import RunError, StoreError
-from pfedsam.report.records import RecordWriter, deterministic_view, read_records
+from pfedsam.report.records import RecordWriter, read_records
 
 
 def validation(round_: int, dice: float = 0.5) -> dict:
@@ -66,11 +66,6 @@ def test_truncating_keeps_records_without_a_round(path):
         writer.write(validation(1))
         writer.truncate_after(0)
     assert read_records(path) == [start]
-
-
-def test_only_times_are_left_out_of_a_comparison():
-    timing = {"kind": "timing", "round": 1, "seconds": 3.0}
-    assert deterministic_view([validation(1), timing, validation(2)]) == [validation(1), validation(2)]
 
 
 @pytest.mark.parametrize("record", [{"kind": "gossip"}, {}, validation(1, math.nan), validation(1, math.inf)])

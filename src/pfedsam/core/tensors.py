@@ -54,11 +54,6 @@ def digest(tensors: NamedTensors) -> str:
     return state.hexdigest()
 
 
-def payload_bytes(tensors: NamedTensors) -> int:
-    """The bytes of the values alone, without names or header."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
 def to_bytes(tensors: NamedTensors, metadata: Mapping[str, str] | None = None) -> bytes:
     """Encode tensors and metadata as one safetensors message; equal input gives equal bytes.
 

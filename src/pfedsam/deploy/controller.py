@@ -38,16 +38,14 @@ class StoppedError(RunError):
 class StudyController(Controller):  # type: ignore[misc]
     """Runs one study; NVFlare's workflow."""
 
-    def __init__(self, study: str, studies_root: str = "") -> None:
+    def __init__(self, study: str) -> None:
         """For NVFlare.
 
         Args:
             study: the id of the study.
-            studies_root: in the simulator: the folder of the studies.
         """
         super().__init__(task_check_period=0.1)
-        root = os.environ.get(STUDIES) or studies_root
-        self._folder = Path(root) / study
+        self._folder = Path(os.environ.get(STUDIES, "")) / study
         self._lock = threading.Lock()
         self._overdue: dict[str, str] = {}
         self._late: dict[str, int] = {}

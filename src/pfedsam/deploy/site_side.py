@@ -28,14 +28,8 @@ _LOG = get_logger(__name__)
 class SiteExecutor(Executor):  # type: ignore[misc]
     """Answers the coordinator's requests; the site's model stays in memory from the first one to the last."""
 
-    def __init__(self, sites_root: str = "") -> None:
-        """For NVFlare.
-
-        Args:
-            sites_root: in the simulator, where many sites share one environment: the folder of the sites' folders.
-        """
+    def __init__(self) -> None:
         super().__init__()
-        self._sites_root = sites_root
         self._agent: SiteAgent | None = None
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
@@ -43,7 +37,7 @@ class SiteExecutor(Executor):  # type: ignore[misc]
         try:
             request = request_from_wire(from_shareable(shareable))
             if self._agent is None:
-                self._agent = SiteAgent(SiteFolder(site_folder(self._sites_root, fl_ctx.get_identity_name())))
+                self._agent = SiteAgent(SiteFolder(site_folder()))
             return to_shareable(reply_to_wire(self._agent.handle(request)))
         except PfedsamError as error:
             _LOG.error("request %r: %s", task_name, error)
@@ -53,31 +47,25 @@ class SiteExecutor(Executor):  # type: ignore[misc]
 class SiteGate(Filter):  # type: ignore[misc]
     """Lets out what the site's operator approved, and enters each such message in the ledger first; NVFlare's bare return codes pass."""
 
-    def __init__(self, sites_root: str = "") -> None:
-        """For NVFlare; `sites_root` as of `SiteExecutor`."""
+    def __init__(self) -> None:
         super().__init__()
-        self._sites_root = sites_root
         self._gate: Gate | None = None
 
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """A fresh message with what may leave; when the ledger cannot be written this raises, and nothing leaves."""
         if self._gate is None:
-            name = fl_ctx.get_identity_name()
-            self._gate = Gate(site_folder(self._sites_root, name), name)
+            self._gate = Gate(site_folder(), fl_ctx.get_identity_name())
         if shareable.get_return_code() != ReturnCode.OK:
             return make_reply(shareable.get_return_code())
         return to_shareable(self._gate.release(from_shareable(shareable)))
 
 
-def site_folder(sites_root: str, name: str) -> Path:
+def site_folder() -> Path:
     """The folder of this process's site.
 
     Raises:
         RunError: it is not known: the process was not started by `pfedsam site start`.
     """
-    own = os.environ.get(SITE_FOLDER)
-    if own:
+    if own := os.environ.get(SITE_FOLDER):
         return Path(own)
-    if sites_root:
-        return Path(sites_root) / name
     raise RunError("this process does not know its site's folder; start it with `pfedsam site start`.")

@@ -14,7 +14,7 @@ These are the kinds of records, with their guaranteed fields:
     timing      seconds, and the name of what was timed
 
 Rounds are counted from 0, but from 1 in the texts of reasons, which are shown to users. All records except `timing` depend only on the
-configuration and the seed, so that two runs can be compared line by line (`deterministic_view`). Therefore no other record may contain a
+configuration and the seed, so that two runs can be compared line by line. Therefore no other record may contain a
 time, a date, a path or the name of a machine.
 """
 
@@ -144,11 +144,6 @@ def read_records(path: Path) -> list[Record]:
         StoreError: the file cannot be read, or a complete line is not a record.
     """
     return [record for _, record in _parsed(path)]
-
-
-def deterministic_view(records: Iterable[Record]) -> list[Record]:
-    """The records that depend only on the configuration and the seed: all except the times."""
-    return [record for record in records if record["kind"] != "timing"]
 
 
 def check_mark(path: Path, mark: str) -> None:
