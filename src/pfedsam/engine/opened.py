@@ -38,7 +38,7 @@ from pfedsam.experiment.build import (
     build_roster,
     read_sites,
 )
-from pfedsam.experiment.load import read_config
+from pfedsam.experiment.load import read_config, with_overrides
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.site_policy import SitePolicy
@@ -198,7 +198,7 @@ def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | 
 
     Args:
         folder: the --out of `pfedsam run`, a study's folder at the coordinator, or a site's folder.
-        overrides: `key.path=value`, before the run's configuration; for what changes no parameter, such as `data.image.max_megapixels`.
+        overrides: `key.path=value`, before the configuration; for what changes no parameter, such as `data.image.max_megapixels`.
         study: at a site, the id of the study; needed where more than one has ended there.
 
     Raises:
@@ -207,7 +207,7 @@ def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | 
     """
     folder = Path(folder)
     if (folder / CONFIG).exists():
-        return _open_at_site(folder, study)
+        return _open_at_site(folder, study, overrides)
     if not (folder / _RUN).exists() or not (folder / SERVER).exists():
         raise RunError(_what_to_give(folder))
     options = read_config(folder / _RUN, overrides)
@@ -219,10 +219,10 @@ def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | 
     return OpenRun(folder, options, built, _shared(folder, built), places, finished)
 
 
-def _open_at_site(folder: Path, study: str | None) -> OpenRun:
+def _open_at_site(folder: Path, study: str | None, overrides: Sequence[str]) -> OpenRun:
     policy, site = SitePolicy(folder), read_site_options(folder)
     manifest = _ended(policy, study)
-    options, place = study_options(manifest, site), policy.study_folder(manifest.study)
+    options, place = with_overrides(study_options(manifest, site), overrides), policy.study_folder(manifest.study)
     built, shared = build_study_model(manifest, options), policy.final(manifest.study)
     _check_fit(folder, built, "shared", shared)
     return OpenRun(place, options, built, shared, {site.name: place}, finished=False)

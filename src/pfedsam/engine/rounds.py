@@ -250,6 +250,8 @@ class StudyRun:
         except NothingToAverageError as error:
             state, accepted, rejected, scaled = current, (), {**rejected, **error.rejected}, {}
         record_aggregate(records, current.round, accepted, rejected, messages, scaled)
+        if rejected:
+            _LOG.warning("round %d: update refused: %s", current.round + 1, " ".join(rejected.values()))
         self._check_quorum(len(accepted), current.round, rejected)
         return state
 
