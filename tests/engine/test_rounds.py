@@ -190,6 +190,7 @@ class ScriptedSites:
         self.change: Callable[[str, str, int, dict], dict] = lambda site, task, round_, wire: wire
         self.late: dict[str, int] = {}
         self.step: Callable[[int], float] = lambda place: 0.001 * place
+        self.known_away = False
 
     def connected(self) -> list[str]:
         return self.names
@@ -202,7 +203,8 @@ class ScriptedSites:
         there = [site for site in sites if not self.away(site, task, parsed.round)]
         wires = {s: self.change(s, task, parsed.round, reply_to_wire(self._reply(s, parsed))) for s in there}
         late, self.late = self.late, {}
-        return Answers(wires, {s: f"no reply within {deadline_s} s" for s in sites if s not in there}, late)
+        missing = {site: f"no reply within {deadline_s} s" for site in sites if site not in there}
+        return Answers(wires, missing, late, () if self.known_away else tuple(missing))
 
     def _reply(self, site: str, request: Request) -> Reply:
         place, update = self.names.index(site) + 1, b""
@@ -267,6 +269,21 @@ def test_weights_sum_to_1_in_every_round_whoever_is_there(
     assert moved == pytest.approx([0.001] * 9, rel=1e-3)
     accepted = [late in row["accepted"] for row in rows(study, "aggregate")]
     assert accepted == [False] * 3 + [True] * 2 + [False] * 2 + [True] * 2
+
+
+@pytest.mark.parametrize(("known_away", "asked"), [(True, [0, 1, 2, 3, 4, 5]), (False, [0, 2, 5])])
+def test_a_site_for_which_rounds_waited_is_asked_less_often_and_one_that_is_known_to_be_away_always(
+    tmp_path: Path, options: RunOptions, scripted: ScriptedSites, known_away: bool, asked: list[int]
+) -> None:
+    training = options.training.model_copy(update={"rounds": 6})
+    study = create_study(options.model_copy(update={"training": training}), tmp_path / "six", RoundPolicy(quorum=2))
+    scripted.manifest, scripted.known_away = read_manifest(study / "manifest.json"), known_away
+    away = scripted.names[2]
+    scripted.away = lambda site, task, round_: site == away and task == "train"
+    StudyRun(study, scripted).run()
+    reasons = {row["round"]: row["sites"][away] for row in rows(study, "absent") if row["task"] == "train"}
+    assert sorted(reasons) == [0, 1, 2, 3, 4, 5]
+    assert [round_ for round_, reason in reasons.items() if not reason.startswith("not asked")] == asked
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])

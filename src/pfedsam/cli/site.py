@@ -290,6 +290,7 @@ def _show(manifest: "StudyManifest", options: "RunOptions") -> None:
     table.add_row(
         "leaves in a round", f"{sum(parts.values())} bytes: " + ", ".join(f"{p} {n}" for p, n in parts.items())
     )
+    table.add_row("before it leaves", "; then ".join(manifest.pipeline))
     for part, names in manifest.components.items():
         table.add_row(f"tensors, {part}", f"{len(names)}: {_some(names)}")
     table.add_row("largest change", f"{manifest.max_change:.4g} in a round (L2 norm)")

@@ -136,12 +136,12 @@ class OpenRun:
         if name not in self.places:
             raise RunError(f"The run has no site {name!r}; it has {', '.join(self.site_names)}.")
         models, used = list(models_of(self.options, self.built)), self._in_use(name)
-        model = wanted if wanted != "in-use" else "shared" if used.plain else models[0]
+        model = wanted if wanted != "in-use" else "shared" if used.uses == "shared" else models[0]
         if model not in models:
             raise RunError(
                 f"A run of the method {self.options.method!r} has no {model} model; it has the {' and the '.join(models)} one."
             )
-        used = used._replace(plain=len(models) > 1 and model == "shared")
+        used = used._replace(uses="shared" if len(models) > 1 and model == "shared" else "personal")
         return OpenSite(name, model, self.options, self.built, used, read_range(self.places[name]))
 
     def evaluate(self, progress: Progress | None = None) -> Summary:

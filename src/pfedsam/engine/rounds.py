@@ -349,7 +349,7 @@ class StudyRun:
         answers = self.transport.ask(request_to_wire(request), task, sites, deadline_s)
         if task == "train":
             called = {*answers.wires, *answers.late}
-            self._silences = after_round(self._silences, round_, silent=answers.missing, called=called)
+            self._silences = after_round(self._silences, round_, silent=answers.overdue, called=called)
         reasons = {**answers.missing, **{s: f"{n} reply(s) came after their deadline" for s, n in answers.late.items()}}
 
         def checked(wire: Mapping[str, object]) -> Reply:

@@ -19,6 +19,7 @@ from pfedsam.federation.manifest import Task
 from pfedsam.federation.messages import MAX_ROUND
 from pfedsam.federation.update import MAX_CASES
 from pfedsam.training.losses import LabelForm
+from pfedsam.training.phases import Model
 
 ScalarMetrics = Mapping[str, float | None]
 _LOSSES: Final = ("total", "segmentation", "distillation", "balance", "proximal")
@@ -144,7 +145,7 @@ def from_validation(found: Validation, names: Sequence[str]) -> dict[str, float 
     scalar_metrics = {f"dice.{model}": dice for model, dice in found.dice.items()}
     if found.kept is not None:
         scalar_metrics[_KEPT] = found.kept
-    if found.plain:
+    if found.uses == "shared":
         scalar_metrics[_PLAIN] = 1
     return {name: value for name, value in scalar_metrics.items() if name in names}
 
@@ -157,7 +158,8 @@ def to_validation(scalar_metrics: ScalarMetrics, names: Sequence[str]) -> Valida
         if name in scalar_metrics and name.startswith("dice.")
     }
     kept = scalar_metrics.get(_KEPT)
-    return Validation(dice, None if kept is None else max(0, int(kept)), bool(scalar_metrics.get(_PLAIN)))
+    uses: Model = "shared" if scalar_metrics.get(_PLAIN) else "personal"
+    return Validation(dice, None if kept is None else max(0, int(kept)), uses)
 
 
 def from_summaries(summaries: Mapping[str, SiteSummary], names: Sequence[str]) -> dict[str, float | None]:

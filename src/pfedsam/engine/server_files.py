@@ -123,5 +123,5 @@ def record_validation(records: RecordWriter, round_: int, site: str, found: Vali
         records.write({"kind": "validation", "round": round_, "site": site, "model": model, "dice": dice})
     if found.kept is not None:
         records.write({"kind": "kept", "round": round_, "site": site, "from_round": found.kept})
-    if found.plain:
+    if found.uses == "shared":
         records.write({"kind": "plain", "round": round_, "site": site})
