@@ -77,7 +77,7 @@ class SiteModels:
         return cls(folder, initial, allowed_drop(options, built), options.evaluation.choose_model)
 
     def trained(self, received: NamedTensors) -> Parameters:
-        """The parameters that the site trained last, with the shared parameters that it received or had at the end."""
+        """The parameters that the site trained last, with the shared parameters that it received or, after final fine-tuning, kept."""
         state = self._state.load()
         return Parameters(state.shared or received, state.local) if state else Parameters(received, self.initial)
 
@@ -90,12 +90,12 @@ class SiteModels:
         return used._replace(uses=good.uses)
 
     def kept(self, round_: int) -> SiteState | None:
-        """What the last phases after `round_` rounds start from where that is not what was received; later validations are dropped."""
+        """The parameters from which final fine-tuning starts, if they are not those received; validations after `round_` are removed."""
         good = self._if_of_last(self._good.rewind(round_))
         return good if good and good.kept else None
 
     def judge(self, round_: int, scores: Mapping[str, float | None], received: NamedTensors) -> Validation:
-        """Note how the models that were trained last did in the validation after `round_`.
+        """Store which model the site uses, from the scores of the validation after `round_`.
 
         Args:
             round_: the validation is after this one.
@@ -128,7 +128,7 @@ class SiteModels:
         return Validation(scores, uses=uses)
 
     def _if_of_last(self, good: SiteState | None) -> SiteState | None:
-        """A stored validation, if it is of what was trained last."""
+        """A stored validation, if it is of the parameters that were trained last; otherwise None."""
         state = self._state.load()
         return good if state and good and good.round >= state.round else None
 
@@ -142,7 +142,7 @@ class SiteModels:
 
 
 def models_of(options: RunOptions, built: BuiltModel) -> dict[str, Model]:
-    """Reported name to model.
+    """The models of a site by the name under which they are reported.
 
     A pooled method has one model for all sites, so it is reported as shared. Where a part of what is local cannot be switched off
     (FedPer's decoder) there is no shared model.

@@ -1,4 +1,4 @@
-"""What was trained, opened again: the models of a finished run, of a study at its coordinator, or of a study at a site.
+"""Opens trained models: those of a finished run, of a study at its coordinator, or of a study at a site.
 
 A site's folder in a run (`sites/<name>`) and a study's folder at a site (`studies/<id>`) have one layout: the split, `state/` and `good/`
 with what the site trained and what it stays with, `scores.json` and the overlays. A run's folder and a study's folder at the coordinator
@@ -51,7 +51,7 @@ Wanted: TypeAlias = Literal["in-use", "personal", "shared"]
 _LOG = get_logger(__name__)
 _RUN: Final = "config.yaml"
 _STUDY: Final = "policy.json"
-"""In a study's folder at the coordinator, and in no other."""
+"""A file that only a study's folder at the coordinator contains."""
 _DEPTH: Final = 3
 """How many folders deep the runs of a comparison lie at most, as `bench` puts them."""
 
@@ -100,7 +100,7 @@ class OpenSite:
         return predict_volume_file(self.options, self.built, self.parameters, case, wishes, tell)
 
     def _warn_of_range(self, case: Case) -> None:
-        """Log that an image is much darker or brighter than those of the training; where contrast is stretched it does not matter."""
+        """Log a warning if an image is much darker or brighter than the training images. With stretched contrast it makes no difference."""
         if self.seen is None or case.volume or self.options.data.image.contrast != "none":
             return
         said = far_from_training(load_image(case, self.options.data.image), self.seen)
@@ -116,9 +116,9 @@ class OpenRun:
     options: RunOptions
     built: BuiltModel
     shared: NamedTensors
-    """The shared parameters, those that the server had last or the site received last."""
+    """The last shared parameters that the server had, or that the site received."""
     places: Mapping[str, Path]
-    """The folder of each site whose models can be here."""
+    """By site, the folder that can contain its parameters."""
     finished: bool = True
     """Whether it is a run on this machine, which can be scored anew."""
 
@@ -173,7 +173,7 @@ class OpenRun:
         return write_end(self.folder, self.options, found, sizes, before.communication, before.seconds)
 
     def _in_use(self, site: str) -> Parameters:
-        """What a site uses; a site whose parameters were taken away has nothing, not those of the start.
+        """The parameters that a site uses. If they were removed, that is an error: the initial ones are not used in their place.
 
         Raises:
             RunError: it has none here, or they do not fit the configuration.

@@ -1,4 +1,4 @@
-"""What `predict` is asked for as single jobs, and what is written for each: masks on the grid of the file, probabilities, sizes."""
+"""The jobs of `predict`, one for each image, and the files of each: the mask on the image's grid, probabilities, and tables of sizes."""
 
 import csv
 import glob
@@ -35,7 +35,7 @@ class Job:
 
     path: Path
     stem: str
-    """Of the files that are written."""
+    """First part of the names of the files that are written."""
     volume: bool
     series: str | None
     target: Path
@@ -43,7 +43,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What it is called in progress and tables."""
+        """Its name in progress bars and tables."""
         return self.stem
 
     def case(self, site: str, channels: Sequence[str] = ()) -> Case:
@@ -161,7 +161,7 @@ def _jobs_of(image: Path, out: Path, dicom_seg: bool) -> Iterator[Job]:
 
 
 def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_seg: bool = False) -> None:
-    """Write what was found in a volume: sizes first, then probabilities, the mask last, so that a mask that is there is a finished job.
+    """Write the results of a volume: sizes, then probabilities, then the mask. So a job is finished if its mask exists.
 
     Args:
         job: Where to.
@@ -191,7 +191,7 @@ def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_se
 
 
 def is_done(job: Job, folders: Sequence[str] = ("",)) -> bool:
-    """Whether the masks of a job are there; that of a single DICOM picture without a position is a PNG."""
+    """Whether the masks of a job exist; the mask of a single DICOM image without a position is a PNG."""
     targets = [job.target.parent / name / job.target.name for name in folders]
     return all(target.exists() for target in targets) or (
         job.volume and job.target.with_name(f"{job.stem}.png").exists()
