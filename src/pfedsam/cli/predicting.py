@@ -96,11 +96,11 @@ def predict_all(
         every, slices = bars.add_task("images", total=len(left)), bars.add_task("slices", total=None, visible=False)
         for job in left:
             try:
-                _predict(job, opened, wishes, labels, dicom_seg, partial(_tell, bars, slices))
+                written = _predict(job, opened, wishes, labels, dicom_seg, partial(_tell, bars, slices))
             except DataError as error:
                 unread.append(str(error))
             else:
-                OUT.print(f"{job.path.name} -> {job.target}")
+                OUT.print(f"{job.path.name} -> {written}")
             bars.advance(every)
     if len(left) < len(jobs):
         OUT.print(f"{len(jobs) - len(left)} image(s) had a mask already.")
@@ -117,18 +117,20 @@ def _predict(
     labels: "LabelMap",
     dicom_seg: bool,
     tell: Callable[[int, int], None],
-) -> None:
+) -> Path:
+    """Predict one image, write its mask, and return the mask's file (for classes that overlap, the last one)."""
     from pfedsam.data.readers.pictures import write_png
     from pfedsam.engine.predict_jobs import write_volume
 
     if job.volume:
         case = job.case(predictor.name, predictor.options.data.volume.channels)
-        write_volume(job, predictor.predict_volume(case, wishes, tell), labels, dicom_seg=dicom_seg)
-        return
+        return write_volume(job, predictor.predict_volume(case, wishes, tell), labels, dicom_seg=dicom_seg)
+    written = job.target
     for name, ids in labels.to_ids(predictor.predict(job.path)).items():
-        path = job.target.parent / name / job.target.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_png(path, ids)
+        written = job.target.parent / name / job.target.name
+        written.parent.mkdir(parents=True, exist_ok=True)
+        write_png(written, ids)
+    return written
 
 
 def _tell(bars: Progress, task: TaskID, done: int, total: int) -> None:

@@ -32,7 +32,14 @@ from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.site_session import SiteScorer
 from pfedsam.evaluation.scores import CaseScores
 from pfedsam.evaluation.summary import SiteSummary, summarize_site
-from pfedsam.experiment.build import BuiltModel, build_method, build_site_data, build_sites, build_study
+from pfedsam.experiment.build import (
+    BuiltModel,
+    build_method,
+    build_site_data,
+    build_sites,
+    build_study,
+    check_frames,
+)
 from pfedsam.experiment.load import write_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.site_store import SiteState, SiteStore
@@ -151,6 +158,7 @@ class _Work:
         self.site, self.out, self.steps = site, out, steps
         self.started = time.monotonic()
         cache = (options.runtime.cache_folder or out / "cache") / site.name
+        check_frames(options, site.cases, built.model.image_size)
         self.data: SiteData = build_site_data(options, site.name, site.of("train"), built, cache)
         self.scorer = SiteScorer(options, site.name, built, self.data.cache)
         self.personal = bool(built.partition.local)
