@@ -75,12 +75,12 @@ def test_the_gate_makes_a_fresh_message_without_what_was_slipped_in(tmp_path: Pa
     assert [line["sent"] for line in Ledger(tmp_path / "ledger.jsonl").read()] == [True, False]
 
 
-def test_a_job_cannot_name_another_folder_than_the_sites_own(tmp_path: Path, monkeypatch) -> None:
+def test_the_sites_folder_comes_from_the_environment_alone(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv(SITE_FOLDER, str(tmp_path / "own"))
-    assert site_folder("/somewhere/else", "north") == tmp_path / "own"
+    assert site_folder() == tmp_path / "own"
     monkeypatch.delenv(SITE_FOLDER)
     with pytest.raises(RunError, match="site start"):
-        site_folder("", "north")
+        site_folder()
 
 
 def test_a_failed_reply_is_the_engines_word_or_unknown() -> None:

@@ -129,11 +129,11 @@ def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
         if folder.exists() and not _is_unstarted(folder):
             raise RunError(f"The folder {folder.name!r} is not empty and holds no run. Give a new or an empty folder.")
         return
+    before = read_config(config).model_dump(mode="json", exclude={"runtime", "name"})
     if not resume:
         raise RunError(
             f"The folder {folder.name!r} holds a run already. Go on with it by --resume, or give another folder."
         )
-    before = read_config(config).model_dump(mode="json", exclude={"runtime", "name"})
     now = without_unused(options).model_dump(mode="json", exclude={"runtime", "name"})
     changed = differences(before, now)
     if changed:

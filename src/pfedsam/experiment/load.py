@@ -123,8 +123,32 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
         "It is what the run was started with, and what its parameters fit: bring it back from a copy, or give the run's own YAML file "
         "and a new folder.",
     )
-    # A configuration of version 0.1 holds every key, also those without effect under its method.
+    _refuse_version_0_1(path)
     return read_options(path, overrides)
+
+
+def _refuse_version_0_1(path: Path) -> None:
+    """Refuse the configuration that version 0.1 wrote into a run's folder; it held every key, also those that are renamed now.
+
+    Raises:
+        OptionError: it is one.
+    """
+    content = read_mapping(path)
+    old = [f"{key} ({name.path} now)" for key, name in RENAMED.items() if _holds(content, key)]
+    if old:
+        raise OptionError(
+            f"The folder {path.parent.name!r} holds a run of version 0.1 of pFedSAM, whose models this version does not read. Use version "
+            "0.1 for what was trained there, or start a new run in a new folder from your own YAML file. In that file, these options of "
+            f"the old run have new names: {', '.join(old)}."
+        )
+
+
+def _holds(content: Mapping[str, Any], key: str) -> bool:
+    """Whether a configuration sets a key such as `training.rounds`."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        content = _mapping(content.get(parent))
+    return last in content
 
 
 class Key(NamedTuple):
