@@ -1,4 +1,4 @@
-"""What `predict` is asked for as single jobs, and what is written for each: masks on the grid of the file, probabilities, sizes."""
+"""The jobs of `predict`, one for each image, and the files of each: the mask on the image's grid, probabilities, and tables of sizes."""
 
 import csv
 import glob
@@ -35,7 +35,7 @@ class Job:
 
     path: Path
     stem: str
-    """Of the files that are written."""
+    """First part of the names of the files that are written."""
     volume: bool
     series: str | None
     target: Path
@@ -43,7 +43,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What it is called in progress and tables."""
+        """Its name in progress bars and tables."""
         return self.stem
 
     def case(self, site: str, channels: Sequence[str] = ()) -> Case:
@@ -162,7 +162,7 @@ def _jobs_of(image: Path, out: Path, dicom_seg: bool) -> Iterator[Job]:
 
 
 def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_seg: bool = False) -> Path:
-    """Write what was found in a volume: sizes first, then probabilities, the mask last, so that a mask that is there is a finished job.
+    """Write the results of a volume: sizes, then probabilities, then the mask. So a job is finished if its mask exists.
 
     A single DICOM picture without a position gets a PNG, because a NIfTI file would give it a position.
 
@@ -199,7 +199,7 @@ def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_se
 
 
 def is_done(job: Job, folders: Sequence[str] = ("",)) -> bool:
-    """Whether the masks of a job are there; that of a single DICOM picture without a position is a PNG."""
+    """Whether the masks of a job exist; the mask of a single DICOM image without a position is a PNG."""
     return all(target.exists() for target in _targets(job, folders)) or any(path.exists() for path in _as_picture(job))
 
 

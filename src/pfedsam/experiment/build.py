@@ -26,7 +26,6 @@ from pfedsam.data.tiling import load_pictures, load_tiles
 from pfedsam.data.volume_case import open_case
 from pfedsam.evaluation.predict import Forward, predict, predict_tiled
 from pfedsam.experiment.options import RunOptions
-from pfedsam.federation.codec import Codec
 from pfedsam.federation.methods import configured
 from pfedsam.federation.methods.base import Method
 from pfedsam.federation.roster import Roster
@@ -91,11 +90,6 @@ def refuse_too_few_sites(options: RunOptions) -> None:
             f"The method {options.method} needs updates of at least {least} sites with these options (method_options.{options.method}); "
             f"there are {sites}. Add sites, change the option, or choose another method, such as fedavg."
         )
-
-
-def build_codec(options: RunOptions) -> Codec:
-    """The codec of the run's updates."""
-    return Codec(options.communication.codec, options.communication.block)
 
 
 def build_labels(options: RunOptions, site: str = "") -> LabelMap:
