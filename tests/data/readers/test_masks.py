@@ -5,7 +5,7 @@ from mask_files import AFFINE, IDS, VALUES, assert_refused, moved, read_ids, wri
 from PIL import Image
 from volume_files import all_planes, write_nifti
 
-from pfedsam.data.readers import open_volume
+from pfedsam.data.readers import open_mask, open_volume
 from pfedsam.data.volume_options import VolumeOptions
 
 ORIENTATIONS = [
@@ -23,7 +23,7 @@ def _turned(values: np.ndarray, affine: np.ndarray, order, signs) -> tuple[np.nd
 def test_a_nifti_mask_that_stores_the_same_grid_in_another_order_is_placed_exactly(tmp_path, order, signs):
     image = open_volume(write_nifti(tmp_path / "a.nii", VALUES, AFFINE), VolumeOptions())
     ids, affine = _turned(IDS, AFFINE, order, signs)
-    mask = openread_ids(write_nifti(tmp_path / "m.nii.gz", ids, affine), image, VolumeOptions())
+    mask = open_mask(write_nifti(tmp_path / "m.nii.gz", ids, affine), image, VolumeOptions())
     np.testing.assert_array_equal(all_planes(mask, mask=True), IDS)
     for axis in range(3):
         np.testing.assert_array_equal(mask.mask_slice(2, axis), np.take(IDS, 2, axis=axis))
