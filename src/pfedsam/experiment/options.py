@@ -216,7 +216,8 @@ class RunOptions(Options):
         default=PrefixOptions(), description="Cache of frozen features, the outputs of the frozen encoder blocks."
     )
     communication: CommunicationOptions = Field(
-        default=CommunicationOptions(), description="Encoding of the updates that sites send to the server."
+        default=CommunicationOptions(),
+        description="What sites send to the server: the encoding of updates, and which counts and scores.",
     )
     evaluation: EvaluationOptions = Field(default=EvaluationOptions(), description="Validation and test.")
     runtime: RuntimeOptions = Field(default=RuntimeOptions(), description="Processes, threads and device.")

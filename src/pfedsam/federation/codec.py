@@ -45,6 +45,12 @@ class CommunicationOptions(Options):
     block: int = Field(
         default=64, ge=MIN_BLOCK, le=MAX_BLOCK, description="Values that share one scale with int8 and int4."
     )
+    min_cases: int | None = Field(
+        default=None,
+        ge=1,
+        description="Counts and scores that stand for fewer cases than this stay at the site, and a site with fewer training cases "
+        "weighs as much as one with so many. Empty: 10 between hospitals; on one machine everything is shown.",
+    )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 from pfedsam.core import sealed
 from pfedsam.core.errors import RunError, StoreError
 from pfedsam.core.options import Options
+from pfedsam.core.small_numbers import OFF
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.federation.codec import Codec, CommunicationOptions
 from pfedsam.federation.update import TensorSpec, UpdateSpec
@@ -51,7 +52,9 @@ class StudyManifest(Options):
         description="Shared tensors that belong to single classes: the class of each row, or the one of the whole tensor. They are "
         "averaged over the sites that annotate it.",
     )
-    communication: CommunicationOptions = Field(description="How the values of an update are written.")
+    communication: CommunicationOptions = Field(
+        description="How the values of an update are written, and the fewest cases that a count stands for."
+    )
     max_change: float = Field(gt=0, description="Largest L2 norm by which one round may change the shared tensors.")
     scalar_metrics: dict[Task, tuple[str, ...]] = Field(description="The scalars that the reply to each task may hold.")
 
@@ -65,6 +68,11 @@ class StudyManifest(Options):
         """The shared tensors as every update must hold them."""
         specs = {n: TensorSpec(tuple(t.shape), _DTYPES[t.dtype]) for n, t in sorted(self.tensors.items())}
         return UpdateSpec(specs, Codec(self.communication.codec, self.communication.block))
+
+    @property
+    def min_cases(self) -> int:
+        """The fewest cases that a count or a score in a reply stands for."""
+        return self.communication.min_cases or OFF
 
     def component_bytes(self) -> dict[str, int]:
         """Bytes of the shared values in an update, by part of the model."""
