@@ -79,8 +79,8 @@ class DataOptions(Options):
         default=0.0,
         ge=0,
         le=1,
-        description="At least this share of a training batch are pictures or tiles with foreground; the rest is drawn from all of them. "
-        "Slices of volumes: data.volume.foreground_share.",
+        description="At least this share of a training batch are pictures or tiles with foreground, drawn for each class in turn; the rest "
+        "is drawn from all of them. Slices of volumes: data.volume.foreground_share.",
     )
     augment: AugmentOptions = Field(
         default=AugmentOptions(), description="Random transformations (augmentation) of the training images."
