@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pfedsam.core import sealed
 from pfedsam.core.errors import OptionError, RunError, StoreError
 from pfedsam.core.options import Options
-from pfedsam.core.small_numbers import DEFAULT
+from pfedsam.core.small_numbers import DEFAULT, OFF
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.engine.scalar_metrics import allowed_metrics
 from pfedsam.engine.server_files import RECORDS, SERVER, load_state, refuse_lost_state, save_state
@@ -32,6 +32,7 @@ from pfedsam.experiment.build import (
 from pfedsam.experiment.load import write_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, largest_change, shared_tensors, write_manifest
+from pfedsam.federation.pipeline.build import build_pipeline
 from pfedsam.federation.server import ServerState
 from pfedsam.model.backbones.checkpoint import backbone_file
 from pfedsam.report.records import RecordWriter, read_records
@@ -120,7 +121,8 @@ def build_manifest(options: RunOptions, built: BuiltModel, study: str, content: 
         tensors=shared_tensors(shared),
         class_tensors=_class_tensors(options, built),
         components={c: names for c, names in built.partition.components.items() if set(names) <= set(shared)},
-        communication=options.communication,
+        pipeline=build_pipeline(options.communication).describe(),
+        min_cases=options.communication.min_cases or OFF,
         max_change=_largest_change(options, shared),
         scalar_metrics=allowed_metrics(options, built),
     )
