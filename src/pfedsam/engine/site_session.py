@@ -198,10 +198,6 @@ class SiteScorer:
         least = self.options.communication.min_cases or OFF
         return replace(judged, dice={name: withhold(one, least).mean.dice for name, one in found.items()})
 
-    def dice(self, cases: tuple[Case, ...], model: Model, parameters: Parameters) -> float | None:
-        """Mean Dice over cases, then classes, as the test's; None where it is undefined everywhere."""
-        return self.summary(cases, model, parameters).mean.dice
-
     def summary(self, cases: tuple[Case, ...], model: Model, parameters: Parameters) -> SiteSummary:
         """The overlap scores of one of the site's models."""
         return summarize_site(self._score(cases, model, parameters, distances=False)[0])
