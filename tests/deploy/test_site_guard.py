@@ -15,7 +15,7 @@ from nvflare.fuel.f3.message import Message
 from nvflare.fuel.f3.streaming.stream_const import StreamHeaderKey
 from nvflare.private.defs import SysCommandTopic, TrainingTopic
 
-from pfedsam.deploy.limits import MIN_MESSAGE_BYTES, message_limit
+from pfedsam.deploy.limits import MIN_MESSAGE_BYTES
 from pfedsam.deploy.provision import install_kit
 from pfedsam.deploy.site_guard import SiteGuard
 
@@ -103,11 +103,3 @@ def test_a_kit_is_installed_with_the_guard_the_limits_and_a_loopback_that_asks_f
     connections = json.loads((local / "comm_config.json").read_text())
     assert connections["internal"]["resources"]["connection_security"] == "mtls"
     assert connections["streaming_max_blob_size"] == MIN_MESSAGE_BYTES
-
-
-def test_the_limit_of_a_message_follows_the_largest_study(tmp_path: Path) -> None:
-    for name, side in (("small", 10), ("large", 5000)):
-        (tmp_path / f"{name}.json").write_text(json.dumps({"tensors": {"w": {"shape": [side, side]}}}))
-    (tmp_path / "broken.json").write_text("{")
-    assert message_limit([tmp_path / "small.json", tmp_path / "broken.json"]) == MIN_MESSAGE_BYTES
-    assert message_limit(tmp_path.glob("*.json")) > 5000 * 5000 * 4

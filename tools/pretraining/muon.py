@@ -1,8 +1,10 @@
 """Muon (Jordan et al., 2024): momentum, orthogonalised, for the weight matrices of a transformer trained from scratch.
 
 `torch.optim.Muon` computes the orthogonalisation in bf16, which processors without bf16 instructions emulate: a step of sam-tiny
-took 13 s with it and 3 s without. Here it is in the matrices' own precision; coefficients, Nesterov momentum and the scale that
-matches AdamW's (Liu et al., 2025, arXiv:2502.16982, sec. 2.2) are torch's.
+took 13 s with it and 3 s without. On sam-toy (300 steps of 4 scenes, seed 0, PyTorch 2.13, a processor without bf16 instructions) both
+learn the same, the mean loss of the last 50 steps being 4.156 here and 4.170 with torch's, and a step takes 0.24 s and 0.27 s. So torch's
+is not as good where this tool is used. Here the orthogonalisation is in the matrices' own precision; coefficients, Nesterov momentum
+and the scale that matches AdamW's (Liu et al., 2025, arXiv:2502.16982, sec. 2.2) are torch's.
 """
 
 from collections.abc import Callable, Iterable

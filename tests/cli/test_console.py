@@ -1,0 +1,55 @@
+"""What is printed is literal, warnings are printed once, and names are shortened to the width."""
+
+import logging
+import sys
+
+import pytest
+
+from pfedsam.cli import console
+from pfedsam.cli.console import OUT, event_bars, needs_linux, shorten, show_warnings
+from pfedsam.core.errors import RunError
+from pfedsam.engine.progress import Event
+
+
+def test_markup_and_control_characters_are_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    OUT.print("[red]x[/red] :smile: \x1b[31m", soft_wrap=True)
+    assert capsys.readouterr().out == "[red]x[/red] :smile: ?[31m\n"
+
+
+def test_a_warning_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    show_warnings()
+    show_warnings()  # as when a program calls the command line twice
+    for _ in range(2):
+        logging.getLogger("pfedsam.somewhere").warning("site %s: %s", "north", "dark")
+    assert capsys.readouterr().err == "Warning: site north: dark\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("abc", "abc"), ("abcd", "abcd"), ("abcde", "abc\N{HORIZONTAL ELLIPSIS}")]
+)
+def test_shortened_text_has_the_width(text: str, expected: str) -> None:
+    assert shorten(text, 4) == expected
+
+
+def test_commands_of_nvflare_need_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    needs_linux()
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(RunError, match=r"need Linux.*All other commands work here too"):
+        needs_linux()
+
+
+def test_each_stage_has_a_bar_with_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars: dict[str, tuple[int, int]] = {}
+
+    class Bars(console.Progress):
+        def __exit__(self, *error: object) -> None:
+            bars.update({task.description: (int(task.completed), int(task.total or 0)) for task in self.tasks})
+            super().__exit__(*error)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(console, "Progress", Bars)
+    with event_bars() as tell:
+        tell(Event("train", 1, 4, "north"))
+        tell(Event("train", 3, 4, "south"))
+        tell(Event("test", 1, 2, "north"), "fedavg")
+    assert bars == {"train: south": (3, 4), "fedavg test: north": (1, 2)}

@@ -1,0 +1,56 @@
+"""What NVFlare runs at a site: the gate's message is a fresh one, and the site's folder comes from the environment alone."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("nvflare")
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.shareable import Shareable, make_reply
+
+from pfedsam.core.errors import RunError
+from pfedsam.deploy.site_service import SITE_FOLDER
+from pfedsam.deploy.site_side import SiteExecutor, SiteGate, site_folder
+from pfedsam.deploy.wire import failure, from_shareable, to_shareable
+from pfedsam.federation.ledger import Ledger
+from pfedsam.federation.messages import Reply, reply_from_wire, reply_to_wire
+
+
+class Context:
+    """What the filter asks of NVFlare's context."""
+
+    def get_identity_name(self) -> str:
+        return "north"
+
+
+def test_the_gate_makes_a_fresh_message_without_what_was_slipped_in(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv(SITE_FOLDER, str(tmp_path))
+    message = to_shareable(reply_to_wire(Reply("train", "s", 0, refused="data")))
+    message.set_header("note", "Jane Doe")
+    out = SiteGate().process(message, Context())
+    assert "Jane" not in repr(dict(out))
+    assert reply_from_wire(from_shareable(out)).refused == "data"
+    message["note"] = b"Jane Doe"
+    assert reply_from_wire(from_shareable(SiteGate().process(message, Context()))).refused == "withheld"
+    assert [line["sent"] for line in Ledger(tmp_path / "ledger.jsonl").read()] == [True, False]
+
+
+def test_the_sites_folder_comes_from_the_environment_alone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv(SITE_FOLDER, str(tmp_path / "own"))
+    assert site_folder() == tmp_path / "own"
+    monkeypatch.delenv(SITE_FOLDER)
+    with pytest.raises(RunError, match="site start"):
+        site_folder()
+
+
+def test_a_failed_reply_is_the_engines_word_or_unknown() -> None:
+    assert failure(make_reply(ReturnCode.TASK_ABORTED)) == "task aborted"
+    assert failure(make_reply("Jane Doe")) == "unknown"
+    assert failure(Shareable()) is None
+
+
+def test_a_request_that_cannot_be_read_is_answered_by_a_bare_code(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv(SITE_FOLDER, str(tmp_path))
+    reply = SiteExecutor().execute("train", Shareable({"note": "Jane Doe"}), Context(), None)
+    assert reply.get_return_code() == ReturnCode.BAD_TASK_DATA
+    assert "Jane" not in repr(dict(reply))

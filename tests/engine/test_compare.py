@@ -1,0 +1,67 @@
+"""A comparison gives every method the same steps, and refuses before anything is trained."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pfedsam.core.errors import OptionError
+from pfedsam.engine import compare as module
+from pfedsam.engine.compare import PAGE, compare
+from pfedsam.engine.progress import Event
+from pfedsam.experiment.options import RunOptions
+
+
+@pytest.fixture
+def options(toy_options: RunOptions) -> RunOptions:
+    training = toy_options.training.model_copy(
+        update={"final_steps": 0, "phases": "coupled", "shared_warmup_rounds": 0}
+    )
+    return toy_options.model_copy(update={"training": training})
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunOptions, Path, bool]]:
+    """The runs that are asked for; none is trained."""
+    asked: list[tuple[RunOptions, Path, bool]] = []
+
+    def run(options: RunOptions, folder: Path, *, resume: bool, progress: Any) -> str:
+        asked.append((options, folder, resume))
+        progress(Event("train", 1, 1, ""))
+        return options.method
+
+    monkeypatch.setattr(module, "run", run)
+    monkeypatch.setattr(module, "write_page", lambda folder, baseline: None)
+    monkeypatch.setattr(module, "write_comparison", lambda runs, page: page.write_text(",".join(runs)))
+    return asked
+
+
+def test_one_run_for_each_method_with_equal_steps_and_one_cache(
+    options: RunOptions, tmp_path: Path, runs: list[tuple[RunOptions, Path, bool]]
+) -> None:
+    told: list[tuple[str, Event]] = []
+    found = compare(options, tmp_path, ["local-only", "pfedsam"], progress=lambda *event: told.append(event))
+    assert found == {"local-only": "local-only", "pfedsam": "pfedsam"}
+    assert [folder.name for _, folder, _ in runs] == ["local-only", "pfedsam"]
+    assert {one.training.rounds * one.training.steps_per_round for one, _, _ in runs} == {8}
+    assert {one.runtime.cache_folder for one, _, _ in runs} == {(tmp_path / "cache").resolve()}
+    assert [name for name, _ in told] == ["local-only", "pfedsam"]
+    assert (tmp_path / PAGE).read_text() == "local-only,pfedsam"
+
+
+def test_only_runs_that_were_begun_are_resumed(
+    options: RunOptions, tmp_path: Path, runs: list[tuple[RunOptions, Path, bool]]
+) -> None:
+    (tmp_path / "pfedsam").mkdir()
+    (tmp_path / "pfedsam" / "config.yaml").write_text("")
+    compare(options, tmp_path, ["pfedsam", "local-only"], resume=True)
+    assert [resume for _, _, resume in runs] == [True, False]
+
+
+@pytest.mark.parametrize(("methods", "named"), [([], "--methods is empty"), (["pfedsam", "pfedsan"], "pfedsan")])
+def test_a_mistake_is_refused_before_anything_is_run(
+    options: RunOptions, tmp_path: Path, runs: list[tuple[RunOptions, Path, bool]], methods: list[str], named: str
+) -> None:
+    with pytest.raises(OptionError, match=named):
+        compare(options, tmp_path, methods)
+    assert runs == []

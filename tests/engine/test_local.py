@@ -1,0 +1,57 @@
+"""The local transport: every site answers as a hospital's agent does, and a request of another study is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pfedsam.core import tensors
+from pfedsam.engine.local import LocalStudy, LocalTransport, OneStudy
+from pfedsam.engine.progress import Event
+from pfedsam.engine.rounds import RoundPolicy
+from pfedsam.engine.server_files import SERVER
+from pfedsam.engine.study_folder import create_study
+from pfedsam.experiment.build import build_model, build_sites
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.manifest import StudyManifest, read_manifest
+from pfedsam.federation.messages import Request, reply_from_wire, request_to_wire
+from pfedsam.federation.site_policy import RefusedError
+
+
+@pytest.fixture
+def manifest(toy_options: RunOptions, tmp_path: Path) -> StudyManifest:
+    return read_manifest(create_study(toy_options, tmp_path / "studies", RoundPolicy()) / "manifest.json")
+
+
+def test_all_sites_are_asked_and_their_progress_is_told(
+    toy_options: RunOptions, tmp_path: Path, manifest: StudyManifest
+) -> None:
+    told: list[Event] = []
+    study = LocalStudy(toy_options, manifest, build_sites(toy_options), tmp_path / "run")
+    shared = tensors.to_bytes(tensors.load(tmp_path / "studies" / manifest.study / SERVER)[0])
+    transport = LocalTransport(study, build_model(toy_options), told.append)
+    try:
+        names = transport.connected()
+        assert names == list(toy_options.data.sites)
+        request = Request("join", manifest.study, manifest.digest, 0, shared=shared)
+        joined = transport.ask(request_to_wire(request), "join", names, 1)
+        trained = transport.ask(request_to_wire(replace(request, task="train")), "train", names[:2], 1)
+    finally:
+        transport.close()
+    cases = {name: reply_from_wire(wire).scalar_metrics["cases"] for name, wire in joined.wires.items()}
+    assert cases == {name: len(site.of("train")) for name, site in build_sites(toy_options).items()}
+    assert (list(trained.wires), trained.missing) == (names[:2], {})
+    assert [(e.stage, e.done, e.total) for e in told] == [
+        ("train", 1, 8),
+        ("train", 2, 8),
+    ]  # 4 rounds of the 2 sites asked
+    assert not transport.wants_again()
+
+
+def test_a_request_of_another_study_is_refused(manifest: StudyManifest) -> None:
+    request = Request("train", manifest.study, "0" * 64, 0, shared=b"")
+    policy = OneStudy(manifest)
+    with pytest.raises(RefusedError, match="another study"):
+        policy.admit(request)
+    assert policy.admit(replace(request, digest=manifest.digest)) is manifest
+    assert policy.reply_before(request) is None

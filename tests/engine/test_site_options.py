@@ -1,0 +1,40 @@
+"""`site.yaml`: a mistake is told with the command that makes the file."""
+
+from pathlib import Path
+
+import pytest
+
+from pfedsam.core.errors import OptionError
+from pfedsam.engine.site_options import CONFIG, read_site_options
+
+
+def site(folder: Path, text: str) -> Path:
+    (folder / CONFIG).write_text(text)
+    return folder
+
+
+def test_what_is_not_said_has_the_documented_default(tmp_path: Path) -> None:
+    options = read_site_options(site(tmp_path, "name: north\ndata: images\n"))
+    assert (options.name, options.data, options.backbone) == ("north", Path("images"), None)
+    assert (options.threads, options.device, options.min_free_mb) == (1, "auto", 500)
+    assert options.own_labels == {}
+
+
+def test_labels_of_the_site_are_what_differs_from_the_study(tmp_path: Path) -> None:
+    options = read_site_options(site(tmp_path, "name: north\ndata: d\nspacing: [0.5, 0.5]\nnot_annotated: [cup]\n"))
+    assert set(options.own_labels) == {"spacing", "not_annotated"}
+    assert list(options.own_labels["spacing"]) == [0.5, 0.5]
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="Make the site with `pfedsam site init`"):
+        read_site_options(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("name: north\n", "data"), ("name: n\ndata: d\nthreads: 0\n", "threads"), ("name: n\ndata: d\nroom: 3\n", "room")],
+)
+def test_a_wrong_key_is_named(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(OptionError, match=f"(?s)site.yaml is wrong.*{named}"):
+        read_site_options(site(tmp_path, text))

@@ -1,0 +1,51 @@
+"""A study that is open at a site answers each task, and refuses a round that it has left behind."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pfedsam.core.tensors import NamedTensors
+from pfedsam.engine.rounds import RoundPolicy
+from pfedsam.engine.site_study import SiteStudy
+from pfedsam.engine.study_folder import create_study
+from pfedsam.experiment.build import build_model, build_sites
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.manifest import read_manifest
+from pfedsam.federation.messages import Request
+from pfedsam.federation.site_policy import RefusedError
+
+Ask = Callable[..., Request]
+
+
+@pytest.fixture
+def study(toy_options: RunOptions, tmp_path: Path) -> SiteStudy:
+    manifest = read_manifest(create_study(toy_options, tmp_path / "studies", RoundPolicy()) / "manifest.json")
+    site, built = next(iter(build_sites(toy_options).values())), build_model(toy_options)
+    return SiteStudy(
+        manifest, toy_options, built, site, tmp_path / "site", tmp_path / "cache", lambda: built.start("local")
+    )
+
+
+def request(study: SiteStudy, task: str, round_: int = 0) -> Request:
+    return Request(task, study.manifest.study, study.manifest.digest, round_, shared=b"")  # type: ignore[arg-type]
+
+
+def test_a_site_tells_its_training_cases_and_trains_the_shared_parameters(study: SiteStudy) -> None:
+    shared: NamedTensors = study.built.start("shared")
+    joined = study.answer(request(study, "join"), shared)
+    assert joined.scalar_metrics["cases"] == len(study.site.of("train"))
+    reply = study.answer(request(study, "train"), shared)
+    assert (reply.task, reply.round) == ("train", 0)
+    assert reply.update
+    validated = study.answer(request(study, "validate"), shared)
+    assert set(validated.scalar_metrics) <= set(study.manifest.scalar_metrics["validate"])
+
+
+def test_a_round_that_was_left_behind_is_refused(study: SiteStudy) -> None:
+    shared = study.built.start("shared")
+    for round_ in (0, 1):
+        study.answer(request(study, "train", round_), shared)
+    study.answer(request(study, "train", 1), shared)  # the last round may be asked for again
+    with pytest.raises(RefusedError, match="round 1, which this site has left behind"):
+        study.answer(request(study, "train", 0), shared)

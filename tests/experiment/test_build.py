@@ -1,0 +1,75 @@
+"""Options become objects; what does not fit together is refused with the option's name."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pfedsam.core.errors import DataError, OptionError
+from pfedsam.data.manifest import Case, Site
+from pfedsam.experiment.build import (
+    build_label_form,
+    build_model,
+    build_sites,
+    divide_site,
+    read_sites,
+    refuse_too_few_sites,
+    with_pool,
+)
+from pfedsam.experiment.options import RunOptions
+
+
+def method(options: RunOptions, name: str) -> RunOptions:
+    return options.model_copy(update={"method": name})
+
+
+def test_every_process_of_a_run_starts_with_the_same_model(toy_options: RunOptions) -> None:
+    one, other = build_model(toy_options), build_model(toy_options)
+    assert one.backbone == other.backbone
+    assert all(torch.equal(one.initial[name], other.initial[name]) for name in one.initial)
+    assert set(one.initial) == {*one.partition.shared, *one.partition.local}
+    start = one.start("shared")
+    next(iter(start.values())).add_(1)
+    assert all(torch.equal(one.initial[name], other.initial[name]) for name in one.initial)
+
+
+def test_a_site_needs_training_and_test_cases(toy_options: RunOptions) -> None:
+    cases = tuple(Case("a", f"c{i}", Path(f"c{i}.png"), None, "one patient") for i in range(4))
+    with pytest.raises(
+        DataError, match=r"site 'a' has no test case: its 4 case\(s\) belong to one patient, 'one patient'"
+    ):
+        divide_site(toy_options, Site("a", Path(), cases))
+
+
+def test_the_split_covers_every_case_once(toy_options: RunOptions) -> None:
+    whole, split = read_sites(toy_options), build_sites(toy_options)
+    for name, site in split.items():
+        parts = [{case.id for case in site.of(part)} for part in ("train", "val", "test")]
+        assert set().union(*parts) == {case.id for case in whole[name].cases}
+        assert sum(map(len, parts)) == len(whole[name].cases)
+
+
+def test_a_pooled_site_has_the_training_cases_of_all_and_a_name_of_its_own(toy_options: RunOptions) -> None:
+    sites = build_sites(toy_options)
+    assert with_pool(method(toy_options, "pfedsam"), sites) == sites
+    pooled = with_pool(method(toy_options, "centralized"), sites)
+    (pool,) = pooled.keys() - sites.keys()
+    assert next(iter(pooled)) == pool
+    assert len(pooled[pool].cases) == sum(len(site.of("train")) for site in sites.values())
+    taken = {pool: replace(next(iter(sites.values())), name=pool)}
+    with pytest.raises(OptionError, match="Rename the site"):
+        with_pool(method(toy_options, "centralized"), taken)
+
+
+def test_a_server_step_that_needs_more_sites(toy_options: RunOptions) -> None:
+    one = dict(list(toy_options.data.sites.items())[:1])
+    few = toy_options.model_copy(update={"data": toy_options.data.model_copy(update={"sites": one})})
+    refuse_too_few_sites(method(few, "fedavg"))
+    with pytest.raises(OptionError, match=r"trimmed-mean needs updates of at least \d sites.*there are 1"):
+        refuse_too_few_sites(method(few, "trimmed-mean"))
+
+
+def test_where_all_classes_are_annotated_the_label_form_names_none(toy_options: RunOptions) -> None:
+    cases = next(iter(read_sites(toy_options).values())).cases
+    assert build_label_form(toy_options, cases).annotated is None
