@@ -57,7 +57,7 @@ def test_a_folder_has_one_coordinator(call: Call, capsys: pytest.CaptureFixture[
     (tmp_path / "server").mkdir()
     with running_as(tmp_path / PID, "taken"):
         assert call("coordinator", "start", tmp_path) == 8
-    assert "already runs" in " ".join(capsys.readouterr().err.split())
+    assert "already running" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_pid_that_a_killed_coordinator_left_is_not_taken_for_one(
@@ -66,7 +66,7 @@ def test_the_pid_that_a_killed_coordinator_left_is_not_taken_for_one(
     foreign = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     (tmp_path / "coordinator.pid").write_text(str(foreign.pid))
     assert call("coordinator", "stop", tmp_path) == 0
-    assert "No coordinator runs" in capsys.readouterr().out
+    assert "No coordinator is running" in capsys.readouterr().out
     with running_as(tmp_path / PID, "taken"):
         assert runner(tmp_path / PID) == os.getpid()
     foreign.communicate(b"\n")

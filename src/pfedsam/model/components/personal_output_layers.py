@@ -16,7 +16,7 @@ class PersonalOutputLayers(Component):
     addition = True
 
     def __init__(self, *, copy: bool) -> None:
-        """Make a copy, which does not follow later changes of the shared layers, or a difference, which is added to their current values."""
+        """Make a copy, which ignores later changes of the shared layers, or a difference, which is added to their current values."""
         self.copy = copy
 
     def attach(self, assembly: Assembly) -> dict[str, list[str]]:
