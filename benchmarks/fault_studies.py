@@ -21,7 +21,6 @@ from pfedsam.engine.site_options import CONFIG
 from pfedsam.engine.study_folder import create_study
 from pfedsam.engine.transport import Answers
 from pfedsam.experiment.options import RunOptions
-from pfedsam.federation.codec import Codec
 from pfedsam.federation.manifest import StudyManifest, read_manifest
 from pfedsam.federation.messages import reply_from_wire, reply_to_wire, request_from_wire
 from pfedsam.federation.site_policy import Gate, SitePolicy
@@ -353,7 +352,7 @@ def crafted_update(
         cases: the count that it declares at join and in its update; None: its own.
     """
     spec = recording.manifest.spec
-    codec = Codec(recording.manifest.communication.codec, recording.manifest.communication.block)
+    codec = spec.codec
 
     def on_wire(task: str, round_: int, wire: Wire) -> Wire:
         if task == "join" and cases is not None:

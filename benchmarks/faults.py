@@ -147,12 +147,19 @@ def orphan_processes() -> dict[str, Any]:
     return _recorded("tests/system/test_orphans.py", "orphan_processes", "kills_during_start")
 
 
+def server_memory_for_hostile_message_mb() -> dict[str, Any]:
+    """Growth of the coordinator's resident memory while a member sends messages of 800 MB and holds 600 idle connections."""
+    name = "server_memory_for_hostile_message_mb"
+    return _recorded("tests/system/test_long_messages.py", name)
+
+
 FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     "silent_data_faults": silent_data_faults,
     "crafted_replies_that_end_a_study": crafted_replies_that_end_a_study,
     "max_shift_of_one_site": max_shift_of_one_site,
     "silent_damage": silent_damage,
     "orphan_processes": orphan_processes,
+    "server_memory_for_hostile_message_mb": server_memory_for_hostile_message_mb,
 }
 
 

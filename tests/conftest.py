@@ -134,7 +134,7 @@ class LocalSites:
             out = self.gates[site].release(reply_to_wire(self.agents[site].handle(parsed)))
             self.wires.append(out)
             wires[site] = self.change(site, task, parsed.round, out)
-        return Answers(wires, missing)
+        return Answers(wires, missing, overdue=tuple(missing))
 
 
 @pytest.fixture

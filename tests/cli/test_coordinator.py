@@ -6,14 +6,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from pfedsam.cli.console import OUT
 from pfedsam.cli.coordinator import PID
 from pfedsam.core.lock import runner, running_as
-from pfedsam.engine.study_folder import StudyFolder
+from pfedsam.engine.rounds import RoundPolicy
+from pfedsam.engine.study_folder import StudyFolder, create_study
+from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.manifest import read_manifest
 
 Call = Callable[..., int]
 
@@ -35,6 +40,34 @@ def test_status_names_state_round_sites_and_reason(
     assert "running; connected: north, south" in capsys.readouterr().out
     assert call("coordinator", "status", tmp_path) == 0
     assert "stopped; connected: none" in capsys.readouterr().out
+
+
+def test_rollback_says_what_is_missing(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert call("coordinator", "rollback", tmp_path, "other") == 8
+    assert "there is no study 'other'" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "studies" / "one").mkdir(parents=True)
+    assert call("coordinator", "rollback", tmp_path, "one") == 8
+    assert "no earlier state is kept" in " ".join(capsys.readouterr().err.split())
+    with running_as(tmp_path / PID, "taken"):
+        assert call("coordinator", "rollback", tmp_path, "one") == 8
+    assert "coordinator stop" in " ".join(capsys.readouterr().err.split())
+
+
+def test_rollback_commits_the_newest_kept_state(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, toy_options: RunOptions
+) -> None:
+    training = toy_options.training.model_copy(update={"rounds": 4})
+    options = toy_options.model_copy(update={"training": training})
+    study = create_study(options, tmp_path / "studies", RoundPolicy())
+    manifest, stored = read_manifest(study / "manifest.json"), StudyFolder(study)
+    for round_, value in ((1, 1.0), (2, 2.0)):
+        state = stored.load_state(manifest)
+        shared = {name: torch.full_like(tensor, value) for name, tensor in state.shared.items()}
+        stored.save_state(replace(state, round=round_, shared=shared), manifest)
+    assert call("coordinator", "rollback", tmp_path, study.name) == 0
+    assert "those after 1 round(s); the study goes on with round 4" in " ".join(capsys.readouterr().out.split())
+    assert all((tensor == 1.0).all() for tensor in stored.load_state(manifest).shared.values())
+    assert stored.read_status()["reason"] == "rolled back to round 1"
 
 
 def test_a_folder_without_a_coordinator_cannot_be_started(

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from pydicom.dataset import Dataset
 from torch import Tensor
 from volume_files import write_nifti, write_series
 
@@ -173,6 +174,21 @@ def test_dicom_seg_is_read_back_equal_by_us_and_by_dcmqi(call: Call, run: None) 
         mine = np.zeros(written.shape, bool)
         mine[tuple(np.rint(there[:3]).astype(int))] = True
         np.testing.assert_array_equal(mine, np.asarray(written.dataobj) == value)
+
+
+def test_a_picture_without_a_position_gets_a_png_and_that_is_what_is_printed(
+    call: Call, run: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(dataset: Dataset, _: int) -> None:
+        del dataset.ImagePositionPatient, dataset.ImageOrientationPatient
+
+    write_series(Path("leg"), VALUES[..., :1], change=change)
+    assert _predict(call, "leg") == 0
+    assert "leg -> masks/leg.png" in capsys.readouterr().out
+    assert sorted(path.name for path in Path("masks").iterdir()) == ["areas.csv", "leg.png", "volumes.csv"]
+    assert _predict(call, "leg") == 2
+    assert "would overwrite" in capsys.readouterr().err
+    assert _predict(call, "leg", "--resume") == 0
 
 
 def test_an_image_without_pictures_is_told(call: Call, run: None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -207,20 +207,31 @@ def test_a_site_asks_for_its_certificate_and_keeps_its_key(
 
 
 def test_a_site_writes_masks_with_the_model_of_the_study_that_it_names(
-    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     opened = []
 
-    def open_model(folder: Path, *, study: str | None) -> SimpleNamespace:
-        opened.append((folder, study))
+    def open_model(folder: Path, overrides: Sequence[str], *, study: str | None) -> SimpleNamespace:
+        opened.append((folder, study, list(overrides)))
         options = RunOptions.model_validate({"data": {"sites": {"north": "north"}, "classes": {"organ": [128]}}})
-        site = SimpleNamespace(options=options, predict=lambda image: np.array([[0, 1]], np.uint8))
-        return SimpleNamespace(options=options, site_names=["north"], site=lambda name: site)
+
+        def site(name: str, wanted: str) -> SimpleNamespace:
+            uses = "personal" if wanted == "in-use" else wanted
+            return SimpleNamespace(
+                options=options, name=name, uses=uses, predict=lambda image: np.array([[0, 1]], np.uint8)
+            )
+
+        return SimpleNamespace(options=options, site_names=["north"], site=site)
 
     monkeypatch.setattr("pfedsam.engine.opened.open_run", open_model)
     asked = ("site", "predict", tmp_path / "north", "a.png", "--out", tmp_path / "masks")
     assert call(*asked, "--study", STUDY) == 0
-    assert opened == [(tmp_path / "north", STUDY)]
+    assert opened == [(tmp_path / "north", STUDY, [])]
+    assert "Model: the personal one of site north (in use there)" in capsys.readouterr().out
     assert read_mask(tmp_path / "masks" / "a.png").tolist() == [[0, 128]]
     assert call(*asked) == 2  # the mask is there
     assert len(opened) == 1
+    large = "data.image.max_megapixels=150"
+    assert call(*asked[:-1], tmp_path / "other", "--model", "shared", "--set", large) == 0
+    assert opened[-1] == (tmp_path / "north", None, [large])
+    assert "Model: the shared one of site north\n" in capsys.readouterr().out

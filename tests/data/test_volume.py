@@ -93,6 +93,9 @@ def test_neighbours_and_sequences_are_channels(tmp_path):
     np.testing.assert_array_equal(both.pixels(2)[..., 0], plain[2, ..., 0])
     np.testing.assert_array_equal(both.pixels(2)[..., 1], both.pixels(2)[..., 2])
     assert not np.array_equal(both.pixels(2)[..., 0], both.pixels(2)[..., 1])
+    # People are shown the slice itself, in grey.
+    np.testing.assert_array_equal(_volume(path, neighbours=1).picture(1), plain[1])
+    np.testing.assert_array_equal(both.picture(2), plain[2])
 
 
 def test_normalisation_is_of_the_whole_volume(tmp_path):

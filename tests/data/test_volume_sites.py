@@ -120,6 +120,31 @@ def test_a_check_decodes_headers_and_masks_alone(site, monkeypatch):
     assert found.ids == {0: 2, 1: 2}
 
 
+def test_sequences_that_were_listed_as_patients_are_told_by_their_equal_masks(site):
+    big = np.zeros((6, 8, 5), np.uint8)
+    big[1:5, 1:7, 1:4] = 1  # 72 voxels
+    for name, mask in (("a.nii.gz", big), ("b.nii", big), ("c.nii", MASK), ("d.nii", MASK)):
+        write_nifti(site / "masks" / name, mask, AFFINE)
+        if name[0] in "cd":
+            write_nifti(site / "images" / name, VALUES, AFFINE)
+    found = check_sites([read_site("north", site)], Study(LABELS, ImageOptions())).warnings
+    assert [line for line in found if "equal voxel by voxel" in line] == [
+        "site 'north', 2 cases 'a', 'b': the masks of 'a' (site 'north', patient 'a') and 'b' (site 'north', patient 'b') are equal voxel "
+        "by voxel, so that they are probably of one patient, who can come to lie on two sides of the split; name the sequences of a case "
+        "by data.volume.channels, or give them the same patient"
+    ]
+    (site / "manifest.csv").write_text("image,mask,patient\nimages/a.nii.gz,masks/a.nii.gz,p\nimages/b,masks/b.nii,p\n")
+    found = check_sites([read_site("north", site)], Study(LABELS, ImageOptions())).warnings
+    assert not [line for line in found if "equal voxel" in line]
+
+
+def test_nothing_is_said_about_the_spacing_of_a_volume_that_cannot_be_read(site):
+    (site / "images/a.nii.gz").write_bytes(b"\x1f\x8b")
+    report = check_sites([read_site("north", site)], Study(LABELS, ImageOptions()))
+    assert report.sites[0].spacings == {(5.0, 2.0, 1.0): 1}
+    assert not [line for line in report.warnings if "spacing" in line]
+
+
 def test_a_volume_whose_mask_does_not_fit_is_named_and_no_name_of_a_patient(site):
     write_nifti(site / "masks/b.nii", MASK[:5], AFFINE)
     report = check_sites([read_site("north", site)], Study(LABELS, ImageOptions()))

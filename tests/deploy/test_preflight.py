@@ -12,7 +12,6 @@ from pfedsam.data.synthetic import SyntheticOptions, write_sites
 from pfedsam.deploy import preflight
 from pfedsam.deploy.preflight import check_site_ready
 from pfedsam.deploy.provision import install_kit
-from pfedsam.federation.codec import CommunicationOptions
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.site_policy import SitePolicy
 
@@ -113,12 +112,16 @@ def test_a_backbone_that_only_lies_in_the_working_directory(
         name="nuclei",
         method="pfedsam",
         rounds=1,
-        configuration={"data": {"classes": {"n": [1]}}, "model": {"backbone": "sam.pth"}},
+        configuration={
+            "data": {"classes": {"n": [1]}},
+            "model": {"backbone": "sam.pth"},
+            "communication": {"codec": "fp32"},
+        },
         backbone="b" * 64,
         tensors={},
         components={},
         max_change=1.0,
-        communication=CommunicationOptions(),
+        pipeline=("encode as fp32",),
         scalar_metrics={},
     )
     SitePolicy(site).approve(manifest)

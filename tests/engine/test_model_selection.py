@@ -116,21 +116,21 @@ def test_switched_off_or_without_a_score_nothing_is_kept(tmp_path: Path, max_dro
 
 def test_a_site_uses_the_better_of_its_two_models_until_it_trains_again(site: Site) -> None:
     site.train(0)
-    assert site.judge(0, 0.60, shared=0.61).plain
+    assert site.judge(0, 0.60, shared=0.61).uses == "shared"
     used = site.models.in_use(received(0))
     assert (used.model("personal"), used.local["expert"].item()) == ("shared", 0)
     site.train(1)
     assert site.models.in_use(received(1)).model("personal") == "personal"  # trained anew, not compared yet
-    assert not site.judge(1, 0.61, shared=0.61).plain  # as good: the personal one
+    assert site.judge(1, 0.61, shared=0.61).uses == "personal"  # as good: the personal one
     assert site.models.in_use(received(1)).model("personal") == "personal"
 
 
 def test_the_better_model_is_the_one_that_may_not_fall(site: Site) -> None:
     site.train(0)
-    assert site.judge(0, 0.2, shared=0.7) == Validation({"personal": 0.2, "shared": 0.7}, None, plain=True)
+    assert site.judge(0, 0.2, shared=0.7) == Validation({"personal": 0.2, "shared": 0.7}, None, uses="shared")
     site.train(1)
     found = site.judge(1, 0.64, shared=0.3)
-    assert (found.kept, found.plain) == (0, True)
+    assert (found.kept, found.uses) == (0, "shared")
     used = site.models.in_use(received(1))
     assert (used.shared["lora"].item(), used.model("personal")) == (0, "shared")
 
@@ -138,7 +138,7 @@ def test_the_better_model_is_the_one_that_may_not_fall(site: Site) -> None:
 def test_it_can_be_told_to_use_its_personal_one_always(tmp_path: Path) -> None:
     site = Site(tmp_path, choose=False)
     site.train(0)
-    assert not site.judge(0, 0.1, shared=0.9).plain
+    assert site.judge(0, 0.1, shared=0.9).uses == "personal"
     assert site.models.in_use(received(0)).model("personal") == "personal"
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pfedsam.core import tensors
-from pfedsam.core.errors import QuorumError, RunError
+from pfedsam.core.errors import DataError, OptionError, QuorumError, RunError
 from pfedsam.core.tensors import digest
 from pfedsam.data.tiling import TilingOptions
 from pfedsam.engine import run_end
@@ -112,6 +112,11 @@ def test_a_site_predicts_with_what_it_ended_a_study_with(tmp_path: Path, options
     expected = open_run(tmp_path / "here").site(name).predict(image)
     for asked in (None, study.name):
         assert (open_run(sites.folders[name], study=asked).site(name).predict(image) == expected).all()
+    limited = open_run(sites.folders[name], ["data.image.max_megapixels=0.001"])
+    with pytest.raises(DataError, match="max_megapixels"):
+        limited.site(name, "shared").predict(image)
+    with pytest.raises(OptionError, match="max_megapixel"):
+        open_run(sites.folders[name], ["data.image.max_megapixel=1"])
     with pytest.raises(RunError, match=f"no study other has ended.*{study.name}"):
         open_run(sites.folders[name], study="other")
     shutil.rmtree(sites.folders[name] / "studies")
@@ -185,6 +190,7 @@ class ScriptedSites:
         self.change: Callable[[str, str, int, dict], dict] = lambda site, task, round_, wire: wire
         self.late: dict[str, int] = {}
         self.step: Callable[[int], float] = lambda place: 0.001 * place
+        self.known_away = False
 
     def connected(self) -> list[str]:
         return self.names
@@ -197,7 +203,8 @@ class ScriptedSites:
         there = [site for site in sites if not self.away(site, task, parsed.round)]
         wires = {s: self.change(s, task, parsed.round, reply_to_wire(self._reply(s, parsed))) for s in there}
         late, self.late = self.late, {}
-        return Answers(wires, {s: f"no reply within {deadline_s} s" for s in sites if s not in there}, late)
+        missing = {site: f"no reply within {deadline_s} s" for site in sites if site not in there}
+        return Answers(wires, missing, late, () if self.known_away else tuple(missing))
 
     def _reply(self, site: str, request: Request) -> Reply:
         place, update = self.names.index(site) + 1, b""
@@ -264,9 +271,29 @@ def test_weights_sum_to_1_in_every_round_whoever_is_there(
     assert accepted == [False] * 3 + [True] * 2 + [False] * 2 + [True] * 2
 
 
+@pytest.mark.parametrize(("known_away", "asked"), [(True, [0, 1, 2, 3, 4, 5]), (False, [0, 2, 5])])
+def test_a_site_for_which_rounds_waited_is_asked_less_often_and_one_that_is_known_to_be_away_always(
+    tmp_path: Path, options: RunOptions, scripted: ScriptedSites, known_away: bool, asked: list[int]
+) -> None:
+    training = options.training.model_copy(update={"rounds": 6})
+    study = create_study(options.model_copy(update={"training": training}), tmp_path / "six", RoundPolicy(quorum=2))
+    scripted.manifest, scripted.known_away = read_manifest(study / "manifest.json"), known_away
+    away = scripted.names[2]
+    scripted.away = lambda site, task, round_: site == away and task == "train"
+    StudyRun(study, scripted).run()
+    reasons = {row["round"]: row["sites"][away] for row in rows(study, "absent") if row["task"] == "train"}
+    assert sorted(reasons) == [0, 1, 2, 3, 4, 5]
+    assert [round_ for round_, reason in reasons.items() if not reason.startswith("not asked")] == asked
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
 def test_a_rejected_site_is_named_and_changes_no_bit_of_the_others(
-    tmp_path: Path, options: RunOptions, study: Path, scripted: ScriptedSites, value: float
+    tmp_path: Path,
+    options: RunOptions,
+    study: Path,
+    scripted: ScriptedSites,
+    caplog: pytest.LogCaptureFixture,
+    value: float,
 ) -> None:
     bad = scripted.names[1]
 
@@ -280,6 +307,7 @@ def test_a_rejected_site_is_named_and_changes_no_bit_of_the_others(
 
     scripted.change = poison
     StudyRun(study, scripted).run()
+    assert "round 1: update refused: " in caplog.text
     for row in rows(study, "aggregate"):
         assert row["accepted"] == [name for name in scripted.names if name != bad]
         assert bad in row["rejected"][bad]
@@ -370,6 +398,54 @@ def test_below_the_quorum_the_study_stops_where_it_stands_and_goes_on_later(
     assert (study / SERVER).read_bytes() == stands
     scripted.away = lambda site, task, round_: False
     assert StudyRun(study, scripted).run() == "finished"
+
+
+def test_rolled_back_shared_parameters_are_those_of_the_earlier_round_and_no_round_is_repeated(
+    tmp_path: Path, options: RunOptions, scripted: ScriptedSites
+) -> None:
+    training = options.training.model_copy(update={"rounds": 7})
+    study = create_study(options.model_copy(update={"training": training}), tmp_path / "seven", RoundPolicy(quorum=2))
+    manifest, stored = read_manifest(study / "manifest.json"), StudyFolder(study)
+    scripted.manifest, start = manifest, stored.load_state(manifest).shared
+    with pytest.raises(RunError, match=r"kept are those after none round"):
+        stored.roll_back(manifest, 0)
+    scripted.step = lambda place: 0.001
+    scripted.away = lambda site, task, round_: task == "train" and round_ == 5
+    with pytest.raises(QuorumError):
+        StudyRun(study, scripted).run()
+    assert stored.earlier_states() == [2, 3, 4]  # the committed one is after round 5
+    with pytest.raises(RunError, match=r"after 1 round\(s\) is not kept; kept are those after 2, 3, 4"):
+        stored.roll_back(manifest, 1)
+    assert stored.load_state(manifest).round == 5
+    state = stored.roll_back(manifest, 3)
+    assert state.round == 6
+    for name, value in stored.load_state(manifest).shared.items():
+        assert torch.allclose(value, start[name] + 3 * 0.001, atol=1e-6), name
+    scripted.away = lambda site, task, round_: False
+    assert StudyRun(study, scripted).run() == "finished"
+    for name, value in stored.load_state(manifest).shared.items():
+        assert torch.allclose(value, start[name] + 4 * 0.001, atol=1e-6), name
+    assert [row["round"] for row in rows(study, "aggregate")] == [0, 1, 2, 3, 4, 6]
+    assert [(row["round"], row["to_round"]) for row in rows(study, "rollback")] == [(5, 3)]
+    with pytest.raises(RunError, match="had all of its rounds"):
+        stored.roll_back(manifest, 4)
+
+
+@pytest.mark.slow
+def test_sites_take_part_in_the_round_after_a_rollback(tmp_path: Path, options: RunOptions, make_sites) -> None:
+    """Their bound on the change of the shared parameters holds from what they accepted last, which a rollback goes back behind."""
+    training = options.training.model_copy(update={"rounds": 5})
+    study = create_study(options.model_copy(update={"training": training}), tmp_path / "five", RoundPolicy(quorum=2))
+    manifest, stored = read_manifest(study / "manifest.json"), StudyFolder(study)
+    sites = make_sites(options.model_copy(update={"training": training}), manifest)
+    sites.away = lambda site, task, round_: task == "train" and round_ == 3
+    with pytest.raises(QuorumError):
+        StudyRun(study, sites).run()
+    stored.roll_back(manifest, 1)
+    sites.away = lambda site, task, round_: False
+    assert StudyRun(study, sites).run() == "finished"
+    (last,) = [row for row in rows(study, "aggregate") if row["round"] == 4]
+    assert last["accepted"] == list(options.data.sites)
 
 
 def test_a_round_in_which_every_site_is_refused_is_recorded_with_the_reasons(

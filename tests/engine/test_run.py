@@ -21,8 +21,8 @@ from pfedsam.engine.server_files import SERVER, read_server
 from pfedsam.experiment.build import build_model
 from pfedsam.experiment.load import dump_options
 from pfedsam.experiment.options import RunOptions
-from pfedsam.federation.codec import CommunicationOptions
 from pfedsam.federation.methods import METHODS
+from pfedsam.federation.pipeline.build import CommunicationOptions
 from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.report.records import deterministic_view, read_records
 from pfedsam.report.summary_file import read_summary

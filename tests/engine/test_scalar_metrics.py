@@ -23,6 +23,7 @@ from pfedsam.evaluation.summary import ClassSummary, Occurrence, SiteSummary, Un
 from pfedsam.experiment.build import build_model
 from pfedsam.experiment.options import RunOptions
 from pfedsam.training.losses import LabelForm
+from pfedsam.training.phases import Model
 
 COUNTS = {name: number for number, name in enumerate(MEASURES)}
 MEAN = ClassScores(0.1, 1 / 3, None, 2.5, 0.7, 12.25, None)
@@ -69,11 +70,11 @@ def test_a_loss_that_is_not_finite_is_told_as_undefined() -> None:
     assert to_report(scalar_metrics, tuple(scalar_metrics)).losses == {}
 
 
-@pytest.mark.parametrize(("kept", "plain"), [(None, False), (0, True), (7, False), (None, True)])
+@pytest.mark.parametrize(("kept", "uses"), [(None, "personal"), (0, "shared"), (7, "personal"), (None, "shared")])
 def test_a_validation_comes_back_equal_and_an_older_study_gets_no_more_than_it_listed(
-    kept: int | None, plain: bool
+    kept: int | None, uses: Model
 ) -> None:
-    found = Validation({"personal": 0.5, "shared": None}, kept, plain)
+    found = Validation({"personal": 0.5, "shared": None}, kept, uses)
     names = ("dice.personal", "dice.shared", "kept_round", "uses_shared")
     assert to_validation(over_the_wire(from_validation(found, names)), names) == found
     assert set(from_validation(found, names[:2])) == set(names[:2])

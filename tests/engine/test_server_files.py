@@ -39,7 +39,7 @@ def test_a_report_becomes_a_record_per_phase_and_block(tmp_path: Path) -> None:
 
 def test_a_validation_says_which_model_a_site_uses(tmp_path: Path) -> None:
     with RecordWriter(tmp_path / "records.jsonl") as records:
-        record_validation(records, 4, "north", Validation({"personal": 0.5, "shared": 0.6}, plain=True))
+        record_validation(records, 4, "north", Validation({"personal": 0.5, "shared": 0.6}, uses="shared"))
         record_validation(records, 4, "south", Validation({"personal": 0.5, "shared": 0.4}, kept=2))
     rows = read_records(tmp_path / "records.jsonl")
     assert [(row["kind"], row["site"]) for row in rows[2:]] == [

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from pfedsam.core.errors import DataError
 from pfedsam.engine.run import run
 from pfedsam.experiment.options import RunOptions
 from pfedsam.report.overlays import read_overlays
@@ -50,3 +51,21 @@ def test_volumes_are_scored_in_three_dimensions_and_drawn_with_their_neighbours(
         for place in places:
             assert place.startswith("axial slice ")
             assert place.endswith(" of 4 between its neighbours, pixels of 1 x 1 mm, slices 5 mm apart")
+
+
+def test_a_test_volume_that_does_not_fit_the_model_is_refused_before_anything_is_trained(
+    options: RunOptions, tmp_path: Path
+) -> None:
+    wide = tmp_path / "south" / "images" / "p3.nii.gz"
+    for path in (wide, tmp_path / "south" / "masks" / "p3.nii.gz"):
+        voxels = np.asarray(nib.load(path).dataobj)
+        nib.save(nib.Nifti1Image(voxels, np.diag([4.0, 1.0, 5.0, 1.0])), path)
+    rows = [
+        f"images/p{n}.nii.gz,masks/p{n}.nii.gz,p{n},{part}" for n, part in enumerate(("train", "train", "val", "test"))
+    ]
+    (tmp_path / "south" / "manifest.csv").write_text("\n".join(["image,mask,patient,split", *rows]))
+    content = options.model_dump()
+    content["data"]["volume"] |= {"spacing": 1.0}
+    with pytest.raises(DataError, match=r"site 'south', case 'p3'.*at 1 mm its slices have 160 x 32 pixels"):
+        run(RunOptions.model_validate(content), tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("state/*"))

@@ -9,7 +9,6 @@ import torch
 
 from pfedsam.core import tensors
 from pfedsam.core.errors import RunError
-from pfedsam.federation.codec import CommunicationOptions
 from pfedsam.federation.manifest import StudyManifest, largest_change, parse_manifest, shared_tensors
 from pfedsam.federation.messages import (
     REFUSALS,
@@ -25,6 +24,7 @@ from pfedsam.federation.update import Update, encode
 
 STUDY = "0123456789abcdef"
 START = {"lora.a": torch.ones(4, 3), "lora.b": torch.zeros(3, 4), "token": torch.full((2,), 0.5)}
+OTHERWISE_EQUAL = {"model": {"backbone": "sam-tiny"}, "communication": {"codec": "fp32"}}
 MOVED = {name: value + 0.01 for name, value in START.items()}
 
 
@@ -35,11 +35,14 @@ def manifest() -> StudyManifest:
         name="s",
         method="pfedsam",
         rounds=5,
-        configuration={"training": {"rounds": 5}, "model": {"backbone": "sam-tiny"}},
+        configuration={
+            "training": {"rounds": 5},
+            **OTHERWISE_EQUAL,
+        },
         backbone="b" * 64,
         tensors=shared_tensors(START),
         components={"lora_a": ("lora.a",), "lora_b": ("lora.b",), "class_tokens": ("token",)},
-        communication=CommunicationOptions(codec="fp32"),
+        pipeline=("encode as fp32",),
         max_change=largest_change(START, 4e-3, 4),
         scalar_metrics={
             "join": ("cases",),
@@ -142,7 +145,7 @@ def test_a_refusal_leaves_as_one_word(gate):
     ("change", "word"),
     [
         ({"backbone": "c" * 64}, "other-backbone"),
-        ({"configuration": {"training": {"rounds": 50}, "model": {"backbone": "sam-tiny"}}}, "other-configuration"),
+        ({"configuration": {"training": {"rounds": 50}, **OTHERWISE_EQUAL}}, "other-configuration"),
         ({"rounds": 6}, "other-configuration"),
         ({"tensors": {}, "components": {}}, "other-tensors"),
         ({"scalar_metrics": {"join": ("cases", "name")}}, "other-configuration"),

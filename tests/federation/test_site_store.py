@@ -22,17 +22,32 @@ def state(round, phase="local", value=None):
         "rng": torch.Generator().manual_seed(round).get_state()
     }
     shared = {"lora.a": torch.full((2,), round / 3)}
-    return SiteState("study-1", "north", round, phase, local, optimizer, shared, shared, round or None, round / 3)
+    uses = "shared" if round % 2 else "personal"
+    return SiteState(
+        "study-1", "north", round, phase, local, optimizer, shared, shared, round or None, round / 3, uses, round > 1
+    )
 
 
 def same(one, other):
     return (
         digest(one.local) == digest(other.local)
         and digest(one.optimizer) == digest(other.optimizer)
-        and digest(one.feedback) == digest(other.feedback)
+        and digest(one.memory) == digest(other.memory)
         and digest(one.shared) == digest(other.shared)
-        and (one.study, one.site, one.round, one.phase, one.shared_round, one.best)
-        == (other.study, other.site, other.round, other.phase, other.shared_round, other.best)
+        and _described(one) == _described(other)
+    )
+
+
+def _described(state):
+    return (
+        state.study,
+        state.site,
+        state.round,
+        state.phase,
+        state.shared_round,
+        state.best,
+        state.uses,
+        state.kept,
     )
 
 
@@ -91,6 +106,15 @@ def test_a_state_that_any_version_stored_is_read_and_goes_on_in_this_one(tmp_pat
     assert _versions(store) == [version, SCHEMA]
     assert same(store.load(), replace(found, round=5))
     assert same(store.rewind(4), found)  # a coordinator that stands a round before the upgrade
+
+
+def test_the_model_that_version_3_named_by_a_phase_is_read(tmp_path):
+    for name in ("state", "state.json"):
+        source = Path(__file__).parent / "stored" / name.replace("state", "schema-3-kept-shared")
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    found = SiteStore(tmp_path / "state").load()
+    assert (found.phase, found.uses, found.kept, found.round) == ("validation", "shared", True, 4)
+    assert found.memory["lora.a"].tolist() == [0.125, -0.25]
 
 
 def _versions(store):

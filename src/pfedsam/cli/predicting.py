@@ -1,6 +1,7 @@
 """The common part of `pfedsam predict` and `pfedsam site predict`: images are predicted one by one; a bad file does not stop the others."""
 
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,8 +17,29 @@ if TYPE_CHECKING:
     from pfedsam.engine.predict_jobs import Job
     from pfedsam.engine.predict_volume import VolumeWishes
 
+
+class Wanted(StrEnum):
+    """The model of a site that is used for prediction."""
+
+    IN_USE = "in-use"
+    PERSONAL = "personal"
+    SHARED = "shared"
+
+
 Images = Annotated[
     list[Path], typer.Argument(help="Pictures, NIfTI files, DICOM files or folders, folders of these, or patterns.")
+]
+Model = Annotated[
+    Wanted,
+    typer.Option(
+        help="personal, shared, or in-use: the one of these two that was better on the site's validation part."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Override a key of the configuration, such as data.image.max_megapixels=150; may be repeated."
+    ),
 ]
 DicomSeg = Annotated[bool, typer.Option("--dicom-seg", help="Write the masks of DICOM series as DICOM-SEG.")]
 Probabilities = Annotated[
@@ -42,6 +64,7 @@ def predict_all(
     images: Sequence[Path],
     out: Path,
     predictor: "Callable[[], OpenSite]",
+    wanted: Wanted,
     wishes: "VolumeWishes",
     *,
     dicom_seg: bool,
@@ -53,6 +76,7 @@ def predict_all(
         images: Files, folders and patterns.
         out: Folder of the masks.
         predictor: Function that opens the model; it is called after the check that nothing would be overwritten.
+        wanted: The model of the site that it opens; the terminal shows which one is used.
         wishes: How volumes are predicted.
         dicom_seg: Whether masks of DICOM series are written as DICOM-SEG.
         resume: Whether to skip images that have a mask already; otherwise an existing mask is an error.
@@ -69,6 +93,8 @@ def predict_all(
     left = [job for job in jobs if not is_done(job)] if resume else jobs
     refuse_existing(left)
     opened = predictor()
+    in_use = " (in use there)" if wanted is Wanted.IN_USE else ""
+    OUT.print(f"Model: the {opened.uses} one of site {opened.name}{in_use}", markup=False)
     channels = opened.options.data.volume.channels
     jobs, left = without_further_sequences(jobs, channels), without_further_sequences(left, channels)
     labels, unread = build_labels(opened.options), []
@@ -81,11 +107,11 @@ def predict_all(
         every, slices = bars.add_task("images", total=len(left)), bars.add_task("slices", total=None, visible=False)
         for job in left:
             try:
-                _predict(job, opened, wishes, labels, dicom_seg, partial(_tell, bars, slices))
+                written = _predict(job, opened, wishes, labels, dicom_seg, partial(_tell, bars, slices))
             except DataError as error:
                 unread.append(str(error))
             else:
-                OUT.print(f"{job.path.name} -> {job.target}")
+                OUT.print(f"{job.path.name} -> {written}")
             bars.advance(every)
     if len(left) < len(jobs):
         OUT.print(f"{len(jobs) - len(left)} image(s) had a mask already.")
@@ -103,18 +129,20 @@ def _predict(
     labels: "LabelMap",
     dicom_seg: bool,
     tell: Callable[[int, int], None],
-) -> None:
+) -> Path:
+    """Predict one image, write its mask, and return the mask's file (for classes that overlap, the last one)."""
     from pfedsam.data.readers.pictures import write_png
     from pfedsam.engine.predict_jobs import write_volume
 
     if job.volume:
         case = job.case(predictor.name, predictor.options.data.volume.channels)
-        write_volume(job, predictor.predict_volume(case, wishes, tell), labels, dicom_seg=dicom_seg)
-        return
+        return write_volume(job, predictor.predict_volume(case, wishes, tell), labels, dicom_seg=dicom_seg)
+    written = job.target
     for name, ids in labels.to_ids(predictor.predict(job.path)).items():
-        path = job.target.parent / name / job.target.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_png(path, ids)
+        written = job.target.parent / name / job.target.name
+        written.parent.mkdir(parents=True, exist_ok=True)
+        write_png(written, ids)
+    return written
 
 
 def _tell(bars: Progress, task: TaskID, done: int, total: int) -> None:

@@ -1,6 +1,5 @@
 """`pfedsam evaluate`, `predict` and `report`: commands that use finished runs."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,20 +11,14 @@ from pfedsam.cli.predicting import (
     Flips,
     Images,
     Largest,
+    Model,
+    Overrides,
     Probabilities,
     Resume,
     Smallest,
+    Wanted,
     predict_all,
 )
-
-
-class Wanted(StrEnum):
-    """The model of a site that is used for prediction."""
-
-    IN_USE = "in-use"
-    PERSONAL = "personal"
-    SHARED = "shared"
-
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a run (the --out of `pfedsam run`).")]
 
@@ -46,18 +39,8 @@ def predict_command(
     images: Images,
     site: Annotated[str, typer.Option(help="Name of the site of the run whose model is used.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks.")],
-    model: Annotated[
-        Wanted,
-        typer.Option(
-            help="personal, shared, or in-use: the one of these two that was better on the site's validation part."
-        ),
-    ] = Wanted.IN_USE,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="Override a key of the configuration, such as data.image.max_megapixels=150; may be repeated."
-        ),
-    ] = None,
+    model: Model = Wanted.IN_USE,
+    overrides: Overrides = None,
     dicom_seg: DicomSeg = False,
     probabilities: Probabilities = False,
     tta: Flips = False,
@@ -88,15 +71,10 @@ def predict_command(
     from pfedsam.engine.predict_volume import VolumeWishes
 
     def opened() -> OpenSite:
-        used = open_run(run, overrides or []).site(site, model.value)
-        OUT.print(
-            f"Model: the {used.uses} one of site {site}{' (in use there)' if model is Wanted.IN_USE else ''}",
-            markup=False,
-        )
-        return used
+        return open_run(run, overrides or []).site(site, model.value)
 
     wishes = VolumeWishes(probabilities, tta, smallest, largest)
-    predict_all(images, out, opened, wishes, dicom_seg=dicom_seg, resume=resume)
+    predict_all(images, out, opened, model, wishes, dicom_seg=dicom_seg, resume=resume)
 
 
 def report_command(

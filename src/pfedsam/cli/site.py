@@ -13,9 +13,12 @@ from pfedsam.cli.predicting import (
     Flips,
     Images,
     Largest,
+    Model,
+    Overrides,
     Probabilities,
     Resume,
     Smallest,
+    Wanted,
     predict_all,
 )
 
@@ -202,6 +205,8 @@ def predict_command(
     study: Annotated[
         str | None, typer.Option(help="Id of the study whose model is used; needed if more than one study has ended.")
     ] = None,
+    model: Model = Wanted.IN_USE,
+    overrides: Overrides = None,
     dicom_seg: DicomSeg = False,
     probabilities: Probabilities = False,
     tta: Flips = False,
@@ -219,12 +224,12 @@ def predict_command(
     from pfedsam.engine.predict_volume import VolumeWishes
 
     def opened() -> OpenSite:
-        run = open_run(folder, study=study)
+        run = open_run(folder, overrides or [], study=study)
         (site,) = run.site_names
-        return run.site(site)
+        return run.site(site, model.value)
 
     wishes = VolumeWishes(probabilities, tta, smallest, largest)
-    predict_all(images, out, opened, wishes, dicom_seg=dicom_seg, resume=resume)
+    predict_all(images, out, opened, model, wishes, dicom_seg=dicom_seg, resume=resume)
 
 
 @app.command("ledger")
@@ -291,6 +296,7 @@ def _show(manifest: "StudyManifest", options: "RunOptions") -> None:
     table.add_row(
         "leaves in a round", f"{sum(parts.values())} bytes: " + ", ".join(f"{p} {n}" for p, n in parts.items())
     )
+    table.add_row("before it leaves", "; then ".join(manifest.pipeline))
     for part, names in manifest.components.items():
         table.add_row(f"tensors, {part}", f"{len(names)}: {_some(names)}")
     table.add_row("largest change", f"{manifest.max_change:.4g} in a round (L2 norm)")

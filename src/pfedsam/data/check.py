@@ -129,7 +129,7 @@ def describe_site(facts: SiteFacts, study: Study) -> SiteReport:
         depths=dict(Counter(one.image.bits for one in cases if one.image)),
         channels=dict(Counter(one.image.channels for one in cases if one.image)),
         values=(min(low for low, _ in tops), max(top for _, top in tops)) if tops else None,
-        spacings=dict(Counter(one.spacing_mm for one in cases)),
+        spacings=dict(Counter(one.spacing_mm for one in cases if one.size is not None)),
         ids=dict(sorted(Counter(value for one in cases for value in one.pixels).items())),
         classes={
             name: None if name in labels.not_annotated else sum(_has(one, labels, name) for one in cases)

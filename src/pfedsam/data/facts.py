@@ -24,6 +24,8 @@ from pfedsam.data.volume_options import VolumeOptions
 
 _SAMPLED: Final = 1_000_000
 """Pixels of an image, at most about, from which its range of values is taken."""
+_TELLING_VOXELS: Final = 50
+"""Foreground voxels of a volume above which two people never have the same mask."""
 _TOP, _HIGH, _LOW = 99.9, 99.0, 1.0
 
 
@@ -49,6 +51,8 @@ class CaseFacts:
     """Of the slices and their pixels, as the volume or the manifest says; None for a picture."""
     content: str | None = None
     """Digest of the image's pixels; None for an image of one value throughout, which is like many others."""
+    mask_content: str | None = None
+    """Digest of the mask of a volume; None for a picture, and for a mask of fewer foreground voxels than two patients could share."""
     pixels: Mapping[int, int] = field(default_factory=dict)
     """Id in the mask -> its pixels."""
     edge: Mapping[int, int] = field(default_factory=dict)
@@ -156,6 +160,7 @@ def _facts_of(case: Case, labels: LabelMap, options: ImageOptions) -> CaseFacts:
 def _volume_facts(case: Case, labels: LabelMap, image: ImageOptions, options: VolumeOptions) -> CaseFacts:
     """What the headers of a volume and of its mask say, and the mask's ids, slice by slice; no voxel of the image is decoded."""
     facts, pixels, edge = CaseFacts(case), Counter[int](), Counter[int]()
+    digest = hashlib.blake2b(digest_size=16)
     try:
         volume = open_case(case, image, options)
         facts = replace(facts, size=volume.shape, volume_spacing=volume.spacing_mm)
@@ -164,11 +169,13 @@ def _volume_facts(case: Case, labels: LabelMap, image: ImageOptions, options: Vo
             for ids in volume.all_ids(mask):
                 pixels.update(_counts(ids))
                 edge.update(_counts(_border(ids)))
+                digest.update(ids.astype(np.uint16).data)
     except DataError as error:
         return replace(facts, problems=(str(error),))
     unknown = labels.unknown(pixels)
     problems = (f"site {case.site!r}, case {case.id!r}: {labels.complaint(unknown)}",) if unknown else ()
-    return replace(facts, problems=problems, pixels=pixels, edge=edge, labelled=True)
+    content = digest.hexdigest() if pixels.total() - pixels[0] >= _TELLING_VOXELS else None
+    return replace(facts, problems=problems, pixels=pixels, edge=edge, labelled=True, mask_content=content)
 
 
 @dataclass(frozen=True)

@@ -102,8 +102,8 @@ def load_case_truth(case: Case, labels: LabelMap, image: ImageOptions, options: 
     volume = open_case(case, image, options)
     classes, spacing = load_volume_truth(case, volume, labels, options), volume.spacing_mm
     if len(classes) == 1:
-        return CaseTruth(classes[0], (spacing[1], spacing[2]) if spacing else None, lambda _: volume.pixels(0))
-    return CaseTruth(classes, spacing, volume.pixels, volume.slicing.directions)
+        return CaseTruth(classes[0], (spacing[1], spacing[2]) if spacing else None, lambda _: volume.picture(0))
+    return CaseTruth(classes, spacing, volume.picture, volume.slicing.directions)
 
 
 def check_sizes(case: Case, image: tuple[int, ...], mask: tuple[int, ...]) -> None:

@@ -182,6 +182,32 @@ def equal_pictures(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding
         yield Finding(site, "equal pictures", _equal_text(found, how, leak=leak), _pair_ids(found), error=leak)
 
 
+def equal_masks(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
+    """Volumes of two patients whose masks are equal voxel by voxel: sequences of one patient that were listed as patients, or copies."""
+    del study
+    groups: dict[str, list[CaseFacts]] = defaultdict(list)
+    for facts in sites:
+        for one in facts.cases:
+            if one.mask_content is not None:
+                groups[one.mask_content].append(one)
+    found: dict[str, list[list[CaseFacts]]] = defaultdict(list)
+    for group in groups.values():
+        if len({(one.case.site, one.case.patient) for one in group}) > 1:
+            found[group[0].case.site].append(group)
+    for site, several in found.items():
+        first, second = _two_of(several[0], leak=False)
+        more = f" ({len(several)} such groups)" if len(several) > 1 else ""
+        yield Finding(
+            site,
+            "equal masks",
+            f"the masks of {first.case.id!r} (site {first.case.site!r}, patient {first.case.patient!r}) and {second.case.id!r} (site "
+            f"{second.case.site!r}, patient {second.case.patient!r}) are equal voxel by voxel{more}, so that they are probably of one "
+            "patient, who can come to lie on two sides of the split; name the sequences of a case by data.volume.channels, or give them "
+            "the same patient",
+            _pair_ids(several),
+        )
+
+
 def exif_masks(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
     """Images that are turned as their EXIF says, with masks that are not, of the stored size."""
     del study
@@ -274,8 +300,9 @@ def partly_given_spacing(sites: Sequence[SiteFacts], study: Study) -> Iterator[F
     """Spacing that is given for some cases of a site only, or that differs by a factor as of other units."""
     del study
     for facts in sites:
-        given = [one for one in facts.cases if one.spacing_mm is not None]
-        without = [one for one in facts.cases if one.spacing_mm is None]
+        read = [one for one in facts.cases if one.size is not None]  # of others it is not known what their files say
+        given = [one for one in read if one.spacing_mm is not None]
+        without = [one for one in read if one.spacing_mm is None]
         if given and without:
             yield Finding(
                 facts.name,
@@ -376,6 +403,7 @@ _LOOKS: Final[tuple[Callable[[Sequence[SiteFacts], Study], Iterable[Finding]], .
     pattern_partly,
     tile_names,
     equal_pictures,
+    equal_masks,
     exif_masks,
     absent_class,
     foreground_share,

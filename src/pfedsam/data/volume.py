@@ -279,6 +279,15 @@ class Volume:
             return channels[0]
         return np.concatenate([channels[min(channel, len(channels) - 1)][..., :1] for channel in range(3)], axis=2)
 
+    def picture(self, number: int) -> npt.NDArray[np.float32]:
+        """Slice `number` as people are shown it, [H, W, 3] in 0..1: of the first sequence, without its neighbours.
+
+        Raises:
+            DataError: The volume is damaged.
+        """
+        grey = self._grey(0, number)
+        return grey if grey.shape[2] == 3 else np.repeat(grey[..., :1], 3, axis=2)
+
     def ids(self, mask: MaskReader, number: int) -> npt.NDArray[np.int64]:
         """Slice `number` of a mask of this volume, [H, W].
 
@@ -305,7 +314,7 @@ class Volume:
         self.readers[0].write_mask(path, self.slicing.to_file(mask))
 
     def _grey(self, sequence: int, number: int) -> npt.NDArray[np.float32]:
-        """A slice of one sequence in 0..1, shape [H, W]."""
+        """A slice of one sequence in 0..1, shape [H, W, 1], or [H, W, 3] in colour."""
         index = self.slicing.index(number, self.shape[0])
         plane = self.readers[sequence].slice(index, self.slicing.axes[0])
         return self.scales[sequence].apply(np.asarray(self.slicing.turn(plane), dtype=np.float32))

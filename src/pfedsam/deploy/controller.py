@@ -156,11 +156,11 @@ class StudyController(Controller):  # type: ignore[misc]
         with self._lock:
             self._overdue |= sent
             late, self._late = self._late, {}
-        for site in sites:
-            if site not in wires and site not in missing:
-                gone = self.get_client_disconnect_time(site)
-                missing[site] = "its process ended" if gone else f"no reply within {deadline_s} s"
-        return Answers(wires, missing, late)
+        unheard = [site for site in sites if site not in wires and site not in missing]
+        overdue = [site for site in unheard if not self.get_client_disconnect_time(site)]
+        missing |= dict.fromkeys(unheard, "its process ended")
+        missing |= dict.fromkeys(overdue, f"no reply within {deadline_s} s")
+        return Answers(wires, missing, late, overdue)
 
     def wants_again(self) -> bool:
         """Whether the supervisor requests a new job."""

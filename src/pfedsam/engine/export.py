@@ -1,4 +1,4 @@
-"""What a run gives to other tools."""
+"""Exports of a finished run in the formats of other tools."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from pfedsam.model.components.lora import save_adapter
 
 
 def export_adapter(folder: Path, options: RunOptions, built: BuiltModel, shared: NamedTensors) -> None:
-    """The shared LoRA in peft's format into `folder`; nothing where a part of LoRA stays at the sites."""
+    """Write the shared LoRA in peft's format into `folder`; a method that keeps a part of LoRA at the sites exports nothing."""
     components = built.model.components()
     names = components.get("lora_a", ()) + components.get("lora_b", ())
     lora = build_method(options).adapt(options.model).lora

@@ -29,7 +29,7 @@ from pfedsam.model.numerics import configure_numerics
 
 @dataclass(frozen=True)
 class OneStudy:
-    """Admits the requests of one study, which whoever started the run wants to be done."""
+    """Admits every request of the one study that the run trains."""
 
     manifest: StudyManifest
 
@@ -56,7 +56,7 @@ class OneStudy:
         return None
 
     def keep_reply(self, request: Request, reply: Reply) -> None:
-        """Nothing: see `reply_before`."""
+        """Keep nothing: see `reply_before`."""
 
     def rounds(self, study: str) -> int | None:
         """How many rounds the study has."""
@@ -65,7 +65,7 @@ class OneStudy:
 
 @dataclass(frozen=True)
 class LocalHost:
-    """Where the agent of one site of a local run works."""
+    """The host of one site's agent in a local run: its policy and its folder."""
 
     options: RunOptions
     policy: OneStudy
@@ -91,7 +91,7 @@ class LocalHost:
 
 @dataclass
 class LocalSites:
-    """The sites that one process works for: they share its model."""
+    """The sites that are trained in one process; they share the model that the process has in memory."""
 
     study: "LocalStudy"
     built: BuiltModel
@@ -108,16 +108,16 @@ class LocalSites:
 
 @dataclass(frozen=True)
 class LocalStudy:
-    """All that a process needs to work for any site of a run; it can be sent to the process."""
+    """Everything that a process needs to train any site of a run; it can be pickled."""
 
     options: RunOptions
     manifest: StudyManifest
     sites: Mapping[str, Site]
-    """With the pooled one, where the method has one."""
+    """All sites, including the pooled one of a method that has one."""
     folder: Path
 
     def __call__(self) -> LocalSites:
-        """The sites, with a model built in the process that calls this; from now on the process computes as the options say."""
+        """Build the model in the calling process, and set the number of threads and the device of that process by the options."""
         runtime = self.options.runtime
         device = configure_numerics(runtime.threads, runtime.device)
         return LocalSites(self, build_model(self.options, device))
@@ -158,7 +158,7 @@ class LocalTransport:
         return Answers(wires)
 
     def wants_again(self) -> bool:
-        """Never: all sites are there."""
+        """False: in a local run all sites take part from the start."""
         return False
 
     def close(self) -> None:

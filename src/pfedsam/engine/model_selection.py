@@ -19,11 +19,8 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.training.phases import Model
 
-_GOOD: Final = "good"
-_KEPT: Final = "kept"
-"""The phases under which a validation is stored: its own parameters, or once more those of the last good one."""
-_PLAIN: Final = "-shared"
-"""Suffix of the phase if the shared model was better than the personal one."""
+_PHASE: Final = "validation"
+"""The phase under which the parameters that a site uses since a validation are stored."""
 
 
 class Parameters(NamedTuple):
@@ -31,12 +28,12 @@ class Parameters(NamedTuple):
 
     shared: NamedTensors
     local: NamedTensors
-    plain: bool = False
-    """Whether the shared model is used instead of the personal one."""
+    uses: Model = "personal"
+    """The model that the site uses: `shared` where that one did better on its validation part."""
 
     def model(self, wanted: Model) -> Model:
         """The model that is used if `wanted` is requested."""
-        return "shared" if self.plain else wanted
+        return "shared" if self.uses == "shared" else wanted
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,8 @@ class Validation:
     """Dice by reported model."""
     kept: int | None = None
     """The round whose model the site keeps; None if it uses the model of this round."""
-    plain: bool = False
-    """Whether the site uses the shared model, because it was better than its personal one."""
+    uses: Model = "personal"
+    """The model that the site uses from now on."""
 
 
 def allowed_drop(options: RunOptions, built: BuiltModel) -> float | None:
@@ -80,7 +77,7 @@ class SiteModels:
         return cls(folder, initial, allowed_drop(options, built), options.evaluation.choose_model)
 
     def trained(self, received: NamedTensors) -> Parameters:
-        """The parameters that the site trained last, with the shared parameters that it received or had at the end."""
+        """The parameters that the site trained last, with the shared parameters that it received or, after final fine-tuning, kept."""
         state = self._state.load()
         return Parameters(state.shared or received, state.local) if state else Parameters(received, self.initial)
 
@@ -89,16 +86,16 @@ class SiteModels:
         good = self._if_of_last(self._good.load())
         if good is None:
             return self.trained(received)
-        used = Parameters(good.shared, good.local) if _is_kept(good) else self.trained(received)
-        return used._replace(plain=_is_plain(good))
+        used = Parameters(good.shared, good.local) if good.kept else self.trained(received)
+        return used._replace(uses=good.uses)
 
     def kept(self, round_: int) -> SiteState | None:
-        """What the last phases after `round_` rounds start from where that is not what was received; later validations are dropped."""
+        """The parameters from which final fine-tuning starts, if they are not those received; validations after `round_` are removed."""
         good = self._if_of_last(self._good.rewind(round_))
-        return good if good and _is_kept(good) else None
+        return good if good and good.kept else None
 
     def judge(self, round_: int, scores: Mapping[str, float | None], received: NamedTensors) -> Validation:
-        """Note how the models that were trained last did in the validation after `round_`.
+        """Store which model the site uses, from the scores of the validation after `round_`.
 
         Args:
             round_: the validation is after this one.
@@ -110,27 +107,28 @@ class SiteModels:
         if self.max_drop is None or not defined or state is None:
             return Validation(scores)
         chosen = max(defined, key=lambda name: defined[name]) if self.choose else next(iter(defined))
-        dice, ending = defined[chosen], _PLAIN if chosen != next(iter(scores)) else ""
+        dice, uses = defined[chosen], _model(chosen, scores)
         best = dice if before is None or before.best is None else max(dice, before.best)
         if before is not None and dice < best - self.max_drop:
-            self._good.commit(replace(before, round=round_ + 1, phase=before.phase.replace(_GOOD, _KEPT)))
-            return Validation(scores, before.shared_round, _is_plain(before))
+            self._good.commit(replace(before, round=round_ + 1, kept=True))
+            return Validation(scores, before.shared_round, before.uses)
         good = SiteState(
             study=state.study,
             site=state.site,
             round=round_ + 1,
-            phase=_GOOD + ending,
+            phase=_PHASE,
             local=state.local,
             optimizer={},
             shared=state.shared or received,
             shared_round=state.shared_round if state.shared else round_,
             best=best,
+            uses=uses,
         )
         self._good.commit(good)
-        return Validation(scores, plain=bool(ending))
+        return Validation(scores, uses=uses)
 
     def _if_of_last(self, good: SiteState | None) -> SiteState | None:
-        """A stored validation, if it is of what was trained last."""
+        """A stored validation, if it is of the parameters that were trained last; otherwise None."""
         state = self._state.load()
         return good if state and good and good.round >= state.round else None
 
@@ -144,7 +142,7 @@ class SiteModels:
 
 
 def models_of(options: RunOptions, built: BuiltModel) -> dict[str, Model]:
-    """Reported name to model.
+    """The models of a site by the name under which they are reported.
 
     A pooled method has one model for all sites, so it is reported as shared. Where a part of what is local cannot be switched off
     (FedPer's decoder) there is no shared model.
@@ -170,9 +168,6 @@ def start_of(options: RunOptions, built: BuiltModel, sites: Path, site: str) -> 
     return first if pool is None or site == pool else SiteModels(sites / pool, first).trained({}).local
 
 
-def _is_kept(good: SiteState) -> bool:
-    return good.phase.startswith(_KEPT)
-
-
-def _is_plain(good: SiteState) -> bool:
-    return good.phase.endswith(_PLAIN)
+def _model(chosen: str, scores: Mapping[str, float | None]) -> Model:
+    """The model that is reported as `chosen`: the first one is the site's own, whatever its name."""
+    return "personal" if chosen == next(iter(scores)) else "shared"

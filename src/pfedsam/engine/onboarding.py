@@ -32,7 +32,14 @@ from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.site_session import SiteScorer
 from pfedsam.evaluation.scores import CaseScores
 from pfedsam.evaluation.summary import SiteSummary, summarize_site
-from pfedsam.experiment.build import BuiltModel, build_method, build_site_data, build_sites, build_study
+from pfedsam.experiment.build import (
+    BuiltModel,
+    build_method,
+    build_site_data,
+    build_sites,
+    build_study,
+    check_frames,
+)
 from pfedsam.experiment.load import write_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.site_store import SiteState, SiteStore
@@ -70,14 +77,14 @@ class Newcomer:
 
 @dataclass(frozen=True)
 class Onboarded:
-    """What each way reached on the new site's held-out cases."""
+    """The scores of each way of training on the new site's held-out cases."""
 
     ways: dict[str, dict[str, float | None]]
-    """Way to the measures of the model in use, Dice and IoU in 0..1."""
+    """By way of training: the measures of the model in use, Dice and IoU in 0..1."""
     trained_on: int
     tested_on: int
     in_use: str
-    """The way whose model the folder holds."""
+    """The way of training whose model the folder contains."""
 
 
 Weights = tuple[NamedTensors, NamedTensors]
@@ -113,7 +120,7 @@ def onboard(opened: OpenRun, new: Newcomer, out: Path, *, tell: Callable[[str], 
 
 
 def _train(work: "_Work", key: str, seen: IntensityRange | None, tell: Callable[[str], None]) -> Onboarded:
-    """Every way that the method has, trained and scored, and the folder that is left."""
+    """Train and score each way that the method allows, and write the folder of the best one."""
     method, local = build_method(work.options), work.built.partition.local
     used = LOCAL_PART if local and method.final(_training(work.options, 1)) else NOTHING
     _begin(work, key, seen)
@@ -151,6 +158,7 @@ class _Work:
         self.site, self.out, self.steps = site, out, steps
         self.started = time.monotonic()
         cache = (options.runtime.cache_folder or out / "cache") / site.name
+        check_frames(options, site.cases, built.model.image_size)
         self.data: SiteData = build_site_data(options, site.name, site.of("train"), built, cache)
         self.scorer = SiteScorer(options, site.name, built, self.data.cache)
         self.personal = bool(built.partition.local)
@@ -248,7 +256,7 @@ def _read(out: Path, key: str) -> Onboarded | None:
 
 
 def _check(partition: Partition, options: RunOptions, site: Site) -> IntensityRange | None:
-    """Refuse what cannot be onboarded, and say what is suspicious; returns the intensities of the training images.
+    """Refuse data that cannot be onboarded, and warn of suspicious data; returns the intensities of the training images.
 
     Raises:
         RunError: nothing is shared.

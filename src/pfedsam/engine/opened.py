@@ -1,4 +1,4 @@
-"""What was trained, opened again: the models of a finished run, of a study at its coordinator, or of a study at a site.
+"""Opens trained models: those of a finished run, of a study at its coordinator, or of a study at a site.
 
 A site's folder in a run (`sites/<name>`) and a study's folder at a site (`studies/<id>`) have one layout: the split, `state/` and `good/`
 with what the site trained and what it stays with, `scores.json` and the overlays. A run's folder and a study's folder at the coordinator
@@ -38,7 +38,7 @@ from pfedsam.experiment.build import (
     build_roster,
     read_sites,
 )
-from pfedsam.experiment.load import read_config
+from pfedsam.experiment.load import read_config, with_overrides
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.site_policy import SitePolicy
@@ -51,7 +51,7 @@ Wanted: TypeAlias = Literal["in-use", "personal", "shared"]
 _LOG = get_logger(__name__)
 _RUN: Final = "config.yaml"
 _STUDY: Final = "policy.json"
-"""In a study's folder at the coordinator, and in no other."""
+"""A file that only a study's folder at the coordinator contains."""
 _DEPTH: Final = 3
 """How many folders deep the runs of a comparison lie at most, as `bench` puts them."""
 
@@ -100,7 +100,7 @@ class OpenSite:
         return predict_volume_file(self.options, self.built, self.parameters, case, wishes, tell)
 
     def _warn_of_range(self, case: Case) -> None:
-        """Log that an image is much darker or brighter than those of the training; where contrast is stretched it does not matter."""
+        """Log a warning if an image is much darker or brighter than the training images. With stretched contrast it makes no difference."""
         if self.seen is None or case.volume or self.options.data.image.contrast != "none":
             return
         said = far_from_training(load_image(case, self.options.data.image), self.seen)
@@ -116,9 +116,9 @@ class OpenRun:
     options: RunOptions
     built: BuiltModel
     shared: NamedTensors
-    """The shared parameters, those that the server had last or the site received last."""
+    """The last shared parameters that the server had, or that the site received."""
     places: Mapping[str, Path]
-    """The folder of each site whose models can be here."""
+    """By site, the folder that can contain its parameters."""
     finished: bool = True
     """Whether it is a run on this machine, which can be scored anew."""
 
@@ -136,12 +136,12 @@ class OpenRun:
         if name not in self.places:
             raise RunError(f"The run has no site {name!r}; it has {', '.join(self.site_names)}.")
         models, used = list(models_of(self.options, self.built)), self._in_use(name)
-        model = wanted if wanted != "in-use" else "shared" if used.plain else models[0]
+        model = wanted if wanted != "in-use" else "shared" if used.uses == "shared" else models[0]
         if model not in models:
             raise RunError(
                 f"A run of the method {self.options.method!r} has no {model} model; it has the {' and the '.join(models)} one."
             )
-        used = used._replace(plain=len(models) > 1 and model == "shared")
+        used = used._replace(uses="shared" if len(models) > 1 and model == "shared" else "personal")
         return OpenSite(name, model, self.options, self.built, used, read_range(self.places[name]))
 
     def evaluate(self, progress: Progress | None = None) -> Summary:
@@ -173,7 +173,7 @@ class OpenRun:
         return write_end(self.folder, self.options, found, sizes, before.communication, before.seconds)
 
     def _in_use(self, site: str) -> Parameters:
-        """What a site uses; a site whose parameters were taken away has nothing, not those of the start.
+        """The parameters that a site uses. If they were removed, that is an error: the initial ones are not used in their place.
 
         Raises:
             RunError: it has none here, or they do not fit the configuration.
@@ -198,7 +198,7 @@ def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | 
 
     Args:
         folder: the --out of `pfedsam run`, a study's folder at the coordinator, or a site's folder.
-        overrides: `key.path=value`, before the run's configuration; for what changes no parameter, such as `data.image.max_megapixels`.
+        overrides: `key.path=value`, before the configuration; for what changes no parameter, such as `data.image.max_megapixels`.
         study: at a site, the id of the study; needed where more than one has ended there.
 
     Raises:
@@ -207,7 +207,7 @@ def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | 
     """
     folder = Path(folder)
     if (folder / CONFIG).exists():
-        return _open_at_site(folder, study)
+        return _open_at_site(folder, study, overrides)
     if not (folder / _RUN).exists() or not (folder / SERVER).exists():
         raise RunError(_what_to_give(folder))
     options = read_config(folder / _RUN, overrides)
@@ -219,10 +219,10 @@ def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | 
     return OpenRun(folder, options, built, _shared(folder, built), places, finished)
 
 
-def _open_at_site(folder: Path, study: str | None) -> OpenRun:
+def _open_at_site(folder: Path, study: str | None, overrides: Sequence[str]) -> OpenRun:
     policy, site = SitePolicy(folder), read_site_options(folder)
     manifest = _ended(policy, study)
-    options, place = study_options(manifest, site), policy.study_folder(manifest.study)
+    options, place = with_overrides(study_options(manifest, site), overrides), policy.study_folder(manifest.study)
     built, shared = build_study_model(manifest, options), policy.final(manifest.study)
     _check_fit(folder, built, "shared", shared)
     return OpenRun(place, options, built, shared, {site.name: place}, finished=False)

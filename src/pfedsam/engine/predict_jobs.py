@@ -1,4 +1,4 @@
-"""What `predict` is asked for as single jobs, and what is written for each: masks on the grid of the file, probabilities, sizes."""
+"""The jobs of `predict`, one for each image, and the files of each: the mask on the image's grid, probabilities, and tables of sizes."""
 
 import csv
 import glob
@@ -35,7 +35,7 @@ class Job:
 
     path: Path
     stem: str
-    """Of the files that are written."""
+    """First part of the names of the files that are written."""
     volume: bool
     series: str | None
     target: Path
@@ -43,7 +43,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What it is called in progress and tables."""
+        """Its name in progress bars and tables."""
         return self.stem
 
     def case(self, site: str, channels: Sequence[str] = ()) -> Case:
@@ -113,7 +113,8 @@ def refuse_existing(jobs: Sequence[Job], folders: Sequence[str] = ("",)) -> None
         OptionError: The mask of a job is there already.
     """
     inputs = {job.path.resolve() for job in jobs}
-    for job, target in ((job, job.target.parent / name / job.target.name) for job in jobs for name in folders):
+    masks = ((job, target) for job in jobs for target in (*_targets(job, folders), *_as_picture(job)))
+    for job, target in masks:
         if target.exists():
             what = "is one of the images" if target.resolve() in inputs else "exists already"
             raise OptionError(
@@ -160,14 +161,19 @@ def _jobs_of(image: Path, out: Path, dicom_seg: bool) -> Iterator[Job]:
         yield Job(image, stem, True, number, out / f"{stem}{ending}")
 
 
-def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_seg: bool = False) -> None:
-    """Write what was found in a volume: sizes first, then probabilities, the mask last, so that a mask that is there is a finished job.
+def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_seg: bool = False) -> Path:
+    """Write the results of a volume: sizes, then probabilities, then the mask. So a job is finished if its mask exists.
+
+    A single DICOM picture without a position gets a PNG, because a NIfTI file would give it a position.
 
     Args:
         job: Where to.
         found: The volume and its classes.
         labels: Names and ids of the classes.
         dicom_seg: The mask of a DICOM series becomes a DICOM-SEG.
+
+    Returns:
+        The file of the mask.
 
     Raises:
         DataError: A DICOM-SEG cannot be made of it.
@@ -182,20 +188,28 @@ def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_se
     source = volume.readers[0]
     if dicom_seg and isinstance(source, DicomReader):
         write_seg(job.target, source, volume.slicing.to_file(found.classes), labels.names)
-        return
+        return job.target
     ids = labels.first_ids()[found.classes]
     if volume.header.affine is None and len(ids) == 1:
-        write_png(job.target.with_name(f"{job.stem}.png"), ids[0])
-        return
+        (picture,) = _as_picture(job)
+        write_png(picture, ids[0])
+        return picture
     volume.write_mask(job.target, ids)
+    return job.target
 
 
 def is_done(job: Job, folders: Sequence[str] = ("",)) -> bool:
-    """Whether the masks of a job are there; that of a single DICOM picture without a position is a PNG."""
-    targets = [job.target.parent / name / job.target.name for name in folders]
-    return all(target.exists() for target in targets) or (
-        job.volume and job.target.with_name(f"{job.stem}.png").exists()
-    )
+    """Whether the masks of a job exist; the mask of a single DICOM image without a position is a PNG."""
+    return all(target.exists() for target in _targets(job, folders)) or any(path.exists() for path in _as_picture(job))
+
+
+def _targets(job: Job, folders: Sequence[str]) -> list[Path]:
+    return [job.target.parent / name / job.target.name for name in folders]
+
+
+def _as_picture(job: Job) -> list[Path]:
+    """Where the mask of a volume lies instead if it is a single picture without a position."""
+    return [job.target.with_name(f"{job.stem}.png")] if job.volume else []
 
 
 def _write_sizes(folder: Path, name: str, sizes: Sequence[Size]) -> None:

@@ -1,4 +1,4 @@
-"""One volume predicted by what a site uses, with what the user wished for beside the classes."""
+"""Prediction of one volume by the model in use at a site, with optional probabilities and post-processing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from pfedsam.experiment.options import RunOptions
 
 @dataclass(frozen=True)
 class VolumeWishes:
-    """How a volume is predicted, beside its classes; all off by default."""
+    """Options of the prediction of a volume; all are off by default."""
 
     probabilities: bool = False
     flips: bool = False
@@ -32,7 +32,7 @@ class VolumeWishes:
 
 @dataclass(frozen=True)
 class PredictedVolume:
-    """A volume and what a model says of it."""
+    """A volume and its predicted classes."""
 
     volume: Volume
     classes: npt.NDArray[np.uint8]
@@ -48,7 +48,7 @@ def predict_volume_file(
     wishes: VolumeWishes,
     tell: Callable[[int, int], None] | None = None,
 ) -> PredictedVolume:
-    """The classes of a volume by what a site uses, slice by slice.
+    """The classes of a volume, predicted slice by slice by the model in use at a site.
 
     Args:
         options: Of the run.

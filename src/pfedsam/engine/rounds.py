@@ -44,7 +44,7 @@ _LOG = get_logger(__name__)
 S = TypeVar("S")
 T = TypeVar("T")
 Outcome = Literal["finished", "again"]
-"""`again` means that the sites should be set up again, so that a site that has connected can take part; the study then continues."""
+"""`again`: the job has to be started anew so that a site that has connected meanwhile can take part; the study then continues."""
 
 
 class RoundPolicy(Options):
@@ -89,9 +89,9 @@ class Study:
     state: ServerState
     """After the last committed round."""
     built: BuiltModel | None = None
-    """The model, where it is in memory already."""
+    """The model, if it is in memory already."""
     sizes: Mapping[str, PartSizes] | None = None
-    """How many cases each site trains and validates on, where that is known before a site has said so."""
+    """The number of training and validation cases of each site, if it is known before the sites report it."""
 
 
 def read_study(folder: Path) -> Study:
@@ -109,7 +109,7 @@ class StudyRun:
     """Runs a study from its last committed round to its report."""
 
     def __init__(self, folder: Path, transport: Transport, study: Study | None = None) -> None:
-        """Prepare to go on.
+        """Prepare to continue a study.
 
         Args:
             folder: of the study, or of a local run.
@@ -201,7 +201,7 @@ class StudyRun:
         self._tell("running")
 
     def _check_classes(self) -> None:
-        """Let a study begin only if every class is annotated somewhere.
+        """Refuse to begin a study in which no site annotates some class.
 
         Raises:
             QuorumError: a class is annotated at none of the sites that joined.
@@ -250,6 +250,8 @@ class StudyRun:
         except NothingToAverageError as error:
             state, accepted, rejected, scaled = current, (), {**rejected, **error.rejected}, {}
         record_aggregate(records, current.round, accepted, rejected, messages, scaled)
+        if rejected:
+            _LOG.warning("round %d: update refused: %s", current.round + 1, " ".join(rejected.values()))
         self._check_quorum(len(accepted), current.round, rejected)
         return state
 
@@ -300,7 +302,7 @@ class StudyRun:
     def _read(
         self, records: RecordWriter, task: Task, round_: int, replies: Mapping[str, Reply], read: Callable[[Reply], T]
     ) -> dict[str, T]:
-        """What `read` finds in each reply; a site whose reply makes it fail, in whatever way, is recorded and left out."""
+        """The result of `read` for each reply; a site for whose reply it raises any exception is recorded and left out."""
         found, reasons = _of_each(task, replies, read, failed="its reply could not be evaluated")
         self._absent(records, task, round_, reasons)
         return found
@@ -315,7 +317,7 @@ class StudyRun:
         self._tell("finished")
 
     def _communication(self) -> Communication:
-        """Bytes of the last round's messages, or of an update's values where no message came, and these by component."""
+        """Bytes of the last round's messages (of an update's values if there was none), in total and by component."""
         records = read_records(self.folder.path / "records.jsonl")
         sent = [max(r["up_bytes"].values(), default=0) for r in records if r["kind"] == "aggregate"]
         by_component = self.manifest.component_bytes()
@@ -335,7 +337,7 @@ class StudyRun:
         *,
         manifest: bool = False,
     ) -> dict[str, Reply]:
-        """The sound replies by site, in the study's order; everyone else is recorded with a reason."""
+        """The valid replies by site, in the study's order; every other site is recorded with a reason."""
         request = Request(
             task,
             self.manifest.study,
@@ -347,7 +349,7 @@ class StudyRun:
         answers = self.transport.ask(request_to_wire(request), task, sites, deadline_s)
         if task == "train":
             called = {*answers.wires, *answers.late}
-            self._silences = after_round(self._silences, round_, silent=answers.missing, called=called)
+            self._silences = after_round(self._silences, round_, silent=answers.overdue, called=called)
         reasons = {**answers.missing, **{s: f"{n} reply(s) came after their deadline" for s, n in answers.late.items()}}
 
         def checked(wire: Mapping[str, object]) -> Reply:
@@ -369,7 +371,7 @@ class StudyRun:
             _LOG.warning("%s: %s", asked, "; ".join(f"{s}: {r}" for s, r in named.items()))
 
     def _ordered(self, sites: Sequence[str] | set[str] | Mapping[str, object]) -> list[str]:
-        """The sites in the configuration's order, those that it does not name after them by name."""
+        """The sites in the order of the configuration, followed by all others in the order of their names."""
         named = self.roster.sites(list(self.options.data.sites))
         return sorted(sites, key=lambda site: (named.index(site) if site in named else len(named), site))
 
@@ -380,7 +382,7 @@ class StudyRun:
 def _of_each(
     task: Task, sent: Mapping[str, S], read: Callable[[S], T], *, failed: str
 ) -> tuple[dict[str, T], dict[str, str]]:
-    """What `read` finds in what each site sent, and the reason for each site with which it fails, in whatever way.
+    """Apply `read` to what each site sent; returns the results, and for each site where it raises an exception the reason.
 
     Args:
         task: that the sites answered.

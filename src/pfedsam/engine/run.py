@@ -144,7 +144,7 @@ def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
 
 
 def _is_unstarted(folder: Path) -> bool:
-    """Whether there is nothing but what a run leaves that was killed before it had its configuration: splits, nothing trained."""
+    """Whether the folder contains only the splits of a run that was killed before it wrote its configuration."""
     left = (path for path in folder.rglob("*") if not path.is_dir())
     return all(path.name in ("split.json", RANGE, LOCK) or path.suffix == ".tmp" for path in left)
 

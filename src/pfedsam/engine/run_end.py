@@ -1,4 +1,4 @@
-"""What every finished run leaves: `summary.json`, and `report.html` made from it."""
+"""The results of every finished run: `summary.json`, and `report.html`, which is made from it."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def by_model(sites: Mapping[str, Mapping[str, T]]) -> dict[str, dict[str, T]]:
-    """What is by site and reported model, by model and site; a site may lack a model."""
+    """Regroup values by site and reported model to values by model and site; a site may lack a model."""
     turned: dict[str, dict[str, T]] = {}
     for site, models in sites.items():
         for model, value in models.items():

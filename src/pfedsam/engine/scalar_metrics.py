@@ -19,6 +19,7 @@ from pfedsam.federation.manifest import Task
 from pfedsam.federation.messages import MAX_ROUND
 from pfedsam.federation.update import MAX_CASES
 from pfedsam.training.losses import LabelForm
+from pfedsam.training.phases import Model
 
 ScalarMetrics = Mapping[str, float | None]
 _LOSSES: Final = ("total", "segmentation", "distillation", "balance", "proximal")
@@ -61,7 +62,7 @@ def allowed_metrics(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[
 def from_registration(
     cases: int, classes: Sequence[str], form: LabelForm, names: Sequence[str]
 ) -> dict[str, float | None]:
-    """What a site says when it joins: its training cases, and 1 for each class that it annotates, 0 for each other one.
+    """The metrics with which a site joins: the number of its training cases, and 1 for each class that it annotates, 0 otherwise.
 
     None but those that are allowed, which an older study may have fewer of.
     """
@@ -71,7 +72,7 @@ def from_registration(
 
 
 def to_missing(scalar_metrics: ScalarMetrics, classes: Sequence[str]) -> frozenset[str]:
-    """The classes that a site does not annotate, from what it said when it joined; an older site says nothing and annotates all."""
+    """The classes that a site does not annotate, by the metrics of its join; a site of an older version sends none and annotates all."""
     return frozenset(name for name in classes if scalar_metrics.get(f"{_ANNOTATES}{name}") == 0)
 
 
@@ -117,7 +118,7 @@ def _allowed_range(name: str) -> tuple[float, float, bool]:
 
 
 def from_report(report: RoundReport) -> dict[str, float | None]:
-    """A report as numbers by name; what is not finite is told as undefined."""
+    """A report as metrics by name; values that are not finite are sent as undefined."""
     losses = {f"loss.{phase}.{part}": v for phase, row in report.losses.items() for part, v in row.items()}
     usage = {f"usage.{block}.{e}": v for block, shares in report.usage.items() for e, v in enumerate(shares)}
     return {name: value if math.isfinite(value) else None for name, value in {**losses, **usage}.items()}
@@ -140,11 +141,11 @@ def to_report(scalar_metrics: ScalarMetrics, names: Sequence[str]) -> RoundRepor
 
 
 def from_validation(found: Validation, names: Sequence[str]) -> dict[str, float | None]:
-    """A validation as numbers by name; none but those that are allowed, which an older study may have fewer of."""
+    """A validation as metrics by name, restricted to the allowed names; a study of an older version allows fewer."""
     scalar_metrics = {f"dice.{model}": dice for model, dice in found.dice.items()}
     if found.kept is not None:
         scalar_metrics[_KEPT] = found.kept
-    if found.plain:
+    if found.uses == "shared":
         scalar_metrics[_PLAIN] = 1
     return {name: value for name, value in scalar_metrics.items() if name in names}
 
@@ -157,11 +158,12 @@ def to_validation(scalar_metrics: ScalarMetrics, names: Sequence[str]) -> Valida
         if name in scalar_metrics and name.startswith("dice.")
     }
     kept = scalar_metrics.get(_KEPT)
-    return Validation(dice, None if kept is None else max(0, int(kept)), bool(scalar_metrics.get(_PLAIN)))
+    uses: Model = "shared" if scalar_metrics.get(_PLAIN) else "personal"
+    return Validation(dice, None if kept is None else max(0, int(kept)), uses)
 
 
 def from_summaries(summaries: Mapping[str, SiteSummary], names: Sequence[str]) -> dict[str, float | None]:
-    """What a site reached in the test, by reported model, as numbers by name; no case is told apart in them.
+    """The test scores of a site by reported model, as metrics by name; they contain no value of a single case.
 
     None but those that are allowed, which an older study may have fewer of.
     """
@@ -181,7 +183,7 @@ def from_summaries(summaries: Mapping[str, SiteSummary], names: Sequence[str]) -
 
 
 def to_summaries(scalar_metrics: ScalarMetrics, classes: tuple[str, ...]) -> dict[str, SiteSummary]:
-    """The summaries in numbers; the inverse of `from_summaries`. What an older site does not send is not known."""
+    """The summaries in these metrics; the inverse of `from_summaries`. Metrics that an older site does not send stay unknown."""
     models = dict.fromkeys(name.split(".")[1] for name in scalar_metrics)
     return {model: _summary(scalar_metrics, f"test.{model}", classes) for model in models}
 
@@ -230,6 +232,6 @@ def _read(scalar_metrics: ScalarMetrics, prefix: str) -> tuple[ClassScores, dict
 
 
 def _count(scalar_metrics: ScalarMetrics, name: str) -> int | None:
-    """A whole number; None where it was not sent or is not defined."""
+    """An integer metric; None if it was not sent or is undefined."""
     value = scalar_metrics.get(name)
     return None if value is None else int(value)

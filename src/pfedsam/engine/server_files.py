@@ -1,4 +1,4 @@
-"""What both servers, the embedded one and a coordinator, write in the same form: the committed state, and records of sites' reports."""
+"""Files that a local run and a coordinator write in the same form: the committed state, and records of the sites' reports."""
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
@@ -21,7 +21,7 @@ RECORDS = "records.jsonl"
 _MEMORY = "memory:"
 """Starts the names of what the method's server step keeps; no parameter's name has a colon."""
 NOTHING = {"none": torch.zeros(1)}
-"""What is stored when a method shares nothing."""
+"""A placeholder that is stored if a method shares nothing."""
 
 
 def load_state(folder: Path, study: str, file: Path = SERVER) -> ServerState:
@@ -70,7 +70,7 @@ def refuse_lost_state(folder: Path) -> None:
 def save_state(
     folder: Path, study: str, state: ServerState, records: RecordWriter | None = None, *, mode: int = 0o777
 ) -> None:
-    """Commit a round: with this rename it is done.
+    """Commit a round; it is committed when the file is renamed into place.
 
     Args:
         folder: of the run or study.
@@ -94,7 +94,7 @@ def record_aggregate(
     messages: Mapping[str, bytes],
     scaled: Mapping[str, float] | None = None,
 ) -> None:
-    """Write which sites' updates were averaged, which were scaled down, which were not averaged and why, and each message's bytes."""
+    """Record which updates were averaged, scaled down, or refused with which reason, and the bytes of each message."""
     row: dict[str, object] = {
         "kind": "aggregate",
         "round": round_,
@@ -123,5 +123,5 @@ def record_validation(records: RecordWriter, round_: int, site: str, found: Vali
         records.write({"kind": "validation", "round": round_, "site": site, "model": model, "dice": dice})
     if found.kept is not None:
         records.write({"kind": "kept", "round": round_, "site": site, "from_round": found.kept})
-    if found.plain:
+    if found.uses == "shared":
         records.write({"kind": "plain", "round": round_, "site": site})

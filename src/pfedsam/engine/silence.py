@@ -1,4 +1,6 @@
-"""Which sites a round asks: one that stays silent costs the round its whole deadline, so it is asked less and less.
+"""Which sites a round asks: one that does not reply costs the round its whole deadline, so it is asked less and less.
+
+A site that is known to be away (its process has ended, or it was revoked) costs no time, and is not counted here.
 
 After its first silent round a site is left out of one round, after the second in a row of two, then of four, and so on up to
 `LONGEST`. It is asked in every round again as soon as it calls: by a reply, also one that comes too late, or by coming back.

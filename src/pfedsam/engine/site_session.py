@@ -24,7 +24,6 @@ from pfedsam.evaluation.scores import CaseScores, score_case
 from pfedsam.evaluation.summary import summarize_site
 from pfedsam.experiment.build import (
     BuiltModel,
-    build_codec,
     build_images,
     build_labels,
     build_method,
@@ -32,7 +31,8 @@ from pfedsam.experiment.build import (
     build_site_data,
 )
 from pfedsam.experiment.options import RunOptions
-from pfedsam.federation.feedback import encode_with_feedback
+from pfedsam.federation.pipeline.base import Sent
+from pfedsam.federation.pipeline.build import build_pipeline
 from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.federation.update import Update
 from pfedsam.model.partition import assign
@@ -101,10 +101,10 @@ class SiteSession:
         """
         stored = self.store.rewind(round_)
         result = self._phases(round_, shared, stored, final=False)
-        message, feedback = self._message(round_, shared, result, stored)
-        self._commit(round_, result, "round", feedback)
+        sent = self._send(round_, shared, result, stored)
+        self._commit(round_, result, "round", sent.memory)
         last = round_ + 1 == self.options.training.rounds
-        return message, RoundReport(result.losses, self._usage(result) if last else {})
+        return sent.message, RoundReport(result.losses, self._usage(result) if last else {})
 
     def finalize(self, round_: int, shared: NamedTensors) -> RoundReport:
         """Final local fine-tuning: the phases after the last aggregation, after which no update is sent."""
@@ -113,16 +113,12 @@ class SiteSession:
         self._commit(round_, result, "final", {}, kept)
         return RoundReport(result.losses, self._usage(result))
 
-    def _message(
-        self, round_: int, shared: NamedTensors, result: ClientResult, stored: SiteState | None
-    ) -> tuple[bytes, NamedTensors]:
-        """The encoded update, and the encoding error, which is kept for error feedback."""
+    def _send(self, round_: int, shared: NamedTensors, result: ClientResult, stored: SiteState | None) -> Sent:
+        """The round's update after the steps of the pipeline, which are none where a method shares nothing."""
         if not result.shared:
-            return b"", {}
+            return Sent(b"", {})
         update = Update(self.name, round_, result.shared, self.cases)
-        before = stored.feedback if stored else {}
-        message, lost = encode_with_feedback(update, build_codec(self.options), received=shared, feedback=before)
-        return message, lost if self.options.communication.error_feedback else {}
+        return build_pipeline(self.options.communication).send(update, shared, stored.memory if stored else {})
 
     def _phases(self, round_: int, shared: NamedTensors, stored: SiteState | None, *, final: bool) -> ClientResult:
         method, training = build_method(self.options), self.options.training
@@ -141,7 +137,7 @@ class SiteSession:
         )
 
     def _commit(
-        self, round_: int, result: ClientResult, phase: str, feedback: NamedTensors, kept: SiteState | None = None
+        self, round_: int, result: ClientResult, phase: str, memory: NamedTensors, kept: SiteState | None = None
     ) -> None:
         self.store.commit(
             SiteState(
@@ -151,7 +147,7 @@ class SiteSession:
                 phase=phase,
                 local=result.state.local,
                 optimizer=result.state.optimizer,
-                feedback=feedback,
+                memory=memory,
                 shared=kept.shared if kept else {},
                 shared_round=kept.shared_round if kept else None,
             )
@@ -217,7 +213,7 @@ class SiteScorer:
         """
         scores: dict[str, list[CaseScores]] = {}
         for number, (reported, model) in enumerate(models.items()):
-            if number and parameters.plain:  # the same model answers under every name
+            if number and parameters.uses == "shared":  # the same model answers under every name
                 scores[reported] = next(iter(scores.values()))
                 continue
             scores[reported], overlays = self._score(cases, model, parameters, distances=True, draw=number == 0)

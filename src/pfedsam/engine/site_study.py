@@ -21,7 +21,7 @@ from pfedsam.engine.scalar_metrics import (
 )
 from pfedsam.engine.site_session import SiteScorer, SiteSession
 from pfedsam.evaluation.summary import summarize_site
-from pfedsam.experiment.build import BuiltModel, build_cache, build_labels
+from pfedsam.experiment.build import BuiltModel, build_cache, build_labels, check_frames
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.messages import Reply, Request, in_words
@@ -56,8 +56,9 @@ class SiteStudy:
         """The training side; the training images are read when it is first asked for.
 
         Raises:
-            DataError: a case cannot be read.
+            DataError: a case cannot be read, or does not fit the model.
         """
+        check_frames(self.options, self.site.cases, self.built.model.image_size)
         return SiteSession(
             self.options,
             self.manifest.study,

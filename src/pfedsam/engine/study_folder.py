@@ -31,6 +31,7 @@ from pfedsam.experiment.build import (
 from pfedsam.experiment.load import write_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, largest_change, shared_tensors, write_manifest
+from pfedsam.federation.pipeline.build import build_pipeline
 from pfedsam.federation.server import ServerState
 from pfedsam.model.backbones.checkpoint import backbone_file
 from pfedsam.report.records import RecordWriter, read_records
@@ -110,7 +111,7 @@ def build_manifest(options: RunOptions, built: BuiltModel, study: str, content: 
         tensors=shared_tensors(shared),
         class_tensors=_class_tensors(options, built),
         components={c: names for c, names in built.partition.components.items() if set(names) <= set(shared)},
-        communication=options.communication,
+        pipeline=build_pipeline(options.communication).describe(),
         max_change=_largest_change(options, shared),
         scalar_metrics=allowed_metrics(options, built),
     )

@@ -4,7 +4,7 @@ There are two transports: `engine.local` runs the sites in this process or in wo
 NVFlare. The round loop knows neither.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,6 +21,8 @@ class Answers:
     """The reason by site for each site that did not reply in time."""
     late: Mapping[str, int] = field(default_factory=dict)
     """The number of replies to earlier requests that arrived since, by site. They are not used."""
+    overdue: Collection[str] = ()
+    """The missing sites for which the request waited until its deadline; the others were known to be away, which cost no time."""
 
 
 class Transport(Protocol):

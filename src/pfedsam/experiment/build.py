@@ -15,6 +15,7 @@ from torch import Tensor
 from pfedsam.core import rng
 from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.tensors import NamedTensors
+from pfedsam.data.about import about
 from pfedsam.data.examples import Example, VolumeExamples, holds_class
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.loader import load_examples
@@ -22,9 +23,9 @@ from pfedsam.data.manifest import Case, Site, read_site
 from pfedsam.data.split import read_split, split_site
 from pfedsam.data.suspicions import Study
 from pfedsam.data.tiling import load_pictures, load_tiles
+from pfedsam.data.volume_case import open_case
 from pfedsam.evaluation.predict import Forward, predict, predict_tiled
 from pfedsam.experiment.options import RunOptions
-from pfedsam.federation.codec import Codec
 from pfedsam.federation.methods import configured
 from pfedsam.federation.methods.base import Method
 from pfedsam.federation.roster import Roster
@@ -89,11 +90,6 @@ def refuse_too_few_sites(options: RunOptions) -> None:
             f"The method {options.method} needs updates of at least {least} sites with these options (method_options.{options.method}); "
             f"there are {sites}. Add sites, change the option, or choose another method, such as fedavg."
         )
-
-
-def build_codec(options: RunOptions) -> Codec:
-    """The codec of the run's updates."""
-    return Codec(options.communication.codec, options.communication.block)
 
 
 def build_labels(options: RunOptions, site: str = "") -> LabelMap:
@@ -272,6 +268,23 @@ def with_pool(options: RunOptions, sites: Mapping[str, Site]) -> dict[str, Site]
         )
     cases = tuple(case for site in sites.values() for case in site.of("train"))
     return {pool: Site(pool, Path(), cases), **sites}
+
+
+def check_frames(options: RunOptions, cases: tuple[Case, ...], side: int) -> None:
+    """Refuse volumes whose slices do not fit the model's square at the pixel size that the study asks for.
+
+    Of validation and test cases this would otherwise be found only after training, and it is the configuration that has to change.
+
+    Raises:
+        DataError: they do not fit, their spacing is not known, or a header cannot be read.
+    """
+    if options.data.volume.spacing is None:
+        return
+    for case in cases:
+        if case.volume:
+            volume = open_case(case, options.data.image, options.data.volume)
+            with about(case):
+                volume.frame(side)
 
 
 def build_examples(options: RunOptions, cases: tuple[Case, ...], side: int) -> Sequence[Example]:

@@ -53,6 +53,19 @@ def read_options(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
     return options
 
 
+def with_overrides(options: RunOptions, overrides: Sequence[str]) -> RunOptions:
+    """Options with other values of some keys, given as in `load_options`.
+
+    Raises:
+        OptionError: a key is unknown, or a value is wrong.
+    """
+    if not overrides:
+        return options
+    content = options.model_dump(mode="json")
+    override(content, overrides)
+    return validate(RunOptions, content, "--set")
+
+
 def source(path: Path, overrides: Sequence[str]) -> str:
     """The source of options, as text for error messages."""
     return f"{path.name} with --set" if overrides else path.name

@@ -15,8 +15,8 @@ from pfedsam.data.tiling import TilingOptions
 from pfedsam.data.transforms import AugmentOptions
 from pfedsam.data.volume_options import VolumeOptions
 from pfedsam.evaluation.scores import SURFACE_TOLERANCE
-from pfedsam.federation.codec import CommunicationOptions
 from pfedsam.federation.methods import METHODS, MethodOptions, find_method
+from pfedsam.federation.pipeline.build import CommunicationOptions
 from pfedsam.model.options import ModelOptions
 from pfedsam.model.prefix import PrefixOptions
 from pfedsam.training.options import TrainingOptions

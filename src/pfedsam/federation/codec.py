@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from pfedsam.core.errors import OptionError, UpdateError
-from pfedsam.core.options import Options
 
 CodecName = Literal["fp32", "fp16", "int8", "int4"]
 
@@ -29,22 +27,6 @@ _LEVELS = {"int8": 127, "int4": 7}
 _HALF = torch.float16
 _ZERO_NIBBLE = 8
 """The code 0 of int4; codes are stored with 8 added, two in a byte, the earlier one in the low half."""
-
-
-class CommunicationOptions(Options):
-    """How an update is written for its way from a site to the server."""
-
-    codec: CodecName = Field(
-        default="int4",
-        description="fp32: exact. fp16, int8, int4: the change from the received parameters as half floats or integers.",
-    )
-    error_feedback: bool = Field(
-        default=True,
-        description="A site keeps what rounding lost and adds it to its next update; without effect on fp32.",
-    )
-    block: int = Field(
-        default=64, ge=MIN_BLOCK, le=MAX_BLOCK, description="Values that share one scale with int8 and int4."
-    )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ manifest differs in anything from the approved one, and lets nothing out that it
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -17,7 +18,7 @@ from pfedsam.core import sealed
 from pfedsam.core.errors import RunError, StoreError
 from pfedsam.core.options import Options
 from pfedsam.core.tensors import NamedTensors
-from pfedsam.federation.codec import Codec, CommunicationOptions
+from pfedsam.federation.pipeline.build import CommunicationOptions, build_pipeline
 from pfedsam.federation.update import TensorSpec, UpdateSpec
 
 Task = Literal["join", "train", "validate", "finalize", "test"]
@@ -37,7 +38,7 @@ class SharedTensor(Options):
 class StudyManifest(Options):
     """A study, as coordinator and sites agree on it before anything is sent."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     study: str = Field(pattern=r"^[0-9a-f]{16}$", description="Identity: of configuration and backbone.")
     name: str = Field(description="Shown to people.")
     method: str = Field(description="Name of the federated method.")
@@ -51,7 +52,9 @@ class StudyManifest(Options):
         description="Shared tensors that belong to single classes: the class of each row, or the one of the whole tensor. They are "
         "averaged over the sites that annotate it.",
     )
-    communication: CommunicationOptions = Field(description="How the values of an update are written.")
+    pipeline: tuple[str, ...] = Field(
+        description="The steps that an update goes through before it leaves a site, in order."
+    )
     max_change: float = Field(gt=0, description="Largest L2 norm by which one round may change the shared tensors.")
     scalar_metrics: dict[Task, tuple[str, ...]] = Field(description="The scalars that the reply to each task may hold.")
 
@@ -64,7 +67,7 @@ class StudyManifest(Options):
     def spec(self) -> UpdateSpec:
         """The shared tensors as every update must hold them."""
         specs = {n: TensorSpec(tuple(t.shape), _DTYPES[t.dtype]) for n, t in sorted(self.tensors.items())}
-        return UpdateSpec(specs, Codec(self.communication.codec, self.communication.block))
+        return UpdateSpec(specs, build_pipeline(communication_of(self.configuration)).codec)
 
     def component_bytes(self) -> dict[str, int]:
         """Bytes of the shared values in an update, by part of the model."""
@@ -74,6 +77,18 @@ class StudyManifest(Options):
     def differences(self, other: "StudyManifest") -> list[str]:
         """The fields in which two manifests differ, configuration keys by their path."""
         return differences(self.model_dump(mode="json"), other.model_dump(mode="json"))
+
+
+def communication_of(configuration: Mapping[str, Any]) -> CommunicationOptions:
+    """The options of the update pipeline in a study's configuration.
+
+    Raises:
+        RunError: they are none.
+    """
+    try:
+        return CommunicationOptions.model_validate(configuration.get("communication", {}))
+    except (ValidationError, RecursionError) as error:
+        raise RunError("the manifest's configuration does not say how updates are written (communication).") from error
 
 
 def shared_tensors(values: NamedTensors) -> dict[str, SharedTensor]:
@@ -141,10 +156,14 @@ def parse_manifest(data: bytes) -> StudyManifest:
     try:
         manifest = StudyManifest.model_validate_json(data)
     except (ValidationError, RecursionError) as error:
-        raise RunError("this is not a study's manifest, or one of another version of pFedSAM.") from error
+        raise RunError(
+            "this is not a study's manifest, or one of another version of pFedSAM: submit the study again with this version."
+        ) from error
     model = manifest.configuration.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("backbone"), str):
         raise RunError("the manifest's configuration names no backbone (model.backbone).")
+    if manifest.pipeline != build_pipeline(communication_of(manifest.configuration)).describe():
+        raise RunError("the manifest's pipeline is not the one of its configuration (communication).")
     named = [name for names in manifest.components.values() for name in names]
     if sorted(named) != sorted(manifest.tensors):
         raise RunError("the manifest's components do not add up to its shared tensors.")

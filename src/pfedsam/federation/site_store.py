@@ -15,16 +15,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pfedsam.core import sealed, tensors
 from pfedsam.core.errors import StoreError
 from pfedsam.core.tensors import NamedTensors
 
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 """The version of the files' form."""
 
-_LOCAL, _OPTIMIZER, _FEEDBACK, _SHARED = "local:", "optimizer:", "feedback:", "shared:"
+_LOCAL, _OPTIMIZER, _MEMORY, _SHARED = "local:", "optimizer:", "feedback:", "shared:"
 _PATTERN = "generation-*.safetensors"
 
 
@@ -42,14 +42,18 @@ class SiteState:
     """The parameters that never leave the site."""
     optimizer: NamedTensors
     """The optimiser's tensors and whatever else resuming needs that is a tensor."""
-    feedback: NamedTensors = field(default_factory=dict)
-    """What the codec took from the updates sent so far (`federation.feedback`)."""
+    memory: NamedTensors = field(default_factory=dict)
+    """What the steps of the update pipeline keep for the next round (`federation.pipeline`)."""
     shared: NamedTensors = field(default_factory=dict)
-    """The shared parameters that the site stays with; empty where it uses those that it receives (`runtime.model_selection`)."""
+    """The shared parameters that the site stays with; empty where it uses those that it receives (`engine.model_selection`)."""
     shared_round: int | None = None
     """The round after which it received them."""
     best: float | None = None
     """The best validation Dice so far."""
+    uses: Literal["personal", "shared"] = "personal"
+    """Which of its two models the site uses since this validation."""
+    kept: bool = False
+    """Whether these parameters are of an earlier validation, because those of this one were much worse."""
 
 
 class SiteStore:
@@ -72,7 +76,7 @@ class SiteStore:
         """
         named = {_LOCAL + name: tensor for name, tensor in state.local.items()}
         named |= {_OPTIMIZER + name: tensor for name, tensor in state.optimizer.items()}
-        named |= {_FEEDBACK + name: tensor for name, tensor in state.feedback.items()}
+        named |= {_MEMORY + name: tensor for name, tensor in state.memory.items()}
         named |= {_SHARED + name: tensor for name, tensor in state.shared.items()}
         before = self._generations()
         number = max(before, default=0) + 1
@@ -178,6 +182,8 @@ def _describe(state: SiteState) -> str:
                 "phase": state.phase,
                 "shared_round": state.shared_round,
                 "best": state.best,
+                "uses": state.uses,
+                "kept": state.kept,
             },
             allow_nan=False,
         )
@@ -203,7 +209,7 @@ def _read(path: Path) -> SiteState:
             raise StoreError(f"{path.name} is damaged: it does not have the digest that was written with it.")
         for version in range(schema, SCHEMA):
             described = MIGRATIONS[version](described)
-        kinds = {"local": _LOCAL, "optimizer": _OPTIMIZER, "feedback": _FEEDBACK, "shared": _SHARED}
+        kinds = {"local": _LOCAL, "optimizer": _OPTIMIZER, "memory": _MEMORY, "shared": _SHARED}
         parts: dict[str, Any] = {kind: _part(named, prefix) for kind, prefix in kinds.items()}
         return SiteState(**parts, **described)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -223,7 +229,18 @@ def _from_1(described: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in described.items() if name != "extra"} | {"shared_round": None, "best": None}
 
 
-MIGRATIONS: Final[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {1: _from_1, 2: dict}
+def _from_3(described: dict[str, Any]) -> dict[str, Any]:
+    """Version 3 said in the name of the phase which model a site uses (`good-shared`) and whether it is an earlier one (`kept`)."""
+    phase = str(described["phase"])
+    selected = phase.removesuffix("-shared") in {"good", "kept"}
+    return described | {
+        "phase": "validation" if selected else phase,
+        "uses": "shared" if selected and phase.endswith("-shared") else "personal",
+        "kept": selected and phase.startswith("kept"),
+    }
+
+
+MIGRATIONS: Final[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {1: _from_1, 2: dict, 3: _from_3}
 """By version, the way from a state's description in it to that in the next one."""
 
 

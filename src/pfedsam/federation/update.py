@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import torch
 
@@ -169,7 +169,20 @@ class UpdateSpec:
         return sorted(self.tensors.items())
 
 
+class Written(NamedTuple):
+    """An update as a message."""
+
+    message: bytes
+    arrived: dict[str, torch.Tensor]
+    """The tensors, in their shapes, as the server reads them from the message."""
+
+
 def encode(update: Update, codec: Codec = LOSSLESS, received: NamedTensors | None = None) -> bytes:
+    """The message of `write_update`."""
+    return write_update(update, codec, received).message
+
+
+def write_update(update: Update, codec: Codec = LOSSLESS, received: NamedTensors | None = None) -> Written:
     """An update as a message.
 
     Args:
@@ -184,7 +197,8 @@ def encode(update: Update, codec: Codec = LOSSLESS, received: NamedTensors | Non
     envelope = {"site": update.site, "round": update.round, "cases": update.cases}
     metadata = {"schema": _SCHEMA, "spec": spec.digest, "update": json.dumps(envelope, sort_keys=True)}
     values = spec.pack(update.tensors, received)
-    return to_bytes({"values": values}, metadata | _base_entry(spec, received))
+    message = to_bytes({"values": values}, metadata | _base_entry(spec, received))
+    return Written(message, dict(update.tensors) if codec.lossless else spec.unpack(values, received))
 
 
 def decode(

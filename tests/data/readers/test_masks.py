@@ -191,8 +191,15 @@ def test_a_written_seg_is_read_back_by_highdicom_and_by_us(tmp_path):
     assert read.FrameOfReferenceUID == image.header().frame_of_reference
     assert read.get_segment_description(1).segmented_property_type.value == "10200004"
     assert read.get_segment_description(2).segment_label == "odd one"
-    with pytest.raises(DataError, match="a DICOM-SEG cannot be empty; write NIfTI"):
-        write_seg(tmp_path / "e.dcm", image, 0 * IDS, ("liver",))
+
+
+def test_a_written_seg_may_be_empty(tmp_path):
+    image = _series(tmp_path)
+    write_seg(tmp_path / "e.dcm", image, 0 * IDS, ("liver", "odd one"))
+    read = hd.seg.segread(tmp_path / "e.dcm")
+    assert list(read.segment_numbers) == [1, 2]
+    assert read.get_volume(combine_segments=True).array.sum() == 0
+    assert not _mask(tmp_path / "e.dcm", image).any()
 
 
 def test_png_stacks(tmp_path):

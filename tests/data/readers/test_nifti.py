@@ -79,6 +79,30 @@ def test_nifti_2_and_names_that_say_something_else(tmp_path):
     np.testing.assert_array_equal(all_planes(open_volume(tmp_path / "scan", VolumeOptions())), VALUES)
 
 
+@pytest.mark.parametrize("kind", [nib.nifti1.Nifti1Image, nib.nifti2.Nifti2Image])
+def test_extensions_of_the_header_are_passed_over_and_not_copied(tmp_path, kind):
+    image = kind(VALUES, np.diag([1, 2, 3, 1]))
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", (CANARY * 200).encode()))
+    nib.save(image, tmp_path / "a.nii.gz")
+    reader = NiftiReader(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(all_planes(reader), VALUES)
+    reader.write_mask(tmp_path / "m.nii", np.zeros(VALUES.shape, np.uint8))
+    assert CANARY.encode() not in (tmp_path / "m.nii").read_bytes()
+    assert nib.load(tmp_path / "m.nii").header.get_zooms() == (1, 2, 3)
+
+
+@pytest.mark.parametrize(("offset", "read"), [(0, True), (16, False), (1e12, False), (np.nan, False)])
+def test_where_the_voxels_begin(tmp_path, offset, read):
+    content = bytearray(nib.nifti1.Nifti1Image(VALUES, np.eye(4)).to_bytes())
+    content[108:112] = np.float32(offset).tobytes()
+    (tmp_path / "a.nii").write_bytes(content)
+    if read:
+        np.testing.assert_array_equal(all_planes(NiftiReader(tmp_path / "a.nii")), VALUES)
+        return
+    with pytest.raises(DataError, match=r"'a.nii' is damaged or cut off"):
+        NiftiReader(tmp_path / "a.nii")
+
+
 def test_frames(tmp_path):
     path = write_nifti(tmp_path / "a.nii.gz", np.stack([VALUES, VALUES + 1], axis=3))
     with pytest.raises(

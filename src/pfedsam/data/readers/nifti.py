@@ -8,7 +8,6 @@ any orientation is given. Lengths in metres or micrometres become mm.
 import gzip
 import math
 import zlib
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +26,8 @@ from pfedsam.data.readers.base import Affine, Header, Shape, check_affine, check
 _UNREADABLE = (OSError, EOFError, ValueError, zlib.error, HeaderDataError, ImageFileError, WrapStructError)
 _GZIP: Final = b"\x1f\x8b"
 _HEADER_BYTES: Final = 544
+_FURTHEST_VOXEL: Final = 2**28
+"""Bytes; header extensions, which lie before the voxels, have kilobytes to a few megabytes."""
 _UNITS: Final = {1: 1000.0, 3: 0.001}
 """NIfTI's code of the unit of length, less 8 for time, to mm; others are mm."""
 _ID_ERROR: Final = 1e-5
@@ -73,7 +74,10 @@ class NiftiReader:
         self._zipped = _is_zipped(path)
         self._class = _class_of(path, start)
         try:
-            self._raw_header = self._class.header_class.from_fileobj(BytesIO(start))
+            kind = (
+                self._class.header_class
+            )  # without the extensions that may follow: they are not needed, and may be long
+            self._raw_header = kind(start[: kind.template_dtype.itemsize])
             self._dtype = np.dtype(self._raw_header.get_data_dtype())
             slope, inter = self._raw_header.get_slope_inter()
         except _UNREADABLE as exc:
@@ -81,6 +85,7 @@ class NiftiReader:
         self._slope, self._inter = 1.0 if slope is None else float(slope), float(inter or 0.0)
         self._check_type()
         self._frame, shape = self._choose(frame)
+        self._offset = self._check_offset()
         check_size(shape, self._dtype.itemsize, max_gigabytes)
         self._header = self._read_header(shape)
 
@@ -151,12 +156,24 @@ class NiftiReader:
         """
         shape = self._header.shape
         try:
-            offset = int(self._raw_header.get_data_offset()) + self._frame * self._dtype.itemsize * math.prod(shape)
+            offset = self._offset + self._frame * self._dtype.itemsize * math.prod(shape)
             with gzip.open(self.path) if self._zipped else self.path.open("rb") as file:
                 mapped: Any = False if self._zipped else "c"
                 return np.asanyarray(array_from_file(shape, self._dtype, file, offset, order="F", mmap=mapped))
         except (*_UNREADABLE, MemoryError) as exc:
             raise DataError(_damaged(self.path, "its voxels cannot be read")) from exc
+
+    def _check_offset(self) -> int:
+        """Position in bytes of the first voxel.
+
+        Raises:
+            DataError: It lies inside the header, or so far behind it that the field must be damaged.
+        """
+        least = int(self._raw_header.single_vox_offset)
+        offset = float(self._raw_header["vox_offset"]) or least  # some programs leave it 0
+        if not least <= offset <= _FURTHEST_VOXEL:
+            raise DataError(_damaged(self.path, f"its header says that the voxels begin at byte {offset:g}"))
+        return int(offset)
 
     def _check_type(self) -> None:
         """Refuse values that are no grey values.

@@ -45,6 +45,8 @@ _CODES: Final = {
 def write_seg(path: Path, source: DicomReader, classes: npt.NDArray[Any], names: Sequence[str]) -> None:
     """Write the classes [rows, columns, slices] of a series as a binary DICOM-SEG; each class is a segment of the same number.
 
+    Slices without a segment are left out, unless nothing was found at all: then the file says so with empty frames.
+
     Args:
         path: Of the new file.
         source: The series that was segmented; not resampled.
@@ -57,8 +59,6 @@ def write_seg(path: Path, source: DicomReader, classes: npt.NDArray[Any], names:
     """
     if not source.even or source.header().affine is None:
         raise DataError("a DICOM-SEG needs a series with positions that was not resampled; write NIfTI instead")
-    if not classes.any():
-        raise DataError("nothing was found in it, and a DICOM-SEG cannot be empty; write NIfTI instead")
     planes = source.stack.planes
     files = list(dict.fromkeys(plane.path for plane in planes))
     masks = np.ascontiguousarray(np.moveaxis(classes, 2, 0)).astype(np.uint8)
@@ -81,7 +81,7 @@ def write_seg(path: Path, source: DicomReader, classes: npt.NDArray[Any], names:
                 software_versions="0",
                 device_serial_number="0",
                 transfer_syntax_uid=ExplicitVRLittleEndian,
-                omit_empty_frames=True,
+                omit_empty_frames=bool(classes.any()),  # a file needs at least one frame
             )
             content = BytesIO()
             segmentation.save_as(content)

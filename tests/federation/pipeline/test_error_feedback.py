@@ -5,8 +5,15 @@ import torch
 
 from pfedsam.core.tensors import digest
 from pfedsam.federation.codec import LOSSLESS, Codec
-from pfedsam.federation.feedback import encode_with_feedback
+from pfedsam.federation.pipeline.base import Pipeline
+from pfedsam.federation.pipeline.error_feedback import ErrorFeedback
 from pfedsam.federation.update import Update, UpdateSpec, decode, encode
+
+
+def send(update, codec, received, memory):
+    """The message with error feedback, and what it leaves behind."""
+    sent = Pipeline((ErrorFeedback(),), codec).send(update, received, memory)
+    return sent.message, sent.memory
 
 
 def drift(rounds, *, keep, codec):
@@ -17,7 +24,7 @@ def drift(rounds, *, keep, codec):
     for round_ in range(rounds):
         change = 0.02 + 0.1 * torch.randn(4, 64, generator=generator)
         update = Update("north", round_, {"w": received["w"] + change}, 5)
-        message, lost = encode_with_feedback(update, codec, received=received, feedback=feedback if keep else {})
+        message, lost = send(update, codec, received, feedback if keep else {})
         feedback = lost
         trained += change.double()
         arrived += (
@@ -42,31 +49,29 @@ def test_the_first_loss_by_hand():
     received = {"w": torch.tensor([1.0, 1.0])}
     codec, spec = Codec("int4", 8), UpdateSpec.of(received, Codec("int4", 8))
     update = Update("north", 0, {"w": torch.tensor([1.875, 1.3])}, 5)
-    message, feedback = encode_with_feedback(update, codec, received=received, feedback={})
+    message, feedback = send(update, codec, received, {})
     assert decode(message, spec, received).tensors["w"].tolist() == [1.875, 1.25]
     assert feedback["w"].tolist() == pytest.approx([0.0, 0.05], abs=1e-6)
-    message, feedback = encode_with_feedback(update, codec, received=received, feedback=feedback)
+    message, feedback = send(update, codec, received, feedback)
     assert decode(message, spec, received).tensors["w"].tolist() == [1.875, 1.375]
     assert feedback["w"].tolist() == pytest.approx([0.0, -0.025], abs=1e-6)
 
 
 def test_the_lossless_codec_loses_nothing(updates):
-    message, feedback = encode_with_feedback(updates[0], LOSSLESS, received=updates[1].tensors, feedback={})
+    message, feedback = send(updates[0], LOSSLESS, updates[1].tensors, {})
     assert message == encode(updates[0])
-    assert feedback == {}
+    assert not any(value.any() for value in feedback.values())
 
 
 def test_what_diverged_is_not_made_good_for(updates):
     broken = {**updates[0].tensors, "lora.b": torch.full((3, 4), float("nan"))}
     update = Update("east", 3, broken, 10)
-    _, feedback = encode_with_feedback(update, Codec("int8"), received=updates[1].tensors, feedback={})
+    _, feedback = send(update, Codec("int8"), updates[1].tensors, {})
     assert feedback["lora.b"].tolist() == [[0.0] * 4] * 3
     assert all(value.isfinite().all() and value.dtype == torch.float32 for value in feedback.values())
 
 
 def test_equal_rounds_give_equal_bits(updates):
-    results = [
-        encode_with_feedback(updates[0], Codec("int4"), received=updates[1].tensors, feedback={}) for _ in range(2)
-    ]
+    results = [send(updates[0], Codec("int4"), updates[1].tensors, {}) for _ in range(2)]
     assert results[0][0] == results[1][0]
     assert digest(results[0][1]) == digest(results[1][1])
