@@ -47,7 +47,7 @@ def test_rollback_says_what_is_missing(call: Call, capsys: pytest.CaptureFixture
     assert "there is no study 'other'" in " ".join(capsys.readouterr().err.split())
     (tmp_path / "studies" / "one").mkdir(parents=True)
     assert call("coordinator", "rollback", tmp_path, "one") == 8
-    assert "no earlier state is kept" in " ".join(capsys.readouterr().err.split())
+    assert "no earlier state is stored" in " ".join(capsys.readouterr().err.split())
     with running_as(tmp_path / PID, "taken"):
         assert call("coordinator", "rollback", tmp_path, "one") == 8
     assert "coordinator stop" in " ".join(capsys.readouterr().err.split())
@@ -65,7 +65,7 @@ def test_rollback_commits_the_newest_kept_state(
         shared = {name: torch.full_like(tensor, value) for name, tensor in state.shared.items()}
         stored.save_state(replace(state, round=round_, shared=shared), manifest)
     assert call("coordinator", "rollback", tmp_path, study.name) == 0
-    assert "those after 1 round(s); the study goes on with round 4" in " ".join(capsys.readouterr().out.split())
+    assert "those after 1 round(s); the study continues with round 4" in " ".join(capsys.readouterr().out.split())
     assert all((tensor == 1.0).all() for tensor in stored.load_state(manifest).shared.values())
     assert stored.read_status()["reason"] == "rolled back to round 1"
 
