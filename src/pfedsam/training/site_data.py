@@ -36,8 +36,8 @@ class SiteData:
     cache: PrefixCache
     augment: AugmentOptions
     seed: int
-    foreground: Sequence[bool] = ()
-    """For each example whether it contains a class; empty if examples are drawn regardless of it."""
+    foreground: Sequence[tuple[int, ...]] = ()
+    """For each example the classes that it contains; empty if examples are drawn regardless of them."""
     foreground_share: float = 0.0
     """Smallest share of the drawn examples that contain a class."""
     form: LabelForm = ALL_ANNOTATED
