@@ -382,7 +382,7 @@ def build_site_data(
 
 
 def _foreground(options: RunOptions, examples: Sequence[Example]) -> tuple[Sequence[tuple[int, ...]], float]:
-    """For each example the classes that it contains, and the smallest share of examples with a class in a batch; empty and 0 if not used."""
+    """For each example the classes that it contains, and the smallest share of examples with a class in a batch; empty and 0 if unused."""
     if isinstance(examples, VolumeExamples):
         return examples.foreground, options.data.volume.foreground_share
     share, overlap = options.data.foreground_share, options.data.overlap
