@@ -140,7 +140,7 @@ def test_the_status_of_a_folder_without_a_coordinator_is_one_message(
     call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert call("coordinator", "status", tmp_path / "runs") == 8
-    assert "'runs' holds no coordinator" in " ".join(capsys.readouterr().err.split())
+    assert "'runs' is not a coordinator's folder" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 40, b'{"state": "running"}', None])
