@@ -24,7 +24,7 @@ def list_weights() -> None:
     """Show what can be used as a backbone: what ships with pFedSAM, models on the hub, and the official files with their SHA-256."""
     from pfedsam.model.backbones.checkpoint import shipped_names
 
-    OUT.print(f"Shipped, use by name: {', '.join(shipped_names()) or 'none is installed'}")
+    OUT.print(f"Shipped, to be used by name: {', '.join(shipped_names()) or 'none is installed'}")
     table = Table("name", "on the hub", "official file", "MB", title="Known weights")
     for file in weights.KNOWN_FILES.values():
         table.add_row(file.name, file.hub, file.file_name, f"{file.bytes / 1e6:.0f}")

@@ -12,10 +12,10 @@ GUARD = "pfedsam.deploy.guard.CoordinatorGuard"
 
 
 def write_job(folder: Path, study: str, sites: Sequence[str]) -> Path:
-    """Write the job of a study into `folder`, which is emptied, and say where.
+    """Write the job of a study into `folder`, whose content is deleted first, and return that folder.
 
     Args:
-        folder: of the job.
+        folder: the folder of the job.
         study: the study's id.
         sites: names of the sites of the study; the job is sent to no other member of the federation.
     """
