@@ -29,7 +29,7 @@ study = create_study(options, root, RoundPolicy())
 # 147 k parameters, 590 kB: LoRA of rank 4 on q and v of SAM ViT-B (peers' table).
 shared = {f"block{i}.lora_{x}": torch.zeros(2, 768 * 4) for i in range(12) for x in ("a", "b")}
 manifest = read_manifest(study / "manifest.json").model_copy(update={
-    "tensors": shared_tensors(shared), "components": {"lora": tuple(sorted(shared))}})
+    "tensors": shared_tensors(shared), "components": {"lora": tuple(sorted(shared))}, "class_tensors": {}})
 write_manifest(study / "manifest.json", manifest)
 StudyFolder(study).save_state(ServerState(0, shared), manifest)
 
