@@ -1,6 +1,5 @@
-"""A `.pth` file is refused before anything in it runs and before anything of a claimed size is allocated."""
+"""What is not a sound table of tensors is refused, runs no code, and allocates no more than the file holds."""
 
-import ast
 import contextlib
 import io
 import os
@@ -18,7 +17,6 @@ import pytest
 import torch
 
 from pfedsam.core.errors import CheckpointError
-from pfedsam.model import torch_file
 from pfedsam.model.torch_file import read_torch_file
 
 MEGABYTE = 2**20
@@ -112,15 +110,18 @@ def test_reads_views_shared_storages_and_tensors_without_elements(tmp_path: Path
     assert read["turned"].stride() == state["turned"].stride()
 
 
-@pytest.mark.parametrize("added", ["optimizer", "epoch"])
-def test_checkpoint_of_a_training_is_refused_with_the_remedy(tmp_path: Path, added: str) -> None:
+def test_checkpoint_of_a_training_is_read_as_the_table_that_it_is(tmp_path: Path) -> None:
     model = torch.nn.Linear(3, 4)
-    optimizer = torch.optim.AdamW(model.parameters())
+    groups = [{"params": [parameter], "lr": 0.1} for parameter in model.parameters()]
+    optimizer = torch.optim.AdamW(groups)
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    state = {"model": model.state_dict(), added: optimizer.state_dict() if added == "optimizer" else 3}
-    torch.save(state, tmp_path / "training.pth")
-    assert "save the `state_dict` of the model alone" in refusal(tmp_path / "training.pth")
+    torch.save(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}, tmp_path / "training.pth"
+    )
+    read = read_torch_file(tmp_path / "training.pth")
+    assert list(read) == ["model", "optimizer", "epoch"]
+    assert torch.equal(read["model"]["weight"], model.weight)
 
 
 def test_hand_made_file_is_read_so_the_refusals_below_are_not_about_its_form(tmp_path: Path) -> None:
@@ -172,31 +173,43 @@ def test_claim_of_a_billion_elements_is_refused(tmp_path: Path) -> None:
     billion = 10**9
     path = archive(tmp_path / "huge.pth", {"w": Rebuilt("0", billion, (billion,), (1,))}, data=bytes(64))
     assert path.stat().st_size < 1500
-    assert "1000000000 elements" in refusal(path)
+    assert "4000000000 elements" in refusal(path)  # torch counts in bytes
 
 
 @pytest.mark.parametrize(
-    ("tensor", "reason"),
+    "tensor",
     [
-        (Rebuilt("0", 4, (10**9,), (0,)), "does not fit"),  # one element seen a billion times
-        (Rebuilt("0", 4, (2, 3), (3, 1)), "does not fit"),
-        (Rebuilt("0", 4, (4,), (1,), offset=1), "does not fit"),
-        (Rebuilt("0", 4, (2,), (4,)), "does not fit"),
-        (Rebuilt("0", 4, (4,), (1,), offset=-1), "not described"),
-        (Rebuilt("0", 4, (-4,), (1,)), "not described"),
-        (Rebuilt("0", 4, (4,), (-1,)), "not described"),
-        (Rebuilt("0", 4, (4,), (1, 1)), "not described"),
-        (Rebuilt("0", 5, (4,), (1,)), "claims 5 elements"),
-        (Rebuilt("1", 4, (4,), (1,)), "has 0 bytes"),
-        (Rebuilt("0", -4, (4,), (1,)), "not a storage"),
-        (Rebuilt("0", 4, (0, 2**62, 2**62), (1, 1, 1)), "does not fit"),  # torch multiplies them
-        (torch.Size([3]), "torch.Size"),
-        ("text", "not a tensor"),
-        ({"state": 1}, "not a tensor"),
+        Rebuilt("0", 4, (10**9,), (0,)),  # one element seen a billion times
+        Rebuilt("0", 4, (2, 3), (3, 1)),
+        Rebuilt("0", 4, (4,), (1,), offset=1),
+        Rebuilt("0", 4, (2,), (4,)),
+        Rebuilt("0", 4, (4,), (1,), offset=-1),
+        Rebuilt("0", 4, (-4,), (1,)),
+        Rebuilt("0", 4, (4,), (-1,)),
+        Rebuilt("0", 4, (4,), (1, 1)),
+        Rebuilt("0", 5, (4,), (1,)),
+        Rebuilt("1", 4, (4,), (1,)),
+        Rebuilt("0", -4, (4,), (1,)),
     ],
+    ids=lambda tensor: "-".join(str(argument) for argument in tensor.arguments[1:4]),
 )
-def test_unsound_tensors(tmp_path: Path, tensor: object, reason: str) -> None:
-    assert reason in refusal(archive(tmp_path / "a.pth", {"w": tensor}, data=bytes(16)))
+def test_unsound_tensors(tmp_path: Path, tensor: Rebuilt) -> None:
+    assert "is not usable" in refusal(archive(tmp_path / "a.pth", {"w": tensor}, data=bytes(16)))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        bytearray(8),  # as `bytearray(10**11)` it would fill the memory
+        torch.zeros(3).to_sparse(),
+        torch.zeros(3, device="meta"),
+        {1, 2},
+    ],
+    ids=["bytearray", "sparse", "meta", "set"],
+)
+def test_other_things_than_dense_tensors_do_not_reach_torch(tmp_path: Path, value: object) -> None:
+    torch.save({"w": value}, tmp_path / "a.pth")
+    assert "weights need no code" in refusal(tmp_path / "a.pth")
 
 
 def test_many_tensors_on_one_storage_may_not_claim_more_than_the_file(tmp_path: Path) -> None:
@@ -230,15 +243,8 @@ def test_entries_that_overlap(tmp_path: Path) -> None:
     assert "claim more than" in refusal(path)
 
 
-def test_a_table_of_contents_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_file, "MAX_READ_BYTES", 5000)
-    extra = {f"data__{i}": b"" for i in range(1, 200)}
-    path = archive(tmp_path / "a.pth", {}, **extra)
-    assert "truncated or damaged" in refusal(path)
-
-
-@pytest.mark.parametrize("name", ["constants.pkl", "code__model.py", "data__x", "..__data__1", "data__0"])
-def test_entries_that_weights_do_not_have(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["constants.pkl", "data__0"])
+def test_a_program_of_torchscript_and_a_name_that_stands_twice(tmp_path: Path, name: str) -> None:
     with pytest.warns(UserWarning, match="Duplicate name") if name == "data__0" else contextlib.nullcontext():
         path = archive(tmp_path / "a.pth", {}, **{name: b""})
     refusal(path)
@@ -277,46 +283,52 @@ def test_odd_programs(tmp_path: Path, operations: bytes) -> None:
     ],
 )
 def test_odd_programs_that_do_no_harm(tmp_path: Path, operations: bytes) -> None:
-    assert read_torch_file(archive(tmp_path / "a.pth", operations)) == {}
+    read = read_torch_file(archive(tmp_path / "a.pth", operations))
+    assert read == {}
+    assert list(read.items()) == []
 
 
-def refusal_apart(path: Path) -> str:
-    """The message of a process of its own, so that a crash is one failed test; what it allocates is bounded too."""
+def entries(count: int) -> bytes:
+    return b"(" + b"".join(b"X\x05\x00\x00\x00%05dN" % i for i in range(count)) + b"u"
+
+
+HEAVY = {
+    "deep": b"})" + b"\x85" * 1_000_000 + b"Ns.",
+    "exponential": b"})" + b"q\x00h\x00\x86" * 60 + b"Ns.",  # 2**60 objects to hash
+    "copied": b"](}q\x00" + entries(4000) + b"ccollections\nOrderedDict\nq\x01" + b"h\x01h\x00\x85R" * 9000 + b"e.",
+    "grown": b"](}q\x00\x85q\x02h\x00"
+    + entries(4000)
+    + b"ccollections\nOrderedDict\nq\x01"
+    + b"h\x01h\x02R" * 9000
+    + b"e.",
+}
+"""Programs that overflow the stack or fill the memory of what runs them: tuples as names, and one table copied many times."""
+
+
+def test_programs_that_are_too_heavy(tmp_path: Path) -> None:
+    # In a process of its own, so that a crash is one failed test; the memory that it may use is bounded.
     script = """
-import resource, sys, tracemalloc
+import resource, sys
 from pathlib import Path
 from pfedsam.core.errors import CheckpointError
 from pfedsam.model.torch_file import read_torch_file
-resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
-tracemalloc.start()
-try:
-    read_torch_file(Path(sys.argv[1]))
-except CheckpointError as error:
-    print(error)
-sys.exit(tracemalloc.get_traced_memory()[1] > 16 * 2**20)
+resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
+for path in sys.argv[1:]:
+    try:
+        read_torch_file(Path(path))
+    except CheckpointError as error:
+        print(error)
 """
-    command = [sys.executable, "-c", script, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    paths = [str(archive(tmp_path / f"{name}.pth", b"\x80\x02" + program)) for name, program in HEAVY.items()]
+    command = [sys.executable, "-c", script, *paths]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.parametrize(
-    ("operations", "reason"),
-    [
-        (b"})" + b"\x85" * 1_000_000 + b"Ns", "operations"),
-        (b"})" + b"q\x00h\x00\x86" * 60 + b"Ns", "more than tensors by name"),  # 2**60 to hash
-    ],
-    ids=["deep", "exponential"],
-)
-def test_tuples_as_names_are_not_hashed(tmp_path: Path, operations: bytes, reason: str) -> None:
-    assert reason in refusal_apart(archive(tmp_path / "a.pth", b"\x80\x02" + operations + b"."))
-
-
-def test_tables_are_not_copied(tmp_path: Path) -> None:
-    table = b"}q\x00(" + b"".join(b"X\x05\x00\x00\x00%05dN" % i for i in range(40_000)) + b"u"
-    copies = b"](" + table + b"ccollections\nOrderedDict\nq\x01" + b"h\x01h\x00\x85R" * 80_000 + b"e."
-    assert "not one that torch.save writes" in refusal_apart(archive(tmp_path / "a.pth", b"\x80\x02" + copies))
+    reasons = ["nested too deeply", "nested too deeply", "repeats too much of itself", "changes an object after"]
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(HEAVY)
+    assert all(
+        f"{name}.pth" in line and reason in line for name, line, reason in zip(HEAVY, lines, reasons, strict=True)
+    )
 
 
 def test_two_archives_in_one_file(tmp_path: Path) -> None:
@@ -343,11 +355,10 @@ def test_two_archives_in_one_file(tmp_path: Path) -> None:
     assert "another archive" in refusal(path)
 
 
-@pytest.mark.parametrize("properties", [[1], {"neg": True}])
-def test_tensor_with_properties_of_its_own(tmp_path: Path, properties: object) -> None:
+def test_tensor_whose_values_are_to_be_negated(tmp_path: Path) -> None:
     tensor = Rebuilt("0", 4, (4,), (1,))
-    tensor.arguments = (*tensor.arguments, properties)  # type: ignore[assignment]
-    assert "properties of its own" in refusal(archive(tmp_path / "a.pth", {"w": tensor}, data=bytes(16)))
+    tensor.arguments = (*tensor.arguments, {"neg": True})  # type: ignore[assignment]
+    assert "negated" in refusal(archive(tmp_path / "a.pth", {"w": tensor}, data=bytes(16)))
 
 
 @pytest.mark.parametrize("entry", ["data.pkl", "data/0"])
@@ -364,15 +375,10 @@ def test_entry_that_is_elsewhere(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     struct.pack_into("<I", content, content.rindex(b"weights/data/0") - 4, 3)
     path.write_bytes(bytes(content))
-    assert "truncated or damaged" in refusal(path)
+    assert "is not usable" in refusal(path)
 
 
 def test_numbers_in_the_other_byte_order(tmp_path: Path) -> None:
-    table = {"w": Rebuilt("0", 1, (1,), (1,))}
-    assert "byte order" in refusal(archive(tmp_path / "a.pth", table, data=bytes(4), byteorder=b"big"))
-
-
-def test_torch_load_stands_nowhere() -> None:
-    texts = [path.read_text() for path in Path(torch_file.__file__).parents[1].rglob("*.py")]
-    for tree in (ast.parse(text) for text in texts if "torch.load(" in text):  # one stands in a message's remedy
-        assert "torch.load" not in {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    table = {"w": Rebuilt("0", 2, (2,), (1,))}
+    path = archive(tmp_path / "a.pth", table, data=struct.pack(">2f", 1.5, -2.0), byteorder=b"big")
+    assert read_torch_file(path)["w"].tolist() == [1.5, -2.0]

@@ -154,9 +154,25 @@ def test_a_state_dict_of_something_else(tmp_path: Path) -> None:
     assert "SAM 2" in refusal(change(tmp_path / "net.pth", {"conv.weight": torch.zeros(3)}))
 
 
-def test_training_checkpoint_around_the_weights(tmp_path: Path, small_state: dict[str, Tensor]) -> None:
-    torch.save({"model": small_state, "epoch": 3}, tmp_path / "latest.pth")
-    assert "'model' is not a tensor" in refusal(tmp_path / "latest.pth")
+@pytest.mark.parametrize("wrapper", ["model", "state_dict", "model_state_dict"])
+def test_training_checkpoint_around_the_weights_is_unwrapped_with_a_notice(
+    small_official: Path, small_state: dict[str, Tensor], caplog: pytest.LogCaptureFixture, wrapper: str
+) -> None:
+    expected = load_network(small_official).state_dict()
+    inside = {"module." + name: tensor for name, tensor in small_state.items()}
+    torch.save({wrapper: inside, "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}}, "epoch": 3}, small_official)
+    with caplog.at_level("WARNING"):
+        found = load_network(small_official).state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert f"its '{wrapper}' is read as the weights; left out: 'optimizer', 'epoch'." in caplog.text
+
+
+@pytest.mark.parametrize("others", [{"epoch": 3}, {"model": {}, "state_dict": {}}, {"ema": {"w": torch.zeros(1)}}])
+def test_table_in_which_the_weights_are_not_found(tmp_path: Path, others: dict[str, object]) -> None:
+    torch.save(others, tmp_path / "latest.pth")
+    message = refusal(tmp_path / "latest.pth")
+    assert f"it starts with '{next(iter(others))}'" in message
+    assert "torch.save(model.state_dict(), new)" in message
 
 
 @pytest.mark.parametrize("known", [file.file_name for file in weights.KNOWN_FILES.values()])

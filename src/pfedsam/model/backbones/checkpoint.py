@@ -43,7 +43,9 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["config.json", "model.safetensors"]
 _LISTED = 3
 _PREFIXES = ("module.", "model.")
-"""What training code of others puts before all names: torch's DistributedDataParallel, and modules that hold a SAM as `model`."""
+"""What training scripts put before all names: torch's DistributedDataParallel, and modules that hold a SAM as `model`."""
+_WRAPPERS = ("model", "state_dict", "model_state_dict")
+"""Where a training script puts the `state_dict` of its model, beside that of the optimiser, the epoch and such."""
 _LOG = get_logger(__name__)
 _ODD_CONFIG = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, StrictDataclassError)
 """What `transformers` raises while it makes a configuration, or a model of it, from values that make no sense."""
@@ -136,11 +138,32 @@ def _from_official(path: Path) -> tuple[Config, NamedTensors]:
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path.name} needs its config.json: name the folder that holds both.")
     check_official_name(path)
-    tensors = _without_prefix(path.name, read_torch_file(path))
+    tensors = _without_prefix(path.name, _state_dict(path.name, read_torch_file(path)))
     config = _recognise(path.name, tensors)
     expected = {to_official(name) or name: shape for name, shape in _shapes(config).items()}
     _account(path.name, expected, tensors)
     return config, {to_transformers(name) or name: tensor for name, tensor in tensors.items()}
+
+
+def _state_dict(label: str, table: Mapping[str, Any]) -> NamedTensors:
+    """The tensors by name of a file's table: the table itself, or the one that a training checkpoint wraps.
+
+    Raises:
+        CheckpointError: the table is neither.
+    """
+    if all(isinstance(value, Tensor) for value in table.values()):
+        return dict(table)
+    inner = [name for name in _WRAPPERS if isinstance(table.get(name), dict)]
+    if len(inner) != 1:
+        names = ", ".join(repr(name[:80]) for name in list(table)[:_LISTED])
+        raise CheckpointError(
+            f"{label} holds other things than tensors by name (it starts with {names}). Allowed is a state_dict, or a "
+            f"checkpoint with exactly one under {', '.join(map(repr, _WRAPPERS))}. Write the model's own: "
+            "torch.save(model.state_dict(), new)."
+        )
+    others = ", ".join(repr(name[:80]) for name in table if name != inner[0]) or "nothing"
+    _LOG.warning("%s is a training checkpoint: its %r is read as the weights; left out: %s.", label, inner[0], others)
+    return _state_dict(label, table[inner[0]])
 
 
 def _without_prefix(label: str, tensors: NamedTensors) -> NamedTensors:
