@@ -98,7 +98,10 @@ def toy_options(toy_folder: Path) -> RunOptions:
                 "optimizer": {"learning_rate": 4e-2},
             },
             "evaluation": {"validate_every": 1, "max_drop": 0.0},
-            "communication": {"codec": "fp32"},  # so that means can be computed by hand
+            "communication": {
+                "codec": "fp32",
+                "min_cases": 1,
+            },  # so that means can be computed by hand, of sites of any size
             "runtime": {"device": "cpu"},  # where runs are equal to the bit
         }
     )

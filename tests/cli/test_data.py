@@ -147,3 +147,18 @@ def test_import_writes_sites_that_check_accepts(
     assert call("data", "import", tmp_path / "source", "--out", tmp_path / "sites") == 0
     assert "rim_one_r3" in capsys.readouterr().out
     assert call("data", "check", tmp_path / "sites" / "study.yaml") == 0
+
+
+def test_summaries_are_written_and_compared(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    _site(tmp_path / "north", "a", "b", "c")
+    _site(tmp_path / "south", "a", "b", "c")
+    for path in (tmp_path / "south" / "images").iterdir():
+        Image.fromarray(np.full((4, 6), 250, np.uint8)).save(path)
+    study = _study(tmp_path, "north", "south")
+    assert call("data", "summary", study, "--out", tmp_path / "s", "--min-cases", "2") == 0
+    files = [tmp_path / "s" / "north.json", tmp_path / "s" / "south.json"]
+    assert call("data", "compare", *files, "--html", tmp_path / "page.html") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "north and south differ in look" in shown
+    assert (tmp_path / "page.html").is_file()
+    assert call("data", "compare", files[0]) == 3

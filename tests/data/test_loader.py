@@ -8,6 +8,7 @@ from PIL import Image
 
 from pfedsam.core import rng
 from pfedsam.core.errors import DataError
+from pfedsam.data.examples import classes_in
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.loader import batches, load_examples, load_ids, load_truth, view_of
@@ -140,3 +141,32 @@ def test_batches_follow_the_generator():
 def test_no_batches_from_nothing():
     with pytest.raises(DataError, match="no training cases"):
         next(batches(0, 1, batch_size=1, steps=1, generator=rng.generator(0)))
+
+
+def test_a_rare_class_is_drawn_as_often_as_a_common_one() -> None:
+    held = [(2,) if index == 0 else (1,) if index < 50 else () for index in range(100)]
+    drawn = [
+        index
+        for seed in range(40)  # short phases: none may begin with the same class
+        for batch in batches(100, 1, batch_size=2, steps=1, generator=rng.generator(seed), foreground=held, share=0.5)
+        for index, _ in batch[:1]
+    ]
+    assert all(held[index] for index in drawn)
+    assert 10 <= drawn.count(0) <= 30  # about half, where drawing from all with a class would give 1 in 50
+    longer = list(batches(100, 1, batch_size=4, steps=50, generator=rng.generator(0), foreground=held, share=1.0))
+    assert sum(index == 0 for batch in longer for index, _ in batch) == 100
+    assert {index for batch in longer for index, _ in batch} == set(range(50))  # each once before any again
+
+
+@pytest.mark.parametrize(
+    ("labels", "overlap", "classes"),
+    [
+        ([0, 1, 3, 255], False, (1, 3)),
+        ([0, 255], False, ()),
+        ([0, 5, 2], True, (1, 2, 3)),
+        ([128, 4], True, (3,)),
+        ([129, 0], True, ()),
+    ],
+)
+def test_the_classes_of_labels_are_those_of_pixels_that_count(labels, overlap: bool, classes) -> None:
+    assert classes_in(np.array([labels], np.uint8), overlap=overlap) == classes

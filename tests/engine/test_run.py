@@ -26,6 +26,7 @@ from pfedsam.federation.pipeline.build import CommunicationOptions
 from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.report.records import deterministic_view, read_records
 from pfedsam.report.summary_file import read_summary
+from pfedsam.report.tables import run_tables
 
 
 def fingerprint(folder: Path, options: RunOptions) -> dict[str, object]:
@@ -380,3 +381,15 @@ def test_a_run_of_another_machines_gpu_is_opened_here(reference: Path, tmp_path:
     assert "device: cpu" in config
     (folder / "config.yaml").write_text(config.replace("device: cpu", "device: cuda:7"))
     assert open_run(folder).site_names == open_run(reference).site_names
+
+
+def test_a_run_that_withholds_small_numbers_says_so(toy_options: RunOptions, tmp_path: Path) -> None:
+    communication = toy_options.communication.model_copy(update={"min_cases": 10})
+    summary = run(toy_options.model_copy(update={"communication": communication}), tmp_path / "run")
+    assert summary.min_cases == 10
+    assert {site.in_use.cases for site in summary.sites.values() if site.in_use} == {None}
+    assert (summary.mean.in_use.dice, summary.worst_site) == (None, None)  # type: ignore[union-attr]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "fewer than 10" in page
+    assert "weighs as one with 10" in page
+    assert run_tables(summary)[0].caption is not None

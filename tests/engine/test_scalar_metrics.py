@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+from pfedsam.core.errors import UpdateError
 from pfedsam.engine.model_selection import Validation
 from pfedsam.engine.scalar_metrics import (
     allowed_metrics,
+    check_values,
     from_registration,
     from_report,
     from_summaries,
@@ -103,6 +105,17 @@ def test_an_older_study_gets_no_counts_and_they_are_not_taken_for_zero() -> None
     found = to_summaries(over_the_wire(sent), ("organ", "a.b"))["shared"]
     assert (found.patients, found.classes["organ"].occurrence) == (None, None)
     assert found.mean == MEAN
+
+
+def test_numbers_of_few_cases_are_withheld_and_come_back_as_not_known() -> None:
+    sent = over_the_wire(from_summaries({"shared": SUMMARY}, EVERY, 5))  # of 4 test cases
+    assert {name.split(".")[-1] for name, value in sent.items() if value is not None} == {"unit", "volume_unit"}
+    check_values(sent, 5)
+    with pytest.raises(UpdateError, match=r"test\.shared\.cases"):
+        check_values(sent)
+    found = to_summaries(sent, ("organ", "a.b"))["shared"]
+    assert (found.cases, found.patients, found.mean.dice, found.classes["organ"].occurrence) == (None,) * 4
+    assert from_report(REPORT, told=False) == dict.fromkeys(from_report(REPORT))
 
 
 @pytest.mark.parametrize("method", ["pfedsam", "fedavg", "local-only"])

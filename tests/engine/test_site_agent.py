@@ -21,6 +21,7 @@ from pfedsam.federation.manifest import read_manifest
 from pfedsam.federation.messages import Request
 from pfedsam.federation.site_policy import SitePolicy
 from pfedsam.federation.site_store import SiteStore
+from pfedsam.federation.update import decode
 
 
 @pytest.fixture
@@ -125,3 +126,28 @@ def test_a_site_that_is_none(tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text("name: north\ndata: x\ncolour: red\n")
     with pytest.raises(OptionError, match="colour"):
         read_site_options(tmp_path)
+
+
+def test_between_hospitals_no_number_of_fewer_than_ten_cases_leaves_a_site(
+    tmp_path: Path, toy_options: RunOptions, agent: SiteAgent
+) -> None:
+    communication = toy_options.communication.model_copy(update={"min_cases": None})
+    options = toy_options.model_copy(update={"communication": communication})
+    study = create_study(options, tmp_path / "others", RoundPolicy())
+    manifest = read_manifest(study / "manifest.json")
+    assert manifest.min_cases == 10
+    agent.host.policy.approve(manifest)
+    shared = tensors.to_bytes(tensors.load(study / SERVER)[0])
+    told, state = {}, 0
+    for task in ("join", "train", "validate", "finalize", "test"):  # the site has 6 cases
+        state = {"join": 0, "train": 0, "validate": 0}.get(task, manifest.rounds)
+        reply = agent.handle(Request(task, manifest.study, manifest.digest, state, shared=shared))
+        assert reply.refused is None, task
+        assert set(reply.scalar_metrics) <= set(manifest.scalar_metrics[task])
+        told |= {name: value for name, value in reply.scalar_metrics.items() if value is not None}
+        if task == "train":
+            assert decode(reply.update, manifest.spec).cases == 10
+    assert told.pop("cases") == 10
+    assert {name.split(".")[-1] for name in told if not name.startswith("annotates.")} <= {
+        *("unit", "volume_unit", "kept_round", "uses_shared")
+    }

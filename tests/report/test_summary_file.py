@@ -43,7 +43,19 @@ def test_the_file_has_the_keys_of_the_design(tmp_path, fake):
     write_summary(path, fake.make_summary())
     content = json.loads(path.read_text("utf-8"))
     assert set(content) == {
-        *("schema", "date", "method", "backbone", "seed", "rounds", "steps", "sites", "mean", "worst_site"),
+        *(
+            "schema",
+            "date",
+            "method",
+            "backbone",
+            "seed",
+            "rounds",
+            "steps",
+            "min_cases",
+            "sites",
+            "mean",
+            "worst_site",
+        ),
         *("communication", "seconds", "versions", "sha256"),
     }
     assert content["schema"] == 2

@@ -40,6 +40,7 @@ def test_the_simulator_gives_the_embedded_runtimes_bits(tmp_path: Path) -> None:
         "model": {"backbone": str(tmp_path / "backbone"), "adapt_last": 1, "lora": {"rank": 2}},
         "training": {"rounds": 2, "steps_per_round": 2, "final_steps": 1, "phases": "decoupled", "batch_size": 2},
         "evaluation": {"validate_every": 1},
+        "communication": {"min_cases": 1},
     }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
     options = load_options(tmp_path / "study.yaml")

@@ -276,9 +276,10 @@ def spoiled(fed, name: str, code: str) -> Path:
 def test_the_wire_holds_the_shared_tensors_and_no_patient_no_picture_no_expert(federation, result) -> None:
     fed = federation(3, rounds=4)
     # 0.6 MB, as much as a LoRA of rank 4 in SAM ViT-B; in the warm-up rounds the experts stand still, so that what is planted is committed
+    overrides = ["model.lora.rank=64", "communication.codec=fp32", "training.shared_warmup_rounds=2"]
     fed.submit(
-        quorum=1, overrides=["model.lora.rank=64", "communication.codec=fp32", "training.shared_warmup_rounds=2"]
-    )
+        quorum=1, overrides=[*overrides, "communication.min_cases=5"]
+    )  # a site trains on 3 or 4 cases, tests 1 or 2
     plant_names(fed)
     fed.init_sites({fed.names[0]: fed.root / PATH})
     server = fed.coordinator / "server" / "startup"
@@ -324,7 +325,13 @@ def test_the_wire_holds_the_shared_tensors_and_no_patient_no_picture_no_expert(f
     worst = 0.0
     for parts, size in sent:
         reply = reply_from_wire(parts)
+        told = {name: value for name, value in reply.scalar_metrics.items() if value is not None}
+        assert {name.split(".")[0] for name in told} <= {"annotates", "cases", "kept_round", "uses_shared", "test"}
+        assert {name.split(".")[-1] for name in told if name.startswith("test.")} <= {"unit", "volume_unit"}
+        if reply.task == "join":
+            assert told["cases"] == 5
         if reply.task == "train":
+            assert decode(reply.update, manifest.spec).cases == 5
             shared = dict(decode(reply.update, manifest.spec).tensors)
             assert sorted(shared) == sorted(manifest.tensors)
             worst = max(worst, size / sum_of_tensors - 1)

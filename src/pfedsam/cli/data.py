@@ -1,24 +1,28 @@
-"""`pfedsam data`: check, split and import the data of the sites before training."""
+"""`pfedsam data`: check, compare, split and import the data of the sites before training."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pfedsam.cli.console import ERR, OUT, shorten, warn
+from pfedsam.core.small_numbers import DEFAULT
 
 if TYPE_CHECKING:
     from pfedsam.data.check import DataReport, SiteReport
     from pfedsam.data.manifest import Site
     from pfedsam.experiment.options import RunOptions
 
-app = typer.Typer(help="Check, split and import the data of the sites before training.", no_args_is_help=True)
+T = TypeVar("T")
+app = typer.Typer(help="Check, compare, split and import the data of the sites before training.", no_args_is_help=True)
 Config = Annotated[Path, typer.Argument(help="YAML file with data.sites and data.classes.")]
 _LABELS, _COLUMN = 24, 26
 """Widths of the table's first column and of one site's."""
+_MOST_SERIES = 60
+"""Series that are listed of a site."""
 
 
 @app.command("check")
@@ -47,6 +51,9 @@ def check_command(
     problems = list(dict.fromkeys([*report.problems, *problems]))
     for shown in _groups(report.sites):
         OUT.print(_table(shown))
+    for site in report.sites:
+        if site.series:
+            _print_series(site)
     if html is not None:
         OUT.print(f"Page: {write_data_page(report, study, html, problems=problems)}", soft_wrap=True)
     for warning in report.warnings:
@@ -95,13 +102,13 @@ def _check(sites: "list[Site]", options: "RunOptions") -> "DataReport":
         )
 
 
-def _groups(sites: "tuple[SiteReport, ...]") -> "Iterable[tuple[SiteReport, ...]]":
+def _groups(sites: Sequence[T]) -> Iterable[Sequence[T]]:
     """The sites in groups that fit side by side into the width of the terminal."""
     beside = max(1, (OUT.width - _LABELS) // _COLUMN)
     return (sites[start : start + beside] for start in range(0, len(sites), beside))
 
 
-def _table(sites: "tuple[SiteReport, ...]") -> Table:
+def _table(sites: "Sequence[SiteReport]") -> Table:
     from pfedsam.report.data_page import site_rows
 
     rows = [site_rows(site) for site in sites]
@@ -109,6 +116,23 @@ def _table(sites: "tuple[SiteReport, ...]") -> Table:
     for label in rows[0]:
         table.add_row(label, *(row[label] for row in rows))
     return table
+
+
+def _print_series(site: "SiteReport") -> None:
+    """The series of the folders that hold several, and how one is chosen."""
+    from pfedsam.report.data_page import SERIES_COLUMNS, series_rows
+
+    rows = series_rows(site)
+    table = Table(*SERIES_COLUMNS, title=f"{site.site}: folders that hold several series", title_justify="left")
+    for row in rows[:_MOST_SERIES]:
+        table.add_row(*row)
+    OUT.print(table)
+    if len(rows) > _MOST_SERIES:
+        OUT.print(f"... and {len(rows) - _MOST_SERIES} more series.")
+    OUT.print(
+        "Choose by data.volume.series (a number as listed, or words of the series' description) for all cases, or for single cases by the "
+        "column series of the site's manifest.csv."
+    )
 
 
 @app.command("split")
@@ -138,6 +162,58 @@ def split_command(
         write_split(out / f"{name}.json", site)
         table.add_row(name, *(str(len(site.of(part))) for part in ("train", "val", "test")))
     OUT.print(table)
+
+
+@app.command("summary")
+def summary_command(
+    config: Config,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the summaries, one JSON file per site.")],
+    min_cases: Annotated[
+        int, typer.Option(min=1, help="Numbers that stand for fewer cases are left out; 1: none is.")
+    ] = DEFAULT,
+) -> None:
+    """Summarise the data of each site in histograms that can be shown to others: intensities, sizes, spacing and classes.
+
+    A summary holds no picture and nothing of a single case. `pfedsam data compare` shows the summaries of several sites side by side.
+    Example: pfedsam data summary study.yaml --out summaries
+    """
+    from pfedsam.data.site_summary import summarize_data, write_site_summary
+    from pfedsam.experiment.build import build_study, read_sites
+    from pfedsam.experiment.load import read_options
+
+    options = read_options(config)
+    study, sites = build_study(options), read_sites(options)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, site in sites.items():
+        with OUT.status(f"reading {shorten(name, 34)}"):
+            write_site_summary(out / f"{name}.json", summarize_data(site, study, min_cases=min_cases))
+        OUT.print(f"Written: {out / name}.json", soft_wrap=True, markup=False)
+
+
+@app.command("compare")
+def compare_command(
+    summaries: Annotated[list[Path], typer.Argument(help="Files of `pfedsam data summary`, one of each site.")],
+    html: Annotated[Path | None, typer.Option("--html", help="Also write a page with histograms to this file.")] = None,
+) -> None:
+    """Show the summaries of several sites side by side, and who differs from whom in look and labels.
+
+    Example: pfedsam data compare summaries/*.json --html compare.html
+    """
+    from pfedsam.data.site_summary import read_site_summary
+    from pfedsam.report.summaries_page import check_names, differences, summary_rows, write_summaries_page
+
+    found = [read_site_summary(path) for path in summaries]
+    check_names(found)
+    rows = {one.site: summary_rows(one) for one in found}
+    for shown in _groups(list(rows)):
+        table = Table("", *shown)
+        for label in dict.fromkeys(label for name in shown for label in rows[name]):
+            table.add_row(label, *(rows[name].get(label, "") for name in shown))
+        OUT.print(table)
+    for text in differences(found) or ["No large difference between the sites."]:
+        OUT.print(text, markup=False)
+    if html is not None:
+        OUT.print(f"Page: {write_summaries_page(found, html)}", soft_wrap=True)
 
 
 @app.command("import")

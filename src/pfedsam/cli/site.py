@@ -294,9 +294,18 @@ def _show(manifest: "StudyManifest", options: "RunOptions") -> None:
     for part, names in manifest.components.items():
         table.add_row(f"tensors, {part}", f"{len(names)}: {_some(names)}")
     table.add_row("largest change", f"{manifest.max_change:.4g} in a round (L2 norm)")
+    table.add_row("small numbers", _small_numbers(manifest.min_cases))
     for task, names in manifest.scalar_metrics.items():
         table.add_row(f"numbers, {task}", _some(names))
     OUT.print(table)
+
+
+def _small_numbers(min_cases: int) -> str:
+    if min_cases == 1:
+        return "every count and score leaves, however few cases it stands for (communication.min_cases)"
+    return (
+        f"counts and scores that stand for fewer than {min_cases} cases stay here; the weight is at least {min_cases}"
+    )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pfedsam.data.about import about
 from pfedsam.data.images import ImageOptions
-from pfedsam.data.labels import IGNORED, IGNORED_BIT, LabelMap
+from pfedsam.data.labels import IGNORED, IGNORED_BIT, MAX_OVERLAPPING, LabelMap
 from pfedsam.data.manifest import Case
 from pfedsam.data.readers import MaskReader
 from pfedsam.data.transforms import Frame, labels_to_frame, to_frame
@@ -83,8 +83,8 @@ class VolumeExamples(Sequence[Example]):
         self._kept: OrderedDict[int, Example] = OrderedDict()
         self._most = max(1, options.cache_megabytes * 2**20 // (13 * side * side))  # 3 x float32 and a label
         self._parts: list[_Part] = []
-        self.foreground: list[bool] = []
-        """Which slices hold a class; empty without labels."""
+        self.foreground: list[tuple[int, ...]] = []
+        """The classes that each slice holds; empty without labels."""
         for case in cases:
             self._add(case)
 
@@ -95,7 +95,7 @@ class VolumeExamples(Sequence[Example]):
         if self._labels is not None and mask is not None:
             with about(case):
                 self.foreground += [
-                    holds_class(self._labels.to_classes(ids), overlap=self._labels.overlap)
+                    classes_in(self._labels.to_classes(ids), overlap=self._labels.overlap)
                     for ids in volume.all_ids(mask)
                 ]
 
@@ -158,8 +158,10 @@ class VolumeExamples(Sequence[Example]):
         return self._open[key]
 
 
-def holds_class(found: npt.NDArray[np.uint8], *, overlap: bool) -> bool:
-    """Whether labels of any shape contain a class; pixels that are to be ignored are not counted."""
-    if overlap:
-        return bool((found & ~np.uint8(IGNORED_BIT)).any())
-    return bool(((found > 0) & (found != IGNORED)).any())
+def classes_in(found: npt.NDArray[np.uint8], *, overlap: bool) -> tuple[int, ...]:
+    """The numbers of the classes that labels of any shape hold, ascending; pixels that are to be ignored are not counted."""
+    values = np.flatnonzero(np.bincount(found.ravel(), minlength=1)).tolist()
+    if not overlap:
+        return tuple(value for value in values if value not in (0, IGNORED))
+    bits = int(np.bitwise_or.reduce([value for value in values if not value & IGNORED_BIT], initial=0))
+    return tuple(number for number in range(1, MAX_OVERLAPPING + 1) if bits >> (number - 1) & 1)

@@ -152,14 +152,15 @@ def batches(
     batch_size: int,
     steps: int,
     generator: torch.Generator,
-    foreground: Sequence[bool] = (),
+    foreground: Sequence[tuple[int, ...]] = (),
     share: float = 0.0,
 ) -> Iterator[list[tuple[int, int]]]:
     """For each step its (index of the example, view) pairs, always `batch_size` of them.
 
     Every example comes once before any comes again; a batch may reach over from one pass into the next. The view is
-    drawn anew each time. Where it is known which examples hold foreground, at least `share` of all that are drawn do: that part is drawn
-    from them alone (each once before any again), the rest from all examples, so that empty ones stay in.
+    drawn anew each time. Where it is known which classes each example holds, at least `share` of all that are drawn hold one: that part is
+    drawn for each class in turn, from the examples that hold it (each once before any again), so that a rare class is drawn as often as a
+    common one; the rest is drawn from all examples, so that empty ones stay in.
 
     Raises:
         DataError: There are no examples.
@@ -168,16 +169,25 @@ def batches(
         raise DataError(
             "there are no training cases to draw batches from; give the site's train part at least one case"
         )
-    full = [index for index, holds in enumerate(foreground) if holds]
-    share = share if full else 0.0
+    holders = [
+        [index for index, held in enumerate(foreground) if number in held]
+        for number in sorted({number for held in foreground for number in held})
+    ]
+    share = share if holders else 0.0
     waiting: list[int] = []
-    chosen: list[int] = []
+    chosen: list[list[int]] = [[] for _ in holders]
+    turn = int(torch.randint(len(holders), (1,), generator=generator)) if len(holders) > 1 else 0
     for step in range(steps):
         sure = int((step + 1) * batch_size * share + 1e-9) - int(step * batch_size * share + 1e-9)
         while len(waiting) < batch_size - sure:
             waiting += torch.randperm(examples, generator=generator).tolist()
-        while len(chosen) < sure:
-            chosen += [full[index] for index in torch.randperm(len(full), generator=generator).tolist()]
-        drawn = chosen[:sure] + waiting[: batch_size - sure]
-        chosen, waiting = chosen[sure:], waiting[batch_size - sure :]
+        drawn = []
+        for _ in range(sure):
+            mine, queue = holders[turn % len(holders)], chosen[turn % len(holders)]
+            if not queue:
+                queue += [mine[index] for index in torch.randperm(len(mine), generator=generator).tolist()]
+            drawn.append(queue.pop(0))
+            turn += 1
+        drawn += waiting[: batch_size - sure]
+        waiting = waiting[batch_size - sure :]
         yield list(zip(drawn, torch.randint(views, (batch_size,), generator=generator).tolist(), strict=True))

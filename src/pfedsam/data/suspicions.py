@@ -27,7 +27,7 @@ _FAR_SHARE: Final = 4.0
 """Distance of log odds from which two foreground shares are far apart: a factor of 55 in the odds."""
 _INVERTED: Final = 1.0
 """The same where the share of what is not the class would be nearer and the class covers the pictures' edges."""
-_SPARSE: Final = 0.002
+_SPARSE: Final = 0.005
 """Share of the pixels below which a class is easily lost in training."""
 _SPACING_FACTOR: Final = 10.0
 """Factor between spacings of one site that no scanner explains: millimetres and micrometres, say."""

@@ -414,4 +414,4 @@ def _check_reply(reply: Reply, request: Request, manifest: StudyManifest) -> Non
         raise UpdateError("its reply holds numbers that the manifest does not list.")
     if reply.update and request.task != "train":
         raise UpdateError("its reply holds an update that was not asked for.")
-    check_values(reply.scalar_metrics)
+    check_values(reply.scalar_metrics, manifest.min_cases)

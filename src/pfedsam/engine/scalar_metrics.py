@@ -5,18 +5,21 @@ The list of names is derived from the configuration alone; a name that is not on
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Final
 
 from pfedsam.core.errors import UpdateError
+from pfedsam.core.small_numbers import OFF
 from pfedsam.engine.model_selection import Validation, allowed_drop, models_of
 from pfedsam.engine.site_session import RoundReport
 from pfedsam.evaluation.scores import MEASURES, ClassScores
+from pfedsam.evaluation.small_numbers import withhold
 from pfedsam.evaluation.summary import ClassSummary, Occurrence, SiteSummary, SummaryUnit, SummaryVolumeUnit, Units
 from pfedsam.experiment.build import BuiltModel, build_labels, build_method
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import Task
 from pfedsam.federation.messages import MAX_ROUND
+from pfedsam.federation.small_numbers import is_count
 from pfedsam.federation.update import MAX_CASES
 from pfedsam.training.losses import LabelForm
 from pfedsam.training.phases import Model
@@ -31,8 +34,7 @@ _LARGEST_LOSS: Final = 1e38
 _UNITS: Final[tuple[SummaryUnit, ...]] = ("mm", "px", "mixed")
 _VOLUME_UNITS: Final[tuple[SummaryVolumeUnit, ...]] = ("ml", "mm2", "px", "mixed")
 _ANNOTATES: Final = "annotates."
-_COUNTS: Final = ("present", "missed", "extra", "absent", "not_annotated")
-"""The fields of `Occurrence`."""
+_COUNTS: Final = tuple(field.name for field in fields(Occurrence))
 _COUNTS_OF_CASES: Final = frozenset({*_COUNTS, *(f"undefined_{measure}" for measure in MEASURES)})
 _ALWAYS_THERE: Final = frozenset({"cases", "unit", *(f"undefined_{measure}" for measure in MEASURES)})
 _SHARES: Final = frozenset({"dice", "iou", "nsd", "lesion_recall"})
@@ -62,7 +64,7 @@ def allowed_metrics(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[
 def from_registration(
     cases: int, classes: Sequence[str], form: LabelForm, names: Sequence[str]
 ) -> dict[str, float | None]:
-    """The metrics with which a site joins: the number of its training cases, and 1 for each class that it annotates, 0 otherwise.
+    """The metrics with which a site joins: its weight in the average, and 1 for each class that it annotates, 0 otherwise.
 
     None but those that are allowed, which an older study may have fewer of.
     """
@@ -76,18 +78,20 @@ def to_missing(scalar_metrics: ScalarMetrics, classes: Sequence[str]) -> frozens
     return frozenset(name for name in classes if scalar_metrics.get(f"{_ANNOTATES}{name}") == 0)
 
 
-def check_values(scalar_metrics: ScalarMetrics) -> None:
+def check_values(scalar_metrics: ScalarMetrics, min_cases: int = OFF) -> None:
     """Refuse values that a site cannot have measured; the allowed range of a metric follows from its name.
 
     Args:
         scalar_metrics: of a reply, under names that the manifest lists.
+        min_cases: of the study; above 1 a site may withhold a count.
 
     Raises:
         UpdateError: naming the metric and what it may be.
     """
     for name, value in scalar_metrics.items():
         low, high, whole = _allowed_range(name)
-        if value is None and name.split(".")[-1] not in _ALWAYS_THERE:
+        last = name.split(".")[-1]
+        if value is None and (last not in _ALWAYS_THERE or (min_cases > OFF and is_count(name) and name != last)):
             continue
         if value is None or not low <= value <= high or (whole and value != int(value)):
             kind = "whole numbers" if whole else "values"
@@ -105,7 +109,7 @@ def _allowed_range(name: str) -> tuple[float, float, bool]:
     group, last = name.split(".")[0], name.split(".")[-1]
     if name.startswith(_ANNOTATES):
         return 0, 1, True
-    if last in {*_COUNTS_OF_CASES, "cases", "patients"}:
+    if is_count(name):
         return 0, MAX_CASES, True
     wholes = {_KEPT: MAX_ROUND, _PLAIN: 1, "unit": len(_UNITS) - 1, "volume_unit": len(_VOLUME_UNITS) - 1}
     if last in wholes:
@@ -117,11 +121,12 @@ def _allowed_range(name: str) -> tuple[float, float, bool]:
     return -_LARGEST_LOSS, _LARGEST_LOSS, False
 
 
-def from_report(report: RoundReport) -> dict[str, float | None]:
-    """A report as metrics by name; values that are not finite are sent as undefined."""
+def from_report(report: RoundReport, *, told: bool = True) -> dict[str, float | None]:
+    """A report as metrics by name; values that are not finite, or all that may not leave the site, are sent as undefined."""
     losses = {f"loss.{phase}.{part}": v for phase, row in report.losses.items() for part, v in row.items()}
     usage = {f"usage.{block}.{e}": v for block, shares in report.usage.items() for e, v in enumerate(shares)}
-    return {name: value if math.isfinite(value) else None for name, value in {**losses, **usage}.items()}
+    every = {**losses, **usage}
+    return {name: value if told and math.isfinite(value) else None for name, value in every.items()}
 
 
 def to_report(scalar_metrics: ScalarMetrics, names: Sequence[str]) -> RoundReport:
@@ -162,13 +167,16 @@ def to_validation(scalar_metrics: ScalarMetrics, names: Sequence[str]) -> Valida
     return Validation(dice, None if kept is None else max(0, int(kept)), uses)
 
 
-def from_summaries(summaries: Mapping[str, SiteSummary], names: Sequence[str]) -> dict[str, float | None]:
+def from_summaries(
+    summaries: Mapping[str, SiteSummary], names: Sequence[str], min_cases: int = OFF
+) -> dict[str, float | None]:
     """The test scores of a site by reported model, as metrics by name; they contain no value of a single case.
 
-    None but those that are allowed, which an older study may have fewer of.
+    None but those that are allowed, which an older study may have fewer of. What stands for fewer than `min_cases` cases is null.
     """
     found: dict[str, float | None] = {}
-    for model, summary in summaries.items():
+    for model, whole in summaries.items():
+        summary = withhold(whole, min_cases)
         prefix = f"test.{model}"
         found[f"{prefix}.cases"] = summary.cases
         found[f"{prefix}.patients"] = summary.patients
@@ -192,7 +200,7 @@ def _summary(scalar_metrics: ScalarMetrics, prefix: str, classes: tuple[str, ...
     mean, undefined = _read(scalar_metrics, f"{prefix}.mean")
     volume = _count(scalar_metrics, f"{prefix}.volume_unit")
     return SiteSummary(
-        cases=_count(scalar_metrics, f"{prefix}.cases") or 0,
+        cases=_count(scalar_metrics, f"{prefix}.cases"),
         patients=_count(scalar_metrics, f"{prefix}.patients"),
         units=Units(
             _UNITS[_count(scalar_metrics, f"{prefix}.unit") or 0],
@@ -206,11 +214,11 @@ def _summary(scalar_metrics: ScalarMetrics, prefix: str, classes: tuple[str, ...
 
 def _class_summary(scalar_metrics: ScalarMetrics, prefix: str) -> ClassSummary:
     mean, undefined = _read(scalar_metrics, prefix)
-    present, missed, extra, absent, unknown = (_count(scalar_metrics, f"{prefix}.{kind}") for kind in _COUNTS)
-    occurrence = None
-    if present is not None and missed is not None and extra is not None and absent is not None:
-        occurrence = Occurrence(present, missed, extra, absent, unknown or 0)
-    return ClassSummary(mean, undefined, occurrence)
+    counts = {
+        kind: _count(scalar_metrics, f"{prefix}.{kind}") for kind in _COUNTS if f"{prefix}.{kind}" in scalar_metrics
+    }
+    told = any(count is not None for count in counts.values())  # an older site says nothing of them
+    return ClassSummary(mean, undefined, Occurrence(**{"not_annotated": 0, **counts}) if told else None)
 
 
 def _score_names(prefix: str, classes: tuple[str, ...]) -> list[str]:
@@ -221,14 +229,15 @@ def _score_names(prefix: str, classes: tuple[str, ...]) -> list[str]:
     return [*(f"{prefix}.{what}" for what in ("cases", "patients", "unit", "volume_unit")), *measures, *counts]
 
 
-def _scores(prefix: str, mean: ClassScores, undefined: Mapping[str, int]) -> dict[str, float | None]:
+def _scores(prefix: str, mean: ClassScores, undefined: Mapping[str, int | None]) -> dict[str, float | None]:
     values: dict[str, float | None] = {f"{prefix}.{m}": getattr(mean, m) for m in MEASURES}
     return values | {f"{prefix}.undefined_{m}": undefined[m] for m in MEASURES}
 
 
-def _read(scalar_metrics: ScalarMetrics, prefix: str) -> tuple[ClassScores, dict[str, int]]:
+def _read(scalar_metrics: ScalarMetrics, prefix: str) -> tuple[ClassScores, dict[str, int | None]]:
     scores = ClassScores(**{m: scalar_metrics.get(f"{prefix}.{m}") for m in MEASURES})
-    return scores, {m: _count(scalar_metrics, f"{prefix}.undefined_{m}") or 0 for m in MEASURES}
+    names = {m: f"{prefix}.undefined_{m}" for m in MEASURES}
+    return scores, {m: _count(scalar_metrics, name) if name in scalar_metrics else 0 for m, name in names.items()}
 
 
 def _count(scalar_metrics: ScalarMetrics, name: str) -> int | None:

@@ -4,7 +4,7 @@ The same methods are used in one process, in several processes and on several ma
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pfedsam.core import atomic
+from pfedsam.core.small_numbers import OFF, rounded_up
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.examples import Example
 from pfedsam.data.loader import CaseTruth, load_case_truth
@@ -21,7 +22,8 @@ from pfedsam.data.manifest import Case
 from pfedsam.engine.model_selection import Parameters, SiteModels, Validation
 from pfedsam.evaluation.predict import Forward, whole_cases
 from pfedsam.evaluation.scores import CaseScores, score_case
-from pfedsam.evaluation.summary import summarize_site
+from pfedsam.evaluation.small_numbers import withhold
+from pfedsam.evaluation.summary import SiteSummary, summarize_site
 from pfedsam.experiment.build import (
     BuiltModel,
     build_images,
@@ -88,8 +90,8 @@ class SiteSession:
         self.options, self.study, self.name, self.built = options, study, name, built
         self.store = SiteStore(folder / "state")
         self.data: SiteData = build_site_data(options, name, cases, built, cache)
-        self.cases = len(cases)
-        """Number of training cases, which is the weight of the site in the average."""
+        self.cases = rounded_up(len(cases), options.communication.min_cases or OFF)
+        """The weight of the site in the average: its training cases, at least `communication.min_cases`."""
         self._initial = start
         self.models = SiteModels.of(options, built, folder, self._initial)
 
@@ -157,7 +159,7 @@ class SiteSession:
         if not self.built.model.routers():
             return {}
         assign(self.built.model, result.state.local, self.built.partition.local)
-        return expert_usage(self.built.model, self.data)
+        return expert_usage(self.built.model, self.data, least_cases=self.options.communication.min_cases or OFF)
 
 
 class SiteScorer:
@@ -179,6 +181,8 @@ class SiteScorer:
     ) -> Validation:
         """Score what the site trained last on its validation part, and say which model it uses from now on.
 
+        The choice is by the exact scores; those that are given back lack what stands for fewer than `communication.min_cases` cases.
+
         Args:
             cases: the validation part; without any there is nothing to say.
             models: reported name to model.
@@ -189,12 +193,14 @@ class SiteScorer:
         if not cases:
             return Validation({})
         trained = site.trained(received)
-        dice = {name: self.dice(cases, model, trained) for name, model in models.items()}
-        return site.judge(round_, dice, received)
+        found = {name: self.summary(cases, model, trained) for name, model in models.items()}
+        judged = site.judge(round_, {name: one.mean.dice for name, one in found.items()}, received)
+        least = self.options.communication.min_cases or OFF
+        return replace(judged, dice={name: withhold(one, least).mean.dice for name, one in found.items()})
 
-    def dice(self, cases: tuple[Case, ...], model: Model, parameters: Parameters) -> float | None:
-        """Mean Dice over cases, then classes, as the test's; None where it is undefined everywhere."""
-        return summarize_site(self._score(cases, model, parameters, distances=False)[0]).mean.dice
+    def summary(self, cases: tuple[Case, ...], model: Model, parameters: Parameters) -> SiteSummary:
+        """The overlap scores of one of the site's models."""
+        return summarize_site(self._score(cases, model, parameters, distances=False)[0])
 
     def test(
         self,

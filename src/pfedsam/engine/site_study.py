@@ -47,9 +47,9 @@ class SiteStudy:
     """Gives the local parameters before the site's first round."""
 
     @property
-    def cases(self) -> int:
-        """Training cases: what the site weighs in an average."""
-        return len(self.site.of("train"))
+    def _enough_to_train(self) -> bool:
+        """Whether numbers that stand for the training cases may leave the site."""
+        return len(self.site.of("train")) >= self.manifest.min_cases
 
     @cached_property
     def session(self) -> SiteSession:
@@ -94,7 +94,8 @@ class SiteStudy:
         if request.task == "validate":
             return _reply(request, self._validate(request.round, shared))
         if request.task == "finalize":
-            return _reply(request, from_report(self.session.finalize(request.round, shared)))
+            report = self.session.finalize(request.round, shared)
+            return _reply(request, from_report(report, told=self._enough_to_train))
         return _reply(request, self._test(shared))
 
     def _join(self) -> ScalarMetrics:
@@ -107,7 +108,9 @@ class SiteStudy:
             # The store would have to forget more than the one round that a coordinator's restart can cost.
             raise RefusedError("wrong-round", f"asked for round {request.round + 1}, which this site has left behind.")
         message, report = self.session.train(request.round, shared)
-        return Reply(request.task, request.study, request.round, from_report(report), message)
+        return Reply(
+            request.task, request.study, request.round, from_report(report, told=self._enough_to_train), message
+        )
 
     def _validate(self, round_: int, shared: NamedTensors) -> ScalarMetrics:
         models = models_of(self.options, self.built)
@@ -121,7 +124,7 @@ class SiteStudy:
         models, used = models_of(self.options, self.built), self.models.in_use(shared)
         scores = self._scorer().test(self.site.of("test"), models, used, self.folder)
         summaries = {name: summarize_site(found) for name, found in scores.items()}
-        return from_summaries(summaries, self.manifest.scalar_metrics["test"])
+        return from_summaries(summaries, self.manifest.scalar_metrics["test"], self.manifest.min_cases)
 
     def _scorer(self) -> SiteScorer:
         cache = build_cache(self.options, self.built, self.cache_folder)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from pfedsam.core import sealed
 from pfedsam.core.errors import OptionError, RunError, StoreError
 from pfedsam.core.options import Options
+from pfedsam.core.small_numbers import DEFAULT, OFF
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.engine.scalar_metrics import allowed_metrics
 from pfedsam.engine.server_files import RECORDS, SERVER, load_state, refuse_lost_state, save_state
@@ -62,6 +63,7 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
             f"method {options.method!r} needs all images in one place; use pfedsam, fedavg or local-only."
         )
     refuse_too_few_sites(options)
+    options = with_min_cases(options)
     built = build_model(options)
     content = options.model_dump(mode="json", exclude={"runtime": True, "data": {"sites", "split_folder"}})
     if file := backbone_file(options.model.backbone):
@@ -80,6 +82,14 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
         folder.save_state(build_method(options).server.init(shared), manifest)
     folder.write_status("submitted", round_=folder.load_state(manifest).round, rounds=manifest.rounds, sites=[])
     return folder.path
+
+
+def with_min_cases(options: RunOptions) -> RunOptions:
+    """The options of a study between hospitals, in which small numbers stay at the sites where nothing else is said."""
+    if options.communication.min_cases is not None:
+        return options
+    communication = options.communication.model_copy(update={"min_cases": DEFAULT})
+    return options.model_copy(update={"communication": communication})
 
 
 def _state_name(round_: int) -> str:
@@ -112,6 +122,7 @@ def build_manifest(options: RunOptions, built: BuiltModel, study: str, content: 
         class_tensors=_class_tensors(options, built),
         components={c: names for c, names in built.partition.components.items() if set(names) <= set(shared)},
         pipeline=build_pipeline(options.communication).describe(),
+        min_cases=options.communication.min_cases or OFF,
         max_change=_largest_change(options, shared),
         scalar_metrics=allowed_metrics(options, built),
     )
@@ -271,7 +282,7 @@ class StudyFolder:
     def _has_records(self) -> bool:
         """Whether a round was recorded; registrations are written before that."""
         path = self.path / RECORDS
-        return path.exists() and any(row["kind"] == "round" for row in read_records(path))
+        return path.exists() and any(row["kind"] in ("round", "aggregate") for row in read_records(path))
 
     def write_registered(self, registered: Mapping[str, int]) -> None:
         """Keep the registrations."""

@@ -10,7 +10,7 @@ HD95 and ASSD are means over the cases in which a class was found, so a model th
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Final, Literal, TypeAlias, TypeVar
 
 from pfedsam.core.errors import DataError
@@ -42,17 +42,20 @@ class Units:
 
 @dataclass(frozen=True)
 class Occurrence:
-    """Numbers of cases by the presence of a class; present, extra, absent and not annotated add up to all cases."""
+    """Numbers of cases by the presence of a class; present, extra, absent and not annotated add up to all cases.
 
-    present: int
+    A count that a site withholds (`evaluation.small_numbers`) is None.
+    """
+
+    present: int | None
     """Cases whose truth contains the class."""
-    missed: int
+    missed: int | None
     """Cases among these whose prediction does not contain the class: HD95 and ASSD are undefined, because one mask is empty."""
-    extra: int
+    extra: int | None
     """Cases whose prediction contains the class and whose truth does not: HD95 and ASSD are undefined here, too."""
-    absent: int
+    absent: int | None
     """Cases in which neither contains the class: every measure is undefined, because both masks are empty."""
-    not_annotated: int = 0
+    not_annotated: int | None = 0
     """Cases of a site that does not annotate the class: it is not scored there, and does not count as undefined."""
 
     @classmethod
@@ -68,13 +71,8 @@ class Occurrence:
         )
 
     def __add__(self, other: "Occurrence") -> "Occurrence":
-        return Occurrence(
-            self.present + other.present,
-            self.missed + other.missed,
-            self.extra + other.extra,
-            self.absent + other.absent,
-            self.not_annotated + other.not_annotated,
-        )
+        both = zip(astuple(self), astuple(other), strict=True)
+        return Occurrence(*(_sum_known(counts) for counts in both))
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,8 @@ class ClassSummary:
     """The mean over a site's cases for one class, and the number of cases in which each measure was undefined."""
 
     mean: ClassScores
-    undefined: dict[str, int]
+    undefined: dict[str, int | None]
+    """None for a count that the site withholds."""
     occurrence: Occurrence | None
     """None if the site runs an older version that does not count it."""
 
@@ -94,13 +93,14 @@ class SiteSummary:
     The mean over sites has the same form: each measure is a mean over sites, and each count is a sum.
     """
 
-    cases: int
+    cases: int | None
+    """None if the site withholds the number."""
     patients: int | None
-    """None if the site runs an older version that does not count them."""
+    """None if the site withholds the number, or runs an older version that does not count them."""
     units: Units
     mean: ClassScores
     classes: dict[str, ClassSummary]
-    undefined: dict[str, int]
+    undefined: dict[str, int | None]
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def summarize_site(scores: Sequence[CaseScores]) -> SiteSummary:
         units=units,
         mean=_mean_of([entry.mean for entry in classes.values()], units),
         classes=classes,
-        undefined=_sum_counts(entry.undefined for entry in classes.values()),
+        undefined=sum_counts(entry.undefined for entry in classes.values()),
     )
 
 
@@ -152,12 +152,12 @@ def summarize_sites(sites: Mapping[str, SiteSummary]) -> FederationSummary:
     units = Units(_common(site.units.distance for site in every), _common(site.units.volume for site in every))
     means = [site.mean for site in every]
     mean = SiteSummary(
-        cases=sum(site.cases for site in every),
+        cases=_sum_known([site.cases for site in every]),
         patients=_sum_known([site.patients for site in every]),
         units=units,
         mean=_mean_of(means, units),
         classes={name: _summarize_classes([site.classes[name] for site in every], units) for name in names},
-        undefined=_sum_counts(site.undefined for site in every),
+        undefined=sum_counts(site.undefined for site in every),
     )
     spread = ClassScores(**{name: _spread(_column(means, name, units)) for name in MEASURES})
     return FederationSummary(mean, spread, worst_site({name: site.mean.dice for name, site in sites.items()}))
@@ -172,7 +172,9 @@ def worst_site(dice: Mapping[str, float | None]) -> str | None:
 def _summarize_class(cases: Sequence[CaseScores], name: str, units: Units) -> ClassSummary:
     """The mean over cases of one class; `undefined` counts the scored cases in which a measure is None, whatever the unit."""
     scores = [case.classes[name] for case in cases if case.presence[name] != "not_annotated"]
-    undefined = {measure: sum(getattr(one, measure) is None for one in scores) for measure in MEASURES}
+    undefined: dict[str, int | None] = {
+        measure: sum(getattr(one, measure) is None for one in scores) for measure in MEASURES
+    }
     return ClassSummary(_mean_of(scores, units), undefined, Occurrence.of([case.presence[name] for case in cases]))
 
 
@@ -181,15 +183,15 @@ def _summarize_classes(classes: Sequence[ClassSummary], units: Units) -> ClassSu
     counted = [one.occurrence for one in classes if one.occurrence is not None]
     return ClassSummary(
         mean=_mean_of([one.mean for one in classes], units),
-        undefined=_sum_counts(one.undefined for one in classes),
+        undefined=sum_counts(one.undefined for one in classes),
         occurrence=sum(counted, Occurrence(0, 0, 0, 0)) if len(counted) == len(classes) else None,
     )
 
 
-def _sum_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """The sums of the counts of undefined measures."""
+def sum_counts(counts: Iterable[Mapping[str, int | None]]) -> dict[str, int | None]:
+    """The sums of the counts of undefined measures; None where one of them is not known."""
     rows = list(counts)
-    return {name: sum(row[name] for row in rows) for name in MEASURES}
+    return {name: _sum_known([row[name] for row in rows]) for name in MEASURES}
 
 
 def _sum_known(numbers: Sequence[int | None]) -> int | None:

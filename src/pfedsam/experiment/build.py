@@ -16,7 +16,7 @@ from pfedsam.core import rng
 from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.about import about
-from pfedsam.data.examples import Example, VolumeExamples, holds_class
+from pfedsam.data.examples import Example, VolumeExamples, classes_in
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.loader import load_examples
 from pfedsam.data.manifest import Case, Site, read_site
@@ -381,14 +381,14 @@ def build_site_data(
     )
 
 
-def _foreground(options: RunOptions, examples: Sequence[Example]) -> tuple[Sequence[bool], float]:
-    """Which examples hold a class, where that decides what is drawn, and the least share of a batch that does."""
+def _foreground(options: RunOptions, examples: Sequence[Example]) -> tuple[Sequence[tuple[int, ...]], float]:
+    """The classes that each example holds, where that decides what is drawn, and the least share of a batch that holds one."""
     if isinstance(examples, VolumeExamples):
         return examples.foreground, options.data.volume.foreground_share
     share, overlap = options.data.foreground_share, options.data.overlap
     if not share:
         return (), 0.0
-    return [one.labels is not None and holds_class(one.labels.numpy(), overlap=overlap) for one in examples], share
+    return [() if one.labels is None else classes_in(one.labels.numpy(), overlap=overlap) for one in examples], share
 
 
 def build_cache(options: RunOptions, built: BuiltModel, folder: Path | None) -> PrefixCache:

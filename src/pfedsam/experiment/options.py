@@ -79,8 +79,8 @@ class DataOptions(Options):
         default=0.0,
         ge=0,
         le=1,
-        description="At least this share of a training batch are pictures or tiles with foreground; the rest is drawn from all of them. "
-        "Slices of volumes: data.volume.foreground_share.",
+        description="At least this share of a training batch are pictures or tiles with foreground, drawn for each class in turn; the rest "
+        "is drawn from all of them. Slices of volumes: data.volume.foreground_share.",
     )
     augment: AugmentOptions = Field(
         default=AugmentOptions(), description="Random transformations (augmentation) of the training images."
@@ -216,7 +216,8 @@ class RunOptions(Options):
         default=PrefixOptions(), description="Cache of frozen features, the outputs of the frozen encoder blocks."
     )
     communication: CommunicationOptions = Field(
-        default=CommunicationOptions(), description="Encoding of the updates that sites send to the server."
+        default=CommunicationOptions(),
+        description="What sites send to the server: the encoding of updates, and which counts and scores.",
     )
     evaluation: EvaluationOptions = Field(default=EvaluationOptions(), description="Validation and test.")
     runtime: RuntimeOptions = Field(default=RuntimeOptions(), description="Processes, threads and device.")

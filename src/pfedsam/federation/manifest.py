@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from pfedsam.core import sealed
 from pfedsam.core.errors import RunError, StoreError
 from pfedsam.core.options import Options
+from pfedsam.core.small_numbers import OFF
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.federation.pipeline.build import CommunicationOptions, build_pipeline
 from pfedsam.federation.update import TensorSpec, UpdateSpec
@@ -54,6 +55,11 @@ class StudyManifest(Options):
     )
     pipeline: tuple[str, ...] = Field(
         description="The steps that an update goes through before it leaves a site, in order."
+    )
+    min_cases: int = Field(
+        default=OFF,
+        ge=1,
+        description="The fewest cases that a count or a score in a reply stands for; smaller ones stay at the site.",
     )
     max_change: float = Field(gt=0, description="Largest L2 norm by which one round may change the shared tensors.")
     scalar_metrics: dict[Task, tuple[str, ...]] = Field(description="The scalars that the reply to each task may hold.")

@@ -21,6 +21,7 @@ from pfedsam.federation.ledger import Ledger
 from pfedsam.federation.manifest import StudyManifest, parse_manifest, read_manifest, write_manifest
 from pfedsam.federation.messages import Reply, Request, in_words, reply_from_wire, reply_to_wire
 from pfedsam.federation.request_history import NotDueError, RequestHistory, state_of
+from pfedsam.federation.small_numbers import check_small_numbers
 from pfedsam.federation.update import check, decode
 
 MAX_PENDING: Final = 20
@@ -258,6 +259,7 @@ class Gate:
             raise UpdateError(
                 f"the reply holds {len(extra)} number(s) that the manifest does not list for {reply.task}."
             )
+        check_small_numbers(reply.scalar_metrics, manifest.min_cases)
         if bool(reply.update) != (reply.task == "train" and bool(manifest.tensors)):
             raise UpdateError(f"a reply to {reply.task} must {'not ' if reply.update else ''}hold an update.")
         if reply.update:
@@ -271,6 +273,8 @@ class Gate:
             raise UpdateError("an update without shared parameters that it was trained from.")
         update = decode(reply.update, spec, received)
         check(update, spec, round=reply.round, registered={self.site: update.cases})
+        if update.cases < manifest.min_cases:
+            raise UpdateError(f"the update's weight is below the {manifest.min_cases} cases that the study allows.")
         moved = change_norm(received, update.tensors)
         if not moved <= manifest.max_change:
             raise UpdateError(

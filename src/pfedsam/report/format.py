@@ -21,8 +21,16 @@ def format_interval(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
-def format_cases(cases: int, patients: int | None) -> str:
-    """Numbers of cases and patients as `12 (6)`; the patients are left out if they are not known."""
+def format_cases(cases: int | None, patients: int | None = None, min_cases: int = 1) -> str:
+    """Numbers of cases and patients as `12 (6)`, or `fewer than 10`; the patients are left out if they are not known.
+
+    Args:
+        cases: None for a number that was withheld.
+        patients: None if not known.
+        min_cases: smallest number that is not withheld; 1 where none is.
+    """
+    if cases is None:
+        return MISSING if min_cases == 1 else f"fewer than {min_cases}"
     return str(cases) if patients is None else f"{cases} ({patients})"
 
 

@@ -17,10 +17,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pfedsam.core import sealed
 from pfedsam.core.atomic import write_text
 from pfedsam.core.errors import StoreError
+from pfedsam.core.small_numbers import OFF
 from pfedsam.report import figures
 from pfedsam.report.format import (
     MISSING,
     format_bytes,
+    format_cases,
     format_count,
     format_gain,
     format_interval,
@@ -41,6 +43,7 @@ from pfedsam.report.tables import (
     heading_unit,
     interval_rows,
     missed_cell,
+    small_numbers_note,
     tested,
     undefined_note,
     volume_cell,
@@ -132,6 +135,7 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
         gained=lambda site: intervals.difference(alone, site) if intervals and alone else None,
         no_intervals=NO_INTERVALS,
         note=undefined_note(summary),
+        small_numbers=small_numbers_note(summary),
         missed_note=MISSED_NOTE,
         has_lesions=any(e.lesion_recall is not None for site in summary.sites.values() if (e := site.in_use)),
         panels=_panels(summary, records, run_folder),
@@ -178,7 +182,11 @@ def _parts(runs: Sequence[Summary], site: str) -> str:
     """Training and validation cases of a site, as `20 + 4`; several texts if the runs differ, a dash if they are not known."""
     entries = [run.sites[site] for run in runs if site in run.sites]
     known = [(one.train_cases, one.val_cases) for one in entries if one.train_cases is not None]
-    texts = dict.fromkeys(f"{train} + {MISSING if val is None else val}" for train, val in known)
+    least = max((run.min_cases for run in runs), default=OFF)
+    texts = dict.fromkeys(
+        f"{'at most ' if train == least > OFF else ''}{train} + {MISSING if val is None else val}"
+        for train, val in known
+    )
     return " / ".join(texts) or MISSING
 
 
@@ -197,6 +205,7 @@ def environment() -> Environment:
     )
     environment.filters |= {"value": format_value, "gain": format_gain, "bytes": format_bytes, "time": format_seconds}
     environment.filters["counted"] = format_count
+    environment.globals["format_cases"] = format_cases
     environment.filters["last_part"] = _last_part
     environment.filters |= {"missed": missed_cell, "interval": format_interval}
     environment.globals |= {

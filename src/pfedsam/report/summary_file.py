@@ -1,6 +1,6 @@
 """`summary.json`: the results of a run in a public, versioned format.
 
-    {"schema": 2, "date", "method", "backbone", "seed", "rounds", "steps",
+    {"schema": 2, "date", "method", "backbone", "seed", "rounds", "steps", "min_cases",
      "sites": {name: {"train_cases", "val_cases", "personal": ENTRY | null, "shared": ENTRY | null, "local_only": ENTRY | null}},
      "mean": {"train_cases", "val_cases", "personal": ENTRY | null, "shared": ENTRY | null, "local_only": ENTRY | null},
      "worst_site": name | null,
@@ -17,7 +17,9 @@ of a class that the site does not annotate: they are not scored, and count neith
 not have is null: averaging, for example, has no personal model. `worst_site` is the site with the lowest Dice. `date` is the day of the
 test. `seconds` has the key "total", or "since resumed" for a run that was interrupted. `local_only` is the result of the site without the
 federation; it is filled from the summary of another run by `with_local_only`. `steps` is the number of optimiser steps of one training
-site over the whole run.
+site over the whole run. Where `min_cases` is above 1, counts and scores that stand for fewer cases were withheld by the sites: a count of
+null is then smaller than that or has a rest that is, and a sum with such a part is null, too; `train_cases` of `min_cases` are so many or
+fewer.
 
 Files of schema 1 are also read. They lack `date`, `steps`, `train_cases`, `val_cases`, `patients`, `nsd`, the volumes, `lesion_recall`,
 `present`, `missed`, `extra`, `absent` and `not_annotated`, which are then null, that is, not known.
@@ -34,6 +36,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pfedsam.core import sealed
 from pfedsam.core.errors import RunError, StoreError
+from pfedsam.core.small_numbers import OFF
 from pfedsam.evaluation.scores import ClassScores
 from pfedsam.evaluation.summary import (
     Occurrence,
@@ -74,7 +77,7 @@ class Values(_Part):
     lesion_recall: float | None = None
     unit: SummaryUnit
     volume_unit: SummaryVolumeUnit | None = None
-    undefined: dict[str, int]
+    undefined: dict[str, int | None]
     present: int | None = None
     missed: int | None = None
     extra: int | None = None
@@ -105,7 +108,7 @@ class Values(_Part):
 class Entry(Values):
     """One model at one site, or its mean over sites, for which `cases` and `patients` are sums over the sites."""
 
-    cases: int
+    cases: int | None
     patients: int | None = None
     classes: dict[str, Values]
 
@@ -150,6 +153,7 @@ class Summary(_Part):
     seed: int
     rounds: int
     steps: int | None = None
+    min_cases: int = OFF
     sites: dict[str, SiteEntry]
     mean: SiteEntry
     worst_site: str | None
@@ -174,6 +178,7 @@ def build_summary(
     seed: int,
     rounds: int,
     steps: int | None = None,
+    min_cases: int = OFF,
     personal: Mapping[str, SiteSummary] | None,
     shared: Mapping[str, SiteSummary] | None,
     sizes: Mapping[str, PartSizes],
@@ -184,7 +189,7 @@ def build_summary(
     """The summary of a run from the scores of its models by site; a model that the method does not have is None.
 
     `sizes` gives the sizes of the sites' parts; they are not known for sites that are left out. `date` is the day of the test, such as
-    2026-11-28.
+    2026-11-28. `min_cases` is the least number of cases that a count or a score stands for.
 
     Raises:
         RunError: there is no model, or the two models were not scored at the same sites.
@@ -208,6 +213,7 @@ def build_summary(
         seed=seed,
         rounds=rounds,
         steps=steps,
+        min_cases=min_cases,
         sites=entries,
         mean=SiteEntry(
             train_cases=_sum_known([site.train_cases for site in entries.values()]),
@@ -307,7 +313,7 @@ def _sum_known(numbers: list[int | None]) -> int | None:
 
 
 def _values(
-    scores: ClassScores, units: Units, undefined: Mapping[str, int], occurrence: Occurrence | None
+    scores: ClassScores, units: Units, undefined: Mapping[str, int | None], occurrence: Occurrence | None
 ) -> dict[str, object]:
     """The fields of `Values`, with each distance and volume in the field of its unit."""
     found: dict[str, object] = {} if occurrence is None else asdict(occurrence)

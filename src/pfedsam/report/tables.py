@@ -7,6 +7,7 @@ from typing import Final, Literal, TypeAlias
 from rich.table import Table
 from rich.text import Text
 
+from pfedsam.core.small_numbers import OFF
 from pfedsam.report.format import (
     MISSING,
     format_bytes,
@@ -48,8 +49,9 @@ def run_table(summary: Summary) -> Table:
         table.add_column(Text(heading), justify="right", no_wrap=True)
     if with_gain:
         table.add_column("gain over local-only", justify="right")
+    least = summary.min_cases
     for name, site in summary.sites.items():
-        table.add_row(Text(name), *_run_cells(site, with_gain, distance_cells(site.in_use, mixed=mixed)))
+        table.add_row(Text(name), *_run_cells(site, with_gain, distance_cells(site.in_use, mixed=mixed), least))
     table.add_section()
     mean_distances = distance_cells(summary.mean.in_use, mixed=mixed)
     table.add_row("mean", *_run_cells(summary.mean, with_gain, mean_distances), style="bold")
@@ -57,9 +59,9 @@ def run_table(summary: Summary) -> Table:
         worst = summary.sites[summary.worst_site]
         distances = distance_cells(None if mixed else worst.in_use, mixed=mixed)
         table.add_row(
-            Text(f"lowest Dice: {summary.worst_site}"), *_run_cells(worst, with_gain, distances), style="bold"
+            Text(f"lowest Dice: {summary.worst_site}"), *_run_cells(worst, with_gain, distances, least), style="bold"
         )
-    table.caption = undefined_note(summary)
+    table.caption = " ".join(note for note in (undefined_note(summary), small_numbers_note(summary)) if note) or None
     return table
 
 
@@ -74,26 +76,28 @@ def class_table(summary: Summary) -> Table | None:
         table.add_column(Text(name), justify="right")
     for name, site in summary.sites.items():
         if site.in_use:
-            table.add_row(Text(name), *(_class_cell(values) for values in site.in_use.classes.values()))
+            cells = (_class_cell(values, summary.min_cases) for values in site.in_use.classes.values())
+            table.add_row(Text(name), *cells)
     table.add_section()
     table.add_row("mean, all cases", *(_class_cell(values) for values in mean.classes.values()), style="bold")
     return table
 
 
-def missed_cell(values: Values | None) -> str:
+def missed_cell(values: Values | None, min_cases: int = OFF) -> str:
     """Missed cases as `3 of 12`: of the cases whose truth contains a class, those whose prediction does not; a dash if not known.
 
-    For an entry, the pairs of cases and classes are counted. The cell says so where the site does not annotate the class.
+    For an entry, the pairs of cases and classes are counted. The cell says so where the site does not annotate the class. `min_cases` is
+    the smallest count that the site tells, where it withholds smaller ones.
     """
-    if values is None or values.missed is None:
-        return MISSING
-    if values.not_annotated and not (values.present or values.extra or values.absent):
+    if values is not None and values.not_annotated and not (values.present or values.extra or values.absent):
         return "not annotated"
-    return f"{values.missed} of {values.present}"
+    if values is None or (values.missed is None and (min_cases == OFF or values.present is None)):
+        return MISSING
+    return f"{format_cases(values.missed, min_cases=min_cases)} of {values.present}"
 
 
-def _class_cell(values: Values) -> Text:
-    return Text(f"{format_value(values.dice)}, {missed_cell(values)}")
+def _class_cell(values: Values, min_cases: int = OFF) -> Text:
+    return Text(f"{format_value(values.dice)}, {missed_cell(values, min_cases)}")
 
 
 def comparison_table(runs: Mapping[str, Summary], intervals: Intervals) -> Table:
@@ -168,8 +172,8 @@ def _marked(values: Sequence[float | None], intervals: Sequence[Interval | None]
 
 def tested(runs: Mapping[str, Summary], site: str) -> str:
     """Numbers of test cases and patients of a site; several numbers if the runs were tested on different ones."""
-    entries = [run.sites[site].in_use for run in runs.values() if site in run.sites]
-    return " / ".join(dict.fromkeys(format_cases(one.cases, one.patients) for one in entries if one))
+    entries = [(run.sites[site].in_use, run.min_cases) for run in runs.values() if site in run.sites]
+    return " / ".join(dict.fromkeys(format_cases(one.cases, one.patients, least) for one, least in entries if one))
 
 
 INTERVAL_NOTE: Final = (
@@ -247,7 +251,11 @@ def difference_rows(
 def undefined_note(summary: Summary) -> str | None:
     """A note on the number of values in the means of HD95 and ASSD, and why the others are undefined; None if all are defined."""
     entry = summary.mean.in_use
-    if entry is None or not any(entry.undefined.get(name) for name in ("dice", "iou", "hd95", "assd")):
+    if (
+        entry is None
+        or entry.cases is None
+        or not any(entry.undefined.get(name) for name in ("dice", "iou", "hd95", "assd"))
+    ):
         return None
     total = entry.cases * len(entry.classes)
     if entry.missed is None or entry.extra is None or entry.absent is None:
@@ -262,6 +270,17 @@ def undefined_note(summary: Summary) -> str | None:
     told = "; ".join(f"{count} because {reason}" for reason, count in reasons.items() if count)
     both = total - entry.missed - entry.extra - entry.absent
     return f"HD95 and ASSD are means of {both} of {total} values (cases times classes). Undefined are: {told}."
+
+
+def small_numbers_note(summary: Summary) -> str | None:
+    """What a study that withholds small numbers says about them; None for one that does not."""
+    if summary.min_cases == OFF:
+        return None
+    least = summary.min_cases
+    return (
+        f"Counts and scores that stand for fewer than {least} cases stayed at the sites, so that some are missing here; a site with fewer "
+        f"training cases weighs as one with {least}."
+    )
 
 
 def heading_unit(summary: Summary) -> str:
@@ -289,13 +308,13 @@ def _distance(value: float | None, entry: Values, mixed: bool) -> str:
     return f"{format_value(value, 2)} {entry.unit}" if mixed and value is not None else format_value(value, 2)
 
 
-def _run_cells(site: SiteEntry, with_gain: bool, distances: tuple[str, str]) -> list[Text]:
+def _run_cells(site: SiteEntry, with_gain: bool, distances: tuple[str, str], min_cases: int = OFF) -> list[Text]:
     """The numbers of one row of a run's table."""
     used = site.in_use
-    cells = [Text(str(used.cases) if used else MISSING)]
+    cells = [Text(format_cases(used.cases, min_cases=min_cases) if used else MISSING)]
     cells += [Text(format_value(value)) for value in ((used.dice, used.iou) if used else (None, None))]
     cells += [Text(distance) for distance in distances]
-    cells.append(Text(missed_cell(used)))
+    cells.append(Text(missed_cell(used, min_cases)))
     cells.append(Text(format_value(site.shared.dice if site.shared else None)))
     if with_gain:
         cells.append(Text(format_gain(site.gain)))

@@ -6,17 +6,21 @@ The given model holds the parameters during the training only; no result depends
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from pfedsam.core.tensors import NamedTensors
+from pfedsam.data.examples import Example
 from pfedsam.model.components.routing import Routing
 from pfedsam.model.partition import Partition, assign
 from pfedsam.model.personal import PersonalSam
 from pfedsam.training.options import TrainingOptions
 from pfedsam.training.phases import PhaseSpec, run_phase
 from pfedsam.training.site_data import SiteData
+
+_IMAGES_FOR_USAGE: Final = 8
 
 
 @dataclass(frozen=True)
@@ -105,16 +109,33 @@ def learning_rate(options: TrainingOptions, round_: int) -> float:
 
 
 @torch.no_grad()
-def expert_usage(model: PersonalSam, data: SiteData, examples: int = 8) -> dict[str, list[float]]:
-    """For each adapted block the share of tokens sent to each expert, over the unchanged views of a site's first images."""
+def expert_usage(model: PersonalSam, data: SiteData, *, least_cases: int = 1) -> dict[str, list[float]]:
+    """For each adapted block the share of tokens sent to each expert, over the unchanged views of a site's first images.
+
+    Args:
+        model: with the site's parameters.
+        data: its training data.
+        least_cases: fewest cases that the images are of, where there are so many; above 1 there is one image of each.
+    """
     totals: dict[str, Tensor] = {}
-    for example in data.examples[:examples]:
+    for example in _first_images(data, least_cases):
         routings: dict[str, Routing] = {}
         tokens = data.cache.tokens(example.pixels, model.prefix)[None]
         model.from_prefix(tokens, personal=True, routings=routings)
         for block, routing in routings.items():
             totals[block] = totals.get(block, torch.zeros(1)) + routing.usage().cpu()
     return {block: (total / total.sum()).tolist() for block, total in totals.items()}
+
+
+def _first_images(data: SiteData, least_cases: int) -> list[Example]:
+    if least_cases == 1:
+        return list(data.examples[:_IMAGES_FOR_USAGE])
+    first: dict[str, Example] = {}
+    for example in data.examples:
+        first.setdefault(example.case.id, example)
+        if len(first) >= max(_IMAGES_FOR_USAGE, least_cases):
+            break
+    return list(first.values())
 
 
 def _anchors(model: PersonalSam, names: tuple[str, ...], received: NamedTensors) -> dict[str, Tensor]:

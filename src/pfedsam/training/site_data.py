@@ -36,8 +36,8 @@ class SiteData:
     cache: PrefixCache
     augment: AugmentOptions
     seed: int
-    foreground: Sequence[bool] = ()
-    """Which examples hold a class, where slices are drawn by it."""
+    foreground: Sequence[tuple[int, ...]] = ()
+    """The classes that each example holds, where examples are drawn by them."""
     foreground_share: float = 0.0
     """Least share of what is drawn that holds a class."""
     form: LabelForm = ALL_ANNOTATED

@@ -10,7 +10,7 @@ from pfedsam.federation.pipeline.error_feedback import ErrorFeedback
 
 
 class CommunicationOptions(Options):
-    """What happens to an update on its way from a site to the server, in the order of these keys but for `block`."""
+    """What happens to an update on its way to the server, in the order of the keys but for `block`, and to the numbers beside it."""
 
     clip: float | None = Field(
         default=None,
@@ -29,6 +29,12 @@ class CommunicationOptions(Options):
     )
     block: int = Field(
         default=64, ge=MIN_BLOCK, le=MAX_BLOCK, description="Values that share one scale with int8 and int4."
+    )
+    min_cases: int | None = Field(
+        default=None,
+        ge=1,
+        description="Counts and scores that stand for fewer cases than this stay at the site, and a site with fewer training cases "
+        "weighs as much as one with so many. Empty: 10 between hospitals; on one machine everything is shown.",
     )
 
 

@@ -1,0 +1,205 @@
+"""A site's data in a few histograms, made to be shown to others: nothing of a single case, and no count of few cases.
+
+`pfedsam data summary` writes it, and `pfedsam data compare` shows those of several sites side by side. Intensities are those that a model
+sees, after contrast and normalisation. Edges of histograms are the same everywhere, so that sites can be compared.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Final, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, ValidationError, model_validator
+
+from pfedsam.core import atomic
+from pfedsam.core.errors import DataError
+from pfedsam.core.options import Options
+from pfedsam.core.small_numbers import told, told_parts
+from pfedsam.data.about import about
+from pfedsam.data.facts import CaseFacts, SiteFacts, gather_facts
+from pfedsam.data.labels import LabelMap
+from pfedsam.data.loader import load_image
+from pfedsam.data.manifest import Case, Site
+from pfedsam.data.suspicions import Study
+from pfedsam.data.volume_case import open_case
+
+BINS: Final = 32
+"""Bins of the intensities, which lie between 0 and 1."""
+SPACING_EDGES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+"""In mm; what lies below the first and above the last edge has a bin as well."""
+SIZE_EDGES: Final = (64, 128, 192, 256, 320, 384, 512, 768, 1024, 1536, 2048, 4096)
+"""Of the longer side of a picture or slice, in pixels."""
+DEPTH_EDGES: Final = (2, 8, 16, 32, 64, 128, 256, 512)
+"""Of a volume, in slices."""
+_SHOWN_SLICES: Final = 5
+"""Slices of a volume, evenly spaced, whose intensities are counted."""
+_MOST_BYTES: Final = 1_000_000
+_Count: TypeAlias = Annotated[int, Field(ge=0)] | None
+_Share: TypeAlias = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Histogram(Options):
+    """Numbers of cases between edges."""
+
+    edges: tuple[float, ...]
+    counts: tuple[_Count, ...] = Field(description="One more than there are edges; null: withheld.")
+
+    @model_validator(mode="after")
+    def _one_more(self) -> "Histogram":
+        if len(self.counts) != len(self.edges) + 1 or list(self.edges) != sorted(set(self.edges)):
+            raise ValueError("a histogram has ascending edges and one count more than it has edges")
+        return self
+
+
+class ClassFrequency(Options):
+    """How often a class occurs."""
+
+    annotated: bool
+    cases: _Count = Field(description="Masks that have it; null: withheld, or not annotated.")
+    share: _Share | None = Field(
+        description="Mean part of the pixels of these masks; null: withheld, or there is none."
+    )
+
+
+class SiteSummaryFile(Options):
+    """The content of the file."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    site: str = Field(pattern=r"^[\w.\-]{1,100}$")
+    min_cases: int = Field(ge=1, description="The fewest cases that a number stands for.")
+    kind: Literal["pictures", "volumes"]
+    cases: _Count
+    patients: _Count
+    intensities: tuple[_Share, ...] | None = Field(
+        description="Part of the pixels of all cases, each case with the same weight, in equal bins between 0 and 1."
+    )
+    sizes: Histogram = Field(description="The longer side in pixels.")
+    depths: Histogram | None = Field(description="Slices of volumes.")
+    spacing: Histogram = Field(description="Size of a pixel in mm, the larger of both.")
+    slice_distance: Histogram | None = Field(description="Of volumes, in mm.")
+    without_spacing: _Count
+    classes: dict[str, ClassFrequency]
+
+    @model_validator(mode="after")
+    def _bins(self) -> "SiteSummaryFile":
+        if self.intensities is not None and len(self.intensities) != BINS:
+            raise ValueError(f"intensities have {BINS} bins")
+        return self
+
+
+def summarize_data(
+    site: Site, study: Study, *, min_cases: int, tell: Callable[[], None] | None = None
+) -> SiteSummaryFile:
+    """The summary of one site; its files are read.
+
+    Args:
+        site: as stored on disk.
+        study: its classes, and how images are read.
+        min_cases: fewest cases that a number may stand for.
+        tell: called after each case.
+
+    Raises:
+        DataError: a case has a problem, which `pfedsam data check` tells as well.
+    """
+    labels = study.labels_of(site.name)
+    facts = gather_facts(site, labels, study.image, study.volume, tell=tell)
+    problems = [problem for one in facts.cases for problem in one.problems]
+    if problems:
+        raise DataError(
+            f"{problems[0]}. {len(problems)} case(s) of the site have a problem, and a summary is of sound data: run `pfedsam data check`"
+        )
+    return _summary(facts, labels, study, min_cases)
+
+
+def _summary(facts: SiteFacts, labels: LabelMap, study: Study, least: int) -> SiteSummaryFile:
+    cases, number = facts.cases, len(facts.cases)
+    volumes = any(one.case.volume for one in cases)
+    enough = number >= least
+    spacings = [one.spacing_mm for one in cases if one.spacing_mm]
+    known = told_parts({"with": len(spacings), "without": number - len(spacings)}, least)
+    return SiteSummaryFile(
+        site=facts.name,
+        min_cases=least,
+        kind="volumes" if volumes else "pictures",
+        cases=told(number, None, least),
+        patients=told(len(facts.site.patients()), None, least),
+        intensities=_intensities([one.case for one in cases], study) if enough else None,
+        sizes=_histogram([max(one.size[-2:]) for one in cases if one.size], SIZE_EDGES, least),
+        depths=_histogram([one.size[0] for one in cases if one.size], DEPTH_EDGES, least) if volumes else None,
+        spacing=_histogram([max(one[-2:]) for one in spacings], SPACING_EDGES, least),
+        slice_distance=_histogram([one[0] for one in spacings], SPACING_EDGES, least) if volumes else None,
+        without_spacing=known["without"],
+        classes={name: _frequency(cases, labels, name, least) for name in labels.names},
+    )
+
+
+def _frequency(cases: Sequence[CaseFacts], labels: LabelMap, name: str, least: int) -> ClassFrequency:
+    if name in labels.not_annotated:
+        return ClassFrequency(annotated=False, cases=None, share=None)
+    shares = [share for one in cases if (share := one.share(frozenset(labels.ids[name])))]
+    mean = sum(shares) / len(shares) if shares and len(shares) >= least else None
+    return ClassFrequency(annotated=True, cases=told(len(shares), len(cases), least), share=mean)
+
+
+def _histogram(values: Sequence[float], edges: Sequence[float], least: int) -> Histogram:
+    counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1).tolist()
+    shown = told_parts(dict(enumerate(counts)), least)
+    return Histogram(edges=tuple(edges), counts=tuple(shown[number] for number in range(len(counts))))
+
+
+def _intensities(cases: Sequence[Case], study: Study) -> tuple[float, ...]:
+    """The mean over the cases of the part of their pixels in each bin."""
+    total = np.zeros(BINS)
+    for case in cases:
+        values = np.concatenate([picture.mean(axis=-1).ravel() for picture in _pictures(case, study)])
+        total += np.histogram(values, bins=BINS, range=(0, 1))[0] / values.size
+    return tuple((total / len(cases)).clip(0, 1).tolist())
+
+
+def _pictures(case: Case, study: Study) -> list[npt.NDArray[np.float32]]:
+    """What a model sees of a case: the picture, or evenly spaced slices, each [H, W, 3] in 0..1."""
+    if not case.volume:
+        return [load_image(case, study.image)]
+    volume = open_case(case, study.image, study.volume)
+    depth = volume.shape[0]
+    chosen = sorted({round(place) for place in np.linspace(0, depth - 1, min(depth, _SHOWN_SLICES))})
+    with about(case):
+        return [volume.pixels(number) for number in chosen]
+
+
+def write_site_summary(path: Path, summary: SiteSummaryFile) -> None:
+    """Write a summary.
+
+    Raises:
+        StoreError: it could not be written.
+    """
+    atomic.write_json(path, summary.model_dump(mode="json", by_alias=True), mode=0o644)
+
+
+def read_site_summary(path: Path) -> SiteSummaryFile:
+    """The summary in a file, which another site may have sent.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise DataError(
+                f"{path.name!r} is too large for a summary of a site; give a file of `pfedsam data summary`"
+            )
+        content: Mapping[str, object] = json.loads(path.read_text("utf-8"))
+        return SiteSummaryFile.model_validate(content)
+    except OSError as error:
+        raise DataError(
+            f"{path.name!r} cannot be read ({error.strerror}); give a file of `pfedsam data summary`"
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "its content"
+        raise DataError(
+            f"{path.name!r} is no summary of a site: {where}: {first['msg']}; give a file of `pfedsam data summary`"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path.name!r} is no summary of a site; give a file of `pfedsam data summary`") from error

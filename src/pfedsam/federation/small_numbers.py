@@ -1,0 +1,44 @@
+"""The check, at a site's gate, that no number in a reply stands for fewer cases than the study allows."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Final
+
+from pfedsam.core.errors import UpdateError
+from pfedsam.core.small_numbers import OFF
+from pfedsam.evaluation.scores import MEASURES
+from pfedsam.evaluation.summary import Occurrence
+
+_COUNTS: Final = frozenset(
+    {"cases", "patients", *(f"undefined_{one}" for one in MEASURES), *(field.name for field in fields(Occurrence))}
+)
+
+
+def is_count(name: str) -> bool:
+    """Whether the metric of this name is a number of cases or patients."""
+    return not name.startswith("annotates.") and name.rsplit(".", 1)[-1] in _COUNTS
+
+
+def check_small_numbers(scalar_metrics: Mapping[str, float | None], least: int) -> None:
+    """Refuse a count below the least, and the scores of a model whose number of test cases is withheld.
+
+    Args:
+        scalar_metrics: of a reply.
+        least: the study's `min_cases`.
+
+    Raises:
+        UpdateError: naming the metric.
+    """
+    if least <= OFF:
+        return
+    for name, value in scalar_metrics.items():
+        if value is None:
+            continue
+        if is_count(name) and value < least:
+            raise UpdateError(f"the reply gives {name} a value below {least}, which must not leave the site.")
+        model = ".".join(name.split(".")[:2])
+        hidden = f"{model}.cases" in scalar_metrics and scalar_metrics[f"{model}.cases"] is None
+        if hidden and name.rsplit(".", 1)[-1] in MEASURES:
+            raise UpdateError(
+                f"the reply gives {name}, a score of fewer than {least} cases, which must not leave the site."
+            )

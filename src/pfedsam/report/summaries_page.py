@@ -1,0 +1,168 @@
+"""The summaries of several sites' data side by side: rows for the terminal, a page, and who differs from whom in look and labels."""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Final
+
+from pfedsam.core.atomic import write_text
+from pfedsam.core.errors import DataError
+from pfedsam.data.site_summary import BINS, Histogram, SiteSummaryFile
+from pfedsam.report.format import MISSING, format_cases
+from pfedsam.report.page import environment
+
+_FAR: Final = 0.1
+"""Distance of the intensities of two sites from which they are said to look different, of a range of 1."""
+_FACTOR: Final = 2.0
+"""Factor between two sites' pixel sizes or shares of a class from which they are said to differ."""
+_HEIGHT: Final = 60
+"""Of the drawing of a histogram, in pixels."""
+
+
+def summary_rows(summary: SiteSummaryFile) -> dict[str, str]:
+    """The properties of a site as text, by the name of the property."""
+    least = summary.min_cases
+    rows = {
+        summary.kind: _count(summary.cases, least),
+        "patients": _count(summary.patients, least),
+        "mean intensity": MISSING if summary.intensities is None else f"{mean_intensity(summary.intensities):.2f}",
+        "longer side in pixels": _bins(summary.sizes, least),
+        "pixel in mm": _bins(summary.spacing, least),
+        "without spacing": _count(summary.without_spacing, least),
+    }
+    if summary.depths is not None and summary.slice_distance is not None:
+        rows |= {
+            "slices": _bins(summary.depths, least),
+            "slice distance in mm": _bins(summary.slice_distance, least),
+        }
+    for name, one in summary.classes.items():
+        share = MISSING if one.share is None else f"{100 * one.share:.2g} % of the pixels"
+        rows[f"class {name}"] = f"{_count(one.cases, least)} cases, {share}" if one.annotated else "not annotated"
+    return rows
+
+
+def mean_intensity(intensities: Sequence[float]) -> float:
+    """The mean of what is counted in equal bins between 0 and 1, each taken at its middle."""
+    return sum((number + 0.5) / BINS * part for number, part in enumerate(intensities)) / (sum(intensities) or 1)
+
+
+def look_distance(one: SiteSummaryFile, other: SiteSummaryFile) -> float | None:
+    """How far the intensities of a site have to be moved to become those of the other, in 0..1 (Wasserstein distance of order 1)."""
+    if one.intensities is None or other.intensities is None:
+        return None
+    total, moved = 0.0, 0.0
+    for mine, theirs in zip(one.intensities, other.intensities, strict=True):
+        moved += mine - theirs
+        total += abs(moved) / BINS
+    return total
+
+
+def differences(summaries: Sequence[SiteSummaryFile]) -> list[str]:
+    """Who differs from whom, a sentence for each difference; none where all are alike."""
+    return [text for one, other in combinations(summaries, 2) for text in (*_looks(one, other), *_labels(one, other))]
+
+
+def _looks(one: SiteSummaryFile, other: SiteSummaryFile) -> Iterator[str]:
+    both = f"{one.site} and {other.site}"
+    if one.kind != other.kind:
+        yield f"{both}: one has {one.kind}, the other {other.kind}, which no study takes together."
+    distance = look_distance(one, other)
+    if distance is not None and distance >= _FAR and one.intensities and other.intensities:
+        means = f"mean {mean_intensity(one.intensities):.2f} and {mean_intensity(other.intensities):.2f}"
+        yield f"{both} differ in look: their intensities are {distance:.2f} apart ({means})."
+    for what, mine, theirs in (
+        ("pixels", one.spacing, other.spacing),
+        ("slices", one.slice_distance, other.slice_distance),
+    ):
+        first, second = (None if found is None else _middle(found) for found in (mine, theirs))
+        if first is not None and second is not None and max(first, second) >= _FACTOR * min(first, second):
+            yield f"{both} differ in scale: the distance of their {what} is about {first:.2g} and {second:.2g} mm."
+
+
+def _labels(one: SiteSummaryFile, other: SiteSummaryFile) -> Iterator[str]:
+    both = f"{one.site} and {other.site}"
+    for name in dict.fromkeys([*one.classes, *other.classes]):
+        mine, theirs = one.classes.get(name), other.classes.get(name)
+        if mine is None or theirs is None:
+            yield f"{both} differ in labels: {one.site if mine is None else other.site} has no class {name!r}."
+        elif mine.annotated != theirs.annotated:
+            lacking = other.site if mine.annotated else one.site
+            yield f"{both} differ in labels: {lacking} does not annotate {name!r}."
+        elif mine.share and theirs.share and abs(math.log(mine.share / theirs.share)) >= math.log(_FACTOR):
+            yield (
+                f"{both} differ in labels: {name!r} fills {100 * mine.share:.2g} % and {100 * theirs.share:.2g} % of the masks that "
+                "have it."
+            )
+
+
+def _middle(found: Histogram) -> float | None:
+    """The geometric middle of the fullest bin; None where it has none, or nothing is known."""
+    known = [(count, number) for number, count in enumerate(found.counts) if count]
+    number = max(known)[1] if known else 0
+    if not 0 < number < len(found.edges):
+        return None
+    return math.sqrt(found.edges[number - 1] * found.edges[number])
+
+
+def _count(value: int | None, least: int) -> str:
+    return format_cases(value, min_cases=least)
+
+
+def _bins(found: Histogram, least: int) -> str:
+    """The bins that hold something, with their counts."""
+    texts = []
+    for number, count in enumerate(found.counts):
+        if count:
+            low = f"{found.edges[number - 1]:g}" if number else "0"
+            high = f"{found.edges[number]:g}" if number < len(found.edges) else "more"
+            texts.append(f"{low} to {high} ({count})")
+    if texts:
+        return ", ".join(texts)
+    return MISSING if least == 1 else f"each in fewer than {least}"
+
+
+def check_names(summaries: Sequence[SiteSummaryFile]) -> None:
+    """Refuse summaries that cannot be told apart.
+
+    Raises:
+        DataError: there are fewer than two, or two are of one site.
+    """
+    names = [one.site for one in summaries]
+    if len(names) < 2:
+        raise DataError("one summary cannot be compared; give the files of at least two sites")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise DataError(f"two of the summaries are of a site {twice[0]!r}; give one file of each site")
+
+
+def write_summaries_page(summaries: Sequence[SiteSummaryFile], out: Path) -> Path:
+    """Write the page to the file `out`, and return its path. It holds no picture.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    rows = [summary_rows(one) for one in summaries]
+    html = (
+        environment()
+        .get_template("summaries.html.j2")
+        .render(
+            summaries=summaries,
+            labels=list(dict.fromkeys(label for row in rows for label in row)),
+            rows=rows,
+            distances=[[look_distance(one, other) for other in summaries] for one in summaries],
+            differences=differences(summaries),
+            bars={one.site: _bars(one) for one in summaries},
+            height=_HEIGHT,
+        )
+    )
+    write_text(out, html)
+    return out
+
+
+def _bars(summary: SiteSummaryFile) -> list[float] | None:
+    """The heights of the bars of the intensities in pixels, the fullest bin `_HEIGHT`."""
+    if summary.intensities is None:
+        return None
+    top = max(summary.intensities) or 1
+    return [round(_HEIGHT * part / top, 1) for part in summary.intensities]

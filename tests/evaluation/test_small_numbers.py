@@ -1,0 +1,46 @@
+"""What may leave a site of few cases; every expected value is counted by hand."""
+
+from dataclasses import replace
+
+from pfedsam.evaluation.scores import MEASURES, ClassScores
+from pfedsam.evaluation.small_numbers import withhold
+from pfedsam.evaluation.summary import ClassSummary, Occurrence, SiteSummary, Units, sum_counts
+
+FULL = ClassScores(0.8, 0.7, 2.0, 1.0, 0.9, 0.1, 0.5)
+
+
+def site(cases: int, **absent: int) -> SiteSummary:
+    """A site of so many cases, in which each class is absent in so many, and found in all others."""
+    classes = {
+        name: ClassSummary(FULL, dict.fromkeys(MEASURES, few), Occurrence(cases - few, 0, 0, few))
+        for name, few in absent.items()
+    }
+    return SiteSummary(
+        cases, cases, Units("mm", "ml"), FULL, classes, sum_counts(c.undefined for c in classes.values())
+    )
+
+
+def test_nothing_of_a_site_with_too_few_test_cases_is_told() -> None:
+    found = withhold(site(9, organ=0, lesion=2), 10)
+    nothing = ClassScores(None, None)
+    assert (found.cases, found.patients, found.mean) == (None, None, nothing)
+    assert {one.mean for one in found.classes.values()} == {nothing}
+    assert set(found.undefined.values()) == {None}
+
+
+def test_a_class_of_few_cases_is_withheld_and_so_is_the_mean_that_would_tell_it() -> None:
+    found = withhold(site(30, organ=0, lesion=25), 10)
+    assert (found.cases, found.classes["organ"].mean) == (30, FULL)
+    assert found.classes["organ"].occurrence == Occurrence(30, None, None, None, None)
+    assert found.classes["lesion"].mean.dice is None  # defined in five cases
+    assert found.classes["lesion"].occurrence == Occurrence(None, None, None, None, None)
+    assert found.mean.dice is None  # twice the mean less the organ's is the lesion's
+
+
+def test_everything_is_told_of_a_large_site_and_where_nothing_is_withheld() -> None:
+    large = site(40, organ=0, lesion=15)
+    found = withhold(large, 10)
+    assert (found.cases, found.mean) == (40, FULL)
+    assert found.classes["lesion"].occurrence == Occurrence(25, None, None, 15, None)
+    assert withhold(large, 1) is large
+    assert withhold(replace(large, cases=None), 10).cases is None
