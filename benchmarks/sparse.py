@@ -8,8 +8,8 @@ and the middle of each slice is used, `CROP` pixels wide. pfedsam is trained wit
 * sparse: `training.loss: focal_tversky`, and half of each batch are slices with grey matter;
 * plain: `training.loss: dice_ce`, and slices drawn as they come.
 
-A seed has collapsed at a site if no predicted mask of its test part holds a voxel. Writes benchmarks/results/sparse.json and .md, anew after
-each run. Resumable: run the same command again.
+A seed has collapsed at a site if no predicted mask of its test part holds a voxel. Writes benchmarks/results/sparse.json and .md, anew
+after each run. Resumable: run the same command again.
 """
 
 import argparse

@@ -6,11 +6,13 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 from volume_files import all_planes, write_nifti, write_series
 
 from pfedsam.core.errors import DataError
+from pfedsam.data.labels import LabelMap
 from pfedsam.data.readers import open_mask, open_volume
 from pfedsam.data.readers.dicom import DicomReader
 from pfedsam.data.readers.seg_write import write_seg
@@ -166,6 +168,24 @@ def test_segments_that_overlap_are_named(tmp_path):
     found = _mask(path, image, segments={"Organ 1": 1, "Organ 2": 2})
     assert [(found == value).sum() for value in (1, 2)] == [80, 16]
     assert (_mask(path, image, segments={"Organ 2": 2, "Organ 1": 1}) == 2).sum() == 0
+
+
+def test_segments_that_cross_keep_both_and_are_regions_of_sums(tmp_path):
+    image = _series(tmp_path)
+    both = np.zeros((5, 6, 8, 2), np.uint8)
+    both[1:3, ..., 0], both[2:4, :2, :, 1] = 1, 1
+    path = _write(tmp_path / "m.dcm", image, both, "BINARY")
+    found = _mask(path, image, segments={"Organ 1": 1, "Organ 2": 2}, sum_segments=True)
+    np.testing.assert_array_equal(found, np.moveaxis(both[..., 0] + 2 * both[..., 1], 0, 2))
+    assert {value: int((found == value).sum()) for value in (1, 2, 3)} == {1: 80, 2: 16, 3: 16}
+    regions = LabelMap({"one": [1, 3], "two": [2, 3]}, overlap=True)
+    np.testing.assert_array_equal(regions.to_classes(found) & 2 > 0, np.moveaxis(both[..., 1] > 0, 0, 2))
+
+
+@pytest.mark.parametrize("segments", [{}, {"a": 1, "b": 3}, {"a": 2, "b": 2}])
+def test_sums_need_ids_that_they_tell_apart(segments):
+    with pytest.raises(ValidationError, match="each with an id of its own"):
+        VolumeOptions(segments=segments, sum_segments=True)
 
 
 def test_a_seg_of_another_series_is_refused(tmp_path):
