@@ -1,9 +1,11 @@
-"""What volumes cost: predicting one of 256 x 256 x 64, checking 200 of them, and whether files of DATA are read as they should.
+"""What volumes cost, and whether they come back right: prediction, check, orientations, transfer syntaxes, and files of DATA.
 
-    python benchmarks/volumes.py DATA --out benchmarks/results/volumes.json
+    python benchmarks/volumes.py DATA [PART ...]
 
-DATA is a folder that holds `dicom/`, whose README says of each folder what a reader should do; without it those rows are left out. Time
-(wall, of a quiet machine) and peak resident memory are of `pfedsam` commands, each a process of its own. The volumes are generated.
+Parts are `predict`, `check`, `orientations`, `syntaxes` and `dicom`; without one all are measured. Each part replaces its own figures in
+`benchmarks/results/volumes.json`, and the others stay. `predict` and `check` measure time (wall, meant for a quiet machine) and peak
+resident memory of `pfedsam` commands, each a process of its own. DATA holds a folder `dicom` with public test files, whose README says of
+each of its folders what a reader should do; only the part `dicom` needs it. The other volumes are generated.
 """
 
 import argparse
@@ -17,49 +19,66 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from itertools import permutations, product
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from common import machine
+from common import RESULTS, machine
+from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
+from pfedsam.core import atomic
 from pfedsam.core.errors import DataError
-from pfedsam.data.images import ImageOptions
 from pfedsam.data.readers import open_mask, open_volume
 from pfedsam.data.readers.base import Reader
-from pfedsam.data.volume import Volume
 from pfedsam.data.volume_options import VolumeOptions
 from pfedsam.report.result_file import commit
 
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
+from volume_files import write_series
+
 SHAPE = (256, 256, 64)
 VOLUMES = 200
-GOALS = {"predict_s": 40.0, "predict_mib": 1229.0, "check_mib": 1024.0, "orientations_right": 48.0}
+DIFFERENT_IMAGES = 4
+"""Of the site that is checked, the other images are links to these: the check reads their headers only."""
+SMALL = (24, 20, 6)
+"""Shape of the volume that is predicted in all orientations."""
+GOALS = {
+    "predict_s": 40.0,
+    "predict_mib": 1229.0,
+    "check_mib": 1024.0,
+    "orientations_right": 48.0,
+    "syntaxes_right": 5.0,
+    "dicom_rows_right": 19.0,
+}
 AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
+RESULT = RESULTS / "volumes.json"
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure the parts that are named, or all of them; the figures of the others stay."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "volumes.json")
+    parser.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)}; all without one")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        figures: dict[str, float] = {**predict_figures(Path(folder)), **check_figures(Path(folder))}
-        figures["orientations_right"] = float(orientations_right(Path(folder)))
-    rows = dicom_rows(given.data / "dicom") if (given.data / "dicom").is_dir() else {}
-    if rows:
-        figures |= {"dicom_rows_right": float(sum(rows.values())), "dicom_rows": float(len(rows))}
-    content = {
-        "command": f"python benchmarks/volumes.py DATA --out {given.out.name}",
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit(),
-        "machine": machine(),
-        "goals": GOALS,
-        **figures,
-        "rows": rows,
-    }
-    given.out.write_text(json.dumps(content, indent=2) + "\n")
-    print(json.dumps(content, indent=2))
+    unknown = [part for part in given.part if part not in PARTS]
+    if unknown:
+        parser.error(f"there is no part {unknown[0]!r}; choose among {', '.join(PARTS)}")
+    for part in given.part or list(PARTS):
+        with tempfile.TemporaryDirectory() as folder:
+            figures = PARTS[part](Path(folder), given.data)
+        content = json.loads(RESULT.read_text("utf-8")) if RESULT.exists() else {"figures": {}, "made_by": {}}
+        content["goals"] = GOALS
+        content["figures"] |= figures
+        content["made_by"][part] = {
+            "command": f"python benchmarks/volumes.py DATA {part}",
+            "commit": commit(),
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": machine(),
+        }
+        atomic.write_json(RESULT, content, mode=0o644)
+        print(json.dumps(figures, indent=2), flush=True)
 
 
 def make_volume(seed: int, shape: tuple[int, int, int]) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
@@ -71,93 +90,139 @@ def make_volume(seed: int, shape: tuple[int, int, int]) -> tuple[npt.NDArray[np.
     return (drawn.normal(0, 60, shape) + 500.0 * mask).astype(np.int16), mask
 
 
-def write_site(folder: Path, count: int, shape: tuple[int, int, int]) -> None:
-    """A site of so many volumes."""
+def write_site(folder: Path, count: int, shape: tuple[int, int, int], different: int | None = None) -> None:
+    """A site of so many volumes; the images after the first `different` are links to these."""
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for number in range(count):
         values, mask = make_volume(number, shape)
-        nib.save(nib.Nifti1Image(values, AFFINE), folder / "images" / f"v{number:03d}.nii.gz")
+        image = folder / "images" / f"v{number:03d}.nii.gz"
+        if different is None or number < different:
+            nib.save(nib.Nifti1Image(values, AFFINE), image)
+        else:
+            os.link(folder / "images" / f"v{number % different:03d}.nii.gz", image)
         nib.save(nib.Nifti1Image(mask, AFFINE), folder / "masks" / f"v{number:03d}.nii.gz")
 
 
-def write_study(path: Path, sites: Mapping[str, Path]) -> None:
-    """A configuration with one class."""
+def write_study(path: Path, sites: Mapping[str, Path], rounds: int = 1, image_size: int | None = None) -> None:
+    """A configuration with one class, and with the plane of the slices named so that every orientation is cut alike."""
     listed = ", ".join(f"{name}: {folder}" for name, folder in sites.items())
+    size = "" if image_size is None else f"model: {{image_size: {image_size}}}\n"
     path.write_text(
-        f"data: {{sites: {{{listed}}}, classes: {{ball: [1]}}}}\n"
-        "training: {rounds: 1, steps_per_round: 2}\nevaluation: {validate_every: 0}\n"
+        f"data: {{sites: {{{listed}}}, classes: {{ball: [1]}}, volume: {{axis: axial}}}}\n{size}"
+        f"training: {{rounds: {rounds}, steps_per_round: 4}}\nevaluation: {{validate_every: 0}}\n"
     )
 
 
-def measured(*command: str) -> tuple[float, float]:
+def measured(*command: object) -> tuple[float, float]:
     """Seconds and peak resident MiB of a `pfedsam` command.
 
     Raises:
         RuntimeError: It failed.
     """
     started = time.perf_counter()
-    with subprocess.Popen([Path(sys.executable).with_name("pfedsam"), *command], stdout=subprocess.DEVNULL) as process:
+    program = [Path(sys.executable).with_name("pfedsam"), *map(str, command)]
+    with subprocess.Popen(program, stdout=subprocess.DEVNULL) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"pfedsam {' '.join(command)} ended with {process.returncode}")
+        raise RuntimeError(f"pfedsam {' '.join(map(str, command))} ended with {process.returncode}")
     return time.perf_counter() - started, usage.ru_maxrss / 1024
 
 
-def predict_figures(folder: Path) -> dict[str, float]:
+def predict_figures(folder: Path, _: Path) -> dict[str, Any]:
     """Time and memory of predicting one volume with the shipped backbone."""
     write_site(folder / "small", 6, (64, 64, 6))
     write_study(folder / "small.yaml", {"small": folder / "small"})
-    measured("run", str(folder / "small.yaml"), "--out", str(folder / "run"))
+    measured("run", folder / "small.yaml", "--out", folder / "run")
     nib.save(nib.Nifti1Image(make_volume(0, SHAPE)[0], AFFINE), folder / "large.nii.gz")
     seconds, mib = measured(
-        *(
-            "predict",
-            str(folder / "run"),
-            str(folder / "large.nii.gz"),
-            "--site",
-            "small",
-            "--out",
-            str(folder / "masks"),
-        )
+        "predict", folder / "run", folder / "large.nii.gz", "--site", "small", "--out", folder / "masks"
     )
     return {"predict_s": round(seconds, 1), "predict_mib": round(mib)}
 
 
-def check_figures(folder: Path) -> dict[str, float]:
+def check_figures(folder: Path, _: Path) -> dict[str, Any]:
     """Time and memory of checking and splitting a site of large volumes."""
-    write_site(folder / "many", VOLUMES, SHAPE)
+    write_site(folder / "many", VOLUMES, SHAPE, different=DIFFERENT_IMAGES)
     write_study(folder / "many.yaml", {"many": folder / "many"})
-    seconds, checked = measured("data", "check", str(folder / "many.yaml"))
-    _, split = measured("data", "split", str(folder / "many.yaml"), "--out", str(folder / "split"))
+    seconds, checked = measured("data", "check", folder / "many.yaml")
+    _, split = measured("data", "split", folder / "many.yaml", "--out", folder / "split")
     return {"check_s": round(seconds, 1), "check_mib": round(max(checked, split))}
 
 
-def slices(volume: Volume) -> npt.NDArray[np.float32]:
-    """All slices, [D, H, W, 3]."""
-    return np.stack([volume.pixels(number) for number in range(volume.shape[0])])
+def small_run(folder: Path) -> Path:
+    """A run that has learnt to find the ball of `make_volume`."""
+    write_site(folder / "small", 6, SMALL)
+    write_study(folder / "small.yaml", {"small": folder / "small"}, rounds=15, image_size=64)
+    measured("run", folder / "small.yaml", "--out", folder / "run")
+    return folder / "run"
 
 
-def orientations_right(folder: Path) -> int:
-    """In how many of the 48 orientations of a NIfTI file the slices are those of the first, and a mask keeps its grid."""
-    values, mask = make_volume(1, (24, 20, 12))
-    options, right = VolumeOptions(axis="axial"), 0
-    expected: npt.NDArray[np.float32] | None = None
-    for order, signs in product(permutations(range(3)), product((1, -1), repeat=3)):
-        change = np.array(list(zip(order, signs, strict=True)))
-        image, truth = (nib.Nifti1Image(one, AFFINE).as_reoriented(change) for one in (values, mask))
-        nib.save(image, folder / "o.nii.gz")
-        volume = Volume([open_volume(folder / "o.nii.gz", options)], options, ImageOptions())
-        expected = slices(volume) if expected is None else expected
-        volume.readers[0].write_mask(folder / "m.nii.gz", np.asarray(truth.dataobj))
-        read = open_mask(folder / "m.nii.gz", volume.readers[0], options)
-        same_mask = all(
-            np.array_equal(read.mask_slice(k), np.asarray(truth.dataobj)[..., k]) for k in range(truth.shape[2])
-        )
-        same_place = np.abs(nib.load(folder / "m.nii.gz").affine - image.affine).max() <= 1e-6
-        right += bool(np.array_equal(slices(volume), expected) and same_mask and same_place)
-    return right
+def orientation_figures(folder: Path, _: Path) -> dict[str, Any]:
+    """In how many of the 48 orientations of a volume, as NIfTI and as DICOM, the mask is that of the first, on its own grid.
+
+    Raises:
+        RuntimeError: The model finds nothing, so that equal masks would say nothing.
+    """
+    run, values = small_run(folder), make_volume(1, SMALL)[0]
+    affines = {}
+    for number, (order, signs) in enumerate(product(permutations(range(3)), product((1, -1), repeat=3))):
+        image = nib.Nifti1Image(values, AFFINE).as_reoriented(np.array(list(zip(order, signs, strict=True))))
+        (folder / "nifti").mkdir(exist_ok=True)
+        nib.save(image, folder / "nifti" / f"n{number}.nii.gz")
+        write_series(folder / "dicom" / f"d{number}", np.asarray(image.dataobj), image.affine, seed=number)
+        affines[number] = image.affine
+    measured("predict", run, folder / "nifti", folder / "dicom", "--site", "small", "--out", folder / "masks")
+    reference = _canonical(folder / "masks" / "n0.nii.gz")
+    if not reference.any():
+        raise RuntimeError("The model finds nothing, so that all masks are equal: train it longer.")
+    right, farthest = {"n": 0, "d": 0}, 0.0
+    for number, affine in affines.items():
+        for kind in right:
+            path = folder / "masks" / f"{kind}{number}.nii.gz"
+            right[kind] += bool(np.array_equal(_canonical(path), reference))
+        off = np.abs(nib.load(folder / "masks" / f"n{number}.nii.gz").affine - affine).max()
+        farthest = max(farthest, float(off))
+    return {
+        "orientations_right": min(right.values()),
+        "orientations_right_nifti": right["n"],
+        "orientations_right_dicom": right["d"],
+        "orientations_affine_difference": farthest,
+    }
+
+
+def _canonical(path: Path) -> npt.NDArray[np.uint8]:
+    return np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj)
+
+
+def syntax_figures(folder: Path, _: Path) -> dict[str, Any]:
+    """In how many of five transfer syntaxes the voxels and the mask of a series are those of the plain one."""
+    run, values = small_run(folder), make_volume(1, SMALL)[0]
+    plain = write_series(folder / "dicom" / "plain", values, AFFINE)
+    for syntax in (JPEG2000Lossless, JPEGLSLossless, RLELossless, DeflatedExplicitVRLittleEndian):
+
+        def pack(dataset: Dataset, _: int, syntax: Any = syntax) -> None:  # noqa: ANN401 - pydicom's type
+            if syntax == DeflatedExplicitVRLittleEndian:
+                dataset.file_meta.TransferSyntaxUID = syntax
+            else:
+                dataset.compress(syntax)
+
+        write_series(folder / "dicom" / syntax.keyword, values, AFFINE, change=pack)
+    measured("predict", run, folder / "dicom", "--site", "small", "--out", folder / "masks")
+    mask, voxels = _canonical(folder / "masks" / "plain.nii.gz"), _voxels(plain)
+    same = [
+        np.array_equal(_voxels(path), voxels)
+        and np.array_equal(_canonical(folder / "masks" / f"{path.name}.nii.gz"), mask)
+        for path in sorted((folder / "dicom").iterdir())
+    ]
+    return {"syntaxes_right": sum(same) if mask.any() else 0}
+
+
+def dicom_figures(_: Path, data: Path) -> dict[str, Any]:
+    """How many folders of the corpus are read, or refused, as its README says."""
+    rows = dicom_rows(data / "dicom")
+    return {"dicom_rows_right": sum(rows.values()), "dicom_rows": len(rows), "dicom_rows_by_folder": rows}
 
 
 def dicom_rows(folder: Path) -> dict[str, bool]:
@@ -271,6 +336,15 @@ _ROWS: Mapping[str, Callable[[Path], bool]] = {
     "seg_binary_fractional_overlap": _fractional,
     "rtstruct_chest_phantom": _phantom,
     "two_series_in_one_folder": _two_series,
+}
+
+
+PARTS: Mapping[str, Callable[[Path, Path], dict[str, Any]]] = {
+    "predict": predict_figures,
+    "check": check_figures,
+    "orientations": orientation_figures,
+    "syntaxes": syntax_figures,
+    "dicom": dicom_figures,
 }
 
 

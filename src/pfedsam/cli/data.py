@@ -21,6 +21,8 @@ app = typer.Typer(help="Check, compare, split and import the data of the sites b
 Config = Annotated[Path, typer.Argument(help="YAML file with data.sites and data.classes.")]
 _LABELS, _COLUMN = 24, 26
 """Widths of the table's first column and of one site's."""
+_MOST_SERIES = 60
+"""Series that are listed of a site."""
 
 
 @app.command("check")
@@ -49,6 +51,9 @@ def check_command(
     problems = list(dict.fromkeys([*report.problems, *problems]))
     for shown in _groups(report.sites):
         OUT.print(_table(shown))
+    for site in report.sites:
+        if site.series:
+            _print_series(site)
     if html is not None:
         OUT.print(f"Page: {write_data_page(report, study, html, problems=problems)}", soft_wrap=True)
     for warning in report.warnings:
@@ -111,6 +116,23 @@ def _table(sites: "Sequence[SiteReport]") -> Table:
     for label in rows[0]:
         table.add_row(label, *(row[label] for row in rows))
     return table
+
+
+def _print_series(site: "SiteReport") -> None:
+    """The series of the folders that hold several, and how one is chosen."""
+    from pfedsam.report.data_page import SERIES_COLUMNS, series_rows
+
+    rows = series_rows(site)
+    table = Table(*SERIES_COLUMNS, title=f"{site.site}: folders that hold several series", title_justify="left")
+    for row in rows[:_MOST_SERIES]:
+        table.add_row(*row)
+    OUT.print(table)
+    if len(rows) > _MOST_SERIES:
+        OUT.print(f"... and {len(rows) - _MOST_SERIES} more series.")
+    OUT.print(
+        "Choose by data.volume.series (a number as listed, or words of the series' description) for all cases, or for single cases by the "
+        "column series of the site's manifest.csv."
+    )
 
 
 @app.command("split")

@@ -10,6 +10,7 @@ from pfedsam.core.errors import DataError
 from pfedsam.data.facts import CaseFacts, SiteFacts, gather_facts
 from pfedsam.data.labels import BACKGROUND, LabelMap
 from pfedsam.data.manifest import SPLITS, Case, Site, pattern_is_idle
+from pfedsam.data.readers.series_table import SeriesRow
 from pfedsam.data.split import split_problems
 from pfedsam.data.suspicions import Study, find_suspicions, name_cases
 
@@ -43,6 +44,8 @@ class SiteReport:
     """Masks of background alone."""
     unlabelled: int
     """Images without a mask that could be read."""
+    series: Mapping[str, tuple[SeriesRow, ...]]
+    """Case -> the series of its folder, of the cases whose folder holds several."""
     problems: tuple[str, ...]
     """One message each, with site, cases and remedy; empty where all is well."""
 
@@ -138,6 +141,7 @@ def describe_site(facts: SiteFacts, study: Study) -> SiteReport:
         shares={name: _median_share(cases, labels, name) for name in labels.names},
         empty=sum(one.labelled and set(one.pixels) <= background for one in cases),
         unlabelled=sum(not one.labelled for one in cases),
+        series={one.case.id: one.series for one in cases if one.series},
         problems=_problems(facts, study),
     )
 

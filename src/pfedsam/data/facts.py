@@ -19,6 +19,7 @@ from pfedsam.data.images import ImageOptions, Stored, read_stored
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.loader import check_sizes, load_ids, load_image
 from pfedsam.data.manifest import SUFFIXES, Case, Site, has_manifest, orphan_masks, unlisted_files, unread_pictures
+from pfedsam.data.readers.series_table import SeriesRow, list_series, series_of
 from pfedsam.data.volume_case import open_case, open_case_mask
 from pfedsam.data.volume_options import VolumeOptions
 
@@ -57,6 +58,8 @@ class CaseFacts:
     """Id in the mask -> its pixels."""
     edge: Mapping[int, int] = field(default_factory=dict)
     """Id in the mask -> its pixels on the outermost rows and columns."""
+    series: tuple[SeriesRow, ...] = ()
+    """The series of a DICOM folder that holds several."""
     labelled: bool = False
     """There is a mask that could be read."""
 
@@ -163,15 +166,16 @@ def _volume_facts(case: Case, labels: LabelMap, image: ImageOptions, options: Vo
     digest = hashlib.blake2b(digest_size=16)
     try:
         volume = open_case(case, image, options)
-        facts = replace(facts, size=volume.shape, volume_spacing=volume.spacing_mm)
+        series = series_of(volume.readers[0])
+        facts = replace(facts, size=volume.shape, volume_spacing=volume.spacing_mm, series=series)
         mask = open_case_mask(case, volume, options)
         with about(case):
             for ids in volume.all_ids(mask):
                 pixels.update(_counts(ids))
                 edge.update(_counts(_border(ids)))
-                digest.update(ids.astype(np.uint16).data)
+                digest.update(np.ascontiguousarray(ids, dtype=np.uint16).data)
     except DataError as error:
-        return replace(facts, problems=(str(error),))
+        return replace(facts, problems=(str(error),), series=facts.series or list_series(case.image))
     unknown = labels.unknown(pixels)
     problems = (f"site {case.site!r}, case {case.id!r}: {labels.complaint(unknown)}",) if unknown else ()
     content = digest.hexdigest() if pixels.total() - pixels[0] >= _TELLING_VOXELS else None

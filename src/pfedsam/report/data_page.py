@@ -28,6 +28,9 @@ _LISTED: Final = 3
 """Number of sizes or ids that a row lists individually."""
 
 
+SERIES_COLUMNS: Final = ("case", "series", "plane", "image type", "time", "slices", "pixels", "spacing in mm", "chosen")
+
+
 @dataclass(frozen=True)
 class Thumbnail:
     """The picture of a case on the page."""
@@ -63,6 +66,26 @@ def site_rows(site: SiteReport) -> dict[str, str]:
         "unlabelled images": str(site.unlabelled),
         "problems": str(len(site.problems)),
     }
+
+
+def series_rows(site: SiteReport) -> list[tuple[str, ...]]:
+    """A row of text for each series of the folders that hold several, with the columns `SERIES_COLUMNS`; cases without a choice first."""
+    cases = sorted(site.series.items(), key=lambda item: any(row.chosen for row in item[1]))
+    return [
+        (
+            case if number == 0 else "",
+            f"{row.number} {row.modality}",
+            row.plane or MISSING,
+            row.image_type or MISSING,
+            _after(row.seconds),
+            f"{row.slices}" if row.times == 1 else f"{row.slices}, {row.times} each",
+            f"{row.size[1]} x {row.size[0]}",
+            _spacing(row.spacing_mm),
+            "yes" if row.chosen else "no",
+        )
+        for case, rows in cases
+        for number, row in enumerate(rows)
+    ]
 
 
 def write_data_page(report: DataReport, study: Study, out: Path, *, problems: Sequence[str]) -> Path:
@@ -135,6 +158,14 @@ def _size(size: tuple[int, ...]) -> str:
 
 def _spacing(spacing: tuple[float, ...] | None) -> str:
     return "none" if spacing is None else " x ".join(f"{value:g}" for value in spacing)
+
+
+def _after(seconds: float | None) -> str:
+    """How long after the first series of its folder another was taken."""
+    if seconds is None:
+        return MISSING
+    days, minutes = divmod(round(seconds / 60), 24 * 60)
+    return f"{days} days" if days else f"{minutes} min"
 
 
 def _values(site: SiteReport) -> str:

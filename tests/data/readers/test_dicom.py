@@ -1,13 +1,23 @@
 import shutil
 from pathlib import Path
 
+import gdcm
 import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+    generate_uid,
+)
 from volume_files import CANARY, all_planes, set_pixels, write_series
 
 from pfedsam.core.errors import DataError
@@ -57,16 +67,54 @@ def _ordered(affine: np.ndarray, depth: int) -> np.ndarray:
     return turned
 
 
-@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless, RLELossless])
-def test_compressed_series_hold_the_same_voxels(tmp_path, syntax):
+def _jpeg_lossless(source: Path, target: Path) -> None:
+    """Written by another library: GDCM."""
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(source))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFileName(str(target))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        JPEG2000Lossless,
+        JPEGLSLossless,
+        JPEGLosslessSV1,
+        RLELossless,
+        DeflatedExplicitVRLittleEndian,
+        ImplicitVRLittleEndian,
+        ExplicitVRBigEndian,
+    ],
+    ids=lambda syntax: syntax.keyword,
+)
+def test_one_series_in_every_transfer_syntax_has_the_same_voxels(tmp_path, syntax):
     values = np.random.default_rng(1).integers(0, 4000, (64, 64, 3)).astype(np.uint16)
 
-    def compress(dataset: Dataset, k: int) -> None:
-        dataset.compress(syntax)
+    def pack(dataset: Dataset, k: int) -> None:
+        if syntax in (JPEG2000Lossless, JPEGLSLossless, RLELossless):
+            dataset.compress(syntax)
+        elif syntax == ExplicitVRBigEndian:
+            dataset.PixelData = values[..., k].astype(">u2").tobytes()
+        dataset.file_meta.TransferSyntaxUID = syntax
 
-    plain = DicomReader(write_series(tmp_path / "plain", values))
-    packed = DicomReader(write_series(tmp_path / "packed", values, change=compress))
-    np.testing.assert_array_equal(all_planes(packed), all_planes(plain))
+    plain, packed = write_series(tmp_path / "plain", values), tmp_path / "packed"
+    if syntax == JPEGLosslessSV1:
+        packed.mkdir()
+        for path in plain.iterdir():
+            _jpeg_lossless(path, packed / path.name)
+    else:
+        write_series(packed, values, change=pack)
+    assert {pydicom.dcmread(path).file_meta.TransferSyntaxUID for path in packed.iterdir()} == {syntax}
+    expected, found = DicomReader(plain), DicomReader(packed)
+    np.testing.assert_array_equal(all_planes(found), all_planes(expected))
+    np.testing.assert_array_equal(found.header().affine, expected.header().affine)
 
 
 def test_monochrome1_is_inverted_and_unused_upper_bits_are_left_out(tmp_path):

@@ -168,6 +168,15 @@ def test_cut_off_and_broken_files(tmp_path):
         NiftiReader(plain).slice(0)
 
 
+def test_a_changed_byte_in_a_gzipped_file_is_found_by_its_check_sum(tmp_path):
+    content = bytearray(gzip.compress(nib.nifti1.Nifti1Image(VALUES, np.eye(4)).to_bytes(), compresslevel=0))
+    place = content.index(VALUES.tobytes(order="F")[:16])  # level 0 stores the voxels as they are
+    content[place + 2] ^= 1
+    (tmp_path / "a.nii.gz").write_bytes(content)
+    with pytest.raises(DataError, match=r"'a.nii.gz' is damaged or cut off"):
+        NiftiReader(tmp_path / "a.nii.gz").slice(0)
+
+
 def test_voxels_that_are_no_numbers_and_masks_that_are_no_ids(tmp_path):
     values = VALUES.astype(np.float32)
     values[1, 2, 3] = np.nan

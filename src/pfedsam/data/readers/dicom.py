@@ -196,7 +196,10 @@ class DicomReader:
         Raises:
             DataError: A file is damaged, no series or several fit, or it is no even stack.
         """
-        self.series = choose_series(find_images(path), series, path.name)
+        found = find_images(path)
+        self.series = choose_series(found, series, path.name)
+        self.found = tuple(found.series)
+        """Every series of the folder."""
         self.stack = order_planes(self.series, frame)
         self._resampled: npt.NDArray[np.float32] | None = None
         self._frames: npt.NDArray[Any] | None = None

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,7 +59,11 @@ _TAGS: Final = [
         "TriggerTime",
         "EchoTime",
         "AcquisitionNumber",
+        "AcquisitionDateTime",
+        "AcquisitionDate",
         "AcquisitionTime",
+        "SeriesDate",
+        "SeriesTime",
         "ContentTime",
         "DiffusionBValue",
     ),
@@ -129,6 +134,9 @@ class Series:
     depth_frames: bool
     """Whether frames without positions are known to be slices, not times."""
     frame_of_reference: str | None
+    image_type: tuple[str, ...]
+    started: float | None = field(repr=False)
+    """Seconds since a fixed day; compared with those of other series, never shown."""
     words: str = field(repr=False)
     """Description in lower case, for `series`; never shown."""
 
@@ -357,8 +365,26 @@ def _series(number: int, members: Sequence[tuple[Dataset, list[Plane]]]) -> Seri
         mosaic="MOSAIC" in {str(part) for part in head.get("ImageType") or ()},
         depth_frames=str(head.get("VolumetricProperties", "")) == "VOLUME",
         frame_of_reference=str(head.get("FrameOfReferenceUID", "")) or None,
+        image_type=tuple(str(part) for part in head.get("ImageType") or ()),
+        started=min((time for head, _ in members if (time := _moment(head)) is not None), default=None),
         words=words.lower(),
     )
+
+
+def _moment(head: Dataset) -> float | None:
+    """When a picture was taken, in seconds since a fixed day; None where the header does not say, or not in DICOM's form."""
+    whole = str(head.get("AcquisitionDateTime") or "")
+    for date, time in ((whole[:8], whole[8:14]), *_pairs(head, ("Acquisition", "Series"))):
+        try:
+            return (datetime.strptime(date + time[:6], "%Y%m%d%H%M%S") - datetime(1900, 1, 1)).total_seconds()
+        except ValueError:
+            continue
+    return None
+
+
+def _pairs(head: Dataset, kinds: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Date and time of each kind of event, as the header has them."""
+    return ((str(head.get(f"{kind}Date") or ""), str(head.get(f"{kind}Time") or "")) for kind in kinds)
 
 
 def _number(value: Any, default: float = 0.0) -> float:  # noqa: ANN401 - a DICOM value

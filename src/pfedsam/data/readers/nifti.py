@@ -28,6 +28,8 @@ _GZIP: Final = b"\x1f\x8b"
 _HEADER_BYTES: Final = 544
 _FURTHEST_VOXEL: Final = 2**28
 """Bytes; header extensions, which lie before the voxels, have kilobytes to a few megabytes."""
+_REST_BYTES, _BLOCK_BYTES = 2**28, 2**20
+"""How much is read behind the voxels at most (other frames, say), and at once."""
 _UNITS: Final = {1: 1000.0, 3: 0.001}
 """NIfTI's code of the unit of length, less 8 for time, to mm; others are mm."""
 _ID_ERROR: Final = 1e-5
@@ -159,7 +161,10 @@ class NiftiReader:
             offset = self._offset + self._frame * self._dtype.itemsize * math.prod(shape)
             with gzip.open(self.path) if self._zipped else self.path.open("rb") as file:
                 mapped: Any = False if self._zipped else "c"
-                return np.asanyarray(array_from_file(shape, self._dtype, file, offset, order="F", mmap=mapped))
+                values = np.asanyarray(array_from_file(shape, self._dtype, file, offset, order="F", mmap=mapped))
+                if self._zipped:
+                    _check_end(file)
+                return values
         except (*_UNREADABLE, MemoryError) as exc:
             raise DataError(_damaged(self.path, "its voxels cannot be read")) from exc
 
@@ -226,6 +231,17 @@ class NiftiReader:
         known = placed or not np.array_equal(sizes, [1, 1, 1])
         spacing = spacing_of(affine) if known else None
         return Header("NIfTI", shape, affine, spacing, self._dtype)
+
+
+def _check_end(file: Any) -> None:  # noqa: ANN401 - a binary file
+    """Read on to the check sum at the end of a gzipped file, which only then is compared; a file that goes on for long is left.
+
+    Raises:
+        OSError: The content is not what was written.
+    """
+    for _ in range(_REST_BYTES // _BLOCK_BYTES):
+        if not file.read(_BLOCK_BYTES):
+            return
 
 
 def write_nifti(path: Path, image: Any) -> None:  # noqa: ANN401 - nibabel's classes have no types

@@ -66,7 +66,13 @@ def resample_stack(
         offset = np.array([place[0] / rows, place[1] / columns]) + origin[:2]
         moved.append(
             ndimage.affine_transform(
-                plane, np.eye(2), -offset, output_shape=shape[:2], order=1, cval=float(plane.min())
+                plane,
+                np.eye(2),
+                -offset,
+                output_shape=shape[:2],
+                order=1,
+                mode="grid-constant",
+                cval=float(plane.min()),
             )
         )
     depth = places[:, 2] / step
@@ -82,7 +88,7 @@ def nearest_voxels(mask: npt.NDArray[np.int64], source: Affine, target: Affine, 
     """Resample a mask [n, m, k] to another grid of the given shape: each voxel gets the id of the nearest one, or 0 outside."""
     change = np.linalg.inv(source) @ target
     moved: npt.NDArray[np.int64] = ndimage.affine_transform(
-        mask, change[:3, :3], change[:3, 3], output_shape=shape, order=0, mode="constant", cval=0
+        mask, change[:3, :3], change[:3, 3], output_shape=shape, order=0, mode="grid-constant", cval=0
     )
     return moved
 

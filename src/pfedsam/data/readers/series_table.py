@@ -1,0 +1,111 @@
+"""The series that lie in a DICOM folder, as rows that `pfedsam data check` prints, so that one can be chosen.
+
+Rows hold numbers and codes only: no name, no identifier, no free text, and times relative to the first series instead of dates.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from pfedsam.core.errors import DataError
+from pfedsam.data.readers.base import Reader
+from pfedsam.data.readers.dicom import DicomReader
+from pfedsam.data.readers.dicom_files import Plane, Series, find_images
+
+_PLANES: Final = ("sagittal", "coronal", "axial")
+_OBLIQUE: Final = np.cos(np.radians(10))
+"""Cosine of the angle from which a plane is called oblique."""
+_CODE: Final = re.compile(r"[A-Z0-9_ ]{1,16}")
+"""What a value of ImageType may hold (value representation CS)."""
+
+
+@dataclass(frozen=True)
+class SeriesRow:
+    """One series, or one stack of a series with several orientations, image types or sizes."""
+
+    number: int
+    """What `series` may name."""
+    modality: str
+    plane: str
+    """axial, coronal or sagittal, oblique where it is turned against that plane; empty if it is not known."""
+    image_type: str
+    """The codes of ImageType, such as ORIGINAL PRIMARY AXIAL."""
+    seconds: float | None
+    """Between the start of the folder's first series and that of this one; None if it is not known."""
+    slices: int
+    """Different positions, or pictures where the files have no positions."""
+    times: int
+    """Pictures at each position: times, echoes or b-values."""
+    size: tuple[int, int]
+    """Rows, columns."""
+    spacing_mm: tuple[float, float, float] | None
+    """Distance of slices, rows and columns; None if it is not known."""
+    chosen: bool
+    """Whether this one is read."""
+
+
+def list_series(path: Path) -> tuple[SeriesRow, ...]:
+    """The series of a folder of which none could be chosen; empty if it holds fewer than two, or a file is damaged."""
+    if not path.is_dir():
+        return ()
+    try:
+        return describe_series(find_images(path).series, chosen=None)
+    except DataError:
+        return ()
+
+
+def series_of(reader: Reader) -> tuple[SeriesRow, ...]:
+    """The series of the folder that a reader reads; empty if there is no choice."""
+    if not isinstance(reader, DicomReader):
+        return ()
+    return describe_series(reader.found, chosen=reader.series.number)
+
+
+def describe_series(found: Sequence[Series], *, chosen: int | None) -> tuple[SeriesRow, ...]:
+    """A row for each series; none where there are fewer than two."""
+    if len(found) < 2:
+        return ()
+    starts = [one.started for one in found if one.started is not None]
+    first = min(starts, default=0.0)
+    return tuple(_row(one, first, chosen=one.number == chosen) for one in found)
+
+
+def _row(series: Series, first: float, *, chosen: bool) -> SeriesRow:
+    plane = series.planes[0]
+    places = _places(series.planes)
+    slices = len(places) or len(series.planes)
+    gap = float(np.median(np.diff(places))) if len(places) > 1 else plane.thickness
+    return SeriesRow(
+        number=series.number,
+        modality=series.modality,
+        plane=_plane_name(plane),
+        image_type=" ".join(part for part in series.image_type if _CODE.fullmatch(part)),
+        seconds=None if series.started is None else series.started - first,
+        slices=slices,
+        times=round(len(series.planes) / slices),
+        size=(plane.rows, plane.columns),
+        spacing_mm=(gap, *plane.spacing) if gap and plane.spacing else None,
+        chosen=chosen,
+    )
+
+
+def _places(planes: Sequence[Plane]) -> list[float]:
+    """The different positions of planes along their normal, in mm; empty where one has no position."""
+    first = planes[0].orientation
+    if first is None or any(plane.position is None for plane in planes):
+        return []
+    normal = np.cross(first[:3], first[3:])
+    return sorted({round(float(np.dot(normal, plane.position or ())), 2) for plane in planes})
+
+
+def _plane_name(plane: Plane) -> str:
+    """The body plane in which a picture lies."""
+    if plane.orientation is None:
+        return ""
+    normal = np.abs(np.cross(plane.orientation[:3], plane.orientation[3:]))
+    axis = int(normal.argmax())
+    return _PLANES[axis] if normal[axis] >= _OBLIQUE else f"oblique {_PLANES[axis]}"

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+from mask_files import IDS, VALUES, assert_refused, moved, read_ids, write_ct, write_seg_of
+from volume_files import write_nifti, write_series
+
+from pfedsam.data.labels import LabelMap
+from pfedsam.data.readers import open_volume
+from pfedsam.data.readers.dicom import DicomReader
+from pfedsam.data.volume_options import VolumeOptions
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_dicom_seg_of_ids(tmp_path, kind):
+    image = write_ct(tmp_path / "ct")
+    path = write_seg_of(tmp_path / "m.dcm", image, np.moveaxis(IDS, 2, 0), kind)
+    np.testing.assert_array_equal(read_ids(path, image), IDS)
+    np.testing.assert_array_equal(read_ids(path, image, segments={"organ 2": 7}), 7 * (IDS == 2))
+    assert_refused(path, image, "2 named parts, none of which data.volume.segments names", segments={"liver": 1})
+
+
+def test_frames_of_a_seg_are_placed_by_position_and_empty_ones_may_be_missing(tmp_path):
+    image = write_ct(tmp_path / "ct")
+    ids = IDS.copy()
+    ids[..., [0, 3]] = 0
+    path = write_seg_of(tmp_path / "m.dcm", image, np.moveaxis(ids, 2, 0), "BINARY")
+    np.testing.assert_array_equal(read_ids(path, image), ids)
+    flipped = write_nifti(tmp_path / "a.nii", np.asarray(VALUES[::-1]), _flipped(image.header().affine))
+    np.testing.assert_array_equal(read_ids(path, open_volume(flipped, VolumeOptions())), ids[::-1])
+
+
+def _flipped(affine: np.ndarray) -> np.ndarray:
+    turned = affine.copy()
+    turned[:, 3] += turned[:, 0] * 5
+    turned[:, 0] *= -1
+    return turned
+
+
+def test_a_fractional_seg_is_a_share_and_not_an_id(tmp_path):
+    image = write_ct(tmp_path / "ct")
+    share = np.zeros((5, 6, 8, 2))
+    share[..., 0], share[0, 0, 0, 0] = 0.3, 0.8
+    path = write_seg_of(tmp_path / "m.dcm", image, share, "FRACTIONAL")
+    found = read_ids(path, image)
+    assert found[0, 0, 0] == 1
+    assert found.sum() == 1
+    assert read_ids(path, image, fractional_threshold=0.2).sum() == found.size
+
+
+def test_segments_that_overlap_are_named(tmp_path):
+    image = write_ct(tmp_path / "ct")
+    both = np.zeros((5, 6, 8, 2), np.uint8)
+    both[1:3, ..., 0], both[2, :2, :, 1] = 1, 1
+    path = write_seg_of(tmp_path / "m.dcm", image, both, "BINARY")
+    assert_refused(path, image, "parts that overlap in 16 voxels, .* data.volume.segments, the one that wins last")
+    found = read_ids(path, image, segments={"Organ 1": 1, "Organ 2": 2})
+    assert [(found == value).sum() for value in (1, 2)] == [80, 16]
+    assert (read_ids(path, image, segments={"Organ 2": 2, "Organ 1": 1}) == 2).sum() == 0
+
+
+def test_a_seg_of_another_series_isassert_refused(tmp_path):
+    image = write_ct(tmp_path / "ct")
+    path = write_seg_of(tmp_path / "m.dcm", image, np.moveaxis(IDS, 2, 0), "BINARY")
+    other = DicomReader(write_series(tmp_path / "other", VALUES))
+    assert_refused(path, other, "another frame of reference")
+    frame = image.header().frame_of_reference
+    away = DicomReader(write_series(tmp_path / "away", VALUES, moved(origin=7)[:, [1, 0, 2, 3]], frame=frame))
+    assert_refused(path, away, "which is no slice of it; export the segmentation of this image")
+
+
+def test_segments_that_cross_keep_both_and_are_regions_of_sums(tmp_path):
+    image = write_ct(tmp_path / "ct")
+    both = np.zeros((5, 6, 8, 2), np.uint8)
+    both[1:3, ..., 0], both[2:4, :2, :, 1] = 1, 1
+    path = write_seg_of(tmp_path / "m.dcm", image, both, "BINARY")
+    found = read_ids(path, image, segments={"Organ 1": 1, "Organ 2": 2}, sum_segments=True)
+    np.testing.assert_array_equal(found, np.moveaxis(both[..., 0] + 2 * both[..., 1], 0, 2))
+    assert {value: int((found == value).sum()) for value in (1, 2, 3)} == {1: 80, 2: 16, 3: 16}
+    regions = LabelMap({"one": [1, 3], "two": [2, 3]}, overlap=True)
+    np.testing.assert_array_equal(regions.to_classes(found) & 2 > 0, np.moveaxis(both[..., 1] > 0, 0, 2))

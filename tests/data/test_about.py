@@ -1,0 +1,24 @@
+from pathlib import Path
+
+import pytest
+
+from pfedsam.core.errors import DataError, StoreError
+from pfedsam.data.about import about
+from pfedsam.data.manifest import Case
+
+CASE = Case("north", "p1", Path("images/p1.png"), None, "p1")
+
+
+def test_an_error_about_a_file_gets_site_and_case_and_keeps_its_cause():
+    cause = DataError("'p1.png' is damaged")
+    with pytest.raises(DataError) as caught, about(CASE):
+        raise cause
+    assert str(caught.value) == "site 'north', case 'p1': 'p1.png' is damaged"
+    assert caught.value.__cause__ is cause
+
+
+def test_other_errors_and_no_error_pass_through():
+    with pytest.raises(StoreError, match=r"^full$"), about(CASE):
+        raise StoreError("full")
+    with about(CASE):
+        pass

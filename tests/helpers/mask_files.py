@@ -1,0 +1,74 @@
+"""A CT series with masks on its grid, and DICOM-SEG files written by highdicom, for the tests of readers of masks."""
+
+from pathlib import Path
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+import numpy.typing as npt
+import pydicom
+import pytest
+from pydicom.sr.codedict import codes
+from pydicom.uid import generate_uid
+from volume_files import all_planes, write_series
+
+from pfedsam.core.errors import DataError
+from pfedsam.data.readers import open_mask
+from pfedsam.data.readers.dicom import DicomReader
+from pfedsam.data.volume_options import VolumeOptions
+
+VALUES = np.random.default_rng(0).integers(-500, 500, (6, 8, 5)).astype(np.int16)
+IDS = np.random.default_rng(1).integers(0, 3, (6, 8, 5)).astype(np.uint8)
+AFFINE = np.array([[-2.0, 0, 0, 1], [0, 1.5, 0, 2], [0, 0, 4, 3], [0, 0, 0, 1]])
+"""Of `VALUES` as a NIfTI file."""
+
+
+def write_ct(folder: Path, **options: Any) -> DicomReader:
+    """`VALUES` [row, column, slice] as a CT series, opened."""
+    return DicomReader(write_series(folder, VALUES, AFFINE[:, [1, 0, 2, 3]] * [[1], [1], [-1], [1]]), **options)
+
+
+def read_ids(path: Path, image: Any, **options: Any) -> npt.NDArray[np.int64]:
+    """The ids of a mask on the grid of its image, indexed as the image."""
+    return all_planes(open_mask(path, image, VolumeOptions(**options)), mask=True)
+
+
+def assert_refused(path: Path, image: Any, match: str, **options: Any) -> None:
+    """The mask is refused with these words, and with no name of a patient."""
+    with pytest.raises(DataError, match=match) as caught:
+        read_ids(path, image, **options)
+    assert "Canary" not in str(caught.value)
+
+
+def moved(**change: float) -> npt.NDArray[np.float64]:
+    """`AFFINE` with another `origin` (mm), `scale` of the second axis, or `turn` (radians) about the third."""
+    affine = AFFINE.copy()
+    affine[0, 3] += change.get("origin", 0)
+    affine[:3, 1] *= change.get("scale", 1)
+    turn = change.get("turn", 0)
+    rotation = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
+    affine[:3, :3] = rotation @ affine[:3, :3]
+    return affine
+
+
+def write_seg_file(
+    path: Path,
+    sources: list[Any],
+    pixels: npt.NDArray[Any],
+    kind: str = "BINARY",
+    names: tuple[str, ...] = ("Organ 1", "Organ 2"),
+) -> Path:
+    """A DICOM-SEG by highdicom of the data sets `sources`: ids [slice, row, column], or a mask or share of each segment [..., segment]."""
+    organ, manual = codes.SCT.Organ, hd.seg.SegmentAlgorithmTypeValues.MANUAL
+    segments = [
+        hd.seg.SegmentDescription(number, name, organ, organ, manual) for number, name in enumerate(names, start=1)
+    ]
+    maker = {"manufacturer": "m", "manufacturer_model_name": "m", "software_versions": "1", "device_serial_number": "1"}
+    segmentation = hd.seg.Segmentation(sources, pixels, kind, segments, generate_uid(), 9, generate_uid(), 1, **maker)
+    segmentation.save_as(path)
+    return path
+
+
+def write_seg_of(path: Path, image: DicomReader, pixels: npt.NDArray[Any], kind: str = "BINARY") -> Path:
+    """The same for an opened series."""
+    return write_seg_file(path, [pydicom.dcmread(plane.path) for plane in image.stack.planes], pixels, kind)
