@@ -21,7 +21,7 @@ Call = Callable[..., int]
         (["--suite", "nuclei", "--methods", "fedx"], 2, "no method 'fedx'"),
         (["--suite", "nuclei", "--variants", "fedx"], 2, "no variant 'fedx'"),
         (["--suite", "nuclei", "--seeds", "one"], 2, "whole numbers"),
-        (["--suite", "nuclei"], 3, "lacks the site"),
+        (["--suite", "nuclei"], 3, "has no folder for the site"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(

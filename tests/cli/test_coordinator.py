@@ -47,7 +47,7 @@ def test_rollback_says_what_is_missing(call: Call, capsys: pytest.CaptureFixture
     assert "there is no study 'other'" in " ".join(capsys.readouterr().err.split())
     (tmp_path / "studies" / "one").mkdir(parents=True)
     assert call("coordinator", "rollback", tmp_path, "one") == 8
-    assert "no earlier state is kept" in " ".join(capsys.readouterr().err.split())
+    assert "no earlier state is stored" in " ".join(capsys.readouterr().err.split())
     with running_as(tmp_path / PID, "taken"):
         assert call("coordinator", "rollback", tmp_path, "one") == 8
     assert "coordinator stop" in " ".join(capsys.readouterr().err.split())
@@ -65,7 +65,7 @@ def test_rollback_commits_the_newest_kept_state(
         shared = {name: torch.full_like(tensor, value) for name, tensor in state.shared.items()}
         stored.save_state(replace(state, round=round_, shared=shared), manifest)
     assert call("coordinator", "rollback", tmp_path, study.name) == 0
-    assert "those after 1 round(s); the study goes on with round 4" in " ".join(capsys.readouterr().out.split())
+    assert "those after 1 round(s); the study continues with round 4" in " ".join(capsys.readouterr().out.split())
     assert all((tensor == 1.0).all() for tensor in stored.load_state(manifest).shared.values())
     assert stored.read_status()["reason"] == "rolled back to round 1"
 
@@ -90,7 +90,7 @@ def test_a_folder_has_one_coordinator(call: Call, capsys: pytest.CaptureFixture[
     (tmp_path / "server").mkdir()
     with running_as(tmp_path / PID, "taken"):
         assert call("coordinator", "start", tmp_path) == 8
-    assert "already runs" in " ".join(capsys.readouterr().err.split())
+    assert "already running" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_pid_that_a_killed_coordinator_left_is_not_taken_for_one(
@@ -99,7 +99,7 @@ def test_the_pid_that_a_killed_coordinator_left_is_not_taken_for_one(
     foreign = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     (tmp_path / "coordinator.pid").write_text(str(foreign.pid))
     assert call("coordinator", "stop", tmp_path) == 0
-    assert "No coordinator runs" in capsys.readouterr().out
+    assert "No coordinator is running" in capsys.readouterr().out
     with running_as(tmp_path / PID, "taken"):
         assert runner(tmp_path / PID) == os.getpid()
     foreign.communicate(b"\n")
@@ -140,7 +140,7 @@ def test_the_status_of_a_folder_without_a_coordinator_is_one_message(
     call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert call("coordinator", "status", tmp_path / "runs") == 8
-    assert "'runs' holds no coordinator" in " ".join(capsys.readouterr().err.split())
+    assert "'runs' is not a coordinator's folder" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 40, b'{"state": "running"}', None])

@@ -174,5 +174,7 @@ def test_an_image_that_cannot_be_read_costs_the_others_nothing(
     )
     monkeypatch.setattr("pfedsam.engine.opened.open_run", lambda _, overrides: run)
     assert call("predict", "run", "a.png", "cut.png", "z.png", "--site", "north", "--out", "masks") == 3
-    assert "2 mask(s) written; 1 image(s) got none: 'cut.png' is damaged" in " ".join(capsys.readouterr().err.split())
+    assert "2 mask(s) written; 1 image(s) could not be segmented: 'cut.png' is damaged" in " ".join(
+        capsys.readouterr().err.split()
+    )
     assert sorted(path.name for path in Path("masks").iterdir()) == ["a.png", "z.png"]

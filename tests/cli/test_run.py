@@ -38,7 +38,7 @@ def test_compare_gives_every_method_the_same_steps_and_shows_them_side_by_side(
     assert call("compare", study, "--out", out, "--methods", "local-only,fedavg,pfedsam") == 0
     shown = capsys.readouterr().out
     assert "Comparison:" in shown
-    assert "fedavg does not use training.final_steps, which is left out." in " ".join(shown.split())
+    assert "fedavg does not use training.final_steps; it is left out for this method." in " ".join(shown.split())
     steps = next(line for line in shown.splitlines() if "steps per site" in line)
     assert [word for word in steps.split() if word.isdecimal()] == ["4", "4", "4"]
     options = {name: load_options(out / name / "config.yaml") for name in ("local-only", "fedavg", "pfedsam")}

@@ -200,7 +200,7 @@ def test_a_site_asks_for_its_certificate_and_keeps_its_key(
     assert (north / "nvflare" / "startup" / "client.key").read_bytes() == key
     assert call("site", "init", north, "--kit", kit, "--data", tmp_path) == 8  # once
     assert call("coordinator", "sign", coord, north / "north.csr", "--yes") == 8
-    assert "there is a certificate for 'north' already" in " ".join(capsys.readouterr().err.split())
+    assert "site 'north' has a certificate already" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_site_writes_masks_with_the_model_of_the_study_that_it_names(

@@ -40,7 +40,7 @@ def test_a_site_that_lacks_only_its_coordinator_and_an_approval(site: Path) -> N
 def test_another_sites_kit(site: Path, kits: Path) -> None:
     shutil.rmtree(site / "nvflare")
     install_kit(kits / "kits" / "south.zip", site / "nvflare")
-    assert "another site's kit" in wrong(site)["certificate"]
+    assert "use the kit of this site" in wrong(site)["certificate"]
 
 
 def test_a_key_that_others_can_read(site: Path) -> None:
@@ -69,7 +69,7 @@ def test_an_address_that_does_not_exist(site: Path) -> None:
     config["servers"][0]["service"]["target"] = "no-such-host.invalid:8102"
     path.write_text(json.dumps(config))
     found = wrong(site)
-    assert "has no address" in found["address"]
+    assert "cannot be resolved" in found["address"]
     assert "coordinator" in found
 
 
@@ -98,7 +98,7 @@ def test_missing_data_and_a_full_disk(site: Path) -> None:
     (site / "site.yaml").write_text(f"name: north\ndata: {site / 'nowhere'}\nmin_free_mb: 999999999999\n")
     found = wrong(site)
     assert "there is no folder" in found["data"]
-    assert "make space" in found["folder"]
+    assert "free some disk space" in found["folder"]
     (site / "site.yaml").write_text(text)
     site.chmod(0o755)
     assert "chmod 700" in wrong(site)["folder"]
@@ -127,4 +127,4 @@ def test_a_backbone_that_only_lies_in_the_working_directory(
     SitePolicy(site).approve(manifest)
     monkeypatch.chdir(tmp_path)
     Path("sam.pth").touch()
-    assert "set where yours lies as `backbone` in site.yaml" in wrong(site)["backbone for 0123456789abcdef"]
+    assert "set the path of your copy as `backbone` in site.yaml" in wrong(site)["backbone for 0123456789abcdef"]

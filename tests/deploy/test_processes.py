@@ -142,7 +142,7 @@ def test_a_second_agent_of_a_site_is_refused(site, tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     command = [sys.executable, "-c", SITE, str(tmp_path)]
     second = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert "an agent of site 'north' already runs in this folder" in second.stderr
+    assert "an agent of site 'north' is already running in this folder" in second.stderr
     assert int((tmp_path / "site.pid").read_text()) == first.pid
     first.terminate()
     assert first.wait(timeout=30) == 0

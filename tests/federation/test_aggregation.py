@@ -115,7 +115,7 @@ def test_a_site_cannot_raise_its_own_weight(updates, spec, registered):
 def test_all_refused_is_an_error_that_says_why(updates, spec, registered):
     with pytest.raises(RunError, match=r"stay as they are\. site east .* for round 3"):
         accept([replace(updates[0], round=2)], spec, round=3, registered=registered)
-    with pytest.raises(RunError, match="No site sent one"):
+    with pytest.raises(RunError, match="No site sent an update"):
         accept([], spec, round=3, registered=registered)
 
 
@@ -157,7 +157,9 @@ def test_a_message_in_another_sites_name_is_refused(updates, spec):
     messages = {"east": encode(updates[0]), "south": encode(updates[0])}
     opened, unread = open_messages(messages, spec, {})
     assert [update.site for update in opened] == [updates[0].site]
-    assert unread == {s: f"site {s} sent an update in another site's name." for s in messages if s != updates[0].site}
+    assert unread == {
+        s: f"site {s} sent an update in the name of another site." for s in messages if s != updates[0].site
+    }
 
 
 def of_classes(site, tokens, mlp, lora, cases):

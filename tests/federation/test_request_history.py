@@ -46,7 +46,7 @@ def test_damage_is_named(tmp_path: Path, change, message: str) -> None:
     after = change(before)
     assert after != before
     path.unlink() if after is None else path.write_bytes(after)
-    with pytest.raises(StoreError, match=rf"{message}.*restore the file, or leave the study"):
+    with pytest.raises(StoreError, match=rf"{message}.*restore the file from a backup, or leave the study"):
         RequestHistory(tmp_path)
 
 

@@ -207,10 +207,10 @@ def test_leaving_and_coming_back(gate, manifest):
 @pytest.mark.parametrize(
     ("shared", "part"),
     [
-        ({**START, "lora.a": START["lora.a"] * 100}, "away"),
+        ({**START, "lora.a": START["lora.a"] * 100}, "differ by"),
         ({**START, "experts": torch.zeros(2)}, "1 tensor"),
-        ({name: START[name] for name in ("lora.a", "token")}, "left out"),
-        ({**START, "lora.a": torch.zeros(3, 4)}, "another form"),
+        ({name: START[name] for name in ("lora.a", "token")}, "did not send"),
+        ({**START, "lora.a": torch.zeros(3, 4)}, "another shape or type"),
         ({**START, "token": torch.tensor([torch.inf, 0.5])}, "finite"),
     ],
 )

@@ -117,14 +117,17 @@ def test_the_name_heads_the_page_of_a_run_that_was_given_one(tmp_path, fake):
 
 
 def test_the_method_is_told_with_the_phases_that_ran(tmp_path, html, fake):
-    assert "order in which they first ran: global (what is shared), local (what is the site&#39;s own)." in html
+    assert (
+        "order in which they first ran: global (the shared parameters are trained), local (the local parameters are trained)."
+        in html
+    )
     write_summary(tmp_path / "summary.json", fake.make_summary("fedavg", ("a",)))
     with RecordWriter(tmp_path / "records.jsonl") as records:
         records.write({"kind": "round", "round": 0, "site": "a", "phase": "coupled", "loss": 0.5})
         records.write({"kind": "timing", "total": 1.0})
     html = write_page(tmp_path).read_text("utf-8")
     assert "<p>fedavg, one of the methods in" in html
-    assert "first ran: coupled (both, the shared and the personal model each learning from the same images)." in html
+    assert "first ran: coupled (both models are trained, the shared and the personal one, on the same images)." in html
     assert "experts" not in html
 
 
@@ -227,7 +230,7 @@ def test_the_comparison_stands_alone_and_marks_the_best(run_folder, tmp_path, fa
 def test_records_that_were_cut_after_the_last_round_are_told(run_folder):
     path = run_folder / "records.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
-    with pytest.raises(StoreError, match="it was cut"):
+    with pytest.raises(StoreError, match="so lines are missing"):
         write_page(run_folder)
 
 

@@ -311,8 +311,8 @@ def test_the_wire_holds_the_shared_tensors_and_no_patient_no_picture_no_expert(f
         assert text not in own or text.encode() in logs[own[text]], "the check itself"
     assert EXCEPTION.encode() in logs[third]
     absent = {(row["round"], site): why for row in fed.records("absent") for site, why in row["sites"].items()}
-    assert absent[0, second] == "its data has a problem"
-    assert absent[0, third] == "its own filter refused to send the reply"
+    assert absent[0, second] == "there is a problem with its data"
+    assert absent[0, third] == "its own gate did not release the reply"
     assert (1, third) in absent
 
     # Row 5: names and bytes are the manifest's, the ledger tells what was on the wire, and nothing else was.

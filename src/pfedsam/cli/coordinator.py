@@ -147,8 +147,8 @@ def start_command(
     from pfedsam.deploy.supervisor import Supervisor
 
     if not (folder / "server").is_dir():
-        raise RunError("this folder holds no coordinator; make one with `pfedsam coordinator init`.")
-    refusal = "a coordinator already runs in this folder; stop it with `pfedsam coordinator stop`."
+        raise RunError("this is not a coordinator's folder; make one with `pfedsam coordinator init`.")
+    refusal = "a coordinator is already running in this folder; stop it with `pfedsam coordinator stop`."
     with running_as(folder / PID, refusal):
         configure("INFO", folder / "coordinator.log")
         supervisor = Supervisor(folder)
@@ -166,7 +166,7 @@ def status_command(folder: Folder) -> None:
 
     if not (folder / "server").is_dir() and not (folder / STUDIES_FOLDER).is_dir():
         raise RunError(
-            f"the folder {folder.name!r} holds no coordinator: give the one that `pfedsam coordinator init` made."
+            f"{folder.name!r} is not a coordinator's folder: give the folder that `pfedsam coordinator init` made."
         )
     running = runner(folder / PID)
     names = read_connected(folder) if running else []
@@ -190,12 +190,13 @@ def rollback_command(
     folder: Folder,
     study: Annotated[str, typer.Argument(help="The study's id, as `status` shows it.")],
     to: Annotated[
-        int | None, typer.Option(help="After how many rounds the state stood; empty: the newest kept one.")
+        int | None,
+        typer.Option(help="Number of rounds after which the state was stored; default: the newest stored state."),
     ] = None,
 ) -> None:
-    """Go back to one of the last three good states of the shared parameters, of a study that a bad round has spoilt.
+    """Reset the shared parameters of a study to one of its last three good states, after a round with a harmful update.
 
-    The study goes on with its next round. `revoke` the site that spoilt it before you start the coordinator again.
+    The study continues with the round after that state. Revoke the site that sent the update before you start the coordinator again.
     """  # noqa: DOC501
     from pfedsam.core.errors import RunError
     from pfedsam.core.lock import runner
@@ -203,13 +204,13 @@ def rollback_command(
     from pfedsam.federation.manifest import read_manifest
 
     if runner(folder / PID):
-        raise RunError("the coordinator runs; stop it first with `pfedsam coordinator stop`.")
+        raise RunError("the coordinator is running; stop it first with `pfedsam coordinator stop`.")
     found = StudyFolder(folder / STUDIES_FOLDER / study)
     if not found.path.is_dir():
         raise RunError(f"there is no study {study!r} in this folder; `pfedsam coordinator status` lists them.")
     kept = found.earlier_states()
     if to is None and not kept:
-        raise RunError("no earlier state is kept: the study has not finished a round.")
+        raise RunError("no earlier state is stored: the study has not finished a round.")
     manifest = read_manifest(found.path / "manifest.json")
     state = found.roll_back(manifest, kept[-1] if to is None else to)
     status = found.read_status()
@@ -221,7 +222,9 @@ def rollback_command(
         sites=status["sites"],
         reason=f"rolled back to round {back}",
     )
-    OUT.print(f"The shared parameters are those after {back} round(s); the study goes on with round {state.round + 1}.")
+    OUT.print(
+        f"The shared parameters are now those after {back} round(s); the study continues with round {state.round + 1}."
+    )
 
 
 @app.command("stop")
@@ -232,7 +235,7 @@ def stop_command(folder: Folder) -> None:
 
     pid = runner(folder / PID)
     if not pid:
-        OUT.print("No coordinator runs in this folder.")
+        OUT.print("No coordinator is running in this folder.")
         return
     os.kill(pid, signal.SIGTERM)
     limit = time.monotonic() + _STOP_S
@@ -258,7 +261,7 @@ def revoke_command(
     except StoreError as error:
         if undo:
             raise
-        OUT.print(f"{error} The list begins anew with {site}.", soft_wrap=True, highlight=False)
+        OUT.print(f"{error} A new list was made, with only {site}.", soft_wrap=True, highlight=False)
         revoked = set()
     write_revoked(folder, revoked - {site} if undo else revoked | {site})
     OUT.print(f"Revoked: {', '.join(sorted(read_revoked(folder))) or 'none'}.")

@@ -20,9 +20,9 @@ T = TypeVar("T")
 app = typer.Typer(help="Check, compare, split and import the data of the sites before training.", no_args_is_help=True)
 Config = Annotated[Path, typer.Argument(help="YAML file with data.sites and data.classes.")]
 _LABELS, _COLUMN = 24, 26
-"""Widths of the table's first column and of one site's."""
+"""Widths of the table's first column and of the column of a site."""
 _MOST_SERIES = 60
-"""Series that are listed of a site."""
+"""Largest number of series that are listed for a site."""
 
 
 @app.command("check")
@@ -248,5 +248,5 @@ def import_command(
         table.add_row(site, str(cases), str(imported.patients[site] or "?"))
     OUT.print(table)
     OUT.print(
-        f"Written: {imported.study}. Look at its classes, then: pfedsam data check {imported.study}", markup=False
+        f"Written: {imported.study}. Check its classes, and then run: pfedsam data check {imported.study}", markup=False
     )

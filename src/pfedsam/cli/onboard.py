@@ -30,7 +30,7 @@ def onboard_command(
 ) -> None:
     """Train a personal model for a new site from a few labelled cases and the shared parameters of a finished federation.
 
-    The shared parameters do not change, and no data are sent. The folder holds the model with the site's own local parameters. The table
+    The shared parameters do not change, and no data are sent. The folder contains the model with the site's own local parameters. The table
     compares it with the unchanged shared model, with fine-tuning of all parameters, and with training without the federation; all are
     scored on cases that none of them was trained on.
     Example: pfedsam onboard runs/nuclei/pfedsam --site-folder data/new --labels 10 --out runs/new
@@ -74,7 +74,7 @@ def onboarding_table(name: str, found: "Onboarded") -> Table:
     table = Table(
         title=f"{name}: trained on {found.trained_on} cases, scored on {found.tested_on}", title_justify="left"
     )
-    for heading in ("way", "Dice", "IoU", "HD95", "ASSD", "what it is"):
+    for heading in ("option", "Dice", "IoU", "HD95", "ASSD", "description"):
         table.add_column(heading)
     for way, row in found.ways.items():
         values = [

@@ -24,7 +24,7 @@ def options_command(
     found = [key for key in all_keys() if part in key.path]
     if not found:
         raise OptionError(f"No key has {part!r} in its path. `pfedsam options` shows all of them.")
-    table = Table("key", "default", "what it does", box=None, pad_edge=False)
+    table = Table("key", "default", "description", box=None, pad_edge=False)
     for key in found:
         table.add_row(key.path, key.default or "(give one)", key.description)
     OUT.print(table)

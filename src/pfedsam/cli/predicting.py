@@ -1,4 +1,4 @@
-"""What `pfedsam predict` and `pfedsam site predict` share: images one after the other; one bad file does not stop the others."""
+"""The common part of `pfedsam predict` and `pfedsam site predict`: images are predicted one by one; a bad file does not stop the others."""
 
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -31,7 +31,9 @@ Images = Annotated[
 ]
 Model = Annotated[
     Wanted,
-    typer.Option(help="personal, shared, or in-use: the one of the two that was better on the site's validation part."),
+    typer.Option(
+        help="personal, shared, or in-use: the one of these two that was better on the site's validation part."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -39,14 +41,23 @@ Overrides = Annotated[
         "--set", help="Override a key of the configuration, such as data.image.max_megapixels=150; may be repeated."
     ),
 ]
-DicomSeg = Annotated[bool, typer.Option("--dicom-seg", help="Write DICOM-SEG for DICOM series.")]
+DicomSeg = Annotated[bool, typer.Option("--dicom-seg", help="Write the masks of DICOM series as DICOM-SEG.")]
 Probabilities = Annotated[
-    bool, typer.Option("--probabilities", help="Volumes: also write each class's probabilities (NIfTI, 4-D).")
+    bool, typer.Option("--probabilities", help="For volumes: write also the probabilities of the classes (NIfTI, 4-D).")
 ]
-Flips = Annotated[bool, typer.Option("--tta", help="Volumes: average over mirror images; four times as slow.")]
-Smallest = Annotated[int, typer.Option(min=0, help="Volumes: remove connected parts of fewer voxels.")]
-Largest = Annotated[bool, typer.Option("--largest", help="Volumes: keep the largest part of each class only.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Skip what has a mask already.")]
+Flips = Annotated[
+    bool,
+    typer.Option(
+        "--tta", help="For volumes: average the predictions over mirror images, which takes four times as long."
+    ),
+]
+Smallest = Annotated[
+    int, typer.Option(min=0, help="For volumes: remove connected components with fewer voxels than this.")
+]
+Largest = Annotated[
+    bool, typer.Option("--largest", help="For volumes: keep only the largest connected component of each class.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Skip images that have a mask already.")]
 
 
 def predict_all(
@@ -64,15 +75,15 @@ def predict_all(
     Args:
         images: Files, folders and patterns.
         out: Folder of the masks.
-        predictor: Opens the model, once it is known that nothing would be overwritten.
-        wanted: Which model of the site it opens; the terminal says which one that is.
+        predictor: Function that opens the model; it is called after the check that nothing would be overwritten.
+        wanted: The model of the site that it opens; the terminal shows which one is used.
         wishes: How volumes are predicted.
-        dicom_seg: Masks of DICOM series become DICOM-SEG.
-        resume: Skip what has a mask already; without it nothing is written where one is there.
+        dicom_seg: Whether masks of DICOM series are written as DICOM-SEG.
+        resume: Whether to skip images that have a mask already; otherwise an existing mask is an error.
 
     Raises:
         DataError: Some images cannot be read; the masks of all others are written.
-        OptionError: A mask is there already, or a folder has no images; nothing is written.
+        OptionError: A mask exists already, or a folder has no images; nothing is written.
     """
     from pfedsam.core.errors import DataError
     from pfedsam.engine.predict_jobs import find_jobs, is_done, refuse_existing, without_further_sequences
@@ -87,7 +98,7 @@ def predict_all(
     channels = opened.options.data.volume.channels
     jobs, left = without_further_sequences(jobs, channels), without_further_sequences(left, channels)
     labels, unread = build_labels(opened.options), []
-    labels.first_ids()  # refuses ids that no mask holds before anything is predicted
+    labels.first_ids()  # refuses ids that a mask file cannot contain, before anything is predicted
     if labels.overlap:
         left = [job for job in left if not (resume and is_done(job, labels.names))]
         refuse_existing(left, labels.names)
@@ -106,7 +117,8 @@ def predict_all(
         OUT.print(f"{len(jobs) - len(left)} image(s) had a mask already.")
     if unread:
         raise DataError(
-            f"{len(left) - len(unread)} mask(s) written; {len(unread)} image(s) got none:\n" + "\n".join(unread)
+            f"{len(left) - len(unread)} mask(s) written; {len(unread)} image(s) could not be segmented:\n"
+            + "\n".join(unread)
         )
 
 

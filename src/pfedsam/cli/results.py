@@ -48,21 +48,22 @@ def predict_command(
     largest: Largest = False,
     resume: Resume = False,
 ) -> None:
-    """Segment images with a site's model: one mask of ids per image, on the image's own grid.
+    """Segment images with a site's model, and write one mask with the ids of the classes per image, on the image's own grid.
 
     Pictures get PNGs. NIfTI files and DICOM series get NIfTI files with the
-    position of their source (or DICOM-SEG), and volumes.csv and areas.csv say
-    how large each structure is. A folder of DICOM files is one volume for
-    each of its series; another folder stands for everything in it.
+    position of their source (or DICOM-SEG files), and volumes.csv and
+    areas.csv contain the size of each structure. A folder of DICOM files
+    gives one volume for each of its series; of any other folder, all files
+    are predicted.
 
-    An image that an EXIF orientation turns is turned first: its mask has the
+    An image with an EXIF orientation is rotated first: its mask has the
     size of the picture as viewers show it, not of the stored pixels.
 
-    A class is written as its first id in data.classes, the background as 0
-    unless it has another: the run's configuration reads the masks back.
-    Masks have 8 bits, or 16 where an id is above 255.
-    A file that is there already is never overwritten. Where classes overlap,
-    every class has a folder of its own with its masks.
+    A class is written with its first id in data.classes, the background with
+    0 or its own first id, so that a run with the same configuration can read
+    the masks. Masks have 8 bits, or 16 if an id is above 255.
+    An existing file is never overwritten. If classes overlap, each class
+    has its own folder with its masks.
 
     Example: pfedsam predict runs/nuclei/pfedsam new/*.png --site histo --out masks
     """

@@ -105,7 +105,7 @@ def compare(options: "RunOptions", out: Path, methods: list[str], *, resume: boo
 
     for name in methods:
         if idle := unused(options.model_copy(update={"method": find_method(name).name})):
-            OUT.print(f"{name} does not use {', '.join(idle)}, which is left out.")
+            OUT.print(f"{name} does not use {', '.join(idle)}; it is left out for this method.")
     with event_bars() as tell:
         summaries = compare_methods(
             options, out, methods, resume=resume, progress=lambda name, event: tell(event, name)

@@ -46,7 +46,11 @@ def request_command(
     folder.chmod(0o700)
     target = folder / f"{name}.csr"
     found = make_request(folder / WORKSPACE / "startup", name, target)
-    OUT.print(f"Send {target} to the coordinator, and read out to them: {found}", soft_wrap=True, highlight=False)
+    OUT.print(
+        f"Send {target} to the coordinator, and read out the fingerprint to its operator: {found}",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 @app.command("init")
@@ -108,7 +112,7 @@ def init_command(
     atomic.write_text(folder / CONFIG, yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False))
     root = root_fingerprint(folder / WORKSPACE / "startup")
     OUT.print(
-        f"Root certificate {root}: ask the coordinator whether theirs has the same fingerprint.",
+        f"Root certificate {root}: ask the coordinator's operator whether the fingerprint is the same there.",
         soft_wrap=True,
         highlight=False,
     )
@@ -141,7 +145,9 @@ def approve_command(
 
     policy = SitePolicy(folder)
     if withdraw:
-        OUT.print("Left." if policy.withdraw(withdraw) else "That study was not approved here.")
+        OUT.print(
+            "The approval is withdrawn." if policy.withdraw(withdraw) else "This study was not approved at this site."
+        )
         return
     offered = {one.study: one for one in policy.manifests("pending")}
     if manifest is None and study is None:
@@ -233,11 +239,11 @@ def ledger_command(
     acknowledge: Annotated[
         bool,
         typer.Option(
-            "--acknowledge", help="Rename a broken ledger and begin a new one, so that the site can send again."
+            "--acknowledge", help="Rename a damaged ledger and begin a new one, so that the site can send again."
         ),
     ] = False,
 ) -> None:
-    """List every message that left this site or was held back; fails if a line was changed, inserted, removed or cut off.
+    """List every message that left this site or was withheld; fails if a line was changed, inserted or deleted.
 
     The last line of the output is the head of the ledger. Compare it with the head that `pfedsam site start` printed and that you noted.
     """
@@ -247,7 +253,7 @@ def ledger_command(
 
     if acknowledge:
         aside = Ledger(folder / "ledger.jsonl").acknowledge()
-        OUT.print(f"The broken ledger was renamed to {aside.name}." if aside else "The ledger is intact.")
+        OUT.print(f"The damaged ledger was renamed to {aside.name}." if aside else "The ledger is intact.")
     lines, policy = Ledger(folder / "ledger.jsonl").read(), SitePolicy(folder)
     rounds = {name: policy.rounds(name) for name in {line["study"] for line in lines}}
     for line in lines:

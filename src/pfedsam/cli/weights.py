@@ -21,17 +21,19 @@ app = typer.Typer(
 
 @app.command("list")
 def list_weights() -> None:
-    """Show what can be used as a backbone: what ships with pFedSAM, and the official files with their SHA-256."""
+    """List the backbones that ship with pFedSAM, and the official weight files with their SHA-256."""
     from pfedsam.model.backbones.checkpoint import shipped_names
 
-    OUT.print(f"Shipped, use by name: {', '.join(shipped_names()) or 'none is installed'}")
+    OUT.print(f"Shipped, to be used by name: {', '.join(shipped_names()) or 'none is installed'}")
     table = Table("name", "file", "MB", "fetch", title="Official files")
     for file in weights.KNOWN_FILES.values():
         table.add_row(file.name, file.file_name, f"{file.bytes / 1e6:.0f}", "yes" if file.url else "no: by hand")
     OUT.print(table)
     for file in weights.KNOWN_FILES.values():
         OUT.print(f"{file.name}: {file.about}. SHA-256 {file.sha256}", soft_wrap=True)
-    OUT.print("Hub names such as facebook/sam-vit-base work as they are, where the hub can be reached.")
+    OUT.print(
+        "Names of models on the hub, such as facebook/sam-vit-base, can be used directly if the hub can be reached."
+    )
 
 
 @app.command()

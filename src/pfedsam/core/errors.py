@@ -4,11 +4,11 @@
     ├── OptionError      2  an option or a configuration is wrong
     ├── DataError        3  an image, a mask, a manifest or a split is wrong
     ├── CheckpointError  4  weights cannot be read or do not fit
-    ├── PartitionError   5  the parameters are not frozen, shared or local, each exactly once
+    ├── PartitionError   5  a parameter is not exactly one of frozen, shared or local
     ├── UpdateError      6  the message of a site does not fit the run
     ├── StoreError       7  a file cannot be written or read back
-    ├── RunError         8  a run cannot start, go on or be resumed
-    └── QuorumError      9  too few sites answered in time
+    ├── RunError         8  a run cannot start, continue or be resumed
+    └── QuorumError      9  too few sites replied in time
 
 A message says what was wrong, what is allowed and what to do. A message about data names the site and the case. It never contains a
 path outside the site's folder, unless that path itself is wrong.
@@ -18,7 +18,7 @@ from typing import ClassVar
 
 
 class PfedsamError(Exception):
-    """Base class of all failures that the user can do something about; the command line shows the text unchanged."""
+    """Base class of all errors that a user can correct; the command line shows the text unchanged."""
 
     exit_code: ClassVar[int] = 1
 
@@ -48,7 +48,7 @@ class PartitionError(PfedsamError):
 
 
 class UpdateError(PfedsamError):
-    """A site's update is malformed, belongs to another round, or holds tensors that this run does not share."""
+    """A site's update is malformed, belongs to another round, or contains tensors that this run does not share."""
 
     exit_code = 6
 
@@ -60,12 +60,12 @@ class StoreError(PfedsamError):
 
 
 class RunError(PfedsamError):
-    """A run cannot start, continue or be resumed as asked."""
+    """A run cannot start, continue or be resumed."""
 
     exit_code = 8
 
 
 class QuorumError(PfedsamError):
-    """Too few sites answered within the deadline; the study is stopped after its last committed round and can be resumed."""
+    """Too few sites replied within the deadline; the study is stopped after its last committed round and can be resumed."""
 
     exit_code = 9

@@ -112,7 +112,7 @@ def _held(path: Path, *, timeout: float) -> Iterator[None]:
         Timeout: another process holds the lock.
         OSError: the lock file cannot be created.
     """
-    if not path.parent.is_dir():  # the library would make it
+    if not path.parent.is_dir():  # otherwise the library would create it
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
     lock = FileLock(path, timeout=timeout, mode=0o600, fallback_to_soft=False)
     held = True

@@ -1,7 +1,7 @@
-"""Regular expressions that somebody else wrote: a study brings one for the names of a hospital's files.
+"""Regular expressions from an untrusted source: a study's configuration contains one for the file names of a site.
 
-Python's own `re` can take a time that doubles with every letter. Here the syntax is checked by `re`, repetitions are limited, so that
-compiling stays small, and the search runs in `regex`, which stops at a time limit.
+With Python's own `re` the time of a search can double with every character. Here `re` only checks the syntax; the number of repetitions is
+limited, so that the compiled expression stays small, and the search is done by `regex`, which stops at a time limit.
 """
 
 import math
@@ -22,32 +22,34 @@ class Pattern:
     """A checked regular expression with at least one group."""
 
     def __init__(self, text: str, option: str) -> None:
-        """Check and compile.
+        """Check and compile an expression.
 
         Args:
             text: the expression.
-            option: where it stands, for messages.
+            option: the name of the option that contains it, for error messages.
 
         Raises:
-            OptionError: it is none, is too long, repeats too much, or has no group.
+            OptionError: the text is not a regular expression, is too long, has too many repetitions, or has no group.
         """
         self._text, self._option = text, option
         if len(text) > MAX_LETTERS:
-            raise OptionError(f"{option} has {len(text)} letters; allowed are {MAX_LETTERS}.")
+            raise OptionError(f"{option} has {len(text)} characters; at most {MAX_LETTERS} are allowed.")
         repeats = math.prod(max(1, int(high or low or 1)) for low, high in _REPEAT.findall(text))
         if repeats > MAX_REPEATS:
-            raise OptionError(f"{option} {text!r} repeats its parts up to {repeats} times; allowed are {MAX_REPEATS}.")
+            raise OptionError(
+                f"{option} {text!r} repeats its parts up to {repeats} times; at most {MAX_REPEATS} repetitions are allowed."
+            )
         try:
             checked = re.compile(text)
             self._compiled = regex.compile(text)
         except (re.error, regex.error, RecursionError, OverflowError) as error:
-            raise OptionError(f"{option} {text!r} is no regular expression: {error}") from error
+            raise OptionError(f"{option} {text!r} is not a regular expression: {error}") from error
         if not checked.groups:
             raise OptionError(f"{option} {text!r} has no group; put the patient's part in brackets: '^(.+)_t[0-9]$'")
         self._names = frozenset(checked.groupindex)
 
     def group(self, text: str, preferred: str) -> str | None:
-        """What the group named `preferred`, else the first one, matches in a text; None where the expression does not match.
+        """The text matched by the group `preferred`, or by the first group if there is none of that name; None without a match.
 
         Raises:
             OptionError: the search takes too long.
@@ -71,6 +73,6 @@ class Pattern:
             return self._compiled.search(text, timeout=SEARCH_S)
         except TimeoutError as error:
             raise OptionError(
-                f"{self._option} {self._text!r} takes too long on a name of {len(text)} letters: repeated parts within repeated parts, "
+                f"{self._option} {self._text!r} takes too long on a name of {len(text)} characters: repeated parts within repeated parts, "
                 "such as (a+)+, can be matched in too many ways. Write it without them."
             ) from error

@@ -1,7 +1,8 @@
-"""Small files that carry a digest of their own content, so that damage is seen when they are read.
+"""Small files that contain a digest of their own content, so that damage is noticed when they are read.
 
-JSON holds it under the key `sha256`, text in a comment on its first line. What version 0.1 wrote has none and is read as it stands: who
-reads it checks its keys, so that a damaged digest is not taken for an old file. Files of tensors have theirs in `core.tensors`.
+JSON files have the digest under the key `sha256`, text files in a comment on the first line. Files of version 0.1 have no digest and are
+accepted without one; the reader checks their keys, so that a file with a damaged digest is not mistaken for an old one. For files of
+tensors see `core.tensors`.
 """
 
 import hashlib
@@ -18,10 +19,10 @@ _COMMENT: Final = "# sha256 of what follows: "
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, mode: int = 0o600) -> None:
-    """Replace a file by an object as JSON with its digest, in one step; keys keep their order, which the digest does not look at.
+    """Write an object as JSON with its digest, replacing the file in one step; keys keep their order, which does not affect the digest.
 
     Raises:
-        StoreError: as `atomic.write_json`.
+        StoreError: the file could not be written, as for `atomic.write_json`.
     """
     plain = json.loads(_encoded(path, content, sort_keys=False))
     atomic.write_json(path, {**plain, KEY: _digest(_canonical(path, plain))}, mode=mode)
@@ -31,8 +32,8 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """The object in a file, without its digest.
 
     Args:
-        path: of the file.
-        remedy: what is lost with the file and what to do, as sentences.
+        path: the path of the file.
+        remedy: sentences for the error message: what is lost with the file, and what to do.
 
     Raises:
         StoreError: the file is missing or damaged.
@@ -46,7 +47,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path.name} is damaged: it is not JSON. {remedy}") from error
     if not isinstance(content, dict):
-        raise StoreError(f"{path.name} is damaged: it holds no object. {remedy}")
+        raise StoreError(f"{path.name} is damaged: it is not a JSON object. {remedy}")
     found = content.pop(KEY, None)
     if found is not None and found != _digest(_canonical(path, content)):
         raise StoreError(f"{path.name} is damaged: it does not have the digest that was written with it. {remedy}")
@@ -59,7 +60,7 @@ def seal_text(text: str) -> str:
 
 
 def check_text(path: Path, remedy: str) -> None:
-    """Refuse a text whose digest is not the one before it; one without any, of version 0.1, passes.
+    """Refuse a text that does not have the digest on its first line; a text without a digest, of version 0.1, is accepted.
 
     Raises:
         StoreError: the file is missing or damaged.
@@ -84,7 +85,7 @@ def _encoded(path: Path, content: Mapping[str, Any], *, sort_keys: bool) -> byte
     try:
         return json.dumps(content, sort_keys=sort_keys, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise StoreError(f"{path.name} holds what JSON cannot: {error}.") from error
+        raise StoreError(f"{path.name} was not written, because JSON cannot express its content: {error}.") from error
 
 
 def _digest(data: bytes) -> str:

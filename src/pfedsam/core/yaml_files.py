@@ -1,4 +1,4 @@
-"""YAML files that people write: read within bounds, and strictly where YAML itself would guess."""
+"""YAML files written by users: limited in size and depth, and read more strictly than YAML does."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from pfedsam.core.errors import OptionError
 from pfedsam.core.files import open_regular
 
 _ODD = (ValueError, RecursionError, OverflowError, TypeError)
-"""What the YAML library raises for values such as a number of five thousand digits, the 30th of February, or a list as a key."""
+"""The errors of the YAML library for values such as a number of five thousand digits, the 30th of February, or a list as a key."""
 
 
 MAX_BYTES: Final = 4 * 2**20
@@ -19,11 +19,11 @@ MAX_NODES: Final = 100_000
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a file that is deeper or larger than any configuration, aliases counted as often as they stand for something.
+    """Refuses a file that is nested deeper or is larger than any configuration; the content of an alias is counted each time it is used.
 
-    Refuses duplicate keys, such as two sites of one name; YAML itself would keep the last.
+    It also refuses duplicate keys, such as two sites with the same name; YAML itself would keep the last.
 
-    Only true and false are truth values, as in YAML 1.2: `off` is a word, and so is the site `no`.
+    Only `true` and `false` are truth values, as in YAML 1.2: `off` is text, so that a site can be called `no`.
     """
 
     depth = 0
@@ -39,7 +39,7 @@ class _Loader(yaml.SafeLoader):
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
         if node is not None and _count_nodes(node, {}) > MAX_NODES:
-            raise OptionError(f"it stands for more than {MAX_NODES} values; write it without so many aliases.")
+            raise OptionError(f"it has more than {MAX_NODES} values when aliases are replaced; use fewer aliases.")
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -55,11 +55,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def _count_nodes(node: yaml.Node, counted: dict[int, int]) -> int:
-    """How many values a node stands for, an alias counted wherever it is used.
+    """The number of values in a node, with the content of an alias counted each time it is used.
 
     Args:
-        node: of the document.
-        counted: what was counted before, by node; a node that holds itself has no end.
+        node: a node of the document.
+        counted: the results for nodes that were counted before; a node that contains itself has infinitely many values.
     """
     if id(node) not in counted:
         counted[id(node)] = MAX_NODES + 1
@@ -78,10 +78,10 @@ _Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|
 
 
 def parse_yaml(text: str) -> Any:  # noqa: ANN401 - whatever it says
-    """What a text says.
+    """The content of a YAML text.
 
     Raises:
-        OptionError: it is not YAML, has a key twice, or is larger or deeper than any configuration.
+        OptionError: the text is not YAML, has a key twice, or is larger or deeper than any configuration.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -93,7 +93,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file.
 
     Raises:
-        OptionError: it cannot be read, is not YAML, or is larger or deeper than any configuration.
+        OptionError: the file cannot be read, is not YAML, or is larger or deeper than any configuration.
     """
     try:
         with open_regular(path) as file:
@@ -108,5 +108,5 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except OptionError as error:
         raise OptionError(f"{path.name}, {error}") from error
     if not isinstance(content, dict):
-        raise OptionError(f"{path.name} must hold keys and values, such as `data:` and `training:`.")
+        raise OptionError(f"{path.name} must contain keys and values, such as `data:` and `training:`.")
     return content

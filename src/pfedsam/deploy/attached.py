@@ -1,8 +1,8 @@
-"""The process of a job, tied to the one that started it: when that ends, however it ends, this one ends too.
+"""Runs a job's process so that it ends as soon as its parent process ends, for whatever reason.
 
-NVFlare starts a process for every job and lets it be. One whose parent was killed while it was still starting would try for ever to
-reach it. So NVFlare's launchers are given this module to run, which looks after the parent from its first moment and then runs NVFlare's
-own module. It imports nothing that takes time.
+NVFlare starts a process for every job and does not watch it. If the parent is killed while the job's process is still starting, that
+process tries to reach the parent for ever. So NVFlare's launchers run this module instead: it starts to watch the parent at once and then
+runs NVFlare's own module. It imports nothing that is slow to load.
 """
 
 import os
@@ -17,17 +17,17 @@ _POLL_S: Final = 0.5
 
 
 def attached_command(argv: Sequence[str], parent: int) -> list[str]:
-    """The command that runs the module of `python ... -m MODULE ARGS` so that it ends with the process `parent`.
+    """The command that runs the module of `python ... -m MODULE ARGS` and ends when the process `parent` ends.
 
     Raises:
-        ValueError: the command runs no module.
+        ValueError: the command contains no `-m`.
     """
     at = list(argv).index("-m")
     return [argv[0], "-u", "-m", "pfedsam.deploy.attached", str(parent), *argv[at + 1 :]]
 
 
 def end_with(parent: int) -> None:
-    """From now on, end this process at once when its parent is no longer `parent`."""
+    """Start a thread that ends this process as soon as its parent is no longer `parent`."""
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 

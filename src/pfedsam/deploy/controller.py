@@ -1,4 +1,4 @@
-"""What NVFlare runs at the coordinator: a controller that carries the round loop's requests to the sites."""
+"""NVFlare's controller at the coordinator: it sends the round loop's requests to the sites and collects the replies."""
 
 import os
 import threading
@@ -23,27 +23,27 @@ from pfedsam.engine.study_folder import StudyFolder, read_revoked
 from pfedsam.engine.transport import Answers
 
 STUDIES = "PFEDSAM_STUDIES"
-"""The environment variable with the folder of the coordinator's studies."""
+"""The environment variable that holds the folder of the coordinator's studies."""
 AGAIN = "again"
-"""A file of this name in a study's folder asks for new processes at the sites, so that one that came (back) is among them."""
+"""A file of this name in a study's folder requests a new job, so that sites that joined or returned take part in it."""
 JOB_SITES = "job_sites.json"
-"""The sites that the current job runs at, for the supervisor."""
+"""The file that lists the sites of the current job; the supervisor reads it."""
 _LOG = get_logger(__name__)
 
 
 class StoppedError(RunError):
-    """NVFlare ended the job; the study goes on from its last committed round."""
+    """NVFlare ended the job; the study can continue from its last committed round."""
 
 
 class StudyController(Controller):  # type: ignore[misc]
-    """Runs one study; NVFlare's workflow."""
+    """The NVFlare workflow that runs one study."""
 
     def __init__(self, study: str, studies_root: str = "") -> None:
-        """For NVFlare.
+        """Called by NVFlare.
 
         Args:
             study: the id of the study.
-            studies_root: in the simulator: the folder of the studies.
+            studies_root: the folder of the studies; used only in the simulator.
         """
         super().__init__(task_check_period=0.1)
         root = os.environ.get(STUDIES) or studies_root
@@ -53,13 +53,13 @@ class StudyController(Controller):  # type: ignore[misc]
         self._late: dict[str, int] = {}
 
     def start_controller(self, fl_ctx: FLContext) -> None:
-        """Nothing to prepare: all state is in the study's folder."""
+        """Does nothing: all state is in the study's folder."""
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
-        """Nothing to close: a round counts when it is committed, and not before."""
+        """Does nothing: only committed rounds count, and they are stored already."""
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
-        """The study, from its last committed round on; how it ended is written into its status."""
+        """Run the study from its last committed round on, and write its final state into its status."""
         configure("INFO", self._folder / "coordinator.log")
         self._watch_questions()
         folder = StudyFolder(self._folder)
@@ -80,16 +80,16 @@ class StudyController(Controller):  # type: ignore[misc]
     def process_result_of_unknown_task(
         self, client: Client, task_name: str, client_task_id: str, result: Shareable, fl_ctx: FLContext
     ) -> None:
-        """A reply that nobody waits for counts for nothing; it is counted by `handle_event`."""
+        """Ignore a reply that came too late; `handle_event` counts it."""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Count the replies that come after their deadline."""
+        """Count the replies that arrive after their deadline."""
         super().handle_event(event_type, fl_ctx)
         if event_type == EventType.BEFORE_PROCESS_SUBMISSION:
             self._note(str(fl_ctx.get_prop(FLContextKey.TASK_ID)))
 
     def _watch_questions(self) -> None:
-        """Count also the sites that ask whether their reply is still wanted: NVFlare's clients do, and drop it when it is not."""
+        """Count late replies that are not sent: an NVFlare client first asks whether its task still exists, and drops the reply if not."""
         known = self.communicator.process_task_check
 
         def check(task_id: str, fl_ctx: FLContext) -> object:
@@ -115,7 +115,7 @@ class StudyController(Controller):  # type: ignore[misc]
         fl_ctx: FLContext,
         abort_signal: Signal,
     ) -> Answers:
-        """One task for these sites, until all have answered, the deadline is over, or those left are gone.
+        """Send one task to the sites and wait until all have replied, the deadline has passed, or the remaining sites have disconnected.
 
         Raises:
             StoppedError: NVFlare ended the job.
@@ -163,11 +163,11 @@ class StudyController(Controller):  # type: ignore[misc]
         return Answers(wires, missing, late, overdue)
 
     def wants_again(self) -> bool:
-        """Whether the supervisor asks for new processes."""
+        """Whether the supervisor requests a new job."""
         return (self._folder / AGAIN).exists()
 
     def clients(self) -> list[str]:
-        """The sites that this job runs at."""
+        """The sites of this job that are not revoked."""
         return [client.name for client in self._engine.get_clients() if client.name not in self._revoked()]
 
     def _revoked(self) -> set[str]:
@@ -175,13 +175,13 @@ class StudyController(Controller):  # type: ignore[misc]
 
 
 class _FlareTransport:
-    """The coordinator's transport over one NVFlare job."""
+    """The coordinator's `Transport` over one NVFlare job."""
 
     def __init__(self, controller: StudyController, fl_ctx: FLContext, abort_signal: Signal) -> None:
         self._controller, self._fl_ctx, self._abort = controller, fl_ctx, abort_signal
 
     def connected(self) -> list[str]:
-        """The sites that can be asked now."""
+        """The sites to which a request can be sent now."""
         return self._controller.clients()
 
     def ask(self, request: Mapping[str, bytes], task: str, sites: Sequence[str], deadline_s: int) -> Answers:

@@ -1,4 +1,4 @@
-"""A study as an NVFlare job: two small configurations that name our classes, and no code. Also its run in the simulator."""
+"""A study as an NVFlare job: two small configurations that name our classes, without code. Also runs a study in NVFlare's simulator."""
 
 import json
 import shutil
@@ -13,21 +13,21 @@ from pfedsam.deploy.site_service import GATE
 from pfedsam.federation.manifest import Task
 
 CLASSES = ("pfedsam.deploy.",)
-"""The classes that a job may name in the simulator, which plays both sides; a kit allows its own side alone (`provision`)."""
+"""Prefixes of the classes that a job may name in the simulator, which runs both sides; each side of a deployment allows only its own."""
 _CONTROLLER = "pfedsam.deploy.controller.StudyController"
 _EXECUTOR = "pfedsam.deploy.site_side.SiteExecutor"
 GUARD = "pfedsam.deploy.guard.CoordinatorGuard"
 
 
 def write_job(folder: Path, study: str, sites: Sequence[str], *, studies_root: str = "", sites_root: str = "") -> Path:
-    """Write the job of a study into `folder`, which is emptied, and say where.
+    """Write the job of a study into `folder`, whose content is deleted first, and return that folder.
 
     Args:
-        folder: of the job.
+        folder: the folder of the job.
         study: the study's id.
-        sites: that the study names; the job is sent to no other member of the federation.
-        studies_root: simulator only, as of `StudyController`.
-        sites_root: simulator only, as of `SiteExecutor`; the job then also brings the gate, which real sites have of their own.
+        sites: the sites of the study; the job is sent to no other site of the federation.
+        studies_root: only for the simulator; see `StudyController`.
+        sites_root: only for the simulator; see `SiteExecutor`. The job then also contains the gate, which real sites configure themselves.
     """
     shutil.rmtree(folder, ignore_errors=True)
     config = folder / "app" / "config"
@@ -47,7 +47,7 @@ def write_job(folder: Path, study: str, sites: Sequence[str], *, studies_root: s
         "task_data_filters": [],
         "task_result_filters": [],
     }
-    # A chain of a job's own knows no "*"; the site's own chain holds for every task.
+    # In a job's own filter chain NVFlare does not accept "*" for the tasks; in a site's own chain no tasks need to be named.
     gates = (
         [{"tasks": list(get_args(Task)), "filters": [{"path": GATE, "args": {"sites_root": sites_root}}]}]
         if sites_root
@@ -67,17 +67,17 @@ def write_job(folder: Path, study: str, sites: Sequence[str], *, studies_root: s
 
 
 def simulate(study_folder: Path, sites_root: Path, names: Sequence[str], work: Path, *, timeout_s: float = 900) -> None:
-    """Run a study in NVFlare's simulator, each site in a process of its own.
+    """Run a study in NVFlare's simulator, with one process for each site.
 
     Args:
-        study_folder: made by `create_study`.
-        sites_root: holds a site's folder under each name.
-        names: of the sites.
-        work: a folder for the simulator.
-        timeout_s: after which it is ended.
+        study_folder: the study's folder, made by `create_study`.
+        sites_root: contains one folder for each site, with the site's name.
+        names: the names of the sites.
+        work: the simulator's working folder.
+        timeout_s: the simulator is stopped after this time.
 
     Raises:
-        RunError: the simulator failed, or took too long.
+        RunError: the simulator failed, or did not end within `timeout_s`.
     """
     job = write_job(
         work / "job", study_folder.name, names, studies_root=str(study_folder.parent), sites_root=str(sites_root)

@@ -1,4 +1,4 @@
-"""A site's key that never leaves it: the site makes it and asks (PKCS #10, RFC 2986), the coordinator signs."""
+"""A site's private key, which never leaves the site. The site makes a signing request (PKCS #10, RFC 2986); the coordinator signs it."""
 
 import hashlib
 import re
@@ -17,17 +17,17 @@ KEY: Final = "client.key"
 CERTIFICATE: Final = "client.crt"
 ROOT: Final = "rootCA.pem"
 KEY_BITS: Final = 2048
-"""What NVFlare's own provisioner makes."""
+"""The key size that NVFlare's own provisioner uses."""
 _MAX_REQUEST_BYTES: Final = 16 * 1024
 _NAME: Final = re.compile(r"(?!server\Z)[A-Za-z0-9][A-Za-z0-9_\-]{0,62}")
-"""NVFlare parts the names of its processes by dots, and calls its own `server`."""
+"""Dots and the name `server` are excluded: NVFlare separates the names of its processes by dots, and its own process is called `server`."""
 
 
 def check_name(name: str) -> None:
-    """Let a name pass only if a site of a federation can have it.
+    """Check that a site of a federation can have this name.
 
     Raises:
-        OptionError: it cannot.
+        OptionError: the name has other characters, is too long, or is reserved.
     """
     if not _NAME.fullmatch(name):
         raise OptionError(
@@ -37,18 +37,18 @@ def check_name(name: str) -> None:
 
 
 def make_request(startup: Path, name: str, target: Path) -> str:
-    """Make a site's key in its folder `startup/`, and the request for a certificate in the file `target`.
+    """Make a site's private key in its folder `startup/`, and write the request for a certificate into the file `target`.
 
     Returns:
-        The key's fingerprint, for the coordinator to compare.
+        The fingerprint of the public key, which the operators of site and coordinator compare.
 
     Raises:
-        OptionError: the name cannot name a site.
-        RunError: there is a key already.
+        OptionError: a site cannot have this name.
+        RunError: the folder contains a key already.
     """
     check_name(name)
     if (startup / KEY).exists():
-        raise RunError("this folder has a key already; send its request again, or begin in a new folder.")
+        raise RunError("this folder contains a key already; send its request again, or use a new folder.")
     startup.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = rsa.generate_private_key(65537, KEY_BITS)
     plain = serialization.NoEncryption()
@@ -61,10 +61,10 @@ def make_request(startup: Path, name: str, target: Path) -> str:
 
 
 def read_request(path: Path) -> tuple[str, x509.CertificateSigningRequest]:
-    """The site's name in a request, and the request; nothing in it is trusted, and nothing but name and key is used.
+    """The site's name in a request, and the request. The content is not trusted; only the name and the public key are used.
 
     Raises:
-        RunError: it is none, its signature is not its key's, or name or key cannot be used.
+        RunError: the file is not a certificate request, its signature is not valid, or its name or key cannot be used.
     """
     try:
         with path.open("rb") as file:
@@ -72,50 +72,54 @@ def read_request(path: Path) -> tuple[str, x509.CertificateSigningRequest]:
         sound, key = request.is_signature_valid, request.public_key()
         names = [str(entry.value) for entry in request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     except (OSError, ValueError) as error:
-        raise RunError(f"{path.name} is not a request that `pfedsam site request` made.") from error
+        raise RunError(f"{path.name} is not a certificate request; make one with `pfedsam site request`.") from error
     if not sound or len(names) != 1 or not _NAME.fullmatch(names[0]):
-        raise RunError(f"{path.name} is not signed by its own key, or names no site that there can be.")
+        raise RunError(f"{path.name} is not signed by its own key, or its name is not allowed for a site.")
     if not isinstance(key, rsa.RSAPublicKey) or key.key_size < KEY_BITS:
-        raise RunError(f"{path.name} holds another key than RSA of {KEY_BITS} bits or more.")
+        raise RunError(f"{path.name} does not contain an RSA key of at least {KEY_BITS} bits.")
     return names[0], request
 
 
 def fingerprint(holder: x509.CertificateSigningRequest | x509.Certificate) -> str:
-    """SHA-256 of the public key in a request or a certificate, in groups that can be read out."""
+    """SHA-256 of the public key in a request or a certificate, in groups of four hexadecimal digits."""
     form = serialization.PublicFormat.SubjectPublicKeyInfo
     found = hashlib.sha256(holder.public_key().public_bytes(serialization.Encoding.DER, form)).hexdigest()
     return " ".join(found[at : at + 4] for at in range(0, len(found), 4))
 
 
 def root_fingerprint(startup: Path) -> str:
-    """The fingerprint of the federation's root key, as a folder `startup/` of any of its parties has it.
+    """The fingerprint of the federation's root certificate in a folder `startup/`, which every site and the coordinator have.
 
     Raises:
-        RunError: there is no root certificate.
+        RunError: the root certificate is missing or cannot be read.
     """
     try:
         return fingerprint(x509.load_pem_x509_certificate((startup / ROOT).read_bytes()))
     except (OSError, ValueError) as error:
-        raise RunError("the federation's root certificate is missing, or cannot be read.") from error
+        raise RunError(
+            "the federation's root certificate is missing or cannot be read; ask the coordinator for the kit again."
+        ) from error
 
 
 def sign(request: x509.CertificateSigningRequest, like: bytes, root_key: bytes) -> bytes:
-    """A certificate for the key in a request; all else is that of another certificate.
+    """A certificate for the key in a request, with all other fields copied from another certificate.
 
     Args:
-        request: as read by `read_request`.
-        like: the certificate (PEM) that gives subject, issuer, validity and extensions.
-        root_key: the private key (PEM) of its issuer.
+        request: the request, as `read_request` returns it.
+        like: the certificate (PEM) from which subject, issuer, validity and extensions are copied.
+        root_key: the private key (PEM) of the issuer.
 
     Returns:
-        PEM.
+        The certificate in PEM format.
 
     Raises:
-        RunError: the issuer's key is of another kind than NVFlare makes.
+        RunError: the issuer's key is not an RSA key.
     """
     model, issuer = x509.load_pem_x509_certificate(like), serialization.load_pem_private_key(root_key, None)
     if not isinstance(issuer, rsa.RSAPrivateKey):
-        raise RunError("the coordinator's root key is not an RSA key; make the coordinator anew.")
+        raise RunError(
+            "the coordinator's root key is not an RSA key; create the coordinator again with `pfedsam coordinator init`."
+        )
     builder = x509.CertificateBuilder().subject_name(model.subject).issuer_name(model.issuer)
     builder = builder.public_key(request.public_key()).serial_number(x509.random_serial_number())
     builder = builder.not_valid_before(model.not_valid_before_utc).not_valid_after(model.not_valid_after_utc)
@@ -128,10 +132,10 @@ def sign(request: x509.CertificateSigningRequest, like: bytes, root_key: bytes) 
 
 
 def belong_together(certificate: Path, key: Path) -> bool:
-    """Whether a certificate and a private key, in PEM files, are of one pair.
+    """Whether a certificate belongs to a private key, both in PEM files.
 
     Raises:
-        RunError: one of them is missing or cannot be read.
+        RunError: one of the files is missing or cannot be read.
     """
     try:
         private = serialization.load_pem_private_key(key.read_bytes(), None)

@@ -1,4 +1,4 @@
-"""NVFlare's launchers of job processes, which here end with the process that started them (`attached`)."""
+"""NVFlare's launchers, changed so that a job's process ends with the process that started it (see `attached`)."""
 
 import os
 import shlex

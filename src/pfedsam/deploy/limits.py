@@ -1,4 +1,4 @@
-"""How NVFlare's processes are connected: how long a message may be, and who may speak on this machine's own loopback."""
+"""Connection settings of NVFlare's processes: the largest message, and who may connect over this machine's loopback."""
 
 import json
 import math
@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any, Final
 
 MIN_MESSAGE_BYTES: Final = 64 * 2**20
-"""Enough for every adapter; a study that shares more has a larger limit."""
+"""Enough for all adapters; a study that shares more parameters has a larger limit."""
 FRAME_BYTES: Final = 16 * 2**20
-"""Of one frame on the wire; longer messages come as a stream of frames, whose length is known before the first."""
+"""The largest frame on the wire; longer messages are sent as a stream of frames that announces its length first."""
 _ENVELOPE_BYTES: Final = 16 * 2**20
 _VALUE_BYTES: Final = 4
 
 
 def message_limit(manifests: Iterable[Path]) -> int:
-    """The longest message in bytes that one of these studies has; of a manifest that cannot be read nothing is expected.
+    """The size limit of a message in bytes for these studies; a manifest that cannot be read does not raise the limit.
 
     Args:
-        manifests: `manifest.json` of each study. They are read as plain JSON, because this process loads no model.
+        manifests: `manifest.json` of each study, read as plain JSON because this process loads no model.
     """
     return max([MIN_MESSAGE_BYTES, *(_shared_bytes(path) + _ENVELOPE_BYTES for path in manifests)])
 
@@ -26,8 +26,8 @@ def message_limit(manifests: Iterable[Path]) -> int:
 def connection_settings(limit: int) -> dict[str, Any]:
     """NVFlare's `comm_config.json`.
 
-    A longer message than `limit` is refused by the size that it announces, before it is read. Processes of one machine speak to one
-    another under mutual TLS as machines do, and those of a job only through their parent, which looks at what is asked.
+    A message that announces more than `limit` bytes is refused before it is read. Processes on the same machine also use mutual TLS, and
+    the processes of a job communicate only through their parent process, which checks every request.
     """
     frames = [["grpc.max_receive_message_length", FRAME_BYTES], ["grpc.max_send_message_length", FRAME_BYTES]]
     return {

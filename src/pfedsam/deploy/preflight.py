@@ -1,4 +1,4 @@
-"""`pfedsam site check`: everything that a start needs, each finding by name, with what to do."""
+"""`pfedsam site check`: tests all that a site needs before it starts, and says for each problem what to do."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ _NVFLARE: Final = "2.9."
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     what: str
     ok: bool
@@ -44,11 +44,11 @@ class Finding:
 
 
 def check_site_ready(folder: Path) -> list[Finding]:
-    """Look at a site's folder, certificate, clock, network, data, studies and versions; nothing is changed or sent.
+    """Check a site's folder, certificate, clock, network, data, studies and versions; nothing is changed or sent.
 
     Raises:
-        OptionError: the folder is not a site's.
-        RunError: it has no startup kit.
+        OptionError: the folder is not a site's folder.
+        RunError: the folder has no startup kit.
     """
     options, config = read_site_options(folder), client_config(folder)
     startup = folder / WORKSPACE / "startup"
@@ -95,12 +95,12 @@ def _versions() -> tuple[bool, str]:
 def _folder(folder: Path, options: SiteOptions) -> tuple[bool, str]:
     free = shutil.disk_usage(folder).free // 2**20
     if free < options.min_free_mb:
-        return False, f"{free} MB are free and min_free_mb is {options.min_free_mb}: make space."
+        return False, f"{free} MB are free, but min_free_mb is {options.min_free_mb}: free some disk space."
     if not os.access(folder, os.W_OK):
-        return False, "the folder cannot be written: mend its permissions."
+        return False, "this user cannot write to the folder: change its permissions."
     mode = folder.stat().st_mode & 0o777
     return mode & 0o077 == 0, f"{free} MB free, mode {mode:o}" + (
-        "" if mode & 0o077 == 0 else ": others can read it; chmod 700"
+        "" if mode & 0o077 == 0 else ": other users can read it; run chmod 700 on it"
     )
 
 
@@ -109,7 +109,10 @@ def _certificate(startup: Path, options: SiteOptions) -> tuple[bool, str]:
     key = serialization.load_pem_private_key((startup / KEY).read_bytes(), None)
     name = own.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
     if name != options.name:
-        return False, f"the certificate is of {name!r}, the site is {options.name!r}: this is another site's kit."
+        return (
+            False,
+            f"the certificate is for site {name!r}, but this is site {options.name!r}: use the kit of this site.",
+        )
     if key.public_key() != own.public_key():
         return False, f"{KEY} does not belong to {CERTIFICATE}: ask for a new kit."
     try:
@@ -117,7 +120,7 @@ def _certificate(startup: Path, options: SiteOptions) -> tuple[bool, str]:
     except (ValueError, TypeError, InvalidSignature):
         return False, "the certificate was not signed by the kit's root: ask for a new kit."
     if (startup / KEY).stat().st_mode & 0o077:
-        return False, f"{KEY} can be read by others: chmod 600."
+        return False, f"other users can read {KEY}: run chmod 600 on it."
     now = datetime.now(UTC)
     if now > own.not_valid_after_utc:
         return False, f"expired on {own.not_valid_after_utc:%Y-%m-%d}: ask for a new kit."
@@ -130,7 +133,10 @@ def _certificate(startup: Path, options: SiteOptions) -> tuple[bool, str]:
 def _clock(startup: Path) -> tuple[bool, str]:
     now, root = datetime.now(UTC), _load(startup / ROOT)
     if now < root.not_valid_before_utc:
-        return False, f"it is {now:%Y-%m-%d %H:%M} UTC here, before the root certificate was made: set the clock."
+        return (
+            False,
+            f"this machine's clock shows {now:%Y-%m-%d %H:%M} UTC, before the root certificate was made: set the clock.",
+        )
     return True, f"{now:%Y-%m-%d %H:%M} UTC"
 
 
@@ -146,13 +152,13 @@ def _address(config: dict[str, Any]) -> tuple[bool, str]:
     except OSError as error:
         return (
             False,
-            f"{host} has no address here ({error.strerror}): ask your network's people, or add it to the hosts file.",
+            f"the name {host} cannot be resolved ({error.strerror}): ask the network's administrators, or add it to the hosts file.",
         )
-    return True, f"{host} is {found[0][4][0]}, port {port}"
+    return True, f"{host} resolves to {found[0][4][0]}, port {port}"
 
 
 def _coordinator(startup: Path, config: dict[str, Any]) -> tuple[bool, str]:
-    """A TLS handshake with the site's certificate, as NVFlare will make it."""
+    """Make a TLS handshake with the site's certificate, as NVFlare does."""
     host, port = _target(config)
     context = ssl.create_default_context(cafile=str(startup / ROOT))
     context.load_cert_chain(startup / CERTIFICATE, startup / KEY)
@@ -162,13 +168,19 @@ def _coordinator(startup: Path, config: dict[str, Any]) -> tuple[bool, str]:
             socket.create_connection((host, port), timeout=_TIMEOUT_S) as plain,
             context.wrap_socket(plain, server_hostname=config["servers"][0]["identity"]) as wrapped,
         ):
-            return True, f"answers with {wrapped.version()} and a certificate of this federation"
+            return True, f"it answers with {wrapped.version()} and a certificate of this federation"
     except ssl.SSLCertVerificationError as error:
-        return False, f"its certificate is refused ({error.verify_message}): wrong machine, wrong clock, or an attack."
+        return (
+            False,
+            f"its certificate is not valid ({error.verify_message}): wrong machine, wrong clock, or an attack.",
+        )
     except ConnectionRefusedError:
-        return False, f"nothing listens on {host}:{port}: the coordinator is not started, or another port is meant."
+        return False, f"nothing listens on {host}:{port}: the coordinator is not started, or the port is wrong."
     except TimeoutError:
-        return False, f"{host}:{port} does not answer within {_TIMEOUT_S:.0f} s: a firewall lets nothing through."
+        return (
+            False,
+            f"{host}:{port} does not answer within {_TIMEOUT_S:.0f} s: probably a firewall blocks the connection.",
+        )
     except OSError as error:
         return False, f"{host}:{port}: {error}"
 
@@ -180,7 +192,7 @@ def _data(options: SiteOptions) -> tuple[bool, str]:
 
 def _studies(manifests: list[StudyManifest]) -> tuple[bool, str]:
     if not manifests:
-        return False, "none is approved: `pfedsam site approve`."
+        return False, "no study is approved: run `pfedsam site approve`."
     return True, ", ".join(f"{m.study} ({m.name})" for m in manifests)
 
 
@@ -196,12 +208,18 @@ def _study_data(manifest: StudyManifest, options: SiteOptions) -> tuple[bool, st
 def _backbone(manifest: StudyManifest, options: SiteOptions) -> tuple[bool, str]:
     said = str(manifest.configuration["model"]["backbone"])
     if options.backbone is None and backbone_file(said):
-        # The training process has another working directory.
-        return False, f"the study's, {said!r}, is a file or folder: set where yours lies as `backbone` in site.yaml."
+        # The training process has another working directory, so a relative path would not be found there.
+        return (
+            False,
+            f"the study's backbone {said!r} is a file or folder: set the path of your copy as `backbone` in site.yaml.",
+        )
     found = build_model(study_options(manifest, options), may_download=False).backbone
     if found == manifest.backbone:
-        return True, f"hash {found[:16]} as in the study"
-    return False, f"hash {found[:16]}, the study's is {manifest.backbone[:16]}: get the study's backbone."
+        return True, f"its hash {found[:16]} is that of the study"
+    return (
+        False,
+        f"its hash is {found[:16]}, but the study requires {manifest.backbone[:16]}: get the study's backbone.",
+    )
 
 
 def _load(path: Path) -> x509.Certificate:

@@ -1,4 +1,4 @@
-"""Starting and ending NVFlare's processes, so that none outlives the command that started it."""
+"""Start and end NVFlare's processes so that none outlives the command that started it."""
 
 import contextlib
 import ctypes
@@ -22,7 +22,7 @@ _WINDOW_S: Final = 300.0
 _POLL_S: Final = 0.25
 LOG_BYTES: Final = 20 * 2**20
 GRACE_S: Final = 3.0
-"""Seconds that a process has to end by itself."""
+"""Seconds that a process has to end by itself before it is killed."""
 
 
 class StopFlag:
@@ -32,12 +32,12 @@ class StopFlag:
         self.is_set = False
 
     def install(self) -> None:
-        """Let the two signals set the flag; a second one changes nothing."""
+        """Let SIGTERM and SIGINT set the flag; a second signal changes nothing."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._set)
 
     def close(self) -> None:
-        """Let no signal disturb what is left to do: Python sets its own handlers back before it is gone."""
+        """Ignore both signals during the remaining clean-up; Python would otherwise restore its default handlers before it exits."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
 
@@ -46,19 +46,19 @@ class StopFlag:
 
 
 class Engine:
-    """One NVFlare parent process with all that it starts; restarted when it dies, but not without end."""
+    """One NVFlare parent process with all processes that it starts; restarted when it dies, up to a limit."""
 
     def __init__(
         self, module: str, workspace: Path, config: str, settings: Sequence[str], env: Mapping[str, str]
     ) -> None:
-        """Nothing is started yet.
+        """Prepare the command without starting it.
 
         Args:
-            module: of NVFlare, run by this Python.
-            workspace: holds `startup/` and `local/`.
-            config: name of the file in `startup/`.
-            settings: NVFlare's `--set`.
-            env: added to this process's environment.
+            module: the NVFlare module to run with this Python.
+            workspace: the folder that contains `startup/` and `local/`.
+            config: the name of the configuration file in `startup/`.
+            settings: the arguments of NVFlare's `--set`.
+            env: variables to add to this process's environment.
         """
         self._command = [sys.executable, "-u", "-m", module, "-m", str(workspace), "-s", config, "--set", *settings]
         self._log = workspace / "engine.log"
@@ -67,7 +67,7 @@ class Engine:
         self._starts: list[float] = []
 
     def start(self) -> None:
-        """Start it, its output going to `engine.log` in the workspace."""
+        """Start the process; its output goes to `engine.log` in the workspace."""
         self._starts.append(time.monotonic())
         descriptor = os.open(self._log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
         with os.fdopen(descriptor, "ab") as log:
@@ -84,11 +84,11 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Whether the process is running."""
         return self._process is not None and self._process.poll() is None
 
     def keep_alive(self) -> bool:
-        """Start it again if it died; False when it died too often. Also keeps its log short."""
+        """Restart the process if it died and limit the size of its log; return False when it died too often."""
         cut_log(self._log)
         if self.alive:
             return True
@@ -100,7 +100,7 @@ class Engine:
         return True
 
     def serve(self) -> bool:
-        """Run it until SIGTERM or SIGINT, and leave nothing running; False when it died too often."""
+        """Run the process until SIGTERM or SIGINT and then end all its children; return False when it died too often."""
         stop = StopFlag()
         stop.install()
         self.start()
@@ -115,10 +115,10 @@ class Engine:
             stop.close()
 
     def end(self) -> None:
-        """End it and every process in its session, within `GRACE_S` and a second."""
+        """End the process and all its descendants: first with SIGTERM, after `GRACE_S` seconds with SIGKILL."""
         if self._process is None:
             return
-        everyone = _family(self._process.pid)  # its jobs' processes are in sessions of their own
+        everyone = _family(self._process.pid)  # listed by parent: the processes of jobs are in other sessions
         for process in everyone:
             with contextlib.suppress(psutil.Error):
                 process.terminate()
@@ -132,7 +132,7 @@ class Engine:
 
 
 def _family(pid: int) -> list[psutil.Process]:
-    """A process and all that it started, directly or not."""
+    """A process and all its descendants."""
     try:
         parent = psutil.Process(pid)
         return [*parent.children(recursive=True), parent]
@@ -141,7 +141,7 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 def _die_with(parent: int) -> None:
-    """In the child: be killed when the parent is, however that ends (Linux), and end at once where it has ended already."""
+    """In the child (Linux): request SIGKILL for the time when the parent ends, and exit at once if it has ended already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
@@ -149,8 +149,8 @@ def _die_with(parent: int) -> None:
 
 
 def cut_log(path: Path, limit: int = LOG_BYTES) -> None:
-    """Keep a log that another process appends to below twice a size: beyond it, it is copied to `<name>.1` and emptied."""
-    with contextlib.suppress(OSError):  # no log is worth ending for
+    """Copy a log to `<name>.1` and empty it once it is larger than `limit` bytes; another process may be appending to it."""
+    with contextlib.suppress(OSError):  # a problem with a log must not end the process
         if path.stat().st_size > limit:
             shutil.copyfile(path, path.with_name(f"{path.name}.1"))
             path.with_name(f"{path.name}.1").chmod(0o600)

@@ -1,8 +1,8 @@
-"""Keys, certificates and startup kits by NVFlare's provisioner, and the policies that a site puts into its own kit.
+"""Keys, certificates and startup kits by NVFlare's provisioner, and the policies that a site adds to its own kit.
 
-The coordinator makes one kit per site: its certificate, the root certificate, the coordinator's address, and its key unless the
-site has made that itself (`keys`). What a job may do at the site is not the kit's to say: `install_kit` writes that at the site,
-from the site's own package.
+The coordinator makes one kit per site: the site's certificate, the root certificate, the coordinator's address, and the site's key unless
+the site has made its key itself (`keys`). The kit does not decide what a job may do at the site: `install_kit` writes those rules at the
+site, from the package that is installed there.
 """
 
 import contextlib
@@ -34,28 +34,28 @@ _BUILDERS: Final = "nvflare.lighter.impl"
 _MAX_KIT_BYTES: Final = 4 * 2**20
 _MAX_KIT_FILES: Final = 200
 _MAX_NAME: Final = 63
-"""Longer host names are cut in a certificate."""
+"""NVFlare cuts longer host names in a certificate to this length."""
 
 
 def provision(
     folder: Path, project: str, address: str, port: int, sites: Sequence[str], *, valid_days: int = 360
 ) -> list[str]:
-    """Make keys and kits in `folder`: `server/`, `admin/` and `kits/<site>.zip`; made again, it adds the sites that are new.
+    """Make keys and kits in `folder`: `server/`, `admin/` and `kits/<site>.zip`. A second call adds only the new sites.
 
     Args:
-        folder: of the coordinator.
-        project: the project's name, also NVFlare's.
-        address: the host name under which sites reach this machine; it stands in the certificate.
-        port: that sites connect to; the one above it serves the coordinator's own control connection.
-        sites: names; those that have a certificate already are left as they are.
-        valid_days: of the root certificate, when it is made.
+        folder: the coordinator's folder.
+        project: the name of the project, also in NVFlare.
+        address: the host name under which sites reach this machine; the certificate contains it.
+        port: the port that sites connect to; the next higher port is for the coordinator's own control connection.
+        sites: the names of the sites; those that have a certificate already are not changed.
+        valid_days: validity of the root certificate in days, if it has to be made.
 
     Returns:
         The sites for which a kit was made.
 
     Raises:
-        OptionError: a name cannot name a site of a federation.
-        RunError: NVFlare could not make them.
+        OptionError: a site cannot have one of the names.
+        RunError: NVFlare could not make the kits.
     """
     for site in sites:
         keys.check_name(site)
@@ -68,36 +68,37 @@ def provision(
     for site in new:
         _pack(made / site, folder / "kits" / f"{site}.zip")
     shutil.rmtree(made)
-    _forget_keys(folder, project)  # the sites' keys stand in their kits alone
+    _forget_keys(folder, project)  # the sites' keys are stored only in their kits
     _make_private(folder)
     return new
 
 
 def sign_request(folder: Path, name: str, request: x509.CertificateSigningRequest) -> Path:
-    """Make the kit of a site that has made its key itself; the kit holds no key.
+    """Make the kit of a site that has made its key itself; the kit contains no key.
 
     Args:
-        folder: of the coordinator.
-        name: of the site.
-        request: the site's, as read by `keys.read_request`.
+        folder: the coordinator's folder.
+        name: the site's name.
+        request: the site's request, as `keys.read_request` returns it.
 
     Returns:
         The kit's path.
 
     Raises:
-        RunError: the name is taken, or the folder holds no coordinator.
+        RunError: the name has a certificate already, or the folder is not a coordinator's folder.
     """
     project, address, port = _known_as(folder)
     certificates = _read_certificates(folder, project)
     if name in certificates:
         raise RunError(
-            f"there is a certificate for {name!r} already; `revoke` it and let the site ask by another name."
+            f"site {name!r} has a certificate already: revoke it with `pfedsam coordinator revoke`, and let the site "
+            "make a request with another name."
         )
     root = x509.load_pem_x509_certificate(certificates["root_cert"].encode())
     days = (root.not_valid_after_utc - root.not_valid_before_utc).days
     made = _make(folder, _project(project, address, port, [name], days))
     startup, kit = made / name / "startup", folder / "kits" / f"{name}.zip"
-    (startup / keys.KEY).unlink()  # it was NVFlare's, and nobody will use it
+    (startup / keys.KEY).unlink()  # made by NVFlare's provisioner, and not needed
     like = (startup / keys.CERTIFICATE).read_bytes()
     certificate = keys.sign(request, like, certificates["root_pri_key"].encode())
     (startup / keys.CERTIFICATE).write_bytes(certificate)
@@ -109,10 +110,10 @@ def sign_request(folder: Path, name: str, request: x509.CertificateSigningReques
 
 
 def _make(folder: Path, description: dict[str, Any]) -> Path:
-    """Let NVFlare make what a project describes, and say where it lies.
+    """Let NVFlare's provisioner make the kits of a project, and return the folder that contains them.
 
     Raises:
-        RunError: it could not.
+        RunError: the provisioner failed.
     """
     work = folder / "provision"
     for path in (work, folder / "kits"):
@@ -128,18 +129,18 @@ def _known_as(folder: Path) -> tuple[str, str, int]:
     """Project, host name and port of the coordinator in a folder.
 
     Raises:
-        RunError: it holds none.
+        RunError: the folder is not a coordinator's folder.
     """
     try:
         server = json.loads((folder / "server" / "startup" / "fed_server.json").read_text("utf-8"))["servers"][0]
     except (OSError, ValueError, LookupError) as error:
-        raise RunError("this folder holds no coordinator; make one with `pfedsam coordinator init`.") from error
+        raise RunError("this is not a coordinator's folder; make one with `pfedsam coordinator init`.") from error
     host, _, port = str(server["service"]["target"]).rpartition(":")
     return str(server["name"]), host, int(port)
 
 
 def _state(folder: Path, project: str) -> Path:
-    """Where NVFlare's provisioner keeps what it has made."""
+    """The file in which NVFlare's provisioner stores the certificates that it has made."""
     return folder / "provision" / project / "state" / "cert.json"
 
 
@@ -149,7 +150,7 @@ def _read_certificates(folder: Path, project: str) -> dict[str, Any]:
 
 
 def _forget_keys(folder: Path, project: str, signed: Mapping[str, str] | None = None) -> None:
-    """Take the sites' private keys out of NVFlare's books; certificates stay, so that a name is not given twice."""
+    """Delete the sites' private keys from the provisioner's state; certificates stay, so that no name is used twice."""
     certificates = _read_certificates(folder, project)
     address = _known_as(folder)[1]
     own = {ADMIN, address, address[:_MAX_NAME]}
@@ -161,15 +162,15 @@ def _forget_keys(folder: Path, project: str, signed: Mapping[str, str] | None = 
 
 
 def install_kit(kit: Path, workspace: Path, *, own_key: bool = False) -> dict[str, Any]:
-    """Unpack a kit into a site's NVFlare workspace, put the site's own policies in it, and return its `fed_client.json`.
+    """Unpack a kit into a site's NVFlare workspace, add the site's own policies, and return the kit's `fed_client.json`.
 
     Args:
-        kit: the archive.
-        workspace: the folder.
-        own_key: the site's key is in the workspace already, and the kit must hold none.
+        kit: the archive of the kit.
+        workspace: the site's NVFlare folder.
+        own_key: whether the workspace contains the site's key already; the kit must then contain none.
 
     Raises:
-        RunError: it is not a site's kit, holds a path that leads out of it, or its certificate is not of the site's key.
+        RunError: the file is not a site's kit, contains a path outside its folder, or its certificate does not belong to the site's key.
     """
     try:
         with zipfile.ZipFile(kit) as archive:
@@ -179,7 +180,7 @@ def install_kit(kit: Path, workspace: Path, *, own_key: bool = False) -> dict[st
             for entry in entries:
                 _check_entry(kit, entry)
             if own_key and f"startup/{keys.KEY}" in archive.namelist():
-                raise RunError(f"{kit.name} brings a key; the kit for this site's own request holds none.")
+                raise RunError(f"{kit.name} contains a key, but the kit for this site's request must contain none.")
             workspace.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.TemporaryDirectory(dir=workspace.parent) as unpacked:
                 archive.extractall(unpacked)
@@ -195,24 +196,25 @@ def install_kit(kit: Path, workspace: Path, *, own_key: bool = False) -> dict[st
 
 
 def _check_kit(kit: Path, startup: Path, asked: Path | None) -> None:
-    """Let only the kit of this site pass; nothing of another one is left in its folder.
+    """Check that this is the kit of this site, before anything is copied into the site's folder.
 
     Args:
-        kit: the archive, for messages.
-        startup: its content.
-        asked: where the site's own key lies, if it has made one.
+        kit: the archive, for error messages.
+        startup: the unpacked folder `startup/` of the kit.
+        asked: the folder that contains the site's own key, if the site has made one.
 
     Raises:
-        RunError: it is another kit, or none.
+        RunError: the archive is not a site's kit, or is the kit of another site.
     """
     if not (startup / CLIENT_CONFIG).is_file():
         raise RunError(f"{kit.name} is not a site's startup kit: it has no startup/{CLIENT_CONFIG}.")
     if asked is None and not (startup / keys.KEY).exists():
         raise RunError(
-            f"{kit.name} holds no key: it answers a request. Give the folder in which `pfedsam site request` made the key."
+            f"{kit.name} contains no key, because it was made for a request: name the folder in which `pfedsam site request` "
+            "made the key."
         )
     if not keys.belong_together(startup / keys.CERTIFICATE, (asked or startup) / keys.KEY):
-        raise RunError(f"{kit.name} has no certificate for this site's key; ask the coordinator for its own kit.")
+        raise RunError(f"{kit.name} has no certificate for this site's key; ask the coordinator for this site's kit.")
 
 
 def _project(project: str, address: str, port: int, sites: Sequence[str], valid_days: int) -> dict[str, Any]:
@@ -240,7 +242,7 @@ def _project(project: str, address: str, port: int, sites: Sequence[str], valid_
 
 
 def write_server_policy(server: Path, limit: int = MIN_MESSAGE_BYTES) -> None:
-    """The coordinator's own rules: only our classes, every store inside its folder (an absolute path), and no message above a limit."""
+    """Write the coordinator's rules for NVFlare: only our classes, all storage inside its folder, no message larger than `limit` bytes."""
     storage = "nvflare.app_common.storages.filesystem_storage.FilesystemStorage"
     local = server / "local"
     resources = json.loads((local / "resources.json.default").read_text("utf-8"))
@@ -260,7 +262,7 @@ def write_server_policy(server: Path, limit: int = MIN_MESSAGE_BYTES) -> None:
 
 
 def _own_names(server: Path) -> list[str]:
-    """The name in the server's own certificate, under which the processes of its jobs speak to it."""
+    """The name in the server's own certificate, which the processes of its jobs use too."""
     certificate = x509.load_pem_x509_certificate((server / "startup" / "server.crt").read_bytes())
     return [str(part.value) for part in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
 

@@ -1,8 +1,8 @@
-"""The site's door: what the coordinator may ask of NVFlare's processes here, whatever NVFlare would answer.
+"""The message filter of a site: which requests are accepted from the coordinator.
 
-NVFlare 2.9 asks for an authorisation only where the request itself says that it needs one. So the coordinator's certificate could ask a
-site for its system information, its statistics, its log, a change of its log level, or to measure its network. None of that is needed
-to run a study; the lists below are what is.
+NVFlare 2.9 is more permissive: it checks an authorisation only if the request itself asks for the check. So the coordinator's certificate
+could read a site's system information, statistics and log, change its log level, or measure its network. A study needs none of that; the
+lists below contain the requests that it needs.
 """
 
 from typing import Final
@@ -33,24 +33,24 @@ _COMMANDS: Final = frozenset(
         TrainingTopic.DELETE_RUN,
     }
 )
-"""Commands for the site's parent process: to deploy, start, look for and end the process of a job."""
+"""Commands to the site's parent process: deploy, start, query and end the process of a job."""
 _ABOUT_TASKS: Final = frozenset({ReservedTopic.END_RUN, ReservedTopic.ABORT_ASK})
-"""Side messages for the process of a job: its end, or that of one task."""
+"""Auxiliary messages to the process of a job: end the job, or end one task."""
 _CHANNELS: Final = frozenset({CellChannel.CLIENT_MAIN, CellChannel.RETURN_ONLY})
-"""Channels whose every request may come in; commands on the first are held to `_COMMANDS` once they are unpacked."""
+"""Channels on which every request is accepted; commands on the first are limited to `_COMMANDS` after they are unpacked."""
 _LOG = get_logger(__name__)
 
 
 class SiteGuard(FLComponent):  # type: ignore[misc]
-    """Looks at every request that comes to the site's machine; NVFlare's client holds one, by the site's own `local/resources.json`."""
+    """Checks every request that arrives at the site; a component of NVFlare's client, named in the site's `local/resources.json`."""
 
     def __init__(self) -> None:
-        """For NVFlare."""
+        """Called by NVFlare."""
         super().__init__()
         self._site = ""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Take post as soon as the client has its network, and take its commands away once it has them."""
+        """Install the message filter once networking is up, and remove the commands that are not allowed once they are registered."""
         if event_type == EventType.SYSTEM_BOOTSTRAP:
             client = fl_ctx.get_prop(FLContextKey.SITE_OBJ)
             self._site = client.client_name
@@ -61,26 +61,26 @@ class SiteGuard(FLComponent):  # type: ignore[misc]
                 del commands[topic]
 
     def look(self, message: Message) -> Message | None:
-        """None for a request that may pass, else the refusal that goes back at once."""
+        """Return None for a request that is allowed, else the refusal to send back."""
         if self._is_ours(message) or may_come_in(message):
             return None
         channel, topic = asked(message)
-        _LOG.warning("refused: the coordinator asked for %s of %s", label(topic), label(channel))
-        return make_reply(ReturnCode.UNAUTHENTICATED, error="a coordinator may not ask for this")
+        _LOG.warning("refused a request of the coordinator: topic %s on channel %s", label(topic), label(channel))
+        return make_reply(ReturnCode.UNAUTHENTICATED, error="a coordinator may not send this request")
 
     def _is_ours(self, message: Message) -> bool:
-        """Whether it comes from a process of this site, by its connection: with the site's own certificate, and under its name."""
+        """Whether the message comes from a process of this site: its connection has the site's name and the site's certificate."""
         endpoint = message.get_prop(MessagePropKey.ENDPOINT)
         name = message.get_prop(MessagePropKey.COMMON_NAME)
         return endpoint is not None and FQCN.split(str(endpoint.name))[0] == self._site and name in (None, self._site)
 
 
 def may_come_in(message: Message) -> bool:
-    """Whether the coordinator may ask for this."""
+    """Whether the coordinator may send this message."""
     outer = message.get_header(MessageHeaderKey.CHANNEL), message.get_header(MessageHeaderKey.TOPIC)
     if outer in ABOUT_STREAMS:
         return True
     channel, topic = asked(message)
-    if channel == CellChannel.CELLNET:  # its "bulk" may carry any other request
+    if channel == CellChannel.CELLNET:  # its topic "bulk" can carry any other request
         return bool(topic == CellChannelTopic.Bye)
     return channel in _CHANNELS or (channel == CellChannel.AUX_COMMUNICATION and topic in _ABOUT_TASKS)

@@ -1,6 +1,6 @@
-"""`pfedsam site start`: NVFlare's client for one site, in the foreground, until it is told to stop.
+"""`pfedsam site start`: runs NVFlare's client for one site in the foreground until it is stopped.
 
-Loads no model: this process only starts and ends the others, and has to be quick at both.
+This process loads no model: it only starts and ends other processes, and has to do both quickly.
 """
 
 import json
@@ -15,11 +15,11 @@ from pfedsam.deploy.processes import Engine
 from pfedsam.engine.site_options import read_site_options
 
 WORKSPACE: Final = "nvflare"
-"""The kit's folder in a site's folder."""
+"""The folder of NVFlare's workspace in a site's folder; the kit is unpacked there."""
 SITE_FOLDER: Final = "PFEDSAM_SITE"
-"""The environment variable that tells NVFlare's processes the site's folder."""
+"""The environment variable that holds the site's folder, for NVFlare's processes."""
 CLIENT_CONFIG: Final = "fed_client.json"
-"""In the kit's startup/: whom NVFlare's client connects to, and as whom."""
+"""The file in the kit's `startup/` with the coordinator's address and the site's identity."""
 _ORG_ADMIN_RIGHTS: Final = (
     "submit_job",
     "clone_job",
@@ -32,17 +32,17 @@ _ORG_ADMIN_RIGHTS: Final = (
 GATE: Final = "pfedsam.deploy.site_side.SiteGate"
 SITE_GUARD: Final = "pfedsam.deploy.site_guard.SiteGuard"
 AGENT: Final = "site.pid"
-"""Holds the process id of `pfedsam site start` while it runs (`core.lock.running_as`)."""
+"""The file with the process id of `pfedsam site start` while it runs (`core.lock.running_as`)."""
 LAUNCHER: Final = "pfedsam.deploy.launchers.SiteJobLauncher"
 _MODULE: Final = "nvflare.private.fed.app.client.client_train"
 
 
 def write_site_policy(workspace: Path, limit: int = MIN_MESSAGE_BYTES) -> None:
-    """The site's own rules for NVFlare: no code from outside, no shell, no logs to others, our gate on every result, our guard at the door.
+    """Write the site's rules for NVFlare: no foreign code, no shell, no logs sent out; a gate checks every result, a guard every request.
 
     Args:
         workspace: NVFlare's folder at the site.
-        limit: of a message in bytes.
+        limit: the largest message in bytes.
     """
     local = workspace / "local"
     manager = "nvflare.app_common.resource_managers.passthrough_resource_manager.PassthroughResourceManager"
@@ -93,7 +93,7 @@ def client_config(folder: Path) -> dict[str, Any]:
     """The kit's `fed_client.json`.
 
     Raises:
-        RunError: there is none.
+        RunError: the site has no startup kit.
     """
     path = folder / WORKSPACE / "startup" / CLIENT_CONFIG
     try:
@@ -103,19 +103,19 @@ def client_config(folder: Path) -> dict[str, Any]:
 
 
 def run_site(folder: Path) -> None:
-    """Work for the coordinator until SIGTERM or SIGINT; nothing is left running then.
+    """Serve the coordinator's requests until SIGTERM or SIGINT, and then end all processes that were started.
 
     Raises:
-        RunError: NVFlare's client dies again and again, or an agent of this site runs already.
+        RunError: NVFlare's client died too often, or an agent of this site is running already.
     """
     folder = folder.resolve()
     options = read_site_options(folder)
     client_config(folder)
-    # Anew with every start, so that a newer version of this package brings its rules.
+    # Written at every start, so that the rules of a newer version of this package take effect.
     write_site_policy(folder / WORKSPACE, message_limit((folder / "approved").glob("*.json")))
     settings = ["secure_train=true", f"uid={options.name}", "org=site", "config_folder=config"]
     engine = Engine(_MODULE, folder / WORKSPACE, CLIENT_CONFIG, settings, {SITE_FOLDER: str(folder)})
-    refusal = f"an agent of site {options.name!r} already runs in this folder (site.pid names its process): stop that one first."
+    refusal = f"an agent of site {options.name!r} is already running in this folder (site.pid contains its process id): stop it first."
     with running_as(folder / AGENT, refusal):
         if not engine.serve():
-            raise RunError("NVFlare's client ended several times; its last words are in nvflare/engine.log.")
+            raise RunError("NVFlare's client ended several times; see the end of nvflare/engine.log for the reason.")

@@ -1,7 +1,7 @@
-"""What NVFlare runs at a site: the executor that answers requests, and the filter that is the site's gate.
+"""NVFlare's components at a site: the executor that answers requests, and the filter that is the site's gate.
 
-The executor comes with the coordinator's job, the filter with the site's own `local/privacy.json`, where no job can take it
-away. Both find the site's folder in the environment that `pfedsam site start` sets; a job cannot name another.
+The coordinator's job names the executor; the site's own `local/privacy.json` names the filter, so that no job can remove it. Both read the
+site's folder from the environment variable that `pfedsam site start` sets, so that a job cannot choose another folder.
 """
 
 import os
@@ -26,20 +26,20 @@ _LOG = get_logger(__name__)
 
 
 class SiteExecutor(Executor):  # type: ignore[misc]
-    """Answers the coordinator's requests; the site's model stays in memory from the first one to the last."""
+    """Answers the coordinator's requests; the site's model stays in memory between requests."""
 
     def __init__(self, sites_root: str = "") -> None:
-        """For NVFlare.
+        """Called by NVFlare.
 
         Args:
-            sites_root: in the simulator, where many sites share one environment: the folder of the sites' folders.
+            sites_root: the folder that contains the sites' folders; only for the simulator, where all sites share one environment.
         """
         super().__init__()
         self._sites_root = sites_root
         self._agent: SiteAgent | None = None
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
-        """The reply to one request, or a bare code where it cannot be read; never an exception, whose text NVFlare would log."""
+        """Reply to one request; if it cannot be read, with a return code and not with an exception, whose text NVFlare would log."""
         try:
             request = request_from_wire(from_shareable(shareable))
             if self._agent is None:
@@ -51,16 +51,16 @@ class SiteExecutor(Executor):  # type: ignore[misc]
 
 
 class SiteGate(Filter):  # type: ignore[misc]
-    """Lets out what the site's operator approved, and enters each such message in the ledger first; NVFlare's bare return codes pass."""
+    """Releases what the site's operator approved, after an entry in the ledger; NVFlare's bare return codes are released too."""
 
     def __init__(self, sites_root: str = "") -> None:
-        """For NVFlare; `sites_root` as of `SiteExecutor`."""
+        """Called by NVFlare; for `sites_root` see `SiteExecutor`."""
         super().__init__()
         self._sites_root = sites_root
         self._gate: Gate | None = None
 
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
-        """A fresh message with what may leave; when the ledger cannot be written this raises, and nothing leaves."""
+        """Return a new message with only what may leave. If the ledger cannot be written this raises, and nothing leaves."""
         if self._gate is None:
             name = fl_ctx.get_identity_name()
             self._gate = Gate(site_folder(self._sites_root, name), name)
@@ -73,11 +73,11 @@ def site_folder(sites_root: str, name: str) -> Path:
     """The folder of this process's site.
 
     Raises:
-        RunError: it is not known: the process was not started by `pfedsam site start`.
+        RunError: the folder is not known, because the process was not started by `pfedsam site start`.
     """
     own = os.environ.get(SITE_FOLDER)
     if own:
         return Path(own)
     if sites_root:
         return Path(sites_root) / name
-    raise RunError("this process does not know its site's folder; start it with `pfedsam site start`.")
+    raise RunError("the site's folder is not set for this process; start it with `pfedsam site start`.")

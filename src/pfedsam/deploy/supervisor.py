@@ -1,7 +1,7 @@
-"""`pfedsam coordinator start`: NVFlare's server, and beside it the loop that gives it studies, one after the other.
+"""`pfedsam coordinator start`: runs NVFlare's server, and submits the studies to it one after the other.
 
-A study is run as one NVFlare job, or as several: NVFlare cannot take a site into a job that runs, so when a site comes (back)
-the job ends at its round's end and a new one goes on from the committed round. The same happens after a crash of any part.
+A study runs as one or several NVFlare jobs: NVFlare cannot add a site to a running job, so when a site joins or returns the job ends
+after the current round, and a new job continues from the last committed round. The same happens after a crash of any process.
 """
 
 import contextlib
@@ -31,25 +31,25 @@ from pfedsam.experiment.load import read_config
 _MODULE: Final = "nvflare.private.fed.app.server.server_train"
 _POLL_S: Final = 1.0
 _SETTLE_S: Final = 30.0
-"""A site whose process has not appeared in a job so long after its start is taken to have lost it."""
+"""A site without a process in a job this long after the job's start counts as missing from the job."""
 _MAX_BARREN: Final = 4
-"""Jobs in a row that may end without one more committed round."""
+"""The study is stopped after this number of consecutive jobs without a newly committed round."""
 _LOG = get_logger(__name__)
 
 
 @dataclass
 class _Job:
-    """The NVFlare job that runs a study now."""
+    """The NVFlare job that currently runs a study."""
 
     id: str
     study: StudyFolder
     round: int
-    """The study's round at its start."""
+    """The study's round when the job started."""
     started: float = field(default_factory=time.monotonic)
 
 
 class Supervisor:
-    """The coordinator's processes and studies in `folder`, which `pfedsam coordinator init` made."""
+    """Runs the coordinator's processes and studies in `folder`, which `pfedsam coordinator init` made."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
@@ -66,14 +66,14 @@ class Supervisor:
         self._told: set[Path] = set()
 
     def run(self, *, until_idle: bool = False) -> None:
-        """Serve until told to stop.
+        """Serve until SIGTERM or SIGINT.
 
         Args:
-            until_idle: end when no study is left to work on, and then say how the last one ended.
+            until_idle: return when no study is left to run, and raise the error that stopped the last one, if any.
 
         Raises:
-            RunError: the server does not start, or a study failed (with `until_idle`).
-            QuorumError: a study has too few sites (with `until_idle`).
+            RunError: the server does not start or, with `until_idle`, the last study failed.
+            QuorumError: with `until_idle`, the last study had too few sites.
         """
         self.stop.install()
         self.engine.start()
@@ -93,15 +93,15 @@ class Supervisor:
             _raise_as_ended(StudyFolder(last))
 
     def _step(self) -> None:
-        """One look at the server, the job and the studies.
+        """Check the server, the job and the studies once, and do what is due.
 
         Raises:
-            RunError: the server died too often, or cannot be reached.
+            RunError: the server died too often.
         """
         if not self.engine.alive:
             self.session = None
         if not self.engine.keep_alive():
-            raise RunError("NVFlare's server ended several times; its last words are in server/engine.log.")
+            raise RunError("NVFlare's server ended several times; see the end of server/engine.log for the reason.")
         connected = self._connected()
         if connected is None:
             return
@@ -117,13 +117,13 @@ class Supervisor:
                 self._begin(study, connected)
 
     def _set_limit(self) -> int:
-        """Write the server's rules, with room for the longest message of the studies that are here, and say how long that is."""
+        """Write the server's rules with a message limit that is enough for the present studies, and return that limit in bytes."""
         limit = message_limit((self.folder / STUDIES_FOLDER).glob("*/manifest.json"))
         write_server_policy(self.folder / "server", limit)
         return limit
 
     def _revoke(self, revoked: set[str]) -> None:
-        """Tell NVFlare who must not register any more, and who may again."""
+        """Disable revoked sites in NVFlare, and enable those that are no longer revoked."""
         for site in sorted(revoked - self._disabled):
             if self._ask(methodcaller("disable_client", site)) is not None:
                 self._disabled.add(site)
@@ -132,7 +132,7 @@ class Supervisor:
                 self._disabled.discard(site)
 
     def _begin(self, study: StudyFolder, connected: list[str]) -> None:
-        """Submit a study once its sites are there, or once the wait for them is over and they are enough."""
+        """Submit a study once all its sites are connected, or once the waiting time is over and the quorum is reached."""
         policy = study.read_policy(RoundPolicy)
         expected = set(read_config(study.path / "config.yaml").data.sites)
         connected = [site for site in connected if site in expected]
@@ -149,7 +149,9 @@ class Supervisor:
             return
         if len(connected) < policy.quorum:
             reason = f"{len(connected)} site(s) are connected after {limit} s; the quorum is {policy.quorum}"
-            self._end_study(study, "stopped", f"QuorumError: {reason}. Submit the study again when more are there.")
+            self._end_study(
+                study, "stopped", f"QuorumError: {reason}. Submit the study again when more sites are connected."
+            )
             return
         (study.path / AGAIN).unlink(missing_ok=True)
         job = write_job(self.folder / "job", study.path.name, sorted(expected))
@@ -159,7 +161,7 @@ class Supervisor:
             _LOG.info("study %s runs as job %s", study.path.name, job_id)
 
     def _watch(self, job: _Job, connected: list[str]) -> None:
-        """See whether the job has ended, and whether a site waits that it does not have."""
+        """Check whether the job has ended, and whether a connected site of the study is not in it."""
         meta = self._ask(lambda session: session.get_job_meta(job.id))
         if meta is None:
             return
@@ -172,19 +174,19 @@ class Supervisor:
         expected = read_config(job.study.path / "config.yaml").data.sites
         missing = [site for site in connected if site in expected and site not in self._at_work(job)]
         if missing:
-            _LOG.info("%s wait(s); the job ends with its round and goes on with them", ", ".join(missing))
+            _LOG.info("waiting to join the study: %s; a new job starts with them after this round", ", ".join(missing))
             atomic.write_text(job.study.path / AGAIN, "")
 
     def _at_work(self, job: _Job) -> set[str]:
-        """The sites that the job began with, less those that say they have no process in it."""
+        """The sites that the job started with, without those that report no process for it."""
         path = job.study.path / JOB_SITES
         began = set(json.loads(path.read_text("utf-8"))) if path.exists() else set()
         rows: list[dict[str, Any]] = self._ask(lambda session: session.get_client_job_status()) or []
-        # Not `no_reply`: a site that does not answer has not come back yet.
+        # `no_reply` is not counted: a site that does not answer has not returned yet.
         return began - {str(row.get("client_name")) for row in rows if row.get("status") == "no_jobs"}
 
     def _after(self, job: _Job) -> None:
-        """What becomes of a study whose job has ended."""
+        """Handle the end of a study's job: stop the study if several consecutive jobs brought no committed round."""
         self.job = None
         self._waiting.pop(job.study.path.name, None)
         before, status = self._barren.pop(job.study.path.name, 0), job.study.read_status()
@@ -195,9 +197,9 @@ class Supervisor:
             self._end_study(job.study, "stopped", f"RunError: {count} jobs in a row ended without a committed round")
 
     def _next_study(self) -> StudyFolder | None:
-        """The study that was submitted first and is not finished."""
+        """The unfinished study that was submitted first, or None."""
         folders = [path.parent for path in (self.folder / STUDIES_FOLDER).glob("*/config.yaml")]
-        # The status is written anew all the time, the configuration once.
+        # Ordered by the time of the configuration, which is written once; the status is rewritten all the time.
         for folder in sorted(folders, key=lambda folder: (folder / "config.yaml").stat().st_mtime):
             study = StudyFolder(folder)
             try:
@@ -210,10 +212,10 @@ class Supervisor:
         return None
 
     def _tell_once(self, folder: Path, error: StoreError) -> None:
-        """Log why a study is not worked on."""
+        """Log once why a study is skipped."""
         if folder not in self._told:
             self._told.add(folder)
-            _LOG.error("study %s is left out: %s", folder.name, error)
+            _LOG.error("study %s is skipped: %s", folder.name, error)
 
     def _end_study(self, study: StudyFolder, state: str, reason: str) -> None:
         now = study.read_status()
@@ -226,7 +228,7 @@ class Supervisor:
         return None if info is None else sorted(client.name for client in info.client_info)
 
     def _ask(self, command: Callable[[Session], Any]) -> Any:  # noqa: ANN401 - of the command
-        """The answer of the server's control interface; None while it does not answer, or once it is time to stop."""
+        """The reply of the server's control interface; None if it does not answer, or if this process is about to stop."""
         if self.stop.is_set:
             return None
         try:
@@ -234,7 +236,7 @@ class Supervisor:
                 if self.session is None:
                     self.session = new_secure_session(ADMIN, str(self.folder / "admin"), timeout=5.0)
                 return command(self.session)
-        except Exception as error:  # noqa: BLE001 - NVFlare raises many kinds, bare Exception among them
+        except Exception as error:  # noqa: BLE001 - NVFlare raises many types, among them plain Exception
             _LOG.info("the server does not answer: %s", type(error).__name__)
             self._drop_session()
             return None
@@ -246,7 +248,7 @@ class Supervisor:
         self.session = None
 
     def _close(self) -> None:
-        if self.job is not None and self.session is not None:  # to log in again could take longer than there is time
+        if self.job is not None and self.session is not None:  # logging in again could take too long
             with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
                 self.session.abort_job(self.job.id)
         self._drop_session()
@@ -254,7 +256,7 @@ class Supervisor:
 
 
 def _raise_as_ended(study: StudyFolder) -> None:
-    """Raise what a study was stopped by; nothing for one that is finished."""
+    """Raise the error that stopped a study; do nothing if it finished."""
     status = study.read_status()
     if status["state"] == "stopped":
         kind, _, text = str(status["reason"]).partition(": ")

@@ -1,4 +1,4 @@
-"""Our messages inside NVFlare's: named bytes in a `Shareable`, and nothing beside them but the engine's own headers."""
+"""Our messages inside NVFlare's: named bytes in a `Shareable`, with no other content than NVFlare's own headers."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ _CODES = {value for name, value in vars(ReturnCode).items() if name.isupper()}
 
 
 def to_shareable(wire: Mapping[str, bytes]) -> Shareable:
-    """A fresh message that holds these parts; nothing of another message's headers comes along."""
+    """A new message with these parts and without the headers of any earlier message."""
     message = Shareable()
     message.update(wire)
     message.set_return_code(ReturnCode.OK)
@@ -17,12 +17,12 @@ def to_shareable(wire: Mapping[str, bytes]) -> Shareable:
 
 
 def from_shareable(message: Shareable) -> dict[str, object]:
-    """Our parts of a message."""
+    """The named parts of a message, without NVFlare's headers."""
     return {str(key): value for key, value in message.items() if key != ReservedHeaderKey.HEADERS}
 
 
 def failure(message: Shareable) -> str | None:
-    """The engine's word for a reply that is none; None for a good one. Text that is not the engine's is not repeated."""
+    """NVFlare's return code of a failed reply as text, or None for a good reply. A code that is not NVFlare's is given as "unknown"."""
     code = message.get_return_code()
     if code == ReturnCode.OK:
         return None

@@ -99,9 +99,9 @@ def tiled_logits(forward: Forward, pixels: Tensor, *, side: int, tiling: TilingO
 def whole_cases(
     found: Iterable[tuple[Example, npt.NDArray[np.uint8]]],
 ) -> Iterator[tuple[Example, npt.NDArray[np.uint8]]]:
-    """Pictures as they come; the slices of a volume, which come in order, as one class map [D, H, W] with its last slice.
+    """Group the slices of a volume into one class map [D, H, W], returned with the volume's last slice; images pass unchanged.
 
-    Only one volume's classes are held at a time.
+    The slices of a volume must follow one another in order. Only one volume's classes are in memory at a time.
     """
     volume: npt.NDArray[np.uint8] | None = None
     for example, classes in found:
@@ -154,12 +154,12 @@ def flip_mean(forward: Forward) -> Forward:
 
 @dataclass(frozen=True)
 class WholePrediction:
-    """What a model says of one volume."""
+    """The prediction of a model for one volume."""
 
     classes: npt.NDArray[np.uint8]
-    """0..C, [D, H, W]."""
+    """Class numbers 0..C, shape [D, H, W]."""
     probabilities: npt.NDArray[np.float32] | None
-    """[D, H, W, C], where they were asked for; what is left to 1 is the background."""
+    """Probabilities of the C classes, shape [D, H, W, C]; their sum and the background's add up to 1. None if not requested."""
 
 
 def predict_volume(
@@ -170,14 +170,14 @@ def predict_volume(
     probabilities: bool = False,
     tell: Callable[[int, int], None] | None = None,
 ) -> WholePrediction:
-    """The classes of a whole volume at native size, slice by slice: in memory are the result and one batch.
+    """Predict a whole volume at native size, slice by slice, with only the result and one batch in memory.
 
     Args:
-        forward: Pixels [B, 3, S, S] to logits [B, C, h, w].
-        slices: Of one volume, in order.
-        batch_size: Slices a forward pass.
-        probabilities: Also keep the softmax over (background, classes).
-        tell: Called with the slices done and all slices.
+        forward: Function from pixels [B, 3, S, S] to logits [B, C, h, w].
+        slices: The slices of the volume, in order.
+        batch_size: Number of slices in a forward pass.
+        probabilities: Whether to return also the softmax over background and classes.
+        tell: Called with the number of finished slices and the number of all slices.
     """
     size = slices[0].frame.native
     classes = np.empty((len(slices), *size), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""What is done to and read off a predicted class map: small parts removed, sizes measured."""
+"""Post-processing of a predicted class map: removal of small connected components, and measurement of sizes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from scipy import ndimage
 def clean_regions(
     classes: npt.NDArray[np.uint8], *, smallest: int = 0, largest_only: bool = False
 ) -> npt.NDArray[np.uint8]:
-    """The class map without small connected parts; neighbours share a face, an edge or a corner.
+    """The class map without small connected components; neighbours share a face, an edge or a corner.
 
     Args:
-        classes: 0..C, [H, W] or [D, H, W].
-        smallest: Parts of fewer pixels or voxels become background.
-        largest_only: Of each class only its largest part is kept.
+        classes: Class numbers 0..C, shape [H, W] or [D, H, W].
+        smallest: Components with fewer pixels or voxels become background.
+        largest_only: Whether to keep only the largest component of each class.
     """
     if smallest <= 1 and not largest_only:
         return classes
@@ -36,20 +36,20 @@ def clean_regions(
 
 @dataclass(frozen=True)
 class Size:
-    """How large a structure is in one volume."""
+    """The size of a structure in one volume."""
 
     name: str
     voxels: int
     millilitres: float | None
-    """None where the spacing is not known."""
+    """None if the spacing is not known."""
     areas: tuple[tuple[int, int, float | None], ...]
-    """Slice, pixels and square millimetres, of the slices that have it."""
+    """Index of the slice, number of pixels, and square millimetres (None if not known), for each slice that contains the structure."""
 
 
 def measure(
     classes: npt.NDArray[np.uint8], names: Sequence[str], spacing_mm: tuple[float, float, float] | None
 ) -> list[Size]:
-    """The size of every class in a volume [D, H, W] of 0..C with voxels of the given size along D, H, W."""
+    """The size of every class in a volume [D, H, W] of class numbers 0..C; `spacing_mm` is the voxel size along D, H, W."""
     sizes = []
     for number, name in enumerate(names, start=1):
         pixels = (classes == number).sum(axis=(1, 2)).tolist()

@@ -79,10 +79,10 @@ def build_method(options: RunOptions) -> Method:
 
 
 def refuse_too_few_sites(options: RunOptions) -> None:
-    """Refuse a federation whose server step cannot work with its sites.
+    """Refuse a federation with fewer sites than the method's server step needs.
 
     Raises:
-        OptionError: it needs more sites than there are.
+        OptionError: there are too few sites.
     """
     least, sites = build_method(options).server.least_updates, len(options.data.sites)
     if sites < least:
@@ -93,7 +93,7 @@ def refuse_too_few_sites(options: RunOptions) -> None:
 
 
 def build_labels(options: RunOptions, site: str = "") -> LabelMap:
-    """The run's classes, and the ids that they have at a site; without one, those that hold where a site gives none of its own.
+    """The run's classes and their ids at a site; without a site, the ids for sites that do not give their own.
 
     Raises:
         OptionError: the ids contradict each other.
@@ -102,16 +102,16 @@ def build_labels(options: RunOptions, site: str = "") -> LabelMap:
 
 
 def build_label_form(options: RunOptions, cases: tuple[Case, ...]) -> LabelForm:
-    """How the labels of these cases are to be understood.
+    """The meaning of the labels of these cases.
 
     Raises:
-        OptionError: they are of several sites that do not annotate the same classes.
+        OptionError: the cases are from several sites that do not annotate the same classes.
     """
     sites = dict.fromkeys(case.site for case in cases)
     annotated = {build_labels(options, site).annotated for site in sites}
     if len(annotated) > 1:
         raise OptionError(
-            f"method {options.method} trains on the images of all sites together, and these do not annotate the same classes "
+            f"method {options.method} trains on the images of all sites together, but the sites do not annotate the same classes "
             "(data.sites.<name>.not_annotated); choose a method that trains at each site, such as pfedsam or fedavg."
         )
     known = annotated.pop() if annotated else (True,)
@@ -149,10 +149,10 @@ def read_sites(options: RunOptions, *, masks_required: bool = True) -> dict[str,
 
 
 def read_one_site(options: RunOptions, name: str, *, masks_required: bool = True) -> Site:
-    """A site as it lies on disk, not split, with the spacing that the configuration gives where its files give none.
+    """A site as stored on disk, without a split; cases whose files have no spacing get the one in the configuration.
 
     Raises:
-        DataError: it is missing or empty.
+        DataError: the site is missing or empty.
     """
     data, said = options.data, options.data.site(name)
     site = read_site(
@@ -168,7 +168,7 @@ def read_one_site(options: RunOptions, name: str, *, masks_required: bool = True
 
 
 def _with_spacing(case: Case, spacing: tuple[float, ...]) -> Case:
-    """The case with a spacing where it has none of its own; a volume has one in its file, unless that was lost."""
+    """The case, with the given spacing if its file has none; volumes usually have one in their file."""
     if case.spacing_mm is not None or (case.volume and not case.spacing_lost):
         return case
     return replace(case, spacing_mm=spacing)
@@ -178,7 +178,7 @@ def build_sites(options: RunOptions) -> dict[str, Site]:
     """Every site, split by patient, in the order of the configuration.
 
     Raises:
-        DataError: a site is missing, empty, cannot be split, or has a patient on two sides.
+        DataError: a site is missing, is empty, cannot be split, or has a patient in two parts.
     """
     return {name: divide_site(options, site) for name, site in read_sites(options).items()}
 
@@ -187,7 +187,7 @@ def divide_site(options: RunOptions, site: Site) -> Site:
     """The site with its cases assigned to training, validation and test, by `data.split` or by the split's file.
 
     Raises:
-        DataError: it cannot be split, has a patient on two sides, or no case to train on or to test.
+        DataError: the site cannot be split, has a patient in two parts, or has no training or no test case.
     """
     data, name, given = options.data, site.name, all(case.split is None for case in site.cases)
     file = data.split_folder / f"{name}.json" if data.split_folder else None
@@ -216,9 +216,9 @@ def build_model(options: RunOptions, device: torch.device = CPU, *, may_download
     """The model with which every process of the run starts: the same weights everywhere, on the device of this process.
 
     Args:
-        options: of the run.
-        device: that it computes on.
-        may_download: a backbone by a hub name that is not on this machine is downloaded; False refuses it.
+        options: the options of the run.
+        device: the device of the model.
+        may_download: whether to download a backbone with a hub name that is not on this machine; otherwise it is refused.
 
     Raises:
         CheckpointError: the backbone cannot be loaded.
@@ -298,7 +298,7 @@ def build_examples(options: RunOptions, cases: tuple[Case, ...], side: int) -> S
         labels = _common_labels(options, cases)
         return VolumeExamples(cases, labels=labels, image=image, side=side, options=options.data.volume)
     examples = []
-    for site, of_site in groupby(cases, key=lambda case: case.site):  # a pooled site holds the cases of all
+    for site, of_site in groupby(cases, key=lambda case: case.site):  # a pooled site has the cases of all sites
         labels = build_labels(options, site)
         if tiling:
             examples += load_tiles(tuple(of_site), labels=labels, image=image, side=side, tiling=tiling)
@@ -311,12 +311,12 @@ def _common_labels(options: RunOptions, cases: tuple[Case, ...]) -> LabelMap:
     """The label map of all these cases.
 
     Raises:
-        OptionError: their sites have different ones.
+        OptionError: their sites have different label maps.
     """
     maps = [build_labels(options, site) for site in dict.fromkeys(case.site for case in cases)]
     if any(dict(one.ids) != dict(maps[0].ids) for one in maps):
         raise OptionError(
-            f"method {options.method} trains on the volumes of all sites together, and these number the classes differently "
+            f"method {options.method} trains on the volumes of all sites together, but the sites have different ids for the classes "
             "(data.sites.<name>.labels); choose a method that trains at each site, or renumber the masks."
         )
     return maps[0]
@@ -337,7 +337,7 @@ def _are_volumes(options: RunOptions, cases: tuple[Case, ...]) -> bool:
             "all cases of a run must be volumes, or all must be pictures"
         )
     if volumes and options.data.tiling:
-        raise OptionError("data.tiling cuts pictures into tiles, but the sites hold volumes: remove data.tiling.")
+        raise OptionError("data.tiling cuts pictures into tiles, but the sites have volumes: remove data.tiling.")
     return bool(volumes)
 
 
@@ -382,7 +382,7 @@ def build_site_data(
 
 
 def _foreground(options: RunOptions, examples: Sequence[Example]) -> tuple[Sequence[tuple[int, ...]], float]:
-    """The classes that each example holds, where that decides what is drawn, and the least share of a batch that holds one."""
+    """For each example the classes that it contains, and the smallest share of examples with a class in a batch; empty and 0 if unused."""
     if isinstance(examples, VolumeExamples):
         return examples.foreground, options.data.volume.foreground_share
     share, overlap = options.data.foreground_share, options.data.overlap

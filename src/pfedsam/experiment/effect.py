@@ -1,7 +1,7 @@
-"""Which options have an effect under the method of a run and the form of its rounds; one that was set and has none is refused.
+"""Finds options that have no effect with the method of a run and the form of its rounds; such options are refused if they are set.
 
-Nothing is declared for this. What the training of a method uses is what its functions read: they are called with options that take
-notes. What it uses of the model's options is what its `adapt` lets pass.
+Methods need not declare the options that they use. The used options of the training are those that the method's functions read: they are
+called with an object that records every access. An option of the model is used if it changes the result of the method's `adapt`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,16 +21,16 @@ from pfedsam.model.options import ModelOptions
 from pfedsam.training.options import TrainingOptions
 
 _BY_TRAINING: Final = ("rounds", "steps_per_round", "batch_size", "loss")
-"""Keys of `training` that every method uses, by the loop and the client round."""
+"""Keys of `training` that the round loop or the client round uses for every method."""
 _BY_A_TEACHER: Final = (
     "distillation.weight",
     "distillation.temperature",
     "distillation.confidence_weighting",
     "distillation.missing_classes",
 )
-"""Keys of `training` that a phase uses in which one model teaches the other."""
+"""Keys of `training` that are used only in phases in which one model teaches the other."""
 _FORMS: Final = ("phases", "distillation.direction")
-"""Keys of `training` that decide which others are used; each is one of a few words."""
+"""Keys of `training` that decide which others are used; each has a few allowed values."""
 _OPTIMIZER, _PRETRAINED_RATE = "optimizer.", "optimizer.pretrained_fraction"
 _MOST_NAMED: Final = 6
 
@@ -38,7 +38,7 @@ O = TypeVar("O", bound=Options)  # noqa: E741
 
 
 class _Reading:
-    """Stands for options; notes the path of every value that is read."""
+    """Replaces an options object and records the path of every value that is read."""
 
     def __init__(self, options: Options, read: set[str], above: str = "") -> None:
         self._options, self._read, self._above = options, read, above
@@ -52,7 +52,7 @@ class _Reading:
 
 
 def unused(options: RunOptions) -> dict[str, str]:
-    """Every key that was set and has no effect in this run, and the sentence that says so and what would use it."""
+    """Key that was set but has no effect in this run -> a sentence for the user with the methods that would use it."""
     return {
         key: f"{key} has no effect with {_in_words(options)}; {_who_uses(key, options)}"
         for key in _set_keys(options)
@@ -61,14 +61,14 @@ def unused(options: RunOptions) -> dict[str, str]:
 
 
 def refuse_unused(options: RunOptions, name: str) -> None:
-    """Let options pass only if every key that was set has an effect.
+    """Refuse options if a key that was set has no effect.
 
     Args:
-        options: of a run.
-        name: of the file, for messages.
+        options: the options of a run.
+        name: the name of the file, for error messages.
 
     Raises:
-        OptionError: naming every key that has none, and what would use it.
+        OptionError: a key has no effect; the message names every such key and the methods that would use it.
     """
     found = unused(options)
     if found:
@@ -79,7 +79,7 @@ def refuse_unused(options: RunOptions, name: str) -> None:
 
 
 def without_unused(options: RunOptions) -> RunOptions:
-    """The same run without the keys that have no effect in it; they have their defaults then."""
+    """The same run with the defaults for all keys that have no effect in it."""
     keys = unused(options)
     if not keys:
         return options
@@ -90,15 +90,15 @@ def without_unused(options: RunOptions) -> RunOptions:
 
 
 def refuse_unused_by_all(runs: Sequence[RunOptions], name: str, keys: Sequence[str] | None = None) -> None:
-    """Let the options of a comparison pass only if every key that was set has an effect in one run at least.
+    """Refuse the options of a comparison if a key that was set has no effect in any run.
 
     Args:
-        runs: of different methods.
-        name: of the file, for messages.
-        keys: the paths of the keys, or of groups of them, that are looked at; None for all.
+        runs: the options of the runs, one for each method.
+        name: the name of the file, for error messages.
+        keys: the paths of the keys, or of groups of keys, to be checked; None for all.
 
     Raises:
-        OptionError: naming every key that has none.
+        OptionError: a key has no effect; the message names every such key.
     """
     each = [unused(options) for options in runs]
     everywhere = [key for key in each[0] if all(key in found for found in each)] if each else []
@@ -109,12 +109,12 @@ def refuse_unused_by_all(runs: Sequence[RunOptions], name: str, keys: Sequence[s
 
 
 def is_below(key: str, paths: Iterable[str]) -> bool:
-    """Whether a key is at one of these paths, or in the group of keys that is there."""
+    """Whether a key is one of these paths, or in a group of keys at one of them."""
     return any(key == path or key.startswith(f"{path}.") for path in paths)
 
 
 def remove(content: dict[str, Any], key: str) -> None:
-    """Take the value at a dotted path of keys out of `content`; a group that is empty then stays."""
+    """Remove the value at a dotted path of keys from `content`; a group that becomes empty is kept."""
     *parents, last = key.split(".")
     for parent in parents:
         content = content[parent]
@@ -122,7 +122,7 @@ def remove(content: dict[str, Any], key: str) -> None:
 
 
 def _set_keys(options: RunOptions) -> Iterator[str]:
-    """The paths of the keys that were set, of the parts whose options may be without effect."""
+    """The paths of the keys that were set, in the parts of the configuration whose options may have no effect."""
     for part in ("training", "method_options", "model"):
         if part in options.model_fields_set:
             yield from _set_below(getattr(options, part), f"{part}.")
@@ -139,7 +139,7 @@ def _set_below(options: BaseModel, above: str) -> Iterator[str]:
 
 
 def _uses(key: str, options: RunOptions) -> bool:
-    """Whether the key, with the value that it has, makes a difference in this run."""
+    """Whether the key with its value has an effect in this run."""
     part, _, path = key.partition(".")
     if part == "method_options":
         return path.partition(".")[0] == options.method
@@ -151,7 +151,7 @@ def _uses(key: str, options: RunOptions) -> bool:
 
 @lru_cache(maxsize=256)
 def _used_training(method: Method, training: TrainingOptions, model: ModelOptions) -> frozenset[str]:
-    """The paths of the training's options that have an effect under a method."""
+    """The paths of the training options that have an effect with a method."""
     read: set[str] = set(_BY_TRAINING)
     noting = cast(TrainingOptions, _Reading(training, read))
     phases = (*method.phases_of(noting, 0), *method.round_phases(noting), *method.final(noting))
@@ -166,13 +166,13 @@ def _used_training(method: Method, training: TrainingOptions, model: ModelOption
 
 
 def _changes_model(method: Method, model: ModelOptions, path: str) -> bool:
-    """Whether the method's model would be another one with the key's default; a key that has its default says nothing wrong."""
+    """Whether the method's model would differ with the key's default value; true also for a key that has its default value."""
     plain = _with_default(model, path)
     return plain == model or method.adapt(plain) != method.adapt(model)
 
 
 def _with_default(options: O, path: str) -> O:
-    """The options with the default at a dotted path."""
+    """The options with the default value at a dotted path."""
     name, _, rest = path.partition(".")
     field = type(options).model_fields[name]
     value = _with_default(getattr(options, name), rest) if rest else field.get_default(call_default_factory=True)
@@ -187,7 +187,7 @@ def _with(options: TrainingOptions, path: str, value: str) -> TrainingOptions:
 
 
 def _who_uses(key: str, options: RunOptions) -> str:
-    """What would use the key: this method with another form of rounds, or other methods, as a sentence's end."""
+    """The end of a sentence that names what would use the key: this method with another form of rounds, or other methods."""
     part, _, path = key.partition(".")
     if part == "method_options":
         return f"only the method {path.partition('.')[0]} uses it"
@@ -198,7 +198,7 @@ def _who_uses(key: str, options: RunOptions) -> str:
 
 
 def _user(name: str, path: str, options: RunOptions, *, model: bool) -> str | None:
-    """The method of this name, with the form of rounds in which it uses a path; None where there is none."""
+    """The method's name, with the form of rounds in which it uses a path; None if it never uses it."""
     method = METHODS[name]
     if model:
         return name if _changes_model(method, options.model, path) else None
@@ -212,7 +212,7 @@ def _user(name: str, path: str, options: RunOptions, *, model: bool) -> str | No
 
 
 def _choices(form: str) -> tuple[str, ...]:
-    """The words that a form of rounds can have."""
+    """The values that a form of rounds can have."""
     kind: Any = TrainingOptions
     for name in form.split("."):
         kind = kind.model_fields[name].annotation
@@ -220,7 +220,7 @@ def _choices(form: str) -> tuple[str, ...]:
 
 
 def _in_words(options: RunOptions) -> str:
-    """A run's method, and the form of its rounds where it has several."""
+    """A run's method, and the form of its rounds if the method has several forms."""
     read = _used_training(build_method(options), options.training, options.model)
     forms = [f"training.phases={options.training.phases}"] if "phases" in read else []
     forms += (

@@ -67,7 +67,7 @@ def with_overrides(options: RunOptions, overrides: Sequence[str]) -> RunOptions:
 
 
 def source(path: Path, overrides: Sequence[str]) -> str:
-    """Where options come from, for messages."""
+    """The source of options, as text for error messages."""
     return f"{path.name} with --set" if overrides else path.name
 
 
@@ -106,7 +106,7 @@ def write_config(path: Path, options: RunOptions) -> None:
     """Write a run's configuration with its digest, for `read_config`.
 
     Raises:
-        StoreError: it could not be written.
+        StoreError: the file could not be written.
     """
     atomic.write_text(path, sealed.seal_text(dump_options(options)))
 
@@ -116,14 +116,14 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
 
     Raises:
         StoreError: the file is damaged or missing.
-        OptionError: it is not the configuration of a run of this version.
+        OptionError: the file is not a configuration of this version.
     """
     sealed.check_text(
         path,
-        "It is what the run was started with, and what its parameters fit: bring it back from a copy, or give the run's own YAML file "
-        "and a new folder.",
+        "It is the configuration with which the run was started and which fits its parameters: restore it from a backup, or start again "
+        "with the original YAML file and a new folder.",
     )
-    # A configuration of version 0.1 holds every key, also those without effect under its method.
+    # A configuration of version 0.1 contains every key, also those without effect with its method.
     return read_options(path, overrides)
 
 
@@ -185,7 +185,7 @@ def put(content: dict[str, Any], key: str, value: object) -> None:
     for parent in parents:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
-            raise OptionError(f"{key!r} cannot be set: {parent!r} holds a value, not further keys.")
+            raise OptionError(f"{key!r} cannot be set: {parent!r} has a value and no further keys.")
     place[last] = value
 
 

@@ -23,11 +23,12 @@ from pfedsam.training.options import TrainingOptions
 
 
 class SiteFolder(SiteLabelOptions):
-    """A site whose files differ from what the study says about all of them."""
+    """A site for which some settings differ from those of the study."""
 
-    folder: Path = Field(description="Of the site, relative to the configuration file.")
+    folder: Path = Field(description="Folder of the site, relative to the configuration file.")
     patient_pattern: str | None = Field(
-        default=None, description="The patient in a case id of this site; empty: data.patient_pattern."
+        default=None,
+        description="Regular expression for the case id whose first group is the patient at this site; empty: data.patient_pattern.",
     )
 
 
@@ -38,7 +39,7 @@ def _form(site: object) -> str:
 SiteEntry: TypeAlias = Annotated[
     Annotated[Path, Tag("[folder]")] | Annotated[SiteFolder, Tag("[site]")], Discriminator(_form)
 ]
-"""A folder, or a folder with what is different there. The tags are not shown to people (`experiment.load`)."""
+"""A folder, or a folder with the settings that differ at the site. The tags do not appear in messages (`experiment.load`)."""
 
 
 class DataOptions(Options):
@@ -46,18 +47,19 @@ class DataOptions(Options):
 
     sites: dict[str, SiteEntry] = Field(
         description="Folder of each site, by the site's name, or {folder, labels, not_annotated, spacing, patient_pattern} for a site that "
-        "differs from the others. A folder holds images/ and masks/, or a manifest.csv. Paths are relative to the configuration file."
+        "differs from the others. A folder contains images/ and masks/, or a manifest.csv. Paths are relative to the configuration file."
     )
     classes: dict[str, list[int]] = Field(
         description="List of the ids in the mask files that belong to a class, by the name of the class; id 0 is background. The order of "
         "the names numbers the classes 1, 2, ..."
     )
     ignore: list[int] = Field(
-        default=[], description="Ids in the mask files of pixels that no loss and no score counts, such as [255]."
+        default=[],
+        description="Ids in the mask files that mark pixels to be left out of losses and scores, such as [255].",
     )
     overlap: bool = Field(
         default=False,
-        description="Classes do not exclude each other: an id may belong to several (regions), and each class is predicted for itself.",
+        description="Whether classes may overlap: an id may then belong to several classes (regions), each predicted independently.",
     )
     patient_pattern: str | None = Field(
         default=None,
@@ -79,7 +81,7 @@ class DataOptions(Options):
         default=0.0,
         ge=0,
         le=1,
-        description="At least this share of a training batch are pictures or tiles with foreground, drawn for each class in turn; the rest "
+        description="Smallest share of pictures or tiles with foreground in a training batch, drawn for each class in turn; the rest "
         "is drawn from all of them. Slices of volumes: data.volume.foreground_share.",
     )
     augment: AugmentOptions = Field(
@@ -94,23 +96,23 @@ class DataOptions(Options):
         return sites
 
     def site(self, name: str) -> SiteFolder | None:
-        """What is said about a site beside its folder; None for one that the configuration does not name."""
+        """The settings of a site; None if the configuration gives only its folder, or does not name it."""
         entry = self.sites.get(name)
         return SiteFolder(folder=entry) if isinstance(entry, Path) else entry
 
     def folder(self, name: str) -> Path:
-        """The folder of a site that the configuration names."""
+        """The folder of a configured site."""
         entry = self.sites[name]
         return entry if isinstance(entry, Path) else entry.folder
 
     def pattern(self, name: str) -> str | None:
-        """The patient pattern that holds at a site."""
+        """The patient pattern for a site."""
         entry = self.sites.get(name)
         own = entry.patient_pattern if isinstance(entry, SiteFolder) else None
         return own or self.patient_pattern
 
     def label_map(self, site: str = "") -> LabelMap:
-        """What the ids in the masks of a site mean; without a site, what they mean where nothing else is said.
+        """The meaning of the ids in the masks of a site; without a site, the meaning for sites that do not give their own.
 
         Raises:
             OptionError: the ids contradict each other.
@@ -129,15 +131,15 @@ class DataOptions(Options):
         """Refuse label maps that contradict each other, and a class that no site annotates.
 
         Raises:
-            OptionError: naming the site and the key.
+            OptionError: a label map is not valid, or no site annotates a class; the message names the site and the key.
         """
         maps = [self.label_map(), *(self.label_map(site) for site in self.sites)]
         nowhere = [name for name in self.classes if all(name in one.not_annotated for one in maps[1:])]
         if nowhere:
             keys = ", ".join(f"data.sites.{site}.not_annotated" for site in self.sites)
             raise OptionError(
-                f"class {nowhere[0]!r} is annotated at no site, so that nothing can learn it; it stands under {keys}: take it out at a "
-                "site that annotates it, or out of data.classes"
+                f"class {nowhere[0]!r} is annotated at no site, so that it cannot be learnt; it is listed in {keys}: remove it there for a "
+                "site that annotates it, or remove it from data.classes"
             )
 
 
@@ -149,7 +151,7 @@ class EvaluationOptions(Options):
         default=0.05,
         ge=0,
         le=1,
-        description="A site keeps its earlier model if its validation Dice is lower than its best one by more than this; empty: never.",
+        description="A site keeps its earlier model if its validation Dice is below its best one by more than this value; empty: never.",
     )
     choose_model: bool = Field(
         default=True,
@@ -169,7 +171,7 @@ class EvaluationOptions(Options):
 
 
 class RuntimeOptions(Options):
-    """How the work is distributed over this machine; the results differ by rounding at most."""
+    """Processes, threads and device on this machine; they change results at most by rounding."""
 
     workers: int = Field(
         default=1,

@@ -1,4 +1,4 @@
-"""Keys of a configuration that have another name now. A file that still has the old one is refused with the new one."""
+"""Keys of a configuration that were renamed. A file with an old name is refused with a message that gives the new name."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -6,14 +6,14 @@ from typing import Final, NamedTuple
 
 
 class NewName(NamedTuple):
-    """Where an option stands now."""
+    """The present name of an option."""
 
     path: str
     change: str = ""
-    """How its value differs from before; empty where it does not."""
+    """How its value must change; empty if the value stays the same."""
 
     def __str__(self) -> str:
-        return f"this option is {self.path} now" + (f"; {self.change}" if self.change else "")
+        return f"this option is now called {self.path}" + (f"; {self.change}" if self.change else "")
 
 
 RENAMED: Final[Mapping[str, NewName]] = MappingProxyType(
@@ -27,4 +27,4 @@ RENAMED: Final[Mapping[str, NewName]] = MappingProxyType(
         "model.detail": NewName("model.image_skip"),
     }
 )
-"""Old path to new name, of every key that was renamed since version 0.1."""
+"""Old path -> new name, for every key that was renamed since version 0.1."""

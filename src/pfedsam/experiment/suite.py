@@ -126,12 +126,12 @@ def site_folders(suite: Suite, data: Path) -> dict[str, Path]:
         DataError: a folder is missing.
     """
     if not data.is_dir():
-        raise DataError(f"There is no data folder {data.name!r}: give the folder that holds one folder per site.")
+        raise DataError(f"There is no data folder {data.name!r}: give the folder that contains one folder per site.")
     names = suite.sites or sorted(one.name for one in data.iterdir() if one.is_dir() and not one.name.startswith("."))
     missing = [name for name in names if not (data / name).is_dir()]
     if missing or not names:
         raise DataError(
-            f"The data folder {data.name!r} lacks the site(s) {', '.join(missing) or '(it holds no folder)'}; "
+            f"The data folder {data.name!r} has no folder for the site(s) {', '.join(missing) or '(it contains no folder)'}; "
             f"the suite {suite.name!r} needs a folder for each site, with images/ and masks/."
         )
     return {name: (data / name).resolve() for name in names}

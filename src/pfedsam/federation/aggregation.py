@@ -1,9 +1,9 @@
-"""Aggregation: which updates of a round count, and their mean, the same to the bit in whatever order they arrived.
+"""Aggregation: which updates of a round are accepted, and their mean, bit for bit independent of the order of arrival.
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data" (2017), algorithm 1: the
 shared parameters of the next round are the mean over sites, weighted by their training cases.
 
-What belongs to one class (its token, its output layers) is averaged over the sites that annotate the class (`fill_not_annotated`).
+The parameters of one class (its token and output layers) are averaged only over the sites that annotate the class (`fill_not_annotated`).
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -19,31 +19,34 @@ from pfedsam.federation.update import MAX_CASES, Update, UpdateSpec, check, deco
 
 @dataclass(frozen=True)
 class AggregationResult:
-    """What became of every update of a round."""
+    """The accepted and the rejected updates of a round."""
 
     updates: tuple[Update, ...]
-    """Those that count, by the names of their sites."""
+    """The accepted updates, sorted by site."""
     rejected: Mapping[str, str]
-    """Reason by site."""
+    """Site -> the reason for the rejection."""
     scaled: Mapping[str, float] = field(default_factory=dict)
-    """The factor by site whose change was scaled down."""
+    """Site -> the factor by which its change was scaled down; only sites whose change was."""
 
     @property
     def accepted(self) -> tuple[str, ...]:
-        """Names of the sites whose updates count, sorted."""
+        """Names of the sites whose updates were accepted, sorted."""
         return tuple(update.site for update in self.updates)
 
 
 def open_messages(
     messages: Mapping[str, bytes], spec: UpdateSpec, received: NamedTensors, limits: Limits = NO_LIMITS
 ) -> tuple[list[Update], dict[str, str]]:
-    """The updates in the messages of a round, and the reason for each site whose message is not one of its own updates.
+    """Decode the messages of a round.
 
     Args:
-        messages: by the site that they came from; a site can speak only for itself.
-        spec: of the run.
+        messages: site -> message; a site can send an update only in its own name.
+        spec: the shared tensors of the run.
         received: the shared tensors that were broadcast in this round.
-        limits: on what one site's update may do; scales beyond them are refused before they are decoded.
+        limits: bounds on a site's update; an update whose scales exceed them is refused before it is decoded.
+
+    Returns:
+        The updates, and site -> reason for each message that could not be read as an update of that site.
     """
     updates, unread = [], {}
     for site, message in messages.items():
@@ -51,20 +54,20 @@ def open_messages(
             update = decode(message, spec, received, max_change=limits.max_change)
         except UpdateError:  # its text may repeat what the site put in its message
             unread[site] = (
-                f"site {site} sent an update that cannot be read, or one of other shared tensors than this study's."
+                f"site {site} sent an update that cannot be read, or whose tensors are not the shared tensors of this study."
             )
             continue
         if update.site == site:
             updates.append(update)
         else:
-            unread[site] = f"site {site} sent an update in another site's name."
+            unread[site] = f"site {site} sent an update in the name of another site."
     return updates, unread
 
 
 def weighted_mean(updates: Sequence[Update]) -> dict[str, torch.Tensor]:
     """The mean of checked updates, weighted by their numbers of cases; each tensor keeps its shape and type.
 
-    Summed in float64 in the order of the sites' names, so that the order of arrival changes no bit.
+    The sum is computed in float64 in the order of the sites' names, so that the result does not depend on the order of arrival.
 
     Raises:
         UpdateError: there is no update.
@@ -84,15 +87,15 @@ def weighted_mean(updates: Sequence[Update]) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Annotations:
-    """Which shared values belong to single classes, and which sites do not annotate which class."""
+    """Which shared parameters belong to single classes, and which classes each site does not annotate."""
 
     tensors: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Tensor -> the class of each of its rows, or the one class of the whole tensor; tensors of all classes are not named."""
+    """Tensor -> the class of each of its rows, or the one class of the whole tensor; tensors used by all classes are absent."""
     missing: Mapping[str, Collection[str]] = field(default_factory=dict)
-    """Site -> the classes that it does not annotate; sites that annotate all are not needed."""
+    """Site -> the classes that it does not annotate; sites that annotate all classes may be absent."""
 
     def weights(self, name: str, site: str) -> list[float]:
-        """For each class of a tensor 1 where the site annotates it, else 0."""
+        """For each class of a tensor 1 if the site annotates the class, else 0."""
         return [0.0 if one in self.missing.get(site, ()) else 1.0 for one in self.tensors[name]]
 
 
@@ -100,15 +103,15 @@ ALL_ANNOTATED = Annotations()
 
 
 def fill_not_annotated(updates: Sequence[Update], annotations: Annotations, received: NamedTensors) -> list[Update]:
-    """The updates, in which sites say nothing of their own about classes that they do not annotate.
+    """Replace a site's values for the classes that it does not annotate.
 
-    What a site sent for such a class is replaced by the mean over the updates of the sites that annotate it, weighted by their cases;
-    where none does, by the value that was broadcast. Every average that follows is then, for each class, one over the sites that annotate
-    it, whatever server step makes it. Updates of sites that annotate everything come back as they are.
+    For such a class the values are replaced by the mean over the sites that annotate it, weighted by their cases; if no site annotates it,
+    by the values that were broadcast. Whatever server step follows, its average for a class is then one over the sites that annotate the
+    class. Updates of sites that annotate all classes are returned unchanged.
 
     Args:
-        updates: accepted ones.
-        annotations: which values belong to which class, and which sites lack which.
+        updates: the accepted updates.
+        annotations: which parameters belong to which class, and which classes each site does not annotate.
         received: the shared tensors that were broadcast.
     """
     ordered = sorted(updates, key=lambda update: update.site)
@@ -135,12 +138,12 @@ def fill_not_annotated(updates: Sequence[Update], annotations: Annotations, rece
 
 
 class NothingToAverageError(RunError):
-    """No update of a round was accepted; `rejected` holds the reason for each site that was refused."""
+    """No update of a round was accepted; `rejected` contains the reason for each site."""
 
     def __init__(self, round_: int, rejected: Mapping[str, str]) -> None:
-        reasons = " ".join(rejected.values()) or "No site sent one."
+        reasons = " ".join(rejected.values()) or "No site sent an update."
         super().__init__(
-            f"round {round_ + 1} has no update to average, the shared parameters stay as they are. {reasons}"
+            f"round {round_ + 1} has no update to average; the shared parameters stay as they are. {reasons}"
         )
         self.rejected = dict(rejected)
 
@@ -154,22 +157,21 @@ def accept(
     received: NamedTensors | None = None,
     limits: Limits = NO_LIMITS,
 ) -> AggregationResult:
-    """Check the updates of a round one by one; those that pass are for the method's server step.
+    """Check the updates of a round one by one, and return those that the method's server step may use.
 
-    A repeated update counts once. A site that sends two different ones counts not at all, because which of them came
-    first must not matter.
+    A repeated update counts once. If a site sends two different updates, neither is used, because the order of arrival must not matter.
 
     Args:
-        updates: in the order of their arrival.
+        updates: the updates of the sites, in any order.
         spec: the shared tensors of the run.
         round: the round that is being aggregated.
         registered: the number of training cases of each site, as known when the run started.
         received: the shared tensors that were broadcast in this round; not needed without limits.
-        limits: on what one site's update may do.
+        limits: bounds on a site's update.
 
     Raises:
-        NothingToAverageError: no update was accepted.
-        RunError: the registration is not sound.
+            NothingToAverageError: no update was accepted.
+            RunError: a registered number of training cases is not allowed.
     """
     check_registration(registered)
     accepted, rejected = screen(updates, spec, round=round, registered=registered)
@@ -183,7 +185,7 @@ def accept(
 def screen(
     updates: Iterable[Update], spec: UpdateSpec, *, round: int, registered: Mapping[str, int]
 ) -> tuple[list[Update], dict[str, str]]:
-    """The updates that may be averaged, by site, at most one of each; and the reason for each site that was refused."""
+    """The updates that may be averaged, sorted by site, at most one per site; and site -> reason for each rejected site."""
     passed: dict[str, dict[str, Update]] = {}
     reasons: dict[str, set[str]] = {}
     for update in updates:
@@ -196,14 +198,14 @@ def screen(
     for site, different in passed.items():
         if len(different) > 1:
             reasons.setdefault(site, set()).add(
-                f"site {site} sent {len(different)} different updates; none is counted."
+                f"site {site} sent {len(different)} different updates for this round; none is used."
             )
     accepted = [next(iter(passed[site].values())) for site in sorted(passed) if len(passed[site]) == 1]
     return accepted, {site: " ".join(sorted(reasons[site])) for site in sorted(reasons)}
 
 
 def check_registration(registered: Mapping[str, int]) -> None:
-    """Let only sound weights into a run.
+    """Check the numbers of training cases by which the sites are weighted.
 
     Raises:
         RunError: a site's number of training cases is not a whole number from 1 to `MAX_CASES`.

@@ -1,16 +1,16 @@
-"""Bounds on what one site can do to the shared parameters in one round, held by the server whatever the site itself has checked.
+"""Bounds on how much one site can change the shared parameters in one round; the server applies them, whatever the site has checked.
 
 Three bounds, applied in this order before the method's server step:
 
-1. an update whose norm is above the manifest's `max_change` is refused, and one whose scales alone show that is refused undecoded;
+1. an update whose norm is above the manifest's `max_change` is refused; if its quantization scales alone show that, it is not decoded;
 2. a site's share of the average is at most `max_share`, whatever number of training cases it declares;
-3. an update whose norm is above `median_factor` times the median norm of the round's accepted updates is scaled down to that; for a
-   site that weighs more than an even share 1 / n, the limit is lower in the same proportion.
+3. an update whose norm is above `median_factor` times the median norm of the round's accepted updates is scaled down to that norm; for a
+   site whose weight is above the even share 1 / n, the limit is lower in the same proportion.
 
-With them the contribution of one of four sites is at most three quarters of the median norm. Norm bounding: Sun et al., "Can You Really
-Backdoor Federated Learning?", 2019, section 3, with the median of the round in the place of a constant.
+With these bounds the contribution of one of four sites is at most three quarters of the median norm. Norm bounding: Sun et al., "Can You
+Really Backdoor Federated Learning?", 2019, section 3, with the median of the round in place of a constant.
 
-The in-process federation applies none of them: there one person holds all data, and every update comes from the same program.
+A local run applies none of them: there one person has all data, and all updates are made by the same program.
 """
 
 import math
@@ -29,39 +29,39 @@ MAX_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Limits:
-    """What a coordinator lets one site do in one round."""
+    """Bounds on the update of one site in one round."""
 
     max_change: float = math.inf
-    """Largest L2 norm of an update; the manifest's."""
+    """Largest L2 norm of an update's change, from the manifest."""
     median_factor: float | None = None
-    """Updates above so many times the round's median norm are scaled down to that; None: never."""
+    """Updates whose norm is above this multiple of the round's median norm are scaled down to it; None: no scaling."""
     max_share: float = 1.0
-    """Largest share of the average that one site has, where there are enough sites for it."""
+    """Largest share of one site in the average, if there are enough sites for it."""
 
 
 NO_LIMITS = Limits()
-"""Of the in-process federation."""
+"""The limits of a local run."""
 
 
 @dataclass(frozen=True)
 class BoundedUpdates:
-    """The updates of a round as the method's server step may use them."""
+    """The updates of a round after the bounds were applied."""
 
     updates: tuple[Update, ...]
-    """Their numbers of cases are what they weigh: the declared ones, where no share is too large."""
+    """Their numbers of cases are the weights: the declared numbers, unless a share was too large."""
     scaled: Mapping[str, float]
-    """The factor by site whose change was scaled down."""
+    """Site -> the factor by which its change was scaled down; only sites whose change was."""
     rejected: Mapping[str, str]
-    """Reason by site."""
+    """Site -> the reason for the rejection."""
 
 
 def bound_updates(updates: Sequence[Update], received: NamedTensors, limits: Limits) -> BoundedUpdates:
     """Apply the three bounds to updates that have passed `update.check`.
 
     Args:
-        updates: at most one of each site.
+        updates: at most one update per site.
         received: the shared parameters that were broadcast in this round.
-        limits: of the coordinator.
+        limits: the bounds to apply.
     """
     if limits == NO_LIMITS:
         return BoundedUpdates(tuple(updates), {}, {})
@@ -80,9 +80,9 @@ def bound_updates(updates: Sequence[Update], received: NamedTensors, limits: Lim
 
 
 def cap_shares(cases: Mapping[str, int], max_share: float) -> dict[str, float]:
-    """Weights by site of which none is more than `max_share` of their sum; unchanged where the numbers of cases are so already.
+    """Site -> weight, where no weight is more than `max_share` of the sum; the numbers of cases themselves if they fulfil this already.
 
-    With fewer than 1 / max_share sites all weigh the same.
+    With fewer than 1 / max_share sites all weights are equal.
     """
     share = max(max_share, 1 / len(cases)) if cases else 1.0
     largest_first = sorted(cases, key=lambda site: (-cases[site], site))
@@ -100,7 +100,7 @@ def cap_shares(cases: Mapping[str, int], max_share: float) -> dict[str, float]:
 def scale_factors(
     norms: Mapping[str, float], weights: Mapping[str, float], median_factor: float | None
 ) -> dict[str, float]:
-    """The factor, below 1, of each site whose update is too large beside the other sites'."""
+    """Site -> factor below 1, for each site whose update is too large compared with those of the other sites."""
     if median_factor is None or not norms:
         return {}
     median, total = statistics.median(norms.values()), sum(weights.values())
@@ -113,13 +113,13 @@ def scale_factors(
 
 
 def change_norm(before: NamedTensors, after: NamedTensors) -> float:
-    """The L2 norm of the difference of two sets of equal names and shapes, summed in float64."""
+    """The L2 norm of the difference between two sets of tensors with equal names and shapes, computed in float64."""
     squares = (float((after[n].double() - before[n].double()).square().sum()) for n in sorted(before))
     return math.sqrt(sum(squares))
 
 
 def _scale(update: Update, received: NamedTensors, factor: float) -> Update:
-    """The update with its change multiplied by a factor, computed in float64."""
+    """The update with its change relative to `received` multiplied by a factor, computed in float64."""
     if factor == 1.0:
         return update
     scaled: dict[str, torch.Tensor] = {}

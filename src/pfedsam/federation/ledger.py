@@ -1,12 +1,12 @@
-"""The ledger: a site's own account of every message that left it, or was held back.
+"""The ledger: a site's own log of every message that left the site or was withheld.
 
-JSON lines, each with a seal over itself and the seal of the line before it: an HMAC under a key that the site makes and keeps
-(`ledger.key`), so that whoever lacks the key can neither change, put in nor take out a line and compute the seals anew. The number of
-lines and the last seal also stand in a second file (`ledger.head.json`), which shows lines that were cut off at the end; `pfedsam site
-start` prints them, for the operator to note elsewhere. Everything is readable by its owner alone and never sent. Each line is on the disk
-before its message may leave, and nothing leaves while the ledger is broken, until the operator has acknowledged that.
+The ledger consists of JSON lines. Each has a seal: an HMAC over the line and the seal of the line before, under a key that the site makes
+and keeps (`ledger.key`). Without the key nobody can change, insert or delete a line without being noticed. The number of lines and the last
+seal are also stored in a second file (`ledger.head.json`), so that deleted lines at the end are noticed; `pfedsam site start` prints both,
+so that the operator can note them elsewhere. Only the owner can read these files, and they are never sent. Each line is written to disk
+before its message may leave. If the ledger is damaged, nothing leaves until the operator has acknowledged the damage.
 
-Lines of version 0.1 have a plain hash in the place of the seal. They can only stand before all others.
+Lines of version 0.1 have a plain hash instead of a seal. They are accepted only at the beginning of the file.
 """
 
 import hashlib
@@ -25,24 +25,24 @@ from pfedsam.core.errors import StoreError
 from pfedsam.core.lock import in_turn
 
 START: Final = "0" * 64
-"""What stands for the seal before the first line."""
+"""The value used as the previous seal of the first line."""
 _HASH, _SEAL = "hash", "seal"
 _REMEDY: Final = (
-    "Nothing is sent until you have found out why and acknowledge it by `pfedsam site ledger FOLDER --acknowledge`: the ledger as it is "
-    "is put aside, and a new one begins with a line that says so."
+    "Nothing is sent until you have found the cause and acknowledge it with `pfedsam site ledger FOLDER --acknowledge`: the present ledger "
+    "is then put aside, and a new one begins with a line that records this."
 )
 
 
 class Head(NamedTuple):
-    """Where a ledger stands."""
+    """The length of a ledger and its last seal."""
 
     lines: int
     seal: str
-    """Of the last line."""
+    """The seal of the last line."""
 
 
 class Ledger:
-    """An append-only file; one site, all its studies."""
+    """The append-only ledger of one site for all its studies."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -63,22 +63,22 @@ class Ledger:
         scalar_metrics: Sequence[str],
         note: str = "",
     ) -> None:
-        """Write one line, durably; when it cannot be written, nothing may be sent.
+        """Write one line to disk; if this fails, nothing may be sent.
 
         Args:
-            study: identity of the study.
-            task: what the message answers.
-            round: of the study.
-            sent: False for a message that was held back.
-            sha256: over the message's bytes.
-            total_bytes: of the whole message.
-            by_component: bytes of the shared values by part of the model.
-            names: of the shared tensors in it.
-            scalar_metrics: names of the scalars in it.
-            note: why it was held back, or the word of refusal that was sent.
+            study: the study's id.
+            task: the task to which the message replies.
+            round: the study's round.
+            sent: False for a message that was withheld.
+            sha256: the hash of the message's bytes.
+            total_bytes: the size of the whole message.
+            by_component: component of the model -> bytes of its shared parameters.
+            names: the names of the shared tensors in the message.
+            scalar_metrics: the names of the scalar metrics in the message.
+            note: why the message was withheld, or the refusal code that was sent.
 
         Raises:
-            StoreError: the line could not be written, or the ledger is broken.
+            StoreError: the line could not be written, or the ledger is damaged.
         """
         body = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -97,23 +97,23 @@ class Ledger:
             self._append(body, self._verified()[1])
 
     def read(self) -> list[dict[str, Any]]:
-        """Every line, verified; none where no message was ever answered.
+        """All lines, after verification; empty if the site has never replied to a message.
 
         Raises:
-            StoreError: the ledger is broken; the text says where and what to do.
+            StoreError: the ledger is damaged; the message says where, and what to do.
         """
         return self._verified()[0]
 
     def head(self) -> Head:
-        """How many lines there are, and the seal of the last one, verified.
+        """The number of lines and the seal of the last line, after verification.
 
         Raises:
-            StoreError: as `read`.
+            StoreError: the ledger is damaged.
         """
         return self._verified()[1]
 
     def acknowledge(self) -> Path | None:
-        """Put a broken ledger aside and begin a new one, whose first line says what was wrong; None where nothing is wrong.
+        """Put a damaged ledger aside and begin a new one, whose first line records the damage; None if the ledger is not damaged.
 
         Raises:
             StoreError: a file could not be written.
@@ -155,11 +155,11 @@ class Ledger:
                 yield
         except OSError as error:
             raise StoreError(
-                f"the ledger cannot be written: {error.strerror}. Nothing is sent without it; make space."
+                f"the ledger cannot be written: {error.strerror}. Nothing is sent without it; free some disk space."
             ) from error
 
     def _append(self, body: Mapping[str, Any], head: Head) -> None:
-        """Write a line after those that were verified, and the head after it."""
+        """Append a line to the verified ones, and then update the head."""
         if not self._key_path.exists():
             self._new_key()
         if not self._head_path.exists():
@@ -169,17 +169,17 @@ class Ledger:
         descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600)
         with os.fdopen(descriptor, "r+b") as file:
             file.seek(_end_of_whole(file))
-            file.truncate()  # half a line, of a process that was killed before it could send
+            file.truncate()  # an incomplete line of a process that was killed before it could send
             file.write(_dump({**line, _SEAL: seal}) + b"\n")
             file.flush()
             os.fsync(file.fileno())
         self._write_head(Head(head.lines + 1, seal))
 
     def _verified(self) -> tuple[list[dict[str, Any]], Head]:
-        """The lines and where they stand.
+        """The lines and the head, verified.
 
         Raises:
-            StoreError: something is broken.
+            StoreError: the ledger cannot be read, or is damaged.
         """
         try:
             data = _whole(self.path.read_bytes()) if self.path.exists() else b""
@@ -189,11 +189,11 @@ class Ledger:
         expected = self._read_head(bool(lines))
         if expected.lines > len(lines):
             raise StoreError(
-                f"the ledger has {len(lines)} line(s) and had {expected.lines}: lines were cut off at its end. {_REMEDY}"
+                f"the ledger has {len(lines)} line(s), but had {expected.lines}: lines at its end were deleted. {_REMEDY}"
             )
         if expected.lines and seals[expected.lines - 1] != expected.seal:
             raise StoreError(
-                f"the ledger's line {expected.lines} is not the one that its head was written for. {_REMEDY}"
+                f"line {expected.lines} of the ledger does not have the seal that its head contains. {_REMEDY}"
             )
         return lines, Head(len(lines), seals[-1] if seals else START)
 
@@ -209,17 +209,17 @@ class Ledger:
             before = seals[-1] if seals else START
             if line.get("before") != before or not isinstance(claimed, str) or not hmac.compare_digest(claimed, right):
                 raise StoreError(
-                    f"line {number} of the ledger was changed, or a line before it removed or put in. {_REMEDY}"
+                    f"line {number} of the ledger was changed, or a line before it was deleted or inserted. {_REMEDY}"
                 )
             seals.append(claimed)
             lines.append(line)
         return lines, seals
 
     def _read_head(self, has_lines: bool) -> Head:
-        """What the second file says; nothing for a site that has not sent anything, and for a ledger of version 0.1.
+        """The stored head; that of an empty ledger for a site that has not sent anything, and for a ledger of version 0.1.
 
         Raises:
-            StoreError: it is damaged, or missing although there was a ledger.
+            StoreError: the head is damaged, or missing although there was a ledger.
         """
         if not self._head_path.exists():
             trained = any(self.path.parent.glob("studies/*/received.safetensors"))
@@ -266,7 +266,7 @@ def _load(text: bytes, number: int) -> dict[str, Any]:
     except ValueError as error:
         raise StoreError(f"line {number} of the ledger is damaged: it is not JSON. {_REMEDY}") from error
     if not isinstance(line, dict):
-        raise StoreError(f"line {number} of the ledger is not a line of a ledger. {_REMEDY}")
+        raise StoreError(f"line {number} of the ledger is damaged: it is not a JSON object. {_REMEDY}")
     return line
 
 

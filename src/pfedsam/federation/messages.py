@@ -1,7 +1,7 @@
-"""Request and reply: what coordinator and sites say to each other on every wire.
+"""Request and reply: the messages between coordinator and sites, for every transport.
 
-A reply has room for an update, for numbers under agreed names, and for one word of refusal from a closed list. There is no
-field for text, so that no name, path or message from a site's data can travel in one.
+A reply can contain an update, numbers under agreed names, and one refusal code from a fixed list. It has no field for free
+text, so that no name, path or message from a site's data can be sent in a reply.
 """
 
 import json
@@ -18,27 +18,33 @@ REFUSALS: Final = {
     "other-backbone": "its backbone has another hash",
     "other-tensors": "its model has other shared tensors",
     "bad-request": "it could not read the request",
-    "bad-broadcast": "the shared parameters were not of the agreed form, or jumped too far",
-    "wrong-round": "the round is not one that follows its own state",
-    "left": "its operator has taken it out of the study",
-    "data": "its data has a problem",
-    "storage": "its disk refused a write or holds a damaged state",
+    "bad-broadcast": "the shared parameters did not have the agreed form, or had changed too much",
+    "wrong-round": "the round does not follow the site's own state",
+    "left": "its operator has withdrawn it from the study",
+    "data": "there is a problem with its data",
+    "storage": "it could not write to its disk, or its stored state is damaged",
     "memory": "it ran out of memory",
-    "withheld": "its own filter refused to send the reply",
-    "failed": "it failed",
+    "withheld": "its own gate did not release the reply",
+    "failed": "an unexpected error occurred; see the site's log",
 }
-"""Why a site did not do what it was asked; the word travels, the sentence is the coordinator's."""
+"""Why a site refused a request: the code that is sent -> the text that the coordinator shows."""
 
 _TASKS: Final = get_args(Task)
 MAX_ROUND: Final = 1_000_000
 _MAX_METRICS: Final = 100_000
 _MAX_HEAD_BYTES: Final = 8 * 2**20
-"""Of a head with so many metrics and the longest names."""
+"""Enough for a head with `_MAX_METRICS` metrics that have the longest names."""
 _MAX_NUMBER: Final = 1e300
 
 
 def in_words(task: Task, round_: int, rounds: int | None) -> str:
-    """A request of a study of so many rounds, where that is known, for people: they count from 1, messages and files from 0."""
+    """A request as text for users, with rounds counted from 1; messages and files count them from 0.
+
+    Args:
+        task: the task of the request.
+        round_: the round, counted from 0.
+        rounds: the number of rounds of the study; None if it is not known.
+    """
     if task not in ("train", "validate"):
         return task
     return f"{task} at the end" if rounds is not None and round_ >= rounds else f"{task} of round {round_ + 1}"
@@ -46,29 +52,29 @@ def in_words(task: Task, round_: int, rounds: int | None) -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """What a coordinator asks of a site."""
+    """The coordinator's request to a site."""
 
     task: Task
     study: str
     digest: str
-    """Of the manifest, so that every single round is checked against what was approved."""
+    """The digest of the manifest, so that every round is checked against the approved study."""
     round: int
     manifest: bytes = b""
-    """The whole manifest; with `join` only."""
+    """The whole manifest; only with the task `join`."""
     shared: bytes = b""
     """The shared parameters, as `core.tensors.to_bytes`."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a site answers."""
+    """A site's reply."""
 
     task: Task
     study: str
     round: int
     scalar_metrics: Mapping[str, float | None] = field(default_factory=dict)
     update: bytes = b""
-    """An encoded update; with `train` only."""
+    """An encoded update; only with the task `train`."""
     refused: str | None = None
     """A key of `REFUSALS`."""
 
@@ -83,11 +89,11 @@ def request_from_wire(wire: Mapping[str, Any]) -> Request:
     """The request in named bytes.
 
     Raises:
-        UpdateError: it does not have the agreed form.
+        UpdateError: the bytes do not have the agreed form.
     """
     head = _parse(wire, {"head", "manifest", "shared"}, {"task", "study", "digest", "round"})
     if not (isinstance(head["study"], str) and isinstance(head["digest"], str)):
-        raise UpdateError("a request names its study and its manifest by text.")
+        raise UpdateError("the study and the manifest's digest in a request must be text.")
     return Request(
         head["task"], head["study"], head["digest"], head["round"], bytes(wire["manifest"]), bytes(wire["shared"])
     )
@@ -106,19 +112,19 @@ def reply_to_wire(reply: Reply) -> dict[str, bytes]:
 
 
 def reply_from_wire(wire: Mapping[str, Any]) -> Reply:
-    """The reply in named bytes; nothing in it is trusted.
+    """The reply in named bytes, all of which is checked.
 
     Raises:
-        UpdateError: it does not have the agreed form; the message repeats nothing of what was sent.
+        UpdateError: the bytes do not have the agreed form. The error message repeats none of their content.
     """
     head = _parse(wire, {"head", "update"}, {"task", "study", "round", "refused", "scalar_metrics"})
     metrics, refused = head["scalar_metrics"], head["refused"]
     if refused is not None and (not isinstance(refused, str) or refused not in REFUSALS):
-        raise UpdateError("a reply refuses by a word that is not on the list.")
+        raise UpdateError("the refusal code in a reply is not on the list.")
     if not isinstance(head["study"], str):
-        raise UpdateError("a reply names its study by text.")
+        raise UpdateError("the study in a reply must be text.")
     if not isinstance(metrics, dict) or len(metrics) > _MAX_METRICS or not all(map(_is_number, metrics.values())):
-        raise UpdateError("a reply holds other than finite numbers by name.")
+        raise UpdateError("the scalar metrics in a reply must be finite numbers by name.")
     return Reply(head["task"], head["study"], head["round"], metrics, bytes(wire["update"]), refused)
 
 
@@ -134,7 +140,7 @@ def _parse(wire: Mapping[str, Any], keys: set[str], fields: set[str]) -> dict[st
     if not isinstance(head, dict) or set(head) != fields:
         raise UpdateError("a message's head does not have the agreed fields.")
     if head["task"] not in _TASKS or type(head["round"]) is not int or not 0 <= head["round"] <= MAX_ROUND:
-        raise UpdateError("a message is of no known task, or of no round.")
+        raise UpdateError("the task or the round of a message is not valid.")
     return head
 
 
@@ -143,5 +149,5 @@ def _json(value: object) -> bytes:
 
 
 def _is_number(value: object) -> bool:
-    """Whether a value is undefined or a number that a float holds; an integer of hundreds of digits is none."""
+    """Whether a value is None or a number that fits a float; an integer of hundreds of digits does not."""
     return value is None or (type(value) in (int, float) and -_MAX_NUMBER <= value <= _MAX_NUMBER)  # type: ignore[operator]

@@ -1,11 +1,11 @@
-"""What a coordinator has asked of a site in one study: each round is trained once, and nothing is asked more often than approved.
+"""The requests of a coordinator to a site in one study, so that each round is trained once and none goes beyond the approved schedule.
 
-A coordinator that was restarted repeats its last request. It gets the reply that it got before, byte for byte, and only that: the same
-round with other shared parameters is refused. The history lies in the study's folder at the site; a request is entered once it has
-been found sound and before any of it is computed.
+A coordinator that was restarted repeats its last request. It gets the earlier reply again, byte for byte; a request for the same
+round with other shared parameters is refused. The history is stored in the study's folder at the site. A request is entered after all
+checks and before anything is computed for it.
 
-A request is about a *state* of the shared parameters: state r is what round r trains, and validation after round r scores state r + 1.
-States never go back, and once a state has been trained, finalized or tested with, the other requests about it must bring the same.
+A request refers to a *state* of the shared parameters: round r trains state r, and validation after round r scores state r + 1.
+The state never decreases, and once a state was used for training, finalizing or testing, later requests for it must bring the same values.
 """
 
 import hashlib
@@ -24,65 +24,69 @@ from pfedsam.federation.messages import Reply, Request, reply_from_wire, reply_t
 _HISTORY: Final = "requests.json"
 _REPLIES: Final = "replies"
 _REMEDY: Final = (
-    "Without it nobody can tell what was asked of this site in the study before: restore the file, or leave the study "
+    "Without it the earlier requests of this study are unknown: restore the file from a backup, or leave the study "
     "(`pfedsam site approve --withdraw`)."
 )
 
 
 class NotDueError(RunError):
-    """The request is not due: of a round that the manifest does not have, asked before, or of a state that was left behind."""
+    """The request is not due: its round is not in the manifest's schedule, or it repeats or precedes what the site has done already."""
 
 
 class _Entries(Options):
-    """Digest of the shared parameters by round, by task."""
+    """Task -> round -> digest of the shared parameters in the request."""
 
     asked: dict[Task, dict[int, str]] = Field(default_factory=dict)
 
 
 class RequestHistory:
-    """The requests of one study that a site has accepted, and its last reply to each kind of them."""
+    """The requests of one study that a site has accepted, and its last reply for each task."""
 
     def __init__(self, folder: Path) -> None:
-        """The history in the study's folder at the site.
+        """Read the history from the study's folder at the site.
 
         Raises:
-            StoreError: its file is damaged, or missing although requests were answered.
+            StoreError: the file is damaged, or missing although the site has replied to requests.
         """
         self._folder, self._path = folder, folder / _HISTORY
         self._asked = self._load()
 
     @property
     def rounds_trained(self) -> int:
-        """How many rounds the site has taken part in."""
+        """The number of rounds that the site has trained."""
         return len(self._asked.get("train", {}))
 
     def check(self, request: Request, manifest: StudyManifest) -> None:
-        """Let a request pass that is due, or that repeats the last one of its task.
+        """Check that a request is due, or repeats the last request of its task.
 
         Raises:
-            NotDueError: it is neither; the message says why.
+            NotDueError: the request is neither; the message says why.
         """
         self._check_schedule(request, manifest)
         before = self._asked.get(request.task, {})
         if request.round in before:
             if before[request.round] != shared_digest(request):
-                raise NotDueError(f"{_said(request)} was asked before, with other shared parameters.")
+                raise NotDueError(f"{_said(request)} was requested before, with other shared parameters.")
             if request.round != max(before):
-                raise NotDueError(f"{_said(request)} is one that this site has left behind.")
+                raise NotDueError(f"{_said(request)} is earlier than this site's last request of that kind.")
             return
         state = state_of(request, manifest)
         newest = max((self._state(task, r, manifest) for task, found in self._asked.items() for r in found), default=0)
         if state < newest:
-            raise NotDueError(f"{_said(request)} comes after a request about a later state of the shared parameters.")
+            raise NotDueError(
+                f"{_said(request)} needs an earlier state of the shared parameters than a previous request."
+            )
         fixed = self._fixed(state, manifest)
         if fixed is not None and fixed != shared_digest(request):
-            raise NotDueError(f"{_said(request)} brings other shared parameters than that state has.")
+            raise NotDueError(
+                f"{_said(request)} brings shared parameters that differ from those of an earlier request for the same state."
+            )
 
     def enter(self, request: Request) -> None:
-        """Keep that a request was accepted.
+        """Store that a request was accepted.
 
         Raises:
-            StoreError: it could not be written; then nothing may be computed.
+            StoreError: the entry could not be written; then nothing may be computed for the request.
         """
         found = self._asked.setdefault(request.task, {})
         if found.get(request.round) != shared_digest(request):
@@ -92,7 +96,7 @@ class RequestHistory:
             )
 
     def reply(self, request: Request) -> Reply | None:
-        """The reply that this very request got before; None where it got none yet.
+        """The earlier reply to exactly this request, or None.
 
         Raises:
             StoreError: the stored reply is damaged.
@@ -106,10 +110,10 @@ class RequestHistory:
         return reply_from_wire({name: value.numpy().tobytes() for name, value in parts.items()})
 
     def keep(self, request: Request, reply: Reply) -> None:
-        """Keep the reply to a request, in the place of the one to the request before it.
+        """Store the reply to a request; it replaces the stored reply of the same task.
 
         Raises:
-            StoreError: it could not be written.
+            StoreError: the reply could not be written.
         """
         wire = reply_to_wire(reply)
         (self._folder / _REPLIES).mkdir(exist_ok=True, mode=0o700)
@@ -131,13 +135,15 @@ class RequestHistory:
         else:
             due = request.round == rounds
         if not due:
-            raise NotDueError(f"{_said(request)} is not one that the approved manifest has; it has {rounds} round(s).")
+            raise NotDueError(
+                f"{_said(request)} is not in the schedule of the approved manifest, which has {rounds} round(s)."
+            )
 
     def _fixed(self, state: int, manifest: StudyManifest) -> str | None:
-        """The digest of a state that something was computed from which cannot be repeated; None where there is none yet."""
+        """The digest of a state's shared parameters if they can no longer change, because training or test has used them; else None."""
         for task, found in self._asked.items():
             for round_, digest in found.items():
-                # A coordinator that dies after validation and before its commit may average anew, from other replies.
+                # A coordinator that dies after validation and before its commit may average again, from other replies.
                 repeatable = task == "validate" and round_ < manifest.rounds
                 if not repeatable and self._state(task, round_, manifest) == state:
                     return digest
@@ -148,23 +154,23 @@ class RequestHistory:
 
     def _load(self) -> dict[Task, dict[int, str]]:
         if not self._path.exists() and not (self._folder / _REPLIES).exists():
-            return {}  # before the first request; replies are kept only to requests that were entered
+            return {}  # before the first request; replies are stored only after the request was entered
         content = sealed.read_json(self._path, _REMEDY)
         try:
             return dict(_Entries.model_validate(content).asked)
         except ValidationError as error:
-            raise StoreError(f"{_HISTORY} is damaged: it is no history of requests. {_REMEDY}") from error
+            raise StoreError(f"{_HISTORY} is damaged: it is not a history of requests. {_REMEDY}") from error
 
 
 def state_of(request: Request, manifest: StudyManifest) -> int:
-    """The state of the shared parameters that a request is about: how many rounds were averaged into it."""
+    """The state of the shared parameters that a request refers to: the number of rounds aggregated so far."""
     if request.task == "validate":
         return min(request.round + 1, manifest.rounds)
     return request.round
 
 
 def shared_digest(request: Request) -> str:
-    """SHA-256 (hex) of the shared parameters in a request, as they were sent."""
+    """SHA-256 (hexadecimal) of the bytes of the shared parameters in a request."""
     return hashlib.sha256(request.shared).hexdigest()
 
 

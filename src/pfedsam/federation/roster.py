@@ -1,4 +1,4 @@
-"""Who does what in a study: whether all sites do everything, or one more site, with everybody's training images, does the training."""
+"""Which site does which task of a study: all sites do all tasks, or an additional site with all training images does the training."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -8,15 +8,15 @@ from pfedsam.federation.manifest import Task
 
 @dataclass(frozen=True)
 class Roster:
-    """Which sites are asked for which task; without a pool every site is asked for every task."""
+    """Which sites get requests for which task; without a pool every site gets every request."""
 
     pool: str | None = None
-    """The name of the one site that does the rounds, with the training images of all; every other site is then scored with its model."""
+    """The name of the additional site that trains in all rounds with the training images of all; the other sites evaluate its model."""
     each_finalizes: bool = False
-    """With a pool: each of the other sites does the final local fine-tuning by itself, starting from the pooled model."""
+    """With a pool: each of the other sites does the final local fine-tuning itself, starting from the pooled model."""
 
     def asks(self, site: str, task: Task) -> bool:
-        """Whether this site is asked for this task."""
+        """Whether this site gets requests for this task."""
         if self.pool is None:
             return True
         if task in ("validate", "test"):
@@ -26,9 +26,9 @@ class Roster:
         return site == self.pool
 
     def sites(self, configured: list[str]) -> list[str]:
-        """All sites of a study whose configuration names these, in the order in which they are asked."""
+        """All sites of a study, in the order of the requests: the pool, if any, and the configured sites."""
         return [*([self.pool] if self.pool else []), *configured]
 
 
 EVERY_SITE: Final = Roster()
-"""What every method has whose images stay at their sites."""
+"""The roster of every method that leaves all images at their sites."""

@@ -1,4 +1,4 @@
-"""The server's side of a round: a state goes in, the next state comes out. What happens between is the method's server step."""
+"""The server's part of a round: the method's server step computes the next state from the present state and the accepted updates."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,16 +21,16 @@ from pfedsam.federation.update import Update, UpdateSpec
 
 @dataclass(frozen=True)
 class ServerState:
-    """All that the server knows between two rounds."""
+    """The complete state of the server between two rounds."""
 
     round: int
-    """The round that the sites train next; the first is 0."""
+    """The round that the sites train next, counted from 0."""
     shared: NamedTensors
     memory: NamedTensors = field(default_factory=dict)
-    """What the method's server step keeps from round to round, such as moments; saved with the shared parameters, never sent."""
+    """Tensors that the method's server step keeps between rounds, such as moments; saved with the shared parameters, never sent."""
 
     def to_bytes(self) -> bytes:
-        """The shared parameters as the message that every site gets; empty where a method shares nothing."""
+        """The shared parameters as the message that is sent to every site; empty if the method shares nothing."""
         return tensors.to_bytes(self.shared) if self.shared else b""
 
 
@@ -39,25 +39,25 @@ class ServerStep(Protocol):
 
     @property
     def least_updates(self) -> int:
-        """How many updates a round needs for this step to work."""
+        """The smallest number of updates that this step needs."""
 
     def init(self, shared: NamedTensors) -> ServerState:
-        """The state before the first round, which starts from these shared parameters."""
+        """The state before the first round, with these initial shared parameters."""
 
     def apply(self, state: ServerState, updates: Sequence[Update]) -> ServerState:
         """The state after a round.
 
         Args:
-            state: the one that was broadcast; it is not changed.
-            updates: those that were accepted, at least `least_updates`, sorted by site.
+            state: the state that was broadcast; it is not changed.
+            updates: the accepted updates, at least `least_updates`, sorted by site.
         """
 
     def largest_change(self, of_a_site: float, values: int) -> float:
         """The largest L2 norm by which one round may change the shared tensors.
 
         Args:
-            of_a_site: the same for the parameters of a single site.
-            values: how many numbers the shared tensors hold.
+            of_a_site: the largest L2 norm by which one site may change them.
+            values: the number of values in the shared tensors.
         """
 
 
@@ -67,19 +67,19 @@ class WeightedMean:
 
     @property
     def least_updates(self) -> int:
-        """One update is its own mean."""
+        """One update is enough."""
         return 1
 
     def init(self, shared: NamedTensors) -> ServerState:
-        """Nothing is kept but the shared parameters."""
+        """The state contains only the shared parameters."""
         return ServerState(0, shared)
 
     def apply(self, state: ServerState, updates: Sequence[Update]) -> ServerState:
-        """The mean takes the place of what was broadcast."""
+        """The mean of the updates replaces the shared parameters."""
         return replace(state, round=state.round + 1, shared=weighted_mean(updates))
 
     def largest_change(self, of_a_site: float, values: int) -> float:
-        """A mean lies no further away than the furthest of what it is the mean of."""
+        """A mean is at most as far from the start as the farthest of the averaged points."""
         return of_a_site
 
 
@@ -92,25 +92,25 @@ def aggregate(
     limits: Limits = NO_LIMITS,
     annotations: Annotations = ALL_ANNOTATED,
 ) -> tuple[ServerState, AggregationResult]:
-    """The state after a round, and which sites' updates were accepted or refused.
+    """The state after a round, and which updates were accepted or rejected.
 
     Args:
         state: the state that was broadcast; it is not changed.
-        updates: what the sites sent, in any order.
+        updates: the updates of the sites, in any order.
         spec: the shared tensors of the run.
         registered: the number of training cases of each site, as known when the run started.
-        step: of the method.
-        limits: on what one site's update may do.
-        annotations: which values belong to single classes, and which sites do not annotate which class.
+        step: the method's server step.
+        limits: bounds on a site's update.
+        annotations: which parameters belong to single classes, and which classes each site does not annotate.
 
     Raises:
-        RunError: too few updates were accepted; the state to go on with is the one that was given.
+            RunError: too few updates were accepted; `state` stays valid, and the run can continue from it.
     """
     result = accept(updates, spec, round=state.round, registered=registered, received=state.shared, limits=limits)
     if len(result.updates) < step.least_updates:
         raise RunError(
             f"round {state.round + 1} has {len(result.updates)} accepted update(s); the method's server step needs at least "
-            f"{step.least_updates}. The shared parameters stay as they are; go on with the run when enough sites take part. "
+            f"{step.least_updates}. The shared parameters stay as they are; continue the run when enough sites take part. "
             + " ".join(result.rejected.values())
         )
     return step.apply(state, fill_not_annotated(result.updates, annotations, state.shared)), result

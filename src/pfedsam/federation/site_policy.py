@@ -1,7 +1,7 @@
-"""What a site's operator has approved, and the gate that holds every outgoing message to it.
+"""The approvals of a site's operator, and the gate that checks every outgoing message against them.
 
-Everything here lies in the site's own folder and is decided there: `approved/` holds the manifests that the operator has
-read and accepted, `pending/` what a coordinator offered and nobody approved yet, `studies/<id>/` what the site keeps.
+All of this is stored and decided in the site's own folder: `approved/` contains the manifests that the operator has read and accepted,
+`pending/` those that a coordinator offered and nobody has approved yet, and `studies/<id>/` the site's state in a study.
 """
 
 import hashlib
@@ -25,21 +25,22 @@ from pfedsam.federation.small_numbers import check_small_numbers
 from pfedsam.federation.update import check, decode
 
 MAX_PENDING: Final = 20
-"""Offers that are kept unread; a coordinator must not be able to fill a site's disk."""
+"""The largest number of pending manifests that are stored, so that a coordinator cannot fill a site's disk."""
 MISSED_ROUNDS: Final = 8
-"""Rounds whose movement is allowed for at once, when a site joins late or comes back. `max_change` is what AdamW can do at most; a mean
-over sites moves by a tenth of it or less in a round, so that this makes room for about a hundred missed rounds."""
+"""The change of this many rounds is allowed at once when a site joins late or returns. `max_change` is the largest change that AdamW can
+make; a mean over sites changes by a tenth of it or less in a round, so that this is enough for about a hundred missed rounds."""
 _RECEIVED: Final = "received.safetensors"
 _FINAL: Final = "final.safetensors"
 _STUDY: Final = re.compile(r"[0-9a-f]{16}")
-"""A study's id, as in a manifest; what a coordinator says instead of one must not become part of a path."""
+"""The form of a study's id in a manifest; any other text from a coordinator must not become part of a path."""
 _HOW_TO_APPROVE: Final = (
-    "the study that is asked for is not approved here. Read it and, if you agree, approve it: `pfedsam site approve`."
+    "the requested study is not approved at this site. Read its manifest and, if you agree, approve it with "
+    "`pfedsam site approve`."
 )
 
 
 class RefusedError(RunError):
-    """The site does not do what it was asked; `word` is the key of `messages.REFUSALS` that the coordinator is told."""
+    """The site refuses a request; `word` is the refusal code (a key of `messages.REFUSALS`) that is sent to the coordinator."""
 
     def __init__(self, word: str, message: str) -> None:
         super().__init__(message)
@@ -47,24 +48,24 @@ class RefusedError(RunError):
 
 
 class SitePolicy:
-    """The approvals in a site's folder, and the checks on what comes in."""
+    """The approvals in a site's folder, and the checks of incoming requests."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def study_folder(self, study: str) -> Path:
-        """Where the site keeps a study; made if it is not there."""
+        """The folder of a study at the site; it is made if it does not exist."""
         path = self.folder / "studies" / study
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         return path
 
     def approve(self, manifest: StudyManifest) -> None:
-        """Let the site take part in a study, exactly as its manifest says."""
+        """Approve that the site takes part in the study that this manifest describes."""
         self._write("approved", manifest)
         (self.folder / "pending" / f"{manifest.study}.json").unlink(missing_ok=True)
 
     def withdraw(self, study: str) -> bool:
-        """Take the approval back; True where there was one. What the site has learnt stays in its folder."""
+        """Withdraw an approval; return whether there was one. The site's state in the study stays in its folder."""
         path = self.folder / "approved" / f"{study}.json"
         if not path.exists():
             return False
@@ -72,7 +73,7 @@ class SitePolicy:
         return True
 
     def approved(self, study: str) -> StudyManifest | None:
-        """The approved manifest of a study; whatever else lies among the approvals is none of its concern."""
+        """The approved manifest of a study, or None; other files in the folder `approved/` are not read."""
         path = self.folder / "approved" / f"{study}.json"
         return read_manifest(path) if _STUDY.fullmatch(study) and path.exists() else None
 
@@ -81,17 +82,17 @@ class SitePolicy:
         return [read_manifest(path) for path in sorted((self.folder / kind).glob("*.json"))]
 
     def rounds(self, study: str) -> int | None:
-        """How many rounds a study has, as texts want to know; None where it is not approved or its manifest cannot be read."""
+        """The number of rounds of a study, for messages; None if the study is not approved or its manifest cannot be read."""
         with suppress(PfedsamError):
             manifest = self.approved(study)
             return manifest.rounds if manifest else None
         return None
 
     def admit(self, request: Request) -> StudyManifest:
-        """The approved manifest that a request is made under.
+        """The approved manifest of a request's study.
 
         Raises:
-            RefusedError: the study is not approved, or the request is not of the manifest that was.
+            RefusedError: the study is not approved, or the request refers to another manifest than the approved one.
         """
         manifest = self.approved(request.study)
         if manifest is None:
@@ -104,16 +105,16 @@ class SitePolicy:
         return manifest
 
     def accept_broadcast(self, manifest: StudyManifest, request: Request, initial: NamedTensors) -> dict[str, Tensor]:
-        """The shared parameters of a request, once they are found to be what this round may bring.
+        """The shared parameters of a request, after all checks.
 
         Args:
-            manifest: of the study.
-            request: the one that came in.
-            initial: the shared parameters that the study starts from, as the site itself builds them.
+            manifest: the study's manifest.
+            request: the request that brings them.
+            initial: the study's initial shared parameters, built by the site itself.
 
         Raises:
-            RefusedError: the request is not due, names, shapes, types or values are not as agreed, or moved further than training can
-                move them.
+            RefusedError: the request is not due, names, shapes, types or values are not as agreed, or the values changed more than training
+                can change them.
         """
         history = self.history(manifest.study)
         try:
@@ -130,15 +131,15 @@ class SitePolicy:
         return shared
 
     def reply_before(self, request: Request) -> Reply | None:
-        """The reply that this very request got before; None where it got none yet."""
+        """The earlier reply to exactly this request, or None."""
         return self.history(request.study).reply(request)
 
     def keep_reply(self, request: Request, reply: Reply) -> None:
-        """Keep the reply to an accepted request, for a coordinator that asks once more."""
+        """Store the reply to an accepted request, in case the coordinator repeats the request."""
         self.history(request.study).keep(request, reply)
 
     def history(self, study: str) -> RequestHistory:
-        """What the coordinator has asked of this site in a study."""
+        """The coordinator's earlier requests to this site in a study."""
         return RequestHistory(self.study_folder(study))
 
     def _check_jump(
@@ -149,14 +150,14 @@ class SitePolicy:
         initial: NamedTensors,
         rounds_trained: int,
     ) -> None:
-        """Hold shared parameters to what training can have done to those that the site itself trained last, and built first.
+        """Check that the shared parameters changed no more than training can change them, since the site's last round and since the start.
 
-        Between two rounds that the site trains they may move by `max_change`, after rounds that it missed by at most `MISSED_ROUNDS`
-        times that, however many the request says they were. From the initial ones they may be `max_change` away for each round that
-        the site has taken part in, and `MISSED_ROUNDS` more.
+        Between two rounds that the site trains they may change by `max_change` (L2 norm); after missed rounds by that times the number of
+        missed rounds, but at most `MISSED_ROUNDS` times. From the initial values they may differ by `max_change` times the number of rounds
+        that the site has taken part in plus `MISSED_ROUNDS`.
 
         Raises:
-            RefusedError: they moved further.
+            RefusedError: they changed more.
         """
         before, trained = self._received(self.study_folder(manifest.study) / _RECEIVED, initial)
         missed = max(1, state_of(request, manifest) - trained)
@@ -168,18 +169,19 @@ class SitePolicy:
             if not moved <= allowed:
                 raise RefusedError(
                     "bad-broadcast",
-                    f"the shared parameters that came for {in_words(request.task, request.round, manifest.rounds)} are {moved:.3g} away "
-                    f"from those that this site {'trained last' if start is before else 'began with'}; training moves them by at most "
-                    f"{allowed:.3g}. Someone may be trying to read training data out of gradients: ask the coordinator before you go on.",
+                    f"the shared parameters received for {in_words(request.task, request.round, manifest.rounds)} differ by {moved:.3g} "
+                    f"from those that this site {'trained last' if start is before else 'began with'}; training can change them by at most "
+                    f"{allowed:.3g}. This may be an attempt to reconstruct training data from gradients: ask the coordinator "
+                    "before you continue.",
                 )
 
     def final(self, study: str) -> NamedTensors:
-        """The shared parameters that a study ended with at this site, which were tested; none where a method shares none."""
+        """The final shared parameters of a study, with which the site was tested; empty if the method shares none."""
         path = self.study_folder(study) / _FINAL
         return tensors.load(path, unsealed=("round",))[0] if path.exists() else {}
 
     def received(self, study: str) -> NamedTensors:
-        """The shared parameters that the site trained last."""
+        """The shared parameters that the site received for its last training round."""
         path = self.study_folder(study) / _RECEIVED
         return tensors.load(path, unsealed=("round",))[0] if path.exists() else {}
 
@@ -187,9 +189,9 @@ class SitePolicy:
         if not path.exists():
             if path.with_name("state.json").exists():
                 raise StoreError(
-                    f"{path.name} is missing although this site has trained in the study: without it no jump of the shared parameters "
-                    "could be seen. Bring it back from a copy; without one, leave the study, or remove the folder "
-                    f"{path.parent.name!r} to begin anew."
+                    f"{path.name} is missing although this site has trained in the study: without it the change of the shared parameters "
+                    "cannot be checked. Restore the file from a backup; without a backup, leave the study, or remove the folder "
+                    f"{path.parent.name!r} to start again."
                 )
             return initial, 0
         values, metadata = tensors.load(path, unsealed=("round",))
@@ -206,25 +208,30 @@ class SitePolicy:
         try:
             self._write("pending", parse_manifest(request.manifest))
         except RunError:
-            return  # an offer that is no manifest is not worth keeping
+            return  # what was offered is not a manifest
 
     def _differences(self, manifest: StudyManifest, request: Request) -> str:
         what = "its digest"
         if request.manifest:
             offered = parse_manifest(request.manifest)
             what = ", ".join(manifest.differences(offered)[:8]) or what
-        return f"the coordinator's study is not the one that was approved here; different: {what}."
+        return f"the coordinator's study differs from the one that was approved at this site, in: {what}."
 
 
 class Gate:
-    """The one way out of a site: what the approved manifest does not list stays inside, and every message is in the ledger."""
+    """The only way out of a site: it withholds what the approved manifest does not list, and enters every message in the ledger."""
 
     def __init__(self, folder: Path, site: str) -> None:
-        """The gate of the site called `site`, whose folder is `folder`."""
+        """Make the gate of a site.
+
+        Args:
+            folder: the site's folder.
+            site: the site's name.
+        """
         self.site, self.policy, self.ledger = site, SitePolicy(folder), Ledger(folder / "ledger.jsonl")
 
     def release(self, wire: Mapping[str, object]) -> dict[str, bytes]:
-        """What may leave of a message: all of it, or a word of refusal instead; written to the ledger before.
+        """The message that may leave: the given one, or a refusal code instead. The ledger has an entry for it before this returns.
 
         Raises:
             StoreError: the ledger cannot be written; then nothing may be sent.
@@ -243,25 +250,25 @@ class Gate:
         return out
 
     def _check(self, reply: Reply, manifest: StudyManifest | None) -> Reply:
-        """The reply, if the manifest allows each part of it.
+        """Return the reply if the manifest allows every part of it.
 
         Raises:
-            UpdateError: it does not.
+            UpdateError: the manifest does not allow a part of the reply.
         """
         if reply.refused:
             if reply.update or reply.scalar_metrics:
-                raise UpdateError("a refusal carries something besides its word.")
+                raise UpdateError("a refusal must contain nothing but its code.")
             return reply
         if manifest is None:
             raise UpdateError("the study is not approved at this site.")
         extra = set(reply.scalar_metrics) - set(manifest.scalar_metrics.get(reply.task, ()))
         if extra:
             raise UpdateError(
-                f"the reply holds {len(extra)} number(s) that the manifest does not list for {reply.task}."
+                f"the reply contains {len(extra)} scalar metric(s) that the manifest does not list for {reply.task}."
             )
         check_small_numbers(reply.scalar_metrics, manifest.min_cases)
         if bool(reply.update) != (reply.task == "train" and bool(manifest.tensors)):
-            raise UpdateError(f"a reply to {reply.task} must {'not ' if reply.update else ''}hold an update.")
+            raise UpdateError(f"a reply to {reply.task} must {'not ' if reply.update else ''}contain an update.")
         if reply.update:
             self._check_update(reply, manifest)
         return reply
@@ -270,7 +277,7 @@ class Gate:
         spec = manifest.spec
         received = self.policy.received(manifest.study)
         if set(received) != set(spec.tensors):
-            raise UpdateError("an update without shared parameters that it was trained from.")
+            raise UpdateError("the site has no stored shared parameters from which this update was trained.")
         update = decode(reply.update, spec, received)
         check(update, spec, round=reply.round, registered={self.site: update.cases})
         if update.cases < manifest.min_cases:
@@ -278,7 +285,7 @@ class Gate:
         moved = change_norm(received, update.tensors)
         if not moved <= manifest.max_change:
             raise UpdateError(
-                f"the update moved the shared parameters by {moved:.3g}; allowed are {manifest.max_change:.3g}."
+                f"the update changes the shared parameters by {moved:.3g}; the manifest allows {manifest.max_change:.3g}."
             )
 
     def _write(
@@ -308,16 +315,16 @@ class Gate:
 
 
 def read_broadcast(manifest: StudyManifest, request: Request) -> dict[str, Tensor]:
-    """The shared parameters of a request, of the agreed names, shapes and types and all finite; none where the study shares nothing.
+    """The shared parameters of a request, with the agreed names, shapes and types and finite values; empty if the study shares nothing.
 
     Raises:
-        RefusedError: they are not of the agreed form.
+        RefusedError: they do not have the agreed form.
     """
     spec = manifest.spec
     if not spec.tensors:
         return {}
     try:
-        # As the tensors are, whatever codec writes the updates, and what names and shapes take.
+        # The size of the tensors without a codec, plus room for names and shapes.
         largest = sum(tensor.bytes for tensor in spec.tensors.values()) + 1024 * (len(spec.tensors) + 1)
         shared, _ = tensors.from_bytes(request.shared, max_bytes=largest)
     except StoreError as error:
@@ -329,30 +336,30 @@ def read_broadcast(manifest: StudyManifest, request: Request) -> dict[str, Tenso
 
 
 def message_hash(wire: Mapping[str, bytes]) -> str:
-    """SHA-256 (hex) over the parts of a message, in the order of their names."""
+    """SHA-256 (hexadecimal) of the parts of a message, in the order of their names."""
     return hashlib.sha256(b"".join(wire[name] for name in sorted(wire))).hexdigest()
 
 
 def _form_problem(shared: NamedTensors, manifest: StudyManifest) -> str | None:
-    """What is wrong with the form of shared parameters that came in; None where nothing is."""
+    """What is wrong with the form of received shared parameters; None if nothing is wrong."""
     spec = manifest.spec.tensors
     if set(shared) != set(spec):
         missing, extra = sorted(set(spec) - set(shared)), len(set(shared) - set(spec))
-        return f"the coordinator sent {extra} tensor(s) that the study does not share and left out {missing[:3]}."
+        return f"the coordinator sent {extra} tensor(s) that the study does not share, and did not send {missing[:3]}."
     for name, expected in spec.items():
         tensor = shared[name]
         if tuple(tensor.shape) != expected.shape or tensor.dtype != expected.dtype:
-            return f"the coordinator sent {name} in another form than {expected}."
+            return f"the coordinator sent {name} with another shape or type than {expected}."
         if not bool(tensor.isfinite().all()):
             return f"the coordinator sent {name} with values that are not finite."
     return None
 
 
 def _what_differs(approved: StudyManifest, request: Request) -> str:
-    """The word for how the request's manifest differs from the approved one.
+    """The refusal code for the difference between a request's manifest and the approved one.
 
     Raises:
-        RefusedError: it is not a manifest.
+        RefusedError: the request does not contain a manifest.
     """
     if not request.manifest:
         return "other-configuration"
@@ -366,7 +373,7 @@ def _what_differs(approved: StudyManifest, request: Request) -> str:
 
 
 def _described(wire: Mapping[str, object]) -> tuple[str, str, int]:
-    """Task, study and round of a message that is held back; placeholders where even they cannot be read."""
+    """Task, study and round of a message that is withheld; placeholders if they cannot be read."""
     try:
         head = reply_from_wire({"head": wire.get("head"), "update": b""})
     except UpdateError:

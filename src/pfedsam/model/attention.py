@@ -18,22 +18,22 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 ROWS = 256
-"""Queries whose logits are held at a time in `row_blocked`: 4 MB for 4096 keys in float32, near the processor."""
+"""Number of queries whose logits are in memory at a time in `row_blocked`: 4 MB for 4096 keys in float32, which fits into a cache."""
 MANY_KEYS = 1024
-"""Above this, logits no longer fit into the processor's caches, and all of them at once cost more memory than all the rest."""
+"""With more keys, the logits no longer fit into the processor's caches, and all of them together need more memory than all else."""
 KERNELS = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-"""Torch's fused kernels, the fastest first (benchmarks/attention.py); those that do not take a type or a width are passed over."""
+"""Torch's fused kernels, the fastest first (benchmarks/attention.py); torch skips those that do not support a type or a width."""
 FEW_QUERIES = 128
-"""Below this, the loop over heads costs more than it saves."""
+"""With fewer queries, the loop over heads costs more time than it saves."""
 
 Core: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
-"""Query `[G, n, h, w, c]`, at the upper left of each grid; key and value `[G, n, N, c]`, in a padded grid the padding's last; relative
-positions `[h, H, c]` and `[w, W, c]`; scale. Gives `[G, n, M, c]`."""
+"""A function from query `[G, n, h, w, c]` (at the upper left of each grid), key and value `[G, n, N, c]` (in a padded grid the padding's
+key is the last), relative positions `[h, H, c]` and `[w, W, c]`, and scale to `[G, n, M, c]`."""
 
 
 def choose_core(device: str, dtype: torch.dtype, queries: int, keys: int, gradients: bool) -> Core:
@@ -47,11 +47,11 @@ def choose_core(device: str, dtype: torch.dtype, queries: int, keys: int, gradie
         gradients: whether a backward pass follows.
     """
     if device == "cuda":
-        # The kernel that keeps no logits in float32 is slower than products with all of them (docs/decisions/0010).
+        # In float32 the kernel that stores no logits is slower than products with all logits (docs/decisions/0010).
         return folded if dtype == torch.float32 else fused
     if keys > queries:
         return folded
-    # Adding the bias in place is fast in float32 only, and small blocks do not pay for the loop.
+    # Adding the bias in place is fast only in float32, and for small blocks the loop costs more than it saves.
     blocks_win = dtype == torch.float32 and not gradients and queries >= FEW_QUERIES
     return row_blocked if keys > MANY_KEYS or blocks_win else folded
 
@@ -63,10 +63,10 @@ def folded(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tens
 
 
 def fused(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:
-    """Attention as `folded`, by torch's fused kernels, which need no mask and equal head widths; shapes as in `Core`."""
+    """Attention like `folded`, by torch's fused kernels, which do not store the logits; shapes as in `Core`."""
     query, key = _fold(query, key, rel_h, rel_w, scale)
     channels, folded_channels = value.shape[-1], query.shape[-1]
-    wide = folded_channels + -folded_channels % 8  # the kernels want multiples of 8
+    wide = folded_channels + -folded_channels % 8  # the kernels require multiples of 8
     query, key, value = (F.pad(part, (0, wide - part.shape[-1])) for part in (query, key, value))
     with sdpa_kernel(KERNELS, set_priority=True):
         return F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :channels]
@@ -87,7 +87,7 @@ def relative(table: Tensor, queries: int, keys: int) -> Tensor:
 def _fold(query: Tensor, key: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Queries q' = [scale q, r_h, r_w] and k' = [k, onehot(row), onehot(column)], so that q' k'^T is scale q k^T + r_h + r_w.
 
-    In a padded grid both have a further channel, in which the padding's key alone has a one.
+    In a padded grid both have one more channel, in which only the padding's key is 1.
     """
     (height, width), (bias_h, bias_w) = query.shape[2:4], _biases(query, rel_h, rel_w)
     padded = key.shape[2] > height * width
@@ -119,7 +119,7 @@ def _biases(query: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, Tensor
 
 @lru_cache(maxsize=32)
 def _places(height: int, width: int, padded: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """For each of height * width tokens its row and its column, one-hot: `[M, height + width]`; with padding a row and a channel more."""
+    """Row and column of each of height * width tokens, one-hot: `[M, height + width]`; with padding one more row and channel."""
     rows = torch.eye(height, dtype=dtype, device=device).repeat_interleave(width, dim=0)
     columns = torch.eye(width, dtype=dtype, device=device).repeat(height, 1)
     places = torch.cat([rows, columns], dim=1)

@@ -1,11 +1,11 @@
-"""SAM's attention on a GPU in one kernel (Triton): windows, padding and relative positions included, no gradients.
+"""SAM's attention on a GPU in one kernel (Triton), with windows, padding and relative positions, without gradients.
 
-The kernel reads queries, keys and values where the projection left them and writes tokens where the next projection wants them, so that
-nothing is cut into windows, padded or copied. The bias r_h + r_w (MViTv2, Li et al., 2022) is added to the logits where they are computed:
-each query's products with the tables of relative positions are taken once before, and the kernel looks up those that a key's row and
-column ask for. Keys come in blocks of whole rows of the grid, so that r_w is looked up once for all of them. In windows both are looked up
-by row and by column and spread over the keys by products with ones, which is faster than to look them up key by key. The softmax is
-taken block by block (FlashAttention, Dao et al., 2022). `pfedsam.model.kernels` says where this is used.
+The kernel reads queries, keys and values in the layout of the projection's output and writes tokens in the layout of the next projection's
+input, so that no windows, padding or copies are made in memory. The bias r_h + r_w (MViTv2, Li et al., 2022) is added to the logits as they
+are computed: the products of each query with the tables of relative positions are computed beforehand, and the kernel looks up those for a
+key's row and column. Keys are processed in blocks of whole rows of the grid, so that r_w is looked up once for all rows. In windows both
+are looked up by row and by column and spread over the keys by products with ones, which is faster than a look-up for each key. The softmax
+is computed block by block (FlashAttention, Dao et al., 2022). `pfedsam.model.kernels` decides where this kernel is used.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class Blocks(NamedTuple):
-    """How the work is cut: measured with `benchmarks/attention.py --tune`."""
+    """Block sizes and launch parameters of the kernel, chosen by measurement with `benchmarks/attention.py --tune`."""
 
     queries: int
     keys: int
@@ -29,9 +29,9 @@ class Blocks(NamedTuple):
 WINDOWS = Blocks(queries=64, keys=128, warps=4, stages=3)
 WHOLE = Blocks(queries=64, keys=64, warps=4, stages=4)
 FEW_PLACES = 1024
-"""Up to so many places a grid counts as a window."""
+"""A grid with at most this many positions counts as a window."""
 SPREAD = 16
-"""Inner length of a product that spreads r_h or r_w, the least that tensor cores take, and so the most rows of keys in a block."""
+"""Inner length of a product that spreads r_h or r_w: the smallest for tensor cores, and the largest number of key rows in a block."""
 
 
 def attend(
@@ -44,22 +44,22 @@ def attend(
     scale: float,
     blocks: Blocks | None = None,
 ) -> Tensor:
-    """Attention in grids of `sides` places over `[B, h, w, 3 d]`, query, key and value of each token; gives `[B, h, w, d]`.
+    """Attention in grids of `sides` positions, from `[B, h, w, 3 d]` (query, key and value of each token) to `[B, h, w, d]`.
 
     Args:
-        projected: contiguous, in half precision; channels of a head are a power of two from 16 on.
-        padding: `[3 d]`, what a place without a token has.
+        projected: query, key and value, contiguous and in half precision; the channels of a head are a power of two, at least 16.
+        padding: `[3 d]`, query, key and value of a position without a token.
         rel_pos_h: table of relative rows, `[2 n - 1, c]`.
-        rel_pos_w: table of relative columns.
+        rel_pos_w: table of relative columns, `[2 n - 1, c]`.
         heads: number of heads.
-        sides: rows and columns of places in a grid.
-        scale: of the products of query and key.
-        blocks: how the work is cut; None: as is fastest.
+        sides: rows and columns of positions in a grid.
+        scale: factor of the products of query and key.
+        blocks: block sizes; None: the fastest known ones.
     """
     batch, height, width, _ = projected.shape
     channels = projected.shape[-1] // (3 * heads)
     query = projected.view(-1, 3, heads, channels)[:, 0].transpose(0, 1)
-    # Neighbouring queries ask for the same relative row and for different columns: what is asked for together lies together.
+    # Neighbouring queries need the same relative row and different columns, so values that are needed together are stored together.
     by_row = torch.bmm(rel_pos_h.expand(heads, -1, -1), query.transpose(1, 2))
     by_column = torch.bmm(query, F.pad(rel_pos_w, (0, 0, 0, -len(rel_pos_w) % 8)).t().expand(heads, -1, -1))
     mixed = projected.new_empty(batch, height, width, heads * channels)
@@ -122,9 +122,11 @@ def _kernel(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr,
     SPREAD: tl.constexpr,
 ):
-    """Some queries of one head in one grid; keys come `ROWS` rows of the grid at a time, each filled up to `ROW` places."""
+    """Process a block of queries of one head in one grid; keys are loaded in `ROWS` grid rows at a time, each padded to `ROW` positions."""
     LOG2E: tl.constexpr = 1.4426950408889634
-    FAR: tl.constexpr = -30000.0  # of rows and columns that do not exist: no weight, and a number in half precision
+    FAR: tl.constexpr = (
+        -30000.0
+    )  # bias of rows and columns that do not exist: their weight is 0, and half precision can represent it
     WIDTH: tl.constexpr = HEADS * CHANNELS
     FULL: tl.constexpr = not PADDED and SIDE_W == ROW and SIDE_H % ROWS == 0
     head, grid = tl.program_id(1), tl.program_id(2)
@@ -181,7 +183,7 @@ def _kernel(  # type: ignore[no-untyped-def]
             if PADDED:
                 key, value = tl.where(inside, key, fill_key), tl.where(inside, value, fill_value)
         logits = tl.dot(query, tl.trans(key)) * (scale * LOG2E) + bias_w
-        if ROWS == 1:  # one r_h for each query: it is added where the largest logit is taken off
+        if ROWS == 1:  # one r_h for each query: it is added in the step that subtracts the largest logit
             bias_h = tl.load(own_h - first * tokens, mask=asks, other=0.0).to(tl.float32) * LOG2E
         else:
             near_row = (first + nearby)[None, :]

@@ -1,4 +1,4 @@
-"""From the options of the model to its components, and to the personal SAM that is put together from them."""
+"""Builds the components that the options of the model describe, and the personal SAM from them."""
 
 import torch
 
@@ -21,9 +21,9 @@ from pfedsam.model.personal import PersonalSam
 
 
 def components_of(options: ModelOptions) -> list[Component]:
-    """The components that a model with these options has, in the order in which they are attached and draw at random.
+    """The components of a model with these options, in the order in which they are attached and draw random numbers.
 
-    What stands in the place of other parameters comes after them, and the second LoRA after whatever stands in the place of the first.
+    A component that replaces parameters of others comes after them, and the second LoRA after all that replace the first.
     """
     found: list[Component | None] = [
         ClassTokens(),
@@ -43,7 +43,7 @@ def components_of(options: ModelOptions) -> list[Component]:
 
 
 def present(options: ModelOptions, *, local_only: bool = False) -> frozenset[str]:
-    """The groups of parameters that a model with these options has; with `local_only` those that only the personal model uses."""
+    """The groups of parameters of a model with these options; with `local_only` only those that just the personal model uses."""
     return frozenset(group for c in components_of(options) if c.local_only or not local_only for group in c.groups)
 
 
@@ -54,17 +54,17 @@ def build_personal(
     generator: torch.Generator,
     device: torch.device = CPU,
 ) -> PersonalSam:
-    """The personal SAM that the options describe, over `backbone` (its network is changed in place).
+    """Build the personal SAM that the options describe on `backbone`, whose network is changed in place.
 
     Args:
-        backbone: as it was loaded.
-        options: of the model; `backbone` and `image_size` among them are not looked at.
-        classes: the number of classes, without the background.
-        generator: for what starts at random; what is drawn is the same on every device.
-        device: where the model is to compute.
+        backbone: the loaded backbone.
+        options: options of the model; the fields `backbone` and `image_size` are not used.
+        classes: number of classes, without the background.
+        generator: source of the random initial values, which are the same on every device.
+        device: device of the model.
 
     Raises:
-        OptionError: there are fewer encoder blocks than are to be adapted, or bfloat16 is wanted of a processor without it.
+        OptionError: the backbone has fewer encoder blocks than are to be adapted, or the processor does not support bfloat16.
     """
     depth = len(backbone.blocks)
     adapted = depth if options.adapt_last is None else options.adapt_last

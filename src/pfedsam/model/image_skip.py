@@ -1,8 +1,8 @@
-"""The image itself beside the encoder's tokens, at the resolution of the masks, for the output layers.
+"""The image as a second input of the output layers (a skip connection), at the resolution of the masks.
 
-A token stands for 16 x 16 pixels, and a mask has 4 x 4 values for it. HQ-SAM (Ke et al., 2023, arXiv:2306.01567) adds features of the
-encoder's first layers to those that masks are made of, because the last ones have lost what borders look like. Here it is the
-standardised image, folded into the tokens' grid so that it is kept in the prefix cache with them.
+A token covers 16 x 16 pixels, for which a mask has 4 x 4 values. HQ-SAM (Ke et al., 2023, arXiv:2306.01567) adds features of the
+encoder's first layers to those from which masks are computed, because the last layers have lost details of borders. Here the
+standardised image is used instead, folded into the tokens' grid so that it is stored with the frozen features.
 """
 
 import torch.nn.functional as F

@@ -1,7 +1,7 @@
-"""Kernels of our own for GPUs, and where they serve: in half precision, where no backward pass follows (docs/decisions/0013).
+"""Our own GPU kernels, which are used in half precision if no backward pass follows (docs/decisions/0013).
 
-They need Triton, which comes with torch's builds for CUDA on Linux, a C compiler, and a GPU that Triton knows. Where one of these is
-missing, or a kernel gives other numbers than the formula, a line in the log says so and torch's own operations are used.
+They need Triton, which is part of torch's builds for CUDA on Linux, a C compiler, and a GPU that Triton supports. If one of these is
+missing, or a kernel computes wrong values, a warning is logged and torch's own operations are used.
 """
 
 from collections.abc import Callable
@@ -18,16 +18,16 @@ from pfedsam.model.attention import folded, relative
 
 _LOG = get_logger(__name__)
 HEAD_CHANNELS = (16, 32, 64, 128)
-"""Channels of a head that `Kernels.attend` takes: Triton's blocks are powers of two."""
+"""The numbers of channels of a head that `Kernels.attend` supports: Triton's blocks are powers of two."""
 
 
 class Kernels(NamedTuple):
-    """What there is; the functions name their arguments."""
+    """The available kernels; for their arguments see the functions themselves."""
 
     attend: Callable[[Tensor, Tensor, Tensor, Tensor, int, tuple[int, int], float], Tensor]
-    """All of a block's attention at once: `pfedsam.model.attention_kernel.attend`."""
+    """Windowed attention of a block: `pfedsam.model.attention_kernel.attend`."""
     normalise: Callable[[Tensor, Tensor, Tensor, float], Tensor]
-    """`pfedsam.model.norm_kernel.normalise`."""
+    """LayerNorm: `pfedsam.model.norm_kernel.normalise`."""
 
 
 def kernels_for(tokens: Tensor, *parameters: Tensor) -> Kernels | None:
@@ -45,23 +45,23 @@ def has_backward(tensor: Tensor) -> bool:
 
 @cache
 def _tried(device: torch.device) -> Kernels | None:
-    """The kernels if they can be built here and compute what torch does; else None, and the log says why."""
+    """The kernels if they can be built on this machine and give torch's results; otherwise None, with the reason in the log."""
     try:
         from pfedsam.model.attention_kernel import attend
         from pfedsam.model.norm_kernel import normalise
 
         kernels = Kernels(attend, normalise)
         error = max(_error_of_attend(kernels, device), _error_of_normalise(kernels, device))
-    except Exception as problem:  # noqa: BLE001 - whatever a compiler or driver says, there is another way
+    except Exception as problem:  # noqa: BLE001 - compilers and drivers raise many types, and torch's operations always work
         _LOG.warning(
-            "The GPU kernels cannot be used on %s (%s: %s); the slower way is taken.",
+            "The GPU kernels cannot be used on %s (%s: %s); torch's slower operations are used.",
             device,
             type(problem).__name__,
             problem,
         )
         return None
     if error > 0.1:
-        _LOG.warning("The GPU kernels are wrong by %.2g on %s; the slower way is taken.", error, device)
+        _LOG.warning("The GPU kernels have an error of %.2g on %s; torch's slower operations are used.", error, device)
         return None
     return kernels
 

@@ -1,7 +1,7 @@
-"""Local parameters that stand in the place of others while the personal model computes.
+"""Local parameters that replace others while the personal model computes.
 
-`swapped_parameters` puts their values where the modules look for their weights, and puts the modules' own parameters back afterwards. So
-the shared model never computes with them, and the modules need no code for them.
+`swapped_parameters` replaces the weights of the modules by these values and restores the modules' own parameters afterwards. So
+the shared model never computes with the local values, and the modules need no code for them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,22 +12,22 @@ from torch import Tensor, nn
 
 
 class _OwnValues(nn.Module):
-    """Parameters of a site's own, one for each of some of a model's parameters."""
+    """Local parameters, one for each of some of a model's parameters."""
 
     def __init__(self, model: nn.Module, names: Iterable[str], start: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.origins = {name.replace(".", "-"): name for name in names}
-        """Own name to the name of the model's parameter."""
+        """Name of the local parameter -> name of the model's parameter."""
         for own, name in self.origins.items():
             self.register_parameter(own, nn.Parameter(start(model.get_parameter(name).detach())))
 
     def origins_in(self, component: str) -> dict[str, str]:
-        """`origins`, with the names that the parameters have in a model whose part of this name this is."""
+        """`origins`, with the names that the local parameters have in a model in which this module is called `component`."""
         return {f"{component}.{own}": name for own, name in self.origins.items()}
 
 
 class LocalCopy(_OwnValues):
-    """A site's own copy of some of a model's parameters; it starts as they are."""
+    """A site's own copy of some of a model's parameters, which starts with their values."""
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
         """Copy the parameters of `model` called `names`."""
@@ -39,10 +39,10 @@ class LocalCopy(_OwnValues):
 
 
 class LocalDelta(_OwnValues):
-    """What a site adds to some of a model's parameters; zero at first, so that it starts with theirs, and goes along as they change."""
+    """A site's difference that is added to some of a model's parameters: zero at first, and still added when these change."""
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
-        """One difference for each parameter of `model` called `names`."""
+        """Make one difference for each of the parameters `names` of `model`."""
         super().__init__(model, names, torch.zeros_like)
 
     def values(self, read: Callable[[str], Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
-"""peft's LoRA layer, computed in fewer passes and with a frozen matrix of another precision than the update's.
+"""peft's LoRA layer with fewer passes over the output, and with a frozen matrix that may have another precision than the update.
 
-peft multiplies by A, by B, by the scale and adds, four passes over the output; it also casts the input to the update's precision.
-Here the update is added to the frozen product in the same operation that multiplies by B, in the precision of the input.
+peft multiplies by A, by B and by the scale and then adds, with four passes over the output; it also casts the input to the update's
+precision. Here one operation multiplies by B and adds the result to the frozen product, in the precision of the input.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class LoraLinear(Linear):
-    """W x + b + scale B A x. Parameters, names and files are peft's."""
+    """Computes W x + b + scale B A x; parameters, names and files are those of peft."""
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """From `[..., in]` to an output of shape `[..., out]`, in the precision of the input, which is that of W."""
@@ -26,7 +26,7 @@ class LoraLinear(Linear):
         return added.view(frozen.shape)
 
     def _only_adapter(self) -> str | None:
-        """The one active, plain adapter; None when peft's own forward has to decide."""
+        """The name of the adapter if exactly one plain adapter is active; None if peft's own forward must be used."""
         active = [name for name in self.active_adapters if name in self.lora_A]
         plain = len(active) == 1 and not (self.disable_adapters or self.merged or self.lora_variant)
         return active[0] if plain and isinstance(self.lora_dropout[active[0]], torch.nn.Identity) else None

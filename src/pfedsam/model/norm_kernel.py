@@ -1,6 +1,6 @@
-"""LayerNorm of tokens on a GPU in one pass (Triton), no gradients: for tokens in half precision torch's own takes twice as long.
+"""LayerNorm of tokens on a GPU in one pass (Triton), without gradients; in half precision torch's own takes twice as long.
 
-`pfedsam.model.kernels` says where this is used.
+`pfedsam.model.kernels` decides where this kernel is used.
 """
 
 import torch
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 def normalise(tokens: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the last axis (Ba et al., 2016), summed in float32: `[..., d]` to `[..., d]`.
+    """LayerNorm over the last axis (Ba et al., 2016), computed in float32: `[..., d]` to `[..., d]`.
 
     Args:
-        tokens: in half precision.
-        weight: `[d]`.
-        bias: `[d]`.
-        eps: is added to the variance.
+        tokens: `[..., d]`, in half precision.
+        weight: scale, `[d]`.
+        bias: shift, `[d]`.
+        eps: value that is added to the variance.
     """
     tokens = tokens.contiguous()
     normalised, width = torch.empty_like(tokens), tokens.shape[-1]
@@ -27,7 +27,7 @@ def normalise(tokens: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tenso
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _kernel(tokens, weight, bias, normalised, eps, WIDTH: tl.constexpr, FILLED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One token, filled up to `FILLED` channels."""
+    """Normalise one token, whose channels are padded to `FILLED`."""
     channel = tl.arange(0, FILLED)
     exists = channel < WIDTH
     at = tl.program_id(0).to(tl.int64) * WIDTH + channel

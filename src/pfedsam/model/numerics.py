@@ -1,4 +1,4 @@
-"""Where and how products are computed on this machine: device, threads, and fp32 on the faster path where that costs no precision."""
+"""Device, number of threads and precision of matrix products on this machine."""
 
 from functools import cache
 from typing import Final, Literal, TypeAlias
@@ -9,17 +9,17 @@ from pfedsam.core.errors import OptionError
 from pfedsam.core.options import Device
 
 Precision: TypeAlias = Literal["float32", "bfloat16", "auto"]
-"""Of frozen weights: as asked, or `auto` for what is fast here."""
+"""Precision of frozen weights; `auto` is bfloat16 if this machine computes it fast, else float32."""
 CPU: Final = torch.device("cpu")
 _SIZE = 384
 _SAME_CLASS = 4.0
 
 
 def find_device(name: Device) -> torch.device:
-    """The device that `runtime.device` names.
+    """The device with this name, as in the option `runtime.device`.
 
     Raises:
-        OptionError: a GPU is named that torch does not find.
+        OptionError: torch does not find the named GPU.
     """
     found = torch.cuda.device_count()
     if name == "auto":
@@ -28,21 +28,21 @@ def find_device(name: Device) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= found:
         raise OptionError(
             f"The device is {name}, but torch {torch.__version__} finds {found or 'no'} GPU{'s' if found > 1 else ''} here. Check the "
-            "driver (nvidia-smi) and that torch was built for CUDA, or set the device to cpu, or to auto for a GPU where there is one."
+            "driver (nvidia-smi) and that torch was built for CUDA, or set the device to cpu, or to auto (a GPU if there is one)."
         )
     return device
 
 
 def describe(device: torch.device) -> str:
-    """The device in words, a GPU by its own name."""
+    """The device as text, for a GPU with its model."""
     return "the processor" if device.type == "cpu" else f"{device}, {torch.cuda.get_device_name(device)}"
 
 
 def configure_numerics(threads: int, name: Device = "cpu") -> torch.device:
-    """Set torch's thread count, and take the faster fp32 path where `faster_precision` finds one; gives the device of that name.
+    """Set torch's number of threads and its precision of fp32 products (`faster_precision`), and return the device of that name.
 
     Raises:
-        OptionError: as `find_device`.
+        OptionError: torch does not find the named GPU.
     """
     device = find_device(name)
     torch.set_num_threads(threads)
@@ -53,12 +53,12 @@ def configure_numerics(threads: int, name: Device = "cpu") -> torch.device:
 
 @cache
 def faster_precision(device: torch.device = CPU) -> Literal["highest", "medium"]:
-    """`medium` when its error is that of fp32 on this processor, else `highest`.
+    """`medium` if its error on this processor is that of fp32, else `highest`.
 
-    fp32 stays fp32 on a GPU: its own faster path, TF32, keeps ten bits of a product's factors.
+    On a GPU the result is `highest`, because the faster mode (TF32) keeps only ten bits of the mantissa of a product's factors.
 
-    On CPUs without AMX, `medium` sends fp32 products to oneDNN, which computes them in fp32; with AMX it means bf16. The choice
-    looks at the error alone, never at the time, so that equal processors choose alike.
+    On CPUs without AMX, `medium` lets oneDNN compute fp32 products, in fp32; with AMX it computes them in bf16. The choice
+    depends only on the error and not on the time, so that equal processors make the same choice.
     """
     if device.type != "cpu":
         return "highest"
@@ -83,17 +83,17 @@ def fast_bfloat16(device: torch.device = CPU) -> bool:
 
 
 def frozen_dtype(precision: Precision, device: torch.device = CPU) -> torch.dtype:
-    """The type that frozen weights are held in.
+    """The data type of frozen weights.
 
     Raises:
-        OptionError: bfloat16 is wanted of a device that would have to emulate it.
+        OptionError: the precision is bfloat16, but the device would have to emulate it.
     """
     if precision == "auto":
         return torch.bfloat16 if fast_bfloat16(device) else torch.float32
     if precision == "bfloat16" and not fast_bfloat16(device):
         raise OptionError(
             "model.precision is bfloat16, but this processor has no instructions for it (avx512_bf16, amx_bf16; a GPU from Ampere "
-            "on) and would be 50 times slower than in float32; set model.precision to float32, or to auto for sites whose machines "
-            "differ."
+            "on) and would be 50 times slower than with float32; set model.precision to float32, or to auto if the sites have different "
+            "machines."
         )
     return torch.bfloat16 if precision == "bfloat16" else torch.float32

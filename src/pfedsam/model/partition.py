@@ -1,7 +1,7 @@
-"""What is frozen, what is shared, what never leaves a site: the one place that says it.
+"""The partition of a model's parameters into frozen, shared and local ones.
 
-Modules declare their parameters as named *components*; a method places every component; the rest is frozen. What is called
-`shared` here is exactly what an update holds, and nothing else can be put in one.
+Modules declare their parameters as named *components*. A method places each component; all other parameters are frozen. An update
+contains exactly the `shared` parameters and can contain nothing else.
 """
 
 from collections.abc import Mapping
@@ -16,42 +16,44 @@ from pfedsam.core.tensors import NamedTensors
 
 Kind = Literal["frozen", "shared", "local"]
 Placement = Mapping[str, Kind]
-"""Component name to kind; components that are not named stay frozen."""
+"""Component -> kind; components that are not named are frozen."""
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Every parameter of a model, by kind: total and disjoint."""
+    """The kind of every parameter of a model; each parameter has exactly one kind."""
 
     frozen: tuple[str, ...]
     shared: tuple[str, ...]
     local: tuple[str, ...]
     components: Mapping[str, tuple[str, ...]]
-    """The trained components and their parameters, for accounts of what travels."""
+    """Trained component -> its parameters, used to count what is sent."""
 
     @classmethod
     def of(cls, model: nn.Module, components: Mapping[str, tuple[str, ...]], placement: Placement) -> "Partition":
         """The partition of `model` under a placement.
 
         Args:
-            model: whose parameters are to be divided.
+            model: the model.
             components: named groups of its parameters, as its modules declare them.
             placement: kind of each component.
 
         Raises:
-            PartitionError: a component is unknown, names a parameter that the model lacks, or overlaps another.
+            PartitionError: a component is unknown, contains a parameter that the model lacks, or overlaps another.
         """
         unknown = set(placement) - set(components)
         if unknown:
             raise PartitionError(
-                f"No component called {', '.join(sorted(unknown))}; this model has {', '.join(sorted(components))}."
+                f"The model has no component {', '.join(sorted(unknown))}; it has {', '.join(sorted(components))}."
             )
         names = {name for name, _ in model.named_parameters()}
         kinds: dict[str, Kind] = {}
         for component, members in components.items():
             for name in members:
                 if name not in names:
-                    raise PartitionError(f"Component {component!r} names {name!r}, which the model lacks.")
+                    raise PartitionError(
+                        f"Component {component!r} contains {name!r}, but the model has no such parameter."
+                    )
                 if name in kinds:
                     raise PartitionError(f"Parameter {name!r} belongs to {component!r} and to another component.")
                 kinds[name] = placement.get(component, "frozen")
@@ -73,10 +75,10 @@ _KINDS: tuple[Kind, ...] = ("frozen", "shared", "local")
 
 
 def assign(model: nn.Module, values: NamedTensors, names: tuple[str, ...]) -> None:
-    """Write `values` into the parameters called `names`; both must be the same set.
+    """Write `values` into the parameters `names`; both must have the same names.
 
     Raises:
-        PartitionError: a value is missing, too many, or of another shape.
+        PartitionError: a value is missing, is not expected, or has another shape.
     """
     if set(values) != set(names):
         missing, extra = sorted(set(names) - set(values)), sorted(set(values) - set(names))

@@ -21,9 +21,9 @@ from pfedsam.model.local_values import swapped_parameters
 
 
 class PersonalSam(nn.Module):
-    """A backbone with components that are shared or local; gives one mask per class without a prompt.
+    """A backbone with shared and local components, which predicts one mask per class without a prompt.
 
-    Background has logit 0 and classes exclude each other: probabilities are the softmax over `[0, z_1 .. z_C]`.
+    The background has logit 0, and classes exclude one another: the probabilities are the softmax over `[0, z_1 .. z_C]`.
     """
 
     class_tokens: nn.Parameter
@@ -43,13 +43,13 @@ class PersonalSam(nn.Module):
         """Attach `parts` to `backbone`, whose network is changed in place.
 
         Args:
-            backbone: as it was loaded.
-            parts: class tokens and output layers among them, in the order in which they are attached.
-            classes: the number of classes, without the background.
-            generator: for what starts at random.
-            first_adapted: the first encoder block that components change; the blocks before it run once per image.
-            precision: in which the encoder's frozen weights are held, and products with them computed.
-            recompute: compute the adapted blocks once more in the backward pass instead of keeping what they computed.
+            backbone: the loaded backbone.
+            parts: the components, among them class tokens and output layers, in the order in which they are attached.
+            classes: number of classes, without the background.
+            generator: source of the random initial values.
+            first_adapted: the first encoder block that components change; the blocks before it are computed once per image.
+            precision: precision of the encoder's frozen weights and of the products with them.
+            recompute: whether the adapted blocks are recomputed in the backward pass instead of storing their activations.
         """
         super().__init__()
         self._by_name: dict[str, nn.Module] = {}
@@ -85,7 +85,7 @@ class PersonalSam(nn.Module):
         return self.backbone.image_size
 
     def get_submodule(self, target: str) -> nn.Module:
-        """The module called `target`; a round asks for hundreds, so they are looked up once."""
+        """The module `target`; the result is cached, because a round needs hundreds of look-ups."""
         found = self._by_name.get(target)
         return super().get_submodule(target) if found is None else found
 
@@ -103,11 +103,11 @@ class PersonalSam(nn.Module):
         return frozenset(name for group in groups for name in self._components[group])
 
     def origins(self) -> dict[str, str]:
-        """The local parameters that began as copies of shared ones, each with that one's name."""
+        """Local parameter that began as a copy of a shared one -> the name of the shared one."""
         return {own: shared for part in self.parts for own, shared in part.origins().items()}
 
     def class_numbers(self) -> dict[str, tuple[int, ...]]:
-        """The parameters that belong to single classes, by name: the number 1..C of each row, or a single one for the whole parameter."""
+        """Parameter that belongs to single classes -> the class number 1..C of each row, or one number for the whole parameter."""
         return {name: numbers for part in self.parts for name, numbers in part.class_numbers().items()}
 
     def routers(self) -> dict[str, int]:
@@ -116,7 +116,7 @@ class PersonalSam(nn.Module):
 
     @property
     def prefix_shape(self) -> tuple[int, int, int]:
-        """Shape of what `prefix` gives for one image: (h, w, channels), or (3, S, S) where the encoder is trained."""
+        """Shape of the frozen features of one image: (h, w, channels), or (3, S, S) if the encoder is trained."""
         if self.from_pixels:
             return (3, self.image_size, self.image_size)
         channels = self.backbone.width * (1 + len(self._early_stages))
@@ -133,12 +133,12 @@ class PersonalSam(nn.Module):
 
     @torch.no_grad()
     def prefix(self, pixels: Tensor) -> Tensor:
-        """The frozen features: what the blocks before the first adapted one compute.
+        """The frozen features: the output of the blocks before the first adapted one.
 
-        Pixels `[B, 3, S, S]` in 0..1 to tokens `[B, h, w, d]`, followed along the channels by the outputs of earlier blocks that the
-        backbone needs again, and by the image itself, folded into the tokens' grid, where the output layers look at it. Image by image, so
-        that the result depends on the image alone, to the bit, and may be kept. Where the encoder is trained no block is frozen: then
-        the pixels themselves are given back.
+        Pixels `[B, 3, S, S]` in 0..1 give tokens `[B, h, w, d]`, followed along the channels by the outputs of earlier blocks that the
+        backbone needs again and, if the output layers use it, by the image itself, folded into the tokens' grid. Images are processed one
+        by one, so that each result depends bit for bit only on its image and can be cached. If the encoder is trained, no block is frozen
+        and the pixels themselves are returned.
         """
         if self.from_pixels:
             return pixels
@@ -162,9 +162,9 @@ class PersonalSam(nn.Module):
         """Class logits `[B, C, S/4, S/4]` from the frozen features.
 
         Args:
-            tokens: from `prefix`.
-            personal: use the local part; without it this is the shared model.
-            routings: receives, for each adapted block, where its router sent the tokens.
+            tokens: the result of `prefix`.
+            personal: whether to use the local part; without it this is the shared model.
+            routings: if given, the routing of each adapted block is added to it.
         """
         parts = [part for part in self.parts if personal or not part.local_only]
         own = self._own_values(parts)
@@ -186,7 +186,7 @@ class PersonalSam(nn.Module):
         beside: BesideMlp | None,
         after: AfterAttention | None,
     ) -> Tensor:
-        """An encoder block's output `[B, h, w, d]`; if it is computed again in the backward pass, the site's own values are in place."""
+        """An encoder block's output `[B, h, w, d]`; if it is recomputed in the backward pass, the local values `own` are in place."""
         block = self.backbone.blocks[index]
         if not (self.recompute and torch.is_grad_enabled()):
             return block(tokens, beside, after)  # type: ignore[no-any-return]

@@ -21,9 +21,9 @@ from pfedsam.core.options import Options
 _LOG = get_logger(__name__)
 _HASH_BYTES = 32
 _KEY_BYTES = 2 * _HASH_BYTES
-"""Of the pixels, and of their tokens as they are kept."""
+"""The length of a key entry: the digest of the pixels and the digest of the stored tokens."""
 _FORM = 2
-"""Of the files: those of version 0.1 had no digest of the tokens, and are removed."""
+"""The version of the file format; files of version 0.1 had no digest of the tokens and are removed."""
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -43,25 +43,24 @@ class PrefixOptions(Options):
 
 
 class PrefixCache:
-    """Tokens by image content, in a memory-mapped file of equal slots and a file of their keys.
+    """Frozen features by image content, in a memory-mapped file of equal slots and a file of their keys.
 
-    Beside each key stands the SHA-256 of its slot, which is checked when the slot is first read: a damaged one is told in the log, computed
-    anew and written again. A slot's key is written after its data, so that a killed process, or a full disk, leaves whole slots only;
-    processes that share a folder add theirs one after the other. The key is the SHA-256 of the
-    pixels, so an equal view of an equal image is found whatever it is called; model, block, size and precision are part of the
-    file's name.
+    The key is the SHA-256 of the pixels, so that equal views of an image are found whatever the file is called. Beside each key the SHA-256
+    of its slot is stored, which is checked when the slot is first read: a damaged slot is reported in the log, computed again and
+    rewritten. A slot's key is written after its data, so that a killed process or a full disk leaves only complete slots. Processes that
+    share a folder add slots one after the other. Model, block, size and precision are part of the file's name.
     """
 
     def __init__(
         self, folder: Path | None, model_key: str, shape: tuple[int, int, int], options: PrefixOptions
     ) -> None:
-        """Open, or begin, the cache of one site.
+        """Open the cache of one site, or create it.
 
         Args:
-            folder: of the site's cache; None: nothing is kept, and `tokens` only rounds as if it were.
-            model_key: names the backbone and the first block that is not frozen.
-            shape: of one image's tokens, (h, w, d).
-            options: precision and limit.
+            folder: the folder of the site's cache; None: nothing is stored, and `tokens` only rounds to the precision of the cache.
+            model_key: identifies the backbone and the first block that is not frozen.
+            shape: shape of one image's tokens, (h, w, d).
+            options: precision and size limit.
         """
         self.shape = shape
         self.dtype = _DTYPES[options.dtype]
@@ -78,7 +77,7 @@ class PrefixCache:
             self._known = self._read_keys()
 
     def tokens(self, pixels: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """The tokens `[h, w, d]` (float32, CPU) of one view, pixels `[3, S, S]`; computed by `compute([1, 3, S, S])` if not kept."""
+        """The tokens `[h, w, d]` (float32, CPU) of one view, pixels `[3, S, S]`; computed by `compute([1, 3, S, S])` if not stored."""
         key = hashlib.sha256(pixels.contiguous().numpy().tobytes()).digest()
         known = self._known.get(key)
         if known is not None and (kept := self._read(*known)) is not None:
@@ -87,13 +86,13 @@ class PrefixCache:
         if known is not None or len(self._known) < self._slots:
             try:
                 self._write(key, tokens)
-            except OSError as error:  # a full disk: what is kept already is still good
+            except OSError as error:  # for example a full disk; slots that are stored already are still valid
                 self._slots = len(self._known)
                 _LOG.warning("cannot store more frozen features (%s): they are computed each time", error.strerror)
         return tokens.float()
 
     def _read_keys(self) -> dict[bytes, tuple[int, bytes]]:
-        """Slot and digest of the tokens by the digest of the pixels."""
+        """Digest of the pixels -> slot, and digest of the tokens."""
         if not (self._key_path.exists() and self._data_path.exists()):
             return {}
         keys = self._key_path.read_bytes()

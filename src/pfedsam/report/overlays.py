@@ -239,14 +239,14 @@ def _write_labels(axes: Axes, item: VolumeOverlay, index: int, *, size: tuple[in
 
 
 def _class_masks(labels: npt.NDArray[np.integer], *, overlap: bool) -> list[npt.NDArray[np.bool_]]:
-    """The mask of each class that labels [H, W] hold, without pixels that are to be ignored."""
+    """The mask of each class in labels [H, W], without pixels that are to be ignored."""
     numbers = range(1, MAX_OVERLAPPING + 1) if overlap else [int(n) for n in np.unique(labels) if n not in (0, IGNORED)]
     masks = (class_pixels(labels, number, overlap=overlap) for number in numbers)
     return [mask for mask in masks if mask.any()]
 
 
 def _outline(axes: Axes, mask: npt.NDArray[np.bool_], *, color: str, width: float, size: tuple[int, int]) -> None:
-    """Draws the border of a class over a picture of `size`; one that touches the picture's edge is closed there."""
+    """Draw the outline of a class over a picture of `size`; an outline that touches the picture's edge is closed there."""
     scale = size[0] / mask.shape[0], size[1] / mask.shape[1]
     padded = np.pad(mask, 1)
     y, x = (np.clip((np.arange(n + 2) - 0.5) * k, 1, n * k - 1) for n, k in zip(mask.shape, scale, strict=True))

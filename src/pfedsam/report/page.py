@@ -54,11 +54,11 @@ _ABSOLUTE_PATH: Final = re.compile(r"(?<![\w./\\~-])(?:~?/|[A-Za-z]:[\\/]|\\\\)[
 UNNAMED: Final = "run"
 """The default name of a run, which is not shown."""
 _PHASES: Final = {
-    "global": "what is shared",
-    "local": "what is the site's own",
-    "joint": "both together",
-    "coupled": "both, the shared and the personal model each learning from the same images",
-    "halves": "both, the shared and the personal model each learning from one half of the images",
+    "global": "the shared parameters are trained",
+    "local": "the local parameters are trained",
+    "joint": "shared and local parameters are trained together in the personal model",
+    "coupled": "both models are trained, the shared and the personal one, on the same images",
+    "halves": "both models are trained, the shared and the personal one each on one half of the images",
 }
 """Description of what a phase trains, by the name of the phase in the records."""
 
@@ -115,12 +115,12 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
     records = read_records(run_folder / "records.jsonl") if (run_folder / "records.jsonl").is_file() else []
     if records and records[-1]["kind"] != "timing":
         raise StoreError(
-            "records.jsonl does not end as a finished run ends it: it was cut. Bring it back from a copy, or resume the run, which writes "
-            "what is missing again."
+            "records.jsonl does not end like that of a finished run, so lines are missing. Restore the file from a backup, or resume the "
+            "run, which writes the missing lines again."
         )
     path = run_folder / "config.yaml"
     if path.is_file():
-        sealed.check_text(path, "Put back the one that the run wrote.")
+        sealed.check_text(path, "Restore the file that the run wrote.")
     config = path.read_text("utf-8") if path.is_file() else None
     page = environment().get_template("page.html.j2")
     html = page.render(
@@ -236,7 +236,7 @@ def _given_name(config: str | None) -> str | None:
     try:
         content = yaml.safe_load(config or "")
     except yaml.YAMLError as error:
-        raise StoreError("config.yaml is not YAML. Put back the one that the run wrote.") from error
+        raise StoreError("config.yaml is not YAML. Restore the file that the run wrote.") from error
     name = str(content.get("name", UNNAMED)) if isinstance(content, dict) else UNNAMED
     return None if name == UNNAMED else name
 

@@ -31,7 +31,8 @@ class DistillationOptions(Options):
     )
     missing_classes: bool = Field(
         default=True,
-        description="At a site that does not annotate a class, the shared model, which knows it from other sites, teaches it.",
+        description="Whether the distillation also teaches the classes that a site does not annotate; the shared model has learnt them at "
+        "other sites.",
     )
     teacher: Literal["received", "own"] = Field(
         default="received",
@@ -52,7 +53,7 @@ def distillation_loss(
         teacher: class logits `[B, C, h, w]`, without gradient.
         labels: `[B, S, S]`, taken at the nearest pixel; used for `confidence_weighting="label"` and for pixels to ignore.
         options: temperature, confidence weighting, and whether classes that the site does not annotate are taught.
-        form: what the labels mean and which classes they hold.
+        form: the meaning of the labels, and the classes that they contain.
     """
     small = F.interpolate(labels[:, None].float(), size=teacher.shape[-2:], mode="nearest-exact")[:, 0].to(torch.uint8)
     missing = () if options.missing_classes else form.missing
@@ -73,7 +74,7 @@ def _exclusive(student: Tensor, teacher: Tensor, temperature: float, missing: tu
 
 
 def _binary(student: Tensor, teacher: Tensor, temperature: float, missing: tuple[int, ...]) -> Tensor:
-    """The mean over the classes (less the missing ones) of the divergence of their sigmoids, `[B, h, w]`."""
+    """The mean over the classes, without the missing ones, of the divergence of their sigmoids, `[B, h, w]`."""
     kept = [i - 1 for i in range(1, teacher.shape[1] + 1) if i not in missing]
     ours, theirs = student[:, kept] / temperature, teacher[:, kept] / temperature
     inside = theirs.sigmoid() * (F.logsigmoid(theirs) - F.logsigmoid(ours))

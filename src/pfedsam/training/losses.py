@@ -1,12 +1,12 @@
 """The segmentation loss, by MONAI, and its marginal form for sites that do not annotate every class.
 
-Where a site does not annotate a class, its labels call that organ background. The marginal loss (Shi et al., "Marginal loss and exclusion
+If a site does not annotate a class, its labels mark that organ as background. The marginal loss (Shi et al., "Marginal loss and exclusion
 loss for partially supervised multi-organ segmentation", Medical Image Analysis 2021, eq. 3) therefore adds the probability of every class
-that is not annotated to the background's before the cross-entropy and the Dice loss are computed: a site teaches nothing about what it does
-not annotate.
+that is not annotated to the background's before the cross-entropy and the Dice loss are computed, so that the site has no influence on the
+distinction between these classes and the background.
 
-Two forms of labels are known. Where classes exclude each other a label is the number of its class. Where they overlap a label is a set of
-bits, one for each class, and each class has a sigmoid of its own.
+There are two forms of labels. If classes exclude one another, a label is the number of its class. If they overlap, a label is a set of
+bits, one for each class, and each class has its own sigmoid.
 """
 
 from dataclasses import dataclass
@@ -36,11 +36,11 @@ class LabelForm:
     """The meaning of a site's labels, which is the same for all its images."""
 
     annotated: tuple[bool, ...] | None = None
-    """For each class whether the site annotates it; None: all of them."""
+    """For each class whether the site annotates it; None: all classes are annotated."""
     overlap: bool = False
     """Labels are sets of bits, one per class, instead of class numbers."""
     ignores: bool = False
-    """Some pixels carry `IGNORED` (or `IGNORED_BIT`) and count in no loss."""
+    """Some pixels have the label `IGNORED` (or `IGNORED_BIT`) and are left out of every loss."""
 
     @property
     def missing(self) -> tuple[int, ...]:
@@ -52,14 +52,15 @@ ALL_ANNOTATED = LabelForm()
 
 
 def with_background(logits: Tensor) -> Tensor:
-    """Class logits `[B, C, h, w]` with the background's, which is 0, in front: `[B, C + 1, h, w]`."""
+    """Class logits `[B, C, h, w]` with the background's logit 0 in front: `[B, C + 1, h, w]`."""
     return torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
 
 
 def merge_missing(logits: Tensor, missing: tuple[int, ...]) -> Tensor:
     """Merge missing classes into the background: logits of shape `[B, C + 1, h, w]`, background first, to `[B, C + 1 - m, h, w]`.
 
-    The softmax of the result has the background's probability plus the missing classes' in front, and the others' unchanged.
+    In the softmax of the result, the first probability is that of the background plus those of the missing classes; the others are
+    unchanged.
     """
     if not missing:
         return logits
@@ -85,9 +86,9 @@ def segmentation_loss(
     """Dice (or focal Tversky) over the annotated classes and the whole batch, plus cross-entropy, at the labels' resolution.
 
     Args:
-        logits: of the classes, `[B, C, h, w]`; scaled up bilinearly.
-        labels: `[B, S, S]` uint8: class numbers, or bits of classes where they overlap.
-        form: what the labels mean and which classes they hold.
+        logits: logits of the classes, `[B, C, h, w]`; they are scaled up bilinearly.
+        labels: `[B, S, S]` uint8: class numbers, or bits if classes overlap.
+        form: the meaning of the labels, and the classes that they contain.
         loss: dice_ce, or focal_tversky for structures that fill a small part of the image.
     """
     logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
@@ -111,7 +112,7 @@ def bits_of(labels: Tensor, classes: int) -> Tensor:
 
 
 def _overlapping(logits: Tensor, labels: Tensor, form: LabelForm, loss: LossName) -> Tensor:
-    """Each annotated class for itself: Dice (or focal Tversky) and binary cross-entropy; shapes as of `segmentation_loss`."""
+    """Dice (or focal Tversky) plus binary cross-entropy of each annotated class; shapes as in `segmentation_loss`."""
     kept = [i - 1 for i in range(1, logits.shape[1] + 1) if i not in form.missing]
     valid = (labels & IGNORED_BIT) == 0
     truth = bits_of(labels, logits.shape[1])[:, kept].float() * valid[:, None]
@@ -121,12 +122,12 @@ def _overlapping(logits: Tensor, labels: Tensor, form: LabelForm, loss: LossName
 
 
 def _region(probabilities: Tensor, truth: Tensor, loss: LossName) -> Tensor:
-    """The overlap part of the loss; both `[B, C, S, S]`, 0 where pixels are ignored."""
+    """The Dice or Tversky part of the loss; both inputs `[B, C, S, S]`, 0 at ignored pixels."""
     if loss == "dice_ce":
         return _DICE(probabilities, truth)  # type: ignore[no-any-return]
     return _TVERSKY(probabilities, truth).clamp_min(1e-6).pow(_FOCAL_EXPONENT).mean()  # type: ignore[no-any-return]
 
 
 def _mean_over(values: Tensor, valid: Tensor) -> Tensor:
-    """The mean of values `[B, S, S]` over the valid pixels; 0 where there is none."""
+    """The mean of values `[B, S, S]` over the valid pixels; 0 if there is none."""
     return (values * valid).sum() / valid.sum().clamp_min(1)

@@ -1,4 +1,4 @@
-"""An optimiser's state as named tensors, so that it can be stored without pickle and taken up again to the bit."""
+"""An optimiser's state as named tensors, so that it can be stored without pickle and restored exactly."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from pfedsam.core.tensors import NamedTensors
 
 
 def pack(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The optimiser's state by `<parameter>:<entry>`, in the parameter's shape or scalar; parameters without a state are left out."""
+    """The optimiser's state by `<parameter>:<entry>`, in the parameter's shape or as a scalar; parameters without a state are left out."""
     return {
         f"{name}:{entry}": value.detach().to("cpu", copy=True)
         for name, parameter in parameters.items()
@@ -19,17 +19,17 @@ def pack(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter
 
 
 def unpack(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], packed: NamedTensors) -> None:
-    """Put a packed state back into `optimizer`.
+    """Restore a packed state in `optimizer`.
 
     Raises:
-        StoreError: when the state names a parameter that is not there.
+        StoreError: the state contains a parameter that is not trained.
     """
     for key, value in packed.items():
         name, entry = key.rsplit(":", 1)
         if name not in parameters:
             raise StoreError(
-                f"The stored optimiser state names {name!r}, which this model does not train. "
-                "It was written under another configuration: start a new run folder."
+                f"The stored optimiser state contains {name!r}, which this model does not train. "
+                "It was written with another configuration: start the run in a new folder."
             )
         parameter = parameters[name]
         # AdamW counts its steps on the CPU, wherever the parameter is.

@@ -37,11 +37,11 @@ class SiteData:
     augment: AugmentOptions
     seed: int
     foreground: Sequence[tuple[int, ...]] = ()
-    """The classes that each example holds, where examples are drawn by them."""
+    """For each example the classes that it contains; empty if examples are drawn regardless of them."""
     foreground_share: float = 0.0
-    """Least share of what is drawn that holds a class."""
+    """Smallest share of the drawn examples that contain a class."""
     form: LabelForm = ALL_ANNOTATED
-    """What the labels mean, and which classes they hold."""
+    """The meaning of the labels, and the classes that they contain."""
 
     def draw(self, model: PersonalSam, *, round_: int, phase: str, batch_size: int, steps: int) -> Iterator[Batch]:
         """The batches of one phase, which depend only on seed, site, round and phase."""

@@ -1,4 +1,4 @@
-"""The methods, by name; one file each."""
+"""The registry of methods; each method is one file."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -52,33 +52,33 @@ _MODULES = (
 METHODS: Mapping[str, Method] = MappingProxyType({module.METHOD.name: module.METHOD for module in _MODULES})
 
 _OWN = {
-    name: (type(method.own), Field(default=method.own, description=f"The own options of {name}."))
+    name: (type(method.own), Field(default=method.own, description=f"Options of the method {name}."))
     for name, method in METHODS.items()
     if method.configure
 }
 MethodOptions: type[Options] = create_model("MethodOptions", __base__=Options, **_OWN)  # type: ignore[call-overload]
-"""The own options of every method that has some, under its name."""
+"""The options of the methods that have options of their own, under the method's name."""
 
 
 def configured(name: str, own: Options) -> Method:
-    """The method of this name with its own options.
+    """The method with this name, configured with its own options.
 
     Args:
-        name: of the method.
+        name: the method's name.
         own: an instance of `MethodOptions`.
 
     Raises:
-        OptionError: there is no such method.
+        OptionError: no method has this name.
     """
     method = find_method(name)
     return method.configure(getattr(own, name)) if method.configure else method
 
 
 def find_method(name: str) -> Method:
-    """The method of this name.
+    """The method with this name.
 
     Raises:
-        OptionError: there is none.
+        OptionError: no method has this name.
     """
     if name not in METHODS:
         raise OptionError(f"There is no method {name!r}; known: {', '.join(METHODS)}.")

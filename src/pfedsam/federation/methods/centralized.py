@@ -1,6 +1,6 @@
 """Centralized: one model trained on all sites' images in one place. The upper bound that privacy forbids.
 
-It is local training at a site that has everybody's images, with as many steps as all sites together make.
+This is local training at one site that has the images of all sites, with as many steps as all sites together would do.
 """
 
 from dataclasses import replace
@@ -11,6 +11,6 @@ from pfedsam.federation.roster import Roster
 METHOD = replace(
     local_only.METHOD,
     name="centralized",
-    summary="one model trained on the pooled images of all sites; breaks the promise, shows the bound",
+    summary="one model trained on the pooled images of all sites; not private, an upper bound",
     roster=Roster("pooled"),
 )

@@ -1,7 +1,7 @@
-"""Centralized, then local fine-tuning: the pooled model, which each site then trains alone on its own images.
+"""Centralized training, then local fine-tuning: each site continues to train the pooled model alone on its own images.
 
-The upper bound for personal methods, which privacy forbids as well. The steps at a site are `training.final_steps`, as many as every
-personal method has after its last aggregation; the optimiser starts anew.
+This is the upper bound for personal methods, and privacy forbids it as well. Each site does `training.final_steps` steps, as many as
+every personal method after its last aggregation, with a new optimiser state.
 """
 
 from dataclasses import replace
@@ -12,6 +12,6 @@ from pfedsam.federation.roster import Roster
 METHOD = replace(
     centralized.METHOD,
     name="centralized-finetuned",
-    summary="the pooled model, fine-tuned by each site alone; breaks the promise, shows the bound of personal models",
+    summary="the pooled model, fine-tuned by each site alone; not private, an upper bound for personal models",
     roster=Roster("pooled", each_finalizes=True),
 )

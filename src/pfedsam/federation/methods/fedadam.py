@@ -2,8 +2,8 @@
 
 The mean of the sites' changes, Delta_t, is taken as a gradient: m_t = beta1 m_{t-1} + (1 - beta1) Delta_t,
 v_t = beta2 v_{t-1} + (1 - beta2) Delta_t^2, x_{t+1} = x_t + eta m_t / (sqrt(v_t) + tau), from m_{-1} = 0 and v_{-1} = tau^2, without
-correction of the bias, as in the paper. What is shared and how sites train is our `fedavg`. Ours differs: sites are weighted by their
-training cases; they train by AdamW, not by SGD. The defaults of beta1, beta2 and tau are the paper's; eta was not tuned.
+bias correction, as in the paper. Shared parameters and training at the sites are those of our `fedavg`. Ours differs: sites are weighted by
+their training cases, and they train with AdamW instead of SGD. The defaults of beta1, beta2 and tau are the paper's; eta was not tuned.
 """
 
 import math
@@ -24,28 +24,36 @@ from pfedsam.federation.update import Update
 
 
 class FedAdamOptions(Options):
-    """FedAdam's own."""
+    """Options of FedAdam."""
 
     learning_rate: float = Field(default=0.01, gt=0, description="Eta, the server's learning rate.")
-    beta1: float = Field(default=0.9, ge=0, lt=1, description="How much of the mean change of earlier rounds is kept.")
+    beta1: float = Field(
+        default=0.9,
+        ge=0,
+        lt=1,
+        description="Decay rate of the first moment: the share of the mean change of earlier rounds that is kept.",
+    )
     beta2: float = Field(
-        default=0.99, ge=0, lt=1, description="How much of the mean squared change of earlier rounds is kept."
+        default=0.99,
+        ge=0,
+        lt=1,
+        description="Decay rate of the second moment: the share of the squared mean change that is kept.",
     )
     tau: float = Field(
         default=1e-3,
         gt=0,
-        description="Adaptivity: changes far below it are scaled down, none is scaled up beyond 1 / tau.",
+        description="Tau, the adaptivity: values with changes far below it are scaled down, and none is scaled up by more than 1 / tau.",
     )
 
 
 @dataclass(frozen=True)
 class FedAdamStep(WeightedMean):
-    """Algorithm 2's lines of the server; the moments are kept in float64, under `m:<parameter>` and `v:<parameter>`."""
+    """The server's step of algorithm 2; the moments are stored in float64 as `m:<parameter>` and `v:<parameter>`."""
 
     own: FedAdamOptions
 
     def init(self, shared: NamedTensors) -> ServerState:
-        """The first moment is 0, the second tau^2."""
+        """The initial state, with first moment 0 and second moment tau^2."""
         m = {f"m:{name}": torch.zeros_like(value, dtype=torch.float64) for name, value in shared.items()}
         v = {
             f"v:{name}": torch.full_like(value, self.own.tau**2, dtype=torch.float64) for name, value in shared.items()
@@ -66,9 +74,9 @@ class FedAdamStep(WeightedMean):
         return ServerState(state.round + 1, shared, memory)
 
     def largest_change(self, of_a_site: float, values: int) -> float:
-        """By Cauchy and Schwarz |m| / sqrt(v) is at most (1 - beta1) / sqrt((1 - beta2) (1 - beta1^2 / beta2)) for every value.
+        """The bound by Cauchy and Schwarz: |m| / sqrt(v) <= (1 - beta1) / sqrt((1 - beta2) (1 - beta1^2 / beta2)) for every value.
 
-        Without beta1^2 < beta2 there is no such bound; then the norm of m, which is at most that of a site's change, over tau bounds it.
+        It holds if beta1^2 < beta2. The other bound is the norm of m, which is at most that of a site's change, divided by tau.
         """
         own = self.own
         if own.beta1**2 >= own.beta2:
@@ -78,7 +86,7 @@ class FedAdamStep(WeightedMean):
 
 
 def configure(own: FedAdamOptions) -> Method:
-    """The method with these options."""
+    """FedAdam with these options."""
     return replace(
         fedavg.METHOD,
         name="fedadam",

@@ -1,7 +1,7 @@
-"""FedAvg on LoRA: LoRA, class tokens and output layers are trained by every site and averaged; nothing is personal.
+"""FedAvg on LoRA: every site trains LoRA, class tokens and output layers, and all of them are averaged; nothing is personal.
 
-McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017, with steps instead of
-epochs, and AdamW's moments kept at the sites between rounds.
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017. Ours counts steps instead of
+epochs, and AdamW's moments stay at the sites between rounds.
 """
 
 from pfedsam.federation.methods.base import HEAD, Method, no_phases, place, plain, shared_training
@@ -10,7 +10,7 @@ from pfedsam.model.partition import Placement
 
 
 def placement(options: ModelOptions) -> Placement:
-    """Everything that is trained is averaged."""
+    """All trained components are shared."""
     return place(options, shared=("lora_a", "lora_b", *HEAD))
 
 

@@ -1,8 +1,8 @@
 """FedBN's idea with LayerNorm (Li et al., "FedBN: Federated Learning on Non-IID Features via Local Batch Normalization", ICLR 2021).
 
-Normalisation is the site's own, everything else that is trained is averaged, in one phase. Ours differs: SAM has LayerNorms, which keep no
-statistics of the data, so that only their scales and shifts are local: those of the adapted encoder blocks, the neck, the decoder and
-its output layers; the rest is what our `fedavg` averages.
+Normalisation layers are local, all other trained parameters are averaged; both are trained in one phase. Ours differs: SAM has LayerNorms,
+which store no statistics of the data, so that only their scales and shifts are local, in the adapted encoder blocks, the neck, the decoder
+and its output layers. The shared parameters are those of our `fedavg`.
 """
 
 from pfedsam.federation.methods.base import HEAD, Method, joint_training, local_end, place, plain
@@ -11,12 +11,12 @@ from pfedsam.model.partition import Placement
 
 
 def adapt(options: ModelOptions) -> ModelOptions:
-    """LayerNorms of the site's own."""
+    """The model with trainable, local LayerNorms."""
     return plain(options).model_copy(update={"norms": "local"})
 
 
 def placement(options: ModelOptions) -> Placement:
-    """LayerNorms stay, the rest is averaged."""
+    """LayerNorms are local, the other trained components shared."""
     return place(options, shared=("lora_a", "lora_b", *HEAD), local=("norms",))
 
 

@@ -1,8 +1,9 @@
 """FedMSA (Liu et al., "FedFMS", MICCAI 2024, arXiv:2403.05408): Medical SAM Adapter's adapters and the decoder, averaged.
 
 Two adapters in every encoder block (Wu et al., 2023) and the whole mask decoder are trained and averaged; the encoder is frozen. Ours
-differs: adapters start at zero (theirs at random); no prompt is used, so the head that guesses an IoU is left out and the decoder's
-four hyper-networks give way to one per class; Dice + cross-entropy and AdamW as for every method, the decoder at FedFMS's rate.
+differs: adapters start at zero (in the paper at random); no prompt is used, so that the IoU prediction head is left out and the decoder's
+four hyper-networks are replaced by one per class; Dice + cross-entropy and AdamW as for every method; the decoder has FedFMS's learning
+rate.
 """
 
 from pfedsam.federation.methods.base import HEAD, Method, no_phases, place, plain, shared_training
@@ -12,13 +13,13 @@ from pfedsam.model.partition import Placement
 
 
 def adapt(options: ModelOptions) -> ModelOptions:
-    """Adapters in every block, no LoRA."""
+    """The model with adapters in every block and without LoRA."""
     adapters = options.adapters or AdapterOptions()
     return plain(options).model_copy(update={"adapters": adapters, "adapt_last": None, "lora": None})
 
 
 def placement(options: ModelOptions) -> Placement:
-    """Adapters and decoder are averaged."""
+    """Adapters and decoder are shared."""
     return place(options, shared=("adapters", "decoder", *HEAD))
 
 

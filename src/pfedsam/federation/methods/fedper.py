@@ -1,8 +1,8 @@
-"""FedPer (Arivazhagan et al., 2019, arXiv:1912.00818): base layers are averaged, the last layers stay; both are trained together.
+"""FedPer (Arivazhagan et al., 2019, arXiv:1912.00818): base layers averaged, last layers local, trained together.
 
-The base is SAM's encoder, adapted by LoRA; the personal layers are the whole mask decoder with its class tokens and output layers.
-Ours differs: LoRA instead of the base layers themselves, and none in the decoder, which is trained itself, at the learning rate of
-SAM's own weights; `training.final_steps` steps of the personal layers after the last aggregation, as every personal method gets.
+The base layers are SAM's encoder, adapted by LoRA; the personal layers are the whole mask decoder with its class tokens and output layers.
+Ours differs: LoRA instead of the base layers themselves; the decoder has no LoRA, its weights are trained at the learning rate of
+SAM's own weights; after the last aggregation the personal layers are trained for `training.final_steps` steps, as in every personal method.
 """
 
 from pfedsam.federation.methods.base import HEAD, Method, joint_training, local_end, place, plain
@@ -11,7 +11,7 @@ from pfedsam.model.partition import Placement
 
 
 def adapt(options: ModelOptions) -> ModelOptions:
-    """LoRA in the encoder alone; the decoder is the site's own."""
+    """The model with LoRA only in the encoder, and a trainable, local decoder."""
     options = plain(options)
     lora = options.lora.model_copy(update={"decoder": False}) if options.lora else None
     layers = "frozen" if options.output_layers == "frozen" else "local"
@@ -19,7 +19,7 @@ def adapt(options: ModelOptions) -> ModelOptions:
 
 
 def placement(options: ModelOptions) -> Placement:
-    """The encoder's LoRA is averaged; the decoder stays."""
+    """The encoder's LoRA is shared, the decoder local."""
     return place(options, shared=("lora_a", "lora_b"), local=("decoder", *HEAD))
 
 

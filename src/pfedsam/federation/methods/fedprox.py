@@ -1,7 +1,8 @@
-"""FedProx on LoRA (Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020): FedAvg with a pull to what was received.
+"""FedProx on LoRA (Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020): FedAvg with a proximal term.
 
-Each site adds mu / 2 ||w - w_t||^2 over the shared parameters to its loss (eq. 2). Ours differs: what is averaged is what our `fedavg`
-averages; AdamW instead of SGD, so that the pull passes through its scaling; every site does all its steps.
+Each site adds mu / 2 ||w - w_t||^2 over the shared parameters to its loss (eq. 2), where w_t are the received parameters. Ours differs: the
+shared parameters are those of our `fedavg`; AdamW instead of SGD, which also rescales the gradient of the proximal term; every site does
+all its steps.
 """
 
 from dataclasses import replace
@@ -16,13 +17,17 @@ from pfedsam.training.phases import PhaseSpec
 
 
 class FedProxOptions(Options):
-    """FedProx's own."""
+    """Options of FedProx."""
 
-    mu: float = Field(default=0.01, ge=0, description="Weight of the pull to the received parameters.")
+    mu: float = Field(
+        default=0.01,
+        ge=0,
+        description="Mu, the weight of the proximal term, which penalises the distance from the received parameters.",
+    )
 
 
 def configure(own: FedProxOptions) -> Method:
-    """The method with these options."""
+    """FedProx with these options."""
 
     def phases(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
         """FedAvg's phase with the proximal term."""

@@ -1,9 +1,9 @@
 """FedSAM (Liu et al., "FedFMS", MICCAI 2024, arXiv:2403.05408): every weight of SAM is trained and averaged.
 
-Ours differs: no prompt is used, so what only prompts need is left out (the encoders of points, boxes and masks, the head that guesses
-an IoU; the decoder's four hyper-networks give way to one per class); Dice + cross-entropy and AdamW as for every method, SAM's own
-weights at the learning rate of FedFMS. The fixed random code of positions is a constant, as in SAM itself. Nothing is frozen, so
-there is no prefix to cache: every step begins at the pixels.
+Ours differs: no prompt is used, so that the parts that only prompts need are left out (the encoders of points, boxes and masks, and the IoU
+prediction head), and the decoder's four hyper-networks are replaced by one per class; Dice + cross-entropy and AdamW as for every method;
+SAM's own weights have the learning rate of FedFMS. The random positional encoding is constant, as in SAM itself. Nothing is frozen, so that
+no frozen features can be cached and every step computes the whole encoder.
 """
 
 from pfedsam.federation.methods.base import HEAD, Method, no_phases, place, plain, shared_training
@@ -12,12 +12,12 @@ from pfedsam.model.partition import Placement
 
 
 def adapt(options: ModelOptions) -> ModelOptions:
-    """SAM itself, without additions."""
+    """The model without additions to SAM; all of SAM is trained."""
     return plain(options).model_copy(update={"train_encoder": True, "adapt_last": None, "lora": None})
 
 
 def placement(options: ModelOptions) -> Placement:
-    """Encoder, decoder and what stands for the prompt are averaged."""
+    """Encoder, decoder and the embedding that replaces the prompt are shared."""
     return place(options, shared=("encoder", "decoder", "no_prompt", *HEAD))
 
 

@@ -1,7 +1,8 @@
 """FFA-LoRA (Sun et al., "Improving LoRA in Privacy-preserving Federated Learning", ICLR 2024, arXiv:2403.12313): A frozen, B averaged.
 
-A is drawn once from the run's seed and is equal at every site, so that the mean of the products BA is the product of the mean of B. Ours
-differs: the head has to learn the classes, so class tokens and output layers are trained and averaged with B; no differential privacy.
+A is drawn once from the run's seed and is equal at every site, so that the mean of the products BA equals the product of the mean of B with
+A. Ours differs: class tokens and output layers are trained and averaged with B, because they have to learn the classes; no differential
+privacy.
 """
 
 from dataclasses import replace
@@ -13,7 +14,7 @@ from pfedsam.model.partition import Placement
 
 
 def placement(options: ModelOptions) -> Placement:
-    """B and the head are averaged; A is not trained."""
+    """LoRA's B and the head are shared; A is frozen."""
     return place(options, shared=("lora_b", *HEAD))
 
 

@@ -1,8 +1,8 @@
-"""FLAP-SAM (Asokan et al., 2024, arXiv:2407.21739): LoRA and the decoder's output layers are averaged, the rest of SAM stays as it is.
+"""FLAP-SAM (Asokan et al., 2024, arXiv:2407.21739): LoRA and the decoder's output layers are averaged.
 
-It differs from our `fedavg` in the class tokens, which are frozen copies of SAM's mask token here: the paper finds that the rest of
-the decoder is best left alone. Ours differs from the paper: two dimensions instead of three, no prompt, one hyper-network per class,
-and LoRA where `model.lora` puts it (fused qkv of the adapted encoder blocks, all linear layers of the decoder's transformer).
+The difference to our `fedavg` are the class tokens, which are frozen copies of SAM's mask token here: the paper finds that the rest of
+the decoder is best kept frozen. Ours differs from the paper: two dimensions instead of three; no prompt; one hyper-network per class;
+LoRA in the layers that `model.lora` names (fused qkv of the adapted encoder blocks, all linear layers of the decoder's transformer).
 """
 
 from dataclasses import replace
@@ -14,7 +14,7 @@ from pfedsam.model.partition import Placement
 
 
 def placement(options: ModelOptions) -> Placement:
-    """LoRA and output layers are averaged."""
+    """LoRA and output layers are shared."""
     return place(options, shared=("lora_a", "lora_b", "output_layers"))
 
 

@@ -1,4 +1,4 @@
-"""Local only: every site trains the same parameters by itself and nothing is sent. The baseline that a federation must beat."""
+"""Local only: every site trains its model alone and nothing is sent. This is the baseline that a federation must beat."""
 
 from pfedsam.federation.methods.base import HEAD, Method, local_end, local_training, place
 from pfedsam.model.build import present
@@ -7,13 +7,13 @@ from pfedsam.model.partition import Placement
 
 
 def adapt(options: ModelOptions) -> ModelOptions:
-    """One set of each, the site's own; the output layers unless they are frozen."""
+    """The model with one local set of each component; the output layers are local too, unless they are frozen."""
     layers = "frozen" if options.output_layers == "frozen" else "local"
     return options.model_copy(update={"output_layers": layers, "personal_copy": False})
 
 
 def placement(options: ModelOptions) -> Placement:
-    """Everything that is trained stays."""
+    """All trained components are local."""
     additions = present(options, local_only=True)
     return place(options, local=("lora_a", "lora_b", *HEAD, *additions, "adapters", "encoder"))
 

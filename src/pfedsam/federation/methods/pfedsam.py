@@ -1,12 +1,12 @@
-"""pFedSAM (after Wang et al., arXiv:2509.15638; our reading, docs/method.md): LoRA is averaged, the experts stay.
+"""pFedSAM (after Wang et al., arXiv:2509.15638; our reading, docs/method.md): LoRA is averaged, the experts are local.
 
 In the paper a client round has two decoupled phases: the global phase trains the shared parameters with the local part off; the local
 phase trains the experts with the shared part fixed, on labels and by distillation from the shared model (`training.phases=decoupled`).
 After the last aggregation each site trains one more local phase on the final shared parameters.
 
-Ours differs by default (docs/decisions/0006 and 0011): the local part has a second LoRA, so that a site can undo what does not fit it; and
-both parts learn in every step, the shared model and the personal one each from the labels of the same images, and the personal one from
-the shared one as well. Both models are then of full training when the rounds end, and no last phase is needed.
+Ours differs by default (docs/decisions/0006 and 0011): the local part has a second LoRA, so that a site can correct shared updates that do
+not suit its data; and both parts are trained in every step: the shared and the personal model learn from the labels of the same images, and
+the personal model also from the shared one. Both models are then fully trained when the rounds end, so that no last phase is needed.
 """
 
 from dataclasses import replace
@@ -24,11 +24,11 @@ _IN_ONE_STEP: Final[dict[str, Literal["coupled", "decoupled"] | None]] = {
     "coupled-halves": "coupled",
     "halves": "decoupled",
 }
-"""The forms of rounds in which both models learn in every step, and what the halves of a batch train in them."""
+"""The values of `training.phases` in which both models learn in every step -> how the two halves of a batch are used; None: no halves."""
 
 
 def adapt(options: ModelOptions) -> ModelOptions:
-    """The model as configured; unless it says otherwise, with a second LoRA at the site, of the shared one's rank."""
+    """The configured model, with a second, local LoRA of the shared one's rank unless `model.local_lora` is set."""
     if options.local_lora is not None:
         return options
     rank = options.lora.rank if options.lora and not options.personal_copy else 0
@@ -36,7 +36,7 @@ def adapt(options: ModelOptions) -> ModelOptions:
 
 
 def placement(options: ModelOptions) -> Placement:
-    """LoRA and class tokens travel, experts (and what else is local) stay; the output layers as configured."""
+    """LoRA and class tokens are shared, experts and other local-only components are local, output layers as configured."""
     shared, local = ["lora_a", "lora_b", *HEAD], [*present(options, local_only=True)]
     if options.output_layers == "local":
         shared.remove("output_layers")
@@ -45,7 +45,7 @@ def placement(options: ModelOptions) -> Placement:
 
 
 def phases(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
-    """One phase in which both models learn, or global and local phase in the configured order."""
+    """One phase in which both models learn, or a global and a local phase in the configured order."""
     direction = options.distillation.direction
     if options.phases in _IN_ONE_STEP:
         return (_coupled_phase(options),)
@@ -65,14 +65,14 @@ def phases(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
 
 
 def final(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
-    """One more local phase after decoupled ones, so that the local part fits the shared parameters it will be used with."""
+    """With decoupled phases one more local phase, so that the local part is adapted to the final shared parameters."""
     if options.phases != "decoupled" or not options.final_steps:
         return ()
     return (_local_phase(options, options.final_steps),)
 
 
 def _coupled_phase(options: TrainingOptions) -> PhaseSpec:
-    """Both models learn in every step, from the whole batch or each from one half of it."""
+    """One phase in which both models learn in every step, from the whole batch or each from one half of it."""
     taught: dict[str, Model] = {"forward": "personal", "reversed": "shared"}
     halves = _IN_ONE_STEP[options.phases]
     return PhaseSpec(

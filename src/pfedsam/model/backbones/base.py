@@ -1,7 +1,7 @@
-"""What a backbone is: a frozen segmentation network as the personal model needs it.
+"""The interface of a backbone, the frozen segmentation network of the personal model.
 
-No code outside `pfedsam.model.backbones` knows the attributes of a network of `transformers`. A backbone computes with its network, whose
-parameters keep their publisher's names, and tells the components which layers they may adapt, copy or train.
+Only code in `pfedsam.model.backbones` uses attributes of the networks of `transformers`. The parameters of a network keep their
+publisher's names. A backbone defines which layers the components may adapt, copy or train.
 """
 
 from abc import ABC, abstractmethod
@@ -25,11 +25,11 @@ class MaskLayers:
     """New copies of the decoder's layers that turn the output of its transformer into masks."""
 
     layers: Mapping[str, nn.Module]
-    """By name, the layers that `Backbone.upscale` uses."""
+    """Name -> layer, for the layers that `Backbone.upscale` uses."""
     hypernetwork: nn.Module
-    """From the output for a class token, `[B, d]`, to the weights of that class's mask, `[B, c]`."""
+    """The hyper-network from the output for a class token, `[B, d]`, to the weights of that class's mask, `[B, c]`."""
     channels: int
-    """c, the channels of the features that masks are made of."""
+    """c, the number of channels of the features from which masks are computed."""
 
 
 class Backbone(ABC):
@@ -44,81 +44,81 @@ class Backbone(ABC):
     network_class: ClassVar[type[Any]]
 
     network: nn.Module
-    """Holds all parameters, under its publisher's names."""
+    """The network with all parameters, under its publisher's names."""
     blocks: nn.ModuleList
-    """The encoder's blocks in order; each takes and gives tokens `[B, h, w, d]`, see `pfedsam.model.backbones.encoder.EncoderBlock`."""
+    """The encoder's blocks in order, each from and to tokens `[B, h, w, d]`; see `pfedsam.model.backbones.encoder.EncoderBlock`."""
     width: int
-    """d."""
+    """Channels d of a token."""
     grid: tuple[int, int]
-    """(h, w)."""
+    """Rows and columns of tokens, (h, w)."""
     image_size: int
-    """S."""
+    """Side S of the input image in pixels."""
     stages: tuple[int, ...] = ()
-    """The blocks whose output `finish` needs besides that of the last one, in order."""
+    """Indices of the blocks whose outputs `finish` needs in addition to that of the last block, in order."""
     token_offset: int
-    """The place of the first class token among the decoder's output tokens."""
+    """Index of the first class token among the decoder's output tokens."""
     parts: ClassVar[Mapping[str, tuple[str, ...]]]
-    """By component (`encoder`, `decoder`, `no_prompt`), what the names of the network's parameters start with that belong to it."""
+    """Component (`encoder`, `decoder`, `no_prompt`) -> prefixes of the names of its parameters in the network."""
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 over names, shapes and bytes of all weights, which a study's sites compare; to be asked for before anything is added."""
+        """SHA-256 of names, shapes and bytes of all weights, which the sites of a study compare; call it before components are attached."""
         return digest(dict(self.network.state_dict()))
 
     @classmethod
     @abstractmethod
     def check_config(cls, config: Any) -> None:  # noqa: ANN401 - one of config_class
-        """Refuse a configuration that this backbone cannot compute with.
+        """Refuse a configuration that this backbone does not support.
 
         Raises:
-            ValueError: it says what does not fit.
+            ValueError: the configuration is not supported; the message says why.
         """
 
     @abstractmethod
     def embed(self, pixels: Tensor) -> Tensor:
-        """Pixels `[B, 3, S, S]` in 0..1 to the tokens `[B, h, w, d]` that the first block takes."""
+        """From pixels `[B, 3, S, S]` in 0..1 to tokens `[B, h, w, d]`, the input of the first block."""
 
     @abstractmethod
     def finish(self, tokens: Tensor, stages: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """From the encoder's blocks to what the decoder takes.
+        """From the outputs of the encoder's blocks to the input of the decoder.
 
         Args:
             tokens: the output of the last block, `[B, h, w, d]`.
             stages: the outputs of the blocks in `stages`, `[B, h, w, d]` each.
 
         Returns:
-            The image embedding `[B, e, h, w]`, float32, and the high-resolution features that `upscale` takes; none for SAM.
+            The image embedding `[B, e, h, w]`, float32, and the high-resolution features for `upscale`; SAM has none.
         """
 
     @abstractmethod
     def decode(self, embedding: Tensor, class_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The decoder's transformer without a prompt.
+        """Run the decoder's transformer without a prompt.
 
         Args:
-            embedding: `[B, e, h, w]`.
-            class_tokens: `[C, e]`.
+            embedding: image embedding, `[B, e, h, w]`.
+            class_tokens: class tokens, `[C, e]`.
 
         Returns:
-            The output for the class tokens, `[B, C, e]`, and for the image, `[B, e, h, w]`.
+            The outputs for the class tokens, `[B, C, e]`, and for the image, `[B, e, h, w]`.
         """
 
     @staticmethod
     @abstractmethod
     def upscale(layers: Any, image: Tensor, features: Sequence[Tensor]) -> Tensor:  # noqa: ANN401 - a module with MaskLayers.layers as attributes
-        """The features that masks are made of.
+        """The features from which masks are computed.
 
         Args:
             layers: a module that has the layers of `mask_layers` as its attributes.
-            image: from `decode`, `[B, e, h, w]`.
-            features: from `finish`.
+            image: the decoder's output for the image, `[B, e, h, w]`.
+            features: the high-resolution features that `finish` returns.
 
         Returns:
-            `[B, c, 4 h, 4 w]`.
+            Features of shape `[B, c, 4 h, 4 w]`.
         """
 
     @abstractmethod
     def class_token(self) -> Tensor:
-        """`[1, e]`: the decoder's own mask token that a class token starts as."""
+        """The decoder's own mask token, `[1, e]`, with which a class token starts."""
 
     @abstractmethod
     def mask_layers(self) -> MaskLayers:
@@ -130,17 +130,17 @@ class Backbone(ABC):
 
         Args:
             first_block: the first encoder block whose attention is adapted.
-            output_projection: also the output projection of the encoder's attention.
-            decoder: also the linear layers of the decoder's transformer.
+            output_projection: whether to include the output projection of the encoder's attention.
+            decoder: whether to include the linear layers of the decoder's transformer.
         """
 
     @abstractmethod
     def normed(self, first_block: int) -> dict[str, nn.Module]:
-        """By name in `network`, the modules whose LayerNorms a site may have for itself: all that follows the frozen blocks."""
+        """Name in `network` -> module, for the modules whose LayerNorms may be local: all that follow the frozen blocks."""
 
 
 def standardise(pixels: Tensor) -> Tensor:
-    """Pixels `[B, 3, S, S]` in 0..1 to what SAM was trained on: minus mean, divided by standard deviation."""
+    """Pixels `[B, 3, S, S]` in 0..1, standardised as in SAM's training: minus mean, divided by standard deviation."""
     mean = pixels.new_tensor(PIXEL_MEAN).view(3, 1, 1)
     std = pixels.new_tensor(PIXEL_STD).view(3, 1, 1)
     return (pixels - mean) / std

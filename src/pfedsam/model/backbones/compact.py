@@ -1,6 +1,6 @@
-"""SAM in any size: the configurations of the sizes that are ours, and networks with random weights.
+"""SAM in other sizes: the configurations of our own sizes, and networks with random weights.
 
-Official sizes come from checkpoints (`pfedsam.model.backbones.checkpoint`).
+The official sizes are loaded from checkpoints (`pfedsam.model.backbones.checkpoint`).
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ def sam_config(
     decoder_heads: int = 8,
     decoder_mlp: int | None = None,
 ) -> SamConfig:
-    """The `transformers` configuration of a SAM with these sizes; `window` and `image_size / patch_size` are in tokens."""
+    """The `transformers` configuration of a SAM with these sizes; `image_size` and `patch_size` are in pixels, `window` in tokens."""
     vision = SamVisionConfig(
         hidden_size=width,
         output_channels=decoder_width,
@@ -90,10 +90,10 @@ def compact_config(name: str) -> SamConfig:
         name: `sam-tiny` (6.5 M parameters, 256 px, the CPU default) or `sam-toy` (2 blocks, 64 px, for tests).
 
     Raises:
-        OptionError: when the name is not one of these.
+        OptionError: there is no such size.
     """
     if name not in _COMPACT:
-        raise OptionError(f"There is no compact SAM called {name!r}; known: {', '.join(sorted(_COMPACT))}.")
+        raise OptionError(f"There is no small SAM called {name!r}; the known ones are {', '.join(sorted(_COMPACT))}.")
     return sam_config(**_COMPACT[name])  # type: ignore[arg-type]
 
 
@@ -102,11 +102,11 @@ def new_network(config: SamConfig, generator: torch.Generator) -> SamModel: ...
 @overload
 def new_network(config: SamHQConfig, generator: torch.Generator) -> SamHQModel: ...
 def new_network(config: SamConfig | SamHQConfig, generator: torch.Generator) -> SamModel | SamHQModel:
-    """A SAM or SAM-HQ with random weights from which training starts.
+    """A SAM or SAM-HQ with random weights that can be trained.
 
-    `transformers` initialises SAM for loading, not for training: `SamVisionConfig.initializer_range` is 1e-10 and the
-    random positional embedding is scaled by half the hidden size instead of 1; with either, training never starts. So all
-    matrices are drawn here: truncated normal, 0.02, as ViT (Dosovitskiy et al., 2021).
+    The initial values of `transformers` are only meant to be overwritten by a checkpoint: `SamVisionConfig.initializer_range` is 1e-10, and
+    the random positional embedding is scaled by half the hidden size instead of 1; with either, training makes no progress. So all matrices
+    are drawn here from a truncated normal distribution with standard deviation 0.02, as in ViT (Dosovitskiy et al., 2021).
     """
     model = SamModel(config) if isinstance(config, SamConfig) else SamHQModel(config)
     with torch.no_grad():
@@ -118,6 +118,6 @@ def new_network(config: SamConfig | SamHQConfig, generator: torch.Generator) -> 
             if isinstance(module, SamPositionalEmbedding | SamHQPositionalEmbedding):
                 module.positional_embedding.normal_(generator=generator)
         nn.init.trunc_normal_(positions(model), std=0.02, generator=generator)
-        # One positional code for the image and for the prompts (SAM ties them; loading from a file does it again).
+        # Image and prompts use the same positional encoding (SAM ties them; loading from a file ties them again).
         model.prompt_encoder.shared_embedding.positional_embedding = model.shared_image_embedding.positional_embedding
     return model.eval()

@@ -1,12 +1,12 @@
-"""SAM's image encoder over the same weights, made fast without changing the numbers.
+"""A faster implementation of SAM's image encoder with the same weights and the same results.
 
-Three exact rewrites of `transformers`' encoder block (itself segment-anything's):
+It differs from the encoder block of `transformers` (which is that of segment-anything) in three ways that do not change the result:
 
-* queries, keys and values are computed before the windows are padded. A padded token is zero after the first LayerNorm, so
-  its projection *is* the bias of the projection (at 256 px windows of 14 pad 16 x 16 tokens to 28 x 28), and nothing is padded;
-* padded tokens ask nothing, as what the attention gives for them is cut off, and as keys they are all alike: one stands for all of
-  a window's. Windows at the right and lower edge, with fewer tokens than the others, go through the attention by themselves;
-* attention and LayerNorm are computed as suits device, precision and size (`pfedsam.model.attention`, `pfedsam.model.kernels`).
+* Queries, keys and values are computed before the windows are padded. A padded token is zero after the first LayerNorm, so its
+  projection is the bias of the projection, and no padding is needed (with 256 px, windows of 14 would pad 16 x 16 tokens to 28 x 28).
+* Padded tokens are dropped as queries, because their output would be cut off; their identical keys are merged into one per window, with a
+  log-sum-exp bias. Windows at the right and lower edge, which have fewer tokens than the others, are processed separately.
+* The implementation of attention and LayerNorm depends on device, precision and size (`pfedsam.model.attention`, `pfedsam.model.kernels`).
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from pfedsam.model.backbones.base import standardise
 from pfedsam.model.kernels import HEAD_CHANNELS, has_backward, kernels_for
 
 Network: TypeAlias = SamModel | SamHQModel
-"""Both have the same encoder."""
+"""The supported networks, which have the same encoder."""
 _N = TypeVar("_N", SamModel, SamHQModel)
 
 
@@ -49,8 +49,8 @@ class EncoderBlock(nn.Module):
 
         Args:
             hidden: the tokens.
-            beside_mlp: adds to its first argument, the block's output, what it makes of its second, the MLP's input.
-            after_attention: changes the attention's output, before it is added.
+            beside_mlp: function from the block's output and the MLP's input to the new output of the block.
+            after_attention: function that is applied to the attention's output before it is added to the tokens.
         """
         mixed = self.attend(_normalise(self.layer_norm1, hidden))
         hidden = hidden + (mixed if after_attention is None else after_attention(mixed))
@@ -77,15 +77,15 @@ class EncoderBlock(nn.Module):
         return self.attn.proj(rows[0] if len(rows) == 1 else torch.cat(rows, dim=1))  # type: ignore[no-any-return]
 
     def _mix(self, projected: Tensor, sizes: tuple[int, int], sides: tuple[int, int]) -> Tensor:
-        """Attention in grids of one kind.
+        """Attention in grids of the same size.
 
         Args:
-            projected: `[B, h, w, 3 d]`, query, key and value of tokens of several grids side by side, `sizes` of them in each.
+            projected: query, key and value of the tokens of several adjacent grids, `[B, h, w, 3 d]`.
             sizes: rows and columns of tokens in a grid.
-            sides: rows and columns of places in a grid; where they are more it is padded.
+            sides: rows and columns of positions in a grid; if there are more positions than tokens, the grid is padded.
 
         Returns:
-            `[B, h, w, d]`, contiguous.
+            Tokens `[B, h, w, d]`, contiguous.
         """
         batch, height, width, _ = projected.shape
         down, across, heads = height // sizes[0], width // sizes[1], self.attn.num_attention_heads
@@ -108,22 +108,22 @@ def _normalise(norm: nn.LayerNorm, tokens: Tensor) -> Tensor:
 
 
 class _Span(NamedTuple):
-    """Grids of one kind along an axis: either whole ones, or the one at the edge with fewer than `side` tokens."""
+    """Grids of the same size along an axis: either the complete ones, or the last one with fewer than `side` tokens."""
 
     tokens: slice
     size: int
-    """Tokens in each grid."""
+    """Number of tokens in each grid."""
 
 
 def _spans(length: int, side: int) -> list[_Span]:
-    """The grids of `side` that cover `length` tokens."""
+    """The grids with `side` positions that cover `length` tokens."""
     whole, rest = divmod(length, side)
     spans = [_Span(slice(0, whole * side), side)] if whole else []
     return spans + ([_Span(slice(whole * side, length), rest)] if rest else [])
 
 
 def positions(model: Network) -> nn.Parameter:
-    """The absolute position embedding of the tokens, `[1, h, w, d]`; every SAM has one."""
+    """The absolute position embedding of the tokens, `[1, h, w, d]`."""
     embedding: nn.Parameter = model.vision_encoder.pos_embed  # type: ignore[assignment]
     return embedding
 
@@ -133,8 +133,8 @@ def embed_patches(model: Network, pixels: Tensor, origin: tuple[int, int] = (0, 
 
     Args:
         model: the backbone.
-        pixels: of the model's size, or a part of such an image.
-        origin: (row, column) in tokens at which the part lies in the whole.
+        pixels: an image of the model's size, or a part of one.
+        origin: (row, column) in tokens of the part's upper left corner in the image.
     """
     tokens = _project(model.vision_encoder.patch_embed.projection, standardise(pixels))
     (top, left), (height, width) = origin, tokens.shape[1:3]
@@ -142,10 +142,10 @@ def embed_patches(model: Network, pixels: Tensor, origin: tuple[int, int] = (0, 
 
 
 def _project(projection: nn.Conv2d, pixels: Tensor) -> Tensor:
-    """Pixels `[B, 3, H, W]` to tokens `[B, h, w, d]`, contiguous: what comes after would else copy them again and again."""
+    """Pixels `[B, 3, H, W]` to tokens `[B, h, w, d]`, contiguous, so that later operations need not copy them."""
     if not pixels.is_cuda:
         return projection(pixels).permute(0, 2, 3, 1).contiguous()
-    # cuDNN is 20 times slower at patches that do not overlap than a product with each of them.
+    # For patches that do not overlap, cuDNN's convolution is 20 times slower than a matrix product.
     side = projection.kernel_size[0]
     patches = pixels.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 1, 3, 5)
     return F.linear(patches.flatten(3), projection.weight.flatten(1), projection.bias)

@@ -1,6 +1,6 @@
-"""The names of SAM's tensors: Segment Anything's own (`.pth` files, MedSAM's too) and those of `transformers`.
+"""The names of SAM's tensors in Segment Anything (`.pth` files, also of MedSAM) and in `transformers`.
 
-One table serves both directions, so that a message can name a tensor as the user's file does.
+One table is used in both directions, so that a message can give a tensor's name in the user's file.
 """
 
 import re
@@ -21,7 +21,7 @@ KEY_MAP: tuple[tuple[str, str], ...] = (
     ("image_encoder.neck.1.*", "vision_encoder.neck.layer_norm1.*"),
     ("image_encoder.neck.2.*", "vision_encoder.neck.conv2.*"),
     ("image_encoder.neck.3.*", "vision_encoder.neck.layer_norm2.*"),
-    # transformers holds this one twice (the image's code and the prompts'); see `TIED`.
+    # transformers has two names for this tensor (the positional encoding of image and prompts); see `TIED`.
     ("prompt_encoder.pe_layer.positional_encoding_gaussian_matrix", "shared_image_embedding.positional_embedding"),
     ("prompt_encoder.point_embeddings.*.weight", "prompt_encoder.point_embed.*.weight"),
     ("prompt_encoder.not_a_point_embed.weight", "prompt_encoder.not_a_point_embed.weight"),
@@ -55,7 +55,7 @@ KEY_MAP: tuple[tuple[str, str], ...] = (
     ("mask_decoder.output_upscaling.0.*", "mask_decoder.upscale_conv1.*"),
     ("mask_decoder.output_upscaling.1.*", "mask_decoder.upscale_layer_norm.*"),
     ("mask_decoder.output_upscaling.3.*", "mask_decoder.upscale_conv2.*"),
-    # Both little networks have three layers in every Segment Anything model: in, one between, out.
+    # Both MLPs have three layers in every Segment Anything model: input, one hidden, output.
     ("mask_decoder.output_hypernetworks_mlps.*.layers.0.*", "mask_decoder.output_hypernetworks_mlps.*.proj_in.*"),
     ("mask_decoder.output_hypernetworks_mlps.*.layers.1.*", "mask_decoder.output_hypernetworks_mlps.*.layers.0.*"),
     ("mask_decoder.output_hypernetworks_mlps.*.layers.2.*", "mask_decoder.output_hypernetworks_mlps.*.proj_out.*"),
@@ -63,10 +63,10 @@ KEY_MAP: tuple[tuple[str, str], ...] = (
     ("mask_decoder.iou_prediction_head.layers.1.*", "mask_decoder.iou_prediction_head.layers.0.*"),
     ("mask_decoder.iou_prediction_head.layers.2.*", "mask_decoder.iou_prediction_head.proj_out.*"),
 )
-"""Segment Anything's name, `transformers`' name; `*` is one part between dots and stays as it is."""
+"""Pairs of the name in Segment Anything and the name in `transformers`; `*` is one part between dots, which is equal in both."""
 
 TIED = ("prompt_encoder.shared_embedding.positional_embedding", "shared_image_embedding.positional_embedding")
-"""Two names in `transformers` for one parameter: the second is the one that this package keeps."""
+"""Two names in `transformers` for the same parameter; this package uses the second."""
 
 
 def _compile(source: str, target: str) -> tuple[re.Pattern[str], str]:

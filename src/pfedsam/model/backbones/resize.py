@@ -1,7 +1,7 @@
-"""Another image size for the same weights, as SAM's fine-tunes do it (SAMed, Zhang and Liu, 2023, arXiv:2304.13785).
+"""Adapts weights to another image size, as fine-tuned versions of SAM do (SAMed, Zhang and Liu, 2023, arXiv:2304.13785).
 
-The absolute position embedding is interpolated bilinearly, the relative positions of the *global* blocks linearly;
-windows keep their size, so their relative positions stay, and nothing else in SAM depends on the size of the image.
+The absolute position embedding is interpolated bilinearly, the relative positions of the *global* blocks linearly. Windows keep
+their size, so that their relative positions do not change. Nothing else in SAM depends on the size of the image.
 """
 
 import copy
@@ -15,14 +15,14 @@ from pfedsam.core.errors import OptionError
 from pfedsam.core.tensors import NamedTensors
 
 MAX_IMAGE_SIZE = 4096
-"""Global attention at 4096 pixels already compares 65,536 tokens with each other."""
+"""Largest image side; at 4096 pixels global attention compares 65,536 tokens with one another."""
 
 
 def config_at(config: SamConfig | SamHQConfig, image_size: int) -> SamConfig | SamHQConfig:
     """The configuration of the same network for square images of `image_size` pixels (S).
 
     Raises:
-        OptionError: `image_size` is not a multiple of the patch size within 1 patch to 4096 pixels.
+        OptionError: `image_size` is not a multiple of the patch size between one patch and 4096 pixels.
     """
     resized = copy.deepcopy(config)
     vision: Any = resized.vision_config  # transformers declares the parts as optional and the sizes as number or list
@@ -40,11 +40,11 @@ def config_at(config: SamConfig | SamHQConfig, image_size: int) -> SamConfig | S
 
 
 def tensors_at(tensors: NamedTensors, config: SamConfig | SamHQConfig) -> dict[str, Tensor]:
-    """The tensors for the image size of `config`, by `transformers` name; those that fit already are passed on.
+    """The tensors, by their names in `transformers`, for the image size of `config`; those that fit already are not changed.
 
     Args:
-        tensors: all tensors of a SAM that differs from `config` in the image size at most.
-        config: the SAM that they are wanted for; N tokens a side.
+        tensors: all tensors of a SAM that differs from `config` at most in the image size.
+        config: the configuration of the resulting SAM, with N tokens per side.
 
     Returns:
         The same names: `vision_encoder.pos_embed` is `[1, N, N, width]`, the relative positions of global blocks are

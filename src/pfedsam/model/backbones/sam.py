@@ -14,21 +14,21 @@ from pfedsam.model.backbones.encoder import embed_patches, positions, use_fast_b
 
 
 class SamBackbone(Backbone):
-    """SAM: the class tokens take the place of the single-mask token."""
+    """SAM, with the class tokens in place of the single-mask token."""
 
     model_type = "sam"
     config_class: ClassVar[type[Any]] = SamConfig
     network_class: ClassVar[type[Any]] = SamModel
-    token_offset = 1  # after the token whose output guesses an IoU
+    token_offset = 1  # after the token of the IoU prediction
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "encoder": ("vision_encoder.",),
-        # The decoder's other parts, its own output layers and the head that guesses an IoU, are not used without a prompt.
+        # The decoder's other parts, its own output layers and the IoU prediction head, are not used.
         "decoder": ("mask_decoder.transformer.", "mask_decoder.iou_token.", "mask_decoder.mask_tokens."),
         "no_prompt": ("prompt_encoder.no_mask_embed.",),
     }
 
     def __init__(self, network: Any) -> None:  # noqa: ANN401 - of network_class; the layers of transformers have no types
-        """Take over a network of `network_class`; its encoder blocks are replaced in place by faster ones."""
+        """Use a network of `network_class`, whose encoder blocks are replaced in place by faster ones."""
         self.network: Any = use_fast_blocks(network)
         self.blocks: nn.ModuleList = self.network.vision_encoder.layers
         vision = self.network.config.vision_config
@@ -38,7 +38,7 @@ class SamBackbone(Backbone):
 
     @classmethod
     def check_config(cls, config: Any) -> None:  # noqa: ANN401 - see Backbone
-        """Every configuration of the agreed sizes fits."""
+        """Accept every configuration: SAM's encoder and decoder always fit together."""
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Pixels `[B, 3, S, S]` in 0..1 to tokens `[B, h, w, d]` with their absolute positions."""
@@ -73,12 +73,12 @@ class SamBackbone(Backbone):
 
     @staticmethod
     def upscale(layers: Any, image: Tensor, features: Sequence[Tensor]) -> Tensor:  # noqa: ANN401 - see Backbone
-        """The image's output `[B, e, h, w]` in two steps to `[B, c, 4 h, 4 w]`."""
+        """From the decoder's output for the image, `[B, e, h, w]`, in two steps to features `[B, c, 4 h, 4 w]`."""
         image = F.gelu(layers.upscale_layer_norm(layers.upscale_conv1(image)))
         return F.gelu(layers.upscale_conv2(image))
 
     def class_token(self) -> Tensor:
-        """`[1, e]`: SAM's single-mask token."""
+        """SAM's single-mask token, `[1, e]`."""
         return self.network.mask_decoder.mask_tokens.weight[:1].detach()
 
     def mask_layers(self) -> MaskLayers:
@@ -92,7 +92,7 @@ class SamBackbone(Backbone):
         )
 
     def lora_targets(self, first_block: int, *, output_projection: bool, decoder: bool) -> list[str]:
-        """The encoder's fused `qkv`, `proj` when asked, and the decoder's transformer; see `Backbone.lora_targets`."""
+        """The encoder's fused `qkv` and, as requested, its `proj` and the decoder's transformer; see `Backbone.lora_targets`."""
         parts = ("qkv", "proj") if output_projection else ("qkv",)
         names = [
             f"vision_encoder.layers.{i}.attn.{part}" for i in range(first_block, len(self.blocks)) for part in parts

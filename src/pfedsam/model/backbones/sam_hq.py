@@ -1,9 +1,9 @@
 """SAM-HQ (Ke et al., 2023, arXiv:2306.01567) as `transformers.SamHQModel`, without a prompt.
 
-The encoder is SAM's. The decoder has one token more, from whose output finer masks are made: it also sees the output of the first
-globally attending encoder block. Each class token starts as that token, so that the personal model starts as SAM-HQ's own fine mask
-(`hq_token_only=True` in `transformers`). The decoder follows the authors' code, not `SamHQMaskDecoder.forward` of transformers 5.23,
-which makes masks of the image embedding as it was before the decoder's transformer.
+The encoder is that of SAM. The decoder has one more token (the high-quality token), and its finer masks also use the output of the first
+encoder block with global attention. Each class token starts as that token, so that the personal model starts with SAM-HQ's own fine mask
+(`hq_token_only=True` in `transformers`). The decoder follows the authors' code and not `SamHQMaskDecoder.forward` of transformers 5.23,
+which computes masks from the image embedding before the decoder's transformer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ _FUSION = (
 
 
 class SamHqBackbone(SamBackbone):
-    """SAM-HQ: the class tokens take the place of the high-quality token, behind SAM's own mask tokens."""
+    """SAM-HQ, with the class tokens in place of the high-quality token, behind SAM's own mask tokens."""
 
     model_type = "sam_hq"
     config_class: ClassVar[type[Any]] = SamHQConfig
@@ -40,19 +40,19 @@ class SamHqBackbone(SamBackbone):
     }
 
     def __init__(self, network: SamHQModel) -> None:
-        """Take over a `SamHQModel`; its encoder blocks are replaced in place by faster ones."""
+        """Use a `SamHQModel`, whose encoder blocks are replaced in place by faster ones."""
         super().__init__(network)
-        # transformers gives the decoder the outputs of all globally attending blocks; it reads the first one.
+        # transformers passes the outputs of all blocks with global attention to the decoder, which uses only the first.
         global_blocks = [i for i, block in enumerate(self.blocks) if not block.window]
         self.stages = tuple(global_blocks[:1])
         self.token_offset = 1 + self.network.mask_decoder.mask_tokens.num_embeddings
 
     @classmethod
     def check_config(cls, config: Any) -> None:  # noqa: ANN401 - see Backbone
-        """Refuse a decoder for another encoder.
+        """Refuse a configuration whose decoder does not fit its encoder.
 
         Raises:
-            ValueError: the decoder does not take tokens of the encoder's width.
+            ValueError: the decoder expects tokens of another width than the encoder's.
         """
         width, expected = config.vision_config.hidden_size, config.mask_decoder_config.vit_dim
         if width != expected:
@@ -80,7 +80,7 @@ class SamHqBackbone(SamBackbone):
         return image + features[0]
 
     def class_token(self) -> Tensor:
-        """`[1, e]`: the high-quality token."""
+        """The high-quality token, `[1, e]`."""
         return self.network.mask_decoder.hq_token.weight.detach()
 
     def mask_layers(self) -> MaskLayers:

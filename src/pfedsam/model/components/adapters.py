@@ -1,8 +1,8 @@
 """Adapters in the encoder's blocks, as Medical SAM Adapter places them (Wu et al., 2023, arXiv:2304.12620).
 
-Two bottlenecks a block: one over the attention's output, with a skip connection, and one beside the MLP, scaled by one half. As
-FedFMS uses them (Liu et al., MICCAI 2024) without the third, unused one for depth. Ours start at zero (`up`), so that the model
-starts as SAM; theirs start at random.
+Each block has two bottlenecks: one after the attention, with a skip connection, and one beside the MLP, scaled by one half. They are used
+as in FedFMS (Liu et al., MICCAI 2024), without the third, unused one for depth. Ours start at zero (`up`), so that the model starts as SAM;
+those of FedFMS start at random.
 """
 
 import torch
@@ -23,7 +23,7 @@ class AdapterOptions(Options):
 
 
 class Bottleneck(nn.Module):
-    """down, GELU, up; `up` starts at zero."""
+    """Linear layer down, GELU, linear layer up; `up` starts at zero."""
 
     def __init__(self, width: int, hidden: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Bottleneck(nn.Module):
         self.up_bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens `[..., d]` to what is added to them `[..., d]`."""
+        """From tokens `[..., d]` to the values that are added to them, `[..., d]`."""
         down, down_bias, up, up_bias = (
             value.to(tokens.dtype) for value in (self.down, self.down_bias, self.up, self.up_bias)
         )
@@ -55,12 +55,12 @@ class BlockAdapters(nn.Module):
         return mixed + self.attention(mixed)  # type: ignore[no-any-return]
 
     def beside_mlp(self, onto: Tensor, normalised: Tensor) -> Tensor:
-        """The block's output with what comes of the MLP's input added; both `[B, h, w, d]`."""
+        """The block's output plus the adapter's output for the MLP's input; both `[B, h, w, d]`."""
         return onto + self.scale * self.mlp(normalised)  # type: ignore[no-any-return]
 
 
 class Adapters(Component):
-    """Two adapters in each adapted block; both models compute with them."""
+    """Two adapters in each adapted block, used by the shared and the personal model."""
 
     groups = ("adapters",)
     addition = True

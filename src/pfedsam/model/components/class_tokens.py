@@ -1,4 +1,4 @@
-"""The class tokens: a learned token for each class in the place of the decoder's own mask token."""
+"""The class tokens: a learned token for each class that replaces the decoder's own mask token."""
 
 from torch import nn
 
@@ -6,7 +6,7 @@ from pfedsam.model.components.base import Assembly, Component
 
 
 class ClassTokens(Component):
-    """`[C, e]`: each starts as the decoder's own mask token."""
+    """The class tokens `[C, e]`; each starts as the decoder's own mask token."""
 
     groups = ("class_tokens",)
 
@@ -17,5 +17,5 @@ class ClassTokens(Component):
         return {"class_tokens": assembly.add("class_tokens", nn.Parameter(tokens))}
 
     def class_numbers(self) -> dict[str, tuple[int, ...]]:
-        """A row for each class."""
+        """The class number of each row."""
         return {"class_tokens": tuple(range(1, self._classes + 1))}

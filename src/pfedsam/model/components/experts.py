@@ -18,9 +18,9 @@ from pfedsam.model.components.routing import Routing
 class ExpertOptions(Options):
     """Size and routing of the local mixture of experts."""
 
-    count: int = Field(default=4, ge=1, le=64, description="Experts beside each adapted block.")
-    width: int = Field(default=16, ge=1, description="Hidden units of one expert.")
-    top_k: int = Field(default=2, ge=1, description="Experts used per token; at most `count`.")
+    count: int = Field(default=4, ge=1, le=64, description="Number of experts beside each adapted block.")
+    width: int = Field(default=16, ge=1, description="Number of hidden units of one expert.")
+    top_k: int = Field(default=2, ge=1, description="Number of experts used per token, at most `count`.")
     balance: float = Field(
         default=0.01, ge=0, description="Weight of the load-balancing term (Fedus et al., 2021, eq. 4)."
     )
@@ -36,8 +36,8 @@ class LMoE(nn.Module):
     """Experts and router of one block, computed as one dense product over all experts with masked gates.
 
     The experts' matrices are kept concatenated (E experts of width b: `down` is `[E * b, d]`, `up` is `[d, E * b]`) and the gate
-    multiplies the hidden units: the same numbers as a loop over the selected experts, in two matrix products and without
-    gathering tokens. `up` starts at zero, so that a new site starts as the shared model.
+    multiplies the hidden units. This gives the same result as a loop over the selected experts, with two matrix products and without
+    gathering tokens. `up` starts at zero, so that the personal model of a new site starts as the shared model.
     """
 
     def __init__(self, width: int, options: ExpertOptions, generator: torch.Generator) -> None:
@@ -50,10 +50,10 @@ class LMoE(nn.Module):
         self.up = nn.Parameter(torch.zeros(width, hidden))
 
     def forward(self, onto: Tensor, tokens: Tensor) -> tuple[Tensor, Routing]:
-        """`onto` with what the experts make of the tokens added, and where the router sent them; all `[..., d]`.
+        """The sum of `onto` and the experts' output for the tokens, all `[..., d]`, and the routing.
 
-        The sum is part of the last product: one pass over the tokens less, forward and backward. The router works in float32 whatever
-        the tokens' precision, so that it is no rounding that decides who is among the k.
+        The sum is part of the last product, which saves one pass over the tokens, forward and backward. The router computes in float32 for
+        any precision of the tokens, so that rounding does not decide which k experts are selected.
         """
         probabilities = F.linear(tokens.float(), self.router).softmax(dim=-1)
         best = probabilities.topk(self.top_k, dim=-1).indices
@@ -67,7 +67,7 @@ class LMoE(nn.Module):
 
 
 class Experts(Component):
-    """An L-MoE beside the MLP of each adapted block, at the site alone."""
+    """A local L-MoE beside the MLP of each adapted block."""
 
     groups = ("experts",)
     local_only = True
@@ -84,7 +84,7 @@ class Experts(Component):
         return {"experts": assembly.add("experts", nn.ModuleDict(self._blocks))}
 
     def beside_mlp(self, block: int, routings: dict[str, Routing] | None) -> BesideMlp | None:
-        """The block's output with what its experts make of the MLP's input added, `[B, h, w, d]`; the routing goes into `routings`."""
+        """The function that adds the experts' output for the MLP's input to the block's output `[B, h, w, d]`; it fills `routings`."""
         experts = self._blocks.get(str(block))
         if experts is None:
             return None
@@ -99,5 +99,5 @@ class Experts(Component):
         return add
 
     def routers(self) -> dict[str, int]:
-        """The number of experts of each block that has some."""
+        """Encoder block with experts -> their number."""
         return dict.fromkeys(self._blocks, self.options.count)

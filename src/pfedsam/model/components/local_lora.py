@@ -1,4 +1,4 @@
-"""A second LoRA, the site's own, on the layers of the shared one (after FedDPA)."""
+"""A second, local LoRA on the layers of the shared one (after FedDPA)."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ _NAME = "local_lora"
 
 
 class LocalLora(Component):
-    """Low-rank updates that are added to the shared ones."""
+    """Local low-rank updates that are added to the shared ones."""
 
     groups = (_NAME,)
     local_only = True
@@ -28,23 +28,23 @@ class LocalLora(Component):
         return {_NAME: assembly.add(_NAME, self._pairs)}
 
     def swapped(self, read: Read) -> dict[str, Tensor]:
-        """The joined matrices of both, by the names of the shared LoRA's."""
+        """The concatenated matrices of both, by the names of the shared LoRA's matrices."""
         return self._pairs.values(read)
 
 
 class LoraPairs(nn.Module):
-    """A second LoRA on the same layers: B A + s B' A', computed as one product of the joined matrices; B' starts at zero."""
+    """A second LoRA on the same layers: B A + s B' A', computed as one product of the concatenated matrices; B' starts at zero."""
 
     def __init__(
         self, model: nn.Module, pairs: Iterable[tuple[str, str]], rank: int, generator: torch.Generator
     ) -> None:
-        """Put a second pair of matrices beside each pair of `model`.
+        """Make a second pair of matrices for each pair of `model`.
 
         Args:
-            model: has the first LoRA.
+            model: the model with the first LoRA.
             pairs: the names of A and B in each layer.
-            rank: of the second LoRA; its updates are scaled by alpha / rank, with the first one's alpha.
-            generator: for A'.
+            rank: rank of the second LoRA; its updates are scaled by alpha / rank, with the first one's alpha.
+            generator: source of the random values of A'.
         """
         super().__init__()
         self.pairs = {a.split(".lora_")[0].replace(".", "-"): (a, b) for a, b in pairs}
@@ -55,7 +55,7 @@ class LoraPairs(nn.Module):
             self.register_parameter(f"{layer}-b", nn.Parameter(torch.zeros(b.shape[0], rank)))
 
     def values(self, read: Read) -> dict[str, Tensor]:
-        """The joined matrices `[r + r', in]` and `[out, r + r']` by the first LoRA's names; `read` gives its matrices."""
+        """The concatenated matrices `[r + r', in]` and `[out, r + r']` by the first LoRA's names; `read` returns its matrices."""
         found = {}
         for layer, (a_name, b_name) in self.pairs.items():
             a, b = read(a_name), read(b_name)

@@ -1,6 +1,6 @@
-"""LoRA (Hu et al., 2022): the low-rank updates that sites share, put into the backbone by `peft`.
+"""LoRA (Hu et al., 2022): the shared low-rank updates, added to the backbone by `peft`.
 
-On the attention projections of the adapted encoder blocks (SAM's fused `qkv`, and `proj` when asked) and on the linear layers
+They are on the attention projections of the adapted encoder blocks (SAM's fused `qkv` and, as an option, `proj`) and on the linear layers
 of the mask decoder's transformer.
 """
 
@@ -19,18 +19,20 @@ from pfedsam.model.lora_linear import LoraLinear
 
 
 class LoraOptions(Options):
-    """Rank, scale and place of the shared low-rank updates."""
+    """Rank, scale and layers of the shared low-rank updates."""
 
-    rank: int = Field(default=4, ge=1, description="Columns of B, rows of A.")
+    rank: int = Field(default=4, ge=1, description="Rank: the number of columns of B and of rows of A.")
     alpha: float = Field(default=4.0, gt=0, description="The update is scaled by alpha / rank.")
     output_projection: bool = Field(
-        default=False, description="Also adapt the output projection of the encoder's attention."
+        default=False, description="Whether to adapt also the output projection of the encoder's attention."
     )
-    decoder: bool = Field(default=True, description="Also adapt the linear layers of the mask decoder's transformer.")
+    decoder: bool = Field(
+        default=True, description="Whether to adapt also the linear layers of the mask decoder's transformer."
+    )
 
 
 class Lora(Component):
-    """The low-rank updates; A and B are groups of their own, as some methods average one of them alone."""
+    """The low-rank updates; A and B are separate groups, because some methods average only one of them."""
 
     groups = ("lora_a", "lora_b")
 
@@ -39,7 +41,7 @@ class Lora(Component):
         self.options = options
 
     def attach(self, assembly: Assembly) -> dict[str, list[str]]:
-        """Updates of the encoder's blocks that are adapted and of the decoder."""
+        """The updates of the adapted encoder blocks and of the decoder."""
         options = self.options
         targets = assembly.backbone.lora_targets(
             assembly.first_adapted, output_projection=options.output_projection, decoder=options.decoder
@@ -54,7 +56,7 @@ class Lora(Component):
 def add_lora(
     network: nn.Module, options: LoraOptions, targets: list[str], generator: torch.Generator
 ) -> tuple[list[str], list[str]]:
-    """Put LoRA into the linear layers `targets` of a network, in place; B starts at zero, so it computes what it did before.
+    """Add LoRA to the linear layers `targets` of a network, in place; B starts at zero, so that the network's output does not change.
 
     Returns:
         The names, in `network`, of all A matrices and of all B matrices.
@@ -66,7 +68,7 @@ def add_lora(
     a_names = [name for name in parameters if ".lora_A." in name]
     with torch.no_grad():
         for name in a_names:
-            # As peft does (Kaiming uniform with a = sqrt(5)), but from our generator.
+            # The same distribution as in peft (Kaiming uniform with a = sqrt(5)), but drawn from our generator.
             bound = parameters[name].shape[1] ** -0.5
             parameters[name].uniform_(-bound, bound, generator=generator)
     return a_names, [name.replace(".lora_A.", ".lora_B.") for name in a_names]
@@ -76,9 +78,9 @@ def save_adapter(folder: Path, options: LoraOptions, lora: NamedTensors) -> None
     """Write `adapter_model.safetensors` and `adapter_config.json`, which `peft.PeftModel.from_pretrained` reads over the same network.
 
     Args:
-        folder: is there already.
-        options: the rank and scale that `lora` was made with.
-        lora: A and B by their names in the network (`<layer>.lora_A.default.weight`).
+        folder: an existing folder.
+        options: the options of `lora`.
+        lora: the matrices A and B by their names in the network (`<layer>.lora_A.default.weight`).
     """
     layers = sorted({name.split(".lora_")[0] for name in lora})
     _config(options, layers).save_pretrained(str(folder))

@@ -1,4 +1,4 @@
-"""LayerNorms of the site's own, in the place of the backbone's (after FedBN)."""
+"""Local LayerNorms that replace those of the backbone (after FedBN)."""
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ class Norms(Component):
     addition = True
 
     def attach(self, assembly: Assembly) -> dict[str, list[str]]:
-        """A copy of each; those of the output layers too, where the site has no other version of these layers."""
+        """A copy of each, also of those in the output layers unless the site has its own version of these layers."""
         normed = assembly.backbone.normed(assembly.first_adapted)
         modules = {f"{NETWORK}.{name}": module for name, module in normed.items()}
         if "personal_output_layers" not in assembly.declared:
@@ -26,5 +26,5 @@ class Norms(Component):
         return {_NAME: assembly.add(_NAME, self._values)}
 
     def swapped(self, read: Read) -> dict[str, Tensor]:
-        """The site's own scales and shifts, of shape [d], by the names of the backbone's."""
+        """The local scales and shifts, of shape [d], by the names of the backbone's."""
         return self._values.values(read)

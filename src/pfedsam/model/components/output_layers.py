@@ -1,7 +1,7 @@
 """The output layers: from the decoder's transformer to one mask per class.
 
-With one class the first prediction is what the backbone gives without a prompt: the class token starts as its mask token, and the
-hyper-network as that token's.
+With one class, the untrained model gives the backbone's own mask without a prompt: the class token starts as the backbone's mask token,
+and the hyper-network as that token's hyper-network.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,10 +19,10 @@ _HIDDEN = 16
 
 
 class MaskHead(nn.Module):
-    """The decoder's trainable end: up-scaling, and for each class the MLP that turns its token into the weights of its mask.
+    """The trainable output layers of the decoder: up-scaling, and for each class the MLP from its token to the weights of its mask.
 
-    With a generator also two convolutions over the image itself (`pfedsam.model.image_skip`), whose output is added to the up-scaled
-    features; the second starts at zero, so that masks start as the backbone's.
+    With a generator there are also two convolutions over the image itself (`pfedsam.model.image_skip`), whose output is added to the
+    up-scaled features; the second starts at zero, so that the masks start as those of the backbone.
     """
 
     def __init__(self, backbone: Backbone, classes: int, generator: torch.Generator | None = None) -> None:
@@ -37,13 +37,13 @@ class MaskHead(nn.Module):
     def forward(
         self, tokens: Tensor, image: Tensor, features: Sequence[Tensor] = (), seen: Tensor | None = None
     ) -> Tensor:
-        """Logits `[B, C, 4h, 4w]`.
+        """Class logits `[B, C, 4h, 4w]`.
 
         Args:
-            tokens: of the classes, `[B, C, e]`, after the transformer.
-            image: `[B, e, h, w]`, after the transformer.
-            features: the backbone's high-resolution features, where it has some.
-            seen: the image itself, `[B, image_skip.CHANNELS, 4h, 4w]`, where there are layers for it.
+            tokens: the transformer's output for the class tokens, `[B, C, e]`.
+            image: the transformer's output for the image, `[B, e, h, w]`.
+            features: the backbone's high-resolution features, if it has any.
+            seen: the image itself, `[B, image_skip.CHANNELS, 4h, 4w]`, if there are layers for it.
         """
         image = self._upscale(self, image, features)
         if self.image_skip is not None:
@@ -63,12 +63,12 @@ def _image_skip_layers(channels: int, generator: torch.Generator) -> nn.Sequenti
 
 
 class OutputLayers(Component):
-    """The mask head that the shared and the personal model start from."""
+    """The output layers with which the shared and the personal model start."""
 
     groups = ("output_layers",)
 
     def __init__(self, *, image_skip: bool) -> None:
-        """With `image_skip` it also looks at the image itself."""
+        """With `image_skip` the image itself is a second input."""
         self.image_skip = image_skip
 
     def attach(self, assembly: Assembly) -> dict[str, list[str]]:
@@ -83,5 +83,5 @@ class OutputLayers(Component):
         return {"output_layers": assembly.add("output_layers", head)}
 
     def class_numbers(self) -> dict[str, tuple[int, ...]]:
-        """The MLP of each class; up-scaling and the layers for the image serve all classes."""
+        """The class number of each class's MLP; up-scaling and the layers for the image are used by all classes."""
         return dict(self._mlps)

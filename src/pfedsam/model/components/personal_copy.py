@@ -1,4 +1,4 @@
-"""The site's own copy of LoRA and class tokens, in place of the shared ones (ditto)."""
+"""A local copy of LoRA and class tokens that replaces the shared ones in the personal model (ditto)."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ _NAME = "personal_copy"
 
 
 class PersonalCopy(Component):
-    """It starts as the shared values and goes its own way."""
+    """A copy that starts with the shared values and is then independent of them."""
 
     groups = (_NAME,)
     local_only = True
@@ -25,5 +25,5 @@ class PersonalCopy(Component):
         return self._values.values(read)
 
     def origins(self) -> dict[str, str]:
-        """All of them."""
+        """All local parameters."""
         return self._values.origins_in(_NAME)

@@ -1,4 +1,4 @@
-"""The site's own version of the output layers, beside the shared one."""
+"""A local version of the output layers, used by the personal model instead of the shared one."""
 
 from torch import Tensor
 
@@ -9,14 +9,14 @@ _NAME = "personal_output_layers"
 
 
 class PersonalOutputLayers(Component):
-    """A difference that is added to the shared output layers, or a copy in their place."""
+    """A difference that is added to the shared output layers, or a copy that replaces them."""
 
     groups = (_NAME,)
     local_only = True
     addition = True
 
     def __init__(self, *, copy: bool) -> None:
-        """A copy goes its own way; a difference goes along as the shared layers change."""
+        """Make a copy, which ignores later changes of the shared layers, or a difference, which is added to their current values."""
         self.copy = copy
 
     def attach(self, assembly: Assembly) -> dict[str, list[str]]:
@@ -26,9 +26,9 @@ class PersonalOutputLayers(Component):
         return {_NAME: assembly.add(_NAME, self._values)}
 
     def swapped(self, read: Read) -> dict[str, Tensor]:
-        """The site's output layers, by the names of the shared parameters and in their shapes."""
+        """The local output layers, by the names of the shared parameters and in their shapes."""
         return self._values.values(read)
 
     def origins(self) -> dict[str, str]:
-        """Those of a copy."""
+        """All local parameters if this is a copy, else none."""
         return self._values.origins_in(_NAME) if self.copy else {}

@@ -1,4 +1,4 @@
-"""The backbone's own weights, where a method trains them."""
+"""The backbone's own weights, for methods that train them."""
 
 from typing import ClassVar
 
@@ -6,13 +6,13 @@ from pfedsam.model.components.base import NETWORK, Assembly, Component
 
 
 class Pretrained(Component):
-    """The weights of one part of the backbone, less what other components have put there or declared."""
+    """The weights of one part of the backbone, without those that other components have added or declared."""
 
     pretrained = True
     part: ClassVar[str]
 
     def attach(self, assembly: Assembly) -> dict[str, list[str]]:
-        """Nothing is added; the part's parameters are named."""
+        """Declare the parameters of the part; nothing is added to the model."""
         declared = {name for names in assembly.declared.values() for name in names}
         starts = tuple(f"{NETWORK}.{start}" for start in assembly.backbone.parts[self.part])
         names = [name for name, _ in assembly.model.named_parameters() if name.startswith(starts)]
@@ -29,14 +29,14 @@ class Encoder(Pretrained):
 
 
 class Decoder(Pretrained):
-    """What the mask decoder computes with, less its own output layers."""
+    """The mask decoder without its own output layers and the parts that are not used."""
 
     groups = ("decoder",)
     part = "decoder"
 
 
 class NoPrompt(Pretrained):
-    """The embedding that stands for the prompt that is not given."""
+    """The embedding that replaces the prompt, because no prompt is given."""
 
     groups = ("no_prompt",)
     part = "no_prompt"

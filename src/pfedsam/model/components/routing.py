@@ -1,4 +1,4 @@
-"""Where a router sent tokens, and how evenly."""
+"""The assignment of tokens to experts, and its load-balancing loss."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Routing:
-    """Where the router sent the tokens of one block."""
+    """The assignment of the tokens of one block to experts."""
 
     probabilities: Tensor
-    """`[..., E]`: the router's softmax."""
+    """The router's softmax, `[..., E]`."""
     selected: Tensor
-    """`[..., E]` bool: the k largest of each token."""
+    """Whether an expert is among the k selected ones of a token, `[..., E]` bool."""
 
     def usage(self) -> Tensor:
         """The share of the assignments that each expert received, shape `[E]`; the sum is 1."""
