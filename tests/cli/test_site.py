@@ -68,7 +68,7 @@ def lie(offered: dict[str, Any], what: str) -> dict[str, Any]:
         "study": lambda: told.update(study="f" * 16),
         "components": lambda: told.update(components={"lora_a": sorted(told["tensors"])}),
         "scalar_metrics": lambda: told["scalar_metrics"].update(train=["secret.1"]),
-        "communication": lambda: told["communication"].update(codec="int4"),
+        "min_cases": lambda: told.update(min_cases=7),
         "configuration": lambda: told["configuration"]["training"].update(rounds=60),
     }
     changes[what]()
@@ -77,10 +77,7 @@ def lie(offered: dict[str, Any], what: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("what", "named"),
-    [
-        (w, w)
-        for w in ("method", "rounds", "max_change", "name", "study", "components", "scalar_metrics", "communication")
-    ]
+    [(w, w) for w in ("method", "rounds", "max_change", "name", "study", "components", "scalar_metrics", "min_cases")]
     + [("configuration", "rounds")],
 )
 def test_a_manifest_whose_words_do_not_follow_from_its_configuration_is_refused_by_name(

@@ -95,6 +95,32 @@ def test_regions_that_share_ids_run_to_the_end(toy_options: RunOptions, tmp_path
         assert (lesion.present or 0) <= whole.present
 
 
+def test_regions_and_ids_of_a_sites_own_give_the_bits_of_renumbered_files(
+    toy_options: RunOptions, tmp_path: Path
+) -> None:
+    first, *others = toy_options.data.sites
+    other = renumbered(toy_options.data.folder(first), tmp_path / "data" / first, {2: 9, 1: 5})
+    sites = {name: str(toy_options.data.folder(name)) for name in others}
+    own = {first: {"folder": str(other), "labels": {"whole": [5, 9], "lesion": [9]}}, **sites}
+    regions = {"classes": {"whole": [1, 2], "lesion": [2]}, "overlap": True}
+    expected = run(of(toy_options, **regions), tmp_path / "one")
+    found = run(of(toy_options, **regions, sites=own), tmp_path / "two")
+    assert trained(tmp_path / "one") == trained(tmp_path / "two")
+    assert found.sites == expected.sites
+
+
+def test_classes_of_several_ids_give_the_bits_of_files_with_one_id(toy_options: RunOptions, tmp_path: Path) -> None:
+    united = {
+        name: str(renumbered(folder, tmp_path / "data" / name, {2: 1}))
+        for name in toy_options.data.sites
+        if (folder := toy_options.data.folder(name))
+    }
+    expected = run(of(toy_options, sites=united, classes={"any": [1]}), tmp_path / "one")
+    found = run(of(toy_options, classes={"any": [1, 2]}), tmp_path / "two")
+    assert trained(tmp_path / "one") == trained(tmp_path / "two")
+    assert found.sites == expected.sites
+
+
 def test_a_study_of_several_machines_learns_at_the_join_what_sites_annotate(
     toy_options: RunOptions, tmp_path: Path, make_sites
 ) -> None:

@@ -79,6 +79,11 @@ class VolumeOptions(Options):
         description="For DICOM-SEG and RTSTRUCT: name of a segment or ROI to its id in the mask; others are left out, and where they "
         "overlap the later one wins. Empty: ids are the segments' numbers, and an overlap is refused.",
     )
+    sum_segments: bool = Field(
+        default=False,
+        description="Where segments overlap their ids are added up instead; the ids are then 1, 2, 4, ... For data.overlap: a class lists "
+        "the sums that it is a part of.",
+    )
     fractional_threshold: float = Field(
         default=0.5,
         gt=0,
@@ -105,6 +110,18 @@ class VolumeOptions(Options):
         if any(not 0 < number <= 65535 for number in segments.values()):
             raise ValueError("an id of a segment is 1 to 65535")
         return segments
+
+    @model_validator(mode="after")
+    def _sums_tell_the_segments(self) -> "VolumeOptions":
+        ids = list(self.segments.values())
+        if self.sum_segments and (not ids or len(set(ids)) < len(ids) or any(value & (value - 1) for value in ids)):
+            raise ValueError("sum_segments needs segments, each with an id of its own of 1, 2, 4, 8, ...")
+        return self
+
+    @property
+    def segment_overlaps(self) -> Literal["refused", "last", "sum"]:
+        """What happens where two segments share a voxel."""
+        return "sum" if self.sum_segments else "last" if self.segments else "refused"
 
     @model_validator(mode="after")
     def _together(self) -> "VolumeOptions":

@@ -3,6 +3,7 @@ import pytest
 from mask_files import IDS, VALUES, assert_refused, moved, read_ids, write_ct, write_seg_of
 from volume_files import write_nifti, write_series
 
+from pfedsam.data.labels import LabelMap
 from pfedsam.data.readers import open_volume
 from pfedsam.data.readers.dicom import DicomReader
 from pfedsam.data.volume_options import VolumeOptions
@@ -64,3 +65,15 @@ def test_a_seg_of_another_series_isassert_refused(tmp_path):
     frame = image.header().frame_of_reference
     away = DicomReader(write_series(tmp_path / "away", VALUES, moved(origin=7)[:, [1, 0, 2, 3]], frame=frame))
     assert_refused(path, away, "which is no slice of it; export the segmentation of this image")
+
+
+def test_segments_that_cross_keep_both_and_are_regions_of_sums(tmp_path):
+    image = write_ct(tmp_path / "ct")
+    both = np.zeros((5, 6, 8, 2), np.uint8)
+    both[1:3, ..., 0], both[2:4, :2, :, 1] = 1, 1
+    path = write_seg_of(tmp_path / "m.dcm", image, both, "BINARY")
+    found = read_ids(path, image, segments={"Organ 1": 1, "Organ 2": 2}, sum_segments=True)
+    np.testing.assert_array_equal(found, np.moveaxis(both[..., 0] + 2 * both[..., 1], 0, 2))
+    assert {value: int((found == value).sum()) for value in (1, 2, 3)} == {1: 80, 2: 16, 3: 16}
+    regions = LabelMap({"one": [1, 3], "two": [2, 3]}, overlap=True)
+    np.testing.assert_array_equal(regions.to_classes(found) & 2 > 0, np.moveaxis(both[..., 1] > 0, 0, 2))

@@ -1,9 +1,9 @@
 """Masks on the grid of their image: exact where the grids agree, refused with both numbers where not, resampled where asked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,8 @@ from pfedsam.core.errors import DataError
 from pfedsam.data.readers.base import Affine, Header, Reader, grid_difference
 from pfedsam.data.readers.regrid import nearest_voxels
 
+Overlaps: TypeAlias = Literal["refused", "last", "sum"]
+"""What happens where two parts of a file share a voxel: the later one has it, or it has the sum of the ids."""
 _ASK: Final = "export the mask on the grid of its image, or set data.volume.resample: true to resample it"
 
 
@@ -91,6 +93,12 @@ def small_ids(ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     return ids.astype(np.uint8 if highest < 256 else np.uint16 if highest < 65536 else np.int64)
 
 
+def empty_ids(shape: tuple[int, int, int], chosen: Sequence[tuple[int, int]], overlaps: Overlaps) -> npt.NDArray[Any]:
+    """A mask of zeros that holds the ids which `choose_ids` gave, or their sum."""
+    ids = [value for _, value in chosen]
+    return np.zeros(shape, dtype=np.uint8 if (sum(ids) if overlaps == "sum" else max(ids)) < 256 else np.uint16)
+
+
 def choose_ids(names: Mapping[int, str], segments: Mapping[str, int], what: str) -> list[tuple[int, int]]:
     """Which parts of a file become which ids: (number in the file, id), later ones over earlier ones.
 
@@ -118,9 +126,12 @@ def choose_ids(names: Mapping[int, str], segments: Mapping[str, int], what: str)
     return chosen
 
 
-def paint(target: npt.NDArray[Any], where: npt.NDArray[np.bool_], value: int, *, may_overlap: bool) -> int:
-    """Set `value` where a mask of the same shape is true; without `may_overlap`, voxels with another id keep it and are counted."""
-    if may_overlap:
+def paint(target: npt.NDArray[Any], where: npt.NDArray[np.bool_], value: int, overlaps: Overlaps) -> int:
+    """Set `value` where a mask of the same shape is true; where overlaps are refused, voxels with another id keep it and are counted."""
+    if overlaps == "sum":
+        target[where] |= value  # of powers of two, so that a part that is painted twice counts once
+        return 0
+    if overlaps == "last":
         target[where] = value
         return 0
     taken = where & (target != 0) & (target != value)
@@ -137,7 +148,7 @@ def refuse_overlap(voxels: int, what: str) -> None:
     if voxels:
         raise DataError(
             f"its {what} has parts that overlap in {voxels} voxels, where a mask holds one id; name those to use by data.volume.segments, "
-            "the one that wins last"
+            "the one that wins last, or keep all by data.volume.sum_segments"
         )
 
 

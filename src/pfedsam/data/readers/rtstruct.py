@@ -17,20 +17,21 @@ from pfedsam.core.errors import DataError
 from pfedsam.data.readers.base import Affine, Header
 from pfedsam.data.readers.dicom import open_dataset
 from pfedsam.data.readers.dicom_files import damaged, quiet
-from pfedsam.data.readers.masks import GridMask, choose_ids, paint, refuse_overlap
+from pfedsam.data.readers.masks import GridMask, Overlaps, choose_ids, empty_ids, paint, refuse_overlap
 
 _CLOSED: Final = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _OFF_SLICE: Final = 0.25
 """How far from a slice a contour may lie, in parts of the slices' distance."""
 
 
-def read_rtstruct(path: Path, image: Header, *, segments: dict[str, int]) -> GridMask:
+def read_rtstruct(path: Path, image: Header, *, segments: dict[str, int], overlaps: Overlaps) -> GridMask:
     """The structures on the grid of their image.
 
     Args:
         path: Of the RTSTRUCT.
         image: Its image.
         segments: Name of a structure (ROI) to its id; empty: ids are the ROI numbers.
+        overlaps: What happens where structures share voxels.
 
     Raises:
         DataError: The file is damaged, the image has no position, structures overlap, or none has a contour on a slice of the image.
@@ -47,12 +48,12 @@ def read_rtstruct(path: Path, image: Header, *, segments: dict[str, int]) -> Gri
     except (AttributeError, KeyError, TypeError, ValueError):
         raise DataError(damaged(path)) from None
     chosen = choose_ids({number: name for number, name in names.items() if contours[number]}, segments, "RTSTRUCT")
-    target = np.zeros(image.shape, dtype=np.uint8 if max(value for _, value in chosen) < 256 else np.uint16)
+    target = empty_ids(image.shape, chosen, overlaps)
     overlap, absent, every = 0, 0, 0
     for number, value in chosen:
         filled, left_out = _fill(contours[number], image.shape, image.affine)
         absent, every = absent + left_out, every + len(contours[number])
-        overlap += paint(target, filled, value, may_overlap=bool(segments))
+        overlap += paint(target, filled, value, overlaps)
     refuse_overlap(overlap, "RTSTRUCT")
     if absent == every:
         raise DataError(

@@ -18,7 +18,7 @@ from pfedsam.core.errors import DataError
 from pfedsam.data.readers.base import DIRECTION_TOLERANCE, ORIGIN_TOLERANCE, SPACING_TOLERANCE, Affine, Header
 from pfedsam.data.readers.dicom import open_dataset
 from pfedsam.data.readers.dicom_files import damaged, quiet
-from pfedsam.data.readers.masks import GridMask, choose_ids, paint, refuse_overlap
+from pfedsam.data.readers.masks import GridMask, Overlaps, choose_ids, empty_ids, paint, refuse_overlap
 from pfedsam.data.readers.regrid import nearest_voxels
 
 _LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -34,7 +34,13 @@ class _Frame:
 
 
 def read_seg(
-    path: Path, image: Header, *, segments: dict[str, int], threshold: float = 0.5, resample: bool = False
+    path: Path,
+    image: Header,
+    *,
+    segments: dict[str, int],
+    overlaps: Overlaps,
+    threshold: float = 0.5,
+    resample: bool = False,
 ) -> GridMask:
     """The segmentation on the grid of its image.
 
@@ -42,6 +48,7 @@ def read_seg(
         path: Of the DICOM-SEG.
         image: Its image.
         segments: Name of a segment to its id; empty: ids are the segments' numbers.
+        overlaps: What happens where segments share voxels.
         threshold: Least share of a voxel that counts as the segment, for fractional ones.
         resample: Allow another grid in the same coordinate system.
 
@@ -59,7 +66,7 @@ def read_seg(
         raise DataError(damaged(path)) from None
     _check_coordinates(dataset, image)
     chosen = choose_ids(names, segments, "DICOM-SEG")
-    target = np.zeros(image.shape, dtype=np.uint8 if max(value for _, value in chosen) < 256 else np.uint16)
+    target = empty_ids(image.shape, chosen, overlaps)
     places = [_place(frame.affine, size, image) for frame in frames]
     difference = next((place for place in places if isinstance(place, str)), None)
     if difference is not None and not resample:
@@ -71,13 +78,13 @@ def read_seg(
         own = [k for k, frame in enumerate(frames) if frame.segment in (0, number)]
         planes = [(frames[k].affine, _segment(path, dataset, frames[k], number, threshold)) for k in own]
         if difference is not None and planes:
-            overlap += paint(target, _resampled(planes, image), value, may_overlap=bool(segments))
+            overlap += paint(target, _resampled(planes, image), value, overlaps)
             continue
         for k, (_, plane) in zip(own, planes, strict=True):
             place = places[k]
             if isinstance(place, _Place):
                 part = plane.T if place.turned else plane
-                overlap += paint(target[place.where], part, value, may_overlap=bool(segments))
+                overlap += paint(target[place.where], part, value, overlaps)
     refuse_overlap(overlap, "DICOM-SEG")
     notes = () if difference is None else (f"the segmentation was resampled to the grid of its image ({difference})",)
     return GridMask(target, image, notes)
