@@ -65,7 +65,9 @@ def test_the_commands_say_the_same(old_run: Path, command: list[str]) -> None:
 
 def test_an_old_configuration_is_not_submitted(old_run: Path) -> None:
     # What `pfedsam run` and `pfedsam coordinator submit` read first.
-    with pytest.raises(OptionError, match=r"training\.opening: this option is now called training\.shared_warmup_rounds"):
+    with pytest.raises(
+        OptionError, match=r"training\.opening: this option is now called training\.shared_warmup_rounds"
+    ):
         read_options(old_run / "config.yaml")
 
 
