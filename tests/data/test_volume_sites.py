@@ -4,20 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from volume_files import write_nifti, write_series
 
 from pfedsam.core import rng
 from pfedsam.core.errors import DataError
 from pfedsam.data.check import check_sites
-from pfedsam.data.examples import VolumeExamples
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.labels import LabelMap
-from pfedsam.data.loader import batches, load_case_truth, view_of
+from pfedsam.data.loader import batches, load_case_truth
 from pfedsam.data.manifest import read_site
 from pfedsam.data.readers.nifti import NiftiReader
 from pfedsam.data.suspicions import Study
-from pfedsam.data.transforms import AugmentOptions
 from pfedsam.data.volume_options import VolumeOptions
 
 VALUES = np.random.default_rng(0).integers(0, 900, (6, 8, 5)).astype(np.int16)
@@ -37,11 +34,6 @@ def site(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _examples(folder: Path, labels: LabelMap | None = LABELS, **options) -> VolumeExamples:
-    cases = read_site("north", folder).cases
-    return VolumeExamples(cases, labels=labels, image=ImageOptions(), side=16, options=VolumeOptions(**options))
-
-
 def test_a_case_is_a_file_or_a_folder_of_dicom_files(site):
     first, second = read_site("north", site).cases
     assert (first.id, first.volume, second.id, second.volume) == ("a", True, "b", True)
@@ -50,49 +42,6 @@ def test_a_case_is_a_file_or_a_folder_of_dicom_files(site):
     assert truth.classes.shape == (5, 8, 6)
     assert truth.spacing_mm == (5, 2, 1)
     assert truth.classes.sum() == MASK.sum()
-
-
-def test_slices_are_examples_that_do_not_depend_on_what_was_loaded_before(site):
-    examples = _examples(site)
-    assert len(examples) == 10
-    assert [(one.case.id, one.slice, one.depth) for one in examples[3:7]] == [
-        ("a", 3, 5),
-        ("a", 4, 5),
-        ("b", 0, 5),
-        ("b", 1, 5),
-    ]
-    assert examples.foreground == [(), (1,), (1,), (), ()] * 2
-    for number in range(5):
-        assert torch.equal(examples[number].pixels, examples[number + 5].pixels)  # NIfTI and DICOM of the same voxels
-        assert torch.equal(examples[number].labels, examples[number + 5].labels)
-    again = _examples(site)
-    assert torch.equal(again[7].pixels, examples[7].pixels)
-    assert examples[1].labels.sum() > 0
-    views = [view_of(examples[number], 1, seed=0, options=AugmentOptions())[0] for number in (1, 2)]
-    assert not torch.equal(*views)
-
-
-def test_memory_does_not_grow_with_the_site(site, monkeypatch):
-    examples = _examples(site)
-    examples._most = 3
-    for number in range(10):
-        examples[number]
-    assert len(examples._kept) == 3
-    for number in range(5):
-        write_nifti(site / f"images/c{number}.nii.gz", VALUES, AFFINE)
-        write_nifti(site / f"masks/c{number}.nii.gz", MASK, AFFINE)
-    larger = _examples(site)
-    for number in range(len(larger)):
-        larger[number]
-    assert len(larger._open) == 2
-
-
-def test_no_mask_is_looked_at_where_no_labels_are_wanted(site):
-    for path in (site / "masks").iterdir():
-        path.write_bytes(b"broken")
-    examples = _examples(site, labels=None)
-    assert examples[0].labels is None
-    assert examples.foreground == []
 
 
 def test_a_share_of_what_is_drawn_holds_foreground_and_empty_slices_stay_in():

@@ -1,0 +1,73 @@
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+from volume_files import CANARY, write_series
+
+from pfedsam.core.errors import DataError
+from pfedsam.data.readers.dicom_files import choose_series, find_images, looks_like_dicom, read_head
+
+VALUES = np.zeros((6, 8, 3), np.int16)
+
+
+def _numbered(number: int, description: str):
+    def change(dataset: Dataset, _: int) -> None:
+        dataset.SeriesNumber, dataset.SeriesDescription = number, description
+
+    return change
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_series(tmp_path / "s", VALUES, change=_numbered(12, "T2 axial"))
+    write_series(tmp_path / "s", VALUES[..., :2], change=_numbered(3, "T1 axial contrast"))
+    (tmp_path / "s/readme.txt").write_text("not an image")
+    return tmp_path / "s"
+
+
+def test_series_are_listed_by_their_number_in_the_header(folder):
+    found = find_images(folder)
+    assert [(one.number, len(one.planes)) for one in found.series] == [(1, 2), (2, 3)]
+    assert dict(found.others) == {"not DICOM": 1}
+
+
+@pytest.mark.parametrize(("wanted", "number"), [("1", 1), ("2", 2), ("t2", 2), ("contrast T1", 1)])
+def test_a_series_is_chosen_by_its_place_in_the_list_or_words_of_its_description(folder, wanted, number):
+    assert choose_series(find_images(folder), wanted, "s").number == number
+
+
+@pytest.mark.parametrize(
+    ("wanted", "what"), [(None, "of which one must be named"), ("axial", "of which 2 fit"), ("3", "none of which fits")]
+)
+def test_what_fits_none_or_several_is_told_with_numbers_and_no_words_of_a_header(folder, wanted, what):
+    with pytest.raises(DataError, match=what) as caught:
+        choose_series(find_images(folder), wanted, "s")
+    assert "(1: CT, 2 picture(s) of 8 x 6; 2: CT, 3 picture(s) of 8 x 6)" in str(caught.value)
+    assert "axial" not in str(caught.value)
+
+
+@pytest.mark.parametrize("length", [140, 300, 700])
+def test_a_head_that_was_cut_off_is_told_and_is_no_empty_file(tmp_path, length):
+    (path,) = write_series(tmp_path / "s", VALUES[..., :1]).iterdir()
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(DataError, match="is a damaged or cut off DICOM file") as caught:
+        read_head(path)
+    assert "Canary" not in str(caught.value)
+
+
+def test_dicom_is_told_by_its_content(tmp_path):
+    (path,) = write_series(tmp_path / "s", VALUES[..., :1]).iterdir()
+    assert looks_like_dicom(path)
+    bare = tmp_path / "bare"
+    bare.write_bytes(path.read_bytes()[132:])  # without the preamble
+    assert looks_like_dicom(bare)
+    for content in (b"", b"text that is no DICOM file, of some length" * 5, b"\x89PNG\r\n\x1a\n" + bytes(200)):
+        bare.write_bytes(content)
+        assert not looks_like_dicom(bare)
+    assert not looks_like_dicom(tmp_path / "nothing")
+
+
+def test_the_head_holds_nothing_that_says_who_was_scanned(tmp_path):
+    (path,) = write_series(tmp_path / "s", VALUES[..., :1]).iterdir()
+    assert pydicom.dcmread(path).PatientName == CANARY
+    assert not [element for element in read_head(path) if element.keyword.startswith(("Patient", "Study"))]

@@ -1,0 +1,83 @@
+"""Rows and page of `pfedsam data check`."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from volume_files import write_nifti
+
+from pfedsam.data.check import check_sites
+from pfedsam.data.images import ImageOptions
+from pfedsam.data.labels import LabelMap
+from pfedsam.data.manifest import read_site
+from pfedsam.data.readers.series_table import SeriesRow
+from pfedsam.data.suspicions import Study
+from pfedsam.report.data_page import SERIES_COLUMNS, series_rows, site_rows, write_data_page
+from pfedsam.report.format import MISSING
+
+STUDY = Study(LabelMap({"organ": [1], "other": [2]}), ImageOptions())
+
+
+def _report(folder: Path):
+    mask = np.zeros((6, 8, 5), np.uint8)
+    mask[:3, :4, 2] = 1  # 12 of 240 voxels
+    for name in ("a", "b"):
+        write_nifti(
+            folder / f"images/{name}.nii", np.arange(240, dtype=np.int16).reshape(6, 8, 5), np.diag([1, 2, 5, 1])
+        )
+        write_nifti(folder / f"masks/{name}.nii", mask, np.diag([1, 2, 5, 1]))
+    return check_sites([read_site("north", folder)], STUDY)
+
+
+def test_rows_say_what_was_counted(tmp_path):
+    rows = site_rows(_report(tmp_path).sites[0])
+    expected = {
+        "images": "2",
+        "patients": "2",
+        "size (width x height)": "6 x 8 x 5",
+        "spacing in mm": "5 x 2 x 1",
+        "ids in the masks": "0 (2), 1 (2)",
+        "class organ": "2 cases, 5 % of the pixels",
+        "class other": f"0 cases, {MISSING}",
+        "empty masks": "0",
+        "problems": "0",
+    }
+    assert {name: rows[name] for name in expected} == expected
+
+
+def test_the_page_holds_a_picture_of_each_case_and_what_is_wrong(tmp_path):
+    report = _report(tmp_path)
+    page = write_data_page(report, STUDY, tmp_path / "check.html", problems=["site 'north': <b> is wrong"])
+    html = page.read_text("utf-8")
+    assert len(re.findall(r'src="data:image/png;base64,[A-Za-z0-9+/=]{100,}"', html)) == 2
+    assert "&lt;b&gt; is wrong" in html
+    assert report.warnings[0].split("'")[0] in html.replace("&#39;", "'")
+
+
+def test_series_are_rows_with_the_undecided_cases_first(tmp_path):
+    first = SeriesRow(1, "MR", "axial", "ORIGINAL PRIMARY", 0.0, 20, 1, (64, 32), (3.0, 0.5, 0.5), True)
+    second = SeriesRow(2, "MR", "", "", None, 20, 4, (64, 32), None, False)
+    late = replace(first, number=2, seconds=3 * 86400.0 + 60, chosen=False)
+    site = replace(_report(tmp_path).sites[0], series={"a": (first, second), "b": (replace(first, chosen=False), late)})
+    rows = [dict(zip(SERIES_COLUMNS, row, strict=True)) for row in series_rows(site)]
+    assert [row["case"] for row in rows] == ["b", "", "a", ""]
+    assert rows[2] == {
+        "case": "a",
+        "series": "1 MR",
+        "plane": "axial",
+        "image type": "ORIGINAL PRIMARY",
+        "time": "0 min",
+        "slices": "20",
+        "pixels": "32 x 64",
+        "spacing in mm": "3 x 0.5 x 0.5",
+        "chosen": "yes",
+    }
+    assert rows[3] == rows[3] | {
+        "plane": MISSING,
+        "time": MISSING,
+        "slices": "20, 4 each",
+        "spacing in mm": "none",
+        "chosen": "no",
+    }
+    assert rows[1]["time"] == "3 days"
