@@ -53,7 +53,20 @@ from pfedsam.core.options import Options
 MAX_MEGAPIXELS: Final = 100.0
 
 _FORMATS = ("PNG", "JPEG", "TIFF")  # the JPEG of a phone may turn out as "MPO"; its first picture is read
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+_UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    EOFError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow and tifffile raise for files that are damaged, wherever the damage lies."""
 _BAND_PIXELS: Final = 2**20
 _RESULT_BYTES: Final = 12
 _MAX_BYTES: Final = 1.4e9

@@ -90,6 +90,8 @@ _NO_PICTURE: Final = frozenset(
         "RWV",
     }
 )
+_MAX_FRAMES: Final = 2**16
+"""Pictures in one file; a header that claims more is damaged."""
 _DICOMDIR: Final = "1.2.840.10008.1.3.10"
 _NATIVE: Final = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 _GROUPS: Final = (b"\x08\x00", b"\x02\x00")
@@ -190,7 +192,10 @@ def read_head(path: Path) -> Dataset:
     try:
         with quiet(), path.open("rb") as file:
             head = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
+            head.walk(lambda *_: None)  # converts every value now: pydicom does so when it is first used, and may raise
             head.SOPClassUID  # noqa: B018 - absent in a file that was cut off
+            if not 0 <= _number(head.get("NumberOfFrames"), 1) <= _MAX_FRAMES:
+                raise DataError(damaged(path))
             if "Image Storage" in UID(head.SOPClassUID).name:
                 _check_length(path, head, path.stat().st_size - file.tell())
             return head
@@ -238,7 +243,11 @@ def find_images(path: Path) -> Found:
         if modality in _NO_PICTURE or not {"Rows", "Columns", "BitsAllocated"} <= {element.keyword for element in head}:
             found.others[modality if modality in _NO_PICTURE else "without a picture"] += 1
             continue
-        for key, planes in _split_frames(file, head).items():
+        try:
+            frames = _split_frames(file, head)
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError):
+            raise DataError(damaged(file)) from None
+        for key, planes in frames.items():
             groups.setdefault(key, []).append((head, planes))
     ordered = sorted(groups.items(), key=lambda item: (_number(item[1][0][0].get("SeriesNumber")), *map(str, item[0])))
     found.series = [_series(number, members) for number, (_, members) in enumerate(ordered, start=1)]
