@@ -39,7 +39,7 @@ def fingerprint(folder: Path, options: RunOptions) -> dict[str, object]:
         assert state is not None
         found[f"{site} local"] = digest(state.local)
         found[f"{site} optimizer"] = digest(state.optimizer)
-        found[f"{site} feedback"] = [digest(kept.feedback) for kept in _generations(folder, site, options)]
+        found[f"{site} feedback"] = [digest(kept.memory) for kept in _generations(folder, site, options)]
         found[f"{site} scores"] = (folder / "sites" / site / "scores.json").read_bytes()
     found["records"] = records_without_times(folder)
     return found
@@ -121,9 +121,9 @@ def test_a_killed_run_resumes_to_the_same_bits_with_integers_and_error_feedback(
     for site in options.data.sites:
         kept = _generations(tmp_path / "killed", site, options)
         assert len(kept) == 2
-        assert kept[0].feedback.keys() == shared.keys()
-        assert max(value.abs().max() for value in kept[0].feedback.values()) > 0
-        assert kept[1].feedback == {}  # nothing is sent after the final phase
+        assert kept[0].memory.keys() == shared.keys()
+        assert max(value.abs().max() for value in kept[0].memory.values()) > 0
+        assert kept[1].memory == {}  # nothing is sent after the final phase
 
 
 def check_bytes(folder: Path, exact_folder: Path, shrinks: float) -> None:
@@ -152,7 +152,7 @@ def test_without_error_feedback_int4_sends_as_little_and_nothing_is_kept(
     run(options, tmp_path / "run")
     check_bytes(tmp_path / "run", reference, 6.2)
     for site in options.data.sites:
-        assert all(state.feedback == {} for state in _generations(tmp_path / "run", site, options))
+        assert all(state.memory == {} for state in _generations(tmp_path / "run", site, options))
 
 
 def test_processes_change_no_bit(tmp_path: Path, toy_options: RunOptions, reference: Path) -> None:
