@@ -81,16 +81,16 @@ def spoil(module):
 """Puts a pattern into the experts that a site begins with."""
 BABBLE = (
     f"""
-MODULE = "pfedsam.engine.site_agent"
+MODULE = "pfedsam.engine.site_study"
 def spoil(module):
     from dataclasses import replace
-    train = module.SiteAgent._train
-    def spoiled(self, request, study, shared):
+    train = module.SiteStudy._train
+    def spoiled(self, request, shared):
         if request.round == 1:
             raise ZeroDivisionError("no such patient: {EXCEPTION}")
-        reply = train(self, request, study, shared)
+        reply = train(self, request, shared)
         return replace(reply, scalar_metrics={{**reply.scalar_metrics, "dice_{METRIC}": 0.5}})
-    module.SiteAgent._train = spoiled
+    module.SiteStudy._train = spoiled
 """
     + SPOILER
 )
