@@ -64,7 +64,7 @@ def toy_study(folder: Path, *, codec: str = "fp32", rounds: int = 1, sites: int 
                 "phases": "decoupled",
             },
             "evaluation": {"validate_every": 1},
-            "communication": {"codec": codec},
+            "communication": {"codec": codec, "min_cases": 1},
         }
     )
     study = create_study(options, folder / "studies", RoundPolicy(quorum=2))

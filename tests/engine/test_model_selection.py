@@ -1,6 +1,7 @@
 """Row 26 of reliability: a shared model that is worse at a site by more than 5 Dice points; the site keeps its last good one."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -159,11 +160,12 @@ def test_a_run_says_so_and_its_folder_predicts_with_the_kept_model(
     victim = next(iter(toy_options.data.sites))
     seen: dict[str, int] = {}
 
-    def dice(self: SiteScorer, *args: object) -> float:
+    def summary(self: SiteScorer, *args: object) -> SimpleNamespace:
         seen[self.name] = seen.get(self.name, 0) + 1
-        return 0.1 if self.name == victim and seen[self.name] > 2 else 0.8  # two models are scored each time
+        dice = 0.1 if self.name == victim and seen[self.name] > 2 else 0.8  # two models are scored each time
+        return SimpleNamespace(mean=SimpleNamespace(dice=dice))
 
-    monkeypatch.setattr(SiteScorer, "dice", dice)
+    monkeypatch.setattr(SiteScorer, "summary", summary)
     training = toy_options.training.model_copy(update={"rounds": 2, "shared_warmup_rounds": 0, "final_steps": 0})
     options = toy_options.model_copy(update={"training": training})
     run(options, tmp_path / "run")

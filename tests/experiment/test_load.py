@@ -120,7 +120,7 @@ def test_unsound_files_are_refused(tmp_path: Path, text: str, words: str) -> Non
 
 
 def test_an_override_through_a_value_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="'rounds' holds a value"):
+    with pytest.raises(OptionError, match="'rounds' has a value"):
         load_options(write(tmp_path, GOOD + "training: {rounds: 3}\n"), ["training.rounds.x=1"])
 
 

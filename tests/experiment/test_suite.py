@@ -161,7 +161,7 @@ def test_sites_are_the_folders(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     assert list(site_folders(suite(), tmp_path)) == ["a", "b"]
     assert list(site_folders(suite(sites=["b"]), tmp_path)) == ["b"]
-    with pytest.raises(DataError, match=r"lacks the site\(s\) c"):
+    with pytest.raises(DataError, match=r"no folder for the site\(s\) c"):
         site_folders(suite(sites=["b", "c"]), tmp_path)
     with pytest.raises(DataError, match="no data folder"):
         site_folders(suite(), tmp_path / "none")
