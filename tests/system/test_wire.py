@@ -205,7 +205,7 @@ def replies(said: list[Said]) -> list[tuple[dict[str, bytes], int]]:
 
 
 def _reply(data: bytes) -> dict[str, bytes]:
-    start = data.index(b'{"scalar_metrics"')
+    start = data.index(b'{"refused"')  # the first of the head's keys
     _, length = json.JSONDecoder().raw_decode(data[start:].decode("latin-1"))
     update, header = b"", data.find(b'{"__metadata__"')
     if header >= 0:  # safetensors: eight bytes with the header's length, the header, the values
