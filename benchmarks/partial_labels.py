@@ -312,8 +312,19 @@ def figures_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     return figures
 
 
+def paired(found: Found) -> Found:
+    """Of each study the seeds that all of its ways have that were begun, so that differences are of the same seeds."""
+    kept = {}
+    for study, arms in found.items():
+        begun = {arm: runs for arm, runs in arms.items() if runs}
+        seeds = set.intersection(*map(set, begun.values())) if begun else set()
+        kept[study] = {arm: {seed: one for seed, one in runs.items() if seed in seeds} for arm, runs in begun.items()}
+    return kept
+
+
 def write(out: Path, found: Found) -> None:
-    """The result files, from what is trained so far."""
+    """The result files, from what is trained so far, by the seeds that all ways of a study have."""
+    found = paired(found)
     rows = [row for study in STUDIES for row in differences(found, study)]
     write_result(
         out,
