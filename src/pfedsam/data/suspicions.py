@@ -168,16 +168,10 @@ def tile_names(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
 def equal_pictures(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
     """Equal pictures, by content, under two names, patients or sites: errors where they lie on two sides of the split."""
     del study
-    groups: dict[str, list[CaseFacts]] = defaultdict(list)
-    for facts in sites:
-        for one in facts.cases:
-            if one.content is not None:
-                groups[one.content].append(one)
     by_kind: dict[tuple[str, str, bool], list[list[CaseFacts]]] = defaultdict(list)
-    for group in groups.values():
-        if len(group) > 1:
-            sides = {one.case.split for one in group} - {None, "unused"}
-            by_kind[group[0].case.site, _how_equal(group), len(sides) > 1].append(group)
+    for group in _with_equal(sites, lambda one: one.content):
+        sides = {one.case.split for one in group} - {None, "unused"}
+        by_kind[group[0].case.site, _how_equal(group), len(sides) > 1].append(group)
     for (site, how, leak), found in by_kind.items():
         yield Finding(site, "equal pictures", _equal_text(found, how, leak=leak), _pair_ids(found), error=leak)
 
@@ -185,13 +179,8 @@ def equal_pictures(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding
 def equal_masks(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
     """Volumes of two patients whose masks are equal voxel by voxel: sequences of one patient that were listed as patients, or copies."""
     del study
-    groups: dict[str, list[CaseFacts]] = defaultdict(list)
-    for facts in sites:
-        for one in facts.cases:
-            if one.mask_content is not None:
-                groups[one.mask_content].append(one)
     found: dict[str, list[list[CaseFacts]]] = defaultdict(list)
-    for group in groups.values():
+    for group in _with_equal(sites, lambda one: one.mask_content):
         if len({(one.case.site, one.case.patient) for one in group}) > 1:
             found[group[0].case.site].append(group)
     for site, several in found.items():
@@ -206,6 +195,17 @@ def equal_masks(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
             "the same patient",
             _pair_ids(several),
         )
+
+
+def _with_equal(sites: Sequence[SiteFacts], content: Callable[[CaseFacts], str | None]) -> list[list[CaseFacts]]:
+    """The groups of two or more cases, of any site, whose digest is the same; cases without one are in none."""
+    groups: dict[str, list[CaseFacts]] = defaultdict(list)
+    for facts in sites:
+        for one in facts.cases:
+            found = content(one)
+            if found is not None:
+                groups[found].append(one)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def exif_masks(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
