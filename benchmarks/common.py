@@ -1,15 +1,22 @@
 """What every benchmark writes: files under benchmarks/results, in the form of `pfedsam.report.result_file`."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
+from pfedsam.core import atomic
 from pfedsam.report import result_file
-from pfedsam.report.result_file import machine, markdown
+from pfedsam.report.result_file import commit, machine, markdown
 
-__all__ = ["RESULTS", "gpu_name", "machine", "markdown", "write_result"]
+if TYPE_CHECKING:
+    import nibabel as nib
+
+__all__ = ["RESULTS", "gpu_name", "machine", "markdown", "middle", "write_part", "write_result"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -19,6 +26,35 @@ def write_result(
 ) -> None:
     """`benchmarks/results/NAME.json` and `NAME.md`; the arguments are those of `pfedsam.report.result_file.write_result`."""
     result_file.write_result(RESULTS, name, command=command, seeds=seeds, figures=figures, table=table, **more)
+
+
+def write_part(name: str, part: str, figures: Mapping[str, object], *, command: str, **more: object) -> None:
+    """Put the figures of one part of a benchmark into `benchmarks/results/NAME.json`; those of the other parts stay.
+
+    Args:
+        name: of the file.
+        part: what was measured.
+        figures: by name.
+        command: makes this part alone.
+        more: other entries of the file.
+    """
+    path = RESULTS / f"{name}.json"
+    content = json.loads(path.read_text("utf-8")) if path.exists() else {"figures": {}, "made_by": {}}
+    content |= more
+    content["figures"] |= figures
+    content["made_by"][part] = {
+        "command": command,
+        "commit": commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(),
+    }
+    atomic.write_json(path, content, mode=0o644)
+
+
+def middle(volume: "nib.Nifti1Image", side: int) -> "nib.Nifti1Image":
+    """The middle of all slices, `side` pixels wide; a volume that is smaller stays as it is along that axis."""
+    starts = [max(0, (size - side) // 2) for size in volume.shape[:2]]
+    return volume.slicer[starts[0] : starts[0] + side, starts[1] : starts[1] + side]
 
 
 def gpu_name() -> str:

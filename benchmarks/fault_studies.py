@@ -352,7 +352,6 @@ def crafted_update(
         cases: the count that it declares at join and in its update; None: its own.
     """
     spec = recording.manifest.spec
-    codec = spec.codec
 
     def on_wire(task: str, round_: int, wire: Wire) -> Wire:
         if task == "join" and cases is not None:
@@ -363,7 +362,7 @@ def crafted_update(
         update = decode(reply.update, spec, recording.start)
         moved = change({name: value - recording.start[name] for name, value in update.tensors.items()})
         sent = Update(update.site, round_, {n: recording.start[n] + moved[n] for n in moved}, cases or update.cases)
-        return reply_to_wire(replace(reply, update=encode(sent, codec, recording.start)))
+        return reply_to_wire(replace(reply, update=encode(sent, spec.codec, recording.start)))
 
     return on_wire
 

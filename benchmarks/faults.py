@@ -6,14 +6,12 @@ One function a figure. Needs no data: the generators lie in the tests. Writes be
 """
 
 import importlib.util
-import json
 import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,14 +19,12 @@ from unittest import mock
 
 import fault_studies as faults
 import torch
+from common import write_part
 
-from pfedsam.core import atomic
 from pfedsam.engine import rounds, run_end
 from pfedsam.federation.bounds import change_norm
-from pfedsam.report.result_file import commit, machine
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "faults.json"
 SEED = 0
 
 
@@ -199,15 +195,7 @@ def _from_tests(path: str) -> ModuleType:
 def main() -> None:
     """Make the figures that are named, or all of them; the others stay."""
     for name in sys.argv[1:] or list(FIGURES):
-        content = json.loads(RESULT.read_text("utf-8")) if RESULT.exists() else {"figures": {}, "made_by": {}}
-        content["figures"] |= FIGURES[name]()
-        content["made_by"][name] = {
-            "command": f"python benchmarks/faults.py {name}",
-            "commit": commit(),
-            "date": datetime.now(UTC).date().isoformat(),
-            "machine": machine(),
-        }
-        atomic.write_json(RESULT, content, mode=0o644)
+        write_part("faults", name, FIGURES[name](), command=f"python benchmarks/faults.py {name}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from common import RESULTS, markdown
+from common import RESULTS, markdown, middle
 from PIL import Image
 from scipy import ndimage
 
@@ -82,19 +82,14 @@ class PartialStudy:
 def prepare_volumes(source: Path, to: Path, absent: int | None) -> None:
     """The middle of volumes, with masks without one id."""
     for path in sorted((source / "masks").iterdir()):
-        image, mask = (middle(nib.load(folder / path.name)) for folder in (source / "images", source / "masks"))
+        image, mask = (
+            middle(nib.load(folder / path.name), CROPS["heart"]) for folder in (source / "images", source / "masks")
+        )
         nib.save(image, to / "images" / path.name)
         ids = np.asarray(mask.dataobj).astype(np.uint8)
         nib.save(
             nib.Nifti1Image(without(ids, absent), mask.affine, mask.header, dtype=np.uint8), to / "masks" / path.name
         )
-
-
-def middle(volume: nib.Nifti1Image) -> nib.Nifti1Image:
-    """The middle of all slices; a volume that is smaller stays as it is along that axis."""
-    side = CROPS["heart"]
-    starts = [max(0, (size - side) // 2) for size in volume.shape[:2]]
-    return volume.slicer[starts[0] : starts[0] + side, starts[1] : starts[1] + side]
 
 
 def prepare_nuclei(source: Path, to: Path, absent: int | None) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from common import RESULTS, markdown
+from common import RESULTS, markdown, middle
 
 from pfedsam.engine.run import is_finished, run
 from pfedsam.experiment.options import RunOptions
@@ -62,19 +62,13 @@ def prepare(data: Path, to: Path) -> float:
             (to / site / part).mkdir(parents=True, exist_ok=True)
         for hospital in hospitals:
             for path in sorted((data / hospital / "masks_gm").iterdir()):
-                image, mask = (middle(nib.load(one)) for one in (data / hospital / "images" / path.name, path))
+                image, mask = (middle(nib.load(one), CROP) for one in (data / hospital / "images" / path.name, path))
                 name = f"{hospital}-{path.name}"
                 ids = (np.asarray(mask.dataobj) > 0.5).astype(np.uint8)
                 nib.save(image, to / site / "images" / name)
                 nib.save(nib.Nifti1Image(ids, image.affine), to / site / "masks" / name)
                 shares.append(float(ids.mean()))
     return statistics.fmean(shares)
-
-
-def middle(volume: nib.Nifti1Image) -> nib.Nifti1Image:
-    """The middle of all slices; a volume that is smaller stays as it is along that axis."""
-    starts = [max(0, (size - CROP) // 2) for size in volume.shape[:2]]
-    return volume.slicer[starts[0] : starts[0] + CROP, starts[1] : starts[1] + CROP]
 
 
 def options_of(arm: str, seed: int, runs: Path) -> RunOptions:

@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from itertools import permutations, product
 from pathlib import Path
 from typing import Any
@@ -24,16 +23,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from common import RESULTS, machine
+from common import write_part
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from pfedsam.core import atomic
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers import open_mask, open_volume
 from pfedsam.data.readers.base import Reader
 from pfedsam.data.volume_options import VolumeOptions
-from pfedsam.report.result_file import commit
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
 from volume_files import write_series
@@ -53,7 +50,6 @@ GOALS = {
     "dicom_rows_right": 19.0,
 }
 AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
-RESULT = RESULTS / "volumes.json"
 
 
 def main() -> None:
@@ -68,16 +64,7 @@ def main() -> None:
     for part in given.part or list(PARTS):
         with tempfile.TemporaryDirectory() as folder:
             figures = PARTS[part](Path(folder), given.data)
-        content = json.loads(RESULT.read_text("utf-8")) if RESULT.exists() else {"figures": {}, "made_by": {}}
-        content["goals"] = GOALS
-        content["figures"] |= figures
-        content["made_by"][part] = {
-            "command": f"python benchmarks/volumes.py DATA {part}",
-            "commit": commit(),
-            "date": datetime.now(UTC).date().isoformat(),
-            "machine": machine(),
-        }
-        atomic.write_json(RESULT, content, mode=0o644)
+        write_part("volumes", part, figures, command=f"python benchmarks/volumes.py DATA {part}", goals=GOALS)
         print(json.dumps(figures, indent=2), flush=True)
 
 
