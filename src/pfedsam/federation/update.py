@@ -173,8 +173,14 @@ class Written(NamedTuple):
     """An update as a message."""
 
     message: bytes
-    arrived: dict[str, torch.Tensor]
-    """The tensors, in their shapes, as the server reads them from the message."""
+    spec: UpdateSpec
+    values: torch.Tensor
+    """The values in the message, bytes uint8 `[payload_bytes]`."""
+    received: NamedTensors | None
+
+    def arrived(self) -> dict[str, torch.Tensor]:
+        """The tensors, in their shapes, as the server reads them from the message."""
+        return self.spec.unpack(self.values, self.received)
 
 
 def encode(update: Update, codec: Codec = LOSSLESS, received: NamedTensors | None = None) -> bytes:
@@ -198,7 +204,7 @@ def write_update(update: Update, codec: Codec = LOSSLESS, received: NamedTensors
     metadata = {"schema": _SCHEMA, "spec": spec.digest, "update": json.dumps(envelope, sort_keys=True)}
     values = spec.pack(update.tensors, received)
     message = to_bytes({"values": values}, metadata | _base_entry(spec, received))
-    return Written(message, dict(update.tensors) if codec.lossless else spec.unpack(values, received))
+    return Written(message, spec, values, received)
 
 
 def decode(

@@ -79,6 +79,7 @@ class Pipeline:
         sent = {name: value.to(update.tensors[name].dtype) for name, value in values.items()}
         written = write_update(replace(update, tensors=sent), self.codec, received)
         kept: dict[str, Tensor] = {}
+        arrived = written.arrived() if self.steps else {}
         for step, after in zip(self.steps, returned, strict=True):
-            kept |= step.remember(after, written.arrived)
+            kept |= step.remember(after, arrived)
         return Sent(written.message, kept)
