@@ -41,7 +41,15 @@ def read_options(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
     Raises:
         OptionError: the file has mistakes; the message names every unknown key and every wrong value.
     """
-    content = read_mapping(path)
+    return _options_of(read_mapping(path), path, overrides)
+
+
+def _options_of(content: dict[str, Any], path: Path, overrides: Sequence[str]) -> RunOptions:
+    """The options in the content of a file, as `read_options`.
+
+    Raises:
+        OptionError: the content has mistakes.
+    """
     override(content, overrides)
     _resolve_paths(content, path.resolve().parent)
     name = source(path, overrides)
@@ -123,17 +131,17 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
         "It is the configuration with which the run was started and which fits its parameters: restore it from a backup, or start again "
         "with the original YAML file and a new folder.",
     )
-    _refuse_version_0_1(path)
-    return read_options(path, overrides)
+    content = read_mapping(path)
+    _refuse_version_0_1(content, path)
+    return _options_of(content, path, overrides)
 
 
-def _refuse_version_0_1(path: Path) -> None:
+def _refuse_version_0_1(content: Mapping[str, Any], path: Path) -> None:
     """Refuse the configuration that version 0.1 wrote into a run's folder; it held every key, also those that are renamed now.
 
     Raises:
         OptionError: it is one.
     """
-    content = read_mapping(path)
     old = [f"{key} ({name.path} now)" for key, name in RENAMED.items() if _holds(content, key)]
     if old:
         raise OptionError(
