@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from pfedsam.core.small_numbers import OFF
 from pfedsam.data.manifest import Site
 from pfedsam.evaluation.scores import CaseScores
 from pfedsam.evaluation.summary import SiteSummary, summarize_site
@@ -76,7 +75,7 @@ def write_end(
         seed=options.seed,
         rounds=options.training.rounds,
         steps=local_steps(options),
-        min_cases=options.communication.min_cases or OFF,
+        min_cases=options.communication.least_cases,
         personal=models.get("personal"),
         shared=models.get("shared"),
         sizes=sizes,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pfedsam.core import atomic
-from pfedsam.core.small_numbers import OFF, rounded_up
+from pfedsam.core.small_numbers import rounded_up
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.examples import Example
 from pfedsam.data.loader import CaseTruth, load_case_truth
@@ -90,7 +90,7 @@ class SiteSession:
         self.options, self.study, self.name, self.built = options, study, name, built
         self.store = SiteStore(folder / "state")
         self.data: SiteData = build_site_data(options, name, cases, built, cache)
-        self.cases = rounded_up(len(cases), options.communication.min_cases or OFF)
+        self.cases = rounded_up(len(cases), options.communication.least_cases)
         """The weight of the site in the average: its training cases, at least `communication.min_cases`."""
         self._initial = start
         self.models = SiteModels.of(options, built, folder, self._initial)
@@ -159,7 +159,7 @@ class SiteSession:
         if not self.built.model.routers():
             return {}
         assign(self.built.model, result.state.local, self.built.partition.local)
-        return expert_usage(self.built.model, self.data, least_cases=self.options.communication.min_cases or OFF)
+        return expert_usage(self.built.model, self.data, least_cases=self.options.communication.least_cases)
 
 
 class SiteScorer:
@@ -195,7 +195,7 @@ class SiteScorer:
         trained = site.trained(received)
         found = {name: self.summary(cases, model, trained) for name, model in models.items()}
         judged = site.judge(round_, {name: one.mean.dice for name, one in found.items()}, received)
-        least = self.options.communication.min_cases or OFF
+        least = self.options.communication.least_cases
         return replace(judged, dice={name: withhold(one, least).mean.dice for name, one in found.items()})
 
     def summary(self, cases: tuple[Case, ...], model: Model, parameters: Parameters) -> SiteSummary:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pfedsam.core import sealed
 from pfedsam.core.errors import OptionError, RunError, StoreError
 from pfedsam.core.options import Options
-from pfedsam.core.small_numbers import DEFAULT, OFF
+from pfedsam.core.small_numbers import DEFAULT
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.engine.scalar_metrics import allowed_metrics
 from pfedsam.engine.server_files import RECORDS, SERVER, load_state, refuse_lost_state, save_state
@@ -122,7 +122,7 @@ def build_manifest(options: RunOptions, built: BuiltModel, study: str, content: 
         class_tensors=_class_tensors(options, built),
         components={c: names for c, names in built.partition.components.items() if set(names) <= set(shared)},
         pipeline=build_pipeline(options.communication).describe(),
-        min_cases=options.communication.min_cases or OFF,
+        min_cases=options.communication.least_cases,
         max_change=_largest_change(options, shared),
         scalar_metrics=allowed_metrics(options, built),
     )

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from pfedsam.core.options import Options
+from pfedsam.core.small_numbers import OFF
 from pfedsam.federation.codec import MAX_BLOCK, MIN_BLOCK, Codec, CodecName
 from pfedsam.federation.pipeline.base import Pipeline, Step
 from pfedsam.federation.pipeline.clip import Clip
@@ -36,6 +37,11 @@ class CommunicationOptions(Options):
         description="Counts and scores that stand for fewer cases than this stay at the site, and a site with fewer training cases "
         "weighs as much as one with so many. Empty: 10 between hospitals; on one machine everything is shown.",
     )
+
+    @property
+    def least_cases(self) -> int:
+        """The fewest cases that a number which leaves a site may stand for; `OFF` where `min_cases` is empty."""
+        return self.min_cases or OFF
 
 
 def build_pipeline(options: CommunicationOptions) -> Pipeline:
