@@ -196,7 +196,8 @@ def rollback_command(
 ) -> None:
     """Reset the shared parameters of a study to one of its last three good states, after a round with a harmful update.
 
-    The study continues with the round after that state. Revoke the site that sent the update before you start the coordinator again.
+    The number of the round does not go back: the study continues with its next round, and no round is trained twice. Revoke the site that
+    sent the update before you start the coordinator again.
     """  # noqa: DOC501
     from pfedsam.core.errors import RunError
     from pfedsam.core.lock import runner

@@ -30,7 +30,7 @@ DEMO_SETTINGS: dict[str, Any] = {
     "evaluation": {"validate_every": 4},
     "runtime": {"workers": 2},
 }
-"""Settings of the demonstration, which takes about five minutes on two cores."""
+"""Settings of the demonstration, which takes five to ten minutes on two cores."""
 
 
 def run_command(config: Config, out: Out, overrides: Set = None, resume: Resume = False) -> None:
@@ -75,7 +75,7 @@ def compare_command(
 
 
 def demo_command(out: Out = Path("runs/demo"), resume: Resume = False) -> None:
-    """Compare three methods on generated images of four synthetic hospitals, offline, in about five minutes on two cores."""
+    """Compare three methods on generated images of four synthetic hospitals, offline, in five to ten minutes on two cores."""
     from pfedsam.data.synthetic import LABELS, PATIENT_PATTERN, SyntheticOptions, write_sites
     from pfedsam.experiment.options import RunOptions
 
