@@ -5,7 +5,7 @@ from toy_model import toy_backbone, toy_personal
 
 from pfedsam.core import rng
 from pfedsam.core.errors import OptionError
-from pfedsam.model.build import build_personal, components_of, present
+from pfedsam.model.build import build_personal, build_segmenter, components_of, present
 from pfedsam.model.options import ModelOptions
 
 
@@ -42,3 +42,12 @@ def test_every_parameter_group_is_in_the_model() -> None:
 def test_more_blocks_than_there_are() -> None:
     with pytest.raises(OptionError, match=r"adapt_last is 3, but this backbone has 2 encoder blocks: give 1 to 2"):
         build_personal(toy_backbone(), options(adapt_last=3), 1, rng.generator(1))
+
+
+def test_a_unet_in_place_of_sam() -> None:
+    chosen = options(unet={"channels": [4, 8], "residual_units": 1}, image_size=32)
+    assert present(chosen) == {"unet", "unet_norms"}
+    first, again = (build_segmenter(chosen, 2, rng.generator(3)) for _ in range(2))
+    other = build_segmenter(chosen, 2, rng.generator(4))
+    assert first.model.image_size == 32
+    assert first.start == again.start != other.start

@@ -8,6 +8,7 @@ from typing import TypeVar
 from pfedsam.data.manifest import Site
 from pfedsam.evaluation.scores import CaseScores
 from pfedsam.evaluation.summary import SiteSummary, summarize_site
+from pfedsam.experiment.build import build_method
 from pfedsam.experiment.options import RunOptions
 from pfedsam.experiment.suite import local_steps
 from pfedsam.model.backbones.checkpoint import backbone_file
@@ -67,11 +68,10 @@ def write_end(
         RunError: there is no model, or the two were not scored at the same sites.
         StoreError: a file could not be written, or what the report reads is damaged.
     """
-    file = backbone_file(options.model.backbone)  # where it lies here is nobody else's business
     summary = build_summary(
         date=datetime.now(UTC).date().isoformat(),
         method=options.method,
-        backbone=file.name if file else options.model.backbone,
+        backbone=_backbone_name(options),
         seed=options.seed,
         rounds=options.training.rounds,
         steps=local_steps(options),
@@ -86,3 +86,12 @@ def write_end(
     write_summary(folder / "summary.json", summary)
     write_page(folder)
     return summary
+
+
+def _backbone_name(options: RunOptions) -> str:
+    """The name of the network that is trained; of a file only its name, because its folder says something about this machine."""
+    model = build_method(options).adapt(options.model)
+    if model.unet:
+        return "U-Net, random weights"
+    file = backbone_file(model.backbone)
+    return file.name if file else model.backbone

@@ -29,12 +29,11 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.methods import configured
 from pfedsam.federation.methods.base import Method
 from pfedsam.federation.roster import Roster
-from pfedsam.model.backbones.checkpoint import load_backbone
-from pfedsam.model.build import build_personal
+from pfedsam.model.build import build_segmenter
 from pfedsam.model.numerics import CPU
 from pfedsam.model.partition import Kind, Partition
-from pfedsam.model.personal import PersonalSam
 from pfedsam.model.prefix import PrefixCache, PrefixOptions
+from pfedsam.model.segmenter import Segmenter
 from pfedsam.training.losses import LabelForm
 from pfedsam.training.site_data import SiteData
 
@@ -53,10 +52,10 @@ class VolumeReading(TypedDict):
 class BuiltModel:
     """The model of a run before training, and the partition of its parameters."""
 
-    model: PersonalSam
+    model: Segmenter
     partition: Partition
     backbone: str
-    """SHA-256 of the frozen backbone's weights."""
+    """SHA-256 of the backbone's weights before training; for a U-Net, of its random initial weights."""
     initial: NamedTensors
     """Initial values of the trained parameters, the same for every site; the values in the model itself change while sites train it."""
 
@@ -226,10 +225,10 @@ def build_model(options: RunOptions, device: torch.device = CPU, *, may_download
     """
     method = build_method(options)
     model_options = method.adapt(options.model)
-    backbone = load_backbone(model_options.backbone, image_size=model_options.image_size, may_download=may_download)
-    digest = backbone.hash
     classes = len(build_labels(options).names)
-    model = build_personal(backbone, model_options, classes, rng.generator(options.seed, "model"), device)
+    generator = rng.generator(options.seed, "model")
+    built = build_segmenter(model_options, classes, generator, device, may_download=may_download)
+    model = built.model
     placement = method.placement(model_options)
     idle = sorted(model.groups(lambda part: part.addition) - set(placement))
     if idle:
@@ -245,7 +244,7 @@ def build_model(options: RunOptions, device: torch.device = CPU, *, may_download
                 "switched off. Switch one on, or choose a method without that phase, such as fedavg or local-only."
             )
     model.requires_grad_(False).eval()
-    return BuiltModel(model, partition, digest, partition.select(model, "shared", "local"))
+    return BuiltModel(model, partition, built.start, partition.select(model, "shared", "local"))
 
 
 def build_roster(options: RunOptions) -> Roster:

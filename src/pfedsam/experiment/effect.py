@@ -16,7 +16,7 @@ from pfedsam.experiment.build import build_method
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.methods import METHODS
 from pfedsam.federation.methods.base import Method
-from pfedsam.model.build import components_of
+from pfedsam.model.build import declared_by
 from pfedsam.model.options import ModelOptions
 from pfedsam.training.options import TrainingOptions
 
@@ -159,7 +159,7 @@ def _used_training(method: Method, training: TrainingOptions, model: ModelOption
         read.update(_BY_A_TEACHER)
     optimizer = {f"{_OPTIMIZER}{name}" for name in type(training.optimizer).model_fields}
     adapted = method.adapt(model)
-    of_the_backbone = {group for part in components_of(adapted) if part.pretrained for group in part.groups}
+    of_the_backbone = {group for part in declared_by(adapted) if part.pretrained for group in part.groups}
     if not of_the_backbone & set(method.placement(adapted)):
         optimizer.discard(_PRETRAINED_RATE)
     return frozenset(read | optimizer)

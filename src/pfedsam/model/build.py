@@ -1,9 +1,15 @@
-"""Builds the components that the options of the model describe, and the personal SAM from them."""
+"""Builds the model that its options describe: the personal SAM from its components, or a U-Net."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from pfedsam.core.errors import OptionError
+from pfedsam.core.tensors import digest
+from pfedsam.model import unet
 from pfedsam.model.backbones.base import Backbone
+from pfedsam.model.backbones.checkpoint import load_backbone
 from pfedsam.model.components.adapters import Adapters
 from pfedsam.model.components.base import Component
 from pfedsam.model.components.class_tokens import ClassTokens
@@ -18,6 +24,8 @@ from pfedsam.model.components.pretrained import Decoder, Encoder, NoPrompt
 from pfedsam.model.numerics import CPU, frozen_dtype
 from pfedsam.model.options import ModelOptions
 from pfedsam.model.personal import PersonalSam
+from pfedsam.model.segmenter import Declared, Segmenter
+from pfedsam.model.unet import UNetSegmenter
 
 
 def components_of(options: ModelOptions) -> list[Component]:
@@ -42,9 +50,52 @@ def components_of(options: ModelOptions) -> list[Component]:
     return [component for component in found if component is not None]
 
 
+def declared_by(options: ModelOptions) -> Sequence[Declared]:
+    """What the components of a model with these options declare."""
+    return unet.PARTS if options.unet else components_of(options)
+
+
 def present(options: ModelOptions, *, local_only: bool = False) -> frozenset[str]:
     """The groups of parameters of a model with these options; with `local_only` only those that just the personal model uses."""
-    return frozenset(group for c in components_of(options) if c.local_only or not local_only for group in c.groups)
+    return frozenset(group for c in declared_by(options) if c.local_only or not local_only for group in c.groups)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model before training, and what it starts from."""
+
+    model: Segmenter
+    start: str
+    """SHA-256 of the backbone's weights; for a U-Net, of its random initial weights."""
+
+
+def build_segmenter(
+    options: ModelOptions,
+    classes: int,
+    generator: torch.Generator,
+    device: torch.device = CPU,
+    *,
+    may_download: bool = True,
+) -> Built:
+    """Build the model that the options describe.
+
+    Args:
+        options: options of the model.
+        classes: number of classes, without the background.
+        generator: source of the random initial values, which are the same on every device.
+        device: device of the model.
+        may_download: whether to download a backbone with a hub name that is not on this machine; otherwise it is refused.
+
+    Raises:
+        CheckpointError: the backbone cannot be loaded.
+        OptionError: the options do not fit the backbone, or the size of the images does not fit the U-Net.
+    """
+    if options.unet:
+        network = UNetSegmenter(options.unet, classes, generator, image_size=options.image_size)
+        return Built(network.to(device), digest(dict(network.state_dict())))
+    backbone = load_backbone(options.backbone, image_size=options.image_size, may_download=may_download)
+    start = backbone.hash
+    return Built(build_personal(backbone, options, classes, generator, device), start)
 
 
 def build_personal(

@@ -10,6 +10,7 @@ from pfedsam.model.components.adapters import AdapterOptions
 from pfedsam.model.components.experts import ExpertOptions
 from pfedsam.model.components.lora import LoraOptions
 from pfedsam.model.numerics import Precision
+from pfedsam.model.unet import UNetOptions
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ class ModelOptions(Options):
         default=False,
         description="Whether the adapted blocks are recomputed in the backward pass instead of storing their activations: less memory, "
         "slower steps, the same results.",
+    )
+    unet: Annotated[UNetOptions | None, Addition(off=None)] = Field(
+        default=None,
+        description="A plain U-Net from random weights in place of SAM; empty: SAM (set by unet-local, unet-fedavg and unet-fedbn).",
     )
     train_encoder: Annotated[bool, Addition(off=False)] = Field(
         default=False,

@@ -4,7 +4,7 @@ With `personal=False` the local components are switched off and the module is th
 shared parameters. Teacher and student of the distillation are therefore the same module, whose weights are in memory only once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import reduce
 
@@ -18,13 +18,11 @@ from pfedsam.model.components.base import NETWORK, AfterAttention, Assembly, Bes
 from pfedsam.model.components.output_layers import MaskHead
 from pfedsam.model.components.routing import Routing
 from pfedsam.model.local_values import swapped_parameters
+from pfedsam.model.segmenter import Declared, Segmenter
 
 
-class PersonalSam(nn.Module):
-    """A backbone with shared and local components, which predicts one mask per class without a prompt.
-
-    The background has logit 0, and classes exclude one another: the probabilities are the softmax over `[0, z_1 .. z_C]`.
-    """
+class PersonalSam(Segmenter):
+    """A backbone with shared and local components; see `Segmenter` for its logits."""
 
     class_tokens: nn.Parameter
     output_layers: MaskHead
@@ -55,6 +53,7 @@ class PersonalSam(nn.Module):
         self._by_name: dict[str, nn.Module] = {}
         self.backbone, self.parts = backbone, tuple(parts)
         self.first_adapted, self.recompute, self.classes = first_adapted, recompute, classes
+        self.image_size = backbone.image_size
         self.from_pixels = any(part.from_pixels for part in parts)
         self.add_module(NETWORK, backbone.network.requires_grad_(False))
         assembly = Assembly(self, backbone, first_adapted, classes, generator)
@@ -79,28 +78,15 @@ class PersonalSam(nn.Module):
         """The device of the model, to which `prefix` and `from_prefix` move their inputs."""
         return self.class_tokens.device
 
-    @property
-    def image_size(self) -> int:
-        """Side S in pixels of the square input."""
-        return self.backbone.image_size
-
     def get_submodule(self, target: str) -> nn.Module:
         """The module `target`; the result is cached, because a round needs hundreds of look-ups."""
         found = self._by_name.get(target)
         return super().get_submodule(target) if found is None else found
 
-    def components(self) -> dict[str, tuple[str, ...]]:
-        """Named groups of the parameters that can be trained; `Partition` places them."""
-        return dict(self._components)
-
-    def groups(self, kind: Callable[[Component], bool]) -> frozenset[str]:
-        """The groups of the components for which `kind` holds, such as `lambda part: part.local_only`."""
-        return frozenset(group for part in self.parts if kind(part) for group in part.groups) & self._components.keys()
-
-    def pretrained(self) -> frozenset[str]:
-        """The parameters that can be trained and are the backbone's own weights."""
-        groups = self.groups(lambda part: part.pretrained)
-        return frozenset(name for group in groups for name in self._components[group])
+    @property
+    def declarations(self) -> Sequence[Declared]:
+        """The components in the order in which they were attached."""
+        return self.parts
 
     def origins(self) -> dict[str, str]:
         """Local parameter that began as a copy of a shared one -> the name of the shared one."""
@@ -217,10 +203,6 @@ class PersonalSam(nn.Module):
         for part in parts:
             values |= part.swapped(read)
         return values
-
-    def forward(self, pixels: Tensor, *, personal: bool = True) -> Tensor:
-        """Class logits `[B, C, S/4, S/4]` of pixels `[B, 3, S, S]` in 0..1."""
-        return self.from_prefix(self.prefix(pixels), personal=personal)
 
 
 def _beside_mlp(parts: Sequence[Component], block: int, routings: dict[str, Routing] | None) -> BesideMlp | None:

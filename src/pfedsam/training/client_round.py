@@ -15,7 +15,7 @@ from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.examples import Example
 from pfedsam.model.components.routing import Routing
 from pfedsam.model.partition import Partition, assign
-from pfedsam.model.personal import PersonalSam
+from pfedsam.model.segmenter import Segmenter
 from pfedsam.training.options import TrainingOptions
 from pfedsam.training.phases import PhaseSpec, run_phase
 from pfedsam.training.site_data import SiteData
@@ -44,7 +44,7 @@ class ClientResult:
 
 
 def client_round(
-    model: PersonalSam,
+    model: Segmenter,
     partition: Partition,
     data: SiteData,
     phases: Sequence[PhaseSpec],
@@ -109,7 +109,7 @@ def learning_rate(options: TrainingOptions, round_: int) -> float:
 
 
 @torch.no_grad()
-def expert_usage(model: PersonalSam, data: SiteData, *, least_cases: int = 1) -> dict[str, list[float]]:
+def expert_usage(model: Segmenter, data: SiteData, *, least_cases: int = 1) -> dict[str, list[float]]:
     """For each adapted block the share of tokens sent to each expert, over the unchanged views of a site's first images.
 
     Args:
@@ -138,7 +138,7 @@ def _first_images(data: SiteData, least_cases: int) -> list[Example]:
     return list(first.values())
 
 
-def _anchors(model: PersonalSam, names: tuple[str, ...], received: NamedTensors) -> dict[str, Tensor]:
+def _anchors(model: Segmenter, names: tuple[str, ...], received: NamedTensors) -> dict[str, Tensor]:
     """The targets of a proximal term: the received value, of the same shape, of each shared parameter and of its personal copy."""
     origins = model.origins()
     found = {name: received[origins.get(name, name)] for name in names if origins.get(name, name) in received}

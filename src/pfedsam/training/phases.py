@@ -16,7 +16,7 @@ from pfedsam.core.options import Options
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.model.components.routing import Routing
 from pfedsam.model.partition import Kind
-from pfedsam.model.personal import PersonalSam
+from pfedsam.model.segmenter import Segmenter
 from pfedsam.training.distillation import DistillationOptions, distillation_loss
 from pfedsam.training.losses import ALL_ANNOTATED, LabelForm, LossName, segmentation_loss
 from pfedsam.training.optimizer import pack, unpack
@@ -87,7 +87,7 @@ class PhaseResult:
 
 
 def run_phase(
-    model: PersonalSam,
+    model: Segmenter,
     batches: Iterable[Batch],
     spec: PhaseSpec,
     *,
@@ -153,7 +153,7 @@ def _parts_of_step(
     return [[p for name, p in trained.items() if (name in local) == wanted] for wanted in (False, True)]
 
 
-def _only_trainable(model: PersonalSam, names: tuple[str, ...]) -> dict[str, nn.Parameter]:
+def _only_trainable(model: Segmenter, names: tuple[str, ...]) -> dict[str, nn.Parameter]:
     model.requires_grad_(False)
     trained = {name: model.get_parameter(name) for name in names}
     for parameter in trained.values():
@@ -162,7 +162,7 @@ def _only_trainable(model: PersonalSam, names: tuple[str, ...]) -> dict[str, nn.
 
 
 def _groups(
-    model: PersonalSam, trained: dict[str, nn.Parameter], learning_rate: float, fraction: float
+    model: Segmenter, trained: dict[str, nn.Parameter], learning_rate: float, fraction: float
 ) -> list[dict[str, Any]]:
     """The parameter groups of the optimiser by learning rate: added parameters, and the backbone's own parameters."""
     own = model.pretrained()
@@ -181,7 +181,7 @@ class _Objective:
 
     def __init__(
         self,
-        model: PersonalSam,
+        model: Segmenter,
         spec: PhaseSpec,
         distillation: DistillationOptions,
         balance: float,

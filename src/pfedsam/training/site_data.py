@@ -10,8 +10,8 @@ from pfedsam.core.rng import generator
 from pfedsam.data.examples import Example
 from pfedsam.data.loader import batches, view_of
 from pfedsam.data.transforms import AugmentOptions
-from pfedsam.model.personal import PersonalSam
 from pfedsam.model.prefix import PrefixCache
+from pfedsam.model.segmenter import Segmenter
 from pfedsam.training.losses import ALL_ANNOTATED, LabelForm
 
 
@@ -43,7 +43,7 @@ class SiteData:
     form: LabelForm = ALL_ANNOTATED
     """The meaning of the labels, and the classes that they contain."""
 
-    def draw(self, model: PersonalSam, *, round_: int, phase: str, batch_size: int, steps: int) -> Iterator[Batch]:
+    def draw(self, model: Segmenter, *, round_: int, phase: str, batch_size: int, steps: int) -> Iterator[Batch]:
         """The batches of one phase, which depend only on seed, site, round and phase."""
         order = generator(self.seed, self.name, round_, phase, "batches")
         renewal = round_ // self.augment.renew_every if self.augment.renew_every else 0
@@ -60,7 +60,7 @@ class SiteData:
             tokens, labels = (torch.stack(parts).to(model.device) for parts in zip(*drawn, strict=True))
             yield Batch(tokens, labels, tuple(pairs))
 
-    def _view(self, model: PersonalSam, index: int, view: int, renewal: int) -> tuple[Tensor, Tensor]:
+    def _view(self, model: Segmenter, index: int, view: int, renewal: int) -> tuple[Tensor, Tensor]:
         """The tokens [h, w, d] and the labels [h, w] of one view of an image."""
         pixels, labels = view_of(self.examples[index], view, seed=self.seed, options=self.augment, renewal=renewal)
         return self.cache.tokens(pixels, model.prefix), labels

@@ -20,8 +20,9 @@ from pfedsam.model.backbones.sam import SamBackbone
 from pfedsam.model.build import build_personal
 from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Partition
-from pfedsam.model.personal import PersonalSam
 from pfedsam.model.prefix import PrefixCache, PrefixOptions
+from pfedsam.model.segmenter import Segmenter
+from pfedsam.model.unet import UNetSegmenter
 from pfedsam.training.client_round import ClientResult, ClientState, client_round
 from pfedsam.training.options import TrainingOptions
 from pfedsam.training.site_data import SiteData
@@ -32,7 +33,7 @@ CLASSES = 2
 @dataclass
 class Made:
     method: Method
-    model: PersonalSam
+    model: Segmenter
     partition: Partition
 
     @property
@@ -71,8 +72,12 @@ def make() -> Callable[..., Made]:
             method = method.configure(type(method.own).model_validate(own))
         chosen = {"backbone": "sam-toy", "adapt_last": 1, "lora": {"rank": 2}, **changes}
         options = method.adapt(ModelOptions.model_validate(chosen))
-        backbone = SamBackbone(new_network(compact_config("sam-toy"), rng.generator(0)))
-        model = build_personal(backbone, options, CLASSES, rng.generator(1)).eval()
+        if options.unet:
+            model: Segmenter = UNetSegmenter(options.unet, CLASSES, rng.generator(1), image_size=64)
+        else:
+            backbone = SamBackbone(new_network(compact_config("sam-toy"), rng.generator(0)))
+            model = build_personal(backbone, options, CLASSES, rng.generator(1))
+        model.eval()
         return Made(method, model, Partition.of(model, model.components(), method.placement(options)))
 
     return _make

@@ -12,6 +12,8 @@ from pfedsam.model.backbones.sam import SamBackbone
 from pfedsam.model.build import build_personal
 from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Partition
+from pfedsam.model.segmenter import Segmenter
+from pfedsam.model.unet import UNetSegmenter
 
 PAGE = (Path(__file__).parents[3] / "docs" / "methods.md").read_text()
 TABLE = {
@@ -29,9 +31,11 @@ def test_every_method_has_a_row() -> None:
 @pytest.mark.parametrize("name", [n for n, method in METHODS.items() if not method.roster.pool])
 def test_its_megabytes_are_those_of_its_message(name: str) -> None:
     options = METHODS[name].adapt(ModelOptions())
-    model = build_personal(
-        SamBackbone(new_network(compact_config("sam-tiny"), rng.generator(0))), options, 1, rng.generator(1)
-    )
+    if options.unet:
+        model: Segmenter = UNetSegmenter(options.unet, 1, rng.generator(1))
+    else:
+        network = new_network(compact_config("sam-tiny"), rng.generator(0))
+        model = build_personal(SamBackbone(network), options, 1, rng.generator(1))
     partition = Partition.of(model, model.components(), METHODS[name].placement(options))
     shared = partition.select(model, "shared")
     size = len(encode(Update("site", 0, shared, 1))) / 1e6 if shared else 0.0

@@ -26,6 +26,9 @@ from pfedsam.federation.methods import (
     local_only,
     pfedsam,
     trimmed_mean,
+    unet_fedavg,
+    unet_fedbn,
+    unet_local,
 )
 from pfedsam.federation.methods.base import Method
 
@@ -46,6 +49,9 @@ _MODULES = (
     fedbn,
     fedsa_lora,
     feddpa,
+    unet_local,
+    unet_fedavg,
+    unet_fedbn,
     centralized,
     centralized_finetuned,
 )

@@ -14,6 +14,7 @@ from pfedsam.federation.server import ServerStep, WeightedMean
 from pfedsam.model.build import present
 from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Kind, Placement
+from pfedsam.model.unet import UNetOptions
 from pfedsam.training.options import TrainingOptions
 from pfedsam.training.phases import PhaseSpec
 
@@ -67,6 +68,11 @@ HEAD = ("class_tokens", "output_layers")
 def plain(options: ModelOptions) -> ModelOptions:
     """The configured model without the components that pfedsam or its ablations add, with one shared set of output layers."""
     return options.without_additions()
+
+
+def plain_unet(options: ModelOptions) -> ModelOptions:
+    """A U-Net in place of SAM; of the configured options only its size and that of the images are used."""
+    return ModelOptions(unet=options.unet or UNetOptions(), image_size=options.image_size)
 
 
 def place(options: ModelOptions, *, shared: Iterable[str] = (), local: Iterable[str] = ()) -> Placement:

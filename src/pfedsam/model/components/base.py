@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pfedsam.model.backbones.base import Backbone
 from pfedsam.model.components.routing import Routing
+from pfedsam.model.segmenter import Declared
 
 NETWORK = "sam"
 """The name of the backbone's network within the personal model."""
@@ -65,17 +66,9 @@ class Assembly:
             self.declared[group] = tuple(name for name in own if name not in withheld)
 
 
-class Component(ABC):
+class Component(Declared, ABC):
     """One part of the personal model."""
 
-    groups: ClassVar[tuple[str, ...]]
-    """The names of its groups of parameters, used for placement and reports; most components have one group."""
-    local_only: ClassVar[bool] = False
-    """Whether only the personal model uses it; the shared model is the model with such components switched off."""
-    addition: ClassVar[bool] = False
-    """Whether an option adds it, so that it has no purpose with a method that does not train it."""
-    pretrained: ClassVar[bool] = False
-    """Whether its parameters are the backbone's own weights, which are trained at a lower learning rate."""
     from_pixels: ClassVar[bool] = False
     """Whether it changes the encoder from its first layer on, so that no frozen features can be cached."""
 

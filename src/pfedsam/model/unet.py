@@ -1,0 +1,125 @@
+"""A plain 2-D U-Net from random weights, the model that users compare a fine-tuned SAM with.
+
+It is MONAI's residual U-Net (Kerfoot et al., "Left-Ventricle Quantification Using Residual U-Net", STACOM 2018; Ronneberger et al., 2015)
+with instance normalisation as in nnU-Net. No part of it is frozen, and it has no part that only a personal model uses; a method may keep
+its normalisation layers local (FedBN).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.nets.unet import UNet
+from pydantic import Field
+from torch import Tensor, nn
+
+from pfedsam.core.errors import OptionError
+from pfedsam.core.options import Options
+from pfedsam.model.backbones.base import standardise
+from pfedsam.model.components.routing import Routing
+from pfedsam.model.segmenter import Declared, Segmenter
+
+_LARGEST_SEED = 2**62
+_NETWORK = "unet"
+
+
+class UNetOptions(Options):
+    """The U-Net's size."""
+
+    channels: list[int] = Field(
+        default=[16, 32, 64, 128, 256],
+        min_length=2,
+        max_length=7,
+        description="Channels of each level from the top to the bottom; each level halves the resolution.",
+    )
+    residual_units: int = Field(default=2, ge=0, le=4, description="Number of residual units in a level.")
+    image_size: int = Field(
+        default=256, ge=16, le=1024, description="Side in pixels of the resized square images, if model.image_size is empty."
+    )
+
+
+class UNetLayers(Declared):
+    """All layers except for the normalisation."""
+
+    groups = ("unet",)
+    addition = True
+
+
+class UNetNorms(Declared):
+    """Scale and shift of the normalisation layers."""
+
+    groups = ("unet_norms",)
+    addition = True
+
+
+PARTS: Sequence[Declared] = (UNetLayers(), UNetNorms())
+"""The components of every U-Net."""
+
+
+class UNetSegmenter(Segmenter):
+    """MONAI's 2-D U-Net with one output channel per class; the background has logit 0."""
+
+    def __init__(
+        self, options: UNetOptions, classes: int, generator: torch.Generator, *, image_size: int | None = None
+    ) -> None:
+        """Build a U-Net with random weights.
+
+        Args:
+            options: its size.
+            classes: number of classes, without the background.
+            generator: source of the random initial values.
+            image_size: side of the square input in pixels; None for that of the options.
+
+        Raises:
+            OptionError: the levels do not fit the side of the image.
+        """
+        super().__init__()
+        side, step = image_size or options.image_size, 2 ** (len(options.channels) - 1)
+        if side % step:
+            raise OptionError(
+                f"a U-Net with {len(options.channels)} levels needs images whose side is a multiple of {step}, but model.image_size is "
+                f"{side}: choose {side - side % step or step}, or fewer levels (model.unet.channels)."
+            )
+        self.classes, self.image_size = classes, side
+        self.from_pixels, self.frozen_dtype, self.first_adapted = True, torch.float32, 0
+        seed = int(torch.randint(_LARGEST_SEED, (1,), generator=generator))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = UNet(
+                spatial_dims=2,
+                in_channels=3,
+                out_channels=classes,
+                channels=options.channels,
+                strides=[2] * (len(options.channels) - 1),
+                num_res_units=options.residual_units,
+                norm=("instance", {"affine": True}),
+            )
+        self.add_module(_NETWORK, network)
+        norms = [f"{name}." for name, module in self.named_modules() if isinstance(module, nn.InstanceNorm2d)]
+        names = [name for name, _ in self.named_parameters()]
+        of_norms = tuple(name for name in names if name.startswith(tuple(norms)))
+        self._components = {"unet": tuple(name for name in names if name not in of_norms), "unet_norms": of_norms}
+
+    @property
+    def declarations(self) -> Sequence[Declared]:
+        """The layers and the normalisation."""
+        return PARTS
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return next(self.parameters()).device
+
+    @property
+    def prefix_shape(self) -> tuple[int, int, int]:
+        """(3, S, S): nothing is frozen."""
+        return (3, self.image_size, self.image_size)
+
+    def prefix(self, pixels: Tensor) -> Tensor:
+        """The pixels `[B, 3, S, S]` themselves."""
+        return pixels
+
+    def from_prefix(
+        self, tokens: Tensor, *, personal: bool = True, routings: dict[str, Routing] | None = None
+    ) -> Tensor:
+        """Class logits `[B, C, S, S]` of pixels `[B, 3, S, S]` in 0..1; the personal and the shared model are the same."""
+        return self.get_submodule(_NETWORK)(standardise(tokens.to(self.device)))  # type: ignore[no-any-return]
