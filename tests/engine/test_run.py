@@ -17,6 +17,7 @@ from pfedsam.data.tiling import TilingOptions
 from pfedsam.engine import run as run_module
 from pfedsam.engine.model_selection import models_of
 from pfedsam.engine.opened import open_run
+from pfedsam.engine.progress import Event
 from pfedsam.engine.run import run
 from pfedsam.engine.server_files import SERVER, read_server
 from pfedsam.experiment.build import build_model
@@ -394,3 +395,36 @@ def test_a_run_that_withholds_small_numbers_says_so(toy_options: RunOptions, tmp
     assert "fewer than 10" in page
     assert "weighs as one with 10" in page
     assert run_tables(summary)[0].caption is not None
+
+
+def patient(options: RunOptions) -> RunOptions:
+    """No site can gain, so that after the first validation two rounds pass without a gain, and two more are trained."""
+    content = options.model_dump(mode="json", exclude_unset=True)
+    content["training"] |= {"rounds": 12, "patience": 2, "optimizer": {"learning_rate": 1e-9}}
+    return RunOptions.model_validate(content)
+
+
+def test_training_ends_when_no_site_gains(tmp_path: Path, toy_options: RunOptions) -> None:
+    summary = run(patient(toy_options), tmp_path / "run")
+    records = read_records(tmp_path / "run" / "records.jsonl")
+    per_round, final = toy_options.training.steps_per_round, toy_options.training.final_steps
+    assert (summary.rounds, summary.steps) == (5, 5 * per_round + final)
+    assert {row["round"] for row in records if row["kind"] == "aggregate"} == set(range(5))
+    assert {row["round"] for row in records if row["kind"] == "experts"} == {4, 5}  # the last round, and after it
+    assert {row["round"] for row in records if row["kind"] == "validation"} == {0, 1, 2, 3, 4, 5}
+
+
+def test_a_run_that_ends_early_and_is_interrupted_resumes_to_the_same_bits(
+    tmp_path: Path, toy_options: RunOptions
+) -> None:
+    options = patient(toy_options)
+    run(options, tmp_path / "whole")
+
+    def interrupt(event: Event) -> None:
+        if event.stage == "train" and event.detail.startswith("round 4 of 5"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(options, tmp_path / "cut", progress=interrupt)
+    run(options, tmp_path / "cut", resume=True)
+    assert fingerprint(tmp_path / "cut", options) == fingerprint(tmp_path / "whole", options)

@@ -293,6 +293,49 @@ def test_a_coordinator_asks_for_what_was_approved_in_its_order_and_once(tmp_path
         assert refused == (None if due else "wrong-round"), what
 
 
+ENDS = {
+    "round 1": (("train", 0, 0.0, None), True),
+    "an end before the round": (("train", 1, 0.1, 1), False),
+    "an end after the approved one": (("train", 1, 0.1, 6), False),
+    "the test before an end was said": (("test", 1, 0.1, None), False),
+    "round 2, the last but one": (("train", 1, 0.1, 3), True),
+    "round 3 with a later end": (("train", 2, 0.2, 4), False),
+    "round 3 as if no end had been said": (("train", 2, 0.2, None), False),
+    "round 3": (("train", 2, 0.2, 3), True),
+    "round 4, which is none": (("train", 3, 0.2, 3), False),
+    "validation at the end": (("validate", 2, 0.3, 3), True),
+    "the test at the approved end": (("test", 5, 0.3, None), False),
+    "the test with other parameters": (("test", 3, 0.4, 3), True),
+    "the test again with others": (("test", 3, 0.3, 3), False),
+}
+
+
+def test_a_study_ends_once_and_never_after_the_approved_number_of_rounds(tmp_path, manifest):
+    patient = {**manifest.configuration, "training": {"rounds": 5, "patience": 2}}
+    manifest = manifest.model_copy(update={"configuration": patient})
+    SitePolicy(tmp_path).approve(manifest)
+    for what, ((task, round_, times, ends), due) in ENDS.items():
+        policy = SitePolicy(tmp_path)  # anew: what was said is known after a restart
+        asked = replace(request(manifest, away(manifest, times), round_, ends=ends), task=task)
+        refused = None
+        try:
+            policy.accept_broadcast(manifest, asked, START)
+        except RefusedError as error:
+            refused = error.word
+        assert refused == (None if due else "wrong-round"), what
+
+
+def test_a_study_without_patience_has_exactly_its_rounds(tmp_path, manifest):
+    policy = SitePolicy(tmp_path)
+    policy.approve(manifest)
+    policy.accept_broadcast(manifest, request(manifest), START)
+    with pytest.raises(
+        RefusedError,
+        match=r"ends the study after 2 round\(s\), which the approved manifest with 5",
+    ):
+        policy.accept_broadcast(manifest, request(manifest, away(manifest, 0.1), 1, ends=2), START)
+
+
 def test_a_repeated_request_gets_the_same_reply_and_no_other_does(tmp_path, manifest):
     policy = SitePolicy(tmp_path)
     policy.approve(manifest)

@@ -284,6 +284,10 @@ def _show(manifest: "StudyManifest", options: "RunOptions") -> None:
     table = Table(f"study {manifest.study}", manifest.name)
     training, parts = options.training, manifest.component_bytes()
     table.add_row("method, rounds", f"{options.method}, {training.rounds}")
+    if training.patience:
+        table.add_row(
+            "it ends earlier", f"{training.patience} rounds after no site has gained for {training.patience} rounds"
+        )
     table.add_row("in a round", f"{training.steps_per_round} steps of {training.batch_size} images each")
     table.add_row("learning rate", f"{training.optimizer.learning_rate:g}")
     table.add_row("backbone", manifest.configuration["model"]["backbone"])

@@ -151,10 +151,10 @@ class LocalTransport:
             RefusedError: a request is not as agreed.
             StoreError: a site's state cannot be read or written.
         """
-        round_, wires = request_from_wire({**request, "shared": b""}).round, {}
+        asked, wires = request_from_wire({**request, "shared": b""}), {}
         for done, (site, wire) in enumerate(self._workers.each(sites, dict(request)), start=1):
             wires[site] = wire
-            self._report(task, round_, site, done, len(sites))
+            self._report(asked, site, done, len(sites))
         return Answers(wires)
 
     def wants_again(self) -> bool:
@@ -165,9 +165,14 @@ class LocalTransport:
         """End the worker processes."""
         self._workers.close()
 
-    def _report(self, task: Task, round_: int, site: str, done: int, sites: int) -> None:
-        if task == "train":
-            rounds = self._study.manifest.rounds
-            self._tell(Event("train", round_ * sites + done, rounds * sites, f"round {round_ + 1} of {rounds}, {site}"))
-        elif task in ("finalize", "test"):
-            self._tell(Event(task, done, sites, site))
+    def _report(self, asked: Request, site: str, done: int, sites: int) -> None:
+        if asked.task == "train":
+            rounds, number = asked.ends or self._study.manifest.rounds, asked.round
+            words = f"round {number + 1} of {'' if asked.ends else self._at_most}{rounds}, {site}"
+            self._tell(Event("train", number * sites + done, rounds * sites, words))
+        elif asked.task in ("finalize", "test"):
+            self._tell(Event(asked.task, done, sites, site))
+
+    @property
+    def _at_most(self) -> str:
+        return "at most " if self._study.options.training.patience else ""

@@ -185,7 +185,7 @@ class _Work:
     ) -> Weights:
         experts, state = self.options.model.experts, ClientState(local)
         chunks = min(_CHUNKS, self.steps)
-        training = self.options.training.model_copy(update={"rounds": chunks})
+        training = self.options.training.model_copy(update={"rounds": chunks, "patience": None})
         for chunk in range(chunks):
             steps = self.steps * (chunk + 1) // chunks - self.steps * chunk // chunks
             result = client_round(

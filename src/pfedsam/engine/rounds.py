@@ -22,7 +22,7 @@ from pfedsam.core.options import Options
 from pfedsam.engine.export import export_adapter
 from pfedsam.engine.run_end import by_model, write_end
 from pfedsam.engine.scalar_metrics import check_values, to_missing, to_report, to_summaries, to_validation
-from pfedsam.engine.server_files import SERVER, record_aggregate, record_report, record_validation
+from pfedsam.engine.server_files import SERVER, record_aggregate, record_report, record_validation, validations_in
 from pfedsam.engine.silence import Silence, after_round, left_out
 from pfedsam.engine.site_session import RoundReport
 from pfedsam.engine.study_folder import StudyFolder
@@ -39,6 +39,7 @@ from pfedsam.federation.server import ServerState, aggregate
 from pfedsam.federation.update import label
 from pfedsam.report.records import RecordWriter, read_records
 from pfedsam.report.summary_file import Communication, PartSizes
+from pfedsam.training.schedule import end_of_training
 
 _LOG = get_logger(__name__)
 S = TypeVar("S")
@@ -134,6 +135,8 @@ class StudyRun:
         # In a local run all updates are computed by this program, so they need no bounds.
         limits = Limits(self.manifest.max_change, self.policy.median_factor, self.policy.max_share)
         self.limits = NO_LIMITS if self._local else limits
+        self._validations: dict[int, dict[str, float]] = {}
+        """Dice of each site by round, of the better one of its models."""
 
     def run(self) -> Outcome:
         """Run rounds until the study is finished, or until the sites should be set up again.
@@ -150,7 +153,8 @@ class StudyRun:
                     "Nothing was changed; submit the study again when more sites are there."
                 )
             self._check_classes()
-            while self.state.round < self.manifest.rounds:
+            self._validations = validations_in(read_records(self.folder.path / "records.jsonl"))
+            while self.state.round < self.ends:
                 if self.transport.wants_again():
                     return "again"
                 self._join(records, [s for s in self._connected() if s not in self.present])
@@ -163,6 +167,11 @@ class StudyRun:
             records.write({"kind": "timing", **seconds})
         self._report(summaries, seconds)
         return "finished"
+
+    @property
+    def ends(self) -> int:
+        """The number of rounds after which the study ends, as far as its validations determine it."""
+        return end_of_training(self.options.training, self._validations)
 
     def _connected(self) -> list[str]:
         """The study's sites that can be asked now; another member of the federation is neither registered nor sent anything."""
@@ -229,7 +238,7 @@ class StudyRun:
         state = self._aggregate(records, replies)
         every = self.options.evaluation.validate_every
         self.state = state
-        if every and ((current.round + 1) % every == 0 or current.round + 1 == self.manifest.rounds):
+        if every and ((current.round + 1) % every == 0 or current.round + 1 == self.ends):
             self._validate(records, current.round, silent=set(there) - set(replies))
         self.folder.save_state(self.state, self.manifest, records)
         self._tell("running")
@@ -273,11 +282,13 @@ class StudyRun:
         )
         for site, validation in found.items():
             record_validation(records, round_, site, validation)
+            if defined := [dice for dice in validation.dice.values() if dice is not None]:
+                self._validations.setdefault(round_, {})[site] = max(defined)
 
     def _finalize(self, records: RecordWriter) -> None:
         if not build_method(self.options).final(self.options.training):
             return
-        rounds, asked = self.manifest.rounds, self._sites_for("finalize")
+        rounds, asked = self.ends, self._sites_for("finalize")
         replies = self._ask(records, "finalize", rounds, asked, self.policy.deadline_s)
         for site, report in self._read(records, "finalize", rounds, replies, self._report_of).items():
             record_report(records, rounds, site, report)
@@ -286,7 +297,7 @@ class StudyRun:
             self._validate(records, rounds, silent=set(asked) - set(replies))
 
     def _test(self, records: RecordWriter) -> dict[str, dict[str, SiteSummary]]:
-        replies = self._ask(records, "test", self.manifest.rounds, self._sites_for("test"), self.policy.score_s)
+        replies = self._ask(records, "test", self.ends, self._sites_for("test"), self.policy.score_s)
         classes = tuple(build_labels(self.options).names)
 
         def read(reply: Reply) -> dict[str, SiteSummary]:
@@ -294,7 +305,7 @@ class StudyRun:
                 raise UpdateError("its scores were not complete")
             return to_summaries(reply.scalar_metrics, classes)
 
-        return self._read(records, "test", self.manifest.rounds, replies, read)
+        return self._read(records, "test", self.ends, replies, read)
 
     def _report_of(self, reply: Reply) -> RoundReport:
         return to_report(reply.scalar_metrics, self.manifest.scalar_metrics[reply.task])
@@ -313,7 +324,9 @@ class StudyRun:
         built = self._built or build_model(self.options)
         export_adapter((self.folder.path / SERVER).parent, self.options, built, self.state.shared)
         sizes = self._sizes or {site: PartSizes(train=cases) for site, cases in self.registered.items()}
-        write_end(self.folder.path, self.options, by_model(summaries), sizes, self._communication(), seconds)
+        write_end(
+            self.folder.path, self.options, by_model(summaries), sizes, self._communication(), seconds, rounds=self.ends
+        )
         self._tell("finished")
 
     def _communication(self) -> Communication:
@@ -345,6 +358,7 @@ class StudyRun:
             round_,
             manifest=self.manifest.model_dump_json().encode() if manifest else b"",
             shared=b"" if manifest else self.state.to_bytes(),
+            ends=self.ends if self.ends < self.manifest.rounds else None,
         )
         answers = self.transport.ask(request_to_wire(request), task, sites, deadline_s)
         if task == "train":
@@ -367,7 +381,7 @@ class StudyRun:
         if reasons:
             named = {label(site): reasons[site] for site in sorted(reasons)}
             records.write({"kind": "absent", "round": round_, "task": task, "sites": named})
-            asked = in_words(task, round_, self.manifest.rounds)
+            asked = in_words(task, round_, self.ends)
             _LOG.warning("%s: %s", asked, "; ".join(f"{s}: {r}" for s, r in named.items()))
 
     def _ordered(self, sites: Sequence[str] | set[str] | Mapping[str, object]) -> list[str]:
@@ -376,7 +390,7 @@ class StudyRun:
         return sorted(sites, key=lambda site: (named.index(site) if site in named else len(named), site))
 
     def _tell(self, state: str) -> None:
-        self.folder.write_status(state, round_=self.state.round, rounds=self.manifest.rounds, sites=self.present)
+        self.folder.write_status(state, round_=self.state.round, rounds=self.ends, sites=self.present)
 
 
 def _of_each(

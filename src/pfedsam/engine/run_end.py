@@ -53,6 +53,8 @@ def write_end(
     sizes: Mapping[str, PartSizes],
     communication: Communication,
     seconds: Mapping[str, float],
+    *,
+    rounds: int | None = None,
 ) -> Summary:
     """Write summary and report into a run's folder.
 
@@ -63,6 +65,7 @@ def write_end(
         sizes: of the sites' parts, where they are known.
         communication: bytes of a round.
         seconds: what took how long.
+        rounds: the number of rounds that were trained; None for `training.rounds`.
 
     Raises:
         RunError: there is no model, or the two were not scored at the same sites.
@@ -73,8 +76,8 @@ def write_end(
         method=options.method,
         backbone=_backbone_name(options),
         seed=options.seed,
-        rounds=options.training.rounds,
-        steps=local_steps(options),
+        rounds=options.training.rounds if rounds is None else rounds,
+        steps=local_steps(options, rounds),
         min_cases=options.communication.least_cases,
         personal=models.get("personal"),
         shared=models.get("shared"),

@@ -95,23 +95,28 @@ class SiteSession:
         self._initial = start
         self.models = SiteModels.of(options, built, folder, self._initial)
 
-    def train(self, round_: int, shared: NamedTensors) -> tuple[bytes, RoundReport]:
+    def train(self, round_: int, shared: NamedTensors, ends: int | None = None) -> tuple[bytes, RoundReport]:
         """Run the client round `round_` with the received shared parameters, and save the new local state.
+
+        Args:
+            round_: the round, counted from 0.
+            shared: the received parameters.
+            ends: the number of rounds after which the study ends; None for `training.rounds`.
 
         Returns:
             The update's message (empty when nothing is shared), and what the site says beside it.
         """
         stored = self.store.rewind(round_)
-        result = self._phases(round_, shared, stored, final=False)
+        result = self._phases(round_, shared, stored, ends=ends)
         sent = self._send(round_, shared, result, stored)
         self._commit(round_, result, "round", sent.memory)
-        last = round_ + 1 == self.options.training.rounds
+        last = round_ + 1 == (ends or self.options.training.rounds)
         return sent.message, RoundReport(result.losses, self._usage(result) if last else {})
 
     def finalize(self, round_: int, shared: NamedTensors) -> RoundReport:
         """Final local fine-tuning: the phases after the last aggregation, after which no update is sent."""
         stored, kept = self.store.rewind(round_), self.models.kept(round_)
-        result = self._phases(round_, kept.shared if kept else shared, kept or stored, final=True)
+        result = self._phases(round_, kept.shared if kept else shared, kept or stored, ends=round_, final=True)
         self._commit(round_, result, "final", {}, kept)
         return RoundReport(result.losses, self._usage(result))
 
@@ -122,7 +127,15 @@ class SiteSession:
         update = Update(self.name, round_, result.shared, self.cases)
         return build_pipeline(self.options.communication).send(update, shared, stored.memory if stored else {})
 
-    def _phases(self, round_: int, shared: NamedTensors, stored: SiteState | None, *, final: bool) -> ClientResult:
+    def _phases(
+        self,
+        round_: int,
+        shared: NamedTensors,
+        stored: SiteState | None,
+        *,
+        ends: int | None,
+        final: bool = False,
+    ) -> ClientResult:
         method, training = build_method(self.options), self.options.training
         state = ClientState(stored.local, stored.optimizer) if stored else ClientState(self._initial)
         experts = self.options.model.experts
@@ -136,6 +149,7 @@ class SiteSession:
             round_=round_,
             options=training,
             balance=experts.balance if experts else 0.0,
+            ends=ends,
         )
 
     def _commit(

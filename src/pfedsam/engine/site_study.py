@@ -92,7 +92,7 @@ class SiteStudy:
         if request.task == "train":
             return self._train(request, shared)
         if request.task == "validate":
-            return _reply(request, self._validate(request.round, shared))
+            return _reply(request, self._validate(request, shared))
         if request.task == "finalize":
             report = self.session.finalize(request.round, shared)
             return _reply(request, from_report(report, told=self._enough_to_train))
@@ -107,16 +107,16 @@ class SiteStudy:
         if last is not None and request.round < last.round - 1:
             # The store would have to forget more than the one round that a coordinator's restart can cost.
             raise RefusedError("wrong-round", f"asked for round {request.round + 1}, which this site has left behind.")
-        message, report = self.session.train(request.round, shared)
+        message, report = self.session.train(request.round, shared, request.ends)
         return Reply(
             request.task, request.study, request.round, from_report(report, told=self._enough_to_train), message
         )
 
-    def _validate(self, round_: int, shared: NamedTensors) -> ScalarMetrics:
+    def _validate(self, request: Request, shared: NamedTensors) -> ScalarMetrics:
         models = models_of(self.options, self.built)
-        found = self._scorer().validate(self.site.of("val"), models, self.models, round_, shared)
+        found = self._scorer().validate(self.site.of("val"), models, self.models, request.round, shared)
         if found.kept is not None:
-            asked = in_words("validate", round_, self.manifest.rounds)
+            asked = in_words("validate", request.round, request.ends or self.manifest.rounds)
             _LOG.warning("%s: the shared model is worse here; the one of round %d stays", asked, found.kept + 1)
         return from_validation(found, self.manifest.scalar_metrics["validate"])
 

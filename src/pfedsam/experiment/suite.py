@@ -187,11 +187,18 @@ def _chosen(
     return validate(RunOptions, content, f"suite {suite.name}, {entry.label}"), basis.rounds * basis.steps_per_round
 
 
-def local_steps(options: RunOptions) -> int:
-    """Optimiser steps of one training site over a whole run: those of all phases of all rounds, and those of the final phases."""
+def local_steps(options: RunOptions, rounds: int | None = None) -> int:
+    """Optimiser steps of one training site over a whole run: those of all phases of all rounds, and those of the final phases.
+
+    Args:
+        options: of the run.
+        rounds: the number of its rounds; None for `training.rounds`, which is an upper bound with `training.patience`.
+    """
     method, training = build_method(options), options.training
     in_round = sum(phase.steps for phase in method.phases(training))
-    return training.rounds * in_round + sum(phase.steps for phase in method.final(training))
+    return (training.rounds if rounds is None else rounds) * in_round + sum(
+        phase.steps for phase in method.final(training)
+    )
 
 
 def equal_steps(options: RunOptions, budget: int) -> RunOptions:

@@ -63,6 +63,8 @@ class Request:
     """The whole manifest; only with the task `join`."""
     shared: bytes = b""
     """The shared parameters, as `core.tensors.to_bytes`."""
+    ends: int | None = None
+    """The number of rounds after which the study ends; None if that is the number in the manifest, or not known yet."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,13 @@ class Reply:
 
 def request_to_wire(request: Request) -> dict[str, bytes]:
     """A request as named bytes."""
-    head = {"task": request.task, "study": request.study, "digest": request.digest, "round": request.round}
+    head = {
+        "task": request.task,
+        "study": request.study,
+        "digest": request.digest,
+        "round": request.round,
+        "ends": request.ends,
+    }
     return {"head": _json(head), "manifest": request.manifest, "shared": request.shared}
 
 
@@ -91,11 +99,20 @@ def request_from_wire(wire: Mapping[str, Any]) -> Request:
     Raises:
         UpdateError: the bytes do not have the agreed form.
     """
-    head = _parse(wire, {"head", "manifest", "shared"}, {"task", "study", "digest", "round"})
+    head = _parse(wire, {"head", "manifest", "shared"}, {"task", "study", "digest", "round", "ends"})
     if not (isinstance(head["study"], str) and isinstance(head["digest"], str)):
         raise UpdateError("the study and the manifest's digest in a request must be text.")
+    ends = head["ends"]
+    if ends is not None and not _is_round(ends):
+        raise UpdateError("the number of rounds in a request is not valid.")
     return Request(
-        head["task"], head["study"], head["digest"], head["round"], bytes(wire["manifest"]), bytes(wire["shared"])
+        head["task"],
+        head["study"],
+        head["digest"],
+        head["round"],
+        bytes(wire["manifest"]),
+        bytes(wire["shared"]),
+        ends,
     )
 
 
@@ -139,9 +156,13 @@ def _parse(wire: Mapping[str, Any], keys: set[str], fields: set[str]) -> dict[st
         raise UpdateError("a message's head is not JSON.") from error
     if not isinstance(head, dict) or set(head) != fields:
         raise UpdateError("a message's head does not have the agreed fields.")
-    if head["task"] not in _TASKS or type(head["round"]) is not int or not 0 <= head["round"] <= MAX_ROUND:
+    if head["task"] not in _TASKS or not _is_round(head["round"]):
         raise UpdateError("the task or the round of a message is not valid.")
     return head
+
+
+def _is_round(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MAX_ROUND
 
 
 def _json(value: object) -> bytes:

@@ -34,9 +34,12 @@ class NotDueError(RunError):
 
 
 class _Entries(Options):
-    """Task -> round -> digest of the shared parameters in the request."""
+    """What was requested."""
 
     asked: dict[Task, dict[int, str]] = Field(default_factory=dict)
+    """Task -> round -> digest of the shared parameters in the request."""
+    ends: int | None = Field(default=None, ge=1)
+    """The number of rounds after which the study ends, once a request has said that this is before the manifest's last round."""
 
 
 class RequestHistory:
@@ -49,7 +52,8 @@ class RequestHistory:
             StoreError: the file is damaged, or missing although the site has replied to requests.
         """
         self._folder, self._path = folder, folder / _HISTORY
-        self._asked = self._load()
+        entries = self._load()
+        self._asked, self._ends = dict(entries.asked), entries.ends
 
     @property
     def rounds_trained(self) -> int:
@@ -91,9 +95,9 @@ class RequestHistory:
         found = self._asked.setdefault(request.task, {})
         if found.get(request.round) != shared_digest(request):
             found[request.round] = shared_digest(request)
-            sealed.write_json(
-                self._path, {"asked": {t: {str(r): d for r, d in f.items()} for t, f in self._asked.items()}}
-            )
+            self._ends = self._ends or request.ends
+            asked = {task: {str(r): d for r, d in rounds.items()} for task, rounds in self._asked.items()}
+            sealed.write_json(self._path, {"asked": asked, "ends": self._ends})
 
     def reply(self, request: Request) -> Reply | None:
         """The earlier reply to exactly this request, or None.
@@ -123,8 +127,26 @@ class RequestHistory:
         }
         tensors.save(self._folder / _REPLIES / f"{request.task}.safetensors", parts, _identity(request))
 
+    def _check_end(self, request: Request, manifest: StudyManifest) -> int:
+        """The number of rounds after which the study ends, as far as the request knows.
+
+        Raises:
+            NotDueError: an earlier request said another number, or the approved manifest does not allow it.
+        """
+        ends = manifest.rounds if request.ends is None else request.ends
+        if self._ends is not None and ends != self._ends:
+            raise NotDueError(
+                f"{_said(request)} ends the study after {ends} round(s); an earlier request said {self._ends}."
+            )
+        if request.ends is not None and not (may_end_early(manifest) and request.round <= ends < manifest.rounds):
+            raise NotDueError(
+                f"{_said(request)} ends the study after {ends} round(s), which the approved manifest with {manifest.rounds} round(s) "
+                "does not allow."
+            )
+        return ends
+
     def _check_schedule(self, request: Request, manifest: StudyManifest) -> None:
-        rounds = manifest.rounds
+        rounds = self._check_end(request, manifest)
         if request.task == "train":
             due = request.round < rounds
         elif request.task == "validate":
@@ -136,7 +158,7 @@ class RequestHistory:
             due = request.round == rounds
         if not due:
             raise NotDueError(
-                f"{_said(request)} is not in the schedule of the approved manifest, which has {rounds} round(s)."
+                f"{_said(request)} is not in the schedule of the approved manifest, which has {manifest.rounds} round(s)."
             )
 
     def _fixed(self, state: int, manifest: StudyManifest) -> str | None:
@@ -144,20 +166,20 @@ class RequestHistory:
         for task, found in self._asked.items():
             for round_, digest in found.items():
                 # A coordinator that dies after validation and before its commit may average again, from other replies.
-                repeatable = task == "validate" and round_ < manifest.rounds
+                repeatable = task == "validate" and round_ < (self._ends or manifest.rounds)
                 if not repeatable and self._state(task, round_, manifest) == state:
                     return digest
         return None
 
     def _state(self, task: Task, round_: int, manifest: StudyManifest) -> int:
-        return state_of(Request(task, "", "", round_), manifest)
+        return state_of(Request(task, "", "", round_, ends=self._ends), manifest)
 
-    def _load(self) -> dict[Task, dict[int, str]]:
+    def _load(self) -> _Entries:
         if not self._path.exists() and not (self._folder / _REPLIES).exists():
-            return {}  # before the first request; replies are stored only after the request was entered
+            return _Entries()  # before the first request; replies are stored only after the request was entered
         content = sealed.read_json(self._path, _REMEDY)
         try:
-            return dict(_Entries.model_validate(content).asked)
+            return _Entries.model_validate(content)
         except ValidationError as error:
             raise StoreError(f"{_HISTORY} is damaged: it is not a history of requests. {_REMEDY}") from error
 
@@ -165,8 +187,14 @@ class RequestHistory:
 def state_of(request: Request, manifest: StudyManifest) -> int:
     """The state of the shared parameters that a request refers to: the number of rounds aggregated so far."""
     if request.task == "validate":
-        return min(request.round + 1, manifest.rounds)
+        return min(request.round + 1, request.ends or manifest.rounds)
     return request.round
+
+
+def may_end_early(manifest: StudyManifest) -> bool:
+    """Whether the approved configuration lets the study end before its last round (`training.patience`)."""
+    training: Any = manifest.configuration.get("training")
+    return isinstance(training, dict) and training.get("patience") is not None
 
 
 def shared_digest(request: Request) -> str:

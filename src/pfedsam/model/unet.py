@@ -33,7 +33,10 @@ class UNetOptions(Options):
     )
     residual_units: int = Field(default=2, ge=0, le=4, description="Number of residual units in a level.")
     image_size: int = Field(
-        default=256, ge=16, le=1024, description="Side in pixels of the resized square images, if model.image_size is empty."
+        default=256,
+        ge=16,
+        le=1024,
+        description="Side in pixels of the resized square images, if model.image_size is empty.",
     )
 
 

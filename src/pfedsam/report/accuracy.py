@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any, Final, TypeAlias
 
 from pfedsam.core import rng
@@ -122,8 +123,8 @@ def method_result(line: Line, runs: Mapping[int, RunScores]) -> dict[str, Any]:
         "validation": _spread(validation),
         "up_bytes": last.communication.up_bytes_per_site_round,
         "down_bytes": last.communication.down_bytes_per_site_round,
-        "rounds": last.rounds,
-        "steps": list(runs.values())[-1].cost.steps,
+        "rounds": round(mean(s.rounds for s in summaries)),
+        "steps": round(mean(run.cost.steps for run in runs.values())),
         "seconds": _mean_known(run.cost.seconds for run in runs.values()),
         "cpu_seconds": _mean_known(run.cost.cpu_seconds for run in runs.values()),
     }

@@ -3,7 +3,6 @@
 The given model holds the parameters during the training only; no result depends on its earlier values.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -18,6 +17,7 @@ from pfedsam.model.partition import Partition, assign
 from pfedsam.model.segmenter import Segmenter
 from pfedsam.training.options import TrainingOptions
 from pfedsam.training.phases import PhaseSpec, run_phase
+from pfedsam.training.schedule import learning_rate
 from pfedsam.training.site_data import SiteData
 
 _IMAGES_FOR_USAGE: Final = 8
@@ -54,6 +54,7 @@ def client_round(
     round_: int,
     options: TrainingOptions,
     balance: float,
+    ends: int | None = None,
 ) -> ClientResult:
     """Run the phases of one round at one site.
 
@@ -67,6 +68,7 @@ def client_round(
         round_: number of the round, which determines the batches and the learning rate.
         options: options of the training.
         balance: weight of the experts' load-balancing term.
+        ends: the number of rounds after which the study ends, as far as it is known; None for `training.rounds`.
     """
     received = own = dict(shared)
     local = dict(state.local)
@@ -81,7 +83,7 @@ def client_round(
             data.draw(model, round_=round_, phase=phase.name, batch_size=options.batch_size, steps=phase.steps),
             phase,
             names=names,
-            learning_rate=learning_rate(options, round_),
+            learning_rate=learning_rate(options, round_, ends),
             optimizer_state=_of_phase(state.optimizer, phase.name),
             options=options.optimizer,
             distillation=options.distillation,
@@ -97,15 +99,6 @@ def client_round(
         optimizer |= {f"{phase.name}:{key}": value for key, value in result.optimizer.items()}
         losses[phase.name] = result.losses
     return ClientResult(own, ClientState(local, optimizer), losses)
-
-
-def learning_rate(options: TrainingOptions, round_: int) -> float:
-    """The learning rate of a round: linear warm-up, then a cosine from the peak to the final fraction, which later rounds keep."""
-    optimizer = options.optimizer
-    done = min(1.0, round_ / max(1, options.rounds - 1))
-    cosine = optimizer.final_fraction + (1 - optimizer.final_fraction) * 0.5 * (1 + math.cos(math.pi * done))
-    warmed = min(1.0, (round_ + 1) / max(1, round(optimizer.warm_up * options.rounds)))
-    return optimizer.learning_rate * cosine * warmed
 
 
 @torch.no_grad()

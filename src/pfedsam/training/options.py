@@ -16,6 +16,13 @@ class TrainingOptions(Options):
     rounds: int = Field(
         default=60, ge=1, description="Number of rounds, each with broadcast, client round and aggregation."
     )
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="Training ends when no site has gained on its validation part for so many rounds: the learning rate, constant until "
+        "then, decreases over as many rounds more. training.rounds is then the largest number of rounds. Empty: exactly training.rounds "
+        "rounds, with a learning rate that decreases over all of them.",
+    )
     steps_per_round: int = Field(
         default=4,
         ge=2,
