@@ -49,7 +49,7 @@ def write_study(data: Path, path: Path) -> None:
         "data": {
             "sites": {name: str((data / name).resolve()) for name in SITES},
             "classes": {"nucleus": [1]},
-            "patient_pattern": r"^(.+)_t\d$",
+            "patient_pattern": r"^(.+?)(_t\d)?$",
             "image": {"contrast": "percentile"},
         },
         "training": {"rounds": ROUNDS, "steps_per_round": 4, "batch_size": 4},

@@ -32,7 +32,7 @@ def options(data: Path, method: str, out: Path, rounds: int) -> RunOptions:
             "data": {
                 "sites": sites,
                 "classes": {"nucleus": [1]},
-                "patient_pattern": r"^(.+)_t\d$",
+                "patient_pattern": r"^(.+?)(_t\d)?$",
                 "image": {"contrast": "percentile"},
             },
             "training": {"rounds": rounds, "steps_per_round": STEPS, "final_steps": STEPS},

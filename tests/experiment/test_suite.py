@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from pfedsam.core.errors import DataError, OptionError
+from pfedsam.core.patterns import Pattern
 from pfedsam.experiment.build import build_method
 from pfedsam.experiment.effect import unused
 from pfedsam.experiment.options import RunOptions
@@ -45,6 +46,23 @@ def test_every_shipped_suite_configures_every_method_and_ablation(name: str) -> 
 def test_the_shipped_suites() -> None:
     assert shipped_suites() == ["cardiac", "nuclei", "retina"]
     assert load_suite("retina").sites == ["chase", "drive", "hrf", "stare"]
+
+
+@pytest.mark.parametrize(
+    ("suite", "name", "patient"),
+    [
+        ("nuclei", "00071198d059_t0", "00071198d059"),
+        ("nuclei", "00071198d059", "00071198d059"),
+        ("retina", "Image_01L", "Image_01"),
+        ("retina", "Image_01R", "Image_01"),
+        ("retina", "01_dr", "01_dr"),
+        ("retina", "im0001", "im0001"),
+    ],
+)
+def test_patterns_of_shipped_suites_match_the_names_of_every_site(suite: str, name: str, patient: str) -> None:
+    # `data check` refuses a pattern that matches no name of a site, so that names without an ending must match too.
+    pattern = Pattern(load_suite(suite).options["data"]["patient_pattern"], "patient_pattern")
+    assert pattern.group(name, "patient") == patient
 
 
 @pytest.mark.parametrize(
