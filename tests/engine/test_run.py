@@ -19,7 +19,7 @@ from pfedsam.engine.model_selection import models_of
 from pfedsam.engine.opened import open_run
 from pfedsam.engine.progress import Event
 from pfedsam.engine.run import run
-from pfedsam.engine.server_files import SERVER, read_server
+from pfedsam.engine.server_files import SERVER, read_server, validations_in
 from pfedsam.experiment.build import build_model
 from pfedsam.experiment.load import dump_options
 from pfedsam.experiment.options import RunOptions
@@ -29,6 +29,7 @@ from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.report.records import read_records
 from pfedsam.report.summary_file import read_summary
 from pfedsam.report.tables import run_tables
+from pfedsam.training.schedule import end_of_training
 
 
 def fingerprint(folder: Path, options: RunOptions) -> dict[str, object]:
@@ -186,7 +187,7 @@ def test_every_method_finishes_with_scores_for_every_site(tmp_path: Path, toy_op
     summary = run(RunOptions.model_validate(content), tmp_path / method)
     assert set(summary.sites) == set(toy_options.data.sites)
     assert summary.mean.in_use is not None
-    silent = method in ("local-only", "centralized", "centralized-finetuned")
+    silent = method in ("local-only", "unet-local", "centralized", "centralized-finetuned")
     assert (summary.communication.up_bytes_per_site_round == 0) == silent
 
 
@@ -398,20 +399,24 @@ def test_a_run_that_withholds_small_numbers_says_so(toy_options: RunOptions, tmp
 
 
 def patient(options: RunOptions) -> RunOptions:
-    """No site can gain, so that after the first validation two rounds pass without a gain, and two more are trained."""
+    """Sites that hardly learn, so that soon none gains for two rounds."""
     content = options.model_dump(mode="json", exclude_unset=True)
-    content["training"] |= {"rounds": 12, "patience": 2, "optimizer": {"learning_rate": 1e-9}}
+    content["training"] |= {"rounds": 20, "patience": 2, "optimizer": {"learning_rate": 1e-9}}
     return RunOptions.model_validate(content)
 
 
 def test_training_ends_when_no_site_gains(tmp_path: Path, toy_options: RunOptions) -> None:
-    summary = run(patient(toy_options), tmp_path / "run")
+    options = patient(toy_options)
+    summary = run(options, tmp_path / "run")
     records = read_records(tmp_path / "run" / "records.jsonl")
-    per_round, final = toy_options.training.steps_per_round, toy_options.training.final_steps
-    assert (summary.rounds, summary.steps) == (5, 5 * per_round + final)
-    assert {row["round"] for row in records if row["kind"] == "aggregate"} == set(range(5))
-    assert {row["round"] for row in records if row["kind"] == "experts"} == {4, 5}  # the last round, and after it
-    assert {row["round"] for row in records if row["kind"] == "validation"} == {0, 1, 2, 3, 4, 5}
+    # Scores after the end are those of the last phases; the end itself is computed by hand in `training/test_schedule.py`.
+    rounds = end_of_training(options.training, validations_in(records))
+    per_round, final = options.training.steps_per_round, options.training.final_steps
+    assert rounds < 20
+    assert (summary.rounds, summary.steps) == (rounds, rounds * per_round + final)
+    assert {row["round"] for row in records if row["kind"] == "aggregate"} == set(range(rounds))
+    assert {row["round"] for row in records if row["kind"] == "experts"} == {rounds - 1, rounds}
+    assert {row["round"] for row in records if row["kind"] == "validation"} == set(range(rounds + 1))
 
 
 def test_a_run_that_ends_early_and_is_interrupted_resumes_to_the_same_bits(
@@ -421,7 +426,7 @@ def test_a_run_that_ends_early_and_is_interrupted_resumes_to_the_same_bits(
     run(options, tmp_path / "whole")
 
     def interrupt(event: Event) -> None:
-        if event.stage == "train" and event.detail.startswith("round 4 of 5"):
+        if event.stage == "train" and event.detail.startswith("round 4 of"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -20,7 +20,7 @@ from pfedsam.engine.progress import Event
 from pfedsam.engine.run import is_finished, run
 from pfedsam.experiment.build import read_sites
 from pfedsam.experiment.options import RunOptions
-from pfedsam.experiment.suite import Entry, Suite, refuse_idle_overrides, run_options, site_folders
+from pfedsam.experiment.suite import Entry, Suite, local_steps, refuse_idle_overrides, run_options, site_folders
 from pfedsam.report.accuracy import Cost, Line, RunScores, read_run
 from pfedsam.report.accuracy_page import Study, write_accuracy
 from pfedsam.report.summary_file import read_summary
@@ -179,7 +179,7 @@ def _run_one(plan: Plan, entry: Entry, seed: int, options: RunOptions, tell: Cal
 
 
 def _collect(plan: Plan, entry: Entry, seed: int, options: RunOptions, outcome: Outcome) -> None:
-    steps = read_summary(plan.folder(entry, seed) / "summary.json").steps
+    steps = read_summary(plan.folder(entry, seed) / "summary.json").steps or local_steps(options)
     cost = _read_cost(_cost_file(plan, entry, seed), steps)
     sites = read_sites(options)
     patients = {name: {case.id: case.patient for case in site.cases} for name, site in sites.items()}

@@ -20,7 +20,7 @@ from pfedsam.model.build import declared_by
 from pfedsam.model.options import ModelOptions
 from pfedsam.training.options import TrainingOptions
 
-_BY_TRAINING: Final = ("rounds", "steps_per_round", "batch_size", "loss")
+_BY_TRAINING: Final = ("rounds", "patience", "steps_per_round", "batch_size", "loss")
 """Keys of `training` that the round loop or the client round uses for every method."""
 _BY_A_TEACHER: Final = (
     "distillation.weight",
