@@ -78,6 +78,7 @@ def _canonical(path: Path) -> np.ndarray:
     return np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj)
 
 
+@pytest.mark.slow
 def test_48_orientations_come_back_on_their_own_grid(call: Call, run: None) -> None:
     write_nifti(Path("nifti/reference.nii.gz"), VALUES, AFFINE)
     orientations = [(order, signs) for order in permutations(range(3)) for signs in product((1, -1), repeat=3)]
