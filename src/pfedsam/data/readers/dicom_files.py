@@ -305,7 +305,8 @@ def _stack_key(plane: Plane) -> tuple[Any, ...]:
 
 def shared_groups(head: Dataset) -> Dataset:
     """The functional groups that all frames of a file share; empty if there are none."""
-    return (head.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    shared: Dataset = (head.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    return shared
 
 
 def functional_group(own: Dataset, shared: Dataset, sequence: str) -> Dataset | None:
