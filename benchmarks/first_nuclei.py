@@ -35,7 +35,7 @@ def options(data: Path, method: str, out: Path, rounds: int) -> RunOptions:
                 "patient_pattern": r"^(.+?)(_t\d)?$",
                 "image": {"contrast": "percentile"},
             },
-            "training": {"rounds": rounds, "steps_per_round": STEPS, "final_steps": STEPS},
+            "training": {"rounds": rounds, "patience": None, "steps_per_round": STEPS, "final_steps": STEPS},
             "evaluation": {"validate_every": 4},
             "runtime": {"workers": 2, "cache_folder": str(out.resolve() / "cache")},
         }

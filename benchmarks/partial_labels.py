@@ -117,7 +117,7 @@ def without(ids: Ids, absent: int | None) -> Ids:
     return np.where(ids == absent, 0, ids).astype(np.uint8)
 
 
-TRAINING = {"steps_per_round": 4, "final_steps": 8, "batch_size": 4}
+TRAINING = {"patience": None, "steps_per_round": 4, "final_steps": 8, "batch_size": 4}
 STUDIES = (
     PartialStudy(
         name="cardiac",

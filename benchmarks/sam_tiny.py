@@ -155,7 +155,7 @@ def fine_tune(
     method, options = find_method(start.method), TrainingOptions()
     optimizer = options.optimizer.model_copy(update={"pretrained_fraction": start.pretrained_fraction})
     rounds = steps // options.steps_per_round
-    options = options.model_copy(update={"rounds": rounds, "final_steps": 0, "optimizer": optimizer})
+    options = options.model_copy(update={"rounds": rounds, "patience": None, "final_steps": 0, "optimizer": optimizer})
     model = build_personal(sam, method.adapt(ModelOptions()), 1, rng.generator(seed, "model"))
     partition = Partition.of(model, model.components(), method.placement(ModelOptions()))
     load = {"labels": {site.name: LABELS}, "image": IMAGES, "side": model.image_size}

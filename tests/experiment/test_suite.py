@@ -127,7 +127,7 @@ def test_what_a_method_has_no_use_for_is_left_out_and_what_nobody_uses_is_refuse
 
 
 def test_a_last_phase_that_nobody_set_takes_a_quarter_of_the_steps_at_most() -> None:
-    """As on the defaults: 60 rounds of 4 steps are 240, of which local-only does 24 in its last phase; of 10 rounds it is 8 of 40."""
+    """60 rounds of 4 steps are 240, of which local-only does 24 in its last phase; of 10 rounds it is 8 of 40."""
     for rounds, last in ((60, 24), (10, 8), (1, 0)):
         one = suite(options={"data": {"classes": {"n": [1]}}, "training": {"rounds": rounds}})
         alone, averaged = (run_options(one, Entry(name, name), 0, SITES) for name in ("local-only", "fedavg"))

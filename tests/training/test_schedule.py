@@ -37,12 +37,19 @@ def patient(rounds: int, patience: int, warm_up: float = 0.0) -> TrainingOptions
 def test_with_patience_it_is_constant_until_the_last_rounds() -> None:
     found = [learning_rate(patient(10, 4), round_) for round_ in range(11)]
     assert found[:6] == [1.0] * 6
-    quarter = 0.5 + 0.5 * 2**-0.5
-    assert found[6:] == pytest.approx([0.1 + 0.9 * quarter, 0.55, 0.1 + 0.9 * (1 - quarter), 0.1, 0.1])
+    assert found[6:] == pytest.approx(
+        [1.0, 0.1 + 0.9 * 0.75, 0.1 + 0.9 * 0.25, 0.1, 0.1]
+    )  # cosines of 60 and 120 degrees
+
+
+def test_patience_changes_nothing_in_a_study_that_is_no_longer_than_it() -> None:
+    without = TrainingOptions(rounds=8, patience=None)
+    with_it = TrainingOptions(rounds=8, patience=8)
+    assert [learning_rate(with_it, r) for r in range(10)] == [learning_rate(without, r) for r in range(10)]
 
 
 def test_it_follows_an_end_that_is_found_later() -> None:
-    options = patient(100, 4)
+    options = patient(100, 5)
     assert learning_rate(options, 15) == 1.0
     assert [learning_rate(options, round_, ends=20) for round_ in (15, 17, 19)] == pytest.approx([1.0, 0.55, 0.1])
 
@@ -80,4 +87,4 @@ def test_the_end_is_never_after_the_last_round_and_without_scores_it_is_the_last
     assert end_of_training(patient(9, 4), scores(0.5, 0.5, 0.5)) == 9
     assert end_of_training(patient(30, 4), {}) == 30
     assert end_of_training(patient(30, 4), {1: {}, 20: {}}) == 30
-    assert end_of_training(TrainingOptions(rounds=30), scores(*[0.5] * 12)) == 30
+    assert end_of_training(TrainingOptions(rounds=30, patience=None), scores(*[0.5] * 30)) == 30

@@ -62,11 +62,12 @@ def compare_command(
     overrides: Set = None,
     resume: Resume = False,
 ) -> None:
-    """Train several methods on the same sites, splits and seed with the same number of steps, and compare them site by site.
+    """Train several methods on the same sites, splits and seed, each to its end, and compare them site by site.
 
-    Every method does training.rounds times training.steps_per_round steps. A method with final local fine-tuning uses
-    training.final_steps of them for it. A key that a method does not use is left out for this method. Each method gets its own folder
-    in --out.
+    A method ends when no site gains any more on its validation part (training.patience), at the latest after training.rounds rounds; with
+    training.patience empty all methods make training.rounds times training.steps_per_round steps. A method with final local fine-tuning
+    uses training.final_steps of them for it. A key that a method does not use is left out for this method. Each method gets its own
+    folder in --out.
     Example: pfedsam compare nuclei.yaml --out runs/nuclei --methods fedavg,pfedsam
     """
     from pfedsam.experiment.load import read_options

@@ -232,16 +232,6 @@ class RunOptions(Options):
         return find_method(method).name
 
     @model_validator(mode="after")
-    def _patience_needs_validation(self) -> "RunOptions":
-        if self.training.patience is not None and not (self.evaluation.validate_every and self.data.split.val):
-            key = "data.split.val" if self.evaluation.validate_every else "evaluation.validate_every"
-            raise ValueError(
-                f"training.patience ends the training when validation does not improve, but {key} is 0, so that nothing is validated: "
-                "validate, or leave training.patience empty and give the number of rounds as training.rounds"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _lesions_are_classes(self) -> "RunOptions":
         unknown = sorted(set(self.evaluation.lesions) - set(self.data.classes))
         if unknown:

@@ -14,14 +14,16 @@ class TrainingOptions(Options):
     """The schedule of the training of a run."""
 
     rounds: int = Field(
-        default=60, ge=1, description="Number of rounds, each with broadcast, client round and aggregation."
+        default=400,
+        ge=1,
+        description="Largest number of rounds, each with broadcast, client round and aggregation; see patience.",
     )
     patience: int | None = Field(
-        default=None,
+        default=30,
         ge=1,
         description="Training ends when no site has gained on its validation part for so many rounds: the learning rate, constant until "
-        "then, decreases over as many rounds more. training.rounds is then the largest number of rounds. Empty: exactly training.rounds "
-        "rounds, with a learning rate that decreases over all of them.",
+        "then, decreases over as many rounds more. Empty, or without validation: exactly training.rounds rounds; with an empty value the "
+        "learning rate decreases over all of them.",
     )
     steps_per_round: int = Field(
         default=4,

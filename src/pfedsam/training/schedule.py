@@ -25,11 +25,8 @@ def learning_rate(options: TrainingOptions, round_: int, ends: int | None = None
         ends: the number of rounds after which the study ends, as far as it is known; None for `training.rounds`.
     """
     optimizer, rounds = options.optimizer, options.rounds if ends is None else ends
-    if options.patience is None:
-        length, done = rounds, round_ / max(1, rounds - 1)
-    else:
-        length = min(options.patience, rounds)
-        done = max(0.0, (round_ + 1 - (rounds - length)) / length)
+    length = rounds if options.patience is None else min(options.patience, rounds)
+    done = max(0.0, (round_ - (rounds - length)) / max(1, length - 1))
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
     warmed = min(1.0, (round_ + 1) / max(1, round(optimizer.warm_up * length)))
     return optimizer.learning_rate * (optimizer.final_fraction + (1 - optimizer.final_fraction) * cosine) * warmed
