@@ -71,12 +71,10 @@ def _looks(one: SiteSummaryFile, other: SiteSummaryFile) -> Iterator[str]:
     if distance is not None and distance >= _FAR and one.intensities and other.intensities:
         means = f"mean {mean_intensity(one.intensities):.2f} and {mean_intensity(other.intensities):.2f}"
         yield f"{both} differ in look: their intensities are {distance:.2f} apart ({means})."
-    for what, mine, theirs in (
-        ("pixels", one.spacing, other.spacing),
-        ("slices", one.slice_distance, other.slice_distance),
-    ):
-        first, second = (None if found is None else _middle(found) for found in (mine, theirs))
-        if first is not None and second is not None and max(first, second) >= _FACTOR * min(first, second):
+    scales = {"pixels": (one.spacing, other.spacing), "slices": (one.slice_distance, other.slice_distance)}
+    for what, found in scales.items():
+        first, second = map(_middle, found)
+        if _differ(first, second):
             yield f"{both} differ in scale: the distance of their {what} is about {first:.2g} and {second:.2g} mm."
 
 
@@ -89,15 +87,22 @@ def _labels(one: SiteSummaryFile, other: SiteSummaryFile) -> Iterator[str]:
         elif mine.annotated != theirs.annotated:
             lacking = other.site if mine.annotated else one.site
             yield f"{both} differ in labels: {lacking} does not annotate {name!r}."
-        elif mine.share and theirs.share and abs(math.log(mine.share / theirs.share)) >= math.log(_FACTOR):
-            yield (
-                f"{both} differ in labels: {name!r} fills {100 * mine.share:.2g} % and {100 * theirs.share:.2g} % of the masks that "
-                "have it."
-            )
+        elif _differ(mine.share, theirs.share):
+            shares = f"{100 * mine.share:.2g} % and {100 * theirs.share:.2g} %"
+            yield f"{both} differ in labels: {name!r} fills {shares} of the masks that have it."
 
 
-def _middle(found: Histogram) -> float | None:
+def _differ(first: float | None, second: float | None) -> bool:
+    """Whether two positive numbers are at least `_FACTOR` apart; not if one of them is zero or not known."""
+    if not first or not second:
+        return False
+    return max(first, second) >= _FACTOR * min(first, second)
+
+
+def _middle(found: Histogram | None) -> float | None:
     """The geometric middle of the fullest bin; None where it has none, or nothing is known."""
+    if found is None:
+        return None
     known = [(count, number) for number, count in enumerate(found.counts) if count]
     number = max(known)[1] if known else 0
     if not 0 < number < len(found.edges):
