@@ -132,26 +132,36 @@ def _expanded(images: Sequence[Path]) -> Iterator[Path]:
 
 
 def _jobs_of(image: Path, out: Path, dicom_seg: bool) -> Iterator[Job]:
+    if image.is_dir() and not any(looks_like_dicom(file) for file in image.iterdir() if file.is_file()):
+        yield from _jobs_in(image, out, dicom_seg)
+        return
     entry = entry_of(image)
-    inside = image.is_dir() and not any(looks_like_dicom(file) for file in image.iterdir() if file.is_file())
-    if inside:
-        entries = find_entries(image)
-        if not entries:
-            raise OptionError(f"The folder {str(image)!r} holds no image ({READABLE}). Nothing was written.")
-        for one in entries:
-            yield from _jobs_of(one.path, out, dicom_seg)
-        return
-    volume = entry is not None and entry.volume
-    if not volume:
+    if entry is None or not entry.volume:
         yield Job(image, stem_of(image), False, None, out / f"{stem_of(image)}.png")
-        return
-    if kind_of(image) != "dicom":
+    elif kind_of(image) == "dicom":
+        yield from _dicom_jobs(image, out, ".dcm" if dicom_seg else ".nii.gz")
+    else:
         yield Job(image, stem_of(image), True, None, out / f"{stem_of(image)}.nii.gz")
-        return
-    ending = ".dcm" if dicom_seg else ".nii.gz"
+
+
+def _jobs_in(folder: Path, out: Path, dicom_seg: bool) -> Iterator[Job]:
+    """The jobs of all images in a folder that is not an image itself.
+
+    Raises:
+        OptionError: There is no image in it.
+    """
+    entries = find_entries(folder)
+    if not entries:
+        raise OptionError(f"The folder {str(folder)!r} holds no image ({READABLE}). Nothing was written.")
+    for one in entries:
+        yield from _jobs_of(one.path, out, dicom_seg)
+
+
+def _dicom_jobs(image: Path, out: Path, ending: str) -> Iterator[Job]:
+    """A job for each series of a DICOM file or folder; a single series has no number in its name."""
     try:
         series = find_images(image).series if image.is_dir() else []
-    except DataError:  # told when it is predicted, so that the others are
+    except DataError:  # reported when the image is predicted, so that the other images are predicted
         series = []
     if len(series) < 2:
         yield Job(image, stem_of(image), True, None, out / f"{stem_of(image)}{ending}")

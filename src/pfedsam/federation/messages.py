@@ -150,14 +150,24 @@ def _parse(wire: Mapping[str, Any], keys: set[str], fields: set[str]) -> dict[st
         raise UpdateError("a message does not have the agreed parts.")
     if len(wire["head"]) > _MAX_HEAD_BYTES:
         raise UpdateError(f"a message's head has more than {_MAX_HEAD_BYTES} bytes.")
+    head = _head(wire["head"], fields)
+    if head["task"] not in _TASKS or not _is_round(head["round"]):
+        raise UpdateError("the task or the round of a message is not valid.")
+    return head
+
+
+def _head(data: bytes, fields: set[str]) -> dict[str, Any]:
+    """The head of a message, with exactly these fields; their values are still to be checked.
+
+    Raises:
+        UpdateError: it is something else.
+    """
     try:
-        head = json.loads(wire["head"])
+        head = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UpdateError("a message's head is not JSON.") from error
     if not isinstance(head, dict) or set(head) != fields:
         raise UpdateError("a message's head does not have the agreed fields.")
-    if head["task"] not in _TASKS or not _is_round(head["round"]):
-        raise UpdateError("the task or the round of a message is not valid.")
     return head
 
 

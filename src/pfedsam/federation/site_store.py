@@ -134,14 +134,22 @@ class SiteStore:
             if there and _schema(self._file(there[-1])) > 2:  # earlier versions had none
                 raise StoreError(f"{self._index.name} is missing. {self._remedy}")
             return there
+        missing = [self._file(number).name for number in self._read_index() if number not in there]
+        if missing:
+            raise StoreError(f"{' and '.join(missing)} of {self.folder.name!r} is missing. {self._remedy}")
+        return there
+
+    def _read_index(self) -> list[int]:
+        """The generations that the index names.
+
+        Raises:
+            StoreError: the index is damaged.
+        """
         content = sealed.read_json(self._index, self._remedy)
         named = content.get("generations")
         if set(content) != {"generations"} or not isinstance(named, list) or not all(type(n) is int for n in named):
             raise StoreError(f"{self._index.name} is damaged: it does not name the generations. {self._remedy}")
-        missing = [self._file(number).name for number in named if number not in there]
-        if missing:
-            raise StoreError(f"{' and '.join(missing)} of {self.folder.name!r} is missing. {self._remedy}")
-        return there
+        return named
 
     def _read(self, number: int) -> SiteState:
         try:

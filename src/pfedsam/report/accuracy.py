@@ -139,7 +139,7 @@ def _worst_site(sites: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[st
     means = {site: measures["dice"]["mean"] for site, measures in sites.items()}
     known = {site: dice for site, dice in means.items() if dice is not None}
     worst = min(known, key=lambda site: (known[site], site), default=None)
-    return {"site": worst, "dice": known.get(worst)}
+    return {"site": worst, "dice": known.get(worst or "")}
 
 
 def _validation_means(runs: Iterable[RunScores]) -> list[float]:

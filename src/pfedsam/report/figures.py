@@ -129,8 +129,8 @@ def _name_highest(axes: Axes, curves: Mapping[str, Mapping[float, float]]) -> No
     """Write the name of the site whose curve ends highest above the end of its curve."""
     ends = {site: (max(points), points[max(points)]) for site, points in curves.items()}
     highest = max(ends, key=lambda site: ends[site][1])
-    place = {"xy": ends[highest], "xytext": (-2, 5), "textcoords": "offset points", "ha": "right"}
-    axes.annotate(highest, **place, color=PERSONAL, fontsize=10)
+    above = {"color": PERSONAL, "fontsize": 10, "ha": "right"}
+    axes.annotate(highest, ends[highest], (-2, 5), textcoords="offset points", **above)  # type: ignore[arg-type]
 
 
 def expert_usage(usage: Mapping[int, Sequence[float]], *, highest: float) -> bytes:

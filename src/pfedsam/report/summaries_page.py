@@ -73,9 +73,9 @@ def _looks(one: SiteSummaryFile, other: SiteSummaryFile) -> Iterator[str]:
         yield f"{both} differ in look: their intensities are {distance:.2f} apart ({means})."
     scales = {"pixels": (one.spacing, other.spacing), "slices": (one.slice_distance, other.slice_distance)}
     for what, found in scales.items():
-        first, second = map(_middle, found)
-        if _differ(first, second):
-            yield f"{both} differ in scale: the distance of their {what} is about {first:.2g} and {second:.2g} mm."
+        lengths = _if_far_apart(*map(_middle, found))
+        if lengths:
+            yield f"{both} differ in scale: the distance of their {what} is about {lengths[0]:.2g} and {lengths[1]:.2g} mm."
 
 
 def _labels(one: SiteSummaryFile, other: SiteSummaryFile) -> Iterator[str]:
@@ -87,16 +87,16 @@ def _labels(one: SiteSummaryFile, other: SiteSummaryFile) -> Iterator[str]:
         elif mine.annotated != theirs.annotated:
             lacking = other.site if mine.annotated else one.site
             yield f"{both} differ in labels: {lacking} does not annotate {name!r}."
-        elif _differ(mine.share, theirs.share):
-            shares = f"{100 * mine.share:.2g} % and {100 * theirs.share:.2g} %"
-            yield f"{both} differ in labels: {name!r} fills {shares} of the masks that have it."
+        elif shares := _if_far_apart(mine.share, theirs.share):
+            percent = f"{100 * shares[0]:.2g} % and {100 * shares[1]:.2g} %"
+            yield f"{both} differ in labels: {name!r} fills {percent} of the masks that have it."
 
 
-def _differ(first: float | None, second: float | None) -> bool:
-    """Whether two positive numbers are at least `_FACTOR` apart; not if one of them is zero or not known."""
-    if not first or not second:
-        return False
-    return max(first, second) >= _FACTOR * min(first, second)
+def _if_far_apart(first: float | None, second: float | None) -> tuple[float, float] | None:
+    """Two positive numbers if they are at least `_FACTOR` apart; None otherwise, and if one of them is zero or not known."""
+    if not first or not second or max(first, second) < _FACTOR * min(first, second):
+        return None
+    return first, second
 
 
 def _middle(found: Histogram | None) -> float | None:
