@@ -134,15 +134,19 @@ def site_folders(suite: Suite, data: Path) -> dict[str, Path]:
     """
     if not data.is_dir():
         raise DataError(f"There is no data folder {data.name!r}: give the folder that contains one folder per site.")
-    present = {one.name: one.resolve() for one in sorted(data.iterdir()) if one.is_dir()}
-    names = suite.sites or [name for name in present if not name.startswith(".")]
-    missing = [name for name in names if name not in present]
+    names = suite.sites or _visible_folders(data)
+    missing = [name for name in names if not (data / name).is_dir()]
     if missing or not names:
         raise DataError(
             f"The data folder {data.name!r} has no folder for the site(s) {', '.join(missing) or '(it contains no folder)'}; "
             f"the suite {suite.name!r} needs a folder for each site, with images/ and masks/."
         )
-    return {name: present[name] for name in names}
+    return {name: (data / name).resolve() for name in names}
+
+
+def _visible_folders(folder: Path) -> list[str]:
+    """The names of the folders in a folder, without hidden ones."""
+    return sorted(one.name for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
 
 
 def run_options(

@@ -48,11 +48,10 @@ class Partition:
             )
         names = {name for name, _ in model.named_parameters()}
         owners = _owners(names, components)
-        by_kind: dict[Kind, list[str]] = {kind: [] for kind in _KINDS}
-        for name in sorted(names):
-            by_kind[placement.get(owners.get(name, ""), "frozen")].append(name)
+        kinds = {name: placement.get(owners.get(name, ""), "frozen") for name in sorted(names)}
+        frozen, shared, local = (tuple(name for name in kinds if kinds[name] == kind) for kind in _KINDS)
         trained = {c: tuple(m) for c, m in components.items() if placement.get(c, "frozen") != "frozen"}
-        return cls(*(tuple(by_kind[kind]) for kind in _KINDS), trained)
+        return cls(frozen, shared, local, trained)
 
     def names(self, *kinds: Kind) -> tuple[str, ...]:
         """The parameters of these kinds, sorted."""
