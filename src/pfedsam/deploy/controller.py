@@ -64,6 +64,11 @@ class _Replies:
         except Exception:  # noqa: BLE001 - an exception here would end the task for every site
             self.unusable[site] = "its reply could not be unpacked"
 
+    def unheard(self, sites: Sequence[str]) -> list[str]:
+        """The sites, of those that were asked, from which no reply has come."""
+        heard = {*self.wires, *self.unusable}
+        return [site for site in sites if site not in heard]
+
 
 class StudyController(Controller):  # type: ignore[misc]
     """The NVFlare workflow that runs one study."""
@@ -167,7 +172,7 @@ class StudyController(Controller):  # type: ignore[misc]
             self._overdue |= replies.sent
             late, self._late = self._late, {}
         missing |= replies.unusable
-        unheard = [site for site in there if site not in {*replies.wires, *replies.unusable}]
+        unheard = replies.unheard(there)
         overdue = [site for site in unheard if not self.get_client_disconnect_time(site)]
         missing |= dict.fromkeys(unheard, "its process ended")
         missing |= dict.fromkeys(overdue, f"no reply within {deadline_s} s")

@@ -135,17 +135,17 @@ class Supervisor:
         """Submit a study once all its sites are connected, or once the waiting time is over and the quorum is reached."""
         policy = study.read_policy(RoundPolicy)
         expected = set(read_config(study.path / "config.yaml").data.sites)
-        connected = [site for site in connected if site in expected]
+        there = expected.intersection(connected)
         since = self._waiting.setdefault(study.path.name, time.monotonic())
         limit = policy.return_s if study.read_registered() else policy.join_s
         over = time.monotonic() - since >= limit
-        if not expected <= set(connected) and not over:
+        if there != expected and not over:
             return
         if message_limit([study.path / "manifest.json"]) > self._limit:  # submitted since the server was started
             self._restart_with_limit()
             return
-        if len(connected) < policy.quorum:
-            reason = f"{len(connected)} site(s) are connected after {limit} s; the quorum is {policy.quorum}"
+        if len(there) < policy.quorum:
+            reason = f"{len(there)} site(s) are connected after {limit} s; the quorum is {policy.quorum}"
             self._end_study(
                 study, "stopped", f"QuorumError: {reason}. Submit the study again when more sites are connected."
             )

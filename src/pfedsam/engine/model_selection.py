@@ -107,23 +107,12 @@ class SiteModels:
         if self.max_drop is None or chosen is None or state is None:
             return Validation(scores)
         name, dice = chosen
-        if before is not None and before.best is not None and dice < before.best - self.max_drop:
+        best = _highest(dice, before)
+        if before is not None and dice < best - self.max_drop:
             self._good.commit(replace(before, round=round_ + 1, kept=True))
             return Validation(scores, before.shared_round, before.uses)
         uses = _model(name, scores)
-        good = SiteState(
-            study=state.study,
-            site=state.site,
-            round=round_ + 1,
-            phase=_PHASE,
-            local=state.local,
-            optimizer={},
-            shared=state.shared or received,
-            shared_round=state.shared_round if state.shared else round_,
-            best=_highest(dice, before),
-            uses=uses,
-        )
-        self._good.commit(good)
+        self._good.commit(replace(_to_keep(state, received, round_), best=best, uses=uses))
         return Validation(scores, uses=uses)
 
     def _choice(self, scores: Mapping[str, float | None]) -> tuple[str, float] | None:
@@ -170,6 +159,20 @@ def start_of(options: RunOptions, built: BuiltModel, sites: Path, site: str) -> 
     first: NamedTensors = built.start("local")
     pool = build_roster(options).pool
     return first if pool is None or site == pool else SiteModels(sites / pool, first).trained({}).local
+
+
+def _to_keep(state: SiteState, received: NamedTensors, round_: int) -> SiteState:
+    """The parameters that a site has at the validation after `round_`, as they are stored; `state` are those that it trained last."""
+    return SiteState(
+        study=state.study,
+        site=state.site,
+        round=round_ + 1,
+        phase=_PHASE,
+        local=state.local,
+        optimizer={},
+        shared=state.shared or received,
+        shared_round=state.shared_round if state.shared else round_,
+    )
 
 
 def _highest(dice: float, before: SiteState | None) -> float:

@@ -125,9 +125,9 @@ def check_values(scalar_metrics: ScalarMetrics, min_cases: int = OFF) -> None:
         allowed = _allowed_range(name)
         if value is None or value not in allowed:
             raise UpdateError(f"its reply gives {name} a value that it cannot have; allowed are {allowed}.")
-    for name, value in scalar_metrics.items():
-        if (value or 0) > _most_cases(name, scalar_metrics):
-            raise UpdateError(f"its reply gives {name} a value above its number of test cases.")
+    above = [name for name, value in scalar_metrics.items() if (value or 0) > _most_cases(name, scalar_metrics)]
+    if above:
+        raise UpdateError(f"its reply gives {above[0]} a value above its number of test cases.")
 
 
 def _may_be_undefined(name: str, min_cases: int) -> bool:

@@ -50,12 +50,15 @@ def measure(
     classes: npt.NDArray[np.uint8], names: Sequence[str], spacing_mm: tuple[float, float, float] | None
 ) -> list[Size]:
     """The size of every class in a volume [D, H, W] of class numbers 0..C; `spacing_mm` is the voxel size along D, H, W."""
-    sizes = []
-    for number, name in enumerate(names, start=1):
-        pixels = (classes == number).sum(axis=(1, 2)).tolist()
-        total = sum(pixels)
-        area = spacing_mm[1] * spacing_mm[2] if spacing_mm else None
-        millilitres = total * area * spacing_mm[0] / 1000 if spacing_mm and area is not None else None
-        areas = tuple((k, count, None if area is None else count * area) for k, count in enumerate(pixels) if count)
-        sizes.append(Size(name, total, millilitres, areas))
-    return sizes
+    pixels = ((classes == number).sum(axis=(1, 2)).tolist() for number in range(1, len(names) + 1))
+    return [_size(name, counts, spacing_mm) for name, counts in zip(names, pixels, strict=True)]
+
+
+def _size(name: str, pixels: Sequence[int], spacing_mm: tuple[float, float, float] | None) -> Size:
+    """The size of a structure from its number of pixels in each slice."""
+    total = sum(pixels)
+    found = [(k, count) for k, count in enumerate(pixels) if count]
+    if spacing_mm is None:
+        return Size(name, total, None, tuple((k, count, None) for k, count in found))
+    area = spacing_mm[1] * spacing_mm[2]
+    return Size(name, total, total * area * spacing_mm[0] / 1000, tuple((k, count, count * area) for k, count in found))

@@ -129,8 +129,8 @@ def score_case(
         if name in not_annotated:
             classes[name], presence[name] = ClassScores(dice=None, iou=None), "not_annotated"
             continue
-        both = (class_pixels(one, index, overlap=overlap) & counted for one in (prediction, truth))
-        masks = _cropped(*both)
+        predicted, true = (class_pixels(one, index, overlap=overlap) & counted for one in (prediction, truth))
+        masks = _cropped(predicted, true)
         presence[name] = _presence(*masks)
         if distances:
             classes[name] = _all_measures(*masks, spacing_mm, surface_tolerance, is_lesion=name in lesions)

@@ -60,7 +60,8 @@ def look_distance(one: SiteSummaryFile, other: SiteSummaryFile) -> float | None:
 
 def differences(summaries: Sequence[SiteSummaryFile]) -> list[str]:
     """Who differs from whom, a sentence for each difference; none where all are alike."""
-    return [text for one, other in combinations(summaries, 2) for text in (*_looks(one, other), *_labels(one, other))]
+    kinds = (_looks, _scales, _labels)
+    return [text for one, other in combinations(summaries, 2) for differing in kinds for text in differing(one, other)]
 
 
 def _looks(one: SiteSummaryFile, other: SiteSummaryFile) -> Iterator[str]:
@@ -71,6 +72,10 @@ def _looks(one: SiteSummaryFile, other: SiteSummaryFile) -> Iterator[str]:
     if distance is not None and distance >= _FAR and one.intensities and other.intensities:
         means = f"mean {mean_intensity(one.intensities):.2f} and {mean_intensity(other.intensities):.2f}"
         yield f"{both} differ in look: their intensities are {distance:.2f} apart ({means})."
+
+
+def _scales(one: SiteSummaryFile, other: SiteSummaryFile) -> Iterator[str]:
+    both = f"{one.site} and {other.site}"
     scales = {"pixels": (one.spacing, other.spacing), "slices": (one.slice_distance, other.slice_distance)}
     for what, found in scales.items():
         lengths = _if_far_apart(*map(_middle, found))

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -267,11 +267,11 @@ def _read_config(path: Path) -> Config:
         raise ValueError(f"it is longer than {MAX_CONFIG_BYTES} bytes")
     table = json.loads(text)
     found = table.get("model_type") if isinstance(table, dict) else None
-    kind = BACKBONES.get(found) if isinstance(found, str) else None
-    if kind is None:
+    if not isinstance(found, str) or found not in BACKBONES:
         raise ValueError(f"its model_type is {found!r}")
+    kind = BACKBONES[found]
     # The table's own first: transformers makes lists as long as some of them say.
-    for part in (table, *(part for part in table.values() if isinstance(part, dict))):
+    for part in filter(_is_table, (table, *table.values())):
         _check_sizes(part)
     config: Config = kind.config_class.from_dict(_without_choices_of_ours(table))
     vision: Any = config.vision_config
@@ -282,6 +282,10 @@ def _read_config(path: Path) -> Config:
     _check_sides(vision, prompts)
     kind.check_config(config)
     return config
+
+
+def _is_table(value: object) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
 
 
 def _check_sides(vision: Any, prompts: Any) -> None:  # noqa: ANN401 - configurations of transformers
