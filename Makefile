@@ -7,15 +7,16 @@ STAMP := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-system lint check clean
+.PHONY: help setup demo test test-slow test-system lint check clean
 
 help:
 	@echo "make setup   create .venv with the exact versions of constraints.txt"
 	@echo "make demo    a small federation on synthetic sites, offline; its report is in runs/demo"
-	@echo "make test    the tests"
+	@echo "make test    the tests that take a few minutes"
+	@echo "make test-slow  the tests that train models, kill runs or compare with other implementations at full size; ten minutes"
 	@echo "make test-system  real processes over mutual TLS on this machine; writes benchmarks/results/system.json"
 	@echo "make lint    ruff, mypy, import-linter"
-	@echo "make check   test and lint"
+	@echo "make check   test, test-slow and lint"
 	@echo "make clean   remove caches and builds; .venv and runs stay"
 
 setup: $(STAMP)
@@ -35,6 +36,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m "slow and not system"
+
 test-system: $(STAMP)
 	rm -f benchmarks/results/system.json
 	$(BIN)/python -m pytest -n 0 -m system tests
@@ -45,7 +49,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: test lint
+check: test lint test-slow
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

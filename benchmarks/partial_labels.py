@@ -127,8 +127,8 @@ STUDIES = (
         complete=("acdc",),
         options={
             "data": {"volume": {"axis": "axial", "neighbours": 1, "spacing_unknown": ["c1", "c2"]}},
-            "training": {"rounds": 36, **TRAINING},
-            "evaluation": {"validate_every": 18},
+            "training": {"rounds": 72, **TRAINING},
+            "evaluation": {"validate_every": 24},
         },
         prepare=prepare_volumes,
     ),
@@ -140,7 +140,7 @@ STUDIES = (
         complete=("fluo_360",),
         options={
             "data": {"image": {"contrast": "percentile"}},
-            "training": {"rounds": 16, **TRAINING},
+            "training": {"rounds": 24, **TRAINING},
             "evaluation": {"validate_every": 8},
         },
         prepare=prepare_nuclei,

@@ -132,7 +132,7 @@ def zero_shot(sites: dict[str, Site], backbone: str, images: int, size: int) -> 
     sam = use_fast_blocks(load_network(backbone, image_size=size))
     result = {}
     for name, site in sites.items():
-        examples = load_examples(site.cases[:images], labels=LABELS, image=IMAGES, side=size)
+        examples = load_examples(site.cases[:images], labels={name: LABELS}, image=IMAGES, side=size)
         scores = [score for example in examples for score in box_scores(sam, example, limit=40)]
         result[name] = float(np.mean(scores)), len(scores)
         print(f"{name}: box Dice {result[name][0]:.3f} over {result[name][1]} nuclei", flush=True)
@@ -158,7 +158,7 @@ def fine_tune(
     options = options.model_copy(update={"rounds": rounds, "final_steps": 0, "optimizer": optimizer})
     model = build_personal(sam, method.adapt(ModelOptions()), 1, rng.generator(seed, "model"))
     partition = Partition.of(model, model.components(), method.placement(ModelOptions()))
-    load = {"labels": LABELS, "image": IMAGES, "side": model.image_size}
+    load = {"labels": {site.name: LABELS}, "image": IMAGES, "side": model.image_size}
     train, held_out = load_examples(site.of("train"), **load), load_examples(site.of("val"), **load)
     cache = PrefixCache(folder, "sam", model.prefix_shape, PrefixOptions(max_gigabytes=cache_gigabytes))
     data = SiteData(site.name, train, cache, augment, seed)

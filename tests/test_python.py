@@ -28,6 +28,7 @@ def test_importing_the_package_loads_neither_torch_nor_transformers() -> None:
     assert found.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_page_runs_as_it_stands_and_prints_nothing_but_what_it_says(
     tmp_path: Path, toy_options: RunOptions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

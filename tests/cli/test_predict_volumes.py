@@ -56,8 +56,13 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             data = options.data
             slices = VolumeExamples([case], labels=None, image=data.image, side=SIDE, options=data.volume)
             forward = flip_mean(_forward) if wishes.flips else _forward
-            found = predict_volume(forward, slices, batch_size=4, probabilities=wishes.probabilities, tell=tell)
-            classes = clean_regions(found.classes, smallest=wishes.smallest, largest_only=wishes.largest_only)
+            overlap = data.overlap
+            found = predict_volume(
+                forward, slices, batch_size=4, probabilities=wishes.probabilities, overlap=overlap, tell=tell
+            )
+            classes = clean_regions(
+                found.classes, smallest=wishes.smallest, largest_only=wishes.largest_only, overlap=overlap
+            )
             return PredictedVolume(open_case(case, data.image, data.volume), classes, found.probabilities)
 
         site = SimpleNamespace(options=options, name="north", predict_volume=volume, uses="personal")
@@ -78,6 +83,7 @@ def _canonical(path: Path) -> np.ndarray:
     return np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj)
 
 
+@pytest.mark.slow
 def test_48_orientations_come_back_on_their_own_grid(call: Call, run: None) -> None:
     write_nifti(Path("nifti/reference.nii.gz"), VALUES, AFFINE)
     orientations = [(order, signs) for order in permutations(range(3)) for signs in product((1, -1), repeat=3)]
@@ -117,6 +123,50 @@ def test_tables_probabilities_flips_and_clean_parts(call: Call, run: None) -> No
     assert maps.min() >= 0
     assert maps.sum(axis=3).max() <= 1 + 1e-6
     assert (maps[mask == 5].argmax(axis=1) == 0).all()
+
+
+OVERLAP = ("--set", "data.volume.axis=axial", "--set", "data.overlap=true")
+
+
+def test_classes_that_overlap_have_a_mask_each(call: Call, run: None) -> None:
+    write_nifti(Path("a.nii.gz"), VALUES, AFFINE)
+    assert _predict(call, "a.nii.gz", "--probabilities", *OVERLAP) == 0
+    maps = np.asarray(nib.load("masks/a_probabilities.nii.gz").dataobj)
+    liver, spleen = (nib.load(f"masks/{name}/a.nii.gz") for name in ("liver", "spleen"))
+    np.testing.assert_array_equal(np.asarray(liver.dataobj), np.where(maps[..., 0] > 0.5, 5, 0))
+    np.testing.assert_array_equal(np.asarray(spleen.dataobj), np.where(maps[..., 1] > 0.5, 300, 0))
+    both = (np.asarray(liver.dataobj) > 0) & (np.asarray(spleen.dataobj) > 0)
+    assert both.any()
+    assert not both.all()
+    np.testing.assert_allclose(spleen.affine, AFFINE, atol=1e-6)
+    for row, mask in zip(_rows("volumes.csv"), (liver, spleen), strict=True):
+        assert int(row["voxels"]) == np.count_nonzero(np.asarray(mask.dataobj))
+
+
+def test_classes_that_overlap_are_overlapping_segments_of_one_dicom_seg(call: Call, run: None) -> None:
+    write_series(Path("series"), VALUES, AFFINE)
+    assert _predict(call, "series", *OVERLAP) == 0
+    assert _predict(call, "series", "--dicom-seg", *OVERLAP) == 0
+    image = open_volume(Path("series"), VolumeOptions())
+    segments = VolumeOptions(segments={"liver": 1, "spleen": 2}, sum_segments=True)
+    read = open_mask(Path("masks/series.dcm"), image, segments)
+    together = np.stack([read.mask_slice(k) for k in range(image.header().shape[2])], axis=2)
+    one_each = [np.asarray(nib.load(f"masks/{name}/series.nii.gz").dataobj) for name in ("liver", "spleen")]
+    assert (together == 3).any()
+    np.testing.assert_array_equal(together, (one_each[0] > 0) + 2 * (one_each[1] > 0))
+
+
+def test_nothing_of_a_class_that_overlaps_is_overwritten_and_resuming_skips_it(
+    call: Call, run: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_nifti(Path("a.nii.gz"), VALUES, AFFINE)
+    assert _predict(call, "a.nii.gz", *OVERLAP) == 0
+    assert _predict(call, "a.nii.gz", *OVERLAP) == 2
+    assert "exists already" in " ".join(capsys.readouterr().err.split())
+    assert _predict(call, "a.nii.gz", "--resume", *OVERLAP) == 0
+    assert "1 image(s) had a mask already" in capsys.readouterr().out
+    Path("masks/spleen/a.nii.gz").unlink()
+    assert _predict(call, "a.nii.gz", "--resume", *OVERLAP) == 2
 
 
 def test_series_of_a_folder_a_bad_one_among_them_and_resuming(

@@ -31,6 +31,7 @@ def study(tmp_path: Path) -> Path:
     return tmp_path / "study.yaml"
 
 
+@pytest.mark.slow
 def test_compare_gives_every_method_the_same_steps_and_shows_them_side_by_side(
     call: Callable[..., int], capsys: pytest.CaptureFixture[str], study: Path
 ) -> None:

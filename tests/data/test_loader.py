@@ -8,6 +8,7 @@ from PIL import Image
 
 from pfedsam.core import rng
 from pfedsam.core.errors import DataError
+from pfedsam.data import loader
 from pfedsam.data.examples import classes_in
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.labels import LabelMap
@@ -18,8 +19,11 @@ from pfedsam.data.transforms import AugmentOptions, Frame
 LABELS = LabelMap({"nucleus": [1]})
 
 
-def _load(cases, **changes):
-    return load_examples(cases, **{"labels": LABELS, "image": ImageOptions(), "side": 12, **changes})
+def _load(cases, labels=LABELS, **changes):
+    examples = load_examples(
+        cases, **{"labels": {case.site: labels for case in cases}, "image": ImageOptions(), "side": 12, **changes}
+    )
+    return list(examples)
 
 
 def test_examples(site_folder):
@@ -32,6 +36,24 @@ def test_examples(site_folder):
     assert not first.pixels[:, 8:].any()
     assert first.labels[:8:2, ::2].tolist() == np.eye(4, 6, dtype=int).tolist()
     np.testing.assert_array_equal(load_truth(site.cases[0], LABELS), np.eye(4, 6))
+
+
+def test_pictures_are_read_when_they_are_asked_for_and_few_are_kept(site_folder, monkeypatch):
+    site = read_site("north", site_folder(*"abcde"))
+    monkeypatch.setattr(loader, "_KEPT_MEGABYTES", 2)
+    side = 228  # three of them in 2 MiB, at 13 bytes a pixel
+    examples = load_examples(site.cases, labels={"north": LABELS}, image=ImageOptions(), side=side)
+    site.cases[4].image.write_bytes(b"")
+    first = examples[0]
+    assert [one.case.id for one in examples[:4]] == ["a", "b", "c", "d"]
+    assert len(examples) == 5
+    assert len(examples._kept) == 3
+    assert examples[3] is examples[3]
+    assert torch.equal(examples[0].pixels, first.pixels)
+    with pytest.raises(DataError, match="site 'north', case 'e'"):
+        examples[4]
+    with pytest.raises(IndexError):
+        examples[5]
 
 
 def test_case_without_mask(site_folder):

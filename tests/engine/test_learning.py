@@ -9,6 +9,7 @@ from pfedsam.engine.run import run
 from pfedsam.experiment.options import RunOptions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["local-only", "fedavg", "pfedsam", "centralized"])
 def test_two_short_rounds_find_the_organ(tmp_path: Path, method: str) -> None:
     sites = write_sites(tmp_path / "sites", SyntheticOptions(sites=3, cases=8, side=96), seed=1)

@@ -95,6 +95,7 @@ def test_regions_that_share_ids_run_to_the_end(toy_options: RunOptions, tmp_path
         assert (lesion.present or 0) <= whole.present
 
 
+@pytest.mark.slow
 def test_regions_and_ids_of_a_sites_own_give_the_bits_of_renumbered_files(
     toy_options: RunOptions, tmp_path: Path
 ) -> None:
@@ -109,6 +110,7 @@ def test_regions_and_ids_of_a_sites_own_give_the_bits_of_renumbered_files(
     assert found.sites == expected.sites
 
 
+@pytest.mark.slow
 def test_classes_of_several_ids_give_the_bits_of_files_with_one_id(toy_options: RunOptions, tmp_path: Path) -> None:
     united = {
         name: str(renumbered(folder, tmp_path / "data" / name, {2: 1}))

@@ -90,6 +90,7 @@ def test_shared_parameters_local_states_records_and_scores_are_those_of_the_embe
     assert (list(one.sites), one.communication) == (list(other.sites), other.communication)
 
 
+@pytest.mark.slow
 def test_a_study_that_ends_early_has_the_bits_of_the_run_on_one_machine(
     tmp_path: Path, options: RunOptions, make_sites
 ) -> None:

@@ -93,6 +93,7 @@ def with_codec(options: RunOptions, codec: str) -> RunOptions:
     return RunOptions.model_validate({**options.model_dump(), "communication": {"codec": codec, "block": 16}})
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_ten_random_moments_resumes_to_the_same_bits(
     tmp_path: Path, toy_options: RunOptions, reference: Path
 ) -> None:
@@ -113,6 +114,7 @@ def int8_reference(int8_finished: Path, toy_options: RunOptions) -> Path:
     return int8_finished
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits_with_integers_and_error_feedback(
     tmp_path: Path, toy_options: RunOptions, int8_reference: Path
 ) -> None:
@@ -140,11 +142,13 @@ def check_bytes(folder: Path, exact_folder: Path, shrinks: float) -> None:
     assert values < found.up_bytes_per_site_round < values + 1000
 
 
+@pytest.mark.slow
 def test_bytes_with_int8_are_those_on_the_wire(reference: Path, int8_reference: Path) -> None:
     """With a scale for 16 values, nine bits a value; a tensor's last block is often shorter."""
     check_bytes(int8_reference, reference, 3.5)
 
 
+@pytest.mark.slow
 def test_without_error_feedback_int4_sends_as_little_and_nothing_is_kept(
     tmp_path: Path, toy_options: RunOptions, reference: Path
 ) -> None:
@@ -157,6 +161,7 @@ def test_without_error_feedback_int4_sends_as_little_and_nothing_is_kept(
         assert all(state.memory == {} for state in _generations(tmp_path / "run", site, options))
 
 
+@pytest.mark.slow
 def test_processes_change_no_bit(tmp_path: Path, toy_options: RunOptions, reference: Path) -> None:
     parallel = toy_options.model_copy(update={"runtime": toy_options.runtime.model_copy(update={"workers": 2})})
     run(parallel, tmp_path / "parallel")
@@ -303,6 +308,7 @@ def test_a_run_that_another_process_began_meanwhile_is_not_overwritten(
         run(toy_options, folder)
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_it_had_its_configuration_begins_anew(
     tmp_path: Path, toy_options: RunOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,6 +345,7 @@ def test_summary_names_the_schema(reference: Path) -> None:
     assert json.loads((reference / "summary.json").read_text())["schema"] == 2
 
 
+@pytest.mark.slow
 def test_tiles_train_and_pictures_are_scored_whole(tmp_path: Path, toy_options: RunOptions) -> None:
     training = toy_options.training.model_copy(update={"rounds": 1, "shared_warmup_rounds": 0})
     data = toy_options.data.model_copy(update={"tiling": TilingOptions(side=48, overlap=0.25)})
@@ -386,6 +393,7 @@ def test_a_run_of_another_machines_gpu_is_opened_here(reference: Path, tmp_path:
     assert open_run(folder).site_names == open_run(reference).site_names
 
 
+@pytest.mark.slow
 def test_a_run_that_withholds_small_numbers_says_so(toy_options: RunOptions, tmp_path: Path) -> None:
     communication = toy_options.communication.model_copy(update={"min_cases": 10})
     summary = run(toy_options.model_copy(update={"communication": communication}), tmp_path / "run")
@@ -405,6 +413,7 @@ def patient(options: RunOptions) -> RunOptions:
     return RunOptions.model_validate(content)
 
 
+@pytest.mark.slow
 def test_training_ends_when_no_site_gains(tmp_path: Path, toy_options: RunOptions) -> None:
     options = patient(toy_options)
     summary = run(options, tmp_path / "run")
@@ -419,6 +428,7 @@ def test_training_ends_when_no_site_gains(tmp_path: Path, toy_options: RunOption
     assert {row["round"] for row in records if row["kind"] == "validation"} == set(range(rounds + 1))
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_early_and_is_interrupted_resumes_to_the_same_bits(
     tmp_path: Path, toy_options: RunOptions
 ) -> None:

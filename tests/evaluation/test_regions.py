@@ -34,3 +34,17 @@ def test_sizes_in_millilitres_and_square_millimetres():
     assert second.areas == ((2, 1, 1.0),)
     assert (absent.voxels, absent.millilitres, absent.areas) == (0, 0.0, ())
     assert measure(classes, ("a",), None)[0].areas == ((1, 6, None),)
+
+
+def test_small_parts_of_overlapping_classes_are_removed_for_each_class() -> None:
+    labels = np.array([[1, 3, 3, 0, 2, 0, 1]], np.uint8)  # bit 1: three pixels and one; bit 2: two pixels and one
+    assert clean_regions(labels, smallest=2, overlap=True).tolist() == [[1, 3, 3, 0, 0, 0, 0]]
+    assert clean_regions(labels, smallest=3, overlap=True).tolist() == [[1, 1, 1, 0, 0, 0, 0]]
+    assert clean_regions(labels, largest_only=True, overlap=True).tolist() == [[1, 3, 3, 0, 0, 0, 0]]
+
+
+def test_sizes_of_overlapping_classes_count_shared_voxels_twice() -> None:
+    labels = np.array([[[1, 3], [2, 0]]], np.uint8)
+    one, two = measure(labels, ["one", "two"], (2.0, 1.0, 5.0), overlap=True)
+    assert (one.voxels, two.voxels) == (2, 2)
+    assert one.millilitres == 2 * 10 / 1000

@@ -5,7 +5,7 @@ are open. So memory does not grow with the site.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, overload
 
@@ -53,7 +53,64 @@ class _Part:
     depth: int = 1
 
 
-class VolumeExamples(Sequence[Example]):
+class LazyExamples(Sequence[Example]):
+    """Examples that are prepared when they are asked for; those used last are kept, up to a number."""
+
+    def __init__(self, most: int) -> None:
+        """Keep at most so many prepared examples, and always the last one."""
+        self._kept: OrderedDict[int, Example] = OrderedDict()
+        self._most = max(1, most)
+
+    def _prepare(self, index: int) -> Example:
+        """The example at an index of 0 or more.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        """The example at an index, or a list of them.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        if index not in self._kept:
+            self._kept[index] = self._prepare(index)
+            if len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(index)
+        return self._kept[index]
+
+
+class PictureExamples(LazyExamples):
+    """One example for each case, made by a function of the case."""
+
+    def __init__(self, cases: Sequence[Case], make: Callable[[Case], Example], most: int) -> None:
+        """Of these cases in their order; nothing is read yet."""
+        super().__init__(most)
+        self._cases, self._make = tuple(cases), make
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    def _prepare(self, index: int) -> Example:
+        return self._make(self._cases[index])
+
+
+def fitting(side: int, megabytes: int) -> int:
+    """How many examples of side S fit into so much memory: three channels of float32 and a label for each pixel."""
+    return megabytes * 2**20 // (13 * side * side)
+
+
+class VolumeExamples(LazyExamples):
     """The slices of the volumes of a site, one after the other."""
 
     def __init__(
@@ -77,11 +134,10 @@ class VolumeExamples(Sequence[Example]):
         Raises:
             DataError: A header or a mask cannot be read, a mask does not fit its image, or has an unknown label.
         """
+        super().__init__(fitting(side, options.cache_megabytes))
         self._labels, self._image, self._side, self._options = labels, image, side, options
         self._scales: dict[tuple[str, str], tuple[Scale, ...]] = {}
         self._open: OrderedDict[tuple[str, str], tuple[Volume, MaskReader | None]] = OrderedDict()
-        self._kept: OrderedDict[int, Example] = OrderedDict()
-        self._most = max(1, options.cache_megabytes * 2**20 // (13 * side * side))  # 3 x float32 and a label
         self._parts: list[_Part] = []
         self.foreground: list[tuple[int, ...]] = []
         """The classes that each slice holds; empty without labels."""
@@ -102,25 +158,8 @@ class VolumeExamples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._parts)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        """The example at an index, or a list of them.
-
-        Raises:
-            DataError: A volume cannot be decoded.
-        """
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        if index not in self._kept:
-            self._kept[index] = self._load(self._parts[index])
-            if len(self._kept) > self._most:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(index)
-        return self._kept[index]
+    def _prepare(self, index: int) -> Example:
+        return self._load(self._parts[index])
 
     def _load(self, part: _Part) -> Example:
         volume, mask = self._volume(part.case)

@@ -1,10 +1,11 @@
-"""Pictures to model input: the images and labels of a site in memory, their views, and which of them a step trains on.
+"""Pictures to model input: the images and labels of a site, their views, and which of them a step trains on.
 
 Whatever is wrong with a file is told here with the site and the case that it belongs to.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from torch import Tensor
 from pfedsam.core import rng
 from pfedsam.core.errors import DataError
 from pfedsam.data.about import about
-from pfedsam.data.examples import Example
+from pfedsam.data.examples import Example, PictureExamples, fitting
 from pfedsam.data.images import MAX_MEGAPIXELS, ImageOptions, normalise_contrast, read_image, read_mask
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.manifest import Case
@@ -22,24 +23,41 @@ from pfedsam.data.transforms import AugmentOptions, apply_view, labels_to_frame,
 from pfedsam.data.volume_case import load_volume_truth, open_case
 from pfedsam.data.volume_options import VolumeOptions
 
+_KEPT_MEGABYTES: Final = 512
+"""Memory for the prepared pictures of a site; beyond it pictures are read again."""
 
-def load_examples(cases: Sequence[Case], *, labels: LabelMap, image: ImageOptions, side: int) -> list[Example]:
-    """The cases with their pixels and labels in frames of the given side, in the order given.
 
-    Raises:
-        DataError: A picture cannot be read, a mask has another size than its image or an unknown label.
+def load_examples(
+    cases: Sequence[Case],
+    *,
+    labels: Mapping[str, LabelMap],
+    image: ImageOptions,
+    side: int,
+    most: int | None = None,
+) -> Sequence[Example]:
+    """The cases with their pixels and labels in frames of the given side, in the order given; each is read when it is asked for.
+
+    An access raises `DataError` if a picture cannot be read, or a mask has another size than its image or an unknown label.
+
+    Args:
+        cases: pictures, with or without masks.
+        labels: site to what the ids in its masks mean.
+        image: how pictures are read.
+        side: S, of the model's frame.
+        most: how many prepared pictures are kept in memory; None for as many as fit into 512 MiB.
     """
-    examples = []
-    for case in cases:
+
+    def make(case: Case) -> Example:
         native = load_image(case, image)
         pixels, frame = to_frame(native, side)
         classes = None
         if case.mask is not None:
-            truth = load_truth(case, labels, max_megapixels=image.max_megapixels)
+            truth = load_truth(case, labels[case.site], max_megapixels=image.max_megapixels)
             check_sizes(case, frame.native, truth.shape)
             classes = labels_to_frame(truth, side)
-        examples.append(Example(case, pixels, classes, frame))
-    return examples
+        return Example(case, pixels, classes, frame)
+
+    return PictureExamples(cases, make, fitting(side, _KEPT_MEGABYTES) if most is None else most)
 
 
 def load_image(case: Case, options: ImageOptions) -> npt.NDArray[np.float32]:

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from pfedsam.core import rng
 from pfedsam.core.options import Options
-from pfedsam.data.examples import Example
+from pfedsam.data.examples import Example, PictureExamples
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.loader import check_sizes, load_image, load_truth
@@ -76,18 +76,18 @@ def load_tiles(
     return examples
 
 
-def load_pictures(cases: Sequence[Case], *, image: ImageOptions, side: int) -> list[Example]:
+def load_pictures(cases: Sequence[Case], *, image: ImageOptions, side: int) -> Sequence[Example]:
     """The cases with their pixels [3, H, W] at native size, without labels: what is predicted tile by tile.
 
-    Raises:
-        DataError: a picture cannot be read.
+    Each is read when it is asked for, which raises `DataError` if it cannot be, and only the last one is kept.
     """
-    examples = []
-    for case in cases:
+
+    def make(case: Case) -> Example:
         picture = load_image(case, image)
         pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
-        examples.append(Example(case, pixels, None, Frame.of(picture.shape[:2], side)))
-    return examples
+        return Example(case, pixels, None, Frame.of(picture.shape[:2], side))
+
+    return PictureExamples(cases, make, most=1)
 
 
 def _chosen(case: Case, size: tuple[int, ...], tiling: TilingOptions) -> list[tuple[int, int]]:

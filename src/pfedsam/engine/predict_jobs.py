@@ -113,7 +113,7 @@ def refuse_existing(jobs: Sequence[Job], folders: Sequence[str] = ("",)) -> None
         OptionError: The mask of a job is there already.
     """
     inputs = {job.path.resolve() for job in jobs}
-    masks = ((job, target) for job in jobs for target in (*_targets(job, folders), *_as_picture(job)))
+    masks = ((job, target) for job in jobs for target in (*_targets(job, folders), *_as_pictures(job, folders)))
     for job, target in masks:
         if target.exists():
             what = "is one of the images" if target.resolve() in inputs else "exists already"
@@ -174,7 +174,8 @@ def _dicom_jobs(image: Path, out: Path, ending: str) -> Iterator[Job]:
 def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_seg: bool = False) -> Path:
     """Write the results of a volume: sizes, then probabilities, then the mask. So a job is finished if its mask exists.
 
-    A single DICOM picture without a position gets a PNG, because a NIfTI file would give it a position.
+    A single DICOM picture without a position gets a PNG, because a NIfTI file would give it a position. If classes overlap, there is a mask
+    for each class in a folder of the class's name, or one DICOM-SEG with all of them.
 
     Args:
         job: Where to.
@@ -183,7 +184,7 @@ def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_se
         dicom_seg: The mask of a DICOM series becomes a DICOM-SEG.
 
     Returns:
-        The file of the mask.
+        The file of the mask; of several the last one.
 
     Raises:
         DataError: A DICOM-SEG cannot be made of it.
@@ -191,35 +192,44 @@ def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_se
     """
     folder, volume = job.target.parent, found.volume
     folder.mkdir(parents=True, exist_ok=True)
-    _write_sizes(folder, job.name, measure(found.classes, labels.names, volume.spacing_mm))
+    _write_sizes(folder, job.name, measure(found.classes, labels.names, volume.spacing_mm, overlap=labels.overlap))
     if found.probabilities is not None:
         maps = np.stack([volume.slicing.to_file(found.probabilities[..., k]) for k in range(len(labels.names))], axis=3)
         volume.readers[0].write_mask(folder / f"{job.stem}_probabilities.nii.gz", maps)
     source = volume.readers[0]
     if dicom_seg and isinstance(source, DicomReader):
-        write_seg(job.target, source, volume.slicing.to_file(found.classes), labels.names)
+        write_seg(job.target, source, volume.slicing.to_file(found.classes), labels.names, overlap=labels.overlap)
         return job.target
-    ids = labels.first_ids()[found.classes]
-    if volume.header.affine is None and len(ids) == 1:
-        (picture,) = _as_picture(job)
-        write_png(picture, ids[0])
-        return picture
-    volume.write_mask(job.target, ids)
-    return job.target
+    written = job.target
+    for name, ids in labels.to_ids(found.classes).items():
+        (folder / name).mkdir(exist_ok=True)
+        if volume.header.affine is None and len(ids) == 1:
+            (written,) = _as_pictures(job, (name,))
+            write_png(written, ids[0])
+        else:
+            (written,) = _targets(job, (name,))
+            volume.write_mask(written, ids)
+    return written
 
 
 def is_done(job: Job, folders: Sequence[str] = ("",)) -> bool:
     """Whether the masks of a job exist; the mask of a single DICOM image without a position is a PNG."""
-    return all(target.exists() for target in _targets(job, folders)) or any(path.exists() for path in _as_picture(job))
+    pictures = _as_pictures(job, folders)
+    return all(target.exists() for target in _targets(job, folders)) or bool(
+        pictures and all(path.exists() for path in pictures)
+    )
 
 
 def _targets(job: Job, folders: Sequence[str]) -> list[Path]:
+    """The files of the masks in these folders of the output folder; a DICOM-SEG holds all classes."""
+    if job.target.suffix == ".dcm":
+        return [job.target]
     return [job.target.parent / name / job.target.name for name in folders]
 
 
-def _as_picture(job: Job) -> list[Path]:
-    """Where the mask of a volume lies instead if it is a single picture without a position."""
-    return [job.target.with_name(f"{job.stem}.png")] if job.volume else []
+def _as_pictures(job: Job, folders: Sequence[str]) -> list[Path]:
+    """The files of a volume's masks if it is a single picture without a position."""
+    return [job.target.parent / name / f"{job.stem}.png" for name in folders] if job.volume else []
 
 
 def _write_sizes(folder: Path, name: str, sizes: Sequence[Size]) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pfedsam.core.errors import OptionError
 from pfedsam.data.manifest import Case
 from pfedsam.data.volume import Volume
 from pfedsam.data.volume_case import open_case
@@ -36,7 +35,7 @@ class PredictedVolume:
 
     volume: Volume
     classes: npt.NDArray[np.uint8]
-    """0..C, [D, H, W] in the order of the volume's slices."""
+    """Class numbers 0..C, or sets of bits if classes overlap, [D, H, W] in the order of the volume's slices."""
     probabilities: npt.NDArray[np.float32] | None
 
 
@@ -60,12 +59,8 @@ def predict_volume_file(
 
     Raises:
         DataError: The volume cannot be read.
-        OptionError: Classes overlap, which one mask of ids cannot hold.
     """
-    if options.data.overlap:
-        raise OptionError(
-            "data.overlap: true is not supported when volumes are predicted, because a mask holds one id for each voxel."
-        )
+    overlap = options.data.overlap
     slices = build_images(options, (case,), built.model.image_size)
     scorer = SiteScorer(options, case.site, built, build_cache(options, built, None))
     forward = scorer.forward(next(iter(models_of(options, built).values())), used)
@@ -74,7 +69,8 @@ def predict_volume_file(
         slices,
         batch_size=options.evaluation.batch_size,
         probabilities=wishes.probabilities,
+        overlap=overlap,
         tell=tell,
     )
-    classes = clean_regions(found.classes, smallest=wishes.smallest, largest_only=wishes.largest_only)
+    classes = clean_regions(found.classes, smallest=wishes.smallest, largest_only=wishes.largest_only, overlap=overlap)
     return PredictedVolume(open_case(case, options.data.image, options.data.volume), classes, found.probabilities)

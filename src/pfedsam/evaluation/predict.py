@@ -152,14 +152,22 @@ def flip_mean(forward: Forward) -> Forward:
     return averaged
 
 
+def _probabilities(logits: Tensor, *, overlap: bool) -> Tensor:
+    """The probabilities [C, H, W] of the classes from their logits [C, H, W]."""
+    if overlap:
+        return logits.sigmoid()
+    return torch.softmax(torch.cat([torch.zeros_like(logits[:1]), logits]), dim=0)[1:]
+
+
 @dataclass(frozen=True)
 class WholePrediction:
     """The prediction of a model for one volume."""
 
     classes: npt.NDArray[np.uint8]
-    """Class numbers 0..C, shape [D, H, W]."""
+    """Class numbers 0..C, or sets of bits if classes overlap, shape [D, H, W]."""
     probabilities: npt.NDArray[np.float32] | None
-    """Probabilities of the C classes, shape [D, H, W, C]; their sum and the background's add up to 1. None if not requested."""
+    """Probabilities of the C classes, shape [D, H, W, C]; None if not requested. Unless classes overlap, they and the background's add up
+    to 1."""
 
 
 def predict_volume(
@@ -168,6 +176,7 @@ def predict_volume(
     *,
     batch_size: int,
     probabilities: bool = False,
+    overlap: bool = False,
     tell: Callable[[int, int], None] | None = None,
 ) -> WholePrediction:
     """Predict a whole volume at native size, slice by slice, with only the result and one batch in memory.
@@ -176,7 +185,8 @@ def predict_volume(
         forward: Function from pixels [B, 3, S, S] to logits [B, C, h, w].
         slices: The slices of the volume, in order.
         batch_size: Number of slices in a forward pass.
-        probabilities: Whether to return also the softmax over background and classes.
+        probabilities: Whether to return also the probabilities: the softmax over background and classes, or the sigmoid of each class.
+        overlap: Whether classes overlap.
         tell: Called with the number of finished slices and the number of all slices.
     """
     size = slices[0].frame.native
@@ -188,12 +198,11 @@ def predict_volume(
             logits = forward(torch.stack([one.pixels for one in batch]))
             for number, (one, example) in enumerate(zip(logits, batch, strict=True), start=start):
                 native = logits_to_native(one.float(), example.frame)
-                classes[number] = _to_classes(native, overlap=False)
+                classes[number] = _to_classes(native, overlap=overlap)
                 if probabilities:
                     if kept is None:
                         kept = np.empty((len(slices), *size, len(native)), dtype=np.float32)
-                    shares = torch.softmax(torch.cat([torch.zeros_like(native[:1]), native]), dim=0)[1:]
-                    kept[number] = shares.permute(1, 2, 0).cpu().numpy()
+                    kept[number] = _probabilities(native, overlap=overlap).permute(1, 2, 0).cpu().numpy()
         if tell:
             tell(start + len(batch), len(slices))
     return WholePrediction(classes, kept)

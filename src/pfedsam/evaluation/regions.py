@@ -7,30 +7,34 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from pfedsam.data.labels import class_pixels
+
 
 def clean_regions(
-    classes: npt.NDArray[np.uint8], *, smallest: int = 0, largest_only: bool = False
+    classes: npt.NDArray[np.uint8], *, smallest: int = 0, largest_only: bool = False, overlap: bool = False
 ) -> npt.NDArray[np.uint8]:
     """The class map without small connected components; neighbours share a face, an edge or a corner.
 
     Args:
-        classes: Class numbers 0..C, shape [H, W] or [D, H, W].
+        classes: Labels, shape [H, W] or [D, H, W]: class numbers 0..C, or sets of bits if classes overlap.
         smallest: Components with fewer pixels or voxels become background.
         largest_only: Whether to keep only the largest component of each class.
+        overlap: Whether the labels are sets of bits, one for each class.
     """
     if smallest <= 1 and not largest_only:
         return classes
     kept = classes.copy()
     around = np.ones((3,) * classes.ndim, dtype=bool)
-    for number in np.unique(classes[classes > 0]):
-        parts, count = ndimage.label(classes == number, structure=around)
+    numbers = range(1, 9) if overlap else np.unique(classes[classes > 0])
+    for number in numbers:
+        parts, count = ndimage.label(class_pixels(classes, number, overlap=overlap), structure=around)
         sizes = np.bincount(parts.ravel(), minlength=count + 1)
         sizes[0] = 0
         lost = sizes < smallest
         if largest_only and count:
             lost |= np.arange(count + 1) != sizes.argmax()
         lost[0] = False
-        kept[lost[parts]] = 0
+        kept[lost[parts]] &= np.uint8(255 - (1 << (number - 1))) if overlap else np.uint8(0)
     return kept
 
 
@@ -47,11 +51,22 @@ class Size:
 
 
 def measure(
-    classes: npt.NDArray[np.uint8], names: Sequence[str], spacing_mm: tuple[float, float, float] | None
+    classes: npt.NDArray[np.uint8],
+    names: Sequence[str],
+    spacing_mm: tuple[float, float, float] | None,
+    *,
+    overlap: bool = False,
 ) -> list[Size]:
-    """The size of every class in a volume [D, H, W] of class numbers 0..C; `spacing_mm` is the voxel size along D, H, W."""
-    pixels = ((classes == number).sum(axis=(1, 2)).tolist() for number in range(1, len(names) + 1))
-    return [_size(name, counts, spacing_mm) for name, counts in zip(names, pixels, strict=True)]
+    """The size of every class in a volume.
+
+    Args:
+        classes: Labels, shape [D, H, W]: class numbers 0..C, or sets of bits if classes overlap.
+        names: Of the classes 1..C.
+        spacing_mm: The voxel size along D, H, W; None if it is not known.
+        overlap: Whether the labels are sets of bits, one for each class.
+    """
+    masks = (class_pixels(classes, number, overlap=overlap) for number in range(1, len(names) + 1))
+    return [_size(name, mask.sum(axis=(1, 2)).tolist(), spacing_mm) for name, mask in zip(names, masks, strict=True)]
 
 
 def _size(name: str, pixels: Sequence[int], spacing_mm: tuple[float, float, float] | None) -> Size:

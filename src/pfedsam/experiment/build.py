@@ -301,14 +301,18 @@ def build_examples(options: RunOptions, cases: tuple[Case, ...], side: int) -> S
     if _are_volumes(options, cases):
         labels = _common_labels(options, cases)
         return VolumeExamples(cases, labels=labels, image=image, side=side, options=options.data.volume)
+    if tiling is None:
+        return load_examples(cases, labels=_labels_of(options, cases), image=image, side=side)
     examples = []
     for site, of_site in groupby(cases, key=lambda case: case.site):  # a pooled site has the cases of all sites
         labels = build_labels(options, site)
-        if tiling:
-            examples += load_tiles(tuple(of_site), labels=labels, image=image, side=side, tiling=tiling)
-        else:
-            examples += load_examples(tuple(of_site), labels=labels, image=image, side=side)
+        examples += load_tiles(tuple(of_site), labels=labels, image=image, side=side, tiling=tiling)
     return examples
+
+
+def _labels_of(options: RunOptions, cases: tuple[Case, ...]) -> dict[str, LabelMap]:
+    """The label map of each site of these cases; a pooled site holds the cases of several."""
+    return {site: build_labels(options, site) for site in dict.fromkeys(case.site for case in cases)}
 
 
 def _common_labels(options: RunOptions, cases: tuple[Case, ...]) -> LabelMap:
@@ -355,8 +359,7 @@ def build_images(options: RunOptions, cases: tuple[Case, ...], side: int) -> Seq
         return VolumeExamples(cases, labels=None, image=options.data.image, side=side, options=options.data.volume)
     if options.data.tiling:
         return load_pictures(cases, image=options.data.image, side=side)
-    site = cases[0].site if cases else ""
-    return load_examples(cases, labels=build_labels(options, site), image=options.data.image, side=side)
+    return load_examples(cases, labels=_labels_of(options, cases), image=options.data.image, side=side, most=1)
 
 
 def build_predict(options: RunOptions, side: int) -> Predict:

@@ -71,6 +71,7 @@ def test_no_round_moves_further_than_the_sites_are_told(own: dict[str, float]) -
             state = after
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_has_the_bits_of_one_that_was_not(toy_options: RunOptions, tmp_path: Path) -> None:
     options = RunOptions.model_validate(
         {

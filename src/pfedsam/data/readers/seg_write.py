@@ -13,6 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import DataError
+from pfedsam.data.labels import class_pixels
 from pfedsam.data.readers.dicom import DicomReader, open_dataset
 from pfedsam.data.readers.dicom_files import quiet
 
@@ -42,7 +43,9 @@ _CODES: Final = {
 """Class name to category and type of a segment (SNOMED CT); others are described as tissue, under their own name."""
 
 
-def write_seg(path: Path, source: DicomReader, classes: npt.NDArray[Any], names: Sequence[str]) -> None:
+def write_seg(
+    path: Path, source: DicomReader, classes: npt.NDArray[Any], names: Sequence[str], *, overlap: bool = False
+) -> None:
     """Write the classes [rows, columns, slices] of a series as a binary DICOM-SEG; each class is a segment of the same number.
 
     Slices without a segment are left out, unless nothing was found at all: then the file says so with empty frames.
@@ -50,8 +53,9 @@ def write_seg(path: Path, source: DicomReader, classes: npt.NDArray[Any], names:
     Args:
         path: Of the new file.
         source: The series that was segmented; not resampled.
-        classes: 0..C, [row, column, slice].
+        classes: Labels, [row, column, slice]: class numbers 0..C, or sets of bits if classes overlap.
         names: Of the classes 1..C.
+        overlap: Whether the labels are sets of bits, one for each class.
 
     Raises:
         DataError: The series was resampled, has no position, or lacks what a DICOM-SEG needs.
@@ -62,6 +66,9 @@ def write_seg(path: Path, source: DicomReader, classes: npt.NDArray[Any], names:
     planes = source.stack.planes
     files = list(dict.fromkeys(plane.path for plane in planes))
     masks = np.ascontiguousarray(np.moveaxis(classes, 2, 0)).astype(np.uint8)
+    if overlap:  # a mask for each segment, [slice, row, column, segment]
+        each = [class_pixels(masks, number, overlap=True) for number in range(1, len(names) + 1)]
+        masks = np.stack(each, axis=-1).astype(np.uint8)
     try:
         with quiet():
             sources = [open_dataset(file) for file in files]
