@@ -132,7 +132,7 @@ def _expanded(images: Sequence[Path]) -> Iterator[Path]:
 
 
 def _jobs_of(image: Path, out: Path, dicom_seg: bool) -> Iterator[Job]:
-    if image.is_dir() and not any(looks_like_dicom(file) for file in image.iterdir() if file.is_file()):
+    if image.is_dir() and not _holds_dicom(image):
         yield from _jobs_in(image, out, dicom_seg)
         return
     entry = entry_of(image)
@@ -142,6 +142,11 @@ def _jobs_of(image: Path, out: Path, dicom_seg: bool) -> Iterator[Job]:
         yield from _dicom_jobs(image, out, ".dcm" if dicom_seg else ".nii.gz")
     else:
         yield Job(image, stem_of(image), True, None, out / f"{stem_of(image)}.nii.gz")
+
+
+def _holds_dicom(folder: Path) -> bool:
+    """Whether a folder holds DICOM files itself, so that it is an image."""
+    return any(looks_like_dicom(file) for file in folder.iterdir() if file.is_file())
 
 
 def _jobs_in(folder: Path, out: Path, dicom_seg: bool) -> Iterator[Job]:

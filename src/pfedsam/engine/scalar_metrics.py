@@ -120,14 +120,12 @@ def check_values(scalar_metrics: ScalarMetrics, min_cases: int = OFF) -> None:
         UpdateError: naming the metric and what it may be.
     """
     for name, value in scalar_metrics.items():
-        if value is None and _may_be_undefined(name, min_cases):
-            continue
         allowed = _allowed_range(name)
-        if value is None or value not in allowed:
+        if not (_may_be_undefined(name, min_cases) if value is None else value in allowed):
             raise UpdateError(f"its reply gives {name} a value that it cannot have; allowed are {allowed}.")
-    above = [name for name, value in scalar_metrics.items() if (value or 0) > _most_cases(name, scalar_metrics)]
-    if above:
-        raise UpdateError(f"its reply gives {above[0]} a value above its number of test cases.")
+    for name, value in scalar_metrics.items():
+        if value is not None and value > _most_cases(name, scalar_metrics):
+            raise UpdateError(f"its reply gives {name} a value above its number of test cases.")
 
 
 def _may_be_undefined(name: str, min_cases: int) -> bool:

@@ -142,8 +142,15 @@ def score_case(
         classes=classes,
         presence=presence,
         unit="px" if spacing_mm is None else "mm",
-        volume_unit="px" if spacing_mm is None else "mm2" if truth.ndim == 2 else "ml",
+        volume_unit=_volume_unit(truth.ndim, spacing_mm),
     )
+
+
+def _volume_unit(dimensions: int, spacing_mm: Spacing | None) -> VolumeUnit:
+    """The unit of the size of a structure in an image (2 dimensions) or in a volume (3)."""
+    if spacing_mm is None:
+        return "px"
+    return "mm2" if dimensions == 2 else "ml"
 
 
 def _check_shapes(

@@ -140,7 +140,7 @@ def reply_from_wire(wire: Mapping[str, Any]) -> Reply:
         raise UpdateError("the refusal code in a reply is not on the list.")
     if not isinstance(head["study"], str):
         raise UpdateError("the study in a reply must be text.")
-    if not isinstance(metrics, dict) or len(metrics) > _MAX_METRICS or not all(map(_is_number, metrics.values())):
+    if not _are_metrics(metrics):
         raise UpdateError("the scalar metrics in a reply must be finite numbers by name.")
     return Reply(head["task"], head["study"], head["round"], metrics, bytes(wire["update"]), refused)
 
@@ -177,6 +177,11 @@ def _is_round(value: object) -> bool:
 
 def _json(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, allow_nan=False).encode()
+
+
+def _are_metrics(value: object) -> bool:
+    """Whether a value is a table of at most `_MAX_METRICS` numbers by name."""
+    return isinstance(value, dict) and len(value) <= _MAX_METRICS and all(map(_is_number, value.values()))
 
 
 def _is_number(value: object) -> bool:

@@ -194,20 +194,33 @@ def _recognise(label: str, tensors: NamedTensors) -> SamConfig:
     Raises:
         CheckpointError: they belong to none.
     """
-    known = ", ".join(f"{name} ({a.depth} blocks of width {a.width})" for name, a in ARCHITECTURES.items())
+    side, width = _grid(label, tensors)
+    depth = len({name.split(".")[2] for name in tensors if name.startswith("image_encoder.blocks.")})
+    by_size = {(a.depth, a.width): a for a in ARCHITECTURES.values()}
+    if (depth, width) not in by_size:
+        raise CheckpointError(f"{label} has {depth} blocks of width {width}; readable are {_readable()}.")
+    return _official_config(by_size[depth, width], 16 * side)
+
+
+def _grid(label: str, tensors: NamedTensors) -> tuple[int, int]:
+    """The side and the width of the position embedding, which has shape `[1, side, side, width]`.
+
+    Raises:
+        CheckpointError: there is no such embedding.
+    """
     grid = tensors.get("image_encoder.pos_embed")
     if grid is None or grid.dim() != 4 or grid.shape[1] != grid.shape[2]:
         first = ", ".join(list(tensors)[:_LISTED])
         raise CheckpointError(
             f"{label} is not a Segment Anything state_dict: it has no square image_encoder.pos_embed (it starts with "
-            f"{first or 'nothing'}). Readable are {known}; SAM 2 and MobileSAM are other models; "
+            f"{first or 'nothing'}). Readable are {_readable()}; SAM 2 and MobileSAM are other models; "
             "SAM-HQ is read from a transformers folder."
         )
-    by_size = {(a.depth, a.width): a for a in ARCHITECTURES.values()}
-    depth = len({name.split(".")[2] for name in tensors if name.startswith("image_encoder.blocks.")})
-    if (depth, grid.shape[3]) not in by_size:
-        raise CheckpointError(f"{label} has {depth} blocks of width {grid.shape[3]}; readable are {known}.")
-    return _official_config(by_size[depth, grid.shape[3]], 16 * grid.shape[1])
+    return grid.shape[1], grid.shape[3]
+
+
+def _readable() -> str:
+    return ", ".join(f"{name} ({a.depth} blocks of width {a.width})" for name, a in ARCHITECTURES.items())
 
 
 def _official_config(architecture: Architecture, image_size: int) -> SamConfig:
