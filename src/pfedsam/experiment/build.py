@@ -337,16 +337,18 @@ def _are_volumes(options: RunOptions, cases: tuple[Case, ...]) -> bool:
         DataError: Only some of the cases are volumes.
         OptionError: The cases are volumes, but the options cut pictures into tiles.
     """
-    volumes = [case for case in cases if case.volume]
-    if volumes and len(volumes) < len(cases):
-        pictures = next(case for case in cases if not case.volume)
+    volume = next((case for case in cases if case.volume), None)
+    picture = next((case for case in cases if not case.volume), None)
+    if volume is None:
+        return False
+    if picture is not None:
         raise DataError(
-            f"site {volumes[0].site!r}, case {volumes[0].id!r} is a volume, but site {pictures.site!r}, case {pictures.id!r} is a picture; "
+            f"site {volume.site!r}, case {volume.id!r} is a volume, but site {picture.site!r}, case {picture.id!r} is a picture; "
             "all cases of a run must be volumes, or all must be pictures"
         )
-    if volumes and options.data.tiling:
+    if options.data.tiling:
         raise OptionError("data.tiling cuts pictures into tiles, but the sites have volumes: remove data.tiling.")
-    return bool(volumes)
+    return True
 
 
 def build_images(options: RunOptions, cases: tuple[Case, ...], side: int) -> Sequence[Example]:

@@ -256,8 +256,7 @@ class Gate:
             UpdateError: the manifest does not allow a part of the reply.
         """
         if reply.refused:
-            if reply.update or reply.scalar_metrics:
-                raise UpdateError("a refusal must contain nothing but its code.")
+            _check_refusal(reply)
             return reply
         if manifest is None:
             raise UpdateError("the study is not approved at this site.")
@@ -308,6 +307,16 @@ class Gate:
             scalar_metrics=sorted(reply.scalar_metrics),
             note=note,
         )
+
+
+def _check_refusal(reply: Reply) -> None:
+    """Check that a refusal tells nothing but its code.
+
+    Raises:
+        UpdateError: it does.
+    """
+    if reply.update or reply.scalar_metrics:
+        raise UpdateError("a refusal must contain nothing but its code.")
 
 
 def _check_metrics(reply: Reply, manifest: StudyManifest) -> None:

@@ -36,9 +36,8 @@ def write_labels(
     parts = [f"# {study.name}", f"`{study.command}`", *_gaps(study, missing)]
     parts.append(_HOW + (_CONVERGED if converged else _EQUAL))
     limits = list(by_limit)
-    rows = {key: {line.label: _row(figures, key, line.label, limits) for line in study.lines} for key in _TITLES}
     for key, title in _TITLES.items():
-        parts += [f"## {title}", _table(rows[key], limits)]
+        parts += [f"## {title}", _table(_rows(figures, key, study.lines, limits), limits)]
     write_study(
         folder,
         study,
@@ -48,8 +47,9 @@ def write_labels(
         not_run=missing,
         failed=dict(study.failed),
     )
+    lines = _rows(figures, "dice_mean", study.lines, limits)
     atomic.write_bytes(
-        folder / f"{study.name}.svg", curves(limits, rows["dice_mean"], "labelled images per site", "Dice"), mode=0o644
+        folder / f"{study.name}.svg", curves(limits, lines, "labelled images per site", "Dice"), mode=0o644
     )
     return figures
 
@@ -69,9 +69,11 @@ def _headline(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[st
     return figures
 
 
-def _row(figures: Mapping[str, float | None], key: str, label: str, limits: Sequence[str]) -> list[float | None]:
-    """A headline figure of one method for each number of labelled images."""
-    return [figures.get(f"{key}.{label}.{limit}") for limit in limits]
+def _rows(
+    figures: Mapping[str, float | None], key: str, lines: Sequence[Line], limits: Sequence[str]
+) -> dict[str, list[float | None]]:
+    """A headline figure of each method, by its label, for each number of labelled images."""
+    return {line.label: [figures.get(f"{key}.{line.label}.{limit}") for limit in limits] for line in lines}
 
 
 def _table(rows: Mapping[str, Sequence[float | None]], limits: Sequence[str]) -> str:

@@ -37,7 +37,7 @@ def write_onboarding(folder: Path, study: Study, joined: Sequence[Joined]) -> di
     """
     figures: dict[str, float | None] = {}
     parts = [f"# {study.name}", f"`{study.command}`", _HOW]
-    rows = {line.label: [one for one in joined if one.label == line.label] for line in study.lines}
+    rows = _by_label(study, joined)
     for label, own in rows.items():
         figures |= _figures(label, own)
         parts += [f"## {label}", _table(own) if own else "Not run yet."]
@@ -47,6 +47,11 @@ def write_onboarding(folder: Path, study: Study, joined: Sequence[Joined]) -> di
     if subject:
         atomic.write_bytes(folder / f"{study.name}.svg", method_dots(_dots(subject)), mode=0o644)
     return figures
+
+
+def _by_label(study: Study, joined: Sequence[Joined]) -> dict[str, list[Joined]]:
+    """The results of each method of the study; an empty list for a method that has not been run."""
+    return {line.label: [one for one in joined if one.label == line.label] for line in study.lines}
 
 
 _HOW = (

@@ -26,7 +26,7 @@ Files of schema 1 are also read. They lack `date`, `steps`, `train_cases`, `val_
 """
 
 import platform
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -194,10 +194,8 @@ def build_summary(
     Raises:
         RunError: there is no model, or the two models were not scored at the same sites.
     """
-    scored = [sorted(model) for model in (personal, shared) if model is not None]
-    if not any(scored) or scored[0] != scored[-1]:
-        raise RunError(f"method {method!r}: the personal and the shared model must be scored at the same sites.")
-    entries = {name: _site_entry(name, personal, shared, sizes.get(name, PartSizes())) for name in scored[0]}
+    names = _scored_sites([model for model in (personal, shared) if model is not None], method)
+    entries = {name: _site_entry(name, personal, shared, sizes.get(name, PartSizes())) for name in names}
     return Summary(
         date=date,
         method=method,
@@ -213,6 +211,18 @@ def build_summary(
         seconds=dict(seconds),
         versions=dict(versions),
     )
+
+
+def _scored_sites(models: Sequence[Mapping[str, SiteSummary]], method: str) -> list[str]:
+    """The sites at which all models were scored, in alphabetical order.
+
+    Raises:
+        RunError: there is no model or no site, or the models were not scored at the same sites.
+    """
+    scored = [sorted(model) for model in models]
+    if not any(scored) or scored[0] != scored[-1]:
+        raise RunError(f"method {method!r}: the personal and the shared model must be scored at the same sites.")
+    return scored[0]
 
 
 def _site_entry(

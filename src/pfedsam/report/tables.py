@@ -281,15 +281,19 @@ def undefined_note(summary: Summary) -> str | None:
     entry = summary.mean.in_use
     if entry is None or entry.cases is None:
         return None
-    undefined = [
-        f"{spelling} {entry.undefined[name]}" for name, spelling in _SPELLING.items() if entry.undefined.get(name)
-    ]
+    undefined = _undefined_counts(entry)
     if not undefined:
         return None
     total = entry.cases * len(entry.classes)
     if entry.missed is None or entry.extra is None or entry.absent is None:
         return f"Undefined and left out of the means, of {total} values (cases times classes): {', '.join(undefined)}."
     return _undefined_reasons(total, entry.missed, entry.extra, entry.absent)
+
+
+def _undefined_counts(entry: Entry) -> list[str]:
+    """The measures of the table that are undefined somewhere, each with the number of undefined values."""
+    counts = {spelling: entry.undefined.get(name) for name, spelling in _SPELLING.items()}
+    return [f"{spelling} {count}" for spelling, count in counts.items() if count]
 
 
 def _undefined_reasons(total: int, missed: int, extra: int, absent: int) -> str:

@@ -121,10 +121,7 @@ def run_phase(
         loss: the segmentation loss.
     """
     trained = _only_trainable(model, names)
-    groups = _groups(model, trained, learning_rate, options.pretrained_fraction)
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=options.weight_decay)
-    if options.keep_state:
-        unpack(optimizer, trained, optimizer_state)
+    optimizer = _optimizer(model, trained, learning_rate, optimizer_state, options)
     parts_of_step = _parts_of_step(trained, spec, local)
     objective = _Objective(model, spec, distillation, balance, parts_of_step[0], form, loss)
     rows = []
@@ -171,6 +168,21 @@ def _only_trainable(model: Segmenter, names: tuple[str, ...]) -> dict[str, nn.Pa
     for parameter in trained.values():
         parameter.requires_grad_()
     return trained
+
+
+def _optimizer(
+    model: Segmenter,
+    trained: dict[str, nn.Parameter],
+    learning_rate: float,
+    state: NamedTensors,
+    options: OptimizerOptions,
+) -> torch.optim.AdamW:
+    """The optimiser of a phase, with its state of the last round unless it is reset in every round."""
+    groups = _groups(model, trained, learning_rate, options.pretrained_fraction)
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=options.weight_decay)
+    if options.keep_state:
+        unpack(optimizer, trained, state)
+    return optimizer
 
 
 def _groups(
