@@ -17,7 +17,7 @@ Call = Callable[..., int]
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--suite", "nuclie"], 2, "shipped are cardiac, nuclei, retina"),
+        (["--suite", "nuclie"], 2, "shipped are cardiac, disc, nuclei, retina"),
         (["--suite", "nuclei", "--methods", "fedx"], 2, "no method 'fedx'"),
         (["--suite", "nuclei", "--variants", "fedx"], 2, "no variant 'fedx'"),
         (["--suite", "nuclei", "--seeds", "one"], 2, "whole numbers"),

@@ -149,11 +149,16 @@ def test_classes_that_overlap_are_overlapping_segments_of_one_dicom_seg(call: Ca
     assert _predict(call, "series", "--dicom-seg", *OVERLAP) == 0
     image = open_volume(Path("series"), VolumeOptions())
     segments = VolumeOptions(segments={"liver": 1, "spleen": 2}, sum_segments=True)
-    read = open_mask(Path("masks/series.dcm"), image, segments)
-    together = np.stack([read.mask_slice(k) for k in range(image.header().shape[2])], axis=2)
-    one_each = [np.asarray(nib.load(f"masks/{name}/series.nii.gz").dataobj) for name in ("liver", "spleen")]
+    planes = range(image.header().shape[2])
+
+    def ids(path: str, options: VolumeOptions) -> np.ndarray:
+        mask = open_mask(Path(path), image, options)
+        return np.stack([mask.mask_slice(k) for k in planes])
+
+    together = ids("masks/series.dcm", segments)
+    liver, spleen = (ids(f"masks/{name}/series.nii.gz", VolumeOptions()) > 0 for name in ("liver", "spleen"))
     assert (together == 3).any()
-    np.testing.assert_array_equal(together, (one_each[0] > 0) + 2 * (one_each[1] > 0))
+    np.testing.assert_array_equal(together, liver + 2 * spleen)
 
 
 def test_nothing_of_a_class_that_overlaps_is_overwritten_and_resuming_skips_it(

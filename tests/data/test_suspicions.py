@@ -48,7 +48,7 @@ def test_three_clean_sites_give_no_warning(tmp_path):
 
 
 def test_the_sites_of_the_demonstration_give_no_warning(tmp_path):
-    sites = write_sites(tmp_path, SyntheticOptions(sites=4, cases=12), seed=0)
+    sites = write_sites(tmp_path, SyntheticOptions(sites=4, cases=24, shift="scanners"), seed=0)
     study = faulty.Study(faulty.LabelMap(LABELS), ImageOptions())
     report = faulty.check_sites([faulty._split(site) for site in sites], study)
     assert (report.problems, report.warnings) == ((), ())

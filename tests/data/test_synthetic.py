@@ -99,3 +99,19 @@ def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "site_2").mkdir()
     with pytest.raises(DataError, match="site 'site_2': its folder exists already; remove it"):
         write_sites(tmp_path, SyntheticOptions(sites=2, cases=1, side=32), 0)
+
+
+def test_scanners_keep_the_contrasts_and_one_inverts_its_images(tmp_path):
+    options = SyntheticOptions(sites=4, cases=6, side=64, shift="scanners")
+    darker = []
+    for site in write_sites(tmp_path, options, seed=0):
+        organs, bodies = [], []
+        for case in site.cases:
+            image = np.asarray(Image.open(case.image), float)
+            mask = np.asarray(Image.open(case.mask))
+            assert image.ndim == 2  # grey everywhere
+            organs.append(np.median(image[mask == 1]))
+            rows, columns = (slice(length // 4, -length // 4) for length in mask.shape)  # within the body
+            bodies.append(np.median(image[rows, columns][mask[rows, columns] == 0]))
+        darker.append(np.mean(organs) < np.mean(bodies))
+    assert darker == [False, False, False, True]

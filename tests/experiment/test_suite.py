@@ -44,7 +44,7 @@ def test_every_shipped_suite_configures_every_method_and_ablation(name: str) -> 
 
 
 def test_the_shipped_suites() -> None:
-    assert shipped_suites() == ["cardiac", "nuclei", "retina"]
+    assert shipped_suites() == ["cardiac", "disc", "nuclei", "retina"]
     assert load_suite("retina").sites == ["chase", "drive", "hrf", "stare"]
 
 
@@ -160,7 +160,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="shipped are cardiac, nuclei, retina"):
+    with pytest.raises(OptionError, match="shipped are cardiac, disc, nuclei, retina"):
         load_suite("nuclie")
     path = tmp_path / "mine.yaml"
     path.write_text("name: mine\noptions: {}\nmetods: [x]\n")

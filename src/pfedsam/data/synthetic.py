@@ -1,11 +1,13 @@
-"""Generated sites for tests and the demo: an organ with a lesion inside, seen by scanners that disagree.
+"""Generated sites for tests and the demonstration: an organ with a lesion inside, imaged by different scanners.
 
-Every image shows a body with an organ (class 1) and mostly a lesion in it (class 2), and also what is neither: bodies
-with the opposite contrast to the organ, and spots inside the organ with the opposite contrast to the lesion. Which
-contrast belongs to which is each site's own: four kinds of site take the four combinations, one of them by inverting
-its whole image. So a model that fits one site is wrong at another by construction, and one averaged model has to
-recognise the site before it can be right. Sites also differ in texture, blur, noise, colour, resolution, aspect and in
-the shapes that they see.
+Every image shows a body with an organ (class 1) and mostly a lesion in it (class 2), and also distractors: bodies with the opposite
+contrast to the organ, and spots inside the organ with the opposite contrast to the lesion. Sites differ in texture, blur, noise,
+resolution, aspect ratio and shapes, and in one of two further ways (`SyntheticOptions.shift`):
+
+* `contrasts`: four kinds of site have the four combinations of contrasts of organ and lesion, one of them by inverting the whole image. A
+  model that fits one site is then wrong at another, and an averaged model has to recognise the site. Colours differ too.
+* `scanners`: organ and lesion have the same contrasts everywhere, as one organ in one modality has. Sites differ in gain, contrast, field
+  of view, noise and blur, and the fourth one inverts its images.
 
 The same options and seed write the same bytes. Nothing here comes from a real image.
 """
@@ -13,7 +15,7 @@ The same options and seed write the same bytes. Nothing here comes from a real i
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +51,7 @@ _TINTS: Final = (  # dark and bright end of the scale; None is grey
 )
 _ORGAN_STEP, _LESION_STEP = 0.28, 0.22
 _NO_LESION = 0.08  # share of patients without a lesion
+_INVERTED_SITE = 3  # of sites that differ as scanners do
 
 
 class SyntheticOptions(Options):
@@ -57,6 +60,10 @@ class SyntheticOptions(Options):
     sites: int = Field(default=4, ge=1, le=50, description="Sites; the first four differ most.")
     cases: int = Field(default=30, ge=1, le=9999, description="Images a site.")
     cases_per_patient: int = Field(default=1, ge=1, description="Images of one patient.")
+    shift: Literal["contrasts", "scanners"] = Field(
+        default="contrasts",
+        description="How sites differ: in the contrasts of organ and lesion, or as scanners do (gain, contrast, view, noise, blur).",
+    )
     side: int = Field(default=96, ge=32, le=1024, description="Smallest side in pixels; sites go up to 4/3 of it.")
 
 
@@ -123,7 +130,7 @@ def write_sites(folder: str | Path, options: SyntheticOptions, seed: int) -> tup
             raise DataError(f"site {name!r}: its folder exists already; remove it, or choose another folder")
         (target / "images").mkdir(parents=True)
         (target / "masks").mkdir()
-        style = _style(index, options.side, seed)
+        style = _STYLES[options.shift](index, options.side, seed)
         for number in range(options.cases):
             patient, picture = divmod(number, options.cases_per_patient)
             image, mask = _case(style, seed, name, patient, picture)
@@ -156,6 +163,27 @@ def _style(index: int, side: int, seed: int) -> _Style:
         lesion_size=draw.uniform(0.26, 0.42),
         lesion_depth=draw.uniform(0.1, 0.6),
     )
+
+
+def _scanner(index: int, side: int, seed: int) -> _Style:
+    """The style of a site that differs from the first as another scanner does."""
+    draw = rng.numpy_generator(seed, "synthetic scanner", index)
+    plain = _style(index, side, seed)
+    contrast, view = draw.uniform(0.6, 1.1), draw.uniform(0.8, 1.2)
+    return replace(
+        plain,
+        organ_step=_ORGAN_STEP * contrast,
+        lesion_step=-_LESION_STEP * contrast * draw.uniform(0.9, 1.1),
+        inverted=index == _INVERTED_SITE,
+        tint=None,
+        ground=draw.uniform(0.3, 0.55),
+        noise=draw.uniform(0.02, 0.09),
+        blur=draw.uniform(0.008, 0.03),
+        organ_size=0.4 * view,
+    )
+
+
+_STYLES: Final = {"contrasts": _style, "scanners": _scanner}
 
 
 def _case(
