@@ -30,7 +30,7 @@ SEED = 0
 
 def silent_data_faults() -> dict[str, Any]:
     """Data that are wrong and well-formed, and that `data check` says nothing about; clean sites that it warns of."""
-    faulty = _from_tests("data/faulty_sites.py")
+    faulty = _from_tests("helpers/faulty_sites.py")
     silent = []
     for name, fault in faulty.FAULTS.items():
         with tempfile.TemporaryDirectory() as folder:

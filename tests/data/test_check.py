@@ -24,15 +24,15 @@ def test_what_a_sound_site_has(site_folder):
     report = _check(read_site("north", site_folder("a_0", "a_1", "b_0"), patient_pattern="^(.)"))
     (site,) = report.sites
     assert (site.site, site.cases, site.patients, site.parts) == ("north", 3, 2, {})
-    assert site.sizes == {(4, 6): 3}
-    assert site.depths == {8: 3}
-    assert site.channels == {1: 3}
-    assert site.values == pytest.approx((5 / 255, 25 / 255))  # 5, 15 and 25 of 255
-    assert site.spacings == {None: 3}
-    assert site.ids == {0: 3, 1: 3}
-    assert site.classes == {"nucleus": 3, "never": 0}
-    assert site.shares == {"nucleus": pytest.approx(4 / 24), "never": None}  # the diagonal of 4 x 6
-    assert (site.empty, site.unlabelled) == (0, 0)
+    assert site.images.sizes == {(4, 6): 3}
+    assert site.images.depths == {8: 3}
+    assert site.images.channels == {1: 3}
+    assert site.images.values == pytest.approx((5 / 255, 25 / 255))  # 5, 15 and 25 of 255
+    assert site.images.spacings == {None: 3}
+    assert site.masks.ids == {0: 3, 1: 3}
+    assert site.masks.classes == {"nucleus": 3, "never": 0}
+    assert site.masks.shares == {"nucleus": pytest.approx(4 / 24), "never": None}  # the diagonal of 4 x 6
+    assert (site.masks.empty, site.masks.missing) == (0, 0)
     assert report.problems == ()
 
 
@@ -41,7 +41,7 @@ def test_empty_masks_and_unlabelled_images_are_counted(site_folder):
     Image.fromarray(np.zeros((4, 6), np.uint8)).save(folder / "masks/a.png")
     (folder / "masks/b.png").unlink()
     (site,) = _check(read_site("north", folder, masks_required=False)).sites
-    assert (site.empty, site.unlabelled) == (1, 1)
+    assert (site.masks.empty, site.masks.missing) == (1, 1)
 
 
 def test_every_case_is_counted_as_progress(site_folder):
@@ -79,8 +79,8 @@ def test_every_problem_is_named_at_once(site_folder):
         assert text in problem
     (found,) = report.sites
     assert found.parts == {"train": 6, "test": 1}
-    assert found.sizes == {(4, 6): 6}
-    assert found.ids == {0: 4, 1: 3, 7: 1}
+    assert found.images.sizes == {(4, 6): 6}
+    assert found.masks.ids == {0: 4, 1: 3, 7: 1}
 
 
 def test_equal_problems_are_one_line_with_three_examples(site_folder):

@@ -103,7 +103,7 @@ def test_regions_are_unions_of_ids():
         (
             {"a": [1], "b": [2]},
             {"not_annotated": frozenset({"b"})},
-            r"'b' has the ids \[2\] and stands under not_annotated",
+            r"'b' has the ids \[2\] and is listed under not_annotated",
         ),
         (
             {"a": [1]},

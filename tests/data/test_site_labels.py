@@ -39,7 +39,7 @@ def test_the_id_of_a_class_that_the_site_does_not_annotate_is_refused_with_both_
         ({"not_annotated": ["rim"]}, r"data\.sites\.north: not_annotated names 'rim'"),
         (
             {"labels": {"cup": [3]}, "not_annotated": ["cup"]},
-            r"data\.sites\.north: class 'cup' has the ids \[3\] under labels and stands under not_annotated",
+            r"data\.sites\.north: class 'cup' has the ids \[3\] under labels and is listed under not_annotated",
         ),
         ({"labels": {"cup": [1]}}, r"data\.sites\.north: data\.sites\.north\.labels .* belongs to one class only"),
     ],

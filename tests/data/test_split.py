@@ -154,7 +154,7 @@ def test_no_file_of_an_undecided_site(site_of, tmp_path):
             {"train": ["p0_0", "p0_1", "p9_0"]},
             r"case 'p9_0': no longer there, but in 'split\.json'; bring the files back",
         ),
-        ({"train": ["p0_0", "p0_1", "p1_0"]}, r"case 'p1_0': stands twice"),
+        ({"train": ["p0_0", "p0_1", "p1_0"]}, r"case 'p1_0': is listed twice"),
         ({"train": ["p0_0"], "val": ["p1_0", "p0_1"]}, r"patient 'p0' is on two sides"),
         ({"site": "south"}, r"is the split of site 'south'"),
         ({"schema": 3}, r"no split of schema 2"),

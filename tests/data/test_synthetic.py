@@ -46,8 +46,8 @@ def test_sound_sites_with_both_classes(sites):
         (report,) = check_sites([site], Study(LABEL_MAP, ImageOptions())).sites
         assert report.problems == ()
         assert (report.cases, report.patients) == (12, 12)
-        assert report.classes["organ"] == 12
-        assert 9 <= report.classes["lesion"] <= 12
+        assert report.masks.classes["organ"] == 12
+        assert 9 <= report.masks.classes["lesion"] <= 12
 
 
 def test_sites_differ_in_resolution_and_colour(sites):

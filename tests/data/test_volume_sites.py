@@ -64,9 +64,9 @@ def test_a_check_decodes_headers_and_masks_alone(site, monkeypatch):
     report = check_sites([read_site("north", site)], Study(LABELS, ImageOptions()))
     assert report.problems == ()
     (found,) = report.sites
-    assert found.sizes == {(5, 8, 6): 2}
-    assert found.spacings == {(5, 2, 1): 2}
-    assert found.ids == {0: 2, 1: 2}
+    assert found.images.sizes == {(5, 8, 6): 2}
+    assert found.images.spacings == {(5, 2, 1): 2}
+    assert found.masks.ids == {0: 2, 1: 2}
 
 
 def test_sequences_that_were_listed_as_patients_are_told_by_their_equal_masks(site):
@@ -79,7 +79,7 @@ def test_sequences_that_were_listed_as_patients_are_told_by_their_equal_masks(si
     found = check_sites([read_site("north", site)], Study(LABELS, ImageOptions())).warnings
     assert [line for line in found if "equal voxel by voxel" in line] == [
         "site 'north', 2 cases 'a', 'b': the masks of 'a' (site 'north', patient 'a') and 'b' (site 'north', patient 'b') are equal voxel "
-        "by voxel, so that they are probably of one patient, who can come to lie on two sides of the split; name the sequences of a case "
+        "by voxel, so that they are probably of one patient, who can end up on two sides of the split; name the sequences of a case "
         "by data.volume.channels, or give them the same patient"
     ]
     (site / "manifest.csv").write_text("image,mask,patient\nimages/a.nii.gz,masks/a.nii.gz,p\nimages/b,masks/b.nii,p\n")
@@ -90,7 +90,7 @@ def test_sequences_that_were_listed_as_patients_are_told_by_their_equal_masks(si
 def test_nothing_is_said_about_the_spacing_of_a_volume_that_cannot_be_read(site):
     (site / "images/a.nii.gz").write_bytes(b"\x1f\x8b")
     report = check_sites([read_site("north", site)], Study(LABELS, ImageOptions()))
-    assert report.sites[0].spacings == {(5.0, 2.0, 1.0): 1}
+    assert report.sites[0].images.spacings == {(5.0, 2.0, 1.0): 1}
     assert not [line for line in report.warnings if "spacing" in line]
 
 

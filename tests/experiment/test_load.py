@@ -191,7 +191,7 @@ def test_what_is_dumped_of_sites_is_read_back(tmp_path: Path) -> None:
         ("    a: 7\n", "data.sites.a: "),
         (
             "    a: {folder: here, labels: {cup: [5]}, not_annotated: [cup]}\n",
-            "study.yaml: data.sites.a: class 'cup' has the ids [5] under labels and stands under not_annotated",
+            "study.yaml: data.sites.a: class 'cup' has the ids [5] under labels and is listed under not_annotated",
         ),
         (
             "    a: {folder: here, not_annotated: [cup]}\n    b: {folder: there, not_annotated: [cup]}\n",

@@ -103,6 +103,11 @@ def _explain(error: Exception) -> PfedsamError | None:
     if isinstance(error, ModuleNotFoundError):
         ours = (error.name or "").split(".")[0] == "nvflare"
         return RunError("This command needs NVFlare: `pip install '.[deploy]'` in the checkout.") if ours else None
+    return _explain_memory(error)
+
+
+def _explain_memory(error: Exception) -> RunError | None:
+    """Advice for a lack of memory; None for an error of another kind."""
     what, less = "A worker process was killed, probably because memory ran out", _FEWER
     if type(error).__name__ == "OutOfMemoryError":  # torch's class of the error; torch is not loaded for every command
         what, less = "The GPU's memory is full", f"{_FEWER} or runtime.device=cpu"

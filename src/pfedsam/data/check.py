@@ -1,9 +1,11 @@
-"""What the sites' data are, and everything that is wrong or suspicious, at once: a folder is mended in one go instead of error by error."""
+"""The properties of the sites' data and all problems of them at once, so that a folder can be corrected in one go."""
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from statistics import median
 
 from pfedsam.core.errors import DataError
@@ -12,102 +14,119 @@ from pfedsam.data.labels import BACKGROUND, LabelMap
 from pfedsam.data.manifest import SPLITS, Case, Site, pattern_is_idle
 from pfedsam.data.readers.series_table import SeriesRow
 from pfedsam.data.split import split_problems
-from pfedsam.data.suspicions import Study, find_suspicions, name_cases
+from pfedsam.data.suspicions import Finding, Study, find_suspicions, name_cases
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """Properties of the image files of a site, each with the number of cases that have it."""
+
+    sizes: Mapping[tuple[int, ...], int]
+    """(H, W) of a picture, or (D, H, W) of a volume."""
+    depths: Mapping[int, int]
+    """Bits of a value, for pictures only."""
+    channels: Mapping[int, int]
+    """Channels in the file, for pictures only."""
+    spacings: Mapping[tuple[float, ...] | None, int]
+    """Spacing in mm; None where none is given."""
+    values: tuple[float, float] | None
+    """The lowest 1st and the highest 99.9th percentile of an image, as shares of the range of its type; None without pictures."""
+
+
+@dataclass(frozen=True)
+class MaskCounts:
+    """Contents of the masks of a site, each with the number of cases that have it."""
+
+    ids: Mapping[int, int]
+    """Ids in the files, ascending."""
+    classes: Mapping[str, int | None]
+    """Every class, with 0 if no case has it, and None if the site does not annotate it."""
+    shares: Mapping[str, float | None]
+    """Not a number of cases, but the median share of the pixels that a class fills in the masks that have it; None if none has."""
+    empty: int
+    """Masks that contain background only."""
+    missing: int
+    """Cases without a mask that could be read."""
 
 
 @dataclass(frozen=True)
 class SiteReport:
-    """What a site has; counts are of cases where nothing else is said."""
+    """The properties of a site's data and what is wrong with them."""
 
     site: str
     cases: int
     patients: int
     parts: Mapping[str, int]
-    """Part of the split -> cases; empty before a split."""
-    sizes: Mapping[tuple[int, ...], int]
-    """(H, W), or (D, H, W) of a volume -> images."""
-    depths: Mapping[int, int]
-    """Bits of a value -> images."""
-    channels: Mapping[int, int]
-    """Channels in the file -> images."""
-    values: tuple[float, float] | None
-    """The lowest 1st and the highest 99.9th percentile of an image, as parts of the type's range."""
-    spacings: Mapping[tuple[float, ...] | None, int]
-    """Spacing in mm -> cases; None where none is given."""
-    ids: Mapping[int, int]
-    """Id in the mask files -> cases that have it."""
-    classes: Mapping[str, int | None]
-    """Class -> cases that have it, 0 included; None where the site does not annotate it."""
-    shares: Mapping[str, float | None]
-    """Class -> the median part of the pixels that it fills, of the masks that have it; None where none has."""
-    empty: int
-    """Masks of background alone."""
-    unlabelled: int
-    """Images without a mask that could be read."""
+    """Part of the split to its number of cases; empty before a split."""
+    images: ImageCounts
+    masks: MaskCounts
     series: Mapping[str, tuple[SeriesRow, ...]]
-    """Case -> the series of its folder, of the cases whose folder holds several."""
+    """The series in the folder of a case, for cases whose folder holds several."""
     problems: tuple[str, ...]
-    """One message each, with site, cases and remedy; empty where all is well."""
+    """One message each, with site, cases and remedy; empty if nothing is wrong."""
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What all sites have, what is wrong and what may be."""
+    """The properties of all sites, what is wrong and what may be wrong."""
 
     sites: tuple[SiteReport, ...]
     facts: tuple[SiteFacts, ...]
-    leaks: tuple[str, ...]
-    """Errors that only the sites together show: equal pictures on two sides of the split."""
-    warnings: tuple[str, ...]
-    """What may be wrong or meant so, in the same form as problems."""
+    findings: tuple[Finding, ...]
+    """Data that can be read and are probably wrong."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What may be wrong, or may be meant that way."""
+        return tuple(str(finding) for finding in self.findings if not finding.error)
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """All that a run is refused for."""
-        return (*(problem for site in self.sites for problem in site.problems), *self.leaks)
+        """Everything that a run is refused for; also what only shows when sites are compared, such as one picture in train and test."""
+        errors = (str(finding) for finding in self.findings if finding.error)
+        return (*(problem for site in self.sites for problem in site.problems), *errors)
 
 
 _NAMED = 20
-"""Problems that an error names one by one."""
+"""Number of problems that an error lists individually."""
 
 
 def check_sites(
     sites: Sequence[Site], study: Study, *, tell: Callable[[int, int, str], None] | None = None
 ) -> DataReport:
-    """Reads every file of the sites once and reports what it found; a bad case does not end it.
+    """Reads every file of the sites once and reports the result; a case with a problem does not end the check.
 
     Args:
-        sites: As read with `masks_required=False`, so that every missing mask is named; split, so that leaks are seen.
+        sites: Read with `masks_required=False`, so that every missing mask is reported, and split, so that equal pictures in train and
+            test are found.
         study: Classes, how images are read, and the pattern that the sites were read with; one that matches nothing is a problem.
-        tell: Called with the cases done, all cases, and the site at work.
+        tell: Called after each case with the number of cases done, the number of all cases, and the name of the site.
     """
-    total, done = sum(len(site.cases) for site in sites), 0
-    gathered: list[SiteFacts] = []
-    for site in sites:
+    total = sum(len(site.cases) for site in sites)
+    done = count(1)
 
-        def count(name: str = site.name) -> None:
-            nonlocal done
-            done += 1
-            if tell:
-                tell(done, total, name)
+    def advance(name: str) -> None:
+        if tell:
+            tell(next(done), total, name)
 
-        gathered.append(gather_facts(site, study.labels_of(site.name), study.image, study.volume, tell=count))
-    found = find_suspicions(gathered, study)
+    gathered = [
+        gather_facts(site, study.labels_of(site.name), study.image, study.volume, tell=partial(advance, site.name))
+        for site in sites
+    ]
     return DataReport(
         sites=tuple(describe_site(facts, study) for facts in gathered),
         facts=tuple(gathered),
-        leaks=tuple(str(one) for one in found if one.error),
-        warnings=tuple(str(one) for one in found if not one.error),
+        findings=tuple(find_suspicions(gathered, study)),
     )
 
 
 def refuse_problems(
     sites: Sequence[Site], study: Study, *, tell: Callable[[int, int, str], None] | None = None
 ) -> DataReport:
-    """Lets only sites pass whose files are all sound; arguments as of `check_sites`. What passes may have warnings.
+    """Checks the sites as `check_sites` does and refuses them if there is a problem; warnings are no reason to refuse them.
 
     Raises:
-        DataError: they are not; the first problems are named.
+        DataError: There are problems; the message lists the first ones.
     """
     report = check_sites(sites, study, tell=tell)
     problems = report.problems
@@ -119,35 +138,57 @@ def refuse_problems(
 
 
 def describe_site(facts: SiteFacts, study: Study) -> SiteReport:
-    """The counts of one site, and what is wrong with it by itself."""
-    labels, cases, site = study.labels_of(facts.name), facts.cases, facts.site
-    background = set(labels.ids[BACKGROUND])
-    tops = [(one.low, one.top) for one in cases if one.low is not None and one.top is not None]
+    """The properties of one site, and what is wrong with it, without comparing it with other sites."""
+    site = facts.site
+    parts = Counter(case.split for case in site.cases)
     return SiteReport(
         site=site.name,
-        cases=len(cases),
+        cases=len(facts.cases),
         patients=len(site.patients()),
-        parts={split: len(site.of(split)) for split in SPLITS if site.of(split)},
-        sizes=dict(Counter(one.size for one in cases if one.size is not None)),
-        depths=dict(Counter(one.image.bits for one in cases if one.image)),
-        channels=dict(Counter(one.image.channels for one in cases if one.image)),
-        values=(min(low for low, _ in tops), max(top for _, top in tops)) if tops else None,
-        spacings=dict(Counter(one.spacing_mm for one in cases if one.size is not None)),
-        ids=dict(sorted(Counter(value for one in cases for value in one.pixels).items())),
-        classes={
-            name: None if name in labels.not_annotated else sum(_has(one, labels, name) for one in cases)
-            for name in labels.names
-        },
-        shares={name: _median_share(cases, labels, name) for name in labels.names},
-        empty=sum(one.labelled and set(one.pixels) <= background for one in cases),
-        unlabelled=sum(not one.labelled for one in cases),
-        series={one.case.id: one.series for one in cases if one.series},
-        problems=_problems(facts, study),
+        parts={part: parts[part] for part in SPLITS if parts[part]},
+        images=_count_images(facts.cases),
+        masks=_count_masks(facts.cases, study.labels_of(facts.name)),
+        series={one.case.id: one.series for one in facts.cases if one.series},
+        problems=tuple(_problems(facts, study.pattern_of(facts.name))),
     )
 
 
-def _has(one: CaseFacts, labels: LabelMap, name: str) -> bool:
-    return not set(one.pixels).isdisjoint(labels.ids[name])
+def _count_images(cases: Sequence[CaseFacts]) -> ImageCounts:
+    readable = [one for one in cases if one.size is not None]
+    stored = [one.image for one in cases if one.image]
+    return ImageCounts(
+        sizes=Counter(one.size for one in readable if one.size),
+        depths=Counter(image.bits for image in stored),
+        channels=Counter(image.channels for image in stored),
+        spacings=Counter(one.spacing_mm for one in readable),
+        values=_value_range(cases),
+    )
+
+
+def _value_range(cases: Iterable[CaseFacts]) -> tuple[float, float] | None:
+    ranges = [(one.low, one.top) for one in cases if one.low is not None and one.top is not None]
+    return (min(low for low, _ in ranges), max(top for _, top in ranges)) if ranges else None
+
+
+def _count_masks(cases: Sequence[CaseFacts], labels: LabelMap) -> MaskCounts:
+    labelled = [one for one in cases if one.labelled]
+    background = set(labels.ids[BACKGROUND])
+    ids = Counter(value for one in labelled for value in one.pixels)
+    return MaskCounts(
+        ids=dict(sorted(ids.items())),
+        classes={name: _cases_with(labelled, labels, name) for name in labels.names},
+        shares={name: _median_share(labelled, labels, name) for name in labels.names},
+        empty=sum(background.issuperset(one.pixels) for one in labelled),
+        missing=len(cases) - len(labelled),
+    )
+
+
+def _cases_with(cases: Iterable[CaseFacts], labels: LabelMap, name: str) -> int | None:
+    """The number of cases whose mask contains a class; None if the site does not annotate the class."""
+    if name in labels.not_annotated:
+        return None
+    ids = set(labels.ids[name])
+    return sum(not ids.isdisjoint(one.pixels) for one in cases)
 
 
 def _median_share(cases: Iterable[CaseFacts], labels: LabelMap, name: str) -> float | None:
@@ -155,42 +196,45 @@ def _median_share(cases: Iterable[CaseFacts], labels: LabelMap, name: str) -> fl
     return median(shares) if shares else None
 
 
-def _problems(facts: SiteFacts, study: Study) -> tuple[str, ...]:
-    site, pattern = facts.site, study.pattern_of(facts.name)
-    problems = [] if site.cases else [f"site {site.name!r}: has no cases; add images and masks"]
-    problems += group_problems([(one.case, problem) for one in facts.cases for problem in one.problems])
+def _problems(facts: SiteFacts, pattern: str | None) -> Iterator[str]:
+    site = facts.site
+    if not site.cases:
+        yield f"site {site.name!r}: has no cases; add images and masks"
+    yield from group_problems([(one.case, problem) for one in facts.cases for problem in one.problems])
     if facts.orphans:
-        several = f"{len(facts.orphans)} masks have no image, such as" if len(facts.orphans) > 1 else "mask"
-        ending = "" if len(facts.orphans) > 1 else " has no image"
-        problems.append(
-            f"site {site.name!r}: {several} {', '.join(map(repr, facts.orphans[:3]))}{ending}; name it like its image in images/, or take "
-            "it out"
-        )
+        yield _orphan_problem(site, facts.orphans)
     if site.cases and pattern_is_idle(site, pattern):
-        problems.append(
+        yield (
             f"site {site.name!r}: patient_pattern {pattern!r} matches none of its {len(site.cases)} file names, such "
             f"as {site.cases[0].id!r} (the ending left out), so that every case would be a patient; correct or remove it, or "
             r"let it match the names of every site: '^(.+?)(_t[0-9]+)?$' takes those with and without an ending such as _t0"
         )
-    return (*problems, *split_problems(site))
+    yield from split_problems(site)
+
+
+def _orphan_problem(site: Site, orphans: Sequence[str]) -> str:
+    masks = f"mask {orphans[0]!r} has no image"
+    if len(orphans) > 1:
+        masks = f"{len(orphans)} masks have no image, such as {', '.join(map(repr, orphans[:3]))}"
+    return f"site {site.name!r}: {masks}; name it like its image in images/, or take it out"
 
 
 def group_problems(problems: Sequence[tuple[Case, str]]) -> list[str]:
-    """Messages about cases of a site, equal ones as one line that names three of the cases.
+    """Messages about cases of a site; similar ones become one line that names three of the cases.
 
-    Messages are equal when they differ in nothing but names in quotes and numbers.
+    Messages are similar if they only differ in numbers and in names in quotes.
     """
     groups: dict[str, list[tuple[Case, str]]] = {}
     for case, problem in problems:
-        text = problem.removeprefix(_about(case))
+        text = problem.removeprefix(_prefix(case))
         groups.setdefault(re.sub(r"'[^']*'|\d+(\.\d+)?", "*", text), []).append((case, text))
     lines = []
     for found in groups.values():
         ids = tuple(dict.fromkeys(case.id for case, _ in found))
         case, text = found[0]
-        lines.append(f"{_about(case)}{text}" if len(ids) == 1 else f"site {case.site!r}{name_cases(ids)}: {text}")
+        lines.append(f"{_prefix(case)}{text}" if len(ids) == 1 else f"site {case.site!r}{name_cases(ids)}: {text}")
     return lines
 
 
-def _about(case: Case) -> str:
+def _prefix(case: Case) -> str:
     return f"site {case.site!r}, case {case.id!r}: "

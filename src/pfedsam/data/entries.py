@@ -1,6 +1,7 @@
-"""What lies in a site's `images/` and `masks/`: pictures by their ending, volumes by their content, folders of DICOM files."""
+"""The contents of a site's `images/` and `masks/`: pictures by their ending, volumes by their content, folders of DICOM files."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,12 +13,12 @@ from pfedsam.data.readers.png_stack import is_png_stack
 
 VOLUME_ENDINGS: Final = (".nii.gz", ".nii", ".dcm", ".dicom", ".ima")
 FOREIGN: Final = (".nrrd", ".mha", ".mhd", ".hdr", ".img", ".mgz", ".mnc")
-"""Volumes of kinds that are not read; left out in silence, cases would be missed."""
+"""Endings of volumes in formats that are not read; they are refused, because cases would be missing otherwise."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file or folder that may be a case's image or mask."""
+    """A file or folder that may be the image or the mask of a case."""
 
     path: Path
     stem: str
@@ -26,7 +27,7 @@ class Entry:
 
 
 def stem_of(path: Path) -> str:
-    """The name of a file without its ending, of a folder as it is."""
+    """The name of a file without its ending, or the name of a folder."""
     lower = path.name.lower()
     for ending in VOLUME_ENDINGS:
         if lower.endswith(ending) and not path.is_dir():
@@ -35,7 +36,7 @@ def stem_of(path: Path) -> str:
 
 
 def entry_of(path: Path) -> Entry | None:
-    """The entry at a path; None for what holds no picture and no volume."""
+    """The entry at a path; None if it contains no picture and no volume."""
     kind = kind_of(path)
     if kind is None and is_png_stack(path):
         return Entry(path, stem_of(path), volume=True)
@@ -46,35 +47,55 @@ def entry_of(path: Path) -> Entry | None:
 
 def find_entries(folder: Path) -> list[Entry]:
     """All entries of a folder, sorted by name, without hidden ones (a Mac puts `._a.png` beside `a.png`)."""
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    found = (entry_of(path) for path in paths if not path.name.startswith(".") and (path.is_file() or path.is_dir()))
+    if not folder.is_dir():
+        return []
+    found = map(entry_of, filter(_is_visible, sorted(folder.iterdir())))
     return [entry for entry in found if entry]
 
 
+def _is_visible(path: Path) -> bool:
+    return not path.name.startswith(".") and (path.is_file() or path.is_dir())
+
+
 def group_sequences(entries: Sequence[Entry], channels: Sequence[str]) -> list[tuple[str, tuple[Entry, ...]]]:
-    """Cases and their images: each entry by itself, or those whose names differ in the endings of the sequences alone.
+    """The stem and the images of each case: one entry, or the entries whose names differ only in the endings of the sequences.
 
     Raises:
         DataError: A case lacks a sequence.
     """
     if not channels:
         return [(entry.stem, (entry,)) for entry in entries]
-    groups: dict[str, dict[str, Entry]] = {}
+    groups = _by_ending(entries, channels)
+    _refuse_incomplete(groups, channels)
+    return [(stem, tuple(found[ending] for ending in channels)) for stem, found in sorted(groups.items())]
+
+
+def _by_ending(entries: Sequence[Entry], channels: Sequence[str]) -> dict[str, dict[str, Entry]]:
+    """The sequences of each case, by ending; entries without one of the endings are left out."""
+    groups: dict[str, dict[str, Entry]] = defaultdict(dict)
     for entry in entries:
-        ending = next((one for one in channels if entry.stem.endswith(one)), None)
+        ending = next(filter(entry.stem.endswith, channels), None)
         if ending is not None:
-            groups.setdefault(entry.stem[: -len(ending)], {})[ending] = entry
+            groups[entry.stem.removesuffix(ending)][ending] = entry
+    return groups
+
+
+def _refuse_incomplete(groups: Mapping[str, Mapping[str, Entry]], channels: Sequence[str]) -> None:
+    """Refuses cases without all sequences.
+
+    Raises:
+        DataError: There is such a case.
+    """
     for stem, found in groups.items():
         missing = [ending for ending in channels if ending not in found]
         if missing:
             raise DataError(
                 f"case {stem!r} has no file that ends with {missing[0]!r}; give every case all sequences of data.volume.channels"
             )
-    return [(stem, tuple(found[ending] for ending in channels)) for stem, found in sorted(groups.items())]
 
 
 def refuse_loose_series(entries: Sequence[Entry]) -> None:
-    """Refuses slices of one DICOM series that lie beside each other as if each were a case: they would be split among train and test.
+    """Refuses files of one DICOM series that are not in a folder of their own: each would be a case, in training or in test.
 
     Raises:
         DataError: Two files are of one series.

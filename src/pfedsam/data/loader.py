@@ -1,8 +1,9 @@
-"""Pictures to model input: the images and labels of a site, their views, and which of them a step trains on.
+"""Pictures as model input: the images and labels of a site, their views, and the batches of a training step.
 
-Whatever is wrong with a file is told here with the site and the case that it belongs to.
+Error messages about a file name the site and the case that it belongs to.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -61,10 +62,10 @@ def load_examples(
 
 
 def load_image(case: Case, options: ImageOptions) -> npt.NDArray[np.float32]:
-    """The native picture [H, W, 3], 0..1, with the contrast that the options say.
+    """The native picture [H, W, 3] in 0..1, with the contrast set by the options.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: The picture cannot be read.
     """
     with about(case):
         return normalise_contrast(read_image(case.image, max_megapixels=options.max_megapixels), options)
@@ -95,16 +96,16 @@ def load_truth(case: Case, labels: LabelMap, *, max_megapixels: float = MAX_MEGA
 
 @dataclass(frozen=True)
 class CaseTruth:
-    """What a case is scored against."""
+    """The true classes of a case, against which a prediction is scored."""
 
     classes: npt.NDArray[np.uint8]
-    """0..C of the native pixels: [H, W] of a picture or of a volume of one slice, [D, H, W] of a volume."""
+    """Classes 0..C of the native pixels: [H, W] of a picture or of a volume of one slice, [D, H, W] of a volume."""
     spacing_mm: tuple[float, float] | tuple[float, float, float] | None
-    """Along the axes of `classes`; None where it is not known."""
+    """Along the axes of `classes`; None if it is not known."""
     picture: Callable[[int], npt.NDArray[np.float32]]
-    """Slice number to what is shown of it, [H, W, 3] in 0..1."""
+    """Returns the image of a slice for display, [H, W, 3] in 0..1."""
     directions: str | None = None
-    """Where slice, row and column numbers of a volume increase to, as `volume.Slicing`; None if it is not known."""
+    """Directions of ascending slice, row and column numbers, as in `volume.Slicing`; None if they are not known."""
 
 
 def load_case_truth(case: Case, labels: LabelMap, image: ImageOptions, options: VolumeOptions) -> CaseTruth:
@@ -125,15 +126,17 @@ def load_case_truth(case: Case, labels: LabelMap, image: ImageOptions, options: 
 
 
 def check_sizes(case: Case, image: tuple[int, ...], mask: tuple[int, ...]) -> None:
-    """Refuses a mask that has another (H, W) than its image.
+    """Refuses a mask that has another size (H, W) than its image.
 
     Raises:
-        DataError: They differ.
+        DataError: The sizes differ.
     """
     if image == mask:
         return
     turned = (
-        " (does the image carry an EXIF orientation that the mask was not drawn with?)" if image == mask[::-1] else ""
+        " (does the image have an EXIF orientation that was ignored when the mask was drawn?)"
+        if image == mask[::-1]
+        else ""
     )
     raise DataError(
         f"site {case.site!r}, case {case.id!r}: the image has {image[1]} x {image[0]} pixels, "
@@ -146,11 +149,11 @@ def view_of(
 ) -> tuple[Tensor, Tensor]:
     """Pixels [3, S, S] and labels [S, S] of one view of a case, or of a tile of it.
 
-    The view depends on the arguments alone, never on what was drawn before: whoever keeps something per view can make
-    the view again. `renewal` counts how often the views of the study have been replaced by fresh ones.
+    The view depends on the arguments only, not on earlier random draws, so that it can be made again. `renewal` is the number of times
+    that the views of the study have been replaced by new ones.
 
     Raises:
-        DataError: The case has no labels to turn along.
+        DataError: The case has no labels, which a view needs.
     """
     case = example.case
     if example.labels is None:
@@ -173,12 +176,20 @@ def batches(
     foreground: Sequence[tuple[int, ...]] = (),
     share: float = 0.0,
 ) -> Iterator[list[tuple[int, int]]]:
-    """For each step its (index of the example, view) pairs, always `batch_size` of them.
+    """Pairs (index of an example, view), `batch_size` of them for each step.
 
-    Every example comes once before any comes again; a batch may reach over from one pass into the next. The view is
-    drawn anew each time. Where it is known which classes each example holds, at least `share` of all that are drawn hold one: that part is
-    drawn for each class in turn, from the examples that hold it (each once before any again), so that a rare class is drawn as often as a
-    common one; the rest is drawn from all examples, so that empty ones stay in.
+    Every example is drawn once before any is drawn again; a batch may contain the end of one pass and the begin of the next. The view is
+    drawn anew each time.
+
+    Args:
+        examples: Number of examples.
+        views: Number of views of each.
+        batch_size: Pairs per step.
+        steps: Number of batches.
+        generator: Source of all random draws.
+        foreground: The classes that each example contains; empty if they are not known.
+        share: Least share of all draws that contain a class. These are drawn for each class in turn (see `_ClassRotation`), the others from
+            all examples, so that those without foreground are drawn as well.
 
     Raises:
         DataError: There are no examples.
@@ -187,25 +198,50 @@ def batches(
         raise DataError(
             "there are no training cases to draw batches from; give the site's train part at least one case"
         )
-    holders = [
-        [index for index, held in enumerate(foreground) if number in held]
-        for number in sorted({number for held in foreground for number in held})
-    ]
-    share = share if holders else 0.0
+    members = _examples_by_class(foreground)
+    rotation = _ClassRotation(members, generator)
+    share = share if members else 0.0
     waiting: list[int] = []
-    chosen: list[list[int]] = [[] for _ in holders]
-    turn = int(torch.randint(len(holders), (1,), generator=generator)) if len(holders) > 1 else 0
     for step in range(steps):
-        sure = int((step + 1) * batch_size * share + 1e-9) - int(step * batch_size * share + 1e-9)
-        while len(waiting) < batch_size - sure:
+        certain = _quota((step + 1) * batch_size, share) - _quota(step * batch_size, share)
+        others = batch_size - certain
+        while len(waiting) < others:
             waiting += torch.randperm(examples, generator=generator).tolist()
-        drawn = []
-        for _ in range(sure):
-            mine, queue = holders[turn % len(holders)], chosen[turn % len(holders)]
-            if not queue:
-                queue += [mine[index] for index in torch.randperm(len(mine), generator=generator).tolist()]
-            drawn.append(queue.pop(0))
-            turn += 1
-        drawn += waiting[: batch_size - sure]
-        waiting = waiting[batch_size - sure :]
+        drawn = [rotation.draw() for _ in range(certain)] + waiting[:others]
+        waiting = waiting[others:]
         yield list(zip(drawn, torch.randint(views, (batch_size,), generator=generator).tolist(), strict=True))
+
+
+def _examples_by_class(foreground: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """The indices of the examples that contain a class, for each class that occurs."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for index, classes in enumerate(foreground):
+        for number in classes:
+            members[number].append(index)
+    return [members[number] for number in sorted(members)]
+
+
+class _ClassRotation:
+    """Draws an example of each class in turn, so that a rare class is drawn as often as a common one.
+
+    Of one class every example is drawn once before any is drawn again.
+    """
+
+    def __init__(self, members: Sequence[Sequence[int]], generator: torch.Generator) -> None:
+        self._members, self._generator = members, generator
+        self._waiting: list[list[int]] = [[] for _ in members]
+        self._turn = int(torch.randint(len(members), (1,), generator=generator)) if len(members) > 1 else 0
+
+    def draw(self) -> int:
+        """The index of an example of the next class."""
+        number = self._turn % len(self._members)
+        self._turn += 1
+        members, waiting = self._members[number], self._waiting[number]
+        if not waiting:
+            waiting += [members[index] for index in torch.randperm(len(members), generator=self._generator).tolist()]
+        return waiting.pop(0)
+
+
+def _quota(draws: int, share: float) -> int:
+    """A share of a number of draws, rounded down; a product that is whole but for floating-point error counts as whole."""
+    return int(draws * share + 1e-9)

@@ -1,8 +1,8 @@
-"""A site on disk: which cases it has, where their files lie and whose they are.
+"""A site on disk: its cases, their files and their patients.
 
-A site is a folder that holds either `images/` and `masks/` with files of equal stems, or a `manifest.csv` with the
+A site is a folder that contains either `images/` and `masks/` with files of equal stems, or a `manifest.csv` with the
 columns `image,mask,patient[,split][,case][,spacing][,series]`. An image is a picture, a NIfTI file, a DICOM file or a folder of DICOM
-files. Nothing is decoded here: this module knows names, and what kind of file lies behind them.
+files. Nothing is decoded here; only the names and the formats of files are read.
 
 A *patient* may have several cases (tiles of one slide, both eyes of a child). The patient comes from the manifest, or
 from the case id by a regular expression, and decides how the site may be split (see `pfedsam.data.split`).
@@ -12,7 +12,7 @@ import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal, TypeAlias, get_args
 
@@ -22,7 +22,7 @@ from pfedsam.data.entries import FOREIGN, Entry, entry_of, find_entries, group_s
 from pfedsam.data.readers import PICTURES
 
 Split: TypeAlias = Literal["train", "val", "test", "unused"]
-"""The part of a site that a case belongs to; an `unused` case takes no part in anything."""
+"""The part of a site that a case belongs to; an `unused` case is neither trained on nor scored."""
 
 PatientSource: TypeAlias = Literal["manifest", "pattern", "name"]
 """Where a case's patient comes from: a cell of the manifest, the patient pattern, or the case id itself."""
@@ -31,7 +31,7 @@ SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 SUFFIXES: Final = PICTURES
 READABLE: Final = f"{', '.join(sorted(SUFFIXES))}, NIfTI, DICOM"
 OTHER_PICTURES: Final = (".bmp", ".gif", ".heic", ".jfif", ".jp2", ".jpe", ".pgm", ".pnm", ".ppm", ".svs", ".webp")
-"""Pictures of other kinds, which are left out: they may be cases or mere previews, so that `data check` names them."""
+"""Pictures of other formats, which are left out; `data check` reports them, because they may be cases and not only previews."""
 MANIFEST: Final = "manifest.csv"
 
 _PARTS = ("images", "masks")
@@ -39,13 +39,16 @@ _REQUIRED = ("image", "mask", "patient")
 _OPTIONAL = ("split", "case", "spacing", "series")
 _MOST_SEQUENCES = 3
 _UNKNOWN = "unknown"
+_VOXEL_FORM = ((3,), "'5x0.5x0.4' (distance of slices, height, width)")
+_PIXEL_FORM = ((1, 2), "'0.5', or as height x width '0.5x0.4'")
+"""The allowed number of lengths in a spacing, and how to write it."""
 _NAME = re.compile(r"[^\W_][\w.\-]*")
 _CASE = re.compile(r"[^\s./\\][^/\\\x00-\x1f]*")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One image or volume of a site, with its mask; what is scored."""
+    """One image or volume of a site, with its mask; the unit that is scored."""
 
     site: str
     id: str
@@ -54,16 +57,21 @@ class Case:
     patient: str
     split: Split | None = None
     spacing_mm: tuple[float, ...] | None = None
-    """As the manifest says, in mm: height and width of a pixel; for a volume the distance of its slices before them."""
+    """Spacing from the manifest in mm: height and width of a pixel; for a volume, the distance of its slices before them."""
     volume: bool = False
     """Whether the image is NIfTI or DICOM, with slices."""
     sequences: tuple[Path, ...] = ()
-    """Further volumes of the same grid, which are channels beside the image."""
+    """Further volumes on the same grid, which become channels beside the image."""
     series: str | None = None
-    """Which series of a DICOM folder that holds several."""
+    """Number or description of the series, if the DICOM folder contains several."""
     spacing_lost: bool = False
-    """The file's own spacing is not to be believed: distances are in pixels."""
+    """Whether the spacing in the file is wrong and must not be used; distances are then in pixels."""
     patient_source: PatientSource = "manifest"
+
+    @property
+    def files(self) -> tuple[Path | None, ...]:
+        """The image, the mask (None if there is none), and the further sequences."""
+        return self.image, self.mask, *self.sequences
 
 
 @dataclass(frozen=True)
@@ -98,15 +106,14 @@ def read_site(
     """The site in `folder`, cases sorted by id.
 
     Args:
-        name: What the configuration calls the site; also the name of its folder in a run.
-        folder: Holds `manifest.csv`, or `images/` and `masks/`.
+        name: Name of the site in the configuration; also the name of its folder in a run.
+        folder: Contains `manifest.csv`, or `images/` and `masks/`.
         patient_pattern: A regular expression searched in the case id; the patient is its group named `patient`, else
-            its first group. Where it does not match, the case id is the patient. A manifest's own patient goes before
-            it.
+            its first group. If it does not match, the case id is the patient. A patient in the manifest takes precedence.
         masks_required: Refuse a case without a mask. Without it, such a case has `mask=None`: for prediction, and for
-            `check_site`, which then names every one of them.
+            `check_sites`, which reports every such case.
         channels: Endings of the names of two or three sequences that make up a case.
-        spacing_lost: The site's volumes have lost their spacing.
+        spacing_lost: Whether the volumes of the site have lost their spacing.
 
     Raises:
         DataError: The folder is missing, empty or ambiguous, or a manifest line is wrong.
@@ -143,7 +150,7 @@ def read_site(
 
 
 def orphan_masks(site: Site) -> tuple[str, ...]:
-    """Files in `masks/` that belong to no case, usually misspelt; none for a site with a manifest."""
+    """Files in `masks/` that belong to no case, usually because of a misspelt name; none for a site with a manifest."""
     if has_manifest(site):
         return ()
     known = {case.id for case in site.cases}
@@ -151,7 +158,7 @@ def orphan_masks(site: Site) -> tuple[str, ...]:
 
 
 def unread_pictures(site: Site) -> tuple[str, ...]:
-    """Pictures in `images/` and `masks/` of kinds that are not read, as `folder/name`; none for a site with a manifest."""
+    """Pictures in `images/` and `masks/` of formats that are not read, as `folder/name`; none for a site with a manifest."""
     if has_manifest(site):
         return ()
     return tuple(
@@ -160,10 +167,10 @@ def unread_pictures(site: Site) -> tuple[str, ...]:
 
 
 def unlisted_files(site: Site) -> tuple[str, ...]:
-    """Readable files in `images/` and `masks/` that the site's manifest does not name, as `folder/name`; none without a manifest."""
+    """Readable files in `images/` and `masks/` that the manifest does not list, as `folder/name`; none without a manifest."""
     if not has_manifest(site):
         return ()
-    listed = {path for case in site.cases for path in (case.image, case.mask, *case.sequences)}
+    listed = set(chain.from_iterable(case.files for case in site.cases))
     found = (entry.path for part in _PARTS for entry in find_entries(site.folder / part) if entry.path not in listed)
     return tuple(f"{path.parent.name}/{path.name}" for path in found)
 
@@ -174,7 +181,7 @@ def has_manifest(site: Site) -> bool:
 
 
 def pattern_is_idle(site: Site, patient_pattern: str | None) -> bool:
-    """Whether the pattern matches no case at all, so that every case is a patient; never for a site with a manifest.
+    """Whether the pattern matches no case at all, so that every case is a patient; False for a site with a manifest.
 
     Raises:
         OptionError: The pattern cannot be used.
@@ -231,10 +238,10 @@ def _check_foreign(name: str, folder: Path) -> None:
 
 
 def _check_utf8(name: str, folder: Path) -> None:
-    """Refuses names that no text file could hold: Python reads their odd bytes as lone surrogates.
+    """Refuses names that are not UTF-8 and could not be written to a text file; Python reads such bytes as lone surrogates.
 
     Raises:
-        DataError: The first such name.
+        DataError: There is such a name.
     """
     for part in _PARTS:
         found = [entry.path.name for entry in find_entries(folder / part) if not _is_text(entry.path.name)]
@@ -270,9 +277,8 @@ def _from_manifest(name: str, folder: Path, pattern: Pattern | None) -> Iterator
 
 
 def _check_columns(name: str, columns: Sequence[str]) -> None:
-    missing = [column for column in _REQUIRED if column not in columns]
-    unknown = [column for column in columns if column not in _REQUIRED + _OPTIONAL]
-    if missing or unknown or len(set(columns)) != len(columns):
+    found = set(columns)
+    if len(found) < len(columns) or not found.issuperset(_REQUIRED) or not found.issubset(_REQUIRED + _OPTIONAL):
         raise DataError(
             f"site {name!r}: {MANIFEST} has the columns {list(columns)}; it needs {', '.join(_REQUIRED)} and may have "
             f"{', '.join(_OPTIONAL)}, each once, separated by commas and with no others"
@@ -287,17 +293,13 @@ def _row(
     *,
     where: str,
 ) -> Case:
-    if None in row or None in row.values():
-        raise DataError(f"{where}: not as many values as columns; give every column a value (or leave it empty)")
-    cell = {str(column): str(value).strip() for column, value in row.items()}
-    images = [_inside(folder, one.strip(), where=where) for one in cell["image"].split(";")]
-    if len(images) > _MOST_SEQUENCES:
-        raise DataError(f"{where}: {len(images)} images; a case has at most {_MOST_SEQUENCES} sequences")
-    image, spacing = images[0], cell.get("spacing", "")
+    cell = _cells(row, where=where)
+    image, *sequences = _images(folder, cell["image"], where=where)
     case = cell.get("case") or image.stem
     if not _CASE.fullmatch(case):
         raise DataError(f"{where}: case {case!r} cannot name a file; use no '/', '\\' or control characters")
     by_name, source = _patient(pattern, case)
+    spacing = cell.get("spacing", "")
     return Case(
         site=name,
         id=case,
@@ -307,27 +309,59 @@ def _row(
         split=_split(cell.get("split", ""), where=where),
         spacing_mm=None if spacing == _UNKNOWN else _spacing(spacing, volume=image.volume, where=where),
         volume=image.volume,
-        sequences=tuple(one.path for one in images[1:]),
+        sequences=tuple(one.path for one in sequences),
         series=cell.get("series") or None,
         spacing_lost=spacing == _UNKNOWN,
         patient_source="manifest" if cell["patient"] else source,
     )
 
 
+def _cells(row: Mapping[str | None, str | list[str] | None], *, where: str) -> dict[str, str]:
+    """The values of a line by column, without surrounding spaces.
+
+    Raises:
+        DataError: The line has more or fewer values than there are columns.
+    """
+    if None in row or None in row.values():
+        raise DataError(f"{where}: not as many values as columns; give every column a value (or leave it empty)")
+    return {str(column): str(value).strip() for column, value in row.items()}
+
+
+def _images(folder: Path, text: str, *, where: str) -> list[Entry]:
+    """The image of a case, or its sequences.
+
+    Raises:
+        DataError: There are too many, or a file cannot be read.
+    """
+    images = [_inside(folder, one.strip(), where=where) for one in text.split(";")]
+    if len(images) > _MOST_SEQUENCES:
+        raise DataError(f"{where}: {len(images)} images; a case has at most {_MOST_SEQUENCES} sequences")
+    return images
+
+
 def _inside(folder: Path, text: str, *, where: str) -> Entry:
-    # By name, not resolved: a site may link its pictures from elsewhere, a manifest that came with a download may not.
-    relative = PurePosixPath(text)
-    if not text or relative.is_absolute() or ".." in relative.parts or "\\" in text:
+    """The file or folder at a path of the manifest.
+
+    Raises:
+        DataError: The path leads out of the folder, or to no file that can be read.
+    """
+    if not _is_relative(text):
         raise DataError(
             f"{where}: {text!r} is not a path inside the site's folder; write it relative to {MANIFEST}, with '/'"
         )
-    path = folder / relative
+    path = folder / text
     if not path.is_file() and not path.is_dir():
         raise DataError(f"{where}: there is no file {text!r}; correct the name or remove the line")
     entry = entry_of(path)
     if entry is None:
         raise DataError(f"{where}: {text!r} is no picture that can be read; use {READABLE}")
     return entry
+
+
+def _is_relative(text: str) -> bool:
+    """Whether a path stays inside the folder by its text. Links are not resolved: a site may link its pictures from another folder."""
+    path = PurePosixPath(text)
+    return text != "" and "\\" not in text and not path.is_absolute() and ".." not in path.parts
 
 
 def _split(text: str, *, where: str) -> Split | None:
@@ -340,19 +374,28 @@ def _split(text: str, *, where: str) -> Split | None:
 
 
 def _spacing(text: str, *, volume: bool, where: str) -> tuple[float, ...] | None:
+    """The spacing in mm that a cell gives, of a pixel or of a voxel; None if the cell is empty.
+
+    Raises:
+        DataError: The text is no spacing.
+    """
     if not text:
         return None
-    try:
-        values = [float(part) for part in text.split("x")]
-    except ValueError:
-        values = []
-    allowed = (3,) if volume else (1, 2)
-    if len(values) not in allowed or not all(0 < value < 1000 for value in values):
-        form = "'5x0.5x0.4' (distance of slices, height, width)" if volume else "'0.5', or as height x width '0.5x0.4'"
+    lengths = _lengths(text)
+    allowed, form = _VOXEL_FORM if volume else _PIXEL_FORM
+    if len(lengths) not in allowed or not all(0 < length < 1000 for length in lengths):
         raise DataError(
             f"{where}: spacing {text!r}; write mm as {form}, '{_UNKNOWN}' where the file has lost it, or nothing"
         )
-    return tuple(values) if volume else (values[0], values[-1])
+    return lengths if volume else (lengths[0], lengths[-1])
+
+
+def _lengths(text: str) -> tuple[float, ...]:
+    """The numbers in a text such as `0.5x0.4`; none if one of them is no number."""
+    try:
+        return tuple(map(float, text.split("x")))
+    except ValueError:
+        return ()
 
 
 def _compile(patient_pattern: str | None) -> Pattern | None:
@@ -360,7 +403,7 @@ def _compile(patient_pattern: str | None) -> Pattern | None:
 
 
 def _patient(pattern: Pattern | None, case: str) -> tuple[str, PatientSource]:
-    """The patient of a case without one in a manifest, and where that comes from."""
+    """The patient of a case without a patient in a manifest, and the source of that name."""
     group = pattern.group(case, "patient") if pattern else None
     return (group, "pattern") if group else (case, "name")
 

@@ -68,7 +68,8 @@ def site_label_map(
     both = sorted(set(own.not_annotated) & set(own.labels))
     if both:
         raise OptionError(
-            f"{key}: class {both[0]!r} has the ids {own.labels[both[0]]} under labels and stands under not_annotated; keep one of the two"
+            f"{key}: class {both[0]!r} has the ids {own.labels[both[0]]} under labels and is listed under not_annotated; keep one of "
+            "the two"
         )
     ids = {name: [] if name in own.not_annotated else own.labels.get(name, given) for name, given in classes.items()}
     if BACKGROUND in own.labels:

@@ -1,7 +1,7 @@
-"""A site's data in a few histograms, made to be shown to others: nothing of a single case, and no count of few cases.
+"""A site's data in a few histograms that may be shown to others: no property of a single case, and no count of few cases.
 
-`pfedsam data summary` writes it, and `pfedsam data compare` shows those of several sites side by side. Intensities are those that a model
-sees, after contrast and normalisation. Edges of histograms are the same everywhere, so that sites can be compared.
+`pfedsam data summary` writes a summary, and `pfedsam data compare` shows those of several sites side by side. Intensities are those of the
+model's input, after contrast and normalisation. The edges of the histograms are the same everywhere, so that sites can be compared.
 """
 
 import json
@@ -28,7 +28,7 @@ from pfedsam.data.volume_case import open_case
 BINS: Final = 32
 """Bins of the intensities, which lie between 0 and 1."""
 SPACING_EDGES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
-"""In mm; what lies below the first and above the last edge has a bin as well."""
+"""In mm; values below the first and above the last edge have a bin as well."""
 SIZE_EDGES: Final = (64, 128, 192, 256, 320, 384, 512, 768, 1024, 1536, 2048, 4096)
 """Of the longer side of a picture or slice, in pixels."""
 DEPTH_EDGES: Final = (2, 8, 16, 32, 64, 128, 256, 512)
@@ -95,13 +95,13 @@ def summarize_data(
     """The summary of one site; its files are read.
 
     Args:
-        site: as stored on disk.
-        study: its classes, and how images are read.
-        min_cases: fewest cases that a number may stand for.
-        tell: called after each case.
+        site: The site as stored on disk.
+        study: Its classes, and how images are read.
+        min_cases: Least number of cases that a published number may be computed from.
+        tell: Called after each case.
 
     Raises:
-        DataError: a case has a problem, which `pfedsam data check` tells as well.
+        DataError: A case has a problem, which `pfedsam data check` reports too.
     """
     labels = study.labels_of(site.name)
     facts = gather_facts(site, labels, study.image, study.volume, tell=tell)
@@ -116,7 +116,7 @@ def summarize_data(
 def _summary(facts: SiteFacts, labels: LabelMap, study: Study, least: int) -> SiteSummaryFile:
     cases, number = facts.cases, len(facts.cases)
     volumes = any(one.case.volume for one in cases)
-    enough = number >= least
+    sizes = [one.size for one in cases if one.size]
     spacings = [one.spacing_mm for one in cases if one.spacing_mm]
     known = told_parts({"with": len(spacings), "without": number - len(spacings)}, least)
     return SiteSummaryFile(
@@ -125,14 +125,24 @@ def _summary(facts: SiteFacts, labels: LabelMap, study: Study, least: int) -> Si
         kind="volumes" if volumes else "pictures",
         cases=told(number, None, least),
         patients=told(len(facts.site.patients()), None, least),
-        intensities=_intensities([one.case for one in cases], study) if enough else None,
-        sizes=_histogram([max(one.size[-2:]) for one in cases if one.size], SIZE_EDGES, least),
-        depths=_histogram([one.size[0] for one in cases if one.size], DEPTH_EDGES, least) if volumes else None,
-        spacing=_histogram([max(one[-2:]) for one in spacings], SPACING_EDGES, least),
-        slice_distance=_histogram([one[0] for one in spacings], SPACING_EDGES, least) if volumes else None,
+        intensities=None if number < least else _intensities(facts.site.cases, study),
+        sizes=_histogram(_in_plane(sizes), SIZE_EDGES, least),
+        depths=_histogram(_across_slices(sizes), DEPTH_EDGES, least) if volumes else None,
+        spacing=_histogram(_in_plane(spacings), SPACING_EDGES, least),
+        slice_distance=_histogram(_across_slices(spacings), SPACING_EDGES, least) if volumes else None,
         without_spacing=known["without"],
         classes={name: _frequency(cases, labels, name, least) for name in labels.names},
     )
+
+
+def _in_plane(lengths: Sequence[tuple[float, ...]]) -> list[float]:
+    """The larger of height and width, of each size or spacing."""
+    return [max(one[-2:]) for one in lengths]
+
+
+def _across_slices(lengths: Sequence[tuple[float, ...]]) -> list[float]:
+    """The number of slices, or their distance, of each size or spacing of a volume."""
+    return [one[0] for one in lengths]
 
 
 def _frequency(cases: Sequence[CaseFacts], labels: LabelMap, name: str, least: int) -> ClassFrequency:
@@ -150,7 +160,7 @@ def _histogram(values: Sequence[float], edges: Sequence[float], least: int) -> H
 
 
 def _intensities(cases: Sequence[Case], study: Study) -> tuple[float, ...]:
-    """The mean over the cases of the part of their pixels in each bin."""
+    """The share of pixels in each bin, averaged over the cases."""
     total = np.zeros(BINS)
     for case in cases:
         values = np.concatenate([picture.mean(axis=-1).ravel() for picture in _pictures(case, study)])
@@ -159,7 +169,7 @@ def _intensities(cases: Sequence[Case], study: Study) -> tuple[float, ...]:
 
 
 def _pictures(case: Case, study: Study) -> list[npt.NDArray[np.float32]]:
-    """What a model sees of a case: the picture, or evenly spaced slices, each [H, W, 3] in 0..1."""
+    """The model's input for a case: the picture, or evenly spaced slices, each [H, W, 3] in 0..1."""
     if not case.volume:
         return [load_image(case, study.image)]
     volume = open_case(case, study.image, study.volume)
@@ -170,19 +180,19 @@ def _pictures(case: Case, study: Study) -> list[npt.NDArray[np.float32]]:
 
 
 def write_site_summary(path: Path, summary: SiteSummaryFile) -> None:
-    """Write a summary.
+    """Writes a summary.
 
     Raises:
-        StoreError: it could not be written.
+        StoreError: The file could not be written.
     """
     atomic.write_json(path, summary.model_dump(mode="json", by_alias=True), mode=0o644)
 
 
 def read_site_summary(path: Path) -> SiteSummaryFile:
-    """The summary in a file, which another site may have sent.
+    """The summary in a file, which may come from another site.
 
     Raises:
-        DataError: it is none.
+        DataError: The file cannot be read, or is no summary.
     """
     try:
         if path.stat().st_size > _MOST_BYTES:

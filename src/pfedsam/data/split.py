@@ -1,16 +1,16 @@
-"""Train, validation and test parts of a site: by patient, seeded, written down.
+"""Training, validation and test parts of a site: split by patient, seeded, and stored in a file.
 
-A patient's cases always lie on one side, whatever the proportions ask for: pictures of one patient resemble each
-other, and a score over both sides would measure memory. Proportions are counted in cases and met as closely as
-patients allow.
+All cases of a patient are in one part, whatever the proportions: pictures of one patient resemble each other, so that a score would
+measure memory if they were in both training and test. Proportions are counted in cases and met as closely as the patients allow.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from pydantic import Field, model_validator
 
@@ -22,15 +22,15 @@ from pfedsam.core.options import Options
 from pfedsam.data.manifest import SPLITS, Case, Site, Split
 
 _SCHEMA: Final = 2
-"""2: digests of the cases' files. Files of schema 1 are read; the content of their cases is not known."""
+"""Version of the file. Version 2 added digests of the cases' files; files of version 1 are still read."""
 _LOG = get_logger(__name__)
 _USED: Final[tuple[Split, ...]] = ("train", "val", "test")
 _SHOWN: Final = 3
-_PARTS: Final[tuple[Split, ...]] = ("train", "test", "val")  # in the order in which few patients are dealt out
+_PARTS: Final[tuple[Split, ...]] = ("train", "test", "val")  # in the order in which a few patients are assigned
 
 
 class SplitOptions(Options):
-    """How the cases of each site are divided, where its manifest does not say."""
+    """Proportions of the parts for sites whose manifest contains no split."""
 
     train: float = Field(default=0.6, gt=0, le=1, description="Share of a site's cases to train on.")
     val: float = Field(default=0.1, ge=0, lt=1, description="Share of a site's cases that choose the model.")
@@ -50,10 +50,10 @@ class SplitOptions(Options):
 
 
 def split_site(site: Site, options: SplitOptions, seed: int) -> Site:
-    """The site with every case in a part; a split that the manifest gives stays as it is.
+    """The site with every case in a part; a split in the manifest is not changed.
 
-    Patients go one by one, those with most cases first and equal ones in an order drawn from the seed and the site's
-    name, to the part that lacks most cases. With three patients or more no part that was asked for is empty.
+    Patients are assigned one by one to the part that lacks most cases. Those with most cases come first; the order of equal ones is drawn
+    at random from the seed and the name of the site. With three patients or more, every part with a positive proportion has a case.
 
     Raises:
         DataError: The manifest splits only some of the cases, or puts a patient on two sides.
@@ -66,24 +66,28 @@ def split_site(site: Site, options: SplitOptions, seed: int) -> Site:
 
 
 def check_no_leak(site: Site) -> None:
-    """Refuses a site with a patient on two sides; unused cases are on none.
+    """Refuses a site with a patient on two sides of the split; unused cases are on no side.
 
     Raises:
-        DataError: The first such patient, with its cases.
+        DataError: There is such a patient; the message names the first one and its cases.
     """
     _refuse(_leaks(site))
 
 
 def split_problems(site: Site) -> list[str]:
-    """What is wrong with the parts that the cases already have: some without one, patients on two sides."""
+    """What is wrong with the split that the cases already have: cases without a part, patients on two sides."""
     problems = []
-    without = [case.id for case in site.cases if case.split is None]
+    without = _without_part(site)
     if 0 < len(without) < len(site.cases):
         problems.append(
             f"site {site.name!r}, case {without[0]!r}: has no split where other cases have one "
             f"({len(without)} such cases); give every line of the manifest one of {', '.join(SPLITS)}, or none of them"
         )
     return problems + _leaks(site)
+
+
+def _without_part(site: Site) -> list[str]:
+    return [case.id for case in site.cases if case.split is None]
 
 
 def _refuse(problems: Sequence[str]) -> None:
@@ -108,66 +112,82 @@ def _leaks(site: Site) -> list[str]:
 
 
 def write_split(path: Path, site: Site, *, digests: bool = False) -> None:
-    """Write which case is in which part as JSON, case ids only.
+    """Writes the ids of the cases in each part as JSON.
 
     Args:
-        path: of the file.
-        site: split.
-        digests: also write what the files of each used case hold, so that `read_split` notices when they change.
+        path: The file to write.
+        site: The site, already split.
+        digests: Whether to write digests of the files of all used cases, so that `read_split` notices when they change.
 
     Raises:
         DataError: A case has no part yet, or a file cannot be read.
     """
-    undecided = [case.id for case in site.cases if case.split is None]
+    undecided = _without_part(site)
     if undecided:
         raise DataError(f"site {site.name!r}, case {undecided[0]!r}: has no split to write; split the site first")
     content: dict[str, Any] = {split: [case.id for case in site.of(split)] for split in SPLITS}
     if digests:
-        content["digests"] = {case.id: file_digest(case) for split in _USED for case in site.of(split)}
+        content["digests"] = {case.id: file_digest(case) for case in _cases_of(site, _USED)}
     write_json(path, {"schema": _SCHEMA, "site": site.name, **content})
 
 
 def read_split(path: Path, site: Site, parts: Sequence[Split] = _USED) -> Site:
-    """The site with its cases in the parts that the file says.
+    """The site with its cases in the parts that are stored in a file.
 
-    A case that the file does not name is left unused, and a warning says so. Where the file has digests, the files of the cases
-    must still hold what they held.
+    A case that is not in the file becomes unused, and a warning is logged. If the file contains digests, the files of the cases must not
+    have changed.
 
     Args:
-        path: of the file.
-        site: as it is now.
-        parts: those whose cases are needed; of others a missing or changed case is no matter.
+        path: The file, written by `write_split`.
+        site: The site as it is now.
+        parts: The parts that are needed; missing or changed cases of other parts are accepted.
 
     Raises:
-        DataError: The file is none of ours, is about another site, or names a case twice; a case of the parts is missing or was
+        DataError: The file is no split, is that of another site, or lists a case twice; a case of the needed parts is missing or has
             changed; or a patient is on two sides.
     """
     stored, digests = _read_parts(path, site.name)
+    sides = _sides(path, site, stored)
+    known = {case.id for case in site.cases}
+    needed = chain.from_iterable(stored[part] for part in parts)
+    _refuse_removed(path, site, [case for case in needed if case not in known])
+    _warn_of_new(path, site, sorted(known - sides.keys()))
+    site = _assigned(site, {case: sides.get(case, "unused") for case in known})
+    check_no_leak(site)
+    _refuse_changed(path, site, _cases_of(site, parts), digests)
+    return site
+
+
+def _sides(path: Path, site: Site, stored: Mapping[Split, Sequence[str]]) -> dict[str, Split]:
+    """The part of each case.
+
+    Raises:
+        DataError: A case is stored twice.
+    """
     sides: dict[str, Split] = {}
     for split in SPLITS:
         for case in stored[split]:
             if case in sides:
                 raise DataError(
-                    f"site {site.name!r}, case {case!r}: stands twice in {path.name!r}; leave it in one part"
+                    f"site {site.name!r}, case {case!r}: is listed twice in {path.name!r}; leave it in one part"
                 )
             sides[case] = split
-    known = {case.id for case in site.cases}
-    _refuse_removed(path, site, [case for part in parts for case in stored[part] if case not in known])
-    _warn_of_new(path, site, sorted(known - sides.keys()))
-    site = _assigned(site, {case: sides.get(case, "unused") for case in known})
-    check_no_leak(site)
-    _refuse_changed(path, site, [case for part in parts for case in site.of(part)], digests)
-    return site
+    return sides
+
+
+def _cases_of(site: Site, parts: Sequence[Split]) -> list[Case]:
+    """The cases of several parts, part by part."""
+    return list(chain.from_iterable(map(site.of, parts)))
 
 
 def file_digest(case: Case) -> str:
-    """SHA-256 over the bytes of the case's files, image first; a folder counts as its files in the order of their names.
+    """SHA-256 over the content of the case's files, image first; of a folder, over its files sorted by name.
 
     Raises:
         DataError: A file cannot be read.
     """
     digest = hashlib.sha256()
-    for path in (case.image, case.mask, *case.sequences):
+    for path in case.files:
         for file in _files_of(path):
             try:
                 digest.update(hashlib.sha256(file.read_bytes()).digest())
@@ -222,25 +242,30 @@ def _named(cases: Sequence[str]) -> str:
 
 
 def _deal(sizes: Mapping[str, int], options: SplitOptions, name: str, seed: int) -> dict[str, Split]:
-    """The part of each patient, given how many cases each has."""
+    """The part of each patient, given the number of cases of each."""
     shares: dict[Split, float] = {"train": options.train, "test": options.test, "val": options.val}
-    parts = [part for part in _PARTS if shares[part] > 0]
-    lacking = {part: shares[part] * sum(sizes.values()) for part in parts}
+    total = sum(sizes.values())
+    lacking = {part: shares[part] * total for part in _PARTS if shares[part] > 0}
+    members: dict[Split, list[str]] = {part: [] for part in lacking}
     order = _shuffled(sorted(sizes), name, seed, "split")
-    members: dict[Split, list[str]] = {part: [] for part in parts}
     for patient in sorted(order, key=lambda patient: -sizes[patient]):
-        part = max(parts, key=lambda part: lacking[part])
+        part = max(lacking, key=lambda part: lacking[part])
         members[part].append(patient)
         lacking[part] -= sizes[patient]
-    for part in parts:
-        donor = min(parts, key=lambda part: (len(members[part]) < 2, lacking[part]))
-        if not members[part] and len(members[donor]) > 1:
-            members[part].append(members[donor].pop())  # the last one dealt is the smallest
+    _fill_empty_parts(members, lacking)
     return {patient: part for part, patients in members.items() for patient in patients}
 
 
+def _fill_empty_parts(members: Mapping[Split, list[str]], lacking: Mapping[Split, float]) -> None:
+    """Moves one patient into each empty part, from the part of two patients or more that lacks fewest cases."""
+    for part, patients in members.items():
+        donor = min(members, key=lambda part: (len(members[part]) < 2, lacking[part]))
+        if not patients and len(members[donor]) > 1:
+            members[part].append(members[donor].pop())  # the patient that was assigned last has the fewest cases
+
+
 def _keep(site: Site, most: int | None, seed: int) -> Site:
-    """The site with all but `most` training cases unused, the same first ones for every `most`."""
+    """The site with all but `most` training cases unused; a smaller `most` keeps a subset of what a larger one keeps."""
     train = site.of("train")
     if most is None or len(train) <= most:
         return site
@@ -261,21 +286,34 @@ def _assigned(site: Site, sides: Mapping[str, Split]) -> Site:
 
 
 def _read_parts(path: Path, site: str) -> tuple[dict[Split, list[str]], dict[str, str] | None]:
-    """The case ids of each part, and the digest of each used case where the file has digests.
+    """The case ids of each part, and the digest of each used case if the file contains digests.
 
     Raises:
         DataError: The file is no split, or that of another site.
+    """
+    content = _read_content(path, site)
+    parts: dict[Split, list[str]] = {split: content[split] for split in SPLITS}
+    if not all(map(_is_list_of_texts, parts.values())):
+        raise DataError(f"site {site!r}: {path.name!r} must hold lists of case ids; split the site again")
+    digests = content.get("digests")
+    if digests is not None and not _is_text_by_text(digests):
+        raise DataError(f"site {site!r}: the digests in {path.name!r} must be texts by case id; split the site again")
+    return parts, digests
+
+
+def _read_content(path: Path, site: str) -> dict[str, Any]:
+    """The content of a file of a known version about this site, whose values are not checked yet.
+
+    Raises:
+        DataError: It is another file.
     """
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         raise DataError(f"site {site!r}: {path.name!r} cannot be read as a split; split the site again") from exc
     keys = {"schema", "site", *SPLITS}
-    if (
-        not isinstance(content, dict)
-        or content.keys() - {"digests"} != keys
-        or content["schema"] not in range(1, _SCHEMA + 1)
-    ):
+    known_keys = isinstance(content, dict) and content.keys() - {"digests"} == keys
+    if not known_keys or content["schema"] not in range(1, _SCHEMA + 1):
         raise DataError(
             f"site {site!r}: {path.name!r} is no split of schema {_SCHEMA} (keys {', '.join(sorted(keys))}); "
             "split the site again"
@@ -284,10 +322,12 @@ def _read_parts(path: Path, site: str) -> tuple[dict[Split, list[str]], dict[str
         raise DataError(
             f"site {site!r}: {path.name!r} is the split of site {content['site']!r}; give each site its own file"
         )
-    parts: dict[Split, list[str]] = {split: content[split] for split in SPLITS}
-    if not all(isinstance(ids, list) and all(isinstance(case, str) for case in ids) for ids in parts.values()):
-        raise DataError(f"site {site!r}: {path.name!r} must hold lists of case ids; split the site again")
-    digests = content.get("digests")
-    if digests is not None and not (isinstance(digests, dict) and all(isinstance(d, str) for d in digests.values())):
-        raise DataError(f"site {site!r}: the digests in {path.name!r} must be texts by case id; split the site again")
-    return parts, digests
+    return dict(content)
+
+
+def _is_list_of_texts(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _is_text_by_text(value: object) -> TypeGuard[dict[str, str]]:
+    return isinstance(value, dict) and all(isinstance(one, str) for one in value.values())

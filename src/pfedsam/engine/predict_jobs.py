@@ -198,9 +198,7 @@ def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_se
     folder, volume = job.target.parent, found.volume
     folder.mkdir(parents=True, exist_ok=True)
     _write_sizes(folder, job.name, measure(found.classes, labels.names, volume.spacing_mm, overlap=labels.overlap))
-    if found.probabilities is not None:
-        maps = np.stack([volume.slicing.to_file(found.probabilities[..., k]) for k in range(len(labels.names))], axis=3)
-        volume.readers[0].write_mask(folder / f"{job.stem}_probabilities.nii.gz", maps)
+    _write_probabilities(folder / f"{job.stem}_probabilities.nii.gz", found, len(labels.names))
     source = volume.readers[0]
     if dicom_seg and isinstance(source, DicomReader):
         write_seg(job.target, source, volume.slicing.to_file(found.classes), labels.names, overlap=labels.overlap)
@@ -215,6 +213,18 @@ def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_se
             (written,) = _targets(job, (name,))
             volume.write_mask(written, ids)
     return written
+
+
+def _write_probabilities(path: Path, found: PredictedVolume, classes: int) -> None:
+    """Write the probabilities of so many classes as one file, if they were asked for.
+
+    Raises:
+        StoreError: The file cannot be written.
+    """
+    if found.probabilities is None:
+        return
+    maps = [found.volume.slicing.to_file(found.probabilities[..., k]) for k in range(classes)]
+    found.volume.readers[0].write_mask(path, np.stack(maps, axis=3))
 
 
 def is_done(job: Job, folders: Sequence[str] = ("",)) -> bool:

@@ -239,7 +239,7 @@ def _mapping(value: object) -> dict[Any, Any]:
 
 
 def _explain(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
-    place = tuple(part for part in error["loc"] if part not in ("[folder]", "[site]"))
+    place = _place(error)
     path, given = ".".join(map(str, place)), error.get("input")
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
@@ -254,6 +254,11 @@ def _explain(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
     if not path:  # the mistake concerns several keys together
         return message
     return f"{path}: {message} (got {given!r})"
+
+
+def _place(error: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The keys that lead to a mistake, without the marks by which pydantic tells the forms of a site apart."""
+    return tuple(part for part in error["loc"] if part not in ("[folder]", "[site]"))
 
 
 def _unknown_key(kind: type[BaseModel], place: Sequence[Any]) -> str:

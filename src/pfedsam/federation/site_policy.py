@@ -293,7 +293,7 @@ class Gate:
         note: str,
         original: Mapping[str, object] | None = None,
     ) -> None:
-        content = out if original is None else {k: v for k, v in original.items() if isinstance(v, bytes)}
+        content = out if original is None else _bytes_in(original)
         carried = manifest if reply.update else None
         self.ledger.append(
             study=reply.study,
@@ -307,6 +307,11 @@ class Gate:
             scalar_metrics=sorted(reply.scalar_metrics),
             note=note,
         )
+
+
+def _bytes_in(wire: Mapping[str, object]) -> dict[str, bytes]:
+    """The parts of a message that are bytes; a message that is withheld may hold anything."""
+    return {name: value for name, value in wire.items() if isinstance(value, bytes)}
 
 
 def _check_refusal(reply: Reply) -> None:

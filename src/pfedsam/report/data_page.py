@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pfedsam.core.atomic import write_text
 from pfedsam.core.errors import DataError
-from pfedsam.data.check import DataReport, SiteReport
+from pfedsam.data.check import DataReport, ImageCounts, SiteReport
 from pfedsam.data.facts import SiteFacts
 from pfedsam.data.loader import CaseTruth, load_case_truth
 from pfedsam.data.readers.series_table import SeriesRow
@@ -48,17 +48,18 @@ def site_rows(site: SiteReport) -> dict[str, str]:
         "images": str(site.cases),
         "patients": str(site.patients),
         "split": parts or MISSING,
-        "size (width x height)": _listed({_size(size): count for size, count in site.sizes.items()}),
-        "bits per value": _listed(site.depths),
-        "values used": _values(site),
-        "channels": _listed(site.channels),
-        "spacing in mm": _listed({_spacing(spacing): count for spacing, count in site.spacings.items()}),
-        "ids in the masks": _listed(site.ids, always=True, most=8),
+        "size (width x height)": _listed({_size(size): count for size, count in site.images.sizes.items()}),
+        "bits per value": _listed(site.images.depths),
+        "values used": _values(site.images),
+        "channels": _listed(site.images.channels),
+        "spacing in mm": _listed({_spacing(spacing): count for spacing, count in site.images.spacings.items()}),
+        "ids in the masks": _listed(site.masks.ids, always=True, most=8),
     }
-    rows |= {f"class {name}": _class_text(count, site.shares.get(name)) for name, count in site.classes.items()}
+    masks = site.masks
+    rows |= {f"class {name}": _class_text(count, masks.shares.get(name)) for name, count in masks.classes.items()}
     return rows | {
-        "empty masks": str(site.empty),
-        "unlabelled images": str(site.unlabelled),
+        "empty masks": str(site.masks.empty),
+        "unlabelled images": str(site.masks.missing),
         "problems": str(len(site.problems)),
     }
 
@@ -175,13 +176,13 @@ def _after(seconds: float | None) -> str:
     return f"{days} days" if days else f"{minutes} min"
 
 
-def _values(site: SiteReport) -> str:
+def _values(images: ImageCounts) -> str:
     """The lowest and highest value, in the units of the files if all files have the same type."""
-    if site.values is None:
+    if images.values is None:
         return MISSING
-    low, high = site.values
-    if len(site.depths) == 1:
-        (bits,) = site.depths
+    low, high = images.values
+    if len(images.depths) == 1:
+        (bits,) = images.depths
         top = 2**bits - 1
         return f"{low * top:.0f} to {high * top:.0f} of 0 to {top}"
     return f"{100 * low:.0f} to {100 * high:.0f} % of the type's range"

@@ -1,10 +1,11 @@
 """One DICOM series, or one multi-frame file, as a volume [row, column, slice].
 
-Slices are ordered by their position along the normal of the first one, whatever the names and numbers of the files. What is no right-angled
-and even stack is refused with the numbers, or put on such a grid (`Stack.even`). Grey values are those after the modality LUT or slope and
-intercept, slice by slice, with MONOCHROME1 inverted; colour comes as RGB in 0..1.
+Slices are ordered by their position along the normal of the first one, not by the names and numbers of the files. A stack that is not
+right-angled and even is refused with the numbers, or resampled to such a grid (see `DicomReader.even`). Grey values are those after the
+modality LUT or the rescale slope and intercept of each slice, with MONOCHROME1 inverted; colour is RGB in 0..1.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,34 +20,39 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.readers.base import Affine, Header, Shape, check_size, spacing_of
+from pfedsam.data.readers.base import Affine, Header, Shape, Spacing, check_size, spacing_of
 from pfedsam.data.readers.dicom_files import Plane, Series, choose_series, damaged, find_images, quiet
 from pfedsam.data.readers.nifti import write_nifti
 from pfedsam.data.readers.regrid import even_stack, resample_stack
 
 _LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0])
 _SAME_PLACE: Final = 1e-3
-"""mm between two positions that count as one."""
+"""Distance in mm below which two positions count as one."""
 _UNEVEN: Final = 0.01
-"""Relative difference of two gaps that count as uneven."""
+"""Relative difference of two gaps from which a stack is uneven."""
 _TILT: Final = 0.01
-"""Sideways movement of slices by the distance along their normal."""
+"""Sideways shift of the slices, divided by their distance along the normal, from which a stack is tilted."""
 
 
 @dataclass(frozen=True)
 class Stack:
-    """The planes of a series in their order, and where they lie."""
+    """The planes of a series in their order, and their positions."""
 
     planes: tuple[Plane, ...]
     positions: npt.NDArray[np.float64] | None
-    """[D, 3] mm, in DICOM's directions; None where the files have no position."""
+    """[D, 3] mm, in DICOM's directions; None if the files have no position."""
     problem: str | None
-    """Why they are no right-angled, even grid; None where they are."""
+    """Why the planes are no right-angled, even grid; None if they are one."""
     step: float | None
     """Distance of two slices in mm."""
 
+    @classmethod
+    def without_positions(cls, planes: tuple[Plane, ...]) -> "Stack":
+        """Planes whose order is that of the file."""
+        return cls(planes, None, None, planes[0].thickness)
+
     def affine(self) -> Affine | None:
-        """[row, column, slice] to mm, as NIfTI has them; None where the files have no position."""
+        """Indices [row, column, slice] to mm in NIfTI's directions; None if the files have no position."""
         first = self.planes[0]
         if self.positions is None or first.orientation is None:
             return None
@@ -64,96 +70,107 @@ class Stack:
 
 
 def order_planes(series: Series, frame: int | None) -> Stack:
-    """The planes sorted along their normal.
+    """The planes of a series, sorted along their normal.
 
     Args:
-        series: As found.
-        frame: Which of several pictures at each position.
+        series: The series, as found.
+        frame: Which of several pictures at each position is taken.
 
     Raises:
-        DataError: They are a mosaic, doubled, without positions, or several at each position and none was chosen.
+        DataError: The planes are mosaics, doubled or without positions, or there are several at each position and `frame` is None.
     """
     if series.mosaic:
         raise DataError(
             "its DICOM pictures are mosaics (a sheet of small slices in each picture); convert them with dcm2niix, or export them as an "
             "enhanced series"
         )
-    planes = series.planes
-    if any(plane.position is None or plane.orientation is None for plane in planes):
+    if any(plane.position is None or plane.orientation is None for plane in series.planes):
         return _without_positions(series, frame)
-    orientation = np.array(planes[0].orientation)
+    orientation = np.array(series.planes[0].orientation)
     normal = np.cross(orientation[:3], orientation[3:])
     if not 0.99 < np.linalg.norm(normal) < 1.01:
         raise DataError("its DICOM orientation is not two right-angled directions of length 1; export the series again")
-    along = np.array([np.dot(normal, plane.position or ()) for plane in planes])
-    places: list[list[int]] = []
-    for index in np.argsort(along, kind="stable"):
-        if places and along[index] - along[places[-1][0]] < _SAME_PLACE:
-            places[-1].append(int(index))
-        else:
-            places.append([int(index)])
-    chosen = _one_each(places, planes, frame)
+    chosen = _one_each(_group_by_position(series.planes, normal), frame)
     positions = np.array([plane.position for plane in chosen], dtype=np.float64)
     problem, step = _unevenness(positions, normal, chosen)
     return Stack(chosen, positions, problem, step)
 
 
 def _without_positions(series: Series, frame: int | None) -> Stack:
-    """Planes in the order of the file: one, or frames that are known to be slices.
+    """Planes in the order of their file: one plane, or frames that are known to be slices.
 
     Raises:
-        DataError: Several files, or frames that may be times.
+        DataError: There are several files, or frames that may be times.
     """
     planes = series.planes
-    if len(planes) == 1:
-        return Stack(planes, None, None, planes[0].thickness)
     files = {plane.path for plane in planes}
-    if len(files) == 1 and frame is not None:
-        if frame >= len(planes):
-            raise DataError(f"its DICOM file holds {len(planes)} frames; data.volume.frame {frame} is none of them")
-        return Stack((planes[frame],), None, None, planes[0].thickness)
-    if len(files) == 1 and series.depth_frames:
-        return Stack(planes, None, None, planes[0].thickness)
-    if len(files) == 1:
+    if len(files) > 1:
+        raise DataError(
+            f"its {len(files)} DICOM files have no positions, so their order is not known; put each into a folder of its own, or export "
+            "them with positions"
+        )
+    if len(planes) == 1 or (frame is None and series.depth_frames):
+        return Stack.without_positions(planes)
+    if frame is None:
         raise DataError(
             f"its DICOM file holds {len(planes)} frames without positions: they may be times and not slices; choose one by "
             "data.volume.frame, or export a series with positions"
         )
-    raise DataError(
-        f"its {len(files)} DICOM files have no positions, so their order is not known; put each into a folder of its own, or export "
-        "them with positions"
-    )
+    if frame >= len(planes):
+        raise DataError(f"its DICOM file holds {len(planes)} frames; data.volume.frame {frame} is none of them")
+    return Stack.without_positions((planes[frame],))
 
 
-def _one_each(places: list[list[int]], planes: tuple[Plane, ...], frame: int | None) -> tuple[Plane, ...]:
-    """One plane at each position.
+def _group_by_position(planes: tuple[Plane, ...], normal: npt.NDArray[np.float64]) -> list[list[Plane]]:
+    """The planes at each position, positions ascending along the normal, shape [3]."""
+    along = np.array([np.dot(normal, plane.position or ()) for plane in planes])
+    groups: list[list[Plane]] = []
+    begin = -np.inf
+    for index in np.argsort(along, kind="stable"):
+        if along[index] - begin >= _SAME_PLACE:
+            groups.append([])
+            begin = along[index]
+        groups[-1].append(planes[index])
+    return groups
+
+
+def _one_each(groups: list[list[Plane]], frame: int | None) -> tuple[Plane, ...]:
+    """One plane of each position.
 
     Raises:
-        DataError: Some positions are doubled, or all and no frame was chosen.
+        DataError: Some positions are doubled, or there are several planes at each and `frame` is None.
     """
-    counts = {len(place) for place in places}
-    most = max(counts)
+    most = max(map(len, groups))
     if most == 1:
-        return tuple(planes[place[0]] for place in places)
-    instances = [planes[index].instance + str(planes[index].frame) for place in places for index in place]
-    if len(counts) > 1 or len(set(instances)) < len(instances):
-        doubled = sum(len(place) > 1 for place in places)
-        raise DataError(
-            f"its DICOM series has {doubled} of {len(places)} positions more than once (doubled slices, or copies of files); leave one "
-            "file for each position"
-        )
+        return tuple(plane for (plane,) in groups)
+    _refuse_doubled(groups)
     if frame is None or frame >= most:
         raise DataError(
-            f"its DICOM series has {most} pictures at each of {len(places)} position(s): times, echoes or b-values, not slices; choose "
+            f"its DICOM series has {most} pictures at each of {len(groups)} position(s): times, echoes or b-values, not slices; choose "
             f"one by data.volume.frame, 0 to {most - 1}"
         )
-    return tuple(planes[sorted(place, key=lambda index: planes[index].order)[frame]] for place in places)
+    return tuple(sorted(group, key=lambda plane: plane.order)[frame] for group in groups)
+
+
+def _refuse_doubled(groups: list[list[Plane]]) -> None:
+    """Refuses several planes at a position that are no times, echoes or b-values.
+
+    Raises:
+        DataError: The numbers of planes differ between positions, or a picture is there twice.
+    """
+    instances = Counter((plane.instance, plane.frame) for group in groups for plane in group)
+    if len(set(map(len, groups))) > 1 or max(instances.values()) > 1:
+        doubled = sum(len(group) > 1 for group in groups)
+        raise DataError(
+            f"its DICOM series has {doubled} of {len(groups)} positions more than once (doubled slices, or copies of files); leave one "
+            "file for each position"
+        )
 
 
 def _unevenness(
     positions: npt.NDArray[np.float64], normal: npt.NDArray[np.float64], planes: tuple[Plane, ...]
 ) -> tuple[str | None, float | None]:
-    """Why positions [D, 3] are no right-angled, even stack along the normal, and the usual distance of two slices."""
+    """Why positions [D, 3] are no right-angled, even stack along the normal (or None), and the usual distance of two slices in mm."""
     if len(positions) == 1:
         return None, planes[0].thickness
     along = (positions - positions[0]) @ normal
@@ -187,14 +204,14 @@ class DicomReader:
         """Read the headers.
 
         Args:
-            path: Of the folder or file.
-            series: Which series of a folder that holds several.
-            frame: Which of several pictures at each position.
-            resample: Put a tilted or uneven stack on a right-angled, even grid.
-            max_gigabytes: More is refused, in the files' own type.
+            path: The folder or file.
+            series: Number of the series, or words of its description, if the folder contains several.
+            frame: Which of several pictures at each position is taken.
+            resample: Whether a tilted or uneven stack is resampled to a right-angled, even grid instead of refused.
+            max_gigabytes: Largest size in the type of the files.
 
         Raises:
-            DataError: A file is damaged, no series or several fit, or it is no even stack.
+            DataError: A file is damaged, no series or several fit, or the stack is refused.
         """
         found = find_images(path)
         self.series = choose_series(found, series, path.name)
@@ -210,6 +227,7 @@ class DicomReader:
         self._type = np.dtype(f"{'i' if self.series.signed else 'u'}{max(1, self.series.bits // 8)}")
         check_size(shape, self.series.samples * self._type.itemsize, max_gigabytes)
         self.even = self.stack.problem is None
+        """Whether the stack is read as it is, without resampling."""
         if not self.even and not resample:
             raise DataError(
                 f"its DICOM series is no even, right-angled grid: {self.stack.problem}; complete the series, resample it, or set "
@@ -222,7 +240,7 @@ class DicomReader:
         return self._header
 
     def slice(self, index: int, axis: int = 2) -> npt.NDArray[np.float32]:
-        """The plane `index` across `axis`, [A, B, C]: grey values with C = 1, RGB in 0..1 with C = 3.
+        """The plane with this index along `axis`, [A, B, C]: grey values with C = 1, RGB in 0..1 with C = 3.
 
         Raises:
             DataError: A file is damaged.
@@ -237,7 +255,7 @@ class DicomReader:
         return np.stack([self._values(k, self._stored(k)[where]) for k in range(len(self.stack.planes))], axis=1)
 
     def mask_slice(self, index: int, axis: int = 2) -> npt.NDArray[np.int64]:
-        """Refuse to read a mask [rows, columns]: a mask is a DICOM-SEG, not a series of pictures.
+        """Never returns a mask [rows, columns]: a mask is a DICOM-SEG, not a series of pictures.
 
         Raises:
             DataError: Always.
@@ -245,10 +263,10 @@ class DicomReader:
         raise DataError("its mask is a series of DICOM pictures; save it as DICOM-SEG, RTSTRUCT or NIfTI")
 
     def write_mask(self, path: Path, mask: npt.NDArray[Any]) -> None:
-        """Write ids [row, column, slice] as NIfTI: its first index is the column, the affine takes it to the same places.
+        """Writes ids [row, column, slice] as NIfTI, whose first index is the column; the affine gives the same positions.
 
         Raises:
-            StoreError: It cannot be written.
+            StoreError: The file cannot be written.
         """
         affine = self._header.affine
         library: Any = nib.nifti1  # has no types
@@ -261,19 +279,23 @@ class DicomReader:
         write_nifti(path, image)
 
     def _make_header(self, shape: Shape, max_gigabytes: float) -> Header:
-        affine = self.stack.affine()
-        dtype = self._type
+        affine, dtype = self.stack.affine(), self._type
         if not self.even and affine is not None:
             shape, affine = even_stack(self.stack.positions, affine, shape)
             dtype = np.dtype(np.float32)
             check_size(shape, dtype.itemsize, max_gigabytes)
-        known = affine is not None and self.stack.planes[0].spacing is not None
-        flat = self.stack.planes[0].spacing
-        spacing = spacing_of(affine) if known and affine is not None else None
-        if spacing is None and flat is not None and shape[2] == 1:
-            spacing = (*flat, self.stack.step or 1.0)
         channels = 3 if self._colour() else 1
+        spacing = self._spacing(affine, shape)
         return Header("DICOM", shape, affine, spacing, dtype, channels, self.series.frame_of_reference)
+
+    def _spacing(self, affine: Affine | None, shape: Shape) -> Spacing | None:
+        """The spacing in mm; without an affine it is only known for a single slice."""
+        pixel = self.stack.planes[0].spacing
+        if pixel is None:
+            return None
+        if affine is not None:
+            return spacing_of(affine)
+        return (*pixel, self.stack.step or 1.0) if shape[2] == 1 else None
 
     def _colour(self) -> bool:
         if self.series.samples > 1:
@@ -310,10 +332,10 @@ class DicomReader:
         return frames[index] if frames is not None else np.empty(0)
 
     def _values(self, index: int, stored: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Stored values of a plane, or part of it, as they mean: [..., C].
+        """The grey values or colours [..., C] of the stored values of a plane, or of a part of it.
 
         Raises:
-            DataError: One is not finite.
+            DataError: A value is not finite.
         """
         plane = self.stack.planes[index]
         head = self._open(plane.path)
@@ -356,17 +378,17 @@ class DicomReader:
         return self._values(index, self._stored(index))[..., 0]
 
     def _open(self, path: Path) -> Dataset:
-        """The file's data set; the last one is kept, so that a multi-frame file is read once."""
+        """The data set of a file; the last one is kept in memory, so that a multi-frame file is read once."""
         if self._file is None or self._file[0] != path:
             self._file = path, open_dataset(path)
         return self._file[1]
 
 
 def open_dataset(path: Path) -> Dataset:
-    """A whole DICOM file, with a transfer syntax where it names none.
+    """A DICOM file with its pixels; if it has no transfer syntax, that of its encoding is added.
 
     Raises:
-        DataError: It is damaged.
+        DataError: The file is damaged.
     """
     try:
         with quiet():
@@ -388,7 +410,9 @@ def _decode(dataset: Dataset, frame: int) -> npt.NDArray[Any]:
     if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
         return np.asarray(apply_color_lut(pixels, dataset))
     bits, allocated = int(dataset.BitsStored), pixels.dtype.itemsize * 8
-    if pixels.ndim == 2 and pixels.dtype.kind in "iu" and bits < allocated:  # overlays may lie in the unused upper bits
+    if (
+        pixels.ndim == 2 and pixels.dtype.kind in "iu" and bits < allocated
+    ):  # the unused upper bits may contain overlays
         spare = allocated - bits
         return np.asarray(np.right_shift(np.left_shift(pixels, spare), spare))
     return pixels

@@ -1,12 +1,12 @@
-"""Which DICOM images lie in a folder, told apart by series, orientation, kind of image and size; headers only.
+"""The DICOM images in a folder, divided by series, orientation, kind of image and size; only headers are read.
 
-Files are recognised by their content. What has no picture to segment (SR, RT plan, RT dose, ECG, DICOMDIR, ...) is counted and left out.
-Nothing that a header says about a person or in free text is read, but for the description that `series` is compared with.
+Files are recognised by their content. Files without a picture to segment (SR, RT plan, RT dose, ECG, DICOMDIR and others) are counted and
+left out. No header field about a person is read, and no free text except the description that the option `series` is compared with.
 """
 
 import logging
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,81 +21,36 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, Implic
 
 from pfedsam.core.errors import DataError
 
-logging.getLogger("pydicom").setLevel(
-    logging.CRITICAL
-)  # its warnings quote header values, which may be names of patients
+# The warnings of pydicom quote header values, which may be names of patients.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
-_TAGS: Final = [
-    *(
-        "SOPClassUID",
-        "SOPInstanceUID",
-        "SeriesInstanceUID",
-        "FrameOfReferenceUID",
-        "Modality",
-        "ImageType",
-        "SeriesNumber",
-    ),
-    *(
-        "SeriesDescription",
-        "ProtocolName",
-        "InstanceNumber",
-        "Rows",
-        "Columns",
-        "NumberOfFrames",
-        "SamplesPerPixel",
-        "BitsAllocated",
-    ),
-    *(
-        "BitsStored",
-        "PixelRepresentation",
-        "PhotometricInterpretation",
-        "PixelSpacing",
-        "SliceThickness",
-        "SpacingBetweenSlices",
-    ),
-    *("ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept", "VolumetricProperties"),
-    *(
-        "TemporalPositionIdentifier",
-        "TriggerTime",
-        "EchoTime",
-        "AcquisitionNumber",
-        "AcquisitionDateTime",
-        "AcquisitionDate",
-        "AcquisitionTime",
-        "SeriesDate",
-        "SeriesTime",
-        "ContentTime",
-        "DiffusionBValue",
-    ),
+_TIMES: Final = ("TemporalPositionIdentifier", "TriggerTime", "EchoTime", "DiffusionBValue", "AcquisitionNumber")
+_IDENTITY: Final = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "InstanceNumber")
+_SERIES: Final = ("Modality", "ImageType", "SeriesNumber", "SeriesDescription", "ProtocolName", "VolumetricProperties")
+_PIXELS: Final = (
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "BitsStored"),
+    *("PixelRepresentation", "PhotometricInterpretation", "RescaleSlope", "RescaleIntercept"),
+)
+_GEOMETRY: Final = (
+    *("PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "ImagePositionPatient", "ImageOrientationPatient"),
     *("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"),
-]
+)
+_DATES: Final = tuple(f"{event}{part}" for event in ("Acquisition", "Series") for part in ("Date", "Time"))
+_TAGS: Final = [*_IDENTITY, *_SERIES, *_PIXELS, *_GEOMETRY, *_DATES, "AcquisitionDateTime", "ContentTime", *_TIMES]
+"""The header fields that are read."""
 _NO_PICTURE: Final = frozenset(
     {
-        "SEG",
-        "RTSTRUCT",
-        "RTDOSE",
-        "RTPLAN",
-        "RTRECORD",
-        "SR",
-        "PR",
-        "KO",
-        "ECG",
-        "HD",
-        "EPS",
-        "AU",
-        "DOC",
-        "REG",
-        "FID",
-        "PLAN",
-        "RWV",
+        *("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "SR", "PR", "KO", "ECG"),
+        *("HD", "EPS", "AU", "DOC", "REG", "FID", "PLAN", "RWV"),
     }
 )
+"""Modalities of files without a picture to segment."""
 _MAX_FRAMES: Final = 2**16
-"""Pictures in one file; a header that claims more is damaged."""
+"""Largest number of pictures in one file; a header with a larger one is damaged."""
 _DICOMDIR: Final = "1.2.840.10008.1.3.10"
 _NATIVE: Final = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 _GROUPS: Final = (b"\x08\x00", b"\x02\x00")
-_TIMES: Final = ("TemporalPositionIdentifier", "TriggerTime", "EchoTime", "DiffusionBValue", "AcquisitionNumber")
+"""Group numbers with which a file without the preamble begins."""
 
 
 @dataclass(frozen=True)
@@ -107,17 +62,18 @@ class Plane:
     rows: int
     columns: int
     position: tuple[float, ...] | None
-    """Patient coordinates of the middle of the first pixel (DICOM: x to the left, y to the back, z to the head), mm."""
+    """Patient coordinates of the centre of the first pixel in mm, in DICOM's directions (x to the left, y to the back, z to the head)."""
     orientation: tuple[float, ...] | None
-    """Direction of a row, then of a column."""
+    """Unit vector along a row, then along a column."""
     spacing: tuple[float, float] | None
     """Distance of rows, then of columns, in mm."""
     thickness: float | None
+    """Distance of slices, or their thickness, in mm."""
     slope: float | None
-    """Of this frame; None: the file's own, or its table."""
+    """Rescale slope of this frame; None: that of the file, or its modality table, is used."""
     intercept: float | None
     order: tuple[float, ...]
-    """By what pictures at one position are sorted: time, echo, number."""
+    """Sort key of pictures at one position: times, echo time, b-value, numbers."""
     instance: str
 
 
@@ -126,7 +82,7 @@ class Series:
     """Pictures that belong together."""
 
     number: int
-    """From 1, as listed."""
+    """From 1, in the order in which they are listed."""
     planes: tuple[Plane, ...]
     modality: str
     samples: int
@@ -134,27 +90,27 @@ class Series:
     signed: bool
     mosaic: bool
     depth_frames: bool
-    """Whether frames without positions are known to be slices, not times."""
+    """Whether frames without positions are known to be slices and not times."""
     frame_of_reference: str | None
     image_type: tuple[str, ...]
     started: float | None = field(repr=False)
     """Seconds since a fixed day; compared with those of other series, never shown."""
     words: str = field(repr=False)
-    """Description in lower case, for `series`; never shown."""
+    """Description in lower case, compared with the option `series`; never shown."""
 
     def summary(self) -> str:
-        """What a message may say about it: nothing but numbers and the modality."""
+        """Text for a message, which contains only numbers and the modality."""
         first = self.planes[0]
         return f"{self.number}: {self.modality}, {len(self.planes)} picture(s) of {first.columns} x {first.rows}"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Found:
-    """What a folder, or a file, holds."""
+    """The contents of a folder, or of a file."""
 
     series: list[Series]
     others: Counter[str]
-    """Modality, or 'not DICOM' -> files without a picture."""
+    """Number of files without a picture, by modality or by another reason such as 'not DICOM'."""
     segmentations: list[Path]
     structures: list[Path]
 
@@ -168,32 +124,32 @@ def quiet() -> Iterator[None]:
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """Whether a file's content is DICOM, with or without the preamble."""
+    """Whether the content of a file is DICOM, with or without the preamble."""
     try:
         with path.open("rb") as file:
             start = file.read(132)
     except OSError:
         return False
-    if start[128:132] == b"DICM":
-        return True
-    return (
-        start[:2] in _GROUPS
-        and len(start) > 8
-        and ((start[4:6].isalpha() and start[4:6].isupper()) or start[6:8] == b"\0\0")
-    )
+    return start[128:132] == b"DICM" or _looks_like_element(start)
+
+
+def _looks_like_element(start: bytes) -> bool:
+    """Whether the bytes begin with an element of a DICOM header: explicit with two capital letters, or implicit with a short length."""
+    explicit = start[4:6].isalpha() and start[4:6].isupper()
+    return start[:2] in _GROUPS and len(start) > 8 and (explicit or start[6:8] == b"\0\0")
 
 
 def read_head(path: Path) -> Dataset:
-    """The part of a file's header that is used.
+    """The fields of a file's header that are used.
 
     Raises:
-        DataError: The file is damaged; a header that was cut off reads as an empty one without an error.
+        DataError: The file is damaged or cut off.
     """
     try:
         with quiet(), path.open("rb") as file:
             head = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
             head.walk(lambda *_: None)  # converts every value now: pydicom does so when it is first used, and may raise
-            head.SOPClassUID  # noqa: B018 - absent in a file that was cut off
+            head.SOPClassUID  # noqa: B018 - absent in a file that was cut off, which pydicom reads without an error
             if not 0 <= _number(head.get("NumberOfFrames"), 1) <= _MAX_FRAMES:
                 raise DataError(damaged(path))
             if "Image Storage" in UID(head.SOPClassUID).name:
@@ -206,7 +162,7 @@ def read_head(path: Path) -> Dataset:
 
 
 def damaged(path: Path) -> str:
-    """What a message says about a DICOM file that cannot be read."""
+    """The message about a DICOM file that cannot be read."""
     return f"{path.name!r} is a damaged or cut off DICOM file; copy it again from its source, or take the case out"
 
 
@@ -216,86 +172,96 @@ def find_images(path: Path) -> Found:
     Raises:
         DataError: A DICOM file is damaged, or the file is a DICOMDIR.
     """
-    found = Found([], Counter(), [], [])
-    groups: dict[tuple[Any, ...], list[tuple[Dataset, list[Plane]]]] = {}
-    files = (
-        sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-        if path.is_dir()
-        else [path]
-    )
-    for file in files:
+    others: Counter[str] = Counter()
+    by_modality: dict[str, list[Path]] = defaultdict(list)
+    groups: dict[tuple[Any, ...], list[tuple[Dataset, list[Plane]]]] = defaultdict(list)
+    for file in _files(path):
         if not looks_like_dicom(file):
-            found.others["not DICOM"] += 1
+            others["not DICOM"] += 1
             continue
         head = read_head(file)
-        if head.SOPClassUID == _DICOMDIR:
-            if file == path:
-                raise DataError(
-                    f"{file.name!r} is a DICOMDIR, an index without pictures; give the folder that holds the files"
-                )
-            found.others["DICOMDIR"] += 1
+        by_modality[_modality(head)].append(file)
+        reason = _without_picture(head)
+        if reason == "DICOMDIR" and file == path:
+            raise DataError(
+                f"{file.name!r} is a DICOMDIR, an index without pictures; give the folder that holds the files"
+            )
+        if reason:
+            others[reason] += 1
             continue
-        modality = str(head.get("Modality", "")).upper()
-        if modality == "SEG":
-            found.segmentations.append(file)
-        elif modality == "RTSTRUCT":
-            found.structures.append(file)
-        if modality in _NO_PICTURE or not {"Rows", "Columns", "BitsAllocated"} <= {element.keyword for element in head}:
-            found.others[modality if modality in _NO_PICTURE else "without a picture"] += 1
-            continue
-        try:
-            frames = _split_frames(file, head)
-        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError):
-            raise DataError(damaged(file)) from None
-        for key, planes in frames.items():
-            groups.setdefault(key, []).append((head, planes))
+        for key, planes in _split_frames(file, head).items():
+            groups[key].append((head, planes))
     ordered = sorted(groups.items(), key=lambda item: (_number(item[1][0][0].get("SeriesNumber")), *map(str, item[0])))
-    found.series = [_series(number, members) for number, (_, members) in enumerate(ordered, start=1)]
-    return found
+    series = [_series(number, members) for number, (_, members) in enumerate(ordered, start=1)]
+    return Found(series, others, by_modality["SEG"], by_modality["RTSTRUCT"])
+
+
+def _files(path: Path) -> list[Path]:
+    """The file itself, or the files in a folder and its subfolders without hidden ones, sorted."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+
+
+def _modality(head: Dataset) -> str:
+    return str(head.get("Modality", "")).upper()
+
+
+def _without_picture(head: Dataset) -> str | None:
+    """Why a file contains no picture to segment; None if it contains one."""
+    if head.SOPClassUID == _DICOMDIR:
+        return "DICOMDIR"
+    if _modality(head) in _NO_PICTURE:
+        return _modality(head)
+    return (
+        None if {"Rows", "Columns", "BitsAllocated"} <= {element.keyword for element in head} else "without a picture"
+    )
 
 
 def choose_series(found: Found, wanted: str | None, name: str) -> Series:
-    """The one series that is meant.
+    """The series to read.
 
     Args:
-        found: What is there.
-        wanted: Number or words of the description; None: there is only one.
-        name: Of the folder or file, for messages.
+        found: The contents of the folder or file.
+        wanted: Number of the series, or words of its description; None if there is only one.
+        name: Name of the folder or file, for messages.
 
     Raises:
         DataError: None or several fit.
     """
-    others = ", ".join(f"{count} {kind}" for kind, count in sorted(found.others.items()))
     if not found.series:
+        others = ", ".join(f"{count} {kind}" for kind, count in sorted(found.others.items()))
         raise DataError(
             f"{name!r} holds no DICOM picture (it holds {others or 'no file'}); give a folder of one series"
         )
-    fitting = found.series
-    if wanted is not None:
-        words = wanted.lower().split()
-        numbered = [one for one in found.series if str(one.number) == wanted.strip()]
-        fitting = numbered or [one for one in found.series if words and all(word in one.words for word in words)]
+    fitting = found.series if wanted is None else _matching(found.series, wanted)
     if len(fitting) == 1:
         return fitting[0]
     listed = "; ".join(one.summary() for one in found.series[:8])
-    what = (
-        "none of which fits"
-        if not fitting
-        else f"of which {len(fitting)} fit"
-        if wanted
-        else "of which one must be named"
-    )
     raise DataError(
-        f"{name!r} holds {len(found.series)} series or stacks of different orientation, kind, size or spacing, {what} ({listed}); "
-        "choose one by data.volume.series, or by the column series of the manifest"
+        f"{name!r} holds {len(found.series)} series or stacks of different orientation, kind, size or spacing, "
+        f"{_ambiguity(len(fitting), wanted)} ({listed}); choose one by data.volume.series, or by the column series of the manifest"
     )
+
+
+def _matching(series: Sequence[Series], wanted: str) -> list[Series]:
+    """The series with the wanted number, else those whose description contains all of the wanted words."""
+    words = wanted.lower().split()
+    numbered = [one for one in series if str(one.number) == wanted.strip()]
+    return numbered or [one for one in series if words and all(map(one.words.__contains__, words))]
+
+
+def _ambiguity(fitting: int, wanted: str | None) -> str:
+    if wanted is None:
+        return "of which one must be named"
+    return f"of which {fitting} fit" if fitting else "none of which fits"
 
 
 def _check_length(path: Path, head: Dataset, left: int) -> None:
-    """Refuse a file of which less is left than its pixels take, where they are not compressed.
+    """Refuses a file without compression that has fewer bytes left after its header than its pixels need.
 
     Raises:
-        DataError: It is.
+        DataError: The file is cut off.
     """
     syntax = getattr(getattr(head, "file_meta", None), "TransferSyntaxUID", ImplicitVRLittleEndian)
     frames = int(_number(head.get("NumberOfFrames"), 1))
@@ -307,81 +273,127 @@ def _check_length(path: Path, head: Dataset, left: int) -> None:
 
 
 def _split_frames(path: Path, head: Dataset) -> dict[tuple[Any, ...], list[Plane]]:
-    """The file's pictures by what tells series apart."""
-    image_type = tuple(str(part) for part in head.get("ImageType") or ())[: 4 if head.get("Modality") == "MR" else 3]
-    common = (str(head.get("SeriesInstanceUID", "")), image_type, str(head.get("PhotometricInterpretation", "")))
-    groups: dict[tuple[Any, ...], list[Plane]] = {}
-    for plane in _planes(path, head):
-        direction = tuple(round(value, 2) + 0.0 for value in plane.orientation or ())
-        spacing = tuple(round(value, 3) for value in plane.spacing or ())
-        key = (*common, direction, (plane.rows, plane.columns), spacing)
-        groups.setdefault(key, []).append(plane)
+    """The pictures of a file by the properties in which series or stacks differ.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    frames = max(1, int(_number(head.get("NumberOfFrames"), 1)))
+    groups: dict[tuple[Any, ...], list[Plane]] = defaultdict(list)
+    try:
+        series_key = _series_key(head)
+        for frame in range(frames):
+            plane = _plane(path, head, frame)
+            groups[*series_key, *_stack_key(plane)].append(plane)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError):
+        raise DataError(damaged(path)) from None
     return groups
 
 
-def _planes(path: Path, head: Dataset) -> Iterator[Plane]:
-    shared = (head.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+def _series_key(head: Dataset) -> tuple[Any, ...]:
+    """Series, image type and colour of a file; the fourth value of the image type counts for MR only."""
+    image_type = _image_type(head)[: 4 if head.get("Modality") == "MR" else 3]
+    return str(head.get("SeriesInstanceUID", "")), image_type, str(head.get("PhotometricInterpretation", ""))
+
+
+def _stack_key(plane: Plane) -> tuple[Any, ...]:
+    """Orientation, size and spacing of a picture, rounded."""
+    direction = tuple(round(value, 2) + 0.0 for value in plane.orientation or ())
+    spacing = tuple(round(value, 3) for value in plane.spacing or ())
+    return direction, (plane.rows, plane.columns), spacing
+
+
+def shared_groups(head: Dataset) -> Dataset:
+    """The functional groups that all frames of a file share; empty if there are none."""
+    shared: Dataset = (head.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    return shared
+
+
+def functional_group(own: Dataset, shared: Dataset, sequence: str) -> Dataset | None:
+    """A functional group of a frame: its own one, else the one that all frames share; None if neither exists."""
+    found = own.get(sequence) or shared.get(sequence)
+    return found[0] if found else None
+
+
+def _plane(path: Path, head: Dataset, frame: int) -> Plane:
+    """One frame of a file, from its own functional groups, the shared ones, or the header itself."""
     per_frame = head.get("PerFrameFunctionalGroupsSequence") or []
-    for frame in range(max(1, int(_number(head.get("NumberOfFrames"), 1)))):
-        own = per_frame[frame] if frame < len(per_frame) else Dataset()
+    own = per_frame[frame] if frame < len(per_frame) else Dataset()
+    shared = shared_groups(head)
 
-        def get(sequence: str, keyword: str, own: Dataset = own) -> Any:  # noqa: ANN401 - a DICOM value
-            for group in (own, shared):
-                if group.get(sequence):
-                    return group[sequence].value[0].get(keyword)
-            return head.get(keyword)
+    def get(sequence: str, keyword: str) -> Any:  # noqa: ANN401 - a DICOM value
+        group = functional_group(own, shared, sequence)
+        return (head if group is None else group).get(keyword)
 
-        spacing = _numbers(get("PixelMeasuresSequence", "PixelSpacing"), 2)
-        thickness = _number(get("PixelMeasuresSequence", "SpacingBetweenSlices")) or _number(
-            get("PixelMeasuresSequence", "SliceThickness")
-        )
-        transformed = bool(
-            own.get("PixelValueTransformationSequence") or shared.get("PixelValueTransformationSequence")
-        )
-        time = get("FrameContentSequence", "TemporalPositionIndex")
-        yield Plane(
-            path=path,
-            frame=frame,
-            rows=int(head.Rows),
-            columns=int(head.Columns),
-            position=_numbers(get("PlanePositionSequence", "ImagePositionPatient"), 3),
-            orientation=_numbers(get("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
-            spacing=(spacing[0], spacing[1]) if spacing and min(spacing) > 0 else None,
-            thickness=thickness or None,
-            slope=_number(get("PixelValueTransformationSequence", "RescaleSlope"), 1) if transformed else None,
-            intercept=_number(get("PixelValueTransformationSequence", "RescaleIntercept"), 0) if transformed else None,
-            order=(
-                _number(time),
-                *(_number(head.get(keyword)) for keyword in _TIMES),
-                _number(head.get("AcquisitionTime") or head.get("ContentTime")),
-                _number(head.get("InstanceNumber")),
-                float(frame),
-            ),
-            instance=str(head.get("SOPInstanceUID", "")),
-        )
+    spacing = _numbers(get("PixelMeasuresSequence", "PixelSpacing"), 2)
+    distance = _number(get("PixelMeasuresSequence", "SpacingBetweenSlices"))
+    thickness = _number(get("PixelMeasuresSequence", "SliceThickness"))
+    slope, intercept = _rescale(functional_group(own, shared, "PixelValueTransformationSequence"))
+    return Plane(
+        path=path,
+        frame=frame,
+        rows=int(head.Rows),
+        columns=int(head.Columns),
+        position=_numbers(get("PlanePositionSequence", "ImagePositionPatient"), 3),
+        orientation=_numbers(get("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
+        spacing=(spacing[0], spacing[1]) if spacing and min(spacing) > 0 else None,
+        thickness=distance or thickness or None,
+        slope=slope,
+        intercept=intercept,
+        order=_order(head, get("FrameContentSequence", "TemporalPositionIndex"), frame),
+        instance=str(head.get("SOPInstanceUID", "")),
+    )
+
+
+def _rescale(transformation: Dataset | None) -> tuple[float | None, float | None]:
+    """Rescale slope and intercept of a frame; None if it has no transformation of its own."""
+    if transformation is None:
+        return None, None
+    return _number(transformation.get("RescaleSlope"), 1), _number(transformation.get("RescaleIntercept"), 0)
+
+
+def _order(head: Dataset, time_index: Any, frame: int) -> tuple[float, ...]:  # noqa: ANN401 - a DICOM value
+    """The sort key of a frame among those at the same position."""
+    return (
+        _number(time_index),
+        *(_number(head.get(keyword)) for keyword in _TIMES),
+        _number(head.get("AcquisitionTime") or head.get("ContentTime")),
+        _number(head.get("InstanceNumber")),
+        float(frame),
+    )
 
 
 def _series(number: int, members: Sequence[tuple[Dataset, list[Plane]]]) -> Series:
     head = members[0][0]
-    words = " ".join(str(head.get(keyword, "")) for keyword in ("SeriesDescription", "ProtocolName"))
+    image_type = _image_type(head)
     return Series(
         number=number,
         planes=tuple(plane for _, planes in members for plane in planes),
-        modality=str(head.get("Modality", "")).upper()[:16],
+        modality=_modality(head)[:16],
         samples=int(_number(head.get("SamplesPerPixel"), 1)),
         bits=int(_number(head.get("BitsAllocated"), 16)),
         signed=bool(_number(head.get("PixelRepresentation"))),
-        mosaic="MOSAIC" in {str(part) for part in head.get("ImageType") or ()},
+        mosaic="MOSAIC" in image_type,
         depth_frames=str(head.get("VolumetricProperties", "")) == "VOLUME",
         frame_of_reference=str(head.get("FrameOfReferenceUID", "")) or None,
-        image_type=tuple(str(part) for part in head.get("ImageType") or ()),
-        started=min((time for head, _ in members if (time := _moment(head)) is not None), default=None),
-        words=words.lower(),
+        image_type=image_type,
+        started=_started(members),
+        words=f"{head.get('SeriesDescription', '')} {head.get('ProtocolName', '')}".lower(),
     )
 
 
+def _image_type(head: Dataset) -> tuple[str, ...]:
+    return tuple(str(part) for part in head.get("ImageType") or ())
+
+
+def _started(members: Sequence[tuple[Dataset, list[Plane]]]) -> float | None:
+    """The time of the first picture, in seconds since a fixed day; None if no header gives one."""
+    times = (_moment(head) for head, _ in members)
+    return min((time for time in times if time is not None), default=None)
+
+
 def _moment(head: Dataset) -> float | None:
-    """When a picture was taken, in seconds since a fixed day; None where the header does not say, or not in DICOM's form."""
+    """The time of a picture in seconds since a fixed day; None if the header gives none, or not in DICOM's format."""
     whole = str(head.get("AcquisitionDateTime") or "")
     for date, time in ((whole[:8], whole[8:14]), *_pairs(head, ("Acquisition", "Series"))):
         try:
@@ -392,12 +404,12 @@ def _moment(head: Dataset) -> float | None:
 
 
 def _pairs(head: Dataset, kinds: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Date and time of each kind of event, as the header has them."""
+    """Date and time of each kind of event, as text from the header."""
     return ((str(head.get(f"{kind}Date") or ""), str(head.get(f"{kind}Time") or "")) for kind in kinds)
 
 
 def _number(value: Any, default: float = 0.0) -> float:  # noqa: ANN401 - a DICOM value
-    """A DICOM value as a number, the default where it is absent, empty or none."""
+    """A DICOM value as a number; the default if it is absent, empty or no number."""
     try:
         return float(value) if value not in (None, "") else default
     except (TypeError, ValueError):
@@ -405,7 +417,7 @@ def _number(value: Any, default: float = 0.0) -> float:  # noqa: ANN401 - a DICO
 
 
 def _numbers(value: Any, count: int) -> tuple[float, ...] | None:  # noqa: ANN401 - a DICOM value
-    """So many numbers; None where they are absent or damaged."""
+    """A DICOM value as `count` numbers; None if they are absent or damaged."""
     try:
         numbers = tuple(float(part) for part in value or ())
     except (TypeError, ValueError):

@@ -1,13 +1,13 @@
-"""DICOM-SEG, read on the grid of its image.
+"""DICOM-SEG files, read on the grid of their image.
 
-Frames are placed by their positions, never by their order. Binary, fractional (a share, which a threshold turns into a mask) and label-map
-segmentations are read; overlapping segments need `data.volume.segments`.
+Frames are placed by their positions, never by their order. Binary, fractional and label-map segmentations are read; a threshold turns
+fractions into a mask. Overlapping segments need `data.volume.segments`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,20 +17,55 @@ from pydicom.pixels.utils import pixel_array
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers.base import DIRECTION_TOLERANCE, ORIGIN_TOLERANCE, SPACING_TOLERANCE, Affine, Header
 from pfedsam.data.readers.dicom import open_dataset
-from pfedsam.data.readers.dicom_files import damaged, quiet
+from pfedsam.data.readers.dicom_files import damaged, functional_group, quiet, shared_groups
 from pfedsam.data.readers.masks import GridMask, Overlaps, choose_ids, empty_ids, paint, refuse_overlap
 from pfedsam.data.readers.regrid import nearest_voxels
 
 _LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
+_FORWARD: Final = slice(None)
+_BACKWARD: Final = slice(None, None, -1)
 
 
 @dataclass(frozen=True)
 class _Frame:
+    """One frame of the file."""
+
     index: int
     segment: int
-    """Number of the segment; 0 in a label map, whose values say it."""
+    """Number of the segment; 0 in a label map, where the pixels contain the numbers."""
     affine: Affine
-    """[row, column, 0] to mm, as NIfTI has them."""
+    """Indices [row, column, 0] to mm in NIfTI's directions."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The position of a frame in the array of the image."""
+
+    where: tuple[int | slice, ...]
+    turned: bool
+    """Whether the columns of the frame run along an earlier axis than its rows."""
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """A segmentation whose headers were read; its pixels are decoded later."""
+
+    dataset: Dataset
+    names: dict[int, str]
+    """Number of a segment to its name."""
+    frames: list[_Frame]
+    size: tuple[int, int]
+    """Rows and columns of each frame."""
+
+
+_Plane: TypeAlias = tuple[_Frame, npt.NDArray[np.bool_]]
+"""A frame and the mask of one segment in it, shape [rows, columns]."""
+_Part: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]
+"""A view of the array of ids and a mask of the same shape."""
+
+
+class _OtherGridError(Exception):
+    """A frame is no slice of the image; the text says why."""
 
 
 def read_seg(
@@ -45,81 +80,87 @@ def read_seg(
     """The segmentation on the grid of its image.
 
     Args:
-        path: Of the DICOM-SEG.
-        image: Its image.
-        segments: Name of a segment to its id; empty: ids are the segments' numbers.
+        path: The DICOM-SEG file.
+        image: Header of the image.
+        segments: Name of a segment to its id; if empty, the numbers of the segments are the ids.
         overlaps: What happens where segments share voxels.
-        threshold: Least share of a voxel that counts as the segment, for fractional ones.
-        resample: Allow another grid in the same coordinate system.
+        threshold: Least fraction with which a voxel of a fractional segmentation belongs to the segment.
+        resample: Whether a segmentation on another grid in the same coordinate system is resampled instead of refused.
 
     Raises:
-        DataError: The file is damaged, belongs to other coordinates or another grid, or its segments overlap.
+        DataError: The file is damaged, has other coordinates or another grid, or its segments overlap.
+    """
+    contents = _read_contents(path, image)
+    _check_coordinates(contents.dataset, image)
+    chosen = choose_ids(contents.names, segments, "DICOM-SEG")
+    target = empty_ids(image.shape, chosen, overlaps)
+    places, difference = _places(contents, image)
+    if difference and not resample:
+        raise DataError(
+            f"{difference}; export the segmentation of this image, or set data.volume.resample: true to resample it"
+        )
+    overlap = 0
+    for number, value in chosen:
+        planes = list(_segment_planes(path, contents, number, threshold))
+        parts = _resampled_part(target, planes, image) if difference else _frame_parts(target, planes, places)
+        overlap += sum(paint(view, mask, value, overlaps) for view, mask in parts)
+    refuse_overlap(overlap, "DICOM-SEG")
+    notes = (f"the segmentation was resampled to the grid of its image ({difference})",) if difference else ()
+    return GridMask(target, image, notes)
+
+
+def _read_contents(path: Path, image: Header) -> _Contents:
+    """Names, frames and size of a segmentation.
+
+    Raises:
+        DataError: The file is damaged.
     """
     dataset = open_dataset(path)
     try:
         with quiet():
             names = {int(one.SegmentNumber): str(one.get("SegmentLabel", "")) for one in dataset.SegmentSequence}
             names.pop(0, None)  # the background of a label map
-            frames = list(_frames(dataset, image))
-            size = int(dataset.Rows), int(dataset.Columns)
+            return _Contents(dataset, names, list(_frames(dataset, image)), (int(dataset.Rows), int(dataset.Columns)))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         raise DataError(damaged(path)) from None
-    _check_coordinates(dataset, image)
-    chosen = choose_ids(names, segments, "DICOM-SEG")
-    target = empty_ids(image.shape, chosen, overlaps)
-    places = [_place(frame.affine, size, image) for frame in frames]
-    difference = next((place for place in places if isinstance(place, str)), None)
-    if difference is not None and not resample:
-        raise DataError(
-            f"{difference}; export the segmentation of this image, or set data.volume.resample: true to resample it"
-        )
-    overlap = 0
-    for number, value in chosen:
-        own = [k for k, frame in enumerate(frames) if frame.segment in (0, number)]
-        planes = [(frames[k].affine, _segment(path, dataset, frames[k], number, threshold)) for k in own]
-        if difference is not None and planes:
-            overlap += paint(target, _resampled(planes, image), value, overlaps)
-            continue
-        for k, (_, plane) in zip(own, planes, strict=True):
-            place = places[k]
-            if isinstance(place, _Place):
-                part = plane.T if place.turned else plane
-                overlap += paint(target[place.where], part, value, overlaps)
-    refuse_overlap(overlap, "DICOM-SEG")
-    notes = () if difference is None else (f"the segmentation was resampled to the grid of its image ({difference})",)
-    return GridMask(target, image, notes)
 
 
 def _frames(dataset: Dataset, image: Header) -> Iterator[_Frame]:
-    shared = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    shared = shared_groups(dataset)
     label_map = str(dataset.get("SegmentationType", "")) == "LABELMAP"
     for index, own in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        identification = functional_group(own, shared, "SegmentIdentificationSequence") or Dataset()
+        segment = 0 if label_map else int(identification.ReferencedSegmentNumber)
+        yield _Frame(index, segment, _frame_affine(own, shared, image))
 
-        def get(sequence: str, own: Dataset = own) -> Dataset:
-            found = own.get(sequence) or shared.get(sequence)
-            return found[0] if found else Dataset()
 
-        segment = 0 if label_map else int(get("SegmentIdentificationSequence").ReferencedSegmentNumber)
-        position = get("PlanePositionSequence").get("ImagePositionPatient")
-        orientation = get("PlaneOrientationSequence").get("ImageOrientationPatient")
-        spacing = get("PixelMeasuresSequence").get("PixelSpacing")
+def _frame_affine(own: Dataset, shared: Dataset, image: Header) -> Affine:
+    """The affine of a frame; without a position that of an image of one slice, else the unit matrix."""
+
+    def get(sequence: str, keyword: str) -> Any:  # noqa: ANN401 - a DICOM value
+        return (functional_group(own, shared, sequence) or Dataset()).get(keyword)
+
+    position = get("PlanePositionSequence", "ImagePositionPatient")
+    orientation = get("PlaneOrientationSequence", "ImageOrientationPatient")
+    spacing = get("PixelMeasuresSequence", "PixelSpacing")
+    if position and orientation and spacing:
+        along_row, along_column = np.array(orientation[:3], dtype=float), np.array(orientation[3:], dtype=float)
         affine = np.eye(4)
-        if position and orientation and spacing:
-            affine[:3, 0] = np.array(orientation[3:], dtype=float) * float(spacing[0])
-            affine[:3, 1] = np.array(orientation[:3], dtype=float) * float(spacing[1])
-            affine[:3, 2] = np.cross(np.array(orientation[:3], dtype=float), np.array(orientation[3:], dtype=float))
-            affine[:3, 3] = position
-            affine = _LPS_TO_RAS @ affine
-        elif image.affine is not None and image.shape[2] == 1:
-            affine = image.affine
-        yield _Frame(index, segment, affine)
+        affine[:3, 0] = along_column * float(spacing[0])
+        affine[:3, 1] = along_row * float(spacing[1])
+        affine[:3, 2] = np.cross(along_row, along_column)
+        affine[:3, 3] = position
+        return _LPS_TO_RAS @ affine
+    if image.affine is not None and image.shape[2] == 1:
+        return image.affine
+    return np.eye(4)
 
 
 def _check_coordinates(dataset: Dataset, image: Header) -> None:
-    """Refuse a segmentation of another coordinate system.
+    """Refuses a segmentation in another coordinate system than the image.
 
     Raises:
-        DataError: It is.
+        DataError: The frames of reference differ.
     """
     theirs = str(dataset.get("FrameOfReferenceUID", "")) or None
     if theirs and image.frame_of_reference and theirs != image.frame_of_reference:
@@ -129,64 +170,88 @@ def _check_coordinates(dataset: Dataset, image: Header) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a frame lies in the image's array."""
+def _places(contents: _Contents, image: Header) -> tuple[Mapping[int, _Place], str | None]:
+    """The position of each frame in the image, by index; or none, and why a frame is no slice of the image."""
+    try:
+        return {frame.index: _place(frame.affine, contents.size, image) for frame in contents.frames}, None
+    except _OtherGridError as error:
+        return {}, str(error)
 
-    where: tuple[int | slice, ...]
-    turned: bool
-    """Whether the frame's columns run along an earlier axis than its rows."""
 
+def _place(frame: Affine, size: tuple[int, int], image: Header) -> _Place:
+    """The position of a frame of `size` (rows, columns) in the array of the image.
 
-def _place(frame: Affine, size: tuple[int, int], image: Header) -> _Place | str:
-    """Where a frame lies in the image's array, or in which way it does not fit."""
+    Raises:
+        _OtherGridError: It is no slice of the image.
+    """
     if image.affine is None:
         if image.shape == (*size, 1):
-            return _Place((slice(None), slice(None), 0), turned=False)
-        return f"the image has {image.shape} voxels and no position, the segmentation {size} pixels"
+            return _Place((_FORWARD, _FORWARD, 0), turned=False)
+        raise _OtherGridError(f"the image has {image.shape} voxels and no position, the segmentation {size} pixels")
     change = np.linalg.inv(image.affine) @ frame
-    steps = change[:3, :2]
-    axes = [int(np.abs(steps[:, k]).argmax()) for k in (0, 1)]
+    steps = change[:3, :2]  # of one row and of one column, in voxels of the image
+    axes = np.abs(steps).argmax(axis=0)
+    signs = np.sign(steps[axes, [0, 1]])
     exact = np.zeros((3, 2))
-    for k, axis in enumerate(axes):
-        exact[axis, k] = np.sign(steps[axis, k])
+    exact[axes, [0, 1]] = signs
     if axes[0] == axes[1] or np.abs(steps - exact).max() > max(DIRECTION_TOLERANCE, SPACING_TOLERANCE):
-        theirs = [float(np.linalg.norm(frame[:3, k])) for k in (0, 1)]
-        ours = [float(np.linalg.norm(image.affine[:3, axis])) for axis in axes]
-        return (
+        theirs = np.linalg.norm(frame[:3, :2], axis=0)
+        ours = np.linalg.norm(image.affine[:3, axes], axis=0)
+        raise _OtherGridError(
             f"the pixels of the segmentation ({theirs[0]:.4g} x {theirs[1]:.4g} mm) are not those of the image ({ours[0]:.4g} x "
             f"{ours[1]:.4g} mm), or its axes point elsewhere"
         )
-    return _index(change[:3, 3], exact, axes, size, image, image.affine)
+    return _slice_at(change[:3, 3], axes, signs, size, image, image.affine)
 
 
-def _index(
+def _slice_at(
     start: npt.NDArray[np.float64],
-    exact: npt.NDArray[np.float64],
-    axes: Sequence[int],
+    axes: npt.NDArray[np.intp],
+    signs: npt.NDArray[np.float64],
     size: tuple[int, int],
     image: Header,
     affine: Affine,
-) -> _Place | str:
-    """The position of a frame whose axes run along `axes` of the image and whose first pixel is at the voxel `start`, shape [3]."""
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    voxel = np.rint(start)
-    other = 3 - axes[0] - axes[1]
-    off = float(np.linalg.norm((start - voxel) * spacing))
-    fits = 0 <= voxel[other] < image.shape[other] and off <= min(ORIGIN_TOLERANCE, float(spacing[other]) / 2)
-    for k, axis in enumerate(axes):
-        expected = 0 if exact[axis, k] > 0 else image.shape[axis] - 1
-        fits = fits and voxel[axis] == expected and size[k] == image.shape[axis]
-    if not fits:
+) -> _Place:
+    """The slice of the image that a frame covers.
+
+    Args:
+        start: Indices in the image of the first pixel of the frame, shape [3].
+        axes: Axes of the image along which the row and the column number increase, shape [2].
+        signs: 1, or -1 where the numbers increase against the axis, shape [2].
+        size: Rows and columns of the frame.
+        image: Header of the image.
+        affine: Affine of the image.
+
+    Raises:
+        _OtherGridError: The frame does not cover a slice.
+    """
+    spacing, shape = np.linalg.norm(affine[:3, :3], axis=0), np.array(image.shape)
+    voxel = np.rint(start).astype(int)
+    across = 3 - axes.sum()
+    distance = float(np.linalg.norm((start - voxel) * spacing))
+    inside = 0 <= voxel[across] < shape[across] and distance <= min(ORIGIN_TOLERANCE, float(spacing[across]) / 2)
+    corner = np.where(signs > 0, 0, shape[axes] - 1)
+    if not inside or (voxel[axes] != corner).any() or (shape[axes] != size).any():
         found = " x ".join(map(str, size))
-        return (
+        raise _OtherGridError(
             f"a frame of the segmentation ({found} pixels) begins at voxel ({', '.join(f'{value:.3g}' for value in start)}) of the image "
             f"of {' x '.join(map(str, image.shape))}, which is no slice of it"
         )
-    where: list[int | slice] = [int(value) for value in voxel]
-    for k, axis in enumerate(axes):
-        where[axis] = slice(None) if exact[axis, k] > 0 else slice(None, None, -1)
-    return _Place(tuple(where), turned=axes[0] > axes[1])
+    where: list[int | slice] = voxel.tolist()
+    for axis, sign in zip(axes, signs, strict=True):
+        where[axis] = _FORWARD if sign > 0 else _BACKWARD
+    return _Place(tuple(where), turned=bool(axes[0] > axes[1]))
+
+
+def _segment_planes(path: Path, contents: _Contents, number: int, threshold: float) -> Iterator[_Plane]:
+    """The frames of a segment, each with the mask of the segment.
+
+    Raises:
+        DataError: The pixels are damaged.
+    """
+    for frame in contents.frames:
+        if frame.segment in (0, number):
+            yield frame, _segment(path, contents.dataset, frame, number, threshold)
 
 
 def _segment(path: Path, dataset: Dataset, frame: _Frame, number: int, threshold: float) -> npt.NDArray[np.bool_]:
@@ -209,8 +274,25 @@ def _segment(path: Path, dataset: Dataset, frame: _Frame, number: int, threshold
     return np.asarray(values > 0)
 
 
-def _resampled(planes: Sequence[tuple[Affine, npt.NDArray[np.bool_]]], image: Header) -> npt.NDArray[np.bool_]:
-    """The frames of one segment, resampled to the image's grid by the nearest voxel, shape [rows, columns, slices].
+def _frame_parts(target: npt.NDArray[Any], planes: Sequence[_Plane], places: Mapping[int, _Place]) -> Iterator[_Part]:
+    """For each frame of a segment its slice of the ids, and the mask turned like that slice."""
+    for frame, mask in planes:
+        place = places[frame.index]
+        yield target[place.where], mask.T if place.turned else mask
+
+
+def _resampled_part(target: npt.NDArray[Any], planes: Sequence[_Plane], image: Header) -> Iterator[_Part]:
+    """All ids, and the mask of a segment resampled to the grid of the image; nothing if the segment has no frame.
+
+    Raises:
+        DataError: The image has no position.
+    """
+    if planes:
+        yield target, _resampled(planes, image)
+
+
+def _resampled(planes: Sequence[_Plane], image: Header) -> npt.NDArray[np.bool_]:
+    """The mask of one segment on the grid of the image, by the nearest voxel, shape [rows, columns, slices].
 
     Raises:
         DataError: The image has no position.
@@ -219,15 +301,15 @@ def _resampled(planes: Sequence[tuple[Affine, npt.NDArray[np.bool_]]], image: He
         raise DataError(
             "its image has no position, so a segmentation of another grid cannot be placed; export one of this image"
         )
-    first = planes[0][0]
+    first, shape = planes[0][0].affine, planes[0][1].shape
     normal = first[:3, 2] / np.linalg.norm(first[:3, 2])
-    along = np.array([np.dot(affine[:3, 3] - first[:3, 3], normal) for affine, _ in planes])
+    along = np.array([np.dot(frame.affine[:3, 3] - first[:3, 3], normal) for frame, _ in planes])
     gaps = np.diff(np.unique(np.round(along, 3)))
     step = float(gaps.min()) if len(gaps) else float(np.linalg.norm(image.affine[:3, 2]))
-    places = np.rint((along - along.min()) / step).astype(int)
-    volume = np.zeros((*planes[0][1].shape, int(places.max()) + 1), dtype=np.int64)
-    for place, (_, plane) in zip(places, planes, strict=True):
-        volume[..., place] |= plane
+    numbers = np.rint((along - along.min()) / step).astype(int)
+    volume = np.zeros((*shape, int(numbers.max()) + 1), dtype=np.int64)
+    for number, (_, mask) in zip(numbers, planes, strict=True):
+        volume[..., number] |= mask
     affine = first.copy()
     affine[:3, 2] = normal * step
     affine[:3, 3] = first[:3, 3] + normal * along.min()

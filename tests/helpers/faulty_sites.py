@@ -206,7 +206,7 @@ FAULTS = {
     "equal under two names": Fault(equal_under_two_names, "equal pictures under two names"),
     "equal under two patients": Fault(equal_under_two_patients, "equal pictures under two patients"),
     "equal at two sites": Fault(equal_at_two_sites, "equal pictures under two sites", site="a"),
-    "equal on two sides": Fault(equal_on_two_sides, "they lie on two sides of the split", error=True),
+    "equal on two sides": Fault(equal_on_two_sides, "they are on two sides of the split", error=True),
     "EXIF half turn": Fault(exif_half_turn, "the image has an EXIF orientation"),
     "class absent": Fault(class_absent, "none of its 10 masks has the class 'lesion' (ids [2])"),
     "inverted masks": Fault(inverted_masks, "they look inverted"),

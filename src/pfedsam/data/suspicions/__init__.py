@@ -1,0 +1,40 @@
+"""Data that can be read and are probably wrong: each check looks for one kind of fault in the facts of the sites.
+
+A finding names the site, its cases and what to do. Most findings are warnings, because the data may be meant that way. A picture on two
+sides of the split is an error, because a score on it would measure memory instead of generalisation.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from pfedsam.data.facts import SiteFacts
+from pfedsam.data.suspicions import classes, duplicates, images, names
+from pfedsam.data.suspicions.finding import Finding, Study, StudyCheck, at_each_site, name_cases
+
+__all__ = ["Finding", "Study", "find_suspicions", "name_cases"]
+
+_CHECKS: Final[tuple[StudyCheck, ...]] = (
+    at_each_site(images.small_range),
+    at_each_site(names.pattern_partly),
+    at_each_site(names.tile_names),
+    duplicates.equal_pictures,
+    duplicates.equal_masks,
+    at_each_site(images.exif_masks),
+    at_each_site(classes.absent_class),
+    classes.foreground_share,
+    at_each_site(classes.sparse_class),
+    at_each_site(images.partly_given_spacing),
+    at_each_site(images.mixed_spacing_units),
+    at_each_site(names.unlisted),
+    at_each_site(names.empty_patients),
+    at_each_site(names.no_validation),
+    at_each_site(names.unicode_twins),
+    at_each_site(names.unicode_masks),
+)
+
+
+def find_suspicions(sites: Sequence[SiteFacts], study: Study) -> list[Finding]:
+    """Everything suspicious about the sites, errors first, then site by site in the order given."""
+    order = {facts.name: number for number, facts in enumerate(sites)}
+    found = [finding for check in _CHECKS for finding in check(sites, study)]
+    return sorted(found, key=lambda one: (not one.error, order[one.site]))

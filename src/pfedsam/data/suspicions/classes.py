@@ -1,0 +1,135 @@
+"""Checks of the classes in the masks: absent classes, very small ones, and shares of the pixels that differ between sites."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Final
+
+from pfedsam.data.facts import SiteFacts
+from pfedsam.data.labels import BACKGROUND, LabelMap
+from pfedsam.data.suspicions.finding import Finding, Study
+
+_FAR_SHARE: Final = 4.0
+"""Distance in log odds from which two shares of a class are far apart: a factor of 55 in the odds."""
+_INVERTED: Final = 1.0
+"""The same for masks that look inverted: they fill the edges of the images, and the share of their complement is nearer to that of
+other sites."""
+_SPARSE: Final = 0.005
+"""Share of the pixels below which training easily loses a class."""
+
+
+def absent_class(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """Classes that no mask of a site contains."""
+    labels = study.labels_of(facts.name)
+    seen: set[int] = set().union(*(one.pixels for one in facts.cases))
+    absent = [name for name in labels.annotated_names if seen.isdisjoint(labels.ids[name])]
+    if not seen or not absent:
+        return
+    if seen <= set(labels.ids[BACKGROUND]):
+        yield Finding(
+            facts.name,
+            "absent class",
+            "its masks hold background alone, so nothing can be learnt or scored there; if that is not meant, export them again with "
+            "the ids of data.classes",
+        )
+    else:
+        ids = ", ".join(str(list(labels.ids[name])) for name in absent)
+        yield Finding(
+            facts.name,
+            "absent class",
+            f"none of its {sum(one.labelled for one in facts.cases)} masks has the class {', '.join(map(repr, absent))} (ids {ids}), "
+            "so that the class cannot be learnt or scored there and counts as background; if the site has it under another id, correct "
+            f"the masks or {labels.key}; if it does not annotate the class, name it under not_annotated of the site",
+        )
+
+
+def foreground_share(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
+    """A class whose share of the pixels is far from that at the other sites, above all where the masks look inverted."""
+    typical = {facts.name: _typical_shares(facts, study.labels_of(facts.name)) for facts in sites}
+    for name in study.labels.names:
+        yield from _compare_shares(name, {site: shares[name] for site, shares in typical.items() if name in shares})
+
+
+def _compare_shares(name: str, shares: Mapping[str, "_Share"]) -> Iterator[Finding]:
+    """A finding for each site whose share of the class `name` differs much from the median of the other sites."""
+    for site, share in shares.items():
+        others = [other.pixels for key, other in shares.items() if key != site]
+        difference = _difference(share, others)
+        if difference:
+            compared = f" (other sites: {_percent(median(others))})" if others else ""
+            text = f"the class {name!r} fills {_percent(share.pixels)} of the masks{compared}{difference}"
+            yield Finding(site, "foreground share", text)
+
+
+def sparse_class(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """A class that fills so little of the images that training may end with empty masks, and no option that counteracts this."""
+    option, sampled = _foreground_sampling(facts, study)
+    if study.sparse_loss or sampled:
+        return
+    typical = _typical_shares(facts, study.labels_of(facts.name))
+    rare = [f"{name!r} fills {_percent(share.pixels)}" for name, share in typical.items() if share.pixels < _SPARSE]
+    if rare:
+        yield Finding(
+            facts.name,
+            "sparse class",
+            f"the class {', '.join(rare)} of the masks that have it, so that training may end with empty masks; set "
+            f"training.loss: focal_tversky, or {option} such as 0.5",
+        )
+
+
+def _foreground_sampling(facts: SiteFacts, study: Study) -> tuple[str, float]:
+    """The option that sets the share of training examples with foreground at a site of volumes or of pictures, and its value."""
+    if any(one.case.volume for one in facts.cases):
+        return "data.volume.foreground_share", study.volume.foreground_share
+    return "data.foreground_share", study.foreground_share
+
+
+@dataclass(frozen=True)
+class _Share:
+    """The median share of a class in the masks of a site that contain it."""
+
+    pixels: float
+    """Of all pixels of a mask."""
+    edge: float
+    """Of the pixels on the outermost rows and columns."""
+
+
+def _typical_shares(facts: SiteFacts, labels: LabelMap) -> dict[str, _Share]:
+    """The share of each class that some mask of the site contains."""
+    shares = {}
+    for name in labels.names:
+        ids = frozenset(labels.ids[name])
+        having = [(share, one) for one in facts.cases if (share := one.share(ids))]
+        if having:
+            edges = [one.share(ids, edge=True) or 0.0 for _, one in having]
+            shares[name] = _Share(median(share for share, _ in having), median(edges))
+    return shares
+
+
+def _difference(here: _Share, others: Sequence[float]) -> str | None:
+    """What is suspicious about a share, compared with those of the other sites, and what to do; None if nothing is."""
+    if _looks_inverted(here, others):
+        return " and most of the pixels on their edges: they look inverted; exchange the ids of data.classes, or invert the masks"
+    if others and abs(_log_odds(here.pixels) - _log_odds(median(others))) > _FAR_SHARE:
+        return "; see whether the ids of data.classes mean the same at every site"
+    return None
+
+
+def _looks_inverted(here: _Share, others: Sequence[float]) -> bool:
+    if here.pixels <= 0.5 or here.edge <= 0.5:
+        return False
+    if not others:
+        return here.pixels > 0.8 and here.edge > 0.95
+    own, there = _log_odds(here.pixels), _log_odds(median(others))
+    # The log odds of the complement of the class are minus those of the class.
+    return abs(own - there) > _INVERTED and abs(-own - there) < abs(own - there)
+
+
+def _log_odds(share: float) -> float:
+    inside = min(max(share, 1e-6), 1 - 1e-6)
+    return math.log(inside / (1 - inside))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"

@@ -1,0 +1,122 @@
+"""Checks for equal content under different names: pictures with equal pixels, and volumes with equal masks."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Literal, TypeAlias
+
+from pfedsam.data.facts import CaseFacts, SiteFacts
+from pfedsam.data.suspicions.finding import Finding, Study
+
+_Group: TypeAlias = Sequence[CaseFacts]
+"""Two or more cases of equal content, in the order of the sites."""
+_Level: TypeAlias = Literal["sites", "patients", "names"]
+"""The highest level at which the cases of a group differ."""
+_NO_SIDE: Final = frozenset({None, "unused"})
+"""Parts of the split that are neither trained on nor scored."""
+_REMEDIES: Final[dict[_Level, str]] = {
+    "names": "they count twice; keep one of them",
+    "patients": "they can end up on two sides of a split; keep one of them, or give both the same patient",
+    "sites": "they can end up on two sides of a split, and count twice; keep them at one site",
+}
+
+
+def equal_pictures(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
+    """Pictures with equal pixels under two names, patients or sites; an error where they are on two sides of the split."""
+    del study
+    similar: dict[tuple[str, _Level, bool], list[_Group]] = defaultdict(list)
+    for group in _equal_cases(sites, lambda one: one.content):
+        sides = {one.case.split for one in group} - _NO_SIDE
+        similar[group[0].case.site, _level(group), len(sides) > 1].append(group)
+    for (site, level, leak), groups in similar.items():
+        text = _leak_text(groups, level) if leak else _equal_text(groups, level)
+        yield Finding(site, "equal pictures", text, _cases_at_first_site(groups), error=leak)
+
+
+def equal_masks(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
+    """Volumes of two patients whose masks are equal voxel by voxel: sequences of one patient that were listed as patients, or copies."""
+    del study
+    by_site: dict[str, list[_Group]] = defaultdict(list)
+    for group in _equal_cases(sites, lambda one: one.mask_content):
+        if _level(group) != "names":
+            by_site[group[0].case.site].append(group)
+    for site, groups in by_site.items():
+        first, second = _differing_pair(groups[0])
+        yield Finding(
+            site,
+            "equal masks",
+            f"the masks of {first.case.id!r} (site {first.case.site!r}, patient {first.case.patient!r}) and {second.case.id!r} (site "
+            f"{second.case.site!r}, patient {second.case.patient!r}) are equal voxel by voxel{_more(groups)}, so that they are probably "
+            "of one patient, who can end up on two sides of the split; name the sequences of a case by data.volume.channels, or give them "
+            "the same patient",
+            _cases_at_first_site(groups),
+        )
+
+
+def _equal_cases(sites: Sequence[SiteFacts], digest_of: Callable[[CaseFacts], str | None]) -> list[_Group]:
+    """The groups of cases, of all sites, that have the same digest; cases without a digest are left out."""
+    groups: dict[str, list[CaseFacts]] = defaultdict(list)
+    for facts in sites:
+        for one in facts.cases:
+            digest = digest_of(one)
+            if digest is not None:
+                groups[digest].append(one)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _level(group: _Group) -> _Level:
+    if len({one.case.site for one in group}) > 1:
+        return "sites"
+    return "patients" if len({one.case.patient for one in group}) > 1 else "names"
+
+
+def _equal_text(groups: Sequence[_Group], level: _Level) -> str:
+    return f"{_same_content(_differing_pair(groups[0]), level)}{_more(groups)}; {_REMEDIES[level]}"
+
+
+def _leak_text(groups: Sequence[_Group], level: _Level) -> str:
+    remedy = "at one site" if level == "sites" else "in one part"
+    return (
+        f"{_same_content(_leaking_pair(groups[0]), level)}{_more(groups)}, and they are on two sides of the split, so that scores would "
+        f"measure memory; keep one of them, or give both the same patient {remedy}"
+    )
+
+
+def _same_content(pair: tuple[CaseFacts, CaseFacts], level: _Level) -> str:
+    first, second = (f"{one.case.id!r} ({_origin(one, level)})" for one in pair)
+    return f"equal pictures under two {level}: {first} and {second} have the same content"
+
+
+def _more(groups: Sequence[_Group]) -> str:
+    return f" ({len(groups)} such groups)" if len(groups) > 1 else ""
+
+
+def _leaking_pair(group: _Group) -> tuple[CaseFacts, CaseFacts]:
+    """The first two cases of a group that are on different sides of the split."""
+    first, *others = (one for one in group if one.case.split not in _NO_SIDE)
+    return first, next(one for one in others if one.case.split != first.case.split)
+
+
+def _differing_pair(group: _Group) -> tuple[CaseFacts, CaseFacts]:
+    """The first case of a group and the next of another patient or site; if there is none, the next case."""
+    first, *others = group
+    return first, next((one for one in others if _patient(one) != _patient(first)), others[0])
+
+
+def _patient(one: CaseFacts) -> tuple[str, str]:
+    return one.case.site, one.case.patient
+
+
+def _origin(one: CaseFacts, level: _Level) -> str:
+    """Site, patient or file of a case, with its part of the split."""
+    origins: dict[_Level, str] = {
+        "sites": f"site {one.case.site!r}",
+        "patients": f"patient {one.case.patient!r}",
+        "names": f"file {one.case.image.name!r}",
+    }
+    return f"{origins[level]}, {one.case.split}" if one.case.split else origins[level]
+
+
+def _cases_at_first_site(groups: Sequence[_Group]) -> tuple[str, ...]:
+    """Ids of the cases of all groups that are at the site of the very first case; each id once."""
+    site = groups[0][0].case.site
+    return tuple(dict.fromkeys(one.case.id for group in groups for one in group if one.case.site == site))

@@ -1,0 +1,90 @@
+"""Checks of the images of one site: their range of values, their orientation and their spacing."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from pfedsam.data.facts import CaseFacts, SiteFacts
+from pfedsam.data.suspicions.finding import Finding, Study, case_ids
+
+_SMALL_RANGE: Final = 0.25
+"""Share of the range of an integer type below which an image is dark: 14 of 16 bits, 6 of 8 bits."""
+_SPACING_FACTOR: Final = 10.0
+"""Ratio of two spacings at one site that no scanner explains; the units probably differ, such as millimetres and micrometres."""
+_TURNED_ORIENTATIONS: Final = range(2, 9)
+"""Values of the EXIF tag Orientation with which an image is turned or mirrored when it is read."""
+
+
+def small_range(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """Values that use a small part of the range of their type, such as 12 of 16 bits, where contrast is not stretched."""
+    if study.image.contrast != "none":
+        return
+    for bits in (8, 16):
+        dark = _dark_images(facts, bits)
+        if dark:
+            yield Finding(
+                facts.name,
+                "small range",
+                f"the values use {100 * max(dark.values()):.0f} % of the range of their {bits}-bit type or less, so that the images are "
+                "almost black to the model; set data.image.contrast: percentile, or export them with their full range",
+                tuple(dark),
+            )
+
+
+def _dark_images(facts: SiteFacts, bits: int) -> dict[str, float]:
+    """The highest value, as a share of the range, of each case whose image has a type of so many bits and a small range."""
+    stored = [one for one in facts.cases if one.image and one.image.bits == bits]
+    return {one.case.id: one.top for one in stored if one.top is not None and one.top < _SMALL_RANGE}
+
+
+def exif_masks(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """Images that are turned according to their EXIF orientation, while their masks, of the stored size, are not."""
+    del study
+    turned = [one for one in facts.cases if _only_image_is_turned(one)]
+    if turned:
+        yield Finding(
+            facts.name,
+            "EXIF orientation",
+            "the image has an EXIF orientation and is turned when it is read; the mask has none, and has the size of the stored pixels. "
+            "If the mask was drawn on the stored pixels, it does not fit the turned image: save the images upright without the tag, or "
+            "turn the masks in the same way",
+            case_ids(turned),
+        )
+
+
+def _only_image_is_turned(one: CaseFacts) -> bool:
+    if one.image is None or one.mask is None or one.problems:
+        return False
+    # A mask of another size was drawn on the turned image, or is refused because of its size.
+    same_size = one.image.size == one.mask.size
+    return same_size and one.image.orientation in _TURNED_ORIENTATIONS and one.mask.orientation == 1
+
+
+def partly_given_spacing(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """Spacing that is known for some cases of a site only."""
+    del study
+    read = [
+        one for one in facts.cases if one.size is not None
+    ]  # of a file that cannot be read the spacing is not known either
+    without = [one for one in read if one.spacing_mm is None]
+    if without and len(without) < len(read):
+        yield Finding(
+            facts.name,
+            "spacing partly",
+            f"no spacing, where {len(read) - len(without)} other case(s) have one: distances would be in mm for some cases and in pixels "
+            "for others; give it for every case or for none",
+            case_ids(without),
+        )
+
+
+def mixed_spacing_units(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """Spacings of one site that differ by a factor which suggests different units."""
+    del study
+    pixel_sizes = {one.case.id: one.spacing_mm[-2:] for one in facts.cases if one.size is not None and one.spacing_mm}
+    lengths = [length for size in pixel_sizes.values() for length in size]
+    if lengths and max(lengths) >= _SPACING_FACTOR * min(lengths):
+        yield Finding(
+            facts.name,
+            "spacing partly",
+            f"the spacings of the site go from {min(lengths):g} to {max(lengths):g} mm: is one in another unit? Write all in mm",
+            (max(pixel_sizes, key=lambda case: max(pixel_sizes[case])),),
+        )

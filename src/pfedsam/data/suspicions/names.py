@@ -1,0 +1,164 @@
+"""Checks of the names of one site: patients, file names, files that are left out, and the split."""
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Final
+
+from pfedsam.data.facts import SiteFacts
+from pfedsam.data.manifest import MANIFEST, READABLE
+from pfedsam.data.suspicions.finding import SHOWN, Finding, Study, case_ids
+
+_TILE: Final = re.compile(
+    r"[ _.\-](?:(?:t|tile|patch|crop|part|slice|frame|z|roi)[ _\-]?\d+|[xrc]\d+[ _\-]?[yrc]\d+)$", re.IGNORECASE
+)
+"""Endings of names that give the part of a source, such as _t3, -tile12, _x0_y512, _r0_c3, _slice07."""
+_SIDES: Final = re.compile(r"(?:[ _\-]?(?:left|right)|(?<=\d)[LR]|[ _\-](?:L|R|OD|OS))$", re.IGNORECASE)
+"""Endings for the two sides of a body, such as the eyes of one person."""
+_NUMBERED: Final = re.compile(r"(?<=\d)[ _\-]\d+$")
+"""A plain number after a number, such as p3_1."""
+_ENDINGS: Final = ((_TILE, 1), (_SIDES, 2), (_NUMBERED, 3))
+"""Endings, each with the number of sources from which they are a sign of several pictures of one source."""
+
+
+def pattern_partly(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """A patient pattern that matches some names of a site and not others."""
+    pattern = study.pattern_of(facts.name)
+    searched = [one for one in facts.cases if one.case.patient_source != "manifest"]
+    missed = [one for one in searched if one.case.patient_source == "name"]
+    if pattern is not None and 0 < len(missed) < len(searched):
+        yield Finding(
+            facts.name,
+            "pattern partly",
+            f"patient_pattern '{pattern}' matches {len(searched) - len(missed)} of {len(searched)} names and not "
+            f"{'this one' if len(missed) == 1 else 'these'}: each becomes a patient of its own, so that pictures of one patient can "
+            r"end up on two sides of the split; let it match every name (\d+ takes numbers of any length)",
+            case_ids(missed),
+        )
+
+
+def tile_names(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """Names that look like parts of one source, where each is a patient of its own."""
+    if study.patient_pattern and any(one.case.patient_source == "pattern" for one in facts.cases):
+        return  # `pattern_partly` reports the names that the pattern does not match
+    sources = _shared_sources(facts)
+    if sources:
+        source, cases = next(iter(sources.items()))
+        yield Finding(
+            facts.name,
+            "tile names",
+            f"the names look like several pictures of one source ({len(cases)} of {source!r}, for example), and each counts as a patient "
+            "of its own, so that one source can end up on two sides of the split; set data.patient_pattern, or give the patients in "
+            f"{MANIFEST}",
+            tuple(chain.from_iterable(sources.values())),
+        )
+
+
+def _shared_sources(facts: SiteFacts) -> dict[str, list[str]]:
+    """Cases without a patient, by the source in their names; empty unless most cases of the site share sources."""
+    alone = [one.case.id for one in facts.cases if one.case.patient == one.case.id]
+    for ending, least_sources in _ENDINGS:
+        groups = _by_source(alone, ending)
+        if len(groups) >= least_sources and 2 * sum(map(len, groups.values())) > len(facts.cases):
+            return groups
+    return {}
+
+
+def _by_source(names: Iterable[str], ending: re.Pattern[str]) -> dict[str, list[str]]:
+    """Names grouped by what remains without the ending; groups of two names or more."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        source = ending.sub("", name)
+        if source not in ("", name):
+            groups[source].append(name)
+    return {source: cases for source, cases in groups.items() if len(cases) > 1}
+
+
+def unlisted(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """Files that the manifest does not list, and pictures of formats that are not read."""
+    del study
+    if facts.unlisted:
+        yield Finding(
+            facts.name,
+            "unlisted files",
+            f"{MANIFEST} does not list {len(facts.unlisted)} file(s) of its folder ({_some(facts.unlisted)}), which are left out; add "
+            "them to it, or take them out",
+        )
+    if facts.unread:
+        yield Finding(
+            facts.name,
+            "unread files",
+            f"{facts.unread[0]!r} is left out ({len(facts.unread)} such file(s)); only {READABLE} are read: save it as one of these "
+            "(masks not as JPEG), or take it out",
+        )
+
+
+def empty_patients(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """Lines of a manifest without a patient, each of which becomes a patient of its own."""
+    del study
+    empty = [one for one in facts.cases if facts.manifest and one.case.patient_source == "name"]
+    if empty:
+        yield Finding(
+            facts.name,
+            "empty patients",
+            f"no patient in {MANIFEST}, so that each such case is a patient of its own; give the patient (the case's own name where "
+            "that is meant)",
+            case_ids(empty),
+        )
+
+
+def no_validation(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """A site that is split and has no validation case."""
+    sides = {one.case.split for one in facts.cases}
+    if study.validation and sides - {None} and "val" not in sides:
+        yield Finding(
+            facts.name,
+            "no validation case",
+            "has no validation case, so that no model can be selected and overfitting stays unseen; give at least one patient the split "
+            "'val', or add patients",
+        )
+
+
+def unicode_twins(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """Names of cases or patients that look alike and differ in how their accents are written (NFC or NFD), as in copies from a Mac."""
+    del study
+    cases = {one.case.id for one in facts.cases}
+    patients = {one.case.patient for one in facts.cases if one.case.patient != one.case.id}
+    for kind, names in (("case", cases), ("patient", patients)):
+        twins = tuple(chain.from_iterable(map(sorted, _spelt_differently(names))))
+        if twins:
+            yield Finding(
+                facts.name,
+                "unicode twins",
+                f"{kind} names that look alike and differ only in how their accents are written (NFC and NFD): "
+                f"{', '.join(map(ascii, twins[:2]))}, so that one {kind} counts as two; keep one of them, or write both alike",
+                twins if kind == "case" else (),
+            )
+
+
+def unicode_masks(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """Masks without an image whose names look like that of a case and differ in how their accents are written."""
+    del study
+    masks = {name.rsplit(".", 1)[0] for name in facts.orphans}
+    alike = [names for names in _spelt_differently({*masks, *case_ids(facts.cases)}) if names & masks]
+    if alike:
+        yield Finding(
+            facts.name,
+            "unicode twins",
+            "the names of image and mask look alike and differ only in how their accents are written (NFC and NFD); write both alike",
+            tuple(sorted(map(min, alike))),
+        )
+
+
+def _spelt_differently(names: Iterable[str]) -> list[set[str]]:
+    """The groups of names that are equal after Unicode normalisation."""
+    groups: Mapping[str, set[str]] = defaultdict(set)
+    for name in names:
+        groups[unicodedata.normalize("NFC", name)].add(name)
+    return [spellings for spellings in groups.values() if len(spellings) > 1]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:SHOWN])) + (" and others" if len(names) > SHOWN else "")
