@@ -50,6 +50,13 @@ def test_a_method_by_hand(ours):
     assert (result["steps"], result["seconds"], result["cpu_seconds"], result["up_bytes"]) == (20, 10.0, None, 100)
 
 
+def test_a_curve_is_the_mean_over_the_seeds_where_all_were_validated(ours):
+    curves = ({10: 50.0, 20: 60.0, 30: 61.0}, {10: 40.0, 20: 70.0})
+    runs = {seed: replace(run, curve=curve) for (seed, run), curve in zip(ours.items(), curves, strict=True)}
+    assert method_result(Line("m", "m", True), runs)["curve"] == {10: 45.0, 20: 65.0}
+    assert method_result(Line("m", "m", True), ours)["curve"] == {}
+
+
 def test_a_comparison_by_hand(ours, theirs):
     found = compare(ours, theirs)
     # a: cases 1: 10; 2: 0 and 20; 3: -10 -> mean over all 5. b: case 1: 10 and 0 -> 5.
@@ -115,6 +122,7 @@ def test_a_run_is_read_from_its_folder(fake, tmp_path, shared_only):
     found = read_run(tmp_path, Cost(1, None, None))
     assert found.dice == {"a": pytest.approx({"1": 60, "2": 70})}
     assert found.validation == {"a": pytest.approx(60)}
+    assert found.curve == pytest.approx({1: 10, 2: 60})
 
 
 def test_the_validation_of_a_site_is_that_of_the_model_it_uses(fake, tmp_path):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -48,6 +49,22 @@ def test_everything_is_written_from_partial_results(tmp_path, runs):
     assert "| pfedsam | 70.0 ± 0.0 | 50.0 ± 0.0 | 60.0 ± 0.0 | 50.0 |" in text
     assert "**fedavg** (best private baseline) | +7.50 |" in text
     assert (tmp_path / "accuracy-x.svg").read_bytes().startswith(b"<?xml")
+
+
+def test_learning_curves_are_drawn_where_runs_were_validated(tmp_path, runs):
+    write_accuracy(tmp_path, study(), runs)
+    assert not (tmp_path / "accuracy-x-curves.svg").exists()
+    assert "Learning curves" not in (tmp_path / "accuracy-x.md").read_text()
+    validated = {
+        label: {seed: replace(run, curve={4: 30.0, 8: 40.0 + seed}) for seed, run in found.items()}
+        for label, found in runs.items()
+    }
+    write_accuracy(tmp_path, study(), validated)
+    content = json.loads((tmp_path / "accuracy-x.json").read_text())
+    assert content["methods"]["pfedsam"]["curve"] == {"4": 30.0, "8": 40.5}
+    assert "accuracy-x-curves.svg" in (tmp_path / "accuracy-x.md").read_text()
+    drawn = (tmp_path / "accuracy-x-curves.svg").read_text()
+    assert "pfedsam" in drawn
 
 
 def test_distances_in_mixed_units_have_theirs_and_no_worst_site(tmp_path, fake):

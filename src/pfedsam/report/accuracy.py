@@ -68,6 +68,8 @@ class RunScores:
     cost: Cost
     patients: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Patient by site and case; a case that is not listed counts as a patient of its own."""
+    curve: Mapping[int, float] = field(default_factory=dict)
+    """Dice in points of each validation during training, the mean over sites of the better model, by round, counted from 1."""
 
 
 Runs: TypeAlias = Mapping[str, Mapping[int, RunScores]]
@@ -98,9 +100,9 @@ def read_run(folder: Path, cost: Cost, patients: Mapping[str, Mapping[str, str]]
     summary = read_summary(folder / "summary.json")
     model = "shared" if summary.mean.personal is None else "personal"
     dice = {site: _case_dice(folder / "sites" / site / "scores.json", model) for site in summary.sites}
-    return RunScores(
-        summary, dice, _last_validation(read_records(folder / "records.jsonl"), model), cost, patients or {}
-    )
+    records = read_records(folder / "records.jsonl")
+    curve = _validation_curve(records, summary.rounds)
+    return RunScores(summary, dice, _last_validation(records, model), cost, patients or {}, curve)
 
 
 def method_result(line: Line, runs: Mapping[int, RunScores]) -> dict[str, Any]:
@@ -118,6 +120,7 @@ def method_result(line: Line, runs: Mapping[int, RunScores]) -> dict[str, Any]:
         "mean": _measures([s.mean.in_use for s in summaries]),
         "worst_site": _worst_site(sites),
         "validation": _spread(_validation_means(runs.values())),
+        "curve": _mean_curve([run.curve for run in runs.values()]),
         "up_bytes": last.communication.up_bytes_per_site_round,
         "down_bytes": last.communication.down_bytes_per_site_round,
         "rounds": round(mean(s.rounds for s in summaries)),
@@ -140,6 +143,22 @@ def _worst_site(sites: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[st
     known = {site: dice for site, dice in means.items() if dice is not None}
     worst = min(known, key=lambda site: (known[site], site), default=None)
     return {"site": worst, "dice": known.get(worst or "")}
+
+
+def _validation_curve(records: Sequence[Record], rounds_trained: int) -> dict[int, float]:
+    """Dice in points by round from the validations in rounds; see `RunScores.curve`."""
+    rounds: dict[int, dict[str, float]] = {}
+    for row in records:
+        if row["kind"] == "validation" and row["dice"] is not None and row["round"] < rounds_trained:
+            sites = rounds.setdefault(row["round"], {})
+            sites[row["site"]] = max(row["dice"], sites.get(row["site"], 0.0))
+    return {number + 1: 100 * mean(sites.values()) for number, sites in rounds.items()}
+
+
+def _mean_curve(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """The mean over seeds after every round after which all seeds were validated."""
+    common = set.intersection(*(set(curve) for curve in curves)) if curves else set()
+    return {number: round(mean(curve[number] for curve in curves), 2) for number in sorted(common)}
 
 
 def _validation_means(runs: Iterable[RunScores]) -> list[float]:

@@ -16,7 +16,7 @@ from pfedsam.report.accuracy import (
     headline,
     method_result,
 )
-from pfedsam.report.figures import method_dots
+from pfedsam.report.figures import method_curves, method_dots
 from pfedsam.report.format import MISSING, format_bytes, format_seconds, format_value
 from pfedsam.report.result_file import markdown, write_result
 
@@ -77,7 +77,15 @@ def write_accuracy(folder: Path, study: Study, runs: Runs) -> dict[str, float | 
     )
     if results:
         atomic.write_bytes(folder / f"{study.name}.svg", method_dots(_dots(results)), mode=0o644)
+        if lines_of := _lines(results):
+            picture = method_curves(lines_of, "round", "validation Dice (points)")
+            atomic.write_bytes(folder / f"{study.name}-curves.svg", picture, mode=0o644)
     return figures
+
+
+def _lines(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[int, float]]:
+    """The learning curve of each method that was validated during training."""
+    return {label: result["curve"] for label, result in results.items() if result["curve"]}
 
 
 def not_run(study: Study, runs: Runs) -> dict[str, list[int]]:
@@ -121,6 +129,12 @@ def _text(
     ]
     for measure in ("dice", "iou", "hd95", "assd"):
         parts += [f"## {_TITLES[measure]}{_unit(measure, results)}", _measure_table(measure, results, units)]
+    if _lines(results):
+        parts += [
+            "## Learning curves",
+            "Dice on the validation parts, the mean over sites of the better one of each site's models, and over seeds.",
+            f"![Validation Dice by round]({study.name}-curves.svg)",
+        ]
     parts += [f"## {study.subject} minus the others, points of Dice", _comparison_table(lines, found)]
     parts += ["## Cost", _cost_table(results)]
     return "\n\n".join(parts)

@@ -373,6 +373,26 @@ def curves(ticks: Sequence[str], lines: Mapping[str, Sequence[float | None]], ac
         return _svg(axes)
 
 
+def method_curves(lines: Mapping[str, Mapping[int, float]], across: str, up: str) -> bytes:
+    """A line for each method over a number such as optimiser steps.
+
+    Args:
+        lines: The values by that number, by the label of the line.
+        across: Label of the x axis.
+        up: Label of the y axis.
+    """
+    with mpl.rc_context(_STYLE):
+        axes = _axes(560, 300)
+        for index, (label, points) in enumerate(lines.items()):
+            style = {"marker": _marker(index), "markersize": 3, "color": METHODS[index % len(METHODS)]}
+            axes.plot(*_xy(points), label=label, **style)
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+        if lines:
+            axes.figure.legend(loc="outside upper left", ncols=min(5, len(lines)), frameon=False)
+        return _svg(axes)
+
+
 def _curves(
     records: Sequence[Record], kind: str, value: str, *, by: tuple[str, ...]
 ) -> dict[tuple[Any, ...], dict[float, float]]:
