@@ -6,6 +6,7 @@ from pathlib import Path
 from pfedsam.engine.run_end import summarize_models, write_end
 from pfedsam.evaluation.scores import CaseScores, ClassScores
 from pfedsam.experiment.options import RunOptions
+from pfedsam.report.records import RecordWriter
 from pfedsam.report.summary_file import Communication, PartSizes, read_summary
 
 NOTHING_SENT = Communication(up_bytes_per_site_round=0, down_bytes_per_site_round=0, by_component={})
@@ -31,6 +32,29 @@ def test_scores_by_site_become_a_summary_summarize_models(tmp_path: Path, toy_op
     assert (summary.sites["b"].train_cases, summary.mean.train_cases) == (None, None)
     assert date.fromisoformat(summary.date or "") <= datetime.now(UTC).date()
     assert (tmp_path / "report.html").exists()
+
+
+def test_the_summary_names_the_model_that_each_site_uses(tmp_path: Path, toy_options: RunOptions) -> None:
+    both = {"personal": case(0.75), "shared": case(0.5)}
+    with RecordWriter(tmp_path / "records.jsonl") as records:
+        for round_, users in ((0, ("a", "b")), (1, ("b",))):
+            for site in ("a", "b", "c"):
+                records.write({"kind": "validation", "round": round_, "site": site, "model": "personal", "dice": 0.5})
+            for site in users:
+                records.write({"kind": "plain", "round": round_, "site": site})
+    write_end(tmp_path, toy_options, summarize_models(dict.fromkeys("abc", both)), {}, NOTHING_SENT, {}, rounds=2)
+    summary = read_summary(tmp_path / "summary.json")
+    assert {name: site.uses for name, site in summary.sites.items()} == {
+        "a": "personal",
+        "b": "shared",
+        "c": "personal",
+    }
+    assert (summary.rounds, summary.mean.uses) == (2, None)
+
+
+def test_a_method_without_personal_models_uses_the_shared_one(tmp_path: Path, toy_options: RunOptions) -> None:
+    write_end(tmp_path, toy_options, summarize_models({"a": {"shared": case(0.5)}}), {}, NOTHING_SENT, {})
+    assert read_summary(tmp_path / "summary.json").sites["a"].uses == "shared"
 
 
 def test_where_the_backbone_lies_is_told_neither_in_the_summary_nor_in_the_report(

@@ -61,7 +61,7 @@ def test_the_file_has_the_keys_of_the_design(tmp_path, fake):
     assert content["schema"] == 2
     assert content["date"] == "2026-11-28"
     site = content["sites"]["bologna"]
-    assert set(site) == {"train_cases", "val_cases", "personal", "shared", "local_only"}
+    assert set(site) == {"train_cases", "val_cases", "uses", "personal", "shared", "local_only"}
     assert (site["train_cases"], site["val_cases"]) == (21, 4)
     assert {"missed", "present", "extra", "absent", "patients", "nsd", "lesion_recall"} <= set(site["personal"])
     assert {"dice", "iou", "hd95_mm", "assd_mm", "cases", "classes", "undefined", "unit"} <= set(site["personal"])

@@ -170,7 +170,9 @@ class OpenRun:
             tell(Event("test", done, len(sites), name))
         sizes = {name: PartSizes(site.train_cases, site.val_cases) for name, site in before.sites.items()}
         found = summarize_models(scores)
-        return write_end(self.folder, self.options, found, sizes, before.communication, before.seconds)
+        return write_end(
+            self.folder, self.options, found, sizes, before.communication, before.seconds, rounds=before.rounds
+        )
 
     def _in_use(self, site: str) -> Parameters:
         """The parameters that a site uses. If they were removed, that is an error: the initial ones are not used in their place.

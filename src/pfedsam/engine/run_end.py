@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pfedsam.data.manifest import Site
+from pfedsam.engine.server_files import RECORDS
 from pfedsam.evaluation.scores import CaseScores
 from pfedsam.evaluation.summary import SiteSummary, summarize_site
 from pfedsam.experiment.build import build_method
@@ -13,6 +14,7 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.experiment.suite import local_steps
 from pfedsam.model.backbones.checkpoint import backbone_file
 from pfedsam.report.page import write_page
+from pfedsam.report.records import read_records, sites_with_the_shared_model
 from pfedsam.report.summary_file import (
     Communication,
     PartSizes,
@@ -71,6 +73,7 @@ def write_end(
         RunError: there is no model, or the two were not scored at the same sites.
         StoreError: a file could not be written, or what the report reads is damaged.
     """
+    records = folder / RECORDS
     summary = build_summary(
         date=datetime.now(UTC).date().isoformat(),
         method=options.method,
@@ -85,6 +88,7 @@ def write_end(
         communication=communication,
         seconds=seconds,
         versions=collect_versions(),
+        use_shared=sites_with_the_shared_model(read_records(records)) if records.exists() else (),
     )
     write_summary(folder / "summary.json", summary)
     write_page(folder)

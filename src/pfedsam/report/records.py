@@ -137,6 +137,12 @@ def last_validation(records: Iterable[Record]) -> int | None:
     return max((row["round"] for row in records if row["kind"] == "validation"), default=None)
 
 
+def sites_with_the_shared_model(records: Sequence[Record]) -> frozenset[str]:
+    """The sites that used the shared model after their last validation, because it was better there than the personal one."""
+    last = {row["site"]: row["round"] for row in records if row["kind"] == "validation"}
+    return frozenset(row["site"] for row in records if row["kind"] == "plain" and row["round"] == last.get(row["site"]))
+
+
 def read_records(path: Path) -> list[Record]:
     """All records of a run, in the order in which they were written; an incomplete last line is left out.
 

@@ -1,7 +1,8 @@
 """`summary.json`: the results of a run in a public, versioned format.
 
     {"schema": 2, "date", "method", "backbone", "seed", "rounds", "steps", "min_cases",
-     "sites": {name: {"train_cases", "val_cases", "personal": ENTRY | null, "shared": ENTRY | null, "local_only": ENTRY | null}},
+     "sites": {name: {"train_cases", "val_cases", "uses": "personal" | "shared" | null,
+                      "personal": ENTRY | null, "shared": ENTRY | null, "local_only": ENTRY | null}},
      "mean": {"train_cases", "val_cases", "personal": ENTRY | null, "shared": ENTRY | null, "local_only": ENTRY | null},
      "worst_site": name | null,
      "communication": {"up_bytes_per_site_round", "down_bytes_per_site_round", "by_component": {name: bytes}},
@@ -12,17 +13,18 @@ volume_difference_px, lesion_recall, unit, volume_unit, cases, patients, classes
 not_annotated`. A distance or a volume has the key of its unit, and the keys of the other units are null, so that pixels are never read as
 millimetres. An undefined measure is null, and `undefined` gives the number of pairs of case and class for which it is undefined. The
 reasons are counted separately: `present` is the number of pairs whose truth contains the class, and `missed` the number of those whose
-prediction does not; in `extra` pairs only the prediction contains the class, and in `absent` pairs neither does. `not_annotated` pairs are
-of a class that the site does not annotate: they are not scored, and count neither as undefined nor in a mean. A model that a method does
-not have is null: averaging, for example, has no personal model. `worst_site` is the site with the lowest Dice. `date` is the day of the
-test. `seconds` has the key "total", or "since resumed" for a run that was interrupted. `local_only` is the result of the site without the
-federation; it is filled from the summary of another run by `with_local_only`. `steps` is the number of optimiser steps of one training
-site over the whole run. Where `min_cases` is above 1, counts and scores that stand for fewer cases were withheld by the sites: a count of
-null is then smaller than that or has a rest that is, and a sum with such a part is null, too; `train_cases` of `min_cases` are so many or
-fewer.
+prediction does not; in `extra` pairs only the prediction contains the class, and in `absent` pairs neither does. `not_annotated` pairs
+are of a class that the site does not annotate: they are not scored, and count neither as undefined nor in a mean. A model that a method
+does not have is null: averaging, for example, has no personal model. A site that has both uses the one that was better on its validation
+part, and `uses` names it. If it is the shared model, `personal` has the scores of the shared model, with which the site ends.
+`worst_site` is the site with the lowest Dice. `date` is the day of the test. `seconds` has the key "total", or "since resumed" for a run
+that was interrupted. `local_only` is the result of the site without the federation; it is filled from the summary of another run by
+`with_local_only`. `steps` is the number of optimiser steps of one training site over the whole run. Where `min_cases` is above 1, counts
+and scores that stand for fewer cases were withheld by the sites: a count of null is then smaller than that or has a rest that is, and a
+sum with such a part is null, too; `train_cases` of `min_cases` are so many or fewer.
 
-Files of schema 1 are also read. They lack `date`, `steps`, `train_cases`, `val_cases`, `patients`, `nsd`, the volumes, `lesion_recall`,
-`present`, `missed`, `extra`, `absent` and `not_annotated`, which are then null, that is, not known.
+Files of schema 1 are also read. They lack `date`, `steps`, `train_cases`, `val_cases`, `uses`, `patients`, `nsd`, the volumes,
+`lesion_recall`, `present`, `missed`, `extra`, `absent` and `not_annotated`, which are then null, that is, not known.
 """
 
 import platform
@@ -118,6 +120,8 @@ class SiteEntry(_Part):
 
     train_cases: int | None = None
     val_cases: int | None = None
+    uses: Literal["personal", "shared"] | None = None
+    """The model that the site ends with, whose scores are `in_use`; None in the mean and where it is not known."""
     personal: Entry | None = None
     shared: Entry | None = None
     local_only: Entry | None = None
@@ -185,17 +189,19 @@ def build_summary(
     communication: Communication,
     seconds: Mapping[str, float],
     versions: Mapping[str, str],
+    use_shared: Collection[str] = (),
 ) -> Summary:
     """The summary of a run from the scores of its models by site; a model that the method does not have is None.
 
     `sizes` gives the sizes of the sites' parts; they are not known for sites that are left out. `date` is the day of the test, such as
-    2026-11-28. `min_cases` is the least number of cases that a count or a score stands for.
+    2026-11-28. `min_cases` is the least number of cases that a count or a score stands for. `use_shared` names the sites that use the
+    shared model although they have a personal one.
 
     Raises:
         RunError: there is no model, or the two models were not scored at the same sites.
     """
     names = _scored_sites([model for model in (personal, shared) if model is not None], method)
-    entries = {name: _site_entry(name, personal, shared, sizes.get(name, PartSizes())) for name in names}
+    entries = {name: _site_entry(name, personal, shared, sizes.get(name, PartSizes()), use_shared) for name in names}
     return Summary(
         date=date,
         method=method,
@@ -230,11 +236,13 @@ def _site_entry(
     personal: Mapping[str, SiteSummary] | None,
     shared: Mapping[str, SiteSummary] | None,
     sizes: PartSizes,
+    use_shared: Collection[str],
 ) -> SiteEntry:
     """The entry of the site of this name; the models are those of `build_summary`."""
     return SiteEntry(
         train_cases=sizes.train,
         val_cases=sizes.val,
+        uses="personal" if personal and name not in use_shared else "shared",
         personal=_entry(personal[name]) if personal else None,
         shared=_entry(shared[name]) if shared else None,
     )
