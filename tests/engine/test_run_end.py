@@ -42,6 +42,7 @@ def test_the_summary_names_the_model_that_each_site_uses(tmp_path: Path, toy_opt
                 records.write({"kind": "validation", "round": round_, "site": site, "model": "personal", "dice": 0.5})
             for site in users:
                 records.write({"kind": "plain", "round": round_, "site": site})
+        records.write({"kind": "timing", "total": 1.0})
     write_end(tmp_path, toy_options, summarize_models(dict.fromkeys("abc", both)), {}, NOTHING_SENT, {}, rounds=2)
     summary = read_summary(tmp_path / "summary.json")
     assert {name: site.uses for name, site in summary.sites.items()} == {
