@@ -127,8 +127,8 @@ STUDIES = (
         complete=("acdc",),
         options={
             "data": {"volume": {"axis": "axial", "neighbours": 1, "spacing_unknown": ["c1", "c2"]}},
-            "training": {"rounds": 72, **TRAINING},
-            "evaluation": {"validate_every": 24},
+            "training": {"rounds": 36, **TRAINING},
+            "evaluation": {"validate_every": 18},
         },
         prepare=prepare_volumes,
     ),
@@ -155,16 +155,17 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument(
-        "--studies", nargs="+", default=[one.name for one in STUDIES], help="to train only some of them"
+        "--studies", nargs="+", default=[one.name for one in STUDIES], help="to train only some of them, in this order"
     )
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="to train and show only some of the ways")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
-    studies = [study for study in STUDIES if study.name in given.studies]
+    studies = [study for name in given.studies for study in STUDIES if study.name == name]
     for study in studies:
         for lacking in (False, True):
             prepare(study, given.data, given.runs / "sites" / study.name, lacking=lacking)
     found: dict[str, dict[str, dict[str, Dice]]] = {}
-    plan = [(study, arm, seed) for seed in given.seeds for study in studies for arm in ARMS]
+    plan = [(study, arm, seed) for study in studies for seed in given.seeds for arm in given.arms]
     for study, arm, seed in sorted(plan, key=lambda one: one[1] == "untaught"):  # last, because no goal needs it
         scores = one_run(study, arm, seed, given.runs)
         found.setdefault(study.name, {}).setdefault(arm, {})[str(seed)] = scores
