@@ -1,24 +1,24 @@
-"""Which counts of cases may leave a site: none that stands for too few, and none from which such a count follows."""
+"""Withholds counts of few cases before they leave a site, and counts from which such a count could be computed."""
 
 from collections.abc import Mapping
 from typing import Final, TypeVar
 
 DEFAULT: Final = 10
-"""The least number of cases that counts and scores stand for between hospitals, where a study says nothing else."""
+"""Default of the least number of cases from which a count or score that leaves a hospital is computed."""
 OFF: Final = 1
 K = TypeVar("K")
 
 
 def rounded_up(cases: int, least: int) -> int:
-    """The weight of a site in the average: its training cases, at least so many as counts that may leave it."""
+    """The weight of a site in the average: its number of training cases, but at least the smallest count that may leave the site."""
     return max(cases, least)
 
 
 def told(count: int | None, of: int | None, least: int) -> int | None:
-    """A count of so many cases, as it may leave a site; None where it is withheld or not known.
+    """A count of cases as it may leave a site; None if it is withheld or not known.
 
-    A count below `least` is withheld, zero included, and so is one whose rest is: whoever knows that 12 of 14 cases hold a class knows
-    that 2 do not.
+    A count below `least` is withheld, also zero. It is withheld as well if the rest of the `of` cases is below `least`, because 12 of 14
+    cases with a class means 2 cases without it.
     """
     if count is None or least <= OFF:
         return count
@@ -27,17 +27,18 @@ def told(count: int | None, of: int | None, least: int) -> int | None:
 
 
 def told_parts(counts: Mapping[K, int], least: int) -> dict[K, int | None]:
-    """Counts that add up to a number that is known, as they may leave a site.
+    """Counts with a known sum, as they may leave a site.
 
-    Where the counts that are withheld add up to fewer than `least`, the smallest of the others is withheld as well.
+    If the withheld counts add up to less than `least`, the smallest of the others is withheld as well.
 
     >>> told_parts({"a": 20, "b": 12, "c": 5}, 10)
     {'a': 20, 'b': None, 'c': None}
     """
     if least <= OFF:
         return dict(counts)
-    shown = sorted((key for key in counts if counts[key] >= least), key=lambda key: counts[key])
-    hidden = sum(count for count in counts.values() if count < least)
+    shown = {key: count for key, count in counts.items() if count >= least}
+    hidden = sum(counts.values()) - sum(shown.values())
     while shown and 0 < hidden < least:
-        hidden += counts[shown.pop(0)]
-    return {key: count if key in shown else None for key, count in counts.items()}
+        smallest = min(shown, key=lambda key: shown[key])
+        hidden += shown.pop(smallest)
+    return {key: shown.get(key) for key in counts}

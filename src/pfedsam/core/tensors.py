@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import safetensors.torch
 import torch
@@ -40,6 +40,7 @@ _DTYPES = {
 }
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:\-]{0,511}")
 _LENGTH_BYTES = 8
+_MAX_AXES = 8
 _SEAL = "sha256"
 """In a file's metadata: the digest of its tensors and of the other metadata."""
 
@@ -216,19 +217,23 @@ def _checked_extent(name: str, entry: object, payload: int) -> tuple[int, int]:
     dtype = entry["dtype"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise StoreError(f"tensor {name} has type {str(dtype)[:40]!r}; allowed are {_words(_DTYPES)}.")
-    shape, place = entry["shape"], entry["data_offsets"]
-    if not (_are_counts(shape) and _are_counts(place) and len(place) == 2 and len(shape) <= 8):
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _are_counts(shape, range(_MAX_AXES + 1)) or not _are_counts(offsets, (2,)):
         raise StoreError(f"tensor {name} has a shape or offsets that are not whole numbers.")
+    start, end = offsets
     size = math.prod(shape) * _DTYPES[dtype].itemsize
-    if not place[0] <= place[1] <= payload or place[1] - place[0] != size:
+    if not start <= end <= payload or end - start != size:
         raise StoreError(
-            f"tensor {name} claims {size} bytes at the offsets {place}, but the file has {payload} bytes of values."
+            f"tensor {name} claims {size} bytes at the offsets {offsets}, but the file has {payload} bytes of values."
         )
-    return place[0], place[1]
+    return start, end
 
 
-def _are_counts(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+def _are_counts(value: object, lengths: Collection[int]) -> TypeGuard[list[int]]:
+    """Whether a value is a list, of one of the given lengths, of whole numbers from 0 that fit into 64 bits."""
+    if not isinstance(value, list) or len(value) not in lengths:
+        return False
+    return all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
 def _words(names: Mapping[str, object]) -> str:

@@ -1,4 +1,4 @@
-"""Errors about a file, told with the site and the case that it belongs to."""
+"""Adds the site and the case to errors about a file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +9,10 @@ from pfedsam.data.manifest import Case
 
 @contextmanager
 def about(case: Case) -> Iterator[None]:
-    """Adds to an error about a file which case of which site it belongs to.
+    """Adds site and case to the message of a `DataError` that is raised inside.
 
     Raises:
-        DataError: What came from within, with site and case.
+        DataError: The error from inside, with site and case.
     """
     try:
         yield

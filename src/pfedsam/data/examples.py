@@ -1,7 +1,7 @@
-"""A site's examples, loaded when they are asked for: pictures and slices of volumes, in bounded memory.
+"""A site's examples, which are loaded on access: pictures and slices of volumes, in bounded memory.
 
-Prepared examples are kept up to a limit, those used last; a volume that is open holds its voxels in their own type, and only the last two
-are open. So memory does not grow with the site.
+The prepared examples that were used last are kept, up to a limit. An open volume keeps its voxels in the type of the file, and only the
+last two volumes are open. Therefore memory does not grow with the size of the site.
 """
 
 from collections import OrderedDict
@@ -37,16 +37,16 @@ class Example:
     """[S, S], uint8, classes 0..C; None for a case without a mask."""
     frame: Frame
     tile: int | None = None
-    """Which part of the picture this is; None for the whole one."""
+    """Number of the tile in its picture; None for a whole picture."""
     slice: int | None = None
-    """Which slice of the volume this is; None for a picture."""
+    """Number of the slice in its volume; None for a picture."""
     depth: int = 1
-    """Slices of the case."""
+    """Number of slices of the case."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What an example is made of."""
+    """The case and the slice of an example that is not prepared yet."""
 
     case: Case
     slice: int | None
@@ -54,10 +54,10 @@ class _Part:
 
 
 class LazyExamples(Sequence[Example]):
-    """Examples that are prepared when they are asked for; those used last are kept, up to a number."""
+    """Examples that are prepared on access; those used last are kept, up to a limit."""
 
     def __init__(self, most: int) -> None:
-        """Keep at most so many prepared examples, and always the last one."""
+        """Keeps at most `most` prepared examples, and always the last one."""
         self._kept: OrderedDict[int, Example] = OrderedDict()
         self._most = max(1, most)
 
@@ -94,7 +94,7 @@ class PictureExamples(LazyExamples):
     """One example for each case, made by a function of the case."""
 
     def __init__(self, cases: Sequence[Case], make: Callable[[Case], Example], most: int) -> None:
-        """Of these cases in their order; nothing is read yet."""
+        """Takes the cases in their order; nothing is read yet."""
         super().__init__(most)
         self._cases, self._make = tuple(cases), make
 
@@ -106,7 +106,7 @@ class PictureExamples(LazyExamples):
 
 
 def fitting(side: int, megabytes: int) -> int:
-    """How many examples of side S fit into so much memory: three channels of float32 and a label for each pixel."""
+    """The number of examples of side S that fit into memory: three channels of float32 and a label for each pixel."""
     return megabytes * 2**20 // (13 * side * side)
 
 
@@ -122,13 +122,13 @@ class VolumeExamples(LazyExamples):
         side: int,
         options: VolumeOptions,
     ) -> None:
-        """Read headers, and the masks where there are labels to give; no image is decoded.
+        """Reads the headers and, if `labels` are given, the masks; no image is decoded.
 
         Args:
-            cases: Whose images are volumes.
-            labels: What the ids in the masks mean; None: examples have no labels, and no mask is looked at.
+            cases: Cases whose images are volumes.
+            labels: The meaning of the ids in the masks; None: examples have no labels, and no mask is read.
             image: Percentiles of the intensities.
-            side: S, of the model's frame.
+            side: S, the side of the model's frame.
             options: How volumes are read.
 
         Raises:
@@ -140,7 +140,7 @@ class VolumeExamples(LazyExamples):
         self._open: OrderedDict[tuple[str, str], tuple[Volume, MaskReader | None]] = OrderedDict()
         self._parts: list[_Part] = []
         self.foreground: list[tuple[int, ...]] = []
-        """The classes that each slice holds; empty without labels."""
+        """The classes in each slice; empty without labels."""
         for case in cases:
             self._add(case)
 
@@ -174,16 +174,16 @@ class VolumeExamples(LazyExamples):
         return Example(part.case, pixels, labels, frame, slice=number, depth=part.depth)
 
     def _frame(self, case: Case, volume: Volume) -> Frame:
-        """Where slices lie in the model's square.
+        """The frame of the slices in the model's square.
 
         Raises:
-            DataError: They do not fit at the spacing that was asked for.
+            DataError: They do not fit at the spacing of the options.
         """
         with about(case):
             return volume.frame(self._side)
 
     def _volume(self, case: Case) -> tuple[Volume, MaskReader | None]:
-        """The volume and, where labels are wanted, its mask; opened again where others were used since."""
+        """The volume and, if there are labels, its mask; opened again if other volumes have been used in between."""
         key = case.site, case.id
         if key not in self._open:
             volume = open_case(case, self._image, self._options, self._scales.get(key))
@@ -198,7 +198,7 @@ class VolumeExamples(LazyExamples):
 
 
 def classes_in(found: npt.NDArray[np.uint8], *, overlap: bool) -> tuple[int, ...]:
-    """The numbers of the classes that labels of any shape hold, ascending; pixels that are to be ignored are not counted."""
+    """The numbers of the classes in labels of any shape, ascending; ignored pixels are not counted."""
     values = np.flatnonzero(np.bincount(found.ravel(), minlength=1)).tolist()
     if not overlap:
         return tuple(value for value in values if value not in (0, IGNORED))

@@ -1,6 +1,7 @@
-"""What a site's files say about themselves: one pass over the cases, a few numbers kept of each, no pixels.
+"""Facts about a site's files: a few numbers of each case, collected in one pass; no pixels are kept.
 
-`pfedsam.data.check` makes problems of what cannot be read, `pfedsam.data.suspicions` warnings of what can be read and is probably wrong.
+`pfedsam.data.check` reports files that cannot be read as problems, and `pfedsam.data.suspicions` reports data that can be read and are
+probably wrong as warnings.
 """
 
 import hashlib
@@ -24,52 +25,52 @@ from pfedsam.data.volume_case import open_case, open_case_mask
 from pfedsam.data.volume_options import VolumeOptions
 
 _SAMPLED: Final = 1_000_000
-"""Pixels of an image, at most about, from which its range of values is taken."""
+"""Approximate largest number of pixels of an image from which its range of values is computed."""
 _TELLING_VOXELS: Final = 50
-"""Foreground voxels of a volume above which two people never have the same mask."""
+"""Number of foreground voxels from which the masks of two patients are never equal by chance."""
 _TOP, _HIGH, _LOW = 99.9, 99.0, 1.0
 
 
 @dataclass(frozen=True)
 class CaseFacts:
-    """What reading one case found; a field is None (or empty) where its file could not be read."""
+    """Facts about one case; a field is None (or empty) if its file could not be read."""
 
     case: Case
     problems: tuple[str, ...] = ()
-    """Why it cannot be used, each with site, case and remedy."""
+    """Reasons why the case cannot be used, each with site, case and remedy."""
     size: tuple[int, ...] | None = None
     """H, W of the image as it is read; D, H, W of a volume."""
     image: Stored | None = None
-    """How the image file is stored; None for what is no picture."""
+    """How the image file is stored; None for a volume."""
     mask: Stored | None = None
     low: float | None = None
-    """The image's 1st percentile, as a part of its type's range."""
+    """The image's 1st percentile, as a share of the range of its type."""
     high: float | None = None
     """The 99th percentile, likewise."""
     top: float | None = None
-    """The 99.9th percentile, likewise: the highest value, single bright pixels left out."""
+    """The 99.9th percentile, likewise: the highest value without single bright pixels."""
     volume_spacing: tuple[float, ...] | None = None
-    """Of the slices and their pixels, as the volume or the manifest says; None for a picture."""
+    """Spacing of slices and pixels in mm, from the volume or the manifest; None for a picture."""
     content: str | None = None
-    """Digest of the image's pixels; None for an image of one value throughout, which is like many others."""
+    """Digest of the image's pixels; None for an image with a single value, because many such images are equal."""
     mask_content: str | None = None
-    """Digest of the mask of a volume; None for a picture, and for a mask of fewer foreground voxels than two patients could share."""
+    """Digest of the mask of a volume; None for a picture, and for a mask with so few foreground voxels that two patients may share it."""
     pixels: Mapping[int, int] = field(default_factory=dict)
-    """Id in the mask -> its pixels."""
+    """Id in the mask to its number of pixels."""
     edge: Mapping[int, int] = field(default_factory=dict)
-    """Id in the mask -> its pixels on the outermost rows and columns."""
+    """Id in the mask to its number of pixels on the outermost rows and columns."""
     series: tuple[SeriesRow, ...] = ()
-    """The series of a DICOM folder that holds several."""
+    """The series of a DICOM folder that contains several."""
     labelled: bool = False
-    """There is a mask that could be read."""
+    """Whether there is a mask that could be read."""
 
     @property
     def spacing_mm(self) -> tuple[float, ...] | None:
-        """Height and width of a pixel, before them the distance of slices; None where it is not known."""
+        """Spacing in mm: height and width of a pixel, for a volume after the distance of slices; None if it is not known."""
         return self.volume_spacing if self.case.volume else self.case.spacing_mm
 
     def share(self, ids: frozenset[int], *, edge: bool = False) -> float | None:
-        """The part of the mask (or of its edge) that has one of the ids; None without a mask."""
+        """The share of the pixels of the mask (or of its edge) that have one of the ids; None without a mask."""
         counts = self.edge if edge else self.pixels
         total = sum(counts.values())
         return sum(counts.get(value, 0) for value in ids) / total if total else None
@@ -77,22 +78,22 @@ class CaseFacts:
 
 @dataclass(frozen=True)
 class SiteFacts:
-    """What a site's folder holds."""
+    """Facts about a site and its cases."""
 
     site: Site
     cases: tuple[CaseFacts, ...]
     manifest: bool
-    """The cases are listed in a manifest."""
+    """Whether the cases are listed in a manifest."""
     orphans: tuple[str, ...]
     """Masks without an image."""
     unread: tuple[str, ...]
-    """Pictures of kinds that are not read."""
+    """Pictures of formats that are not read."""
     unlisted: tuple[str, ...]
-    """Files that could be read and are not in the manifest."""
+    """Files that can be read but are not in the manifest."""
 
     @property
     def name(self) -> str:
-        """Of the site."""
+        """Name of the site."""
         return self.site.name
 
 
@@ -104,13 +105,13 @@ def gather_facts(
     *,
     tell: Callable[[], None] | None = None,
 ) -> SiteFacts:
-    """Reads every file of the site once; a bad case does not end it.
+    """Reads every file of the site once; a case with a problem does not end the pass.
 
     Args:
-        site: As read with `masks_required=False`, so that every missing mask is named.
-        labels: What the ids in the masks mean.
-        options: How large an image may be; its contrast is left as it is in the file.
-        volume: How volumes are read, of which headers and masks alone are decoded.
+        site: Read with `masks_required=False`, so that every missing mask is reported.
+        labels: The meaning of the ids in the masks.
+        options: The largest size of an image; its contrast is not changed.
+        volume: How volumes are read; only their headers and masks are decoded.
         tell: Called after each case.
     """
     cases = []
@@ -161,7 +162,7 @@ def _facts_of(case: Case, labels: LabelMap, options: ImageOptions) -> CaseFacts:
 
 
 def _volume_facts(case: Case, labels: LabelMap, image: ImageOptions, options: VolumeOptions) -> CaseFacts:
-    """What the headers of a volume and of its mask say, and the mask's ids, slice by slice; no voxel of the image is decoded."""
+    """Facts from the headers of a volume and its mask, and from the mask's ids, slice by slice; no voxel of the image is decoded."""
     facts, pixels, edge = CaseFacts(case), Counter[int](), Counter[int]()
     digest = hashlib.blake2b(digest_size=16)
     try:
@@ -213,7 +214,7 @@ def _image_facts(case: Case, options: ImageOptions, problems: list[str]) -> _Ima
 
 
 def value_range(values: npt.NDArray[np.float32]) -> tuple[float, float, float]:
-    """The 1st, 99th and 99.9th percentile of an image [H, W, 3], of evenly spread pixels where there are very many."""
+    """The 1st, 99th and 99.9th percentile of an image [H, W, 3]; of a very large image, of evenly spread pixels."""
     step = max(1, int(np.ceil(np.sqrt(values[..., 0].size / _SAMPLED))))
     low, high, top = np.percentile(values[::step, ::step], (_LOW, _HIGH, _TOP))
     return float(low), float(high), float(top)

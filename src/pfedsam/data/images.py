@@ -1,6 +1,6 @@
-"""Pictures on disk to arrays, and nothing silently: a file is read as the tables say, or refused with the reason.
+"""Pictures from disk as arrays. A file is read as in these tables, or refused with the reason; no value is changed silently.
 
-Images (`read_image`), always three channels in 0..1, turned as their EXIF or TIFF orientation says:
+Images (`read_image`) always have three channels in 0..1, and are turned according to their EXIF or TIFF orientation:
 
 | file | becomes |
 |---|---|
@@ -14,7 +14,7 @@ Images (`read_image`), always three channels in 0..1, turned as their EXIF or TI
 | several pages or frames | refused: one case is one picture |
 | 16-bit RGB TIFF with an orientation tag | refused |
 
-Masks (`read_mask`), ids as they stand in the file, turned likewise:
+Masks (`read_mask`) have the ids of the file, and are turned likewise:
 
 | file | becomes |
 |---|---|
@@ -23,12 +23,12 @@ Masks (`read_mask`), ids as they stand in the file, turned likewise:
 | RGB with three equal channels | one of them |
 | with alpha | alpha dropped |
 | 16 bits with colour or alpha | refused: Pillow keeps the upper eight |
-| TIFF whose 0 is white (WhiteIsZero) | refused: Pillow turns most of them round |
+| TIFF whose 0 is white (WhiteIsZero) | refused: Pillow inverts most of them |
 | RGB with colours, all others | refused |
 | JPEG | refused: lossy compression changes ids at every edge |
 
-The size in a file's header is checked before anything is decoded, and with it the memory that reading takes: at most 1.4 GB, which
-is 87 megapixels with 8 bits a colour, 70 with 16 bits and alpha. Pipes and devices are refused.
+The size in a file's header, and the memory needed for reading it, are checked before anything is decoded. The limit is 1.4 GB, which is
+87 megapixels with 8 bits a colour, or 70 with 16 bits and alpha. Pipes and devices are refused.
 """
 
 import struct
@@ -66,12 +66,14 @@ _UNREADABLE = (
     struct.error,
     zlib.error,
 )
-"""What Pillow and tifffile raise for files that are damaged, wherever the damage lies."""
+"""The errors that Pillow and tifffile raise for damaged files."""
 _BAND_PIXELS: Final = 2**20
 _RESULT_BYTES: Final = 12
 _MAX_BYTES: Final = 1.4e9
-"""Of memory that reading one picture takes; the process itself takes about 0.1 GB."""
+"""Largest memory for reading one picture; the process itself takes about 0.1 GB."""
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L")
+_BITS_OF_MODE: Final = {"1": 1, "I": 32, "F": 32, **dict.fromkeys(_SIXTEEN_BITS, 16)}
+"""Bits of one value of Pillow's modes that do not have 8 bits."""
 _RESAVE = "save it as 8- or 16-bit grey or RGB (PNG, or TIFF)"
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274
 _WHITE_IS_ZERO = 0
@@ -98,13 +100,13 @@ class ImageOptions(Options):
 
 @dataclass(frozen=True)
 class Stored:
-    """How a picture is stored, as its header says; nothing is decoded for it."""
+    """How a picture is stored, from its header; nothing is decoded for it."""
 
     size: tuple[int, int]
-    """H, W of the stored pixels, before they are turned as the orientation says."""
+    """H, W of the stored pixels, before they are turned according to the orientation."""
     channels: int
     bits: int
-    """Of one value; the range of the file's type is 0 to 2 ** bits - 1."""
+    """Bits of one value; the range of the file's type is 0 to 2 ** bits - 1."""
     orientation: int
     """EXIF or TIFF orientation: 1 = as stored, 2 to 8 = the picture is turned or mirrored when it is read."""
 
@@ -116,22 +118,21 @@ def read_stored(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Stored
         DataError: The file is missing, damaged or too large.
     """
     with _opened(path, max_megapixels) as image:
-        channels = 3 if image.mode in ("P", "PA") else sum(band != "A" for band in image.getbands())
-        sixteen = image.mode in _SIXTEEN_BITS or _is_deep_colour(image)
-        bits = 1 if image.mode == "1" else 16 if sixteen else 32 if image.mode in ("I", "F") else 8
+        channels = 3 if image.mode in ("P", "PA") else len(set(image.getbands()) - {"A"})
+        bits = 16 if _is_deep_colour(image) else _BITS_OF_MODE.get(image.mode, 8)
         turned = image.format != "PNG" or _may_be_turned(path)
         orientation = int(image.getexif().get(_ORIENTATION, 1)) if turned else 1
         return Stored((image.height, image.width), channels, bits, orientation)
 
 
 def _may_be_turned(path: Path) -> bool:
-    """Whether a PNG has a chunk that can hold an orientation; Pillow decodes the whole picture to be sure, which most need not."""
+    """Whether a PNG has a chunk that can contain an orientation; if so, Pillow has to decode the whole picture to find it."""
     content = path.read_bytes()
     return any(chunk in content for chunk in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"))
 
 
 def read_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDArray[np.float32]:
-    """The picture [H, W, 3], 0..1, as the table of this module says.
+    """The picture [H, W, 3] in 0..1, read as in the table of this module.
 
     Raises:
         DataError: The file is missing, damaged, too large or of a kind that is not read.
@@ -149,7 +150,7 @@ def read_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDA
 
 
 def read_mask(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDArray[np.int64]:
-    """The ids [H, W] of a mask, as the table of this module says.
+    """The ids [H, W] of a mask, read as in the table of this module.
 
     Raises:
         DataError: The file is missing, damaged, too large or of a kind that is not read.
@@ -173,7 +174,7 @@ def read_mask(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDAr
 def normalise_contrast(image: npt.NDArray[np.float32], options: ImageOptions) -> npt.NDArray[np.float32]:
     """The image [H, W, 3] with values between its percentiles stretched to 0..1; all channels alike, so colours stay.
 
-    An image without contrast comes back as it was.
+    An image without contrast is returned unchanged.
     """
     if options.contrast == "none":
         return image
@@ -210,12 +211,12 @@ def _opened(path: Path, max_megapixels: float) -> Iterator[Image.Image]:
 
 
 def _in_bands(image: Image.Image, mode: str | None, largest: int) -> npt.NDArray[np.float32]:
-    """The decoded picture [H, W, 3], 0..1, a band of rows at a time, so that only one copy of it is as large as the result.
+    """The picture [H, W, 3] in 0..1, converted in bands of rows, so that no second copy of its size is needed.
 
     Args:
-        image: not yet decoded.
-        mode: of Pillow, that it is converted to; None: as it is.
-        largest: the value that becomes 1.
+        image: A picture that is not yet decoded.
+        mode: Pillow's mode to convert the picture to; None: no conversion.
+        largest: The value that becomes 1.
     """
     ImageOps.exif_transpose(image, in_place=True)
     width, height = image.size
@@ -230,15 +231,15 @@ def _in_bands(image: Image.Image, mode: str | None, largest: int) -> npt.NDArray
 
 
 def _check_memory(path: Path, pixels: int, decoded_bytes: int) -> None:
-    """Refuses, before anything is decoded, a picture that would take more memory than any other may.
+    """Refuses, before anything is decoded, a picture that would need more memory than is allowed.
 
     Args:
-        path: of the file.
-        pixels: of the picture.
-        decoded_bytes: of one pixel, as the file's reader keeps it.
+        path: The file.
+        pixels: Number of pixels.
+        decoded_bytes: Bytes of one pixel in the memory of the library that decodes it.
 
     Raises:
-        DataError: It is such a picture.
+        DataError: The picture needs too much memory.
     """
     needed = pixels * (decoded_bytes + _RESULT_BYTES)
     if needed > _MAX_BYTES:
@@ -267,7 +268,7 @@ def _header(path: Path, file: BinaryIO) -> Image.Image:
 
 
 def _is_deep_colour(image: Image.Image) -> bool:
-    """Whether the file has more than 8 bits a colour (or grey with alpha), of which Pillow would keep 8."""
+    """Whether the file is colour (or grey with alpha) of more than 8 bits, of which Pillow would keep 8."""
     bits = max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,)))
     return image.mode in ("RGB", "RGBA", "RGBX") and (bits > 8 or _raw_mode(image).endswith(";16B"))
 
@@ -276,7 +277,7 @@ def _read_deep_colour(path: Path, image: Image.Image) -> npt.NDArray[np.float32]
     """The values of a 16-bit colour TIFF in 0..1, [H, W, 3].
 
     Raises:
-        DataError: the file has an orientation tag, is too large, or is not such a TIFF.
+        DataError: The file has an orientation tag, is too large, or is not such a TIFF.
     """
     if image.getexif().get(_ORIENTATION, 1) != 1:
         raise DataError(
@@ -298,16 +299,16 @@ def _read_deep_colour(path: Path, image: Image.Image) -> npt.NDArray[np.float32]
 
 
 def _check_ids_kept(path: Path, image: Image.Image) -> None:
-    """Refuses a mask, not yet decoded, whose ids would come out as others.
+    """Refuses a mask, not yet decoded, whose ids would be changed by reading it.
 
     Raises:
-        DataError: It is such a mask.
+        DataError: The ids would be changed.
     """
     if image.format in ("JPEG", "MPO"):
         raise DataError(f"its mask {path.name!r} is a JPEG, which does not keep ids exactly; save it as PNG")
     if image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO:
         raise DataError(
-            f"its mask {path.name!r} is a TIFF whose 0 is white (WhiteIsZero), so that its ids may be turned round; "
+            f"its mask {path.name!r} is a TIFF whose 0 is white (WhiteIsZero), so that its ids may be inverted; "
             "save it as PNG, or as TIFF whose 0 is black"
         )
     if _is_deep_colour(image):
@@ -318,12 +319,12 @@ def _check_ids_kept(path: Path, image: Image.Image) -> None:
 
 
 def _grey_step(image: Image.Image) -> int:
-    """By how much Pillow spreads the values of grey of 2 and 4 bits (0..3 becomes 0..255)."""
+    """The factor by which Pillow multiplies grey values of 2 and 4 bits (0..3 becomes 0..255)."""
     return {"L;2": 85, "L;4": 17}.get(_raw_mode(image)[:3], 1)
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """What Pillow calls the values as they stand in the file, such as "L;2"; known only until they are decoded."""
+    """Pillow's name for the type of the values in the file, such as "L;2"; only available until the picture is decoded."""
     tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
     args = tiles[0].args if tiles else ""
     return str(args[0] if isinstance(args, tuple) else args)

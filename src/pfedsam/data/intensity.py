@@ -1,6 +1,6 @@
-"""How bright a site's training images are, kept with its model, so that `predict` notices images of another range.
+"""The range of brightness of a site's training images, stored with its model, so that `predict` notices images with another range.
 
-A picture of 12 bits in a file of 16 is almost black to a model that was trained on 8 bits, and its mask comes out empty.
+A picture of 12 bits in a file of 16 bits is almost black to a model that was trained on 8 bits, and the predicted mask is empty.
 """
 
 import json
@@ -17,38 +17,38 @@ from pfedsam.data.facts import SiteFacts, value_range
 
 RANGE: Final = "intensity.json"
 _FACTOR: Final = 4.0
-"""How many times brighter or darker than every training image a picture has to be."""
+"""Ratio of brightness to every training image from which a picture is reported."""
 _DARK: Final = 1 / 255
 
 
 @dataclass(frozen=True)
 class IntensityRange:
-    """The 99th percentiles of a site's training images, as parts of their type's range."""
+    """Lowest and highest 99th percentile of a site's training images, as shares of the range of their type."""
 
     darkest: float
     brightest: float
 
 
 def training_range(facts: SiteFacts) -> IntensityRange | None:
-    """The range of a site's training images; None where none could be read."""
+    """The range of a site's training images; None if none could be read."""
     highs = [one.high for one in facts.cases if one.case.split == "train" and one.high is not None]
     return IntensityRange(min(highs), max(highs)) if highs else None
 
 
 def write_range(folder: Path, found: IntensityRange) -> None:
-    """Write the range into a site's folder.
+    """Writes the range into a site's folder.
 
     Raises:
-        StoreError: it could not be written.
+        StoreError: The file could not be written.
     """
     atomic.write_json(folder / RANGE, {"schema": 1, **asdict(found)})
 
 
 def read_range(folder: Path) -> IntensityRange | None:
-    """The range in a site's folder; None where there is no such file, as in runs of earlier versions.
+    """The range in a site's folder; None if there is no such file, as in runs of earlier versions.
 
     Raises:
-        StoreError: the file does not hold one.
+        StoreError: The file is damaged.
     """
     path = folder / RANGE
     if not path.exists():
@@ -64,7 +64,7 @@ def read_range(folder: Path) -> IntensityRange | None:
 
 
 def far_from_training(values: npt.NDArray[np.float32], training: IntensityRange) -> str | None:
-    """What to say of an image [H, W, 3] whose range is far from that of every training image; None where it is not."""
+    """The message about an image [H, W, 3] whose range is far from that of every training image; None for other images."""
     high = value_range(values)[1]
     darkest, brightest = max(training.darkest, _DARK), max(training.brightest, _DARK)
     if darkest / _FACTOR <= max(high, _DARK) <= brightest * _FACTOR:

@@ -298,21 +298,21 @@ def _row(
     case = cell.get("case") or image.stem
     if not _CASE.fullmatch(case):
         raise DataError(f"{where}: case {case!r} cannot name a file; use no '/', '\\' or control characters")
-    by_name, source = _patient(pattern, case)
+    patient, source = _patient(pattern, case, given=cell["patient"])
     spacing = cell.get("spacing", "")
     return Case(
         site=name,
         id=case,
         image=image.path,
         mask=_inside(folder, cell["mask"], where=where).path if cell["mask"] else None,
-        patient=cell["patient"] or by_name,
+        patient=patient,
         split=_split(cell.get("split", ""), where=where),
         spacing_mm=None if spacing == _UNKNOWN else _spacing(spacing, volume=image.volume, where=where),
         volume=image.volume,
         sequences=tuple(one.path for one in sequences),
         series=cell.get("series") or None,
         spacing_lost=spacing == _UNKNOWN,
-        patient_source="manifest" if cell["patient"] else source,
+        patient_source=source,
     )
 
 
@@ -402,8 +402,10 @@ def _compile(patient_pattern: str | None) -> Pattern | None:
     return None if patient_pattern is None else Pattern(patient_pattern, "patient_pattern")
 
 
-def _patient(pattern: Pattern | None, case: str) -> tuple[str, PatientSource]:
-    """The patient of a case without a patient in a manifest, and the source of that name."""
+def _patient(pattern: Pattern | None, case: str, *, given: str = "") -> tuple[str, PatientSource]:
+    """The patient of a case, and the source of that name: the one given in a manifest, else the match of the pattern, else the case."""
+    if given:
+        return given, "manifest"
     group = pattern.group(case, "patient") if pattern else None
     return (group, "pattern") if group else (case, "name")
 

@@ -1,4 +1,4 @@
-"""What one site says about its own files: how it numbers the classes, which of them it does not annotate, and its spacing."""
+"""Options for the files of one site: its ids of the classes, the classes that it does not annotate, and its spacing."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ from pfedsam.data.labels import BACKGROUND, LabelMap
 
 
 class SiteLabelOptions(Options):
-    """How the files of one site differ from what the study says."""
+    """Properties of the files of one site that differ from the study's."""
 
     labels: dict[str, list[int]] = Field(
         default={},
@@ -50,16 +50,34 @@ def site_label_map(
     """The label map of a site: the study's classes in the study's order, with the ids that they have at the site.
 
     Args:
-        classes: of the study, with the ids that hold where a site gives none of its own.
-        own: what the site says.
-        ignore: ids of pixels that no loss and no score counts.
-        overlap: classes do not exclude each other.
-        key: where the site's labels are written, for messages; such as `data.sites.north`.
+        classes: The classes of the study, with the ids for sites that have none of their own.
+        own: The options of the site.
+        ignore: Ids of pixels that are left out of every loss and score.
+        overlap: Whether classes may share pixels.
+        key: The key of the site in the configuration, such as `data.sites.north`, for messages.
 
     Raises:
-        OptionError: the site names a class that the study does not have, or the ids contradict each other.
+        OptionError: The site has a class that the study does not have, or the ids contradict each other.
     """
     own_key = f"{key}.labels" if own.labels else "data.classes"
+    _refuse_contradictions(classes, own, key=key, own_key=own_key)
+    ids = {name: [] if name in own.not_annotated else own.labels.get(name, given) for name, given in classes.items()}
+    if BACKGROUND in own.labels:
+        ids[BACKGROUND] = own.labels[BACKGROUND]
+    try:
+        return LabelMap(ids, frozenset(own.not_annotated), tuple(ignore), overlap, own_key)
+    except OptionError as error:
+        raise OptionError(f"{key}: {error}" if own != NOTHING_OF_ITS_OWN else str(error)) from error
+
+
+def _refuse_contradictions(
+    classes: Mapping[str, Sequence[int]], own: SiteLabelOptions, *, key: str, own_key: str
+) -> None:
+    """Refuses classes of a site that the study does not have, and classes that have ids and are not annotated.
+
+    Raises:
+        OptionError: There is such a class.
+    """
     unknown = sorted(set(own.labels) - set(classes) - {BACKGROUND})
     if unknown:
         raise OptionError(
@@ -71,10 +89,3 @@ def site_label_map(
             f"{key}: class {both[0]!r} has the ids {own.labels[both[0]]} under labels and is listed under not_annotated; keep one of "
             "the two"
         )
-    ids = {name: [] if name in own.not_annotated else own.labels.get(name, given) for name, given in classes.items()}
-    if BACKGROUND in own.labels:
-        ids[BACKGROUND] = own.labels[BACKGROUND]
-    try:
-        return LabelMap(ids, frozenset(own.not_annotated), tuple(ignore), overlap, own_key)
-    except OptionError as error:
-        raise OptionError(f"{key}: {error}" if own != NOTHING_OF_ITS_OWN else str(error)) from error

@@ -115,14 +115,15 @@ def summarize_data(
 
 def _summary(facts: SiteFacts, labels: LabelMap, study: Study, least: int) -> SiteSummaryFile:
     cases, number = facts.cases, len(facts.cases)
-    volumes = any(one.case.volume for one in cases)
+    kind = _kind(cases)
+    volumes = kind == "volumes"
     sizes = [one.size for one in cases if one.size]
     spacings = [one.spacing_mm for one in cases if one.spacing_mm]
     known = told_parts({"with": len(spacings), "without": number - len(spacings)}, least)
     return SiteSummaryFile(
         site=facts.name,
         min_cases=least,
-        kind="volumes" if volumes else "pictures",
+        kind=kind,
         cases=told(number, None, least),
         patients=told(len(facts.site.patients()), None, least),
         intensities=None if number < least else _intensities(facts.site.cases, study),
@@ -133,6 +134,10 @@ def _summary(facts: SiteFacts, labels: LabelMap, study: Study, least: int) -> Si
         without_spacing=known["without"],
         classes={name: _frequency(cases, labels, name, least) for name in labels.names},
     )
+
+
+def _kind(cases: Sequence[CaseFacts]) -> Literal["pictures", "volumes"]:
+    return "volumes" if any(one.case.volume for one in cases) else "pictures"
 
 
 def _in_plane(lengths: Sequence[tuple[float, ...]]) -> list[float]:

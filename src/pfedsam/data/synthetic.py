@@ -55,7 +55,7 @@ _INVERTED_SITE = 3  # of sites that differ as scanners do
 
 
 class SyntheticOptions(Options):
-    """How many generated sites, and how large."""
+    """Number, size and differences of the generated sites."""
 
     sites: int = Field(default=4, ge=1, le=50, description="Sites; the first four differ most.")
     cases: int = Field(default=30, ge=1, le=9999, description="Images a site.")
@@ -69,7 +69,7 @@ class SyntheticOptions(Options):
 
 @dataclass(frozen=True)
 class _Style:
-    """What a site's scanner and its patients have in common."""
+    """Properties of the images of a site: those of its scanner and the typical ones of its patients."""
 
     size: tuple[int, int]
     organ_step: float
@@ -104,7 +104,7 @@ class _Blob:
     phases: tuple[float, ...]
 
     def covers(self, y: _Array, x: _Array) -> _Mask:
-        """Which of the points (y, x) lie inside."""
+        """Whether each of the points (y, x) is inside."""
         cos, sin = np.cos(self.angle), np.sin(self.angle)
         along = ((y - self.y) * sin + (x - self.x) * cos) / (self.radius * self.elongation)
         across = (-(y - self.y) * cos + (x - self.x) * sin) / (self.radius / self.elongation)
@@ -120,7 +120,7 @@ def write_sites(folder: str | Path, options: SyntheticOptions, seed: int) -> tup
     """Write `site_1`, `site_2`, ... into the folder, each with `images/` and `masks/`, and read them back.
 
     Raises:
-        DataError: There is something in one of these folders already.
+        DataError: One of these folders exists already.
     """
     sites = []
     for index in range(options.sites):
@@ -269,7 +269,7 @@ def _spots(style: _Style, organ: _Blob, draw: np.random.Generator) -> list[_Blob
 
 
 def _decoys(style: _Style, organ: _Blob, draw: np.random.Generator) -> list[_Blob]:
-    """Bodies outside the organ that are no organ; they lie behind it."""
+    """Bodies outside the organ that are no organ; the organ is drawn over them."""
     start = draw.uniform(0, 2 * np.pi)
     decoys = []
     for number in range(draw.integers(2, 5)):

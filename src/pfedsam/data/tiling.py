@@ -1,8 +1,8 @@
 """Large pictures and thin structures: train on square tiles at native scale, predict tile by tile.
 
-A picture that is scaled down to the model's square loses what is thinner than a pixel there. With tiling the square holds a part of the
-picture instead: `side` native pixels become the model's side S. Tiles of a case are examples of that case, so a patient's tiles lie
-where the patient lies. A picture that is smaller than a tile is padded with zeros right and below, as in a frame.
+A picture that is scaled down to the model's square loses structures that are thinner than a pixel of the square. With tiling the square
+contains a part of the picture instead: `side` native pixels become the model's side S. Tiles are examples of their case, so that all tiles
+of a patient are in the same part of the split. A picture that is smaller than a tile is padded with zeros at the right and at the bottom.
 """
 
 from collections.abc import Sequence
@@ -37,9 +37,9 @@ class TilingOptions(Options):
 
 
 def tile_starts(length: int, side: int, overlap: float) -> list[int]:
-    """Where tiles begin along one axis of `length` pixels: every pixel is covered, and the last tile ends with the picture.
+    """First pixels of the tiles along one axis of `length` pixels: every pixel is covered, and the last tile ends with the picture.
 
-    Neighbours share `overlap` of a side or more. A picture that is not longer than a tile has one, from 0.
+    Neighbours share at least the part `overlap` of a side. A picture that is not longer than a tile has one tile, which begins at 0.
     """
     if length <= side:
         return [0]
@@ -54,14 +54,14 @@ def load_tiles(
     """The training tiles of the cases, pixels [3, S, S] and labels [S, S], case by case and row by row.
 
     Args:
-        cases: with masks.
-        labels: what the ids in the masks mean.
-        image: how pictures are read; contrast is that of the whole picture.
-        side: S, the model's.
-        tiling: where to cut.
+        cases: Cases with masks.
+        labels: The meaning of the ids in the masks.
+        image: How pictures are read; contrast is computed from the whole picture.
+        side: S, the side of the model's square.
+        tiling: Size and overlap of the tiles.
 
     Raises:
-        DataError: a picture or a mask cannot be read, or they differ in size.
+        DataError: A picture or a mask cannot be read, or they differ in size.
     """
     examples = []
     for case in cases:
@@ -77,9 +77,9 @@ def load_tiles(
 
 
 def load_pictures(cases: Sequence[Case], *, image: ImageOptions, side: int) -> Sequence[Example]:
-    """The cases with their pixels [3, H, W] at native size, without labels: what is predicted tile by tile.
+    """The cases with their pixels [3, H, W] at native size and without labels, for prediction tile by tile.
 
-    Each is read when it is asked for, which raises `DataError` if it cannot be, and only the last one is kept.
+    Each is read on access, which raises `DataError` if the file cannot be read; only the last one is kept.
     """
 
     def make(case: Case) -> Example:
@@ -91,7 +91,7 @@ def load_pictures(cases: Sequence[Case], *, image: ImageOptions, side: int) -> S
 
 
 def _chosen(case: Case, size: tuple[int, ...], tiling: TilingOptions) -> list[tuple[int, int]]:
-    """(top, left) of a case's training tiles."""
+    """(top, left) of the training tiles of a case."""
     rows, columns = (tile_starts(length, tiling.side, tiling.train_overlap) for length in size)
     places = [(top, left) for top in rows for left in columns]
     if len(places) <= tiling.max_tiles:
@@ -104,6 +104,6 @@ _Kind = TypeVar("_Kind", bound=np.generic)
 
 
 def _padded(picture: npt.NDArray[_Kind], side: int) -> npt.NDArray[_Kind]:
-    """[H, W, ...] with zeros below and right up to one tile."""
+    """A picture [H, W, ...], padded with zeros at the bottom and at the right to the size of a tile."""
     below, right = (max(0, side - length) for length in picture.shape[:2])
     return np.pad(picture, [(0, below), (0, right), *[(0, 0)] * (picture.ndim - 2)])

@@ -1,10 +1,10 @@
-"""From a picture of any size to the model's square frame and back, and the views of a training image.
+"""Conversion of a picture of any size to the model's square frame and back, and the views of a training image.
 
-The frame is SAM's: the longer side becomes S pixels, the aspect stays, zeros fill the right and the bottom.
-Predictions go the way back to native pixels, where they are scored.
+The frame is SAM's: the longer side becomes S pixels, the aspect ratio is kept, and the right and the bottom are padded with zeros.
+Predictions are converted back to native pixels and scored there.
 
-A *view* is one augmented form of an image. There are few of them per image and each can be made again from its
-generator alone, so that features and teacher logits can be kept per (image, view). View 0 is the image itself.
+A *view* is one augmented form of an image. Each image has a few views, and each view can be made again from its generator alone, so that
+features and teacher logits can be stored per (image, view). View 0 is the image itself.
 """
 
 import math
@@ -22,12 +22,12 @@ from pfedsam.core.options import Options
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a native picture lies in the model's square."""
+    """The position of a native picture in the model's square."""
 
     native: tuple[int, int]
     """H, W of the file's picture."""
     resized: tuple[int, int]
-    """Height and width in the frame; what lies right of and below it is padding."""
+    """Height and width in the frame; the rest, at the right and at the bottom, is padding."""
     side: int
     """S, the side of the square."""
 
@@ -40,7 +40,7 @@ class Frame:
 
 
 class AugmentOptions(Options):
-    """Which views a training image has; each range is drawn from evenly."""
+    """The views of a training image; values are drawn uniformly from each range."""
 
     views: int = Field(
         default=4, ge=1, description="Views of an image, the unchanged one among them; 1 is no augmentation."
@@ -57,7 +57,7 @@ class AugmentOptions(Options):
 
 
 def to_frame(image: npt.NDArray[np.float32], side: int, frame: Frame | None = None) -> tuple[Tensor, Frame]:
-    """The image [H, W, 3] of 0..1 as pixels [3, S, S] of 0..1, float32, and where it lies in them: filling them, or as `frame` says."""
+    """The image [H, W, 3] in 0..1 as pixels [3, S, S] in 0..1, float32, and its frame: `frame`, or the one that fills the square."""
     height, width = image.shape[:2]
     frame = frame or Frame.of((height, width), side)
     pixels = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)).permute(2, 0, 1)[None]
@@ -90,15 +90,15 @@ def apply_view(
     options: AugmentOptions,
     frame: Frame | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One view of pixels [3, S, S] and labels [S, S]: turned and mirrored alike, the pixels also changed in intensity.
+    """One view of pixels [3, S, S] and labels [S, S]: both are turned and mirrored alike, and the intensities of the pixels are changed.
 
     Args:
-        pixels: 0..1, and so is what comes back.
+        pixels: Values in 0..1; those of the result are in 0..1 too.
         labels: Classes.
-        view: 0 gives both back unchanged and draws nothing.
-        generator: Decides the view alone: the same state gives the same view, bit for bit.
-        options: Which changes, and how strong.
-        frame: Where given, the padding keeps its zeros.
+        view: Number of the view; 0 returns both unchanged and draws nothing.
+        generator: The only source of randomness: the same state gives the same view, bit for bit.
+        options: Kinds and strengths of the changes.
+        frame: The frame of the picture; if given, the padding keeps its zeros.
     """
     if view == 0:
         return pixels, labels
@@ -127,9 +127,9 @@ def _turn(image: Tensor, turns: int, mirrored: bool) -> Tensor:
 
 def _intensity(pixels: Tensor, generator: torch.Generator, options: AugmentOptions) -> Tensor:
     """Change gamma, contrast, brightness and noise of pixels [3, H, W] at random; the result is in 0..1."""
-    # All four are drawn whatever the options, so that switching one off leaves the others as they were.
+    # All four are always drawn, so that switching one off does not change the others.
     gamma, contrast, brightness, noise = (2 * torch.rand(4, generator=generator) - 1).tolist()
-    # One field for the three channels: noise must not put colour into grey images.
+    # One field for all three channels, because noise must not add colour to grey images.
     field = torch.randn(pixels.shape[-2:], generator=generator)
     changed: Tensor = pixels.clamp(0, 1).pow(math.exp(gamma * options.gamma))
     mean = changed.mean()

@@ -1,8 +1,8 @@
-"""A volume as the slices [H, W] that the model sees: always in the same anatomical orientation, with intensities in 0..1.
+"""A volume as slices [H, W] for the model: always in the same anatomical orientation, with intensities in 0..1.
 
-However a file stores its voxels, slices of one plane come in one order and look alike (radiological convention): axial ones from the feet
-to the head, rows to the back, columns to the left; coronal ones from the back to the front and sagittal ones from the right to the left,
-rows to the feet. Masks go the way back, so that what is written has the grid of the file.
+Slices of one plane have the same order and orientation for every file (radiological convention). Axial slices go from the feet to the head,
+with rows to the back and columns to the left. Coronal slices go from the back to the front and sagittal ones from the right to the left,
+both with rows to the feet. Predicted masks are converted back to the grid of the file before they are written.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,14 +33,14 @@ _EQUAL: Final = 0.01
 
 @dataclass(frozen=True)
 class Slicing:
-    """How slices lie in the array of a file."""
+    """The axes of the array of a file along which slices, rows and columns are numbered."""
 
     axes: tuple[int, int, int]
     """The file's axis of depth, rows and columns."""
     flipped: tuple[bool, bool, bool]
-    """Whether each is counted from its end."""
+    """Whether each axis is counted from its end."""
     directions: str | None = None
-    """Where slice, row and column numbers increase to, a letter of RLAPSI each, such as `SPL`; None if it is not known."""
+    """Anatomical direction of ascending slice, row and column numbers, a letter of RLAPSI each, such as `SPL`; None if not known."""
 
     @classmethod
     def of(cls, header: Header, plane: Plane) -> "Slicing":
@@ -57,8 +57,8 @@ class Slicing:
         found = library.io_orientation(header.affine)  # row: the file's axis; values: world axis, direction
         world, direction = found[:, 0].astype(int), found[:, 1]
         axes, signs = _PLANES[_plane(header, plane, world)]
-        order = [int(np.flatnonzero(world == axis)[0]) for axis in axes]
-        flips = [bool(direction[own] != sign) for own, sign in zip(order, signs, strict=True)]
+        order = np.argsort(world)[list(axes)].tolist()
+        flips = (direction[order] != signs).tolist()
         letters = "".join(("RAS" if sign > 0 else "LPI")[axis] for axis, sign in zip(axes, signs, strict=True))
         return cls((order[0], order[1], order[2]), (flips[0], flips[1], flips[2]), letters)
 
@@ -79,20 +79,20 @@ class Slicing:
 
 def _plane(header: Header, plane: Plane, world: npt.NDArray[np.intp]) -> str:
     """The name of the plane of the slices of a volume; `world`, shape [3], gives the body axis of each axis of the array."""
-    names = {0: "sagittal", 1: "coronal", 2: "axial"}
-    single = [axis for axis in range(3) if header.shape[axis] == 1]
+    names = ("sagittal", "coronal", "axial")
+    (single,) = np.nonzero(np.array(header.shape) == 1)
     if len(single) == 1:
-        return names[int(world[single[0]])]
+        return names[world[single[0]]]
     if plane != "auto":
         return plane
     spacing = np.linalg.norm(header.affine[:3, :3], axis=0) if header.affine is not None else np.ones(3)
-    widest = [int(world[axis]) for axis in range(3) if spacing[axis] > (1 - _EQUAL) * spacing.max()]
-    return names[max(widest)]  # axial before coronal before sagittal
+    widest = world[spacing > (1 - _EQUAL) * spacing.max()]
+    return names[widest.max()]  # axial before coronal before sagittal
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The straight line that takes the values of a volume to 0..1; what lies outside is cut off."""
+    """The linear map of the values of a volume to 0..1; values outside are clipped."""
 
     low: float
     high: float
@@ -105,9 +105,9 @@ class Scale:
 
 
 def scale_of(reader: Reader, options: VolumeOptions, image: ImageOptions) -> Scale:
-    """How the intensities of a volume become 0..1: the one normalisation of training, validation, test and prediction.
+    """The normalisation of the intensities of a volume to 0..1, the same in training, validation, test and prediction.
 
-    Colour is in 0..1 already.
+    Colours are in 0..1 already.
 
     Raises:
         DataError: The volume is damaged.
@@ -147,12 +147,13 @@ def percentiles(
 ) -> tuple[float, float]:
     """Two percentiles (nearest rank) of all values, exactly, in the memory of one slice.
 
-    A float's bits, read as an integer whose order is that of the values, are counted by their upper half and then, where a percentile lies,
-    by their lower half (radix selection): no copy of the volume, and the same result in whatever order the slices come.
+    This is a radix selection. The bits of a float are read as an integer with the same order as the values. Values are counted by the upper
+    half of these bits, and then by the lower half for the upper halves that contain a percentile. No copy of the volume is needed, and the
+    result does not depend on the order of the slices.
 
     Args:
-        planes: Called for a fresh iterator over the slices, float32.
-        shares: In percent.
+        planes: Returns a new iterator over the slices, float32.
+        shares: The two percentiles in percent.
     """
     upper = np.zeros(1 << 16, dtype=np.int64)
     for plane in planes():
@@ -160,17 +161,22 @@ def percentiles(
     total, below = int(upper.sum()), np.cumsum(upper)
     ranks = [min(total - 1, max(0, int(np.ceil(share / 100 * total)) - 1)) for share in shares]
     halves = [int(np.searchsorted(below, rank, side="right")) for rank in ranks]
-    lower = [np.zeros(1 << 16, dtype=np.int64) for _ in halves]
-    for plane in planes():
-        keys = _sortable(plane)
-        for half, counts in zip(halves, lower, strict=True):
-            counts += np.bincount(keys[keys >> 16 == half] & 0xFFFF, minlength=1 << 16)
     found = []
-    for rank, half, counts in zip(ranks, halves, lower, strict=True):
-        before = int(below[half - 1]) if half else 0
+    for rank, half, counts in zip(ranks, halves, _lower_counts(planes(), halves), strict=True):
+        before = int(below[half] - upper[half])
         rest = int(np.searchsorted(np.cumsum(counts), rank - before, side="right"))
         found.append(_value(half << 16 | rest))
     return found[0], found[1]
+
+
+def _lower_counts(planes: Iterable[npt.NDArray[np.float32]], halves: Sequence[int]) -> list[npt.NDArray[np.int64]]:
+    """For each upper half of a key, the number of values with that half by their lower half, shape [65536]; slices of any shape."""
+    lower = [np.zeros(1 << 16, dtype=np.int64) for _ in halves]
+    for plane in planes:
+        keys = _sortable(plane)
+        for half, counts in zip(halves, lower, strict=True):
+            counts += np.bincount(keys[keys >> 16 == half] & 0xFFFF, minlength=1 << 16)
+    return lower
 
 
 def _sortable(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
@@ -197,15 +203,15 @@ class Volume:
         spacing_lost: bool = False,
         scales: tuple[Scale, ...] | None = None,
     ) -> None:
-        """Of opened volumes; nothing is decoded yet.
+        """Takes opened volumes; nothing is decoded yet.
 
         Args:
-            readers: One, or up to three sequences of one grid.
+            readers: One volume, or up to three sequences of one grid.
             options: Plane, channels, normalisation.
             image: Percentiles.
-            spacing_mm: Along D, H, W, in place of what the file says.
-            spacing_lost: What the file says is not to be believed.
-            scales: The normalisation of each, where it is known already.
+            spacing_mm: Spacing along D, H, W that replaces the one in the file.
+            spacing_lost: Whether the spacing in the file is wrong and must not be used.
+            scales: The normalisation of each volume, if it is known already.
 
         Raises:
             DataError: There is no such plane.
@@ -223,7 +229,7 @@ class Volume:
 
     @property
     def spacing_mm(self) -> tuple[float, float, float] | None:
-        """Along D, H, W; None where it is not known."""
+        """Spacing along D, H, W; None if it is not known."""
         if self._spacing is not None and len(self._spacing) == 3:
             return self._spacing[0], self._spacing[1], self._spacing[2]
         if self.header.spacing_mm is None or self._lost:
@@ -232,10 +238,10 @@ class Volume:
         return depth, rows, columns
 
     def frame(self, side: int) -> Frame:
-        """Where slices lie in the model's square: filling it, or at the pixel size that `data.volume.spacing` asks for.
+        """The frame of the slices in the model's square: filling it, or with the pixel size of `data.volume.spacing`.
 
         Raises:
-            DataError: Their spacing is not known, or they do not fit.
+            DataError: The spacing is not known, or the slices do not fit.
         """
         native, wanted = self.shape[1:], self._options.spacing
         if wanted is None:
@@ -280,7 +286,7 @@ class Volume:
         return np.concatenate([channels[min(channel, len(channels) - 1)][..., :1] for channel in range(3)], axis=2)
 
     def picture(self, number: int) -> npt.NDArray[np.float32]:
-        """Slice `number` as people are shown it, [H, W, 3] in 0..1: of the first sequence, without its neighbours.
+        """Slice `number` for display, [H, W, 3] in 0..1: of the first sequence, without its neighbours.
 
         Raises:
             DataError: The volume is damaged.
@@ -306,10 +312,10 @@ class Volume:
         return (self.ids(mask, number) for number in range(self.shape[0]))
 
     def write_mask(self, path: Path, mask: npt.NDArray[Any]) -> None:
-        """Write ids [D, H, W], uint8 or uint16, on the grid of the file.
+        """Writes ids [D, H, W], uint8 or uint16, on the grid of the file.
 
         Raises:
-            StoreError: It cannot be written.
+            StoreError: The file cannot be written.
         """
         self.readers[0].write_mask(path, self.slicing.to_file(mask))
 

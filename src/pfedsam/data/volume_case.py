@@ -23,10 +23,10 @@ def open_case(
     """The volume of a case, with its sequences as channels; only headers are read.
 
     Args:
-        case: Whose image is a volume.
+        case: A case whose image is a volume.
         image: Percentiles of the intensities.
         options: How volumes are read.
-        scales: Its normalisation, where it is known already.
+        scales: The normalisation of its sequences, if it is known already.
 
     Raises:
         DataError: A file cannot be read, or the sequences differ in grid.
@@ -48,7 +48,7 @@ def open_case_mask(case: Case, volume: Volume, options: VolumeOptions) -> MaskRe
     """The mask of a volume on its grid.
 
     Raises:
-        DataError: There is none, it cannot be read, or has another grid.
+        DataError: There is no mask, it cannot be read, or has another grid.
     """
     with about(case):
         if case.mask is None:

@@ -14,14 +14,14 @@ WINDOWS: Final = {
     "lung": (-1350.0, 150.0),
     "mediastinum": (-125.0, 225.0),
 }
-"""Common windows of CT in HU, lowest and highest value shown: level 40 width 400; 400, 1800; 40, 80; 30, 150; -600, 1500; 50, 350."""
+"""Common windows of CT: the lowest and the highest value shown, in HU."""
 
 Plane: TypeAlias = Literal["auto", "axial", "coronal", "sagittal"]
 Positive: TypeAlias = Annotated[float, Field(gt=0, lt=1000)]
 
 
 class VolumeOptions(Options):
-    """How a volume becomes slices; nothing of this changes pictures."""
+    """How volumes are cut into slices; these options do not affect pictures."""
 
     axis: Plane = Field(
         default="auto",

@@ -6,6 +6,7 @@ import pytest
 
 from pfedsam.core.errors import DataError, OptionError
 from pfedsam.data.layouts import LAYOUTS, find_layout, write_sites
+from pfedsam.data.layouts.base import with_masks
 
 
 def test_every_layout_is_tried() -> None:
@@ -32,3 +33,9 @@ def test_a_folder_that_is_not_empty_keeps_what_it_has(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not empty"):
         write_sites(LAYOUTS["acdc"], tmp_path / "source", tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_images_are_paired_with_the_masks_of_the_same_stem() -> None:
+    images = [Path("images/b.png"), Path("images/a.jpg"), Path("images/c.nii.gz")]
+    masks = [Path("masks/a.png"), Path("masks/c.nii.gz"), Path("masks/d.png")]
+    assert list(with_masks(images, masks)) == [("a", images[1], masks[0]), ("c", images[2], masks[1])]

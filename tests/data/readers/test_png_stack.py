@@ -18,6 +18,6 @@ def test_png_stacks(tmp_path):
     np.testing.assert_array_equal(read_ids(by_name, image), IDS)
     np.testing.assert_array_equal(read_ids(by_number, image), IDS)
     nifti = open_volume(write_nifti(tmp_path / "a.nii", VALUES, AFFINE), VolumeOptions())
-    assert_refused(by_name, nifti, "folder of pictures, which does not say how they lie")
+    assert_refused(by_name, nifti, "folder of pictures, whose order is only known")
     (by_name / f"{image.stack.planes[0].path.stem}.png").unlink()
     assert_refused(by_name, image, "the image has 5 slices, the folder of its mask 4 pictures")

@@ -61,7 +61,7 @@ def test_contours_are_filled_in_patient_coordinates_with_holes_and_points_left_o
     expected = np.zeros(VALUES.shape, np.int64)
     expected[3:13, 3:13, 1], expected[6:9, 6:9, 1] = 1, 0
     np.testing.assert_array_equal(all_planes(mask, mask=True), expected)
-    assert mask.notes[0] == "1 of 3 contours lie on slices that the image does not have and are left out"
+    assert mask.notes[0] == "1 of 3 contours are on slices that the image does not have and are left out"
 
 
 def test_overlap_names_and_structures_of_another_series(tmp_path):
@@ -72,5 +72,5 @@ def test_overlap_names_and_structures_of_another_series(tmp_path):
         open_mask(path, image, VolumeOptions())
     assert set(np.unique(all_planes(open_mask(path, image, VolumeOptions(segments={"organ": 4})), mask=True))) == {0, 4}
     away = _write(tmp_path / "t.dcm", image, ("Organ", [("CLOSED_PLANAR", 30, _square(3, 6))]))
-    with pytest.raises(DataError, match="none of the 1 contours of its RTSTRUCT lies on a slice"):
+    with pytest.raises(DataError, match="none of the 1 contours of its RTSTRUCT is on a slice"):
         open_mask(away, image, VolumeOptions())

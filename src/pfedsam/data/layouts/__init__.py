@@ -1,4 +1,4 @@
-"""Published layouts by name; one file each. `base.write_sites` turns one into sites."""
+"""Published layouts by name, each in one file; `base.write_sites` converts a data set into sites."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +27,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType({module.LAYOUT.name: module.LAY
 
 
 def find_layout(name: str | None, source: Path) -> Layout:
-    """The layout of this name, or the only one that finds cases in a folder.
+    """The layout of this name; without a name, the only one that finds cases in a folder.
 
     Raises:
         OptionError: There is no such layout, or none or several fit.
@@ -36,12 +36,16 @@ def find_layout(name: str | None, source: Path) -> Layout:
         if name not in LAYOUTS:
             raise OptionError(f"There is no layout {name!r}; known: {', '.join(LAYOUTS)}.")
         return LAYOUTS[name]
-    fitting = [layout for layout in LAYOUTS.values() if next(layout.find(source), None) is not None]
-    if len(fitting) > 1:  # a layout with a name of its own goes before any folder with images/ and masks/
-        fitting = [layout for layout in fitting if layout.name != folders.LAYOUT.name]
+    fitting = _fitting(source)
     if len(fitting) != 1:
-        what = "none" if not fitting else ", ".join(layout.name for layout in fitting)
+        what = ", ".join(fitting) or "none"
         raise OptionError(
             f"The layout of {str(source)!r} is not clear (fits: {what}). Name it by --layout: {', '.join(LAYOUTS)}."
         )
-    return fitting[0]
+    return LAYOUTS[fitting[0]]
+
+
+def _fitting(source: Path) -> list[str]:
+    """Names of the layouts that find cases in a folder; that of any folder with images/ and masks/ only if no other one does."""
+    fitting = [name for name, layout in LAYOUTS.items() if next(layout.find(source), None) is not None]
+    return [name for name in fitting if name != folders.LAYOUT.name] or fitting

@@ -11,7 +11,7 @@ _FRAME = re.compile(r"^(?P<patient>patient\d+)_frame\d+$")
 
 def find(source: Path) -> Iterator[FoundCase]:
     """Each frame that has a mask; both frames of a heart belong to one patient."""
-    for folder in sorted(path for path in source.rglob("patient*") if path.is_dir()):
+    for folder in filter(Path.is_dir, sorted(source.rglob("patient*"))):
         files = {stem_of(path): path for path in volumes(folder)}
         for stem, image in files.items():
             match = _FRAME.match(stem)

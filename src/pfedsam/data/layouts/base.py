@@ -1,8 +1,8 @@
-"""Published layouts of data sets, and how one becomes sites that pFedSAM reads.
+"""Published layouts of data sets, and their conversion into sites that pFedSAM reads.
 
-A layout is one file of this package. It finds the cases of a downloaded folder and says, for each, its site, its patient and where its
-files lie. `write_sites` then links (or copies) the files into one folder per site with a `manifest.csv`, and writes a `study.yaml` with
-the classes. Nothing of the source is changed.
+Each layout is one file of this package. It finds the cases of a downloaded folder, each with its site, its patient and its files.
+`write_sites` then links (or copies) the files into one folder per site with a `manifest.csv`, and writes a `study.yaml` with the classes.
+The source is not changed.
 """
 
 import csv
@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -29,7 +30,7 @@ Classes: TypeAlias = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True)
 class MadeFile:
-    """A file that has to be made, because the published form is not one that is read (masks in parts, GIF, one file for all times)."""
+    """A file that has to be made, because the published form cannot be read (masks in parts, GIF, one file for all times)."""
 
     ending: str
     """Such as `.png`."""
@@ -48,12 +49,12 @@ class FoundCase:
     case: str
     """Unique at its site."""
     patient: str | None
-    """None where the layout does not say: the study's `patient_pattern` can then name it from the case."""
+    """None if the layout does not contain it; `patient_pattern` of the study can then derive it from the case."""
     images: tuple[Source, ...]
     """One file, or one per sequence (channel)."""
     mask: Source
     split: Split | None = None
-    """Where the publication fixes it; a test part stays a test part."""
+    """The part of the split, if the publication defines one; a test part stays a test part."""
 
 
 @dataclass(frozen=True)
@@ -62,56 +63,49 @@ class Layout:
 
     name: str
     summary: str
-    """What it is, in one line."""
+    """Description in one line."""
     expects: str
-    """The files that are looked for, as paths below the folder that is given."""
+    """The files that the layout needs, as paths below the given folder."""
     find: Callable[[Path], Iterator[FoundCase]]
-    """The cases in a folder; finds none where it is another layout."""
+    """Returns the cases in a folder; none if the folder has another layout."""
     classes: Callable[[Path], Classes]
-    """The classes and their ids in the masks."""
+    """Returns the classes and their ids in the masks."""
     options: Callable[[Path], Mapping[str, Any]] = lambda _: {}
-    """Further keys of `data` in the study, such as `volume`."""
+    """Returns further keys of `data` for the study, such as `volume`."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import wrote."""
+    """The result of an import."""
 
     study: Path
+    """The study that was written."""
     cases: Mapping[str, int]
-    """By site."""
+    """Number of cases by site."""
     patients: Mapping[str, int]
-    """By site; 0 where the layout does not name them."""
+    """Number of patients by site; 0 if the layout does not contain them."""
 
 
 def write_sites(
     layout: Layout, source: Path, out: Path, *, copy: bool = False, progress: Callable[[str], None] | None = None
 ) -> Imported:
-    """Write one folder per site with a manifest, and a study that names them.
+    """Writes one folder per site with a manifest, and a study with these sites.
 
     Args:
-        layout: Of the source.
+        layout: The layout of the source.
         source: The downloaded folder; only read.
         out: A new or empty folder.
-        copy: Copy the files; else they are symbolic links to the source, which then has to stay where it is.
+        copy: Whether to copy the files. Otherwise symbolic links are written, and the source must not be moved.
         progress: Called with site and name of each case.
 
     Raises:
-        DataError: The source is no such layout, or the folder is not empty.
+        DataError: The source has another layout, or the folder is not empty.
     """
-    if not source.is_dir():
-        raise DataError(f"the folder {str(source)!r} does not exist; give the folder that the data set was unpacked to")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"the folder {str(out)!r} is not empty; give a new or an empty one")
-    found = sorted(layout.find(source), key=lambda case: (case.site, case.case))
-    if not found:
-        raise DataError(f"{str(source)!r} holds nothing of the layout {layout.name!r}; it looks for {layout.expects}")
-    _check_unique(found)
-    by_site: dict[str, list[FoundCase]] = {}
-    for case in found:
-        by_site.setdefault(case.site, []).append(case)
+    _check_folders(source, out)
+    by_site = _cases_by_site(layout, source)
+    report = progress or (lambda _: None)
     for site, cases in by_site.items():
-        _write_site(out / site, cases, copy=copy, progress=progress or (lambda _: None))
+        _write_site(out / site, cases, copy=copy, progress=report)
     data = {
         "sites": {site: site for site in by_site},
         "classes": {name: list(ids) for name, ids in layout.classes(source).items()},
@@ -121,8 +115,37 @@ def write_sites(
     return Imported(
         out / STUDY,
         {site: len(cases) for site, cases in by_site.items()},
-        {site: len({case.patient for case in cases if case.patient}) for site, cases in by_site.items()},
+        {site: _count_patients(cases) for site, cases in by_site.items()},
     )
+
+
+def _check_folders(source: Path, out: Path) -> None:
+    """Refuses a source that is missing, and a target that contains something.
+
+    Raises:
+        DataError: One of the folders cannot be used.
+    """
+    if not source.is_dir():
+        raise DataError(f"the folder {str(source)!r} does not exist; give the folder that the data set was unpacked to")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"the folder {str(out)!r} is not empty; give a new or an empty one")
+
+
+def _cases_by_site(layout: Layout, source: Path) -> dict[str, list[FoundCase]]:
+    """The cases of each site; sites and cases in alphabetical order.
+
+    Raises:
+        DataError: There is no case, or two cases of a site have the same name.
+    """
+    found = sorted(layout.find(source), key=lambda case: (case.site, case.case))
+    if not found:
+        raise DataError(f"{str(source)!r} holds nothing of the layout {layout.name!r}; it looks for {layout.expects}")
+    _check_unique(found)
+    return {site: list(cases) for site, cases in groupby(found, key=lambda case: case.site)}
+
+
+def _count_patients(cases: Sequence[FoundCase]) -> int:
+    return len({case.patient for case in cases if case.patient})
 
 
 def _write_site(folder: Path, cases: Sequence[FoundCase], *, copy: bool, progress: Callable[[str], None]) -> None:
@@ -151,10 +174,10 @@ def _write_site(folder: Path, cases: Sequence[FoundCase], *, copy: bool, progres
 
 
 def _place(source: Source, folder: Path, stem: str, *, copy: bool) -> str:
-    """Put a file into a folder under a new stem; gives its name there.
+    """Links, copies or makes a file in a folder under a new stem, and returns its name there.
 
     Raises:
-        DataError: It is not there, or cannot be written.
+        DataError: The file cannot be read or written.
     """
     ending = source.ending if isinstance(source, MadeFile) else ending_of(source)
     target = folder / f"{stem}{ending}"
@@ -172,13 +195,11 @@ def _place(source: Source, folder: Path, stem: str, *, copy: bool) -> str:
 
 
 def _check_unique(found: Sequence[FoundCase]) -> None:
-    seen: set[tuple[str, str]] = set()
-    for case in found:
-        if (case.site, case.case) in seen:
+    for before, case in pairwise(found):
+        if (before.site, before.case) == (case.site, case.case):
             raise DataError(
                 f"site {case.site!r}: two cases are called {case.case!r}; the folder holds the data set twice"
             )
-        seen.add((case.site, case.case))
 
 
 def ending_of(path: Path) -> str:
@@ -194,32 +215,43 @@ def stem_of(path: Path) -> str:
     return path.name[: len(path.name) - len(ending_of(path))]
 
 
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted."""
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
 def volumes(folder: Path) -> list[Path]:
-    """The NIfTI files in a folder, sorted, without hidden ones; none where there is no such folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.name.lower().endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
-    )
+    """The NIfTI files in a folder, sorted, without hidden ones; none if the folder does not exist."""
+    return _files(folder, (".nii", ".nii.gz"))
 
 
 def pictures(folder: Path, endings: Iterable[str] = (".png", ".jpg", ".jpeg", ".tif", ".tiff")) -> list[Path]:
-    """The pictures in a folder, sorted, without hidden ones; none where there is no such folder."""
+    """The pictures in a folder, sorted, without hidden ones; none if the folder does not exist."""
+    return _files(folder, tuple(endings))
+
+
+def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
     if not folder.is_dir():
         return []
-    wanted = tuple(endings)
     return sorted(
-        path for path in folder.iterdir() if path.name.lower().endswith(wanted) and not path.name.startswith(".")
+        path for path in folder.iterdir() if path.name.lower().endswith(endings) and not path.name.startswith(".")
     )
 
 
+def with_masks(images: Iterable[Path], masks: Iterable[Path]) -> Iterator[tuple[str, Path, Path]]:
+    """Stem, image and mask of the images for which there is a mask of the same stem."""
+    by_stem = {stem_of(mask): mask for mask in masks}
+    for image in images:
+        stem = stem_of(image)
+        if stem in by_stem:
+            yield stem, image, by_stem[stem]
+
+
 def site_name(text: str) -> str:
-    """Text as the name of a site: letters, digits, `_`, `-` and `.`."""
+    """A text with every character replaced that the name of a site must not contain."""
     return re.sub(r"[^\w.\-]+", "_", text).strip("_.-") or "site"
 
 
 def as_png(read: Callable[[], npt.NDArray[Any]]) -> MadeFile:
-    """An 8-bit PNG made from an array [H, W] or [H, W, 3] that `read` gives when it is needed."""
+    """An 8-bit PNG made from an array [H, W] or [H, W, 3], which `read` returns when the file is written."""
     return MadeFile(".png", lambda path: Image.fromarray(read()).save(path))

@@ -1,6 +1,6 @@
 """Data Science Bowl 2018, stage 1 (Caicedo et al., 2019): nuclei; one folder per picture, with one mask file per nucleus.
 
-The data set does not name its sources. Sites are told apart as its authors group them: fluorescence (dark, grey) by picture size, stained
+The data set does not name its sources. Sites are the groups of its authors: fluorescence (dark, grey) by picture size, stained
 tissue (coloured) and bright field (light, grey).
 """
 
@@ -13,12 +13,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.layouts.base import Classes, FoundCase, Layout, as_png, pictures
+from pfedsam.data.layouts.base import Classes, FoundCase, Layout, as_png, pictures, subfolders
 
 
 def find(source: Path) -> Iterator[FoundCase]:
     """Every folder with `images/<id>.png` and at least one mask; the masks of its nuclei become one. Each picture counts as a patient."""
-    for folder in sorted(path for path in source.iterdir() if path.is_dir()):
+    for folder in subfolders(source):
         image, masks = folder / "images" / f"{folder.name}.png", pictures(folder / "masks")
         if not image.is_file() or not masks:
             continue
@@ -61,7 +61,7 @@ def _union(masks: Sequence[Path]) -> npt.NDArray[np.uint8]:
 
 
 def classes(_: Path) -> Classes:
-    """As the masks are written here."""
+    """The id in the masks that the import writes."""
     return {"nucleus": [1]}
 
 

@@ -7,21 +7,26 @@ from pathlib import Path
 from pfedsam.data.layouts.base import Classes, FoundCase, Layout, site_name
 
 SEQUENCES = ("t1ce", "t2", "flair")
-"""The three that become the channels; T1 without contrast is left out."""
+"""The three sequences that become the channels; T1 without contrast agent is left out."""
 
 
 def find(source: Path) -> Iterator[FoundCase]:
-    """Every patient of `partitioning_*.csv` with his institution."""
+    """Every patient of `partitioning_*.csv` whose files exist; the site is the institution."""
+    for patient, institution in _partition(source):
+        folder = source / patient
+        images = tuple(folder / f"{patient}_{sequence}.nii.gz" for sequence in SEQUENCES)
+        mask = folder / f"{patient}_seg.nii.gz"
+        if all(map(Path.is_file, (mask, *images))):
+            yield FoundCase(site_name(f"institution_{institution}"), patient, patient, images, mask)
+
+
+def _partition(source: Path) -> Iterator[tuple[str, str]]:
+    """Patient and institution of each complete row of the table."""
     for table in sorted(source.glob("partitioning_1.csv")) or sorted(source.glob("partitioning*.csv"))[:1]:
         for row in csv.DictReader(table.read_text(encoding="utf-8-sig", errors="replace").splitlines()):
             patient, institution = row.get("Subject_ID"), row.get("Partition_ID")
-            if not patient or not institution:
-                continue
-            folder = source / patient
-            images = tuple(folder / f"{patient}_{sequence}.nii.gz" for sequence in SEQUENCES)
-            mask = folder / f"{patient}_seg.nii.gz"
-            if mask.is_file() and all(image.is_file() for image in images):
-                yield FoundCase(site_name(f"institution_{institution}"), patient, patient, images, mask)
+            if patient and institution:
+                yield patient, institution
 
 
 def classes(_: Path) -> Classes:

@@ -1,4 +1,4 @@
-"""Folders that already have pFedSAM's form, `<site>/{images,masks}`: the import adds nothing but the study with the ids that it found."""
+"""Folders that already have pFedSAM's form, `<site>/{images,masks}`; the import only adds the study with the ids in the masks."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,17 +8,14 @@ import numpy as np
 
 from pfedsam.core.errors import DataError
 from pfedsam.data.images import read_mask
-from pfedsam.data.layouts.base import Classes, FoundCase, Layout, pictures, site_name, stem_of, volumes
+from pfedsam.data.layouts.base import Classes, FoundCase, Layout, pictures, site_name, subfolders, volumes, with_masks
 
 
 def find(source: Path) -> Iterator[FoundCase]:
-    """Images and masks of equal names; patients are not named."""
-    for folder in sorted(path for path in source.iterdir() if path.is_dir()):
-        masks = {stem_of(path): path for path in _files(folder / "masks")}
-        for image in _files(folder / "images"):
-            stem = stem_of(image)
-            if stem in masks:
-                yield FoundCase(site_name(folder.name), stem, None, (image,), masks[stem])
+    """Images and masks of equal names; patients are not known."""
+    for folder in subfolders(source):
+        for stem, image, mask in with_masks(_files(folder / "images"), _files(folder / "masks")):
+            yield FoundCase(site_name(folder.name), stem, None, (image,), mask)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -26,10 +23,10 @@ def _files(folder: Path) -> list[Path]:
 
 
 def classes(source: Path) -> Classes:
-    """A class for each id above 0 of all masks, called `class_<id>`: rename them in the study.
+    """A class for each id above 0 in the masks, called `class_<id>`; the user can rename them in the study.
 
     Raises:
-        DataError: No mask holds an id above 0.
+        DataError: No mask contains an id above 0.
     """
     ids: set[int] = set()
     for case in find(source):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pfedsam.data.layouts.base import Classes, FoundCase, Layout, pictures
+from pfedsam.data.layouts.base import Classes, FoundCase, Layout, pictures, subfolders, with_masks
 
 _DOMAIN = re.compile(r"domain(\d+)", re.IGNORECASE)
 _EYE = re.compile(r"^([A-Z]-\d+)-[LR]$")
@@ -13,17 +13,20 @@ NAMES = {"1": "drishti_gs", "2": "rim_one_r3", "3": "refuge_train", "4": "refuge
 
 def find(source: Path) -> Iterator[FoundCase]:
     """Pictures of `Domain1` to `Domain4`; both eyes of a person (`G-1-L`, `G-1-R`) are one patient."""
-    for folder in sorted(path for path in source.iterdir() if path.is_dir()):
-        match = _DOMAIN.fullmatch(folder.name)
-        for part in ("train", "test") if match else ():
-            masks = {path.stem: path for path in pictures(folder / part / "ROIs" / "mask")}
-            for image in pictures(folder / part / "ROIs" / "image"):
-                if match and image.stem in masks:
-                    eye = _EYE.match(image.stem)
-                    patient = eye[1] if eye else image.stem
-                    yield FoundCase(
-                        NAMES.get(match[1], f"domain_{match[1]}"), image.stem, patient, (image,), masks[image.stem]
-                    )
+    for folder in subfolders(source):
+        domain = _DOMAIN.fullmatch(folder.name)
+        if domain is None:
+            continue
+        site = NAMES.get(domain[1], f"domain_{domain[1]}")
+        for part in ("train", "test"):
+            rois = folder / part / "ROIs"
+            for stem, image, mask in with_masks(pictures(rois / "image"), pictures(rois / "mask")):
+                yield FoundCase(site, stem, _patient(stem), (image,), mask)
+
+
+def _patient(stem: str) -> str:
+    eye = _EYE.match(stem)
+    return eye[1] if eye else stem
 
 
 def classes(_: Path) -> Classes:

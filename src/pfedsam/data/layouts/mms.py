@@ -13,7 +13,7 @@ from pfedsam.data.layouts.base import Classes, FoundCase, Layout, MadeFile, site
 
 
 def find(source: Path) -> Iterator[FoundCase]:
-    """End-diastole and end-systole of every patient that has both files, by centre; the table of patients names centre and times."""
+    """End-diastole and end-systole of every patient with image and mask; centre and times are in the table of patients."""
     rows = _table(source)
     if not rows:
         return
@@ -34,7 +34,7 @@ def find(source: Path) -> Iterator[FoundCase]:
 
 
 def _table(source: Path) -> dict[str, dict[str, str]]:
-    """The rows of the data set's table by patient; empty where there is no such table."""
+    """The rows of the data set's table by patient; empty if there is no such table."""
     for path in sorted(source.glob("*.csv")):
         rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig", errors="replace").splitlines()))
         if rows and {"External code", "Centre", "ED", "ES"} <= set(rows[0]):
@@ -43,7 +43,7 @@ def _table(source: Path) -> dict[str, dict[str, str]]:
 
 
 def _write_frame(source: Path, frame: str, target: Path) -> None:
-    """Write one time of a 4-D file as a 3-D file with the same position in space.
+    """Writes one time of a 4-D file as a 3-D file with the same position in space.
 
     Raises:
         DataError: The file has no such time.

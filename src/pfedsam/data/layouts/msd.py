@@ -10,7 +10,7 @@ from pfedsam.data.layouts.nnunet import read_description
 
 
 def find(source: Path) -> Iterator[FoundCase]:
-    """The labelled cases; every case is a patient. The JSON's paths are not used: what lies in the folders counts.
+    """The labelled cases; every case is a patient. The files in the folders are used, not the paths in the JSON file.
 
     Raises:
         DataError: A label file has no image.
@@ -28,10 +28,10 @@ def find(source: Path) -> Iterator[FoundCase]:
 
 
 def classes(source: Path) -> Classes:
-    """The labels of `dataset.json`, which has them as number to name.
+    """The labels of `dataset.json`, which maps numbers to names.
 
     Raises:
-        DataError: A label's number is none.
+        DataError: A key is no number.
     """
     labels = read_description(source, "training").get("labels", {})
     wrong = [number for number in labels if not str(number).isdecimal()]
@@ -41,7 +41,7 @@ def classes(source: Path) -> Classes:
 
 
 def options(source: Path) -> Mapping[str, Any]:
-    """Tasks of several sequences keep them in one 4-D file, of which one is read: the first, until another is named."""
+    """For tasks with several sequences in one 4-D file, the option that the first one is read; the user can change it in the study."""
     modalities = read_description(source, "training").get("modality", {})
     return {"volume": {"frame": 0}} if len(modalities) > 1 else {}
 

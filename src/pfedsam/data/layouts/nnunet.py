@@ -10,14 +10,14 @@ from pfedsam.core.errors import DataError
 from pfedsam.data.layouts.base import Classes, FoundCase, Layout, site_name
 
 MAX_CHANNELS = 3
-_DATASET = re.compile(r"^Dataset\d{3}_(?P<name>.+)$")
+_NUMBER = re.compile(r"^Dataset\d{3}_(?=.)")
 
 
 def read_description(source: Path, key: str) -> Mapping[str, Any]:
-    """`dataset.json`, if it has this key; empty otherwise.
+    """The content of `dataset.json` if it has this key, otherwise an empty mapping.
 
     Raises:
-        DataError: It is no JSON.
+        DataError: The file is no JSON.
     """
     path = source / "dataset.json"
     if not path.is_file():
@@ -30,7 +30,7 @@ def read_description(source: Path, key: str) -> Mapping[str, Any]:
 
 
 def find(source: Path) -> Iterator[FoundCase]:
-    """The labelled cases; of more than three channels the first three are taken. Every case is a patient: the layout does not say.
+    """The labelled cases; of more than three channels the first three are taken. The layout has no patients, so each case is one.
 
     Raises:
         DataError: A label file has no image.
@@ -38,8 +38,8 @@ def find(source: Path) -> Iterator[FoundCase]:
     description = read_description(source, "file_ending")
     if not description:
         return
-    ending, match = str(description["file_ending"]), _DATASET.match(source.name)
-    site = site_name(match["name"] if match else source.name).lower()
+    ending = str(description["file_ending"])
+    site = site_name(_NUMBER.sub("", source.name)).lower()
     channels = min(len(description.get("channel_names", {"0": ""})), MAX_CHANNELS)
     for mask in sorted((source / "labelsTr").glob(f"*{ending}")):
         case = mask.name.removesuffix(ending)

@@ -7,19 +7,19 @@ the part and the number together.
 from collections.abc import Iterator
 from pathlib import Path
 
-from pfedsam.data.layouts.base import Classes, FoundCase, Layout, pictures
+from pfedsam.data.layouts.base import Classes, FoundCase, Layout, pictures, subfolders, with_masks
 from pfedsam.data.layouts.saml import SITES
 
 
 def find(source: Path) -> Iterator[FoundCase]:
-    """The slices of each part; whether a test part is kept apart is the user's choice, so no split is fixed."""
-    for folder in sorted(path for path in source.iterdir() if path.is_dir() and path.name in SITES):
+    """The slices of each part. No split is set: whether the published test part is kept as such is the user's choice."""
+    for folder in subfolders(source):
+        if folder.name not in SITES:
+            continue
         for part in ("train", "test"):
-            masks = {path.stem: path for path in pictures(folder / part / "mask")}
-            for image in pictures(folder / part / "image"):
-                if image.stem in masks:
-                    patient = f"{part}_{image.stem.partition('_')[0]}"
-                    yield FoundCase(folder.name, f"{part}_{image.stem}", patient, (image,), masks[image.stem])
+            for stem, image, mask in with_masks(pictures(folder / part / "image"), pictures(folder / part / "mask")):
+                patient = f"{part}_{stem.partition('_')[0]}"
+                yield FoundCase(folder.name, f"{part}_{stem}", patient, (image,), mask)
 
 
 def classes(_: Path) -> Classes:

@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pfedsam.data.layouts.base import Classes, FoundCase, Layout, as_png, pictures
+from pfedsam.data.layouts.base import Classes, FoundCase, Layout, as_png, pictures, subfolders
 
 _VESSEL = 255
 
 
 def find(source: Path) -> Iterator[FoundCase]:
-    """The cases of whichever of the four sets is there."""
-    for folder in sorted(path for path in source.iterdir() if path.is_dir()):
+    """The cases of those of the four sets that the folder contains."""
+    for folder in subfolders(source):
         reader = _SETS.get(folder.name.lower().replace("-", "_"))
         if reader is not None:
             yield from reader(folder)
@@ -82,7 +82,7 @@ _SETS: dict[str, Callable[[Path], Iterator[FoundCase]]] = {
 
 
 def classes(_: Path) -> Classes:
-    """As the masks are written here."""
+    """The id in the masks that the import writes."""
     return {"vessel": [_VESSEL]}
 
 

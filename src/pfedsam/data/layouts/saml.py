@@ -4,22 +4,27 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pfedsam.data.layouts.base import Classes, FoundCase, Layout, stem_of, volumes
+from pfedsam.data.layouts.base import Classes, FoundCase, Layout, stem_of, subfolders, volumes
 
 SITES = {"BIDMC", "BMC", "HK", "I2CVB", "HCRUDB", "RUNMC", "UCL"}
+_RENAMED = {"HCRUDB": "I2CVB"}
 _MASK = re.compile(r"^(?P<case>.+?)_segmentation$", re.IGNORECASE)
 
 
 def find(source: Path) -> Iterator[FoundCase]:
-    """Every image with a `_segmentation` of the same name beside it; HCRUDB is another name of I2CVB."""
-    for folder in sorted(path for path in source.iterdir() if path.is_dir() and path.name in SITES):
-        files = {stem_of(path).lower(): path for path in volumes(folder)}
-        for stem, path in files.items():
-            match = _MASK.match(stem)
-            if match and match["case"] in files:
-                image = files[match["case"]]
-                site = "I2CVB" if folder.name == "HCRUDB" else folder.name
-                yield FoundCase(site, stem_of(image), stem_of(image), (image,), path)
+    """Every image with a `_segmentation` of the same name in its folder; HCRUDB is another name of I2CVB."""
+    for folder in subfolders(source):
+        if folder.name in SITES:
+            yield from _cases(folder, _RENAMED.get(folder.name, folder.name))
+
+
+def _cases(folder: Path, site: str) -> Iterator[FoundCase]:
+    files = {stem_of(path).lower(): path for path in volumes(folder)}
+    for stem, mask in files.items():
+        match = _MASK.match(stem)
+        image = files.get(match["case"]) if match else None
+        if image is not None:
+            yield FoundCase(site, stem_of(image), stem_of(image), (image,), mask)
 
 
 def classes(_: Path) -> Classes:

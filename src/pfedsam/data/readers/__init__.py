@@ -1,4 +1,4 @@
-"""Readers of image files, one protocol (`base.Reader`) and one file a format; files are recognised by their content."""
+"""Readers of image files: one protocol (`base.Reader`) and one module per format; files are recognised by their content."""
 
 from pathlib import Path
 from typing import Final, Literal, Protocol, TypeAlias
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers.base import Header, Reader
 from pfedsam.data.readers.dicom import DicomReader
-from pfedsam.data.readers.dicom_files import find_images, looks_like_dicom
+from pfedsam.data.readers.dicom_files import find_images, looks_like_dicom, visible_files
 from pfedsam.data.readers.masks import fit_mask, fold_name
 from pfedsam.data.readers.nifti import NiftiReader, looks_like_nifti
 from pfedsam.data.readers.pictures import PictureReader
@@ -23,19 +23,19 @@ PICTURES: Final = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
 
 
 class MaskReader(Protocol):
-    """The mask of an image, indexed as the image's voxels."""
+    """The mask of an image, with the indices of the image's voxels."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was lost or changed on the way to this grid."""
+        """Sentences about what was lost or changed when the mask was brought to the grid of its image."""
         ...
 
     def header(self) -> Header:
-        """That of the image."""
+        """The header of the image."""
         ...
 
     def mask_slice(self, index: int, axis: int = 2) -> npt.NDArray[np.int64]:
-        """The ids [A, B] of the plane `index` across `axis`.
+        """The ids [A, B] of the plane with this index along `axis`.
 
         Raises:
             DataError: The file is damaged, or its values are no ids.
@@ -44,27 +44,28 @@ class MaskReader(Protocol):
 
 
 def kind_of(path: Path) -> Kind | None:
-    """The format of a file, or of a folder of DICOM files; None for what is not read. Only the first bytes of files are looked at."""
+    """The format of a file, or of a folder of DICOM files, by the first bytes; None for formats that are not read."""
     if path.is_dir():
-        files = (file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith("."))
-        return "dicom" if any(looks_like_dicom(file) for file in files) else None
+        return "dicom" if any(map(looks_like_dicom, visible_files(path))) else None
     if path.suffix.lower() in PICTURES:
         return "picture"
     if not path.is_file():
         return None
-    return "nifti" if looks_like_nifti(path) else "dicom" if looks_like_dicom(path) else None
+    if looks_like_nifti(path):
+        return "nifti"
+    return "dicom" if looks_like_dicom(path) else None
 
 
 def open_volume(path: Path, options: VolumeOptions, *, series: str | None = None) -> Reader:
     """The reader of a NIfTI file, a DICOM file or a folder of DICOM files.
 
     Args:
-        path: Of the file or folder.
-        options: Limits, and which frame or series.
-        series: Goes before that of the options.
+        path: The file or folder.
+        options: Limits, frame and series.
+        series: The series, if it is not that of the options.
 
     Raises:
-        DataError: It is none of these, damaged, too large, or ambiguous.
+        DataError: The file is of another format, damaged, too large, or ambiguous.
     """
     if not path.exists():
         raise DataError(f"{path.name!r} cannot be opened; restore it or take the case out")
@@ -86,7 +87,7 @@ def open_mask(path: Path, image: Reader, options: VolumeOptions) -> MaskReader:
     """The mask of a volume on the volume's grid: NIfTI, DICOM-SEG, RTSTRUCT, or a folder of one of them or of pictures.
 
     Raises:
-        DataError: It is none of these, damaged, or of another grid.
+        DataError: The file is of another format, damaged, or on another grid.
     """
     if not path.exists():
         raise DataError(f"its mask {path.name!r} cannot be opened; restore it or take the case out")
@@ -127,7 +128,7 @@ def _dicom_mask(path: Path, image: Header, options: VolumeOptions) -> MaskReader
 
 
 def _slice_names(image: Reader) -> list[str] | None:
-    """Names of the files of a DICOM series, slice by slice; None for what has several slices in a file."""
+    """Names of the files of a DICOM series, slice by slice; None if a file contains several slices."""
     if not isinstance(image, DicomReader) or not image.even:
         return None
     names = [fold_name(plane.path) for plane in image.stack.planes]

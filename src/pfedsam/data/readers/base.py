@@ -1,7 +1,7 @@
-"""What every reader of a file format offers, and how two grids of voxels are compared.
+"""The protocol of all readers of file formats, and the comparison of two grids of voxels.
 
-Arrays are indexed as the format stores them: NIfTI [i, j, k]; DICOM and pictures [row, column, slice]. The affine takes these indices to
-patient coordinates in mm, as NIfTI has them (x to the right, y to the front, z to the head).
+Arrays have the indices of the format: NIfTI [i, j, k]; DICOM and pictures [row, column, slice]. The affine maps these indices to patient
+coordinates in mm, in NIfTI's directions (x to the right, y to the front, z to the head).
 """
 
 from dataclasses import dataclass
@@ -18,26 +18,26 @@ Shape: TypeAlias = tuple[int, int, int]
 Spacing: TypeAlias = tuple[float, float, float]
 
 SPACING_TOLERANCE: Final = 0.01
-"""Relative."""
+"""Relative difference of two spacings that count as equal."""
 ORIGIN_TOLERANCE: Final = 1.0
-"""mm."""
+"""Distance in mm of two origins that count as equal."""
 DIRECTION_TOLERANCE: Final = 0.01
-"""Of each component of a unit vector."""
+"""Difference of each component of two unit vectors that count as equal."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about its voxels; known without decoding any."""
+    """Properties of the voxels of a file that are known without decoding them."""
 
     kind: str
     """The format, for messages: picture, NIfTI, DICOM, ..."""
     shape: Shape
     affine: Affine | None
-    """Indices to mm; None where the file has no position."""
+    """Indices to mm; None if the file has no position."""
     spacing_mm: Spacing | None
-    """Along the three indices; None where it is not known."""
+    """Along the three indices; None if it is not known."""
     dtype: np.dtype[Any]
-    """Of the stored values."""
+    """Type of the stored values."""
     channels: int = 1
     """3 for colour."""
     frame_of_reference: str | None = None
@@ -45,10 +45,10 @@ class Header:
 
 
 class Reader(Protocol):
-    """One file, or one folder of DICOM files, opened."""
+    """An open file, or an open folder of DICOM files."""
 
     def header(self) -> Header:
-        """Shape, spacing and position; decodes nothing.
+        """Shape, spacing and position; nothing is decoded.
 
         Raises:
             DataError: The file is damaged, or of a kind that is not read.
@@ -56,10 +56,10 @@ class Reader(Protocol):
         ...
 
     def slice(self, index: int, axis: int = 2) -> npt.NDArray[np.float32]:
-        """The values of the plane `index` across `axis`, [A, B, C] with the two other axes in their order and C channels.
+        """The values of the plane with this index along `axis`: [A, B, C], the two other axes in their order and C channels.
 
         Raises:
-            DataError: It cannot be decoded.
+            DataError: The plane cannot be decoded.
         """
         ...
 
@@ -67,19 +67,19 @@ class Reader(Protocol):
         """The same plane of a mask: ids [A, B].
 
         Raises:
-            DataError: It cannot be decoded, or its values are no ids.
+            DataError: The plane cannot be decoded, or its values are no ids.
         """
         ...
 
     def write_mask(self, path: Path, mask: npt.NDArray[Any]) -> None:
-        """Write a mask of this file's shape on this file's grid.
+        """Writes a mask with the shape and the grid of this file.
 
         Args:
-            path: Of the new file.
-            mask: Ids, uint8 or uint16, indexed as this file's voxels.
+            path: The file to write.
+            mask: Ids, uint8 or uint16, with the indices of this file's voxels.
 
         Raises:
-            StoreError: It cannot be written.
+            StoreError: The file cannot be written.
         """
         ...
 
@@ -94,7 +94,7 @@ def check_affine(affine: Affine, kind: str) -> None:
     """Refuses a grid that has no volume, or whose axes are not at right angles.
 
     Raises:
-        DataError: It is such a grid.
+        DataError: The grid is refused.
     """
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or (lengths < 1e-6).any():
@@ -112,10 +112,10 @@ def check_affine(affine: Affine, kind: str) -> None:
 
 
 def check_size(shape: Shape, itemsize: int, max_gigabytes: float) -> None:
-    """Refuses a volume, not yet decoded, that would not fit.
+    """Refuses a volume, not yet decoded, that is larger than the limit.
 
     Raises:
-        DataError: It is too large or has an empty axis.
+        DataError: The volume is too large or has an empty axis.
     """
     if min(shape) < 1:
         raise DataError(f"its header says {_by(shape)} voxels: an axis is empty; restore the file or take the case out")
@@ -130,9 +130,9 @@ def check_size(shape: Shape, itemsize: int, max_gigabytes: float) -> None:
 
 
 def grid_difference(image: Header, mask: Header) -> str | None:
-    """In which way the grid of a mask is not that of its image, with both numbers; None where they agree.
+    """The difference between the grids of an image and its mask, with both numbers; None if they agree.
 
-    Positions are only compared where both have one.
+    Positions are only compared if both have one.
     """
     if image.shape != mask.shape:
         return f"the image has {_by(image.shape)} voxels, its mask {_by(mask.shape)}"

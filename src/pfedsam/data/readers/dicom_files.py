@@ -175,7 +175,7 @@ def find_images(path: Path) -> Found:
     others: Counter[str] = Counter()
     by_modality: dict[str, list[Path]] = defaultdict(list)
     groups: dict[tuple[Any, ...], list[tuple[Dataset, list[Plane]]]] = defaultdict(list)
-    for file in _files(path):
+    for file in visible_files(path):
         if not looks_like_dicom(file):
             others["not DICOM"] += 1
             continue
@@ -196,7 +196,7 @@ def find_images(path: Path) -> Found:
     return Found(series, others, by_modality["SEG"], by_modality["RTSTRUCT"])
 
 
-def _files(path: Path) -> list[Path]:
+def visible_files(path: Path) -> list[Path]:
     """The file itself, or the files in a folder and its subfolders without hidden ones, sorted."""
     if not path.is_dir():
         return [path]

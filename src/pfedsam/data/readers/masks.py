@@ -1,5 +1,6 @@
-"""Masks on the grid of their image: exact where the grids agree, refused with both numbers where not, resampled where asked."""
+"""Masks on the grid of their image: exact if the grids agree; otherwise refused with both numbers, or resampled if the option is set."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +15,16 @@ from pfedsam.data.readers.base import Affine, Header, Reader, grid_difference
 from pfedsam.data.readers.regrid import nearest_voxels
 
 Overlaps: TypeAlias = Literal["refused", "last", "sum"]
-"""What happens where two parts of a file share a voxel: the later one has it, or it has the sum of the ids."""
-_ASK: Final = "export the mask on the grid of its image, or set data.volume.resample: true to resample it"
+"""What happens where two parts of a file share a voxel: the file is refused, or the voxel gets the id of the later part or the sum of the
+ids."""
+_REMEDY: Final = "export the mask on the grid of its image, or set data.volume.resample: true to resample it"
 
 
 class GridMask:
-    """A mask in memory, indexed as the voxels of its image."""
+    """A mask in memory, with the indices of the voxels of its image."""
 
     def __init__(self, ids: npt.NDArray[Any], like: Header, notes: tuple[str, ...] = ()) -> None:
-        """Of ids [I, J, K] in their own type; `notes` say what was lost when they were made."""
+        """Takes ids [I, J, K] of any integer type; `notes` are sentences about what was lost when they were made."""
         self.ids, self._like, self.notes = ids, like, notes
 
     def header(self) -> Header:
@@ -40,7 +42,7 @@ class TurnedMask:
     def __init__(
         self, reader: Reader, axes: tuple[int, int, int], flipped: tuple[bool, bool, bool], like: Header
     ) -> None:
-        """Axis a of the image is axis `axes[a]` of the file, counted from its end where `flipped[a]`."""
+        """Axis a of the image is axis `axes[a]` of the file, counted from its end if `flipped[a]`."""
         self._reader, self._axes, self._flipped, self._like = reader, axes, flipped, like
         self.notes: tuple[str, ...] = ()
 
@@ -67,21 +69,15 @@ def fit_mask(mask: Reader, image: Header, *, resample: bool) -> GridMask | Turne
     """A mask file on the grid of its image.
 
     Raises:
-        DataError: It has another grid, and is not to be resampled.
+        DataError: It has another grid and is not to be resampled.
     """
     theirs = mask.header()
-    if image.affine is None or theirs.affine is None:
-        axes = (1, 0, 2) if image.kind == "DICOM" and theirs.kind == "NIfTI" else (0, 1, 2)
-        flips = (False, False, False)
-        turned = replace(theirs, shape=_permuted(theirs.shape, axes), affine=None)
-    else:
-        axes, flips = _turn(theirs.affine, image.affine)
-        turned = replace(theirs, shape=_permuted(theirs.shape, axes), affine=_turned_affine(theirs, axes, flips))
-    difference = grid_difference(image, turned)
+    axes, flips = _orientation(theirs, image)
+    difference = grid_difference(image, _turned(theirs, axes, flips))
     if difference is None:
         return TurnedMask(mask, axes, flips, image)
     if not resample or image.affine is None or theirs.affine is None:
-        raise DataError(f"{difference}; {_ASK}")
+        raise DataError(f"{difference}; {_REMEDY}")
     volume = np.stack([mask.mask_slice(k) for k in range(theirs.shape[2])], axis=2)
     moved = nearest_voxels(small_ids(volume), theirs.affine, image.affine, image.shape)
     return GridMask(moved, image, (f"the mask was resampled to the grid of its image ({difference})",))
@@ -94,31 +90,29 @@ def small_ids(ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
 
 
 def empty_ids(shape: tuple[int, int, int], chosen: Sequence[tuple[int, int]], overlaps: Overlaps) -> npt.NDArray[Any]:
-    """A mask of zeros that holds the ids which `choose_ids` gave, or their sum."""
+    """A mask of zeros, of a type for the ids that `choose_ids` returned, or for their sum."""
     ids = [value for _, value in chosen]
-    return np.zeros(shape, dtype=np.uint8 if (sum(ids) if overlaps == "sum" else max(ids)) < 256 else np.uint16)
+    largest = sum(ids) if overlaps == "sum" else max(ids)
+    return np.zeros(shape, dtype=np.uint8 if largest < 256 else np.uint16)
 
 
 def choose_ids(names: Mapping[int, str], segments: Mapping[str, int], what: str) -> list[tuple[int, int]]:
-    """Which parts of a file become which ids: (number in the file, id), later ones over earlier ones.
+    """The parts of a file that are read, each as (number in the file, id); later ones are painted over earlier ones.
 
     Args:
-        names: Number to name, as the file says.
-        segments: Name to id, as the user says; empty: each number is its id.
+        names: Number of a part to its name, from the file.
+        segments: Name of a part to its id, from the options; if empty, the numbers are the ids.
         what: The format, for messages.
 
     Raises:
-        DataError: None of the names is there.
+        DataError: The file contains none of the names.
     """
     if not segments:
         return [(number, number) for number in sorted(names)]
-    plain = {number: name.strip().lower() for number, name in names.items()}
-    chosen = [
-        (number, value)
-        for name, value in segments.items()
-        for number in sorted(plain)
-        if plain[number] == name.strip().lower()
-    ]
+    by_name: dict[str, list[int]] = defaultdict(list)
+    for number in sorted(names):
+        by_name[_plain(names[number])].append(number)
+    chosen = [(number, value) for name, value in segments.items() for number in by_name[_plain(name)]]
     if not chosen:
         raise DataError(
             f"its {what} has {len(names)} named parts, none of which data.volume.segments names; correct the names there"
@@ -126,8 +120,15 @@ def choose_ids(names: Mapping[int, str], segments: Mapping[str, int], what: str)
     return chosen
 
 
+def _plain(name: str) -> str:
+    return name.strip().lower()
+
+
 def paint(target: npt.NDArray[Any], where: npt.NDArray[np.bool_], value: int, overlaps: Overlaps) -> int:
-    """Set `value` where a mask of the same shape is true; where overlaps are refused, voxels with another id keep it and are counted."""
+    """Writes `value` where a mask of the same shape is true, and returns the number of overlapping voxels if overlaps are refused.
+
+    Overlapping voxels then keep their id.
+    """
     if overlaps == "sum":
         target[where] |= value  # of powers of two, so that a part that is painted twice counts once
         return 0
@@ -140,10 +141,10 @@ def paint(target: npt.NDArray[Any], where: npt.NDArray[np.bool_], value: int, ov
 
 
 def refuse_overlap(voxels: int, what: str) -> None:
-    """Refuses parts that share voxels, of which one mask of ids can keep one only.
+    """Refuses parts that share voxels, because a voxel of a mask has one id only.
 
     Raises:
-        DataError: They do.
+        DataError: `voxels` is not 0.
     """
     if voxels:
         raise DataError(
@@ -153,12 +154,26 @@ def refuse_overlap(voxels: int, what: str) -> None:
 
 
 def fold_name(path: Path) -> str:
-    """A file's name without its ending, for comparing."""
+    """The name of a file without its ending, in lower case."""
     return path.stem.lower()
 
 
+def _orientation(mask: Header, image: Header) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+    """For each axis of the image the axis of the mask along it, and whether it is flipped; by the formats if a position is missing."""
+    if image.affine is not None and mask.affine is not None:
+        return _turn(mask.affine, image.affine)
+    columns_first = image.kind == "DICOM" and mask.kind == "NIfTI"
+    return (1, 0, 2) if columns_first else (0, 1, 2), (False, False, False)
+
+
+def _turned(header: Header, axes: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> Header:
+    """The header of the same voxels with their axes in another order and direction."""
+    first, second, third = (header.shape[axis] for axis in axes)
+    return replace(header, shape=(first, second, third), affine=_turned_affine(header, axes, flips))
+
+
 def _turn(source: Affine, target: Affine) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
-    """For each axis of the target: the axis of the source that runs along it, and whether it runs the other way."""
+    """For each axis of the target the axis of the source along it, and whether it has the opposite direction."""
     library: Any = orientations  # has no types
     change = library.ornt_transform(library.io_orientation(source), library.io_orientation(target))
     # Row: axis of the source; values: axis of the target, direction.
@@ -166,10 +181,6 @@ def _turn(source: Affine, target: Affine) -> tuple[tuple[int, int, int], tuple[b
     for axis, (goes_to, direction) in enumerate(change):
         axes[int(goes_to)], flips[int(goes_to)] = axis, bool(direction < 0)
     return (axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2])
-
-
-def _permuted(shape: tuple[int, int, int], axes: tuple[int, int, int]) -> tuple[int, int, int]:
-    return shape[axes[0]], shape[axes[1]], shape[axes[2]]
 
 
 def _turned_affine(header: Header, axes: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> Affine | None:

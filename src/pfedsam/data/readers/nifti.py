@@ -1,8 +1,8 @@
 """NIfTI-1 and NIfTI-2 in one file, plain or gzipped, by nibabel.
 
-Values are those after the header's slope and intercept. What the header claims is checked before anything is decompressed. The affine is
-the sform where it has a code, else the qform, else (both codes 0) the voxel sizes alone; spacing is unknown where nothing but 1 mm without
-any orientation is given. Lengths in metres or micrometres become mm.
+Values are those after the header's slope and intercept. The header is checked before anything is decompressed. The affine is the sform if
+it has a code, else the qform, else (both codes 0) the voxel sizes alone. The spacing is unknown if the header contains only 1 mm and no
+orientation. Lengths in metres or micrometres are converted to mm.
 """
 
 import gzip
@@ -27,17 +27,17 @@ _UNREADABLE = (OSError, EOFError, ValueError, zlib.error, HeaderDataError, Image
 _GZIP: Final = b"\x1f\x8b"
 _HEADER_BYTES: Final = 544
 _FURTHEST_VOXEL: Final = 2**28
-"""Bytes; header extensions, which lie before the voxels, have kilobytes to a few megabytes."""
+"""Largest number of bytes before the voxels; header extensions have kilobytes to a few megabytes."""
 _REST_BYTES, _BLOCK_BYTES = 2**28, 2**20
-"""How much is read behind the voxels at most (other frames, say), and at once."""
+"""Largest number of bytes that are read after the voxels (other frames, for example), and the number read at once."""
 _UNITS: Final = {1: 1000.0, 3: 0.001}
-"""NIfTI's code of the unit of length, less 8 for time, to mm; others are mm."""
+"""NIfTI's code of the unit of length (without that of time) to its length in mm; other codes mean mm."""
 _ID_ERROR: Final = 1e-5
-"""How far an id may lie from a whole number: the rounding of a slope."""
+"""Largest difference of an id from a whole number, caused by rounding of the slope."""
 
 
 def looks_like_nifti(path: Path) -> bool:
-    """Whether a file's content is NIfTI, whatever its name."""
+    """Whether the content of a file is NIfTI; its name does not matter."""
     start = _start(path)
     return start[344:348] in (b"n+1\0", b"ni1\0") or start[4:8] in (b"n+2\0", b"ni2\0")
 
@@ -48,7 +48,7 @@ def _is_zipped(path: Path) -> bool:
 
 
 def _start(path: Path) -> bytes:
-    """The first bytes, decompressed where they are gzipped; fewer, or none, of a damaged file."""
+    """The first bytes, decompressed if the file is gzipped; fewer bytes, or none, if it is damaged."""
     try:
         with gzip.open(path) if _is_zipped(path) else path.open("rb") as file:
             return file.read(_HEADER_BYTES)
@@ -60,12 +60,12 @@ class NiftiReader:
     """One NIfTI file."""
 
     def __init__(self, path: Path, *, frame: int | None = None, max_gigabytes: float = 2.0) -> None:
-        """Read the header.
+        """Reads the header.
 
         Args:
-            path: Of the file.
-            frame: Which 3-D part of a file of more dimensions.
-            max_gigabytes: More is refused, in the file's own type.
+            path: The file.
+            frame: Number of the 3-D part of a file with more dimensions.
+            max_gigabytes: Largest size in the type of the file.
 
         Raises:
             DataError: The file is damaged, too large, or of a kind that is not read.
@@ -96,7 +96,7 @@ class NiftiReader:
         return self._header
 
     def slice(self, index: int, axis: int = 2) -> npt.NDArray[np.float32]:
-        """The plane `index` across `axis`, [A, B, 1].
+        """The plane with this index along `axis`, [A, B, 1].
 
         Raises:
             DataError: The file is cut off, or a value is not a number.
@@ -110,7 +110,7 @@ class NiftiReader:
         return values[..., None]
 
     def mask_slice(self, index: int, axis: int = 2) -> npt.NDArray[np.int64]:
-        """The ids [A, B] of the plane `index` across `axis`.
+        """The ids [A, B] of the plane with this index along `axis`.
 
         Raises:
             DataError: The file is cut off, or a value is not a whole number of 0 or more.
@@ -126,10 +126,10 @@ class NiftiReader:
         return ids.astype(np.int64)
 
     def write_mask(self, path: Path, mask: npt.NDArray[Any]) -> None:
-        """Write ids [I, J, K] with this file's position, orientation codes and unit, and nothing else of its header.
+        """Writes ids [I, J, K] with the position, orientation codes and unit of this file, but nothing else of its header.
 
         Raises:
-            StoreError: It cannot be written.
+            StoreError: The file cannot be written.
         """
         source = self._raw_header
         image = self._class(mask, None, type(source)())
@@ -151,7 +151,7 @@ class NiftiReader:
         return np.asarray(self._values[tuple(where)], dtype=np.float64) * self._slope + self._inter
 
     def _read(self) -> npt.NDArray[Any]:
-        """The stored values [I, J, K] in their own type: mapped where the file is not compressed.
+        """The stored values [I, J, K] in their own type; memory-mapped if the file is not compressed.
 
         Raises:
             DataError: The file is cut off.
@@ -172,7 +172,7 @@ class NiftiReader:
         """Position in bytes of the first voxel.
 
         Raises:
-            DataError: It lies inside the header, or so far behind it that the field must be damaged.
+            DataError: The position is inside the header, or so far after it that the field must be damaged.
         """
         least = int(self._raw_header.single_vox_offset)
         offset = float(self._raw_header["vox_offset"]) or least  # some programs leave it 0
@@ -181,10 +181,10 @@ class NiftiReader:
         return int(offset)
 
     def _check_type(self) -> None:
-        """Refuse values that are no grey values.
+        """Refuses complex, colour and other values that are no grey values.
 
         Raises:
-            DataError: They are.
+            DataError: The file has such values.
         """
         dtype = self._dtype
         if dtype.kind == "c" or dtype.fields or dtype.kind not in "iufb" or dtype.itemsize > 8:
@@ -194,18 +194,16 @@ class NiftiReader:
             )
 
     def _choose(self, frame: int | None) -> tuple[int, Shape]:
-        """Which 3-D part is read, and its shape.
+        """The number of the 3-D part that is read, and its shape.
 
         Raises:
-            DataError: There are several and none was named, or not that one.
+            DataError: There are several parts and `frame` is None, or there is no such part.
         """
         lengths = [int(n) for n in self._raw_header.get_data_shape()]
         first, second, third = (*lengths[:3], 1, 1, 1)[:3]
         if any(n < 1 for n in lengths):
             raise DataError(f"{self.path.name!r} says that an axis is empty; restore it or take the case out")
-        frames = 1
-        for length in lengths[3:]:
-            frames *= length
+        frames = math.prod(lengths[3:])
         if frames == 1:
             return 0, (first, second, third)
         if frame is None:
@@ -234,10 +232,10 @@ class NiftiReader:
 
 
 def _check_end(file: Any) -> None:  # noqa: ANN401 - a binary file
-    """Read on to the check sum at the end of a gzipped file, which only then is compared; a file that goes on for long is left.
+    """Reads to the end of a gzipped file, where the checksum is compared; a file with very much content after the voxels is left.
 
     Raises:
-        OSError: The content is not what was written.
+        OSError: The checksum does not fit the content.
     """
     for _ in range(_REST_BYTES // _BLOCK_BYTES):
         if not file.read(_BLOCK_BYTES):
@@ -245,10 +243,10 @@ def _check_end(file: Any) -> None:  # noqa: ANN401 - a binary file
 
 
 def write_nifti(path: Path, image: Any) -> None:  # noqa: ANN401 - nibabel's classes have no types
-    """Write an image, gzipped where the name says so, without a time stamp, so that equal masks are equal files.
+    """Writes an image, gzipped if the name ends with .gz, without a time stamp, so that equal masks give equal files.
 
     Raises:
-        StoreError: It cannot be written.
+        StoreError: The file cannot be written.
     """
     content = image.to_bytes()
     if path.name.lower().endswith(".gz"):
@@ -257,10 +255,10 @@ def write_nifti(path: Path, image: Any) -> None:  # noqa: ANN401 - nibabel's cla
 
 
 def _class_of(path: Path, start: bytes) -> Any:  # noqa: ANN401 - nibabel's classes have no types
-    """NIfTI-1 or NIfTI-2.
+    """The class of nibabel for NIfTI-1 or NIfTI-2.
 
     Raises:
-        DataError: Neither.
+        DataError: The file is neither.
     """
     if start[344:348] == b"n+1\0":
         return nib.nifti1.Nifti1Image

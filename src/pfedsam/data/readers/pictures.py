@@ -1,4 +1,4 @@
-"""PNG, JPEG and TIFF behind the protocol of readers: a picture is a volume of one slice without a position."""
+"""PNG, JPEG and TIFF with the protocol of readers: a picture is a volume of one slice without a position."""
 
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +18,7 @@ class PictureReader:
     """One picture, or the mask of one."""
 
     def __init__(self, path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> None:
-        """Of the file at `path`; nothing is read yet."""
+        """Takes the path of the file; nothing is read yet."""
         self.path, self.max_megapixels = path, max_megapixels
 
     def header(self) -> Header:
@@ -38,10 +38,10 @@ class PictureReader:
         return Header("picture", (height, width, 1), None, None, dtype, channels=3 if colour else 1)
 
     def slice(self, index: int, axis: int = 2) -> npt.NDArray[np.float32]:
-        """The picture [H, W, 3] in 0..1; its only plane.
+        """The picture [H, W, 3] in 0..1, which is the only plane.
 
         Raises:
-            DataError: It cannot be read.
+            DataError: The file cannot be read.
         """
         return read_image(self.path, max_megapixels=self.max_megapixels)
 
@@ -49,24 +49,24 @@ class PictureReader:
         """The ids [H, W].
 
         Raises:
-            DataError: It cannot be read.
+            DataError: The file cannot be read.
         """
         return read_mask(self.path, max_megapixels=self.max_megapixels)
 
     def write_mask(self, path: Path, mask: npt.NDArray[Any]) -> None:
-        """Write ids [H, W] or [H, W, 1] as a grey PNG.
+        """Writes ids [H, W] or [H, W, 1] as a grey PNG.
 
         Raises:
-            StoreError: It cannot be written.
+            StoreError: The file cannot be written.
         """
         write_png(path, mask[..., 0] if mask.ndim == 3 else mask)
 
 
 def write_png(path: Path, mask: npt.NDArray[Any]) -> None:
-    """Write ids [H, W], uint8 or uint16, as a grey PNG.
+    """Writes ids [H, W], uint8 or uint16, as a grey PNG.
 
     Raises:
-        StoreError: It cannot be written.
+        StoreError: The file cannot be written.
     """
     png = BytesIO()
     Image.fromarray(mask).save(png, format="PNG")

@@ -1,4 +1,4 @@
-"""Resampling: tilted or uneven stacks to an even grid, and masks to the grid of their image."""
+"""Resampling of tilted or uneven stacks to an even grid, and of masks to the grid of their image."""
 
 from collections.abc import Iterable
 
@@ -10,13 +10,13 @@ from pfedsam.data.readers.base import Affine, Shape
 
 
 def even_stack(positions: npt.NDArray[np.float64] | None, affine: Affine, shape: Shape) -> tuple[Shape, Affine]:
-    """The right-angled, even grid that holds all slices of a stack.
+    """The right-angled, even grid that contains all slices of a stack.
 
-    Slices lie at the smallest distance of two neighbours, so that none is thinned out.
+    The distance of its slices is the smallest distance of two neighbours in the stack, so that no slice is skipped.
 
     Args:
-        positions: [D, 3] of the slices, in DICOM's directions.
-        affine: Of the first slice, as NIfTI has it; its third column is not looked at.
+        positions: Positions of the slices in mm, [D, 3], in DICOM's directions.
+        affine: Affine of the first slice in NIfTI's directions; its third column is not used.
         shape: Rows, columns, slices.
 
     Returns:
@@ -45,17 +45,17 @@ def resample_stack(
     target: Affine,
     shape: Shape,
 ) -> npt.NDArray[np.float32]:
-    """The slices of a stack on an even grid, by linear interpolation; outside the stack its lowest value.
+    """The slices of a stack on an even grid, by linear interpolation; values outside a slice are its lowest value.
 
     Args:
-        planes: Values [rows, columns], one after the other.
-        positions: [D, 3] of the slices, in DICOM's directions.
-        affine: Of the first slice.
-        target: Affine of the grid, as `even_stack` gives it.
-        shape: Of the grid.
+        planes: Values [rows, columns] of the slices, in order.
+        positions: Positions of the slices in mm, [D, 3], in DICOM's directions.
+        affine: Affine of the first slice.
+        target: Affine of the grid, as returned by `even_stack`.
+        shape: Shape of the grid.
 
     Returns:
-        Values of the shape given.
+        Values with the shape of the grid.
     """
     places, _ = _places(positions, affine)
     origin = np.linalg.inv(target) @ affine[:, 3]
@@ -96,7 +96,7 @@ def nearest_voxels(mask: npt.NDArray[np.int64], source: Affine, target: Affine, 
 def _places(
     positions: npt.NDArray[np.float64] | None, affine: Affine
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Slices [D, 3] in mm along (rows, columns, normal) from the first, and the normal; all in NIfTI's directions."""
+    """Offsets of the slices from the first in mm, [D, 3] along (rows, columns, normal), and the normal, [3], in NIfTI's directions."""
     there = (np.zeros((1, 3)) if positions is None else positions) * np.array([-1.0, -1.0, 1.0])
     first, second = (affine[:3, axis] / np.linalg.norm(affine[:3, axis]) for axis in (0, 1))
     normal = np.cross(second, first)  # a row runs along the second index

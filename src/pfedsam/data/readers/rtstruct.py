@@ -1,9 +1,10 @@
 """RTSTRUCT: closed contours in patient coordinates, filled on the slices of their image.
 
-Lossy: a voxel belongs to a structure where its middle lies inside a contour, so that a mask that was made into contours and back differs at
-the border. Points and open lines are skipped; contours on slices that the image does not have are left out and counted.
+A voxel belongs to a structure if its centre is inside a contour. The conversion is lossy: a mask that was converted to contours and back
+differs at the border. Points and open lines are skipped; contours on slices that the image does not have are left out and counted.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -21,16 +22,16 @@ from pfedsam.data.readers.masks import GridMask, Overlaps, choose_ids, empty_ids
 
 _CLOSED: Final = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _OFF_SLICE: Final = 0.25
-"""How far from a slice a contour may lie, in parts of the slices' distance."""
+"""Largest distance of a contour from its slice, as a share of the distance of slices."""
 
 
 def read_rtstruct(path: Path, image: Header, *, segments: dict[str, int], overlaps: Overlaps) -> GridMask:
     """The structures on the grid of their image.
 
     Args:
-        path: Of the RTSTRUCT.
-        image: Its image.
-        segments: Name of a structure (ROI) to its id; empty: ids are the ROI numbers.
+        path: The RTSTRUCT file.
+        image: Header of the image.
+        segments: Name of a structure (ROI) to its id; if empty, the ROI numbers are the ids.
         overlaps: What happens where structures share voxels.
 
     Raises:
@@ -40,14 +41,8 @@ def read_rtstruct(path: Path, image: Header, *, segments: dict[str, int], overla
         raise DataError(
             "its image has no position, so the contours of an RTSTRUCT cannot be placed; give the mask as pictures or NIfTI"
         )
-    dataset = open_dataset(path)
-    try:
-        with quiet():
-            names = {int(one.ROINumber): str(one.get("ROIName", "")) for one in dataset.StructureSetROISequence}
-            contours = {number: list(_contours(dataset, number)) for number in names}
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise DataError(damaged(path)) from None
-    chosen = choose_ids({number: name for number, name in names.items() if contours[number]}, segments, "RTSTRUCT")
+    names, contours = _read_structures(path)
+    chosen = choose_ids(names, segments, "RTSTRUCT")
     target = empty_ids(image.shape, chosen, overlaps)
     overlap, absent, every = 0, 0, 0
     for number, value in chosen:
@@ -57,28 +52,45 @@ def read_rtstruct(path: Path, image: Header, *, segments: dict[str, int], overla
     refuse_overlap(overlap, "RTSTRUCT")
     if absent == every:
         raise DataError(
-            f"none of the {every} contours of its RTSTRUCT lies on a slice of the image; give the contours of this series"
+            f"none of the {every} contours of its RTSTRUCT is on a slice of the image; give the contours of this series"
         )
     lossy = "a mask from contours is exact to about half a voxel at its border"
-    notes = (f"{absent} of {every} contours lie on slices that the image does not have and are left out", lossy)
+    notes = (f"{absent} of {every} contours are on slices that the image does not have and are left out", lossy)
     return GridMask(target, image, notes if absent else (lossy,))
 
 
-def _contours(dataset: Dataset, number: int) -> Iterator[npt.NDArray[np.float64]]:
-    """The closed contours of a structure, [n, 3] mm as NIfTI has them."""
-    for structure in dataset.get("ROIContourSequence") or ():
-        if int(structure.ReferencedROINumber) != number:
-            continue
-        for contour in structure.get("ContourSequence") or ():
-            points = np.asarray(contour.get("ContourData") or (), dtype=np.float64).reshape(-1, 3)
-            if str(contour.get("ContourGeometricType", "")) in _CLOSED and len(points) > 2:
-                yield points * np.array([-1.0, -1.0, 1.0])
+def _read_structures(path: Path) -> tuple[dict[int, str], dict[int, list[npt.NDArray[np.float64]]]]:
+    """Names and closed contours, by number, of the structures that have closed contours.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    dataset = open_dataset(path)
+    try:
+        with quiet():
+            names = {int(one.ROINumber): str(one.get("ROIName", "")) for one in dataset.StructureSetROISequence}
+            contours: dict[int, list[npt.NDArray[np.float64]]] = defaultdict(list)
+            for structure in dataset.get("ROIContourSequence") or ():
+                number = int(structure.ReferencedROINumber)
+                if number in names:
+                    contours[number] += _closed_contours(structure)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise DataError(damaged(path)) from None
+    return {number: name for number, name in names.items() if contours[number]}, contours
+
+
+def _closed_contours(structure: Dataset) -> Iterator[npt.NDArray[np.float64]]:
+    """The closed contours of a structure, [n, 3] mm in NIfTI's directions."""
+    for contour in structure.get("ContourSequence") or ():
+        points = np.asarray(contour.get("ContourData") or (), dtype=np.float64).reshape(-1, 3)
+        if str(contour.get("ContourGeometricType", "")) in _CLOSED and len(points) > 2:
+            yield points * np.array([-1.0, -1.0, 1.0])
 
 
 def _fill(
     contours: list[npt.NDArray[np.float64]], shape: tuple[int, int, int], affine: Affine
 ) -> tuple[npt.NDArray[np.bool_], int]:
-    """Where a structure is, [I, J, K], and how many contours lie on no slice; a contour inside another one is a hole."""
+    """The voxels of a structure, [I, J, K], and the number of contours on no slice; a contour inside another one is a hole."""
     filled = np.zeros(shape, dtype=np.bool_)
     inverse, absent = np.linalg.inv(affine), 0
     for points in contours:
@@ -97,7 +109,7 @@ def _fill(
 
 
 def _inside(corners: npt.NDArray[np.float64], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Which of the pixels [A, B] have their middle inside a polygon of corners [n, 2]."""
+    """The pixels [A, B] whose centre is inside a polygon with corners [n, 2]."""
     inside = np.zeros(size, dtype=np.bool_)
     low = np.clip(np.floor(corners.min(axis=0)).astype(int), 0, np.array(size))
     high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 1, 0, np.array(size))

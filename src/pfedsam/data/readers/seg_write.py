@@ -40,63 +40,73 @@ _CODES: Final = {
     "spleen": ("anatomy", Code("78961009", "SCT", "Spleen")),
     "tumor": ("lesion", Code("108369006", "SCT", "Neoplasm")),
 }
-"""Class name to category and type of a segment (SNOMED CT); others are described as tissue, under their own name."""
+"""Class name to category and type of a segment (SNOMED CT); other classes are described as tissue, with their own name."""
 
 
 def write_seg(
     path: Path, source: DicomReader, classes: npt.NDArray[Any], names: Sequence[str], *, overlap: bool = False
 ) -> None:
-    """Write the classes [rows, columns, slices] of a series as a binary DICOM-SEG; each class is a segment of the same number.
+    """Writes the classes [rows, columns, slices] of a series as a binary DICOM-SEG; each class is a segment of the same number.
 
-    Slices without a segment are left out, unless nothing was found at all: then the file says so with empty frames.
+    Slices without a segment are left out. If no class occurs at all, the file contains empty frames.
 
     Args:
-        path: Of the new file.
+        path: The file to write.
         source: The series that was segmented; not resampled.
         classes: Labels, [row, column, slice]: class numbers 0..C, or sets of bits if classes overlap.
-        names: Of the classes 1..C.
+        names: Names of the classes 1..C.
         overlap: Whether the labels are sets of bits, one for each class.
 
     Raises:
         DataError: The series was resampled, has no position, or lacks what a DICOM-SEG needs.
-        StoreError: It cannot be written.
+        StoreError: The file cannot be written.
     """
     if not source.even or source.header().affine is None:
         raise DataError("a DICOM-SEG needs a series with positions that was not resampled; write NIfTI instead")
     planes = source.stack.planes
     files = list(dict.fromkeys(plane.path for plane in planes))
     masks = np.ascontiguousarray(np.moveaxis(classes, 2, 0)).astype(np.uint8)
-    if overlap:  # a mask for each segment, [slice, row, column, segment]
-        each = [class_pixels(masks, number, overlap=True) for number in range(1, len(names) + 1)]
-        masks = np.stack(each, axis=-1).astype(np.uint8)
+    if overlap:
+        masks = _segment_masks(masks, len(names))
+    if len(files) == 1:  # frames of a multi-frame file in the order of the file
+        masks = masks[np.argsort([plane.frame for plane in planes])]
     try:
         with quiet():
-            sources = [open_dataset(file) for file in files]
-            if len(files) == 1:  # frames of a multi-frame file in the file's own order
-                masks = masks[np.argsort([plane.frame for plane in planes])]
-            segmentation = hd.seg.Segmentation(
-                source_images=sources,
-                pixel_array=masks,
-                segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-                segment_descriptions=[_describe(number, name) for number, name in enumerate(names, start=1)],
-                series_instance_uid=hd.UID(),
-                series_number=900,
-                sop_instance_uid=hd.UID(),
-                instance_number=1,
-                manufacturer="pFedSAM",
-                manufacturer_model_name="pFedSAM",
-                software_versions="0",
-                device_serial_number="0",
-                transfer_syntax_uid=ExplicitVRLittleEndian,
-                omit_empty_frames=bool(classes.any()),  # a file needs at least one frame
-            )
-            content = BytesIO()
-            segmentation.save_as(content)
+            content = _encode(files, masks, names)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise DataError(
             "its DICOM headers lack what a DICOM-SEG needs (study, series, frame of reference, patient module); write NIfTI instead"
         ) from None
-    atomic.write_bytes(path, content.getvalue(), mode=atomic.usual_mode())
+    atomic.write_bytes(path, content, mode=atomic.usual_mode())
+
+
+def _segment_masks(labels: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.uint8]:
+    """A mask for each of several overlapping classes, [slice, row, column, segment], from sets of bits [slice, row, column]."""
+    masks = [class_pixels(labels, number, overlap=True) for number in range(1, classes + 1)]
+    return np.stack(masks, axis=-1).astype(np.uint8)
+
+
+def _encode(files: Sequence[Path], masks: npt.NDArray[np.uint8], names: Sequence[str]) -> bytes:
+    """The bytes of a DICOM-SEG with masks [slice, row, column] of class numbers, or [slice, row, column, segment]."""
+    segmentation = hd.seg.Segmentation(
+        source_images=[open_dataset(file) for file in files],
+        pixel_array=masks,
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[_describe(number, name) for number, name in enumerate(names, start=1)],
+        series_instance_uid=hd.UID(),
+        series_number=900,
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer="pFedSAM",
+        manufacturer_model_name="pFedSAM",
+        software_versions="0",
+        device_serial_number="0",
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        omit_empty_frames=bool(masks.any()),  # a file needs at least one frame
+    )
+    content = BytesIO()
+    segmentation.save_as(content)
+    return content.getvalue()
 
 
 def _describe(number: int, name: str) -> hd.seg.SegmentDescription:

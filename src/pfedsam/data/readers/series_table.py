@@ -1,6 +1,6 @@
-"""The series that lie in a DICOM folder, as rows that `pfedsam data check` prints, so that one can be chosen.
+"""The series in a DICOM folder, as rows of the table that `pfedsam data check` prints, so that the user can choose one.
 
-Rows hold numbers and codes only: no name, no identifier, no free text, and times relative to the first series instead of dates.
+Rows contain only numbers and codes: no name, no identifier, no free text, and times relative to the first series instead of dates.
 """
 
 import re
@@ -18,9 +18,9 @@ from pfedsam.data.readers.dicom_files import Plane, Series, find_images
 
 _PLANES: Final = ("sagittal", "coronal", "axial")
 _OBLIQUE: Final = np.cos(np.radians(10))
-"""Cosine of the angle from which a plane is called oblique."""
+"""Cosine of the angle to a body plane from which a plane is called oblique."""
 _CODE: Final = re.compile(r"[A-Z0-9_ ]{1,16}")
-"""What a value of ImageType may hold (value representation CS)."""
+"""The form of a value of ImageType (value representation CS)."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,18 @@ class SeriesRow:
     """One series, or one stack of a series with several orientations, image types or sizes."""
 
     number: int
-    """What `series` may name."""
+    """The number for the option `series`."""
     modality: str
     plane: str
-    """axial, coronal or sagittal, oblique where it is turned against that plane; empty if it is not known."""
+    """axial, coronal or sagittal, with oblique before it if the slices are tilted against that plane; empty if it is not known."""
     image_type: str
     """The codes of ImageType, such as ORIGINAL PRIMARY AXIAL."""
     seconds: float | None
-    """Between the start of the folder's first series and that of this one; None if it is not known."""
+    """Time between the start of the folder's first series and that of this one; None if it is not known."""
     slices: int
-    """Different positions, or pictures where the files have no positions."""
+    """Number of different positions, or of pictures if the files have no positions."""
     times: int
-    """Pictures at each position: times, echoes or b-values."""
+    """Number of pictures at each position: times, echoes or b-values."""
     size: tuple[int, int]
     """Rows, columns."""
     spacing_mm: tuple[float, float, float] | None
@@ -49,7 +49,7 @@ class SeriesRow:
 
 
 def list_series(path: Path) -> tuple[SeriesRow, ...]:
-    """The series of a folder of which none could be chosen; empty if it holds fewer than two, or a file is damaged."""
+    """The series of a folder of which none could be chosen; empty if there are fewer than two, or a file is damaged."""
     if not path.is_dir():
         return ()
     try:
@@ -94,7 +94,7 @@ def _row(series: Series, first: float, *, chosen: bool) -> SeriesRow:
 
 
 def _places(planes: Sequence[Plane]) -> list[float]:
-    """The different positions of planes along their normal, in mm; empty where one has no position."""
+    """The different positions of planes along their normal, in mm; empty if one has no position."""
     first = planes[0].orientation
     if first is None or any(plane.position is None for plane in planes):
         return []
@@ -103,7 +103,7 @@ def _places(planes: Sequence[Plane]) -> list[float]:
 
 
 def _plane_name(plane: Plane) -> str:
-    """The body plane in which a picture lies."""
+    """The body plane of a picture, with oblique before it if the picture is tilted against it."""
     if plane.orientation is None:
         return ""
     normal = np.abs(np.cross(plane.orientation[:3], plane.orientation[3:]))
