@@ -7,7 +7,7 @@ is withheld, because the difference would tell it. The same holds for sums of co
 from collections.abc import Collection
 from dataclasses import asdict, replace
 
-from pfedsam.core.small_numbers import OFF, told, told_parts
+from pfedsam.core.small_numbers import OFF, publishable_count, publishable_counts
 from pfedsam.evaluation.scores import MEASURES, ClassScores
 from pfedsam.evaluation.summary import ClassSummary, Occurrence, SiteSummary, sum_counts
 
@@ -32,8 +32,8 @@ def withhold(summary: SiteSummary, least: int) -> SiteSummary:
     few = cases < least
     return replace(
         summary,
-        cases=told(cases, None, least),
-        patients=told(summary.patients, None, least),
+        cases=publishable_count(cases, None, least),
+        patients=publishable_count(summary.patients, None, least),
         mean=_without(summary.mean, MEASURES if few else hidden),
         classes=classes,
         undefined=sum_counts(one.undefined for one in classes.values()),
@@ -43,13 +43,13 @@ def withhold(summary: SiteSummary, least: int) -> SiteSummary:
 def _withhold_class(one: ClassSummary, cases: int, least: int) -> ClassSummary:
     scored = cases - (one.occurrence.not_annotated or 0 if one.occurrence else 0)
     few = [name for name, count in one.undefined.items() if scored - (count or 0) < least]
-    undefined = {name: told(count, scored, least) for name, count in one.undefined.items()}
+    undefined = {name: publishable_count(count, scored, least) for name, count in one.undefined.items()}
     if one.occurrence is None:
         return ClassSummary(_without(one.mean, few), undefined, None)
     counts = {name: count or 0 for name, count in asdict(one.occurrence).items()}
     missed = counts.pop("missed")  # a part of those that are present; the others add up to all cases
-    kept = told_parts(counts, least)
-    kept["missed"] = None if kept["present"] is None else told(missed, counts["present"], least)
+    kept = publishable_counts(counts, least)
+    kept["missed"] = None if kept["present"] is None else publishable_count(missed, counts["present"], least)
     return ClassSummary(_without(one.mean, few), undefined, Occurrence(**kept))
 
 
