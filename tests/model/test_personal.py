@@ -13,6 +13,8 @@ from pfedsam.model.build import build_personal, present
 from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Partition
 from pfedsam.model.personal import PersonalSam
+from pfedsam.model.segmenter import Segmenter
+from pfedsam.model.unet import UNetSegmenter
 
 
 def make(classes: int = 1, **changes: object) -> PersonalSam:
@@ -95,9 +97,12 @@ def test_more_blocks_than_there_are_is_refused() -> None:
 def test_every_method_partitions_totally_and_no_personal_name_is_shared(name: str) -> None:
     method = METHODS[name]
     options = method.adapt(ModelOptions.model_validate({"backbone": "sam-toy", "adapt_last": 1}))
-    model = build_personal(
-        SamBackbone(new_network(compact_config("sam-toy"), rng.generator(0))), options, 1, rng.generator(1)
-    )
+    model: Segmenter
+    if options.unet:
+        model = UNetSegmenter(options.unet, 1, rng.generator(1))
+    else:
+        backbone = SamBackbone(new_network(compact_config("sam-toy"), rng.generator(0)))
+        model = build_personal(backbone, options, 1, rng.generator(1))
     partition = Partition.of(model, model.components(), method.placement(options))
     names = [n for n, _ in model.named_parameters()]
     assert sorted(partition.frozen + partition.shared + partition.local) == sorted(names)

@@ -1,6 +1,6 @@
 """Leave-one-site-out benchmark: what a trained federation is worth to a site that did not take part in it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from pfedsam.bench.plan import Outcome, Plan, Step, run_plan
@@ -64,11 +64,16 @@ def _join(
     for number in labels:
         new = Newcomer(site, plan.sites[site], number, steps, seed)
         results[number] = onboard(opened, new, folder.with_name(f"{entry.label}-onboard-{number}"))
-    columns = {MEMBER: member.in_use.dice if member.in_use else None}
+    columns = _columns(member, results)
+    points = {name: 100 * value for name, value in columns.items() if value is not None}
+    return Joined(entry.label, site, seed, points, next(iter(results.values())).in_use)
+
+
+def _columns(member: SiteEntry, results: Mapping[int, Onboarded]) -> dict[str, float | None]:
+    """Dice by column, as `Joined.columns`, in 0..1, from the results by number of labelled cases; None where undefined."""
     ways = next(iter(results.values())).ways
-    columns[UNSEEN] = ways[NOTHING]["dice"]
+    columns = {MEMBER: member.in_use.dice if member.in_use else None, UNSEEN: ways[NOTHING]["dice"]}
     for way in ways:
         if way != NOTHING:
             columns |= {f"{way} {number}": found.ways[way]["dice"] for number, found in results.items()}
-    points = {name: 100 * value for name, value in columns.items() if value is not None}
-    return Joined(entry.label, site, seed, points, next(iter(results.values())).in_use)
+    return columns

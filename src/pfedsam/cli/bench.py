@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -184,19 +185,18 @@ def labels_command(
     if converged:
         name, command, plan = f"{name}-converged", f"{command} --converged", _converged(plan)
     study = study_of(plan, name, command, {})
+
+    def finished(limit: str, outcome: Outcome) -> None:
+        by_limit[limit] = outcome
+        so_far = replace(study, failed=_over_limits(by_limit, lambda one: one.kinds))
+        write_labels(folder, so_far, {limit: one.runs for limit, one in by_limit.items()}, converged=converged)
+
     for limit in by_limit:
+        limited = _limited(plan, limit) if limit != ALL else plan
         with bench_bar(plan) as tell:
-            limited = _limited(plan, limit) if limit != ALL else plan
-
-            def finished(outcome: Outcome, limit: str = limit) -> None:
-                by_limit[limit] = outcome
-                kinds = _over_limits({limit: one.kinds for limit, one in by_limit.items()})
-                runs = {limit: one.runs for limit, one in by_limit.items()}
-                write_labels(folder, replace(study, failed=kinds), runs, converged=converged)
-
-            run_plan(limited, tell, finished)
+            run_plan(limited, tell, partial(finished, limit))
     OUT.print(f"Results: {folder / name}.md")
-    _refuse_failures(_over_limits({limit: one.failed for limit, one in by_limit.items()}))
+    _refuse_failures(_over_limits(by_limit, lambda one: one.failed))
 
 
 def _limits(text: str) -> list[str]:
@@ -207,9 +207,9 @@ def _limits(text: str) -> list[str]:
     return [*map(str, _numbers(numbers, "--limits")), ALL]
 
 
-def _over_limits(by_limit: "Mapping[str, Mapping[str, str]]") -> dict[str, str]:
-    """Texts by limit and run, as texts by the name of run and limit."""
-    return {f"{run}, {limit} labels": text for limit, found in by_limit.items() for run, text in found.items()}
+def _over_limits(by_limit: "Mapping[str, Outcome]", texts: "Callable[[Outcome], Mapping[str, str]]") -> dict[str, str]:
+    """The texts of the outcomes, each by the name of the run and the limit."""
+    return {f"{run}, {limit} labels": text for limit, one in by_limit.items() for run, text in texts(one).items()}
 
 
 def _refuse_failures(failed: "Mapping[str, str]") -> None:

@@ -160,9 +160,9 @@ def start_command(
 @app.command("status")
 def status_command(folder: Folder) -> None:
     """Show the progress of every study, and the sites that are connected."""  # noqa: DOC501
-    from pfedsam.core.errors import RunError, StoreError
+    from pfedsam.core.errors import RunError
     from pfedsam.core.lock import runner
-    from pfedsam.engine.study_folder import STUDIES_FOLDER, StudyFolder, read_connected
+    from pfedsam.engine.study_folder import STUDIES_FOLDER, read_connected
 
     if not (folder / "server").is_dir() and not (folder / STUDIES_FOLDER).is_dir():
         raise RunError(
@@ -173,16 +173,22 @@ def status_command(folder: Folder) -> None:
     OUT.print(f"coordinator: {'running' if running else 'stopped'}; connected: {', '.join(names) or 'none'}")
     table = Table("study", "state", "round", "sites", "reason")
     for path in sorted((folder / STUDIES_FOLDER).glob("*/manifest.json")):
-        try:
-            study = StudyFolder(path.parent)
-            status, cases = study.read_status(), study.read_registered()
-        except StoreError as error:
-            table.add_row(path.parent.name, "unknown", "", "", str(error))
-            continue
-        rounds = f"{status['round']} of {status['rounds']}"
-        sites = ", ".join(f"{site} ({cases.get(site, '?')} cases)" for site in status["sites"])
-        table.add_row(path.parent.name, status["state"], rounds, sites, status["reason"])
+        table.add_row(path.parent.name, *_status_cells(path.parent))
     OUT.print(table)
+
+
+def _status_cells(folder: Path) -> tuple[str, str, str, str]:
+    """State, rounds, sites and reason of the study in a folder; the reason tells what is wrong with a damaged folder."""
+    from pfedsam.core.errors import StoreError
+    from pfedsam.engine.study_folder import StudyFolder
+
+    try:
+        study = StudyFolder(folder)
+        status, cases = study.read_status(), study.read_registered()
+    except StoreError as error:
+        return "unknown", "", "", str(error)
+    sites = ", ".join(f"{site} ({cases.get(site, '?')} cases)" for site in status["sites"])
+    return status["state"], f"{status['round']} of {status['rounds']}", sites, status["reason"]
 
 
 @app.command("rollback")

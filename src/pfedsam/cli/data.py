@@ -1,6 +1,7 @@
 """`pfedsam data`: check, compare, split and import the data of the sites before training."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -206,14 +207,19 @@ def compare_command(
     check_names(found)
     rows = {one.site: summary_rows(one) for one in found}
     for shown in _groups(list(rows)):
-        table = Table("", *shown)
-        for label in dict.fromkeys(label for name in shown for label in rows[name]):
-            table.add_row(label, *(rows[name].get(label, "") for name in shown))
-        OUT.print(table)
+        OUT.print(_side_by_side({name: rows[name] for name in shown}))
     for text in differences(found) or ["No large difference between the sites."]:
         OUT.print(text, markup=False)
     if html is not None:
         OUT.print(f"Page: {write_summaries_page(found, html)}", soft_wrap=True)
+
+
+def _side_by_side(columns: "Mapping[str, Mapping[str, str]]") -> Table:
+    """A table with a column for each site and a row for each label that a site has."""
+    table = Table("", *columns)
+    for label in dict.fromkeys(chain.from_iterable(columns.values())):
+        table.add_row(label, *(column.get(label, "") for column in columns.values()))
+    return table
 
 
 @app.command("import")

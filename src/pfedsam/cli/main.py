@@ -103,6 +103,11 @@ def _explain(error: Exception) -> PfedsamError | None:
     if isinstance(error, ModuleNotFoundError):
         ours = (error.name or "").split(".")[0] == "nvflare"
         return RunError("This command needs NVFlare: `pip install '.[deploy]'` in the checkout.") if ours else None
+    return _explain_memory(error)
+
+
+def _explain_memory(error: Exception) -> RunError | None:
+    """Advice for a lack of memory; None for an error of another kind."""
     what, less = "A worker process was killed, probably because memory ran out", _FEWER
     if type(error).__name__ == "OutOfMemoryError":  # torch's class of the error; torch is not loaded for every command
         what, less = "The GPU's memory is full", f"{_FEWER} or runtime.device=cpu"
@@ -115,23 +120,26 @@ def _explain(error: Exception) -> PfedsamError | None:
 
 def _explain_file(error: OSError) -> StoreError | None:
     """Advice for an error about a file; None if the error names no file and does not concern the disk."""
-    again = _again() or "give the same command again"
-    if error.errno in _DISK:
-        todo = f"All completed work is saved: free disk space, then {again}."
-    elif error.errno == errno.EROFS:
-        todo = f"This file system is read-only. All completed work is saved: make it writable, then {again}; or give a path elsewhere."
-    elif error.filename is None:
+    of_the_disk = error.errno in {*_DISK, errno.EROFS}
+    if error.filename is None and not of_the_disk:
         return None
-    elif error.errno in _IN_THE_WAY:
-        todo = "There is a file in the place of a folder: move it away, or give another path."
-    elif error.errno in _DENIED:
-        todo = "You do not have the permission to read or write there: change the permissions, or give another path."
-    elif error.errno == errno.ENOENT:
-        todo = "It does not exist: check the path."
-    else:
-        todo = f"All completed work is saved: solve this problem, then {again}."
+    todo = _ADVICE.get(error.errno or 0, "All completed work is saved: solve this problem, then {again}.")
     where = f" ({error.filename})" if error.filename is not None else ""
-    return StoreError(f"{error.strerror or type(error).__name__}{where}. {todo}")
+    again = _again() or "give the same command again"
+    return StoreError(f"{error.strerror or type(error).__name__}{where}. {todo.format(again=again)}")
+
+
+_ADVICE = {
+    **dict.fromkeys(_DISK, "All completed work is saved: free disk space, then {again}."),
+    errno.EROFS: "This file system is read-only. All completed work is saved: make it writable, then {again}; or give a path elsewhere.",
+    **dict.fromkeys(_IN_THE_WAY, "There is a file in the place of a folder: move it away, or give another path."),
+    **dict.fromkeys(
+        _DENIED,
+        "You do not have the permission to read or write there: change the permissions, or give another path.",
+    ),
+    errno.ENOENT: "It does not exist: check the path.",
+}
+"""What to do about a system error, by its number; `again` is how to continue the command."""
 
 
 def _again() -> str:

@@ -86,33 +86,21 @@ def predict_all(
         OptionError: A mask exists already, or a folder has no images; nothing is written.
     """
     from pfedsam.core.errors import DataError
-    from pfedsam.engine.predict_jobs import find_jobs, is_done, refuse_existing, without_further_sequences
+    from pfedsam.engine.predict_jobs import find_jobs, without_further_sequences
     from pfedsam.experiment.build import build_labels
 
     jobs = find_jobs(images, out, dicom_seg=dicom_seg)
-    left = [job for job in jobs if not is_done(job)] if resume else jobs
-    refuse_existing(left)
+    left = _without_masks(jobs, [""], resume=resume)
     opened = predictor()
     in_use = " (in use there)" if wanted is Wanted.IN_USE else ""
     OUT.print(f"Model: the {opened.uses} one of site {opened.name}{in_use}", markup=False)
     channels = opened.options.data.volume.channels
     jobs, left = without_further_sequences(jobs, channels), without_further_sequences(left, channels)
-    labels, unread = build_labels(opened.options), []
+    labels = build_labels(opened.options)
     labels.first_ids()  # refuses ids that a mask file cannot contain, before anything is predicted
     if labels.overlap:
-        left = [job for job in left if not (resume and is_done(job, labels.names))]
-        refuse_existing(left, labels.names)
-    columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=ERR, transient=True) as bars:
-        every, slices = bars.add_task("images", total=len(left)), bars.add_task("slices", total=None, visible=False)
-        for job in left:
-            try:
-                written = _predict(job, opened, wishes, labels, dicom_seg, partial(_tell, bars, slices))
-            except DataError as error:
-                unread.append(str(error))
-            else:
-                OUT.print(f"{job.path.name} -> {written}")
-            bars.advance(every)
+        left = _without_masks(left, labels.names, resume=resume)
+    unread = _predict_each(left, opened, wishes, labels, dicom_seg)
     if len(left) < len(jobs):
         OUT.print(f"{len(jobs) - len(left)} image(s) had a mask already.")
     if unread:
@@ -120,6 +108,40 @@ def predict_all(
             f"{len(left) - len(unread)} mask(s) written; {len(unread)} image(s) could not be segmented:\n"
             + "\n".join(unread)
         )
+
+
+def _without_masks(jobs: "Sequence[Job]", folders: Sequence[str], *, resume: bool) -> "list[Job]":
+    """The jobs whose masks are to be written into these folders: with `resume` those that have none, otherwise all.
+
+    Raises:
+        OptionError: A mask would be overwritten.
+    """
+    from pfedsam.engine.predict_jobs import is_done, refuse_existing
+
+    left = [job for job in jobs if not (resume and is_done(job, folders))]
+    refuse_existing(left, folders)
+    return left
+
+
+def _predict_each(
+    jobs: "Sequence[Job]", opened: "OpenSite", wishes: "VolumeWishes", labels: "LabelMap", dicom_seg: bool
+) -> list[str]:
+    """Predict the images one by one, show the progress, and return a message for each image that cannot be read."""
+    from pfedsam.core.errors import DataError
+
+    unread = []
+    columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=ERR, transient=True) as bars:
+        every, slices = bars.add_task("images", total=len(jobs)), bars.add_task("slices", total=None, visible=False)
+        for job in jobs:
+            try:
+                written = _predict(job, opened, wishes, labels, dicom_seg, partial(_tell, bars, slices))
+            except DataError as error:
+                unread.append(str(error))
+            else:
+                OUT.print(f"{job.path.name} -> {written}")
+            bars.advance(every)
+    return unread
 
 
 def _predict(

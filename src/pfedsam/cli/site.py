@@ -1,8 +1,9 @@
 """`pfedsam site`: commands of a hospital, which decide what data leave it and show what data have left it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -23,8 +24,10 @@ from pfedsam.cli.predicting import (
 )
 
 if TYPE_CHECKING:
+    from pfedsam.data.labels import LabelMap
     from pfedsam.experiment.options import RunOptions
     from pfedsam.federation.manifest import StudyManifest
+    from pfedsam.federation.site_policy import SitePolicy
 
 app = typer.Typer(
     help="Take part in a federation as a site (Linux only; see docs/deploy.md). A site is a folder that only its owner can read.",
@@ -79,11 +82,10 @@ def init_command(
     """Make the site's folder from its startup kit.
 
     The policies that control what data leave the site are written by this command; they are not taken from the kit.
-    """  # noqa: DOC501
+    """
     import yaml
 
     from pfedsam.core import atomic
-    from pfedsam.core.errors import RunError
     from pfedsam.deploy.keys import KEY, root_fingerprint
     from pfedsam.deploy.provision import install_kit
     from pfedsam.deploy.site_service import WORKSPACE
@@ -103,10 +105,7 @@ def init_command(
     }
     options = validate(SiteOptions, said, "site init")
     asked = (folder / WORKSPACE / "startup" / KEY).exists() and not (folder / CONFIG).exists()
-    if folder.exists() and any(folder.iterdir()) and not asked:
-        raise RunError(f"the folder {folder.name!r} is not empty; give a new one.")
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder.chmod(0o700)
+    _make_private_folder(folder, may_hold_files=asked)
     content = install_kit(kit, folder / WORKSPACE, own_key=asked)
     options = options.model_copy(update={"name": content["client"]["fqsn"]})
     atomic.write_text(folder / CONFIG, yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False))
@@ -119,6 +118,20 @@ def init_command(
     if options.not_annotated:
         OUT.print(f"Not annotated here: {', '.join(options.not_annotated)}.", markup=False)
     OUT.print(f"Site {options.name} is in {folder}. Next: `pfedsam site approve`, `check`, `start`.", soft_wrap=True)
+
+
+def _make_private_folder(folder: Path, *, may_hold_files: bool) -> None:
+    """Make a folder that only its owner can read.
+
+    Raises:
+        RunError: it holds files already and may not.
+    """
+    from pfedsam.core.errors import RunError
+
+    if folder.exists() and any(folder.iterdir()) and not may_hold_files:
+        raise RunError(f"the folder {folder.name!r} is not empty; give a new one.")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
 
 
 @app.command("approve")
@@ -136,35 +149,50 @@ def approve_command(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Approve without asking.")] = False,
 ) -> None:
-    """Show what a study would compute and what data would leave this site, and approve that the site takes part."""  # noqa: DOC501
-    from pfedsam.core.errors import RunError
-    from pfedsam.engine.site_agent import build_study_model, check_manifest, study_options
-    from pfedsam.engine.site_options import read_site_options
+    """Show what a study would compute and what data would leave this site, and approve that the site takes part."""
     from pfedsam.federation.manifest import read_manifest
     from pfedsam.federation.site_policy import SitePolicy
 
     policy = SitePolicy(folder)
     if withdraw:
-        OUT.print(
-            "The approval is withdrawn." if policy.withdraw(withdraw) else "This study was not approved at this site."
-        )
-        return
-    offered = {one.study: one for one in policy.manifests("pending")}
-    if manifest is None and study is None:
-        for one in offered.values():
+        done = policy.withdraw(withdraw)
+        OUT.print("The approval is withdrawn." if done else "This study was not approved at this site.")
+    elif manifest is not None:
+        _approve(folder, policy, read_manifest(manifest), yes)
+    elif study is not None:
+        _approve(folder, policy, _offered(policy, study), yes)
+    else:
+        offered = list(policy.manifests("pending"))
+        for one in offered:
             OUT.print(f"study {one.study}: {one.name}")
         OUT.print(f"{len(offered)} study(s) offered. Approve one by giving its manifest or --study.")
-        return
-    if manifest is None and study not in offered:
+
+
+def _offered(policy: "SitePolicy", study: str) -> "StudyManifest":
+    """The offered study with this id.
+
+    Raises:
+        RunError: it was not offered.
+    """
+    from pfedsam.core.errors import RunError
+
+    offered = {one.study: one for one in policy.manifests("pending")}
+    if study not in offered:
         raise RunError(f"no study {study} was offered to this site; it was offered {', '.join(offered) or 'none'}.")
-    chosen = read_manifest(manifest) if manifest else offered[str(study)]
-    site = read_site_options(folder)
-    options = study_options(chosen, site)
-    check_manifest(chosen, options, build_study_model(chosen, options))
-    _show(chosen, options)
+    return offered[study]
+
+
+def _approve(folder: Path, policy: "SitePolicy", manifest: "StudyManifest", yes: bool) -> None:
+    """Check a study against what this site derives from its configuration, show it, and approve it unless the operator says no."""
+    from pfedsam.engine.site_agent import build_study_model, check_manifest, study_options
+    from pfedsam.engine.site_options import read_site_options
+
+    options = study_options(manifest, read_site_options(folder))
+    check_manifest(manifest, options, build_study_model(manifest, options))
+    _show(manifest, options)
     if yes or typer.confirm("Let this site take part?"):
-        policy.approve(chosen)
-        OUT.print(f"Approved study {chosen.study}.")
+        policy.approve(manifest)
+        OUT.print(f"Approved study {manifest.study}.")
 
 
 @app.command("check")
@@ -248,27 +276,30 @@ def ledger_command(
     The last line of the output is the head of the ledger. Compare it with the head that `pfedsam site start` printed and that you noted.
     """
     from pfedsam.federation.ledger import Ledger
-    from pfedsam.federation.messages import in_words
     from pfedsam.federation.site_policy import SitePolicy
 
     if acknowledge:
         aside = Ledger(folder / "ledger.jsonl").acknowledge()
         OUT.print(f"The damaged ledger was renamed to {aside.name}." if aside else "The ledger is intact.")
-    lines, policy = Ledger(folder / "ledger.jsonl").read(), SitePolicy(folder)
-    rounds = {name: policy.rounds(name) for name in {line["study"] for line in lines}}
+    lines, rounds_of = Ledger(folder / "ledger.jsonl").read(), cache(SitePolicy(folder).rounds)
     for line in lines:
         if study in (None, line["study"]):
-            parts = ", ".join(f"{part} {size}" for part, size in line["by_component"].items())
-            what = "; ".join(text for text in (parts, f"{len(line['scalar_metrics'])} number(s)", line["note"]) if text)
-            kind = "left" if line["sent"] else "HELD BACK"
-            asked = in_words(line["task"], line["round"], rounds[line["study"]])
-            head = f"{line['time'][:19]}  {line['study'][:8]}  {asked:<20}  {kind}"
-            OUT.print(
-                f"{head}  {line['bytes']:>8} bytes  {line['sha256'][:12]}  {what}", soft_wrap=True, highlight=False
-            )
+            OUT.print(_ledger_text(line, rounds_of(line["study"])), soft_wrap=True, highlight=False)
     total = sum(line["bytes"] for line in lines if line["sent"])
     OUT.print(f"{len(lines)} line(s), verified; {total} bytes left this site in total.")
     OUT.print(_head(folder), soft_wrap=True, highlight=False)
+
+
+def _ledger_text(line: "Mapping[str, Any]", rounds: int | None) -> str:
+    """A line of the ledger as text; `rounds` is the number of rounds of its study, None where it is not known."""
+    from pfedsam.federation.messages import in_words
+
+    parts = ", ".join(f"{part} {size}" for part, size in line["by_component"].items())
+    what = "; ".join(filter(None, (parts, f"{len(line['scalar_metrics'])} number(s)", line["note"])))
+    kind = "left" if line["sent"] else "HELD BACK"
+    asked = in_words(line["task"], line["round"], rounds)
+    head = f"{line['time'][:19]}  {line['study'][:8]}  {asked:<20}  {kind}"
+    return f"{head}  {line['bytes']:>8} bytes  {line['sha256'][:12]}  {what}"
 
 
 def _head(folder: Path) -> str:
@@ -294,9 +325,7 @@ def _show(manifest: "StudyManifest", options: "RunOptions") -> None:
     table.add_row("its SHA-256", manifest.backbone)
     table.add_row("patient pattern", options.data.patient_pattern or "none: every case is a patient")
     for site in options.data.sites:
-        labels = options.data.label_map(site)
-        here = (f"{name} {list(labels.ids[name]) or 'not annotated'}" for name in labels.names)
-        table.add_row("classes here", ", ".join(here))
+        table.add_row("classes here", _class_texts(options.data.label_map(site)))
     table.add_row(
         "leaves in a round", f"{sum(parts.values())} bytes: " + ", ".join(f"{p} {n}" for p, n in parts.items())
     )
@@ -308,6 +337,11 @@ def _show(manifest: "StudyManifest", options: "RunOptions") -> None:
     for task, names in manifest.scalar_metrics.items():
         table.add_row(f"numbers, {task}", _some(names))
     OUT.print(table)
+
+
+def _class_texts(labels: "LabelMap") -> str:
+    """The classes of a site, each with its ids in the masks."""
+    return ", ".join(f"{name} {list(labels.ids[name]) or 'not annotated'}" for name in labels.names)
 
 
 def _small_numbers(min_cases: int) -> str:

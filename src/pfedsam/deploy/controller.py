@@ -35,6 +35,41 @@ class StoppedError(RunError):
     """NVFlare ended the job; the study can continue from its last committed round."""
 
 
+class _Replies:
+    """The replies of the sites to one task, collected by the callbacks that NVFlare calls."""
+
+    def __init__(self) -> None:
+        self.wires: dict[str, dict[str, object]] = {}
+        """The replies by site."""
+        self.unusable: dict[str, str] = {}
+        """Site -> why its reply cannot be used."""
+        self.sent: dict[str, str] = {}
+        """Id of a task that was sent and has no reply -> its site."""
+
+    def note_sent(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
+        """Called when the task was sent to a site."""
+        self.sent[client_task.id] = client_task.client.name
+
+    def note_received(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
+        """Called when a site's reply has come; the reply is taken out of NVFlare's task, which would keep it in memory."""
+        site, result = client_task.client.name, client_task.result
+        self.sent.pop(client_task.id, None)
+        client_task.result = None
+        try:
+            problem = failure(result)
+            if problem is None:
+                self.wires[site] = from_shareable(result)
+            else:
+                self.unusable[site] = f"NVFlare brought no reply: {problem}"
+        except Exception:  # noqa: BLE001 - an exception here would end the task for every site
+            self.unusable[site] = "its reply could not be unpacked"
+
+    def unheard(self, sites: Sequence[str]) -> list[str]:
+        """The sites, of those that were asked, from which no reply has come."""
+        heard = {*self.wires, *self.unusable}
+        return [site for site in sites if site not in heard]
+
+
 class StudyController(Controller):  # type: ignore[misc]
     """The NVFlare workflow that runs one study."""
 
@@ -118,47 +153,30 @@ class StudyController(Controller):  # type: ignore[misc]
         Raises:
             StoppedError: NVFlare ended the job.
         """
-        wires: dict[str, dict[str, object]] = {}
-        missing = {site: "its process ended" for site in sites if self.get_client_disconnect_time(site)}
+        missing = dict.fromkeys(filter(self.get_client_disconnect_time, sites), "its process ended")
         missing |= dict.fromkeys(self._revoked() & set(sites), "it was revoked")
-        sent: dict[str, str] = {}
-
-        def note_sent(client_task: ClientTask, fl_ctx: FLContext) -> None:
-            sent[client_task.id] = client_task.client.name
-
-        def note_received(client_task: ClientTask, fl_ctx: FLContext) -> None:
-            site, result = client_task.client.name, client_task.result
-            sent.pop(client_task.id, None)
-            client_task.result = None
-            try:
-                problem = failure(result)
-                if problem is None:
-                    wires[site] = from_shareable(result)
-                else:
-                    missing[site] = f"NVFlare brought no reply: {problem}"
-            except Exception:  # noqa: BLE001 - an exception here would end the task for every site
-                missing[site] = "its reply could not be unpacked"
-
+        there = [site for site in sites if site not in missing]
+        replies = _Replies()
         task = Task(
             name=task_name,
             data=to_shareable(request),
             timeout=deadline_s,
-            after_task_sent_cb=note_sent,
-            result_received_cb=note_received,
+            after_task_sent_cb=replies.note_sent,
+            result_received_cb=replies.note_received,
         )
-        there = [site for site in sites if site not in missing]
         if there:
             self.broadcast_and_wait(task, fl_ctx, there, min_responses=len(there), abort_signal=abort_signal)
         if abort_signal.triggered:
             raise StoppedError("the job was ended from outside, or its processes died.")
         with self._lock:
-            self._overdue |= sent
+            self._overdue |= replies.sent
             late, self._late = self._late, {}
-        unheard = [site for site in sites if site not in wires and site not in missing]
+        missing |= replies.unusable
+        unheard = replies.unheard(there)
         overdue = [site for site in unheard if not self.get_client_disconnect_time(site)]
         missing |= dict.fromkeys(unheard, "its process ended")
         missing |= dict.fromkeys(overdue, f"no reply within {deadline_s} s")
-        return Answers(wires, missing, late, overdue)
+        return Answers(replies.wires, missing, late, overdue)
 
     def wants_again(self) -> bool:
         """Whether the supervisor requests a new job."""

@@ -174,13 +174,7 @@ def install_kit(kit: Path, workspace: Path, *, own_key: bool = False) -> dict[st
     """
     try:
         with zipfile.ZipFile(kit) as archive:
-            entries = archive.infolist()
-            if len(entries) > _MAX_KIT_FILES or sum(entry.file_size for entry in entries) > _MAX_KIT_BYTES:
-                raise RunError(f"{kit.name} is larger than a startup kit can be.")
-            for entry in entries:
-                _check_entry(kit, entry)
-            if own_key and f"startup/{keys.KEY}" in archive.namelist():
-                raise RunError(f"{kit.name} contains a key, but the kit for this site's request must contain none.")
+            _check_archive(kit, archive, own_key)
             workspace.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.TemporaryDirectory(dir=workspace.parent) as unpacked:
                 archive.extractall(unpacked)
@@ -193,6 +187,21 @@ def install_kit(kit: Path, workspace: Path, *, own_key: bool = False) -> dict[st
     write_site_policy(workspace)
     _make_private(workspace)
     return dict(json.loads((workspace / "startup" / CLIENT_CONFIG).read_text("utf-8")))
+
+
+def _check_archive(kit: Path, archive: zipfile.ZipFile, own_key: bool) -> None:
+    """Check the entries of a kit before any of them is unpacked.
+
+    Raises:
+        RunError: they are too many or too large, one would be unpacked outside the folder, or one is a key beside the site's own.
+    """
+    entries = archive.infolist()
+    if len(entries) > _MAX_KIT_FILES or sum(entry.file_size for entry in entries) > _MAX_KIT_BYTES:
+        raise RunError(f"{kit.name} is larger than a startup kit can be.")
+    for entry in entries:
+        _check_entry(kit, entry)
+    if own_key and f"startup/{keys.KEY}" in archive.namelist():
+        raise RunError(f"{kit.name} contains a key, but the kit for this site's request must contain none.")
 
 
 def _check_kit(kit: Path, startup: Path, asked: Path | None) -> None:

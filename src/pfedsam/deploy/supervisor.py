@@ -135,20 +135,17 @@ class Supervisor:
         """Submit a study once all its sites are connected, or once the waiting time is over and the quorum is reached."""
         policy = study.read_policy(RoundPolicy)
         expected = set(read_config(study.path / "config.yaml").data.sites)
-        connected = [site for site in connected if site in expected]
+        there = expected.intersection(connected)
         since = self._waiting.setdefault(study.path.name, time.monotonic())
         limit = policy.return_s if study.read_registered() else policy.join_s
         over = time.monotonic() - since >= limit
-        if not expected <= set(connected) and not over:
+        if there != expected and not over:
             return
         if message_limit([study.path / "manifest.json"]) > self._limit:  # submitted since the server was started
-            self.engine.end()
-            self._drop_session()
-            self._limit = self._set_limit()
-            self.engine.start()
+            self._restart_with_limit()
             return
-        if len(connected) < policy.quorum:
-            reason = f"{len(connected)} site(s) are connected after {limit} s; the quorum is {policy.quorum}"
+        if len(there) < policy.quorum:
+            reason = f"{len(there)} site(s) are connected after {limit} s; the quorum is {policy.quorum}"
             self._end_study(
                 study, "stopped", f"QuorumError: {reason}. Submit the study again when more sites are connected."
             )
@@ -159,6 +156,13 @@ class Supervisor:
         if job_id:
             self.job = _Job(job_id, study, int(study.read_status()["round"]))
             _LOG.info("study %s runs as job %s", study.path.name, job_id)
+
+    def _restart_with_limit(self) -> None:
+        """Start the server anew with a message limit that is enough for all present studies; it reads the limit when it starts."""
+        self.engine.end()
+        self._drop_session()
+        self._limit = self._set_limit()
+        self.engine.start()
 
     def _watch(self, job: _Job, connected: list[str]) -> None:
         """Check whether the job has ended, and whether a connected site of the study is not in it."""
@@ -171,11 +175,16 @@ class Supervisor:
         settled = time.monotonic() - job.started >= _SETTLE_S and job.study.read_status()["state"] == "running"
         if not settled or (job.study.path / AGAIN).exists():
             return
-        expected = read_config(job.study.path / "config.yaml").data.sites
-        missing = [site for site in connected if site in expected and site not in self._at_work(job)]
-        if missing:
-            _LOG.info("waiting to join the study: %s; a new job starts with them after this round", ", ".join(missing))
+        waiting = self._not_in_job(job, connected)
+        if waiting:
+            _LOG.info("waiting to join the study: %s; a new job starts with them after this round", ", ".join(waiting))
             atomic.write_text(job.study.path / AGAIN, "")
+
+    def _not_in_job(self, job: _Job, connected: list[str]) -> list[str]:
+        """The connected sites of the study that the job does not reach."""
+        expected = set(read_config(job.study.path / "config.yaml").data.sites)
+        absent = expected - self._at_work(job)
+        return [site for site in connected if site in absent]
 
     def _at_work(self, job: _Job) -> set[str]:
         """The sites that the job started with, without those that report no process for it."""

@@ -1,6 +1,7 @@
 """Several methods on the same sites, splits and seed: a run for each, and a page that shows them side by side."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -45,27 +46,32 @@ def compare(
         RunError: a folder holds another run, or a run and `resume` is not given.
     """
     out = Path(out)
-    if not methods:
-        raise OptionError("--methods is empty: give the methods to compare, such as fedavg,pfedsam.")
-    cached = options.runtime.model_copy(
-        update={"cache_folder": options.runtime.cache_folder or (out / "cache").resolve()}
-    )
-    options = options.model_copy(update={"runtime": cached})
-    chosen = {name: options.model_copy(update={"method": find_method(name).name}) for name in methods}
-    refuse_unused_by_all(list(chosen.values()), "The configuration")
-    steps = options.training.rounds * options.training.steps_per_round
-    planned = {name: equal_steps(one, steps) for name, one in chosen.items()}
     summaries: dict[str, Summary] = {}
-    for name, one in planned.items():
-        folder = out / name
-
-        def tell(event: Event, name: str = name) -> None:
-            if progress:
-                progress(name, event)
-
-        summaries[name] = run(one, folder, resume=resume and (folder / "config.yaml").exists(), progress=tell)
+    for name, one in _plan(options, out, methods).items():
+        folder, begun = out / name, (out / name / "config.yaml").exists()
+        tell = partial(progress or _ignore, name)
+        summaries[name] = run(one, folder, resume=resume and begun, progress=tell)
     if LOCAL_ONLY in methods:
         for name in methods:
             write_page(out / name, baseline=out / LOCAL_ONLY)
     write_comparison({name: out / name for name in methods}, out / PAGE)
     return summaries
+
+
+def _ignore(method: str, event: Event) -> None: ...
+
+
+def _plan(options: RunOptions, out: Path, methods: Sequence[str]) -> dict[str, RunOptions]:
+    """The options of each method's run: of equal steps, with one cache for all.
+
+    Raises:
+        OptionError: as `compare`.
+    """
+    if not methods:
+        raise OptionError("--methods is empty: give the methods to compare, such as fedavg,pfedsam.")
+    cache = options.runtime.cache_folder or (out / "cache").resolve()
+    options = options.model_copy(update={"runtime": options.runtime.model_copy(update={"cache_folder": cache})})
+    chosen = {name: options.model_copy(update={"method": find_method(name).name}) for name in methods}
+    refuse_unused_by_all(list(chosen.values()), "The configuration")
+    steps = options.training.rounds * options.training.steps_per_round
+    return {name: equal_steps(one, steps) for name, one in chosen.items()}

@@ -103,29 +103,22 @@ class SiteModels:
             received: the shared parameters.
         """
         before, state = self._good.rewind(round_), self._state.load()
-        defined = {name: dice for name, dice in scores.items() if dice is not None}
-        if self.max_drop is None or not defined or state is None:
+        chosen = self._choice(scores)
+        if self.max_drop is None or chosen is None or state is None:
             return Validation(scores)
-        chosen = max(defined, key=lambda name: defined[name]) if self.choose else next(iter(defined))
-        dice, uses = defined[chosen], _model(chosen, scores)
-        best = dice if before is None or before.best is None else max(dice, before.best)
+        name, dice = chosen
+        best = _highest(dice, before)
         if before is not None and dice < best - self.max_drop:
             self._good.commit(replace(before, round=round_ + 1, kept=True))
             return Validation(scores, before.shared_round, before.uses)
-        good = SiteState(
-            study=state.study,
-            site=state.site,
-            round=round_ + 1,
-            phase=_PHASE,
-            local=state.local,
-            optimizer={},
-            shared=state.shared or received,
-            shared_round=state.shared_round if state.shared else round_,
-            best=best,
-            uses=uses,
-        )
-        self._good.commit(good)
+        uses = _model(name, scores)
+        self._good.commit(replace(_to_keep(state, received, round_), best=best, uses=uses))
         return Validation(scores, uses=uses)
+
+    def _choice(self, scores: Mapping[str, float | None]) -> tuple[str, float] | None:
+        """The model that a site would use, by the name under which it is reported, with its Dice; None if no model has one."""
+        defined = ((name, dice) for name, dice in scores.items() if dice is not None)
+        return max(defined, key=lambda one: one[1], default=None) if self.choose else next(defined, None)
 
     def _if_of_last(self, good: SiteState | None) -> SiteState | None:
         """A stored validation, if it is of the parameters that were trained last; otherwise None."""
@@ -166,6 +159,25 @@ def start_of(options: RunOptions, built: BuiltModel, sites: Path, site: str) -> 
     first: NamedTensors = built.start("local")
     pool = build_roster(options).pool
     return first if pool is None or site == pool else SiteModels(sites / pool, first).trained({}).local
+
+
+def _to_keep(state: SiteState, received: NamedTensors, round_: int) -> SiteState:
+    """The parameters that a site has at the validation after `round_`, as they are stored; `state` are those that it trained last."""
+    return SiteState(
+        study=state.study,
+        site=state.site,
+        round=round_ + 1,
+        phase=_PHASE,
+        local=state.local,
+        optimizer={},
+        shared=state.shared or received,
+        shared_round=state.shared_round if state.shared else round_,
+    )
+
+
+def _highest(dice: float, before: SiteState | None) -> float:
+    """The best Dice of a site including the one of this validation; `before` is its previous validation."""
+    return dice if before is None or before.best is None else max(dice, before.best)
 
 
 def _model(chosen: str, scores: Mapping[str, float | None]) -> Model:

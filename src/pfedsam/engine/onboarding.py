@@ -125,10 +125,9 @@ def _train(work: "_Work", key: str, seen: IntensityRange | None, tell: Callable[
     used = LOCAL_PART if local and method.final(_training(work.options, 1)) else NOTHING
     _begin(work, key, seen)
     scores: dict[str, list[CaseScores]] = {}
-    for way in (way for way in WAYS if way != LOCAL_PART or used == LOCAL_PART):
+    for way, folder in _folders(work, used).items():
         tell(way)
         weights = work.train(way)
-        folder = work.out / "sites" / work.site.name if way == used else work.out / "others" / way.replace(" ", "-")
         scores[way] = work.score(way, weights, folder)
         if way == used:
             _commit(work, weights[1])
@@ -139,10 +138,17 @@ def _train(work: "_Work", key: str, seen: IntensityRange | None, tell: Callable[
     return result
 
 
-def warm_start(local: NamedTensors, shared: NamedTensors, origins: Mapping[str, str]) -> dict[str, Tensor]:
-    """The local parameters, with a member's own copies of shared ones (ditto) begun at the federation's.
+def _folders(work: "_Work", used: str) -> dict[str, Path]:
+    """The folder of each way of training; the local part alone is trained only if that is the way in use."""
+    ways = [way for way in WAYS if way != LOCAL_PART or used == LOCAL_PART]
+    others = {way: work.out / "others" / way.replace(" ", "-") for way in ways}
+    return others | {used: work.out / "sites" / work.site.name}
 
-    A member's copies grew up beside the shared ones; a newcomer's would else begin at the backbone's.
+
+def warm_start(local: NamedTensors, shared: NamedTensors, origins: Mapping[str, str]) -> dict[str, Tensor]:
+    """The local parameters, with personal copies of shared ones (Ditto) initialised from the federation's shared parameters.
+
+    Without this, a new site's copies would start from the pretrained backbone, unlike those of the members.
     """
     copies = {name: origin for name, origin in origins.items() if name in local and origin in shared}
     return dict(local) | {name: shared[origin].clone() for name, origin in copies.items()}

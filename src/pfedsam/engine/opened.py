@@ -229,12 +229,18 @@ def _open_at_site(folder: Path, study: str | None, overrides: Sequence[str]) -> 
 
 
 def _ended(policy: SitePolicy, study: str | None) -> StudyManifest:
+    """The manifest of a study that has ended at a site: the one of this id, or the only one.
+
+    Raises:
+        RunError: the study has not ended there, or no id is given and not exactly one has ended.
+    """
     ended = {one.study: one for one in policy.manifests() if (policy.study_folder(one.study) / SCORES).exists()}
-    chosen = study or (next(iter(ended)) if len(ended) == 1 else None)
-    if chosen not in ended:
+    if study is None and len(ended) == 1:
+        return next(iter(ended.values()))
+    if study not in ended:
         asked = f"no study {study} has ended at this site" if study else "say by --study which study's model to use"
         raise RunError(f"{asked}; ended here: {', '.join(ended) or 'none yet'}.")
-    return ended[chosen]
+    return ended[study]
 
 
 def _shared(folder: Path, built: BuiltModel) -> NamedTensors:

@@ -132,26 +132,41 @@ def _expanded(images: Sequence[Path]) -> Iterator[Path]:
 
 
 def _jobs_of(image: Path, out: Path, dicom_seg: bool) -> Iterator[Job]:
+    if image.is_dir() and not _holds_dicom(image):
+        yield from _jobs_in(image, out, dicom_seg)
+        return
     entry = entry_of(image)
-    inside = image.is_dir() and not any(looks_like_dicom(file) for file in image.iterdir() if file.is_file())
-    if inside:
-        entries = find_entries(image)
-        if not entries:
-            raise OptionError(f"The folder {str(image)!r} holds no image ({READABLE}). Nothing was written.")
-        for one in entries:
-            yield from _jobs_of(one.path, out, dicom_seg)
-        return
-    volume = entry is not None and entry.volume
-    if not volume:
+    if entry is None or not entry.volume:
         yield Job(image, stem_of(image), False, None, out / f"{stem_of(image)}.png")
-        return
-    if kind_of(image) != "dicom":
+    elif kind_of(image) == "dicom":
+        yield from _dicom_jobs(image, out, ".dcm" if dicom_seg else ".nii.gz")
+    else:
         yield Job(image, stem_of(image), True, None, out / f"{stem_of(image)}.nii.gz")
-        return
-    ending = ".dcm" if dicom_seg else ".nii.gz"
+
+
+def _holds_dicom(folder: Path) -> bool:
+    """Whether a folder holds DICOM files itself, so that it is an image."""
+    return any(looks_like_dicom(file) for file in folder.iterdir() if file.is_file())
+
+
+def _jobs_in(folder: Path, out: Path, dicom_seg: bool) -> Iterator[Job]:
+    """The jobs of all images in a folder that is not an image itself.
+
+    Raises:
+        OptionError: There is no image in it.
+    """
+    entries = find_entries(folder)
+    if not entries:
+        raise OptionError(f"The folder {str(folder)!r} holds no image ({READABLE}). Nothing was written.")
+    for one in entries:
+        yield from _jobs_of(one.path, out, dicom_seg)
+
+
+def _dicom_jobs(image: Path, out: Path, ending: str) -> Iterator[Job]:
+    """A job for each series of a DICOM file or folder; a single series has no number in its name."""
     try:
         series = find_images(image).series if image.is_dir() else []
-    except DataError:  # told when it is predicted, so that the others are
+    except DataError:  # reported when the image is predicted, so that the other images are predicted
         series = []
     if len(series) < 2:
         yield Job(image, stem_of(image), True, None, out / f"{stem_of(image)}{ending}")
@@ -183,9 +198,7 @@ def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_se
     folder, volume = job.target.parent, found.volume
     folder.mkdir(parents=True, exist_ok=True)
     _write_sizes(folder, job.name, measure(found.classes, labels.names, volume.spacing_mm, overlap=labels.overlap))
-    if found.probabilities is not None:
-        maps = np.stack([volume.slicing.to_file(found.probabilities[..., k]) for k in range(len(labels.names))], axis=3)
-        volume.readers[0].write_mask(folder / f"{job.stem}_probabilities.nii.gz", maps)
+    _write_probabilities(folder / f"{job.stem}_probabilities.nii.gz", found, len(labels.names))
     source = volume.readers[0]
     if dicom_seg and isinstance(source, DicomReader):
         write_seg(job.target, source, volume.slicing.to_file(found.classes), labels.names, overlap=labels.overlap)
@@ -200,6 +213,18 @@ def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_se
             (written,) = _targets(job, (name,))
             volume.write_mask(written, ids)
     return written
+
+
+def _write_probabilities(path: Path, found: PredictedVolume, classes: int) -> None:
+    """Write the probabilities of so many classes as one file, if they were asked for.
+
+    Raises:
+        StoreError: The file cannot be written.
+    """
+    if found.probabilities is None:
+        return
+    maps = [found.volume.slicing.to_file(found.probabilities[..., k]) for k in range(classes)]
+    found.volume.readers[0].write_mask(path, np.stack(maps, axis=3))
 
 
 def is_done(job: Job, folders: Sequence[str] = ("",)) -> bool:

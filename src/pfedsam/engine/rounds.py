@@ -351,15 +351,7 @@ class StudyRun:
         manifest: bool = False,
     ) -> dict[str, Reply]:
         """The valid replies by site, in the study's order; every other site is recorded with a reason."""
-        request = Request(
-            task,
-            self.manifest.study,
-            self.manifest.digest,
-            round_,
-            manifest=self.manifest.model_dump_json().encode() if manifest else b"",
-            shared=b"" if manifest else self.state.to_bytes(),
-            ends=self.ends if self.ends < self.manifest.rounds else None,
-        )
+        request = self._request(task, round_, manifest=manifest)
         answers = self.transport.ask(request_to_wire(request), task, sites, deadline_s)
         if task == "train":
             called = {*answers.wires, *answers.late}
@@ -371,11 +363,23 @@ class StudyRun:
             _check_reply(reply, request, self.manifest)
             return reply
 
-        wires = {site: answers.wires[site] for site in self._ordered([s for s in answers.wires if s in sites])}
+        wires = {site: answers.wires[site] for site in self._ordered(answers.wires.keys() & set(sites))}
         replies, unsound = _of_each(task, wires, checked, failed="its reply could not be read")
         refused = {site: REFUSALS[reply.refused] for site, reply in replies.items() if reply.refused}
         self._absent(records, task, round_, {**reasons, **unsound, **refused})
         return {site: reply for site, reply in replies.items() if site not in refused}
+
+    def _request(self, task: Task, round_: int, *, manifest: bool) -> Request:
+        """The request of a task, which carries either the study's manifest or the shared parameters."""
+        return Request(
+            task,
+            self.manifest.study,
+            self.manifest.digest,
+            round_,
+            manifest=self.manifest.model_dump_json().encode() if manifest else b"",
+            shared=b"" if manifest else self.state.to_bytes(),
+            ends=self.ends if self.ends < self.manifest.rounds else None,
+        )
 
     def _absent(self, records: RecordWriter, task: Task, round_: int, reasons: Mapping[str, str]) -> None:
         if reasons:

@@ -4,8 +4,9 @@ The list of names is derived from the configuration alone; a name that is not on
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import chain, product
 from typing import Final
 
 from pfedsam.core.errors import UpdateError
@@ -22,7 +23,7 @@ from pfedsam.federation.messages import MAX_ROUND
 from pfedsam.federation.small_numbers import is_count
 from pfedsam.federation.update import MAX_CASES
 from pfedsam.training.losses import LabelForm
-from pfedsam.training.phases import Model
+from pfedsam.training.phases import Model, PhaseSpec
 
 ScalarMetrics = Mapping[str, float | None]
 _LOSSES: Final = ("total", "segmentation", "distillation", "balance", "proximal")
@@ -33,6 +34,13 @@ _LARGEST_DISTANCE: Final = 1e9
 _LARGEST_LOSS: Final = 1e38
 _UNITS: Final[tuple[SummaryUnit, ...]] = ("mm", "px", "mixed")
 _VOLUME_UNITS: Final[tuple[SummaryVolumeUnit, ...]] = ("ml", "mm2", "px", "mixed")
+_WHOLE_NUMBERS: Final = {
+    _KEPT: MAX_ROUND,
+    _PLAIN: 1,
+    "unit": len(_UNITS) - 1,
+    "volume_unit": len(_VOLUME_UNITS) - 1,
+}
+"""The largest value of the metrics that are a round, a yes or no, or the place of a unit in the lists above."""
 _ANNOTATES: Final = "annotates."
 _COUNTS: Final = tuple(field.name for field in fields(Occurrence))
 _COUNTS_OF_CASES: Final = frozenset({*_COUNTS, *(f"undefined_{measure}" for measure in MEASURES)})
@@ -47,18 +55,25 @@ def allowed_metrics(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[
     models = tuple(models_of(options, built))
     classes = build_labels(options).names
     usage = [f"usage.{block}.{e}" for block, experts in built.model.routers().items() for e in range(experts)]
-    losses = dict.fromkeys(f"loss.{phase.name}.{part}" for phase in method.round_phases(training) for part in _LOSSES)
-    final = [f"loss.{phase.name}.{part}" for phase in method.final(training) for part in _LOSSES]
-    test = [name for model in models for name in _score_names(f"test.{model}", classes)]
-    choice = [_KEPT, _PLAIN] if built.partition.shared else [_KEPT]
-    kept = [] if allowed_drop(options, built) is None else choice
     return {
         "join": ("cases", *(f"{_ANNOTATES}{name}" for name in classes)),
-        "train": (*losses, *usage),
-        "validate": (*(f"dice.{model}" for model in models), *kept),
-        "finalize": (*final, *usage),
-        "test": tuple(test),
+        "train": (*_loss_names(method.round_phases(training)), *usage),
+        "validate": (*(f"dice.{model}" for model in models), *_selection_names(options, built)),
+        "finalize": (*_loss_names(method.final(training)), *usage),
+        "test": tuple(chain.from_iterable(_score_names(f"test.{model}", classes) for model in models)),
     }
+
+
+def _loss_names(phases: Iterable[PhaseSpec]) -> list[str]:
+    """The metrics of the losses of these phases; a phase that is repeated has one set of them."""
+    return list(dict.fromkeys(f"loss.{phase.name}.{part}" for phase in phases for part in _LOSSES))
+
+
+def _selection_names(options: RunOptions, built: BuiltModel) -> list[str]:
+    """The metrics that tell which model a site uses since a validation; none where it can use one model only."""
+    if allowed_drop(options, built) is None:
+        return []
+    return [_KEPT, _PLAIN] if built.partition.shared else [_KEPT]
 
 
 def from_registration(
@@ -78,6 +93,22 @@ def to_missing(scalar_metrics: ScalarMetrics, classes: Sequence[str]) -> frozens
     return frozenset(name for name in classes if scalar_metrics.get(f"{_ANNOTATES}{name}") == 0)
 
 
+@dataclass(frozen=True)
+class _Range:
+    """The values that a metric may have."""
+
+    low: float
+    high: float
+    whole: bool = False
+    """Whether it is a whole number."""
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high and (not self.whole or value == int(value))
+
+    def __str__(self) -> str:
+        return f"{'whole numbers' if self.whole else 'values'} from {self.low:g} to {self.high:g}"
+
+
 def check_values(scalar_metrics: ScalarMetrics, min_cases: int = OFF) -> None:
     """Refuse values that a site cannot have measured; the allowed range of a metric follows from its name.
 
@@ -89,44 +120,52 @@ def check_values(scalar_metrics: ScalarMetrics, min_cases: int = OFF) -> None:
         UpdateError: naming the metric and what it may be.
     """
     for name, value in scalar_metrics.items():
-        low, high, whole = _allowed_range(name)
-        last = name.split(".")[-1]
-        if value is None and (last not in _ALWAYS_THERE or (min_cases > OFF and is_count(name) and name != last)):
-            continue
-        if value is None or not low <= value <= high or (whole and value != int(value)):
-            kind = "whole numbers" if whole else "values"
-            raise UpdateError(
-                f"its reply gives {name} a value that it cannot have; allowed are {kind} from {low:g} to {high:g}."
-            )
+        allowed = _allowed_range(name)
+        if not (_may_be_undefined(name, min_cases) if value is None else value in allowed):
+            raise UpdateError(f"its reply gives {name} a value that it cannot have; allowed are {allowed}.")
     for name, value in scalar_metrics.items():
-        cases = scalar_metrics.get(".".join([*name.split(".")[:2], "cases"]))
-        if ".class." in name and name.split(".")[-1] in _COUNTS_OF_CASES and (value or 0) > (cases or 0):
+        if value is not None and value > _most_cases(name, scalar_metrics):
             raise UpdateError(f"its reply gives {name} a value above its number of test cases.")
 
 
-def _allowed_range(name: str) -> tuple[float, float, bool]:
-    """The least and the largest value of a metric, and whether it is a whole number."""
+def _may_be_undefined(name: str, min_cases: int) -> bool:
+    """Whether a reply may give None for a metric: a measure may be undefined, and a study may let sites withhold counts of a model."""
+    last = name.split(".")[-1]
+    return last not in _ALWAYS_THERE or (min_cases > OFF and is_count(name) and name != last)
+
+
+def _most_cases(name: str, scalar_metrics: ScalarMetrics) -> float:
+    """The number of test cases of the model, for a count of the cases of one class; infinite for every other metric."""
+    parts = name.split(".")
+    if ".class." not in name or parts[-1] not in _COUNTS_OF_CASES:
+        return math.inf
+    return scalar_metrics.get(".".join([*parts[:2], "cases"])) or 0
+
+
+def _allowed_range(name: str) -> _Range:
+    """The values that a metric may have."""
     group, last = name.split(".")[0], name.split(".")[-1]
     if name.startswith(_ANNOTATES):
-        return 0, 1, True
+        return _Range(0, 1, whole=True)
     if is_count(name):
-        return 0, MAX_CASES, True
-    wholes = {_KEPT: MAX_ROUND, _PLAIN: 1, "unit": len(_UNITS) - 1, "volume_unit": len(_VOLUME_UNITS) - 1}
-    if last in wholes:
-        return 0, wholes[last], True
+        return _Range(0, MAX_CASES, whole=True)
+    if last in _WHOLE_NUMBERS:
+        return _Range(0, _WHOLE_NUMBERS[last], whole=True)
     if group in ("dice", "usage") or last in _SHARES:
-        return 0, 1 + _ROUNDING, False
+        return _Range(0, 1 + _ROUNDING)
     if last in _DISTANCES:
-        return 0, _LARGEST_DISTANCE, False
-    return -_LARGEST_LOSS, _LARGEST_LOSS, False
+        return _Range(0, _LARGEST_DISTANCE)
+    return _Range(-_LARGEST_LOSS, _LARGEST_LOSS)
 
 
 def from_report(report: RoundReport, *, told: bool = True) -> dict[str, float | None]:
     """A report as metrics by name; values that are not finite, or all that may not leave the site, are sent as undefined."""
-    losses = {f"loss.{phase}.{part}": v for phase, row in report.losses.items() for part, v in row.items()}
-    usage = {f"usage.{block}.{e}": v for block, shares in report.usage.items() for e, v in enumerate(shares)}
-    every = {**losses, **usage}
-    return {name: value if told and math.isfinite(value) else None for name, value in every.items()}
+    values: dict[str, float] = {}
+    for phase, losses in report.losses.items():
+        values |= {f"loss.{phase}.{part}": value for part, value in losses.items()}
+    for block, shares in report.usage.items():
+        values |= {f"usage.{block}.{expert}": share for expert, share in enumerate(shares)}
+    return {name: value if told and math.isfinite(value) else None for name, value in values.items()}
 
 
 def to_report(scalar_metrics: ScalarMetrics, names: Sequence[str]) -> RoundReport:
@@ -222,11 +261,12 @@ def _class_summary(scalar_metrics: ScalarMetrics, prefix: str) -> ClassSummary:
 
 
 def _score_names(prefix: str, classes: tuple[str, ...]) -> list[str]:
+    """The names of the test scores of one model: of the model, of its mean, and of each class."""
+    of_model = [f"{prefix}.{what}" for what in ("cases", "patients", "unit", "volume_unit")]
     by_class = [f"{prefix}.class.{name}" for name in classes]
-    groups = [f"{prefix}.mean", *by_class]
-    measures = [f"{group}.{part}" for group in groups for m in MEASURES for part in (m, f"undefined_{m}")]
-    counts = [f"{group}.{kind}" for group in by_class for kind in _COUNTS]
-    return [*(f"{prefix}.{what}" for what in ("cases", "patients", "unit", "volume_unit")), *measures, *counts]
+    parts = [part for measure in MEASURES for part in (measure, f"undefined_{measure}")]
+    measures = [f"{group}.{part}" for group, part in product([f"{prefix}.mean", *by_class], parts)]
+    return [*of_model, *measures, *(f"{group}.{kind}" for group, kind in product(by_class, _COUNTS))]
 
 
 def _scores(prefix: str, mean: ClassScores, undefined: Mapping[str, int | None]) -> dict[str, float | None]:

@@ -67,17 +67,8 @@ def study_options(manifest: StudyManifest, site: SiteOptions) -> RunOptions:
     Raises:
         OptionError: the study's configuration is not one that this version knows.
     """
-    content: dict[str, Any] = {key: dict(v) if isinstance(v, dict) else v for key, v in manifest.configuration.items()}
-    content["data"]["sites"] = {
-        site.name: {"folder": str(site.data), **site.own_labels} if site.own_labels else str(site.data)
-    }
-    content["runtime"] = {"threads": site.threads, "device": site.device}
-    if site.backbone:
-        content["model"]["backbone"] = site.backbone
-    if site.patient_pattern:
-        content["data"]["patient_pattern"] = site.patient_pattern
     try:
-        options = RunOptions.model_validate(content)
+        options = RunOptions.model_validate(_site_configuration(manifest, site))
     except ValidationError as error:
         raise OptionError(
             f"the study's configuration is not one that this version of pFedSAM knows: {error}"
@@ -88,6 +79,20 @@ def study_options(manifest: StudyManifest, site: SiteOptions) -> RunOptions:
         said = str(error).replace(f"data.sites.{site.name}.", "").replace(f"data.sites.{site.name}: ", "")
         raise OptionError(f"site {site.name!r}, {CONFIG}: {said}") from error
     return options
+
+
+def _site_configuration(manifest: StudyManifest, site: SiteOptions) -> dict[str, Any]:
+    """The study's configuration with the site's own folder, labels, device, backbone and patient pattern in place of the study's."""
+    content: dict[str, Any] = {key: dict(v) if isinstance(v, dict) else v for key, v in manifest.configuration.items()}
+    content["data"]["sites"] = {
+        site.name: {"folder": str(site.data), **site.own_labels} if site.own_labels else str(site.data)
+    }
+    content["runtime"] = {"threads": site.threads, "device": site.device}
+    if site.backbone:
+        content["model"]["backbone"] = site.backbone
+    if site.patient_pattern:
+        content["data"]["patient_pattern"] = site.patient_pattern
+    return content
 
 
 def build_study_model(manifest: StudyManifest, options: RunOptions) -> BuiltModel:

@@ -65,12 +65,15 @@ def measure(
         spacing_mm: The voxel size along D, H, W; None if it is not known.
         overlap: Whether the labels are sets of bits, one for each class.
     """
-    sizes = []
-    for number, name in enumerate(names, start=1):
-        pixels = class_pixels(classes, number, overlap=overlap).sum(axis=(1, 2)).tolist()
-        total = sum(pixels)
-        area = spacing_mm[1] * spacing_mm[2] if spacing_mm else None
-        millilitres = total * area * spacing_mm[0] / 1000 if spacing_mm and area is not None else None
-        areas = tuple((k, count, None if area is None else count * area) for k, count in enumerate(pixels) if count)
-        sizes.append(Size(name, total, millilitres, areas))
-    return sizes
+    masks = (class_pixels(classes, number, overlap=overlap) for number in range(1, len(names) + 1))
+    return [_size(name, mask.sum(axis=(1, 2)).tolist(), spacing_mm) for name, mask in zip(names, masks, strict=True)]
+
+
+def _size(name: str, pixels: Sequence[int], spacing_mm: tuple[float, float, float] | None) -> Size:
+    """The size of a structure from its number of pixels in each slice."""
+    total = sum(pixels)
+    found = [(k, count) for k, count in enumerate(pixels) if count]
+    if spacing_mm is None:
+        return Size(name, total, None, tuple((k, count, None) for k, count in found))
+    area = spacing_mm[1] * spacing_mm[2]
+    return Size(name, total, total * area * spacing_mm[0] / 1000, tuple((k, count, count * area) for k, count in found))

@@ -129,8 +129,8 @@ def score_case(
         if name in not_annotated:
             classes[name], presence[name] = ClassScores(dice=None, iou=None), "not_annotated"
             continue
-        both = (class_pixels(one, index, overlap=overlap) & counted for one in (prediction, truth))
-        masks = _cropped(*both)
+        predicted, true = (class_pixels(one, index, overlap=overlap) & counted for one in (prediction, truth))
+        masks = _cropped(predicted, true)
         presence[name] = _presence(*masks)
         if distances:
             classes[name] = _all_measures(*masks, spacing_mm, surface_tolerance, is_lesion=name in lesions)
@@ -142,8 +142,15 @@ def score_case(
         classes=classes,
         presence=presence,
         unit="px" if spacing_mm is None else "mm",
-        volume_unit="px" if spacing_mm is None else "mm2" if truth.ndim == 2 else "ml",
+        volume_unit=_volume_unit(truth.ndim, spacing_mm),
     )
+
+
+def _volume_unit(dimensions: int, spacing_mm: Spacing | None) -> VolumeUnit:
+    """The unit of the size of a structure in an image (2 dimensions) or in a volume (3)."""
+    if spacing_mm is None:
+        return "px"
+    return "mm2" if dimensions == 2 else "ml"
 
 
 def _check_shapes(

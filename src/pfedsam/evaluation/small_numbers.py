@@ -23,12 +23,7 @@ def withhold(summary: SiteSummary, least: int) -> SiteSummary:
         return summary
     cases = summary.cases
     classes = {name: _withhold_class(one, cases, least) for name, one in summary.classes.items()}
-    hidden = {
-        measure
-        for name, one in classes.items()
-        for measure in MEASURES
-        if getattr(one.mean, measure) is None and getattr(summary.classes[name].mean, measure) is not None
-    }
+    hidden = {m for name, one in classes.items() for m in _withheld(summary.classes[name].mean, one.mean)}
     few = cases < least
     return replace(
         summary,
@@ -40,17 +35,26 @@ def withhold(summary: SiteSummary, least: int) -> SiteSummary:
     )
 
 
+def _withheld(known: ClassScores, published: ClassScores) -> list[str]:
+    """The measures that are known but not published."""
+    return [m for m in MEASURES if getattr(published, m) is None and getattr(known, m) is not None]
+
+
 def _withhold_class(one: ClassSummary, cases: int, least: int) -> ClassSummary:
-    scored = cases - (one.occurrence.not_annotated or 0 if one.occurrence else 0)
+    not_annotated = one.occurrence.not_annotated if one.occurrence else None
+    scored = cases - (not_annotated or 0)
     few = [name for name, count in one.undefined.items() if scored - (count or 0) < least]
     undefined = {name: publishable_count(count, scored, least) for name, count in one.undefined.items()}
-    if one.occurrence is None:
-        return ClassSummary(_without(one.mean, few), undefined, None)
-    counts = {name: count or 0 for name, count in asdict(one.occurrence).items()}
+    occurrence = None if one.occurrence is None else _withhold_occurrence(one.occurrence, least)
+    return ClassSummary(_without(one.mean, few), undefined, occurrence)
+
+
+def _withhold_occurrence(occurrence: Occurrence, least: int) -> Occurrence:
+    counts = {name: count or 0 for name, count in asdict(occurrence).items()}
     missed = counts.pop("missed")  # a part of those that are present; the others add up to all cases
     kept = publishable_counts(counts, least)
     kept["missed"] = None if kept["present"] is None else publishable_count(missed, counts["present"], least)
-    return ClassSummary(_without(one.mean, few), undefined, Occurrence(**kept))
+    return Occurrence(**kept)
 
 
 def _without(mean: ClassScores, measures: Collection[str]) -> ClassScores:

@@ -122,10 +122,8 @@ def summarize_site(scores: Sequence[CaseScores]) -> SiteSummary:
         raise DataError(
             "no case was scored, because the site has no test case. Check its split with `pfedsam data split`."
         )
-    names = list(scores[0].classes)
-    if any(list(case.classes) != names for case in scores):
-        raise DataError(f"the cases of one site were scored for different classes; all must be scored for {names}.")
-    units = Units(_common(case.unit for case in scores), _common(case.volume_unit for case in scores))
+    names = _common_classes([case.classes for case in scores], "the cases of one site")
+    units = _common_units(Units(case.unit, case.volume_unit) for case in scores)
     classes = {name: _summarize_class(scores, name, units) for name in names}
     return SiteSummary(
         cases=len(scores),
@@ -145,22 +143,40 @@ def summarize_sites(sites: Mapping[str, SiteSummary]) -> FederationSummary:
     """
     if not sites:
         raise DataError("there is no site to summarise: a federation needs at least one site with scored cases.")
-    every = list(sites.values())
-    names = list(every[0].classes)
-    if any(list(site.classes) != names for site in every):
-        raise DataError(f"the sites were scored for different classes; all must be scored for {names}.")
-    units = Units(_common(site.units.distance for site in every), _common(site.units.volume for site in every))
-    means = [site.mean for site in every]
-    mean = SiteSummary(
-        cases=_sum_known([site.cases for site in every]),
-        patients=_sum_known([site.patients for site in every]),
-        units=units,
-        mean=_mean_of(means, units),
-        classes={name: _summarize_classes([site.classes[name] for site in every], units) for name in names},
-        undefined=sum_counts(site.undefined for site in every),
-    )
-    spread = ClassScores(**{name: _spread(_column(means, name, units)) for name in MEASURES})
+    mean = _mean_over_sites(list(sites.values()))
+    means = [site.mean for site in sites.values()]
+    spread = ClassScores(**{name: _spread(_column(means, name, mean.units)) for name in MEASURES})
     return FederationSummary(mean, spread, worst_site({name: site.mean.dice for name, site in sites.items()}))
+
+
+def _mean_over_sites(sites: Sequence[SiteSummary]) -> SiteSummary:
+    """The means of the measures over sites, and the sums of the counts.
+
+    Raises:
+        DataError: The sites were scored for different classes.
+    """
+    names = _common_classes([site.classes for site in sites], "the sites")
+    units = _common_units(site.units for site in sites)
+    return SiteSummary(
+        cases=_sum_known([site.cases for site in sites]),
+        patients=_sum_known([site.patients for site in sites]),
+        units=units,
+        mean=_mean_of([site.mean for site in sites], units),
+        classes={name: _summarize_classes([site.classes[name] for site in sites], units) for name in names},
+        undefined=sum_counts(site.undefined for site in sites),
+    )
+
+
+def _common_classes(scored: Sequence[Mapping[str, object]], what: str) -> list[str]:
+    """The names of the classes, which must be the same, in the same order, for all that was scored.
+
+    Raises:
+        DataError: They are not; the message names `what` was scored.
+    """
+    names = list(scored[0])
+    if any(list(classes) != names for classes in scored):
+        raise DataError(f"{what} were scored for different classes; all must be scored for {names}.")
+    return names
 
 
 def worst_site(dice: Mapping[str, float | None]) -> str | None:
@@ -220,6 +236,12 @@ def _mean(values: Sequence[float]) -> float | None:
 def _spread(values: Sequence[float]) -> float | None:
     """The sample standard deviation; None for fewer than two values."""
     return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _common_units(units: Iterable[Units]) -> Units:
+    """The units of distances and of volumes, each "mixed" if they differ."""
+    rows = list(units)
+    return Units(_common(one.distance for one in rows), _common(one.volume for one in rows))
 
 
 def _common(units: Iterable[U]) -> U | Literal["mixed"]:

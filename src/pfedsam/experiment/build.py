@@ -188,21 +188,26 @@ def divide_site(options: RunOptions, site: Site) -> Site:
     Raises:
         DataError: the site cannot be split, has a patient in two parts, or has no training or no test case.
     """
-    data, name, given = options.data, site.name, all(case.split is None for case in site.cases)
-    file = data.split_folder / f"{name}.json" if data.split_folder else None
-    site = read_split(file, site) if file else split_site(site, data.split, options.seed)
+    data, free = options.data, all(case.split is None for case in site.cases)
+    file = data.split_folder / f"{site.name}.json" if data.split_folder else None
+    divided = read_split(file, site) if file else split_site(site, data.split, options.seed)
     for part in ("train", "test"):
-        if not site.of(part):
-            patients = site.patients()
-            if given and len(patients) == 1:
-                raise DataError(
-                    f"site {name!r} has no {part} case: its {len(site.cases)} case(s) belong to one patient, "
-                    f"{next(iter(patients))!r}, and all cases of a patient are in the same part of the split. At least two patients are "
-                    "needed, three with a validation part. Add patients; or, if the cases are of several patients, name them in the "
-                    "manifest or correct data.patient_pattern"
-                )
-            raise DataError(f"site {name!r} has no {part} case: it needs at least one; add cases or change data.split.")
-    return site
+        if not divided.of(part):
+            raise DataError(_why_empty(divided, part, free=free))
+    return divided
+
+
+def _why_empty(site: Site, part: str, *, free: bool) -> str:
+    """Why a part of a site's split has no case, and what to do; `free` says that the manifest puts no case into a part."""
+    patients = site.patients()
+    if not free or len(patients) != 1:
+        return f"site {site.name!r} has no {part} case: it needs at least one; add cases or change data.split."
+    return (
+        f"site {site.name!r} has no {part} case: its {len(site.cases)} case(s) belong to one patient, "
+        f"{next(iter(patients))!r}, and all cases of a patient are in the same part of the split. At least two patients are "
+        "needed, three with a validation part. Add patients; or, if the cases are of several patients, name them in the "
+        "manifest or correct data.patient_pattern"
+    )
 
 
 def volume_reading(options: RunOptions, site: str) -> VolumeReading:
@@ -332,16 +337,18 @@ def _are_volumes(options: RunOptions, cases: tuple[Case, ...]) -> bool:
         DataError: Only some of the cases are volumes.
         OptionError: The cases are volumes, but the options cut pictures into tiles.
     """
-    volumes = [case for case in cases if case.volume]
-    if volumes and len(volumes) < len(cases):
-        pictures = next(case for case in cases if not case.volume)
+    volume = next((case for case in cases if case.volume), None)
+    picture = next((case for case in cases if not case.volume), None)
+    if volume is None:
+        return False
+    if picture is not None:
         raise DataError(
-            f"site {volumes[0].site!r}, case {volumes[0].id!r} is a volume, but site {pictures.site!r}, case {pictures.id!r} is a picture; "
+            f"site {volume.site!r}, case {volume.id!r} is a volume, but site {picture.site!r}, case {picture.id!r} is a picture; "
             "all cases of a run must be volumes, or all must be pictures"
         )
-    if volumes and options.data.tiling:
+    if options.data.tiling:
         raise OptionError("data.tiling cuts pictures into tiles, but the sites have volumes: remove data.tiling.")
-    return bool(volumes)
+    return True
 
 
 def build_images(options: RunOptions, cases: tuple[Case, ...], side: int) -> Sequence[Example]:

@@ -100,12 +100,16 @@ def refuse_unused_by_all(runs: Sequence[RunOptions], name: str, keys: Sequence[s
     Raises:
         OptionError: a key has no effect; the message names every such key.
     """
-    each = [unused(options) for options in runs]
-    everywhere = [key for key in each[0] if all(key in found for found in each)] if each else []
-    everywhere = [key for key in everywhere if keys is None or is_below(key, keys)]
+    everywhere = [key for key in _unused_by_all(runs) if keys is None or is_below(key, keys)]
     if everywhere:
         lines = "".join(f"\n  {key}: {_who_uses(key, runs[0])}." for key in everywhere)
         raise OptionError(f"{name} sets {len(everywhere)} option(s) that no method of the comparison uses:{lines}")
+
+
+def _unused_by_all(runs: Sequence[RunOptions]) -> list[str]:
+    """The keys that were set and have no effect in any of the runs."""
+    first, *others = [unused(options) for options in runs] or [{}]
+    return [key for key in first if all(key in found for found in others)]
 
 
 def is_below(key: str, paths: Iterable[str]) -> bool:

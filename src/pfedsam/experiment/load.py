@@ -239,26 +239,34 @@ def _mapping(value: object) -> dict[Any, Any]:
 
 
 def _explain(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
-    error = {**error, "loc": tuple(part for part in error["loc"] if part not in ("[folder]", "[site]"))}
-    path = ".".join(str(part) for part in error["loc"])
+    place = _place(error)
+    path, given = ".".join(map(str, place)), error.get("input")
+    message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        if path in RENAMED:
-            return f"{path}: {RENAMED[path]}"
-        allowed = _allowed(kind, error["loc"][:-1])
-        near = difflib.get_close_matches(str(error["loc"][-1]), allowed, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"{path}: unknown key; {hint}allowed: {', '.join(allowed)}"
+        return f"{path}: {RENAMED.get(path) or _unknown_key(kind, place)}"
     if error["type"] == "missing":
         return f"{path}: is required"
-    if error["loc"][-1:] == ("[key]",):
-        name = error["loc"][-2]
-        return f"{'.'.join(map(str, error['loc'][:-2]))}: the name {name!r} is read as a number; put it in quotes: '{name}'"
-    if error["type"] == "list_type" and isinstance(error.get("input"), int):
-        return f"{path}: the ids must be a list, even if there is only one: write [{error['input']}] (got {error['input']!r})"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return (
-        f"{path}: {message} (got {error.get('input')!r})" if path else message
-    )  # without a path, the mistake concerns several keys together
+    if place[-1:] == ("[key]",):
+        above, name = ".".join(map(str, place[:-2])), place[-2]
+        return f"{above}: the name {name!r} is read as a number; put it in quotes: '{name}'"
+    if error["type"] == "list_type" and isinstance(given, int):
+        return f"{path}: the ids must be a list, even if there is only one: write [{given}] (got {given!r})"
+    if not path:  # the mistake concerns several keys together
+        return message
+    return f"{path}: {message} (got {given!r})"
+
+
+def _place(error: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The keys that lead to a mistake, without the marks by which pydantic tells the forms of a site apart."""
+    return tuple(part for part in error["loc"] if part not in ("[folder]", "[site]"))
+
+
+def _unknown_key(kind: type[BaseModel], place: Sequence[Any]) -> str:
+    """Which keys are allowed instead of the one at this place, and which of them is similar to it."""
+    allowed = _allowed(kind, place[:-1])
+    near = difflib.get_close_matches(str(place[-1]), allowed, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown key; {hint}allowed: {', '.join(allowed)}"
 
 
 def _allowed(model: type[BaseModel], path: Sequence[Any]) -> list[str]:

@@ -108,15 +108,22 @@ def choose_entries(suite: Suite, methods: Sequence[str] | None, variants: Sequen
         methods = [suite.subject] if variants else (suite.methods or list(METHODS))
     entries = [Entry(find_method(name).name, name) for name in dict.fromkeys(methods)]
     names = list(suite.variants) if "all" in variants else list(dict.fromkeys(variants))
-    for name in names:
-        if name not in suite.variants or name in METHODS:
-            raise OptionError(
-                f"There is no variant {name!r} (or it has a method's name); known: {', '.join(suite.variants)}."
-            )
-        changes = dict(suite.variants[name])
-        method = find_method(str(changes.pop("method", suite.subject))).name
-        entries.append(Entry(name, method, steps=float(changes.pop("steps", 1.0)), changes=changes))
-    return entries
+    return entries + [_variant(suite, name) for name in names]
+
+
+def _variant(suite: Suite, name: str) -> Entry:
+    """The entry of a variant.
+
+    Raises:
+        OptionError: the suite has no such variant, or a method has its name.
+    """
+    if name not in suite.variants or name in METHODS:
+        raise OptionError(
+            f"There is no variant {name!r} (or it has a method's name); known: {', '.join(suite.variants)}."
+        )
+    changes = dict(suite.variants[name])
+    method = find_method(str(changes.pop("method", suite.subject))).name
+    return Entry(name, method, steps=float(changes.pop("steps", 1.0)), changes=changes)
 
 
 def site_folders(suite: Suite, data: Path) -> dict[str, Path]:
@@ -127,7 +134,7 @@ def site_folders(suite: Suite, data: Path) -> dict[str, Path]:
     """
     if not data.is_dir():
         raise DataError(f"There is no data folder {data.name!r}: give the folder that contains one folder per site.")
-    names = suite.sites or sorted(one.name for one in data.iterdir() if one.is_dir() and not one.name.startswith("."))
+    names = suite.sites or _visible_folders(data)
     missing = [name for name in names if not (data / name).is_dir()]
     if missing or not names:
         raise DataError(
@@ -135,6 +142,11 @@ def site_folders(suite: Suite, data: Path) -> dict[str, Path]:
             f"the suite {suite.name!r} needs a folder for each site, with images/ and masks/."
         )
     return {name: (data / name).resolve() for name in names}
+
+
+def _visible_folders(folder: Path) -> list[str]:
+    """The names of the folders in a folder, without hidden ones."""
+    return sorted(one.name for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
 
 
 def run_options(

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from pfedsam.core.errors import RunError, UpdateError
 from pfedsam.core.tensors import NamedTensors, digest
@@ -98,6 +99,11 @@ class Annotations:
         """For each class of a tensor 1 if the site annotates the class, else 0."""
         return [0.0 if one in self.missing.get(site, ()) else 1.0 for one in self.tensors[name]]
 
+    def row_weights(self, name: str, site: str, dims: int) -> Tensor:
+        """`weights` as float64 for a tensor of so many dimensions, `[rows, 1, 1]`; of shape `[]` if the tensor belongs to one class."""
+        weights = torch.tensor(self.weights(name, site), dtype=torch.float64)
+        return weights.reshape((-1, *[1] * (dims - 1)) if len(weights) > 1 else ())
+
 
 ALL_ANNOTATED = Annotations()
 
@@ -120,21 +126,24 @@ def fill_not_annotated(updates: Sequence[Update], annotations: Annotations, rece
         return list(updates)
     filled = {one.site: dict(one.tensors) for one in ordered}
     for name in annotations.tensors:
-        shape = (-1, *[1] * (received[name].dim() - 1)) if len(annotations.tensors[name]) > 1 else ()
-        weights = {
-            one.site: torch.tensor(annotations.weights(name, one.site), dtype=torch.float64).reshape(shape)
-            for one in ordered
-        }
-        total = torch.stack([weights[one.site] * one.cases for one in ordered]).sum(dim=0)
-        summed = torch.stack(
-            [one.tensors[name].detach().double().cpu() * (weights[one.site] * one.cases) for one in ordered]
-        ).sum(dim=0)
-        common = torch.where(total > 0, summed / total.clamp_min(1), received[name].detach().double().cpu())
-        for one in ordered:
-            own = one.tensors[name]
-            if one.site in lacking:
-                filled[one.site][name] = torch.where(weights[one.site] > 0, own, common.to(own.device, own.dtype))
+        common = _mean_of_annotating(name, ordered, annotations, received[name])
+        for site in lacking:
+            own = filled[site][name]
+            annotated = annotations.row_weights(name, site, own.dim()) > 0
+            filled[site][name] = torch.where(annotated, own, common.to(own.device, own.dtype))
     return [replace(one, tensors=filled[one.site]) for one in updates]
+
+
+def _mean_of_annotating(name: str, updates: Sequence[Update], annotations: Annotations, received: Tensor) -> Tensor:
+    """The mean of a tensor over the sites that annotate each of its classes, in float64 on the CPU, of the tensor's shape.
+
+    It is weighted by the sites' cases; a class that no site annotates has the values that were broadcast.
+    """
+    weights = [annotations.row_weights(name, one.site, received.dim()) * one.cases for one in updates]
+    values = [one.tensors[name].detach().double().cpu() for one in updates]
+    total = torch.stack(weights).sum(dim=0)
+    summed = torch.stack([value * weight for value, weight in zip(values, weights, strict=True)]).sum(dim=0)
+    return torch.where(total > 0, summed / total.clamp_min(1), received.detach().double().cpu())
 
 
 class NothingToAverageError(RunError):

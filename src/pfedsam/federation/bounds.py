@@ -65,15 +65,20 @@ def bound_updates(updates: Sequence[Update], received: NamedTensors, limits: Lim
     """
     if limits == NO_LIMITS:
         return BoundedUpdates(tuple(updates), {}, {})
-    norms = {update.site: change_norm(received, update.tensors) for update in updates}
-    rejected = {
-        site: f"site {site} sent an update of norm {norm:.3g}; the manifest allows {limits.max_change:.3g}."
-        for site, norm in norms.items()
-        if not norm <= limits.max_change
-    }
-    accepted = [update for update in updates if update.site not in rejected]
+    accepted: list[Update] = []
+    norms: dict[str, float] = {}
+    rejected: dict[str, str] = {}
+    for update in updates:
+        norm = change_norm(received, update.tensors)
+        if norm <= limits.max_change:
+            accepted.append(update)
+            norms[update.site] = norm
+        else:
+            rejected[update.site] = (
+                f"site {update.site} sent an update of norm {norm:.3g}; the manifest allows {limits.max_change:.3g}."
+            )
     weights = cap_shares({update.site: update.cases for update in accepted}, limits.max_share)
-    factors = scale_factors({update.site: norms[update.site] for update in accepted}, weights, limits.median_factor)
+    factors = scale_factors(norms, weights, limits.median_factor)
     weighed = [replace(update, cases=max(1, math.floor(weights[update.site]))) for update in accepted]
     bounded = tuple(_scale(update, received, factors.get(update.site, 1.0)) for update in weighed)
     return BoundedUpdates(bounded, factors, rejected)

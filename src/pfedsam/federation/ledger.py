@@ -198,22 +198,27 @@ class Ledger:
         return lines, Head(len(lines), seals[-1] if seals else START)
 
     def _chain(self, data: bytes) -> tuple[list[dict[str, Any]], list[str]]:
+        """The lines with their seals, which are verified; a ledger of version 0.1 begins with lines that have a plain hash instead.
+
+        Raises:
+            StoreError: a line was changed, inserted or deleted.
+        """
         lines: list[dict[str, Any]] = []
-        seals: list[str] = []
+        seals = [START]
         old = True
         for number, text in enumerate(data.splitlines(), start=1):
             line = _load(text, number)
             old = old and _HASH in line
             claimed = line.pop(_HASH if old else _SEAL, None)
             right = hashlib.sha256(_dump(line)).hexdigest() if old else self._sealed(line)
-            before = seals[-1] if seals else START
-            if line.get("before") != before or not isinstance(claimed, str) or not hmac.compare_digest(claimed, right):
+            follows = line.get("before") == seals[-1]
+            if not (follows and isinstance(claimed, str) and hmac.compare_digest(claimed, right)):
                 raise StoreError(
                     f"line {number} of the ledger was changed, or a line before it was deleted or inserted. {_REMEDY}"
                 )
-            seals.append(claimed)
+            seals.append(right)
             lines.append(line)
-        return lines, seals
+        return lines, seals[1:]
 
     def _read_head(self, has_lines: bool) -> Head:
         """The stored head; that of an empty ledger for a site that has not sent anything, and for a ledger of version 0.1.
@@ -222,8 +227,7 @@ class Ledger:
             StoreError: the head is damaged, or missing although there was a ledger.
         """
         if not self._head_path.exists():
-            trained = any(self.path.parent.glob("studies/*/received.safetensors"))
-            if self._key_path.exists() or (trained and not has_lines):
+            if self._key_path.exists() or (self._has_trained() and not has_lines):
                 raise StoreError(f"the ledger or its head {self._head_path.name!r} was removed. {_REMEDY}")
             return Head(0, START)
         content = sealed.read_json(self._head_path, _REMEDY)
@@ -231,6 +235,10 @@ class Ledger:
         if type(lines) is not int or not isinstance(seal, str) or own != self._sealed({"lines": lines, "seal": seal}):
             raise StoreError(f"the ledger's head {self._head_path.name!r} was changed. {_REMEDY}")
         return Head(lines, seal)
+
+    def _has_trained(self) -> bool:
+        """Whether the site has received the shared parameters of a study."""
+        return any(self.path.parent.glob("studies/*/received.safetensors"))
 
     def _write_head(self, head: Head) -> None:
         content = {"lines": head.lines, "seal": head.seal}

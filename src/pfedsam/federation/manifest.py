@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -170,7 +171,17 @@ def parse_manifest(data: bytes) -> StudyManifest:
         raise RunError("the manifest's configuration names no backbone (model.backbone).")
     if manifest.pipeline != build_pipeline(communication_of(manifest.configuration)).describe():
         raise RunError("the manifest's pipeline is not the one of its configuration (communication).")
-    named = [name for names in manifest.components.values() for name in names]
+    _check_tensors(manifest)
+    return manifest
+
+
+def _check_tensors(manifest: StudyManifest) -> None:
+    """Check that the parts of a manifest name the same shared tensors.
+
+    Raises:
+        RunError: the components do not, or a tensor of single classes is not one of them or has not a row for each class.
+    """
+    named = list(chain.from_iterable(manifest.components.values()))
     if sorted(named) != sorted(manifest.tensors):
         raise RunError("the manifest's components do not add up to its shared tensors.")
     for name, classes in manifest.class_tensors.items():
@@ -178,7 +189,6 @@ def parse_manifest(data: bytes) -> StudyManifest:
             raise RunError(
                 "the manifest's tensors of single classes are not among its shared tensors, or of another shape."
             )
-    return manifest
 
 
 def differences(one: object, other: object, path: str = "") -> list[str]:

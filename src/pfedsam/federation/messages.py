@@ -140,7 +140,7 @@ def reply_from_wire(wire: Mapping[str, Any]) -> Reply:
         raise UpdateError("the refusal code in a reply is not on the list.")
     if not isinstance(head["study"], str):
         raise UpdateError("the study in a reply must be text.")
-    if not isinstance(metrics, dict) or len(metrics) > _MAX_METRICS or not all(map(_is_number, metrics.values())):
+    if not _are_metrics(metrics):
         raise UpdateError("the scalar metrics in a reply must be finite numbers by name.")
     return Reply(head["task"], head["study"], head["round"], metrics, bytes(wire["update"]), refused)
 
@@ -150,14 +150,24 @@ def _parse(wire: Mapping[str, Any], keys: set[str], fields: set[str]) -> dict[st
         raise UpdateError("a message does not have the agreed parts.")
     if len(wire["head"]) > _MAX_HEAD_BYTES:
         raise UpdateError(f"a message's head has more than {_MAX_HEAD_BYTES} bytes.")
+    head = _head(wire["head"], fields)
+    if head["task"] not in _TASKS or not _is_round(head["round"]):
+        raise UpdateError("the task or the round of a message is not valid.")
+    return head
+
+
+def _head(data: bytes, fields: set[str]) -> dict[str, Any]:
+    """The head of a message, with exactly these fields; their values are still to be checked.
+
+    Raises:
+        UpdateError: it is something else.
+    """
     try:
-        head = json.loads(wire["head"])
+        head = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UpdateError("a message's head is not JSON.") from error
     if not isinstance(head, dict) or set(head) != fields:
         raise UpdateError("a message's head does not have the agreed fields.")
-    if head["task"] not in _TASKS or not _is_round(head["round"]):
-        raise UpdateError("the task or the round of a message is not valid.")
     return head
 
 
@@ -167,6 +177,11 @@ def _is_round(value: object) -> bool:
 
 def _json(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, allow_nan=False).encode()
+
+
+def _are_metrics(value: object) -> bool:
+    """Whether a value is a table of at most `_MAX_METRICS` numbers by name."""
+    return isinstance(value, dict) and len(value) <= _MAX_METRICS and all(map(_is_number, value.values()))
 
 
 def _is_number(value: object) -> bool:

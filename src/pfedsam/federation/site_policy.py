@@ -256,19 +256,14 @@ class Gate:
             UpdateError: the manifest does not allow a part of the reply.
         """
         if reply.refused:
-            if reply.update or reply.scalar_metrics:
-                raise UpdateError("a refusal must contain nothing but its code.")
+            _check_refusal(reply)
             return reply
         if manifest is None:
             raise UpdateError("the study is not approved at this site.")
-        extra = set(reply.scalar_metrics) - set(manifest.scalar_metrics.get(reply.task, ()))
-        if extra:
-            raise UpdateError(
-                f"the reply contains {len(extra)} scalar metric(s) that the manifest does not list for {reply.task}."
-            )
-        check_small_numbers(reply.scalar_metrics, manifest.min_cases)
-        if bool(reply.update) != (reply.task == "train" and bool(manifest.tensors)):
-            raise UpdateError(f"a reply to {reply.task} must {'not ' if reply.update else ''}contain an update.")
+        _check_metrics(reply, manifest)
+        expected = reply.task == "train" and bool(manifest.tensors)
+        if bool(reply.update) != expected:
+            raise UpdateError(f"a reply to {reply.task} must {'' if expected else 'not '}contain an update.")
         if reply.update:
             self._check_update(reply, manifest)
         return reply
@@ -298,8 +293,8 @@ class Gate:
         note: str,
         original: Mapping[str, object] | None = None,
     ) -> None:
-        content = out if original is None else {k: v for k, v in original.items() if isinstance(v, bytes)}
-        carries = manifest is not None and bool(reply.update)
+        content = out if original is None else _bytes_in(original)
+        carried = manifest if reply.update else None
         self.ledger.append(
             study=reply.study,
             task=reply.task,
@@ -307,11 +302,40 @@ class Gate:
             sent=sent,
             sha256=message_hash(content),
             total_bytes=sum(len(value) for value in content.values()),
-            by_component=manifest.component_bytes() if manifest and carries else {},
-            names=sorted(manifest.tensors) if manifest and carries else (),
+            by_component=carried.component_bytes() if carried else {},
+            names=sorted(carried.tensors) if carried else (),
             scalar_metrics=sorted(reply.scalar_metrics),
             note=note,
         )
+
+
+def _bytes_in(wire: Mapping[str, object]) -> dict[str, bytes]:
+    """The parts of a message that are bytes; a message that is withheld may hold anything."""
+    return {name: value for name, value in wire.items() if isinstance(value, bytes)}
+
+
+def _check_refusal(reply: Reply) -> None:
+    """Check that a refusal tells nothing but its code.
+
+    Raises:
+        UpdateError: it does.
+    """
+    if reply.update or reply.scalar_metrics:
+        raise UpdateError("a refusal must contain nothing but its code.")
+
+
+def _check_metrics(reply: Reply, manifest: StudyManifest) -> None:
+    """Check that the manifest lists every scalar metric of a reply, and that none stands for too few cases.
+
+    Raises:
+        UpdateError: one is not allowed.
+    """
+    extra = set(reply.scalar_metrics) - set(manifest.scalar_metrics.get(reply.task, ()))
+    if extra:
+        raise UpdateError(
+            f"the reply contains {len(extra)} scalar metric(s) that the manifest does not list for {reply.task}."
+        )
+    check_small_numbers(reply.scalar_metrics, manifest.min_cases)
 
 
 def read_broadcast(manifest: StudyManifest, request: Request) -> dict[str, Tensor]:

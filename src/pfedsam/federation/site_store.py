@@ -134,14 +134,22 @@ class SiteStore:
             if there and _schema(self._file(there[-1])) > 2:  # earlier versions had none
                 raise StoreError(f"{self._index.name} is missing. {self._remedy}")
             return there
+        missing = [self._file(number).name for number in self._read_index() if number not in there]
+        if missing:
+            raise StoreError(f"{' and '.join(missing)} of {self.folder.name!r} is missing. {self._remedy}")
+        return there
+
+    def _read_index(self) -> list[int]:
+        """The generations that the index names.
+
+        Raises:
+            StoreError: the index is damaged.
+        """
         content = sealed.read_json(self._index, self._remedy)
         named = content.get("generations")
         if set(content) != {"generations"} or not isinstance(named, list) or not all(type(n) is int for n in named):
             raise StoreError(f"{self._index.name} is damaged: it does not name the generations. {self._remedy}")
-        missing = [self._file(number).name for number in named if number not in there]
-        if missing:
-            raise StoreError(f"{' and '.join(missing)} of {self.folder.name!r} is missing. {self._remedy}")
-        return there
+        return named
 
     def _read(self, number: int) -> SiteState:
         try:
@@ -199,21 +207,30 @@ def _read(path: Path) -> SiteState:
     """
     named, metadata = tensors.load(path, unsealed=("state",))
     try:
-        described = json.loads(metadata["state"])
-        schema, digest = described.pop("schema"), described.pop("digest", None)
-        if schema != SCHEMA and schema not in MIGRATIONS:
-            raise StoreError(
-                f"{path.name} has version {schema} and this pFedSAM reads up to {SCHEMA}: use the version that wrote it."
-            )
-        if schema < 3 and digest != tensors.digest(named):  # since then the file has a digest of all that it holds
-            raise StoreError(f"{path.name} is damaged: it does not have the digest that was written with it.")
-        for version in range(schema, SCHEMA):
-            described = MIGRATIONS[version](described)
+        described = _migrated(json.loads(metadata["state"]), named, path.name)
         kinds = {"local": _LOCAL, "optimizer": _OPTIMIZER, "memory": _MEMORY, "shared": _SHARED}
         parts: dict[str, Any] = {kind: _part(named, prefix) for kind, prefix in kinds.items()}
         return SiteState(**parts, **described)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(f"{path.name} is not a site's state.") from error
+
+
+def _migrated(described: dict[str, Any], named: NamedTensors, file: str) -> dict[str, Any]:
+    """The description of a state in the form of this version.
+
+    Raises:
+        StoreError: it is of a later version, or the digest that versions before 3 had is not that of the tensors.
+    """
+    schema, digest = described.pop("schema"), described.pop("digest", None)
+    if schema != SCHEMA and schema not in MIGRATIONS:
+        raise StoreError(
+            f"{file} has version {schema} and this pFedSAM reads up to {SCHEMA}: use the version that wrote it."
+        )
+    if schema < 3 and digest != tensors.digest(named):  # since then the file has a digest of all that it holds
+        raise StoreError(f"{file} is damaged: it does not have the digest that was written with it.")
+    for version in range(schema, SCHEMA):
+        described = MIGRATIONS[version](described)
+    return described
 
 
 def _schema(path: Path) -> int:

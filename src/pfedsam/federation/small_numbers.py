@@ -31,14 +31,13 @@ def check_small_numbers(scalar_metrics: Mapping[str, float | None], least: int) 
     """
     if least <= OFF:
         return
-    for name, value in scalar_metrics.items():
-        if value is None:
-            continue
+    told = {name: value for name, value in scalar_metrics.items() if value is not None}
+    withheld = scalar_metrics.keys() - told.keys()
+    for name, value in told.items():
         if is_count(name) and value < least:
             raise UpdateError(f"the reply gives {name} a value below {least}, which must not leave the site.")
-        model = ".".join(name.split(".")[:2])
-        hidden = f"{model}.cases" in scalar_metrics and scalar_metrics[f"{model}.cases"] is None
-        if hidden and name.rsplit(".", 1)[-1] in MEASURES:
+        *above, last = name.split(".")
+        if last in MEASURES and ".".join([*above[:2], "cases"]) in withheld:
             raise UpdateError(
                 f"the reply gives {name}, a score of fewer than {least} cases, which must not leave the site."
             )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, NoReturn
 
 import torch
+from torch import Tensor
 
 from pfedsam.core.errors import StoreError, UpdateError
 from pfedsam.core.tensors import NamedTensors, digest, from_bytes, to_bytes
@@ -222,33 +223,51 @@ def decode(
         UpdateError: the message is too long, malformed, of other shared tensors or of another codec than this run's, or
             counted from other shared parameters than were broadcast.
     """
+    tensors, metadata, update = _opened(data, spec.max_bytes)
+    site = label(update.site)
+    if metadata.get("schema") != _SCHEMA or metadata.get("spec") != spec.digest:
+        raise UpdateError(
+            f"site {site} sent an update of another form or of other shared tensors than this run's; its "
+            "configuration or its version of pFedSAM differs from the server's: make them equal."
+        )
+    values = _payload(tensors, spec, site)
+    if {key: metadata[key] for key in metadata.keys() - {"schema", "spec", "update"}} != _base_entry(spec, received):
+        raise UpdateError(f"site {site} counted its changes from other parameters than this round's.")
+    if spec.least_norm(values) > max_change * _SCALE_TOLERANCE:
+        raise UpdateError(f"site {site} sent scales that no encoder writes for a change within the bound.")
     try:
-        tensors, metadata = from_bytes(data, max_bytes=spec.max_bytes)
+        unpacked = spec.unpack(values, received)
+    except UpdateError as error:
+        raise UpdateError(f"the update of site {site} cannot be read: {error}") from error
+    return Update(update.site, update.round, unpacked, update.cases)
+
+
+def _opened(data: bytes, max_bytes: int) -> tuple[dict[str, Tensor], dict[str, str], Update]:
+    """The tensors (of any shape) and the metadata of a message, and the update that its envelope announces, still without tensors.
+
+    Raises:
+        UpdateError: the message is too long or malformed.
+    """
+    try:
+        tensors, metadata = from_bytes(data, max_bytes=max_bytes)
         envelope = json.loads(metadata["update"])
-        update = Update(tensors={}, **envelope)
+        return tensors, metadata, Update(tensors={}, **envelope)
     except StoreError as error:
         raise UpdateError(f"an update cannot be read: {error}") from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UpdateError("an update cannot be read: its envelope does not have the agreed form.") from error
+
+
+def _payload(tensors: NamedTensors, spec: UpdateSpec, site: str) -> Tensor:
+    """The packed values of a message, of shape `[payload_bytes]`.
+
+    Raises:
+        UpdateError: the message holds something else.
+    """
     values = tensors.get("values")
-    if metadata.get("schema") != _SCHEMA or metadata.get("spec") != spec.digest:
-        raise UpdateError(
-            f"site {label(update.site)} sent an update of another form or of other shared tensors than this run's; its "
-            "configuration or its version of pFedSAM differs from the server's: make them equal."
-        )
     if len(tensors) != 1 or values is None or values.dtype != torch.uint8 or values.shape != (spec.payload_bytes,):
-        raise UpdateError(f"site {label(update.site)} sent other than {spec.payload_bytes} bytes of values.")
-    if {key: metadata[key] for key in metadata.keys() - {"schema", "spec", "update"}} != _base_entry(spec, received):
-        raise UpdateError(f"site {label(update.site)} counted its changes from other parameters than this round's.")
-    if spec.least_norm(values) > max_change * _SCALE_TOLERANCE:
-        raise UpdateError(
-            f"site {label(update.site)} sent scales that no encoder writes for a change within the bound."
-        )
-    try:
-        unpacked = spec.unpack(values, received)
-    except UpdateError as error:
-        raise UpdateError(f"the update of site {label(update.site)} cannot be read: {error}") from error
-    return Update(update.site, update.round, unpacked, update.cases)
+        raise UpdateError(f"site {site} sent other than {spec.payload_bytes} bytes of values.")
+    return values
 
 
 def _base_entry(spec: UpdateSpec, received: NamedTensors | None) -> dict[str, str]:

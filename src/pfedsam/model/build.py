@@ -1,7 +1,8 @@
 """Builds the model that its options describe: the personal SAM from its components, or a U-Net."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -27,6 +28,8 @@ from pfedsam.model.personal import PersonalSam
 from pfedsam.model.segmenter import Declared, Segmenter
 from pfedsam.model.unet import UNetSegmenter
 
+O = TypeVar("O")  # noqa: E741 - options of a component
+
 
 def components_of(options: ModelOptions) -> list[Component]:
     """The components of a model with these options, in the order in which they are attached and draw random numbers.
@@ -37,17 +40,22 @@ def components_of(options: ModelOptions) -> list[Component]:
         ClassTokens(),
         OutputLayers(image_skip=options.image_skip),
         PersonalOutputLayers(copy=options.personal_copy) if options.output_layers == "both" else None,
-        Lora(options.lora) if options.lora else None,
-        Experts(options.experts) if options.experts else None,
-        Adapters(options.adapters) if options.adapters else None,
+        _with_options(Lora, options.lora),
+        _with_options(Experts, options.experts),
+        _with_options(Adapters, options.adapters),
         PersonalCopy() if options.personal_copy else None,
         Norms() if options.norms == "local" else None,
-        LocalLora(options.local_lora) if options.local_lora else None,
+        _with_options(LocalLora, options.local_lora),
         Encoder() if options.train_encoder else None,
         Decoder(),
         NoPrompt(),
     ]
     return [component for component in found if component is not None]
+
+
+def _with_options(kind: Callable[[O], Component], options: O | None) -> Component | None:
+    """A component that a model has if its options are given."""
+    return kind(options) if options else None
 
 
 def declared_by(options: ModelOptions) -> Sequence[Declared]:

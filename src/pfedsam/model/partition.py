@@ -4,7 +4,7 @@ Modules declare their parameters as named *components*. A method places each com
 contains exactly the `shared` parameters and can contain nothing else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,19 +47,11 @@ class Partition:
                 f"The model has no component {', '.join(sorted(unknown))}; it has {', '.join(sorted(components))}."
             )
         names = {name for name, _ in model.named_parameters()}
-        kinds: dict[str, Kind] = {}
-        for component, members in components.items():
-            for name in members:
-                if name not in names:
-                    raise PartitionError(
-                        f"Component {component!r} contains {name!r}, but the model has no such parameter."
-                    )
-                if name in kinds:
-                    raise PartitionError(f"Parameter {name!r} belongs to {component!r} and to another component.")
-                kinds[name] = placement.get(component, "frozen")
-        by_kind = {kind: tuple(sorted(n for n in names if kinds.get(n, "frozen") == kind)) for kind in _KINDS}
+        owners = _owners(names, components)
+        kinds = {name: placement.get(owners.get(name, ""), "frozen") for name in sorted(names)}
+        frozen, shared, local = (tuple(name for name in kinds if kinds[name] == kind) for kind in _KINDS)
         trained = {c: tuple(m) for c, m in components.items() if placement.get(c, "frozen") != "frozen"}
-        return cls(by_kind["frozen"], by_kind["shared"], by_kind["local"], trained)
+        return cls(frozen, shared, local, trained)
 
     def names(self, *kinds: Kind) -> tuple[str, ...]:
         """The parameters of these kinds, sorted."""
@@ -71,7 +63,24 @@ class Partition:
         return {name: model.get_parameter(name).detach().to("cpu", copy=True) for name in self.names(*kinds)}
 
 
-_KINDS: tuple[Kind, ...] = ("frozen", "shared", "local")
+_KINDS: tuple[Kind, Kind, Kind] = ("frozen", "shared", "local")
+
+
+def _owners(names: Collection[str], components: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Parameter -> the component that declares it; parameters of no component are left out.
+
+    Raises:
+        PartitionError: a component declares a parameter that is not one of the `names`, or that another one declares.
+    """
+    owners: dict[str, str] = {}
+    for component, members in components.items():
+        for name in members:
+            if name not in names:
+                raise PartitionError(f"Component {component!r} contains {name!r}, but the model has no such parameter.")
+            if name in owners:
+                raise PartitionError(f"Parameter {name!r} belongs to {component!r} and to another component.")
+            owners[name] = component
+    return owners
 
 
 def assign(model: nn.Module, values: NamedTensors, names: tuple[str, ...]) -> None:

@@ -88,14 +88,7 @@ def _check_kind(path: Path, start: bytes) -> None:
 def _check_entries(path: Path, archive: zipfile.ZipFile, size: int) -> bytes:
     """The pickle of an archive whose entries are stored as they are, once, and add up to no more than the file."""
     entries = archive.infolist()
-    packed = [
-        e for e in entries if e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size or e.flag_bits & 1
-    ]
-    if packed:
-        claimed = sum(entry.file_size for entry in packed)
-        _refuse(path, f"{len(packed)} of its entries are compressed or encrypted ({claimed} bytes when unpacked)")
-    if sum(entry.file_size for entry in entries) > size:
-        _refuse(path, f"its entries claim more than the {size} bytes of the file")
+    _check_claims(path, entries, size)
     if len({entry.filename for entry in entries}) != len(entries):
         _refuse(path, "two of its entries have one name")
     if entries and entries[0].header_offset != 0:
@@ -104,6 +97,21 @@ def _check_entries(path: Path, archive: zipfile.ZipFile, size: int) -> bytes:
     if table is None or table.file_size > MAX_PICKLE_BYTES:
         _refuse(path, f"it has no table of tensors (data.pkl) of at most {MAX_PICKLE_BYTES} bytes")
     return archive.read(table)
+
+
+def _check_claims(path: Path, entries: list[zipfile.ZipInfo], size: int) -> None:
+    """Refuse entries that would grow when they are read, or that together claim more than the `size` of the file."""
+    packed = [entry.file_size for entry in entries if not _is_stored(entry)]
+    if packed:
+        _refuse(path, f"{len(packed)} of its entries are compressed or encrypted ({sum(packed)} bytes when unpacked)")
+    if sum(entry.file_size for entry in entries) > size:
+        _refuse(path, f"its entries claim more than the {size} bytes of the file")
+
+
+def _is_stored(entry: zipfile.ZipInfo) -> bool:
+    """Whether an entry is neither compressed nor encrypted."""
+    encrypted = entry.flag_bits & 1
+    return entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size and not encrypted
 
 
 def _check_pickle(program: bytes) -> None:
@@ -183,12 +191,17 @@ def _take(stack: list[_Object], marks: list[int], operation: pickletools.OpcodeI
 def _check_tensors(path: Path, table: object, size: int) -> None:
     """Refuse tensors of other kinds than dense ones of numbers, and views that together claim more than the file."""
     tensors = _tensors(table)
-    odd = [t for t in tensors if t.layout != torch.strided or t.device.type != "cpu" or t.is_neg() or t.is_conj()]
-    if odd:
+    if not all(map(_is_plain_tensor, tensors)):
         _refuse(path, "it has a tensor that is sparse, negated, conjugate or not in memory")
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if claimed > size:
         _refuse(path, f"its tensors share values and together claim {claimed} bytes, more than the {size} of the file")
+
+
+def _is_plain_tensor(tensor: Tensor) -> bool:
+    """Whether a tensor of any shape is dense, in the CPU's memory, and not a negated or conjugate view."""
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return dense and not tensor.is_neg() and not tensor.is_conj()
 
 
 def _tensors(value: object) -> list[Tensor]:

@@ -58,6 +58,36 @@ PARTS: Sequence[Declared] = (UNetLayers(), UNetNorms())
 """The components of every U-Net."""
 
 
+def _check_side(side: int, levels: int) -> None:
+    """Check that every level but the last halves the side of the image.
+
+    Raises:
+        OptionError: it does not.
+    """
+    step = 2 ** (levels - 1)
+    if side % step:
+        raise OptionError(
+            f"a U-Net with {levels} levels needs images whose side is a multiple of {step}, but model.image_size is "
+            f"{side}: choose {side - side % step or step}, or fewer levels (model.unet.channels)."
+        )
+
+
+def _network(options: UNetOptions, classes: int, generator: torch.Generator) -> UNet:
+    """A U-Net with random weights; the state of torch's global generator is left as it is."""
+    seed = int(torch.randint(_LARGEST_SEED, (1,), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet(
+            spatial_dims=2,
+            in_channels=3,
+            out_channels=classes,
+            channels=options.channels,
+            strides=[2] * (len(options.channels) - 1),
+            num_res_units=options.residual_units,
+            norm=("instance", {"affine": True}),
+        )
+
+
 class UNetSegmenter(Segmenter):
     """MONAI's 2-D U-Net with one output channel per class; the background has logit 0."""
 
@@ -76,30 +106,14 @@ class UNetSegmenter(Segmenter):
             OptionError: the levels do not fit the side of the image.
         """
         super().__init__()
-        side, step = image_size or options.image_size, 2 ** (len(options.channels) - 1)
-        if side % step:
-            raise OptionError(
-                f"a U-Net with {len(options.channels)} levels needs images whose side is a multiple of {step}, but model.image_size is "
-                f"{side}: choose {side - side % step or step}, or fewer levels (model.unet.channels)."
-            )
+        side = image_size or options.image_size
+        _check_side(side, len(options.channels))
         self.classes, self.image_size = classes, side
         self.from_pixels, self.frozen_dtype, self.first_adapted = True, torch.float32, 0
-        seed = int(torch.randint(_LARGEST_SEED, (1,), generator=generator))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = UNet(
-                spatial_dims=2,
-                in_channels=3,
-                out_channels=classes,
-                channels=options.channels,
-                strides=[2] * (len(options.channels) - 1),
-                num_res_units=options.residual_units,
-                norm=("instance", {"affine": True}),
-            )
-        self.add_module(_NETWORK, network)
-        norms = [f"{name}." for name, module in self.named_modules() if isinstance(module, nn.InstanceNorm2d)]
+        self.add_module(_NETWORK, _network(options, classes, generator))
+        norms = tuple(f"{name}." for name, module in self.named_modules() if isinstance(module, nn.InstanceNorm2d))
         names = [name for name, _ in self.named_parameters()]
-        of_norms = tuple(name for name in names if name.startswith(tuple(norms)))
+        of_norms = tuple(name for name in names if name.startswith(norms))
         self._components = {"unet": tuple(name for name in names if name not in of_norms), "unet_norms": of_norms}
 
     @property

@@ -108,9 +108,6 @@ def method_result(line: Line, runs: Mapping[int, RunScores]) -> dict[str, Any]:
     summaries = [run.summary for run in runs.values()]
     last = summaries[-1]
     sites = {site: _measures([_entry(s, site) for s in summaries]) for site in last.sites}
-    dice = {site: values["dice"]["mean"] for site, values in sites.items() if values["dice"]["mean"] is not None}
-    worst = min(dice, key=lambda site: (dice[site], site)) if dice else None
-    validation = [sum(run.validation.values()) / len(run.validation) for run in runs.values() if run.validation]
     in_use = last.mean.in_use
     return {
         "method": line.method,
@@ -119,15 +116,35 @@ def method_result(line: Line, runs: Mapping[int, RunScores]) -> dict[str, Any]:
         "unit": in_use.unit if in_use else "px",
         "sites": sites,
         "mean": _measures([s.mean.in_use for s in summaries]),
-        "worst_site": {"site": worst, "dice": dice.get(worst or "")},
-        "validation": _spread(validation),
+        "worst_site": _worst_site(sites),
+        "validation": _spread(_validation_means(runs.values())),
         "up_bytes": last.communication.up_bytes_per_site_round,
         "down_bytes": last.communication.down_bytes_per_site_round,
         "rounds": round(mean(s.rounds for s in summaries)),
-        "steps": round(mean(run.cost.steps for run in runs.values())),
-        "seconds": _mean_known(run.cost.seconds for run in runs.values()),
-        "cpu_seconds": _mean_known(run.cost.cpu_seconds for run in runs.values()),
+        **_mean_cost([run.cost for run in runs.values()]),
     }
+
+
+def _mean_cost(costs: Sequence[Cost]) -> dict[str, float | None]:
+    """The mean cost of the runs, in a form for JSON; times are means over the runs where they were measured."""
+    return {
+        "steps": round(mean(cost.steps for cost in costs)),
+        "seconds": _mean_known(cost.seconds for cost in costs),
+        "cpu_seconds": _mean_known(cost.cpu_seconds for cost in costs),
+    }
+
+
+def _worst_site(sites: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The site of the lowest mean Dice with its Dice, from the measures of the sites; both None where no site has a Dice."""
+    means = {site: measures["dice"]["mean"] for site, measures in sites.items()}
+    known = {site: dice for site, dice in means.items() if dice is not None}
+    worst = min(known, key=lambda site: (known[site], site), default=None)
+    return {"site": worst, "dice": known.get(worst or "")}
+
+
+def _validation_means(runs: Iterable[RunScores]) -> list[float]:
+    """The mean over sites of the last validation of each run that has one."""
+    return [sum(run.validation.values()) / len(run.validation) for run in runs if run.validation]
 
 
 def compare(subject: Mapping[int, RunScores], other: Mapping[int, RunScores]) -> Comparison | None:
@@ -136,14 +153,7 @@ def compare(subject: Mapping[int, RunScores], other: Mapping[int, RunScores]) ->
     All differences of a patient, over all its cases and seeds, are treated as one cluster.
     """
     seeds = tuple(seed for seed in subject if seed in other)
-    strata: dict[str, dict[str, list[float]]] = {}
-    for seed in seeds:
-        for site, cases in subject[seed].dice.items():
-            theirs, patients = other[seed].dice.get(site, {}), subject[seed].patients.get(site, {})
-            for case in sorted(cases.keys() & theirs.keys()):
-                patient = patients.get(case, case)
-                strata.setdefault(site, {}).setdefault(patient, []).append(cases[case] - theirs[case])
-    differences = {site: list(patients.values()) for site, patients in strata.items()}
+    differences = _paired_differences([(subject[seed], other[seed]) for seed in seeds])
     if not differences:
         return None
     low, high = bootstrap_interval(differences, generator=rng.numpy_generator(0, "bootstrap"))
@@ -158,6 +168,18 @@ def compare(subject: Mapping[int, RunScores], other: Mapping[int, RunScores]) ->
         seeds=seeds,
         sites={site: stratified_mean({site: found}) for site, found in differences.items()},
     )
+
+
+def _paired_differences(pairs: Iterable[tuple[RunScores, RunScores]]) -> dict[str, list[list[float]]]:
+    """The differences of Dice of the cases that both runs of a pair have: by site, a list for each patient."""
+    strata: dict[str, dict[str, list[float]]] = {}
+    for subject, other in pairs:
+        for site, cases in subject.dice.items():
+            theirs, patients = other.dice.get(site, {}), subject.patients.get(site, {})
+            for case in sorted(cases.keys() & theirs.keys()):
+                patient = patients.get(case, case)
+                strata.setdefault(site, {}).setdefault(patient, []).append(cases[case] - theirs[case])
+    return {site: list(patients.values()) for site, patients in strata.items()}
 
 
 def comparisons(subject: str, runs: Runs) -> dict[str, Comparison]:
@@ -214,9 +236,14 @@ def _entry(summary: Summary, site: str) -> Entry | None:
 
 
 def _measures(entries: Iterable[Entry | None]) -> dict[str, dict[str, Any]]:
-    rows = [entry for entry in entries if entry is not None]
-    columns = {name: [v for row in rows if (v := getattr(row, name)) is not None] for name in MEASURES}
-    return {name: _spread([_POINTS.get(name, 1.0) * v for v in values]) for name, values in columns.items()}
+    known = [entry for entry in entries if entry is not None]
+    return {measure: _spread(_in_points(measure, known)) for measure in MEASURES}
+
+
+def _in_points(measure: str, entries: Iterable[Entry]) -> list[float]:
+    """The defined values of a measure, in points of 100 or in their unit (`_POINTS`)."""
+    values = (getattr(entry, measure) for entry in entries)
+    return [_POINTS.get(measure, 1.0) * value for value in values if value is not None]
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
@@ -249,13 +276,25 @@ def _last_validation(records: Sequence[Record], model: str) -> dict[str, float]:
     This is the last validation that is not followed by a `kept` record of the same round. The Dice is that of the shared model if the
     site uses the shared model.
     """
-    kept, plain = ({(r["round"], r["site"]) for r in records if r["kind"] == kind} for kind in ("kept", "plain"))
-    rows = [r for r in records if r["kind"] == "validation" and (r["round"], r["site"]) not in kept]
-    ends = {row["site"]: row["round"] for row in rows}
+    uses_shared = _moments(records, "plain")
+    in_use = {moment: "shared" if moment in uses_shared else model for moment in _last_moments(records).items()}
     return {
         row["site"]: 100 * row["dice"]
-        for row in rows
-        if row["round"] == ends[row["site"]]
-        and row["dice"] is not None
-        and row["model"] == ("shared" if (row["round"], row["site"]) in plain else model)
+        for row in records
+        if row["kind"] == "validation" and row["dice"] is not None and in_use.get(_moment(row)) == row["model"]
     }
+
+
+def _last_moments(records: Sequence[Record]) -> dict[str, int]:
+    """The round of the last validation of each site after which it did not return to an earlier model."""
+    kept = _moments(records, "kept")
+    return dict(_moment(row) for row in records if row["kind"] == "validation" and _moment(row) not in kept)
+
+
+def _moments(records: Sequence[Record], kind: str) -> set[tuple[str, int]]:
+    """The sites and rounds of the records of one kind."""
+    return {_moment(row) for row in records if row["kind"] == kind}
+
+
+def _moment(row: Record) -> tuple[str, int]:
+    return row["site"], row["round"]

@@ -1,6 +1,6 @@
 """The result files of a comparison of methods: JSON, Markdown and a figure; the comparison may be unfinished."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -156,14 +156,25 @@ def _measure_table(measure: str, results: Mapping[str, Mapping[str, Any]], units
     mixed = _is_mixed(measure, results)
     headings = [f"{site} [{units[site]}]" if mixed else site for site in sites]
     header = ["method", *headings, "mean", "worst site", *(["validation"] if measure == "dice" else [])]
-    rows = []
-    for label, result in results.items():
-        cells = [_cell(result["sites"].get(site, {}).get(measure)) for site in sites]
-        known = [v[measure]["mean"] for v in result["sites"].values() if v[measure]["mean"] is not None]
-        worst = (max if measure in _DISTANCES else min)(known) if known and not mixed else None
-        more = [_cell(result["validation"])] if measure == "dice" else []
-        rows.append([_marked(label, result), *cells, _cell(result["mean"][measure]), format_value(worst, 1), *more])
+    rows = [_measure_row(measure, label, result, sites, mixed=mixed) for label, result in results.items()]
     return markdown(header, rows)
+
+
+def _measure_row(
+    measure: str, label: str, result: Mapping[str, Any], sites: Sequence[str], *, mixed: bool
+) -> list[str]:
+    """The cells of one method: each site, the mean, the worst site unless the units are mixed, and the validation of a Dice."""
+    values = {site: measures[measure] for site, measures in result["sites"].items()}
+    worst = None if mixed else _worst(measure, values.values())
+    more = [_cell(result["validation"])] if measure == "dice" else []
+    cells = [_cell(values.get(site)) for site in sites]
+    return [_marked(label, result), *cells, _cell(result["mean"][measure]), format_value(worst, 1), *more]
+
+
+def _worst(measure: str, values: Iterable[Mapping[str, Any]]) -> float | None:
+    """The worst of the sites' means: the largest distance, or the lowest of every other measure; None if none is defined."""
+    known = [value["mean"] for value in values if value["mean"] is not None]
+    return max(known, default=None) if measure in _DISTANCES else min(known, default=None)
 
 
 def _cell(value: Mapping[str, Any] | None) -> str:

@@ -17,6 +17,7 @@ from pfedsam.core.errors import DataError
 from pfedsam.data.check import DataReport, ImageCounts, SiteReport
 from pfedsam.data.facts import SiteFacts
 from pfedsam.data.loader import CaseTruth, load_case_truth
+from pfedsam.data.readers.series_table import SeriesRow
 from pfedsam.data.suspicions import Study
 from pfedsam.report.format import MISSING, format_count
 from pfedsam.report.overlays import TRUTH, OverlayItem, draw_overlay
@@ -54,13 +55,8 @@ def site_rows(site: SiteReport) -> dict[str, str]:
         "spacing in mm": _listed({_spacing(spacing): count for spacing, count in site.images.spacings.items()}),
         "ids in the masks": _listed(site.masks.ids, always=True, most=8),
     }
-    for name, count in site.masks.classes.items():
-        if count is None:
-            rows[f"class {name}"] = "not annotated"
-            continue
-        share = site.masks.shares[name]
-        filled = MISSING if share is None else f"{100 * share:.2g} % of the pixels"
-        rows[f"class {name}"] = f"{format_count(count, 'case')}, {filled}"
+    masks = site.masks
+    rows |= {f"class {name}": _class_text(count, masks.shares.get(name)) for name, count in masks.classes.items()}
     return rows | {
         "empty masks": str(site.masks.empty),
         "unlabelled images": str(site.masks.missing),
@@ -68,24 +64,36 @@ def site_rows(site: SiteReport) -> dict[str, str]:
     }
 
 
+def _class_text(count: int | None, share: float | None) -> str:
+    """The cases that have a class, and its share of their pixels; `count` is None where the class is not annotated."""
+    if count is None:
+        return "not annotated"
+    filled = MISSING if share is None else f"{100 * share:.2g} % of the pixels"
+    return f"{format_count(count, 'case')}, {filled}"
+
+
 def series_rows(site: SiteReport) -> list[tuple[str, ...]]:
     """A row of text for each series of the folders that hold several, with the columns `SERIES_COLUMNS`; cases without a choice first."""
     cases = sorted(site.series.items(), key=lambda item: any(row.chosen for row in item[1]))
     return [
-        (
-            case if number == 0 else "",
-            f"{row.number} {row.modality}",
-            row.plane or MISSING,
-            row.image_type or MISSING,
-            _after(row.seconds),
-            f"{row.slices}" if row.times == 1 else f"{row.slices}, {row.times} each",
-            f"{row.size[1]} x {row.size[0]}",
-            _spacing(row.spacing_mm),
-            "yes" if row.chosen else "no",
-        )
-        for case, rows in cases
-        for number, row in enumerate(rows)
+        (case if number == 0 else "", *_series_cells(series))
+        for case, found in cases
+        for number, series in enumerate(found)
     ]
+
+
+def _series_cells(series: SeriesRow) -> tuple[str, ...]:
+    """The properties of a series, in the order of `SERIES_COLUMNS`."""
+    return (
+        f"{series.number} {series.modality}",
+        series.plane or MISSING,
+        series.image_type or MISSING,
+        _after(series.seconds),
+        f"{series.slices}" if series.times == 1 else f"{series.slices}, {series.times} each",
+        f"{series.size[1]} x {series.size[0]}",
+        _spacing(series.spacing_mm),
+        "yes" if series.chosen else "no",
+    )
 
 
 def write_data_page(report: DataReport, study: Study, out: Path, *, problems: Sequence[str]) -> Path:
@@ -121,7 +129,7 @@ def write_data_page(report: DataReport, study: Study, out: Path, *, problems: Se
 def _thumbnails(facts: SiteFacts, study: Study) -> Iterable[Thumbnail]:
     """Pictures of evenly spaced cases without problems, each with the outlines of its classes."""
     sound = [one.case for one in facts.cases if not one.problems and one.labelled]
-    chosen = sorted({round(i) for i in np.linspace(0, len(sound) - 1, min(_PICTURES, len(sound)))})
+    chosen = np.linspace(0, len(sound) - 1, min(_PICTURES, len(sound))).round().astype(int)
     for case in (sound[i] for i in chosen):
         try:
             truth = load_case_truth(case, study.labels_of(facts.name), study.image, study.volume)

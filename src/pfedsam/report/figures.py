@@ -4,8 +4,11 @@ The colours are those of Okabe and Ito's palette, which colour-blind readers can
 stored as text and shown in the reader's font. It is never parsed as mathematics, so that a site may be called `$x$`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
+from itertools import chain
 from typing import Any, Final
 
 import matplotlib as mpl
@@ -61,25 +64,35 @@ def learning_curve(records: Sequence[Record], site: str, rounds: int) -> bytes |
 
     A validation after the last of the `rounds` is drawn half a round after it. None if the site was never validated.
     """
-    found = _curves(records, "validation", "dice", by=("site", "model"))
-    curves = {one: {min(x, rounds + 0.5): y for x, y in points.items()} for one, points in found.items()}
+    curves = _validation_curves(records, rounds)
     own = {model: points for (name, model), points in curves.items() if name == site}
     if not own:
         return None
+    front = "personal" if "personal" in own else "shared"
     with mpl.rc_context(_STYLE):
         axes = _axes(300, 170)
-        front = "personal" if "personal" in own else "shared"
         for (name, model), points in curves.items():
-            if name != site and model == front:
+            if model == front and name != site:
                 axes.plot(*_xy(points), color=FAINT, linewidth=1)
-        for model, color, dashes in (("shared", SHARED, (0, (4, 2))), ("personal", PERSONAL, "-")):
-            if model in own:
-                x, y = _xy(own[model])
-                axes.plot(x, y, color=color, linestyle=dashes, marker="o", markersize=3 if len(x) < 30 else 0)
+        _plot_models(axes, own)
         _round_axis(axes, curves.values())
         axes.set_ylim(0, 1)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
         return _svg(axes)
+
+
+def _validation_curves(records: Sequence[Record], rounds: int) -> dict[tuple[Any, ...], dict[float, float]]:
+    """Validation Dice by round, for each site and model; what follows the last of the `rounds` is half a round after it."""
+    found = _curves(records, "validation", "dice", by=("site", "model"))
+    return {one: {min(x, rounds + 0.5): y for x, y in points.items()} for one, points in found.items()}
+
+
+def _plot_models(axes: Axes, curves: Mapping[str, Mapping[float, float]]) -> None:
+    """Draw the curves of one site's models, the personal one in front; a long curve has no markers."""
+    for model, color, dashes in (("shared", SHARED, (0, (4, 2))), ("personal", PERSONAL, "-")):
+        if model in curves:
+            x, y = _xy(curves[model])
+            axes.plot(x, y, color=color, linestyle=dashes, marker="o", markersize=3 if len(x) < 30 else 0)
 
 
 def loss_curve(records: Sequence[Record], phase: str) -> bytes | None:
@@ -87,30 +100,37 @@ def loss_curve(records: Sequence[Record], phase: str) -> bytes | None:
 
     None if the phase ran in fewer than two rounds, as final local fine-tuning does.
     """
-    curves = _curves([one for one in records if one.get("phase") == phase], "round", "loss", by=("site",))
-    rounds = sorted({x for points in curves.values() for x in points})
-    if len(rounds) < 2:
+    found = _curves([one for one in records if one.get("phase") == phase], "round", "loss", by=("site",))
+    curves = {site: points for (site,), points in found.items()}
+    means = _mean_curve(curves.values())
+    if len(means) < 2:
         return None
     with mpl.rc_context(_STYLE):
         axes = _axes(300, 170)
         for points in curves.values():
             axes.plot(*_xy(points), color=PERSONAL, alpha=0.35, linewidth=1)
-        present = [[points[x] for points in curves.values() if x in points] for x in rounds]
-        axes.plot(rounds, [sum(values) / len(values) for values in present], color=INK, linewidth=2)
+        axes.plot(*_xy(means), color=INK, linewidth=2)
         _round_axis(axes, curves.values())
         axes.set_ylim(bottom=0)
-        (highest,), points = max(curves.items(), key=lambda item: item[1][max(item[1])])
         if len(curves) > 1:
-            axes.annotate(
-                highest,
-                (max(points), points[max(points)]),
-                (-2, 5),
-                textcoords="offset points",
-                ha="right",
-                color=PERSONAL,
-                fontsize=10,
-            )
+            _name_highest(axes, curves)
         return _svg(axes)
+
+
+def _mean_curve(curves: Iterable[Mapping[float, float]]) -> dict[float, float]:
+    """The mean over the curves by round; a curve without a value in a round is left out of the round's mean."""
+    values: dict[float, list[float]] = defaultdict(list)
+    for x, y in chain.from_iterable(points.items() for points in curves):
+        values[x].append(y)
+    return {x: sum(present) / len(present) for x, present in values.items()}
+
+
+def _name_highest(axes: Axes, curves: Mapping[str, Mapping[float, float]]) -> None:
+    """Write the name of the site whose curve ends highest above the end of its curve."""
+    ends = {site: (max(points), points[max(points)]) for site, points in curves.items()}
+    highest = max(ends, key=lambda site: ends[site][1])
+    above = {"color": PERSONAL, "fontsize": 10, "ha": "right"}
+    axes.annotate(highest, ends[highest], (-2, 5), textcoords="offset points", **above)  # type: ignore[arg-type]
 
 
 def expert_usage(usage: Mapping[int, Sequence[float]], *, highest: float) -> bytes:
@@ -121,29 +141,28 @@ def expert_usage(usage: Mapping[int, Sequence[float]], *, highest: float) -> byt
         highest: The share with the darkest colour; it is the same for all sites of a page, so that they can be compared.
     """
     blocks = sorted(usage)
-    experts = max(len(usage[block]) for block in blocks)
+    shares = [list(usage[block]) for block in blocks]
+    experts = range(max(map(len, shares)))
     with mpl.rc_context(_STYLE):
         axes = _axes(300, 44 + 24 * len(blocks))
         axes.grid(visible=False)
-        axes.pcolormesh(
-            [list(usage[block]) for block in blocks],
-            cmap="Blues",
-            vmin=0,
-            vmax=highest,
-            edgecolors="white",
-            linewidth=2,
-        )
-        for row, block in enumerate(blocks):
-            for column, share in enumerate(usage[block]):
-                color = "white" if share > 0.6 * highest else INK
-                axes.text(column + 0.5, row + 0.5, f"{100 * share:.0f}", ha="center", va="center", color=color)
-        axes.set_xticks([column + 0.5 for column in range(experts)], [str(column + 1) for column in range(experts)])
+        axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=highest, edgecolors="white", linewidth=2)
+        _write_shares(axes, shares, highest)
+        axes.set_xticks([column + 0.5 for column in experts], [str(column + 1) for column in experts])
         axes.set_yticks([row + 0.5 for row in range(len(blocks))], [f"block {block}" for block in blocks])
         axes.set_xlabel("expert")
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.invert_yaxis()
         return _svg(axes)
+
+
+def _write_shares(axes: Axes, shares: Sequence[Sequence[float]], highest: float) -> None:
+    """Write each share into its cell in per cent, in white on a dark cell."""
+    for row, values in enumerate(shares):
+        for column, share in enumerate(values):
+            color = "white" if share > 0.6 * highest else INK
+            axes.text(column + 0.5, row + 0.5, f"{100 * share:.0f}", ha="center", va="center", color=color)
 
 
 def component_bytes(by_component: Mapping[str, int]) -> bytes | None:
@@ -198,31 +217,46 @@ def difference_bars(rows: Mapping[str, Mapping[str, tuple[float, Interval | None
         rows: Difference and its interval by site and run; the last key is the mean over sites.
         against: Name of the run that is subtracted.
     """
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    names = list(dict.fromkeys(chain.from_iterable(rows.values())))
     with mpl.rc_context(_STYLE):
-        axes = _axes(860, 90 + 36 * len(rows))
-        axes.grid(visible=False, axis="y")
-        axes.grid(visible=True, axis="x")
+        axes = _row_axes(list(rows), 90 + 36 * len(rows))
         axes.axvline(0, color=INK, linewidth=1)
         for index, name in enumerate(names):
-            shift, color = 0.5 * ((index + 0.5) / len(names) - 0.5), METHODS[index % len(METHODS)]
-            for y, row in enumerate(rows.values()):
-                if name not in row:
-                    continue
-                value, interval = row[name]
-                if interval is not None:
-                    axes.plot(interval, [y + shift] * 2, color=color, linewidth=2, alpha=0.6)
-                marker = _MARKERS[index % len(_MARKERS)]
-                axes.plot(value, y + shift, marker=marker, markersize=8, markeredgecolor="white", color=color)
-            axes.plot([], [], marker=_MARKERS[index % len(_MARKERS)], color=color, label=name)
+            found = {y: row[name] for y, row in enumerate(rows.values()) if name in row}
+            color, marker = METHODS[index % len(METHODS)], _MARKERS[index % len(_MARKERS)]
+            _plot_differences(axes, found, shift=0.5 * _beside(index, len(names)), color=color, marker=marker)
+            axes.plot([], [], marker=marker, color=color, label=name)
         axes.axhline(len(rows) - 1.5, color=MUTED, linewidth=0.8)
-        axes.set_yticks(range(len(rows)), list(rows))
-        axes.tick_params(axis="y", labelcolor=INK)
         axes.set_xlabel(f"Dice minus that of {against}, with the 95 % interval of the difference")
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.spines["left"].set_visible(False)
-        axes.figure.legend(loc="outside upper left", ncols=min(5, len(names)), frameon=False, handletextpad=0.4)
+        _legend_above(axes, columns=min(5, len(names)), gap=0.4)
         return _svg(axes)
+
+
+def _plot_differences(
+    axes: Axes, found: Mapping[int, tuple[float, Interval | None]], *, shift: float, color: str, marker: str
+) -> None:
+    """Draw the differences of one run and their intervals, given by row, `shift` below the middle of the rows."""
+    for y, (value, interval) in found.items():
+        if interval is not None:
+            axes.plot(interval, [y + shift] * 2, color=color, linewidth=2, alpha=0.6)
+        axes.plot(value, y + shift, marker=marker, markersize=8, markeredgecolor="white", color=color)
+
+
+@dataclass(frozen=True)
+class _DotTable:
+    """The sizes of a table of dots, in CSS pixels where nothing else is said."""
+
+    row_height: int
+    dot: int
+    span: int
+    """Width of the line from the lowest to the highest dot of a row."""
+    spread: float
+    """Part of a row's height over which the dots of the row are distributed, so that equal values are all seen."""
+    legend_columns: int
+
+
+_HIGH_ROWS: Final = _DotTable(row_height=34, dot=8, span=6, spread=0.3, legend_columns=5)
+_LOW_ROWS: Final = _DotTable(row_height=22, dot=6, span=3, spread=0.0, legend_columns=8)
 
 
 def _dots(rows: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str], *, with_mean: bool) -> bytes:
@@ -234,42 +268,81 @@ def _dots(rows: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str
         with_mean: If True, the last name is the mean over the other names, and the rows are low. If False, the last row is the mean over
             the other rows, and the rows are high enough to show dots of equal value one above the other.
     """
+    table, mean = (_LOW_ROWS, names[-1]) if with_mean else (_HIGH_ROWS, None)
     with mpl.rc_context(_STYLE):
-        columns, height, apart = (8, 22, 0.0) if with_mean else (5, 34, 0.3)
-        axes = _axes(860, 70 + 18 * (len(names) // columns) + height * len(rows))
-        axes.grid(visible=False, axis="y")
-        axes.grid(visible=True, axis="x")
-        for y, row in enumerate(rows.values()):
-            means = [sum(values) / len(values) for values in row.values() if values]
-            if means:
-                axes.plot([min(means), max(means)], [y, y], color=FAINT, linewidth=3 if with_mean else 6, zorder=1)
+        height = 70 + 18 * (len(names) // table.legend_columns) + table.row_height * len(rows)
+        axes = _row_axes(list(rows), height)
+        _plot_spans(axes, rows.values(), table.span)
         for index, name in enumerate(names):
-            shift = apart * ((index + 0.5) / len(names) - 0.5)
-            points = [(row[name], y + shift) for y, row in enumerate(rows.values()) if row.get(name)]
-            mean = with_mean and index == len(names) - 1
-            color = INK if mean else METHODS[index % len(METHODS)]
-            axes.plot(
-                [sum(values) / len(values) for values, _ in points],
-                [y for _, y in points],
-                linestyle="none",
-                marker="|" if mean else _MARKERS[(index + index // len(METHODS)) % len(_MARKERS)],
-                markersize=14 if mean else 6 if with_mean else 8,
-                markeredgewidth=2.5 if mean else 1,
-                markeredgecolor=INK if mean else "white",
-                color=color,
-                label=name,
-            )
-            for values, height_in_row in points:
-                axes.plot([min(values), max(values)], [height_in_row] * 2, color=color, linewidth=1, alpha=0.5)
-        if not with_mean:
+            shift = table.spread * _beside(index, len(names))
+            found = {y + shift: row[name] for y, row in enumerate(rows.values()) if row.get(name)}
+            _plot_seeds(axes, found, name, _MEAN_TICK if name == mean else _dot_style(index, table.dot))
+        if mean is None:
             axes.axhline(len(rows) - 1.5, color=MUTED, linewidth=0.8)
-        axes.set_yticks(range(len(rows)), list(rows))
-        axes.tick_params(axis="y", labelcolor=INK)
         axes.set_xlabel("Dice")
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.spines["left"].set_visible(False)
-        axes.figure.legend(loc="outside upper left", ncols=min(columns, len(names)), frameon=False, handletextpad=0.2)
+        _legend_above(axes, columns=min(table.legend_columns, len(names)), gap=0.2)
         return _svg(axes)
+
+
+_MEAN_TICK: Final[Mapping[str, Any]] = {
+    "marker": "|",
+    "markersize": 14,
+    "markeredgewidth": 2.5,
+    "markeredgecolor": INK,
+    "color": INK,
+}
+
+
+def _dot_style(index: int, size: int) -> Mapping[str, Any]:
+    """How the dots of a name are drawn: colours and markers are combined so that they repeat as late as possible."""
+    return {
+        "marker": _marker(index),
+        "markersize": size,
+        "markeredgewidth": 1,
+        "markeredgecolor": "white",
+        "color": METHODS[index % len(METHODS)],
+    }
+
+
+def _marker(index: int) -> str:
+    return _MARKERS[(index + index // len(METHODS)) % len(_MARKERS)]
+
+
+def _plot_spans(axes: Axes, rows: Iterable[Mapping[str, Sequence[float]]], width: int) -> None:
+    """Draw in each row a faint line from the lowest to the highest mean."""
+    for y, row in enumerate(rows):
+        means = [sum(values) / len(values) for values in row.values() if values]
+        if means:
+            axes.plot([min(means), max(means)], [y, y], color=FAINT, linewidth=width, zorder=1)
+
+
+def _plot_seeds(axes: Axes, found: Mapping[float, Sequence[float]], name: str, style: Mapping[str, Any]) -> None:
+    """Draw the values of one name, given by height: a dot at the mean over seeds, and a line from the lowest to the highest."""
+    means = [sum(values) / len(values) for values in found.values()]
+    axes.plot(means, list(found), linestyle="none", label=name, **style)
+    for y, values in found.items():
+        axes.plot([min(values), max(values)], [y] * 2, color=style["color"], linewidth=1, alpha=0.5)
+
+
+def _beside(index: int, number: int) -> float:
+    """The place of one of a number of things that are distributed over a height of 1, from -0.5 to 0.5."""
+    return (index + 0.5) / number - 0.5
+
+
+def _row_axes(names: Sequence[str], height: int) -> Axes:
+    """Axes with a named row for each of the names, the first one at the top, and vertical grid lines."""
+    axes = _axes(860, height)
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x")
+    axes.set_yticks(range(len(names)), list(names))
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.spines["left"].set_visible(False)
+    return axes
+
+
+def _legend_above(axes: Axes, *, columns: int, gap: float) -> None:
+    axes.figure.legend(loc="outside upper left", ncols=columns, frameon=False, handletextpad=gap)
 
 
 def curves(ticks: Sequence[str], lines: Mapping[str, Sequence[float | None]], across: str, up: str) -> bytes:
@@ -288,7 +361,7 @@ def curves(ticks: Sequence[str], lines: Mapping[str, Sequence[float | None]], ac
             axes.plot(
                 [x for x, _ in points],
                 [y for _, y in points],
-                marker=_MARKERS[(index + index // len(METHODS)) % len(_MARKERS)],
+                marker=_marker(index),
                 color=METHODS[index % len(METHODS)],
                 label=label,
             )

@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pfedsam.core import atomic
-from pfedsam.report.accuracy import Runs, method_result
+from pfedsam.report.accuracy import Line, Runs, method_result
 from pfedsam.report.accuracy_page import Study, not_run, write_study
 from pfedsam.report.figures import curves
 from pfedsam.report.format import format_value
 from pfedsam.report.result_file import markdown
 
 ALL: Final = "all"
+_TITLES: Final = {"dice_mean": "Mean over sites", "dice_worst_site": "Worst site"}
+"""The title of the table of a headline figure."""
 
 
 def write_labels(
@@ -28,22 +30,14 @@ def write_labels(
     Raises:
         StoreError: a file could not be written.
     """
-    results = {
-        limit: {line.label: method_result(line, runs[line.label]) for line in study.lines if runs.get(line.label)}
-        for limit, runs in by_limit.items()
-    }
-    figures: dict[str, float | None] = {}
-    for limit, found in results.items():
-        for label, result in found.items():
-            figures[f"dice_mean.{label}.{limit}"] = result["mean"]["dice"]["mean"]
-            figures[f"dice_worst_site.{label}.{limit}"] = result["worst_site"]["dice"]
-    limits, labels = list(by_limit), [line.label for line in study.lines]
+    results = {limit: _results(study.lines, runs) for limit, runs in by_limit.items()}
+    figures = _headline(results)
     missing = {limit: seeds for limit, runs in by_limit.items() if (seeds := not_run(study, runs))}
     parts = [f"# {study.name}", f"`{study.command}`", *_gaps(study, missing)]
     parts.append(_HOW + (_CONVERGED if converged else _EQUAL))
-    for title, key in (("Mean over sites", "dice_mean"), ("Worst site", "dice_worst_site")):
-        rows = [[m, *(format_value(figures.get(f"{key}.{m}.{limit}"), 1) for limit in limits)] for m in labels]
-        parts += [f"## {title}", markdown(["method", *limits], rows)]
+    limits = list(by_limit)
+    for key, title in _TITLES.items():
+        parts += [f"## {title}", _table(_rows(figures, key, study.lines, limits), limits)]
     write_study(
         folder,
         study,
@@ -53,11 +47,39 @@ def write_labels(
         not_run=missing,
         failed=dict(study.failed),
     )
-    drawn = {m: [figures.get(f"dice_mean.{m}.{limit}") for limit in limits] for m in labels}
+    lines = _rows(figures, "dice_mean", study.lines, limits)
     atomic.write_bytes(
-        folder / f"{study.name}.svg", curves(limits, drawn, "labelled images per site", "Dice"), mode=0o644
+        folder / f"{study.name}.svg", curves(limits, lines, "labelled images per site", "Dice"), mode=0o644
     )
     return figures
+
+
+def _results(lines: Sequence[Line], runs: Runs) -> dict[str, dict[str, Any]]:
+    """The results of each method that has a run, by its label."""
+    return {line.label: method_result(line, runs[line.label]) for line in lines if runs.get(line.label)}
+
+
+def _headline(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, float | None]:
+    """The mean over sites and the worst site of each method and number of labelled images, from results by number and label."""
+    figures: dict[str, float | None] = {}
+    for limit, found in results.items():
+        for label, result in found.items():
+            figures[f"dice_mean.{label}.{limit}"] = result["mean"]["dice"]["mean"]
+            figures[f"dice_worst_site.{label}.{limit}"] = result["worst_site"]["dice"]
+    return figures
+
+
+def _rows(
+    figures: Mapping[str, float | None], key: str, lines: Sequence[Line], limits: Sequence[str]
+) -> dict[str, list[float | None]]:
+    """A headline figure of each method, by its label, for each number of labelled images."""
+    return {line.label: [figures.get(f"{key}.{line.label}.{limit}") for limit in limits] for line in lines}
+
+
+def _table(rows: Mapping[str, Sequence[float | None]], limits: Sequence[str]) -> str:
+    """The table of a headline figure: methods as rows, numbers of labelled images as columns."""
+    cells = [[label, *(format_value(value, 1) for value in row)] for label, row in rows.items()]
+    return markdown(["method", *limits], cells)
 
 
 def _gaps(study: Study, missing: Mapping[str, Mapping[str, Sequence[int]]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from pfedsam.core import atomic
@@ -36,22 +37,21 @@ def write_onboarding(folder: Path, study: Study, joined: Sequence[Joined]) -> di
     """
     figures: dict[str, float | None] = {}
     parts = [f"# {study.name}", f"`{study.command}`", _HOW]
-    for line in study.lines:
-        rows = [one for one in joined if one.label == line.label]
-        figures |= _figures(line.label, rows)
-        parts += [f"## {line.label}", _table(rows)] if rows else [f"## {line.label}", "Not run yet."]
+    rows = _by_label(study, joined)
+    for label, own in rows.items():
+        figures |= _figures(label, own)
+        parts += [f"## {label}", _table(own) if own else "Not run yet."]
     plain = [{"method": o.label, "site": o.site, "seed": o.seed, "dice": dict(o.columns)} for o in joined]
-    write_study(
-        folder,
-        study,
-        figures,
-        "\n\n".join(parts),
-        sites=plain,
-    )
-    subject = [one for one in joined if one.label == study.subject] or list(joined)
+    write_study(folder, study, figures, "\n\n".join(parts), sites=plain)
+    subject = rows.get(study.subject) or joined
     if subject:
         atomic.write_bytes(folder / f"{study.name}.svg", method_dots(_dots(subject)), mode=0o644)
     return figures
+
+
+def _by_label(study: Study, joined: Sequence[Joined]) -> dict[str, list[Joined]]:
+    """The results of each method of the study; an empty list for a method that has not been run."""
+    return {line.label: [one for one in joined if one.label == line.label] for line in study.lines}
 
 
 _HOW = (
@@ -63,41 +63,44 @@ _HOW = (
 
 def _figures(label: str, rows: Sequence[Joined]) -> dict[str, float | None]:
     """The means over sites and seeds, and each column of the option in use as a share of the member's Dice, in per cent."""
-    figures: dict[str, float | None] = {}
-    for column in _columns(rows):
-        figures[f"dice_mean.{label}.{column.replace(' ', '_')}"] = _mean(o.columns.get(column) for o in rows)
-    member = _mean(one.columns.get(MEMBER) for one in rows)
-    for column in _columns(rows):
-        if column.rpartition(" ")[0] == rows[0].in_use and member:
-            value = _mean(one.columns.get(column) for one in rows)
-            cases = column.rpartition(" ")[2]
+    means = {column: _mean(_dice(rows, column)) for column in _columns(rows)}
+    figures = {f"dice_mean.{label}.{column.replace(' ', '_')}": value for column, value in means.items()}
+    member = means.get(MEMBER)
+    for column, value in means.items():
+        way, _, cases = column.rpartition(" ")
+        if way == rows[0].in_use and member:
             figures[f"share_of_member.{label}.{cases}"] = 100 * value / member if value is not None else None
     return figures
 
 
 def _table(rows: Sequence[Joined]) -> str:
-    columns, sites = _columns(rows), sorted({one.site for one in rows})
-    lines = []
-    for site in sites:
-        own = [one for one in rows if one.site == site]
-        lines.append([site, *(format_value(_mean(o.columns.get(c) for o in own), 1) for c in columns)])
-    lines.append(["**mean**", *(format_value(_mean(o.columns.get(c) for o in rows), 1) for c in columns)])
-    return markdown(["site", *columns], lines)
+    columns = _columns(rows)
+    lines = {site: [_dice(rows, column, site) for column in columns] for site in _sites(rows)}
+    lines["**mean**"] = [_dice(rows, column) for column in columns]
+    cells = [[name, *(format_value(_mean(values), 1) for values in line)] for name, line in lines.items()]
+    return markdown(["site", *columns], cells)
 
 
 def _dots(rows: Sequence[Joined]) -> dict[str, dict[str, list[float]]]:
-    columns = _columns(rows)
-    found = {
-        site: {c: [o.columns[c] / 100 for o in rows if o.site == site and c in o.columns] for c in columns}
-        for site in sorted({one.site for one in rows})
-    }
-    means = {c: [v for values in found.values() for v in values[c]] for c in columns}
-    return found | {"mean": {c: [sum(v) / len(v)] for c, v in means.items() if v}}
+    """Dice in 0..1 by site and column, one value per seed; the last row holds the mean over all sites and seeds."""
+    columns, sites = _columns(rows), _sites(rows)
+    found = {site: {column: [v / 100 for v in _dice(rows, column, site)] for column in columns} for site in sites}
+    by_column = {column: list(chain.from_iterable(row[column] for row in found.values())) for column in columns}
+    return found | {"mean": {column: [sum(values) / len(values)] for column, values in by_column.items()}}
+
+
+def _dice(rows: Iterable[Joined], column: str, site: str | None = None) -> list[float]:
+    """The values of a column at one site, or at all sites, in points of 100."""
+    return [one.columns[column] for one in rows if column in one.columns and site in (None, one.site)]
+
+
+def _sites(rows: Iterable[Joined]) -> list[str]:
+    return sorted({one.site for one in rows})
 
 
 def _columns(rows: Iterable[Joined]) -> list[str]:
     return list(dict.fromkeys(column for one in rows for column in one.columns))
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    return mean_and_spread([value for value in values if value is not None])[0]
+def _mean(values: Sequence[float]) -> float | None:
+    return mean_and_spread(values)[0]

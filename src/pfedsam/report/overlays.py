@@ -126,18 +126,22 @@ def write_overlays(folder: Path, items: Iterable[OverlayItem | VolumeOverlay]) -
         StoreError: a picture could not be written.
     """
     ranked = sorted((item for item in items if item.dice is not None), key=lambda item: item.dice or 0.0)
-    last = len(ranked) - 1
-    chosen: dict[int, str] = {}
-    if ranked:
-        for rank, position in zip(RANKS, (0, last // 2, last), strict=True):
-            chosen.setdefault(position, rank)
     folder.mkdir(parents=True, exist_ok=True)
     for rank in RANKS:
         (folder / f"{rank}.png").unlink(missing_ok=True)
-    paths = {folder / f"{rank}.png": ranked[position] for position, rank in chosen.items()}
+    paths = {folder / f"{rank}.png": ranked[position] for position, rank in _positions(len(ranked)).items()}
     for path, item in paths.items():
         write_bytes(path, draw_overlay(item))
     return list(paths)
+
+
+def _positions(cases: int) -> dict[int, str]:
+    """The positions of the pictures among so many ranked cases, with their ranks; the first rank of a position counts."""
+    found: dict[int, str] = {}
+    last = cases - 1
+    for rank, position in zip(RANKS, (0, last // 2, last), strict=True):
+        found.setdefault(position, rank)
+    return found if cases else {}
 
 
 @dataclass(frozen=True)

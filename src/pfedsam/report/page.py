@@ -6,8 +6,10 @@ content security policy in the page forbids scripts and loading anything from el
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +31,7 @@ from pfedsam.report.format import (
     format_seconds,
     format_value,
 )
-from pfedsam.report.intervals import NO_INTERVALS, read_intervals
+from pfedsam.report.intervals import NO_INTERVALS, Interval, RunIntervals, read_intervals
 from pfedsam.report.overlays import PREDICTION, TRUTH, read_overlays
 from pfedsam.report.records import Record, last_validation, read_records
 from pfedsam.report.summary_file import LOCAL_ONLY, SiteEntry, Summary, read_summary, with_local_only
@@ -107,37 +109,30 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
         RunError: the baseline is not a run with method local-only and the same sites, seed and split.
         StoreError: the summary, the records, the configuration or a picture cannot be read, or the page cannot be written.
     """
-    summary = read_summary(run_folder / "summary.json")
+    summary, alone = read_summary(run_folder / "summary.json"), None
     if baseline is not None:
-        summary = with_local_only(summary, read_summary(baseline / "summary.json"))
-    alone = None if baseline is None else read_intervals(baseline, read_summary(baseline / "summary.json"))
+        alone_summary = read_summary(baseline / "summary.json")
+        summary = with_local_only(summary, alone_summary)
+        alone = read_intervals(baseline, alone_summary)
     intervals = read_intervals(run_folder, summary)
-    records = read_records(run_folder / "records.jsonl") if (run_folder / "records.jsonl").is_file() else []
-    if records and records[-1]["kind"] != "timing":
-        raise StoreError(
-            "records.jsonl does not end like that of a finished run, so lines are missing. Restore the file from a backup, or resume the "
-            "run, which writes the missing lines again."
-        )
-    path = run_folder / "config.yaml"
-    if path.is_file():
-        sealed.check_text(path, "Restore the file that the run wrote.")
-    config = path.read_text("utf-8") if path.is_file() else None
+    records, config = _finished_records(run_folder / "records.jsonl"), _config_text(run_folder / "config.yaml")
+    gains = [site.gain for site in summary.sites.values() if site.gain is not None]
     page = environment().get_template("page.html.j2")
     html = page.render(
         summary=summary,
         name=_given_name(config),
         phases=_phases(records),
-        has_gain=any(site.gain is not None for site in summary.sites.values()),
-        gains=[site.gain for site in summary.sites.values() if site.gain is not None],
+        has_gain=bool(gains),
+        gains=gains,
         unit=heading_unit(summary),
         class_names=_class_names(summary),
         intervals=intervals,
-        gained=lambda site: intervals.difference(alone, site) if intervals and alone else None,
+        gained=partial(_gain_interval, intervals, alone),
         no_intervals=NO_INTERVALS,
         note=undefined_note(summary),
         small_numbers=small_numbers_note(summary),
         missed_note=MISSED_NOTE,
-        has_lesions=any(e.lesion_recall is not None for site in summary.sites.values() if (e := site.in_use)),
+        has_lesions=_has_lesions(summary),
         panels=_panels(summary, records, run_folder),
         losses=_losses(records),
         absences=_absences(records, summary.rounds),
@@ -147,6 +142,43 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
     page_path = run_folder / "report.html"
     write_text(page_path, html)
     return page_path
+
+
+def _finished_records(path: Path) -> list[Record]:
+    """The records of a finished run; an empty list if the file does not exist.
+
+    Raises:
+        StoreError: the file cannot be read, or its last records are missing.
+    """
+    records = read_records(path) if path.is_file() else []
+    if records and records[-1]["kind"] != "timing":
+        raise StoreError(
+            "records.jsonl does not end like that of a finished run, so lines are missing. Restore the file from a backup, or resume the "
+            "run, which writes the missing lines again."
+        )
+    return records
+
+
+def _config_text(path: Path) -> str | None:
+    """The configuration that the run wrote; None if the file does not exist.
+
+    Raises:
+        StoreError: the file was changed.
+    """
+    if not path.is_file():
+        return None
+    sealed.check_text(path, "Restore the file that the run wrote.")
+    return path.read_text("utf-8")
+
+
+def _gain_interval(own: RunIntervals | None, alone: RunIntervals | None, site: str | None) -> Interval | None:
+    """The interval of the gain over training alone at a site, or of its mean over sites; None if a run has no intervals."""
+    return own.difference(alone, site) if own and alone else None
+
+
+def _has_lesions(summary: Summary) -> bool:
+    """Whether the recall of single lesions is known at a site."""
+    return any(site.in_use and site.in_use.lesion_recall is not None for site in summary.sites.values())
 
 
 def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
@@ -159,6 +191,7 @@ def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
     intervals = {label: read_intervals(folder, summaries[label]) for label, folder in runs.items()}
     against = LOCAL_ONLY if LOCAL_ONLY in runs else next(iter(runs))
     differences = difference_rows(summaries, intervals, against)
+    class_names = dict.fromkeys(chain.from_iterable(map(_class_names, summaries.values())))
     html = (
         environment()
         .get_template("comparison.html.j2")
@@ -167,7 +200,7 @@ def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
             rows=dice_rows(summaries),
             found=interval_rows(summaries, intervals),
             note=comparison_note(summaries, intervals),
-            class_names=list(dict.fromkeys(name for run in summaries.values() for name in _class_names(run))),
+            class_names=list(class_names),
             dates=sorted({run.date for run in summaries.values() if run.date}),
             dots=_uri(figures.comparison_dots(summaries)),
             against=against,
@@ -181,13 +214,15 @@ def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
 def _parts(runs: Sequence[Summary], site: str) -> str:
     """Training and validation cases of a site, as `20 + 4`; several texts if the runs differ, a dash if they are not known."""
     entries = [run.sites[site] for run in runs if site in run.sites]
-    known = [(one.train_cases, one.val_cases) for one in entries if one.train_cases is not None]
     least = max((run.min_cases for run in runs), default=OFF)
-    texts = dict.fromkeys(
-        f"{'at most ' if train == least > OFF else ''}{train} + {MISSING if val is None else val}"
-        for train, val in known
-    )
+    texts = dict.fromkeys(_part_sizes(one, least) for one in entries if one.train_cases is not None)
     return " / ".join(texts) or MISSING
+
+
+def _part_sizes(site: SiteEntry, least: int) -> str:
+    """The sizes of a site's parts in one run; a size of the `least` number that a study tells stands for this many or fewer."""
+    at_most = "at most " if site.train_cases == least > OFF else ""
+    return f"{at_most}{site.train_cases} + {MISSING if site.val_cases is None else site.val_cases}"
 
 
 def _class_names(summary: Summary) -> list[str]:
@@ -290,22 +325,27 @@ def _losses(records: Sequence[Record]) -> list[tuple[str, str]]:
 
 def _absences(records: Sequence[Record], rounds: int) -> list[Absence]:
     """Every site that was absent or rejected, or does not use its latest personal model, in the order of the rounds."""
-    found = []
     last = last_validation(records)
-    for row in records:
-        when = _count_from_1(row["round"], rounds) if "round" in row else ""
-        if row["kind"] == "absent":
-            found += [Absence(when, row["task"], site, reason) for site, reason in row["sites"].items()]
-        elif row["kind"] == "kept":
+    return [
+        Absence(_count_from_1(row["round"], rounds) if "round" in row else "", task, site, reason)
+        for row in records
+        for task, site, reason in _absent_sites(row, rounds, last)
+    ]
+
+
+def _absent_sites(row: Record, rounds: int, last: int | None) -> Iterator[tuple[str, str, str]]:
+    """The task, the site and the reason of each absence that one record tells; `last` is the round of the last validation."""
+    match row["kind"]:
+        case "absent":
+            yield from ((row["task"], site, reason) for site, reason in row["sites"].items())
+        case "aggregate":
+            yield from (("train", site, reason) for site, reason in row["rejected"].items())
+        case "kept":
             kept = _count_from_1(row["from_round"], rounds)
-            reason = f"keeps its model of round {kept}: this one is worse on its validation part"
-            found.append(Absence(when, "validate", row["site"], reason))
-        elif row["kind"] == "plain" and row["round"] == last:
+            yield "validate", row["site"], f"keeps its model of round {kept}: this one is worse on its validation part"
+        case "plain" if row["round"] == last:
             reason = "uses the shared model: its personal one does worse on its validation part"
-            found.append(Absence(when, "validate", row["site"], reason))
-        elif row["kind"] == "aggregate":
-            found += [Absence(when, "train", site, reason) for site, reason in row["rejected"].items()]
-    return found
+            yield "validate", row["site"], reason
 
 
 def _count_from_1(round_: int, rounds: int) -> str:

@@ -60,7 +60,8 @@ def look_distance(one: SiteSummaryFile, other: SiteSummaryFile) -> float | None:
 
 def differences(summaries: Sequence[SiteSummaryFile]) -> list[str]:
     """Who differs from whom, a sentence for each difference; none where all are alike."""
-    return [text for one, other in combinations(summaries, 2) for text in (*_looks(one, other), *_labels(one, other))]
+    kinds = (_looks, _scales, _labels)
+    return [text for one, other in combinations(summaries, 2) for differing in kinds for text in differing(one, other)]
 
 
 def _looks(one: SiteSummaryFile, other: SiteSummaryFile) -> Iterator[str]:
@@ -71,13 +72,15 @@ def _looks(one: SiteSummaryFile, other: SiteSummaryFile) -> Iterator[str]:
     if distance is not None and distance >= _FAR and one.intensities and other.intensities:
         means = f"mean {mean_intensity(one.intensities):.2f} and {mean_intensity(other.intensities):.2f}"
         yield f"{both} differ in look: their intensities are {distance:.2f} apart ({means})."
-    for what, mine, theirs in (
-        ("pixels", one.spacing, other.spacing),
-        ("slices", one.slice_distance, other.slice_distance),
-    ):
-        first, second = (None if found is None else _middle(found) for found in (mine, theirs))
-        if first is not None and second is not None and max(first, second) >= _FACTOR * min(first, second):
-            yield f"{both} differ in scale: the distance of their {what} is about {first:.2g} and {second:.2g} mm."
+
+
+def _scales(one: SiteSummaryFile, other: SiteSummaryFile) -> Iterator[str]:
+    both = f"{one.site} and {other.site}"
+    scales = {"pixels": (one.spacing, other.spacing), "slices": (one.slice_distance, other.slice_distance)}
+    for what, found in scales.items():
+        lengths = _if_far_apart(*map(_middle, found))
+        if lengths:
+            yield f"{both} differ in scale: the distance of their {what} is about {lengths[0]:.2g} and {lengths[1]:.2g} mm."
 
 
 def _labels(one: SiteSummaryFile, other: SiteSummaryFile) -> Iterator[str]:
@@ -89,15 +92,22 @@ def _labels(one: SiteSummaryFile, other: SiteSummaryFile) -> Iterator[str]:
         elif mine.annotated != theirs.annotated:
             lacking = other.site if mine.annotated else one.site
             yield f"{both} differ in labels: {lacking} does not annotate {name!r}."
-        elif mine.share and theirs.share and abs(math.log(mine.share / theirs.share)) >= math.log(_FACTOR):
-            yield (
-                f"{both} differ in labels: {name!r} fills {100 * mine.share:.2g} % and {100 * theirs.share:.2g} % of the masks that "
-                "have it."
-            )
+        elif shares := _if_far_apart(mine.share, theirs.share):
+            percent = f"{100 * shares[0]:.2g} % and {100 * shares[1]:.2g} %"
+            yield f"{both} differ in labels: {name!r} fills {percent} of the masks that have it."
 
 
-def _middle(found: Histogram) -> float | None:
+def _if_far_apart(first: float | None, second: float | None) -> tuple[float, float] | None:
+    """Two positive numbers if they are at least `_FACTOR` apart; None otherwise, and if one of them is zero or not known."""
+    if not first or not second or max(first, second) < _FACTOR * min(first, second):
+        return None
+    return first, second
+
+
+def _middle(found: Histogram | None) -> float | None:
     """The geometric middle of the fullest bin; None where it has none, or nothing is known."""
+    if found is None:
+        return None
     known = [(count, number) for number, count in enumerate(found.counts) if count]
     number = max(known)[1] if known else 0
     if not 0 < number < len(found.edges):

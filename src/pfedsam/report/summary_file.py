@@ -26,7 +26,7 @@ Files of schema 1 are also read. They lack `date`, `steps`, `train_cases`, `val_
 """
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -194,18 +194,8 @@ def build_summary(
     Raises:
         RunError: there is no model, or the two models were not scored at the same sites.
     """
-    scored = [set(model) for model in (personal, shared) if model is not None]
-    if not scored or scored[0] != scored[-1] or not scored[0]:
-        raise RunError(f"method {method!r}: the personal and the shared model must be scored at the same sites.")
-    entries = {
-        name: SiteEntry(
-            train_cases=sizes.get(name, PartSizes()).train,
-            val_cases=sizes.get(name, PartSizes()).val,
-            personal=_entry(personal[name]) if personal else None,
-            shared=_entry(shared[name]) if shared else None,
-        )
-        for name in sorted(scored[0])
-    }
+    names = _scored_sites([model for model in (personal, shared) if model is not None], method)
+    entries = {name: _site_entry(name, personal, shared, sizes.get(name, PartSizes())) for name in names}
     return Summary(
         date=date,
         method=method,
@@ -215,16 +205,52 @@ def build_summary(
         steps=steps,
         min_cases=min_cases,
         sites=entries,
-        mean=SiteEntry(
-            train_cases=_sum_known([site.train_cases for site in entries.values()]),
-            val_cases=_sum_known([site.val_cases for site in entries.values()]),
-            personal=_entry(summarize_sites(personal).mean) if personal else None,
-            shared=_entry(summarize_sites(shared).mean) if shared else None,
-        ),
+        mean=_mean_entry(entries.values(), personal, shared),
         worst_site=summarize_sites(personal or shared or {}).worst_site,
         communication=communication,
         seconds=dict(seconds),
         versions=dict(versions),
+    )
+
+
+def _scored_sites(models: Sequence[Mapping[str, SiteSummary]], method: str) -> list[str]:
+    """The sites at which all models were scored, in alphabetical order.
+
+    Raises:
+        RunError: there is no model or no site, or the models were not scored at the same sites.
+    """
+    scored = [sorted(model) for model in models]
+    if not any(scored) or scored[0] != scored[-1]:
+        raise RunError(f"method {method!r}: the personal and the shared model must be scored at the same sites.")
+    return scored[0]
+
+
+def _site_entry(
+    name: str,
+    personal: Mapping[str, SiteSummary] | None,
+    shared: Mapping[str, SiteSummary] | None,
+    sizes: PartSizes,
+) -> SiteEntry:
+    """The entry of the site of this name; the models are those of `build_summary`."""
+    return SiteEntry(
+        train_cases=sizes.train,
+        val_cases=sizes.val,
+        personal=_entry(personal[name]) if personal else None,
+        shared=_entry(shared[name]) if shared else None,
+    )
+
+
+def _mean_entry(
+    sites: Collection[SiteEntry],
+    personal: Mapping[str, SiteSummary] | None,
+    shared: Mapping[str, SiteSummary] | None,
+) -> SiteEntry:
+    """The sums of the sites' cases, and the mean over sites of each model of `build_summary`."""
+    return SiteEntry(
+        train_cases=_sum_known([site.train_cases for site in sites]),
+        val_cases=_sum_known([site.val_cases for site in sites]),
+        personal=_entry(summarize_sites(personal).mean) if personal else None,
+        shared=_entry(summarize_sites(shared).mean) if shared else None,
     )
 
 
@@ -233,6 +259,21 @@ def with_local_only(summary: Summary, baseline: Summary) -> Summary:
 
     Raises:
         RunError: the other run does not have the method local-only and the same sites, seed and numbers of test cases.
+    """
+    _check_baseline(summary, baseline)
+    sites = {
+        name: site.model_copy(update={"local_only": baseline.sites[name].in_use})
+        for name, site in summary.sites.items()
+    }
+    mean = summary.mean.model_copy(update={"local_only": baseline.mean.in_use})
+    return summary.model_copy(update={"sites": sites, "mean": mean})
+
+
+def _check_baseline(summary: Summary, baseline: Summary) -> None:
+    """Refuse a baseline over which no gain can be computed.
+
+    Raises:
+        RunError: it does not have the method local-only and the same sites, seed and numbers of test cases.
     """
     if baseline.method != LOCAL_ONLY:
         raise RunError(
@@ -249,7 +290,6 @@ def with_local_only(summary: Summary, baseline: Summary) -> Summary:
             f"the run has the sites {sorted(summary.sites)} and the baseline {sorted(baseline.sites)}. "
             "Compare runs of the same federation."
         )
-    sites = {}
     for name, site in summary.sites.items():
         ours, theirs = site.in_use, baseline.sites[name].in_use
         if ours and theirs and ours.cases != theirs.cases:
@@ -257,9 +297,6 @@ def with_local_only(summary: Summary, baseline: Summary) -> Summary:
                 f"site {name!r}: the run scored {ours.cases} cases and the baseline {theirs.cases}, so they do not "
                 "have the same test part. Compare runs of the same split (data and seed)."
             )
-        sites[name] = site.model_copy(update={"local_only": theirs})
-    mean = summary.mean.model_copy(update={"local_only": baseline.mean.in_use})
-    return summary.model_copy(update={"sites": sites, "mean": mean})
 
 
 def write_summary(path: Path, summary: Summary) -> None:

@@ -1,6 +1,7 @@
 """Tables for the terminal: the sites and classes of one run, and several runs side by side. The command line prints them."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -19,7 +20,7 @@ from pfedsam.report.format import (
     format_value,
 )
 from pfedsam.report.intervals import NO_INTERVALS, Interval, RunIntervals, are_apart
-from pfedsam.report.summary_file import SiteEntry, Summary, Values
+from pfedsam.report.summary_file import Entry, SiteEntry, Summary, Values
 
 Intervals: TypeAlias = Mapping[str, RunIntervals | None]
 """The intervals of each run by its label; None if the scores of single cases are not available."""
@@ -40,16 +41,11 @@ def run_table(summary: Summary) -> Table:
     and those of others in pixels, each has its unit, and no mean and no worst value of the distances is shown.
     """
     unit = heading_unit(summary)
-    mixed = not unit
+    mixed, least = not unit, summary.min_cases
     with_gain = any(site.local_only for site in summary.sites.values())
     size = f"{format_count(len(summary.sites), 'site')}, {format_count(summary.rounds, 'round')}"
     table = Table(title=f"{summary.method}: {size}", title_justify="left")
-    table.add_column("site", no_wrap=True)
-    for heading in ("cases", "Dice", "IoU", f"HD95{unit}", f"ASSD{unit}", "missed", "Dice shared"):
-        table.add_column(Text(heading), justify="right", no_wrap=True)
-    if with_gain:
-        table.add_column("gain over local-only", justify="right")
-    least = summary.min_cases
+    _add_run_columns(table, unit, with_gain)
     for name, site in summary.sites.items():
         table.add_row(Text(name), *_run_cells(site, with_gain, distance_cells(site.in_use, mixed=mixed), least))
     table.add_section()
@@ -58,11 +54,19 @@ def run_table(summary: Summary) -> Table:
     if summary.worst_site is not None:
         worst = summary.sites[summary.worst_site]
         distances = distance_cells(None if mixed else worst.in_use, mixed=mixed)
-        table.add_row(
-            Text(f"lowest Dice: {summary.worst_site}"), *_run_cells(worst, with_gain, distances, least), style="bold"
-        )
-    table.caption = " ".join(note for note in (undefined_note(summary), small_numbers_note(summary)) if note) or None
+        cells = _run_cells(worst, with_gain, distances, least)
+        table.add_row(Text(f"lowest Dice: {summary.worst_site}"), *cells, style="bold")
+    table.caption = " ".join(filter(None, (undefined_note(summary), small_numbers_note(summary)))) or None
     return table
+
+
+def _add_run_columns(table: Table, unit: str, with_gain: bool) -> None:
+    """The columns of `_run_cells`, after that of the sites' names."""
+    table.add_column("site", no_wrap=True)
+    for heading in ("cases", "Dice", "IoU", f"HD95{unit}", f"ASSD{unit}", "missed", "Dice shared"):
+        table.add_column(Text(heading), justify="right", no_wrap=True)
+    if with_gain:
+        table.add_column("gain over local-only", justify="right")
 
 
 def class_table(summary: Summary) -> Table | None:
@@ -76,10 +80,9 @@ def class_table(summary: Summary) -> Table | None:
         table.add_column(Text(name), justify="right")
     for name, site in summary.sites.items():
         if site.in_use:
-            cells = (_class_cell(values, summary.min_cases) for values in site.in_use.classes.values())
-            table.add_row(Text(name), *cells)
+            table.add_row(Text(name), *_class_cells(site.in_use, summary.min_cases))
     table.add_section()
-    table.add_row("mean, all cases", *(_class_cell(values) for values in mean.classes.values()), style="bold")
+    table.add_row("mean, all cases", *_class_cells(mean), style="bold")
     return table
 
 
@@ -89,15 +92,19 @@ def missed_cell(values: Values | None, min_cases: int = OFF) -> str:
     For an entry, the pairs of cases and classes are counted. The cell says so where the site does not annotate the class. `min_cases` is
     the smallest count that the site tells, where it withholds smaller ones.
     """
-    if values is not None and values.not_annotated and not (values.present or values.extra or values.absent):
+    if values is None:
+        return MISSING
+    if values.not_annotated and not any((values.present, values.extra, values.absent)):
         return "not annotated"
-    if values is None or (values.missed is None and (min_cases == OFF or values.present is None)):
+    withheld = min_cases != OFF and values.present is not None
+    if values.missed is None and not withheld:
         return MISSING
     return f"{format_cases(values.missed, min_cases=min_cases)} of {values.present}"
 
 
-def _class_cell(values: Values, min_cases: int = OFF) -> Text:
-    return Text(f"{format_value(values.dice)}, {missed_cell(values, min_cases)}")
+def _class_cells(entry: Entry, min_cases: int = OFF) -> list[Text]:
+    """Dice and missed cases of each class of a model."""
+    return [Text(f"{format_value(values.dice)}, {missed_cell(values, min_cases)}") for values in entry.classes.values()]
 
 
 def comparison_table(runs: Mapping[str, Summary], intervals: Intervals) -> Table:
@@ -119,11 +126,18 @@ def comparison_table(runs: Mapping[str, Summary], intervals: Intervals) -> Table
     table.add_row("site of the lowest Dice", "", *_marked(rows.worst, found.worst))
     table.add_row("which is", "", *(Text(run.worst_site or MISSING) for run in runs.values()))
     table.add_section()
-    table.add_row("steps per site", "", *(MISSING if run.steps is None else str(run.steps) for run in runs.values()))
-    table.add_row("sent per site and round", "", *(_up_bytes(run) for run in runs.values()))
-    table.add_row("time", "", *(format_seconds(run.seconds.get("total")) for run in runs.values()))
+    for heading, cost in _COSTS.items():
+        table.add_row(heading, "", *map(cost, runs.values()))
     table.caption = comparison_note(runs, intervals)
     return table
+
+
+_COSTS: Final[Mapping[str, Callable[[Summary], str]]] = {
+    "steps per site": lambda run: format_value(run.steps, 0),
+    "sent per site and round": lambda run: format_bytes(run.communication.up_bytes_per_site_round),
+    "time": lambda run: format_seconds(run.seconds.get("total")),
+}
+"""What a run cost, by the heading of the row of a comparison."""
 
 
 def comparison_note(runs: Mapping[str, Summary], intervals: Intervals) -> str:
@@ -148,14 +162,18 @@ def best_marks(values: Sequence[float | None], intervals: Sequence[Interval | No
 
     The highest values, as rounded for display, are marked `best`, or `apart` if their interval does not overlap with that of any other run.
     """
-    shown = [None if value is None else format_value(value) for value in values]
-    best = max((value for value in shown if value is not None), default=None)
-    marks: list[Mark] = []
-    for place, value in enumerate(shown):
-        others = [i for i in range(len(values)) if i != place and values[i] is not None]
-        clear = bool(others) and all(are_apart(intervals[place], intervals[other]) for other in others)
-        marks.append("" if value is None or value != best else "apart" if clear else "best")
+    shown = {place: format_value(value) for place, value in enumerate(values) if value is not None}
+    best = max(shown.values(), default=None)
+    marks: list[Mark] = [""] * len(values)
+    for place, text in shown.items():
+        if text == best:
+            others = [intervals[other] for other in shown if other != place]
+            marks[place] = _mark_of_best(intervals[place], others)
     return marks
+
+
+def _mark_of_best(interval: Interval | None, others: Sequence[Interval | None]) -> Mark:
+    return "apart" if others and all(are_apart(interval, other) for other in others) else "best"
 
 
 def _marked(values: Sequence[float | None], intervals: Sequence[Interval | None]) -> list[Text]:
@@ -207,9 +225,8 @@ class IntervalRows:
 
 def dice_rows(runs: Mapping[str, Summary]) -> DiceRows:
     """The Dice values of a comparison: all sites of all runs in alphabetical order, the means, and the worst sites."""
-    names = sorted({name for run in runs.values() for name in run.sites})
     return DiceRows(
-        sites={name: [_dice(run.sites.get(name)) for run in runs.values()] for name in names},
+        sites={name: [_dice(run.sites.get(name)) for run in runs.values()] for name in _all_sites(runs)},
         mean=[_dice(run.mean) for run in runs.values()],
         worst=[_dice(run.sites.get(run.worst_site or "")) for run in runs.values()],
     )
@@ -217,14 +234,21 @@ def dice_rows(runs: Mapping[str, Summary]) -> DiceRows:
 
 def interval_rows(runs: Mapping[str, Summary], intervals: Intervals) -> IntervalRows:
     """The intervals of the values that `dice_rows` returns."""
-    names = sorted({name for run in runs.values() for name in run.sites})
-    known = [intervals.get(label) for label in runs]
-    lowest = [run.worst_site or "" for run in runs.values()]
     return IntervalRows(
-        sites={name: [one.of_site(name) if one else None for one in known] for name in names},
-        mean=[one.of_mean() if one else None for one in known],
-        worst=[one.of_site(name) if one else None for one, name in zip(known, lowest, strict=True)],
+        sites={name: [_interval(intervals.get(label), name) for label in runs] for name in _all_sites(runs)},
+        mean=[one.of_mean() if (one := intervals.get(label)) else None for label in runs],
+        worst=[_interval(intervals.get(label), run.worst_site) for label, run in runs.items()],
     )
+
+
+def _interval(known: RunIntervals | None, site: str | None) -> Interval | None:
+    """The interval of a site's Dice in one run; None if the run has no intervals, or there is no such site."""
+    return None if known is None or site is None else known.of_site(site)
+
+
+def _all_sites(runs: Mapping[str, Summary]) -> list[str]:
+    """The names of the sites of all runs in alphabetical order."""
+    return sorted({name for run in runs.values() for name in run.sites})
 
 
 def difference_rows(
@@ -235,40 +259,52 @@ def difference_rows(
     Both runs use the same resamples of patients, so that the interval is that of the paired difference.
     """
     rows, base = dice_rows(runs), intervals.get(against)
-    places = {label: place for place, label in enumerate(runs)}
-    table: dict[str, dict[str, tuple[float, Interval | None]]] = {}
+    table: dict[str, dict[str, tuple[float, Interval | None]]] = defaultdict(dict)
     for name, values in {**rows.sites, "mean over sites": rows.mean}.items():
-        for label, place in places.items():
-            value, other, own = values[place], values[places[against]], intervals.get(label)
-            if label == against or value is None or other is None:
-                continue
-            site = name if name in rows.sites else None
-            interval = own.difference(base, site) if own is not None and base is not None else None
-            table.setdefault(name, {})[label] = (value - other, interval)
-    return table
+        by_label = {label: value for label, value in zip(runs, values, strict=True) if value is not None}
+        other = by_label.pop(against, None)
+        if other is None:
+            continue
+        site = name if name in rows.sites else None
+        for label, value in by_label.items():
+            table[name][label] = (value - other, _difference(intervals.get(label), base, site))
+    return dict(table)
+
+
+def _difference(own: RunIntervals | None, base: RunIntervals | None, site: str | None) -> Interval | None:
+    """The interval of the difference of two runs at a site, or of their means; None if a run has no intervals."""
+    return None if own is None or base is None else own.difference(base, site)
 
 
 def undefined_note(summary: Summary) -> str | None:
     """A note on the number of values in the means of HD95 and ASSD, and why the others are undefined; None if all are defined."""
     entry = summary.mean.in_use
-    if (
-        entry is None
-        or entry.cases is None
-        or not any(entry.undefined.get(name) for name in ("dice", "iou", "hd95", "assd"))
-    ):
+    if entry is None or entry.cases is None:
+        return None
+    undefined = _undefined_counts(entry)
+    if not undefined:
         return None
     total = entry.cases * len(entry.classes)
     if entry.missed is None or entry.extra is None or entry.absent is None:
-        known = {name: count for name, count in entry.undefined.items() if count and name in _SPELLING}
-        parts = ", ".join(f"{_SPELLING[name]} {count}" for name, count in known.items())
-        return f"Undefined and left out of the means, of {total} values (cases times classes): {parts}."
+        return f"Undefined and left out of the means, of {total} values (cases times classes): {', '.join(undefined)}."
+    return _undefined_reasons(total, entry.missed, entry.extra, entry.absent)
+
+
+def _undefined_counts(entry: Entry) -> list[str]:
+    """The measures of the table that are undefined somewhere, each with the number of undefined values."""
+    counts = {spelling: entry.undefined.get(name) for name, spelling in _SPELLING.items()}
+    return [f"{spelling} {count}" for spelling, count in counts.items() if count]
+
+
+def _undefined_reasons(total: int, missed: int, extra: int, absent: int) -> str:
+    """Why distances are undefined, each reason with its number of pairs of case and class; a reason without such pairs is left out."""
+    both = total - missed - extra - absent
     reasons = {
-        "the prediction misses the class": entry.missed,
-        "only the prediction holds the class": entry.extra,
-        "neither holds the class (no Dice and IoU either)": entry.absent,
+        "the prediction misses the class": missed,
+        "only the prediction holds the class": extra,
+        "neither holds the class (no Dice and IoU either)": absent,
     }
     told = "; ".join(f"{count} because {reason}" for reason, count in reasons.items() if count)
-    both = total - entry.missed - entry.extra - entry.absent
     return f"HD95 and ASSD are means of {both} of {total} values (cases times classes). Undefined are: {told}."
 
 
@@ -319,10 +355,6 @@ def _run_cells(site: SiteEntry, with_gain: bool, distances: tuple[str, str], min
     if with_gain:
         cells.append(Text(format_gain(site.gain)))
     return cells
-
-
-def _up_bytes(run: Summary) -> str:
-    return format_bytes(run.communication.up_bytes_per_site_round)
 
 
 def _dice(site: SiteEntry | None) -> float | None:

@@ -4,7 +4,8 @@ This module does not read or write files and does not choose devices. A phase is
 phases of a round (`pfedsam.federation.methods`).
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -120,10 +121,7 @@ def run_phase(
         loss: the segmentation loss.
     """
     trained = _only_trainable(model, names)
-    groups = _groups(model, trained, learning_rate, options.pretrained_fraction)
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=options.weight_decay)
-    if options.keep_state:
-        unpack(optimizer, trained, optimizer_state)
+    optimizer = _optimizer(model, trained, learning_rate, optimizer_state, options)
     parts_of_step = _parts_of_step(trained, spec, local)
     objective = _Objective(model, spec, distillation, balance, parts_of_step[0], form, loss)
     rows = []
@@ -131,17 +129,28 @@ def run_phase(
         optimizer.zero_grad()
         parts = objective.backward(batch)
         if spec.proximal and anchors:
-            parts["proximal"] = _distance(trained, anchors)
-            pull = spec.proximal / 2 * parts["proximal"]
-            pull.backward()
-            parts["total"] = parts["total"] + pull
+            _pull_to_anchors(parts, trained, anchors, spec.proximal)
         for part in parts_of_step:
             torch.nn.utils.clip_grad_norm_(part, options.clip)
         optimizer.step()
         rows.append({name: part.item() for name, part in parts.items()})
     model.requires_grad_(False)
-    losses = {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else {})}
-    return PhaseResult(losses, pack(optimizer, trained) if options.keep_state else {})
+    return PhaseResult(_means(rows), pack(optimizer, trained) if options.keep_state else {})
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each loss over the steps; empty without steps."""
+    return {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else {})}
+
+
+def _pull_to_anchors(
+    parts: dict[str, Tensor], trained: dict[str, nn.Parameter], anchors: NamedTensors, strength: float
+) -> None:
+    """Add the gradient of the proximal term to the parameters', and the term, of shape `[]`, to the parts of the loss."""
+    parts["proximal"] = _distance(trained, anchors)
+    pull = strength / 2 * parts["proximal"]
+    pull.backward()
+    parts["total"] = parts["total"] + pull
 
 
 def _parts_of_step(
@@ -161,6 +170,21 @@ def _only_trainable(model: Segmenter, names: tuple[str, ...]) -> dict[str, nn.Pa
     return trained
 
 
+def _optimizer(
+    model: Segmenter,
+    trained: dict[str, nn.Parameter],
+    learning_rate: float,
+    state: NamedTensors,
+    options: OptimizerOptions,
+) -> torch.optim.AdamW:
+    """The optimiser of a phase, with its state of the last round unless it is reset in every round."""
+    groups = _groups(model, trained, learning_rate, options.pretrained_fraction)
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=options.weight_decay)
+    if options.keep_state:
+        unpack(optimizer, trained, state)
+    return optimizer
+
+
 def _groups(
     model: Segmenter, trained: dict[str, nn.Parameter], learning_rate: float, fraction: float
 ) -> list[dict[str, Any]]:
@@ -174,6 +198,24 @@ def _groups(
 def _distance(trained: dict[str, nn.Parameter], anchors: NamedTensors) -> Tensor:
     """The squared distance (shape `[]`) of the trained parameters from their anchors; parameters without an anchor are not counted."""
     return torch.stack([(trained[name] - anchor).square().sum() for name, anchor in anchors.items()]).sum()
+
+
+def _add(parts: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Add the parts of another loss, scalars of shape `[]`, without their graph."""
+    for name, part in found.items():
+        parts[name] = parts[name] + part.detach() if name in parts else part.detach()
+
+
+@contextmanager
+def _fixed(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Within the context these trained parameters get no gradient."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_()
 
 
 class _Objective:
@@ -211,8 +253,7 @@ class _Objective:
             logits, found = self._pass(batch, which, teacher)
             found["total"].backward()
             teacher = logits.detach() if teacher is None else teacher
-            for name, part in found.items():
-                parts[name] = parts[name] + part.detach() if name in parts else part.detach()
+            _add(parts, found)
         return parts
 
     def _halves(self, batch: Batch) -> dict[str, Tensor]:
@@ -225,15 +266,10 @@ class _Objective:
         ]
         for which, half in halves:
             teacher = self._other_logits(half, which) if which == self.spec.taught else None
-            fixed = self._shared if self.spec.halves == "decoupled" and which == "personal" else ()
-            for parameter in fixed:
-                parameter.requires_grad_(False)
-            _, found = self._pass(half, which, teacher)
-            found["total"].backward()
-            for parameter in fixed:
-                parameter.requires_grad_()
-            for name, part in found.items():
-                parts[name] = parts[name] + part.detach() if name in parts else part.detach()
+            with _fixed(self._shared if self.spec.halves == "decoupled" and which == "personal" else ()):
+                _, found = self._pass(half, which, teacher)
+                found["total"].backward()
+            _add(parts, found)
         return parts
 
     @torch.no_grad()

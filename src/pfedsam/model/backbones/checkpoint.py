@@ -5,10 +5,10 @@ finite; otherwise nothing is loaded and the message lists what is missing, extra
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -165,15 +165,18 @@ def _state_dict(label: str, table: Mapping[str, Any]) -> NamedTensors:
         return dict(table)
     inner = [name for name in _WRAPPERS if isinstance(table.get(name), dict)]
     if len(inner) != 1:
-        names = ", ".join(repr(name[:80]) for name in list(table)[:_LISTED])
         raise CheckpointError(
-            f"{label} holds other things than tensors by name (it starts with {names}). Allowed is a state_dict, or a "
-            f"checkpoint with exactly one under {', '.join(map(repr, _WRAPPERS))}. Write the model's own: "
+            f"{label} holds other things than tensors by name (it starts with {_quoted(list(table)[:_LISTED])}). Allowed is a "
+            f"state_dict, or a checkpoint with exactly one under {_quoted(_WRAPPERS)}. Write the model's own: "
             "torch.save(model.state_dict(), new)."
         )
-    others = ", ".join(repr(name[:80]) for name in table if name != inner[0]) or "nothing"
+    others = _quoted([name for name in table if name != inner[0]]) or "nothing"
     _LOG.warning("%s is a training checkpoint: its %r is read as the weights; left out: %s.", label, inner[0], others)
     return _state_dict(label, table[inner[0]])
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(repr(name[:80]) for name in names)
 
 
 def _without_prefix(label: str, tensors: NamedTensors) -> NamedTensors:
@@ -191,20 +194,33 @@ def _recognise(label: str, tensors: NamedTensors) -> SamConfig:
     Raises:
         CheckpointError: they belong to none.
     """
-    known = ", ".join(f"{name} ({a.depth} blocks of width {a.width})" for name, a in ARCHITECTURES.items())
+    side, width = _grid(label, tensors)
+    depth = len({name.split(".")[2] for name in tensors if name.startswith("image_encoder.blocks.")})
+    by_size = {(a.depth, a.width): a for a in ARCHITECTURES.values()}
+    if (depth, width) not in by_size:
+        raise CheckpointError(f"{label} has {depth} blocks of width {width}; readable are {_readable()}.")
+    return _official_config(by_size[depth, width], 16 * side)
+
+
+def _grid(label: str, tensors: NamedTensors) -> tuple[int, int]:
+    """The side and the width of the position embedding, which has shape `[1, side, side, width]`.
+
+    Raises:
+        CheckpointError: there is no such embedding.
+    """
     grid = tensors.get("image_encoder.pos_embed")
     if grid is None or grid.dim() != 4 or grid.shape[1] != grid.shape[2]:
         first = ", ".join(list(tensors)[:_LISTED])
         raise CheckpointError(
             f"{label} is not a Segment Anything state_dict: it has no square image_encoder.pos_embed (it starts with "
-            f"{first or 'nothing'}). Readable are {known}; SAM 2 and MobileSAM are other models; "
+            f"{first or 'nothing'}). Readable are {_readable()}; SAM 2 and MobileSAM are other models; "
             "SAM-HQ is read from a transformers folder."
         )
-    depth = len({name.split(".")[2] for name in tensors if name.startswith("image_encoder.blocks.")})
-    for architecture in ARCHITECTURES.values():
-        if (architecture.width, architecture.depth) == (grid.shape[3], depth):
-            return _official_config(architecture, 16 * grid.shape[1])
-    raise CheckpointError(f"{label} has {depth} blocks of width {grid.shape[3]}; readable are {known}.")
+    return grid.shape[1], grid.shape[3]
+
+
+def _readable() -> str:
+    return ", ".join(f"{name} ({a.depth} blocks of width {a.width})" for name, a in ARCHITECTURES.items())
 
 
 def _official_config(architecture: Architecture, image_size: int) -> SamConfig:
@@ -264,11 +280,11 @@ def _read_config(path: Path) -> Config:
         raise ValueError(f"it is longer than {MAX_CONFIG_BYTES} bytes")
     table = json.loads(text)
     found = table.get("model_type") if isinstance(table, dict) else None
-    kind = BACKBONES.get(found) if isinstance(found, str) else None
-    if kind is None:
+    if not isinstance(found, str) or found not in BACKBONES:
         raise ValueError(f"its model_type is {found!r}")
+    kind = BACKBONES[found]
     # The table's own first: transformers makes lists as long as some of them say.
-    for part in (table, *(part for part in table.values() if isinstance(part, dict))):
+    for part in filter(_is_table, (table, *table.values())):
         _check_sizes(part)
     config: Config = kind.config_class.from_dict(_without_choices_of_ours(table))
     vision: Any = config.vision_config
@@ -276,14 +292,27 @@ def _read_config(path: Path) -> Config:
     decoder: Any = config.mask_decoder_config
     for part in (vision, prompts, decoder):
         _check_sizes(part.to_dict())
+    _check_sides(vision, prompts)
+    kind.check_config(config)
+    return config
+
+
+def _is_table(value: object) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
+
+
+def _check_sides(vision: Any, prompts: Any) -> None:  # noqa: ANN401 - configurations of transformers
+    """Refuse an image encoder and a prompt encoder for images of different sizes.
+
+    Raises:
+        ValueError: the sides differ, or are no whole number of patches.
+    """
     sides = (vision.image_size, vision.image_size // vision.patch_size)
     if vision.image_size % vision.patch_size or (prompts.image_size, prompts.image_embedding_size) != sides:
         raise ValueError(
             f"its images of {sides[0]} pixels in patches of {vision.patch_size} do not fit its prompts, which are for "
             f"images of {prompts.image_size} pixels and {prompts.image_embedding_size} patches a side"
         )
-    kind.check_config(config)
-    return config
 
 
 def _without_choices_of_ours(table: dict[str, Any]) -> dict[str, Any]:
@@ -339,23 +368,31 @@ def _account(label: str, expected: Mapping[str, tuple[int, ...]], tensors: Named
     Raises:
         CheckpointError: it lists what differs.
     """
-    missing = [name for name in expected if name not in tensors]
-    extra = [name for name in tensors if name not in expected]
-    misshapen = [
-        f"{name} {tuple(tensors[name].shape)} instead of {shape}"
-        for name, shape in expected.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
-    ]
-    listed = [_some("missing", missing), _some("extra", extra), _some("of another shape", misshapen)]
-    if any(listed):
+    differing = _differences(expected, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    if differing:
         raise CheckpointError(
-            f"{label} does not fit the model that it looks like: {'; '.join(filter(None, listed))}. "
+            f"{label} does not fit the model that it looks like: {'; '.join(differing)}. "
             f"Expected are {len(expected)} tensors, found {len(tensors)}. Use the unchanged file of its publisher, or "
             "save the whole model with save_pretrained."
         )
     spoilt = [n for n, tensor in tensors.items() if not tensor.is_floating_point() or not tensor.isfinite().all()]
     if spoilt:
         raise CheckpointError(f"{label} has {_some('with NaN, infinity or integers', spoilt)}. Fetch it again.")
+
+
+def _differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What is missing, extra or of another shape, a text each, from the shapes by name; none where all fit."""
+    misshapen = [
+        f"{name} {found[name]} instead of {expected[name]}"
+        for name in expected
+        if found.get(name, expected[name]) != expected[name]
+    ]
+    names = {
+        "missing": [name for name in expected if name not in found],
+        "extra": [name for name in found if name not in expected],
+        "of another shape": misshapen,
+    }
+    return [_some(what, some) for what, some in names.items() if some]
 
 
 def _some(what: str, names: list[str]) -> str:

@@ -1,5 +1,6 @@
 """The backbone's own weights, for methods that train them."""
 
+from itertools import chain
 from typing import ClassVar
 
 from pfedsam.model.components.base import NETWORK, Assembly, Component
@@ -13,7 +14,7 @@ class Pretrained(Component):
 
     def attach(self, assembly: Assembly) -> dict[str, list[str]]:
         """Declare the parameters of the part; nothing is added to the model."""
-        declared = {name for names in assembly.declared.values() for name in names}
+        declared = set(chain.from_iterable(assembly.declared.values()))
         starts = tuple(f"{NETWORK}.{start}" for start in assembly.backbone.parts[self.part])
         names = [name for name, _ in assembly.model.named_parameters() if name.startswith(starts)]
         return {self.part: [name for name in names if name not in declared]}
