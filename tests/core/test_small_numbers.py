@@ -2,7 +2,7 @@
 
 import pytest
 
-from pfedsam.core.small_numbers import rounded_up, told, told_parts
+from pfedsam.core.small_numbers import publishable_count, publishable_counts, rounded_up
 
 
 @pytest.mark.parametrize(
@@ -10,8 +10,8 @@ from pfedsam.core.small_numbers import rounded_up, told, told_parts
     [(10, 10, 10), (9, 9, None), (0, 30, None), (12, 14, None), (20, 30, 20), (25, 30, None), (10, None, 10)],
 )
 def test_a_count_is_told_where_it_and_its_rest_are_large_enough_or_there_is_no_rest(count, of, shown) -> None:
-    assert told(count, of, 10) == shown
-    assert told(count, of, 1) == count
+    assert publishable_count(count, of, 10) == shown
+    assert publishable_count(count, of, 1) == count
 
 
 def test_a_weight_is_rounded_up() -> None:
@@ -29,5 +29,5 @@ def test_a_weight_is_rounded_up() -> None:
     ],
 )
 def test_no_small_part_follows_from_the_others_and_the_total(counts, shown) -> None:
-    assert tuple(told_parts(dict(enumerate(counts)), 10).values()) == shown
-    assert tuple(told_parts(dict(enumerate(counts)), 1).values()) == counts
+    assert tuple(publishable_counts(dict(enumerate(counts)), 10).values()) == shown
+    assert tuple(publishable_counts(dict(enumerate(counts)), 1).values()) == counts

@@ -59,7 +59,7 @@ def write_json(path: Path, value: Any, *, mode: int = 0o600) -> None:  # noqa: A
 
 
 def usual_mode() -> int:
-    """The permissions that a new file gets by the process's umask; used for files that the user asked for."""
+    """The permissions that a new file gets by the process's umask; used for output files of a command."""
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask

@@ -14,7 +14,7 @@ def rounded_up(cases: int, least: int) -> int:
     return max(cases, least)
 
 
-def told(count: int | None, of: int | None, least: int) -> int | None:
+def publishable_count(count: int | None, of: int | None, least: int) -> int | None:
     """A count of cases as it may leave a site; None if it is withheld or not known.
 
     A count below `least` is withheld, also zero. It is withheld as well if the rest of the `of` cases is below `least`, because 12 of 14
@@ -26,12 +26,12 @@ def told(count: int | None, of: int | None, least: int) -> int | None:
     return count if count >= least and (rest == 0 or rest >= least) else None
 
 
-def told_parts(counts: Mapping[K, int], least: int) -> dict[K, int | None]:
+def publishable_counts(counts: Mapping[K, int], least: int) -> dict[K, int | None]:
     """Counts with a known sum, as they may leave a site.
 
     If the withheld counts add up to less than `least`, the smallest of the others is withheld as well.
 
-    >>> told_parts({"a": 20, "b": 12, "c": 5}, 10)
+    >>> publishable_counts({"a": 20, "b": 12, "c": 5}, 10)
     {'a': 20, 'b': None, 'c': None}
     """
     if least <= OFF:

@@ -77,7 +77,7 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
-def parse_yaml(text: str) -> Any:  # noqa: ANN401 - whatever it says
+def parse_yaml(text: str) -> Any:  # noqa: ANN401 - whatever YAML can hold
     """The content of a YAML text.
 
     Raises:

@@ -36,7 +36,7 @@ def load_examples(
     side: int,
     most: int | None = None,
 ) -> Sequence[Example]:
-    """The cases with their pixels and labels in frames of the given side, in the order given; each is read when it is asked for.
+    """The cases with their pixels and labels in frames of the given side, in the order given; each is read on access.
 
     An access raises `DataError` if a picture cannot be read, or a mask has another size than its image or an unknown label.
 

@@ -18,7 +18,7 @@ class SiteLabelOptions(Options):
     )
     not_annotated: list[str] = Field(
         default=[],
-        description="Classes that this site does not annotate: in its masks they lie in the background. It neither teaches them nor is "
+        description="Classes that this site does not annotate: in its masks they are background. The site neither trains them nor is "
         "scored for them.",
     )
     spacing: list[float] | None = Field(

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from pfedsam.core import atomic
 from pfedsam.core.errors import DataError
 from pfedsam.core.options import Options
-from pfedsam.core.small_numbers import told, told_parts
+from pfedsam.core.small_numbers import publishable_count, publishable_counts
 from pfedsam.data.about import about
 from pfedsam.data.facts import CaseFacts, SiteFacts, gather_facts
 from pfedsam.data.labels import LabelMap
@@ -26,7 +26,7 @@ from pfedsam.data.suspicions import Study
 from pfedsam.data.volume_case import open_case
 
 BINS: Final = 32
-"""Bins of the intensities, which lie between 0 and 1."""
+"""Number of bins of the intensities between 0 and 1."""
 SPACING_EDGES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 """In mm; values below the first and above the last edge have a bin as well."""
 SIZE_EDGES: Final = (64, 128, 192, 256, 320, 384, 512, 768, 1024, 1536, 2048, 4096)
@@ -119,13 +119,13 @@ def _summary(facts: SiteFacts, labels: LabelMap, study: Study, least: int) -> Si
     volumes = kind == "volumes"
     sizes = [one.size for one in cases if one.size]
     spacings = [one.spacing_mm for one in cases if one.spacing_mm]
-    known = told_parts({"with": len(spacings), "without": number - len(spacings)}, least)
+    known = publishable_counts({"with": len(spacings), "without": number - len(spacings)}, least)
     return SiteSummaryFile(
         site=facts.name,
         min_cases=least,
         kind=kind,
-        cases=told(number, None, least),
-        patients=told(len(facts.site.patients()), None, least),
+        cases=publishable_count(number, None, least),
+        patients=publishable_count(len(facts.site.patients()), None, least),
         intensities=None if number < least else _intensities(facts.site.cases, study),
         sizes=_histogram(_in_plane(sizes), SIZE_EDGES, least),
         depths=_histogram(_across_slices(sizes), DEPTH_EDGES, least) if volumes else None,
@@ -155,12 +155,12 @@ def _frequency(cases: Sequence[CaseFacts], labels: LabelMap, name: str, least: i
         return ClassFrequency(annotated=False, cases=None, share=None)
     shares = [share for one in cases if (share := one.share(frozenset(labels.ids[name])))]
     mean = sum(shares) / len(shares) if shares and len(shares) >= least else None
-    return ClassFrequency(annotated=True, cases=told(len(shares), len(cases), least), share=mean)
+    return ClassFrequency(annotated=True, cases=publishable_count(len(shares), len(cases), least), share=mean)
 
 
 def _histogram(values: Sequence[float], edges: Sequence[float], least: int) -> Histogram:
     counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1).tolist()
-    shown = told_parts(dict(enumerate(counts)), least)
+    shown = publishable_counts(dict(enumerate(counts)), least)
     return Histogram(edges=tuple(edges), counts=tuple(shown[number] for number in range(len(counts))))
 
 

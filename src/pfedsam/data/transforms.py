@@ -120,7 +120,7 @@ def _dihedral(options: AugmentOptions) -> list[tuple[int, bool]]:
 
 
 def _turn(image: Tensor, turns: int, mirrored: bool) -> Tensor:
-    """Rotate an image [..., H, W] by a number of quarter turns, and mirror it if asked."""
+    """Rotates an image [..., H, W] by a number of quarter turns, and mirrors it if `mirrored`."""
     turned = torch.rot90(image, turns, dims=(-2, -1))
     return (turned.flip(-1) if mirrored else turned).contiguous()
 

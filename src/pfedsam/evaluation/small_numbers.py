@@ -7,7 +7,7 @@ is withheld, because the difference would tell it. The same holds for sums of co
 from collections.abc import Collection
 from dataclasses import asdict, replace
 
-from pfedsam.core.small_numbers import OFF, told, told_parts
+from pfedsam.core.small_numbers import OFF, publishable_count, publishable_counts
 from pfedsam.evaluation.scores import MEASURES, ClassScores
 from pfedsam.evaluation.summary import ClassSummary, Occurrence, SiteSummary, sum_counts
 
@@ -27,24 +27,24 @@ def withhold(summary: SiteSummary, least: int) -> SiteSummary:
     few = cases < least
     return replace(
         summary,
-        cases=told(cases, None, least),
-        patients=told(summary.patients, None, least),
+        cases=publishable_count(cases, None, least),
+        patients=publishable_count(summary.patients, None, least),
         mean=_without(summary.mean, MEASURES if few else hidden),
         classes=classes,
         undefined=sum_counts(one.undefined for one in classes.values()),
     )
 
 
-def _withheld(known: ClassScores, told_scores: ClassScores) -> list[str]:
-    """The measures that are known and not told."""
-    return [m for m in MEASURES if getattr(told_scores, m) is None and getattr(known, m) is not None]
+def _withheld(known: ClassScores, published: ClassScores) -> list[str]:
+    """The measures that are known but not published."""
+    return [m for m in MEASURES if getattr(published, m) is None and getattr(known, m) is not None]
 
 
 def _withhold_class(one: ClassSummary, cases: int, least: int) -> ClassSummary:
     not_annotated = one.occurrence.not_annotated if one.occurrence else None
     scored = cases - (not_annotated or 0)
     few = [name for name, count in one.undefined.items() if scored - (count or 0) < least]
-    undefined = {name: told(count, scored, least) for name, count in one.undefined.items()}
+    undefined = {name: publishable_count(count, scored, least) for name, count in one.undefined.items()}
     occurrence = None if one.occurrence is None else _withhold_occurrence(one.occurrence, least)
     return ClassSummary(_without(one.mean, few), undefined, occurrence)
 
@@ -52,8 +52,8 @@ def _withhold_class(one: ClassSummary, cases: int, least: int) -> ClassSummary:
 def _withhold_occurrence(occurrence: Occurrence, least: int) -> Occurrence:
     counts = {name: count or 0 for name, count in asdict(occurrence).items()}
     missed = counts.pop("missed")  # a part of those that are present; the others add up to all cases
-    kept = told_parts(counts, least)
-    kept["missed"] = None if kept["present"] is None else told(missed, counts["present"], least)
+    kept = publishable_counts(counts, least)
+    kept["missed"] = None if kept["present"] is None else publishable_count(missed, counts["present"], least)
     return Occurrence(**kept)
 
 

@@ -118,13 +118,15 @@ def check_size(shape: Shape, itemsize: int, max_gigabytes: float) -> None:
         DataError: The volume is too large or has an empty axis.
     """
     if min(shape) < 1:
-        raise DataError(f"its header says {_by(shape)} voxels: an axis is empty; restore the file or take the case out")
+        raise DataError(
+            f"its header gives {_by(shape)} voxels: an axis is empty; restore the file or take the case out"
+        )
     voxels = 1
     for length in shape:
         voxels *= int(length)
     if voxels * itemsize > max_gigabytes * 1e9:
         raise DataError(
-            f"its header says {_by(shape)} voxels, which is {voxels * itemsize / 1e9:.3g} GB, more than {max_gigabytes:g} GB; crop it, or "
+            f"its header gives {_by(shape)} voxels, which is {voxels * itemsize / 1e9:.3g} GB, more than {max_gigabytes:g} GB; crop it, or "
             "raise data.volume.max_gigabytes if the memory is there"
         )
 

@@ -177,7 +177,7 @@ class NiftiReader:
         least = int(self._raw_header.single_vox_offset)
         offset = float(self._raw_header["vox_offset"]) or least  # some programs leave it 0
         if not least <= offset <= _FURTHEST_VOXEL:
-            raise DataError(_damaged(self.path, f"its header says that the voxels begin at byte {offset:g}"))
+            raise DataError(_damaged(self.path, f"by its header the voxels begin at byte {offset:g}"))
         return int(offset)
 
     def _check_type(self) -> None:
@@ -202,7 +202,7 @@ class NiftiReader:
         lengths = [int(n) for n in self._raw_header.get_data_shape()]
         first, second, third = (*lengths[:3], 1, 1, 1)[:3]
         if any(n < 1 for n in lengths):
-            raise DataError(f"{self.path.name!r} says that an axis is empty; restore it or take the case out")
+            raise DataError(f"{self.path.name!r} has an empty axis; restore it or take the case out")
         frames = math.prod(lengths[3:])
         if frames == 1:
             return 0, (first, second, third)
