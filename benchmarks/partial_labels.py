@@ -157,7 +157,9 @@ def main() -> None:
     parser.add_argument(
         "--studies", nargs="+", default=[one.name for one in STUDIES], help="to train only some of them, in this order"
     )
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="to train and show only some of the ways")
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=list(ARMS), help="to train and show only some of the ways"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     studies = [study for name in given.studies for study in STUDIES if study.name == name]
