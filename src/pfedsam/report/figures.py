@@ -384,8 +384,8 @@ def method_curves(lines: Mapping[str, Mapping[int, float]], across: str, up: str
     with mpl.rc_context(_STYLE):
         axes = _axes(560, 300)
         for index, (label, points) in enumerate(lines.items()):
-            style = {"marker": _marker(index), "markersize": 3, "color": METHODS[index % len(METHODS)]}
-            axes.plot(*_xy(points), label=label, **style)
+            color = METHODS[index % len(METHODS)]
+            axes.plot(*_xy(points), label=label, marker=_marker(index), markersize=3, color=color)
         axes.set_xlabel(across)
         axes.set_ylabel(up)
         if lines:
