@@ -83,7 +83,7 @@ def write_accuracy(folder: Path, study: Study, runs: Runs) -> dict[str, float | 
     return figures
 
 
-def _lines(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[int, float]]:
+def _lines(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[float, float]]:
     """The learning curve of each method that was validated during training."""
     return {label: result["curve"] for label, result in results.items() if result["curve"]}
 

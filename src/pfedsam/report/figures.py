@@ -373,7 +373,7 @@ def curves(ticks: Sequence[str], lines: Mapping[str, Sequence[float | None]], ac
         return _svg(axes)
 
 
-def method_curves(lines: Mapping[str, Mapping[int, float]], across: str, up: str) -> bytes:
+def method_curves(lines: Mapping[str, Mapping[float, float]], across: str, up: str) -> bytes:
     """A line for each method over a number such as optimiser steps.
 
     Args:
