@@ -446,6 +446,26 @@ def test_rolled_back_shared_parameters_are_those_of_the_earlier_round_and_no_rou
         stored.roll_back(manifest, 4)
 
 
+def test_a_study_that_ended_early_is_not_rolled_back(
+    tmp_path: Path, options: RunOptions, scripted: ScriptedSites
+) -> None:
+    training = options.training.model_copy(update={"rounds": 9, "patience": 1})
+    study = create_study(options.model_copy(update={"training": training}), tmp_path / "nine", RoundPolicy(quorum=2))
+    manifest = scripted.manifest = read_manifest(study / "manifest.json")
+
+    def always_the_same(site: str, task: str, round_: int, wire: dict) -> dict:
+        names = [name for name in manifest.scalar_metrics["validate"] if name.startswith("dice.")]
+        scores = dict.fromkeys(names, 0.5)
+        return reply_to_wire(replace(reply_from_wire(wire), scalar_metrics=scores)) if task == "validate" else wire
+
+    scripted.change = always_the_same
+    assert StudyRun(study, scripted).run() == "finished"
+    ended = StudyFolder(study).load_state(manifest).round
+    assert ended == 3  # validated after every round: no gain after the second one, and one round more
+    with pytest.raises(RunError, match="had all of its rounds"):
+        StudyFolder(study).roll_back(manifest, ended - 1)
+
+
 @pytest.mark.slow
 def test_sites_take_part_in_the_round_after_a_rollback(tmp_path: Path, options: RunOptions, make_sites) -> None:
     """Their bound on the change of the shared parameters holds from what they accepted last, which a rollback goes back behind."""

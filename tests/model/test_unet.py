@@ -3,6 +3,7 @@
 import pytest
 import torch
 from monai.networks.nets.unet import UNet
+from pydantic import ValidationError
 from torch import nn
 
 from pfedsam.core import rng
@@ -64,3 +65,9 @@ def test_personal_and_shared_model_are_the_same_and_nothing_is_pretrained() -> N
 def test_a_side_that_its_levels_do_not_divide_is_refused() -> None:
     with pytest.raises(OptionError, match=r"multiple of 4, but model.image_size is 30: choose 28"):
         UNetSegmenter(SMALL, 2, rng.generator(0), image_size=30)
+
+
+@pytest.mark.parametrize("channels", [[16], [16, 0], [16, 10**9], [4] * 8])
+def test_sizes_that_no_unet_has_are_refused(channels: list[int]) -> None:
+    with pytest.raises(ValidationError, match="channels"):
+        UNetOptions(channels=channels)

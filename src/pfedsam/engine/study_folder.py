@@ -20,7 +20,14 @@ from pfedsam.core.options import Options
 from pfedsam.core.small_numbers import DEFAULT
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.engine.scalar_metrics import allowed_metrics
-from pfedsam.engine.server_files import RECORDS, SERVER, load_state, refuse_lost_state, save_state
+from pfedsam.engine.server_files import (
+    RECORDS,
+    SERVER,
+    load_state,
+    refuse_lost_state,
+    save_state,
+    validations_in,
+)
 from pfedsam.experiment.build import (
     BuiltModel,
     build_labels,
@@ -29,13 +36,14 @@ from pfedsam.experiment.build import (
     build_roster,
     refuse_too_few_sites,
 )
-from pfedsam.experiment.load import write_config
+from pfedsam.experiment.load import read_config, write_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, largest_change, shared_tensors, write_manifest
 from pfedsam.federation.pipeline.build import build_pipeline
 from pfedsam.federation.server import ServerState
 from pfedsam.model.backbones.checkpoint import backbone_file
 from pfedsam.report.records import RecordWriter, read_records
+from pfedsam.training.schedule import end_of_training
 
 T = TypeVar("T", bound=Options)
 REVOKED = "revoked.json"
@@ -232,7 +240,7 @@ class StudyFolder:
         if to_round not in self.earlier_states():
             kept = ", ".join(map(str, self.earlier_states())) or "none"
             raise RunError(f"the state after {to_round} round(s) is not kept; kept are those after {kept} round(s).")
-        if current.round >= manifest.rounds:
+        if current.round >= self._ends():
             raise RunError(
                 f"the study has had all of its rounds. The state after {to_round} round(s) lies in "
                 f"{self._earlier.relative_to(self.path)}; submit a new study to train on."
@@ -244,6 +252,11 @@ class StudyFolder:
             state = replace(earlier, round=current.round + 1)
             self.save_state(state, manifest, records)
         return state
+
+    def _ends(self) -> int:
+        """The number of rounds after which the study ends, as far as its validations determine it."""
+        training, path = read_config(self.path / "config.yaml").training, self.path / RECORDS
+        return end_of_training(training, validations_in(read_records(path)) if path.exists() else {})
 
     @property
     def _earlier(self) -> Path:

@@ -6,6 +6,7 @@ its normalisation layers local (FedBN).
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from monai.networks.nets.unet import UNet
@@ -25,7 +26,7 @@ _NETWORK = "unet"
 class UNetOptions(Options):
     """The U-Net's size."""
 
-    channels: list[int] = Field(
+    channels: list[Annotated[int, Field(ge=1, le=1024)]] = Field(
         default=[16, 32, 64, 128, 256],
         min_length=2,
         max_length=7,
