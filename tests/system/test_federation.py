@@ -201,7 +201,7 @@ def test_strangers_are_refused_while_an_honest_study_goes_on(federation, result,
     assert slowest < 2, (found, lost)
     log = (fed.coordinator / "server" / "log.txt").read_text()
     assert f"authenticated as 'member' but claimed endpoint '{fed.names[0]}'" in log
-    assert "refused: member asked for command of hci_channel" in log
+    assert "refused a request of site member: topic command on channel hci_channel" in log
     assert "Created user session for coordinator@pfedsam.local" in log, "the check itself"
     assert "Created user session for member" not in log
     fed.wait_round(before + 3)
