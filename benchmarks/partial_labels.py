@@ -323,11 +323,12 @@ def paired(found: Found) -> Found:
 def write(out: Path, found: Found) -> None:
     """The result files, from what is trained so far, by the seeds that all ways of a study have."""
     found = paired(found)
-    rows = [row for study in STUDIES for row in differences(found, study)]
+    arms = [arm for arm in ARMS if any(arm in runs for runs in found.values())]
+    rows = [row for study in STUDIES if study.name in found for row in differences(found, study)]
     write_result(
         out,
         "partial-labels",
-        command="python benchmarks/partial_labels.py DIR --runs RUNS",
+        command=f"python benchmarks/partial_labels.py DIR --runs RUNS --studies {' '.join(found)} --arms {' '.join(arms)}",
         seeds=sorted({int(seed) for arms in found.values() for runs in arms.values() for seed in runs}),
         figures=figures_of(rows),
         table=table(rows),
