@@ -32,7 +32,7 @@ DEMO_SETTINGS: dict[str, Any] = {
     "evaluation": {"validate_every": 6},
     "runtime": {"workers": 2},
 }
-"""Settings of the demonstration, which takes about five minutes on two cores."""
+"""Settings of the demonstration, which takes about eight minutes on two cores."""
 
 
 def run_command(config: Config, out: Out, overrides: Set = None, resume: Resume = False) -> None:
@@ -78,7 +78,7 @@ def compare_command(
 
 
 def demo_command(out: Out = Path("runs/demo"), resume: Resume = False) -> None:
-    """Compare three methods on generated images of four synthetic hospitals, offline, in about five minutes on two cores.
+    """Compare three methods on generated images of four synthetic hospitals, offline, in about eight minutes on two cores.
 
     Each hospital has eight labelled training images, and a scanner that differs from the others in gain, contrast, field of view, noise and
     blur; one of them inverts its images. Which method is best is not built in.
