@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from pfedsam.core import atomic
+from pfedsam.experiment.suite import load_suite
 from pfedsam.report import result_file
 from pfedsam.report.result_file import commit, machine, markdown
 
 if TYPE_CHECKING:
     import nibabel as nib
 
-__all__ = ["RESULTS", "gpu_name", "machine", "markdown", "middle", "write_part", "write_result"]
+__all__ = ["NUCLEI_PATIENTS", "RESULTS", "gpu_name", "machine", "markdown", "middle", "write_part", "write_result"]
 
 RESULTS = Path(__file__).parent / "results"
+NUCLEI_PATIENTS: str = load_suite("nuclei").options["data"]["patient_pattern"]
+"""The patient in the file names of the nuclei, as the shipped suite has it."""
 
 
 def write_result(

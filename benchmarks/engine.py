@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 
 import yaml
-from common import write_result
+from common import NUCLEI_PATIENTS, write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 BEFORE = "f36e821"
@@ -49,7 +49,7 @@ def write_study(data: Path, path: Path) -> None:
         "data": {
             "sites": {name: str((data / name).resolve()) for name in SITES},
             "classes": {"nucleus": [1]},
-            "patient_pattern": r"^(.+?)(_t\d)?$",
+            "patient_pattern": NUCLEI_PATIENTS,
             "image": {"contrast": "percentile"},
         },
         "training": {"rounds": ROUNDS, "steps_per_round": 4, "batch_size": 4},

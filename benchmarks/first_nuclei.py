@@ -9,7 +9,7 @@ Resumable: run the same command again.
 import argparse
 from pathlib import Path
 
-from common import markdown, write_result
+from common import NUCLEI_PATIENTS, markdown, write_result
 
 from pfedsam.engine.run import run
 from pfedsam.experiment.options import RunOptions
@@ -32,7 +32,7 @@ def options(data: Path, method: str, out: Path, rounds: int) -> RunOptions:
             "data": {
                 "sites": sites,
                 "classes": {"nucleus": [1]},
-                "patient_pattern": r"^(.+?)(_t\d)?$",
+                "patient_pattern": NUCLEI_PATIENTS,
                 "image": {"contrast": "percentile"},
             },
             "training": {"rounds": rounds, "patience": None, "steps_per_round": STEPS, "final_steps": STEPS},

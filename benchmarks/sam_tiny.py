@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from common import markdown, write_result
+from common import NUCLEI_PATIENTS, markdown, write_result
 from scipy.ndimage import find_objects, label
 from transformers import SamModel
 
@@ -83,7 +83,7 @@ STARTS = {"sam-tiny": Start(True), "scratch": Start(False), "scratch, all traine
 def read_sites(data: Path) -> dict[str, Site]:
     """Every site, split by patient with seed 0."""
     folders = sorted(folder for folder in data.iterdir() if folder.is_dir())
-    sites = (read_site(f.name, f, patient_pattern=r"^(.+?)(_t\d)?$") for f in folders)
+    sites = (read_site(f.name, f, patient_pattern=NUCLEI_PATIENTS) for f in folders)
     return {site.name: split_site(site, SplitOptions(), 0) for site in sites}
 
 
