@@ -66,6 +66,15 @@ def test_case_without_mask(site_folder):
         view_of(example, 0, seed=0, options=AugmentOptions())
 
 
+def test_without_labels_no_mask_is_read(site_folder):
+    case = read_site("north", site_folder("a")).cases[0]
+    case.mask.write_bytes(b"")
+    (example,) = load_examples([case], labels=None, image=ImageOptions(), side=12)
+    assert example.labels is None
+    with pytest.raises(DataError, match="site 'north', case 'a'"):
+        _load([case])
+
+
 def test_contrast_reaches_the_image(site_folder):
     folder = site_folder("a")
     Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6)).save(folder / "images/a.png")

@@ -20,7 +20,7 @@ LABELS = LabelMap({"nucleus": [1]})
 
 def tiles(cases, side=16, **tiling):
     options = TilingOptions(**{"side": 16, **tiling})
-    return load_tiles(cases, labels=LABELS, image=ImageOptions(), side=side, tiling=options)
+    return load_tiles(cases, labels={"north": LABELS}, image=ImageOptions(), side=side, tiling=options)
 
 
 @pytest.fixture
@@ -66,7 +66,8 @@ def test_tiles_are_parts_of_the_picture_at_native_scale(site):
 
 
 def test_small_pictures_are_padded_below_and_right(site):
-    (only,) = load_tiles(site.cases[:1], labels=LABELS, image=ImageOptions(), side=64, tiling=TilingOptions(side=64))
+    options = TilingOptions(side=64)
+    (only,) = load_tiles(site.cases[:1], labels={"north": LABELS}, image=ImageOptions(), side=64, tiling=options)
     assert only.pixels.shape == (3, 64, 64)
     assert only.pixels[:, :40, 1:24].min() > 0
     assert not only.pixels[:, 40:].any()

@@ -1,14 +1,19 @@
 """A site with volumes: trained on slices, scored in 3-D, and drawn with the neighbours of the slice with the largest error."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from pfedsam.core.errors import DataError
+from pfedsam.engine.model_selection import Parameters
 from pfedsam.engine.run import run
+from pfedsam.engine.site_session import SiteScorer
+from pfedsam.experiment.build import build_cache, build_model, read_one_site
 from pfedsam.experiment.options import RunOptions
 from pfedsam.report.overlays import read_overlays
 
@@ -69,3 +74,19 @@ def test_a_test_volume_that_does_not_fit_the_model_is_refused_before_anything_is
     with pytest.raises(DataError, match=r"site 'south', case 'p3'.*at 1 mm its slices have 160 x 32 pixels"):
         run(RunOptions.model_validate(content), tmp_path / "run")
     assert not list((tmp_path / "run").rglob("state/*"))
+
+
+@pytest.mark.parametrize("tiling", [None, {"side": 16}])
+def test_a_mask_of_another_size_than_its_image_is_refused_where_a_case_is_scored(
+    toy_options: RunOptions, tmp_path: Path, tiling: dict[str, int] | None
+) -> None:
+    content = toy_options.model_dump()
+    content["data"]["tiling"] = tiling
+    options = RunOptions.model_validate(content)
+    built = build_model(options)
+    site = read_one_site(options, next(iter(options.data.sites)))
+    case = replace(site.cases[0], mask=tmp_path / "mask.png")
+    Image.fromarray(np.zeros((5, 7), np.uint8)).save(tmp_path / "mask.png")
+    scorer = SiteScorer(options, site.name, built, build_cache(options, built, None))
+    with pytest.raises(DataError, match=f"case {case.id!r}: the image has .* pixels, its mask 7 x 5"):
+        scorer.summary((case,), "personal", Parameters(built.start("shared"), built.start("local")))

@@ -1,7 +1,7 @@
 """A site's examples, which are loaded on access: pictures and slices of volumes, in bounded memory.
 
 The prepared examples that were used last are kept, up to a limit. An open volume keeps its voxels in the type of the file, and only the
-last two volumes are open. Therefore memory does not grow with the size of the site.
+last two volumes are open. Therefore memory does not grow with the size of the site, except with tiles (`tiling.py`), which are all kept.
 """
 
 from collections import OrderedDict
@@ -46,11 +46,12 @@ class Example:
 
 @dataclass(frozen=True)
 class _Part:
-    """The case and the slice of an example that is not prepared yet."""
+    """The slice of a volume that an example is prepared from."""
 
     case: Case
-    slice: int | None
-    depth: int = 1
+    slice: int
+    depth: int
+    """Number of slices of the volume."""
 
 
 class LazyExamples(Sequence[Example]):
@@ -159,19 +160,16 @@ class VolumeExamples(LazyExamples):
         return len(self._parts)
 
     def _prepare(self, index: int) -> Example:
-        return self._load(self._parts[index])
-
-    def _load(self, part: _Part) -> Example:
+        part = self._parts[index]
         volume, mask = self._volume(part.case)
-        number = part.slice or 0
         with about(part.case):
             frame = self._frame(part.case, volume)
-            pixels, _ = to_frame(volume.pixels(number), self._side, frame)
+            pixels, _ = to_frame(volume.pixels(part.slice), self._side, frame)
             self._scales[part.case.site, part.case.id] = volume.scales
             labels: Tensor | None = None
             if self._labels is not None and mask is not None:
-                labels = labels_to_frame(self._labels.to_classes(volume.ids(mask, number)), self._side, frame)
-        return Example(part.case, pixels, labels, frame, slice=number, depth=part.depth)
+                labels = labels_to_frame(self._labels.to_classes(volume.ids(mask, part.slice)), self._side, frame)
+        return Example(part.case, pixels, labels, frame, slice=part.slice, depth=part.depth)
 
     def _frame(self, case: Case, volume: Volume) -> Frame:
         """The frame of the slices in the model's square.

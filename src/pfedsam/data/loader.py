@@ -31,7 +31,7 @@ _KEPT_MEGABYTES: Final = 512
 def load_examples(
     cases: Sequence[Case],
     *,
-    labels: Mapping[str, LabelMap],
+    labels: Mapping[str, LabelMap] | None,
     image: ImageOptions,
     side: int,
     most: int | None = None,
@@ -42,7 +42,7 @@ def load_examples(
 
     Args:
         cases: pictures, with or without masks.
-        labels: site to what the ids in its masks mean.
+        labels: site to what the ids in its masks mean; None: examples have no labels, and no mask is read.
         image: how pictures are read.
         side: S, of the model's frame.
         most: how many prepared pictures are kept in memory; None for as many as fit into 512 MiB.
@@ -52,7 +52,7 @@ def load_examples(
         native = load_image(case, image)
         pixels, frame = to_frame(native, side)
         classes = None
-        if case.mask is not None:
+        if labels is not None and case.mask is not None:
             truth = load_truth(case, labels[case.site], max_megapixels=image.max_megapixels)
             check_sizes(case, frame.native, truth.shape)
             classes = labels_to_frame(truth, side)

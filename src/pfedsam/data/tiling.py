@@ -5,7 +5,7 @@ contains a part of the picture instead: `side` native pixels become the model's 
 of a patient are in the same part of the split. A picture that is smaller than a tile is padded with zeros at the right and at the bottom.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -49,13 +49,13 @@ def tile_starts(length: int, side: int, overlap: float) -> list[int]:
 
 
 def load_tiles(
-    cases: Sequence[Case], *, labels: LabelMap, image: ImageOptions, side: int, tiling: TilingOptions
+    cases: Sequence[Case], *, labels: Mapping[str, LabelMap], image: ImageOptions, side: int, tiling: TilingOptions
 ) -> list[Example]:
     """The training tiles of the cases, pixels [3, S, S] and labels [S, S], case by case and row by row.
 
     Args:
         cases: Cases with masks.
-        labels: The meaning of the ids in the masks.
+        labels: Site to what the ids in its masks mean.
         image: How pictures are read; contrast is computed from the whole picture.
         side: S, the side of the model's square.
         tiling: Size and overlap of the tiles.
@@ -66,7 +66,7 @@ def load_tiles(
     examples = []
     for case in cases:
         picture = load_image(case, image)
-        truth = load_truth(case, labels, max_megapixels=image.max_megapixels)
+        truth = load_truth(case, labels[case.site], max_megapixels=image.max_megapixels)
         check_sizes(case, picture.shape[:2], truth.shape)
         picture, truth = _padded(picture, tiling.side), _padded(truth, tiling.side)
         for number, (top, left) in enumerate(_chosen(case, picture.shape[:2], tiling)):

@@ -17,7 +17,7 @@ from pfedsam.core import atomic
 from pfedsam.core.small_numbers import rounded_up
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.examples import Example
-from pfedsam.data.loader import CaseTruth, load_case_truth
+from pfedsam.data.loader import CaseTruth, check_sizes, load_case_truth
 from pfedsam.data.manifest import Case
 from pfedsam.engine.model_selection import Parameters, SiteModels, Validation
 from pfedsam.evaluation.predict import Forward, whole_cases
@@ -274,9 +274,12 @@ class SiteScorer:
         overlays: list[OverlayItem | VolumeOverlay] = []
         for example, found in whole_cases(self._predict(self.forward(model, parameters), examples)):
             truth = load_case_truth(example.case, self._labels, self.options.data.image, self.options.data.volume)
+            if not example.case.volume:
+                check_sizes(example.case, found.shape, truth.classes.shape)
+            found = found.reshape(truth.classes.shape)  # a volume of one slice has labels [H, W]
             scored = score_case(
                 example.case.id,
-                found.reshape(truth.classes.shape),
+                found,
                 truth.classes,
                 class_names=self._labels.names,
                 spacing_mm=truth.spacing_mm,
@@ -289,7 +292,6 @@ class SiteScorer:
             )
             scores.append(scored)
             if draw:
-                found = found.reshape(truth.classes.shape)
                 overlays.append(_overlay(truth, found, scored.dice, overlap=self._labels.overlap))
         return scores, overlays
 

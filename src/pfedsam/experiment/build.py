@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import TypeAlias, TypedDict
 
@@ -294,6 +293,8 @@ def check_frames(options: RunOptions, cases: tuple[Case, ...], side: int) -> Non
 def build_examples(options: RunOptions, cases: tuple[Case, ...], side: int) -> Sequence[Example]:
     """Training examples at the model's input size, with labels: pictures, the tiles of pictures, or the slices of volumes.
 
+    Pictures are read on access, which raises `DataError` too; tiles and the masks of volumes are read at once.
+
     Raises:
         DataError: a file cannot be read, or a mask does not fit its image or the label map.
     """
@@ -303,11 +304,7 @@ def build_examples(options: RunOptions, cases: tuple[Case, ...], side: int) -> S
         return VolumeExamples(cases, labels=labels, image=image, side=side, options=options.data.volume)
     if tiling is None:
         return load_examples(cases, labels=_labels_of(options, cases), image=image, side=side)
-    examples = []
-    for site, of_site in groupby(cases, key=lambda case: case.site):  # a pooled site has the cases of all sites
-        labels = build_labels(options, site)
-        examples += load_tiles(tuple(of_site), labels=labels, image=image, side=side, tiling=tiling)
-    return examples
+    return load_tiles(cases, labels=_labels_of(options, cases), image=image, side=side, tiling=tiling)
 
 
 def _labels_of(options: RunOptions, cases: tuple[Case, ...]) -> dict[str, LabelMap]:
@@ -321,7 +318,7 @@ def _common_labels(options: RunOptions, cases: tuple[Case, ...]) -> LabelMap:
     Raises:
         OptionError: their sites have different label maps.
     """
-    maps = [build_labels(options, site) for site in dict.fromkeys(case.site for case in cases)]
+    maps = list(_labels_of(options, cases).values())
     if any(dict(one.ids) != dict(maps[0].ids) for one in maps):
         raise OptionError(
             f"method {options.method} trains on the volumes of all sites together, but the sites have different ids for the classes "
@@ -354,14 +351,16 @@ def _are_volumes(options: RunOptions, cases: tuple[Case, ...]) -> bool:
 def build_images(options: RunOptions, cases: tuple[Case, ...], side: int) -> Sequence[Example]:
     """The images to predict, as input of `build_predict`; a volume is given as its slices in order.
 
+    No mask is read. Pictures and slices are read on access, which raises `DataError` too.
+
     Raises:
-        DataError: a file cannot be read, or a mask does not fit its image or the label map.
+        DataError: the header of a volume cannot be read, or only some of the cases are volumes.
     """
     if _are_volumes(options, cases):
         return VolumeExamples(cases, labels=None, image=options.data.image, side=side, options=options.data.volume)
     if options.data.tiling:
         return load_pictures(cases, image=options.data.image, side=side)
-    return load_examples(cases, labels=_labels_of(options, cases), image=options.data.image, side=side, most=1)
+    return load_examples(cases, labels=None, image=options.data.image, side=side, most=1)
 
 
 def build_predict(options: RunOptions, side: int) -> Predict:

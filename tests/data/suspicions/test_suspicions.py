@@ -33,8 +33,9 @@ def test_three_clean_sites_give_no_warning(tmp_path):
     assert (report.problems, report.warnings) == ((), ())
 
 
-def test_the_sites_of_the_demonstration_give_no_warning(tmp_path):
-    sites = write_sites(tmp_path, SyntheticOptions(sites=4, cases=24, shift="scanners"), seed=0)
+@pytest.mark.parametrize(("shift", "cases"), [("scanners", 24), ("contrasts", 12)])
+def test_the_generated_sites_give_no_warning(tmp_path, shift, cases):
+    sites = write_sites(tmp_path, SyntheticOptions(sites=4, cases=cases, shift=shift), seed=0)
     study = faulty.Study(faulty.LabelMap(LABELS), ImageOptions())
     report = faulty.check_sites([faulty._split(site) for site in sites], study)
     assert (report.problems, report.warnings) == ((), ())

@@ -123,6 +123,20 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def reading_fields(path: Path) -> Iterator[None]:
+    """Turns what pydicom raises on fields that are absent or damaged into the message about the file.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    try:
+        with quiet():
+            yield
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError):
+        raise DataError(damaged(path)) from None
+
+
 def looks_like_dicom(path: Path) -> bool:
     """Whether the content of a file is DICOM, with or without the preamble."""
     try:
@@ -196,11 +210,14 @@ def find_images(path: Path) -> Found:
     return Found(series, others, by_modality["SEG"], by_modality["RTSTRUCT"])
 
 
-def visible_files(path: Path) -> list[Path]:
-    """The file itself, or the files in a folder and its subfolders without hidden ones, sorted."""
+def visible_files(path: Path) -> Iterator[Path]:
+    """The file itself, or the files in a folder and its subfolders without hidden ones, in the order of their paths."""
     if not path.is_dir():
-        return [path]
-    return sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+        yield path
+        return
+    for file in sorted(path.rglob("*")):
+        if not file.name.startswith(".") and file.is_file():
+            yield file
 
 
 def _modality(head: Dataset) -> str:
@@ -280,13 +297,11 @@ def _split_frames(path: Path, head: Dataset) -> dict[tuple[Any, ...], list[Plane
     """
     frames = max(1, int(_number(head.get("NumberOfFrames"), 1)))
     groups: dict[tuple[Any, ...], list[Plane]] = defaultdict(list)
-    try:
+    with reading_fields(path):
         series_key = _series_key(head)
         for frame in range(frames):
             plane = _plane(path, head, frame)
             groups[*series_key, *_stack_key(plane)].append(plane)
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError):
-        raise DataError(damaged(path)) from None
     return groups
 
 

@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers.base import Affine, Header
 from pfedsam.data.readers.dicom import open_dataset
-from pfedsam.data.readers.dicom_files import damaged, quiet
+from pfedsam.data.readers.dicom_files import reading_fields
 from pfedsam.data.readers.masks import GridMask, Overlaps, choose_ids, empty_ids, paint, refuse_overlap
 
 _CLOSED: Final = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
@@ -66,16 +66,13 @@ def _read_structures(path: Path) -> tuple[dict[int, str], dict[int, list[npt.NDA
         DataError: The file is damaged.
     """
     dataset = open_dataset(path)
-    try:
-        with quiet():
-            names = {int(one.ROINumber): str(one.get("ROIName", "")) for one in dataset.StructureSetROISequence}
-            contours: dict[int, list[npt.NDArray[np.float64]]] = defaultdict(list)
-            for structure in dataset.get("ROIContourSequence") or ():
-                number = int(structure.ReferencedROINumber)
-                if number in names:
-                    contours[number] += _closed_contours(structure)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise DataError(damaged(path)) from None
+    with reading_fields(path):
+        names = {int(one.ROINumber): str(one.get("ROIName", "")) for one in dataset.StructureSetROISequence}
+        contours: dict[int, list[npt.NDArray[np.float64]]] = defaultdict(list)
+        for structure in dataset.get("ROIContourSequence") or ():
+            number = int(structure.ReferencedROINumber)
+            if number in names:
+                contours[number] += _closed_contours(structure)
     return {number: name for number, name in names.items() if contours[number]}, contours
 
 

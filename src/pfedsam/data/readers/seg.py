@@ -17,7 +17,7 @@ from pydicom.pixels.utils import pixel_array
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers.base import DIRECTION_TOLERANCE, ORIGIN_TOLERANCE, SPACING_TOLERANCE, Affine, Header
 from pfedsam.data.readers.dicom import open_dataset
-from pfedsam.data.readers.dicom_files import damaged, functional_group, quiet, shared_groups
+from pfedsam.data.readers.dicom_files import damaged, functional_group, quiet, reading_fields, shared_groups
 from pfedsam.data.readers.masks import GridMask, Overlaps, choose_ids, empty_ids, paint, refuse_overlap
 from pfedsam.data.readers.regrid import nearest_voxels
 
@@ -60,8 +60,6 @@ class _Contents:
 
 _Plane: TypeAlias = tuple[_Frame, npt.NDArray[np.bool_]]
 """A frame and the mask of one segment in it, shape [rows, columns]."""
-_Part: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]
-"""A view of the array of ids and a mask of the same shape."""
 
 
 class _OtherGridError(Exception):
@@ -102,8 +100,12 @@ def read_seg(
     overlap = 0
     for number, value in chosen:
         planes = list(_segment_planes(path, contents, number, threshold))
-        parts = _resampled_part(target, planes, image) if difference else _frame_parts(target, planes, places)
-        overlap += sum(paint(view, mask, value, overlaps) for view, mask in parts)
+        if not difference:
+            for frame, mask in planes:
+                place = places[frame.index]
+                overlap += paint(target[place.where], mask.T if place.turned else mask, value, overlaps)
+        elif planes:
+            overlap += paint(target, _resampled(planes, image), value, overlaps)
     refuse_overlap(overlap, "DICOM-SEG")
     notes = (f"the segmentation was resampled to the grid of its image ({difference})",) if difference else ()
     return GridMask(target, image, notes)
@@ -116,13 +118,10 @@ def _read_contents(path: Path, image: Header) -> _Contents:
         DataError: The file is damaged.
     """
     dataset = open_dataset(path)
-    try:
-        with quiet():
-            names = {int(one.SegmentNumber): str(one.get("SegmentLabel", "")) for one in dataset.SegmentSequence}
-            names.pop(0, None)  # the background of a label map
-            return _Contents(dataset, names, list(_frames(dataset, image)), (int(dataset.Rows), int(dataset.Columns)))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        raise DataError(damaged(path)) from None
+    with reading_fields(path):
+        names = {int(one.SegmentNumber): str(one.get("SegmentLabel", "")) for one in dataset.SegmentSequence}
+        names.pop(0, None)  # the background of a label map
+        return _Contents(dataset, names, list(_frames(dataset, image)), (int(dataset.Rows), int(dataset.Columns)))
 
 
 def _frames(dataset: Dataset, image: Header) -> Iterator[_Frame]:
@@ -272,23 +271,6 @@ def _segment(path: Path, dataset: Dataset, frame: _Frame, number: int, threshold
     if kind == "FRACTIONAL":
         return np.asarray(values / highest >= threshold)
     return np.asarray(values > 0)
-
-
-def _frame_parts(target: npt.NDArray[Any], planes: Sequence[_Plane], places: Mapping[int, _Place]) -> Iterator[_Part]:
-    """For each frame of a segment its slice of the ids, and the mask turned like that slice."""
-    for frame, mask in planes:
-        place = places[frame.index]
-        yield target[place.where], mask.T if place.turned else mask
-
-
-def _resampled_part(target: npt.NDArray[Any], planes: Sequence[_Plane], image: Header) -> Iterator[_Part]:
-    """All ids, and the mask of a segment resampled to the grid of the image; nothing if the segment has no frame.
-
-    Raises:
-        DataError: The image has no position.
-    """
-    if planes:
-        yield target, _resampled(planes, image)
 
 
 def _resampled(planes: Sequence[_Plane], image: Header) -> npt.NDArray[np.bool_]:
