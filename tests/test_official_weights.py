@@ -12,8 +12,8 @@ import torch
 from pfedsam.core import rng
 from pfedsam.data.synthetic import SyntheticOptions, write_sites
 from pfedsam.experiment.suite import load_suite
-from pfedsam.model.backbones.checkpoint import ARCHITECTURES
-from pfedsam.model.backbones.compact import new_network, sam_config
+from pfedsam.model.backbones.checkpoint import ARCHITECTURES, official_config
+from pfedsam.model.backbones.compact import new_network
 from pfedsam.model.backbones.key_map import to_official
 
 ROOT = Path(__file__).parents[1]
@@ -22,17 +22,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     """A ViT-B for images of 1024 pixels with random weights, as `torch.save` of the official code writes it."""
-    vit_b = ARCHITECTURES["ViT-B"]
-    config = sam_config(
-        image_size=1024,
-        width=vit_b.width,
-        depth=vit_b.depth,
-        heads=vit_b.heads,
-        window=14,
-        global_blocks=vit_b.global_blocks,
-        decoder_width=256,
-        decoder_mlp=2048,
-    )
+    config = official_config(ARCHITECTURES["ViT-B"], 1024)
     state = new_network(config, rng.generator(0)).state_dict()
     path = tmp_path / "sam_vit_b_random.pth"
     torch.save({official: tensor for name, tensor in state.items() if (official := to_official(name))}, path)

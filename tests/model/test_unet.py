@@ -34,7 +34,8 @@ def test_its_network_is_monais_on_standardised_pixels() -> None:
     reference = UNet(2, 3, 2, [4, 8, 16], [2, 2], num_res_units=1, norm=("instance", {"affine": True}))
     reference.load_state_dict({name.removeprefix("unet."): value for name, value in model.state_dict().items()})
     mean, std = (torch.tensor(v).view(3, 1, 1) / 255 for v in ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]))
-    assert torch.allclose(model(pixels), reference((pixels - mean) / std), atol=1e-6)
+    # The reference standardises in another order of operations, whose rounding the layers multiply.
+    assert torch.allclose(model(pixels), reference((pixels - mean) / std), atol=1e-4)
 
 
 def test_the_generator_decides_its_weights_and_no_other_source_is_touched() -> None:

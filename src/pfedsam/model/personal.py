@@ -88,18 +88,6 @@ class PersonalSam(Segmenter):
         """The components in the order in which they were attached."""
         return self.parts
 
-    def origins(self) -> dict[str, str]:
-        """Local parameter that began as a copy of a shared one -> the name of the shared one."""
-        return {own: shared for part in self.parts for own, shared in part.origins().items()}
-
-    def class_numbers(self) -> dict[str, tuple[int, ...]]:
-        """Parameter that belongs to single classes -> the class number 1..C of each row, or one number for the whole parameter."""
-        return {name: numbers for part in self.parts for name, numbers in part.class_numbers().items()}
-
-    def routers(self) -> dict[str, int]:
-        """The number of experts of each encoder block that has a router, by block."""
-        return {block: count for part in self.parts for block, count in part.routers().items()}
-
     @property
     def prefix_shape(self) -> tuple[int, int, int]:
         """Shape of the frozen features of one image: (h, w, channels), or (3, S, S) if the encoder is trained."""

@@ -26,6 +26,18 @@ class Declared:
     pretrained: ClassVar[bool] = False
     """Whether its parameters are the backbone's own weights, which are trained at a lower learning rate."""
 
+    def origins(self) -> dict[str, str]:
+        """Parameter that began as a copy of a shared one -> the name of the shared one."""
+        return {}
+
+    def class_numbers(self) -> dict[str, tuple[int, ...]]:
+        """Parameter that belongs to single classes -> the class number 1..C of each row, or one number for the whole parameter."""
+        return {}
+
+    def routers(self) -> dict[str, int]:
+        """Encoder block -> number of experts beside it."""
+        return {}
+
 
 class Segmenter(nn.Module):
     """A model that predicts one mask per class without a prompt.
@@ -96,12 +108,12 @@ class Segmenter(nn.Module):
 
     def origins(self) -> dict[str, str]:
         """Local parameter that began as a copy of a shared one -> the name of the shared one."""
-        return {}
+        return {own: shared for part in self.declarations for own, shared in part.origins().items()}
 
     def class_numbers(self) -> dict[str, tuple[int, ...]]:
         """Parameter that belongs to single classes -> the class number 1..C of each row, or one number for the whole parameter."""
-        return {}
+        return {name: numbers for part in self.declarations for name, numbers in part.class_numbers().items()}
 
     def routers(self) -> dict[str, int]:
         """The number of experts of each encoder block that has a router, by block."""
-        return {}
+        return {block: count for part in self.declarations for block, count in part.routers().items()}

@@ -19,6 +19,8 @@ from pfedsam.model.backbones.base import standardise
 from pfedsam.model.components.routing import Routing
 from pfedsam.model.segmenter import Declared, Segmenter
 
+_IMAGE_SIZE = 256
+"""Side in pixels of the images if no other is given: that of the shipped SAM."""
 _LARGEST_SEED = 2**62
 _NETWORK = "unet"
 
@@ -33,12 +35,6 @@ class UNetOptions(Options):
         description="Channels of each level from the top to the bottom; each level halves the resolution.",
     )
     residual_units: int = Field(default=2, ge=0, le=4, description="Number of residual units in a level.")
-    image_size: int = Field(
-        default=256,
-        ge=16,
-        le=1024,
-        description="Side in pixels of the resized square images, if model.image_size is empty.",
-    )
 
 
 class UNetLayers(Declared):
@@ -101,13 +97,13 @@ class UNetSegmenter(Segmenter):
             options: its size.
             classes: number of classes, without the background.
             generator: source of the random initial values.
-            image_size: side of the square input in pixels; None for that of the options.
+            image_size: side of the square input in pixels; None for 256.
 
         Raises:
             OptionError: the levels do not fit the side of the image.
         """
         super().__init__()
-        side = image_size or options.image_size
+        side = image_size or _IMAGE_SIZE
         _check_side(side, len(options.channels))
         self.classes, self.image_size = classes, side
         self.from_pixels, self.frozen_dtype, self.first_adapted = True, torch.float32, 0

@@ -199,7 +199,7 @@ def _recognise(label: str, tensors: NamedTensors) -> SamConfig:
     by_size = {(a.depth, a.width): a for a in ARCHITECTURES.values()}
     if (depth, width) not in by_size:
         raise CheckpointError(f"{label} has {depth} blocks of width {width}; readable are {_readable()}.")
-    return _official_config(by_size[depth, width], 16 * side)
+    return official_config(by_size[depth, width], 16 * side)
 
 
 def _grid(label: str, tensors: NamedTensors) -> tuple[int, int]:
@@ -223,7 +223,12 @@ def _readable() -> str:
     return ", ".join(f"{name} ({a.depth} blocks of width {a.width})" for name, a in ARCHITECTURES.items())
 
 
-def _official_config(architecture: Architecture, image_size: int) -> SamConfig:
+def official_config(architecture: Architecture, image_size: int) -> SamConfig:
+    """The configuration of an official architecture for images of a side in pixels.
+
+    Raises:
+        CheckpointError: the images are too large.
+    """
     if image_size > MAX_IMAGE_SIZE:
         raise CheckpointError(f"The position embedding is for images of {image_size} pixels, above {MAX_IMAGE_SIZE}.")
     config = sam_config(

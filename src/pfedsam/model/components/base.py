@@ -80,18 +80,6 @@ class Component(Declared, ABC):
         """The values that replace other parameters, by the names of those parameters and in their shapes."""
         return {}
 
-    def origins(self) -> dict[str, str]:
-        """Parameter that began as a copy of a shared one -> the name of the shared one."""
-        return {}
-
-    def class_numbers(self) -> dict[str, tuple[int, ...]]:
-        """Parameter that belongs to single classes -> the class number 1..C of each row, or one number for the whole parameter."""
-        return {}
-
-    def routers(self) -> dict[str, int]:
-        """Encoder block -> number of experts beside it."""
-        return {}
-
     def after_attention(self, block: int) -> AfterAttention | None:
         """The function that it applies to the output of the attention of an encoder block, or None."""
         return None
