@@ -27,7 +27,7 @@ def compare(
     resume: bool = False,
     progress: Callable[[str, Event], None] | None = None,
 ) -> dict[str, Summary]:
-    """Run each method in its folder under `out`, all with the steps of the options' rounds; then the comparison.
+    """Run each method in its folder under `out`, each with at most the steps of the options' rounds; then the comparison.
 
     Args:
         options: of the runs, whatever their method is.

@@ -115,7 +115,7 @@ def onboard(opened: OpenRun, new: Newcomer, out: Path, *, tell: Callable[[str], 
     seen = _check(opened.built.partition, options, site)
     with exclusive(out):
         return _read(out, key) or _train(
-            _Work(options, opened.built, opened.shared, site, out, new.steps), key, seen, tell
+            _Work(options, opened.built, opened.shared, site, out, new.steps, opened.rounds), key, seen, tell
         )
 
 
@@ -158,8 +158,16 @@ class _Work:
     """Training and scoring at the new site."""
 
     def __init__(
-        self, options: RunOptions, built: BuiltModel, shared: NamedTensors, site: Site, out: Path, steps: int
+        self,
+        options: RunOptions,
+        built: BuiltModel,
+        shared: NamedTensors,
+        site: Site,
+        out: Path,
+        steps: int,
+        rounds: int | None,
     ) -> None:
+        self.rounds = options.training.rounds if rounds is None else rounds
         self.options, self.built, self.shared = options, built, shared
         self.site, self.out, self.steps = site, out, steps
         self.started = time.monotonic()
@@ -286,7 +294,7 @@ def _begin(work: _Work, key: str, seen: IntensityRange | None) -> None:
         write_range(site_folder, seen)
     (work.out / SERVER).parent.mkdir(exist_ok=True)
     study = study_id(work.options, work.built.backbone)
-    tensors.save(work.out / SERVER, work.shared, {"round": str(work.options.training.rounds), "study": study})
+    tensors.save(work.out / SERVER, work.shared, {"round": str(work.rounds), "study": study})
     write_config(work.out / "config.yaml", work.options)
 
 
@@ -296,7 +304,7 @@ def _commit(work: _Work, local: NamedTensors) -> None:
     state = SiteState(
         study=study_id(work.options, work.built.backbone),
         site=work.site.name,
-        round=work.options.training.rounds,
+        round=work.rounds,
         phase="onboarding",
         local=local,
         optimizer={},
@@ -310,7 +318,8 @@ def _finish(work: _Work, scores: Mapping[str, list[CaseScores]], used: str) -> N
         models["personal"] = {work.site.name: summarize_site(scores[used])}
     nothing_sent = Communication(up_bytes_per_site_round=0, down_bytes_per_site_round=0, by_component={})
     seconds = {"total": round(time.monotonic() - work.started, 1)}
-    write_end(work.out, work.options, models, part_sizes({work.site.name: work.site}), nothing_sent, seconds)
+    sizes = part_sizes({work.site.name: work.site})
+    write_end(work.out, work.options, models, sizes, nothing_sent, seconds, rounds=work.rounds)
 
 
 def _measures(site: SiteSummary) -> dict[str, float | None]:

@@ -121,6 +121,8 @@ class OpenRun:
     """By site, the folder that can contain its parameters."""
     finished: bool = True
     """Whether it is a run on this machine, which can be scored anew."""
+    rounds: int | None = None
+    """The number of rounds that the server has committed; None for a study at a site."""
 
     @property
     def site_names(self) -> list[str]:
@@ -159,7 +161,7 @@ class OpenRun:
             return self._evaluate(progress or silent)
 
     def _evaluate(self, tell: Progress) -> Summary:
-        self.shared = _shared(self.folder, self.built)  # a run may have ended since it was opened
+        self.shared, self.rounds = _committed(self.folder, self.built)  # a run may have ended since it was opened
         before = read_summary(self.folder / "summary.json")
         models, scores = models_of(self.options, self.built), {}
         sites = read_sites(self.options, masks_required=False)
@@ -218,7 +220,8 @@ def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | 
     built = build_model(options, configure_numerics(options.runtime.threads, wanted))
     places = {name: folder / "sites" / name for name in options.data.sites}
     finished = not (folder / _STUDY).exists()
-    return OpenRun(folder, options, built, _shared(folder, built), places, finished)
+    shared, rounds = _committed(folder, built)
+    return OpenRun(folder, options, built, shared, places, finished, rounds)
 
 
 def _open_at_site(folder: Path, study: str | None, overrides: Sequence[str]) -> OpenRun:
@@ -245,10 +248,11 @@ def _ended(policy: SitePolicy, study: str | None) -> StudyManifest:
     return ended[study]
 
 
-def _shared(folder: Path, built: BuiltModel) -> NamedTensors:
-    shared, _ = read_server(folder)
-    _check_fit(folder, built, "shared", shared)
-    return {name: shared[name] for name in built.partition.shared}
+def _committed(folder: Path, built: BuiltModel) -> tuple[NamedTensors, int]:
+    """The shared parameters that the server committed last, and after how many rounds."""
+    stored, metadata = read_server(folder)
+    _check_fit(folder, built, "shared", stored)
+    return {name: stored[name] for name in built.partition.shared}, int(metadata["round"])
 
 
 def _check_fit(folder: Path, built: BuiltModel, kind: Kind, found: NamedTensors) -> None:
