@@ -19,14 +19,14 @@ from pfedsam.engine.model_selection import models_of
 from pfedsam.engine.opened import open_run
 from pfedsam.engine.progress import Event
 from pfedsam.engine.run import run
-from pfedsam.engine.server_files import SERVER, read_server, validations_in
+from pfedsam.engine.server_files import SERVER, read_server
 from pfedsam.experiment.build import build_model
 from pfedsam.experiment.load import dump_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.methods import METHODS
 from pfedsam.federation.pipeline.build import CommunicationOptions
 from pfedsam.federation.site_store import SiteState, SiteStore
-from pfedsam.report.records import read_records
+from pfedsam.report.records import read_records, validations_in
 from pfedsam.report.summary_file import read_summary
 from pfedsam.report.tables import run_tables
 from pfedsam.training.schedule import end_of_training

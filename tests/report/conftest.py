@@ -160,6 +160,7 @@ def summary_of(scored: dict[str, SiteSummary], *, method: str = "m", shared_only
         backbone="b",
         seed=0,
         rounds=3,
+        steps=20,
         personal=None if shared_only else scored,
         shared=scored if shared_only else None,
         communication=Communication(up_bytes_per_site_round=100, down_bytes_per_site_round=90, by_component={}),
@@ -201,7 +202,7 @@ def run_scores(
     }
     summary = summary_of(scored, method=method, shared_only=shared_only)
     points = {site: {case: 100 * d for case, d in cases.items()} for site, cases in sites.items()}
-    return RunScores(summary, points, {"a": 50.0, "b": 70.0}, Cost(20, 10.0, None))
+    return RunScores(summary, points, {"a": 50.0, "b": 70.0}, Cost(10.0, None))
 
 
 @pytest.fixture(scope="session")

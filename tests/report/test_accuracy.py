@@ -119,7 +119,7 @@ def test_a_run_is_read_from_its_folder(fake, tmp_path, shared_only):
         for round_, dice in ((0, 0.1), (1, 0.6)):
             records.write({"kind": "validation", "round": round_, "site": "a", "model": model, "dice": dice})
         records.write({"kind": "timing", "total": 3.0})
-    found = read_run(tmp_path, Cost(1, None, None))
+    found = read_run(tmp_path, Cost(None, None))
     assert found.dice == {"a": pytest.approx({"1": 60, "2": 70})}
     assert found.validation == {"a": pytest.approx(60)}
     assert found.curve == pytest.approx({1: 10, 2: 60})
@@ -137,7 +137,7 @@ def test_the_validation_of_a_site_is_that_of_the_model_it_uses(fake, tmp_path):
                 records.write({"kind": "validation", "round": 2, "site": site, "model": model, "dice": dice})
         records.write({"kind": "plain", "round": 1, "site": "a"})  # of an earlier validation
         records.write({"kind": "plain", "round": 2, "site": "b"})
-    assert read_run(tmp_path, Cost(1, None, None)).validation == pytest.approx({"a": 50, "b": 70})
+    assert read_run(tmp_path, Cost(None, None)).validation == pytest.approx({"a": 50, "b": 70})
 
 
 def test_the_validation_of_a_site_that_keeps_an_earlier_model_is_that_models(fake, tmp_path):
@@ -154,4 +154,4 @@ def test_the_validation_of_a_site_that_keeps_an_earlier_model_is_that_models(fak
                 records.write({"kind": "kept", "round": round_, "site": "a", "from_round": 1})
             if round_ > 0:
                 records.write({"kind": "plain", "round": round_, "site": "a"})
-    assert read_run(tmp_path, Cost(1, None, None)).validation == pytest.approx({"a": 80})
+    assert read_run(tmp_path, Cost(None, None)).validation == pytest.approx({"a": 80})

@@ -20,10 +20,9 @@ from pfedsam.engine.progress import Event
 from pfedsam.engine.run import is_finished, run
 from pfedsam.experiment.build import read_sites
 from pfedsam.experiment.options import RunOptions
-from pfedsam.experiment.suite import Entry, Suite, local_steps, refuse_idle_overrides, run_options, site_folders
+from pfedsam.experiment.suite import Entry, Suite, refuse_idle_overrides, run_options, site_folders
 from pfedsam.report.accuracy import Cost, Line, RunScores, read_run
 from pfedsam.report.accuracy_page import Study, write_accuracy
-from pfedsam.report.summary_file import read_summary
 
 
 @dataclass(frozen=True)
@@ -179,8 +178,7 @@ def _run_one(plan: Plan, entry: Entry, seed: int, options: RunOptions, tell: Cal
 
 
 def _collect(plan: Plan, entry: Entry, seed: int, options: RunOptions, outcome: Outcome) -> None:
-    steps = read_summary(plan.folder(entry, seed) / "summary.json").steps or local_steps(options)
-    cost = _read_cost(_cost_file(plan, entry, seed), steps)
+    cost = _read_cost(_cost_file(plan, entry, seed))
     sites = read_sites(options)
     patients = {name: {case.id: case.patient for case in site.cases} for name, site in sites.items()}
     outcome.runs.setdefault(entry.label, {})[seed] = read_run(plan.folder(entry, seed), cost, patients)
@@ -207,12 +205,12 @@ def _sessions(path: Path) -> list[Mapping[str, float] | None]:
     return json.loads(path.read_text("utf-8")) if path.exists() else []
 
 
-def _read_cost(path: Path, steps: int) -> Cost:
+def _read_cost(path: Path) -> Cost:
     sessions = _sessions(path)
     known = [one for one in sessions if one is not None]
     if not known or len(known) < len(sessions):
-        return Cost(steps, None, None)
-    return Cost(steps, sum(one["seconds"] for one in known), sum(one["cpu_seconds"] for one in known))
+        return Cost(None, None)
+    return Cost(sum(one["seconds"] for one in known), sum(one["cpu_seconds"] for one in known))
 
 
 def _cpu_seconds() -> float:

@@ -22,7 +22,7 @@ from pfedsam.core.options import Options
 from pfedsam.engine.export import export_adapter
 from pfedsam.engine.run_end import by_model, write_end
 from pfedsam.engine.scalar_metrics import check_values, to_missing, to_report, to_summaries, to_validation
-from pfedsam.engine.server_files import SERVER, record_aggregate, record_report, record_validation, validations_in
+from pfedsam.engine.server_files import SERVER, record_aggregate, record_report, record_validation
 from pfedsam.engine.silence import Silence, after_round, left_out
 from pfedsam.engine.site_session import RoundReport
 from pfedsam.engine.study_folder import StudyFolder
@@ -37,7 +37,7 @@ from pfedsam.federation.manifest import StudyManifest, Task, read_manifest
 from pfedsam.federation.messages import REFUSALS, Reply, Request, in_words, reply_from_wire, request_to_wire
 from pfedsam.federation.server import ServerState, aggregate
 from pfedsam.federation.update import label
-from pfedsam.report.records import RecordWriter, read_records
+from pfedsam.report.records import RecordWriter, read_records, validations_in
 from pfedsam.report.summary_file import Communication, PartSizes
 from pfedsam.training.schedule import end_of_training
 

@@ -1,9 +1,8 @@
 """Files that a local run and a coordinator write in the same form: the committed state, and records of the sites' reports."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,13 +125,3 @@ def record_validation(records: RecordWriter, round_: int, site: str, found: Vali
         records.write({"kind": "kept", "round": round_, "site": site, "from_round": found.kept})
     if found.uses == "shared":
         records.write({"kind": "plain", "round": round_, "site": site})
-
-
-def validations_in(records: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
-    """Dice of each site by the round after which it was validated, of the better one of its models."""
-    found: dict[int, dict[str, float]] = {}
-    for row in records:
-        if row["kind"] == "validation" and row["dice"] is not None:
-            scores = found.setdefault(row["round"], {})
-            scores[row["site"]] = max(row["dice"], scores.get(row["site"], 0.0))
-    return found

@@ -20,14 +20,7 @@ from pfedsam.core.options import Options
 from pfedsam.core.small_numbers import DEFAULT
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.engine.scalar_metrics import allowed_metrics
-from pfedsam.engine.server_files import (
-    RECORDS,
-    SERVER,
-    load_state,
-    refuse_lost_state,
-    save_state,
-    validations_in,
-)
+from pfedsam.engine.server_files import RECORDS, SERVER, load_state, refuse_lost_state, save_state
 from pfedsam.experiment.build import (
     BuiltModel,
     build_labels,
@@ -42,7 +35,7 @@ from pfedsam.federation.manifest import StudyManifest, largest_change, shared_te
 from pfedsam.federation.pipeline.build import build_pipeline
 from pfedsam.federation.server import ServerState
 from pfedsam.model.backbones.checkpoint import backbone_file
-from pfedsam.report.records import RecordWriter, read_records
+from pfedsam.report.records import RecordWriter, read_records, validations_in
 from pfedsam.training.schedule import end_of_training
 
 T = TypeVar("T", bound=Options)

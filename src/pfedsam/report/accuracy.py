@@ -22,7 +22,7 @@ from pfedsam.evaluation.statistics import (
     stratified_mean,
     wilcoxon_p,
 )
-from pfedsam.report.records import Record, read_records
+from pfedsam.report.records import Record, read_records, validations_in
 from pfedsam.report.summary_file import LOCAL_ONLY, Entry, Summary, read_summary
 
 _POINTS: Final = {"dice": 100.0, "iou": 100.0, "nsd": 100.0, "lesion_recall": 100.0}
@@ -50,8 +50,6 @@ class Line:
 class Cost:
     """The cost of a run; None where it was not measured for the whole run."""
 
-    steps: int
-    """Optimiser steps of one training site."""
     seconds: float | None
     cpu_seconds: float | None
 
@@ -123,18 +121,17 @@ def method_result(line: Line, runs: Mapping[int, RunScores]) -> dict[str, Any]:
         "curve": _mean_curve([run.curve for run in runs.values()]),
         "up_bytes": last.communication.up_bytes_per_site_round,
         "down_bytes": last.communication.down_bytes_per_site_round,
-        "rounds": round(mean(s.rounds for s in summaries)),
-        **_mean_cost([run.cost for run in runs.values()]),
+        "rounds": _mean_count(s.rounds for s in summaries),
+        "steps": _mean_count(s.steps for s in summaries),
+        "seconds": _mean_known(run.cost.seconds for run in runs.values()),
+        "cpu_seconds": _mean_known(run.cost.cpu_seconds for run in runs.values()),
     }
 
 
-def _mean_cost(costs: Sequence[Cost]) -> dict[str, float | None]:
-    """The mean cost of the runs, in a form for JSON; times are means over the runs where they were measured."""
-    return {
-        "steps": round(mean(cost.steps for cost in costs)),
-        "seconds": _mean_known(cost.seconds for cost in costs),
-        "cpu_seconds": _mean_known(cost.cpu_seconds for cost in costs),
-    }
+def _mean_count(counts: Iterable[int | None]) -> int | None:
+    """The mean of the counts that are known, as a whole number."""
+    found = _mean_known(counts)
+    return None if found is None else round(found)
 
 
 def _worst_site(sites: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
@@ -147,12 +144,8 @@ def _worst_site(sites: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[st
 
 def _validation_curve(records: Sequence[Record], rounds_trained: int) -> dict[int, float]:
     """Dice in points by round from the validations in rounds; see `RunScores.curve`."""
-    rounds: dict[int, dict[str, float]] = {}
-    for row in records:
-        if row["kind"] == "validation" and row["dice"] is not None and row["round"] < rounds_trained:
-            sites = rounds.setdefault(row["round"], {})
-            sites[row["site"]] = max(row["dice"], sites.get(row["site"], 0.0))
-    return {number + 1: 100 * mean(sites.values()) for number, sites in rounds.items()}
+    found = {number: scores for number, scores in validations_in(records).items() if number < rounds_trained}
+    return {number + 1: 100 * mean(scores.values()) for number, scores in found.items()}
 
 
 def _mean_curve(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:

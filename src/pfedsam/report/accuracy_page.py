@@ -78,7 +78,7 @@ def write_accuracy(folder: Path, study: Study, runs: Runs) -> dict[str, float | 
     if results:
         atomic.write_bytes(folder / f"{study.name}.svg", method_dots(_dots(results)), mode=0o644)
         if lines_of := _lines(results):
-            picture = method_curves(lines_of, "round", "validation Dice (points)")
+            picture = method_curves(lines_of, "validation Dice (points)")
             atomic.write_bytes(folder / f"{study.name}-curves.svg", picture, mode=0o644)
     return figures
 
@@ -247,8 +247,8 @@ def _cost_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             "yes" if result["private"] else "no",
             format_bytes(result["up_bytes"]),
             format_bytes(result["down_bytes"]),
-            str(result["rounds"]),
-            str(result["steps"]),
+            format_value(result["rounds"], 0),
+            format_value(result["steps"], 0),
             format_seconds(result["seconds"]),
             format_value(result["cpu_seconds"], 0),
         ]

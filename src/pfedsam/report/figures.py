@@ -354,43 +354,37 @@ def curves(ticks: Sequence[str], lines: Mapping[str, Sequence[float | None]], ac
         across: Label of the x axis.
         up: Label of the y axis.
     """
+    known = {label: {float(x): y for x, y in enumerate(values) if y is not None} for label, values in lines.items()}
     with mpl.rc_context(_STYLE):
-        axes = _axes(560, 300)
-        for index, (label, values) in enumerate(lines.items()):
-            points = [(x, value) for x, value in enumerate(values) if value is not None]
-            axes.plot(
-                [x for x, _ in points],
-                [y for _, y in points],
-                marker=_marker(index),
-                color=METHODS[index % len(METHODS)],
-                label=label,
-            )
+        axes = _line_axes(known, across, up)
         axes.set_xticks(range(len(ticks)), list(ticks))
-        axes.set_xlabel(across)
-        axes.set_ylabel(up)
-        if lines:
-            axes.figure.legend(loc="outside upper left", ncols=min(5, len(lines)), frameon=False)
         return _svg(axes)
 
 
-def method_curves(lines: Mapping[str, Mapping[float, float]], across: str, up: str) -> bytes:
-    """A line for each method over a number such as optimiser steps.
+def method_curves(lines: Mapping[str, Mapping[float, float]], up: str) -> bytes:
+    """A line for each method over the rounds.
 
     Args:
-        lines: The values by that number, by the label of the line.
-        across: Label of the x axis.
+        lines: The values by round, counted from 1, by the label of the line.
         up: Label of the y axis.
     """
     with mpl.rc_context(_STYLE):
-        axes = _axes(560, 300)
-        for index, (label, points) in enumerate(lines.items()):
-            color = METHODS[index % len(METHODS)]
-            axes.plot(*_xy(points), label=label, marker=_marker(index), markersize=3, color=color)
-        axes.set_xlabel(across)
-        axes.set_ylabel(up)
-        if lines:
-            axes.figure.legend(loc="outside upper left", ncols=min(5, len(lines)), frameon=False)
-        return _svg(axes)
+        return _svg(_line_axes(lines, "round", up, markersize=3))
+
+
+def _line_axes(
+    lines: Mapping[str, Mapping[float, float]], across: str, up: str, markersize: float | None = None
+) -> Axes:
+    """Axes with a line for each label, from its values by position on the x axis."""
+    axes = _axes(560, 300)
+    for index, (label, points) in enumerate(lines.items()):
+        color = METHODS[index % len(METHODS)]
+        axes.plot(*_xy(points), marker=_marker(index), markersize=markersize, color=color, label=label)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    if lines:
+        axes.figure.legend(loc="outside upper left", ncols=min(5, len(lines)), frameon=False)
+    return axes
 
 
 def _curves(

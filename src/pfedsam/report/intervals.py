@@ -85,6 +85,13 @@ def read_intervals(run_folder: Path, summary: Summary) -> RunIntervals | None:
     return RunIntervals(patients, samples) if samples else None
 
 
+def difference_interval(
+    own: RunIntervals | None, other: RunIntervals | None, site: str | None = None
+) -> Interval | None:
+    """The interval of `own` minus `other` at a site, or of their means over sites; None if a run has no intervals."""
+    return None if own is None or other is None else own.difference(other, site)
+
+
 def are_apart(one: Interval | None, other: Interval | None) -> bool:
     """Whether two intervals are known and do not overlap."""
     return one is not None and other is not None and (one[0] > other[1] or other[0] > one[1])

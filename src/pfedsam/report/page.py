@@ -31,7 +31,7 @@ from pfedsam.report.format import (
     format_seconds,
     format_value,
 )
-from pfedsam.report.intervals import NO_INTERVALS, Interval, RunIntervals, read_intervals
+from pfedsam.report.intervals import NO_INTERVALS, difference_interval, read_intervals
 from pfedsam.report.overlays import PREDICTION, TRUTH, read_overlays
 from pfedsam.report.records import Record, last_validation, read_records
 from pfedsam.report.summary_file import LOCAL_ONLY, SiteEntry, Summary, read_summary, with_local_only
@@ -127,7 +127,7 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
         unit=heading_unit(summary),
         class_names=_class_names(summary),
         intervals=intervals,
-        gained=partial(_gain_interval, intervals, alone),
+        gained=partial(difference_interval, intervals, alone),
         no_intervals=NO_INTERVALS,
         note=undefined_note(summary),
         small_numbers=small_numbers_note(summary),
@@ -169,11 +169,6 @@ def _config_text(path: Path) -> str | None:
         return None
     sealed.check_text(path, "Restore the file that the run wrote.")
     return path.read_text("utf-8")
-
-
-def _gain_interval(own: RunIntervals | None, alone: RunIntervals | None, site: str | None) -> Interval | None:
-    """The interval of the gain over training alone at a site, or of its mean over sites; None if a run has no intervals."""
-    return own.difference(alone, site) if own and alone else None
 
 
 def _has_lesions(summary: Summary) -> bool:

@@ -137,6 +137,16 @@ def last_validation(records: Iterable[Record]) -> int | None:
     return max((row["round"] for row in records if row["kind"] == "validation"), default=None)
 
 
+def validations_in(records: Iterable[Record]) -> dict[int, dict[str, float]]:
+    """Dice of each site by the round after which it was validated, of the better one of its models."""
+    found: dict[int, dict[str, float]] = {}
+    for row in records:
+        if row["kind"] == "validation" and row["dice"] is not None:
+            scores = found.setdefault(row["round"], {})
+            scores[row["site"]] = max(row["dice"], scores.get(row["site"], 0.0))
+    return found
+
+
 def sites_with_the_shared_model(records: Sequence[Record]) -> frozenset[str]:
     """The sites that used the shared model after their last validation, because it was better there than the personal one."""
     last = {row["site"]: row["round"] for row in records if row["kind"] == "validation"}

@@ -19,7 +19,7 @@ from pfedsam.report.format import (
     format_seconds,
     format_value,
 )
-from pfedsam.report.intervals import NO_INTERVALS, Interval, RunIntervals, are_apart
+from pfedsam.report.intervals import NO_INTERVALS, Interval, RunIntervals, are_apart, difference_interval
 from pfedsam.report.summary_file import Entry, SiteEntry, Summary, Values
 
 Intervals: TypeAlias = Mapping[str, RunIntervals | None]
@@ -267,13 +267,8 @@ def difference_rows(
             continue
         site = name if name in rows.sites else None
         for label, value in by_label.items():
-            table[name][label] = (value - other, _difference(intervals.get(label), base, site))
+            table[name][label] = (value - other, difference_interval(intervals.get(label), base, site))
     return dict(table)
-
-
-def _difference(own: RunIntervals | None, base: RunIntervals | None, site: str | None) -> Interval | None:
-    """The interval of the difference of two runs at a site, or of their means; None if a run has no intervals."""
-    return None if own is None or base is None else own.difference(base, site)
 
 
 def undefined_note(summary: Summary) -> str | None:
