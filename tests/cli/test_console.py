@@ -64,4 +64,5 @@ def test_a_bar_of_training_counts_the_images_of_a_site(monkeypatch: pytest.Monke
         tell(Event("train", 30, 400, "round 10 of at most 100, north", (320, 3200)))
         tell(Event("test", 1, 2, "north"))
     text = shown.file.getvalue()  # type: ignore[attr-defined]
-    assert "320/3,200 images a site" in text and "1/2" in text
+    assert "320/3,200 images a site" in text
+    assert "1/2" in text
