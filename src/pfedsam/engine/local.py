@@ -169,7 +169,9 @@ class LocalTransport:
         if asked.task == "train":
             rounds, number = asked.ends or self._study.manifest.rounds, asked.round
             words = f"round {number + 1} of {'' if asked.ends else self._at_most}{rounds}, {site}"
-            self._tell(Event("train", number * sites + done, rounds * sites, words))
+            images = self._study.options.training.images_per_round
+            drawn = ((number + 1) * images, rounds * images)
+            self._tell(Event("train", number * sites + done, rounds * sites, words, drawn))
         elif asked.task in ("finalize", "test"):
             self._tell(Event(asked.task, done, sites, site))
 

@@ -12,6 +12,8 @@ class Event:
     done: int
     total: int
     detail: str
+    images: tuple[int, int] | None = None
+    """In the stage train: the number of training images that a site has drawn so far, and the most that it draws in the study."""
 
 
 Progress = Callable[[Event], None]

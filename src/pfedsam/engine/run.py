@@ -87,7 +87,9 @@ def _run(options: RunOptions, folder: Path, sites: Mapping[str, Site], built: Bu
     local = LocalStudy(options, manifest, with_pool(options, sites), folder)
     rounds, trainers = manifest.rounds, sum(build_roster(options).asks(site, "train") for site in local.sites)
     done = study.state.round
-    tell(Event("train", done * trainers, rounds * trainers, f"round {min(done + 1, rounds)} of {rounds}"))
+    images = options.training.images_per_round
+    drawn = (done * images, rounds * images)
+    tell(Event("train", done * trainers, rounds * trainers, f"round {min(done + 1, rounds)} of {rounds}", drawn))
     transport = LocalTransport(local, built if options.runtime.workers == 1 else None, tell)
     try:
         StudyRun(folder, transport, study).run()
