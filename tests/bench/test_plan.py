@@ -47,7 +47,7 @@ def test_a_bench_goes_on_where_it_stopped(plan: Plan, monkeypatch: pytest.Monkey
         "no-experts": [0, 1],
     }
     assert [step.done for step in steps if step.event is None] == [3, 4, 5, 6]
-    assert {run.cost.steps for found in outcome.runs.values() for run in found.values()} == {4}
+    assert {run.summary.steps for found in outcome.runs.values() for run in found.values()} == {4}
     assert all(run.cost.seconds > 0 and run.cost.cpu_seconds > 0 for run in outcome.runs["fedavg"].values())
 
     def never(*_: object, **__: object) -> None:
@@ -148,7 +148,7 @@ def test_a_killed_session_leaves_the_cost_unknown(plan: Plan) -> None:
         run_plan(short, stop, lambda _: None)
     outcome = run_plan(short, lambda _: None, lambda _: None)
     assert outcome.runs["fedavg"][0].cost.seconds is None
-    assert outcome.runs["fedavg"][0].cost.steps == 4
+    assert outcome.runs["fedavg"][0].summary.steps == 4
 
 
 def test_pooled_methods_are_told_from_the_registry(plan: Plan) -> None:
