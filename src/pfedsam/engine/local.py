@@ -170,7 +170,7 @@ class LocalTransport:
             rounds, number = asked.ends or self._study.manifest.rounds, asked.round
             words = f"round {number + 1} of {'' if asked.ends else self._at_most}{rounds}, {site}"
             self._tell(Event("train", number * sites + done, rounds * sites, words))
-        elif asked.task in ("finalize", "test"):
+        elif asked.task in ("summarize", "finalize", "test"):
             self._tell(Event(asked.task, done, sites, site))
 
     @property

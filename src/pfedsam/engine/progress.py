@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Event:
-    """`done` of `total` steps of a stage (check, prepare, train, finalize, test), and the name of the site or file."""
+    """`done` of `total` steps of a stage (check, prepare, summarize, train, finalize, test), and the name of the site or file."""
 
     stage: str
     done: int

@@ -11,7 +11,7 @@ from pfedsam.federation.pipeline.error_feedback import ErrorFeedback
 
 
 class CommunicationOptions(Options):
-    """What happens to an update on its way to the server, in the order of the keys but for `block`, and to the numbers beside it."""
+    """What happens to an update on its way to the server, in the order of the keys but for `block`, and which numbers a site sends besides."""
 
     clip: float | None = Field(
         default=None,
@@ -36,6 +36,12 @@ class CommunicationOptions(Options):
         ge=1,
         description="Counts and scores that stand for fewer cases than this stay at the site, and a site with fewer training cases "
         "weighs as much as one with so many. Empty: 10 between hospitals; on one machine everything is shown.",
+    )
+    data_summary: bool = Field(
+        default=False,
+        description="Whether each site sends a summary of its data once, before its first round: numbers of cases and patients, "
+        "histograms of intensities, sizes and spacing, how often each class occurs and how much it fills; nothing of a single case. The "
+        "folder of the study or run then holds the files of `pfedsam data summary` and the page of `pfedsam data compare` (summaries/).",
     )
 
     @property
