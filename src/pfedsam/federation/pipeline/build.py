@@ -11,7 +11,7 @@ from pfedsam.federation.pipeline.error_feedback import ErrorFeedback
 
 
 class CommunicationOptions(Options):
-    """What happens to an update on its way to the server, in the order of the keys but for `block`, and which numbers a site sends besides."""
+    """What happens to an update on its way to the server, in the order of the keys but for `block`, and which numbers go with it."""
 
     clip: float | None = Field(
         default=None,
