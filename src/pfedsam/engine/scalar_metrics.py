@@ -56,9 +56,12 @@ def allowed_metrics(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[
     models = tuple(models_of(options, built))
     classes = build_labels(options).names
     usage = [f"usage.{block}.{e}" for block, experts in built.model.routers().items() for e in range(experts)]
+    of_the_data: dict[Task, tuple[str, ...]] = {}
+    if options.communication.data_summary:
+        of_the_data["summarize"] = summary_names(classes)
     return {
         "join": ("cases", *(f"{_ANNOTATES}{name}" for name in classes)),
-        **({"summarize": summary_names(classes)} if options.communication.data_summary else {}),
+        **of_the_data,
         "train": (*_loss_names(method.round_phases(training)), *usage),
         "validate": (*(f"dice.{model}" for model in models), *_selection_names(options, built)),
         "finalize": (*_loss_names(method.final(training)), *usage),
