@@ -89,8 +89,8 @@ def class_table(summary: Summary) -> Table | None:
 def missed_cell(values: Values | None, min_cases: int = OFF) -> str:
     """Missed cases as `3 of 12`: of the cases whose truth contains a class, those whose prediction does not; a dash if not known.
 
-    For an entry, the pairs of cases and classes are counted. The cell says so where the site does not annotate the class. `min_cases` is
-    the smallest count that the site tells, where it withholds smaller ones.
+    For an entry, the pairs of cases and classes are counted. For a class that the site does not annotate, the cell is "not annotated".
+    `min_cases` is the smallest count that is not withheld.
     """
     if values is None:
         return MISSING
