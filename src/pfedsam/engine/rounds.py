@@ -48,7 +48,7 @@ _LOG = get_logger(__name__)
 S = TypeVar("S")
 T = TypeVar("T")
 Outcome = Literal["finished", "again"]
-"""`again`: the job has to be started anew so that a site that has connected meanwhile can take part; the study then continues."""
+"""`again`: the job has to be started again so that a site that has connected meanwhile can take part; the study then continues."""
 
 
 class RoundPolicy(Options):

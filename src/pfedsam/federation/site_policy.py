@@ -322,7 +322,7 @@ def _bytes_in(wire: Mapping[str, object]) -> dict[str, bytes]:
 
 
 def _check_refusal(reply: Reply) -> None:
-    """Check that a refusal tells nothing but its code.
+    """Check that a refusal contains only its code.
 
     Raises:
         UpdateError: it does.
@@ -332,7 +332,7 @@ def _check_refusal(reply: Reply) -> None:
 
 
 def _check_metrics(reply: Reply, manifest: StudyManifest, site: str) -> None:
-    """Check that the manifest lists every scalar metric of a reply and that none stands for too few cases; a summary is checked as a whole.
+    """Check that the manifest lists every scalar metric of a reply, that none is based on too few cases, and that a data summary is sound.
 
     Raises:
         UpdateError: one is not allowed.

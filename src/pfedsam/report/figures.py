@@ -244,7 +244,7 @@ def _plot_differences(
 
 @dataclass(frozen=True)
 class _DotTable:
-    """The sizes of a table of dots, in CSS pixels where nothing else is said."""
+    """The sizes of a table of dots, in CSS pixels unless stated otherwise."""
 
     row_height: int
     dot: int

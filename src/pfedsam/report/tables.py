@@ -304,13 +304,13 @@ def _undefined_reasons(total: int, missed: int, extra: int, absent: int) -> str:
 
 
 def small_numbers_note(summary: Summary) -> str | None:
-    """What a study that withholds small numbers says about them; None for one that does not."""
+    """A note for studies that withhold small numbers; None for other studies."""
     if summary.min_cases == OFF:
         return None
     least = summary.min_cases
     return (
-        f"Counts and scores that stand for fewer than {least} cases stayed at the sites, so that some are missing here; a site with fewer "
-        f"training cases weighs as one with {least}."
+        f"Counts and scores over fewer than {least} cases stayed at the sites, so that some are missing here; a site with fewer training "
+        f"cases has the weight of one with {least}."
     )
 
 
