@@ -16,8 +16,8 @@ from pydicom.dataset import Dataset
 
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers.base import Affine, Header
-from pfedsam.data.readers.dicom import open_dataset
 from pfedsam.data.readers.dicom_files import reading_fields
+from pfedsam.data.readers.dicom_pixels import open_dataset
 from pfedsam.data.readers.masks import GridMask, Overlaps, choose_ids, empty_ids, paint, refuse_overlap
 
 _CLOSED: Final = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")

@@ -16,8 +16,9 @@ from pydicom.pixels.utils import pixel_array
 
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers.base import DIRECTION_TOLERANCE, ORIGIN_TOLERANCE, SPACING_TOLERANCE, Affine, Header
-from pfedsam.data.readers.dicom import open_dataset
-from pfedsam.data.readers.dicom_files import damaged, functional_group, quiet, reading_fields, shared_groups
+from pfedsam.data.readers.dicom_files import damaged, quiet, reading_fields
+from pfedsam.data.readers.dicom_pixels import open_dataset
+from pfedsam.data.readers.dicom_planes import functional_group, shared_groups
 from pfedsam.data.readers.masks import GridMask, Overlaps, choose_ids, empty_ids, paint, refuse_overlap
 from pfedsam.data.readers.regrid import nearest_voxels
 

@@ -14,8 +14,9 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pfedsam.core import atomic
 from pfedsam.core.errors import DataError
 from pfedsam.data.labels import class_pixels
-from pfedsam.data.readers.dicom import DicomReader, open_dataset
+from pfedsam.data.readers.dicom import DicomReader
 from pfedsam.data.readers.dicom_files import quiet
+from pfedsam.data.readers.dicom_pixels import open_dataset
 
 _CATEGORIES: Final = {
     "anatomy": Code("123037004", "SCT", "Anatomical Structure"),
