@@ -6,7 +6,9 @@ modality LUT or the rescale slope and intercept of each slice, with MONOCHROME1 
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +18,7 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.readers.base import Affine, Header, Shape, Spacing, check_size, spacing_of
+from pfedsam.data.readers.base import Affine, Header, Pictures, Shape, Spacing, check_size, spacing_of
 from pfedsam.data.readers.dicom_files import Series, choose_series, find_images
 from pfedsam.data.readers.dicom_pixels import decode, is_colour, open_dataset, values_of
 from pfedsam.data.readers.dicom_planes import Plane
@@ -284,7 +286,18 @@ class DicomReader:
             check_size(shape, dtype.itemsize, max_gigabytes)
         channels = 3 if self.series.samples > 1 or is_colour(self.stack.planes[0].path) else 1
         spacing = self._spacing(affine, shape)
-        return Header("DICOM", shape, affine, spacing, dtype, channels, self.series.frame_of_reference)
+        pictures, of_series = _pictures(self.stack.planes), _pictures(self.series.planes)
+        return Header(
+            "DICOM",
+            shape,
+            affine,
+            spacing,
+            dtype,
+            channels,
+            self.series.frame_of_reference,
+            pictures=pictures,
+            left_out=of_series - pictures,
+        )
 
     def _spacing(self, affine: Affine | None, shape: Shape) -> Spacing | None:
         """The spacing in mm; without an affine it is only known for a single slice."""
@@ -351,3 +364,8 @@ class DicomReader:
         if self._file is None or self._file[0] != path:
             self._file = path, open_dataset(path)
         return self._file[1]
+
+
+def _pictures(planes: Sequence[Plane]) -> Pictures:
+    """The pictures as masks refer to them: with the number of the frame, or without for all frames of a file."""
+    return frozenset(chain.from_iterable((plane.picture, (plane.instance, 0)) for plane in planes))

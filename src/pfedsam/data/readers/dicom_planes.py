@@ -141,14 +141,16 @@ def _order(head: Dataset, own: Dataset, shared: Dataset, frame: int) -> tuple[fl
         *(number_of(group.get(keyword)) if group else 0.0 for group, keyword in groups),
         number_of(head.get("AcquisitionTime") or head.get("ContentTime")),
         number_of(head.get("InstanceNumber")),
-        *map(number_of, _values(content.get("DimensionIndexValues"))),
+        *map(number_of, values_of_field(content.get("DimensionIndexValues"))),
         number_of(content.get("FrameAcquisitionDateTime")),
         float(frame),
     )
 
 
-def _values(value: Any) -> list[Any]:  # noqa: ANN401 - a DICOM value
-    """The values of a field, of which a single one comes without a list."""
+def values_of_field(value: Any) -> list[Any]:  # noqa: ANN401 - a DICOM value
+    """The values of a field, of which a single one comes without a list; none if it is absent."""
+    if value is None:
+        return []
     return list(value) if isinstance(value, MultiValue | list | tuple) else [value]
 
 
