@@ -2,8 +2,10 @@
 
 import logging
 import sys
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from pfedsam.cli import console
 from pfedsam.cli.console import OUT, event_bars, needs_linux, shorten, show_warnings
@@ -53,3 +55,14 @@ def test_each_stage_has_a_bar_with_what_is_done(monkeypatch: pytest.MonkeyPatch)
         tell(Event("train", 3, 4, "south"))
         tell(Event("test", 1, 2, "north"), "fedavg")
     assert bars == {"train: south": (3, 4), "fedavg test: north": (1, 2)}
+
+
+def test_a_bar_of_training_counts_the_images_of_a_site(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Console(file=StringIO(), width=100)
+    monkeypatch.setattr(console, "ERR", shown)
+    with event_bars() as tell:
+        tell(Event("train", 30, 400, "round 10 of at most 100, north", (320, 3200)))
+        tell(Event("test", 1, 2, "north"))
+    text = shown.file.getvalue()  # type: ignore[attr-defined]
+    assert "320/3,200 images a site" in text
+    assert "1/2" in text

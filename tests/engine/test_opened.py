@@ -38,7 +38,7 @@ def test_a_site_whose_parameters_were_taken_away_has_no_model(folder: Path, toy_
     site, image = _image(toy_options)
     assert open_run(folder).site(site).predict(image).shape == (96, 96)
     shutil.rmtree(folder / "sites" / site)
-    with pytest.raises(RunError, match=rf"'copy' holds no parameters of the site '{site}'.*from a copy of the run"):
+    with pytest.raises(RunError, match=rf"'copy' contains no parameters of the site '{site}'.*from a copy of the run"):
         open_run(folder).site(site).predict(image)
 
 
@@ -64,7 +64,7 @@ def test_a_configuration_changed_after_training_is_refused(
     assert before in config
     (folder / "config.yaml").write_text(config.replace(before, after), "utf-8")
     with pytest.raises(
-        RunError, match=rf"The {kind} parameters in 'copy' .*Put back the config.yaml that the run wrote"
+        RunError, match=rf"The {kind} parameters in 'copy' .*Restore the config.yaml that the run wrote"
     ):
         open_run(folder).site(next(iter(toy_options.data.sites)))
 
@@ -73,13 +73,14 @@ def test_a_folder_of_a_comparison_names_the_runs_in_it(folder: Path, tmp_path: P
     for name in ("fedavg", "seed0/pfedsam"):
         shutil.copytree(folder, tmp_path / "both" / name)
     with pytest.raises(
-        RunError, match=r"'both' holds several runs: fedavg, seed0/pfedsam\. Give one of them, such as .*/both/fedavg\."
+        RunError,
+        match=r"'both' contains several runs: fedavg, seed0/pfedsam\. Give one of them, such as .*/both/fedavg\.",
     ):
         open_run(tmp_path / "both")
 
 
 def test_a_folder_without_a_run_says_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="holds no run with a finished round"):
+    with pytest.raises(RunError, match="contains no run with a finished round"):
         open_run(tmp_path)
     with pytest.raises(RunError, match="There is no folder 'nothing'"):
         open_run(tmp_path / "nothing")
@@ -118,7 +119,7 @@ def test_a_model_that_the_method_lacks_is_named(folder: Path, toy_options: RunOp
     )
     run(toy_options.model_copy(update={"training": training, "method": "fedavg"}), tmp_path / "fedavg")
     site, _ = _image(toy_options)
-    with pytest.raises(RunError, match="A run of the method 'fedavg' has no personal model; it has the shared one"):
+    with pytest.raises(RunError, match="A run of the method 'fedavg' has no personal model; it has the shared model"):
         open_run(tmp_path / "fedavg").site(site, "personal")
 
 

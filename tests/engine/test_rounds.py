@@ -429,7 +429,7 @@ def test_rolled_back_shared_parameters_are_those_of_the_earlier_round_and_no_rou
     with pytest.raises(QuorumError):
         StudyRun(study, scripted).run()
     assert stored.earlier_states() == [2, 3, 4]  # the committed one is after round 5
-    with pytest.raises(RunError, match=r"after 1 round\(s\) is not kept; kept are those after 2, 3, 4"):
+    with pytest.raises(RunError, match=r"after 1 round\(s\) is not stored; stored are the states after 2, 3, 4"):
         stored.roll_back(manifest, 1)
     assert stored.load_state(manifest).round == 5
     state = stored.roll_back(manifest, 3)

@@ -304,7 +304,7 @@ def test_a_run_that_another_process_began_meanwhile_is_not_overwritten(
         return build_model(options, *more, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(run_module, "build_model", slow)
-    with pytest.raises(RunError, match="holds a run already"):
+    with pytest.raises(RunError, match="contains a run already"):
         run(toy_options, folder)
 
 

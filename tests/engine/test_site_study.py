@@ -47,5 +47,5 @@ def test_a_round_that_was_left_behind_is_refused(study: SiteStudy) -> None:
     for round_ in (0, 1):
         study.answer(request(study, "train", round_), shared)
     study.answer(request(study, "train", 1), shared)  # the last round may be asked for again
-    with pytest.raises(RefusedError, match="round 1, which this site has left behind"):
+    with pytest.raises(RefusedError, match="round 1, but this site is already several rounds ahead"):
         study.answer(request(study, "train", 0), shared)

@@ -52,7 +52,7 @@ def test_the_same_study_is_found_again_and_its_rounds_are_kept(tmp_path: Path, t
     for round_ in range(1, 6):
         folder.save_state(type(state)(round_, state.shared, state.memory), manifest)
     assert folder.earlier_states() == [2, 3, 4]
-    with pytest.raises(RunError, match=r"after 1 round\(s\) is not kept; kept are those after 2, 3, 4"):
+    with pytest.raises(RunError, match=r"after 1 round\(s\) is not stored; stored are the states after 2, 3, 4"):
         folder.roll_back(manifest, 1)
 
 

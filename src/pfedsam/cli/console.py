@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from pfedsam.core.log import get_logger
@@ -15,7 +15,7 @@ from pfedsam.core.log import get_logger
 if TYPE_CHECKING:
     from pfedsam.engine.progress import Event
 
-_DESCRIPTION = 44
+_DESCRIPTION = 38
 """Length of a progress bar's text in characters, so that with bar, count and time it fits a line of about 80 columns."""
 
 
@@ -91,8 +91,8 @@ def event_bars() -> Iterator["Callable[..., None]"]:
     """Show a progress bar for each stage of a run; yields the callback that updates them, which also gets the title of the run."""
     columns = (
         TextColumn("{task.description:<34}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
+        BarColumn(bar_width=10),
+        TextColumn("{task.fields[count]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=ERR) as bars:
@@ -101,7 +101,17 @@ def event_bars() -> Iterator["Callable[..., None]"]:
         def tell(event: "Event", title: str = "") -> None:
             name = f"{title} {event.stage}".strip()
             if name not in tasks:
-                tasks[name] = bars.add_task(name, total=event.total)
-            bars.update(tasks[name], completed=event.done, description=shorten(f"{name}: {event.detail}", _DESCRIPTION))
+                tasks[name] = bars.add_task(name, total=event.total, count="")
+            description = shorten(f"{name}: {event.detail}", _DESCRIPTION)
+            bars.update(
+                tasks[name], total=event.total, completed=event.done, description=description, count=_count(event)
+            )
 
         yield tell
+
+
+def _count(event: "Event") -> str:
+    """How far a stage is: in training the images that each site has drawn, else the steps of the stage."""
+    if event.images is None:
+        return f"{event.done}/{event.total}"
+    return f"{event.images[0]:,}/{event.images[1]:,} images a site"

@@ -1,1 +1,1 @@
-"""The engine: one round loop, the site that answers it, and what is kept of a run."""
+"""Engine: the round loop, the agent of a site, and the files of runs and studies."""

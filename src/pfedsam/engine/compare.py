@@ -1,4 +1,4 @@
-"""Several methods on the same sites, splits and seed: a run for each, and a page that shows them side by side."""
+"""Compares several methods on the same sites, splits and seed: one run for each method, and a page that shows them side by side."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +16,7 @@ from pfedsam.report.page import write_comparison, write_page
 from pfedsam.report.summary_file import LOCAL_ONLY, Summary
 
 PAGE: Final = "comparison.html"
-"""The comparison, in the folder that holds the runs."""
+"""The file with the comparison, in the folder that contains the runs."""
 
 
 def compare(
@@ -27,23 +27,23 @@ def compare(
     resume: bool = False,
     progress: Callable[[str, Event], None] | None = None,
 ) -> dict[str, Summary]:
-    """Run each method in its folder under `out`, each with at most the steps of the options' rounds; then the comparison.
+    """Run each method in its own folder under `out`, with at most the steps of the configured rounds, and write the comparison.
 
     Args:
-        options: of the runs, whatever their method is.
-        out: holds a folder for each method, and `comparison.html` at the end.
-        methods: names of `pfedsam.METHODS`.
-        resume: go on with the runs that are there.
-        progress: called with the method and what has been done of its run.
+        options: the options of the runs; the method in them is not used.
+        out: the folder for the runs, one folder for each method, and for `comparison.html`.
+        methods: names of methods in `pfedsam.METHODS`.
+        resume: whether to continue existing runs.
+        progress: called with the name of the method and the progress of its run.
 
     Returns:
         The summary of each method's run.
 
     Raises:
-        OptionError: there is no method, one is unknown, one cannot make as many steps in whole rounds, or an option is used by none;
-            nothing was run.
+        OptionError: no method is given, a method is unknown or cannot do the same number of steps in whole rounds, or no method uses an
+            option; nothing was run.
         DataError: a site's data is wrong; every problem is named.
-        RunError: a folder holds another run, or a run and `resume` is not given.
+        RunError: a folder contains another run, or a run although `resume` is not set.
     """
     out = Path(out)
     summaries: dict[str, Summary] = {}
@@ -62,10 +62,10 @@ def _ignore(method: str, event: Event) -> None: ...
 
 
 def _plan(options: RunOptions, out: Path, methods: Sequence[str]) -> dict[str, RunOptions]:
-    """The options of each method's run: of equal steps, with one cache for all.
+    """The options of each method's run, with equal numbers of steps and a common cache.
 
     Raises:
-        OptionError: as `compare`.
+        OptionError: as for `compare`.
     """
     if not methods:
         raise OptionError("--methods is empty: give the methods to compare, such as fedavg,pfedsam.")

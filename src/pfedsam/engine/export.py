@@ -9,12 +9,12 @@ from pfedsam.model.components.lora import save_adapter
 
 
 def export_adapter(folder: Path, options: RunOptions, built: BuiltModel, shared: NamedTensors) -> None:
-    """Write the shared LoRA in peft's format into `folder`; a method that keeps a part of LoRA at the sites exports nothing."""
+    """Write the shared LoRA in peft's format into `folder`; nothing is written if a part of LoRA is local."""
     components = built.model.components()
     names = components.get("lora_a", ()) + components.get("lora_b", ())
     lora = build_method(options).adapt(options.model).lora
     if lora is None or not any(name in shared for name in names) or set(names) & set(built.partition.local):
         return
-    # A method that freezes A shares B alone: the adapter needs both.
+    # A method that freezes A shares only B, but the adapter needs both.
     values = {n: shared[n] if n in shared else built.model.get_parameter(n).detach().cpu() for n in names}
     save_adapter(folder, lora, {name.removeprefix("sam."): value for name, value in values.items()})

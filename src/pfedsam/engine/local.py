@@ -1,8 +1,8 @@
 """The local transport: all sites of a study on this machine, in this process or in worker processes.
 
-Each site is the agent that a hospital runs (`engine.site_agent`), with the same dispatcher and the same form of every message. Two things
-differ, because sites and coordinator are one user here and nothing leaves the machine: no operator approves the study, and no ledger is
-written. And a site that fails ends the run with its full message, where a coordinator would go on with the others.
+Each site is run by the agent that a hospital runs (`engine.site_agent`), with the same messages. Three things differ, because all sites
+belong to one user here and nothing leaves the machine: no operator approves the study, no ledger is written, and an error at a site ends
+the run with its full message, whereas a coordinator would continue with the other sites.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,29 +37,29 @@ class OneStudy:
         """The manifest of the study.
 
         Raises:
-            RefusedError: the request is of another one.
+            RefusedError: the request belongs to another study.
         """
         if request.digest != self.manifest.digest:
-            raise RefusedError("other-configuration", "the request is of another study than this run.")
+            raise RefusedError("other-configuration", "the request belongs to another study than this run.")
         return self.manifest
 
     def accept_broadcast(self, manifest: StudyManifest, request: Request, initial: NamedTensors) -> dict[str, Tensor]:
         """The shared parameters of a request, in the agreed shapes.
 
         Raises:
-            RefusedError: they are not of the agreed form.
+            RefusedError: they do not have the agreed form.
         """
         return read_broadcast(manifest, request)
 
     def reply_before(self, request: Request) -> Reply | None:
-        """None: in a local run a repeated request is computed again, from the state before it."""
+        """None, because in a local run a repeated request is computed again from the same state."""
         return None
 
     def keep_reply(self, request: Request, reply: Reply) -> None:
-        """Keep nothing: see `reply_before`."""
+        """Does nothing; see `reply_before`."""
 
     def rounds(self, study: str) -> int | None:
-        """How many rounds the study has."""
+        """The number of rounds of the study."""
         return self.manifest.rounds
 
 
@@ -113,7 +113,7 @@ class LocalStudy:
     options: RunOptions
     manifest: StudyManifest
     sites: Mapping[str, Site]
-    """All sites, including the pooled one of a method that has one."""
+    """All sites, including the pooled site if the method has one."""
     folder: Path
 
     def __call__(self) -> LocalSites:
@@ -124,15 +124,15 @@ class LocalStudy:
 
 
 class LocalTransport:
-    """Asks the sites of a local run and reports the progress site by site."""
+    """Sends requests to the sites of a local run, and reports the progress site by site."""
 
     def __init__(self, study: LocalStudy, built: BuiltModel | None, tell: Progress) -> None:
-        """Prepare the processes that work for the sites.
+        """Prepare the worker processes.
 
         Args:
             study: the run.
-            built: its model, which is then trained in this process; None where the processes build their own.
-            tell: called as each site has answered.
+            built: the model of the run, which is then trained in this process; None if worker processes build their own models.
+            tell: called after the reply of each site.
         """
         self._study, self._tell = study, tell
         count = min(study.options.runtime.workers, len(study.options.data.sites))
@@ -144,11 +144,11 @@ class LocalTransport:
         return list(self._study.sites)
 
     def ask(self, request: Mapping[str, bytes], task: Task, sites: Sequence[str], deadline_s: int) -> Answers:
-        """As `transport.Transport.ask`; there is no deadline, and an error of a site is raised as it is.
+        """As `transport.Transport.ask`, but without a deadline; an error at a site is raised unchanged.
 
         Raises:
-            DataError: a case cannot be read; it names the site and the case.
-            RefusedError: a request is not as agreed.
+            DataError: a case cannot be read; the message names the site and the case.
+            RefusedError: a site refused a request.
             StoreError: a site's state cannot be read or written.
         """
         asked, wires = request_from_wire({**request, "shared": b""}), {}
@@ -158,7 +158,7 @@ class LocalTransport:
         return Answers(wires)
 
     def wants_again(self) -> bool:
-        """False: in a local run all sites take part from the start."""
+        """False, because in a local run all sites take part from the start."""
         return False
 
     def close(self) -> None:
@@ -169,7 +169,9 @@ class LocalTransport:
         if asked.task == "train":
             rounds, number = asked.ends or self._study.manifest.rounds, asked.round
             words = f"round {number + 1} of {'' if asked.ends else self._at_most}{rounds}, {site}"
-            self._tell(Event("train", number * sites + done, rounds * sites, words))
+            images = self._study.options.training.images_per_round
+            drawn = ((number + 1) * images, rounds * images)
+            self._tell(Event("train", number * sites + done, rounds * sites, words, drawn))
         elif asked.task in ("finalize", "test"):
             self._tell(Event(asked.task, done, sites, site))
 

@@ -29,7 +29,7 @@ class Parameters(NamedTuple):
     shared: NamedTensors
     local: NamedTensors
     uses: Model = "personal"
-    """The model that the site uses: `shared` where that one did better on its validation part."""
+    """The model that the site uses: `shared` if the shared model was better on its validation part."""
 
     def model(self, wanted: Model) -> Model:
         """The model that is used if `wanted` is requested."""
@@ -67,9 +67,9 @@ class SiteModels:
     initial: NamedTensors
     """The local parameters before the site's first round."""
     max_drop: float | None = None
-    """As `allowed_drop`."""
+    """The result of `allowed_drop`."""
     choose: bool = True
-    """Use the shared model where that does better."""
+    """Whether the site uses the shared model if it is better on the validation part."""
 
     @classmethod
     def of(cls, options: RunOptions, built: BuiltModel, folder: Path, initial: NamedTensors) -> "SiteModels":
@@ -98,8 +98,8 @@ class SiteModels:
         """Store which model the site uses, from the scores of the validation after `round_`.
 
         Args:
-            round_: the validation is after this one.
-            scores: Dice by reported model; of those that have one the best is judged, or the first where none is chosen.
+            round_: the round after which the validation took place.
+            scores: Dice by reported model. The best one is judged, or the first one if the site may not choose a model.
             received: the shared parameters.
         """
         before, state = self._good.rewind(round_), self._state.load()
@@ -121,7 +121,7 @@ class SiteModels:
         return max(defined, key=lambda one: one[1], default=None) if self.choose else next(defined, None)
 
     def _if_of_last(self, good: SiteState | None) -> SiteState | None:
-        """A stored validation, if it is of the parameters that were trained last; otherwise None."""
+        """A stored validation if it belongs to the parameters that were trained last; otherwise None."""
         state = self._state.load()
         return good if state and good and good.round >= state.round else None
 
@@ -137,8 +137,8 @@ class SiteModels:
 def models_of(options: RunOptions, built: BuiltModel) -> dict[str, Model]:
     """The models of a site by the name under which they are reported.
 
-    A pooled method has one model for all sites, so it is reported as shared. Where a part of what is local cannot be switched off
-    (FedPer's decoder) there is no shared model.
+    A pooled method has one model for all sites, so it is reported as shared. If some local parameters cannot be switched off (FedPer's
+    decoder), there is no shared model.
     """
     roster = build_roster(options)
     if roster.pool and not roster.each_finalizes:
@@ -148,12 +148,12 @@ def models_of(options: RunOptions, built: BuiltModel) -> dict[str, Model]:
 
 
 def start_of(options: RunOptions, built: BuiltModel, sites: Path, site: str) -> NamedTensors:
-    """The local parameters of a site of a run before its first round: the model's own, or those that the pooled site trained last.
+    """The local parameters of a site before its first round: the initial ones of the model, or those that the pooled site trained last.
 
     Args:
-        options: of the run.
-        built: its model.
-        sites: the folder that holds a folder for each site of the run.
+        options: the options of the run.
+        built: the model of the run.
+        sites: the folder that contains a folder for each site of the run.
         site: the site's name.
     """
     first: NamedTensors = built.start("local")
@@ -162,7 +162,7 @@ def start_of(options: RunOptions, built: BuiltModel, sites: Path, site: str) -> 
 
 
 def _to_keep(state: SiteState, received: NamedTensors, round_: int) -> SiteState:
-    """The parameters that a site has at the validation after `round_`, as they are stored; `state` are those that it trained last."""
+    """The state to store for the validation after `round_`; `state` contains the parameters that the site trained last."""
     return SiteState(
         study=state.study,
         site=state.site,
@@ -176,10 +176,10 @@ def _to_keep(state: SiteState, received: NamedTensors, round_: int) -> SiteState
 
 
 def _highest(dice: float, before: SiteState | None) -> float:
-    """The best Dice of a site including the one of this validation; `before` is its previous validation."""
+    """The best Dice of a site so far, including this validation; `before` is its previous validation."""
     return dice if before is None or before.best is None else max(dice, before.best)
 
 
 def _model(chosen: str, scores: Mapping[str, float | None]) -> Model:
-    """The model that is reported as `chosen`: the first one is the site's own, whatever its name."""
+    """The model that is reported as `chosen`: the first one is the personal model, whatever its reported name."""
     return "personal" if chosen == next(iter(scores)) else "shared"

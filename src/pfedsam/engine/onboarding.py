@@ -1,8 +1,11 @@
-"""A new site joins a finished federation: from a few labelled cases it gets a model of its own, and nothing is sent.
+"""A new site joins a finished federation: it gets its own model from a few labelled cases, and nothing is sent.
 
-The *local part* way fixes the shared parameters and trains what the method keeps at a site, as the method's last phases do. It is
-compared with fine-tuning everything from the shared start, with training everything alone from the backbone, and with nothing: the
-shared model as it is. All trained ways make the same number of steps; all are scored on the same held-out cases of the new site.
+There are four options, which are scored on the same held-out cases of the new site; those that train do the same number of steps:
+
+* local part: the method's final phases train the local parameters, with the shared parameters fixed.
+* everything: all parameters are fine-tuned, starting from the shared ones.
+* alone: all parameters are trained from the backbone, without the federation.
+* nothing: the shared model is used unchanged.
 """
 
 import hashlib
@@ -60,7 +63,7 @@ WAYS: Final = {
 _LOG = get_logger(__name__)
 _FILE: Final = "onboarding.json"
 _CHUNKS: Final = 10
-"""Parts of the training, over which the learning rate falls as over rounds."""
+"""Number of parts of the training, between which the learning rate changes as it does between rounds."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +73,21 @@ class Newcomer:
     name: str
     folder: Path
     labels: int = 10
-    """Labelled cases to train on, whole patients first."""
+    """Number of labelled training cases, which are taken as whole patients."""
     steps: int = 120
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Onboarded:
-    """The scores of each way of training on the new site's held-out cases."""
+    """The scores of each onboarding option on the new site's held-out cases."""
 
     ways: dict[str, dict[str, float | None]]
-    """By way of training: the measures of the model in use, Dice and IoU in 0..1."""
+    """Onboarding option -> the measures of its model, Dice and IoU in 0..1."""
     trained_on: int
     tested_on: int
     in_use: str
-    """The way of training whose model the folder contains."""
+    """The onboarding option whose model the folder contains."""
 
 
 Weights = tuple[NamedTensors, NamedTensors]
@@ -92,18 +95,18 @@ Weights = tuple[NamedTensors, NamedTensors]
 
 
 def onboard(opened: OpenRun, new: Newcomer, out: Path, *, tell: Callable[[str], None] | None = None) -> Onboarded:
-    """Give a new site its models; the folder `out` becomes that of a run with this one site, for `predict` and `report`.
+    """Train the models of a new site; the folder `out` gets the layout of a run with this one site, for `predict` and `report`.
 
     Args:
-        opened: the federation that it joins.
+        opened: the federation that the site joins.
         new: the site.
-        out: new or empty, or of the same onboarding, which is then read.
-        tell: called with the way that is at work.
+        out: a new or empty folder, or the folder of the same onboarding, whose result is then read.
+        tell: called with the name of each onboarding option before it is trained.
 
     Raises:
-        RunError: the method shares nothing that a new site could take over, `out` holds something else, or another process works there.
-        OptionError: the name is that of a site of the federation.
-        DataError: the site's data is wrong, or lacks cases to train on or to test.
+        RunError: the method shares nothing from which a new site could start, `out` has other content, or another process works in it.
+        OptionError: the federation already has a site with this name.
+        DataError: the site's data is wrong, or there are no training or no test cases.
     """
     tell = tell or (lambda _: None)
     options = _options(opened, new)
@@ -120,7 +123,7 @@ def onboard(opened: OpenRun, new: Newcomer, out: Path, *, tell: Callable[[str], 
 
 
 def _train(work: "_Work", key: str, seen: IntensityRange | None, tell: Callable[[str], None]) -> Onboarded:
-    """Train and score each way that the method allows, and write the folder of the best one."""
+    """Train and score each onboarding option that the method allows, and write the folder with the model of the option in use."""
     method, local = build_method(work.options), work.built.partition.local
     used = LOCAL_PART if local and method.final(_training(work.options, 1)) else NOTHING
     _begin(work, key, seen)
@@ -139,7 +142,7 @@ def _train(work: "_Work", key: str, seen: IntensityRange | None, tell: Callable[
 
 
 def _folders(work: "_Work", used: str) -> dict[str, Path]:
-    """The folder of each way of training; the local part alone is trained only if that is the way in use."""
+    """The folder of each onboarding option; the local part is only trained if this is the option in use."""
     ways = [way for way in WAYS if way != LOCAL_PART or used == LOCAL_PART]
     others = {way: work.out / "others" / way.replace(" ", "-") for way in ways}
     return others | {used: work.out / "sites" / work.site.name}
@@ -178,7 +181,7 @@ class _Work:
         self.personal = bool(built.partition.local)
 
     def train(self, way: str) -> Weights:
-        """The parameters that a way ends with."""
+        """The parameters at the end of an onboarding option."""
         start = self.built.start
         if way == ALONE:
             return self._phases(self._everything, start("shared"), start("local"))
@@ -189,7 +192,7 @@ class _Work:
         return self._phases(phases, self.shared, local)
 
     def score(self, way: str, weights: Weights, folder: Path) -> list[CaseScores]:
-        """Scores on the held-out cases; files go into `folder`."""
+        """Scores on the held-out cases; the files with scores and overlays are written to `folder`."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         model: Model = "personal" if self.personal and way != NOTHING else "shared"
         return self.scorer.test(self.site.of("test"), {model: model}, Parameters(*weights), folder)[model]
@@ -226,15 +229,15 @@ class _Work:
 
 
 def _training(options: RunOptions, steps: int) -> TrainingOptions:
-    # A newcomer's own part is trained alone, whatever the rounds did.
+    # The local part of a new site is trained alone, whatever the form of the federation's rounds.
     return options.training.model_copy(update={"final_steps": steps, "phases": "decoupled"})
 
 
 def _options(opened: OpenRun, new: Newcomer) -> RunOptions:
-    """The run's options with the new site alone.
+    """The run's options with the new site as its only site.
 
     Raises:
-        OptionError: the site's name is taken.
+        OptionError: the federation already has a site with this name.
     """
     if new.name in opened.site_names:
         raise OptionError(f"The federation has a site {new.name!r} already. Give the new site another name by --name.")
@@ -247,33 +250,33 @@ def _options(opened: OpenRun, new: Newcomer) -> RunOptions:
 
 
 def _key(opened: OpenRun, options: RunOptions, new: Newcomer) -> str:
-    """What an onboarding depends on: options, steps and the shared parameters."""
+    """A digest of all that determines the result of an onboarding: options, steps and shared parameters."""
     parts = [study_id(options, opened.built.backbone), tensors.digest(opened.shared), new.steps]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _read(out: Path, key: str) -> Onboarded | None:
-    """The result of the same onboarding, if `out` holds it.
+    """The result of the same onboarding in `out`; None if it is not finished.
 
     Raises:
-        RunError: it holds something else.
+        RunError: the folder contains something else.
     """
     started = out / "onboarding.key"
     if not out.exists() or {path.name for path in out.iterdir()} <= {LOCK}:
         return None
     if not started.exists() or started.read_text("utf-8") != key:
-        raise RunError(f"The folder {out.name!r} holds something else. Give a new or an empty folder.")
+        raise RunError(f"The folder {out.name!r} contains something else. Give a new or an empty folder.")
     if not (out / _FILE).exists():
         return None
-    content = sealed.read_json(out / _FILE, "Remove it, and the onboarding is done again.")
+    content = sealed.read_json(out / _FILE, "Remove it to repeat the onboarding.")
     return Onboarded(content["ways"], content["trained_on"], content["tested_on"], content["in_use"])
 
 
 def _check(partition: Partition, options: RunOptions, site: Site) -> IntensityRange | None:
-    """Refuse data that cannot be onboarded, and warn of suspicious data; returns the intensities of the training images.
+    """Refuse data with problems, log a warning for suspicious data, and return the intensities of the training images.
 
     Raises:
-        RunError: nothing is shared.
+        RunError: the method shares nothing.
         DataError: the site's data is wrong.
     """
     if not partition.shared:
@@ -285,7 +288,7 @@ def _check(partition: Partition, options: RunOptions, site: Site) -> IntensityRa
 
 
 def _begin(work: _Work, key: str, seen: IntensityRange | None) -> None:
-    """The folder of a run with one site: key first, configuration, split and shared parameters."""
+    """Write the folder of a run with one site: the key first, then split, shared parameters and configuration."""
     site_folder = work.out / "sites" / work.site.name
     site_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     atomic.write_text(work.out / "onboarding.key", key)

@@ -1,8 +1,8 @@
 """Opens trained models: those of a finished run, of a study at its coordinator, or of a study at a site.
 
-A site's folder in a run (`sites/<name>`) and a study's folder at a site (`studies/<id>`) have one layout: the split, `state/` and `good/`
-with what the site trained and what it stays with, `scores.json` and the overlays. A run's folder and a study's folder at the coordinator
-have one layout as well, less what belongs to the sites alone.
+A site's folder in a run (`sites/<name>`) and a study's folder at a site (`studies/<id>`) have the same layout: the split, `state/` with the
+parameters that the site trained last, `good/` with those that it uses since a validation, `scores.json` and the overlays. A run's folder
+and a study's folder at the coordinator also have the same layout, but the latter contains nothing that belongs to the sites.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,18 +47,18 @@ from pfedsam.model.partition import Kind
 from pfedsam.report.summary_file import PartSizes, Summary, read_summary
 
 Wanted: TypeAlias = Literal["in-use", "personal", "shared"]
-"""Which model predicts: the one that the site chose on its validation part, or one by name."""
+"""The model that predicts: the one that the site chose on its validation part, or one given by name."""
 _LOG = get_logger(__name__)
 _RUN: Final = "config.yaml"
 _STUDY: Final = "policy.json"
-"""A file that only a study's folder at the coordinator contains."""
+"""A file that exists only in a study's folder at the coordinator."""
 _DEPTH: Final = 3
-"""How many folders deep the runs of a comparison lie at most, as `bench` puts them."""
+"""The largest depth of folders in which the runs of a comparison are searched; `bench` uses this depth."""
 
 
 @dataclass(frozen=True)
 class OpenSite:
-    """The model that one site uses."""
+    """The model of one site."""
 
     name: str
     uses: str
@@ -67,14 +67,14 @@ class OpenSite:
     built: BuiltModel
     parameters: Parameters
     seen: IntensityRange | None = None
-    """The intensities of the images that it was trained on, where they are known."""
+    """The intensities of the site's training images; None if they are not known."""
 
     def predict(self, image: Path | str) -> npt.NDArray[np.uint8]:
         """The class map of an image file at its native size; 0 is background, 1 to C are the classes.
 
-        It is `[H, W]` of a picture, and `[D, H, W]` of a volume (`predict_volume` also says how its slices lie).
+        The shape is `[H, W]` for a picture and `[D, H, W]` for a volume; `predict_volume` also returns the orientation of the slices.
 
-        An image whose range is far from that of the site's training images is logged as a warning.
+        If the intensities of the image are far from those of the site's training images, a warning is logged.
 
         Raises:
             DataError: the image cannot be read.
@@ -92,7 +92,7 @@ class OpenSite:
     def predict_volume(
         self, case: Case, wishes: VolumeWishes, tell: Callable[[int, int], None] | None = None
     ) -> PredictedVolume:
-        """The classes of a volume, slice by slice; see `pfedsam.engine.predict_volume`.
+        """The predicted classes of a volume; see `pfedsam.engine.predict_volume`.
 
         Raises:
             DataError: the volume cannot be read.
@@ -100,7 +100,7 @@ class OpenSite:
         return predict_volume_file(self.options, self.built, self.parameters, case, wishes, tell)
 
     def _warn_of_range(self, case: Case) -> None:
-        """Log a warning if an image is much darker or brighter than the training images. With stretched contrast it makes no difference."""
+        """Log a warning if an image is much darker or brighter than the training images, unless its contrast is stretched."""
         if self.seen is None or case.volume or self.options.data.image.contrast != "none":
             return
         said = far_from_training(load_image(case, self.options.data.image), self.seen)
@@ -116,11 +116,11 @@ class OpenRun:
     options: RunOptions
     built: BuiltModel
     shared: NamedTensors
-    """The last shared parameters that the server had, or that the site received."""
+    """The last shared parameters of the server, or those that the site received last."""
     places: Mapping[str, Path]
-    """By site, the folder that can contain its parameters."""
+    """Site -> the folder that can contain its parameters."""
     finished: bool = True
-    """Whether it is a run on this machine, which can be scored anew."""
+    """Whether this is a finished run on this machine, which can be scored again."""
     rounds: int | None = None
     """The number of rounds that the server has committed; None for a study at a site."""
 
@@ -130,7 +130,7 @@ class OpenRun:
         return list(self.places)
 
     def site(self, name: str, wanted: Wanted = "in-use") -> OpenSite:
-        """The model that a site uses, or the one of its models that is wanted.
+        """The model that a site uses, or its personal or shared model if this is requested.
 
         Raises:
             RunError: there is no such site or model, the site has no parameters here, or they do not fit the configuration.
@@ -141,16 +141,16 @@ class OpenRun:
         model = wanted if wanted != "in-use" else "shared" if used.uses == "shared" else models[0]
         if model not in models:
             raise RunError(
-                f"A run of the method {self.options.method!r} has no {model} model; it has the {' and the '.join(models)} one."
+                f"A run of the method {self.options.method!r} has no {model} model; it has the {' and the '.join(models)} model."
             )
         used = used._replace(uses="shared" if len(models) > 1 and model == "shared" else "personal")
         return OpenSite(name, model, self.options, self.built, used, read_range(self.places[name]))
 
     def evaluate(self, progress: Progress | None = None) -> Summary:
-        """Score the test part again; rewrites scores, overlays, `summary.json` and `report.html`.
+        """Score the test part again, and rewrite scores, overlays, `summary.json` and `report.html`.
 
         Raises:
-            RunError: it is a study over several machines, or another process works in the folder.
+            RunError: this is a study over several machines, or another process works in the folder.
         """
         if not self.finished:
             raise RunError(
@@ -161,7 +161,7 @@ class OpenRun:
             return self._evaluate(progress or silent)
 
     def _evaluate(self, tell: Progress) -> Summary:
-        self.shared, self.rounds = _committed(self.folder, self.built)  # a run may have ended since it was opened
+        self.shared, self.rounds = _committed(self.folder, self.built)  # the run may have continued since it was opened
         before = read_summary(self.folder / "summary.json")
         models, scores = models_of(self.options, self.built), {}
         sites = read_sites(self.options, masks_required=False)
@@ -177,10 +177,10 @@ class OpenRun:
         )
 
     def _in_use(self, site: str) -> Parameters:
-        """The parameters that a site uses. If they were removed, that is an error: the initial ones are not used in their place.
+        """The parameters that a site uses. It is an error if they were removed; the initial parameters are not used instead.
 
         Raises:
-            RunError: it has none here, or they do not fit the configuration.
+            RunError: the site has no parameters here, or they do not fit the configuration.
         """
         place = self.places[site]
         pool = build_roster(self.options).pool
@@ -188,8 +188,8 @@ class OpenRun:
         if self.built.partition.local and not any((holder / "state").is_dir() for holder in holders):
             where = "" if self.finished else " They are at the site: open the study there (`pfedsam site predict`)."
             raise RunError(
-                f"The folder {self.folder.name!r} holds no parameters of the site {site!r} (sites/{site}/state), and without them "
-                f"there is no model of its own.{where or ' Bring that folder back from a copy of the run.'}"
+                f"The folder {self.folder.name!r} contains no parameters of the site {site!r} (sites/{site}/state), which its model "
+                f"needs.{where or ' Restore that folder from a copy of the run.'}"
             )
         start = start_of(self.options, self.built, place.parent, site)
         used = SiteModels.of(self.options, self.built, place, start).in_use(self.shared)
@@ -202,12 +202,13 @@ def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | 
 
     Args:
         folder: the --out of `pfedsam run`, a study's folder at the coordinator, or a site's folder.
-        overrides: `key.path=value`, before the configuration; for what changes no parameter, such as `data.image.max_megapixels`.
-        study: at a site, the id of the study; needed where more than one has ended there.
+        overrides: texts `key.path=value` that take precedence over the configuration; only for options that do not change the model, such
+            as `data.image.max_megapixels`.
+        study: the id of the study, for a site's folder; needed if more than one study has ended at the site.
 
     Raises:
-        RunError: the folder holds no model, or a comparison of several runs, or its configuration is not what was trained with.
-        OptionError: its configuration is not one that this version knows.
+        RunError: the folder contains no model or several runs, or its configuration is not the one of the training.
+        OptionError: this version does not support the configuration.
     """
     folder = Path(folder)
     if (folder / CONFIG).exists():
@@ -215,7 +216,7 @@ def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | 
     if not (folder / _RUN).exists() or not (folder / SERVER).exists():
         raise RunError(_what_to_give(folder))
     options = read_config(folder / _RUN, overrides)
-    # The machine that opens a run need not be the one that made it, nor have its GPU.
+    # The machine that opens a run may be another one than that of the training, without its GPU.
     wanted = "cpu" if options.runtime.device == "cpu" else "auto"
     built = build_model(options, configure_numerics(options.runtime.threads, wanted))
     places = {name: folder / "sites" / name for name in options.data.sites}
@@ -234,43 +235,43 @@ def _open_at_site(folder: Path, study: str | None, overrides: Sequence[str]) -> 
 
 
 def _ended(policy: SitePolicy, study: str | None) -> StudyManifest:
-    """The manifest of a study that has ended at a site: the one of this id, or the only one.
+    """The manifest of a study that has ended at a site: the study with this id, or the only one.
 
     Raises:
-        RunError: the study has not ended there, or no id is given and not exactly one has ended.
+        RunError: the study has not ended at the site, or no id is given and not exactly one study has ended.
     """
     ended = {one.study: one for one in policy.manifests() if (policy.study_folder(one.study) / SCORES).exists()}
     if study is None and len(ended) == 1:
         return next(iter(ended.values()))
     if study not in ended:
-        asked = f"no study {study} has ended at this site" if study else "say by --study which study's model to use"
+        asked = f"no study {study} has ended at this site" if study else "give the study whose model is used by --study"
         raise RunError(f"{asked}; ended here: {', '.join(ended) or 'none yet'}.")
     return ended[study]
 
 
 def _committed(folder: Path, built: BuiltModel) -> tuple[NamedTensors, int]:
-    """The shared parameters that the server committed last, and after how many rounds."""
+    """The shared parameters that the server committed last, and the number of rounds before that commit."""
     stored, metadata = read_server(folder)
     _check_fit(folder, built, "shared", stored)
     return {name: stored[name] for name in built.partition.shared}, int(metadata["round"])
 
 
 def _check_fit(folder: Path, built: BuiltModel, kind: Kind, found: NamedTensors) -> None:
-    """Refuse parameters that are not those of the model that the configuration describes.
+    """Refuse parameters that do not fit the model of the configuration.
 
     Raises:
-        RunError: one is missing or has another shape.
+        RunError: a parameter is missing or has another shape.
     """
     for name in built.partition.names(kind):
         if name not in found or found[name].shape != built.initial[name].shape:
             raise RunError(
                 f"The {kind} parameters in {folder.name!r} are not those of the model in its config.yaml (first: {name}). "
-                "Put back the config.yaml that the run wrote; for another model, start a run in a new folder."
+                "Restore the config.yaml that the run wrote; for another model, start a run in a new folder."
             )
 
 
 def _what_to_give(folder: Path) -> str:
-    """Why a folder cannot be opened, and which one to give instead."""
+    """The reason why a folder cannot be opened, and which folder to give instead."""
     if not folder.is_dir():
         return f"There is no folder {folder.name!r}. Give the --out folder of `pfedsam run`."
     found = [
@@ -280,9 +281,11 @@ def _what_to_give(folder: Path) -> str:
         if (path.parent / SERVER).exists()
     ]
     if not found:
-        return f"The folder {folder.name!r} holds no run with a finished round. Give the --out folder of `pfedsam run`."
+        return (
+            f"The folder {folder.name!r} contains no run with a finished round. Give the --out folder of `pfedsam run`."
+        )
     more = f" and {len(found) - 8} more" if len(found) > 8 else ""
     return (
-        f"The folder {folder.name!r} holds several runs: {', '.join(found[:8])}{more}. Give one of them, such as "
+        f"The folder {folder.name!r} contains several runs: {', '.join(found[:8])}{more}. Give one of them, such as "
         f"{(folder / found[0]).as_posix()}."
     )

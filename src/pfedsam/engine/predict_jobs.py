@@ -35,23 +35,23 @@ class Job:
 
     path: Path
     stem: str
-    """First part of the names of the files that are written."""
+    """First part of the names of the files that the job writes."""
     volume: bool
     series: str | None
     target: Path
-    """The mask."""
+    """The file of the mask."""
 
     @property
     def name(self) -> str:
-        """Its name in progress bars and tables."""
+        """The name of the job in progress bars and tables."""
         return self.stem
 
     def case(self, site: str, channels: Sequence[str] = ()) -> Case:
         """The job as a case without a mask.
 
         Args:
-            site: Whose model predicts.
-            channels: Endings of the sequences of a case; the files of the others lie beside that of the first.
+            site: The site whose model predicts.
+            channels: Endings of the names of a case's sequences; the files of all sequences are in the same folder.
 
         Raises:
             DataError: The job is not the first sequence of a case.
@@ -72,7 +72,7 @@ class Job:
 
 
 def without_further_sequences(jobs: Sequence[Job], channels: Sequence[str]) -> list[Job]:
-    """The jobs less the volumes that are the second or third sequence of a case, whose first one is predicted with them."""
+    """The jobs without those for the second or third sequence of a case, because they are read together with the first sequence."""
     further = tuple(channels[1:])
     return [job for job in jobs if not (further and job.volume and stem_of(job.path).endswith(further))]
 
@@ -80,15 +80,16 @@ def without_further_sequences(jobs: Sequence[Job], channels: Sequence[str]) -> l
 def find_jobs(images: Sequence[Path], out: Path, *, dicom_seg: bool = False) -> list[Job]:
     """One job for each picture, volume and series.
 
-    A folder that holds DICOM files itself is one volume for each of its series; another folder stands for all volumes and pictures in it.
+    A folder that directly contains DICOM files gives one volume for each of its series. Any other folder stands for all volumes and
+    pictures in it.
 
     Args:
         images: Files, folders and patterns such as `new/*.nii.gz`.
         out: Folder of the masks.
-        dicom_seg: Masks of DICOM series become DICOM-SEG.
+        dicom_seg: Whether masks of DICOM series are written as DICOM-SEG.
 
     Raises:
-        OptionError: A folder holds nothing to segment, or two masks would be the same file.
+        OptionError: A folder contains no image, or two masks would be the same file.
     """
     jobs = [job for image in _expanded(images) for job in _jobs_of(image, out, dicom_seg)]
     seen: dict[Path, Job] = {}
@@ -103,14 +104,14 @@ def find_jobs(images: Sequence[Path], out: Path, *, dicom_seg: bool = False) -> 
 
 
 def refuse_existing(jobs: Sequence[Job], folders: Sequence[str] = ("",)) -> None:
-    """Refuses to overwrite a file.
+    """Refuse to overwrite a file.
 
     Args:
-        jobs: Whose masks are to be written.
-        folders: Of the masks of classes that overlap, in the output folder.
+        jobs: The jobs whose masks are to be written.
+        folders: For classes that overlap, the folders of the masks in the output folder.
 
     Raises:
-        OptionError: The mask of a job is there already.
+        OptionError: The mask of a job exists already.
     """
     inputs = {job.path.resolve() for job in jobs}
     masks = ((job, target) for job in jobs for target in (*_targets(job, folders), *_as_pictures(job, folders)))
@@ -119,7 +120,7 @@ def refuse_existing(jobs: Sequence[Job], folders: Sequence[str] = ("",)) -> None
             what = "is one of the images" if target.resolve() in inputs else "exists already"
             raise OptionError(
                 f"The mask of {str(job.path)!r} would overwrite {str(target)!r}, which {what}. Nothing was written; "
-                "give another --out, such as a new folder, or --resume to skip what is there."
+                "give another --out, such as a new folder, or --resume to skip existing masks."
             )
 
 
@@ -145,7 +146,7 @@ def _jobs_of(image: Path, out: Path, dicom_seg: bool) -> Iterator[Job]:
 
 
 def _holds_dicom(folder: Path) -> bool:
-    """Whether a folder holds DICOM files itself, so that it is an image."""
+    """Whether a folder directly contains DICOM files, so that it is an image itself."""
     return any(looks_like_dicom(file) for file in folder.iterdir() if file.is_file())
 
 
@@ -163,10 +164,12 @@ def _jobs_in(folder: Path, out: Path, dicom_seg: bool) -> Iterator[Job]:
 
 
 def _dicom_jobs(image: Path, out: Path, ending: str) -> Iterator[Job]:
-    """A job for each series of a DICOM file or folder; a single series has no number in its name."""
+    """A job for each series of a DICOM file or folder; if there is only one series, the name contains no number."""
     try:
         series = find_images(image).series if image.is_dir() else []
-    except DataError:  # reported when the image is predicted, so that the other images are predicted
+    except (
+        DataError
+    ):  # the error is reported when this image is predicted, so that the other images are still predicted
         series = []
     if len(series) < 2:
         yield Job(image, stem_of(image), True, None, out / f"{stem_of(image)}{ending}")
@@ -177,22 +180,22 @@ def _dicom_jobs(image: Path, out: Path, ending: str) -> Iterator[Job]:
 
 
 def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_seg: bool = False) -> Path:
-    """Write the results of a volume: sizes, then probabilities, then the mask. So a job is finished if its mask exists.
+    """Write the results of a volume: sizes, then probabilities, and the mask last, so that a job with a mask is finished.
 
     A single DICOM picture without a position gets a PNG, because a NIfTI file would give it a position. If classes overlap, there is a mask
     for each class in a folder of the class's name, or one DICOM-SEG with all of them.
 
     Args:
-        job: Where to.
+        job: The job with the paths of its files.
         found: The volume and its classes.
         labels: Names and ids of the classes.
-        dicom_seg: The mask of a DICOM series becomes a DICOM-SEG.
+        dicom_seg: Whether the mask of a DICOM series is written as DICOM-SEG.
 
     Returns:
-        The file of the mask; of several the last one.
+        The file of the mask; if there are several, the last one.
 
     Raises:
-        DataError: A DICOM-SEG cannot be made of it.
+        DataError: A DICOM-SEG cannot be made of this volume.
         StoreError: A file cannot be written.
     """
     folder, volume = job.target.parent, found.volume
@@ -216,7 +219,7 @@ def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_se
 
 
 def _write_probabilities(path: Path, found: PredictedVolume, classes: int) -> None:
-    """Write the probabilities of so many classes as one file, if they were asked for.
+    """Write the probabilities of all classes to one file, if they were requested.
 
     Raises:
         StoreError: The file cannot be written.
@@ -236,7 +239,7 @@ def is_done(job: Job, folders: Sequence[str] = ("",)) -> bool:
 
 
 def _targets(job: Job, folders: Sequence[str]) -> list[Path]:
-    """The files of the masks in these folders of the output folder; a DICOM-SEG holds all classes."""
+    """The files of the masks in these folders of the output folder; a DICOM-SEG contains all classes."""
     if job.target.suffix == ".dcm":
         return [job.target]
     return [job.target.parent / name / job.target.name for name in folders]
@@ -256,10 +259,10 @@ def _write_sizes(folder: Path, name: str, sizes: Sequence[Size]) -> None:
 
 
 def _replace_rows(path: Path, columns: Sequence[str], name: str, rows: Sequence[tuple[object, ...]]) -> None:
-    """Put the rows of one image into a table, in place of those that it had.
+    """Write the rows of one image into a table; earlier rows of the same image are replaced.
 
     Raises:
-        DataError: The file is another table.
+        DataError: The file contains another table.
     """
     kept: list[list[str]] = []
     if path.exists():

@@ -23,9 +23,9 @@ class VolumeWishes:
 
     probabilities: bool = False
     flips: bool = False
-    """Average over mirror images."""
+    """Whether the predictions are averaged over mirror images."""
     smallest: int = 0
-    """Connected parts of fewer voxels are removed."""
+    """Connected components with fewer voxels are removed."""
     largest_only: bool = False
 
 
@@ -50,12 +50,12 @@ def predict_volume_file(
     """The classes of a volume, predicted slice by slice by the model in use at a site.
 
     Args:
-        options: Of the run.
-        built: Its model.
-        used: The site's parameters.
-        case: The volume; its mask is not looked at.
-        wishes: What is wanted beside the classes.
-        tell: Called with the slices done and all slices.
+        options: The options of the run.
+        built: The model of the run.
+        used: The parameters that the site uses.
+        case: The volume; its mask is not read.
+        wishes: Options of the prediction.
+        tell: Called with the number of finished slices and the number of all slices.
 
     Raises:
         DataError: The volume cannot be read.

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Event:
-    """`done` of `total` steps of a stage (check, prepare, train, finalize, test), and the name of the site or file."""
+    """The progress of a stage (check, prepare, train, finalize or test): `done` of `total` steps, and the name of the site or file."""
 
     stage: str
     done: int
     total: int
     detail: str
+    images: tuple[int, int] | None = None
+    """In the stage train: the number of training images that a site has drawn so far, and the most that it draws in the study."""
 
 
 Progress = Callable[[Event], None]

@@ -73,7 +73,7 @@ def run(options: RunOptions, folder: Path | str, *, resume: bool = False, progre
 
 
 def _run(options: RunOptions, folder: Path, sites: Mapping[str, Site], built: BuiltModel, tell: Progress) -> Summary:
-    """Runs a federation in its folder, from its last finished round to its report."""
+    """Run a federation in its folder, from its last committed round to its report."""
     content = options.model_dump(mode="json")
     manifest = build_manifest(options, built, study_id(options, built.backbone), content)
     study = Study(
@@ -87,7 +87,9 @@ def _run(options: RunOptions, folder: Path, sites: Mapping[str, Site], built: Bu
     local = LocalStudy(options, manifest, with_pool(options, sites), folder)
     rounds, trainers = manifest.rounds, sum(build_roster(options).asks(site, "train") for site in local.sites)
     done = study.state.round
-    tell(Event("train", done * trainers, rounds * trainers, f"round {min(done + 1, rounds)} of {rounds}"))
+    images = options.training.images_per_round
+    drawn = (done * images, rounds * images)
+    tell(Event("train", done * trainers, rounds * trainers, f"round {min(done + 1, rounds)} of {rounds}", drawn))
     transport = LocalTransport(local, built if options.runtime.workers == 1 else None, tell)
     try:
         StudyRun(folder, transport, study).run()
@@ -113,7 +115,7 @@ def is_finished(options: RunOptions, folder: Path) -> bool:
     """Whether `folder` holds this run in finished form.
 
     Raises:
-        RunError: it holds another run, or something else.
+        RunError: the folder contains another run, or something else.
     """
     _check_folder(options, folder, True)
     return (folder / "summary.json").exists()
@@ -125,14 +127,16 @@ def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
         if folder.exists() and not folder.is_dir():
             raise RunError(f"{folder.name!r} is a file, where a folder has to be. Give a new or an empty folder.")
         if (folder / SERVER).exists():
-            read_config(config)  # tells that it is missing
+            read_config(config)  # raises the error that it is missing
         if folder.exists() and not _is_unstarted(folder):
-            raise RunError(f"The folder {folder.name!r} is not empty and holds no run. Give a new or an empty folder.")
+            raise RunError(
+                f"The folder {folder.name!r} is not empty and contains no run. Give a new or an empty folder."
+            )
         return
     before = read_config(config).model_dump(mode="json", exclude={"runtime", "name"})
     if not resume:
         raise RunError(
-            f"The folder {folder.name!r} holds a run already. Go on with it by --resume, or give another folder."
+            f"The folder {folder.name!r} contains a run already. Continue it with --resume, or give another folder."
         )
     now = without_unused(options).model_dump(mode="json", exclude={"runtime", "name"})
     changed = differences(before, now)
@@ -150,10 +154,10 @@ def _is_unstarted(folder: Path) -> bool:
 
 
 def _sites(options: RunOptions, folder: Path, tell: Progress) -> tuple[dict[str, Site], dict[str, IntensityRange]]:
-    """The checked sites, and the intensities of their training images where the run begins; a resumed run keeps its split and cases.
+    """The checked sites, and for a new run the intensities of their training images; a resumed run keeps its split and cases.
 
     Raises:
-        DataError: naming every problem, or what changed since the run began.
+        DataError: the data have problems, all of which are named, or have changed since the run began.
     """
     if (folder / "config.yaml").exists():
         now = read_sites(options, masks_required=False)
@@ -177,5 +181,5 @@ def _begin(options: RunOptions, folder: Path, sites: Mapping[str, Site], ranges:
         write_split(folder / "sites" / name / "split.json", site, digests=True)
         if name in ranges:
             write_range(folder / "sites" / name, ranges[name])
-    # Last: a folder with a configuration is one that can be resumed.
+    # The configuration is written last, because a folder with a configuration can be resumed.
     write_config(folder / "config.yaml", options)

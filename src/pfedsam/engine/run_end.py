@@ -1,4 +1,4 @@
-"""The results of every finished run: `summary.json`, and `report.html`, which is made from it."""
+"""The results of every finished run: `summary.json`, and the report `report.html`."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -44,7 +44,7 @@ def summarize_models(scores: Mapping[str, Mapping[str, list[CaseScores]]]) -> di
 
 
 def part_sizes(sites: Mapping[str, Site]) -> dict[str, PartSizes]:
-    """How many cases each site trains and validates on."""
+    """The number of training and validation cases of each site."""
     return {name: PartSizes(len(site.of("train")), len(site.of("val"))) for name, site in sites.items()}
 
 
@@ -61,17 +61,17 @@ def write_end(
     """Write summary and report into a run's folder.
 
     Args:
-        folder: of the run; the report also reads its records, configuration and overlays.
-        options: of the run.
-        models: `personal`, `shared`, or both, with each site's scores.
-        sizes: of the sites' parts, where they are known.
-        communication: bytes of a round.
-        seconds: what took how long.
+        folder: the folder of the run; the report also reads its records, configuration and overlays.
+        options: the options of the run.
+        models: the scores of each site, by model (`personal`, `shared` or both).
+        sizes: the sizes of the sites' parts, where they are known.
+        communication: the bytes of a round.
+        seconds: the measured times by name.
         rounds: the number of rounds that were trained; None for `training.rounds`.
 
     Raises:
-        RunError: there is no model, or the two were not scored at the same sites.
-        StoreError: a file could not be written, or what the report reads is damaged.
+        RunError: there is no model, or the two models were not scored at the same sites.
+        StoreError: a file could not be written, or a file that the report needs is damaged.
     """
     records = folder / RECORDS
     summary = build_summary(
@@ -96,7 +96,7 @@ def write_end(
 
 
 def _backbone_name(options: RunOptions) -> str:
-    """The name of the network that is trained; of a file only its name, because its folder says something about this machine."""
+    """The name of the trained network; for a backbone in a file, only the name of the file, because its path describes this machine."""
     model = build_method(options).adapt(options.model)
     if model.unet:
         return "U-Net, random weights"

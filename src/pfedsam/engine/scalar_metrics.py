@@ -40,7 +40,7 @@ _WHOLE_NUMBERS: Final = {
     "unit": len(_UNITS) - 1,
     "volume_unit": len(_VOLUME_UNITS) - 1,
 }
-"""The largest value of the metrics that are a round, a yes or no, or the place of a unit in the lists above."""
+"""The largest value of metrics with whole numbers: a round, 0 or 1 for no or yes, or the index of a unit in the lists above."""
 _ANNOTATES: Final = "annotates."
 _COUNTS: Final = tuple(field.name for field in fields(Occurrence))
 _COUNTS_OF_CASES: Final = frozenset({*_COUNTS, *(f"undefined_{measure}" for measure in MEASURES)})
@@ -50,7 +50,7 @@ _DISTANCES: Final = frozenset({"hd95", "assd"})
 
 
 def allowed_metrics(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[str, ...]]:
-    """The names that the reply to each task may hold."""
+    """The names of the metrics that the reply to each task may contain."""
     method, training = build_method(options), options.training
     models = tuple(models_of(options, built))
     classes = build_labels(options).names
@@ -70,7 +70,7 @@ def _loss_names(phases: Iterable[PhaseSpec]) -> list[str]:
 
 
 def _selection_names(options: RunOptions, built: BuiltModel) -> list[str]:
-    """The metrics that tell which model a site uses since a validation; none where it can use one model only."""
+    """The metrics about the model that a site uses after a validation; none if the site can use only one model."""
     if allowed_drop(options, built) is None:
         return []
     return [_KEPT, _PLAIN] if built.partition.shared else [_KEPT]
@@ -79,9 +79,9 @@ def _selection_names(options: RunOptions, built: BuiltModel) -> list[str]:
 def from_registration(
     cases: int, classes: Sequence[str], form: LabelForm, names: Sequence[str]
 ) -> dict[str, float | None]:
-    """The metrics with which a site joins: its weight in the average, and 1 for each class that it annotates, 0 otherwise.
+    """The metrics of a site that joins: its weight in the average, and for each class 1 if the site annotates it, else 0.
 
-    None but those that are allowed, which an older study may have fewer of.
+    Only allowed names are included; a study of an older version allows fewer.
     """
     annotated = form.annotated or (True,) * len(classes)
     said = {f"{_ANNOTATES}{name}": float(there) for name, there in zip(classes, annotated, strict=True)}
@@ -89,7 +89,7 @@ def from_registration(
 
 
 def to_missing(scalar_metrics: ScalarMetrics, classes: Sequence[str]) -> frozenset[str]:
-    """The classes that a site does not annotate, by the metrics of its join; a site of an older version sends none and annotates all."""
+    """The classes that a site does not annotate, from its metrics when it joined; a site of an older version annotates all classes."""
     return frozenset(name for name in classes if scalar_metrics.get(f"{_ANNOTATES}{name}") == 0)
 
 
@@ -113,11 +113,11 @@ def check_values(scalar_metrics: ScalarMetrics, min_cases: int = OFF) -> None:
     """Refuse values that a site cannot have measured; the allowed range of a metric follows from its name.
 
     Args:
-        scalar_metrics: of a reply, under names that the manifest lists.
-        min_cases: of the study; above 1 a site may withhold a count.
+        scalar_metrics: the metrics of a reply, with names that the manifest lists.
+        min_cases: the study's `min_cases`; above 1, a site may withhold counts.
 
     Raises:
-        UpdateError: naming the metric and what it may be.
+        UpdateError: a value is not allowed; the message names the metric and its allowed values.
     """
     for name, value in scalar_metrics.items():
         allowed = _allowed_range(name)
@@ -129,13 +129,13 @@ def check_values(scalar_metrics: ScalarMetrics, min_cases: int = OFF) -> None:
 
 
 def _may_be_undefined(name: str, min_cases: int) -> bool:
-    """Whether a reply may give None for a metric: a measure may be undefined, and a study may let sites withhold counts of a model."""
+    """Whether a metric may be None: measures may be undefined, and a study may allow sites to withhold counts."""
     last = name.split(".")[-1]
     return last not in _ALWAYS_THERE or (min_cases > OFF and is_count(name) and name != last)
 
 
 def _most_cases(name: str, scalar_metrics: ScalarMetrics) -> float:
-    """The number of test cases of the model, for a count of the cases of one class; infinite for every other metric."""
+    """The largest value of a count of cases of one class, which is the model's number of test cases; infinite for other metrics."""
     parts = name.split(".")
     if ".class." not in name or parts[-1] not in _COUNTS_OF_CASES:
         return math.inf
@@ -159,7 +159,7 @@ def _allowed_range(name: str) -> _Range:
 
 
 def from_report(report: RoundReport, *, told: bool = True) -> dict[str, float | None]:
-    """A report as metrics by name; values that are not finite, or all that may not leave the site, are sent as undefined."""
+    """A report as metrics by name; values that are not finite are None, and so are all values if they may not leave the site (`told`)."""
     values: dict[str, float] = {}
     for phase, losses in report.losses.items():
         values |= {f"loss.{phase}.{part}": value for part, value in losses.items()}
@@ -169,7 +169,7 @@ def from_report(report: RoundReport, *, told: bool = True) -> dict[str, float | 
 
 
 def to_report(scalar_metrics: ScalarMetrics, names: Sequence[str]) -> RoundReport:
-    """The report in scalar_metrics, in the order of the names that are allowed; the inverse of `from_report`."""
+    """The report in these metrics, in the order of the allowed names; the inverse of `from_report`."""
     losses: dict[str, dict[str, float]] = {}
     usage: dict[str, list[float]] = {}
     for name in names:
@@ -195,7 +195,7 @@ def from_validation(found: Validation, names: Sequence[str]) -> dict[str, float 
 
 
 def to_validation(scalar_metrics: ScalarMetrics, names: Sequence[str]) -> Validation:
-    """The validation in scalar_metrics, in the order of the names that are allowed; the inverse of `from_validation`."""
+    """The validation in these metrics, in the order of the allowed names; the inverse of `from_validation`."""
     dice = {
         name.removeprefix("dice."): scalar_metrics[name]
         for name in names
@@ -211,7 +211,7 @@ def from_summaries(
 ) -> dict[str, float | None]:
     """The test scores of a site by reported model, as metrics by name; they contain no value of a single case.
 
-    None but those that are allowed, which an older study may have fewer of. What stands for fewer than `min_cases` cases is null.
+    Only allowed names are included; a study of an older version allows fewer. Values over fewer than `min_cases` cases are None.
     """
     found: dict[str, float | None] = {}
     for model, whole in summaries.items():
@@ -230,7 +230,7 @@ def from_summaries(
 
 
 def to_summaries(scalar_metrics: ScalarMetrics, classes: tuple[str, ...]) -> dict[str, SiteSummary]:
-    """The summaries in these metrics; the inverse of `from_summaries`. Metrics that an older site does not send stay unknown."""
+    """The summaries in these metrics; the inverse of `from_summaries`. Metrics that an older site does not send are None."""
     models = dict.fromkeys(name.split(".")[1] for name in scalar_metrics)
     return {model: _summary(scalar_metrics, f"test.{model}", classes) for model in models}
 
@@ -256,7 +256,7 @@ def _class_summary(scalar_metrics: ScalarMetrics, prefix: str) -> ClassSummary:
     counts = {
         kind: _count(scalar_metrics, f"{prefix}.{kind}") for kind in _COUNTS if f"{prefix}.{kind}" in scalar_metrics
     }
-    told = any(count is not None for count in counts.values())  # an older site says nothing of them
+    told = any(count is not None for count in counts.values())  # an older site does not send them
     return ClassSummary(mean, undefined, Occurrence(**{"not_annotated": 0, **counts}) if told else None)
 
 

@@ -1,4 +1,4 @@
-"""Files that a local run and a coordinator write in the same form: the committed state, and records of the sites' reports."""
+"""Files that local runs and coordinators write in the same format: the committed state, and records of the sites' reports."""
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
@@ -15,21 +15,21 @@ from pfedsam.federation.server import ServerState
 from pfedsam.report.records import RecordWriter, check_mark, read_records
 
 SERVER = Path("shared") / "shared.safetensors"
-"""The server's state in a run's folder: the shared parameters, what the method's server step keeps, and the round that comes next."""
+"""The file in a run's folder with the server's state: the shared parameters, the tensors of the server step, and the next round."""
 RECORDS = "records.jsonl"
-"""The records, in the same folder."""
+"""The file of the records in the same folder."""
 _MEMORY = "memory:"
-"""Starts the names of what the method's server step keeps; no parameter's name has a colon."""
+"""Prefix of the names of the tensors that the method's server step keeps; names of parameters contain no colon."""
 NOTHING = {"none": torch.zeros(1)}
-"""A placeholder that is stored if a method shares nothing."""
+"""Placeholder that is stored if a method shares nothing."""
 
 
 def load_state(folder: Path, study: str, file: Path = SERVER) -> ServerState:
-    """The state after the last committed round, or the one in another file of the folder.
+    """The state after the last committed round, or the state in another file of the folder.
 
     Raises:
-        RunError: it belongs to another study.
-        StoreError: it is damaged or missing, or the records of its rounds are.
+        RunError: the state belongs to another study.
+        StoreError: the state, or the records of its rounds, are damaged or missing.
     """
     stored, metadata = read_server(folder, file)
     if metadata["study"] != study:
@@ -45,7 +45,7 @@ def read_server(folder: Path, file: Path = SERVER) -> tuple[dict[str, Tensor], d
     """The tensors, of any shape, and the metadata of the server's state.
 
     Raises:
-        StoreError: it is damaged or missing.
+        StoreError: the file is damaged or missing.
     """
     try:
         return tensors.load(folder / file, unsealed=("round", "study"))
@@ -57,10 +57,10 @@ def read_server(folder: Path, file: Path = SERVER) -> tuple[dict[str, Tensor], d
 
 
 def refuse_lost_state(folder: Path) -> None:
-    """Refuse to begin anew where the server's state is missing although rounds were committed.
+    """Refuse to start from the beginning if the server's state is missing although rounds were committed.
 
     Raises:
-        StoreError: a record is of a later round than the first, which a killed run may have left unfinished.
+        StoreError: there is a record of a later round than the first. (A killed run may have left records of an unfinished first round.)
     """
     path = folder / RECORDS
     if not (folder / SERVER).exists() and path.exists() and any(row.get("round", 0) > 0 for row in read_records(path)):
@@ -70,14 +70,14 @@ def refuse_lost_state(folder: Path) -> None:
 def save_state(
     folder: Path, study: str, state: ServerState, records: RecordWriter | None = None, *, mode: int = 0o777
 ) -> None:
-    """Commit a round; it is committed when the file is renamed into place.
+    """Commit a round by renaming the file of its state into place.
 
     Args:
-        folder: of the run or study.
-        study: its identity.
-        state: after the round.
-        records: of the run; what they hold up to now belongs to the commit, and is checked when the state is loaded.
-        mode: of the folder, where it is made.
+        folder: the folder of the run or study.
+        study: the identity of the run or study.
+        state: the state after the round.
+        records: the records of the run; those written so far belong to the commit, and are checked when the state is loaded.
+        mode: the permissions of the state's folder if it has to be made.
     """
     path = folder / SERVER
     path.parent.mkdir(exist_ok=True, mode=mode)
@@ -94,7 +94,7 @@ def record_aggregate(
     messages: Mapping[str, bytes],
     scaled: Mapping[str, float] | None = None,
 ) -> None:
-    """Record which updates were averaged, scaled down, or refused with which reason, and the bytes of each message."""
+    """Record which updates were averaged, scaled down or refused (with the reason), and the size of each message in bytes."""
     row: dict[str, object] = {
         "kind": "aggregate",
         "round": round_,
@@ -108,7 +108,7 @@ def record_aggregate(
 
 
 def record_report(records: RecordWriter, round_: int, site: str, report: RoundReport) -> None:
-    """Write the losses of each phase, None where one is not finite, and the use of the experts."""
+    """Record the losses of each phase, None where a loss is not finite, and the shares of the experts."""
     for phase, losses in report.losses.items():
         parts = {"loss" if name == "total" else name: v if isfinite(v) else None for name, v in losses.items()}
         row = {"kind": "round", "round": round_, "site": site, "phase": phase, "loss": None, **parts}
@@ -118,7 +118,7 @@ def record_report(records: RecordWriter, round_: int, site: str, report: RoundRe
 
 
 def record_validation(records: RecordWriter, round_: int, site: str, found: Validation) -> None:
-    """Write the Dice of each model, and which model the site uses where that is not the personal one that it trained last."""
+    """Record the Dice of each model, and the model that the site uses if this is not the personal model that it trained last."""
     for model, dice in found.dice.items():
         records.write({"kind": "validation", "round": round_, "site": site, "model": model, "dice": dice})
     if found.kept is not None:

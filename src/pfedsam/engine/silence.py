@@ -1,9 +1,9 @@
-"""Which sites a round asks: one that does not reply costs the round its whole deadline, so it is asked less and less.
+"""Sites that do not reply are left out of some rounds, because each of them makes a round wait until its deadline.
 
-A site that is known to be away (its process has ended, or it was revoked) costs no time, and is not counted here.
+After the first round without a reply a site is left out of one round, after the second in a row of two, then of four, and so on up to
+`LONGEST`. As soon as the site sends a reply, even a late one, or connects again, it gets all requests again.
 
-After its first silent round a site is left out of one round, after the second in a row of two, then of four, and so on up to
-`LONGEST`. It is asked in every round again as soon as it calls: by a reply, also one that comes too late, or by coming back.
+A site that is known to be disconnected (its process has ended, or it was revoked) causes no waiting and is not counted here.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,27 +11,27 @@ from dataclasses import dataclass
 from typing import Final
 
 LONGEST: Final = 16
-"""Most rounds in a row that a site is left out of."""
+"""The largest number of consecutive rounds of which a site is left out."""
 
 
 @dataclass(frozen=True)
 class Silence:
-    """A site that did not answer when it was asked last."""
+    """A site that did not reply to its last request."""
 
     times: int
-    """In a row."""
+    """Number of consecutive requests without a reply."""
     until: int
-    """The round in which it is asked again."""
+    """The round in which the site gets a request again."""
 
 
 def left_out(silences: Mapping[str, Silence], round_: int, *, sites: Collection[str], least: int) -> dict[str, str]:
-    """The sites that a round does not ask, each with the reason for its records.
+    """The sites that get no request in a round, each with the reason for the records.
 
     Args:
-        silences: after the round before.
+        silences: the silent sites after the previous round.
         round_: the round.
-        sites: that take part.
-        least: where fewer would be asked, all are.
+        sites: the sites that take part in the study.
+        least: if fewer sites than this would get a request, all get one.
     """
     found = {
         site: f"not asked: it was silent {silence.times} time(s) in a row, and is asked again in round {silence.until + 1} or when it calls"
@@ -44,13 +44,13 @@ def left_out(silences: Mapping[str, Silence], round_: int, *, sites: Collection[
 def after_round(
     silences: Mapping[str, Silence], round_: int, *, silent: Collection[str], called: Collection[str]
 ) -> dict[str, Silence]:
-    """The silences after a round.
+    """The silent sites after a round.
 
     Args:
-        silences: before it.
+        silences: the silent sites before the round.
         round_: the round.
-        silent: who was asked in it and did not answer within the deadline.
-        called: who answered, came back, or whose late reply came; whoever is in both is not silent.
+        silent: the sites that got a request in the round and did not reply within the deadline.
+        called: the sites that replied, connected again, or sent a late reply; a site in both lists is not silent.
     """
     now = {site: silence for site, silence in silences.items() if site not in called}
     for site in set(silent) - set(called):

@@ -45,7 +45,7 @@ from pfedsam.training.phases import Model
 from pfedsam.training.site_data import SiteData
 
 SCORES: Final = "scores.json"
-"""A site's test scores by case, in its folder; written when the study has ended there."""
+"""The file in a site's folder with its test scores by case; it is written when the study has ended there."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class RoundReport:
     losses: dict[str, dict[str, float]]
     """Mean losses by phase."""
     usage: dict[str, list[float]]
-    """Share of the tokens by block and expert, in the last round and after it; empty before, and without experts."""
+    """Share of the tokens by block and expert, in the last round and after it; empty in earlier rounds, and without experts."""
 
 
 class SiteSession:
@@ -75,14 +75,14 @@ class SiteSession:
         """Load the training part of a site.
 
         Args:
-            options: of the run.
-            study: the run's identity, kept with each state.
-            name: of the site.
-            cases: its training cases.
+            options: the options of the run.
+            study: the run's identity, which is stored with each state.
+            name: the name of the site.
+            cases: the training cases of the site.
             built: the federation's model; its trained parameters are overwritten.
-            folder: of the site in the run.
-            cache: folder for the frozen blocks' outputs.
-            start: the local parameters before its first round.
+            folder: the folder of the site in the run.
+            cache: the folder of the cache of frozen features.
+            start: the local parameters before the site's first round.
 
         Raises:
             DataError: a case cannot be read.
@@ -104,7 +104,7 @@ class SiteSession:
             ends: the number of rounds after which the study ends; None for `training.rounds`.
 
         Returns:
-            The update's message (empty when nothing is shared), and what the site says beside it.
+            The message with the update (empty if the method shares nothing), and the report of the round.
         """
         stored = self.store.rewind(round_)
         result = self._phases(round_, shared, stored, ends=ends)
@@ -121,7 +121,7 @@ class SiteSession:
         return RoundReport(result.losses, self._usage(result))
 
     def _send(self, round_: int, shared: NamedTensors, result: ClientResult, stored: SiteState | None) -> Sent:
-        """The round's update after the steps of the pipeline, which are none where a method shares nothing."""
+        """The result of the update pipeline for the round's update; it is empty if the method shares nothing."""
         if not result.shared:
             return Sent(b"", {})
         update = Update(self.name, round_, result.shared, self.cases)
@@ -177,10 +177,10 @@ class SiteSession:
 
 
 class SiteScorer:
-    """The scoring side of one site: its validation and test parts, never used to train."""
+    """The scoring side of one site: its validation and test parts, which are never used for training."""
 
     def __init__(self, options: RunOptions, name: str, built: BuiltModel, cache: PrefixCache) -> None:
-        """Score for the site `name`, whose images go through `cache`."""
+        """Prepare the scoring of the site `name`, with `cache` for the frozen features of its images."""
         self.options, self.name, self.built, self._cache = options, name, built, cache
         self._labels = build_labels(options, name)
         self._predict = build_predict(options, built.model.image_size)
@@ -193,15 +193,15 @@ class SiteScorer:
         round_: int,
         received: NamedTensors,
     ) -> Validation:
-        """Score what the site trained last on its validation part, and say which model it uses from now on.
+        """Score the parameters that the site trained last on its validation part, and choose the model that it uses from now on.
 
-        The choice is by the exact scores; those that are given back lack what stands for fewer than `communication.min_cases` cases.
+        The choice uses the exact scores. In the result, scores over fewer than `communication.min_cases` cases are withheld.
 
         Args:
-            cases: the validation part; without any there is nothing to say.
-            models: reported name to model.
-            site: its parameters.
-            round_: the validation is after this one.
+            cases: the validation part; if it is empty, the result is empty too.
+            models: reported name -> model.
+            site: the parameters of the site.
+            round_: the round after which the validation takes place.
             received: the shared parameters.
         """
         if not cases:
@@ -223,17 +223,17 @@ class SiteScorer:
         parameters: Parameters,
         folder: Path,
     ) -> dict[str, list[CaseScores]]:
-        """Scores of the test cases by the name a model is reported under; writes `scores.json` and overlays into `folder`.
+        """Score the test cases, write `scores.json` and overlays into `folder`, and return the scores by the reported name of the model.
 
         Args:
             cases: the test part.
-            models: reported name to the model that is scored; the first one is drawn.
-            parameters: that the site uses.
-            folder: of the site in the run.
+            models: reported name -> model; overlays are drawn for the first model.
+            parameters: the parameters that the site uses.
+            folder: the folder of the site in the run.
         """
         scores: dict[str, list[CaseScores]] = {}
         for number, (reported, model) in enumerate(models.items()):
-            if number and parameters.uses == "shared":  # the same model answers under every name
+            if number and parameters.uses == "shared":  # the shared model is scored under every name
                 scores[reported] = next(iter(scores.values()))
                 continue
             scores[reported], overlays = self._score(cases, model, parameters, distances=True, draw=number == 0)
@@ -247,7 +247,7 @@ class SiteScorer:
         return [found for _, found in whole_cases(self._predict(self.forward(model, parameters), examples))]
 
     def forward(self, model: Model, parameters: Parameters) -> Forward:
-        """Pixels to class logits by one of the site's models."""
+        """The function from pixels to class logits of one of the site's models."""
         sam, partition = self.built.model, self.built.partition
         assign(sam, parameters.shared, partition.shared)
         assign(sam, parameters.local, partition.local)
@@ -309,7 +309,7 @@ def _overlay(
 
 
 def _plain(scores: Mapping[str, list[CaseScores]]) -> dict[str, list[dict[str, Any]]]:
-    """The content of `scores.json` by reported model; it names cases and patients and stays at the site."""
+    """The content of `scores.json` by reported model; it names cases and patients, so it must stay at the site."""
     return {
         model: [
             {

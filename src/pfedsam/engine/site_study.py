@@ -1,6 +1,6 @@
-"""A study that is open at a site, with its model in memory: it does what a request asks and gives the reply.
+"""A study that is open at a site, with its model in memory: it executes requests and makes the replies.
 
-The same code answers at a hospital (`engine.site_agent`) and in a local run (`engine.local`).
+The same code is used at a hospital (`engine.site_agent`) and in a local run (`engine.local`).
 """
 
 from collections.abc import Callable
@@ -40,20 +40,20 @@ class SiteStudy:
     """The study's model; sites in one process share it, and each puts its own parameters into it."""
     site: Site
     folder: Path
-    """Of the site in the study: its split, its states, its scores."""
+    """The folder of the site in the study, with its split, states and scores."""
     cache_folder: Path
-    """For the frozen blocks' outputs of this site's images."""
+    """The folder of the cache of frozen features of this site's images."""
     start: Callable[[], NamedTensors]
-    """Gives the local parameters before the site's first round."""
+    """A function that returns the local parameters before the site's first round."""
 
     @property
     def _enough_to_train(self) -> bool:
-        """Whether numbers that stand for the training cases may leave the site."""
+        """Whether the site has enough training cases for numbers about them to leave the site."""
         return len(self.site.of("train")) >= self.manifest.min_cases
 
     @cached_property
     def session(self) -> SiteSession:
-        """The training side; the training images are read when it is first asked for.
+        """The training side of the site; the training images are read on the first access.
 
         Raises:
             DataError: a case cannot be read, or does not fit the model.
@@ -76,14 +76,14 @@ class SiteStudy:
         return SiteModels.of(self.options, self.built, self.folder, self.start())
 
     def answer(self, request: Request, shared: NamedTensors) -> Reply:
-        """Do what is asked.
+        """Execute a request.
 
         Args:
-            request: of this study, and admitted.
-            shared: the parameters in it.
+            request: an admitted request of this study.
+            shared: the shared parameters in the request.
 
         Raises:
-            RefusedError: the round is not one that follows the site's own state.
+            RefusedError: the round does not follow the site's own state.
             DataError: a case cannot be read.
             StoreError: the site's state cannot be read or written.
         """
@@ -105,8 +105,11 @@ class SiteStudy:
     def _train(self, request: Request, shared: NamedTensors) -> Reply:
         last = self.session.store.load()
         if last is not None and request.round < last.round - 1:
-            # The store would have to forget more than the one round that a coordinator's restart can cost.
-            raise RefusedError("wrong-round", f"asked for round {request.round + 1}, which this site has left behind.")
+            # A restarted coordinator repeats at most one round, so a site never has to go back further.
+            raise RefusedError(
+                "wrong-round",
+                f"the request is for round {request.round + 1}, but this site is already several rounds ahead.",
+            )
         message, report = self.session.train(request.round, shared, request.ends)
         return Reply(
             request.task, request.study, request.round, from_report(report, told=self._enough_to_train), message
@@ -117,7 +120,7 @@ class SiteStudy:
         found = self._scorer().validate(self.site.of("val"), models, self.models, request.round, shared)
         if found.kept is not None:
             asked = in_words("validate", request.round, request.ends or self.manifest.rounds)
-            _LOG.warning("%s: the shared model is worse here; the one of round %d stays", asked, found.kept + 1)
+            _LOG.warning("%s: the model became much worse here; the site keeps that of round %d", asked, found.kept + 1)
         return from_validation(found, self.manifest.scalar_metrics["validate"])
 
     def _test(self, shared: NamedTensors) -> ScalarMetrics:

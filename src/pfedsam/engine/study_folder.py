@@ -1,7 +1,6 @@
-"""A study's folder at the coordinator: manifest, policy, the shared parameters, records, status; nothing from a site's data.
+"""A study's folder at the coordinator: manifest, policy, shared parameters, records and status, but no data of a site.
 
-It has the form of a run's folder (`engine.run`), so that `pfedsam report` reads it too; what stands in `sites/` there
-stays at the sites here.
+It has the same layout as a run's folder (`engine.run`), so that `pfedsam report` can read it; the content of `sites/` stays at the sites.
 """
 
 import hashlib
@@ -40,23 +39,23 @@ from pfedsam.training.schedule import end_of_training
 
 T = TypeVar("T", bound=Options)
 REVOKED = "revoked.json"
-"""In the coordinator's folder, beside that of the studies: the sites that may take part in nothing any more."""
+"""A file in the coordinator's folder with the revoked sites, which are excluded from all studies."""
 _REVOKED_COPY = ".revoked-copy.json"
-"""The same once more, so that a list that was lost is not taken for an empty one."""
+"""A copy of this file, so that the loss of one of the two is noticed."""
 CONNECTED = "connected.json"
-"""Beside it: the sites that are connected now."""
+"""A file in the coordinator's folder with the sites that are connected now."""
 STUDIES_FOLDER = "studies"
-"""Beside it: a folder for each study."""
+"""The folder in the coordinator's folder that contains a folder for each study."""
 EARLIER_STATES = 3
-"""How many committed states are kept beside the current one."""
+"""Number of committed states that are kept in addition to the current one."""
 _POLICY, _REGISTERED, STATUS = "policy.json", "registered.json", "status.json"
 
 
 def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
-    """Make the folder of a study under `root`, or find the one that is there; the study's id is its name.
+    """Make the folder of a study under `root`, or use the existing one; the name of the folder is the study's id.
 
     Raises:
-        OptionError: the method cannot run over several machines, or not with so few sites.
+        OptionError: the method cannot run over several machines, or needs more sites.
         CheckpointError: the backbone cannot be loaded.
     """
     if build_roster(options).pool:
@@ -68,9 +67,8 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
     built = build_model(options)
     content = options.model_dump(mode="json", exclude={"runtime": True, "data": {"sites", "split_folder"}})
     if file := backbone_file(options.model.backbone):
-        content["model"]["backbone"] = (
-            file.name
-        )  # its hash is in the manifest; where it lies here is nobody else's business
+        # Sites get the backbone's hash in the manifest, but not its path on this machine.
+        content["model"]["backbone"] = file.name
     study = study_id(content, built.backbone)
     manifest, shared = build_manifest(options, built, study, content), built.start("shared")
     folder = StudyFolder(root / study)
@@ -86,7 +84,7 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
 
 
 def with_min_cases(options: RunOptions) -> RunOptions:
-    """The options of a study between hospitals, in which small numbers stay at the sites where nothing else is said."""
+    """The options of a study between hospitals: unless `communication.min_cases` is set, it gets the default for such studies."""
     if options.communication.min_cases is not None:
         return options
     communication = options.communication.model_copy(update={"min_cases": DEFAULT})
@@ -98,7 +96,7 @@ def _state_name(round_: int) -> str:
 
 
 def study_id(configuration: Mapping[str, Any], backbone: str) -> str:
-    """What identifies a study: its configuration as sites get to see it, and its backbone's hash."""
+    """The identity of a study: a digest of the configuration that sites get, and of the backbone's hash."""
     return hashlib.sha256(json.dumps([configuration, backbone], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -106,10 +104,10 @@ def build_manifest(options: RunOptions, built: BuiltModel, study: str, content: 
     """The manifest of a study.
 
     Args:
-        options: of the study.
-        built: its model.
-        study: its id.
-        content: the configuration as sites get to see it.
+        options: the options of the study.
+        built: the model of the study.
+        study: the id of the study.
+        content: the configuration that sites get.
     """
     shared = built.start("shared")
     return StudyManifest(
@@ -130,27 +128,27 @@ def build_manifest(options: RunOptions, built: BuiltModel, study: str, content: 
 
 
 def _largest_change(options: RunOptions, shared: NamedTensors) -> float:
-    """How far one round may move the shared tensors, by what the sites and the method's server step do."""
+    """The largest L2 norm by which one round can change the shared tensors, from the sites' training and the method's server step."""
     training, values = options.training, sum(tensor.numel() for tensor in shared.values())
     of_a_site = largest_change(shared, training.optimizer.learning_rate, training.steps_per_round)
     return build_method(options).server.largest_change(of_a_site, values)
 
 
 def _class_tensors(options: RunOptions, built: BuiltModel) -> dict[str, tuple[str, ...]]:
-    """The shared tensors that belong to single classes, with the names of these."""
+    """The shared tensors that belong to single classes, each with the names of its classes."""
     names, numbers = build_labels(options).names, built.model.class_numbers()
     return {one: tuple(names[n - 1] for n in numbers[one]) for one in built.partition.shared if one in numbers}
 
 
 def read_revoked(coordinator: Path) -> set[str]:
-    """The sites that were revoked; none where none ever was.
+    """The revoked sites; an empty set if no site was ever revoked.
 
     Raises:
-        StoreError: the list, or the copy that it is kept in too, is damaged or missing.
+        StoreError: the list or its copy is damaged or missing.
     """
     remedy = (
-        "It says which sites may take part in nothing: name each of them again by `pfedsam coordinator revoke`, "
-        "which writes it anew."
+        "It lists the sites that are excluded from all studies: revoke each of them again with `pfedsam coordinator revoke`, "
+        "which writes a new list."
     )
     paths = [coordinator / REVOKED, coordinator / _REVOKED_COPY]
     if not any(path.exists() for path in paths):
@@ -170,13 +168,13 @@ def _read_names(path: Path, remedy: str) -> set[str]:
 
 
 def write_revoked(coordinator: Path, sites: set[str]) -> None:
-    """Keep the list of revoked sites; a coordinator that runs takes notice within a round."""
+    """Write the list of revoked sites; a running coordinator applies it within one round."""
     for name in (_REVOKED_COPY, REVOKED):
         sealed.write_json(coordinator / name, {"sites": sorted(sites)})
 
 
 def read_connected(coordinator: Path) -> list[str]:
-    """The sites that are connected, as the coordinator wrote them last; none where its file is missing or damaged."""
+    """The connected sites in the file that the coordinator wrote last; an empty list if the file is missing or damaged."""
     try:
         names = json.loads((coordinator / CONNECTED).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -185,7 +183,7 @@ def read_connected(coordinator: Path) -> list[str]:
 
 
 class StudyFolder:
-    """Reads and writes what a study's folder holds."""
+    """Reads and writes the files in a study's folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -194,7 +192,7 @@ class StudyFolder:
         """The round policy of the study.
 
         Raises:
-            StoreError: it is missing or damaged.
+            StoreError: the policy is missing or damaged.
         """
         remedy = "Submit the study again, with the quorum and the deadlines that it had; no round is lost."
         content = sealed.read_json(self.path / _POLICY, remedy)
@@ -207,24 +205,24 @@ class StudyFolder:
         """The state after the last committed round.
 
         Raises:
-            RunError: it belongs to another study.
+            RunError: the state belongs to another study.
         """
         return load_state(self.path, manifest.study)
 
     def save_state(self, state: ServerState, manifest: StudyManifest, records: RecordWriter | None = None) -> None:
-        """Commit a round: with this rename it is done. The states before it are kept for `roll_back`, `EARLIER_STATES` of them."""
+        """Commit a round by renaming its state into place; the last `EARLIER_STATES` states are kept for `roll_back`."""
         self._keep_state(manifest)
         save_state(self.path, manifest.study, state, records, mode=0o700)
 
     def earlier_states(self) -> list[int]:
-        """After how many rounds each of the states that are kept stood, the newest last."""
+        """The number of rounds after which each of the kept states was stored, in ascending order."""
         return sorted(int(path.stem.removeprefix("after-")) for path in self._earlier.glob("after-*.safetensors"))
 
     def roll_back(self, manifest: StudyManifest, to_round: int) -> ServerState:
-        """Make the shared parameters those after `to_round` rounds again, and commit them as the state of the round that comes next.
+        """Reset the shared parameters to those after `to_round` rounds, and commit them as the state before the next round.
 
-        The number of the round does not go back: sites train each round once, and what they learnt meanwhile stays with them. The round
-        that the coordinator was in is left out.
+        The number of the round does not go back, because sites train each round only once; their local parameters are not reset. The
+        unfinished round of the coordinator is skipped.
 
         Raises:
             RunError: there is no such state, or the study has no round left.
@@ -232,11 +230,13 @@ class StudyFolder:
         current = self.load_state(manifest)
         if to_round not in self.earlier_states():
             kept = ", ".join(map(str, self.earlier_states())) or "none"
-            raise RunError(f"the state after {to_round} round(s) is not kept; kept are those after {kept} round(s).")
+            raise RunError(
+                f"the state after {to_round} round(s) is not stored; stored are the states after {kept} round(s)."
+            )
         if current.round >= self._ends():
             raise RunError(
-                f"the study has had all of its rounds. The state after {to_round} round(s) lies in "
-                f"{self._earlier.relative_to(self.path)}; submit a new study to train on."
+                f"all rounds of the study are done. The state after {to_round} round(s) is in "
+                f"{self._earlier.relative_to(self.path)}; submit a new study to continue the training."
             )
         earlier = load_state(self.path, manifest.study, self._earlier.relative_to(self.path) / _state_name(to_round))
         with RecordWriter(self.path / "records.jsonl") as records:
@@ -256,7 +256,7 @@ class StudyFolder:
         return (self.path / SERVER).parent / "earlier"
 
     def _keep_state(self, manifest: StudyManifest) -> None:
-        """Link the committed state under its number; the rename that follows leaves the link as it is."""
+        """Make a hard link to the committed state under its number; the following rename does not change this link."""
         path = self.path / SERVER
         if not path.exists():
             return
@@ -268,47 +268,47 @@ class StudyFolder:
             (self._earlier / _state_name(old)).unlink(missing_ok=True)
 
     def read_registered(self) -> dict[str, int]:
-        """The number of training cases of every site that ever joined; a site's weight cannot change in a study.
+        """The number of training cases of every site that has ever joined; a site's weight cannot change in a study.
 
         Raises:
-            StoreError: the file is damaged, or missing although a record is of a site's join.
+            StoreError: the file is damaged, or missing although rounds were recorded.
         """
         path = self.path / _REGISTERED
         if not path.exists() and not self._has_records():
             return {}
         remedy = (
-            "It holds what each site weighs in the average: bring it back from a copy of the study's folder; without one, submit the "
-            "study to a new coordinator's folder."
+            "It contains the weight of each site in the average: restore it from a copy of the study's folder; if there is none, submit "
+            "the study in a new coordinator's folder."
         )
         content = sealed.read_json(path, remedy)
         if not all(type(cases) is int and cases > 0 for cases in content.values()):
-            raise StoreError(f"{path.name} is damaged: it does not hold the number of cases of each site. {remedy}")
+            raise StoreError(f"{path.name} is damaged: it does not contain the number of cases of each site. {remedy}")
         return content
 
     def _has_records(self) -> bool:
-        """Whether a round was recorded; registrations are written before that."""
+        """Whether a round was recorded; the registrations are written before the first record of a round."""
         path = self.path / RECORDS
         return path.exists() and any(row["kind"] in ("round", "aggregate") for row in read_records(path))
 
     def write_registered(self, registered: Mapping[str, int]) -> None:
-        """Keep the registrations."""
+        """Write the numbers of training cases by site."""
         sealed.write_json(self.path / _REGISTERED, dict(sorted(registered.items())))
 
     def write_status(self, state: str, *, round_: int, rounds: int, sites: Sequence[str], reason: str = "") -> None:
-        """Say where the study stands, for `pfedsam coordinator status`."""
+        """Write the status of the study, for `pfedsam coordinator status`."""
         content = {"state": state, "round": round_, "rounds": rounds, "sites": list(sites), "reason": reason}
         now = datetime.now(UTC).isoformat(timespec="seconds")
         sealed.write_json(self.path / STATUS, {**content, "time": now})
 
     def read_status(self) -> dict[str, Any]:
-        """Where the study stands.
+        """The status of the study.
 
         Raises:
             StoreError: the file is missing or damaged.
         """
-        remedy = f"Submit study {self.path.name} again: it goes on from its last committed round."
+        remedy = f"Submit study {self.path.name} again: it continues from its last committed round."
         content = sealed.read_json(self.path / STATUS, remedy)
         kinds = {"state": str, "round": int, "rounds": int, "sites": list, "reason": str, "time": str}
         if set(content) != set(kinds) or not all(isinstance(content[key], kind) for key, kind in kinds.items()):
-            raise StoreError(f"{STATUS} is damaged: it does not say where a study stands. {remedy}")
+            raise StoreError(f"{STATUS} is damaged: it does not contain the status of a study. {remedy}")
         return content

@@ -1,7 +1,7 @@
-"""How the round loop reaches the sites: `Transport` carries a request to some of them and brings their replies back.
+"""The interface between the round loop and the sites: a `Transport` sends a request to some of the sites and returns their replies.
 
-There are two transports: `engine.local` runs the sites in this process or in worker processes, `deploy.controller` reaches them over
-NVFlare. The round loop knows neither.
+There are two transports: `engine.local` runs the sites in this process or in worker processes, and `deploy.controller` reaches them over
+NVFlare. The round loop depends on neither of them.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -35,11 +35,11 @@ class Transport(Protocol):
         """Send one request to these sites and wait until all have replied or the deadline has passed, whichever comes first.
 
         Args:
-            request: as `federation.messages.request_to_wire` writes it.
-            task: what is asked, the same as in the request.
-            sites: whom to ask.
-            deadline_s: seconds to wait; a transport whose sites cannot be away may ignore it.
+            request: the request, as `federation.messages.request_to_wire` writes it.
+            task: the task of the request.
+            sites: the names of the sites.
+            deadline_s: seconds to wait; a transport whose sites are always available may ignore it.
         """
 
     def wants_again(self) -> bool:
-        """Whether the job that runs at the sites has to be started anew so that a waiting site can take part."""
+        """Whether the job at the sites has to be started again so that a waiting site can take part."""

@@ -1,6 +1,6 @@
-"""Processes that work for the sites of a local run side by side: each holds one model and the sites that are assigned to it.
+"""Worker processes of a local run, which train sites in parallel: each has one model and a fixed set of sites.
 
-A site is always assigned to the same process, so its images are read once. The assignment changes no result.
+A site is always assigned to the same process, so that its images are read only once. The assignment does not change the results.
 """
 
 import os
@@ -15,19 +15,19 @@ from multiprocessing import get_context
 from typing import Any
 
 Work = Callable[..., Any]
-"""Does a piece of work for the site that its first argument names."""
+"""A function that does some work for the site named by its first argument."""
 
 
 class Workers:
-    """Does work for sites in this process or in several others."""
+    """Runs a function for sites, in this process or in several worker processes."""
 
     def __init__(self, make: Callable[[], Work], sites: Sequence[str], count: int) -> None:
         """Prepare the processes.
 
         Args:
-            make: gives the function that does the work; called once in each process, and picklable where there are several.
-            sites: the names that work is done for, in the order in which they are assigned to processes.
-            count: the number of processes; 1 is this one.
+            make: makes the function; it is called once in each process, and must be picklable if there are several.
+            sites: the names of the sites, in the order in which they are assigned to processes.
+            count: the number of processes; 1: the function runs in this process.
         """
         self._place = {name: i % count for i, name in enumerate(sites)}
         self._own = make() if count == 1 else None
@@ -40,7 +40,7 @@ class Workers:
             ]
 
     def each(self, sites: Sequence[str], *args: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - of the function
-        """Each of these sites with what the function returned for `(site, *args)`, in the sites' order; an error of a site is raised."""
+        """Each of these sites with the result of the function for `(site, *args)`, in the given order; an error of a site is raised."""
         if self._own is not None:
             for site in sites:
                 yield site, self._own(site, *args)
@@ -54,7 +54,7 @@ class Workers:
         return self._pools[self._place.get(site, 0)].submit(_call, site, *args)
 
     def close(self) -> None:
-        """End the processes at once; what they have not committed is done again by a resumed run."""
+        """End the processes at once; a resumed run repeats work that was not committed."""
         for pool in self._pools:
             processes = list((pool._processes or {}).values())
             pool.shutdown(wait=False, cancel_futures=True)
@@ -69,8 +69,8 @@ _WORK: Work | None = None
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """A process started meanwhile never sees Ctrl-C, not even while it imports: this one decides when to stop, and sees it afterwards."""
-    if sys.platform == "win32":  # it cannot hold signals back
+    """Block Ctrl-C within the context, so that processes started in it never receive it; this process receives it afterwards."""
+    if sys.platform == "win32":  # Windows cannot block signals
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -87,7 +87,7 @@ def _start(make: Callable[[], Work], parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent is gone, however that ended."""
+    """End this process when its parent process has ended, for whatever reason."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

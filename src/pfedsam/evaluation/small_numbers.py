@@ -1,7 +1,7 @@
-"""Scores that stand for too few cases to leave a site, and counts (`core.small_numbers`) that do.
+"""Withholds scores and counts that are based on too few cases to leave a site (see also `core.small_numbers`).
 
-A mean is withheld where fewer cases than that went into it, and the mean over classes where the mean of a class
-is withheld, because the difference would tell it. The same holds for sums of counts over classes.
+A mean over too few cases is withheld. If the mean of a class is withheld, the mean over classes is withheld as well, because the former
+could be computed from it. The same holds for sums of counts over classes.
 """
 
 from collections.abc import Collection
@@ -13,11 +13,11 @@ from pfedsam.evaluation.summary import ClassSummary, Occurrence, SiteSummary, su
 
 
 def withhold(summary: SiteSummary, least: int) -> SiteSummary:
-    """A site's summary without what stands for fewer than so many cases.
+    """A site's summary without counts and scores that are based on too few cases.
 
     Args:
-        summary: with every count known.
-        least: fewest cases that a count or a score may stand for; `OFF` gives back the summary.
+        summary: the summary, in which every count is known.
+        least: the smallest number of cases on which a count or a score may be based; with `OFF` the summary is returned unchanged.
     """
     if least <= OFF or summary.cases is None:
         return summary
@@ -36,7 +36,7 @@ def withhold(summary: SiteSummary, least: int) -> SiteSummary:
 
 
 def _withheld(known: ClassScores, published: ClassScores) -> list[str]:
-    """The measures that are known but not published."""
+    """The measures that are known but withheld."""
     return [m for m in MEASURES if getattr(published, m) is None and getattr(known, m) is not None]
 
 
@@ -51,7 +51,7 @@ def _withhold_class(one: ClassSummary, cases: int, least: int) -> ClassSummary:
 
 def _withhold_occurrence(occurrence: Occurrence, least: int) -> Occurrence:
     counts = {name: count or 0 for name, count in asdict(occurrence).items()}
-    missed = counts.pop("missed")  # a part of those that are present; the others add up to all cases
+    missed = counts.pop("missed")  # these are among the cases with the class; the other counts add up to all cases
     kept = publishable_counts(counts, least)
     kept["missed"] = None if kept["present"] is None else publishable_count(missed, counts["present"], least)
     return Occurrence(**kept)

@@ -1,9 +1,9 @@
-"""How the values of an update become bytes: exact, as half floats, or as small integers with a scale for each block.
+"""The encoding of the values of an update: exact, as half floats, or as small integers with a scale for each block.
 
-All but `fp32` carry the change from the shared parameters that the site received, which both sides know to the bit: it is small
-and of one size, where the weights are not. An integer codec divides a tensor into blocks and sends, for each, the scale
-s = max|x| / L (float16, rounded up, so that nothing is clipped) and the codes round(x / s) in -L..L, with L = 127 (int8) or 7 (int4).
-The error of a value is at most s / 2. Decoding is one exact product in float32, so that every machine reads the same bits.
+All codecs but `fp32` encode the change from the shared parameters that the site received, which server and site know exactly: the changes
+are small and of similar size, and the parameters themselves are not. An integer codec divides a tensor into blocks. For each block it sends
+the scale s = max|x| / L (float16, rounded up, so that nothing is clipped) and the codes round(x / s) in -L..L, with L = 127 (int8) or 7
+(int4). The error of a value is at most s / 2. Decoding is one exact product in float32, so that every machine gets the same bits.
 
 Block-wise symmetric quantisation: Dettmers et al., "8-bit Optimizers via Block-wise Quantization", ICLR 2022, section 2.1, with
 linear codes.
@@ -21,26 +21,27 @@ from pfedsam.core.errors import OptionError, UpdateError
 CodecName = Literal["fp32", "fp16", "int8", "int4"]
 
 MIN_BLOCK, MAX_BLOCK = 8, 4096
-"""Values of one block: fewer cost more in scales than the codes, more let one large value coarsen too many."""
+"""Number of values in a block: in smaller blocks the scales need more bytes than the codes, and in larger ones a single large value makes
+the rounding of too many others coarse."""
 
 _LEVELS = {"int8": 127, "int4": 7}
 _HALF = torch.float16
 _ZERO_NIBBLE = 8
-"""The code 0 of int4; codes are stored with 8 added, two in a byte, the earlier one in the low half."""
+"""The stored form of the code 0 of int4: codes are stored with 8 added, two in a byte, the earlier one in the low half."""
 
 
 @dataclass(frozen=True)
 class Codec:
-    """One way to write tensors; site and server must use the same, so it is part of what an update's digest covers."""
+    """One encoding of tensors; site and server must use the same one, so it is covered by the digest of the update's specification."""
 
     name: CodecName = "fp32"
     block: int = 64
 
     def __post_init__(self) -> None:
-        """Refuse what no configuration can ask for.
+        """Check the length of a block.
 
         Raises:
-            OptionError: the block has another length than is allowed.
+            OptionError: the length is not allowed.
         """
         if not MIN_BLOCK <= self.block <= MAX_BLOCK:
             raise OptionError(f"communication.block is {self.block}; allowed are {MIN_BLOCK} to {MAX_BLOCK} values.")
@@ -50,20 +51,20 @@ class Codec:
 
     @property
     def lossless(self) -> bool:
-        """Values travel as they are, in the tensors' own types; otherwise `pack` and `unpack` carry changes."""
+        """Whether the values themselves are sent, in the types of the tensors; otherwise `pack` and `unpack` encode their changes."""
         return self.name == "fp32"
 
     def size(self, count: int) -> int:
-        """The bytes of `count` changes of one tensor."""
+        """The number of bytes of `count` changes of one tensor."""
         if self.name not in _LEVELS:
             return count * _HALF.itemsize
         return self._scales(count) * _HALF.itemsize + (count if self.name == "int8" else (count + 1) // 2)
 
     def pack(self, change: Tensor) -> Tensor:
-        """The changes of one tensor (any shape, read as float32) as bytes, uint8 `[size]`.
+        """Encode the changes of one tensor (any shape, converted to float32) as bytes, uint8 `[size]`.
 
-        A block with a value that is not finite, or too large for its scale, is sent as one that is read as not finite: it is for
-        the server to refuse it by the site's name.
+        A block with a value that is not finite, or that is too large for a scale, is encoded so that it is decoded as not finite; the
+        server then refuses the update and names the site.
         """
         flat = change.detach().cpu().to(torch.float32).reshape(-1)
         if self.name not in _LEVELS:
@@ -79,10 +80,10 @@ class Codec:
         )
 
     def unpack(self, data: Tensor, count: int) -> Tensor:
-        """Decode what `pack` wrote, bytes uint8 of shape `[size]`, to float32 of shape `[count]`.
+        """Decode bytes that `pack` wrote, uint8 of shape `[size]`, to float32 of shape `[count]`.
 
         Raises:
-            UpdateError: the bytes are not ones that `pack` writes.
+            UpdateError: `pack` does not write such bytes.
         """
         if data.dtype != torch.uint8 or data.shape != (self.size(count),):
             raise UpdateError(f"{data.numel()} bytes cannot be {count} values of codec {self}: {self.size(count)} are.")
@@ -96,14 +97,14 @@ class Codec:
         return (_in_blocks(codes.to(torch.float32), self.block) * scales[:, None]).reshape(-1)[:count]
 
     def least_norm(self, data: Tensor, count: int) -> float:
-        """The least L2 norm of changes that have the scales in these bytes of shape `[size]`; 0 for a codec without scales.
+        """A lower bound of the L2 norm of the changes in these bytes `[size]`, from the scales alone; 0 for a codec without scales.
 
-        Every block that `pack` writes holds its largest value exactly: the scale times L. Scales that are not finite are left out;
-        the values that they give are refused as not finite.
+        The largest value of every block that `pack` writes is exactly the scale times L. Scales that are not finite are left out,
+        because their values are refused as not finite.
 
         Args:
             data: the bytes uint8 `[size]` of one tensor.
-            count: its values.
+            count: the number of values of the tensor.
         """
         if self.name not in _LEVELS:
             return 0.0
@@ -116,7 +117,7 @@ class Codec:
 
 
 LOSSLESS = Codec("fp32")
-"""Every bit as it is."""
+"""The codec that changes no value."""
 
 
 def _in_blocks(flat: Tensor, block: int) -> Tensor:
@@ -140,7 +141,7 @@ def _from_nibbles(data: Tensor, count: int) -> Tensor:
     """Unpack bytes of shape `[ceil(count / 2)]` to int8 codes of shape `[count]`; a code is -8 only in a message that is not valid.
 
     Raises:
-        UpdateError: the half byte that is left over holds something.
+        UpdateError: the unused half byte at the end is not empty.
     """
     codes = torch.stack([data & 15, data >> 4], dim=1).reshape(-1).to(torch.int8) - _ZERO_NIBBLE
     if bool(codes[count:].any()):

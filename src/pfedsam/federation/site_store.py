@@ -1,13 +1,13 @@
-"""What a site keeps between rounds: its local parameters, its optimiser, and where it stands.
+"""The state that a site stores between rounds: local parameters, optimiser state, and the number of the last round.
 
-A commit is one file, written beside the earlier ones and renamed into place when it is whole: there is no moment at
-which a half of it can be read. The last two generations stay, so that a site that was ahead of the server when both
-stopped can go back one round. Everything is readable by its owner alone, and none of it is ever sent.
+Each commit writes one new file, a *generation*, which is renamed into place when it is complete, so that no incomplete file can be read.
+The last two generations are kept: if both processes stopped while the site was one round ahead of the server, the site returns to the
+server's round. Only the owner can read the files, and they are never sent.
 
-Beside the folder a small file names the generations that must be there, so that a state that was lost is told and never taken for a
-site that begins. It is written after them: generations that it does not name yet are sound as well.
+A small index file beside the folder lists the generations that must exist, so that a site whose state was lost is reported as damaged and
+not treated as a new site. The index is written after the generations; a generation that it does not list yet is valid as well.
 
-A file of an earlier version is migrated step by step as it is read; the next commit is of this version.
+Files of earlier versions are migrated step by step when they are read; the next commit is written in the present version.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from pfedsam.core.errors import StoreError
 from pfedsam.core.tensors import NamedTensors
 
 SCHEMA: Final = 4
-"""The version of the files' form."""
+"""The version of the file format."""
 
 _LOCAL, _OPTIMIZER, _MEMORY, _SHARED = "local:", "optimizer:", "feedback:", "shared:"
 _PATTERN = "generation-*.safetensors"
@@ -30,10 +30,10 @@ _PATTERN = "generation-*.safetensors"
 
 @dataclass(frozen=True)
 class SiteState:
-    """One site's memory at the end of a phase."""
+    """The state of one site at the end of a phase."""
 
     study: str
-    """The federation's run that this belongs to."""
+    """The identity of the run or study."""
     site: str
     round: int
     phase: str
@@ -41,23 +41,23 @@ class SiteState:
     local: NamedTensors
     """The parameters that never leave the site."""
     optimizer: NamedTensors
-    """The optimiser's tensors and whatever else resuming needs that is a tensor."""
+    """The state of the optimiser."""
     memory: NamedTensors = field(default_factory=dict)
-    """What the steps of the update pipeline keep for the next round (`federation.pipeline`)."""
+    """The tensors that the steps of the update pipeline keep for the next round (`federation.pipeline`)."""
     shared: NamedTensors = field(default_factory=dict)
-    """The shared parameters that the site stays with; empty where it uses those that it receives (`engine.model_selection`)."""
+    """The shared parameters of an earlier round that the site uses; empty if it uses the received ones (`engine.model_selection`)."""
     shared_round: int | None = None
-    """The round after which it received them."""
+    """The round after which the site received these shared parameters."""
     best: float | None = None
     """The best validation Dice so far."""
     uses: Literal["personal", "shared"] = "personal"
-    """Which of its two models the site uses since this validation."""
+    """The model that the site uses since this validation."""
     kept: bool = False
-    """Whether these parameters are of an earlier validation, because those of this one were much worse."""
+    """Whether these parameters are those of an earlier validation, because the current ones were much worse."""
 
 
 class SiteStore:
-    """The folder of one site; one process at a time commits to it."""
+    """The folder of one site; only one process at a time may commit to it."""
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
         self.folder = folder
@@ -69,10 +69,10 @@ class SiteStore:
         )
 
     def commit(self, state: SiteState) -> None:
-        """Make a state the site's last one, as a whole; the generations beyond those to keep are removed.
+        """Commit a state as a new generation in one step, and remove the generations that are no longer kept.
 
         Raises:
-            StoreError: it could not be written; the earlier generations are intact.
+            StoreError: the state could not be written; the earlier generations are intact.
         """
         named = {_LOCAL + name: tensor for name, tensor in state.local.items()}
         named |= {_OPTIMIZER + name: tensor for name, tensor in state.optimizer.items()}
@@ -91,13 +91,13 @@ class SiteStore:
         self._prune()
 
     def load(self, *, round: int | None = None) -> SiteState | None:
-        """The last state that was committed, or the last one of a round; none if there is none.
+        """The state that was committed last, or the last one of a given round; None if there is no such state.
 
         Args:
-            round: a round to go back to; it must be among the generations that are kept.
+            round: the round; only the stored generations are searched.
 
         Raises:
-            StoreError: a generation is damaged or missing, or of another version.
+            StoreError: a generation is damaged, missing or of another version.
         """
         for number in reversed(self._checked()):
             state = self._read(number)
@@ -106,12 +106,12 @@ class SiteStore:
         return None
 
     def rewind(self, round: int) -> SiteState | None:
-        """The last state of a round, as `load`; what was committed after it is removed, so that the round can be repeated.
+        """The last state of a round; later states are removed, so that the following round can be repeated.
 
-        A site that missed rounds goes on with what it last had: its state of the nearest earlier round.
+        For a site that missed rounds, this is the state of the nearest earlier round.
 
         Raises:
-            StoreError: a generation is damaged or missing, or of another version.
+            StoreError: a generation is damaged, missing or of another version.
         """
         numbers = self._checked()
         while numbers:
@@ -124,14 +124,14 @@ class SiteStore:
         return None
 
     def _checked(self) -> list[int]:
-        """The generations that are there, once none of those that must be is missing.
+        """The numbers of the stored generations, after a check that all generations in the index exist.
 
         Raises:
-            StoreError: one is, or the index is damaged or missing.
+            StoreError: a generation is missing, or the index is damaged or missing.
         """
         there = self._generations()
         if not self._index.exists():
-            if there and _schema(self._file(there[-1])) > 2:  # earlier versions had none
+            if there and _schema(self._file(there[-1])) > 2:  # earlier versions had no index
                 raise StoreError(f"{self._index.name} is missing. {self._remedy}")
             return there
         missing = [self._file(number).name for number in self._read_index() if number not in there]
@@ -140,7 +140,7 @@ class SiteStore:
         return there
 
     def _read_index(self) -> list[int]:
-        """The generations that the index names.
+        """The numbers of the generations that the index lists.
 
         Raises:
             StoreError: the index is damaged.
@@ -169,13 +169,13 @@ class SiteStore:
 
     def _prune(self) -> None:
         old = [self._file(number) for number in self._generations()[: -self.keep]]
-        # A process that was killed could not remove its own.
+        # Temporary files of a process that was killed.
         interrupted = [
             *self.folder.glob(f".{_PATTERN}.*.tmp"),
             *self.folder.parent.glob(f".{self._index.name}.*.tmp"),
         ]
         for path in [*old, *interrupted]:
-            with contextlib.suppress(OSError):  # the commit is done; what could not go now goes with the next one
+            with contextlib.suppress(OSError):  # the commit is complete; the next one tries again to remove the file
                 path.unlink()
 
 
@@ -200,10 +200,10 @@ def _describe(state: SiteState) -> str:
 
 
 def _read(path: Path) -> SiteState:
-    """A committed state.
+    """The state in a file.
 
     Raises:
-        StoreError: the file is damaged, or of another version.
+        StoreError: the file is damaged or of another version.
     """
     named, metadata = tensors.load(path, unsealed=("state",))
     try:
@@ -216,17 +216,17 @@ def _read(path: Path) -> SiteState:
 
 
 def _migrated(described: dict[str, Any], named: NamedTensors, file: str) -> dict[str, Any]:
-    """The description of a state in the form of this version.
+    """The description of a state, migrated to the present version.
 
     Raises:
-        StoreError: it is of a later version, or the digest that versions before 3 had is not that of the tensors.
+        StoreError: the state is of a later version, or the digest that states before version 3 contain is not that of the tensors.
     """
     schema, digest = described.pop("schema"), described.pop("digest", None)
     if schema != SCHEMA and schema not in MIGRATIONS:
         raise StoreError(
             f"{file} has version {schema} and this pFedSAM reads up to {SCHEMA}: use the version that wrote it."
         )
-    if schema < 3 and digest != tensors.digest(named):  # since then the file has a digest of all that it holds
+    if schema < 3 and digest != tensors.digest(named):  # files since version 3 have a digest of their whole content
         raise StoreError(f"{file} is damaged: it does not have the digest that was written with it.")
     for version in range(schema, SCHEMA):
         described = MIGRATIONS[version](described)
@@ -234,7 +234,7 @@ def _migrated(described: dict[str, Any], named: NamedTensors, file: str) -> dict
 
 
 def _schema(path: Path) -> int:
-    """The version of a committed file; that of this package where it cannot be read, which reading it will tell."""
+    """The version of a state file; if the file cannot be read, the present version, because the error is reported when it is loaded."""
     try:
         return int(json.loads(tensors.load(path, unsealed=("state",))[1]["state"])["schema"])
     except (StoreError, KeyError, TypeError, ValueError):
@@ -242,12 +242,12 @@ def _schema(path: Path) -> int:
 
 
 def _from_1(described: dict[str, Any]) -> dict[str, Any]:
-    """Version 1 had a table `extra`, which nothing was ever written into, and no model that a site stays with."""
+    """Migrate version 1, which had a table `extra` that was always empty, and no record of an earlier model in use."""
     return {name: value for name, value in described.items() if name != "extra"} | {"shared_round": None, "best": None}
 
 
 def _from_3(described: dict[str, Any]) -> dict[str, Any]:
-    """Version 3 said in the name of the phase which model a site uses (`good-shared`) and whether it is an earlier one (`kept`)."""
+    """Migrate version 3, in which the name of the phase told the model in use (`good-shared`) and whether it is an earlier one (`kept`)."""
     phase = str(described["phase"])
     selected = phase.removesuffix("-shared") in {"good", "kept"}
     return described | {
@@ -258,7 +258,7 @@ def _from_3(described: dict[str, Any]) -> dict[str, Any]:
 
 
 MIGRATIONS: Final[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {1: _from_1, 2: dict, 3: _from_3}
-"""By version, the way from a state's description in it to that in the next one."""
+"""Version -> the function that migrates a state's description to the next version."""
 
 
 def _part(named: NamedTensors, prefix: str) -> dict[str, Any]:

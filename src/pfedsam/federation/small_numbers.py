@@ -1,4 +1,4 @@
-"""The check, at a site's gate, that no number in a reply stands for fewer cases than the study allows."""
+"""The check of replies before they leave a site: no count or score may be based on fewer cases than the study allows."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -20,14 +20,14 @@ def is_count(name: str) -> bool:
 
 
 def check_small_numbers(scalar_metrics: Mapping[str, float | None], least: int) -> None:
-    """Refuse a count below the least, and the scores of a model whose number of test cases is withheld.
+    """Refuse counts below the least, and the scores of a model whose number of test cases is withheld.
 
     Args:
-        scalar_metrics: of a reply.
+        scalar_metrics: the metrics of a reply.
         least: the study's `min_cases`.
 
     Raises:
-        UpdateError: naming the metric.
+        UpdateError: a metric must not leave the site; the message names the metric.
     """
     if least <= OFF:
         return

@@ -1,10 +1,9 @@
 """The update of the shared tensors that leaves a site in a round, and all checks of it.
 
-An update holds its site, its round, the number of training cases and the shared tensors; there is no field for anything else
-(a reply's scalars are those of `federation.messages`). Server and sites agree beforehand on an `UpdateSpec`: the names, shapes and
-types of the shared tensors. On the wire the values follow one another in the spec's order without names, so that a message has room for
-exactly these values, and its size is theirs plus a few hundred bytes (with the names it was 4 % longer for a small LoRA). How a value
-is written is the codec's part (`federation.codec`); both sides agree on it too, and the digest of the spec covers it.
+An update contains its site, its round, the number of training cases and the shared tensors; there is no field for anything else. (The
+scalar metrics of a reply are defined in `federation.messages`.) Server and sites agree beforehand on an `UpdateSpec`: the names, shapes and
+types of the shared tensors, and the codec (`federation.codec`). A message contains the values one after the other in the order of the
+specification, without names. So it has room for exactly these values, and a few hundred bytes more.
 """
 
 import hashlib
@@ -22,7 +21,7 @@ from pfedsam.core.tensors import NamedTensors, digest, from_bytes, to_bytes
 from pfedsam.federation.codec import LOSSLESS, Codec
 
 MAX_CASES = 1_000_000
-"""Upper bound of the number of training cases of a site, and so of its weight."""
+"""Upper bound of the number of training cases of a site, and therefore of its weight."""
 
 MAX_MAGNITUDE = 1e6
 """Upper bound of the absolute value of a parameter. A larger value does not come from training and would dominate the average."""
@@ -70,10 +69,10 @@ class UpdateSpec:
 
     @classmethod
     def of(cls, tensors: NamedTensors, codec: Codec = LOSSLESS) -> "UpdateSpec":
-        """The spec that these shared tensors fulfil when they are written by a codec.
+        """The specification of these shared tensors with a codec.
 
         Raises:
-            UpdateError: there are none, or one has no floating-point type and so no mean.
+            UpdateError: there is no tensor, or the type of a tensor is not a floating-point type, so that it has no mean.
         """
         if not tensors:
             raise UpdateError("there are no shared tensors: a run that averages needs at least one.")
@@ -93,7 +92,7 @@ class UpdateSpec:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The bytes of each tensor's values in a message."""
+        """The number of bytes of each tensor's values in a message."""
         if self.codec.lossless:
             return {name: spec.bytes for name, spec in self.tensors.items()}
         return {name: self.codec.size(math.prod(spec.shape)) for name, spec in self.tensors.items()}
@@ -105,18 +104,18 @@ class UpdateSpec:
 
     @property
     def max_bytes(self) -> int:
-        """The longest message that can be an update of this run."""
+        """The largest size of a message with an update of this run."""
         return self.payload_bytes + _ENVELOPE_BYTES
 
     def pack(self, tensors: NamedTensors, received: NamedTensors | None = None) -> torch.Tensor:
-        """The values of tensors that fulfil the spec, as consecutive bytes uint8 of shape [payload_bytes].
+        """Encode tensors that match the specification as consecutive bytes, uint8 of shape [payload_bytes].
 
         Args:
-            tensors: as the site wants them to arrive.
-            received: what the site got in this round; not needed by the lossless codec.
+            tensors: the shared parameters to send.
+            received: the shared parameters that the site received in this round; not needed by the lossless codec.
 
         Raises:
-            UpdateError: `received` does not fulfil the spec.
+            UpdateError: `received` does not match the specification.
         """
         if self.codec.lossless:
             parts = [
@@ -128,10 +127,10 @@ class UpdateSpec:
         return torch.cat(parts)
 
     def unpack(self, values: torch.Tensor, received: NamedTensors | None = None) -> dict[str, torch.Tensor]:
-        """The tensors, in the shapes of the spec, from the bytes uint8 of shape [payload_bytes] that `pack` wrote.
+        """Decode bytes that `pack` wrote, uint8 of shape [payload_bytes], to tensors in the shapes of the specification.
 
         Raises:
-            UpdateError: the bytes are not ones that the codec writes, or `received` does not fulfil the spec.
+            UpdateError: the codec does not write such bytes, or `received` does not match the specification.
         """
         base = {} if self.codec.lossless else self._base(received)
         tensors, start, sizes = {}, 0, self.sizes
@@ -146,7 +145,7 @@ class UpdateSpec:
         return tensors
 
     def least_norm(self, values: torch.Tensor) -> float:
-        """The least L2 norm of a change with the scales in these bytes uint8 of shape [payload_bytes], without decoding the values."""
+        """A lower bound of the L2 norm of the change in these bytes, uint8 of shape [payload_bytes], from the scales alone."""
         start, squares = 0, 0.0
         for name, spec in self._ordered():
             size = self.sizes[name]
@@ -155,10 +154,10 @@ class UpdateSpec:
         return math.sqrt(squares)
 
     def _base(self, received: NamedTensors | None) -> dict[str, torch.Tensor]:
-        """What changes are counted from, in float32.
+        """The parameters to which changes refer, in float32.
 
         Raises:
-            UpdateError: it does not fulfil the spec.
+            UpdateError: they are missing, or do not match the specification.
         """
         if received is None or UpdateSpec.of(received, self.codec) != self:
             raise UpdateError(
@@ -180,7 +179,7 @@ class Written(NamedTuple):
     received: NamedTensors | None
 
     def arrived(self) -> dict[str, torch.Tensor]:
-        """The tensors, in their shapes, as the server reads them from the message."""
+        """The tensors, in their shapes, as the server decodes them from the message."""
         return self.spec.unpack(self.values, self.received)
 
 
@@ -190,15 +189,15 @@ def encode(update: Update, codec: Codec = LOSSLESS, received: NamedTensors | Non
 
 
 def write_update(update: Update, codec: Codec = LOSSLESS, received: NamedTensors | None = None) -> Written:
-    """An update as a message.
+    """Encode an update as a message.
 
     Args:
-        update: its tensors are the shared parameters themselves, whatever the codec sends of them.
-        codec: of the run.
-        received: the shared tensors that the site got in this round; not needed by the lossless codec.
+        update: the update; its tensors are the shared parameters themselves, also if the codec encodes their changes.
+        codec: the codec of the run.
+        received: the shared tensors that the site received in this round; not needed by the lossless codec.
 
     Raises:
-        UpdateError: it holds no tensors, one of another type than floating point, or others than were received.
+        UpdateError: the update has no tensors, a tensor whose type is not a floating-point type, or other tensors than were received.
     """
     spec = UpdateSpec.of(update.tensors, codec)
     envelope = {"site": update.site, "round": update.round, "cases": update.cases}
@@ -211,17 +210,17 @@ def write_update(update: Update, codec: Codec = LOSSLESS, received: NamedTensors
 def decode(
     data: bytes, spec: UpdateSpec, received: NamedTensors | None = None, *, max_change: float = math.inf
 ) -> Update:
-    """The update in a message; its content still has to pass `check`.
+    """Decode the update in a message; `check` still has to check its content.
 
     Args:
         data: the message.
-        spec: of the run.
+        spec: the specification of the run's updates.
         received: the shared tensors that were broadcast in this round; not needed by the lossless codec.
-        max_change: the largest L2 norm of a change; scales that no encoder writes for one are refused before decoding.
+        max_change: the largest allowed L2 norm of a change; a message whose scales alone exceed it is refused before it is decoded.
 
     Raises:
-        UpdateError: the message is too long, malformed, of other shared tensors or of another codec than this run's, or
-            counted from other shared parameters than were broadcast.
+        UpdateError: the message is too long or malformed, contains other tensors or has another codec than this run, or its changes refer
+            to other shared parameters than were broadcast.
     """
     tensors, metadata, update = _opened(data, spec.max_bytes)
     site = label(update.site)
@@ -243,7 +242,7 @@ def decode(
 
 
 def _opened(data: bytes, max_bytes: int) -> tuple[dict[str, Tensor], dict[str, str], Update]:
-    """The tensors (of any shape) and the metadata of a message, and the update that its envelope announces, still without tensors.
+    """The tensors (of any shape) and the metadata of a message, and the update in its envelope, without tensors.
 
     Raises:
         UpdateError: the message is too long or malformed.
@@ -262,7 +261,7 @@ def _payload(tensors: NamedTensors, spec: UpdateSpec, site: str) -> Tensor:
     """The packed values of a message, of shape `[payload_bytes]`.
 
     Raises:
-        UpdateError: the message holds something else.
+        UpdateError: the message contains something else.
     """
     values = tensors.get("values")
     if len(tensors) != 1 or values is None or values.dtype != torch.uint8 or values.shape != (spec.payload_bytes,):
@@ -271,21 +270,21 @@ def _payload(tensors: NamedTensors, spec: UpdateSpec, site: str) -> Tensor:
 
 
 def _base_entry(spec: UpdateSpec, received: NamedTensors | None) -> dict[str, str]:
-    """What a message says about the parameters that its changes are counted from; nothing where it holds no changes."""
+    """The metadata about the parameters to which the changes in a message refer; empty if the message contains no changes."""
     return {} if spec.codec.lossless or received is None else {"base": digest(received)[:_BASE_DIGITS]}
 
 
 def check(update: Update, spec: UpdateSpec, *, round: int, registered: Mapping[str, int]) -> None:
-    """Let an update pass only if it is one that this round can average.
+    """Refuse an update that cannot be averaged in this round.
 
     Args:
-        update: what a site sent; nothing in it is trusted, not even the types of its fields.
+        update: the update that a site sent; nothing in it is trusted, not even the types of its fields.
         spec: the shared tensors of the run.
         round: the round that is being aggregated.
         registered: the number of training cases of each site, as known when the run started.
 
     Raises:
-        UpdateError: naming the site, and the tensor where one is to blame.
+        UpdateError: the update is refused; the message names the site and, where there is one, the tensor.
     """
     _check_envelope(update, round, registered)
     _check_names(update, spec)
@@ -294,7 +293,7 @@ def check(update: Update, spec: UpdateSpec, *, round: int, registered: Mapping[s
 
 
 def label(site: object) -> str:
-    """A site's name as it may stand in a message: whoever sent it may have put anything there."""
+    """A site's name for error messages; the name is not trusted, so it is shortened and control characters are replaced."""
     text = site if isinstance(site, str) else f"<{type(site).__name__}>"
     return "".join(character if character.isprintable() else "?" for character in text[:64]) or "<none>"
 
@@ -303,7 +302,7 @@ def _check_envelope(update: Update, round: int, registered: Mapping[str, int]) -
     if not isinstance(update.site, str) or update.site not in registered:
         raise UpdateError(f"site {label(update.site)} is not registered in this run; its update is ignored.")
     if not _is_count(update.round) or update.round != round:
-        said = update.round + 1 if _is_count(update.round) else update.round  # people count from 1
+        said = update.round + 1 if _is_count(update.round) else update.round  # messages to users count from 1
         _refuse(update, f"an update for round {_shown(said)}; round {round + 1} is being aggregated")
     if not _is_count(update.cases) or update.cases != registered[update.site]:
         _refuse(update, f"a count of {_shown(update.cases)} cases; it registered with {registered[update.site]}")
@@ -344,7 +343,7 @@ def _is_count(value: Any) -> bool:  # noqa: ANN401 - it came from elsewhere
 
 
 def _shown(value: object) -> str:
-    """A number as it is, anything else by its type only: text from a site may hold a patient's name."""
+    """A number as text; of any other value only its type, because a text from a site may contain a patient's name."""
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST_SHOWN:

@@ -1,7 +1,7 @@
-"""Models on the hub: found in the cache of `huggingface_hub`, or downloaded into it.
+"""Models on the hub are taken from the cache of `huggingface_hub`, or downloaded into it.
 
-That library resumes interrupted downloads, and obeys the environment: `HF_HUB_OFFLINE` (nothing is downloaded), `HF_HOME`
-(where the cache is), `HF_ENDPOINT` (a mirror), `HF_TOKEN` (for models that are not public).
+The library resumes interrupted downloads. It reads these environment variables: `HF_HUB_OFFLINE` (no downloads), `HF_HOME` (folder of the
+cache), `HF_ENDPOINT` (a mirror) and `HF_TOKEN` (for models that are not public).
 """
 
 import re
@@ -18,15 +18,15 @@ _FILES = ("config.json", "model.safetensors")
 
 
 def is_hub_name(text: str) -> bool:
-    """Whether this has the form of a model's name on the hub, such as facebook/sam-vit-base, and is no file of weights."""
+    """Whether a text has the form of a model's name on the hub, such as facebook/sam-vit-base, and is not the name of a weight file."""
     return _NAME.fullmatch(text) is not None and not text.lower().endswith((".pth", ".pt", ".bin", ".safetensors"))
 
 
 def find_on_hub(name: str, *, may_download: bool) -> Path:
-    """The folder of a model in the hub's cache, downloaded first where that is allowed and it is not there.
+    """The folder of a model in the hub's cache; if the model is not in the cache, it is downloaded first, where this is allowed.
 
     Raises:
-        CheckpointError: the name is not one of the hub's, the model is not in the cache, or it could not be downloaded.
+        CheckpointError: the name is not a hub name, or the model is not in the cache and was not downloaded.
     """
     if not is_hub_name(name):
         raise CheckpointError(f"{name!r} is no name of a model on the hub, such as facebook/sam-vit-base.")
@@ -46,7 +46,7 @@ def find_on_hub(name: str, *, may_download: bool) -> Path:
 
 
 def _why_not(name: str, may_download: bool, error: Exception) -> str:
-    """What hindered the download, and what to do."""
+    """The reason why a model is not available, and what to do."""
     copy = "copy the folder with its config.json and model.safetensors here and give its path as the backbone"
     if not may_download:
         return (

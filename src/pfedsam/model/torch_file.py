@@ -1,8 +1,8 @@
-"""Reads a PyTorch `.pth` file with `torch.load(weights_only=True)`, after a check that it claims no more than it holds.
+"""Reads a PyTorch `.pth` file with `torch.load(weights_only=True)`, after a check that it needs no more memory than its own size.
 
-Such a file is a zip archive: one pickle that describes the tensors, and one uncompressed entry for the values of each
-storage. `torch.load(weights_only=True)` runs no code of the file, but it allocates what the file claims. Therefore the
-archive and the pickle are checked before, and the tensors afterwards (docs/decisions/0016 says what this gives up).
+Such a file is a zip archive with one pickle that describes the tensors, and one uncompressed entry for the values of each storage.
+`torch.load(weights_only=True)` runs no code of the file, but it allocates as much memory as the file claims to need. Therefore the
+archive and the pickle are checked before, and the tensors afterwards; docs/decisions/0016 gives the limits of these checks.
 """
 
 import pickle
@@ -20,15 +20,15 @@ from pfedsam.core.errors import CheckpointError
 from pfedsam.core.files import open_regular
 
 MAX_PICKLE_BYTES = 2**20
-"""Bound on the pickle; that of ViT-H has about 60 kB, with an optimiser's state about 240 kB."""
+"""Largest accepted pickle; the pickle of ViT-H has about 60 kB, with an optimiser's state about 240 kB."""
 MAX_WEIGHT = 2**25
-"""Bound on what a pickle builds, in objects that count double for every container around them; ViT-H has about 10**6."""
+"""Largest accepted weight (`_Object`) of what a pickle builds; ViT-H has about 10**6."""
 
 _NAMES = re.compile(
     r"collections OrderedDict|torch\._utils (_rebuild_tensor_v2|_rebuild_parameter)|torch (Size|device|b?float\d+)"
     r"|torch (Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
 )
-"""What the pickle of a `state_dict`, or of a checkpoint around one, may name; no other name reaches torch."""
+"""The names that the pickle of a `state_dict` or of a training checkpoint may contain; a file with any other name is refused."""
 _TORCH_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -39,20 +39,20 @@ _TORCH_ERRORS = (
     TypeError,
     ValueError,
 )
-"""What `torch.load` and `pickletools` raise for a file that is not sound, besides `UnpicklingError`."""
+"""The exceptions that `torch.load` and `pickletools` raise for a damaged file, besides `UnpicklingError`."""
 
 
 def read_torch_file(path: Path) -> dict[str, Any]:
-    """The table that `torch.save` wrote: a `state_dict`, or a checkpoint that has one among its entries.
+    """The table that `torch.save` wrote: a `state_dict`, or a checkpoint that contains a `state_dict`.
 
-    The tensors are dense and on the CPU.
+    All tensors are dense and on the CPU.
 
     Args:
         path: a file in the format of PyTorch 1.6 or later.
 
     Raises:
-        CheckpointError: the file is missing, of another kind, truncated, or it claims more than it holds; no code of the
-            file was run.
+        CheckpointError: the file is missing, is of another kind, is truncated, or claims more bytes than it has; no code of the file
+            was run.
     """
     try:
         with open_regular(path) as file:
@@ -86,7 +86,10 @@ def _check_kind(path: Path, start: bytes) -> None:
 
 
 def _check_entries(path: Path, archive: zipfile.ZipFile, size: int) -> bytes:
-    """The pickle of an archive whose entries are stored as they are, once, and add up to no more than the file."""
+    """Check the entries of an archive, and return its pickle.
+
+    The entries must have different names, be stored without compression, and together be no larger than the file.
+    """
     entries = archive.infolist()
     _check_claims(path, entries, size)
     if len({entry.filename for entry in entries}) != len(entries):
@@ -100,7 +103,7 @@ def _check_entries(path: Path, archive: zipfile.ZipFile, size: int) -> bytes:
 
 
 def _check_claims(path: Path, entries: list[zipfile.ZipInfo], size: int) -> None:
-    """Refuse entries that would grow when they are read, or that together claim more than the `size` of the file."""
+    """Refuse entries that are compressed or encrypted, or whose sizes add up to more than the `size` of the file."""
     packed = [entry.file_size for entry in entries if not _is_stored(entry)]
     if packed:
         _refuse(path, f"{len(packed)} of its entries are compressed or encrypted ({sum(packed)} bytes when unpacked)")
@@ -115,14 +118,14 @@ def _is_stored(entry: zipfile.ZipInfo) -> bool:
 
 
 def _check_pickle(program: bytes) -> None:
-    """Refuse a pickle that names anything but tensors, or that builds more than a table of tensors needs.
+    """Refuse a pickle that contains names other than those of tensors, or that builds more than a table of tensors needs.
 
-    Tuples that are nested a million deep, or that hold one object many times over, are heavy: to hash or copy them would
-    overflow the stack of the interpreter or fill the memory. So what the pickle would build is weighed without building it.
+    Hashing or copying tuples that are nested a million deep, or that contain one object many times, would overflow the interpreter's stack
+    or fill the memory. Therefore the weight of the objects (`_Object`) is computed without building them.
 
     Raises:
         IndexError, KeyError, ValueError: the pickle is damaged.
-        UnpicklingError: it names or builds something else.
+        UnpicklingError: the pickle contains another name, or builds too much.
     """
     stack: list[_Object] = []
     marks: list[int] = []
@@ -151,19 +154,19 @@ def _check_pickle(program: bytes) -> None:
 
 
 class _Object:
-    """An object that a pickle would build. It weighs one, and twice the weight of each of its parts."""
+    """An object that a pickle would build. Its weight is one plus twice the weight of each of its parts."""
 
     def __init__(self, parts: list["_Object"]) -> None:
         self.weight = 1
         self.shared = False
-        """Whether the pickle refers to it again. Then it may be a part of others, whose weight was computed without what it gets."""
+        """Whether the pickle refers to the object again, so that the weights of other objects may already include its weight."""
         self.extend(parts)
 
     def extend(self, parts: list["_Object"]) -> None:
-        """Add parts, as appending to a list or setting the items of a table does.
+        """Add parts, as for a list that is appended to or a table whose items are set.
 
         Raises:
-            UnpicklingError: it has become too heavy, or it is shared; `torch.save` writes no such thing.
+            UnpicklingError: the object is too heavy, or other objects may contain it; `torch.save` does not write such a pickle.
         """
         self.weight += 2 * sum(part.weight for part in parts)
         if self.weight > MAX_WEIGHT:
@@ -173,10 +176,10 @@ class _Object:
 
 
 def _take(stack: list[_Object], marks: list[int], operation: pickletools.OpcodeInfo) -> list[_Object]:
-    """Remove from the stack what an operation uses up, by the effects that `pickletools` lists, and return it.
+    """Remove the objects that an operation consumes, according to `pickletools`, from the stack, and return them.
 
     Raises:
-        IndexError: the stack does not hold that much.
+        IndexError: the stack has fewer objects.
     """
     before = operation.stack_before
     marked = pickletools.markobject in before
@@ -189,7 +192,7 @@ def _take(stack: list[_Object], marks: list[int], operation: pickletools.OpcodeI
 
 
 def _check_tensors(path: Path, table: object, size: int) -> None:
-    """Refuse tensors of other kinds than dense ones of numbers, and views that together claim more than the file."""
+    """Refuse tensors that are not dense, and views whose sizes add up to more than the file."""
     tensors = _tensors(table)
     if not all(map(_is_plain_tensor, tensors)):
         _refuse(path, "it has a tensor that is sparse, negated, conjugate or not in memory")
@@ -205,7 +208,7 @@ def _is_plain_tensor(tensor: Tensor) -> bool:
 
 
 def _tensors(value: object) -> list[Tensor]:
-    """All tensors inside, each once."""
+    """All tensors in a nested value, without duplicates."""
     if isinstance(value, Tensor):
         return [value]
     parts = dict.values(value) if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
@@ -214,7 +217,7 @@ def _tensors(value: object) -> list[Tensor]:
 
 
 def _plain(table: dict[str, Any]) -> dict[str, Any]:
-    """The same table as plain dictionaries: a pickle can give an `OrderedDict` attributes that hide its methods."""
+    """The table with plain dictionaries, because a pickle can give an `OrderedDict` attributes that hide its methods."""
     return {name: _plain(value) if isinstance(value, dict) else value for name, value in dict.items(table)}
 
 

@@ -1,4 +1,4 @@
-"""The official weight files that are known by name and digest: what they are called, where they are, and how to recognise them."""
+"""The official weight files: their names, where they can be downloaded, and the digests by which they are recognised."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from pfedsam.core.files import open_regular
 
 @dataclass(frozen=True, kw_only=True)
 class KnownFile:
-    """One published weight file; `hub` is the model on the hub that holds the same weights as `transformers` stores them."""
+    """One published weight file; `hub` is the model on the hub with the same weights in the format of `transformers`."""
 
     name: str
     file_name: str
@@ -19,14 +19,14 @@ class KnownFile:
     sha256: str
     hub: str
     url: str | None
-    """Where the `.pth` file itself is; None where its authors give it out by hand only."""
+    """Address of the `.pth` file; None if there is no fixed address."""
     about: str
 
 
-# Where the digests come from: Meta's three stand in computational-cell-analytics/micro-sam (micro_sam/util.py at commit
-# 00006fc6a86d4f6888f7ef333cf070987ffabb51) and, with the sizes, in several other public projects; a few sources differ in
-# ViT-L's size or digest, and these are the values that the most agree on. MedSAM's stand in four public projects that
-# took the file from its authors. None was computed by us from a download.
+# Sources of the digests, none of which we computed from a download: those of Meta's three files are in
+# computational-cell-analytics/micro-sam (micro_sam/util.py at commit 00006fc6a86d4f6888f7ef333cf070987ffabb51) and, with the sizes, in
+# several other public projects. A few sources give another size or digest for ViT-L; ours are those that most of them give. The digest of
+# MedSAM is in four public projects that got the file from its authors.
 # (The six characters in Meta's file names are not the start of the SHA-256.)
 _META = "https://dl.fbaipublicfiles.com/segment_anything/"
 KNOWN_FILES: Mapping[str, KnownFile] = {
@@ -70,14 +70,14 @@ KNOWN_FILES: Mapping[str, KnownFile] = {
         ),
     )
 }
-"""Every file that `pfedsam weights` knows, by the name that it is asked for."""
+"""All files that `pfedsam weights` lists, by the names used in its commands."""
 
 
 def identify(path: Path) -> tuple[KnownFile | None, str]:
-    """Which official file this is by its content, whatever it is called; None if it is none of them; and its SHA-256.
+    """The official file with the same content (None if there is none), whatever the name of `path`, and the SHA-256 of the content.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: the file cannot be read.
     """
     try:
         with open_regular(path) as opened:
@@ -91,10 +91,10 @@ def identify(path: Path) -> tuple[KnownFile | None, str]:
 
 
 def check_official_name(path: Path) -> None:
-    """Make sure that a file under an official name is that file; a file under any other name passes.
+    """Check that a file with the name of an official file is that file; files with other names are accepted.
 
     Raises:
-        CheckpointError: its content is not what its name says.
+        CheckpointError: the file has another content than the official file of its name.
     """
     named = next((file for file in KNOWN_FILES.values() if file.file_name == path.name), None)
     if named is None:

@@ -74,6 +74,11 @@ class TrainingOptions(Options):
         default=DistillationOptions(), description="Distillation between the shared and the personal model."
     )
 
+    @property
+    def images_per_round(self) -> int:
+        """Number of training images that a site draws in a round; an image that is drawn twice counts twice."""
+        return self.steps_per_round * self.batch_size
+
     @model_validator(mode="after")
     def _rounds_after_the_warmup(self) -> "TrainingOptions":
         if self.shared_warmup_rounds >= self.rounds:

@@ -1,1 +1,1 @@
-"""What happens to the change of the shared parameters that a site has trained before it leaves the site, one file for each step."""
+"""The update pipeline: the steps that process a site's change of the shared parameters before it is sent, one file for each step."""

@@ -19,23 +19,23 @@ class Step(Protocol):
     """One step before the encoding. Values are float32, by name, in the shapes of the shared parameters."""
 
     def __str__(self) -> str:
-        """What the step does, with its numbers, as the manifest lists it."""
+        """The description of the step, with its numbers, in the manifest."""
 
     def apply(self, values: NamedTensors, received: NamedTensors, memory: NamedTensors) -> dict[str, Tensor]:
-        """The values that go to the next step.
+        """The values for the next step.
 
         Args:
-            values: the shared parameters as the site trained them, or as the step before returned them.
-            received: the shared parameters that the site started the round from.
-            memory: what the steps kept in the last round; empty in the first one.
+            values: the trained shared parameters, or the result of the step before.
+            received: the shared parameters with which the site started the round.
+            memory: the tensors that the steps kept in the last round; empty in the first one.
         """
 
     def remember(self, values: NamedTensors, arrived: NamedTensors) -> dict[str, Tensor]:
-        """What the step keeps at the site for the next round, by names that no other step uses.
+        """The tensors that the step keeps at the site for the next round, by names that no other step uses.
 
         Args:
-            values: what the step returned in this round.
-            arrived: the values as the server reads them from the message.
+            values: the result of the step in this round.
+            arrived: the values as the server decodes them from the message.
         """
 
 
@@ -45,7 +45,7 @@ class Sent:
 
     message: bytes
     memory: dict[str, Tensor]
-    """What the steps keep for the next round; it never leaves the site."""
+    """The tensors that the steps keep for the next round; they never leave the site."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class Pipeline:
         return (*map(str, self.steps), f"encode as {self.codec}")
 
     def send(self, update: Update, received: NamedTensors, memory: NamedTensors) -> Sent:
-        """Take an update through all steps.
+        """Apply all steps to an update, and encode it.
 
         Args:
-            update: with the shared parameters as the site trained them.
-            received: the shared parameters that the site started the round from.
-            memory: what the last round left.
+            update: the update with the trained shared parameters.
+            received: the shared parameters with which the site started the round.
+            memory: the tensors that the steps kept in the last round.
 
         Raises:
             UpdateError: the update cannot be encoded.

@@ -11,7 +11,7 @@ from pfedsam.federation.pipeline.error_feedback import ErrorFeedback
 
 
 class CommunicationOptions(Options):
-    """What happens to an update on its way to the server, in the order of the keys but for `block`, and to the numbers beside it."""
+    """The steps that an update goes through, in the order of their keys, the size of a block, and the smallest count that may be sent."""
 
     clip: float | None = Field(
         default=None,
@@ -22,25 +22,25 @@ class CommunicationOptions(Options):
     )
     error_feedback: bool = Field(
         default=True,
-        description="A site keeps what rounding lost and adds it to its next update; without effect on fp32.",
+        description="Whether a site keeps the rounding error of its update and adds it to the next one; no effect with fp32.",
     )
     codec: CodecName = Field(
         default="int4",
         description="fp32: exact. fp16, int8, int4: the change from the received parameters as half floats or integers.",
     )
     block: int = Field(
-        default=64, ge=MIN_BLOCK, le=MAX_BLOCK, description="Values that share one scale with int8 and int4."
+        default=64, ge=MIN_BLOCK, le=MAX_BLOCK, description="Number of values with a common scale, for int8 and int4."
     )
     min_cases: int | None = Field(
         default=None,
         ge=1,
-        description="Counts and scores that stand for fewer cases than this stay at the site, and a site with fewer training cases "
-        "weighs as much as one with so many. Empty: 10 between hospitals; on one machine everything is shown.",
+        description="Counts and scores that are based on fewer cases than this do not leave the site, and a site with fewer training cases "
+        "gets the weight of one with this many. Empty: 10 between hospitals, no limit on one machine.",
     )
 
     @property
     def least_cases(self) -> int:
-        """The fewest cases that a number which leaves a site may stand for; `OFF` where `min_cases` is empty."""
+        """The smallest number of cases on which a number that leaves a site may be based; `OFF` if `min_cases` is empty."""
         return self.min_cases or OFF
 
 

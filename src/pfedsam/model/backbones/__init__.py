@@ -1,1 +1,1 @@
-"""The frozen backbones: one protocol (`base.py`), one file a backbone, and how their weights are read."""
+"""The frozen backbones: the interface (`base.py`), one file for each backbone, and the reading of their weights."""

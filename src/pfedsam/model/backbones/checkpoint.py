@@ -1,7 +1,7 @@
 """Loads the backbone: a shipped SAM, an official or MedSAM `.pth`, a `transformers` folder, or a name on the hub.
 
-Loading is strict. Every tensor of the file has its place in the model and every place its tensor, in the right shape,
-finite; otherwise nothing is loaded and the message lists what is missing, extra and misshapen by the file's own names.
+Loading is strict: the file must contain exactly the tensors of the model, with their shapes and with finite values. Otherwise nothing is
+loaded, and the message lists the missing tensors, the unexpected ones and those of another shape, by their names in the file.
 """
 
 import json
@@ -32,25 +32,25 @@ from pfedsam.model.torch_file import read_torch_file
 from pfedsam.model.weights import check_official_name
 
 BACKBONES: Mapping[str, type[SamBackbone]] = {kind.model_type: kind for kind in (SamBackbone, SamHqBackbone)}
-"""By the `model_type` of a `transformers` folder."""
+"""The kind of backbone by the `model_type` of a `transformers` folder."""
 SHIPPED = Path(__file__).parents[2] / "weights"
-"""The folder of the package that holds one `transformers` folder for each SAM of ours."""
+"""The folder of the package that contains a `transformers` folder for each shipped SAM."""
 Config: TypeAlias = SamConfig | SamHQConfig
 
 MAX_CONFIG_BYTES = 2**20
 _LISTED = 3
 _PREFIXES = ("module.", "model.")
-"""What training scripts put before all names: torch's DistributedDataParallel, and modules that hold a SAM as `model`."""
+"""Prefixes of all names in files of training scripts: from torch's DistributedDataParallel, and from modules with a SAM as `model`."""
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
-"""Where a training script puts the `state_dict` of its model, beside that of the optimiser, the epoch and such."""
+"""The keys under which training scripts store the `state_dict` of the model, next to the optimiser's state, the epoch and so on."""
 _LOG = get_logger(__name__)
 _ODD_CONFIG = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, StrictDataclassError)
-"""What `transformers` raises while it makes a configuration, or a model of it, from values that make no sense."""
+"""The exceptions that `transformers` raises if a configuration contains values from which no model can be made."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What tells the official models apart: the image encoder's width, blocks, heads, and globally attending blocks."""
+    """The properties in which the official models differ: the image encoder's width, blocks, heads, and blocks with global attention."""
 
     width: int
     depth: int
@@ -67,17 +67,17 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 
 def load_backbone(source: str | Path, *, image_size: int | None = None, may_download: bool = True) -> Backbone:
-    """The backbone that `source` names: in evaluation mode, float32, no parameter asking for gradients.
+    """Load a backbone in float32 and in evaluation mode; none of its parameters requires gradients.
 
     Args:
         source: a shipped name such as `sam-tiny`; a Segment Anything or MedSAM `.pth` file; a folder of SAM or SAM-HQ with
             `config.json` and `model.safetensors` as `transformers` writes it; or a hub name such as `facebook/sam-vit-base`.
         image_size: side of the square image in pixels (S), a multiple of the patch size; None keeps the source's own.
             Position embeddings are interpolated (`pfedsam.model.backbones.resize`).
-        may_download: a hub name that is not in the hub's cache is downloaded; False refuses it.
+        may_download: whether to download a backbone with a hub name that is not in the hub's cache; otherwise it is refused.
 
     Raises:
-        CheckpointError: the source does not exist, is unsafe, damaged or of another model; nothing in it was run.
+        CheckpointError: the source does not exist, is unsafe or damaged, or contains another model; no code in it was run.
         OptionError: `image_size` is not allowed.
     """
     network = load_network(source, image_size=image_size, may_download=may_download)
@@ -85,7 +85,7 @@ def load_backbone(source: str | Path, *, image_size: int | None = None, may_down
 
 
 def load_network(source: str | Path, *, image_size: int | None = None, may_download: bool = True) -> Network:
-    """The network of `transformers` that `load_backbone` takes over, with that package's own encoder blocks.
+    """The network on which `load_backbone` builds the backbone, with the encoder blocks of `transformers`.
 
     Raises:
         CheckpointError: as `load_backbone`.
@@ -99,7 +99,7 @@ def load_network(source: str | Path, *, image_size: int | None = None, may_downl
 
 
 def describe(source: str | Path) -> str:
-    """What `load_backbone` would read there, checked completely; nothing is downloaded.
+    """A description of the backbone that `load_backbone` would load, after the same checks; nothing is downloaded.
 
     Raises:
         CheckpointError: as `load_backbone`.
@@ -117,13 +117,13 @@ def shipped_names() -> list[str]:
 
 
 def backbone_file(source: str, base: Path = Path()) -> Path | None:
-    """The file or folder, seen from `base`, that `load_backbone` reads; None for a name, of a shipped SAM or on the hub."""
+    """The file or folder of a backbone, relative to `base`; None if `source` is the name of a shipped SAM or of a model on the hub."""
     path = base / source
     return path if source not in shipped_names() and path.exists() else None
 
 
 def _read(source: str | Path, may_download: bool) -> tuple[Config, NamedTensors]:
-    """The configuration and all tensors by `transformers` name, accounted for.
+    """The configuration and all tensors, by their names in `transformers`; the tensors are exactly those of the model.
 
     Raises:
         CheckpointError: as `load_backbone`.
@@ -156,10 +156,10 @@ def _from_official(path: Path) -> tuple[Config, NamedTensors]:
 
 
 def _state_dict(label: str, table: Mapping[str, Any]) -> NamedTensors:
-    """The tensors by name of a file's table: the table itself, or the one that a training checkpoint wraps.
+    """The tensors by name in the table of a file: the table itself, or the `state_dict` in a training checkpoint.
 
     Raises:
-        CheckpointError: the table is neither.
+        CheckpointError: the table is neither a `state_dict` nor a training checkpoint.
     """
     if all(isinstance(value, Tensor) for value in table.values()):
         return dict(table)
@@ -180,7 +180,7 @@ def _quoted(names: Iterable[str]) -> str:
 
 
 def _without_prefix(label: str, tensors: NamedTensors) -> NamedTensors:
-    """The same tensors without a prefix that all their names share, as training on several devices or inside a module leaves it."""
+    """The tensors without a prefix common to all names, which training on several devices or inside another module adds."""
     for prefix in _PREFIXES:
         if tensors and all(name.startswith(prefix) for name in tensors):
             _LOG.warning("%s: every tensor's name starts with %r; the names are read without it.", label, prefix)
@@ -189,10 +189,10 @@ def _without_prefix(label: str, tensors: NamedTensors) -> NamedTensors:
 
 
 def _recognise(label: str, tensors: NamedTensors) -> SamConfig:
-    """The configuration of the official architecture that the shapes belong to.
+    """The configuration of the official architecture with these shapes.
 
     Raises:
-        CheckpointError: they belong to none.
+        CheckpointError: no official architecture has these shapes.
     """
     side, width = _grid(label, tensors)
     depth = len({name.split(".")[2] for name in tensors if name.startswith("image_encoder.blocks.")})
@@ -224,10 +224,10 @@ def _readable() -> str:
 
 
 def official_config(architecture: Architecture, image_size: int) -> SamConfig:
-    """The configuration of an official architecture for images of a side in pixels.
+    """The configuration of an official architecture for images of `image_size` pixels.
 
     Raises:
-        CheckpointError: the images are too large.
+        CheckpointError: the image size is too large.
     """
     if image_size > MAX_IMAGE_SIZE:
         raise CheckpointError(f"The position embedding is for images of {image_size} pixels, above {MAX_IMAGE_SIZE}.")
@@ -274,10 +274,10 @@ def _from_folder(folder: Path, label: str) -> tuple[Config, NamedTensors]:
 
 
 def _read_config(path: Path) -> Config:
-    """The configuration in a file, of sizes that can be built.
+    """The configuration in a file, with the sizes checked.
 
     Raises:
-        ValueError: it is too long, not JSON, of another model, or has a size out of bounds.
+        ValueError: the file is too long, is not JSON, describes another model, or has a size that is not allowed.
     """
     with open_regular(path) as file:
         text = file.read(MAX_CONFIG_BYTES + 1)
@@ -288,7 +288,7 @@ def _read_config(path: Path) -> Config:
     if not isinstance(found, str) or found not in BACKBONES:
         raise ValueError(f"its model_type is {found!r}")
     kind = BACKBONES[found]
-    # The table's own first: transformers makes lists as long as some of them say.
+    # The sizes in the file are checked first, because transformers creates lists whose lengths they give.
     for part in filter(_is_table, (table, *table.values())):
         _check_sizes(part)
     config: Config = kind.config_class.from_dict(_without_choices_of_ours(table))
@@ -307,10 +307,10 @@ def _is_table(value: object) -> TypeGuard[dict[str, Any]]:
 
 
 def _check_sides(vision: Any, prompts: Any) -> None:  # noqa: ANN401 - configurations of transformers
-    """Refuse an image encoder and a prompt encoder for images of different sizes.
+    """Check that the image encoder and the prompt encoder are for images of the same size.
 
     Raises:
-        ValueError: the sides differ, or are no whole number of patches.
+        ValueError: the sizes differ, or are not a whole number of patches.
     """
     sides = (vision.image_size, vision.image_size // vision.patch_size)
     if vision.image_size % vision.patch_size or (prompts.image_size, prompts.image_embedding_size) != sides:
@@ -321,7 +321,7 @@ def _check_sides(vision: Any, prompts: Any) -> None:  # noqa: ANN401 - configura
 
 
 def _without_choices_of_ours(table: dict[str, Any]) -> dict[str, Any]:
-    """The table without what says how to compute: which attention runs here is this package's to choose, not a file's."""
+    """The table without the keys that choose the implementation of attention or experts, because this package makes that choice."""
     return {
         key: _without_choices_of_ours(value) if isinstance(value, dict) else value
         for key, value in table.items()
@@ -330,10 +330,10 @@ def _without_choices_of_ours(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_sizes(sizes: Mapping[str, Any]) -> None:
-    """Refuse sizes that no SAM has before a model of them is made.
+    """Refuse sizes that no SAM has, before a model with these sizes is built.
 
     Raises:
-        ValueError: one is out of bounds.
+        ValueError: a size is not allowed.
     """
     few = {"num_hidden_layers", "num_multimask_outputs", "iou_head_depth", "num_point_embeddings"}
     for name, size in sizes.items():
@@ -346,10 +346,10 @@ def _check_sizes(sizes: Mapping[str, Any]) -> None:
 
 
 def _untie(label: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, of any shape, where the parameter that SAM uses twice has one name; files may have either name or both.
+    """The tensors, of any shape, with one name for the parameter that SAM uses twice; a file may contain one of its two names, or both.
 
     Raises:
-        CheckpointError: both are there and differ.
+        CheckpointError: the file contains both, with different values.
     """
     twin, kept = TIED
     if twin not in tensors:
@@ -361,17 +361,17 @@ def _untie(label: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter by `transformers` name; nothing of its size is allocated."""
+    """The shape of every parameter by its name in `transformers`; no memory is allocated for the parameters."""
     with torch.device("meta"):
         state = BACKBONES[config.model_type].network_class(config).state_dict()
     return {name: tuple(tensor.shape) for name, tensor in state.items() if name != TIED[0]}
 
 
 def _account(label: str, expected: Mapping[str, tuple[int, ...]], tensors: NamedTensors) -> None:
-    """Make sure that there is exactly what is expected, of numbers that can be computed with.
+    """Check that the tensors are exactly the expected ones, and that their values are finite floating-point numbers.
 
     Raises:
-        CheckpointError: it lists what differs.
+        CheckpointError: they are not; the message lists the differences.
     """
     differing = _differences(expected, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     if differing:
@@ -386,7 +386,7 @@ def _account(label: str, expected: Mapping[str, tuple[int, ...]], tensors: Named
 
 
 def _differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What is missing, extra or of another shape, a text each, from the shapes by name; none where all fit."""
+    """One text each for the missing tensors, the unexpected ones and those of another shape, from the shapes by name."""
     misshapen = [
         f"{name} {found[name]} instead of {expected[name]}"
         for name in expected
@@ -401,13 +401,13 @@ def _differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tu
 
 
 def _some(what: str, names: list[str]) -> str:
-    """Such as `2 tensors missing (a, b)`; empty when there are none."""
+    """A text such as `2 tensors missing (a, b)`; empty if there are no names."""
     more = ", ..." if len(names) > _LISTED else ""
     return f"{len(names)} tensors {what} ({', '.join(names[:_LISTED])}{more})" if names else ""
 
 
 def _assemble(config: Config, tensors: NamedTensors) -> Network:
-    """A model of the given tensors, copied as float32; nothing is initialised at random on the way."""
+    """A model with copies of the given tensors in float32; no parameter is initialised at random first."""
     with torch.device("meta"):
         model: Network = BACKBONES[config.model_type].network_class(config)
     values = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
@@ -424,5 +424,5 @@ def _shipped() -> str:
 
 
 def _brief(error: BaseException) -> str:
-    """What an error says, in one short line; the first line of some only announces the others."""
+    """The message of an error in one short line; the first line of some messages only announces the following ones."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,1 +1,1 @@
-"""The parts of the personal model, one file each; `pfedsam.model.build` makes them of the options."""
+"""The components of the personal model, one file each; `pfedsam.model.build` makes them from the options."""
