@@ -442,7 +442,7 @@ def test_rolled_back_shared_parameters_are_those_of_the_earlier_round_and_no_rou
         assert torch.allclose(value, start[name] + 4 * 0.001, atol=1e-6), name
     assert [row["round"] for row in rows(study, "aggregate")] == [0, 1, 2, 3, 4, 6]
     assert [(row["round"], row["to_round"]) for row in rows(study, "rollback")] == [(5, 3)]
-    with pytest.raises(RunError, match="had all of its rounds"):
+    with pytest.raises(RunError, match="all rounds of the study are done"):
         stored.roll_back(manifest, 4)
 
 
@@ -462,7 +462,7 @@ def test_a_study_that_ended_early_is_not_rolled_back(
     assert StudyRun(study, scripted).run() == "finished"
     ended = StudyFolder(study).load_state(manifest).round
     assert ended == 3  # validated after every round: no gain after the second one, and one round more
-    with pytest.raises(RunError, match="had all of its rounds"):
+    with pytest.raises(RunError, match="all rounds of the study are done"):
         StudyFolder(study).roll_back(manifest, ended - 1)
 
 

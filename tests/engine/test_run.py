@@ -402,7 +402,7 @@ def test_a_run_that_withholds_small_numbers_says_so(toy_options: RunOptions, tmp
     assert (summary.mean.in_use.dice, summary.worst_site) == (None, None)  # type: ignore[union-attr]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "fewer than 10" in page
-    assert "weighs as one with 10" in page
+    assert "has the weight of one with 10" in page
     assert run_tables(summary)[0].caption is not None
 
 

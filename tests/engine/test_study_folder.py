@@ -24,7 +24,7 @@ def test_revoked_sites_are_kept_twice(tmp_path: Path) -> None:
     write_revoked(tmp_path, {"south", "north"})
     assert read_revoked(tmp_path) == {"north", "south"}
     (tmp_path / REVOKED).unlink()
-    with pytest.raises(StoreError, match="name each of them again by `pfedsam coordinator revoke`"):
+    with pytest.raises(StoreError, match="revoke each of them again with `pfedsam coordinator revoke`"):
         read_revoked(tmp_path)
 
 
@@ -62,5 +62,5 @@ def test_registrations_are_whole_numbers_of_cases(tmp_path: Path) -> None:
     folder.write_registered({"south": 3, "north": 4})
     assert folder.read_registered() == {"north": 4, "south": 3}
     folder.write_registered({"south": 0})
-    with pytest.raises(StoreError, match="does not hold the number of cases of each site"):
+    with pytest.raises(StoreError, match="does not contain the number of cases of each site"):
         folder.read_registered()

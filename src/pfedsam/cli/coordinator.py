@@ -178,7 +178,7 @@ def status_command(folder: Folder) -> None:
 
 
 def _status_cells(folder: Path) -> tuple[str, str, str, str]:
-    """State, rounds, sites and reason of the study in a folder; the reason tells what is wrong with a damaged folder."""
+    """State, rounds, sites and reason of the study in a folder; for a damaged folder the reason is the error message."""
     from pfedsam.core.errors import StoreError
     from pfedsam.engine.study_folder import StudyFolder
 

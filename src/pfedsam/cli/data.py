@@ -170,12 +170,12 @@ def summary_command(
     config: Config,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the summaries, one JSON file per site.")],
     min_cases: Annotated[
-        int, typer.Option(min=1, help="Numbers that stand for fewer cases are left out; 1: none is.")
+        int, typer.Option(min=1, help="Numbers over fewer cases than this are left out; 1: no number is left out.")
     ] = DEFAULT,
 ) -> None:
     """Summarise the data of each site in histograms that can be shown to others: intensities, sizes, spacing and classes.
 
-    A summary holds no picture and nothing of a single case. `pfedsam data compare` shows the summaries of several sites side by side.
+    A summary contains no picture and nothing about a single case. `pfedsam data compare` shows the summaries of several sites side by side.
     Example: pfedsam data summary study.yaml --out summaries
     """
     from pfedsam.data.site_summary import summarize_data, write_site_summary
@@ -193,10 +193,12 @@ def summary_command(
 
 @app.command("compare")
 def compare_command(
-    summaries: Annotated[list[Path], typer.Argument(help="Files of `pfedsam data summary`, one of each site.")],
+    summaries: Annotated[
+        list[Path], typer.Argument(help="Files that `pfedsam data summary` wrote, one for each site.")
+    ],
     html: Annotated[Path | None, typer.Option("--html", help="Also write a page with histograms to this file.")] = None,
 ) -> None:
-    """Show the summaries of several sites side by side, and who differs from whom in look and labels.
+    """Show the summaries of several sites side by side, and which sites differ in intensities, scale or labels.
 
     Example: pfedsam data compare summaries/*.json --html compare.html
     """

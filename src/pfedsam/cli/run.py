@@ -62,7 +62,7 @@ def compare_command(
     overrides: Set = None,
     resume: Resume = False,
 ) -> None:
-    """Train several methods on the same sites, splits and seed, each to its end, and compare them site by site.
+    """Train several methods on the same sites, splits and seed, each until it no longer improves, and compare them site by site.
 
     A method ends when no site gains any more on its validation part (training.patience), at the latest after training.rounds rounds; with
     training.patience empty all methods make training.rounds times training.steps_per_round steps. A method with final local fine-tuning

@@ -124,7 +124,7 @@ def _make_private_folder(folder: Path, *, may_hold_files: bool) -> None:
     """Make a folder that only its owner can read.
 
     Raises:
-        RunError: it holds files already and may not.
+        RunError: the folder contains files, and `may_hold_files` is false.
     """
     from pfedsam.core.errors import RunError
 
@@ -172,7 +172,7 @@ def _offered(policy: "SitePolicy", study: str) -> "StudyManifest":
     """The offered study with this id.
 
     Raises:
-        RunError: it was not offered.
+        RunError: no study with this id was offered.
     """
     from pfedsam.core.errors import RunError
 
@@ -291,7 +291,7 @@ def ledger_command(
 
 
 def _ledger_text(line: "Mapping[str, Any]", rounds: int | None) -> str:
-    """A line of the ledger as text; `rounds` is the number of rounds of its study, None where it is not known."""
+    """A line of the ledger as text; `rounds` is the number of rounds of its study, None if it is not known."""
     from pfedsam.federation.messages import in_words
 
     parts = ", ".join(f"{part} {size}" for part, size in line["by_component"].items())
@@ -346,10 +346,8 @@ def _class_texts(labels: "LabelMap") -> str:
 
 def _small_numbers(min_cases: int) -> str:
     if min_cases == 1:
-        return "every count and score leaves, however few cases it stands for (communication.min_cases)"
-    return (
-        f"counts and scores that stand for fewer than {min_cases} cases stay here; the weight is at least {min_cases}"
-    )
+        return "every count and score leaves the site, also over few cases (communication.min_cases is 1)"
+    return f"counts and scores over fewer than {min_cases} cases stay here; the site's weight is at least {min_cases}"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -13,15 +13,15 @@ from pfedsam.model import weights
 app = typer.Typer(
     no_args_is_help=True,
     help=(
-        "Weights of Segment Anything: list them, fetch them, verify them. "
-        "Nothing needs to be fetched for the SAMs that ship with pFedSAM; `list` names them."
+        "List, download and verify weights of Segment Anything. "
+        "The weights that ship with pFedSAM need no download; `list` shows their names."
     ),
 )
 
 
 @app.command("list")
 def list_weights() -> None:
-    """Show what can be used as a backbone: what ships with pFedSAM, models on the hub, and the official files with their SHA-256."""
+    """Show the available backbones: shipped ones, models on the hub, and the official files with their SHA-256."""
     from pfedsam.model.backbones.checkpoint import shipped_names
 
     OUT.print(f"Shipped, to be used by name: {', '.join(shipped_names()) or 'none is installed'}")
@@ -49,8 +49,8 @@ def fetch(
 ) -> None:
     """Download a SAM or SAM-HQ from the hub into the hub's cache on this machine.
 
-    After an interruption, the same command continues the download. HF_HOME says where the cache is, HF_ENDPOINT names a mirror,
-    and with HF_HUB_OFFLINE=1 nothing is downloaded.
+    After an interruption, the same command continues the download. The environment variable HF_HOME is the folder of the cache,
+    HF_ENDPOINT the address of a mirror, and with HF_HUB_OFFLINE=1 nothing is downloaded.
     """
     from pfedsam.model.backbones.checkpoint import describe
     from pfedsam.model.hub import find_on_hub
@@ -63,10 +63,10 @@ def fetch(
 
 
 def _hub_name(name: str) -> str:
-    """The name on the hub of a name from `pfedsam weights list`, or the name itself if it is one on the hub.
+    """The hub name for a name in `pfedsam weights list`; a hub name is returned unchanged.
 
     Raises:
-        OptionError: it is neither.
+        OptionError: the name is neither.
     """
     if name in weights.KNOWN_FILES:
         return weights.KNOWN_FILES[name].hub
@@ -80,11 +80,9 @@ def _hub_name(name: str) -> str:
 
 @app.command()
 def verify(
-    files: Annotated[
-        list[Path], typer.Argument(help="Weight files or transformers folders, whatever they are called.")
-    ],
+    files: Annotated[list[Path], typer.Argument(help="Weight files or transformers folders, with any names.")],
 ) -> None:
-    """Say of each file whether it is an official one, another one that can be read, or unusable; fails if one is unusable."""
+    """Show for each file whether it is an official file, another readable file, or unusable; fails if a file is unusable."""
     _refuse_unusable([path for path in files if not _verify(path)], len(files))
 
 
@@ -92,14 +90,14 @@ def _refuse_unusable(unusable: list[Path], count: int) -> None:
     """Raise an error if a file is unusable.
 
     Raises:
-        CheckpointError: one is.
+        CheckpointError: a file is unusable.
     """
     if unusable:
         raise CheckpointError(f"{len(unusable)} of {count} cannot be used: {', '.join(map(str, unusable))}.")
 
 
 def _verify(path: Path) -> bool:
-    """Print what a file is; returns whether it can be used as a backbone."""
+    """Print the kind of a file, and return whether it can be used as a backbone."""
     from pfedsam.model.backbones.checkpoint import describe
 
     if not path.exists():

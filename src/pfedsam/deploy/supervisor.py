@@ -158,7 +158,7 @@ class Supervisor:
             _LOG.info("study %s runs as job %s", study.path.name, job_id)
 
     def _restart_with_limit(self) -> None:
-        """Start the server anew with a message limit that is enough for all present studies; it reads the limit when it starts."""
+        """Restart the server with a message limit that is enough for all present studies; it reads the limit when it starts."""
         self.engine.end()
         self._drop_session()
         self._limit = self._set_limit()

@@ -45,7 +45,7 @@ _LOG = get_logger(__name__)
 S = TypeVar("S")
 T = TypeVar("T")
 Outcome = Literal["finished", "again"]
-"""`again`: the job has to be started anew so that a site that has connected meanwhile can take part; the study then continues."""
+"""`again`: the job has to be started again so that a site that has connected meanwhile can take part; the study then continues."""
 
 
 class RoundPolicy(Options):
@@ -56,8 +56,8 @@ class RoundPolicy(Options):
     join_s: int = Field(
         default=300,
         ge=1,
-        description="Seconds to wait for all of the study's sites to connect; then it begins with those there, or stops below the "
-        "quorum. Once it has begun, no wait is longer than the deadline.",
+        description="Seconds to wait for all sites of the study to connect; then the study starts with the connected ones, or stops if "
+        "they are fewer than the quorum. Once a study has started, no wait is longer than the deadline.",
     )
     score_s: int = Field(default=1800, ge=1, description="Time limit of the test at the end at the sites, in seconds.")
 
@@ -70,13 +70,13 @@ class RoundPolicy(Options):
     median_factor: float | None = Field(
         default=MEDIAN_FACTOR,
         ge=1,
-        description="An update whose norm is above so many times the median of the round's accepted updates is scaled down to that; "
-        "empty: never.",
+        description="An update is scaled down if its norm is above this many times the median norm of the round's accepted updates; empty: "
+        "never.",
     )
 
     @property
     def return_s(self) -> int:
-        """Seconds to wait for sites to load the study, and for those of one that has begun to connect again."""
+        """Seconds to wait for the sites to load the study, and for the sites of a running study to connect again."""
         return min(self.join_s, self.deadline_s)
 
 
@@ -88,7 +88,7 @@ class Study:
     manifest: StudyManifest
     policy: RoundPolicy
     state: ServerState
-    """After the last committed round."""
+    """The state after the last committed round."""
     built: BuiltModel | None = None
     """The model, if it is in memory already."""
     sizes: Mapping[str, PartSizes] | None = None
@@ -99,7 +99,7 @@ def read_study(folder: Path) -> Study:
     """The study in a coordinator's folder.
 
     Raises:
-        RunError: there is none.
+        RunError: the folder contains no study.
     """
     stored, manifest = StudyFolder(folder), read_manifest(folder / "manifest.json")
     options = read_config(folder / "config.yaml")
@@ -113,12 +113,12 @@ class StudyRun:
         """Prepare to continue a study.
 
         Args:
-            folder: of the study, or of a local run.
-            transport: reaches the sites.
-            study: None for the one that a coordinator's folder holds.
+            folder: the folder of the study or of a local run.
+            transport: the connection to the sites.
+            study: the study; None for the study in a coordinator's folder.
 
         Raises:
-            RunError: it holds none.
+            RunError: the folder contains no study.
         """
         self._local = study is not None
         study = study or read_study(folder)
@@ -136,13 +136,13 @@ class StudyRun:
         limits = Limits(self.manifest.max_change, self.policy.median_factor, self.policy.max_share)
         self.limits = NO_LIMITS if self._local else limits
         self._validations: dict[int, dict[str, float]] = {}
-        """Dice of each site by round, of the better one of its models."""
+        """Dice of each site's better model, by round."""
 
     def run(self) -> Outcome:
         """Run rounds until the study is finished, or until the sites should be set up again.
 
         Raises:
-            QuorumError: too few sites; the study stands at its last committed round.
+            QuorumError: there are too few sites; the study remains at its last committed round.
         """
         with RecordWriter(self.folder.path / "records.jsonl") as records:
             records.truncate_after(self.state.round - 1)
@@ -174,14 +174,14 @@ class StudyRun:
         return end_of_training(self.options.training, self._validations)
 
     def _connected(self) -> list[str]:
-        """The study's sites that can be asked now; another member of the federation is neither registered nor sent anything."""
+        """The connected sites of the study; other members of the federation are not registered and get no messages."""
         return [site for site in self.transport.connected() if self._local or site in self.options.data.sites]
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._started, 1)
 
     def _sites_for(self, task: Task) -> list[str]:
-        """The sites that are asked for a task: those that joined, and with a pooled site those that only its roster asks."""
+        """The sites that get requests for a task: those that joined and, with a pooled site, the sites that only evaluate its model."""
         others = [site for site in self.transport.connected() if self.roster.pool and site not in self.present]
         return self._ordered({site for site in (*self.present, *others) if self.roster.asks(site, task)})
 
@@ -293,7 +293,7 @@ class StudyRun:
         for site, report in self._read(records, "finalize", rounds, replies, self._report_of).items():
             record_report(records, rounds, site, report)
         if self.options.evaluation.validate_every:
-            # What is chosen on validation is the model that a site ends with.
+            # The validation after final fine-tuning chooses the model that a site uses at the end.
             self._validate(records, rounds, silent=set(asked) - set(replies))
 
     def _test(self, records: RecordWriter) -> dict[str, dict[str, SiteSummary]]:
@@ -400,13 +400,13 @@ class StudyRun:
 def _of_each(
     task: Task, sent: Mapping[str, S], read: Callable[[S], T], *, failed: str
 ) -> tuple[dict[str, T], dict[str, str]]:
-    """Apply `read` to what each site sent; returns the results, and for each site where it raises an exception the reason.
+    """Apply `read` to the message of each site, and return the results and, for each site with an error, the reason.
 
     Args:
-        task: that the sites answered.
-        sent: by site.
-        read: raises a `PfedsamError` whose message is the reason.
-        failed: the reason where anything else is raised.
+        task: the task of the messages.
+        sent: site -> message.
+        read: the function; if it raises a `PfedsamError`, the message of this error is the reason.
+        failed: the reason if it raises any other exception.
     """
     found, reasons = {}, {}
     for site, one in sent.items():
@@ -414,17 +414,17 @@ def _of_each(
             found[site] = read(one)
         except PfedsamError as error:
             reasons[site] = str(error)
-        except Exception as error:  # noqa: BLE001 - whatever one site sent must not end the study
+        except Exception as error:  # noqa: BLE001 - a message of one site must not end the study
             _LOG.error("the reply of site %s to %s raised %s", label(site), task, type(error).__name__)
             reasons[site] = failed
     return found, reasons
 
 
 def _check_reply(reply: Reply, request: Request, manifest: StudyManifest) -> None:
-    """Let a reply pass only if it answers this request and holds no number that the manifest does not list.
+    """Refuse a reply that does not belong to this request, or that contains numbers that the manifest does not list.
 
     Raises:
-        UpdateError: it does not; the message repeats nothing of what was sent.
+        UpdateError: the reply is refused; the error message repeats none of its content.
     """
     if (reply.task, reply.study, reply.round) != (request.task, request.study, request.round):
         raise UpdateError("its reply answers another request: stale, or sent twice.")

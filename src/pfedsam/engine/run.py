@@ -112,7 +112,7 @@ def study_id(options: RunOptions, backbone: str) -> str:
 
 
 def is_finished(options: RunOptions, folder: Path) -> bool:
-    """Whether `folder` holds this run in finished form.
+    """Whether `folder` contains this run and the run is finished.
 
     Raises:
         RunError: the folder contains another run, or something else.

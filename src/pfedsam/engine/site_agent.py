@@ -35,19 +35,19 @@ class Policy(Protocol):
     """Determines which requests a site answers."""
 
     def admit(self, request: Request) -> StudyManifest:
-        """The manifest that a request is made under; raises `RefusedError` where the request is not admitted."""
+        """The manifest of the request's study; raises `RefusedError` if the request is not admitted."""
 
     def accept_broadcast(self, manifest: StudyManifest, request: Request, initial: NamedTensors) -> dict[str, Tensor]:
-        """The shared parameters of a request, in the agreed shapes; raises `RefusedError` if they are not as agreed."""
+        """The shared parameters of a request, in the agreed shapes; raises `RefusedError` if they do not have the agreed form."""
 
     def reply_before(self, request: Request) -> Reply | None:
-        """The reply that this very request got before; None where it is to be computed."""
+        """The earlier reply to the same request; None if there is none."""
 
     def keep_reply(self, request: Request, reply: Reply) -> None:
-        """Keep the reply to an accepted request."""
+        """Store the reply to an accepted request."""
 
     def rounds(self, study: str) -> int | None:
-        """How many rounds a study has; None where that is not known."""
+        """The number of rounds of a study; None if it is not known."""
 
 
 class Host(Protocol):
@@ -62,10 +62,10 @@ class Host(Protocol):
 
 
 def study_options(manifest: StudyManifest, site: SiteOptions) -> RunOptions:
-    """The study's options as they hold at one site.
+    """The study's options with the settings of one site.
 
     Raises:
-        OptionError: the study's configuration is not one that this version knows.
+        OptionError: this version does not support the study's configuration.
     """
     try:
         options = RunOptions.model_validate(_site_configuration(manifest, site))
@@ -96,7 +96,7 @@ def _site_configuration(manifest: StudyManifest, site: SiteOptions) -> dict[str,
 
 
 def build_study_model(manifest: StudyManifest, options: RunOptions) -> BuiltModel:
-    """The study's model at this site, on the configured device; sets the threads of this process by the options.
+    """Build the study's model at this site on the configured device, and set the number of threads of this process.
 
     Raises:
         OptionError: there is no such device here.
@@ -115,15 +115,15 @@ def build_study_model(manifest: StudyManifest, options: RunOptions) -> BuiltMode
 
 
 def check_manifest(manifest: StudyManifest, options: RunOptions, built: BuiltModel) -> None:
-    """Refuse a manifest unless all its fields follow from its configuration, as derived at this site.
+    """Refuse a manifest unless all its fields equal those that this site derives from the configuration in it.
 
     Args:
-        manifest: of the study.
-        options: the study's at this site.
-        built: the study's model at this site.
+        manifest: the manifest of the study.
+        options: the options of the study at this site.
+        built: the model of the study at this site.
 
     Raises:
-        RefusedError: naming each field that says something else.
+        RefusedError: some fields differ; the message names them.
     """
     study = study_id(manifest.configuration, built.backbone)
     derived = build_manifest(options, built, study, manifest.configuration)
@@ -163,7 +163,7 @@ class SiteAgent:
         except (MemoryError, torch.OutOfMemoryError) as error:
             word = "memory"
             _LOG.error("%s ran out of memory: %s", self._asked(request), error)
-        except Exception as error:  # noqa: BLE001 - the coordinator learns one word, whatever it was; the log has all of it
+        except Exception as error:  # noqa: BLE001 - the coordinator gets only an error code; the site's log has the full error
             _LOG.exception("%s failed: %s", self._asked(request), type(error).__name__)
         return Reply(request.task, request.study, request.round, refused=word)
 
@@ -171,8 +171,8 @@ class SiteAgent:
         """The reply to a request; a failure is raised with its full message.
 
         Raises:
-            RefusedError: the request is not admitted, or what it brings is not as agreed.
-            DataError: naming the site and the case.
+            RefusedError: the request is not admitted, or its content does not have the agreed form.
+            DataError: a case cannot be read; the message names the site and the case.
             StoreError: the site's state cannot be read or written.
         """
         manifest = self.host.policy.admit(request)
@@ -180,7 +180,7 @@ class SiteAgent:
         if request.task == "join":
             return study.answer(request, {})
         shared = self.host.policy.accept_broadcast(manifest, request, study.built.start("shared"))
-        reply = self.host.policy.reply_before(request)  # of a coordinator that was restarted and asks again
+        reply = self.host.policy.reply_before(request)  # a restarted coordinator repeats its last request
         if reply is None:
             reply = study.answer(request, shared)
             self.host.policy.keep_reply(request, reply)
@@ -203,17 +203,17 @@ class SiteFolder:
         """Read `site.yaml`.
 
         Raises:
-            OptionError: there is none, or it is wrong.
+            OptionError: the file is missing or wrong.
         """
         self.folder, self.policy = folder, SitePolicy(folder)
         self.options = read_site_options(folder)
 
     def open(self, manifest: StudyManifest) -> SiteStudy:
-        """Check the data, load the backbone, and find the study's own backbone and tensors in it.
+        """Check the data, load the backbone, and check that the backbone and the shared tensors are those of the study.
 
         Raises:
-            RefusedError: they are not.
-            DataError: naming every problem of the data; for the site's log only.
+            RefusedError: the backbone or the shared tensors are not those of the study.
+            DataError: the data have problems, all of which the message names; it is only written to the site's log.
         """
         options = study_options(manifest, self.options)
         if build_roster(options).pool:
@@ -227,7 +227,7 @@ class SiteFolder:
 
     def _split(self, manifest: StudyManifest, options: RunOptions) -> Site:
         folder, name = self.policy.study_folder(manifest.study), self.options.name
-        # Without its split a site that has trained is told, and not split anew.
+        # If a site that has trained lost its split, this is an error, and no new split is made.
         if (folder / "split.json").exists() or (folder / "state.json").exists():
             return read_split(folder / "split.json", read_sites(options, masks_required=False)[name])
         site = build_sites(options)[name]

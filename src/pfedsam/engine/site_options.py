@@ -1,4 +1,4 @@
-"""`site.yaml`: what a hospital says about itself; read by its agent, and by commands that load no model."""
+"""`site.yaml`: the settings of a hospital; read by its agent, and by commands that load no model."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -14,27 +14,28 @@ CONFIG: Final = "site.yaml"
 
 
 class SiteOptions(SiteLabelOptions):
-    """`site.yaml`: what a hospital says about itself; it never leaves the site."""
+    """The content of `site.yaml`, the settings of a hospital; the file never leaves the site."""
 
-    name: str = Field(min_length=1, description="As the coordinator calls the site.")
+    name: str = Field(min_length=1, description="Name of the site in the federation.")
     data: Path = Field(description="Folder with images/ and masks/, or a manifest.csv.")
     backbone: str | None = Field(
         default=None,
-        description="Where the backbone lies here; its hash must be the study's. Empty: as the study says.",
+        description="Path of the backbone at this site; its hash must be that of the study. Empty: as in the study's configuration.",
     )
     patient_pattern: str | None = Field(
-        default=None, description="The patient in a case id here. Empty: as the study says."
+        default=None,
+        description="Pattern of the patient in the case ids of this site. Empty: as in the study's configuration.",
     )
-    threads: int = Field(default=1, ge=1, description="Threads of the training process.")
+    threads: int = Field(default=1, ge=1, description="Number of threads of the training process.")
     device: Device = Field(
         default="auto",
-        description="Where the training process computes: auto (a GPU where torch finds one), cpu, cuda or cuda:<n>.",
+        description="Device of the training process: auto (a GPU if torch finds one), cpu, cuda or cuda:<n>.",
     )
-    min_free_mb: int = Field(default=500, ge=0, description="Least free space on the site's disk, in MB.")
+    min_free_mb: int = Field(default=500, ge=0, description="Required free space on the site's disk, in MB.")
 
     @property
     def own_labels(self) -> dict[str, Any]:
-        """What the site says about its labels and spacing that differs from the study's defaults."""
+        """The site's settings of labels and spacing that differ from the study's."""
         nothing = NOTHING_OF_ITS_OWN.model_dump()
         return {key: value for key in nothing if (value := getattr(self, key)) != nothing[key]}
 
@@ -43,7 +44,7 @@ def read_site_options(folder: Path) -> SiteOptions:
     """The options in a site's folder.
 
     Raises:
-        OptionError: there are none, or they are wrong.
+        OptionError: `site.yaml` is missing or wrong.
     """
     path = folder / CONFIG
     try:

@@ -197,7 +197,7 @@ def divide_site(options: RunOptions, site: Site) -> Site:
 
 
 def _why_empty(site: Site, part: str, *, free: bool) -> str:
-    """Why a part of a site's split has no case, and what to do; `free` says that the manifest puts no case into a part."""
+    """Why a part of a site's split has no case, and what to do; `free` means that the manifest assigns no case to a part."""
     patients = site.patients()
     if not free or len(patients) != 1:
         return f"site {site.name!r} has no {part} case: it needs at least one; add cases or change data.split."
@@ -308,7 +308,7 @@ def build_examples(options: RunOptions, cases: tuple[Case, ...], side: int) -> S
 
 
 def _labels_of(options: RunOptions, cases: tuple[Case, ...]) -> dict[str, LabelMap]:
-    """The label map of each site of these cases; a pooled site holds the cases of several."""
+    """The label map of each site of these cases; a pooled site has cases of several sites."""
     return {site: build_labels(options, site) for site in dict.fromkeys(case.site for case in cases)}
 
 

@@ -257,7 +257,7 @@ def _explain(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
 
 
 def _place(error: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The keys that lead to a mistake, without the marks by which pydantic tells the forms of a site apart."""
+    """The path of keys to a mistake, without the tags that pydantic adds for the two forms of a site."""
     return tuple(part for part in error["loc"] if part not in ("[folder]", "[site]"))
 
 

@@ -1,1 +1,1 @@
-"""Federation: the update a site sends, its checks and aggregation, what a site keeps, and the methods."""
+"""Federation: updates, their checks and aggregation, the stored state of a site, and the methods."""

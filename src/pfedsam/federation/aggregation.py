@@ -100,7 +100,7 @@ class Annotations:
         return [0.0 if one in self.missing.get(site, ()) else 1.0 for one in self.tensors[name]]
 
     def row_weights(self, name: str, site: str, dims: int) -> Tensor:
-        """`weights` as float64 for a tensor of so many dimensions, `[rows, 1, 1]`; of shape `[]` if the tensor belongs to one class."""
+        """`weights` as float64 for a tensor with `dims` dimensions, `[rows, 1, 1]`; of shape `[]` if the tensor belongs to one class."""
         weights = torch.tensor(self.weights(name, site), dtype=torch.float64)
         return weights.reshape((-1, *[1] * (dims - 1)) if len(weights) > 1 else ())
 

@@ -85,7 +85,7 @@ def bound_updates(updates: Sequence[Update], received: NamedTensors, limits: Lim
 
 
 def cap_shares(cases: Mapping[str, int], max_share: float) -> dict[str, float]:
-    """Site -> weight, where no weight is more than `max_share` of the sum; the numbers of cases themselves if they fulfil this already.
+    """Site -> weight, where no weight is more than `max_share` of the sum; the weights are the numbers of cases if these fulfil this.
 
     With fewer than 1 / max_share sites all weights are equal.
     """

@@ -1,7 +1,7 @@
-"""The study's manifest: what a federation over several machines will do, and all that may leave a site in it.
+"""The study's manifest: the work of a federation over several machines, and a list of everything that may leave a site.
 
-The coordinator writes it, each site's operator approves it, and from then on both hold to it: a site refuses a study whose
-manifest differs in anything from the approved one, and lets nothing out that it does not list.
+The coordinator writes the manifest, and the operator of each site approves it. A site refuses a study whose manifest differs from the
+approved one, and sends nothing that the manifest does not list.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from pfedsam.federation.pipeline.build import CommunicationOptions, build_pipeli
 from pfedsam.federation.update import TensorSpec, UpdateSpec
 
 Task = Literal["join", "train", "validate", "finalize", "test"]
-"""What a coordinator can ask of a site."""
+"""The tasks that a coordinator can request from a site."""
 
 MAX_MANIFEST_BYTES: Final = 4 * 2**20
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -38,21 +38,21 @@ class SharedTensor(Options):
 
 
 class StudyManifest(Options):
-    """A study, as coordinator and sites agree on it before anything is sent."""
+    """The description of a study on which coordinator and sites agree before anything is sent."""
 
     version: Literal[2] = 2
-    study: str = Field(pattern=r"^[0-9a-f]{16}$", description="Identity: of configuration and backbone.")
-    name: str = Field(description="Shown to people.")
+    study: str = Field(pattern=r"^[0-9a-f]{16}$", description="Identity of configuration and backbone.")
+    name: str = Field(description="Title of the study, for messages and reports.")
     method: str = Field(description="Name of the federated method.")
-    rounds: int = Field(ge=1, description="Rounds of the whole study.")
+    rounds: int = Field(ge=1, description="Number of rounds of the study.")
     configuration: dict[str, Any] = Field(description="The run's options without the sites' folders.")
     backbone: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the frozen weights.")
-    tensors: dict[str, SharedTensor] = Field(description="All that is shared.")
-    components: dict[str, tuple[str, ...]] = Field(description="The shared tensors by part of the model.")
+    tensors: dict[str, SharedTensor] = Field(description="All shared tensors.")
+    components: dict[str, tuple[str, ...]] = Field(description="The shared tensors by component of the model.")
     class_tensors: dict[str, tuple[str, ...]] = Field(
         default={},
-        description="Shared tensors that belong to single classes: the class of each row, or the one of the whole tensor. They are "
-        "averaged over the sites that annotate it.",
+        description="Shared tensors that belong to single classes: the class of each row, or the one class of the whole tensor. Each is "
+        "averaged over the sites that annotate the class.",
     )
     pipeline: tuple[str, ...] = Field(
         description="The steps that an update goes through before it leaves a site, in order."
@@ -60,7 +60,7 @@ class StudyManifest(Options):
     min_cases: int = Field(
         default=OFF,
         ge=1,
-        description="The fewest cases that a count or a score in a reply stands for; smaller ones stay at the site.",
+        description="Counts and scores over fewer cases than this stay at the site.",
     )
     max_change: float = Field(gt=0, description="Largest L2 norm by which one round may change the shared tensors.")
     scalar_metrics: dict[Task, tuple[str, ...]] = Field(description="The scalars that the reply to each task may hold.")
@@ -72,12 +72,12 @@ class StudyManifest(Options):
 
     @property
     def spec(self) -> UpdateSpec:
-        """The shared tensors as every update must hold them."""
+        """The specification that every update must match."""
         specs = {n: TensorSpec(tuple(t.shape), _DTYPES[t.dtype]) for n, t in sorted(self.tensors.items())}
         return UpdateSpec(specs, build_pipeline(communication_of(self.configuration)).codec)
 
     def component_bytes(self) -> dict[str, int]:
-        """Bytes of the shared values in an update, by part of the model."""
+        """Bytes of the shared values in an update, by component of the model."""
         sizes = self.spec.sizes
         return {part: sum(sizes[name] for name in names) for part, names in self.components.items()}
 
@@ -90,7 +90,7 @@ def communication_of(configuration: Mapping[str, Any]) -> CommunicationOptions:
     """The options of the update pipeline in a study's configuration.
 
     Raises:
-        RunError: they are none.
+        RunError: the configuration contains no valid options of the pipeline.
     """
     try:
         return CommunicationOptions.model_validate(configuration.get("communication", {}))
@@ -102,7 +102,7 @@ def shared_tensors(values: NamedTensors) -> dict[str, SharedTensor]:
     """The manifest's entries for these shared tensors.
 
     Raises:
-        RunError: one has a type that cannot be averaged.
+        RunError: the type of a tensor cannot be averaged.
     """
     names = {dtype: name for name, dtype in _DTYPES.items()}
     for name, tensor in values.items():
@@ -115,20 +115,20 @@ def shared_tensors(values: NamedTensors) -> dict[str, SharedTensor]:
 
 
 def largest_change(values: NamedTensors, learning_rate: float, steps: int) -> float:
-    """How far AdamW can move these tensors in so many steps, with room to spare: 4 eta S sqrt(N).
+    """An upper bound of the L2 norm by which AdamW changes N values in S steps: 4 eta S sqrt(N).
 
-    One step moves a parameter by at most (1 - beta1) / sqrt(1 - beta2) = 3.2 learning rates (Kingma and Ba, 2015,
-    section 2.1); decay adds less than the rest up to 4. An honest round stays far below it; weights scaled up do not.
+    One step changes a parameter by at most (1 - beta1) / sqrt(1 - beta2) = 3.2 learning rates (Kingma and Ba, 2015, section 2.1); the
+    factor 4 leaves room for the weight decay. The change of an ordinary round is far below this bound.
     """
     count = sum(tensor.numel() for tensor in values.values())
     return 4.0 * learning_rate * steps * math.sqrt(max(1, count))
 
 
 def write_manifest(path: Path, manifest: StudyManifest) -> None:
-    """Write a manifest to a file, as a whole.
+    """Write a manifest to a file in one step.
 
     Raises:
-        StoreError: it could not be written.
+        StoreError: the file could not be written.
     """
     sealed.write_json(path, manifest.model_dump(mode="json"))
 
@@ -137,7 +137,7 @@ def read_manifest(path: Path) -> StudyManifest:
     """The manifest in a file.
 
     Raises:
-        RunError: there is none, or it is not one.
+        RunError: the file is missing, or is not a manifest.
     """
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
@@ -153,10 +153,10 @@ def read_manifest(path: Path) -> StudyManifest:
 
 
 def parse_manifest(data: bytes) -> StudyManifest:
-    """The manifest in a message or a file; nothing in it is trusted.
+    """The manifest in a message or a file, whose content is not trusted.
 
     Raises:
-        RunError: it is too long or malformed.
+        RunError: the manifest is too long or malformed.
     """
     if len(data) > MAX_MANIFEST_BYTES:
         raise RunError(f"a manifest of {len(data)} bytes is refused; allowed are {MAX_MANIFEST_BYTES}.")
@@ -179,7 +179,8 @@ def _check_tensors(manifest: StudyManifest) -> None:
     """Check that the parts of a manifest name the same shared tensors.
 
     Raises:
-        RunError: the components do not, or a tensor of single classes is not one of them or has not a row for each class.
+        RunError: the components do not contain exactly the shared tensors, or a tensor of single classes is not one of them or does not
+            have a row for each of its classes.
     """
     named = list(chain.from_iterable(manifest.components.values()))
     if sorted(named) != sorted(manifest.tensors):

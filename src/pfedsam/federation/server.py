@@ -79,7 +79,7 @@ class WeightedMean:
         return replace(state, round=state.round + 1, shared=weighted_mean(updates))
 
     def largest_change(self, of_a_site: float, values: int) -> float:
-        """A mean is at most as far from the start as the farthest of the averaged points."""
+        """The bound of one site, because the change of a mean is at most the largest change of the averaged parameters."""
         return of_a_site
 
 

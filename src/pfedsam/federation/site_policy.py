@@ -315,7 +315,7 @@ def _bytes_in(wire: Mapping[str, object]) -> dict[str, bytes]:
 
 
 def _check_refusal(reply: Reply) -> None:
-    """Check that a refusal tells nothing but its code.
+    """Check that a refusal contains only its code.
 
     Raises:
         UpdateError: it does.
@@ -325,7 +325,7 @@ def _check_refusal(reply: Reply) -> None:
 
 
 def _check_metrics(reply: Reply, manifest: StudyManifest) -> None:
-    """Check that the manifest lists every scalar metric of a reply, and that none stands for too few cases.
+    """Check that the manifest lists every scalar metric of a reply, and that none is based on too few cases.
 
     Raises:
         UpdateError: one is not allowed.

@@ -169,7 +169,7 @@ def _spacing(spacing: tuple[float, ...] | None) -> str:
 
 
 def _after(seconds: float | None) -> str:
-    """How long after the first series of its folder another was taken."""
+    """The time between the first series of a folder and another one, as text."""
     if seconds is None:
         return MISSING
     days, minutes = divmod(round(seconds / 60), 24 * 60)

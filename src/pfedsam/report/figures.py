@@ -244,7 +244,7 @@ def _plot_differences(
 
 @dataclass(frozen=True)
 class _DotTable:
-    """The sizes of a table of dots, in CSS pixels where nothing else is said."""
+    """The sizes of a table of dots, in CSS pixels unless stated otherwise."""
 
     row_height: int
     dot: int
@@ -325,7 +325,7 @@ def _plot_seeds(axes: Axes, found: Mapping[float, Sequence[float]], name: str, s
 
 
 def _beside(index: int, number: int) -> float:
-    """The place of one of a number of things that are distributed over a height of 1, from -0.5 to 0.5."""
+    """The position, from -0.5 to 0.5, of one of `number` items that are distributed over a height of 1."""
     return (index + 0.5) / number - 0.5
 
 

@@ -215,7 +215,7 @@ def _parts(runs: Sequence[Summary], site: str) -> str:
 
 
 def _part_sizes(site: SiteEntry, least: int) -> str:
-    """The sizes of a site's parts in one run; a size of the `least` number that a study tells stands for this many or fewer."""
+    """The sizes of a site's parts in one run; a size equal to `least`, the smallest number that is published, means this many or fewer."""
     at_most = "at most " if site.train_cases == least > OFF else ""
     return f"{at_most}{site.train_cases} + {MISSING if site.val_cases is None else site.val_cases}"
 
@@ -329,7 +329,7 @@ def _absences(records: Sequence[Record], rounds: int) -> list[Absence]:
 
 
 def _absent_sites(row: Record, rounds: int, last: int | None) -> Iterator[tuple[str, str, str]]:
-    """The task, the site and the reason of each absence that one record tells; `last` is the round of the last validation."""
+    """The task, the site and the reason of each absence in one record; `last` is the round of the last validation."""
     match row["kind"]:
         case "absent":
             yield from ((row["task"], site, reason) for site, reason in row["sites"].items())

@@ -1,4 +1,4 @@
-"""The summaries of several sites' data side by side: rows for the terminal, a page, and who differs from whom in look and labels."""
+"""The summaries of several sites' data side by side: rows for the terminal, a page, and the differences between the sites."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,11 @@ from pfedsam.report.format import MISSING, format_cases
 from pfedsam.report.page import environment
 
 _FAR: Final = 0.1
-"""Distance of the intensities of two sites from which they are said to look different, of a range of 1."""
+"""Smallest distance of the intensities of two sites, in a range of 1, that is reported as a difference."""
 _FACTOR: Final = 2.0
-"""Factor between two sites' pixel sizes or shares of a class from which they are said to differ."""
+"""Smallest factor between the pixel sizes, or the shares of a class, of two sites that is reported as a difference."""
 _HEIGHT: Final = 60
-"""Of the drawing of a histogram, in pixels."""
+"""Height of the drawing of a histogram in pixels."""
 
 
 def summary_rows(summary: SiteSummaryFile) -> dict[str, str]:
@@ -43,12 +43,12 @@ def summary_rows(summary: SiteSummaryFile) -> dict[str, str]:
 
 
 def mean_intensity(intensities: Sequence[float]) -> float:
-    """The mean of what is counted in equal bins between 0 and 1, each taken at its middle."""
+    """The mean intensity from counts in equal bins between 0 and 1, with the middle of each bin as its value."""
     return sum((number + 0.5) / BINS * part for number, part in enumerate(intensities)) / (sum(intensities) or 1)
 
 
 def look_distance(one: SiteSummaryFile, other: SiteSummaryFile) -> float | None:
-    """How far the intensities of a site have to be moved to become those of the other, in 0..1 (Wasserstein distance of order 1)."""
+    """The Wasserstein distance of order 1 between the intensities of two sites, in 0..1."""
     if one.intensities is None or other.intensities is None:
         return None
     total, moved = 0.0, 0.0
@@ -59,7 +59,7 @@ def look_distance(one: SiteSummaryFile, other: SiteSummaryFile) -> float | None:
 
 
 def differences(summaries: Sequence[SiteSummaryFile]) -> list[str]:
-    """Who differs from whom, a sentence for each difference; none where all are alike."""
+    """One sentence for each difference between two sites; an empty list if there is none."""
     kinds = (_looks, _scales, _labels)
     return [text for one, other in combinations(summaries, 2) for differing in kinds for text in differing(one, other)]
 
@@ -105,7 +105,7 @@ def _if_far_apart(first: float | None, second: float | None) -> tuple[float, flo
 
 
 def _middle(found: Histogram | None) -> float | None:
-    """The geometric middle of the fullest bin; None where it has none, or nothing is known."""
+    """The geometric middle of the fullest bin; None if the bin has no bounds, or nothing is known."""
     if found is None:
         return None
     known = [(count, number) for number, count in enumerate(found.counts) if count]
@@ -120,7 +120,7 @@ def _count(value: int | None, least: int) -> str:
 
 
 def _bins(found: Histogram, least: int) -> str:
-    """The bins that hold something, with their counts."""
+    """The bins that are not empty, with their counts."""
     texts = []
     for number, count in enumerate(found.counts):
         if count:
@@ -133,10 +133,10 @@ def _bins(found: Histogram, least: int) -> str:
 
 
 def check_names(summaries: Sequence[SiteSummaryFile]) -> None:
-    """Refuse summaries that cannot be told apart.
+    """Check that there is one summary for each of several sites.
 
     Raises:
-        DataError: there are fewer than two, or two are of one site.
+        DataError: there are fewer than two summaries, or two of the same site.
     """
     names = [one.site for one in summaries]
     if len(names) < 2:
@@ -147,10 +147,10 @@ def check_names(summaries: Sequence[SiteSummaryFile]) -> None:
 
 
 def write_summaries_page(summaries: Sequence[SiteSummaryFile], out: Path) -> Path:
-    """Write the page to the file `out`, and return its path. It holds no picture.
+    """Write the page, which contains no pictures of patients, to the file `out`, and return its path.
 
     Raises:
-        StoreError: it cannot be written.
+        StoreError: the page cannot be written.
     """
     rows = [summary_rows(one) for one in summaries]
     html = (
@@ -171,7 +171,7 @@ def write_summaries_page(summaries: Sequence[SiteSummaryFile], out: Path) -> Pat
 
 
 def _bars(summary: SiteSummaryFile) -> list[float] | None:
-    """The heights of the bars of the intensities in pixels, the fullest bin `_HEIGHT`."""
+    """The heights of the bars of the intensities in pixels; the fullest bin has the height `_HEIGHT`."""
     if summary.intensities is None:
         return None
     top = max(summary.intensities) or 1

@@ -19,9 +19,9 @@ does not have is null: averaging, for example, has no personal model. A site tha
 part, and `uses` names it. If it is the shared model, `personal` has the scores of the shared model, with which the site ends.
 `worst_site` is the site with the lowest Dice. `date` is the day of the test. `seconds` has the key "total", or "since resumed" for a run
 that was interrupted. `local_only` is the result of the site without the federation; it is filled from the summary of another run by
-`with_local_only`. `steps` is the number of optimiser steps of one training site over the whole run. Where `min_cases` is above 1, counts
-and scores that stand for fewer cases were withheld by the sites: a count of null is then smaller than that or has a rest that is, and a
-sum with such a part is null, too; `train_cases` of `min_cases` are so many or fewer.
+`with_local_only`. `steps` is the number of optimiser steps of one training site over the whole run. If `min_cases` is above 1, the sites
+withheld counts and scores over fewer cases than that. A count is then null if it, or the rest of the cases, is smaller than `min_cases`,
+and a sum with such a count is null as well; a value of `train_cases` equal to `min_cases` means this many or fewer.
 
 Files of schema 1 are also read. They lack `date`, `steps`, `train_cases`, `val_cases`, `uses`, `patients`, `nsd`, the volumes,
 `lesion_recall`, `present`, `missed`, `extra`, `absent` and `not_annotated`, which are then null, that is, not known.
@@ -194,8 +194,8 @@ def build_summary(
     """The summary of a run from the scores of its models by site; a model that the method does not have is None.
 
     `sizes` gives the sizes of the sites' parts; they are not known for sites that are left out. `date` is the day of the test, such as
-    2026-11-28. `min_cases` is the least number of cases that a count or a score stands for. `use_shared` names the sites that use the
-    shared model although they have a personal one.
+    2026-11-28. `min_cases` is the smallest number of cases over which counts and scores are published. `use_shared` names the sites that
+    use the shared model although they have a personal one.
 
     Raises:
         RunError: there is no model, or the two models were not scored at the same sites.

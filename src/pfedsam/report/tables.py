@@ -89,8 +89,8 @@ def class_table(summary: Summary) -> Table | None:
 def missed_cell(values: Values | None, min_cases: int = OFF) -> str:
     """Missed cases as `3 of 12`: of the cases whose truth contains a class, those whose prediction does not; a dash if not known.
 
-    For an entry, the pairs of cases and classes are counted. The cell says so where the site does not annotate the class. `min_cases` is
-    the smallest count that the site tells, where it withholds smaller ones.
+    For an entry, the pairs of cases and classes are counted. For a class that the site does not annotate, the cell is "not annotated".
+    `min_cases` is the smallest count that is not withheld.
     """
     if values is None:
         return MISSING
@@ -304,13 +304,13 @@ def _undefined_reasons(total: int, missed: int, extra: int, absent: int) -> str:
 
 
 def small_numbers_note(summary: Summary) -> str | None:
-    """What a study that withholds small numbers says about them; None for one that does not."""
+    """A note for studies that withhold small numbers; None for other studies."""
     if summary.min_cases == OFF:
         return None
     least = summary.min_cases
     return (
-        f"Counts and scores that stand for fewer than {least} cases stayed at the sites, so that some are missing here; a site with fewer "
-        f"training cases weighs as one with {least}."
+        f"Counts and scores over fewer than {least} cases stayed at the sites, so that some are missing here; a site with fewer training "
+        f"cases has the weight of one with {least}."
     )
 
 

@@ -108,7 +108,7 @@ def expert_usage(model: Segmenter, data: SiteData, *, least_cases: int = 1) -> d
     Args:
         model: with the site's parameters.
         data: its training data.
-        least_cases: fewest cases that the images are of, where there are so many; above 1 there is one image of each.
+        least_cases: the smallest number of cases whose images are used, if the site has so many; above 1, one image of each case is used.
     """
     totals: dict[str, Tensor] = {}
     for example in _first_images(data, least_cases):

@@ -60,7 +60,7 @@ def distillation_loss(
     divergence = _binary if form.overlap else _exclusive
     values = divergence(student, teacher, options.temperature, missing)
     if options.confidence_weighting == "label":
-        values = values * _belief(teacher, small, form)
+        values = values * _label_probability(teacher, small, form)
     elif form.ignores:
         values = values * _counted(small, form)
     return options.temperature**2 * values.mean()
@@ -82,7 +82,7 @@ def _binary(student: Tensor, teacher: Tensor, temperature: float, missing: tuple
     return (inside + outside).mean(dim=1)
 
 
-def _belief(teacher: Tensor, labels: Tensor, form: LabelForm) -> Tensor:
+def _label_probability(teacher: Tensor, labels: Tensor, form: LabelForm) -> Tensor:
     """The teacher's probability of each pixel's label, `[B, h, w]`; 0 where a pixel is ignored.
 
     A site labels a class that it does not annotate as background. There the probability is the sum over background and such classes.
@@ -90,12 +90,12 @@ def _belief(teacher: Tensor, labels: Tensor, form: LabelForm) -> Tensor:
     if form.overlap:
         kept = [i - 1 for i in range(1, teacher.shape[1] + 1) if i not in form.missing]
         inside = teacher[:, kept].sigmoid()
-        belief = torch.where(bits_of(labels, teacher.shape[1])[:, kept] == 1, inside, 1 - inside).mean(dim=1)
+        probability = torch.where(bits_of(labels, teacher.shape[1])[:, kept] == 1, inside, 1 - inside).mean(dim=1)
     else:
         target = renumber(labels, form.missing, teacher.shape[1])
         known = torch.where(target == IGNORED, 0, target)[:, None]
-        belief = merge_missing(with_background(teacher), form.missing).softmax(dim=1).gather(1, known)[:, 0]
-    return belief * _counted(labels, form) if form.ignores else belief
+        probability = merge_missing(with_background(teacher), form.missing).softmax(dim=1).gather(1, known)[:, 0]
+    return probability * _counted(labels, form) if form.ignores else probability
 
 
 def _counted(labels: Tensor, form: LabelForm) -> Tensor:

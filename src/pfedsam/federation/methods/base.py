@@ -47,7 +47,7 @@ class Method:
     configure: Callable[[Any], "Method"] | None = None
     """Makes the method from its own options, an instance of the class of `own`; None if it has none."""
     roster: Roster = EVERY_SITE
-    """Which site does which task. A roster with a pool has all training images in one place: the upper bound that privacy forbids."""
+    """The sites for each task. A roster with a pool has all training images in one place, which gives an upper bound without privacy."""
 
     def phases_of(self, options: TrainingOptions, round_: int) -> tuple[PhaseSpec, ...]:
         """The phases of round `round_`, counted from 0."""

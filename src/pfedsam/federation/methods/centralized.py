@@ -1,4 +1,4 @@
-"""Centralized: one model trained on all sites' images in one place. The upper bound that privacy forbids.
+"""Centralized: one model trained on all sites' images in one place. It gives an upper bound and does not preserve privacy.
 
 This is local training at one site that has the images of all sites, with as many steps as all sites together would do.
 """

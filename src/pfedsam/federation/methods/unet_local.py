@@ -1,4 +1,4 @@
-"""A plain 2-D U-Net from random weights, trained by every site alone: what a hospital would do without a foundation model and partners."""
+"""A plain 2-D U-Net from random weights, trained by every site alone: the baseline without a foundation model and without a federation."""
 
 from pfedsam.federation.methods.base import Method, local_end, local_training, place, plain_unet
 from pfedsam.model.options import ModelOptions
