@@ -64,7 +64,7 @@ def toy_study(folder: Path, *, codec: str = "fp32", rounds: int = 1, sites: int 
                 "phases": "decoupled",
             },
             "evaluation": {"validate_every": 1},
-            "communication": {"codec": codec, "min_cases": 1},
+            "communication": {"codec": codec, "min_cases": 1, "data_summary": True},
         }
     )
     study = create_study(options, folder / "studies", RoundPolicy(quorum=2))
@@ -245,6 +245,25 @@ _JOIN = {
     "numbers nested": _raw_numbers('{"cases": {"cases": 1}}'),
     "an update to join": _part(update=b"x" * 100),
 }
+_SUMMARIZE = {
+    "cases of 401 digits": _raw_numbers(f'{{"data.cases": {_LONG}}}'),
+    "cases 1e308": _numbers("data.cases", 1e308),
+    "cases below 0": _numbers("data.cases", -6),
+    "cases 1.5": _numbers("data.cases", 1.5),
+    "cases NaN": _raw_numbers('{"data.cases": NaN}'),
+    "cases a text": _numbers("data.cases", "Jane Doe"),
+    "fewer cases than sizes": _numbers("data.cases", 5),
+    "kind 7": _numbers("data.volumes", 7),
+    "shares above 1": _numbers(".share", 1.5),
+    "intensities that add up to 32": _numbers("", 1),
+    "all null": _numbers("", None),
+    "all of 401 digits": lambda wire: _all(wire, _LONG),
+    "one number missing": lambda wire: _without_one(wire),
+    "no numbers": _raw_numbers("{}"),
+    "a number with a person's name": _more_numbers({"data.class.Jane Doe.share": 1.0}),
+    "an update to summarize": _part(update=b"x" * 100),
+    "head of the next round": _head(round=1),
+}
 _TRAIN = {
     "loss of 401 digits": _raw_numbers(f'{{"loss.global.total": {_LONG}}}'),
     "loss 1e308": _numbers(".total", 1e308),
@@ -334,7 +353,7 @@ def _without_one(wire: Wire) -> Wire:
     return _head(scalar_metrics={name: v for name, v in head["scalar_metrics"].items() if name != first})(wire)
 
 
-_OF_TASK = {"join": _JOIN, "train": _TRAIN, "validate": _VALIDATE, "test": _TEST}
+_OF_TASK = {"join": _JOIN, "summarize": _SUMMARIZE, "train": _TRAIN, "validate": _VALIDATE, "test": _TEST}
 CRAFTED: dict[str, tuple[str, Change]] = {
     f"{task}: {what}": (task, _on(task, change)) for task, cases in _OF_TASK.items() for what, change in cases.items()
 }

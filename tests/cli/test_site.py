@@ -51,11 +51,25 @@ def test_an_operator_reads_before_approving_and_can_leave(
         "0.04",
         "patient pattern",
         "largest change",
+        "none leaves",
     ):
         assert what in shown
     assert SitePolicy(tmp_path / "north").approved(offered["study"]) is not None
     assert call("site", "approve", tmp_path / "north", "--withdraw", offered["study"]) == 0
     assert SitePolicy(tmp_path / "north").approved(offered["study"]) is None
+
+
+def test_an_operator_reads_that_a_summary_of_the_data_would_leave(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, toy_options: RunOptions, offered: dict[str, Any]
+) -> None:
+    communication = toy_options.communication.model_copy(update={"data_summary": True})
+    options = toy_options.model_copy(update={"communication": communication})
+    manifest = create_study(options, tmp_path / "studies", RoundPolicy()) / "manifest.json"
+    assert call("site", "approve", tmp_path / "north", manifest, "--yes") == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for what in ("leaves once, before the first round", "histograms of intensities", "numbers, summarize"):
+        assert what in shown
+    assert "none leaves" not in shown
 
 
 def lie(offered: dict[str, Any], what: str) -> dict[str, Any]:

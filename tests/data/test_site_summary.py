@@ -54,6 +54,22 @@ def test_a_class_of_a_part_of_the_cases_and_one_that_is_not_annotated(site_folde
     assert (found.classes["other"].annotated, found.classes["other"].cases) == (False, None)
 
 
+@pytest.mark.parametrize(
+    ("with_spacing", "told"),
+    [(4, (None, 4)), (2, (2, 2)), (1, (None, None)), (3, (None, None))],
+    ids=["all have a spacing", "two of four", "one of four", "all but one"],
+)
+def test_the_number_of_cases_without_spacing_does_not_follow_from_the_histogram(
+    site_folder, with_spacing: int, told: tuple[int | None, int | None]
+) -> None:
+    site = read_site("north", site_folder("a", "b", "c", "d"))
+    cases = tuple(
+        replace(case, spacing_mm=(0.7, 0.7) if n < with_spacing else None) for n, case in enumerate(site.cases)
+    )
+    found = summarize_data(replace(site, cases=cases), STUDY, min_cases=2)
+    assert (found.without_spacing, found.spacing.counts[6]) == told  # 0.6 to 0.8 mm
+
+
 def test_volumes_have_slices_and_their_distance(tmp_path: Path) -> None:
     for part in ("images", "masks"):
         (tmp_path / part).mkdir()
@@ -88,6 +104,15 @@ def test_a_summary_comes_back_equal_and_names_no_case(site_folder, tmp_path: Pat
         {"sizes": {"edges": [1, 2], "counts": [1]}},
         {"sizes": {"edges": [2, 1], "counts": [1, 1, 1]}},
         {"site": "<script>"},
+        {"cases": 1},
+        {"patients": 3},
+        {"without_spacing": 1},
+        {"intensities": None},
+        {"intensities": [1 / BINS / 2] * BINS},
+        {"depths": {"edges": [2], "counts": [0, 2]}},
+        {"classes": {"n": {"annotated": True, "cases": 2, "share": None}}},
+        {"classes": {"n": {"annotated": False, "cases": 2, "share": 0.5}}},
+        {"min_cases": 3},
         {"schema": 2},
         {"case": "Jane"},
     ],

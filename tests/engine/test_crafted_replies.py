@@ -44,7 +44,12 @@ def test_a_crafted_reply_ends_no_study_and_names_its_site(
     ]
     named += [reason for site, reason in aggregate["rejected"].items() if site == bad]
     assert named
-    assert aggregate["accepted"] == [n for n in recording.names if n != bad or task in ("validate", "test")]
+    assert aggregate["accepted"] == [
+        n for n in recording.names if n != bad or task in ("summarize", "validate", "test")
+    ]
+    summaries = {path.stem for path in (study / "summaries").glob("*.json")}
+    assert summaries | {bad} == set(recording.names)
+    assert bad not in summaries or task != "summarize"
     assert set(recording.names) - set(read_summary(study / "summary.json").sites) <= {bad}
     assert "Jane" not in (study / "records.jsonl").read_text() + (study / "summary.json").read_text()
 

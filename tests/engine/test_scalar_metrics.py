@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
@@ -24,6 +25,8 @@ from pfedsam.evaluation.scores import MEASURES, ClassScores
 from pfedsam.evaluation.summary import ClassSummary, Occurrence, SiteSummary, Units
 from pfedsam.experiment.build import build_model
 from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.data_summary import summary_names
+from pfedsam.federation.manifest import Task
 from pfedsam.training.losses import LabelForm
 from pfedsam.training.phases import Model
 
@@ -135,3 +138,10 @@ def test_every_name_of_the_list_is_made_of_the_configuration_alone(toy_options: 
         assert set(names["test"]) == {name for name in organ if name.split(".")[1] in models}
     assert all(name.startswith("test.") for name in names["test"])
     assert {name.split(".")[3] for name in names["test"] if ".class." in name} == set(options.data.classes)
+
+
+def test_a_summary_of_the_data_is_listed_where_the_study_asks_for_it(toy_options: RunOptions) -> None:
+    assert set(allowed_metrics(toy_options, build_model(toy_options))) == set(get_args(Task)) - {"summarize"}
+    communication = toy_options.communication.model_copy(update={"data_summary": True})
+    options = toy_options.model_copy(update={"communication": communication})
+    assert allowed_metrics(options, build_model(options))["summarize"] == summary_names(options.data.classes)

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -17,8 +18,8 @@ from pfedsam.engine.site_agent import SiteAgent, SiteFolder
 from pfedsam.engine.site_options import CONFIG, read_site_options
 from pfedsam.engine.study_folder import create_study
 from pfedsam.experiment.options import RunOptions
-from pfedsam.federation.manifest import read_manifest
-from pfedsam.federation.messages import Request
+from pfedsam.federation.manifest import WITHOUT_PARAMETERS, Task, read_manifest
+from pfedsam.federation.messages import Reply, Request, reply_to_wire
 from pfedsam.federation.site_policy import SitePolicy
 from pfedsam.federation.site_store import SiteStore
 from pfedsam.federation.update import decode
@@ -131,7 +132,7 @@ def test_a_site_that_is_none(tmp_path: Path) -> None:
 def test_between_hospitals_no_number_of_fewer_than_ten_cases_leaves_a_site(
     tmp_path: Path, toy_options: RunOptions, agent: SiteAgent
 ) -> None:
-    communication = toy_options.communication.model_copy(update={"min_cases": None})
+    communication = toy_options.communication.model_copy(update={"min_cases": None, "data_summary": True})
     options = toy_options.model_copy(update={"communication": communication})
     study = create_study(options, tmp_path / "others", RoundPolicy())
     manifest = read_manifest(study / "manifest.json")
@@ -139,9 +140,10 @@ def test_between_hospitals_no_number_of_fewer_than_ten_cases_leaves_a_site(
     agent.host.policy.approve(manifest)
     shared = tensors.to_bytes(tensors.load(study / SERVER)[0])
     told, state = {}, 0
-    for task in ("join", "train", "validate", "finalize", "test"):  # the site has 6 cases
-        state = {"join": 0, "train": 0, "validate": 0}.get(task, manifest.rounds)
-        reply = agent.handle(Request(task, manifest.study, manifest.digest, state, shared=shared))
+    for task in get_args(Task):  # the site has 6 cases
+        state = manifest.rounds if task in ("finalize", "test") else 0
+        brought = b"" if task in WITHOUT_PARAMETERS else shared
+        reply = agent.handle(Request(task, manifest.study, manifest.digest, state, shared=brought))
         assert reply.refused is None, task
         assert set(reply.scalar_metrics) <= set(manifest.scalar_metrics[task])
         told |= {name: value for name, value in reply.scalar_metrics.items() if value is not None}
@@ -149,5 +151,31 @@ def test_between_hospitals_no_number_of_fewer_than_ten_cases_leaves_a_site(
             assert decode(reply.update, manifest.spec).cases == 10
     assert told.pop("cases") == 10
     assert {name.split(".")[-1] for name in told if not name.startswith("annotates.")} <= {
-        *("unit", "volume_unit", "kept_round", "uses_shared")
+        *("unit", "volume_unit", "kept_round", "uses_shared", "volumes", "annotated")
     }
+    assert told["data.volumes"] == 0
+
+
+def test_a_summary_that_the_study_does_not_list_is_refused_before_a_file_is_read(
+    agent: SiteAgent, ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site_study, "summarize_data", lambda *args, **more: pytest.fail("read"))
+    monkeypatch.setattr(SiteAgent, "_study", lambda *args: pytest.fail("opened"))
+    assert agent.handle(ask("summarize", shared=b"")) == Reply("summarize", ask("join").study, 0, refused="not-listed")
+
+
+def test_a_summary_that_is_asked_for_again_is_the_same_whatever_the_files_hold_now(
+    tmp_path: Path, toy_options: RunOptions, agent: SiteAgent
+) -> None:
+    communication = toy_options.communication.model_copy(update={"data_summary": True})
+    options = toy_options.model_copy(update={"communication": communication})
+    manifest = read_manifest(create_study(options, tmp_path / "others", RoundPolicy()) / "manifest.json")
+    request = Request("summarize", manifest.study, manifest.digest, 0)
+    assert agent.handle(request).refused == "not-approved"
+    agent.host.policy.approve(manifest)
+    first = agent.handle(request)
+    assert first.scalar_metrics["data.cases"] == 6
+    victim = sorted((agent.host.options.data / "images").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:50])
+    assert reply_to_wire(agent.handle(request)) == reply_to_wire(first)
+    assert agent.handle(replace(request, round=1)).refused == "wrong-round"

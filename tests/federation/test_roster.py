@@ -1,10 +1,13 @@
 """Which sites are asked for what: all for everything, or one pooled site that does the rounds for the others."""
 
+from typing import get_args
+
 import pytest
 
+from pfedsam.federation.manifest import Task
 from pfedsam.federation.roster import EVERY_SITE, Roster
 
-TASKS = ("join", "train", "validate", "finalize", "test")
+TASKS = get_args(Task)
 
 
 def asked(roster: Roster, site: str) -> set[str]:
@@ -19,8 +22,8 @@ def test_without_a_pool_every_site_does_everything() -> None:
 @pytest.mark.parametrize(
     ("each_finalizes", "pool", "site"),
     [
-        (False, {"join", "train", "finalize"}, {"validate", "test"}),
-        (True, {"join", "train"}, {"finalize", "validate", "test"}),
+        (False, {"join", "train", "finalize"}, {"summarize", "validate", "test"}),
+        (True, {"join", "train"}, {"summarize", "finalize", "validate", "test"}),
     ],
 )
 def test_with_a_pool_one_site_trains_and_the_others_are_scored(each_finalizes: bool, pool: set, site: set) -> None:

@@ -1,6 +1,7 @@
 """What may leave a site and what it lets in: exactly the approved manifest, and nothing besides."""
 
 import json
+import re
 from contextlib import suppress
 from dataclasses import replace
 
@@ -9,6 +10,8 @@ import torch
 
 from pfedsam.core import tensors
 from pfedsam.core.errors import RunError
+from pfedsam.data.site_summary import BINS, SIZE_EDGES, SPACING_EDGES, ClassFrequency, Histogram, SiteSummaryFile
+from pfedsam.federation.data_summary import from_site_summary, summary_names
 from pfedsam.federation.manifest import StudyManifest, largest_change, parse_manifest, shared_tensors
 from pfedsam.federation.messages import (
     REFUSALS,
@@ -370,3 +373,85 @@ def test_messages_come_back_equal(manifest):
     for word in (None, *REFUSALS):
         reply = Reply("test", STUDY, 3, {} if word else {"a": 0.1, "b": None}, b"", word)
         assert reply_from_wire(reply_to_wire(reply)) == reply
+
+
+SUMMARY = SiteSummaryFile(
+    site="north",
+    min_cases=10,
+    kind="pictures",
+    cases=12,
+    patients=12,
+    intensities=(1.0, *[0.0] * (BINS - 1)),
+    sizes=Histogram(edges=SIZE_EDGES, counts=(12, *[None] * len(SIZE_EDGES))),
+    depths=None,
+    spacing=Histogram(edges=SPACING_EDGES, counts=(None,) * (len(SPACING_EDGES) + 1)),
+    slice_distance=None,
+    without_spacing=12,
+    classes={"organ": ClassFrequency(annotated=True, cases=None, share=None)},
+)
+
+
+@pytest.fixture
+def asking(manifest: StudyManifest) -> StudyManifest:
+    """A study that asks for summaries of the data."""
+    listed = {**manifest.scalar_metrics, "summarize": summary_names(["organ"])}
+    return manifest.model_copy(update={"scalar_metrics": listed, "min_cases": 10})
+
+
+def test_a_summary_leaves_as_it_is_and_is_in_the_ledger(tmp_path, asking):
+    gate = Gate(tmp_path, "north")
+    gate.policy.approve(asking)
+    wire = reply_to_wire(Reply("summarize", STUDY, 0, from_site_summary(SUMMARY)))
+    assert gate.release(wire) == wire
+    (line,) = gate.ledger.read()
+    assert (line["sent"], line["task"], line["scalar_metrics"]) == (True, "summarize", sorted(summary_names(["organ"])))
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({"data.sizes.1": 9}, "sizes"),
+        ({"data.without_spacing": 4}, "below 10|without_spacing"),
+        ({"data.class.organ.cases": 3, "data.class.organ.share": 0.5}, "below 10"),
+        ({"data.class.organ.cases": 11, "data.class.organ.share": 0.5}, "computed from the counts of class"),
+        ({"data.class.Jane Doe.cases": None}, "does not list"),
+    ],
+)
+def test_a_summary_with_a_number_of_few_cases_is_withheld(tmp_path, asking, change, note):
+    gate = Gate(tmp_path, "north")
+    gate.policy.approve(asking)
+    held = gate.release(reply_to_wire(Reply("summarize", STUDY, 0, from_site_summary(SUMMARY) | change)))
+    assert reply_from_wire(held) == Reply("summarize", STUDY, 0, refused="withheld")
+    (line,) = gate.ledger.read()
+    assert line["sent"] is False
+    assert re.search(note, line["note"])
+
+
+def test_a_summary_that_the_study_does_not_list_is_withheld(gate):
+    held = gate.release(reply_to_wire(Reply("summarize", STUDY, 0, from_site_summary(SUMMARY))))
+    assert reply_from_wire(held).refused == "withheld"
+    empty = gate.release(reply_to_wire(Reply("summarize", STUDY, 0)))
+    assert reply_from_wire(empty).refused == "withheld"
+
+
+def test_requests_for_the_summary_are_all_the_same_and_settle_no_parameters(tmp_path, asking):
+    """They have round 0 in every round, so that a site has one reply to them."""
+    policy = SitePolicy(tmp_path)
+    policy.approve(asking)
+    summary = Request("summarize", asking.study, asking.digest, 0)
+    for what, asked, word in [
+        ("the summary", summary, None),
+        ("one of round 2", replace(summary, round=1), "wrong-round"),
+        ("one with parameters", replace(summary, shared=tensors.to_bytes(START)), "wrong-round"),
+        ("round 1", request(asking), None),
+        ("round 2", request(asking, away(asking, 0.1), 1), None),
+        ("the summary again", summary, None),
+        ("round 1 after round 2", request(asking), "wrong-round"),
+        ("round 2 with other parameters", request(asking, away(asking, 0.2), 1), "wrong-round"),
+    ]:
+        refused = None
+        try:
+            policy.accept_broadcast(asking, asked, START)
+        except RefusedError as error:
+            refused = error.word
+        assert refused == word, what

@@ -1,4 +1,5 @@
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -298,3 +299,13 @@ def test_what_is_wider_than_a_phone_says_that_it_scrolls(page, html, tmp_path, f
     assert "Scroll sideways to see all of it" in html[html.index("@media (max-width: 36rem)") :]
     for before in re.findall(r"(.{40})<table", html, re.DOTALL):
         assert '<div class="scroll">' in before
+
+
+def test_the_summaries_of_the_data_are_named_where_there_are_some(run_folder, tmp_path) -> None:
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    assert "summaries/compare.html" not in write_page(folder).read_text("utf-8")
+    (folder / "summaries").mkdir()
+    (folder / "summaries" / "compare.html").write_text("a page")
+    html = write_page(folder).read_text("utf-8")
+    assert "summaries/compare.html" in html
+    assert_loads_nothing(html)

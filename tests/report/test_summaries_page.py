@@ -38,11 +38,20 @@ def summary(
     return SiteSummaryFile.model_validate(content | changes)
 
 
+def withheld(site: str) -> SiteSummaryFile:
+    """A site of so few pictures that no number is given."""
+    nothing = {"cases": None, "patients": None, "intensities": None, "without_spacing": None}
+    tables = {name: {"edges": (1,), "counts": (None, None)} for name in ("sizes", "spacing")}
+    classes = {"cup": {"annotated": True, "cases": None, "share": None}}
+    content = summary(site).model_dump(by_alias=True) | nothing | tables | {"classes": classes, "min_cases": 10}
+    return SiteSummaryFile.model_validate(content)
+
+
 def test_distance_and_mean_are_those_of_moved_bins() -> None:
     one, other = summary("a", bin_=0), summary("b", bin_=16)
     assert look_distance(one, other) == pytest.approx(0.5)
     assert look_distance(one, one) == 0
-    assert look_distance(one, summary("c", intensities=None)) is None
+    assert look_distance(one, withheld("c")) is None
     assert mean_intensity(one.intensities or ()) == pytest.approx(0.5 / BINS)
 
 
@@ -68,15 +77,14 @@ def test_a_difference_is_told_with_both_names(other, said: str) -> None:
 
 
 def test_withheld_numbers_are_shown_as_such() -> None:
-    rows = summary_rows(summary("a", min_cases=10, cases=None, patients=None))
-    assert rows["pictures"] == "fewer than 10"
-    assert rows["pixel in mm"] == "0.8 to 1 (20)"
+    rows = summary_rows(withheld("a"))
+    assert (rows["pictures"], rows["patients"]) == ("fewer than 10", "fewer than 10")
+    assert rows["pixel in mm"] == "each in fewer than 10"
+    assert summary_rows(summary("a"))["pixel in mm"] == "0.8 to 1 (20)"
 
 
 def test_the_page_holds_every_site_and_difference(tmp_path: Path) -> None:
-    path = write_summaries_page(
-        [summary("north"), summary("south", bin_=24), summary("east", intensities=None)], tmp_path / "c.html"
-    )
+    path = write_summaries_page([summary("north"), summary("south", bin_=24), withheld("east")], tmp_path / "c.html")
     text = path.read_text()
     assert text.count("<svg") >= 2
     assert "north and south differ in look" in text

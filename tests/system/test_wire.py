@@ -278,8 +278,8 @@ def test_the_wire_holds_the_shared_tensors_and_no_patient_no_picture_no_expert(f
     # 0.6 MB, as much as a LoRA of rank 4 in SAM ViT-B; in the warm-up rounds the experts stand still, so that what is planted is committed
     overrides = ["model.lora.rank=64", "communication.codec=fp32", "training.shared_warmup_rounds=2"]
     fed.submit(
-        quorum=1, overrides=[*overrides, "communication.min_cases=5"]
-    )  # a site trains on 3 or 4 cases, tests 1 or 2
+        quorum=1, overrides=[*overrides, "communication.min_cases=5", "communication.data_summary=true"]
+    )  # a site has 6 cases, of which it trains on 3 or 4 and tests 1 or 2; the first has 3 patients
     plant_names(fed)
     fed.init_sites({fed.names[0]: fed.root / PATH})
     server = fed.coordinator / "server" / "startup"
@@ -321,15 +321,23 @@ def test_the_wire_holds_the_shared_tensors_and_no_patient_no_picture_no_expert(f
     sent = replies(said[first])
     ledger = [line for line in Ledger(fed.site(first) / "ledger.jsonl").read() if line["sent"]]
     assert [message_hash(parts) for parts, _ in sent] == [line["sha256"] for line in ledger]
+    assert [reply_from_wire(parts).task for parts, _ in sent][:3] == ["join", "summarize", "train"]
+    assert sorted(path.stem for path in (fed.study / "summaries").glob("*.json")) == sorted([first, third])
     shared: dict[str, Any] = {}
     worst = 0.0
     for parts, size in sent:
         reply = reply_from_wire(parts)
         told = {name: value for name, value in reply.scalar_metrics.items() if value is not None}
-        assert {name.split(".")[0] for name in told} <= {"annotates", "cases", "kept_round", "uses_shared", "test"}
+        groups = {"annotates", "cases", "kept_round", "uses_shared", "test"}
+        assert {name.split(".")[0] for name in told} <= ({"data"} if reply.task == "summarize" else groups)
         assert {name.split(".")[-1] for name in told if name.startswith("test.")} <= {"unit", "volume_unit"}
         if reply.task == "join":
             assert told["cases"] == 5
+        if reply.task == "summarize":
+            counts = {name: value for name, value in told.items() if name.endswith(".cases") or ".sizes." in name}
+            assert counts["data.cases"] == counts["data.sizes.1"] == 6
+            assert set(counts.values()) == {6}
+            assert reply.scalar_metrics["data.patients"] is None
         if reply.task == "train":
             assert decode(reply.update, manifest.spec).cases == 5
             shared = dict(decode(reply.update, manifest.spec).tensors)

@@ -334,6 +334,7 @@ def _show(manifest: "StudyManifest", options: "RunOptions") -> None:
         table.add_row(f"tensors, {part}", f"{len(names)}: {_some(names)}")
     table.add_row("largest change", f"{manifest.max_change:.4g} in a round (L2 norm)")
     table.add_row("small numbers", _small_numbers(manifest.min_cases))
+    table.add_row("summary of the data", _data_summary(manifest))
     for task, names in manifest.scalar_metrics.items():
         table.add_row(f"numbers, {task}", _some(names))
     OUT.print(table)
@@ -348,6 +349,17 @@ def _small_numbers(min_cases: int) -> str:
     if min_cases == 1:
         return "every count and score leaves the site, also over few cases (communication.min_cases is 1)"
     return f"counts and scores over fewer than {min_cases} cases stay here; the site's weight is at least {min_cases}"
+
+
+def _data_summary(manifest: "StudyManifest") -> str:
+    """Whether a summary of the site's data leaves it in this study, and what that is."""
+    if "summarize" not in manifest.scalar_metrics:
+        return "none leaves"
+    return (
+        "leaves once, before the first round: numbers of cases and patients; histograms of intensities, sizes and spacing over all cases, "
+        "also those for validation and test; how many cases have each class, and how much of them it fills; no picture and nothing of a "
+        "single case. `pfedsam data summary` shows it beforehand"
+    )
 
 
 def _some(names: Sequence[str]) -> str:

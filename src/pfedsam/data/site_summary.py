@@ -2,10 +2,15 @@
 
 `pfedsam data summary` writes a summary, and `pfedsam data compare` shows those of several sites side by side. Intensities are those of the
 model's input, after contrast and normalisation. The edges of the histograms are the same everywhere, so that sites can be compared.
+
+A summary is checked as a whole wherever it is made or read: its numbers agree with each other, and none stands for fewer cases than its
+`min_cases`, nor can such a number be computed from the others.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Final, Literal, TypeAlias
 
@@ -16,7 +21,7 @@ from pydantic import Field, ValidationError, model_validator
 from pfedsam.core import atomic
 from pfedsam.core.errors import DataError
 from pfedsam.core.options import Options
-from pfedsam.core.small_numbers import publishable_count, publishable_counts
+from pfedsam.core.small_numbers import OFF, publishable_count, publishable_counts
 from pfedsam.data.about import about
 from pfedsam.data.facts import CaseFacts, SiteFacts, gather_facts
 from pfedsam.data.labels import LabelMap
@@ -33,10 +38,21 @@ SIZE_EDGES: Final = (64, 128, 192, 256, 320, 384, 512, 768, 1024, 1536, 2048, 40
 """Of the longer side of a picture or slice, in pixels."""
 DEPTH_EDGES: Final = (2, 8, 16, 32, 64, 128, 256, 512)
 """Of a volume, in slices."""
+HISTOGRAMS: Final[Mapping[str, tuple[float, ...]]] = {
+    "sizes": SIZE_EDGES,
+    "depths": DEPTH_EDGES,
+    "spacing": SPACING_EDGES,
+    "slice_distance": SPACING_EDGES,
+}
+"""The fields of a summary that are histograms of cases, with their edges."""
+OF_VOLUMES: Final = ("depths", "slice_distance")
+"""The histograms that only volumes have."""
 _SHOWN_SLICES: Final = 5
 """Slices of a volume, evenly spaced, whose intensities are counted."""
 _MOST_BYTES: Final = 1_000_000
-_Count: TypeAlias = Annotated[int, Field(ge=0)] | None
+_MOST_CASES: Final = 1_000_000
+_ROUNDING: Final = 1e-6
+_Count: TypeAlias = Annotated[int, Field(ge=0, le=_MOST_CASES)] | None
 _Share: TypeAlias = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -88,6 +104,78 @@ class SiteSummaryFile(Options):
             raise ValueError(f"intensities have {BINS} bins")
         return self
 
+    @model_validator(mode="after")
+    def _sound(self) -> "SiteSummaryFile":
+        groups = chain.from_iterable(_problems_of(group, self) for group in _groups(self))
+        problem = next(chain(_contradictions(self), groups), None)
+        if problem:
+            raise ValueError(problem)
+        return self
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Counts of cases that belong together."""
+
+    name: str
+    counts: tuple[int | None, ...]
+    total: int | None = None
+    """The number of cases that they are counted among; None if it is withheld, or if nothing follows from it."""
+    every: bool = False
+    """Whether each of these cases is in one of the counts."""
+
+
+def _groups(summary: SiteSummaryFile) -> Iterator[_Group]:
+    """All counts of a summary."""
+    cases = summary.cases
+    yield _Group("cases", (cases,))
+    yield _Group("patients", (summary.patients,))
+    yield _Group("without_spacing", (summary.without_spacing,), cases)
+    with_spacing = None if cases is None else cases - (summary.without_spacing or 0)
+    totals = {"sizes": cases, "depths": cases, "spacing": with_spacing, "slice_distance": with_spacing}
+    for name in HISTOGRAMS:
+        if (table := getattr(summary, name)) is not None:
+            yield _Group(name, table.counts, totals[name], every=True)
+    for name, one in summary.classes.items():
+        if one.annotated:
+            yield _Group(f"class {name!r}", (one.cases,), cases)
+
+
+def _problems_of(group: _Group, summary: SiteSummaryFile) -> Iterator[str]:
+    """What is wrong with counts: they do not add up, stand for too few cases, or are withheld without a reason."""
+    least, name = summary.min_cases, group.name
+    told = [count for count in group.counts if count is not None]
+    rest = 0 if group.total is None else group.total - sum(told)
+    whole = len(told) == len(group.counts)
+    if told and summary.cases is None:
+        yield f"{name} is given although the number of cases is withheld"
+    if rest < 0 or (rest and group.every and whole):
+        yield f"the counts of {name} do not add up to the number of cases"
+    if least <= OFF and not whole:
+        yield f"{name} is withheld although min_cases is {OFF}"
+    if least > OFF and any(count < least for count in told):
+        yield f"{name} has a count below min_cases"
+    if 0 < rest < least:
+        yield f"a count below min_cases can be computed from the counts of {name}"
+
+
+def _contradictions(summary: SiteSummaryFile) -> Iterator[str]:
+    """What is not possible apart from single counts."""
+    if any((getattr(summary, name) is None) == (summary.kind == "volumes") for name in OF_VOLUMES):
+        yield f"{' and '.join(OF_VOLUMES)} are given for volumes and for nothing else"
+    if (summary.patients or 0) > (summary.cases or 0):
+        yield "there are more patients than cases"
+    known = summary.cases is not None
+    if summary.intensities is None and known:
+        yield "the intensities are withheld although the number of cases is given"
+    if summary.intensities is not None and not (known and abs(sum(summary.intensities) - 1) <= _ROUNDING):
+        yield "the intensities do not add up to 1, or are given although the number of cases is withheld"
+    for name, one in summary.classes.items():
+        if one.share is not None and not (one.annotated and known):
+            yield f"class {name!r} has a share although it is not annotated or the number of cases is withheld"
+        if one.cases is not None and not (one.annotated and bool(one.cases) == bool(one.share)):
+            yield f"class {name!r} has cases without a share, a share without cases, or is not annotated"
+
 
 def summarize_data(
     site: Site, study: Study, *, min_cases: int, tell: Callable[[], None] | None = None
@@ -120,6 +208,8 @@ def _summary(facts: SiteFacts, labels: LabelMap, study: Study, least: int) -> Si
     sizes = [one.size for one in cases if one.size]
     spacings = [one.spacing_mm for one in cases if one.spacing_mm]
     known = publishable_counts({"with": len(spacings), "without": number - len(spacings)}, least)
+    if known["with"] is None:
+        spacings = []  # the number of cases without spacing, which is withheld, would follow from the histogram's sum
     return SiteSummaryFile(
         site=facts.name,
         min_cases=least,

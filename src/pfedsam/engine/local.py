@@ -172,7 +172,7 @@ class LocalTransport:
             images = self._study.options.training.images_per_round
             drawn = ((number + 1) * images, rounds * images)
             self._tell(Event("train", number * sites + done, rounds * sites, words, drawn))
-        elif asked.task in ("finalize", "test"):
+        elif asked.task in ("summarize", "finalize", "test"):
             self._tell(Event(asked.task, done, sites, site))
 
     @property

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Event:
-    """The progress of a stage (check, prepare, train, finalize or test): `done` of `total` steps, and the name of the site or file."""
+    """The progress of a stage: `done` of `total` steps, and the name of the site or file.
+
+    The stages are check, prepare, summarize, train, finalize and test.
+    """
 
     stage: str
     done: int

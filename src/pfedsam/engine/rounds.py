@@ -19,6 +19,8 @@ from pydantic import Field
 from pfedsam.core.errors import PfedsamError, QuorumError, RunError, UpdateError
 from pfedsam.core.log import get_logger
 from pfedsam.core.options import Options
+from pfedsam.data.site_summary import SiteSummaryFile
+from pfedsam.engine.data_summaries import DataSummaries
 from pfedsam.engine.export import export_adapter
 from pfedsam.engine.run_end import by_model, write_end
 from pfedsam.engine.scalar_metrics import check_values, to_missing, to_report, to_summaries, to_validation
@@ -33,7 +35,8 @@ from pfedsam.experiment.load import read_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.aggregation import Annotations, NothingToAverageError, check_registration, open_messages
 from pfedsam.federation.bounds import MAX_SHARE, MEDIAN_FACTOR, NO_LIMITS, Limits
-from pfedsam.federation.manifest import StudyManifest, Task, read_manifest
+from pfedsam.federation.data_summary import to_site_summary
+from pfedsam.federation.manifest import WITHOUT_PARAMETERS, StudyManifest, Task, read_manifest
 from pfedsam.federation.messages import REFUSALS, Reply, Request, in_words, reply_from_wire, request_to_wire
 from pfedsam.federation.server import ServerState, aggregate
 from pfedsam.federation.update import label
@@ -131,6 +134,7 @@ class StudyRun:
         self._missing: dict[str, frozenset[str]] = {}
         """The classes that each site does not annotate."""
         self._silences: dict[str, Silence] = {}
+        self._summaries = DataSummaries(self.folder.path)
         self._started, self._resumed = time.monotonic(), self.state.round > 0
         # In a local run all updates are computed by this program, so they need no bounds.
         limits = Limits(self.manifest.max_change, self.policy.median_factor, self.policy.max_share)
@@ -153,11 +157,13 @@ class StudyRun:
                     "Nothing was changed; submit the study again when more sites are there."
                 )
             self._check_classes()
+            self._summarize(records)
             self._validations = validations_in(read_records(self.folder.path / "records.jsonl"))
             while self.state.round < self.ends:
                 if self.transport.wants_again():
                     return "again"
                 self._join(records, [s for s in self._connected() if s not in self.present])
+                self._summarize(records)
                 self._round(records)
             trained = self._seconds()
             self._finalize(records)
@@ -189,7 +195,7 @@ class StudyRun:
         sites = [site for site in sites if self.roster.asks(site, "join")]
         if not sites:
             return
-        replies = self._ask(records, "join", self.state.round, sites, self.policy.return_s, manifest=True)
+        replies = self._ask(records, "join", self.state.round, sites, self.policy.return_s)
         refused = {}
         for site, reply in replies.items():
             cases = reply.scalar_metrics.get("cases")
@@ -208,6 +214,25 @@ class StudyRun:
         self.folder.write_registered(self.registered)
         _LOG.info("training cases by site: %s", ", ".join(f"{s} {self.registered[s]}" for s in self.present))
         self._tell("running")
+
+    def _summarize(self, records: RecordWriter) -> None:
+        """If the study wants summaries of the sites' data, ask the sites whose summary is not there yet.
+
+        Each is asked once in a job; one that does not send it is recorded and takes part in the rounds all the same. The requests of all
+        times have round 0, as `federation.request_history` demands.
+        """
+        names = self.manifest.scalar_metrics.get("summarize")
+        sites = self._summaries.due(self._sites_for("summarize")) if names else []
+        if not names or not sites:
+            return
+        replies = self._ask(records, "summarize", 0, sites, self.policy.deadline_s)
+        least = self.manifest.min_cases
+
+        def read(sent: tuple[str, Reply]) -> SiteSummaryFile:
+            site, reply = sent
+            return to_site_summary(reply.scalar_metrics, names, site=site, min_cases=least)
+
+        self._summaries.keep(self._read(records, "summarize", 0, {one: (one, r) for one, r in replies.items()}, read))
 
     def _check_classes(self) -> None:
         """Refuse to begin a study in which no site annotates some class.
@@ -311,7 +336,7 @@ class StudyRun:
         return to_report(reply.scalar_metrics, self.manifest.scalar_metrics[reply.task])
 
     def _read(
-        self, records: RecordWriter, task: Task, round_: int, replies: Mapping[str, Reply], read: Callable[[Reply], T]
+        self, records: RecordWriter, task: Task, round_: int, replies: Mapping[str, S], read: Callable[[S], T]
     ) -> dict[str, T]:
         """The result of `read` for each reply; a site for whose reply it raises any exception is recorded and left out."""
         found, reasons = _of_each(task, replies, read, failed="its reply could not be evaluated")
@@ -341,17 +366,10 @@ class StudyRun:
         )
 
     def _ask(
-        self,
-        records: RecordWriter,
-        task: Task,
-        round_: int,
-        sites: Sequence[str],
-        deadline_s: int,
-        *,
-        manifest: bool = False,
+        self, records: RecordWriter, task: Task, round_: int, sites: Sequence[str], deadline_s: int
     ) -> dict[str, Reply]:
         """The valid replies by site, in the study's order; every other site is recorded with a reason."""
-        request = self._request(task, round_, manifest=manifest)
+        request = self._request(task, round_)
         answers = self.transport.ask(request_to_wire(request), task, sites, deadline_s)
         if task == "train":
             called = {*answers.wires, *answers.late}
@@ -369,15 +387,15 @@ class StudyRun:
         self._absent(records, task, round_, {**reasons, **unsound, **refused})
         return {site: reply for site, reply in replies.items() if site not in refused}
 
-    def _request(self, task: Task, round_: int, *, manifest: bool) -> Request:
-        """The request of a task, which carries either the study's manifest or the shared parameters."""
+    def _request(self, task: Task, round_: int) -> Request:
+        """The request of a task, with the study's manifest or the shared parameters where the task needs them."""
         return Request(
             task,
             self.manifest.study,
             self.manifest.digest,
             round_,
-            manifest=self.manifest.model_dump_json().encode() if manifest else b"",
-            shared=b"" if manifest else self.state.to_bytes(),
+            manifest=self.manifest.model_dump_json().encode() if task == "join" else b"",
+            shared=b"" if task in WITHOUT_PARAMETERS else self.state.to_bytes(),
             ends=self.ends if self.ends < self.manifest.rounds else None,
         )
 
@@ -432,4 +450,5 @@ def _check_reply(reply: Reply, request: Request, manifest: StudyManifest) -> Non
         raise UpdateError("its reply holds numbers that the manifest does not list.")
     if reply.update and request.task != "train":
         raise UpdateError("its reply holds an update that was not asked for.")
-    check_values(reply.scalar_metrics, manifest.min_cases)
+    if request.task != "summarize":  # its numbers are checked together where they are read
+        check_values(reply.scalar_metrics, manifest.min_cases)

@@ -18,6 +18,7 @@ from pfedsam.evaluation.small_numbers import withhold
 from pfedsam.evaluation.summary import ClassSummary, Occurrence, SiteSummary, SummaryUnit, SummaryVolumeUnit, Units
 from pfedsam.experiment.build import BuiltModel, build_labels, build_method
 from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.data_summary import summary_names
 from pfedsam.federation.manifest import Task
 from pfedsam.federation.messages import MAX_ROUND
 from pfedsam.federation.small_numbers import is_count
@@ -50,13 +51,17 @@ _DISTANCES: Final = frozenset({"hd95", "assd"})
 
 
 def allowed_metrics(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[str, ...]]:
-    """The names of the metrics that the reply to each task may contain."""
+    """The names of the metrics that the reply to each task may contain; a task without an entry is not part of the study."""
     method, training = build_method(options), options.training
     models = tuple(models_of(options, built))
     classes = build_labels(options).names
     usage = [f"usage.{block}.{e}" for block, experts in built.model.routers().items() for e in range(experts)]
+    of_the_data: dict[Task, tuple[str, ...]] = {}
+    if options.communication.data_summary:
+        of_the_data["summarize"] = summary_names(classes)
     return {
         "join": ("cases", *(f"{_ANNOTATES}{name}" for name in classes)),
+        **of_the_data,
         "train": (*_loss_names(method.round_phases(training)), *usage),
         "validate": (*(f"dice.{model}" for model in models), *_selection_names(options, built)),
         "finalize": (*_loss_names(method.final(training)), *usage),

@@ -171,11 +171,13 @@ class SiteAgent:
         """The reply to a request; a failure is raised with its full message.
 
         Raises:
-            RefusedError: the request is not admitted, or its content does not have the agreed form.
+            RefusedError: the request is not admitted, its task is not part of the study, or its content does not have the agreed form.
             DataError: a case cannot be read; the message names the site and the case.
             StoreError: the site's state cannot be read or written.
         """
         manifest = self.host.policy.admit(request)
+        if request.task not in manifest.scalar_metrics:
+            raise RefusedError("not-listed", f"the approved manifest does not list the task {request.task}.")
         study = self._study(manifest)
         if request.task == "join":
             return study.answer(request, {})

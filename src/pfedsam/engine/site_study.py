@@ -11,6 +11,7 @@ from pathlib import Path
 from pfedsam.core.log import get_logger
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.manifest import Site
+from pfedsam.data.site_summary import summarize_data
 from pfedsam.engine.model_selection import SiteModels, models_of
 from pfedsam.engine.scalar_metrics import (
     ScalarMetrics,
@@ -21,8 +22,9 @@ from pfedsam.engine.scalar_metrics import (
 )
 from pfedsam.engine.site_session import SiteScorer, SiteSession
 from pfedsam.evaluation.summary import summarize_site
-from pfedsam.experiment.build import BuiltModel, build_cache, build_labels, check_frames
+from pfedsam.experiment.build import BuiltModel, build_cache, build_labels, build_study, check_frames
 from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.data_summary import from_site_summary
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.messages import Reply, Request, in_words
 from pfedsam.federation.site_policy import RefusedError
@@ -89,6 +91,8 @@ class SiteStudy:
         """
         if request.task == "join":
             return _reply(request, self._join())
+        if request.task == "summarize":
+            return _reply(request, self._summarize())
         if request.task == "train":
             return self._train(request, shared)
         if request.task == "validate":
@@ -101,6 +105,12 @@ class SiteStudy:
     def _join(self) -> ScalarMetrics:
         classes, form = build_labels(self.options).names, self.session.data.form
         return from_registration(self.session.cases, classes, form, self.manifest.scalar_metrics["join"])
+
+    def _summarize(self) -> ScalarMetrics:
+        """The summary of the data of all parts of the site."""
+        return from_site_summary(
+            summarize_data(self.site, build_study(self.options), min_cases=self.manifest.min_cases)
+        )
 
     def _train(self, request: Request, shared: NamedTensors) -> Reply:
         last = self.session.store.load()

@@ -219,7 +219,7 @@ class RunOptions(Options):
     )
     communication: CommunicationOptions = Field(
         default=CommunicationOptions(),
-        description="What sites send to the server: the encoding of updates, and which counts and scores.",
+        description="What sites send to the server: the encoding of updates, which counts and scores, and a summary of the data.",
     )
     evaluation: EvaluationOptions = Field(default=EvaluationOptions(), description="Validation and test.")
     runtime: RuntimeOptions = Field(default=RuntimeOptions(), description="Processes, threads and device.")

@@ -23,8 +23,10 @@ from pfedsam.core.tensors import NamedTensors
 from pfedsam.federation.pipeline.build import CommunicationOptions, build_pipeline
 from pfedsam.federation.update import TensorSpec, UpdateSpec
 
-Task = Literal["join", "train", "validate", "finalize", "test"]
-"""The tasks that a coordinator can request from a site."""
+Task = Literal["join", "summarize", "train", "validate", "finalize", "test"]
+"""The tasks that a coordinator can request from a site, if the manifest lists them."""
+WITHOUT_PARAMETERS: Final[frozenset[Task]] = frozenset({"join", "summarize"})
+"""The tasks that do not need the shared parameters; a request for them does not contain any."""
 
 MAX_MANIFEST_BYTES: Final = 4 * 2**20
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -63,7 +65,9 @@ class StudyManifest(Options):
         description="Counts and scores over fewer cases than this stay at the site.",
     )
     max_change: float = Field(gt=0, description="Largest L2 norm by which one round may change the shared tensors.")
-    scalar_metrics: dict[Task, tuple[str, ...]] = Field(description="The scalars that the reply to each task may hold.")
+    scalar_metrics: dict[Task, tuple[str, ...]] = Field(
+        description="The scalars that the reply to each task may hold; a site refuses a task that is not listed."
+    )
 
     @property
     def digest(self) -> str:

@@ -17,6 +17,7 @@ REFUSALS: Final = {
     "other-configuration": "its operator approved another configuration",
     "other-backbone": "its backbone has another hash",
     "other-tensors": "its model has other shared tensors",
+    "not-listed": "the study that its operator approved does not list this task",
     "bad-request": "it could not read the request",
     "bad-broadcast": "the shared parameters did not have the agreed form, or had changed too much",
     "wrong-round": "the round does not follow the site's own state",
@@ -62,7 +63,7 @@ class Request:
     manifest: bytes = b""
     """The whole manifest; only with the task `join`."""
     shared: bytes = b""
-    """The shared parameters, as `core.tensors.to_bytes`."""
+    """The shared parameters, as `core.tensors.to_bytes`; none with the tasks of `manifest.WITHOUT_PARAMETERS`."""
     ends: int | None = None
     """The number of rounds after which the study ends; None if that is the number in the manifest, or not known yet."""
 

@@ -6,9 +6,12 @@ checks and before anything is computed for it.
 
 A request refers to a *state* of the shared parameters: round r trains state r, and validation after round r scores state r + 1.
 The state never decreases, and once a state was used for training, finalizing or testing, later requests for it must bring the same values.
+A request for the summary of the data refers to no state. It always has round 0, so that every such request of a study is the same one and
+gets the same reply, whatever has changed in the site's files since.
 """
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +21,7 @@ from pydantic import Field, ValidationError
 from pfedsam.core import sealed, tensors
 from pfedsam.core.errors import RunError, StoreError
 from pfedsam.core.options import Options
-from pfedsam.federation.manifest import StudyManifest, Task
+from pfedsam.federation.manifest import WITHOUT_PARAMETERS, StudyManifest, Task
 from pfedsam.federation.messages import Reply, Request, reply_from_wire, reply_to_wire
 
 _HISTORY: Final = "requests.json"
@@ -66,6 +69,10 @@ class RequestHistory:
         Raises:
             NotDueError: the request is neither; the message says why.
         """
+        if request.task in WITHOUT_PARAMETERS:
+            if request.round or request.shared:
+                raise NotDueError(f"a request to {request.task} has round 0 and brings no shared parameters.")
+            return
         self._check_schedule(request, manifest)
         before = self._asked.get(request.task, {})
         if request.round in before:
@@ -75,7 +82,7 @@ class RequestHistory:
                 raise NotDueError(f"{_said(request)} is earlier than this site's last request of that kind.")
             return
         state = state_of(request, manifest)
-        newest = max((self._state(task, r, manifest) for task, found in self._asked.items() for r in found), default=0)
+        newest = max((self._state(task, r, manifest) for task, r, _ in self._with_parameters()), default=0)
         if state < newest:
             raise NotDueError(
                 f"{_said(request)} needs an earlier state of the shared parameters than a previous request."
@@ -163,13 +170,18 @@ class RequestHistory:
 
     def _fixed(self, state: int, manifest: StudyManifest) -> str | None:
         """The digest of a state's shared parameters if they can no longer change, because training or test has used them; else None."""
-        for task, found in self._asked.items():
-            for round_, digest in found.items():
-                # A coordinator that dies after validation and before its commit may average again, from other replies.
-                repeatable = task == "validate" and round_ < (self._ends or manifest.rounds)
-                if not repeatable and self._state(task, round_, manifest) == state:
-                    return digest
+        for task, round_, digest in self._with_parameters():
+            # A coordinator that dies after validation and before its commit may average again, from other replies.
+            repeatable = task == "validate" and round_ < (self._ends or manifest.rounds)
+            if not repeatable and self._state(task, round_, manifest) == state:
+                return digest
         return None
+
+    def _with_parameters(self) -> Iterator[tuple[Task, int, str]]:
+        """Task, round and digest of each accepted request that brought shared parameters."""
+        for task, found in self._asked.items():
+            if task not in WITHOUT_PARAMETERS:
+                yield from ((task, round_, digest) for round_, digest in found.items())
 
     def _state(self, task: Task, round_: int, manifest: StudyManifest) -> int:
         return state_of(Request(task, "", "", round_, ends=self._ends), manifest)

@@ -11,7 +11,8 @@ class Roster:
     """Which sites get requests for which task; without a pool every site gets every request."""
 
     pool: str | None = None
-    """The name of the additional site that trains in all rounds with the training images of all; the other sites evaluate its model."""
+    """The name of the additional site that trains in all rounds with the training images of all; the other sites evaluate its model, and
+    summarise their data."""
     each_finalizes: bool = False
     """With a pool: each of the other sites does the final local fine-tuning itself, starting from the pooled model."""
 
@@ -19,7 +20,7 @@ class Roster:
         """Whether this site gets requests for this task."""
         if self.pool is None:
             return True
-        if task in ("validate", "test"):
+        if task in ("summarize", "validate", "test"):
             return site != self.pool
         if task == "finalize" and self.each_finalizes:
             return site != self.pool

@@ -17,8 +17,15 @@ from pfedsam.core import tensors
 from pfedsam.core.errors import PfedsamError, RunError, StoreError, UpdateError
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.federation.bounds import change_norm
+from pfedsam.federation.data_summary import to_site_summary
 from pfedsam.federation.ledger import Ledger
-from pfedsam.federation.manifest import StudyManifest, parse_manifest, read_manifest, write_manifest
+from pfedsam.federation.manifest import (
+    WITHOUT_PARAMETERS,
+    StudyManifest,
+    parse_manifest,
+    read_manifest,
+    write_manifest,
+)
 from pfedsam.federation.messages import Reply, Request, in_words, reply_from_wire, reply_to_wire
 from pfedsam.federation.request_history import NotDueError, RequestHistory, state_of
 from pfedsam.federation.small_numbers import check_small_numbers
@@ -260,7 +267,7 @@ class Gate:
             return reply
         if manifest is None:
             raise UpdateError("the study is not approved at this site.")
-        _check_metrics(reply, manifest)
+        _check_metrics(reply, manifest, self.site)
         expected = reply.task == "train" and bool(manifest.tensors)
         if bool(reply.update) != expected:
             raise UpdateError(f"a reply to {reply.task} must {'' if expected else 'not '}contain an update.")
@@ -324,28 +331,31 @@ def _check_refusal(reply: Reply) -> None:
         raise UpdateError("a refusal must contain nothing but its code.")
 
 
-def _check_metrics(reply: Reply, manifest: StudyManifest) -> None:
-    """Check that the manifest lists every scalar metric of a reply, and that none is based on too few cases.
+def _check_metrics(reply: Reply, manifest: StudyManifest, site: str) -> None:
+    """Check that the manifest lists every scalar metric of a reply, that none is based on too few cases, and that a data summary is sound.
 
     Raises:
         UpdateError: one is not allowed.
     """
-    extra = set(reply.scalar_metrics) - set(manifest.scalar_metrics.get(reply.task, ()))
+    listed = manifest.scalar_metrics.get(reply.task, ())
+    extra = set(reply.scalar_metrics) - set(listed)
     if extra:
         raise UpdateError(
             f"the reply contains {len(extra)} scalar metric(s) that the manifest does not list for {reply.task}."
         )
     check_small_numbers(reply.scalar_metrics, manifest.min_cases)
+    if reply.task == "summarize":
+        to_site_summary(reply.scalar_metrics, listed, site=site, min_cases=manifest.min_cases)
 
 
 def read_broadcast(manifest: StudyManifest, request: Request) -> dict[str, Tensor]:
-    """The shared parameters of a request, with the agreed names, shapes and types and finite values; empty if the study shares nothing.
+    """The shared parameters of a request, with the agreed names, shapes, types and finite values; empty if study or task need none.
 
     Raises:
         RefusedError: they do not have the agreed form.
     """
     spec = manifest.spec
-    if not spec.tensors:
+    if not spec.tensors or request.task in WITHOUT_PARAMETERS:
         return {}
     try:
         # The size of the tensors without a codec, plus room for names and shapes.

@@ -53,6 +53,8 @@ from pfedsam.report.tables import (
 
 # An absolute path, alone or as a value in YAML: its folders would reveal where a site stores its data.
 _ABSOLUTE_PATH: Final = re.compile(r"(?<![\w./\\~-])(?:~?/|[A-Za-z]:[\\/]|\\\\)[^\s'\",\]}]*")
+DATA_SUMMARIES: Final = Path("summaries") / "compare.html"
+"""In a run's folder: the page of the summaries of the sites' data, which lie beside it."""
 UNNAMED: Final = "run"
 """The default name of a run, which is not shown."""
 _PHASES: Final = {
@@ -137,6 +139,7 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
         losses=_losses(records),
         absences=_absences(records, summary.rounds),
         components=_uri(figures.component_bytes(summary.communication.by_component)),
+        data_summaries=DATA_SUMMARIES.as_posix() if (run_folder / DATA_SUMMARIES).is_file() else None,
         config=None if config is None else _without_paths(config),
     )
     page_path = run_folder / "report.html"

@@ -11,7 +11,7 @@ from pfedsam.federation.pipeline.error_feedback import ErrorFeedback
 
 
 class CommunicationOptions(Options):
-    """The steps that an update goes through, in the order of their keys, the size of a block, and the smallest count that may be sent."""
+    """The steps that an update goes through, in the order of their keys, the size of a block, and which numbers a site may send."""
 
     clip: float | None = Field(
         default=None,
@@ -36,6 +36,12 @@ class CommunicationOptions(Options):
         ge=1,
         description="Counts and scores that are based on fewer cases than this do not leave the site, and a site with fewer training cases "
         "gets the weight of one with this many. Empty: 10 between hospitals, no limit on one machine.",
+    )
+    data_summary: bool = Field(
+        default=False,
+        description="Whether each site sends a summary of its data once, before its first round: numbers of cases and patients, "
+        "histograms of intensities, sizes and spacing, how often each class occurs and how much it fills; nothing of a single case. The "
+        "folder of the study or run then holds the files of `pfedsam data summary` and the page of `pfedsam data compare` (summaries/).",
     )
 
     @property
