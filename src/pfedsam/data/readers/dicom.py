@@ -262,14 +262,14 @@ class DicomReader:
         raise DataError("its mask is a series of DICOM pictures; save it as DICOM-SEG, RTSTRUCT or NIfTI")
 
     def write_mask(self, path: Path, mask: npt.NDArray[Any]) -> None:
-        """Writes ids [row, column, slice] as NIfTI, whose first index is the column; the affine gives the same positions.
+        """Writes ids [row, column, slice], or maps [..., class], as NIfTI, whose first index is the column; the affine keeps the positions.
 
         Raises:
             StoreError: The file cannot be written.
         """
         affine = self._header.affine
         library: Any = nib.nifti1  # has no types
-        image = library.Nifti1Image(mask.transpose(1, 0, 2), None)
+        image = library.Nifti1Image(mask.swapaxes(0, 1), None)
         if affine is not None:
             turned = affine[:, [1, 0, 2, 3]]
             image.set_sform(turned, code=1)

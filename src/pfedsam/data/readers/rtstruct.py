@@ -126,10 +126,10 @@ def _points(contour: Dataset) -> _Contour:
     Raises:
         ValueError: They are not points of three finite coordinates.
     """
-    points = np.asarray(contour.ContourData, dtype=np.float64).reshape(-1, 3)
+    points: _Contour = np.asarray(contour.ContourData, dtype=np.float64).reshape(-1, 3)
     if not np.isfinite(points).all():
         raise ValueError("a coordinate is not finite")
-    return points * np.array([-1.0, -1.0, 1.0])
+    return np.asarray(points * np.array([-1.0, -1.0, 1.0]), dtype=np.float64)
 
 
 def _fill(contours: list[_Contour], shape: tuple[int, int, int], affine: Affine) -> tuple[npt.NDArray[np.bool_], int]:
