@@ -295,7 +295,7 @@ def _phantom(folder: Path) -> bool:
     path = next((folder / "rtstruct_chest_phantom").glob("SS*"))
     mask = open_mask(path, image, VolumeOptions(segments={"R Lung": 1, "L Lung": 2, "Spinal Cord": 3}))
     found = {value for k in range(3) for value in np.unique(mask.mask_slice(k)).tolist()}
-    return found == {0, 1, 2, 3} and "slices that the image does not have" in mask.notes[0]
+    return found == {0, 1, 2, 3} and "on slices that it does not have" in mask.notes[0]
 
 
 def _tilt(folder: Path) -> bool:
