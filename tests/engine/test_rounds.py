@@ -422,7 +422,7 @@ def test_rolled_back_shared_parameters_are_those_of_the_earlier_round_and_no_rou
     study = create_study(options.model_copy(update={"training": training}), tmp_path / "seven", RoundPolicy(quorum=2))
     manifest, stored = read_manifest(study / "manifest.json"), StudyFolder(study)
     scripted.manifest, start = manifest, stored.load_state(manifest).shared
-    with pytest.raises(RunError, match=r"kept are those after none round"):
+    with pytest.raises(RunError, match=r"stored are the states after none round"):
         stored.roll_back(manifest, 0)
     scripted.step = lambda place: 0.001
     scripted.away = lambda site, task, round_: task == "train" and round_ == 5
