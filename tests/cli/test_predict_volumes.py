@@ -15,7 +15,7 @@ import pytest
 import torch
 from pydicom.dataset import Dataset
 from torch import Tensor
-from volume_files import write_nifti, write_series
+from volume_files import write_enhanced, write_nifti, write_series
 
 from pfedsam.core.errors import DataError
 from pfedsam.data.examples import VolumeExamples
@@ -123,6 +123,18 @@ def test_tables_probabilities_flips_and_clean_parts(call: Call, run: None) -> No
     assert maps.min() >= 0
     assert maps.sum(axis=3).max() <= 1 + 1e-6
     assert (maps[mask == 5].argmax(axis=1) == 0).all()
+
+
+def test_probabilities_of_a_series_lie_on_the_grid_of_its_mask(call: Call, run: None) -> None:
+    write_series(Path("scan"), VALUES, AFFINE)
+    assert _predict(call, "scan", "--probabilities") == 0
+    mask, maps = nib.load("masks/scan.nii.gz"), nib.load("masks/scan_probabilities.nii.gz")
+    np.testing.assert_array_equal(maps.affine, mask.affine)
+    ids, shares = np.asarray(mask.dataobj), np.asarray(maps.dataobj)
+    assert shares.shape == (*ids.shape, 2)
+    for number, value in enumerate((5, 300)):
+        assert (shares[ids == value].argmax(axis=1) == number).all()
+        assert (shares[ids == value].max(axis=1) > 1 / 3).all()
 
 
 OVERLAP = ("--set", "data.volume.axis=axial", "--set", "data.overlap=true")
@@ -244,6 +256,51 @@ def test_a_picture_without_a_position_gets_a_png_and_that_is_what_is_printed(
     assert _predict(call, "leg") == 2
     assert "would overwrite" in capsys.readouterr().err
     assert _predict(call, "leg", "--resume") == 0
+
+
+def test_every_stack_of_a_file_is_predicted_and_no_seg_refers_to_a_part_of_one(
+    call: Call, run: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def of_kind(kind: str) -> Dataset:
+        own, group = Dataset(), Dataset()
+        group.FrameType, own.MRImageFrameTypeSequence = ["ORIGINAL", "PRIMARY", kind, "NONE"], [group]
+        return own
+
+    frames = [(VALUES[..., k], 4.0 * k, of_kind(kind)) for k in range(3) for kind in "MP"]
+    write_enhanced(Path("scan"), frames).rename("both")
+    assert _predict(call, "both") == 0
+    assert sorted(path.name for path in Path("masks").glob("*.nii.gz")) == [
+        "both_series1.nii.gz",
+        "both_series2.nii.gz",
+    ]
+    capsys.readouterr()
+    assert _predict(call, "both", "--dicom-seg") == 3
+    assert "a part of the frames of a multi-frame DICOM file" in " ".join(capsys.readouterr().err.split())
+
+
+def test_files_with_one_identifier_get_no_seg(call: Call, run: None, capsys: pytest.CaptureFixture[str]) -> None:
+    def same(dataset: Dataset, _: int) -> None:
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+
+    write_series(Path("scan"), VALUES, change=same)
+    assert _predict(call, "scan", "--dicom-seg") == 3
+    assert "have one SOP instance UID" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_folder_that_one_is_in_and_masks_in_it(
+    call: Call, run: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Path("study.yaml").read_text()
+    write_series(tmp_path / "here", VALUES, AFFINE)
+    monkeypatch.chdir(tmp_path / "here")
+    Path("study.yaml").write_text(study)
+    assert call("predict", "run", ".", "--site", "north", "--out", "../found") == 0
+    assert (tmp_path / "found" / "here.nii.gz").exists()
+    monkeypatch.chdir(tmp_path)
+    Path("new").mkdir()
+    Path("here").rename("new/here")
+    for resume in ([], ["--resume"]):
+        assert call("predict", "run", "new", "--site", "north", "--out", "new/masks", "--dicom-seg", *resume) == 0
 
 
 def test_an_image_without_pictures_is_told(call: Call, run: None, capsys: pytest.CaptureFixture[str]) -> None:

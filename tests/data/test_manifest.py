@@ -110,7 +110,7 @@ def test_files_that_are_no_pictures_are_ignored(site_folder):
     assert [case.id for case in read_site("north", folder).cases] == ["a"]
 
 
-@pytest.mark.parametrize("name", ["a.mha", "SCAN.NRRD"])
+@pytest.mark.parametrize("name", ["a.mha", "SCAN.NRRD", "a.mgh"])
 def test_pictures_of_a_kind_that_is_not_read_are_not_left_out_in_silence(site_folder, name):
     folder = site_folder("a")
     (folder / "images" / name).touch()
@@ -135,11 +135,20 @@ def test_names_that_are_not_utf8_are_refused(site_folder, part):
 
 def test_pictures_of_other_kinds_are_found(site_folder):
     folder = site_folder("a")
-    for name in ("images/b.BMP", "images/notes.txt", "images/._c.gif", "masks/a.gif"):
+    (folder / "images" / "p5").mkdir()
+    (folder / "images" / "empty").mkdir()
+    for name in (
+        "images/b.BMP",
+        "images/notes.txt",
+        "images/._c.gif",
+        "masks/a.gif",
+        "images/p4.zip",
+        "images/p5/t2.nii.gz",
+    ):
         (folder / name).touch()
     site = read_site("north", folder)
     assert [case.id for case in site.cases] == ["a"]
-    assert unread_pictures(site) == ("images/b.BMP", "masks/a.gif")
+    assert unread_pictures(site) == ("images/b.BMP", "images/p4.zip", "images/p5", "masks/a.gif")
     assert unread_pictures(_manifest(folder, "image,mask,patient\nimages/a.png,masks/a.png,p\n")) == ()
 
 

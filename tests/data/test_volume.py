@@ -113,8 +113,21 @@ def test_normalisation_is_of_the_whole_volume(tmp_path):
     np.testing.assert_allclose(
         _slices(_volume(bits, normalise="none"))[2, ..., 0], (VALUES / 65535 * 30)[::-1, ::-1, 2].T, atol=1e-6
     )
+    shares = _scaled(write_nifti(tmp_path / "d.nii", np.abs(VALUES).astype(np.uint16), AFFINE), 1 / 4096)
+    np.testing.assert_allclose(
+        _slices(_volume(shares, normalise="none"))[2, ..., 0], (np.abs(VALUES) / 4096)[::-1, ::-1, 2].T, atol=1e-6
+    )
+    with pytest.raises(DataError, match=r"its values go from .*, and data.volume.normalise: none needs values in 0..1"):
+        _slices(_volume(path, normalise="none"))
     flat = write_nifti(tmp_path / "c.nii", np.full((3, 4, 5), 7, np.int16), AFFINE)
     assert not _slices(_volume(flat)).any()
+
+
+def _scaled(path, slope: float):
+    content = bytearray(path.read_bytes())
+    content[112:120] = np.array([slope, 0], np.float32).tobytes()  # scl_slope and scl_inter
+    path.write_bytes(content)
+    return path
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])

@@ -12,7 +12,7 @@ from pfedsam.data.readers.dicom_files import read_head
 from pfedsam.data.readers.png_stack import is_png_stack
 
 VOLUME_ENDINGS: Final = (".nii.gz", ".nii", ".dcm", ".dicom", ".ima")
-FOREIGN: Final = (".nrrd", ".mha", ".mhd", ".hdr", ".img", ".mgz", ".mnc")
+FOREIGN: Final = (".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".mgz", ".mgh", ".mnc")
 """Endings of volumes in formats that are not read; they are refused, because cases would be missing otherwise."""
 
 

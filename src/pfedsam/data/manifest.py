@@ -20,6 +20,7 @@ from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.patterns import Pattern
 from pfedsam.data.entries import FOREIGN, Entry, entry_of, find_entries, group_sequences, refuse_loose_series
 from pfedsam.data.readers import PICTURES
+from pfedsam.data.readers.dicom_files import visible_files
 
 Split: TypeAlias = Literal["train", "val", "test", "unused"]
 """The part of a site that a case belongs to; an `unused` case is neither trained on nor scored."""
@@ -32,6 +33,8 @@ SUFFIXES: Final = PICTURES
 READABLE: Final = f"{', '.join(sorted(SUFFIXES))}, NIfTI, DICOM"
 OTHER_PICTURES: Final = (".bmp", ".gif", ".heic", ".jfif", ".jp2", ".jpe", ".pgm", ".pnm", ".ppm", ".svs", ".webp")
 """Pictures of other formats, which are left out; `data check` reports them, because they may be cases and not only previews."""
+ARCHIVES: Final = (".zip", ".7z", ".rar", ".tar", ".tgz", ".tar.gz", ".bz2", ".xz", ".zst")
+"""Files that may contain cases, and are left out and reported in the same way."""
 MANIFEST: Final = "manifest.csv"
 
 _PARTS = ("images", "masks")
@@ -158,12 +161,15 @@ def orphan_masks(site: Site) -> tuple[str, ...]:
 
 
 def unread_pictures(site: Site) -> tuple[str, ...]:
-    """Pictures in `images/` and `masks/` of formats that are not read, as `folder/name`; none for a site with a manifest."""
+    """What `images/` and `masks/` hold that may be a case and is not read, as `folder/name`; none for a site with a manifest.
+
+    These are pictures of other formats, archives, and folders without a DICOM file or a stack of masks.
+    """
     if has_manifest(site):
         return ()
-    return tuple(
-        f"{part}/{path.name}" for part in _PARTS for path in _files(site.folder / part, endings=OTHER_PICTURES)
-    )
+    folders = (site.folder / part for part in _PARTS)
+    found = ([*_files(one, endings=(*OTHER_PICTURES, *ARCHIVES)), *_unread_folders(one)] for one in folders)
+    return tuple(f"{path.parent.name}/{path.name}" for path in chain.from_iterable(found))
 
 
 def unlisted_files(site: Site) -> tuple[str, ...]:
@@ -418,6 +424,14 @@ def _files(folder: Path, *, endings: tuple[str, ...]) -> list[Path]:
         for path in paths
         if path.name.lower().endswith(endings) and not path.name.startswith(".") and path.is_file()
     )
+
+
+def _unread_folders(folder: Path) -> list[Path]:
+    """The folders in a folder that hold files and are neither an image nor a mask, sorted, without hidden ones."""
+    if not folder.is_dir():
+        return []
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [path for path in inner if entry_of(path) is None and any(map(Path.is_file, visible_files(path)))]
 
 
 def _check_unique(name: str, cases: Sequence[Case]) -> None:

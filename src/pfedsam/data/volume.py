@@ -27,6 +27,8 @@ _PLANES: Final[dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]]] = {
     "sagittal": ((0, 2, 1), (-1, -1, -1)),
 }
 """Plane to the world axes (x right, y front, z head) of depth, rows and columns, and the direction along each."""
+_ROUNDING: Final = 1e-3
+"""Distance from 0..1 that is left to rounding."""
 _EQUAL: Final = 0.01
 """Relative difference of two spacings that count as equal."""
 
@@ -60,7 +62,7 @@ class Slicing:
         order = np.argsort(world)[list(axes)].tolist()
         flips = (direction[order] != signs).tolist()
         letters = "".join(("RAS" if sign > 0 else "LPI")[axis] for axis, sign in zip(axes, signs, strict=True))
-        return cls((order[0], order[1], order[2]), (flips[0], flips[1], flips[2]), letters)
+        return cls((order[0], order[1], order[2]), (flips[0], flips[1], flips[2]), letters if header.placed else None)
 
     def index(self, number: int, depth: int) -> int:
         """The file's index of slice `number` of `depth`."""
@@ -110,26 +112,43 @@ def scale_of(reader: Reader, options: VolumeOptions, image: ImageOptions) -> Sca
     Colours are in 0..1 already.
 
     Raises:
-        DataError: The volume is damaged.
+        DataError: The volume is damaged, or its values do not fit `normalise: none`.
     """
     header = reader.header()
     if header.channels == 3:
         return Scale(0.0, 1.0)
     if options.normalise == "window":
         return Scale(*options.limits())
-    if options.normalise == "none":
-        whole = header.dtype.kind == "u" and header.dtype.itemsize <= 2
-        return Scale(0.0, float(np.iinfo(header.dtype).max) if whole else 1.0)
 
     def planes() -> Iterator[npt.NDArray[np.float32]]:
         """The slices [n, m] of the volume in order."""
         return (reader.slice(index) for index in range(header.shape[2]))
 
+    if options.normalise == "none":
+        return _whole_range(header, planes())
     if options.normalise == "zscore":
         mean, deviation = _moments(planes())
         return Scale(mean - 3 * deviation, mean + 3 * deviation)
     low, high = percentiles(planes, (image.low, image.high))
     return Scale(low, high)
+
+
+def _whole_range(header: Header, planes: Iterable[npt.NDArray[np.float32]]) -> Scale:
+    """The range of the type of a volume of 8 or 16 bits, or 0..1 for other values, which are given as slices [n, m].
+
+    Raises:
+        DataError: Other values are not in 0..1.
+    """
+    if header.dtype.kind == "u" and header.dtype.itemsize <= 2:
+        return Scale(0.0, float(np.iinfo(header.dtype).max))
+    ends = [(float(plane.min()), float(plane.max())) for plane in planes]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
+        raise DataError(
+            f"its values go from {low:.4g} to {high:.4g}, and data.volume.normalise: none needs values in 0..1, or 8 or 16 bits without a "
+            "sign, slope or intercept; use percentile, window or zscore"
+        )
+    return Scale(0.0, 1.0)
 
 
 def _moments(planes: Iterable[npt.NDArray[np.float32]]) -> tuple[float, float]:

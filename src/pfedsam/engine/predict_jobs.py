@@ -129,7 +129,7 @@ def _expanded(images: Sequence[Path]) -> Iterator[Path]:
         if not image.exists() and glob.has_magic(str(image)):
             yield from (Path(found) for found in sorted(glob.glob(str(image), recursive=True)))
         else:
-            yield image
+            yield image.resolve() if image.name in ("", "..") else image  # `.` has no name for its mask
 
 
 def _jobs_of(image: Path, out: Path, dicom_seg: bool) -> Iterator[Job]:
@@ -151,12 +151,12 @@ def _holds_dicom(folder: Path) -> bool:
 
 
 def _jobs_in(folder: Path, out: Path, dicom_seg: bool) -> Iterator[Job]:
-    """The jobs of all images in a folder that is not an image itself.
+    """The jobs of all images in a folder that is not an image itself; the folder of the masks may be in it.
 
     Raises:
         OptionError: There is no image in it.
     """
-    entries = find_entries(folder)
+    entries = [one for one in find_entries(folder) if one.path.resolve() != out.resolve()]
     if not entries:
         raise OptionError(f"The folder {str(folder)!r} holds no image ({READABLE}). Nothing was written.")
     for one in entries:
@@ -166,7 +166,7 @@ def _jobs_in(folder: Path, out: Path, dicom_seg: bool) -> Iterator[Job]:
 def _dicom_jobs(image: Path, out: Path, ending: str) -> Iterator[Job]:
     """A job for each series of a DICOM file or folder; if there is only one series, the name contains no number."""
     try:
-        series = find_images(image).series if image.is_dir() else []
+        series = find_images(image).series
     except (
         DataError
     ):  # the error is reported when this image is predicted, so that the other images are still predicted

@@ -57,7 +57,31 @@ def test_another_shape_is_refused_and_resampled_when_asked(tmp_path):
     np.testing.assert_array_equal(read_ids(path, image, resample=True), IDS)
 
 
-def test_what_is_noread_ids(tmp_path):
+def _without_orientation(header) -> None:
+    header["sform_code"] = header["qform_code"] = 0
+
+
+@pytest.mark.parametrize("which", ["image", "mask", "both"])
+def test_without_an_orientation_of_one_file_voxels_keep_their_order(tmp_path, which):
+    """nibabel centres such a file and lets x grow to the left, which on this grid would be the mask's mirror image."""
+    centred = np.array([[2.0, 0, 0, -5], [0, 1.5, 0, -5.25], [0, 0, 4, -8], [0, 0, 0, 1]])
+    changes = {name: _without_orientation if which in (name, "both") else None for name in ("image", "mask")}
+    image = open_volume(write_nifti(tmp_path / "a.nii", VALUES, centred, changes["image"]), VolumeOptions())
+    path = write_nifti(tmp_path / "m.nii", IDS, centred, changes["mask"])
+    np.testing.assert_array_equal(read_ids(path, image), IDS)
+    notes = open_mask(path, image, VolumeOptions()).notes
+    assert (notes == ()) == (which == "both")
+    assert_refused(
+        write_nifti(tmp_path / "n.nii", IDS[:5], centred, changes["mask"]), image, "has 6 x 8 x 5 voxels", resample=True
+    ) if which != "both" else None
+
+
+def test_a_mask_without_orientation_is_refused_for_a_series(tmp_path):
+    path = write_nifti(tmp_path / "m.nii", np.swapaxes(IDS, 0, 1), AFFINE, _without_orientation)
+    assert_refused(path, write_ct(tmp_path / "ct"), "its mask has no orientation")
+
+
+def test_what_is_no_mask_is_told(tmp_path):
     image = write_ct(tmp_path / "ct")
     assert_refused(tmp_path / "ct", image, "holds 0 DICOM-SEG and 0 RTSTRUCT; give exactly one")
     Image.fromarray(IDS[..., 0]).save(tmp_path / "m.png")

@@ -1,10 +1,15 @@
 import numpy as np
+import pydicom
 import pytest
 from mask_files import IDS, VALUES, assert_refused, moved, read_ids, write_ct, write_seg_of
-from volume_files import write_nifti, write_series
+from pydicom.dataset import Dataset
+from pydicom.pixels import pixel_array
+from pydicom.pixels.utils import pack_bits
+from pydicom.uid import generate_uid
+from volume_files import all_planes, write_nifti, write_series
 
 from pfedsam.data.labels import LabelMap
-from pfedsam.data.readers import open_volume
+from pfedsam.data.readers import open_mask, open_volume
 from pfedsam.data.readers.dicom import DicomReader
 from pfedsam.data.volume_options import VolumeOptions
 
@@ -57,7 +62,86 @@ def test_segments_that_overlap_are_named(tmp_path):
     assert (read_ids(path, image, segments={"Organ 2": 2, "Organ 1": 1}) == 2).sum() == 0
 
 
-def test_a_seg_of_another_series_isassert_refused(tmp_path):
+def _time(number: int):
+    def change(dataset: Dataset, _: int) -> None:
+        dataset.TemporalPositionIdentifier = number
+
+    return change
+
+
+def _two_times(folder, change=_time):
+    """The readers of two times at the same positions of one series."""
+    series, frame = generate_uid(), generate_uid()
+    write_series(folder, VALUES + 1, series=series, frame=frame, change=change(2))
+    for file in list(folder.iterdir()):
+        file.rename(folder / f"late{file.name}")
+    write_series(folder, VALUES, series=series, frame=frame, change=change(1))
+    return [DicomReader(folder, frame=time) for time in (0, 1)]
+
+
+def _join(path, first, second):
+    """The frames of two segmentations as those of one."""
+    both, other = pydicom.dcmread(first), pydicom.dcmread(second)
+    both.PixelData = pack_bits(np.concatenate([pixel_array(both), pixel_array(other)]).ravel())
+    both.NumberOfFrames += other.NumberOfFrames
+    both.PerFrameFunctionalGroupsSequence += list(other.PerFrameFunctionalGroupsSequence)
+    both.save_as(path)
+    return path
+
+
+def test_frames_of_a_seg_belong_to_the_time_that_they_were_drawn_on(tmp_path):
+    early, late = _two_times(tmp_path / "ct")
+    paths = [
+        write_seg_of(tmp_path / f"{value}.dcm", image, np.moveaxis(value == IDS, 2, 0).astype(np.uint8))
+        for value, image in ((1, early), (2, late))
+    ]
+    np.testing.assert_array_equal(read_ids(paths[0], early), IDS == 1)
+    assert_refused(
+        paths[0], late, r"other pictures of the series \(another time or echo\) than data.volume.frame chooses"
+    )
+    both = _join(tmp_path / "both.dcm", *paths)
+    for value, image in ((1, early), (2, late)):
+        np.testing.assert_array_equal(read_ids(both, image), value == IDS)
+
+
+def test_frames_at_one_place_that_do_not_say_their_time_are_refused(tmp_path):
+    early, late = _two_times(tmp_path / "ct")
+    ids = np.moveaxis(IDS == 1, 2, 0).astype(np.uint8)
+    both = _join(
+        tmp_path / "both.dcm",
+        *(write_seg_of(tmp_path / f"{n}.dcm", image, ids) for n, image in enumerate((early, late))),
+    )
+    dataset = pydicom.dcmread(both)
+    for own in dataset.PerFrameFunctionalGroupsSequence:
+        del own.DerivationImageSequence
+    dataset.save_as(both)
+    assert_refused(both, early, r"has 5 frame\(s\) more than places of a segment")
+    assert_refused(both, early, r"has 5 frame\(s\) more than places of a segment", resample=True)
+
+
+def test_a_seg_of_a_sequence_with_the_same_coordinates_is_placed_and_that_is_said(tmp_path):
+    image = write_ct(tmp_path / "ct")
+    path = write_seg_of(tmp_path / "m.dcm", image, np.moveaxis(IDS, 2, 0))
+    other = write_series(tmp_path / "other", VALUES, image.header().affine, frame=image.header().frame_of_reference)
+    mask = open_mask(path, DicomReader(other), VolumeOptions())
+    np.testing.assert_array_equal(all_planes(mask, mask=True), IDS)
+    assert mask.notes == (
+        "the segmentation refers to another series of the same coordinates, and was placed by position",
+    )
+    assert not open_mask(path, image, VolumeOptions()).notes
+
+
+def test_damaged_lists_of_segments_are_told(tmp_path):
+    image = write_ct(tmp_path / "ct")
+    path = write_seg_of(tmp_path / "m.dcm", image, np.moveaxis(IDS, 2, 0))
+    dataset = pydicom.dcmread(path)
+    for left, message in ((1, "'m.dcm' is a damaged"), (0, "'m.dcm' is a damaged")):
+        dataset.SegmentSequence = dataset.SegmentSequence[:left]
+        dataset.save_as(path)
+        assert_refused(path, image, message)
+
+
+def test_a_seg_of_another_series_is_refused(tmp_path):
     image = write_ct(tmp_path / "ct")
     path = write_seg_of(tmp_path / "m.dcm", image, np.moveaxis(IDS, 2, 0), "BINARY")
     other = DicomReader(write_series(tmp_path / "other", VALUES))

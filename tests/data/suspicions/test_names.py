@@ -52,7 +52,7 @@ def test_pictures_of_kinds_that_are_not_read_are_a_warning(tmp_path):
         (tmp_path / "b" / name).touch()
     assert faulty.read_and_check(tmp_path).warnings == (
         "site 'b': 'images/b.bmp' is left out (2 such file(s)); only .jpeg, .jpg, .png, .tif, .tiff, NIfTI, DICOM are read: "
-        "save it as one of these (masks not as JPEG), or take it out",
+        "save it as one of these (masks not as JPEG), unpack it, or take it out",
     )
 
 

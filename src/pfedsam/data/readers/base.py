@@ -4,7 +4,7 @@ Arrays have the indices of the format: NIfTI [i, j, k]; DICOM and pictures [row,
 coordinates in mm, in NIfTI's directions (x to the right, y to the front, z to the head).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -21,6 +21,8 @@ SPACING_TOLERANCE: Final = 0.01
 """Relative difference of two spacings that count as equal."""
 ORIGIN_TOLERANCE: Final = 1.0
 """Distance in mm of two origins that count as equal."""
+Pictures: TypeAlias = frozenset[tuple[str, int]]
+"""DICOM pictures: SOP instance, and number of the frame from 1, or 0 for all of a file. They are compared, never shown."""
 DIRECTION_TOLERANCE: Final = 0.01
 """Difference of each component of two unit vectors that count as equal."""
 
@@ -37,11 +39,17 @@ class Header:
     spacing_mm: Spacing | None
     """Along the three indices; None if it is not known."""
     dtype: np.dtype[Any]
-    """Type of the stored values."""
+    """Type of the values: that of the file, or float32 where a slope or intercept changes them."""
     channels: int = 1
     """3 for colour."""
     frame_of_reference: str | None = None
     """Identifier of a DICOM coordinate system; compared, never shown."""
+    placed: bool = True
+    """Whether the affine is that of the file, and not only made of the voxel sizes of a file without orientation."""
+    pictures: Pictures = field(default=frozenset(), repr=False)
+    """The DICOM pictures that the volume consists of."""
+    left_out: Pictures = field(default=frozenset(), repr=False)
+    """Pictures of the series at the same positions that were not chosen: other times or echoes."""
 
 
 class Reader(Protocol):
@@ -134,15 +142,18 @@ def check_size(shape: Shape, itemsize: int, max_gigabytes: float) -> None:
 def grid_difference(image: Header, mask: Header) -> str | None:
     """The difference between the grids of an image and its mask, with both numbers; None if they agree.
 
-    Positions are only compared if both have one.
+    Spacings and positions are only compared if both have them.
     """
     if image.shape != mask.shape:
         return f"the image has {_by(image.shape)} voxels, its mask {_by(mask.shape)}"
     if image.affine is None or mask.affine is None:
         return None
     ours, theirs = np.array(spacing_of(image.affine)), np.array(spacing_of(mask.affine))
-    if (np.abs(theirs - ours) > SPACING_TOLERANCE * ours).any():
+    known = both_placed(image, mask) or (image.spacing_mm is not None and mask.spacing_mm is not None)
+    if known and (np.abs(theirs - ours) > SPACING_TOLERANCE * ours).any():
         return f"the image's spacing is {_mm(ours)} mm, its mask's {_mm(theirs)} mm"
+    if not both_placed(image, mask):
+        return None
     directions = np.abs(image.affine[:3, :3] / ours - mask.affine[:3, :3] / theirs).max()
     if directions > DIRECTION_TOLERANCE:
         return f"the axes of the image and of its mask point elsewhere (largest difference {directions:.3g}, allowed {DIRECTION_TOLERANCE})"
@@ -150,6 +161,11 @@ def grid_difference(image: Header, mask: Header) -> str | None:
     if np.linalg.norm(origins[0] - origins[1]) > ORIGIN_TOLERANCE:
         return f"the image begins at ({_mm(origins[0], ', ')}) mm, its mask at ({_mm(origins[1], ', ')}) mm"
     return None
+
+
+def both_placed(image: Header, mask: Header) -> bool:
+    """Whether the positions of two files can be compared, because both have one of their own."""
+    return all(header.affine is not None and header.placed for header in (image, mask))
 
 
 def _by(shape: tuple[int, ...]) -> str:

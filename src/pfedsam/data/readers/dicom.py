@@ -6,22 +6,22 @@ modality LUT or the rescale slope and intercept of each slice, with MONOCHROME1 
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-import pydicom
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
-from pydicom.pixels.utils import pixel_array
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.dataset import Dataset
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.readers.base import Affine, Header, Shape, Spacing, check_size, spacing_of
-from pfedsam.data.readers.dicom_files import Plane, Series, choose_series, damaged, find_images, quiet
+from pfedsam.data.readers.base import Affine, Header, Pictures, Shape, Spacing, check_size, spacing_of
+from pfedsam.data.readers.dicom_files import Series, choose_series, find_images
+from pfedsam.data.readers.dicom_pixels import decode, is_colour, open_dataset, values_of
+from pfedsam.data.readers.dicom_planes import Plane
 from pfedsam.data.readers.nifti import write_nifti
 from pfedsam.data.readers.regrid import even_stack, resample_stack
 
@@ -224,8 +224,7 @@ class DicomReader:
         self._file: tuple[Path, Dataset] | None = None
         first = self.stack.planes[0]
         shape: Shape = (first.rows, first.columns, len(self.stack.planes))
-        self._type = np.dtype(f"{'i' if self.series.signed else 'u'}{max(1, self.series.bits // 8)}")
-        check_size(shape, self.series.samples * self._type.itemsize, max_gigabytes)
+        check_size(shape, self.series.samples * self.series.stored.itemsize, max_gigabytes)
         self.even = self.stack.problem is None
         """Whether the stack is read as it is, without resampling."""
         if not self.even and not resample:
@@ -263,14 +262,14 @@ class DicomReader:
         raise DataError("its mask is a series of DICOM pictures; save it as DICOM-SEG, RTSTRUCT or NIfTI")
 
     def write_mask(self, path: Path, mask: npt.NDArray[Any]) -> None:
-        """Writes ids [row, column, slice] as NIfTI, whose first index is the column; the affine gives the same positions.
+        """Writes ids [row, column, slice], or maps [..., class], as NIfTI, whose first index is the column; the affine keeps the positions.
 
         Raises:
             StoreError: The file cannot be written.
         """
         affine = self._header.affine
         library: Any = nib.nifti1  # has no types
-        image = library.Nifti1Image(mask.transpose(1, 0, 2), None)
+        image = library.Nifti1Image(mask.swapaxes(0, 1), None)
         if affine is not None:
             turned = affine[:, [1, 0, 2, 3]]
             image.set_sform(turned, code=1)
@@ -279,14 +278,26 @@ class DicomReader:
         write_nifti(path, image)
 
     def _make_header(self, shape: Shape, max_gigabytes: float) -> Header:
-        affine, dtype = self.stack.affine(), self._type
+        affine = self.stack.affine()
+        dtype = np.dtype(np.float32) if self.series.rescaled else self.series.stored
         if not self.even and affine is not None:
             shape, affine = even_stack(self.stack.positions, affine, shape)
             dtype = np.dtype(np.float32)
             check_size(shape, dtype.itemsize, max_gigabytes)
-        channels = 3 if self._colour() else 1
+        channels = 3 if self.series.samples > 1 or is_colour(self.stack.planes[0].path) else 1
         spacing = self._spacing(affine, shape)
-        return Header("DICOM", shape, affine, spacing, dtype, channels, self.series.frame_of_reference)
+        pictures, of_series = _pictures(self.stack.planes), _pictures(self.series.planes)
+        return Header(
+            "DICOM",
+            shape,
+            affine,
+            spacing,
+            dtype,
+            channels,
+            self.series.frame_of_reference,
+            pictures=pictures,
+            left_out=of_series - pictures,
+        )
 
     def _spacing(self, affine: Affine | None, shape: Shape) -> Spacing | None:
         """The spacing in mm; without an affine it is only known for a single slice."""
@@ -297,18 +308,6 @@ class DicomReader:
             return spacing_of(affine)
         return (*pixel, self.stack.step or 1.0) if shape[2] == 1 else None
 
-    def _colour(self) -> bool:
-        if self.series.samples > 1:
-            return True
-        with quiet():
-            head = pydicom.dcmread(
-                self.stack.planes[0].path,
-                force=True,
-                stop_before_pixels=True,
-                specific_tags=["PhotometricInterpretation"],
-            )
-        return str(head.get("PhotometricInterpretation", "")) == "PALETTE COLOR"
-
     def _stored(self, index: int) -> npt.NDArray[Any]:
         """Stored values of a plane, shape [rows, columns] or [rows, columns, 3]; each plane is decoded once.
 
@@ -317,15 +316,10 @@ class DicomReader:
         """
         plane = self.stack.planes[index]
         if not self._done[index]:
-            try:
-                with quiet():
-                    pixels = _decode(self._open(plane.path), plane.frame)
-            except Exception:  # noqa: BLE001 - decoders raise almost anything on damaged files, and their text may quote headers
-                raise DataError(damaged(plane.path)) from None
-            if pixels.shape[:2] != (plane.rows, plane.columns):
-                raise DataError(damaged(plane.path))
+            pixels = decode(self._open(plane.path), plane)
             if self._frames is None:
-                self._frames = np.empty((len(self.stack.planes), *pixels.shape), dtype=pixels.dtype)
+                dtype = np.result_type(self.series.stored, pixels.dtype)
+                self._frames = np.empty((len(self.stack.planes), *pixels.shape), dtype=dtype)
             self._frames[index] = pixels
             self._done[index] = True
         frames = self._frames
@@ -335,22 +329,10 @@ class DicomReader:
         """The grey values or colours [..., C] of the stored values of a plane, or of a part of it.
 
         Raises:
-            DataError: A value is not finite.
+            DataError: The file is damaged, or a value is not finite.
         """
         plane = self.stack.planes[index]
-        head = self._open(plane.path)
-        if self._header.channels == 3:
-            return np.asarray(stored, dtype=np.float32) / np.float32(np.iinfo(stored.dtype).max)
-        values = _modality(stored, plane, head)
-        if head.get("PhotometricInterpretation") == "MONOCHROME1":
-            bits, signed = int(head.BitsStored), bool(head.get("PixelRepresentation", 0))
-            ends = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed else [0, 2**bits - 1]).astype(
-                stored.dtype
-            )
-            values = _modality(ends, plane, head).sum() - values
-        if not np.isfinite(values).all():
-            raise DataError(f"{plane.path.name!r} holds values that are not finite numbers; take the case out")
-        return values.astype(np.float32)[..., None]
+        return values_of(stored, self._open(plane.path), plane, colour=self._header.channels == 3)
 
     def _even(self) -> npt.NDArray[np.float32]:
         """All slices on the even grid of the header, [rows, columns, slices].
@@ -384,43 +366,6 @@ class DicomReader:
         return self._file[1]
 
 
-def open_dataset(path: Path) -> Dataset:
-    """A DICOM file with its pixels; if it has no transfer syntax, that of its encoding is added.
-
-    Raises:
-        DataError: The file is damaged.
-    """
-    try:
-        with quiet():
-            dataset = pydicom.dcmread(path, force=True)
-            if not hasattr(dataset, "file_meta"):
-                dataset.file_meta = FileMetaDataset()
-            if "TransferSyntaxUID" not in dataset.file_meta:
-                implicit, little = dataset.original_encoding
-                explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-                dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit in (True, None) else explicit
-            return dataset
-    except Exception:  # noqa: BLE001 - pydicom raises almost anything on damaged files, and its text quotes header values
-        raise DataError(damaged(path)) from None
-
-
-def _decode(dataset: Dataset, frame: int) -> npt.NDArray[Any]:
-    """The stored values of one frame, shape [rows, columns], or [rows, columns, 3] for colour (8 or 16 bits, also from a palette)."""
-    pixels: npt.NDArray[Any] = pixel_array(dataset, index=frame)
-    if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
-        return np.asarray(apply_color_lut(pixels, dataset))
-    bits, allocated = int(dataset.BitsStored), pixels.dtype.itemsize * 8
-    if (
-        pixels.ndim == 2 and pixels.dtype.kind in "iu" and bits < allocated
-    ):  # the unused upper bits may contain overlays
-        spare = allocated - bits
-        return np.asarray(np.right_shift(np.left_shift(pixels, spare), spare))
-    return pixels
-
-
-def _modality(stored: npt.NDArray[Any], plane: Plane, head: Dataset) -> npt.NDArray[np.float64]:
-    """Stored values of any shape after the rescale slope and intercept, or the modality table, of the plane."""
-    if plane.slope is not None:
-        return np.asarray(stored, dtype=np.float64) * plane.slope + (plane.intercept or 0.0)
-    with quiet():
-        return np.asarray(apply_modality_lut(stored, head), dtype=np.float64)
+def _pictures(planes: Sequence[Plane]) -> Pictures:
+    """The pictures as masks refer to them: with the number of the frame, or without for all frames of a file."""
+    return frozenset(chain.from_iterable((plane.picture, (plane.instance, 0)) for plane in planes))

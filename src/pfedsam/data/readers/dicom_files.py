@@ -7,24 +7,25 @@ left out. No header field about a person is read, and no free text except the de
 import logging
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
+import numpy as np
 import pydicom
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pfedsam.core.errors import DataError
+from pfedsam.data.readers.dicom_planes import TIMES, Plane, image_type, number_of, read_plane, same_stack
 
 # The warnings of pydicom quote header values, which may be names of patients.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
-_TIMES: Final = ("TemporalPositionIdentifier", "TriggerTime", "EchoTime", "DiffusionBValue", "AcquisitionNumber")
 _IDENTITY: Final = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "InstanceNumber")
 _SERIES: Final = ("Modality", "ImageType", "SeriesNumber", "SeriesDescription", "ProtocolName", "VolumetricProperties")
 _PIXELS: Final = (
@@ -36,7 +37,7 @@ _GEOMETRY: Final = (
     *("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"),
 )
 _DATES: Final = tuple(f"{event}{part}" for event in ("Acquisition", "Series") for part in ("Date", "Time"))
-_TAGS: Final = [*_IDENTITY, *_SERIES, *_PIXELS, *_GEOMETRY, *_DATES, "AcquisitionDateTime", "ContentTime", *_TIMES]
+_TAGS: Final = [*_IDENTITY, *_SERIES, *_PIXELS, *_GEOMETRY, *_DATES, "AcquisitionDateTime", "ContentTime", *TIMES]
 """The header fields that are read."""
 _NO_PICTURE: Final = frozenset(
     {
@@ -53,28 +54,8 @@ _GROUPS: Final = (b"\x08\x00", b"\x02\x00")
 """Group numbers with which a file without the preamble begins."""
 
 
-@dataclass(frozen=True)
-class Plane:
-    """One picture of a series: a file, or a frame of one."""
-
-    path: Path
-    frame: int
-    rows: int
-    columns: int
-    position: tuple[float, ...] | None
-    """Patient coordinates of the centre of the first pixel in mm, in DICOM's directions (x to the left, y to the back, z to the head)."""
-    orientation: tuple[float, ...] | None
-    """Unit vector along a row, then along a column."""
-    spacing: tuple[float, float] | None
-    """Distance of rows, then of columns, in mm."""
-    thickness: float | None
-    """Distance of slices, or their thickness, in mm."""
-    slope: float | None
-    """Rescale slope of this frame; None: that of the file, or its modality table, is used."""
-    intercept: float | None
-    order: tuple[float, ...]
-    """Sort key of pictures at one position: times, echo time, b-value, numbers."""
-    instance: str
+_Picture: TypeAlias = tuple[Dataset, Plane]
+"""A picture, and the header of its file."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +67,10 @@ class Series:
     planes: tuple[Plane, ...]
     modality: str
     samples: int
-    bits: int
-    signed: bool
+    stored: np.dtype[Any]
+    """A type that holds the stored values of every picture."""
+    rescaled: bool
+    """Whether a slope or an intercept changes the stored values."""
     mosaic: bool
     depth_frames: bool
     """Whether frames without positions are known to be slices and not times."""
@@ -164,7 +147,7 @@ def read_head(path: Path) -> Dataset:
             head = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
             head.walk(lambda *_: None)  # converts every value now: pydicom does so when it is first used, and may raise
             head.SOPClassUID  # noqa: B018 - absent in a file that was cut off, which pydicom reads without an error
-            if not 0 <= _number(head.get("NumberOfFrames"), 1) <= _MAX_FRAMES:
+            if not 0 <= number_of(head.get("NumberOfFrames"), 1) <= _MAX_FRAMES:
                 raise DataError(damaged(path))
             if "Image Storage" in UID(head.SOPClassUID).name:
                 _check_length(path, head, path.stat().st_size - file.tell())
@@ -188,7 +171,7 @@ def find_images(path: Path) -> Found:
     """
     others: Counter[str] = Counter()
     by_modality: dict[str, list[Path]] = defaultdict(list)
-    groups: dict[tuple[Any, ...], list[tuple[Dataset, list[Plane]]]] = defaultdict(list)
+    stacks: dict[tuple[Any, ...], list[list[_Picture]]] = defaultdict(list)
     for file in visible_files(path):
         if not looks_like_dicom(file):
             others["not DICOM"] += 1
@@ -203,10 +186,11 @@ def find_images(path: Path) -> Found:
         if reason:
             others[reason] += 1
             continue
-        for key, planes in _split_frames(file, head).items():
-            groups[key].append((head, planes))
-    ordered = sorted(groups.items(), key=lambda item: (_number(item[1][0][0].get("SeriesNumber")), *map(str, item[0])))
-    series = [_series(number, members) for number, (_, members) in enumerate(ordered, start=1)]
+        for plane in _planes_of(file, head):
+            _add_to_stack(stacks[_series_key(head, plane)], (head, plane))
+    members = [(key, stack) for key, found in stacks.items() for stack in found]
+    ordered = [stack for _, stack in sorted(members, key=lambda member: _place_in_list(*member))]
+    series = [_series(number, stack) for number, stack in enumerate(ordered, start=1)]
     return Found(series, others, by_modality["SEG"], by_modality["RTSTRUCT"])
 
 
@@ -281,7 +265,7 @@ def _check_length(path: Path, head: Dataset, left: int) -> None:
         DataError: The file is cut off.
     """
     syntax = getattr(getattr(head, "file_meta", None), "TransferSyntaxUID", ImplicitVRLittleEndian)
-    frames = int(_number(head.get("NumberOfFrames"), 1))
+    frames = int(number_of(head.get("NumberOfFrames"), 1))
     values = int(head.Rows) * int(head.Columns) * int(head.get("SamplesPerPixel", 1)) * frames
     if str(head.get("PhotometricInterpretation", "")) == "YBR_FULL_422":
         values = values * 2 // 3
@@ -289,121 +273,83 @@ def _check_length(path: Path, head: Dataset, left: int) -> None:
         raise DataError(damaged(path))
 
 
-def _split_frames(path: Path, head: Dataset) -> dict[tuple[Any, ...], list[Plane]]:
-    """The pictures of a file by the properties in which series or stacks differ.
+def _planes_of(path: Path, head: Dataset) -> list[Plane]:
+    """The pictures of a file.
 
     Raises:
         DataError: The file is damaged.
     """
-    frames = max(1, int(_number(head.get("NumberOfFrames"), 1)))
-    groups: dict[tuple[Any, ...], list[Plane]] = defaultdict(list)
+    frames = max(1, int(number_of(head.get("NumberOfFrames"), 1)))
     with reading_fields(path):
-        series_key = _series_key(head)
-        for frame in range(frames):
-            plane = _plane(path, head, frame)
-            groups[*series_key, *_stack_key(plane)].append(plane)
-    return groups
+        return [read_plane(path, head, frame) for frame in range(frames)]
 
 
-def _series_key(head: Dataset) -> tuple[Any, ...]:
-    """Series, image type and colour of a file; the fourth value of the image type counts for MR only."""
-    image_type = _image_type(head)[: 4 if head.get("Modality") == "MR" else 3]
-    return str(head.get("SeriesInstanceUID", "")), image_type, str(head.get("PhotometricInterpretation", ""))
+def _series_key(head: Dataset, plane: Plane) -> tuple[Any, ...]:
+    """Series, image type and colour of a picture; the fourth value of the image type counts for MR only."""
+    kind = plane.image_type[: 4 if head.get("Modality") == "MR" else 3]
+    return str(head.get("SeriesInstanceUID", "")), kind, str(head.get("PhotometricInterpretation", ""))
 
 
-def _stack_key(plane: Plane) -> tuple[Any, ...]:
-    """Orientation, size and spacing of a picture, rounded."""
+def _add_to_stack(stacks: list[list[_Picture]], picture: _Picture) -> None:
+    """Adds a picture to the stack of a series that it belongs to, or as a new stack."""
+    for stack in stacks:
+        if same_stack(stack[0][1], picture[1]):
+            stack.append(picture)
+            return
+    stacks.append([picture])
+
+
+def _place_in_list(key: tuple[Any, ...], stack: list[_Picture]) -> tuple[Any, ...]:
+    """The sort key of a stack: number of the series, then what tells series and stacks apart, whatever the names of the files."""
+    head, plane = stack[0]
     direction = tuple(round(value, 2) + 0.0 for value in plane.orientation or ())
     spacing = tuple(round(value, 3) for value in plane.spacing or ())
-    return direction, (plane.rows, plane.columns), spacing
+    return number_of(head.get("SeriesNumber")), *map(str, (*key, direction, (plane.rows, plane.columns), spacing))
 
 
-def shared_groups(head: Dataset) -> Dataset:
-    """The functional groups that all frames of a file share; empty if there are none."""
-    shared: Dataset = (head.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
-    return shared
+def _series(number: int, members: Sequence[_Picture]) -> Series:
+    """The pictures of a stack as a series.
+
+    Raises:
+        DataError: A header is damaged.
+    """
+    head, first = members[0]
+    heads = {id(one): one for one, _ in members}.values()
+    with reading_fields(first.path):
+        return Series(
+            number=number,
+            planes=tuple(plane for _, plane in members),
+            modality=_modality(head)[:16],
+            samples=int(number_of(head.get("SamplesPerPixel"), 1)),
+            stored=np.result_type(*map(_stored_type, heads)),
+            rescaled=any(map(_is_rescaled, heads)) or any(plane.slope is not None for _, plane in members),
+            mosaic="MOSAIC" in image_type(head),
+            depth_frames=str(head.get("VolumetricProperties", "")) == "VOLUME",
+            frame_of_reference=str(head.get("FrameOfReferenceUID", "")) or None,
+            image_type=first.image_type,
+            started=_started(heads),
+            words=f"{head.get('SeriesDescription', '')} {head.get('ProtocolName', '')}".lower(),
+        )
 
 
-def functional_group(own: Dataset, shared: Dataset, sequence: str) -> Dataset | None:
-    """A functional group of a frame: its own one, else the one that all frames share; None if neither exists."""
-    found = own.get(sequence) or shared.get(sequence)
-    return found[0] if found else None
+def _stored_type(head: Dataset) -> np.dtype[Any]:
+    """The type of the stored values of a file: floating point numbers where 32 or 64 bits have no field for the sign."""
+    bits = number_of(head.get("BitsAllocated"), 16)
+    size = next((size for size in (1, 2, 4) if bits <= 8 * size), 8)
+    if size >= 4 and "PixelRepresentation" not in head:
+        return np.dtype(f"f{size}")
+    return np.dtype(f"{'i' if number_of(head.get('PixelRepresentation')) else 'u'}{size}")
 
 
-def _plane(path: Path, head: Dataset, frame: int) -> Plane:
-    """One frame of a file, from its own functional groups, the shared ones, or the header itself."""
-    per_frame = head.get("PerFrameFunctionalGroupsSequence") or []
-    own = per_frame[frame] if frame < len(per_frame) else Dataset()
-    shared = shared_groups(head)
-
-    def get(sequence: str, keyword: str) -> Any:  # noqa: ANN401 - a DICOM value
-        group = functional_group(own, shared, sequence)
-        return (head if group is None else group).get(keyword)
-
-    spacing = _numbers(get("PixelMeasuresSequence", "PixelSpacing"), 2)
-    distance = _number(get("PixelMeasuresSequence", "SpacingBetweenSlices"))
-    thickness = _number(get("PixelMeasuresSequence", "SliceThickness"))
-    slope, intercept = _rescale(functional_group(own, shared, "PixelValueTransformationSequence"))
-    return Plane(
-        path=path,
-        frame=frame,
-        rows=int(head.Rows),
-        columns=int(head.Columns),
-        position=_numbers(get("PlanePositionSequence", "ImagePositionPatient"), 3),
-        orientation=_numbers(get("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
-        spacing=(spacing[0], spacing[1]) if spacing and min(spacing) > 0 else None,
-        thickness=distance or thickness or None,
-        slope=slope,
-        intercept=intercept,
-        order=_order(head, get("FrameContentSequence", "TemporalPositionIndex"), frame),
-        instance=str(head.get("SOPInstanceUID", "")),
-    )
+def _is_rescaled(head: Dataset) -> bool:
+    """Whether the slope and intercept of a file change its stored values."""
+    slope, intercept = number_of(head.get("RescaleSlope"), 1), number_of(head.get("RescaleIntercept"), 0)
+    return (slope, intercept) != (1, 0)
 
 
-def _rescale(transformation: Dataset | None) -> tuple[float | None, float | None]:
-    """Rescale slope and intercept of a frame; None if it has no transformation of its own."""
-    if transformation is None:
-        return None, None
-    return _number(transformation.get("RescaleSlope"), 1), _number(transformation.get("RescaleIntercept"), 0)
-
-
-def _order(head: Dataset, time_index: Any, frame: int) -> tuple[float, ...]:  # noqa: ANN401 - a DICOM value
-    """The sort key of a frame among those at the same position."""
-    return (
-        _number(time_index),
-        *(_number(head.get(keyword)) for keyword in _TIMES),
-        _number(head.get("AcquisitionTime") or head.get("ContentTime")),
-        _number(head.get("InstanceNumber")),
-        float(frame),
-    )
-
-
-def _series(number: int, members: Sequence[tuple[Dataset, list[Plane]]]) -> Series:
-    head = members[0][0]
-    image_type = _image_type(head)
-    return Series(
-        number=number,
-        planes=tuple(plane for _, planes in members for plane in planes),
-        modality=_modality(head)[:16],
-        samples=int(_number(head.get("SamplesPerPixel"), 1)),
-        bits=int(_number(head.get("BitsAllocated"), 16)),
-        signed=bool(_number(head.get("PixelRepresentation"))),
-        mosaic="MOSAIC" in image_type,
-        depth_frames=str(head.get("VolumetricProperties", "")) == "VOLUME",
-        frame_of_reference=str(head.get("FrameOfReferenceUID", "")) or None,
-        image_type=image_type,
-        started=_started(members),
-        words=f"{head.get('SeriesDescription', '')} {head.get('ProtocolName', '')}".lower(),
-    )
-
-
-def _image_type(head: Dataset) -> tuple[str, ...]:
-    return tuple(str(part) for part in head.get("ImageType") or ())
-
-
-def _started(members: Sequence[tuple[Dataset, list[Plane]]]) -> float | None:
+def _started(heads: Iterable[Dataset]) -> float | None:
     """The time of the first picture, in seconds since a fixed day; None if no header gives one."""
-    times = (_moment(head) for head, _ in members)
+    times = map(_moment, heads)
     return min((time for time in times if time is not None), default=None)
 
 
@@ -421,20 +367,3 @@ def _moment(head: Dataset) -> float | None:
 def _pairs(head: Dataset, kinds: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Date and time of each kind of event, as text from the header."""
     return ((str(head.get(f"{kind}Date") or ""), str(head.get(f"{kind}Time") or "")) for kind in kinds)
-
-
-def _number(value: Any, default: float = 0.0) -> float:  # noqa: ANN401 - a DICOM value
-    """A DICOM value as a number; the default if it is absent, empty or no number."""
-    try:
-        return float(value) if value not in (None, "") else default
-    except (TypeError, ValueError):
-        return default
-
-
-def _numbers(value: Any, count: int) -> tuple[float, ...] | None:  # noqa: ANN401 - a DICOM value
-    """A DICOM value as `count` numbers; None if they are absent or damaged."""
-    try:
-        numbers = tuple(float(part) for part in value or ())
-    except (TypeError, ValueError):
-        return None
-    return numbers if len(numbers) == count and all(abs(number) < 1e9 for number in numbers) else None

@@ -1,22 +1,26 @@
 """Masks on the grid of their image: exact if the grids agree; otherwise refused with both numbers, or resampled if the option is set."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from nibabel import orientations
+from pydicom.dataset import Dataset
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.readers.base import Affine, Header, Reader, grid_difference
+from pfedsam.data.readers.base import Affine, Header, Pictures, Reader, both_placed, grid_difference
+from pfedsam.data.readers.dicom_planes import values_of_field
 from pfedsam.data.readers.regrid import nearest_voxels
 
 Overlaps: TypeAlias = Literal["refused", "last", "sum"]
 """What happens where two parts of a file share a voxel: the file is refused, or the voxel gets the id of the later part or the sum of the
 ids."""
+_HIGHEST_ID: Final = 65535
+_UNPLACED: Final = "the image or its mask has no orientation, so that the mask was placed voxel by voxel"
 _REMEDY: Final = "export the mask on the grid of its image, or set data.volume.resample: true to resample it"
 
 
@@ -40,11 +44,15 @@ class TurnedMask:
     """A mask whose file stores the same grid with its axes in another order or direction."""
 
     def __init__(
-        self, reader: Reader, axes: tuple[int, int, int], flipped: tuple[bool, bool, bool], like: Header
+        self,
+        reader: Reader,
+        axes: tuple[int, int, int],
+        flipped: tuple[bool, bool, bool],
+        like: Header,
+        notes: tuple[str, ...] = (),
     ) -> None:
         """Axis a of the image is axis `axes[a]` of the file, counted from its end if `flipped[a]`."""
-        self._reader, self._axes, self._flipped, self._like = reader, axes, flipped, like
-        self.notes: tuple[str, ...] = ()
+        self._reader, self._axes, self._flipped, self._like, self.notes = reader, axes, flipped, like, notes
 
     def header(self) -> Header:
         """That of the image."""
@@ -68,15 +76,20 @@ class TurnedMask:
 def fit_mask(mask: Reader, image: Header, *, resample: bool) -> GridMask | TurnedMask:
     """A mask file on the grid of its image.
 
+    If one of two NIfTI files has no orientation, the voxels of both are taken to be in the same order, as programs that drop it keep them.
+
     Raises:
-        DataError: It has another grid and is not to be resampled.
+        DataError: It has another grid and is not to be resampled, or no orientation beside a DICOM series.
     """
     theirs = mask.header()
+    if image.kind == "DICOM" and image.affine is not None and not theirs.placed:
+        raise DataError(f"its mask has no orientation (both codes of its {theirs.kind} header are 0); {_REMEDY}")
     axes, flips = _orientation(theirs, image)
     difference = grid_difference(image, _turned(theirs, axes, flips))
     if difference is None:
-        return TurnedMask(mask, axes, flips, image)
-    if not resample or image.affine is None or theirs.affine is None:
+        notes = (_UNPLACED,) if image.placed != theirs.placed else ()
+        return TurnedMask(mask, axes, flips, image, notes)
+    if not resample or not both_placed(image, theirs) or image.affine is None or theirs.affine is None:
         raise DataError(f"{difference}; {_REMEDY}")
     volume = np.stack([mask.mask_slice(k) for k in range(theirs.shape[2])], axis=2)
     moved = nearest_voxels(small_ids(volume), theirs.affine, image.affine, image.shape)
@@ -105,9 +118,17 @@ def choose_ids(names: Mapping[int, str], segments: Mapping[str, int], what: str)
         what: The format, for messages.
 
     Raises:
-        DataError: The file contains none of the names.
+        DataError: The file contains nothing, none of the names, or numbers that are no ids.
     """
+    if not names:
+        raise DataError(f"its {what} holds no segment or closed contour of this image; export it again")
     if not segments:
+        wrong = [number for number in names if not 0 < number <= _HIGHEST_ID]
+        if wrong:
+            raise DataError(
+                f"its {what} numbers a part {wrong[0]}, where an id is 1 to {_HIGHEST_ID}; name the parts and their ids by "
+                "data.volume.segments"
+            )
         return [(number, number) for number in sorted(names)]
     by_name: dict[str, list[int]] = defaultdict(list)
     for number in sorted(names):
@@ -118,6 +139,31 @@ def choose_ids(names: Mapping[int, str], segments: Mapping[str, int], what: str)
             f"its {what} has {len(names)} named parts, none of which data.volume.segments names; correct the names there"
         )
     return chosen
+
+
+def pictures_of(items: Iterable[Dataset]) -> Pictures:
+    """The pictures that the items of a DICOM sequence refer to."""
+    return frozenset(
+        (str(item.get("ReferencedSOPInstanceUID", "")), int(number))
+        for item in items
+        for number in values_of_field(item.get("ReferencedFrameNumber")) or [0]
+    )
+
+
+def is_of_other_pictures(references: Pictures, image: Header) -> bool:
+    """Whether a part was drawn on pictures that `data.volume.frame` left out, and on none of the image's."""
+    return not references.isdisjoint(image.left_out) and references.isdisjoint(image.pictures)
+
+
+def refuse_other_pictures(what: str) -> NoReturn:
+    """Refuses a mask of other pictures of the series than those of the image.
+
+    Raises:
+        DataError: Always.
+    """
+    raise DataError(
+        f"its {what} was made of other pictures of the series (another time or echo) than data.volume.frame chooses; choose those"
+    )
 
 
 def _plain(name: str) -> str:
@@ -160,7 +206,7 @@ def fold_name(path: Path) -> str:
 
 def _orientation(mask: Header, image: Header) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
     """For each axis of the image the axis of the mask along it, and whether it is flipped; by the formats if a position is missing."""
-    if image.affine is not None and mask.affine is not None:
+    if both_placed(image, mask) and image.affine is not None and mask.affine is not None:
         return _turn(mask.affine, image.affine)
     columns_first = image.kind == "DICOM" and mask.kind == "NIfTI"
     return (1, 0, 2) if columns_first else (0, 1, 2), (False, False, False)

@@ -32,6 +32,8 @@ _REST_BYTES, _BLOCK_BYTES = 2**28, 2**20
 """Largest number of bytes that are read after the voxels (other frames, for example), and the number read at once."""
 _UNITS: Final = {1: 1000.0, 3: 0.001}
 """NIfTI's code of the unit of length (without that of time) to its length in mm; other codes mean mm."""
+_HIGHEST_ID: Final = 2**53
+"""Above it not every whole number can be told from the next one."""
 _ID_ERROR: Final = 1e-5
 """Largest difference of an id from a whole number, caused by rounding of the slope."""
 
@@ -117,10 +119,10 @@ class NiftiReader:
         """
         values = self._plane(index, axis)
         ids = np.rint(values)
-        wrong = ~np.isfinite(values) | (np.abs(values - ids) > _ID_ERROR) | (ids < 0)
+        wrong = ~np.isfinite(values) | (np.abs(values - ids) > _ID_ERROR) | (ids < 0) | (ids > _HIGHEST_ID)
         if wrong.any():
             raise DataError(
-                f"its mask {self.path.name!r} holds {values[wrong].flat[0]:g} where ids (whole numbers, 0 or more) are needed; save "
+                f"its mask {self.path.name!r} holds {values[wrong].flat[0]:g} where ids (whole numbers from 0) are needed; save "
                 "it without interpolation, one id per class"
             )
         return ids.astype(np.int64)
@@ -228,7 +230,8 @@ class NiftiReader:
         placed = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
         known = placed or not np.array_equal(sizes, [1, 1, 1])
         spacing = spacing_of(affine) if known else None
-        return Header("NIfTI", shape, affine, spacing, self._dtype)
+        scaled = (self._slope, self._inter) != (1.0, 0.0)
+        return Header("NIfTI", shape, affine, spacing, np.dtype(np.float32) if scaled else self._dtype, placed=placed)
 
 
 def _check_end(file: Any) -> None:  # noqa: ANN401 - a binary file

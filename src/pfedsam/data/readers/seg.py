@@ -6,6 +6,7 @@ fractions into a mask. Overlapping segments need `data.volume.segments`.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -15,10 +16,21 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pixel_array
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.readers.base import DIRECTION_TOLERANCE, ORIGIN_TOLERANCE, SPACING_TOLERANCE, Affine, Header
-from pfedsam.data.readers.dicom import open_dataset
-from pfedsam.data.readers.dicom_files import damaged, functional_group, quiet, reading_fields, shared_groups
-from pfedsam.data.readers.masks import GridMask, Overlaps, choose_ids, empty_ids, paint, refuse_overlap
+from pfedsam.data.readers.base import DIRECTION_TOLERANCE, ORIGIN_TOLERANCE, SPACING_TOLERANCE, Affine, Header, Pictures
+from pfedsam.data.readers.dicom_files import damaged, quiet, reading_fields
+from pfedsam.data.readers.dicom_pixels import open_dataset
+from pfedsam.data.readers.dicom_planes import functional_group, shared_groups
+from pfedsam.data.readers.masks import (
+    GridMask,
+    Overlaps,
+    choose_ids,
+    empty_ids,
+    is_of_other_pictures,
+    paint,
+    pictures_of,
+    refuse_other_pictures,
+    refuse_overlap,
+)
 from pfedsam.data.readers.regrid import nearest_voxels
 
 _LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -35,6 +47,8 @@ class _Frame:
     """Number of the segment; 0 in a label map, where the pixels contain the numbers."""
     affine: Affine
     """Indices [row, column, 0] to mm in NIfTI's directions."""
+    pictures: Pictures
+    """The pictures that it was drawn on; empty if the file does not say."""
 
 
 @dataclass(frozen=True)
@@ -107,21 +121,36 @@ def read_seg(
         elif planes:
             overlap += paint(target, _resampled(planes, image), value, overlaps)
     refuse_overlap(overlap, "DICOM-SEG")
-    notes = (f"the segmentation was resampled to the grid of its image ({difference})",) if difference else ()
-    return GridMask(target, image, notes)
+    notes = [f"the segmentation was resampled to the grid of its image ({difference})"] if difference else []
+    if not _refers_to(image, contents.frames):
+        notes.append("the segmentation refers to another series of the same coordinates, and was placed by position")
+    return GridMask(target, image, tuple(notes))
+
+
+def _refers_to(image: Header, frames: Sequence[_Frame]) -> bool:
+    """Whether a segmentation refers to the pictures of its image, or to none at all; True for an image that is not DICOM."""
+    pictures = frozenset[tuple[str, int]]().union(*(frame.pictures for frame in frames))
+    return not image.pictures or not pictures or not pictures.isdisjoint(image.pictures)
 
 
 def _read_contents(path: Path, image: Header) -> _Contents:
     """Names, frames and size of a segmentation.
 
     Raises:
-        DataError: The file is damaged.
+        DataError: The file is damaged, or of other pictures of the series.
     """
     dataset = open_dataset(path)
     with reading_fields(path):
         names = {int(one.SegmentNumber): str(one.get("SegmentLabel", "")) for one in dataset.SegmentSequence}
         names.pop(0, None)  # the background of a label map
-        return _Contents(dataset, names, list(_frames(dataset, image)), (int(dataset.Rows), int(dataset.Columns)))
+        every = list(_frames(dataset, image))
+        size = int(dataset.Rows), int(dataset.Columns)
+    if any(frame.segment and frame.segment not in names for frame in every):
+        raise DataError(damaged(path))
+    frames = [frame for frame in every if not is_of_other_pictures(frame.pictures, image)]
+    if every and not frames:
+        refuse_other_pictures("DICOM-SEG")
+    return _Contents(dataset, names, frames, size)
 
 
 def _frames(dataset: Dataset, image: Header) -> Iterator[_Frame]:
@@ -130,7 +159,9 @@ def _frames(dataset: Dataset, image: Header) -> Iterator[_Frame]:
     for index, own in enumerate(dataset.PerFrameFunctionalGroupsSequence):
         identification = functional_group(own, shared, "SegmentIdentificationSequence") or Dataset()
         segment = 0 if label_map else int(identification.ReferencedSegmentNumber)
-        yield _Frame(index, segment, _frame_affine(own, shared, image))
+        derivations = own.get("DerivationImageSequence") or shared.get("DerivationImageSequence") or ()
+        sources = chain.from_iterable(one.get("SourceImageSequence") or () for one in derivations)
+        yield _Frame(index, segment, _frame_affine(own, shared, image), pictures_of(sources))
 
 
 def _frame_affine(own: Dataset, shared: Dataset, image: Header) -> Affine:
@@ -170,11 +201,31 @@ def _check_coordinates(dataset: Dataset, image: Header) -> None:
 
 
 def _places(contents: _Contents, image: Header) -> tuple[Mapping[int, _Place], str | None]:
-    """The position of each frame in the image, by index; or none, and why a frame is no slice of the image."""
+    """The position of each frame in the image, by index; or none, and why a frame is no slice of the image.
+
+    Raises:
+        DataError: A segment has several frames at one place.
+    """
     try:
-        return {frame.index: _place(frame.affine, contents.size, image) for frame in contents.frames}, None
+        places = {frame.index: _place(frame.affine, contents.size, image) for frame in contents.frames}
     except _OtherGridError as error:
         return {}, str(error)
+    _refuse_doubled([(frame.segment, str(places[frame.index].where)) for frame in contents.frames])
+    return places, None
+
+
+def _refuse_doubled(places: Sequence[tuple[int, Any]]) -> None:
+    """Refuses several frames of one segment, given by its number, at one place.
+
+    Raises:
+        DataError: There are such frames.
+    """
+    doubled = len(places) - len(set(places))
+    if doubled:
+        raise DataError(
+            f"its DICOM-SEG has {doubled} frame(s) more than places of a segment: it may hold several times, and does not say which frame "
+            "belongs to this image; export the segmentation of this image alone"
+        )
 
 
 def _place(frame: Affine, size: tuple[int, int], image: Header) -> _Place:
@@ -277,7 +328,7 @@ def _resampled(planes: Sequence[_Plane], image: Header) -> npt.NDArray[np.bool_]
     """The mask of one segment on the grid of the image, by the nearest voxel, shape [rows, columns, slices].
 
     Raises:
-        DataError: The image has no position.
+        DataError: The image has no position, or the segment has several frames at one place.
     """
     if image.affine is None:
         raise DataError(
@@ -289,6 +340,7 @@ def _resampled(planes: Sequence[_Plane], image: Header) -> npt.NDArray[np.bool_]
     gaps = np.diff(np.unique(np.round(along, 3)))
     step = float(gaps.min()) if len(gaps) else float(np.linalg.norm(image.affine[:3, 2]))
     numbers = np.rint((along - along.min()) / step).astype(int)
+    _refuse_doubled([(frame.segment, number) for (frame, _), number in zip(planes, numbers.tolist(), strict=True)])
     volume = np.zeros((*shape, int(numbers.max()) + 1), dtype=np.int64)
     for number, (_, mask) in zip(numbers, planes, strict=True):
         volume[..., number] |= mask

@@ -14,8 +14,9 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pfedsam.core import atomic
 from pfedsam.core.errors import DataError
 from pfedsam.data.labels import class_pixels
-from pfedsam.data.readers.dicom import DicomReader, open_dataset
+from pfedsam.data.readers.dicom import DicomReader
 from pfedsam.data.readers.dicom_files import quiet
+from pfedsam.data.readers.dicom_pixels import open_dataset
 
 _CATEGORIES: Final = {
     "anatomy": Code("123037004", "SCT", "Anatomical Structure"),
@@ -58,13 +59,22 @@ def write_seg(
         overlap: Whether the labels are sets of bits, one for each class.
 
     Raises:
-        DataError: The series was resampled, has no position, or lacks what a DICOM-SEG needs.
+        DataError: The series was resampled, has no position, is a part of a file, or lacks what a DICOM-SEG needs.
         StoreError: The file cannot be written.
     """
     if not source.even or source.header().affine is None:
         raise DataError("a DICOM-SEG needs a series with positions that was not resampled; write NIfTI instead")
     planes = source.stack.planes
     files = list(dict.fromkeys(plane.path for plane in planes))
+    if len({plane.picture for plane in planes}) < len(planes) or len({plane.instance for plane in planes}) < len(files):
+        raise DataError(
+            "several files of its DICOM series have one SOP instance UID, so that a DICOM-SEG cannot refer to them; write NIfTI instead"
+        )
+    if len(files) == 1 and int(open_dataset(files[0]).get("NumberOfFrames") or 1) != len(planes):
+        raise DataError(
+            "its volume is a part of the frames of a multi-frame DICOM file (one of several times or stacks), for which no DICOM-SEG is "
+            "written; write NIfTI instead"
+        )
     masks = np.ascontiguousarray(np.moveaxis(classes, 2, 0)).astype(np.uint8)
     if overlap:
         masks = _segment_masks(masks, len(names))

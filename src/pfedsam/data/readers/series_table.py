@@ -14,7 +14,8 @@ import numpy as np
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers.base import Reader
 from pfedsam.data.readers.dicom import DicomReader
-from pfedsam.data.readers.dicom_files import Plane, Series, find_images
+from pfedsam.data.readers.dicom_files import Series, find_images
+from pfedsam.data.readers.dicom_planes import Plane
 
 _PLANES: Final = ("sagittal", "coronal", "axial")
 _OBLIQUE: Final = np.cos(np.radians(10))

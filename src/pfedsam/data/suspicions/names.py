@@ -91,7 +91,7 @@ def unlisted(facts: SiteFacts, study: Study) -> Iterator[Finding]:
             facts.name,
             "unread files",
             f"{facts.unread[0]!r} is left out ({len(facts.unread)} such file(s)); only {READABLE} are read: save it as one of these "
-            "(masks not as JPEG), or take it out",
+            "(masks not as JPEG), unpack it, or take it out",
         )
 
 

@@ -1,0 +1,140 @@
+"""The pixels of DICOM pictures: stored values, and the grey values or colours that they mean.
+
+Grey values are those after the modality table or the rescale slope and intercept of each picture, with MONOCHROME1 inverted. Pixels that
+only pad a picture (PixelPaddingValue) get the darkest value of the others. Colour is RGB in 0..1.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from pfedsam.core.errors import DataError
+from pfedsam.data.readers.dicom_files import damaged, quiet, reading_fields
+from pfedsam.data.readers.dicom_planes import Plane
+
+_PALETTE = "PALETTE COLOR"
+
+
+def open_dataset(path: Path) -> Dataset:
+    """A DICOM file with its pixels; if it has no transfer syntax, that of its encoding is added.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    try:
+        with quiet():
+            dataset = pydicom.dcmread(path, force=True)
+            if not hasattr(dataset, "file_meta"):
+                dataset.file_meta = FileMetaDataset()
+            if "TransferSyntaxUID" not in dataset.file_meta:
+                implicit, little = dataset.original_encoding
+                explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+                dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit in (True, None) else explicit
+            return dataset
+    except Exception:  # noqa: BLE001 - pydicom raises almost anything on damaged files, and its text quotes header values
+        raise DataError(damaged(path)) from None
+
+
+def is_colour(path: Path) -> bool:
+    """Whether the pixels of a file with one sample a pixel are indices of a table of colours."""
+    with quiet():
+        head = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=["PhotometricInterpretation"])
+    return _photometric(head) == _PALETTE
+
+
+def decode(dataset: Dataset, plane: Plane) -> npt.NDArray[Any]:
+    """The stored values of a picture, shape [rows, columns], or [rows, columns, 3] for colour (8 or 16 bits, also from a palette).
+
+    Raises:
+        DataError: The file is damaged or cannot be decoded.
+    """
+    try:
+        with quiet():
+            pixels: npt.NDArray[Any] = pixel_array(dataset, index=plane.frame)
+            if _photometric(dataset) == _PALETTE:
+                pixels = apply_color_lut(pixels, dataset)
+            elif pixels.ndim == 2 and pixels.dtype.kind in "iu":
+                pixels = _without_padding(_used_bits(pixels, dataset), dataset, plane)
+    except Exception:  # noqa: BLE001 - decoders raise almost anything on damaged files, and their text may quote headers
+        raise DataError(damaged(plane.path)) from None
+    if pixels.shape[:2] != (plane.rows, plane.columns):
+        raise DataError(damaged(plane.path))
+    return pixels
+
+
+def values_of(stored: npt.NDArray[Any], dataset: Dataset, plane: Plane, *, colour: bool) -> npt.NDArray[np.float32]:
+    """The grey values or colours [..., C] of stored values of a picture.
+
+    Raises:
+        DataError: The file is damaged, or a value is not finite.
+    """
+    with reading_fields(plane.path):
+        if colour:
+            return np.asarray(stored, dtype=np.float32)[..., :3] / np.float32(_brightest(dataset))
+        values = _modality(stored, plane, dataset)
+        if _photometric(dataset) == "MONOCHROME1":
+            values = _modality(_ends(stored.dtype, dataset), plane, dataset).sum() - values
+    if not np.isfinite(values).all():
+        raise DataError(f"{plane.path.name!r} holds values that are not finite numbers; take the case out")
+    return values.astype(np.float32)[..., None]
+
+
+def _photometric(dataset: Dataset) -> str:
+    return str(dataset.get("PhotometricInterpretation", ""))
+
+
+def _used_bits(pixels: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[Any]:
+    """Pixels of any shape without the bits above the stored ones, which may contain overlays, and with their sign."""
+    spare = pixels.dtype.itemsize * 8 - int(dataset.BitsStored)
+    return np.asarray(np.right_shift(np.left_shift(pixels, spare), spare)) if spare > 0 else pixels
+
+
+def _without_padding(pixels: npt.NDArray[Any], dataset: Dataset, plane: Plane) -> npt.NDArray[Any]:
+    """Pixels [rows, columns] in which those that pad the picture have the stored value of its darkest other pixel."""
+    if dataset.get("PixelPaddingValue") is None:
+        return pixels
+    ends = int(dataset.PixelPaddingValue), int(dataset.get("PixelPaddingRangeLimit") or dataset.PixelPaddingValue)
+    padding = (pixels >= min(ends)) & (pixels <= max(ends))
+    if not padding.any() or padding.all():
+        return pixels
+    slope = plane.slope if plane.slope is not None else float(dataset.get("RescaleSlope") or 1)
+    dark_is_high = (_photometric(dataset) == "MONOCHROME1") != (slope < 0)
+    others = pixels[~padding]
+    return np.where(padding, others.max() if dark_is_high else others.min(), pixels)
+
+
+def _ends(dtype: np.dtype[Any], dataset: Dataset) -> npt.NDArray[Any]:
+    """The lowest and the highest stored value that the bits of a file can hold, shape [2]."""
+    bits, signed = int(dataset.BitsStored), bool(dataset.get("PixelRepresentation", 0))
+    return np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed else [0, 2**bits - 1]).astype(dtype)
+
+
+def _brightest(dataset: Dataset) -> int:
+    """The stored value of full brightness of a colour."""
+    bits = dataset.BitsStored
+    if _photometric(dataset) == _PALETTE:
+        bits = dataset.RedPaletteColorLookupTableDescriptor[2]
+    return int(2 ** int(bits) - 1)
+
+
+def _modality(stored: npt.NDArray[Any], plane: Plane, dataset: Dataset) -> npt.NDArray[np.float64]:
+    """Stored values of any shape after the rescale slope and intercept, or the modality table, of the picture.
+
+    Raises:
+        DataError: The slope is 0, so that all values would be equal.
+    """
+    slope = plane.slope if plane.slope is not None else dataset.get("RescaleSlope")
+    if slope is not None and float(slope) == 0:
+        raise DataError(
+            f"{plane.path.name!r} has a rescale slope of 0, which makes all of its values equal; export it again"
+        )
+    if plane.slope is not None:
+        return np.asarray(stored, dtype=np.float64) * plane.slope + (plane.intercept or 0.0)
+    return np.asarray(apply_modality_lut(stored, dataset), dtype=np.float64)

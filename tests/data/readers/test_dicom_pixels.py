@@ -1,0 +1,106 @@
+"""The values that stored pixels mean."""
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+from volume_files import all_planes, set_pixels, write_series
+
+from pfedsam.core.errors import DataError
+from pfedsam.data.readers.dicom import DicomReader
+
+VALUES = np.random.default_rng(0).integers(-500, 500, (6, 8, 5)).astype(np.int16)
+UPWARD = np.array([[0, -1.0, 0, 0], [-2.0, 0, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]])
+"""Slices are read in the order in which they are written."""
+
+
+def _read(folder, values, change):
+    return all_planes(DicomReader(write_series(folder, values, UPWARD, change=change)))
+
+
+def test_slices_with_and_without_a_sign_are_read_together(tmp_path):
+    def every_other(dataset: Dataset, k: int) -> None:
+        if k % 2 == 0:
+            set_pixels(dataset, (VALUES[..., k] + 1024).astype(np.uint16))
+            dataset.RescaleSlope, dataset.RescaleIntercept = 1, -1024
+
+    np.testing.assert_array_equal(_read(tmp_path / "s", VALUES, every_other), VALUES)
+
+
+def test_slices_of_8_and_16_bits_are_read_together(tmp_path):
+    values = np.abs(VALUES).astype(np.uint16)
+    values[..., 0] //= 4
+
+    def first(dataset: Dataset, k: int) -> None:
+        if k == 0:
+            set_pixels(dataset, values[..., 0].astype(np.uint8))
+
+    np.testing.assert_array_equal(_read(tmp_path / "s", values, first), values)
+
+
+def test_12_signed_bits_keep_their_sign(tmp_path):
+    def pack(dataset: Dataset, k: int) -> None:
+        set_pixels(dataset, (VALUES[..., k] & 0x0FFF).astype(np.uint16))
+        dataset.PixelRepresentation, dataset.BitsStored, dataset.HighBit = 1, 12, 11
+
+    np.testing.assert_array_equal(_read(tmp_path / "s", VALUES, pack), VALUES)
+
+
+@pytest.mark.parametrize(
+    ("kind", "slope", "dark"),
+    [
+        ("MONOCHROME2", 1, 40),
+        ("MONOCHROME1", 1, 65535 - 90),
+        ("MONOCHROME2", -1, -90),
+        ("MONOCHROME1", -1, -65535 + 40),
+    ],
+)
+def test_what_pads_a_picture_is_as_dark_as_its_darkest_pixel(tmp_path, kind, slope, dark):
+    stored = np.full((6, 8, 1), 40, np.uint16)
+    stored[3:], stored[0] = 90, 7  # the first row pads
+
+    def pad(dataset: Dataset, _: int) -> None:
+        dataset.PhotometricInterpretation, dataset.PixelPaddingValue = kind, 0
+        dataset.PixelPaddingRangeLimit = 7
+        dataset.RescaleSlope, dataset.RescaleIntercept = slope, 0
+
+    found = _read(tmp_path / "s", stored, pad)
+    assert set(found[0].flat) == {dark} == {found.min()}
+
+
+@pytest.mark.parametrize("slope", ["0", "1\\2"])
+def test_a_slope_that_means_nothing_is_told(tmp_path, slope):
+    def change(dataset: Dataset, _: int) -> None:
+        dataset.add_new("RescaleSlope", "DS", slope)
+        dataset.RescaleIntercept = 0
+
+    with pytest.raises(DataError, match=r"rescale slope of 0|is a damaged or cut off DICOM file"):
+        _read(tmp_path / "s", VALUES, change)
+
+
+def test_colour_of_12_bits_reaches_full_brightness(tmp_path):
+    def colour(dataset: Dataset, _: int) -> None:
+        set_pixels(dataset, np.full((6, 8, 3), 4095, np.uint16))
+        dataset.BitsStored, dataset.HighBit = 12, 11
+
+    reader = DicomReader(write_series(tmp_path / "s", VALUES[..., :1], change=colour))
+    assert set(reader.slice(0).flat) == {1.0}
+
+
+def test_floating_point_pixels_are_of_a_floating_point_type(tmp_path):
+    def floats(dataset: Dataset, k: int) -> None:
+        del dataset.PixelData, dataset.PixelRepresentation
+        dataset.BitsAllocated = dataset.BitsStored = 32
+        dataset.FloatPixelData = (VALUES[..., k] / 8).astype("<f4").tobytes()
+
+    folder = write_series(tmp_path / "s", VALUES, UPWARD, change=floats)
+    np.testing.assert_array_equal(all_planes(DicomReader(folder)), VALUES / 8)
+    assert DicomReader(folder).header().dtype == np.float32
+
+
+def test_the_type_of_rescaled_values_is_not_that_of_the_stored_ones(tmp_path):
+    def change(dataset: Dataset, _: int) -> None:
+        dataset.RescaleSlope, dataset.RescaleIntercept = 1, -1024
+
+    values = np.abs(VALUES).astype(np.uint16)
+    assert DicomReader(write_series(tmp_path / "s", values, change=change)).header().dtype == np.float32
+    assert DicomReader(write_series(tmp_path / "t", values)).header().dtype == np.uint16
