@@ -228,11 +228,12 @@ def test_the_comparison_stands_alone_and_marks_the_best(run_folder, tmp_path, fa
     assert re.search(rf'Mean over sites</th><td></td><td class="best">{best:.3f}<span', html)
 
 
-def test_records_that_were_cut_after_the_last_round_are_told(run_folder):
-    path = run_folder / "records.jsonl"
+def test_records_that_were_cut_after_the_last_round_are_told(run_folder, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    path = folder / "records.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
     with pytest.raises(StoreError, match="so lines are missing"):
-        write_page(run_folder)
+        write_page(folder)
 
 
 def test_a_missed_structure_stands_beside_its_distances(tmp_path, fake):
