@@ -10,7 +10,9 @@ from PIL import Image
 
 from pfedsam.core.errors import DataError, RunError
 from pfedsam.core.lock import exclusive
-from pfedsam.engine.opened import open_run
+from pfedsam.data.manifest import Case
+from pfedsam.engine.opened import OpenSite, open_run
+from pfedsam.engine.predict_volume import VolumeWishes
 from pfedsam.engine.run import run
 from pfedsam.experiment.options import RunOptions
 
@@ -149,3 +151,16 @@ def test_a_test_case_that_was_changed_is_not_scored(folder: Path, toy_options: R
         Image.fromarray(np.flipud(np.asarray(picture))).save(mask)
     with pytest.raises(DataError, match=rf"site '{site}', case '{case}': image or mask was changed"):
         open_run(folder).evaluate()
+
+
+def test_an_image_that_is_predicted_has_the_spacing_of_the_site(
+    toy_options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = next(iter(toy_options.data.sites))
+    volume = toy_options.data.volume.model_copy(update={"spacing_unknown": [site]})
+    options = toy_options.model_copy(update={"data": toy_options.data.model_copy(update={"volume": volume})})
+    seen: list[Case] = []
+    monkeypatch.setattr("pfedsam.engine.opened.predict_volume_file", lambda *given: seen.append(given[3]))
+    case = Case(site, "new", Path("new.nii"), None, "new", volume=True)
+    OpenSite(site, "personal", options, None, {}).predict_volume(case, VolumeWishes())  # type: ignore[arg-type]
+    assert seen[0].spacing_lost

@@ -2,12 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from volume_files import write_nifti
 
 from pfedsam.core.errors import DataError, OptionError
 from pfedsam.data.manifest import Case, Site
+from pfedsam.data.volume_case import open_case
 from pfedsam.experiment.build import (
     build_label_form,
     build_model,
@@ -16,6 +20,7 @@ from pfedsam.experiment.build import (
     read_sites,
     refuse_too_few_sites,
     with_pool,
+    with_site_spacing,
 )
 from pfedsam.experiment.options import RunOptions
 
@@ -73,3 +78,34 @@ def test_a_server_step_that_needs_more_sites(toy_options: RunOptions) -> None:
 def test_where_all_classes_are_annotated_the_label_form_names_none(toy_options: RunOptions) -> None:
     cases = next(iter(read_sites(toy_options).values())).cases
     assert build_label_form(toy_options, cases).annotated is None
+
+
+@pytest.mark.parametrize(
+    ("said", "header", "expected"),
+    [
+        ({}, [1, 1, 1], None),
+        ({}, [2, 2, 5], (5, 2, 2)),
+        ({"spacing": [4, 3, 3]}, [1, 1, 1], (4, 3, 3)),
+        ({"spacing": [4, 3, 3]}, [2, 2, 5], (5, 2, 2)),
+        ({"lost": True}, [2, 2, 5], None),
+        ({"lost": True, "spacing": [4, 3, 3]}, [2, 2, 5], (4, 3, 3)),
+    ],
+)
+def test_volumes_have_the_spacing_of_their_site_in_training_and_in_prediction(
+    said: dict[str, object], header: list[float], expected: tuple[float, ...] | None, tmp_path: Path
+) -> None:
+    def without_codes(fields: Any) -> None:
+        fields["sform_code"] = fields["qform_code"] = 0
+        fields["pixdim"][1:4] = header
+
+    for name in ("images", "masks"):
+        write_nifti(tmp_path / "north" / name / "a.nii", np.zeros((6, 5, 4), np.uint8), change=without_codes)
+    site = {"folder": str(tmp_path / "north"), **({"spacing": said["spacing"]} if "spacing" in said else {})}
+    data = {"sites": {"north": site}, "classes": {"liver": [1]}}
+    options = RunOptions.model_validate(
+        {"data": {**data, "volume": {"spacing_unknown": ["north"] if "lost" in said else []}}}
+    )
+    (case,) = read_sites(options)["north"].cases
+    new = with_site_spacing(options, Case("north", "new", case.image, None, "new", volume=True))
+    for one in (case, new):
+        assert open_case(one, options.data.image, options.data.volume).spacing_mm == expected

@@ -255,6 +255,9 @@ def import_command(
     for site, cases in imported.cases.items():
         table.add_row(site, str(cases), str(imported.patients[site] or "?"))
     OUT.print(table)
+    for site, names in imported.without_mask.items():
+        shown = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        warn(f"site {site!r}: {len(names)} image(s) without a mask were left out: {shown}")
     OUT.print(
         f"Written: {imported.study}. Check its classes, and then run: pfedsam data check {imported.study}", markup=False
     )

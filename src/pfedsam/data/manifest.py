@@ -69,6 +69,8 @@ class Case:
     """Number or description of the series, if the DICOM folder contains several."""
     spacing_lost: bool = False
     """Whether the spacing in the file is wrong and must not be used; distances are then in pixels."""
+    spacing_else: tuple[float, ...] | None = None
+    """Spacing of a volume in mm along D, H, W that is used only if its file has none."""
     patient_source: PatientSource = "manifest"
 
     @property

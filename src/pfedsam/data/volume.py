@@ -220,6 +220,7 @@ class Volume:
         *,
         spacing_mm: tuple[float, ...] | None = None,
         spacing_lost: bool = False,
+        spacing_else: tuple[float, ...] | None = None,
         scales: tuple[Scale, ...] | None = None,
     ) -> None:
         """Takes opened volumes; nothing is decoded yet.
@@ -230,6 +231,7 @@ class Volume:
             image: Percentiles.
             spacing_mm: Spacing along D, H, W that replaces the one in the file.
             spacing_lost: Whether the spacing in the file is wrong and must not be used.
+            spacing_else: Spacing along D, H, W if the file has none.
             scales: The normalisation of each volume, if it is known already.
 
         Raises:
@@ -238,7 +240,7 @@ class Volume:
         self.readers, self._options, self._image = tuple(readers), options, image
         self.header = readers[0].header()
         self.slicing = Slicing.of(self.header, options.axis)
-        self._scales, self._spacing, self._lost = scales, spacing_mm, spacing_lost
+        self._scales, self._spacing, self._lost, self._else = scales, spacing_mm, spacing_lost, spacing_else
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -249,8 +251,10 @@ class Volume:
     @property
     def spacing_mm(self) -> tuple[float, float, float] | None:
         """Spacing along D, H, W; None if it is not known."""
-        if self._spacing is not None and len(self._spacing) == 3:
-            return self._spacing[0], self._spacing[1], self._spacing[2]
+        unusable = self.header.spacing_mm is None or self._lost
+        given = self._else if self._spacing is None and unusable else self._spacing
+        if given is not None and len(given) == 3:
+            return given[0], given[1], given[2]
         if self.header.spacing_mm is None or self._lost:
             return None
         depth, rows, columns = (self.header.spacing_mm[axis] for axis in self.slicing.axes)

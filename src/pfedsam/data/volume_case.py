@@ -40,7 +40,13 @@ def open_case(
                     f"its sequence {path.name!r} has another grid than its first one ({difference}); resample it"
                 )
         return Volume(
-            readers, options, image, spacing_mm=case.spacing_mm, spacing_lost=case.spacing_lost, scales=scales
+            readers,
+            options,
+            image,
+            spacing_mm=case.spacing_mm,
+            spacing_lost=case.spacing_lost,
+            spacing_else=case.spacing_else,
+            scales=scales,
         )
 
 

@@ -37,6 +37,7 @@ from pfedsam.experiment.build import (
     build_model,
     build_roster,
     read_sites,
+    with_site_spacing,
 )
 from pfedsam.experiment.load import read_config, with_overrides
 from pfedsam.experiment.options import RunOptions
@@ -83,6 +84,7 @@ class OpenSite:
         entry = entry_of(path)
         stem = entry.stem if entry else path.stem
         case = Case(self.name, stem, path, None, stem, volume=entry is not None and entry.volume)
+        case = with_site_spacing(self.options, case)
         self._warn_of_range(case)
         images = build_images(self.options, (case,), self.built.model.image_size)
         model = next(iter(models_of(self.options, self.built).values()))
@@ -97,6 +99,7 @@ class OpenSite:
         Raises:
             DataError: the volume cannot be read.
         """
+        case = with_site_spacing(self.options, case)
         return predict_volume_file(self.options, self.built, self.parameters, case, wishes, tell)
 
     def _warn_of_range(self, case: Case) -> None:

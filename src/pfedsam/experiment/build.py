@@ -152,7 +152,7 @@ def read_one_site(options: RunOptions, name: str, *, masks_required: bool = True
     Raises:
         DataError: the site is missing or empty.
     """
-    data, said = options.data, options.data.site(name)
+    data = options.data
     site = read_site(
         name,
         data.folder(name),
@@ -160,16 +160,22 @@ def read_one_site(options: RunOptions, name: str, *, masks_required: bool = True
         masks_required=masks_required,
         **volume_reading(options, name),
     )
-    if said is None or said.spacing is None:
-        return site
-    return replace(site, cases=tuple(_with_spacing(case, tuple(said.spacing)) for case in site.cases))
+    return replace(site, cases=tuple(with_site_spacing(options, case) for case in site.cases))
 
 
-def _with_spacing(case: Case, spacing: tuple[float, ...]) -> Case:
-    """The case, with the given spacing if its file has none; volumes usually have one in their file."""
-    if case.spacing_mm is not None or (case.volume and not case.spacing_lost):
+def with_site_spacing(options: RunOptions, case: Case) -> Case:
+    """The case with what the configuration says of its site's spacing, in training and in prediction alike.
+
+    The spacing in the files of a site in `data.volume.spacing_unknown` is not used, and the site's own `spacing` replaces a missing one.
+    """
+    said = options.data.site(case.site)
+    if case.volume and case.site in options.data.volume.spacing_unknown:
+        case = replace(case, spacing_lost=True)
+    if said is None or said.spacing is None or case.spacing_mm is not None:
         return case
-    return replace(case, spacing_mm=spacing)
+    if case.volume:
+        return replace(case, spacing_else=tuple(said.spacing))
+    return replace(case, spacing_mm=tuple(said.spacing))
 
 
 def build_sites(options: RunOptions) -> dict[str, Site]:

@@ -38,4 +38,23 @@ def test_a_folder_that_is_not_empty_keeps_what_it_has(tmp_path: Path) -> None:
 def test_images_are_paired_with_the_masks_of_the_same_stem() -> None:
     images = [Path("images/b.png"), Path("images/a.jpg"), Path("images/c.nii.gz")]
     masks = [Path("masks/a.png"), Path("masks/c.nii.gz"), Path("masks/d.png")]
-    assert list(with_masks(images, masks)) == [("a", images[1], masks[0]), ("c", images[2], masks[1])]
+    assert list(with_masks(images, masks)) == [
+        ("b", images[0], None),
+        ("a", images[1], masks[0]),
+        ("c", images[2], masks[1]),
+    ]
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "source" / "abc"
+    for name in ("images/abc.png", "masks/one.png"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"the picture 'abc\.png' cannot be read"):
+        find_layout(None, tmp_path / "source")
+    masks = tmp_path / "volumes" / "north"
+    for name in ("images/a.nii.gz", "masks/a.nii.gz"):
+        (masks / name).parent.mkdir(parents=True)
+        (masks / name).write_bytes(b"no volume")
+    with pytest.raises(DataError, match=r"'a\.nii\.gz' is damaged"):
+        write_sites(LAYOUTS["folders"], tmp_path / "volumes", tmp_path / "out")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pfedsam.core.errors import DataError
+from pfedsam.data.layouts import write_sites
 from pfedsam.data.layouts.fets import LAYOUT
 
 PATIENTS = {
@@ -29,3 +31,9 @@ def source(tmp_path: Path, volume: Callable[..., None]) -> Path:
 
 def test_sites_patients_and_classes_are_right(source: Path, imported: Callable[..., Path]) -> None:
     imported(LAYOUT, source, PATIENTS, CLASSES)
+
+
+def test_a_patient_without_one_of_the_sequences_is_named(source: Path, tmp_path: Path) -> None:
+    (source / "FeTS2022_00002" / "FeTS2022_00002_flair.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"'FeTS2022_00002' has no 'FeTS2022_00002_flair\.nii\.gz'"):
+        write_sites(LAYOUT, source, tmp_path / "out")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from pfedsam.core.errors import DataError
 from pfedsam.data.layouts import write_sites
@@ -35,7 +36,7 @@ def test_sites_patients_and_classes_are_right(source: Path, imported: Callable[.
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"labels": {"background": 0, "whole": [1, 2]}}, r"label 'whole' as \[1, 2\]; regions"), (None, "no JSON")],
+    [({"labels": {"background": 0, "whole": "1"}}, r"label 'whole' as '1'; it must be an id"), (None, "no JSON")],
 )
 def test_a_description_that_cannot_be_used_is_named(
     change: dict[str, object] | None, message: str, source: Path, tmp_path: Path
@@ -50,3 +51,41 @@ def test_a_label_without_an_image_is_named(source: Path, tmp_path: Path) -> None
     (source / "imagesTr" / "liver_002_0001.nii.gz").unlink()
     with pytest.raises(DataError, match=r"'liver_002'.*'liver_002_0001.nii.gz'"):
         write_sites(LAYOUT, source, tmp_path / "out")
+
+
+def _data(source: Path, out: Path, **change: object) -> dict[str, object]:
+    """The study's `data` after an import with a changed description."""
+    content = json.loads((source / "dataset.json").read_text())
+    (source / "dataset.json").write_text(json.dumps(content | change))
+    found: dict[str, object] = yaml.safe_load(write_sites(LAYOUT, source, out).study.read_text())["data"]
+    return found
+
+
+def test_ids_that_are_to_be_ignored_are_ignored(source: Path, tmp_path: Path) -> None:
+    data = _data(source, tmp_path / "out")
+    assert data["ignore"] == [3]
+    assert "overlap" not in data
+
+
+def test_regions_that_share_ids_overlap(source: Path, tmp_path: Path) -> None:
+    regions = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
+    data = _data(source, tmp_path / "out", labels=regions)
+    assert data["classes"] == {"whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}
+    assert data["overlap"] is True
+
+
+def test_hidden_files_of_a_mac_are_no_cases(source: Path, tmp_path: Path) -> None:
+    (source / "labelsTr" / "._liver_001.nii.gz").write_bytes(b"x")
+    assert write_sites(LAYOUT, source, tmp_path / "out").cases == {"liver": 2}
+
+
+def test_a_picture_in_colour_is_one_file_for_three_channels(
+    tmp_path: Path, picture: Callable[..., None], ids: np.ndarray
+) -> None:
+    root = tmp_path / "Dataset120_Road"
+    picture(root / "imagesTr" / "a_0000.png", np.zeros((6, 8, 3), np.uint8))
+    picture(root / "labelsTr" / "a.png", ids)
+    content = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"road": 255}, "file_ending": ".png"}
+    (root / "dataset.json").write_text(json.dumps(content))
+    out = write_sites(LAYOUT, root, tmp_path / "out").study.parent
+    assert sorted(path.name for path in (out / "road" / "images").iterdir()) == ["a.png"]

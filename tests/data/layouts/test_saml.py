@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pfedsam.data.layouts import write_sites
 from pfedsam.data.layouts.saml import LAYOUT
 
 PATIENTS = {"BIDMC": {"Case00": "Case00"}, "I2CVB": {"Case01": "Case01", "Case02": "Case02"}}
@@ -25,3 +26,13 @@ def source(tmp_path: Path, volume: Callable[..., None], values: np.ndarray) -> P
 
 def test_sites_patients_and_classes_are_right(source: Path, imported: Callable[..., Path]) -> None:
     imported(LAYOUT, source, PATIENTS, CLASSES)
+
+
+def test_names_in_other_case_are_found_and_images_without_a_mask_are_told(
+    source: Path, tmp_path: Path, volume: Callable[..., None], values: np.ndarray
+) -> None:
+    volume(source / "hcrudb" / "Case03.nii.gz")
+    volume(source / "hcrudb" / "case03_Segmentation.nii.gz", (values > 9).astype(np.uint8))
+    found = write_sites(LAYOUT, source, tmp_path / "out")
+    assert found.cases == {"BIDMC": 1, "I2CVB": 3}
+    assert found.without_mask == {"UCL": ["Case09"]}

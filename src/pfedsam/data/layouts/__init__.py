@@ -47,5 +47,5 @@ def find_layout(name: str | None, source: Path) -> Layout:
 
 def _fitting(source: Path) -> list[str]:
     """Names of the layouts that find cases in a folder; that of any folder with images/ and masks/ only if no other one does."""
-    fitting = [name for name, layout in LAYOUTS.items() if next(layout.find(source), None) is not None]
+    fitting = [name for name, layout in LAYOUTS.items() if any(case.mask for case in layout.find(source))]
     return [name for name in fitting if name != folders.LAYOUT.name] or fitting

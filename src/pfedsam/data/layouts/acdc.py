@@ -10,13 +10,13 @@ _FRAME = re.compile(r"^(?P<patient>patient\d+)_frame\d+$")
 
 
 def find(source: Path) -> Iterator[FoundCase]:
-    """Each frame that has a mask; both frames of a heart belong to one patient."""
+    """Each frame, with its mask if there is one; both frames of a heart belong to one patient."""
     for folder in filter(Path.is_dir, sorted(source.rglob("patient*"))):
         files = {stem_of(path): path for path in volumes(folder)}
         for stem, image in files.items():
             match = _FRAME.match(stem)
-            if match and f"{stem}_gt" in files:
-                yield FoundCase("acdc", stem, match["patient"], (image,), files[f"{stem}_gt"])
+            if match:
+                yield FoundCase("acdc", stem, match["patient"], (image,), files.get(f"{stem}_gt"))
 
 
 def classes(_: Path) -> Classes:

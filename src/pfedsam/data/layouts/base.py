@@ -10,6 +10,7 @@ import io
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -18,6 +19,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy.typing as npt
 import yaml
+from nibabel.filebasedimages import ImageFileError
 from PIL import Image
 
 from pfedsam.core import atomic
@@ -38,6 +40,8 @@ class MadeFile:
     """Writes it to a path."""
 
 
+UNREADABLE: Final = (OSError, EOFError, ValueError, zlib.error, ImageFileError)
+"""The errors of the libraries that read pictures and NIfTI files, for a damaged file."""
 Source: TypeAlias = Path | MadeFile
 
 
@@ -52,7 +56,8 @@ class FoundCase:
     """None if the layout does not contain it; `patient_pattern` of the study can then derive it from the case."""
     images: tuple[Source, ...]
     """One file, or one per sequence (channel)."""
-    mask: Source
+    mask: Source | None
+    """None if the mask is missing; such a case is left out, and counted."""
     split: Split | None = None
     """The part of the split, if the publication defines one; a test part stays a test part."""
 
@@ -84,6 +89,8 @@ class Imported:
     """Number of cases by site."""
     patients: Mapping[str, int]
     """Number of patients by site; 0 if the layout does not contain them."""
+    without_mask: Mapping[str, Sequence[str]]
+    """Names of the images by site that were left out, because they have no mask."""
 
 
 def write_sites(
@@ -102,7 +109,7 @@ def write_sites(
         DataError: The source has another layout, or the folder is not empty.
     """
     _check_folders(source, out)
-    by_site = _cases_by_site(layout, source)
+    by_site, without_mask = _cases_by_site(layout, source)
     report = progress or (lambda _: None)
     for site, cases in by_site.items():
         _write_site(out / site, cases, copy=copy, progress=report)
@@ -116,6 +123,7 @@ def write_sites(
         out / STUDY,
         {site: len(cases) for site, cases in by_site.items()},
         {site: _count_patients(cases) for site, cases in by_site.items()},
+        without_mask,
     )
 
 
@@ -131,17 +139,20 @@ def _check_folders(source: Path, out: Path) -> None:
         raise DataError(f"the folder {str(out)!r} is not empty; give a new or an empty one")
 
 
-def _cases_by_site(layout: Layout, source: Path) -> dict[str, list[FoundCase]]:
-    """The cases of each site; sites and cases in alphabetical order.
+def _cases_by_site(layout: Layout, source: Path) -> tuple[dict[str, list[FoundCase]], dict[str, list[str]]]:
+    """The cases of each site, sites and cases in alphabetical order; and the names of the images of each site that have no mask.
 
     Raises:
         DataError: There is no case, or two cases of a site have the same name.
     """
-    found = sorted(layout.find(source), key=lambda case: (case.site, case.case))
+    everything = sorted(layout.find(source), key=lambda case: (case.site, case.case))
+    found = [case for case in everything if case.mask is not None]
     if not found:
         raise DataError(f"{str(source)!r} holds nothing of the layout {layout.name!r}; it looks for {layout.expects}")
     _check_unique(found)
-    return {site: list(cases) for site, cases in groupby(found, key=lambda case: case.site)}
+    missing = groupby((case for case in everything if case.mask is None), key=lambda case: case.site)
+    without_mask = {site: [case.case for case in cases] for site, cases in missing}
+    return {site: list(cases) for site, cases in groupby(found, key=lambda case: case.site)}, without_mask
 
 
 def _count_patients(cases: Sequence[FoundCase]) -> int:
@@ -156,11 +167,11 @@ def _write_site(folder: Path, cases: Sequence[FoundCase], *, copy: bool, progres
             _place(image, folder / "images", case.case if len(case.images) == 1 else f"{case.case}_{number}", copy=copy)
             for number, image in enumerate(case.images)
         ]
-        mask = _place(case.mask, folder / "masks", case.case, copy=copy)
+        mask = _place(case.mask, folder / "masks", case.case, copy=copy) if case.mask else ""
         rows.append(
             [
                 ";".join(f"images/{name}" for name in images),
-                f"masks/{mask}",
+                f"masks/{mask}" if mask else "",
                 case.patient or "",
                 case.split or "",
                 case.case,
@@ -189,8 +200,11 @@ def _place(source: Source, folder: Path, stem: str, *, copy: bool) -> str:
             shutil.copytree(source, target) if source.is_dir() else shutil.copyfile(source, target)
         else:
             os.symlink(source.resolve(), target)
-    except OSError as error:
-        raise DataError(f"{target.name!r} cannot be written: {error.strerror}") from error
+    except UNREADABLE as error:
+        said = error.strerror if isinstance(error, OSError) else None
+        raise DataError(
+            f"{target.name!r} cannot be written: {said or 'a file of the data set is damaged; restore it'}"
+        ) from error
     return target.name
 
 
@@ -238,13 +252,12 @@ def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
     )
 
 
-def with_masks(images: Iterable[Path], masks: Iterable[Path]) -> Iterator[tuple[str, Path, Path]]:
-    """Stem, image and mask of the images for which there is a mask of the same stem."""
+def with_masks(images: Iterable[Path], masks: Iterable[Path]) -> Iterator[tuple[str, Path, Path | None]]:
+    """Stem and image of each image, and the mask of the same stem, or None."""
     by_stem = {stem_of(mask): mask for mask in masks}
     for image in images:
         stem = stem_of(image)
-        if stem in by_stem:
-            yield stem, image, by_stem[stem]
+        yield stem, image, by_stem.get(stem)
 
 
 def site_name(text: str) -> str:

@@ -13,23 +13,30 @@ import numpy.typing as npt
 from PIL import Image
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.layouts.base import Classes, FoundCase, Layout, as_png, pictures, subfolders
+from pfedsam.data.layouts.base import UNREADABLE, Classes, FoundCase, Layout, as_png, pictures, subfolders
 
 
 def find(source: Path) -> Iterator[FoundCase]:
-    """Every folder with `images/<id>.png` and at least one mask; the masks of its nuclei become one. Each picture counts as a patient."""
+    """Every folder with `images/<id>.png`; the masks of its nuclei become one. Each picture counts as a patient."""
     for folder in subfolders(source):
         image, masks = folder / "images" / f"{folder.name}.png", pictures(folder / "masks")
-        if not image.is_file() or not masks:
+        if not image.is_file():
             continue
-        read = partial(_union, masks)
-        yield FoundCase(_site(image), folder.name, folder.name, (as_png(partial(_colours, image)),), as_png(read))
+        mask = as_png(partial(_union, masks)) if masks else None
+        yield FoundCase(_site(image), folder.name, folder.name, (as_png(partial(_colours, image)),), mask)
 
 
 def _colours(path: Path) -> npt.NDArray[np.uint8]:
-    """The picture [H, W, 3] without its alpha channel."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+    """The picture [H, W, 3] without its alpha channel.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except UNREADABLE as error:
+        raise DataError(f"the picture {path.name!r} cannot be read; restore it from the data set") from error
 
 
 def _site(path: Path) -> str:

@@ -4,6 +4,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+from pfedsam.core.errors import DataError
 from pfedsam.data.layouts.base import Classes, FoundCase, Layout, site_name
 
 SEQUENCES = ("t1ce", "t2", "flair")
@@ -11,13 +12,24 @@ SEQUENCES = ("t1ce", "t2", "flair")
 
 
 def find(source: Path) -> Iterator[FoundCase]:
-    """Every patient of `partitioning_*.csv` whose files exist; the site is the institution."""
+    """Every patient of `partitioning_*.csv` whose folder exists; the site is the institution.
+
+    Raises:
+        DataError: A patient's folder has not all sequences.
+    """
     for patient, institution in _partition(source):
         folder = source / patient
+        if not folder.is_dir():  # not every downloaded part has every patient of the table
+            continue
         images = tuple(folder / f"{patient}_{sequence}.nii.gz" for sequence in SEQUENCES)
         mask = folder / f"{patient}_seg.nii.gz"
-        if all(map(Path.is_file, (mask, *images))):
-            yield FoundCase(site_name(f"institution_{institution}"), patient, patient, images, mask)
+        missing = [image.name for image in images if not image.is_file()]
+        if missing:
+            raise DataError(
+                f"patient {patient!r} has no {missing[0]!r} in its folder; restore it, or remove the folder"
+            )
+        site = site_name(f"institution_{institution}")
+        yield FoundCase(site, patient, patient, images, mask if mask.is_file() else None)
 
 
 def _partition(source: Path) -> Iterator[tuple[str, str]]:

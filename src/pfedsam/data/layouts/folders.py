@@ -1,18 +1,19 @@
 """Folders that already have pFedSAM's form, `<site>/{images,masks}`; the import only adds the study with the ids in the masks."""
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from pfedsam.core.errors import DataError
 from pfedsam.data.images import read_mask
 from pfedsam.data.layouts.base import Classes, FoundCase, Layout, pictures, site_name, subfolders, volumes, with_masks
+from pfedsam.data.readers.nifti import NiftiReader
 
 
 def find(source: Path) -> Iterator[FoundCase]:
-    """Images and masks of equal names; patients are not known."""
+    """Images, each with the mask of the same name; patients are not known."""
     for folder in subfolders(source):
         for stem, image, mask in with_masks(_files(folder / "images"), _files(folder / "masks")):
             yield FoundCase(site_name(folder.name), stem, None, (image,), mask)
@@ -39,9 +40,15 @@ def classes(source: Path) -> Classes:
 
 
 def _ids(path: Path) -> set[int]:
+    """The ids in a mask file.
+
+    Raises:
+        DataError: The file is damaged, or its values are no ids.
+    """
     if path.name.lower().endswith((".nii", ".nii.gz")):
-        values = np.unique(np.asanyarray(nib.nifti1.Nifti1Image.from_filename(path).dataobj))
-        return {int(value) for value in values.tolist()}
+        mask = NiftiReader(path)
+        planes = (np.unique(mask.mask_slice(index)).tolist() for index in range(mask.header().shape[2]))
+        return set(chain.from_iterable(planes))
     return {int(value) for value in np.unique(read_mask(path)).tolist()}
 
 

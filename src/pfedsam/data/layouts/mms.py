@@ -23,7 +23,7 @@ def find(source: Path) -> Iterator[FoundCase]:
         if row is None or not image.is_file():
             continue
         for phase in ("ED", "ES"):
-            frame = row[phase]
+            frame = row[phase] or ""
             yield FoundCase(
                 site_name(f"centre_{row['Centre']}"),
                 f"{code}_{phase}",

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pfedsam.core.errors import DataError
 from pfedsam.data.layouts.base import Classes, FoundCase, Layout, site_name
 
 MAX_CHANNELS = 3
+_PICTURES = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 _NUMBER = re.compile(r"^Dataset\d{3}_(?=.)")
 
 
@@ -40,8 +42,10 @@ def find(source: Path) -> Iterator[FoundCase]:
         return
     ending = str(description["file_ending"])
     site = site_name(_NUMBER.sub("", source.name)).lower()
-    channels = min(len(description.get("channel_names", {"0": ""})), MAX_CHANNELS)
+    channels = 1 if _is_colour(source, ending) else min(len(description.get("channel_names", {"0": ""})), MAX_CHANNELS)
     for mask in sorted((source / "labelsTr").glob(f"*{ending}")):
+        if mask.name.startswith("."):
+            continue
         case = mask.name.removesuffix(ending)
         images = tuple(source / "imagesTr" / f"{case}_{number:04d}{ending}" for number in range(channels))
         missing = [image.name for image in images if not image.is_file()]
@@ -50,22 +54,48 @@ def find(source: Path) -> Iterator[FoundCase]:
         yield FoundCase(site, case, case, images, mask)
 
 
+def _is_colour(source: Path, ending: str) -> bool:
+    """Whether each case has one picture in colour, for which nnU-Net lists the channels R, G and B: no file has another number than 0."""
+    return ending in _PICTURES and not any((source / "imagesTr").glob(f"*_0001{ending}"))
+
+
 def classes(source: Path) -> Classes:
-    """The labels of `dataset.json`; `ignore` is left out, and regions (several ids for one label) are refused.
+    """The labels of `dataset.json` without background and `ignore`; a region has several ids.
 
     Raises:
-        DataError: A label is no id, or a region.
+        DataError: A label is neither an id nor a list of ids.
     """
-    labels = read_description(source, "file_ending").get("labels", {})
+    return {name: ids for name, ids in _labels(source).items() if name not in ("background", "ignore")}
+
+
+def options(source: Path) -> Mapping[str, Any]:
+    """The ids of `ignore`, and that classes overlap if the labels are regions that share ids.
+
+    Raises:
+        DataError: A label is neither an id nor a list of ids.
+    """
+    found = list(chain.from_iterable(classes(source).values()))
+    ignored = _labels(source).get("ignore")
+    return {
+        **({"ignore": ignored} if ignored else {}),
+        **({"overlap": True} if len(set(found)) < len(found) else {}),
+    }
+
+
+def _labels(source: Path) -> dict[str, list[int]]:
+    """The ids of each label of `dataset.json`.
+
+    Raises:
+        DataError: A label is neither an id nor a list of ids.
+    """
     found: dict[str, list[int]] = {}
-    for name, value in labels.items():
-        if name in ("background", "ignore"):
-            continue
-        if isinstance(value, bool) or not isinstance(value, int):
+    for name, value in read_description(source, "file_ending").get("labels", {}).items():
+        ids = value if isinstance(value, list) else [value]
+        if not ids or not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
             raise DataError(
-                f"dataset.json gives the label {name!r} as {value!r}; regions of several ids are not imported: write data.classes by hand"
+                f"dataset.json gives the label {name!r} as {value!r}; it must be an id, or a list of ids for a region"
             )
-        found[name] = [value]
+        found[name] = ids
     return found
 
 
@@ -75,4 +105,5 @@ LAYOUT = Layout(
     "dataset.json with file_ending, imagesTr/<case>_0000<ending> and labelsTr/<case><ending>",
     find,
     classes,
+    options,
 )

@@ -14,12 +14,13 @@ from pfedsam.data.layouts.saml import SITES
 def find(source: Path) -> Iterator[FoundCase]:
     """The slices of each part. No split is set: whether the published test part is kept as such is the user's choice."""
     for folder in subfolders(source):
-        if folder.name not in SITES:
+        site = folder.name.upper()
+        if site not in SITES:
             continue
         for part in ("train", "test"):
             for stem, image, mask in with_masks(pictures(folder / part / "image"), pictures(folder / part / "mask")):
                 patient = f"{part}_{stem.partition('_')[0]}"
-                yield FoundCase(folder.name, f"{part}_{stem}", patient, (image,), mask)
+                yield FoundCase(site, f"{part}_{stem}", patient, (image,), mask)
 
 
 def classes(_: Path) -> Classes:

@@ -28,35 +28,34 @@ def _drive(folder: Path) -> Iterator[FoundCase]:
     for image in [*pictures(folder / "training" / "images"), *pictures(folder / "test" / "images")]:
         number = image.name.partition("_")[0]
         mask = image.parents[1] / "1st_manual" / f"{number}_manual1.gif"
-        if mask.is_file():
-            yield _case("drive", number, number, image, mask)
+        yield _case("drive", number, number, image, mask)
 
 
 def _stare(folder: Path) -> Iterator[FoundCase]:
     for image in sorted(folder.rglob("im*.ppm*")):
         match = re.fullmatch(r"(im\d+)\.ppm(?:\.gz)?", image.name)
-        masks = sorted(folder.rglob(f"{match[1]}.ah.ppm*")) if match else []
-        if match and masks:
-            yield _case("stare", match[1], match[1], image, masks[0])
+        if match:
+            masks = sorted(folder.rglob(f"{match[1]}.ah.ppm*"))
+            yield _case("stare", match[1], match[1], image, masks[0] if masks else None)
 
 
 def _chase(folder: Path) -> Iterator[FoundCase]:
     for image in pictures(folder, (".jpg",)):
         match = re.fullmatch(r"(Image_\d+)[LR]", image.stem)
         mask = image.with_name(f"{image.stem}_1stHO.png")
-        if match and mask.is_file():
+        if match:
             yield _case("chase", image.stem, match[1], image, mask)  # both eyes of a child are one patient
 
 
 def _hrf(folder: Path) -> Iterator[FoundCase]:
     for image in pictures(folder / "images"):
         mask = folder / "manual1" / f"{image.stem}.tif"
-        if mask.is_file():
-            yield _case("hrf", image.stem, image.stem, image, mask)  # 01_h, 01_dr and 01_g are different people
+        yield _case("hrf", image.stem, image.stem, image, mask)  # 01_h, 01_dr and 01_g are different people
 
 
-def _case(site: str, case: str, patient: str, image: Path, mask: Path) -> FoundCase:
-    return FoundCase(site, case, patient, (as_png(partial(_read, image, "RGB")),), as_png(partial(_vessels, mask)))
+def _case(site: str, case: str, patient: str, image: Path, mask: Path | None) -> FoundCase:
+    made = as_png(partial(_vessels, mask)) if mask and mask.is_file() else None
+    return FoundCase(site, case, patient, (as_png(partial(_read, image, "RGB")),), made)
 
 
 def _read(path: Path, mode: str) -> npt.NDArray[np.uint8]:

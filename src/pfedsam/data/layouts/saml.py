@@ -14,17 +14,16 @@ _MASK = re.compile(r"^(?P<case>.+?)_segmentation$", re.IGNORECASE)
 def find(source: Path) -> Iterator[FoundCase]:
     """Every image with a `_segmentation` of the same name in its folder; HCRUDB is another name of I2CVB."""
     for folder in subfolders(source):
-        if folder.name in SITES:
-            yield from _cases(folder, _RENAMED.get(folder.name, folder.name))
+        name = folder.name.upper()
+        if name in SITES:
+            yield from _cases(folder, _RENAMED.get(name, name))
 
 
 def _cases(folder: Path, site: str) -> Iterator[FoundCase]:
     files = {stem_of(path).lower(): path for path in volumes(folder)}
-    for stem, mask in files.items():
-        match = _MASK.match(stem)
-        image = files.get(match["case"]) if match else None
-        if image is not None:
-            yield FoundCase(site, stem_of(image), stem_of(image), (image,), mask)
+    for stem, image in files.items():
+        if not _MASK.match(stem):
+            yield FoundCase(site, stem_of(image), stem_of(image), (image,), files.get(f"{stem}_segmentation"))
 
 
 def classes(_: Path) -> Classes:
