@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pydicom.dataset import Dataset
 from torch import Tensor
 from volume_files import write_enhanced, write_nifti, write_series
@@ -338,3 +339,43 @@ def test_the_sequences_of_a_case_are_found_beside_its_first_one(
     assert call("predict", "run", "alone", "--site", "north", "--out", "lacking", *sequences) == 3
     assert "a_t2.nii" in capsys.readouterr().err
     assert not list(Path("lacking").glob("*.nii.gz"))
+
+
+def test_slices_in_the_table_of_areas_are_those_of_the_written_mask(call: Call, run: None) -> None:
+    upside_down = np.diag([1, 1, -4.0, 1])
+    ramp = (VALUES // 8 + np.arange(6) * 300).astype(np.int16)  # bright at one end, so that slices differ
+    write_nifti(Path("a.nii.gz"), ramp, upside_down)
+    assert _predict(call, "a.nii.gz") == 0
+    mask = np.asarray(nib.load("masks/a.nii.gz").dataobj)
+    counts = {k: int((mask[:, :, k] == 5).sum()) for k in range(6) if (mask[:, :, k] == 5).any()}
+    assert list(counts.values()) != list(counts.values())[::-1]
+    rows = [row for row in _rows("areas.csv") if row["structure"] == "liver"]
+    assert {int(row["slice"]): int(row["pixels"]) for row in rows} == counts
+
+
+def test_the_mask_of_a_picture_is_not_that_of_a_volume_of_the_same_name(call: Call, run: None) -> None:
+    write_nifti(Path("new/a.nii.gz"), VALUES, AFFINE)
+    Path("masks").mkdir()
+    Path("masks/a.png").write_bytes(b"the mask of new/a.png")
+    assert _predict(call, "new/a.nii.gz", "--resume") == 0
+    assert Path("masks/a.nii.gz").exists()
+    assert Path("masks/a.png").read_bytes() == b"the mask of new/a.png"
+
+
+def test_results_of_two_images_never_share_a_file(
+    call: Call, run: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write_nifti(Path("new/a.nii.gz"), VALUES, AFFINE)
+    write_nifti(Path("new/a_probabilities.nii.gz"), VALUES, AFFINE)
+    assert _predict(call, "new", "--probabilities") == 2
+    assert "a result of both would be" in " ".join(capsys.readouterr().err.split())
+    write_series(Path("scans/leg"), VALUES[..., :1])
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save("scans/leg.png")
+    assert _predict(call, "scans") == 2
+    assert "a result of both would be" in " ".join(capsys.readouterr().err.split())
+    Path("masks").mkdir()
+    Path("masks/a_probabilities.nii.gz").write_bytes(b"mine")
+    assert _predict(call, "new/a.nii.gz", "--probabilities") == 2
+    assert "The probabilities of 'new/a.nii.gz' would overwrite" in " ".join(capsys.readouterr().err.split())
+    assert Path("masks/a_probabilities.nii.gz").read_bytes() == b"mine"
+    assert _predict(call, "new", "--resume") == 0

@@ -111,7 +111,12 @@ def test_regions_are_unions_of_ids():
             r"not_annotated names 'c', which is no class; the classes are a",
         ),
         ({"a": [1], "b": [1, 2]}, {}, r"data\.overlap: true allows regions"),
-        ({"a": [1], "b": [2]}, {"ignore": (2,)}, "belongs to one class only"),
+        (
+            {"a": [1], "b": [2]},
+            {"ignore": (2,)},
+            r"the id 2 is given for b and data\.ignore, but an id belongs to one class only$",
+        ),
+        ({"a": [1], "b": [2, -3]}, {}, "b has the id -3; an id is 0 or more"),
         ({"a": [1, 1]}, {"overlap": True}, "belongs to one class only"),
         ({name: [i] for i, name in enumerate("abcdefgh", 1)}, {"overlap": True}, "at most 7 classes, and there are 8"),
     ],

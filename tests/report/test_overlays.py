@@ -110,6 +110,19 @@ def test_a_slice_at_the_end_of_a_volume_has_one_neighbour(wrong, slices):
     assert draw_overlay(item).startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(("overlap", "ignored"), [(False, 255), (True, 128)])
+def test_pixels_that_are_ignored_are_no_errors(overlap: bool, ignored: int) -> None:
+    truth = np.zeros((5, 8, 8), dtype=np.uint8)
+    truth[4] = ignored
+    prediction = np.zeros_like(truth)
+    prediction[2, :2] = 1
+    image, about = np.zeros((8, 8, 3), dtype=np.float32), {"spacing_mm": None, "axes": None, "overlap": overlap}
+    assert volume_overlay(lambda _: image, truth, prediction, 0.5, **about).shown == 2
+    truth[1, 0] = prediction[1, 0] = 1
+    prediction[2] = 0
+    assert volume_overlay(lambda _: image, truth, prediction, 0.5, **about).shown == 1
+
+
 def test_without_an_error_the_slice_with_most_of_the_structure_is_drawn():
     truth = np.zeros((5, 8, 8), dtype=np.uint8)
     truth[2:4, :2] = 1

@@ -89,7 +89,7 @@ def predict_all(
     from pfedsam.engine.predict_jobs import find_jobs, without_further_sequences
     from pfedsam.experiment.build import build_labels
 
-    jobs = find_jobs(images, out, dicom_seg=dicom_seg)
+    jobs = find_jobs(images, out, dicom_seg=dicom_seg, probabilities=wishes.probabilities)
     left = _without_masks(jobs, [""], resume=resume)
     opened = predictor()
     in_use = " (in use there)" if wanted is Wanted.IN_USE else ""
@@ -119,7 +119,7 @@ def _without_masks(jobs: "Sequence[Job]", folders: Sequence[str], *, resume: boo
     from pfedsam.engine.predict_jobs import is_done, refuse_existing
 
     left = [job for job in jobs if not (resume and is_done(job, folders))]
-    refuse_existing(left, folders)
+    refuse_existing(left, folders, resume=resume)
     return left
 
 

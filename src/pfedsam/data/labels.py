@@ -7,7 +7,8 @@ may number the classes differently and may not annotate all of them.
 In memory a label is the number 0..C of its class. Where classes overlap it is a set of bits instead, with bit c - 1 for class c.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, filterfalse
 from types import MappingProxyType
@@ -25,6 +26,7 @@ IGNORED_BIT: Final = 128
 """The same where classes overlap."""
 MAX_OVERLAPPING: Final = 7
 """Largest number of overlapping classes: each has a bit of its own beside `IGNORED_BIT`."""
+_IGNORE: Final = "data.ignore"
 _SHOWN = 8  # number of ids that a message lists
 _HIGHEST = 65535  # largest value of a 16-bit mask
 
@@ -60,11 +62,7 @@ class LabelMap:
             ids[BACKGROUND] = () if 0 in chain(self.ignore, *ids.values()) else (0,)
         self._check_not_annotated(ids)
         self._check_classes(ids)
-        if any(value < 0 for value in chain(self.ignore, *ids.values())) or self._ids_repeat(ids):
-            raise OptionError(
-                f"{self.key} {dict(self.ids)}: an id is 0 or more and belongs to one class only"
-                + ("" if self.overlap else "; data.overlap: true allows regions that share ids")
-            )
+        self._check_ids(ids)
         object.__setattr__(self, "ids", MappingProxyType(ids))
 
     def _check_not_annotated(self, ids: Mapping[str, Sequence[int]]) -> None:
@@ -99,12 +97,27 @@ class LabelMap:
         if self.overlap and len(classes) > MAX_OVERLAPPING:
             raise OptionError(f"data.overlap allows at most {MAX_OVERLAPPING} classes, and there are {len(classes)}")
 
-    def _ids_repeat(self, ids: Mapping[str, Sequence[int]]) -> bool:
-        """Whether an id is given twice. Overlapping classes may share ids with each other, but not with the background or `ignore`."""
-        exclusive = [*ids[BACKGROUND], *self.ignore]
-        classes = [values for name, values in ids.items() if name != BACKGROUND]
-        groups = classes if self.overlap else [list(chain(*classes))]
-        return any(_has_duplicates([*group, *exclusive]) for group in groups)
+    def _check_ids(self, ids: Mapping[str, Sequence[int]]) -> None:
+        """Refuses ids below 0 and ids that are given twice.
+
+        Overlapping classes may share ids with each other, but not with the background or `ignore`.
+
+        Raises:
+            OptionError: There is such an id.
+        """
+        holders: dict[int, list[str]] = defaultdict(list)
+        for name, values in [*ids.items(), (_IGNORE, self.ignore)]:
+            for value in values:
+                holders[value].append(name)
+        for value, names in holders.items():
+            if value < 0:
+                raise OptionError(f"{self.key} {dict(self.ids)}: {names[0]} has the id {value}; an id is 0 or more")
+            between_classes = len(set(names)) == len(names) and not {BACKGROUND, _IGNORE} & set(names)
+            if len(names) > 1 and not (self.overlap and between_classes):
+                raise OptionError(
+                    f"{self.key} {dict(self.ids)}: the id {value} is given for {' and '.join(names)}, but an id belongs to one class only"
+                    + ("; data.overlap: true allows regions that share ids" if between_classes else "")
+                )
 
     def __reduce__(
         self,
@@ -217,10 +230,6 @@ class LabelMap:
         taken.add(0)  # from here on 0 is not free either: no class is written as 0
         for name in self.names:
             yield self.ids[name][0] if self.ids[name] else next(free)
-
-
-def _has_duplicates(values: Collection[int]) -> bool:
-    return len(set(values)) < len(values)
 
 
 def _is_folder_name(name: str) -> bool:

@@ -4,7 +4,8 @@ import csv
 import glob
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
@@ -21,10 +22,11 @@ from pfedsam.data.readers.dicom_files import find_images, looks_like_dicom
 from pfedsam.data.readers.pictures import write_png
 from pfedsam.data.readers.seg_write import write_seg
 from pfedsam.engine.predict_volume import PredictedVolume
-from pfedsam.evaluation.regions import Size, measure
+from pfedsam.evaluation.regions import measure
 
 SIZES: Final = "volumes.csv"
 AREAS: Final = "areas.csv"
+_PROBABILITIES: Final = "_probabilities.nii.gz"
 _SIZE_COLUMNS: Final = ("image", "structure", "voxels", "volume_ml")
 _AREA_COLUMNS: Final = ("image", "structure", "slice", "pixels", "area_mm2")
 
@@ -40,6 +42,10 @@ class Job:
     series: str | None
     target: Path
     """The file of the mask."""
+    dicom: bool = False
+    """Whether it is a DICOM image, which may be a single picture without a position; its mask is then a PNG."""
+    probabilities: Path | None = None
+    """The file of the probabilities, if they are written."""
 
     @property
     def name(self) -> str:
@@ -77,7 +83,7 @@ def without_further_sequences(jobs: Sequence[Job], channels: Sequence[str]) -> l
     return [job for job in jobs if not (further and job.volume and stem_of(job.path).endswith(further))]
 
 
-def find_jobs(images: Sequence[Path], out: Path, *, dicom_seg: bool = False) -> list[Job]:
+def find_jobs(images: Sequence[Path], out: Path, *, dicom_seg: bool = False, probabilities: bool = False) -> list[Job]:
     """One job for each picture, volume and series.
 
     A folder that directly contains DICOM files gives one volume for each of its series. Any other folder stands for all volumes and
@@ -87,41 +93,60 @@ def find_jobs(images: Sequence[Path], out: Path, *, dicom_seg: bool = False) -> 
         images: Files, folders and patterns such as `new/*.nii.gz`.
         out: Folder of the masks.
         dicom_seg: Whether masks of DICOM series are written as DICOM-SEG.
+        probabilities: Whether the probabilities of volumes are written.
 
     Raises:
         OptionError: A folder contains no image, or two masks would be the same file.
     """
     jobs = [job for image in _expanded(images) for job in _jobs_of(image, out, dicom_seg)]
-    seen: dict[Path, Job] = {}
-    for job in jobs:
-        if job.target in seen:
-            raise OptionError(
-                f"The images {str(seen[job.target].path)!r} and {str(job.path)!r} have the same name without its ending: both masks "
-                f"would be {str(job.target)!r}. Nothing was written; rename one, or give them in two calls with different --out."
-            )
-        seen[job.target] = job
+    if probabilities:
+        jobs = [replace(job, probabilities=out / f"{job.stem}{_PROBABILITIES}") if job.volume else job for job in jobs]
+    _refuse_equal_files(jobs)
     return jobs
 
 
-def refuse_existing(jobs: Sequence[Job], folders: Sequence[str] = ("",)) -> None:
+def _refuse_equal_files(jobs: Sequence[Job]) -> None:
+    """Refuse jobs that would write the same file.
+
+    Raises:
+        OptionError: There are two such jobs.
+    """
+    seen: dict[Path, Job] = {}
+    for job in jobs:
+        for target in (job.target, *_as_pictures(job, ("",)), *([job.probabilities] if job.probabilities else [])):
+            if target in seen:
+                same = seen[target].stem == job.stem
+                why = "have the same name without its ending" if same else "have too similar names"
+                raise OptionError(
+                    f"The images {str(seen[target].path)!r} and {str(job.path)!r} {why}: a result of both would be {str(target)!r}. "
+                    "Nothing was written; rename one, or give them in two calls with different --out."
+                )
+            seen[target] = job
+
+
+def refuse_existing(jobs: Sequence[Job], folders: Sequence[str] = ("",), *, resume: bool = False) -> None:
     """Refuse to overwrite a file.
 
     Args:
         jobs: The jobs whose masks are to be written.
         folders: For classes that overlap, the folders of the masks in the output folder.
+        resume: Whether the probabilities of a job without a mask may exist, because an interrupted call wrote them.
 
     Raises:
-        OptionError: The mask of a job exists already.
+        OptionError: A file of a job exists already.
     """
     inputs = {job.path.resolve() for job in jobs}
-    masks = ((job, target) for job in jobs for target in (*_targets(job, folders), *_as_pictures(job, folders)))
-    for job, target in masks:
-        if target.exists():
-            what = "is one of the images" if target.resolve() in inputs else "exists already"
-            raise OptionError(
-                f"The mask of {str(job.path)!r} would overwrite {str(target)!r}, which {what}. Nothing was written; "
-                "give another --out, such as a new folder, or --resume to skip existing masks."
-            )
+    for job in jobs:
+        extra = (
+            [job.probabilities] if job.probabilities and (not resume or job.probabilities.resolve() in inputs) else []
+        )
+        for target in (*_targets(job, folders), *_as_pictures(job, folders), *extra):
+            if target.exists():
+                what = "is one of the images" if target.resolve() in inputs else "exists already"
+                raise OptionError(
+                    f"The {'probabilities' if target in extra else 'mask'} of {str(job.path)!r} would overwrite {str(target)!r}, which "
+                    f"{what}. Nothing was written; give another --out, such as a new folder, or --resume to skip existing masks."
+                )
 
 
 def _expanded(images: Sequence[Path]) -> Iterator[Path]:
@@ -172,11 +197,11 @@ def _dicom_jobs(image: Path, out: Path, ending: str) -> Iterator[Job]:
     ):  # the error is reported when this image is predicted, so that the other images are still predicted
         series = []
     if len(series) < 2:
-        yield Job(image, stem_of(image), True, None, out / f"{stem_of(image)}{ending}")
+        yield Job(image, stem_of(image), True, None, out / f"{stem_of(image)}{ending}", dicom=True)
         return
     for number in (str(one.number) for one in series):
         stem = f"{stem_of(image)}_series{number}"
-        yield Job(image, stem, True, number, out / f"{stem}{ending}")
+        yield Job(image, stem, True, number, out / f"{stem}{ending}", dicom=True)
 
 
 def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_seg: bool = False) -> Path:
@@ -200,8 +225,9 @@ def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_se
     """
     folder, volume = job.target.parent, found.volume
     folder.mkdir(parents=True, exist_ok=True)
-    _write_sizes(folder, job.name, measure(found.classes, labels.names, volume.spacing_mm, overlap=labels.overlap))
-    _write_probabilities(folder / f"{job.stem}_probabilities.nii.gz", found, len(labels.names))
+    _write_sizes(folder, job.name, found, labels)
+    if job.probabilities:
+        _write_probabilities(job.probabilities, found, len(labels.names))
     source = volume.readers[0]
     if dicom_seg and isinstance(source, DicomReader):
         write_seg(job.target, source, volume.slicing.to_file(found.classes), labels.names, overlap=labels.overlap)
@@ -246,15 +272,27 @@ def _targets(job: Job, folders: Sequence[str]) -> list[Path]:
 
 
 def _as_pictures(job: Job, folders: Sequence[str]) -> list[Path]:
-    """The files of a volume's masks if it is a single picture without a position."""
-    return [job.target.parent / name / f"{job.stem}.png" for name in folders] if job.volume else []
+    """The files of the masks of a DICOM image if it is a single picture without a position."""
+    return [job.target.parent / name / f"{job.stem}.png" for name in folders] if job.dicom else []
 
 
-def _write_sizes(folder: Path, name: str, sizes: Sequence[Size]) -> None:
+def _write_sizes(folder: Path, name: str, found: PredictedVolume, labels: LabelMap) -> None:
+    """Write the sizes of the classes into both tables; slices have the numbers that they have in the written mask.
+
+    Raises:
+        DataError: One of the files contains another table.
+    """
+    volume, depth = found.volume, len(found.classes)
+    sizes = measure(found.classes, labels.names, volume.spacing_mm, overlap=labels.overlap)
     _replace_rows(
         folder / SIZES, _SIZE_COLUMNS, name, [(name, one.name, one.voxels, _number(one.millilitres)) for one in sizes]
     )
-    areas = [(name, one.name, k, pixels, _number(area)) for one in sizes for k, pixels, area in one.areas]
+    areas: list[tuple[str, str, int, int, str]] = []
+    for one in sizes:
+        rows = [
+            (name, one.name, volume.slicing.index(k, depth), pixels, _number(area)) for k, pixels, area in one.areas
+        ]
+        areas += sorted(rows, key=itemgetter(2))
     _replace_rows(folder / AREAS, _AREA_COLUMNS, name, areas)
 
 

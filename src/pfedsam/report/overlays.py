@@ -24,7 +24,7 @@ from PIL import Image
 
 from pfedsam.core.atomic import write_bytes
 from pfedsam.core.errors import StoreError
-from pfedsam.data.labels import IGNORED, MAX_OVERLAPPING, class_pixels
+from pfedsam.data.labels import IGNORED, MAX_OVERLAPPING, class_pixels, ignored_pixels
 from pfedsam.report.format import MISSING, format_value
 
 TRUTH: Final = "#00e1ff"
@@ -96,7 +96,7 @@ def volume_overlay(
     axes: str | None,
     overlap: bool = False,
 ) -> VolumeOverlay:
-    """The slices of a volume that are drawn; no other slices are read.
+    """The slices of a volume that are drawn; no other slices are read. Pixels that are to be ignored are no errors.
 
     Args:
         image_slice: Function from the index of a slice to its picture [H, W, 3] in 0..1.
@@ -107,9 +107,10 @@ def volume_overlay(
         axes: The directions in which the indices along (D, H, W) increase, one letter of RLAPSI each; None if they are not known.
         overlap: Labels are sets of bits, one for each class.
     """
-    wrong = np.count_nonzero(truth != prediction, axis=(1, 2))
+    counted = ~ignored_pixels(truth, overlap=overlap)
+    wrong = np.count_nonzero((truth != prediction) & counted, axis=(1, 2))
     if not wrong.any():  # without an error, the slice with most of the structure is more informative than the first one
-        wrong = np.count_nonzero(truth, axis=(1, 2))
+        wrong = np.count_nonzero((truth != 0) & counted, axis=(1, 2))
     shown, total = int(wrong.argmax()), len(truth)
     indices = range(max(0, shown - 1), min(total, shown + 2))
     slices = tuple(OverlayItem(image_slice(index), truth[index], prediction[index], dice, overlap) for index in indices)
