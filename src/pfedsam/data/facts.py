@@ -51,6 +51,8 @@ class CaseFacts:
     """The 99.9th percentile, likewise: the highest value without single bright pixels."""
     volume_spacing: tuple[float, ...] | None = None
     """Spacing of slices and pixels in mm, from the volume or the manifest; None for a picture."""
+    default_grid: bool = False
+    """Whether the spacing of a volume is that of an identity matrix, which libraries write if they are given no position."""
     content: str | None = None
     """Digest of the image's pixels; None for an image with a single value, because many such images are equal."""
     mask_content: str | None = None
@@ -168,7 +170,15 @@ def _volume_facts(case: Case, labels: LabelMap, image: ImageOptions, options: Vo
     try:
         volume = open_case(case, image, options)
         series = series_of(volume.readers[0])
-        facts = replace(facts, size=volume.shape, volume_spacing=volume.spacing_mm, series=series)
+        facts = replace(
+            facts,
+            size=volume.shape,
+            volume_spacing=volume.spacing_mm,
+            default_grid=case.spacing_mm is None
+            and volume.spacing_mm is not None
+            and np.array_equal(volume.header.affine, np.eye(4)),
+            series=series,
+        )
         mask = open_case_mask(case, volume, options)
         with about(case):
             for ids in volume.all_ids(mask):

@@ -1,7 +1,19 @@
-import faulty_sites as faulty
-from PIL import Image
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
 
+import faulty_sites as faulty
+import numpy as np
+import pytest
+from PIL import Image
+from volume_files import write_nifti
+
+from pfedsam.data.check import check_sites
 from pfedsam.data.images import ImageOptions
+from pfedsam.data.labels import LabelMap
+from pfedsam.data.manifest import read_site
+from pfedsam.data.split import SplitOptions, split_site
+from pfedsam.data.suspicions import Study
 
 
 def test_a_small_range_does_not_matter_where_contrast_is_stretched(tmp_path):
@@ -18,3 +30,29 @@ def test_masks_that_are_turned_like_their_images_are_no_fault(tmp_path):
     for path in (tmp_path / "b" / "masks").iterdir():
         Image.open(path).save(path, exif=exif)
     assert faulty.read_and_check(tmp_path).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("affine", "spacing", "lost", "warned"),
+    [
+        (np.eye(4), None, False, True),
+        (np.eye(4), (4.0, 1.0, 1.0), False, False),
+        (np.eye(4), None, True, False),
+        (np.diag([1.0, 1.0, 4.0, 1.0]), None, False, False),
+        (np.array([[1.0, 0, 0, -90], [0, 1, 0, -126], [0, 0, 1, -72], [0, 0, 0, 1]]), None, False, False),
+    ],
+)
+def test_a_site_whose_volumes_have_an_identity_matrix_may_have_lost_its_spacing(
+    affine: np.ndarray, spacing: tuple[float, ...] | None, lost: bool, warned: bool, tmp_path: Path
+) -> None:
+    for number, folder in product(range(6), ("images", "masks")):
+        values = np.zeros((8, 9, 5), np.uint8)
+        values[1 : 2 + number, 2:6, 1:4] = 1
+        write_nifti(tmp_path / "a" / folder / f"p{number}.nii", values, affine)
+    site = read_site("a", tmp_path / "a", spacing_lost=lost)
+    site = split_site(
+        replace(site, cases=tuple(replace(case, spacing_mm=spacing) for case in site.cases)), SplitOptions(), 0
+    )
+    study = Study(labels=LabelMap({"liver": [1]}), image=ImageOptions())
+    warnings = check_sites([site], study).warnings
+    assert ["identity matrix" in warning for warning in warnings] == [True] * warned
