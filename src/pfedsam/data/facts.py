@@ -176,6 +176,7 @@ def _volume_facts(case: Case, labels: LabelMap, image: ImageOptions, options: Vo
             volume_spacing=volume.spacing_mm,
             default_grid=case.spacing_mm is None
             and volume.spacing_mm is not None
+            and volume.header.affine is not None
             and np.array_equal(volume.header.affine, np.eye(4)),
             series=series,
         )
