@@ -16,13 +16,13 @@ class DataSummaries:
     def __init__(self, study: Path) -> None:
         """Use the folder of summaries in that of a study or a run; it is made with the first summary."""
         self._page = study / DATA_SUMMARIES
-        self._asked: set[str] = set()
+        self._checked: set[str] = set()
 
     def due(self, sites: Iterable[str]) -> list[str]:
-        """The sites whose summary is missing or damaged, in the given order; a site is named once in the life of this object."""
-        found = [site for site in sites if site not in self._asked and self._read(site) is None]
-        self._asked.update(found)
-        return found
+        """The sites whose summary is missing or damaged, in the given order; each site is checked once in the life of this object."""
+        new = [site for site in sites if site not in self._checked]
+        self._checked.update(new)
+        return [site for site in new if self._read(site) is None]
 
     def keep(self, summaries: Mapping[str, SiteSummaryFile]) -> None:
         """Write the summaries by site, and the page of all that are there.
