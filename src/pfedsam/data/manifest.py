@@ -433,7 +433,7 @@ def _unread_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return [path for path in inner if entry_of(path) is None and any(map(Path.is_file, visible_files(path)))]
+    return [path for path in inner if entry_of(path) is None and next(visible_files(path), None) is not None]
 
 
 def _check_unique(name: str, cases: Sequence[Case]) -> None:

@@ -251,13 +251,13 @@ class Volume:
     @property
     def spacing_mm(self) -> tuple[float, float, float] | None:
         """Spacing along D, H, W; None if it is not known."""
-        unusable = self.header.spacing_mm is None or self._lost
-        given = self._else if self._spacing is None and unusable else self._spacing
+        own = None if self._lost else self.header.spacing_mm
+        given = self._else if self._spacing is None and own is None else self._spacing
         if given is not None and len(given) == 3:
             return given[0], given[1], given[2]
-        if self.header.spacing_mm is None or self._lost:
+        if own is None:
             return None
-        depth, rows, columns = (self.header.spacing_mm[axis] for axis in self.slicing.axes)
+        depth, rows, columns = (own[axis] for axis in self.slicing.axes)
         return depth, rows, columns
 
     def frame(self, side: int) -> Frame:

@@ -192,9 +192,7 @@ def _dicom_jobs(image: Path, out: Path, ending: str) -> Iterator[Job]:
     """A job for each series of a DICOM file or folder; if there is only one series, the name contains no number."""
     try:
         series = find_images(image).series
-    except (
-        DataError
-    ):  # the error is reported when this image is predicted, so that the other images are still predicted
+    except DataError:  # reported when this image is predicted, so that the other images are still predicted
         series = []
     if len(series) < 2:
         yield Job(image, stem_of(image), True, None, out / f"{stem_of(image)}{ending}", dicom=True)
