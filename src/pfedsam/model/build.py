@@ -38,7 +38,7 @@ def components_of(options: ModelOptions) -> list[Component]:
     """
     found: list[Component | None] = [
         ClassTokens(),
-        OutputLayers(image_skip=options.image_skip),
+        OutputLayers(options.image_skip),
         PersonalOutputLayers(copy=options.personal_copy) if options.output_layers == "both" else None,
         _with_options(Lora, options.lora),
         _with_options(Experts, options.experts),

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pfedsam.core.options import Options
 from pfedsam.model.components.adapters import AdapterOptions
 from pfedsam.model.components.experts import ExpertOptions
 from pfedsam.model.components.lora import LoraOptions
+from pfedsam.model.components.output_layers import ImageSkipOptions
 from pfedsam.model.numerics import Precision
 from pfedsam.model.unet import UNetOptions
 
@@ -52,9 +53,9 @@ class ModelOptions(Options):
         default="both",
         description="Kind of the decoder's output layers: shared, local, frozen, or both (shared ones with a local difference).",
     )
-    image_skip: bool = Field(
-        default=True,
-        description="Whether the output layers also get the image itself, at the masks' resolution (after HQ-SAM, Ke et al., 2023).",
+    image_skip: ImageSkipOptions | None = Field(
+        default=ImageSkipOptions(),
+        description="The layers through which the output layers get the image itself (after HQ-SAM, Ke et al., 2023); empty: none.",
     )
     norms: Annotated[Literal["frozen", "local"], Addition(off="frozen")] = Field(
         default="frozen",
@@ -86,6 +87,12 @@ class ModelOptions(Options):
         default=False,
         description="Whether SAM's whole encoder is trained; there are then no frozen features to cache (set by fedsam).",
     )
+
+    @field_validator("image_skip", mode="before")
+    @classmethod
+    def _as_a_switch(cls, value: object) -> object:
+        """Until version 0.2 the option was true, for two convolutions, or false; the stored configurations of such runs have it."""
+        return {True: {"channels": None}, False: None}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _local_lora_beside_a_shared_one(self) -> "ModelOptions":

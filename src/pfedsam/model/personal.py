@@ -133,7 +133,7 @@ class PersonalSam(Segmenter):
     def from_prefix(
         self, tokens: Tensor, *, personal: bool = True, routings: dict[str, Routing] | None = None
     ) -> Tensor:
-        """Class logits `[B, C, S/4, S/4]` from the frozen features.
+        """Class logits `[B, C, S/4, S/4]` from the frozen features, or `[B, C, S/2, S/2]` if the output layers get the image by a U-Net.
 
         Args:
             tokens: the result of `prefix`.

@@ -69,18 +69,28 @@ def _check_side(side: int, levels: int) -> None:
         )
 
 
-def _network(options: UNetOptions, classes: int, generator: torch.Generator) -> UNet:
-    """A U-Net with random weights; the state of torch's global generator is left as it is."""
+def random_unet(
+    inputs: int, outputs: int, channels: Sequence[int], residual_units: int, generator: torch.Generator
+) -> UNet:
+    """A U-Net with random weights; the state of torch's global generator is left as it is.
+
+    Args:
+        inputs: channels of its input.
+        outputs: channels of its output, which has the resolution of the input.
+        channels: channels of each level; each level but the last halves the resolution.
+        residual_units: number of residual units in a level.
+        generator: source of the random values.
+    """
     seed = int(torch.randint(_LARGEST_SEED, (1,), generator=generator))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return UNet(
             spatial_dims=2,
-            in_channels=3,
-            out_channels=classes,
-            channels=options.channels,
-            strides=[2] * (len(options.channels) - 1),
-            num_res_units=options.residual_units,
+            in_channels=inputs,
+            out_channels=outputs,
+            channels=channels,
+            strides=[2] * (len(channels) - 1),
+            num_res_units=residual_units,
             norm=("instance", {"affine": True}),
         )
 
@@ -107,7 +117,7 @@ class UNetSegmenter(Segmenter):
         _check_side(side, len(options.channels))
         self.classes, self.image_size = classes, side
         self.from_pixels, self.frozen_dtype, self.first_adapted = True, torch.float32, 0
-        self.add_module(_NETWORK, _network(options, classes, generator))
+        self.add_module(_NETWORK, random_unet(3, classes, options.channels, options.residual_units, generator))
         norms = tuple(f"{name}." for name, module in self.named_modules() if isinstance(module, nn.InstanceNorm2d))
         names = [name for name, _ in self.named_parameters()]
         of_norms = tuple(name for name in names if name.startswith(norms))

@@ -6,38 +6,75 @@ and the hyper-network as that token's hyper-network.
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
+from pfedsam.core.errors import OptionError
+from pfedsam.core.options import Options
 from pfedsam.model import image_skip
 from pfedsam.model.backbones.base import Backbone
 from pfedsam.model.components.base import Assembly, Component
+from pfedsam.model.unet import random_unet
 
 _HIDDEN = 16
+
+
+class ImageSkipOptions(Options):
+    """The layers through which the output layers get the image itself."""
+
+    channels: list[Annotated[int, Field(ge=1, le=256)]] | None = Field(
+        default=[16, 32, 64, 128],
+        min_length=2,
+        max_length=5,
+        description="Channels of the levels of a small U-Net that gets the image at half its resolution, which is then also the resolution "
+        "of the masks; each level halves it. Empty: two convolutions at a quarter of the image's resolution.",
+    )
 
 
 class MaskHead(nn.Module):
     """The trainable output layers of the decoder: up-scaling, and for each class the MLP from its token to the weights of its mask.
 
-    With a generator there are also two convolutions over the image itself (`pfedsam.model.image_skip`), whose output is added to the
-    up-scaled features; the second starts at zero, so that the masks start as those of the backbone.
+    If the image itself is a second input (`pfedsam.model.image_skip`), layers for it make features that are added to the up-scaled ones:
+    a small U-Net at twice their resolution, or two convolutions. The last of these layers starts at zero, so that the masks start as
+    those of the backbone.
     """
 
-    def __init__(self, backbone: Backbone, classes: int, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: int,
+        skip: ImageSkipOptions | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Copy the backbone's layers.
+
+        Args:
+            backbone: the loaded backbone.
+            classes: number of classes C, without the background.
+            skip: the layers for the image; None for none.
+            generator: source of their random initial values.
+
+        Raises:
+            OptionError: the U-Net has too many levels for the size of the images.
+        """
         super().__init__()
         found = backbone.mask_layers()
         for name, layer in found.layers.items():
             self.add_module(name, layer)
         self._upscale: Callable[[Any, Tensor, Sequence[Tensor]], Tensor] = backbone.upscale
         self.mlps = nn.ModuleList(deepcopy(found.hypernetwork) for _ in range(classes))
-        self.image_skip = None if generator is None else _image_skip_layers(found.channels, generator)
+        self.image_skip = None
+        if skip is not None and generator is not None:
+            self.image_skip = _layers_for_the_image(skip, found.channels, backbone, generator)
 
     def forward(
         self, tokens: Tensor, image: Tensor, features: Sequence[Tensor] = (), seen: Tensor | None = None
     ) -> Tensor:
-        """Class logits `[B, C, 4h, 4w]`.
+        """Class logits `[B, C, 4h, 4w]`, or `[B, C, 8h, 8w]` with a U-Net for the image.
 
         Args:
             tokens: the transformer's output for the class tokens, `[B, C, e]`.
@@ -45,14 +82,66 @@ class MaskHead(nn.Module):
             features: the backbone's high-resolution features, if it has any.
             seen: the image itself, `[B, image_skip.CHANNELS, 4h, 4w]`, if there are layers for it.
         """
-        image = self._upscale(self, image, features)
-        if self.image_skip is not None:
-            image = image + self.image_skip(seen)
         weights = torch.stack([mlp(tokens[:, i]) for i, mlp in enumerate(self.mlps)], dim=1)
-        return torch.einsum("bcd,bdhw->bchw", weights, image)
+        image = self._upscale(self, image, features)
+        if self.image_skip is None:
+            return _weighted(weights, image)
+        skipped = self.image_skip(seen)
+        if skipped.shape == image.shape:
+            return _weighted(weights, image + skipped)
+        # Scaling up the classes' masks gives the same as scaling up the features, of which there are more.
+        scaled = F.interpolate(
+            _weighted(weights, image), size=skipped.shape[-2:], mode="bilinear", align_corners=False
+        )
+        return scaled + _weighted(weights, skipped)
 
 
-def _image_skip_layers(channels: int, generator: torch.Generator) -> nn.Sequential:
+def _weighted(weights: Tensor, features: Tensor) -> Tensor:
+    """The sum of features `[B, d, h, w]` with the weights of each class, `[B, C, d]`: `[B, C, h, w]`."""
+    return torch.einsum("bcd,bdhw->bchw", weights, features)
+
+
+def _layers_for_the_image(
+    skip: ImageSkipOptions, channels: int, backbone: Backbone, generator: torch.Generator
+) -> nn.Module:
+    """Layers from the image, `[B, image_skip.CHANNELS, 4h, 4w]`, to `channels` features."""
+    if skip.channels is None:
+        return _two_convolutions(channels, generator)
+    _check_levels(len(skip.channels), backbone)
+    return _ImageUNet(skip.channels, channels, generator)
+
+
+def _check_levels(levels: int, backbone: Backbone) -> None:
+    """Check that every level but the last halves the image.
+
+    Raises:
+        OptionError: it does not.
+    """
+    side = image_skip.CELLS * image_skip.FINER
+    step = 2 ** (levels - 1)
+    if any(side * cells % step for cells in backbone.grid):
+        raise OptionError(
+            f"model.image_skip.channels has {levels} levels, which need images whose side is a multiple of {2 * step} pixels, but the side "
+            f"is {backbone.image_size}: give fewer levels, or another model.image_size"
+        )
+
+
+class _ImageUNet(nn.Module):
+    """A U-Net over the image at half its resolution, and a layer from its output to the features, which starts at zero."""
+
+    def __init__(self, levels: Sequence[int], channels: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.unet = random_unet(3, _HIDDEN, levels, 1, generator)
+        self.last = nn.Conv2d(_HIDDEN, channels, 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
+
+    def forward(self, seen: Tensor) -> Tensor:
+        """Features `[B, channels, 8h, 8w]` of the image `[B, image_skip.CHANNELS, 4h, 4w]`."""
+        return self.last(self.unet(F.pixel_shuffle(seen, image_skip.FINER)))  # type: ignore[no-any-return]
+
+
+def _two_convolutions(channels: int, generator: torch.Generator) -> nn.Sequential:
     first = nn.Conv2d(image_skip.CHANNELS, _HIDDEN, 3, padding=1)
     last = nn.Conv2d(_HIDDEN, channels, 3, padding=1)
     with torch.no_grad():
@@ -67,14 +156,17 @@ class OutputLayers(Component):
 
     groups = ("output_layers",)
 
-    def __init__(self, *, image_skip: bool) -> None:
-        """With `image_skip` the image itself is a second input."""
+    def __init__(self, image_skip: ImageSkipOptions | None) -> None:
+        """Output layers with these layers for the image as a second input; None: without it."""
         self.image_skip = image_skip
 
     def attach(self, assembly: Assembly) -> dict[str, list[str]]:
-        """New copies of the backbone's layers."""
-        generator = assembly.generator if self.image_skip else None
-        head = MaskHead(assembly.backbone, assembly.classes, generator)
+        """New copies of the backbone's layers.
+
+        Raises:
+            OptionError: the layers for the image do not fit the size of the images.
+        """
+        head = MaskHead(assembly.backbone, assembly.classes, self.image_skip, assembly.generator)
         self._mlps = {
             f"output_layers.mlps.{index}.{name}": (index + 1,)
             for index, mlp in enumerate(head.mlps)
