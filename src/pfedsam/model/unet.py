@@ -28,8 +28,8 @@ _NETWORK = "unet"
 class UNetOptions(Options):
     """The U-Net's size."""
 
-    channels: list[Annotated[int, Field(ge=1, le=1024)]] = Field(
-        default=[16, 32, 64, 128, 256],
+    channels: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(
+        default=(16, 32, 64, 128, 256),
         min_length=2,
         max_length=7,
         description="Channels of each level from the top to the bottom; each level halves the resolution.",

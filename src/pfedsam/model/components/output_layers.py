@@ -26,8 +26,8 @@ _HIDDEN = 16
 class ImageSkipOptions(Options):
     """The layers through which the output layers get the image itself."""
 
-    channels: list[Annotated[int, Field(ge=1, le=256)]] | None = Field(
-        default=[16, 32, 64, 128],
+    channels: tuple[Annotated[int, Field(ge=1, le=256)], ...] | None = Field(
+        default=(16, 32, 64, 128),
         min_length=2,
         max_length=5,
         description="Channels of the levels of a small U-Net that gets the image at half its resolution, which is then also the resolution "
