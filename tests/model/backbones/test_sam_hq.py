@@ -100,13 +100,13 @@ def test_the_personal_model_starts_as_the_high_quality_mask_of_transformers(
     expected = reference(standardise(pixels), multimask_output=False, hq_token_only=True).pred_masks[:, 0]
     assert expected.std() > 0.01
     torch.testing.assert_close(
-        personal(adapt_last)(pixels) / expected.std(), expected / expected.std(), atol=1e-5, rtol=0
+        personal(adapt_last, image_skip=None)(pixels) / expected.std(), expected / expected.std(), atol=1e-5, rtol=0
     )
 
 
 def test_frozen_features_hold_the_stage_only_where_a_frozen_block_gives_it() -> None:
-    assert personal(1, image_skip=False).prefix_shape == (4, 4, 64)
-    assert personal(3, image_skip=False).prefix_shape == (4, 4, 32)
+    assert personal(1, image_skip=None).prefix_shape == (4, 4, 64)
+    assert personal(3, image_skip=None).prefix_shape == (4, 4, 32)
 
 
 def test_all_that_is_added_is_trained_and_gradients_reach_the_fusion_layers(pixels: torch.Tensor) -> None:
