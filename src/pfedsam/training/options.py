@@ -53,6 +53,13 @@ class TrainingOptions(Options):
         "the shared model as fixed teacher; with distillation forward or off, local parameters do not affect shared ones. "
         "coupled-halves: like coupled, with half of the batch for each model.",
     )
+    shared_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the images of a batch from which the shared model learns in a coupled step of pfedsam, beside the personal "
+        "model, which learns from all of them; at least one image. With 0.25 a step costs a quarter more than one of averaging.",
+    )
     shared_warmup_rounds: int = Field(
         default=0,
         ge=0,

@@ -73,6 +73,8 @@ class PhaseSpec:
     halves: Literal["coupled", "decoupled"] | None = None
     """Each of two supervised models learns from one half of the batch, the shared one from the first. coupled: the personal model's half
     trains both parts; decoupled: the local part alone. None: every model learns from the whole batch."""
+    shared_share: float = 1.0
+    """Share of the images of a batch, the first ones, from which the shared model learns where both models are supervised; at least one."""
     proximal: float = 0.0
     """mu: adds mu / 2 times the squared distance to the shared values that were received (Li et al., 2020, eq. 2)."""
 
@@ -250,11 +252,17 @@ class _Objective:
         order = sorted(self.spec.supervised, key=lambda which: which == self.spec.taught)
         parts: dict[str, Tensor] = {}
         for which in order:
-            logits, found = self._pass(batch, which, teacher)
+            logits, found = self._pass(self._images_of(batch, which), which, teacher)
             found["total"].backward()
             teacher = logits.detach() if teacher is None else teacher
             _add(parts, found)
         return parts
+
+    def _images_of(self, batch: Batch, which: Model) -> Batch:
+        """The images from which a model learns: all, or the first ones for the shared model beside the personal one."""
+        if which == "personal" or len(self.spec.supervised) == 1 or self.spec.shared_share == 1:
+            return batch
+        return _part(batch, 0, max(1, round(self.spec.shared_share * len(batch.keys))))
 
     def _halves(self, batch: Batch) -> dict[str, Tensor]:
         """Like `backward`, with one half of the batch for each model; for an odd number, the shared model gets one image more."""
@@ -278,14 +286,20 @@ class _Objective:
         return self.model.from_prefix(batch.tokens, personal=_other(which) == "personal")
 
     def _pass(self, batch: Batch, which: Model, teacher: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """A model's logits `[B, C, h, w]` and parts of the loss; with two models, the mean of their segmentation losses is minimised."""
+        """A model's logits `[B, C, h, w]` and parts of the loss; with two models, the mean of their segmentation losses is minimised.
+
+        The distillation is over the images for which the teacher's logits are given, the first ones of the batch.
+        """
         routings: dict[str, Routing] = {}
         logits = self.model.from_prefix(batch.tokens, personal=which == "personal", routings=routings)
         supervised = segmentation_loss(logits, batch.labels, self.form, self.loss)
         parts = {"segmentation": supervised / len(self.spec.supervised)}
         total = parts["segmentation"]
         if which == self.spec.taught and teacher is not None:
-            parts["distillation"] = distillation_loss(logits, teacher, batch.labels, self.distillation, self.form)
+            both = min(len(teacher), len(logits))
+            parts["distillation"] = distillation_loss(
+                logits[:both], teacher[:both], batch.labels[:both], self.distillation, self.form
+            )
             total = total + self.distillation.weight * parts["distillation"]
         if routings and "local" in self.spec.trains:
             parts["balance"] = torch.stack([routing.balance_loss() for routing in routings.values()]).mean()

@@ -82,6 +82,7 @@ def _coupled_phase(options: TrainingOptions) -> PhaseSpec:
         taught=taught.get(options.distillation.direction),
         steps=options.steps_per_round,
         halves=halves,
+        shared_share=1.0 if halves else options.shared_share,
     )
 
 
