@@ -9,7 +9,7 @@ import pytest
 from pfedsam.bench.plan import Outcome, Plan
 from pfedsam.cli import bench
 from pfedsam.core.errors import OptionError
-from pfedsam.experiment.suite import Entry, Suite
+from pfedsam.experiment.suite import Entry, Suite, shipped_suites
 
 Call = Callable[..., int]
 
@@ -37,6 +37,12 @@ def test_mistakes_are_told_before_anything_runs(
     assert call("bench", "accuracy", "--data", str(tmp_path / "data"), "--out", str(out), *words) == code
     assert message in " ".join(capsys.readouterr().err.split())
     assert not out.exists()
+
+
+def test_the_help_names_every_shipped_suite(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    call("bench", "accuracy", "--help")
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in shipped_suites())
 
 
 def test_the_written_command_names_no_folder_of_this_machine(tmp_path: Path) -> None:

@@ -169,6 +169,38 @@ def test_halves_have_the_gradients_of_one_loss_on_each_half(halves: str, taught:
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("taught", [None, "personal", "shared"])
+def test_the_shared_model_may_learn_from_the_first_images_alone(taught: Model | None) -> None:
+    """Written out for two of five images: half of each model's segmentation loss, and distillation over the images of both."""
+    spec = PhaseSpec("coupled", ("shared", "local"), ("shared", "personal"), taught, shared_share=0.4)
+    model = _away_from_the_start(2)
+    batch = _batch(model)
+    parts, found = _gradients(model, spec, batch)
+    model.zero_grad()
+    routings: dict[str, Routing] = {}
+    shared = model.from_prefix(batch.tokens[:2], personal=False)
+    personal = model.from_prefix(batch.tokens, personal=True, routings=routings)
+    options = DistillationOptions(confidence_weighting="everywhere", weight=0.5)
+    total = segmentation_loss(shared, batch.labels[:2]) / 2 + segmentation_loss(personal, batch.labels) / 2
+    total = total + 0.1 * routings["1"].balance_loss()
+    if taught == "shared":
+        total = total + 0.5 * distillation_loss(shared, personal[:2].detach(), batch.labels[:2], options)
+    if taught == "personal":
+        total = total + 0.5 * distillation_loss(personal[:2], shared.detach(), batch.labels[:2], options)
+    names = list(found)
+    expected = torch.autograd.grad(total, [model.get_parameter(name) for name in names], allow_unused=True)
+    assert parts["total"].item() == pytest.approx(total.item(), rel=1e-5)
+    for name, value in zip(names, expected, strict=True):
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_the_shared_model_learns_from_at_least_one_image() -> None:
+    spec = PhaseSpec("coupled", ("shared", "local"), ("shared", "personal"), shared_share=0.01)
+    model = _away_from_the_start(2)
+    parts, _ = _gradients(model, spec, _batch(model, images=2))
+    assert torch.isfinite(parts["segmentation"])
+
+
 def test_nothing_local_touches_what_is_shared_in_decoupled_halves() -> None:
     """Two rounds that differ in their local values alone give the same shared values, to the bit; coupled halves do not."""
 

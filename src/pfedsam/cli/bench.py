@@ -27,7 +27,10 @@ app = typer.Typer(
 Data = Annotated[Path, typer.Option("--data", help="Folder that holds one folder for each site of the suite.")]
 SuiteName = Annotated[
     str,
-    typer.Option("--suite", help="Name of a shipped suite (nuclei or retina), or path of your own suite file (YAML)."),
+    typer.Option(
+        "--suite",
+        help="Name of a shipped suite (cardiac, disc, nuclei or retina), or path of your own suite file (YAML).",
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for all runs; give the same folder again to continue.")]
 Methods = Annotated[

@@ -70,6 +70,11 @@ def test_who_is_taught_in_a_coupled_phase(direction: str, taught: str | None) ->
     assert coupled.taught == taught
 
 
+def test_the_share_of_the_shared_model_belongs_to_coupled_steps_of_whole_batches() -> None:
+    assert pfedsam.phases(options(shared_share=0.5))[0].shared_share == 0.5
+    assert pfedsam.phases(options(shared_share=0.5, phases="halves"))[0].shared_share == 1.0
+
+
 def test_no_warmup_has_no_warmup_phases_and_a_run_of_warmup_alone_is_refused() -> None:
     assert [phase.name for phase in pfedsam.METHOD.round_phases(options())] == ["coupled"]
     with pytest.raises(ValidationError, match=r"give fewer than training\.rounds"):
