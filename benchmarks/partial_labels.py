@@ -4,6 +4,7 @@
 
 DIR holds cardiac_mri/ (three sites; 1 = left ventricle, 2 = myocardium, 3 = right ventricle) and nuclei/ (1 = nucleus). The middle of each
 image is used, so that a small input of the model is enough. Of nuclei two classes are made: the rim, `RIM` pixels wide, and the core.
+Of nuclei there are two studies: in `nuclei` no site annotates the rim in histology, in `nuclei-4` one does.
 RUNS is for the prepared sites and the trained runs. Each study is trained with pfedsam in four ways, with three seeds:
 
 * full: every site annotates every class;
@@ -145,6 +146,19 @@ STUDIES = (
         },
         prepare=prepare_nuclei,
     ),
+    PartialStudy(
+        name="nuclei-4",
+        folder="nuclei",
+        classes={"core": 1, "rim": 2},
+        missing={"histo_white": "rim", "fluo_256": "core"},
+        complete=("fluo_360", "histo_violet"),
+        options={
+            "data": {"image": {"contrast": "percentile"}},
+            "training": {"rounds": 24, **TRAINING},
+            "evaluation": {"validate_every": 8},
+        },
+        prepare=prepare_nuclei,
+    ),
 )
 
 
@@ -209,7 +223,7 @@ def options_of(study: PartialStudy, arm: str, seed: int, runs: Path) -> RunOptio
             "name": f"{study.name}-{arm}",
             "seed": seed,
             "method": "pfedsam",
-            "model": {"image_size": SIDE},
+            "model": {"image_size": SIDE, "image_skip": {"channels": None}},
             "communication": {"codec": "fp32"},
             "runtime": {"cache_folder": str(cache)},
             **content,
