@@ -11,6 +11,7 @@ from rich.table import Table
 
 from pfedsam.cli.console import ERR, OUT, shorten, warn
 from pfedsam.core.small_numbers import DEFAULT
+from pfedsam.core.text import some_of
 
 if TYPE_CHECKING:
     from pfedsam.data.check import DataReport, SiteReport
@@ -256,7 +257,7 @@ def import_command(
         table.add_row(site, str(cases), str(imported.patients[site] or "?"))
     OUT.print(table)
     for site, names in imported.without_mask.items():
-        shown = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        shown = some_of([repr(name) for name in names], 3)
         warn(f"site {site!r}: {len(names)} image(s) without a mask were left out: {shown}")
     OUT.print(
         f"Written: {imported.study}. Check its classes, and then run: pfedsam data check {imported.study}", markup=False

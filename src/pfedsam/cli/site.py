@@ -1,6 +1,6 @@
 """`pfedsam site`: commands of a hospital, which decide what data leave it and show what data have left it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +22,7 @@ from pfedsam.cli.predicting import (
     Wanted,
     predict_all,
 )
+from pfedsam.core.text import some_of
 
 if TYPE_CHECKING:
     from pfedsam.data.labels import LabelMap
@@ -331,12 +332,12 @@ def _show(manifest: "StudyManifest", options: "RunOptions") -> None:
     )
     table.add_row("before it leaves", "; then ".join(manifest.pipeline))
     for part, names in manifest.components.items():
-        table.add_row(f"tensors, {part}", f"{len(names)}: {_some(names)}")
+        table.add_row(f"tensors, {part}", f"{len(names)}: {some_of(names, 6)}")
     table.add_row("largest change", f"{manifest.max_change:.4g} in a round (L2 norm)")
     table.add_row("small numbers", _small_numbers(manifest.min_cases))
     table.add_row("summary of the data", _data_summary(manifest))
     for task, names in manifest.scalar_metrics.items():
-        table.add_row(f"numbers, {task}", _some(names))
+        table.add_row(f"numbers, {task}", some_of(names, 6))
     OUT.print(table)
 
 
@@ -360,8 +361,3 @@ def _data_summary(manifest: "StudyManifest") -> str:
         "also those for validation and test; how many cases have each class, and how much of them it fills; no picture and nothing of a "
         "single case. `pfedsam data summary` shows it beforehand"
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

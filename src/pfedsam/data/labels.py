@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pfedsam.core.errors import DataError, OptionError
+from pfedsam.core.text import some_of
 
 BACKGROUND: Final = "background"
 IGNORED: Final = 255
@@ -146,10 +147,9 @@ class LabelMap:
 
     def complaint(self, unknown: Sequence[int]) -> str:
         """The part of a message that lists unknown ids, the ids allowed, and what to do."""
-        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
         allowed = ", ".join(f"{name} {list(values)}" for name, values in self.ids.items() if values)
         text = (
-            f"its mask has the unknown label {', '.join(map(str, unknown[:_SHOWN]))}{more}; "
+            f"its mask has the unknown label {some_of(unknown, _SHOWN)}; "
             f"{self.key} allows {allowed}. Add {unknown[0]} to a class of {self.key}, or correct the mask"
         )
         if self.not_annotated:

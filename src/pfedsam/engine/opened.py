@@ -17,6 +17,7 @@ from pfedsam.core.errors import RunError
 from pfedsam.core.lock import exclusive
 from pfedsam.core.log import get_logger
 from pfedsam.core.tensors import NamedTensors
+from pfedsam.core.text import some_of
 from pfedsam.data.entries import entry_of
 from pfedsam.data.intensity import IntensityRange, far_from_training, read_range
 from pfedsam.data.loader import load_image
@@ -287,8 +288,7 @@ def _what_to_give(folder: Path) -> str:
         return (
             f"The folder {folder.name!r} contains no run with a finished round. Give the --out folder of `pfedsam run`."
         )
-    more = f" and {len(found) - 8} more" if len(found) > 8 else ""
     return (
-        f"The folder {folder.name!r} contains several runs: {', '.join(found[:8])}{more}. Give one of them, such as "
+        f"The folder {folder.name!r} contains several runs: {some_of(found, 8)}. Give one of them, such as "
         f"{(folder / found[0]).as_posix()}."
     )

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from pfedsam.core.errors import OptionError
 from pfedsam.core.options import Options
+from pfedsam.core.text import some_of
 from pfedsam.experiment.build import build_method
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.methods import METHODS
@@ -197,8 +198,7 @@ def _who_uses(key: str, options: RunOptions) -> str:
         return f"only the method {path.partition('.')[0]} uses it"
     users = [_user(name, path, options, model=part == "model") for name in (options.method, *METHODS)]
     named = list(dict.fromkeys(user for user in users if user))
-    more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
-    return f"used by {', '.join(named[:_MOST_NAMED])}{more}" if named else "nothing uses it"
+    return f"used by {some_of(named, _MOST_NAMED)}" if named else "nothing uses it"
 
 
 def _user(name: str, path: str, options: RunOptions, *, model: bool) -> str | None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from pfedsam.core.atomic import write_text
 from pfedsam.core.errors import DataError
+from pfedsam.core.text import some_of
 from pfedsam.data.check import DataReport, ImageCounts, SiteReport
 from pfedsam.data.facts import SiteFacts
 from pfedsam.data.loader import CaseTruth, load_case_truth
@@ -155,9 +156,8 @@ def _fullest(truth: CaseTruth) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.
 def _listed(counts: Mapping[Any, int], *, always: bool = False, most: int = _LISTED) -> str:
     """The values, the most frequent first; if there are several (or with `always`), each with its number of cases."""
     ranked = sorted(counts.items(), key=lambda item: -item[1])
-    texts = [f"{value} ({count})" if always or len(ranked) > 1 else str(value) for value, count in ranked[:most]]
-    more = f" and {len(ranked) - most} more" if len(ranked) > most else ""
-    return ", ".join(texts) + more if texts else MISSING
+    texts = [f"{value} ({count})" if always or len(ranked) > 1 else str(value) for value, count in ranked]
+    return some_of(texts, most) if texts else MISSING
 
 
 def _size(size: tuple[int, ...]) -> str:

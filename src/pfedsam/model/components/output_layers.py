@@ -90,9 +90,7 @@ class MaskHead(nn.Module):
         if skipped.shape == image.shape:
             return _weighted(weights, image + skipped)
         # Scaling up the classes' masks gives the same as scaling up the features, of which there are more.
-        scaled = F.interpolate(
-            _weighted(weights, image), size=skipped.shape[-2:], mode="bilinear", align_corners=False
-        )
+        scaled = F.interpolate(_weighted(weights, image), size=skipped.shape[-2:], mode="bilinear", align_corners=False)
         return scaled + _weighted(weights, skipped)
 
 

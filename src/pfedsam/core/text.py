@@ -1,0 +1,9 @@
+"""Parts of sentences for messages."""
+
+from collections.abc import Sequence
+
+
+def some_of(words: Sequence[object], most: int) -> str:
+    """The first `most` words with commas, and how many more there are: `a, b and 3 more`."""
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(map(str, words[:most])) + more
