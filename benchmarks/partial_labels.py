@@ -223,7 +223,7 @@ def options_of(study: PartialStudy, arm: str, seed: int, runs: Path) -> RunOptio
             "name": f"{study.name}-{arm}",
             "seed": seed,
             "method": "pfedsam",
-            "model": {"image_size": SIDE, "image_skip": {"channels": None}},
+            "model": {"image_size": SIDE},
             "communication": {"codec": "fp32"},
             "runtime": {"cache_folder": str(cache)},
             **content,

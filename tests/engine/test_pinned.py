@@ -59,7 +59,6 @@ def pinned_options(toy_folder: Path, name: str) -> RunOptions:
             "adapt_last": 1,
             "lora": {"rank": 2},
             "experts": {"count": 2, "width": 4, "top_k": 1},
-            "image_skip": {"channels": None},
         },
         "training": training,
         "evaluation": {"validate_every": 1, "choose_model": False},
@@ -71,7 +70,7 @@ def pinned_options(toy_folder: Path, name: str) -> RunOptions:
         training |= {"phases": "decoupled", "final_steps": 1}
     if name == "pfedsam-sam-tiny":
         training.pop("optimizer")
-        content |= {"method": "pfedsam", "model": {"image_skip": {"channels": None}}, "communication": {}}
+        content |= {"method": "pfedsam", "model": {}, "communication": {}}
     return RunOptions.model_validate(content)
 
 

@@ -27,11 +27,11 @@ class ImageSkipOptions(Options):
     """The layers through which the output layers get the image itself."""
 
     channels: tuple[Annotated[int, Field(ge=1, le=256)], ...] | None = Field(
-        default=(16, 32, 64, 128),
+        default=None,
         min_length=2,
         max_length=5,
-        description="Channels of the levels of a small U-Net that gets the image at half its resolution, which is then also the resolution "
-        "of the masks; each level halves it. Empty: two convolutions at a quarter of the image's resolution.",
+        description="Channels of the levels, such as [16, 32, 64, 128], of a small U-Net that gets the image at half its resolution, which "
+        "is then also the resolution of the masks; each level halves it. Empty: two convolutions at a quarter of the image's resolution.",
     )
 
 
