@@ -105,7 +105,7 @@ def measured(*command: object) -> tuple[float, float]:
     """Seconds and peak resident MiB of a `pfedsam` command.
 
     Raises:
-        RuntimeError: It failed.
+        RuntimeError: it failed.
     """
     started = time.perf_counter()
     program = [Path(sys.executable).with_name("pfedsam"), *map(str, command)]
@@ -150,7 +150,7 @@ def orientation_figures(folder: Path, _: Path) -> dict[str, Any]:
     """In how many of the 48 orientations of a volume, as NIfTI and as DICOM, the mask is that of the first, on its own grid.
 
     Raises:
-        RuntimeError: The model finds nothing, so that equal masks would say nothing.
+        RuntimeError: the model finds nothing, so that equal masks would say nothing.
     """
     run, values = small_run(folder), make_volume(1, SMALL)[0]
     affines = {}

@@ -73,17 +73,17 @@ def predict_all(
     """Segment all images and write their masks.
 
     Args:
-        images: Files, folders and patterns.
-        out: Folder of the masks.
-        predictor: Function that opens the model; it is called after the check that nothing would be overwritten.
-        wanted: The model of the site that it opens; the terminal shows which one is used.
-        wishes: How volumes are predicted.
-        dicom_seg: Whether masks of DICOM series are written as DICOM-SEG.
-        resume: Whether to skip images that have a mask already; otherwise an existing mask is an error.
+        images: files, folders and patterns.
+        out: folder of the masks.
+        predictor: function that opens the model; it is called after the check that nothing would be overwritten.
+        wanted: the model of the site that it opens; the terminal shows which one is used.
+        wishes: how volumes are predicted.
+        dicom_seg: whether masks of DICOM series are written as DICOM-SEG.
+        resume: whether to skip images that have a mask already; otherwise an existing mask is an error.
 
     Raises:
-        DataError: Some images cannot be read; the masks of all others are written.
-        OptionError: A mask exists already, or a folder has no images; nothing is written.
+        DataError: some images cannot be read; the masks of all others are written.
+        OptionError: a mask exists already, or a folder has no images; nothing is written.
     """
     from pfedsam.core.errors import DataError
     from pfedsam.engine.predict_jobs import find_jobs, without_further_sequences
@@ -114,7 +114,7 @@ def _without_masks(jobs: "Sequence[Job]", folders: Sequence[str], *, resume: boo
     """The jobs whose masks are to be written into these folders: with `resume` those that have none, otherwise all.
 
     Raises:
-        OptionError: A mask would be overwritten.
+        OptionError: a mask would be overwritten.
     """
     from pfedsam.engine.predict_jobs import is_done, refuse_existing
 

@@ -28,6 +28,7 @@ DEMO_METHODS = ("local-only", "fedavg", "pfedsam")
 DEMO_LABELLED = 8
 """Labelled training images of each hospital of the demonstration."""
 DEMO_SETTINGS: dict[str, Any] = {
+    "model": {"image_size": 192},
     "training": {"rounds": 24, "steps_per_round": 4, "final_steps": 8, "batch_size": 4},
     "evaluation": {"validate_every": 6},
     "runtime": {"workers": 2},

@@ -9,10 +9,10 @@ from pfedsam.data.manifest import Case
 
 @contextmanager
 def about(case: Case) -> Iterator[None]:
-    """Adds site and case to the message of a `DataError` that is raised inside.
+    """Add site and case to the message of a `DataError` that is raised inside.
 
     Raises:
-        DataError: The error from inside, with site and case.
+        DataError: the error from inside, with site and case.
     """
     try:
         yield

@@ -94,13 +94,13 @@ _NAMED = 20
 def check_sites(
     sites: Sequence[Site], study: Study, *, tell: Callable[[int, int, str], None] | None = None
 ) -> DataReport:
-    """Reads every file of the sites once and reports the result; a case with a problem does not end the check.
+    """Read every file of the sites once and report the result; a case with a problem does not end the check.
 
     Args:
-        sites: Read with `masks_required=False`, so that every missing mask is reported, and split, so that equal pictures in train and
+        sites: read with `masks_required=False`, so that every missing mask is reported, and split, so that equal pictures in train and
             test are found.
-        study: Classes, how images are read, and the pattern that the sites were read with; one that matches nothing is a problem.
-        tell: Called after each case with the number of cases done, the number of all cases, and the name of the site.
+        study: classes, how images are read, and the pattern that the sites were read with; one that matches nothing is a problem.
+        tell: called after each case with the number of cases done, the number of all cases, and the name of the site.
     """
     total = sum(len(site.cases) for site in sites)
     done = count(1)
@@ -123,10 +123,10 @@ def check_sites(
 def refuse_problems(
     sites: Sequence[Site], study: Study, *, tell: Callable[[int, int, str], None] | None = None
 ) -> DataReport:
-    """Checks the sites as `check_sites` does and refuses them if there is a problem; warnings are no reason to refuse them.
+    """Check the sites as `check_sites` does and refuse them if there is a problem; warnings are no reason to refuse them.
 
     Raises:
-        DataError: There are problems; the message lists the first ones.
+        DataError: there are problems; the message lists the first ones.
     """
     report = check_sites(sites, study, tell=tell)
     problems = report.problems

@@ -61,7 +61,7 @@ def group_sequences(entries: Sequence[Entry], channels: Sequence[str]) -> list[t
     """The stem and the images of each case: one entry, or the entries whose names differ only in the endings of the sequences.
 
     Raises:
-        DataError: A case lacks a sequence.
+        DataError: a case lacks a sequence.
     """
     if not channels:
         return [(entry.stem, (entry,)) for entry in entries]
@@ -81,10 +81,10 @@ def _by_ending(entries: Sequence[Entry], channels: Sequence[str]) -> dict[str, d
 
 
 def _refuse_incomplete(groups: Mapping[str, Mapping[str, Entry]], channels: Sequence[str]) -> None:
-    """Refuses cases without all sequences.
+    """Refuse cases without all sequences.
 
     Raises:
-        DataError: There is such a case.
+        DataError: there is such a case.
     """
     for stem, found in groups.items():
         missing = [ending for ending in channels if ending not in found]
@@ -95,10 +95,10 @@ def _refuse_incomplete(groups: Mapping[str, Mapping[str, Entry]], channels: Sequ
 
 
 def refuse_loose_series(entries: Sequence[Entry]) -> None:
-    """Refuses files of one DICOM series that are not in a folder of their own: each would be a case, in training or in test.
+    """Refuse files of one DICOM series that are not in a folder of their own: each would be a case, in training or in test.
 
     Raises:
-        DataError: Two files are of one series.
+        DataError: two files are of one series.
     """
     seen: dict[str, Path] = {}
     for entry in entries:

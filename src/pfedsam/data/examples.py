@@ -58,7 +58,7 @@ class LazyExamples(Sequence[Example]):
     """Examples that are prepared on access; those used last are kept, up to a limit."""
 
     def __init__(self, most: int) -> None:
-        """Keeps at most `most` prepared examples, and always the last one."""
+        """Keep at most `most` prepared examples, and always the last one."""
         self._kept: OrderedDict[int, Example] = OrderedDict()
         self._most = max(1, most)
 
@@ -66,7 +66,7 @@ class LazyExamples(Sequence[Example]):
         """The example at an index of 0 or more.
 
         Raises:
-            DataError: A file cannot be read.
+            DataError: a file cannot be read.
         """
         raise NotImplementedError
 
@@ -78,7 +78,7 @@ class LazyExamples(Sequence[Example]):
         """The example at an index, or a list of them.
 
         Raises:
-            DataError: A file cannot be read.
+            DataError: a file cannot be read.
         """
         if isinstance(index, slice):
             return [self[one] for one in range(*index.indices(len(self)))]
@@ -95,7 +95,7 @@ class PictureExamples(LazyExamples):
     """One example for each case, made by a function of the case."""
 
     def __init__(self, cases: Sequence[Case], make: Callable[[Case], Example], most: int) -> None:
-        """Takes the cases in their order; nothing is read yet."""
+        """Take the cases in their order; nothing is read yet."""
         super().__init__(most)
         self._cases, self._make = tuple(cases), make
 
@@ -123,17 +123,17 @@ class VolumeExamples(LazyExamples):
         side: int,
         options: VolumeOptions,
     ) -> None:
-        """Reads the headers and, if `labels` are given, the masks; no image is decoded.
+        """Read the headers and, if `labels` are given, the masks; no image is decoded.
 
         Args:
-            cases: Cases whose images are volumes.
-            labels: The meaning of the ids in the masks; None: examples have no labels, and no mask is read.
-            image: Percentiles of the intensities.
+            cases: cases whose images are volumes.
+            labels: the meaning of the ids in the masks; None: examples have no labels, and no mask is read.
+            image: percentiles of the intensities.
             side: S, the side of the model's frame.
-            options: How volumes are read.
+            options: how volumes are read.
 
         Raises:
-            DataError: A header or a mask cannot be read, a mask does not fit its image, or has an unknown label.
+            DataError: a header or a mask cannot be read, a mask does not fit its image, or has an unknown label.
         """
         super().__init__(fitting(side, options.cache_megabytes))
         self._labels, self._image, self._side, self._options = labels, image, side, options
@@ -175,7 +175,7 @@ class VolumeExamples(LazyExamples):
         """The frame of the slices in the model's square.
 
         Raises:
-            DataError: They do not fit at the spacing of the options.
+            DataError: they do not fit at the spacing of the options.
         """
         with about(case):
             return volume.frame(self._side)

@@ -107,14 +107,14 @@ def gather_facts(
     *,
     tell: Callable[[], None] | None = None,
 ) -> SiteFacts:
-    """Reads every file of the site once; a case with a problem does not end the pass.
+    """Read every file of the site once; a case with a problem does not end the pass.
 
     Args:
-        site: Read with `masks_required=False`, so that every missing mask is reported.
-        labels: The meaning of the ids in the masks.
-        options: The largest size of an image; its contrast is not changed.
-        volume: How volumes are read; only their headers and masks are decoded.
-        tell: Called after each case.
+        site: read with `masks_required=False`, so that every missing mask is reported.
+        labels: the meaning of the ids in the masks.
+        options: the largest size of an image; its contrast is not changed.
+        volume: how volumes are read; only their headers and masks are decoded.
+        tell: called after each case.
     """
     cases = []
     for case in site.cases:

@@ -115,7 +115,7 @@ def read_stored(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Stored
     """How the picture or mask in a file is stored.
 
     Raises:
-        DataError: The file is missing, damaged or too large.
+        DataError: the file is missing, damaged or too large.
     """
     with _opened(path, max_megapixels) as image:
         channels = 3 if image.mode in ("P", "PA") else len(set(image.getbands()) - {"A"})
@@ -135,7 +135,7 @@ def read_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDA
     """The picture [H, W, 3] in 0..1, read as in the table of this module.
 
     Raises:
-        DataError: The file is missing, damaged, too large or of a kind that is not read.
+        DataError: the file is missing, damaged, too large or of a kind that is not read.
     """
     with _opened(path, max_megapixels) as image:
         if image.format == "TIFF" and _is_deep_colour(image):
@@ -153,7 +153,7 @@ def read_mask(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDAr
     """The ids [H, W] of a mask, read as in the table of this module.
 
     Raises:
-        DataError: The file is missing, damaged, too large or of a kind that is not read.
+        DataError: the file is missing, damaged, too large or of a kind that is not read.
     """
     with _opened(path, max_megapixels) as image:
         _check_ids_kept(path, image)
@@ -190,7 +190,7 @@ def _opened(path: Path, max_megapixels: float) -> Iterator[Image.Image]:
     """The file's picture, not yet decoded.
 
     Raises:
-        DataError: It cannot be opened or is too large, or decoding it within the context failed.
+        DataError: it cannot be opened or is too large, or decoding it within the context failed.
     """
     # A file object, not a path: given a path, Pillow 13 maps uncompressed TIFFs into memory and scrambles those that an
     # orientation tag turns by a quarter (it takes the turned size for the stored one).
@@ -214,9 +214,9 @@ def _in_bands(image: Image.Image, mode: str | None, largest: int) -> npt.NDArray
     """The picture [H, W, 3] in 0..1, converted in bands of rows, so that no second copy of its size is needed.
 
     Args:
-        image: A picture that is not yet decoded.
+        image: a picture that is not yet decoded.
         mode: Pillow's mode to convert the picture to; None: no conversion.
-        largest: The value that becomes 1.
+        largest: the value that becomes 1.
     """
     ImageOps.exif_transpose(image, in_place=True)
     width, height = image.size
@@ -231,15 +231,15 @@ def _in_bands(image: Image.Image, mode: str | None, largest: int) -> npt.NDArray
 
 
 def _check_memory(path: Path, pixels: int, decoded_bytes: int) -> None:
-    """Refuses, before anything is decoded, a picture that would need more memory than is allowed.
+    """Refuse, before anything is decoded, a picture that would need more memory than is allowed.
 
     Args:
-        path: The file.
-        pixels: Number of pixels.
-        decoded_bytes: Bytes of one pixel in the memory of the library that decodes it.
+        path: the file.
+        pixels: number of pixels.
+        decoded_bytes: bytes of one pixel in the memory of the library that decodes it.
 
     Raises:
-        DataError: The picture needs too much memory.
+        DataError: the picture needs too much memory.
     """
     needed = pixels * (decoded_bytes + _RESULT_BYTES)
     if needed > _MAX_BYTES:
@@ -277,7 +277,7 @@ def _read_deep_colour(path: Path, image: Image.Image) -> npt.NDArray[np.float32]
     """The values of a 16-bit colour TIFF in 0..1, [H, W, 3].
 
     Raises:
-        DataError: The file has an orientation tag, is too large, or is not such a TIFF.
+        DataError: the file has an orientation tag, is too large, or is not such a TIFF.
     """
     if image.getexif().get(_ORIENTATION, 1) != 1:
         raise DataError(
@@ -299,10 +299,10 @@ def _read_deep_colour(path: Path, image: Image.Image) -> npt.NDArray[np.float32]
 
 
 def _check_ids_kept(path: Path, image: Image.Image) -> None:
-    """Refuses a mask, not yet decoded, whose ids would be changed by reading it.
+    """Refuse a mask, not yet decoded, whose ids would be changed by reading it.
 
     Raises:
-        DataError: The ids would be changed.
+        DataError: the ids would be changed.
     """
     if image.format in ("JPEG", "MPO"):
         raise DataError(f"its mask {path.name!r} is a JPEG, which does not keep ids exactly; save it as PNG")

@@ -36,10 +36,10 @@ def training_range(facts: SiteFacts) -> IntensityRange | None:
 
 
 def write_range(folder: Path, found: IntensityRange) -> None:
-    """Writes the range into a site's folder.
+    """Write the range into a site's folder.
 
     Raises:
-        StoreError: The file could not be written.
+        StoreError: the file could not be written.
     """
     atomic.write_json(folder / RANGE, {"schema": 1, **asdict(found)})
 
@@ -48,7 +48,7 @@ def read_range(folder: Path) -> IntensityRange | None:
     """The range in a site's folder; None if there is no such file, as in runs of earlier versions.
 
     Raises:
-        StoreError: The file is damaged.
+        StoreError: the file is damaged.
     """
     path = folder / RANGE
     if not path.exists():

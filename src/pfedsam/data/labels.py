@@ -53,10 +53,10 @@ class LabelMap:
     """The key in the configuration that contains the ids, for messages."""
 
     def __post_init__(self) -> None:
-        """Checks the ids and adds those of the background.
+        """Check the ids and add those of the background.
 
         Raises:
-            OptionError: There is no class, too many, one without ids, or an id that belongs to two classes.
+            OptionError: there is no class, too many, one without ids, or an id that belongs to two classes.
         """
         ids = {name: tuple(values) for name, values in self.ids.items()}
         if BACKGROUND not in ids:
@@ -67,10 +67,10 @@ class LabelMap:
         object.__setattr__(self, "ids", MappingProxyType(ids))
 
     def _check_not_annotated(self, ids: Mapping[str, Sequence[int]]) -> None:
-        """Refuses names under `not_annotated` that are no class, or a class with ids.
+        """Refuse names under `not_annotated` that are no class, or a class with ids.
 
         Raises:
-            OptionError: There is such a name.
+            OptionError: there is such a name.
         """
         classes = [name for name in ids if name != BACKGROUND]
         unknown = sorted(self.not_annotated.difference(classes))
@@ -85,10 +85,10 @@ class LabelMap:
             )
 
     def _check_classes(self, ids: Mapping[str, Sequence[int]]) -> None:
-        """Refuses no class, too many classes, and annotated classes without ids.
+        """Refuse an empty list of classes, too many classes, and annotated classes without ids.
 
         Raises:
-            OptionError: The classes are not allowed.
+            OptionError: the classes are not allowed.
         """
         classes = ids.keys() - {BACKGROUND}
         if not 1 <= len(classes) < IGNORED or not all(ids[name] for name in classes - self.not_annotated):
@@ -99,12 +99,12 @@ class LabelMap:
             raise OptionError(f"data.overlap allows at most {MAX_OVERLAPPING} classes, and there are {len(classes)}")
 
     def _check_ids(self, ids: Mapping[str, Sequence[int]]) -> None:
-        """Refuses ids below 0 and ids that are given twice.
+        """Refuse ids below 0 and ids that are given twice.
 
         Overlapping classes may share ids with each other, but not with the background or `ignore`.
 
         Raises:
-            OptionError: There is such an id.
+            OptionError: there is such an id.
         """
         holders: dict[int, list[str]] = defaultdict(list)
         for name, values in [*ids.items(), (_IGNORE, self.ignore)]:
@@ -123,7 +123,7 @@ class LabelMap:
     def __reduce__(
         self,
     ) -> tuple[type["LabelMap"], tuple[dict[str, Sequence[int]], frozenset[str], tuple[int, ...], bool, str]]:
-        """Makes label maps picklable for worker processes: a mapping proxy is not."""
+        """Make label maps picklable for worker processes: a mapping proxy is not."""
         return LabelMap, (dict(self.ids), self.not_annotated, self.ignore, self.overlap, self.key)
 
     @property
@@ -163,7 +163,7 @@ class LabelMap:
         """The label of each pixel of a mask of ids, with the shape of the mask: the class 0..C, or the bits of overlapping classes.
 
         Raises:
-            DataError: The mask contains an id that the map does not.
+            DataError: the mask contains an id that the map does not.
         """
         unknown = self.unknown(np.unique(mask).tolist())
         if unknown:
@@ -186,7 +186,7 @@ class LabelMap:
         per class, for a folder with the name of the class; such a mask contains the first id of the class that is not 0, and 0 elsewhere.
 
         Raises:
-            OptionError: An id is too large for a mask of 16 bits, or the name of a class cannot be the name of a folder.
+            OptionError: an id is too large for a mask of 16 bits, or the name of a class cannot be the name of a folder.
         """
         if not self.overlap:
             return {"": self.first_ids()[labels]}
@@ -212,7 +212,7 @@ class LabelMap:
         Classes that the site does not annotate get such ids too, because its personal model may predict them nevertheless.
 
         Raises:
-            OptionError: An id is too large for a mask of 16 bits.
+            OptionError: an id is too large for a mask of 16 bits.
         """
         first = list(self._first_ids())
         if max(first) > _HIGHEST:

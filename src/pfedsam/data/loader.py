@@ -65,7 +65,7 @@ def load_image(case: Case, options: ImageOptions) -> npt.NDArray[np.float32]:
     """The native picture [H, W, 3] in 0..1, with the contrast set by the options.
 
     Raises:
-        DataError: The picture cannot be read.
+        DataError: the picture cannot be read.
     """
     with about(case):
         return normalise_contrast(read_image(case.image, max_megapixels=options.max_megapixels), options)
@@ -75,7 +75,7 @@ def load_ids(case: Case, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDArr
     """The ids [H, W] of the case's mask file.
 
     Raises:
-        DataError: There is no mask, or it cannot be read.
+        DataError: there is no mask, or it cannot be read.
     """
     with about(case):
         if case.mask is None:
@@ -87,7 +87,7 @@ def load_truth(case: Case, labels: LabelMap, *, max_megapixels: float = MAX_MEGA
     """The classes 0..C of the native pixels [H, W].
 
     Raises:
-        DataError: There is no mask, it cannot be read or has an unknown label.
+        DataError: there is no mask, it cannot be read or has an unknown label.
     """
     ids = load_ids(case, max_megapixels=max_megapixels)
     with about(case):
@@ -112,7 +112,7 @@ def load_case_truth(case: Case, labels: LabelMap, image: ImageOptions, options: 
     """The true classes of a picture or volume, with the spacing that distances are measured in.
 
     Raises:
-        DataError: The mask cannot be read, does not fit its image, or has an unknown label.
+        DataError: the mask cannot be read, does not fit its image, or has an unknown label.
     """
     if not case.volume:
         classes = load_truth(case, labels, max_megapixels=image.max_megapixels)
@@ -126,10 +126,10 @@ def load_case_truth(case: Case, labels: LabelMap, image: ImageOptions, options: 
 
 
 def check_sizes(case: Case, image: tuple[int, ...], mask: tuple[int, ...]) -> None:
-    """Refuses a mask that has another size (H, W) than its image.
+    """Refuse a mask that has another size (H, W) than its image.
 
     Raises:
-        DataError: The sizes differ.
+        DataError: the sizes differ.
     """
     if image == mask:
         return
@@ -153,7 +153,7 @@ def view_of(
     that the views of the study have been replaced by new ones.
 
     Raises:
-        DataError: The case has no labels, which a view needs.
+        DataError: the case has no labels, which a view needs.
     """
     case = example.case
     if example.labels is None:
@@ -182,17 +182,17 @@ def batches(
     drawn anew each time.
 
     Args:
-        examples: Number of examples.
-        views: Number of views of each.
-        batch_size: Pairs per step.
-        steps: Number of batches.
-        generator: Source of all random draws.
-        foreground: The classes that each example contains; empty if they are not known.
-        share: Least share of all draws that contain a class. These are drawn for each class in turn (see `_ClassRotation`), the others from
+        examples: number of examples.
+        views: number of views of each.
+        batch_size: pairs per step.
+        steps: number of batches.
+        generator: source of all random draws.
+        foreground: the classes that each example contains; empty if they are not known.
+        share: least share of all draws that contain a class. These are drawn for each class in turn (see `_ClassRotation`), the others from
             all examples, so that those without foreground are drawn as well.
 
     Raises:
-        DataError: There are no examples.
+        DataError: there are no examples.
     """
     if examples < 1:
         raise DataError(

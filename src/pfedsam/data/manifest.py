@@ -111,18 +111,18 @@ def read_site(
     """The site in `folder`, cases sorted by id.
 
     Args:
-        name: Name of the site in the configuration; also the name of its folder in a run.
-        folder: Contains `manifest.csv`, or `images/` and `masks/`.
-        patient_pattern: A regular expression searched in the case id; the patient is its group named `patient`, else
+        name: name of the site in the configuration; also the name of its folder in a run.
+        folder: contains `manifest.csv`, or `images/` and `masks/`.
+        patient_pattern: a regular expression searched in the case id; the patient is its group named `patient`, else
             its first group. If it does not match, the case id is the patient. A patient in the manifest takes precedence.
-        masks_required: Refuse a case without a mask. Without it, such a case has `mask=None`: for prediction, and for
+        masks_required: refuse a case without a mask. Without it, such a case has `mask=None`: for prediction, and for
             `check_sites`, which reports every such case.
-        channels: Endings of the names of two or three sequences that make up a case.
-        spacing_lost: Whether the volumes of the site have lost their spacing.
+        channels: endings of the names of two or three sequences that make up a case.
+        spacing_lost: whether the volumes of the site have lost their spacing.
 
     Raises:
-        DataError: The folder is missing, empty or ambiguous, or a manifest line is wrong.
-        OptionError: The name or the pattern cannot be used.
+        DataError: the folder is missing, empty or ambiguous, or a manifest line is wrong.
+        OptionError: the name or the pattern cannot be used.
     """
     if not _NAME.fullmatch(name):
         raise OptionError(
@@ -192,7 +192,7 @@ def pattern_is_idle(site: Site, patient_pattern: str | None) -> bool:
     """Whether the pattern matches no case at all, so that every case is a patient; False for a site with a manifest.
 
     Raises:
-        OptionError: The pattern cannot be used.
+        OptionError: the pattern cannot be used.
     """
     pattern = _compile(patient_pattern)
     if pattern is None or has_manifest(site):
@@ -246,10 +246,10 @@ def _check_foreign(name: str, folder: Path) -> None:
 
 
 def _check_utf8(name: str, folder: Path) -> None:
-    """Refuses names that are not UTF-8 and could not be written to a text file; Python reads such bytes as lone surrogates.
+    """Refuse names that are not UTF-8 and could not be written to a text file; Python reads such bytes as lone surrogates.
 
     Raises:
-        DataError: There is such a name.
+        DataError: there is such a name.
     """
     for part in _PARTS:
         found = [entry.path.name for entry in find_entries(folder / part) if not _is_text(entry.path.name)]
@@ -328,7 +328,7 @@ def _cells(row: Mapping[str | None, str | list[str] | None], *, where: str) -> d
     """The values of a line by column, without surrounding spaces.
 
     Raises:
-        DataError: The line has more or fewer values than there are columns.
+        DataError: the line has more or fewer values than there are columns.
     """
     if None in row or None in row.values():
         raise DataError(f"{where}: not as many values as columns; give every column a value (or leave it empty)")
@@ -339,7 +339,7 @@ def _images(folder: Path, text: str, *, where: str) -> list[Entry]:
     """The image of a case, or its sequences.
 
     Raises:
-        DataError: There are too many, or a file cannot be read.
+        DataError: there are too many, or a file cannot be read.
     """
     images = [_inside(folder, one.strip(), where=where) for one in text.split(";")]
     if len(images) > _MOST_SEQUENCES:
@@ -351,7 +351,7 @@ def _inside(folder: Path, text: str, *, where: str) -> Entry:
     """The file or folder at a path of the manifest.
 
     Raises:
-        DataError: The path leads out of the folder, or to no file that can be read.
+        DataError: the path leads out of the folder, or to no file that can be read.
     """
     if not _is_relative(text):
         raise DataError(
@@ -385,7 +385,7 @@ def _spacing(text: str, *, volume: bool, where: str) -> tuple[float, ...] | None
     """The spacing in mm that a cell gives, of a pixel or of a voxel; None if the cell is empty.
 
     Raises:
-        DataError: The text is no spacing.
+        DataError: the text is no spacing.
     """
     if not text:
         return None

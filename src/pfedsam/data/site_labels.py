@@ -50,14 +50,14 @@ def site_label_map(
     """The label map of a site: the study's classes in the study's order, with the ids that they have at the site.
 
     Args:
-        classes: The classes of the study, with the ids for sites that have none of their own.
-        own: The options of the site.
-        ignore: Ids of pixels that are left out of every loss and score.
-        overlap: Whether classes may share pixels.
-        key: The key of the site in the configuration, such as `data.sites.north`, for messages.
+        classes: the classes of the study, with the ids for sites that have none of their own.
+        own: the options of the site.
+        ignore: ids of pixels that are left out of every loss and score.
+        overlap: whether classes may share pixels.
+        key: the key of the site in the configuration, such as `data.sites.north`, for messages.
 
     Raises:
-        OptionError: The site has a class that the study does not have, or the ids contradict each other.
+        OptionError: the site has a class that the study does not have, or the ids contradict each other.
     """
     own_key = f"{key}.labels" if own.labels else "data.classes"
     _refuse_contradictions(classes, own, key=key, own_key=own_key)
@@ -73,10 +73,10 @@ def site_label_map(
 def _refuse_contradictions(
     classes: Mapping[str, Sequence[int]], own: SiteLabelOptions, *, key: str, own_key: str
 ) -> None:
-    """Refuses classes of a site that the study does not have, and classes that have ids and are not annotated.
+    """Refuse classes of a site that the study does not have, and classes that have ids and are not annotated.
 
     Raises:
-        OptionError: There is such a class.
+        OptionError: there is such a class.
     """
     unknown = sorted(set(own.labels) - set(classes) - {BACKGROUND})
     if unknown:

@@ -183,13 +183,13 @@ def summarize_data(
     """The summary of one site; its files are read.
 
     Args:
-        site: The site as stored on disk.
-        study: Its classes, and how images are read.
-        min_cases: Least number of cases that a published number may be computed from.
-        tell: Called after each case.
+        site: the site as stored on disk.
+        study: its classes, and how images are read.
+        min_cases: least number of cases that a published number may be computed from.
+        tell: called after each case.
 
     Raises:
-        DataError: A case has a problem, which `pfedsam data check` reports too.
+        DataError: a case has a problem, which `pfedsam data check` reports too.
     """
     labels = study.labels_of(site.name)
     facts = gather_facts(site, labels, study.image, study.volume, tell=tell)
@@ -275,10 +275,10 @@ def _pictures(case: Case, study: Study) -> list[npt.NDArray[np.float32]]:
 
 
 def write_site_summary(path: Path, summary: SiteSummaryFile) -> None:
-    """Writes a summary.
+    """Write a summary.
 
     Raises:
-        StoreError: The file could not be written.
+        StoreError: the file could not be written.
     """
     atomic.write_json(path, summary.model_dump(mode="json", by_alias=True), mode=0o644)
 
@@ -287,7 +287,7 @@ def read_site_summary(path: Path) -> SiteSummaryFile:
     """The summary in a file, which may come from another site.
 
     Raises:
-        DataError: The file cannot be read, or is no summary.
+        DataError: the file cannot be read, or is no summary.
     """
     try:
         if path.stat().st_size > _MOST_BYTES:

@@ -56,7 +56,7 @@ def split_site(site: Site, options: SplitOptions, seed: int) -> Site:
     at random from the seed and the name of the site. With three patients or more, every part with a positive proportion has a case.
 
     Raises:
-        DataError: The manifest splits only some of the cases, or puts a patient on two sides.
+        DataError: the manifest splits only some of the cases, or puts a patient on two sides.
     """
     if all(case.split is None for case in site.cases):
         sides = _deal({patient: len(cases) for patient, cases in site.patients().items()}, options, site.name, seed)
@@ -66,10 +66,10 @@ def split_site(site: Site, options: SplitOptions, seed: int) -> Site:
 
 
 def check_no_leak(site: Site) -> None:
-    """Refuses a site with a patient on two sides of the split; unused cases are on no side.
+    """Refuse a site with a patient on two sides of the split; unused cases are on no side.
 
     Raises:
-        DataError: There is such a patient; the message names the first one and its cases.
+        DataError: there is such a patient; the message names the first one and its cases.
     """
     _refuse(_leaks(site))
 
@@ -112,15 +112,15 @@ def _leaks(site: Site) -> list[str]:
 
 
 def write_split(path: Path, site: Site, *, digests: bool = False) -> None:
-    """Writes the ids of the cases in each part as JSON.
+    """Write the ids of the cases in each part as JSON.
 
     Args:
-        path: The file to write.
-        site: The site, already split.
-        digests: Whether to write digests of the files of all used cases, so that `read_split` notices when they change.
+        path: the file to write.
+        site: the site, already split.
+        digests: whether to write digests of the files of all used cases, so that `read_split` notices when they change.
 
     Raises:
-        DataError: A case has no part yet, or a file cannot be read.
+        DataError: a case has no part yet, or a file cannot be read.
     """
     undecided = _without_part(site)
     if undecided:
@@ -138,12 +138,12 @@ def read_split(path: Path, site: Site, parts: Sequence[Split] = _USED) -> Site:
     have changed.
 
     Args:
-        path: The file, written by `write_split`.
-        site: The site as it is now.
-        parts: The parts that are needed; missing or changed cases of other parts are accepted.
+        path: the file, written by `write_split`.
+        site: the site as it is now.
+        parts: the parts that are needed; missing or changed cases of other parts are accepted.
 
     Raises:
-        DataError: The file is no split, is that of another site, or lists a case twice; a case of the needed parts is missing or has
+        DataError: the file is no split, is that of another site, or lists a case twice; a case of the needed parts is missing or has
             changed; or a patient is on two sides.
     """
     stored, digests = _read_parts(path, site.name)
@@ -162,7 +162,7 @@ def _sides(path: Path, site: Site, stored: Mapping[Split, Sequence[str]]) -> dic
     """The part of each case.
 
     Raises:
-        DataError: A case is stored twice.
+        DataError: a case is stored twice.
     """
     sides: dict[str, Split] = {}
     for split in SPLITS:
@@ -184,7 +184,7 @@ def file_digest(case: Case) -> str:
     """SHA-256 over the content of the case's files, image first; of a folder, over its files sorted by name.
 
     Raises:
-        DataError: A file cannot be read.
+        DataError: a file cannot be read.
     """
     digest = hashlib.sha256()
     for path in case.files:
@@ -257,7 +257,7 @@ def _deal(sizes: Mapping[str, int], options: SplitOptions, name: str, seed: int)
 
 
 def _fill_empty_parts(members: Mapping[Split, list[str]], lacking: Mapping[Split, float]) -> None:
-    """Moves one patient into each empty part, from the part of two patients or more that lacks fewest cases."""
+    """Move one patient into each empty part, from the part of two patients or more that lacks fewest cases."""
     for part, patients in members.items():
         donor = min(members, key=lambda part: (len(members[part]) < 2, lacking[part]))
         if not patients and len(members[donor]) > 1:
@@ -289,7 +289,7 @@ def _read_parts(path: Path, site: str) -> tuple[dict[Split, list[str]], dict[str
     """The case ids of each part, and the digest of each used case if the file contains digests.
 
     Raises:
-        DataError: The file is no split, or that of another site.
+        DataError: the file is no split, or that of another site.
     """
     content = _read_content(path, site)
     parts: dict[Split, list[str]] = {split: content[split] for split in SPLITS}
@@ -305,7 +305,7 @@ def _read_content(path: Path, site: str) -> dict[str, Any]:
     """The content of a file of a known version about this site, whose values are not checked yet.
 
     Raises:
-        DataError: It is another file.
+        DataError: it is another file.
     """
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))

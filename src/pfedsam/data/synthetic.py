@@ -120,7 +120,7 @@ def write_sites(folder: str | Path, options: SyntheticOptions, seed: int) -> tup
     """Write `site_1`, `site_2`, ... into the folder, each with `images/` and `masks/`, and read them back.
 
     Raises:
-        DataError: One of these folders exists already.
+        DataError: one of these folders exists already.
     """
     sites = []
     for index in range(options.sites):

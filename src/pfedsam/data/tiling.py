@@ -54,14 +54,14 @@ def load_tiles(
     """The training tiles of the cases, pixels [3, S, S] and labels [S, S], case by case and row by row.
 
     Args:
-        cases: Cases with masks.
-        labels: Site to what the ids in its masks mean.
-        image: How pictures are read; contrast is computed from the whole picture.
+        cases: cases with masks.
+        labels: site to what the ids in its masks mean.
+        image: how pictures are read; contrast is computed from the whole picture.
         side: S, the side of the model's square.
-        tiling: Size and overlap of the tiles.
+        tiling: size and overlap of the tiles.
 
     Raises:
-        DataError: A picture or a mask cannot be read, or they differ in size.
+        DataError: a picture or a mask cannot be read, or they differ in size.
     """
     examples = []
     for case in cases:

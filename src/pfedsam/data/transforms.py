@@ -93,12 +93,12 @@ def apply_view(
     """One view of pixels [3, S, S] and labels [S, S]: both are turned and mirrored alike, and the intensities of the pixels are changed.
 
     Args:
-        pixels: Values in 0..1; those of the result are in 0..1 too.
-        labels: Classes.
-        view: Number of the view; 0 returns both unchanged and draws nothing.
-        generator: The only source of randomness: the same state gives the same view, bit for bit.
-        options: Kinds and strengths of the changes.
-        frame: The frame of the picture; if given, the padding keeps its zeros.
+        pixels: values in 0..1; those of the result are in 0..1 too.
+        labels: classes.
+        view: number of the view; 0 returns both unchanged and draws nothing.
+        generator: the only source of randomness: the same state gives the same view, bit for bit.
+        options: kinds and strengths of the changes.
+        frame: the frame of the picture; if given, the padding keeps its zeros.
     """
     if view == 0:
         return pixels, labels
@@ -120,7 +120,7 @@ def _dihedral(options: AugmentOptions) -> list[tuple[int, bool]]:
 
 
 def _turn(image: Tensor, turns: int, mirrored: bool) -> Tensor:
-    """Rotates an image [..., H, W] by a number of quarter turns, and mirrors it if `mirrored`."""
+    """Rotate an image [..., H, W] by a number of quarter turns, and mirror it if `mirrored`."""
     turned = torch.rot90(image, turns, dims=(-2, -1))
     return (turned.flip(-1) if mirrored else turned).contiguous()
 

@@ -49,7 +49,7 @@ class Slicing:
         """The slicing of a volume in a plane; a volume of one slice is never cut across it.
 
         Raises:
-            DataError: A plane is named and the file has no orientation.
+            DataError: a plane is named and the file has no orientation.
         """
         if header.affine is None:
             if plane != "auto" and header.shape[2] != 1:
@@ -112,7 +112,7 @@ def scale_of(reader: Reader, options: VolumeOptions, image: ImageOptions) -> Sca
     Colours are in 0..1 already.
 
     Raises:
-        DataError: The volume is damaged, or its values do not fit `normalise: none`.
+        DataError: the volume is damaged, or its values do not fit `normalise: none`.
     """
     header = reader.header()
     if header.channels == 3:
@@ -137,7 +137,7 @@ def _whole_range(header: Header, planes: Iterable[npt.NDArray[np.float32]]) -> S
     """The range of the type of a volume of 8 or 16 bits, or 0..1 for other values, which are given as slices [n, m].
 
     Raises:
-        DataError: Other values are not in 0..1.
+        DataError: other values are not in 0..1.
     """
     if header.dtype.kind == "u" and header.dtype.itemsize <= 2:
         return Scale(0.0, float(np.iinfo(header.dtype).max))
@@ -171,8 +171,8 @@ def percentiles(
     result does not depend on the order of the slices.
 
     Args:
-        planes: Returns a new iterator over the slices, float32.
-        shares: The two percentiles in percent.
+        planes: returns a new iterator over the slices, float32.
+        shares: the two percentiles in percent.
     """
     upper = np.zeros(1 << 16, dtype=np.int64)
     for plane in planes():
@@ -223,19 +223,19 @@ class Volume:
         spacing_else: tuple[float, ...] | None = None,
         scales: tuple[Scale, ...] | None = None,
     ) -> None:
-        """Takes opened volumes; nothing is decoded yet.
+        """Take opened volumes; nothing is decoded yet.
 
         Args:
-            readers: One volume, or up to three sequences of one grid.
-            options: Plane, channels, normalisation.
-            image: Percentiles.
-            spacing_mm: Spacing along D, H, W that replaces the one in the file.
-            spacing_lost: Whether the spacing in the file is wrong and must not be used.
-            spacing_else: Spacing along D, H, W if the file has none.
-            scales: The normalisation of each volume, if it is known already.
+            readers: one volume, or up to three sequences of one grid.
+            options: plane, channels, normalisation.
+            image: percentiles.
+            spacing_mm: spacing along D, H, W that replaces the one in the file.
+            spacing_lost: whether the spacing in the file is wrong and must not be used.
+            spacing_else: spacing along D, H, W if the file has none.
+            scales: the normalisation of each volume, if it is known already.
 
         Raises:
-            DataError: There is no such plane.
+            DataError: there is no such plane.
         """
         self.readers, self._options, self._image = tuple(readers), options, image
         self.header = readers[0].header()
@@ -264,7 +264,7 @@ class Volume:
         """The frame of the slices in the model's square: filling it, or with the pixel size of `data.volume.spacing`.
 
         Raises:
-            DataError: The spacing is not known, or the slices do not fit.
+            DataError: the spacing is not known, or the slices do not fit.
         """
         native, wanted = self.shape[1:], self._options.spacing
         if wanted is None:
@@ -287,7 +287,7 @@ class Volume:
         """The normalisation of each sequence.
 
         Raises:
-            DataError: A volume is damaged.
+            DataError: a volume is damaged.
         """
         if self._scales is None:
             self._scales = tuple(scale_of(reader, self._options, self._image) for reader in self.readers)
@@ -297,7 +297,7 @@ class Volume:
         """Slice `number` as the model's input, [H, W, 3] in 0..1.
 
         Raises:
-            DataError: The volume is damaged.
+            DataError: the volume is damaged.
         """
         if self._options.neighbours:
             last = self.shape[0] - 1
@@ -312,7 +312,7 @@ class Volume:
         """Slice `number` for display, [H, W, 3] in 0..1: of the first sequence, without its neighbours.
 
         Raises:
-            DataError: The volume is damaged.
+            DataError: the volume is damaged.
         """
         grey = self._grey(0, number)
         return grey if grey.shape[2] == 3 else np.repeat(grey[..., :1], 3, axis=2)
@@ -321,7 +321,7 @@ class Volume:
         """Slice `number` of a mask of this volume, [H, W].
 
         Raises:
-            DataError: The mask is damaged, or its values are no ids.
+            DataError: the mask is damaged, or its values are no ids.
         """
         index = self.slicing.index(number, self.shape[0])
         return np.asarray(self.slicing.turn(mask.mask_slice(index, self.slicing.axes[0])))
@@ -330,15 +330,15 @@ class Volume:
         """All slices of a mask in order, each of shape [H, W].
 
         Raises:
-            DataError: The mask is damaged, or its values are no ids.
+            DataError: the mask is damaged, or its values are no ids.
         """
         return (self.ids(mask, number) for number in range(self.shape[0]))
 
     def write_mask(self, path: Path, mask: npt.NDArray[Any]) -> None:
-        """Writes ids [D, H, W], uint8 or uint16, on the grid of the file.
+        """Write ids [D, H, W], uint8 or uint16, on the grid of the file.
 
         Raises:
-            StoreError: The file cannot be written.
+            StoreError: the file cannot be written.
         """
         self.readers[0].write_mask(path, self.slicing.to_file(mask))
 

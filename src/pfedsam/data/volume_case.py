@@ -23,13 +23,13 @@ def open_case(
     """The volume of a case, with its sequences as channels; only headers are read.
 
     Args:
-        case: A case whose image is a volume.
-        image: Percentiles of the intensities.
-        options: How volumes are read.
-        scales: The normalisation of its sequences, if it is known already.
+        case: a case whose image is a volume.
+        image: percentiles of the intensities.
+        options: how volumes are read.
+        scales: the normalisation of its sequences, if it is known already.
 
     Raises:
-        DataError: A file cannot be read, or the sequences differ in grid.
+        DataError: a file cannot be read, or the sequences differ in grid.
     """
     with about(case):
         readers = [open_volume(path, options, series=case.series) for path in (case.image, *case.sequences)]
@@ -54,7 +54,7 @@ def open_case_mask(case: Case, volume: Volume, options: VolumeOptions) -> MaskRe
     """The mask of a volume on its grid.
 
     Raises:
-        DataError: There is no mask, it cannot be read, or has another grid.
+        DataError: there is no mask, it cannot be read, or has another grid.
     """
     with about(case):
         if case.mask is None:
@@ -69,7 +69,7 @@ def load_volume_truth(case: Case, volume: Volume, labels: LabelMap, options: Vol
     """The classes 0..C of all slices, [D, H, W].
 
     Raises:
-        DataError: The mask cannot be read, has another grid or an unknown label.
+        DataError: the mask cannot be read, has another grid or an unknown label.
     """
     mask = open_case_mask(case, volume, options)
     truth = np.empty(volume.shape, dtype=np.uint8)

@@ -56,11 +56,11 @@ class Job:
         """The job as a case without a mask.
 
         Args:
-            site: The site whose model predicts.
-            channels: Endings of the names of a case's sequences; the files of all sequences are in the same folder.
+            site: the site whose model predicts.
+            channels: endings of the names of a case's sequences; the files of all sequences are in the same folder.
 
         Raises:
-            DataError: The job is not the first sequence of a case.
+            DataError: the job is not the first sequence of a case.
         """
         others: tuple[Path, ...] = ()
         if channels:
@@ -90,13 +90,13 @@ def find_jobs(images: Sequence[Path], out: Path, *, dicom_seg: bool = False, pro
     pictures in it.
 
     Args:
-        images: Files, folders and patterns such as `new/*.nii.gz`.
-        out: Folder of the masks.
-        dicom_seg: Whether masks of DICOM series are written as DICOM-SEG.
-        probabilities: Whether the probabilities of volumes are written.
+        images: files, folders and patterns such as `new/*.nii.gz`.
+        out: folder of the masks.
+        dicom_seg: whether masks of DICOM series are written as DICOM-SEG.
+        probabilities: whether the probabilities of volumes are written.
 
     Raises:
-        OptionError: A folder contains no image, or two masks would be the same file.
+        OptionError: a folder contains no image, or two masks would be the same file.
     """
     jobs = [job for image in _expanded(images) for job in _jobs_of(image, out, dicom_seg)]
     if probabilities:
@@ -109,7 +109,7 @@ def _refuse_equal_files(jobs: Sequence[Job]) -> None:
     """Refuse jobs that would write the same file.
 
     Raises:
-        OptionError: There are two such jobs.
+        OptionError: there are two such jobs.
     """
     seen: dict[Path, Job] = {}
     for job in jobs:
@@ -128,12 +128,12 @@ def refuse_existing(jobs: Sequence[Job], folders: Sequence[str] = ("",), *, resu
     """Refuse to overwrite a file.
 
     Args:
-        jobs: The jobs whose masks are to be written.
-        folders: For classes that overlap, the folders of the masks in the output folder.
-        resume: Whether the probabilities of a job without a mask may exist, because an interrupted call wrote them.
+        jobs: the jobs whose masks are to be written.
+        folders: for classes that overlap, the folders of the masks in the output folder.
+        resume: whether the probabilities of a job without a mask may exist, because an interrupted call wrote them.
 
     Raises:
-        OptionError: A file of a job exists already.
+        OptionError: a file of a job exists already.
     """
     inputs = {job.path.resolve() for job in jobs}
     for job in jobs:
@@ -179,7 +179,7 @@ def _jobs_in(folder: Path, out: Path, dicom_seg: bool) -> Iterator[Job]:
     """The jobs of all images in a folder that is not an image itself; the folder of the masks may be in it.
 
     Raises:
-        OptionError: There is no image in it.
+        OptionError: there is no image in it.
     """
     entries = [one for one in find_entries(folder) if one.path.resolve() != out.resolve()]
     if not entries:
@@ -209,17 +209,17 @@ def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_se
     for each class in a folder of the class's name, or one DICOM-SEG with all of them.
 
     Args:
-        job: The job with the paths of its files.
-        found: The volume and its classes.
-        labels: Names and ids of the classes.
-        dicom_seg: Whether the mask of a DICOM series is written as DICOM-SEG.
+        job: the job with the paths of its files.
+        found: the volume and its classes.
+        labels: names and ids of the classes.
+        dicom_seg: whether the mask of a DICOM series is written as DICOM-SEG.
 
     Returns:
         The file of the mask; if there are several, the last one.
 
     Raises:
-        DataError: A DICOM-SEG cannot be made of this volume.
-        StoreError: A file cannot be written.
+        DataError: a DICOM-SEG cannot be made of this volume.
+        StoreError: a file cannot be written.
     """
     folder, volume = job.target.parent, found.volume
     folder.mkdir(parents=True, exist_ok=True)
@@ -246,7 +246,7 @@ def _write_probabilities(path: Path, found: PredictedVolume, classes: int) -> No
     """Write the probabilities of all classes to one file, if they were requested.
 
     Raises:
-        StoreError: The file cannot be written.
+        StoreError: the file cannot be written.
     """
     if found.probabilities is None:
         return
@@ -278,7 +278,7 @@ def _write_sizes(folder: Path, name: str, found: PredictedVolume, labels: LabelM
     """Write the sizes of the classes into both tables; slices have the numbers that they have in the written mask.
 
     Raises:
-        DataError: One of the files contains another table.
+        DataError: one of the files contains another table.
     """
     volume, depth = found.volume, len(found.classes)
     sizes = measure(found.classes, labels.names, volume.spacing_mm, overlap=labels.overlap)
@@ -298,7 +298,7 @@ def _replace_rows(path: Path, columns: Sequence[str], name: str, rows: Sequence[
     """Write the rows of one image into a table; earlier rows of the same image are replaced.
 
     Raises:
-        DataError: The file contains another table.
+        DataError: the file contains another table.
     """
     kept: list[list[str]] = []
     if path.exists():

@@ -50,15 +50,15 @@ def predict_volume_file(
     """The classes of a volume, predicted slice by slice by the model in use at a site.
 
     Args:
-        options: The options of the run.
-        built: The model of the run.
-        used: The parameters that the site uses.
-        case: The volume; its mask is not read.
-        wishes: Options of the prediction.
-        tell: Called with the number of finished slices and the number of all slices.
+        options: the options of the run.
+        built: the model of the run.
+        used: the parameters that the site uses.
+        case: the volume; its mask is not read.
+        wishes: options of the prediction.
+        tell: called with the number of finished slices and the number of all slices.
 
     Raises:
-        DataError: The volume cannot be read.
+        DataError: the volume cannot be read.
     """
     overlap = options.data.overlap
     slices = build_images(options, (case,), built.model.image_size)

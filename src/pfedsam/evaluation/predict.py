@@ -55,12 +55,12 @@ def predict_tiled(
     """Predict pictures at native size tile by tile, and blend the logits of the tiles at native pixels; returns the same as `predict`.
 
     Args:
-        forward: Function from pixels [B, 3, S, S] to logits [B, C, h, w].
-        pictures: Pictures with pixels [3, H, W], as `load_pictures` returns them.
-        side: Side S of the model's input.
-        tiling: Side of a tile and overlap of the tiles.
-        batch_size: Number of tiles in a forward pass.
-        overlap: Whether classes overlap, so that labels are sets of bits.
+        forward: function from pixels [B, 3, S, S] to logits [B, C, h, w].
+        pictures: pictures with pixels [3, H, W], as `load_pictures` returns them.
+        side: side S of the model's input.
+        tiling: side of a tile and overlap of the tiles.
+        batch_size: number of tiles in a forward pass.
+        overlap: whether classes overlap, so that labels are sets of bits.
     """
     for picture in pictures:
         with torch.inference_mode():
@@ -124,10 +124,10 @@ def predict(
     The caller puts the model in evaluation mode; no gradient is recorded.
 
     Args:
-        forward: Function from pixels [B, 3, S, S] to logits [B, C, h, w].
-        examples: Examples to predict; their labels are not used.
-        batch_size: Number of images in a forward pass, at least 1.
-        overlap: Whether classes overlap, so that labels are sets of bits.
+        forward: function from pixels [B, 3, S, S] to logits [B, C, h, w].
+        examples: examples to predict; their labels are not used.
+        batch_size: number of images in a forward pass, at least 1.
+        overlap: whether classes overlap, so that labels are sets of bits.
     """
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
@@ -182,12 +182,12 @@ def predict_volume(
     """Predict a whole volume at native size, slice by slice, with only the result and one batch in memory.
 
     Args:
-        forward: Function from pixels [B, 3, S, S] to logits [B, C, h, w].
-        slices: The slices of the volume, in order.
-        batch_size: Number of slices in a forward pass.
-        probabilities: Whether to return also the probabilities: the softmax over background and classes, or the sigmoid of each class.
-        overlap: Whether classes overlap.
-        tell: Called with the number of finished slices and the number of all slices.
+        forward: function from pixels [B, 3, S, S] to logits [B, C, h, w].
+        slices: the slices of the volume, in order.
+        batch_size: number of slices in a forward pass.
+        probabilities: whether to return also the probabilities: the softmax over background and classes, or the sigmoid of each class.
+        overlap: whether classes overlap.
+        tell: called with the number of finished slices and the number of all slices.
     """
     size = slices[0].frame.native
     classes = np.empty((len(slices), *size), dtype=np.uint8)

@@ -16,10 +16,10 @@ def clean_regions(
     """The class map without small connected components; neighbours share a face, an edge or a corner.
 
     Args:
-        classes: Labels, shape [H, W] or [D, H, W]: class numbers 0..C, or sets of bits if classes overlap.
-        smallest: Components with fewer pixels or voxels become background.
-        largest_only: Whether to keep only the largest component of each class.
-        overlap: Whether the labels are sets of bits, one for each class.
+        classes: labels, shape [H, W] or [D, H, W]: class numbers 0..C, or sets of bits if classes overlap.
+        smallest: components with fewer pixels or voxels become background.
+        largest_only: whether to keep only the largest component of each class.
+        overlap: whether the labels are sets of bits, one for each class.
     """
     if smallest <= 1 and not largest_only:
         return classes
@@ -60,10 +60,10 @@ def measure(
     """The size of every class in a volume.
 
     Args:
-        classes: Labels, shape [D, H, W]: class numbers 0..C, or sets of bits if classes overlap.
-        names: Of the classes 1..C.
-        spacing_mm: The voxel size along D, H, W; None if it is not known.
-        overlap: Whether the labels are sets of bits, one for each class.
+        classes: labels, shape [D, H, W]: class numbers 0..C, or sets of bits if classes overlap.
+        names: of the classes 1..C.
+        spacing_mm: the voxel size along D, H, W; None if it is not known.
+        overlap: whether the labels are sets of bits, one for each class.
     """
     masks = (class_pixels(classes, number, overlap=overlap) for number in range(1, len(names) + 1))
     return [_size(name, mask.sum(axis=(1, 2)).tolist(), spacing_mm) for name, mask in zip(names, masks, strict=True)]

@@ -105,21 +105,21 @@ def score_case(
     """The scores of a predicted class map against the true one.
 
     Args:
-        case: Name of the case.
-        prediction: Labels [H, W] or [D, H, W]: 0 for background, 1..C in the order of `class_names`, or bits where classes overlap.
-        truth: Labels of the same shape; a pixel that is to be ignored counts in no measure.
-        class_names: The C names of the classes.
-        spacing_mm: Size of a voxel along the axes of the masks in mm; without it distances are in voxels.
-        patient: The patient of the case; without it the case counts as a patient of its own.
-        lesions: Names of the classes that are lesions.
-        surface_tolerance: Tolerance of NSD, in the unit of the distances.
-        distances: If False, only Dice and IoU are computed and the other measures are None. Validation needs Dice only, and the other
+        case: name of the case.
+        prediction: labels [H, W] or [D, H, W]: 0 for background, 1..C in the order of `class_names`, or bits where classes overlap.
+        truth: labels of the same shape; a pixel that is to be ignored counts in no measure.
+        class_names: the C names of the classes.
+        spacing_mm: size of a voxel along the axes of the masks in mm; without it distances are in voxels.
+        patient: the patient of the case; without it the case counts as a patient of its own.
+        lesions: names of the classes that are lesions.
+        surface_tolerance: tolerance of NSD, in the unit of the distances.
+        distances: if False, only Dice and IoU are computed and the other measures are None. Validation needs Dice only, and the other
             measures take most of the time.
-        not_annotated: Names of the classes that the site does not annotate; they are not scored.
-        overlap: Whether labels are sets of bits, one for each class.
+        not_annotated: names of the classes that the site does not annotate; they are not scored.
+        overlap: whether labels are sets of bits, one for each class.
 
     Raises:
-        DataError: The two maps differ in size, are neither an image nor a volume, or do not fit the spacing.
+        DataError: the two maps differ in size, are neither an image nor a volume, or do not fit the spacing.
     """
     _check_shapes(case, prediction.shape, truth.shape, spacing_mm)
     classes: dict[str, ClassScores] = {}
@@ -159,7 +159,7 @@ def _check_shapes(
     """Refuse masks that cannot be scored.
 
     Raises:
-        DataError: They differ in size, are neither an image nor a volume, or do not fit the spacing.
+        DataError: they differ in size, are neither an image nor a volume, or do not fit the spacing.
     """
     if prediction != truth:
         raise DataError(

@@ -69,7 +69,7 @@ def resampled_means(
     for each class and then over the classes.
 
     Args:
-        patients: Values [cases, classes] of each patient, NaN where undefined.
+        patients: values [cases, classes] of each patient, NaN where undefined.
         generator: source of the random draws; two models with generators of the same seed get the same patients, so that they are paired.
         resamples: number of resamples.
     """

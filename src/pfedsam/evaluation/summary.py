@@ -116,7 +116,7 @@ def summarize_site(scores: Sequence[CaseScores]) -> SiteSummary:
     """The summary of one model at one site.
 
     Raises:
-        DataError: There is no case, or the cases were scored for different classes.
+        DataError: there is no case, or the cases were scored for different classes.
     """
     if not scores:
         raise DataError(
@@ -139,7 +139,7 @@ def summarize_sites(sites: Mapping[str, SiteSummary]) -> FederationSummary:
     """The summary over sites, each site with the same weight.
 
     Raises:
-        DataError: There is no site, or the sites were scored for different classes.
+        DataError: there is no site, or the sites were scored for different classes.
     """
     if not sites:
         raise DataError("there is no site to summarise: a federation needs at least one site with scored cases.")
@@ -153,7 +153,7 @@ def _mean_over_sites(sites: Sequence[SiteSummary]) -> SiteSummary:
     """The means of the measures over sites, and the sums of the counts.
 
     Raises:
-        DataError: The sites were scored for different classes.
+        DataError: the sites were scored for different classes.
     """
     names = _common_classes([site.classes for site in sites], "the sites")
     units = _common_units(site.units for site in sites)
@@ -171,7 +171,7 @@ def _common_classes(scored: Sequence[Mapping[str, object]], what: str) -> list[s
     """The names of the classes, which must be the same, in the same order, for all that was scored.
 
     Raises:
-        DataError: They are not; the message names `what` was scored.
+        DataError: they are not; the message names `what` was scored.
     """
     names = list(scored[0])
     if any(list(classes) != names for classes in scored):

@@ -337,8 +337,8 @@ def _are_volumes(options: RunOptions, cases: tuple[Case, ...]) -> bool:
     """Whether the cases are volumes.
 
     Raises:
-        DataError: Only some of the cases are volumes.
-        OptionError: The cases are volumes, but the options cut pictures into tiles.
+        DataError: only some of the cases are volumes.
+        OptionError: the cases are volumes, but the options cut pictures into tiles.
     """
     volume = next((case for case in cases if case.volume), None)
     picture = next((case for case in cases if not case.volume), None)

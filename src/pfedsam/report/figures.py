@@ -137,8 +137,8 @@ def expert_usage(usage: Mapping[int, Sequence[float]], *, highest: float) -> byt
     """Share of the tokens that each expert (columns) gets in each adapted block (rows), in per cent.
 
     Args:
-        usage: Shares of the experts by block.
-        highest: The share with the darkest colour; it is the same for all sites of a page, so that they can be compared.
+        usage: shares of the experts by block.
+        highest: the share with the darkest colour; it is the same for all sites of a page, so that they can be compared.
     """
     blocks = sorted(usage)
     shares = [list(usage[block]) for block in blocks]
@@ -201,7 +201,7 @@ def method_dots(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
     A few methods are shown as dots in one row per site; many methods are shown in one row each, with the sites as dots.
 
     Args:
-        rows: Values, one per seed, by site and method; the last key is the mean over sites. A list is empty if there is no run.
+        rows: values, one per seed, by site and method; the last key is the mean over sites. A list is empty if there is no run.
     """
     methods = list(dict.fromkeys(method for row in rows.values() for method in row))
     if len(methods) <= _FEW:
@@ -214,8 +214,8 @@ def difference_bars(rows: Mapping[str, Mapping[str, tuple[float, Interval | None
     """Differences of Dice with their intervals: one row per site with a dot and a bar per run; the last row is the mean.
 
     Args:
-        rows: Difference and its interval by site and run; the last key is the mean over sites.
-        against: Name of the run that is subtracted.
+        rows: difference and its interval by site and run; the last key is the mean over sites.
+        against: name of the run that is subtracted.
     """
     names = list(dict.fromkeys(chain.from_iterable(rows.values())))
     with mpl.rc_context(_STYLE):
@@ -263,9 +263,9 @@ def _dots(rows: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str
     """A row of dots for each key of `rows`.
 
     Args:
-        rows: Values by row and name of the dot.
-        names: Names of the dots, for the legend.
-        with_mean: If True, the last name is the mean over the other names, and the rows are low. If False, the last row is the mean over
+        rows: values by row and name of the dot.
+        names: names of the dots, for the legend.
+        with_mean: if True, the last name is the mean over the other names, and the rows are low. If False, the last row is the mean over
             the other rows, and the rows are high enough to show dots of equal value one above the other.
     """
     table, mean = (_LOW_ROWS, names[-1]) if with_mean else (_HIGH_ROWS, None)
@@ -349,10 +349,10 @@ def curves(ticks: Sequence[str], lines: Mapping[str, Sequence[float | None]], ac
     """Lines over a few evenly spaced, named positions on the x axis; a missing value leaves a gap.
 
     Args:
-        ticks: Names of the positions along x, in order.
-        lines: One value per position, by the label of the line.
-        across: Label of the x axis.
-        up: Label of the y axis.
+        ticks: names of the positions along x, in order.
+        lines: one value per position, by the label of the line.
+        across: label of the x axis.
+        up: label of the y axis.
     """
     known = {label: {float(x): y for x, y in enumerate(values) if y is not None} for label, values in lines.items()}
     with mpl.rc_context(_STYLE):
@@ -365,8 +365,8 @@ def method_curves(lines: Mapping[str, Mapping[float, float]], up: str) -> bytes:
     """A line for each method over the rounds.
 
     Args:
-        lines: The values by round, counted from 1, by the label of the line.
-        up: Label of the y axis.
+        lines: the values by round, counted from 1, by the label of the line.
+        up: label of the y axis.
     """
     with mpl.rc_context(_STYLE):
         return _svg(_line_axes(lines, "round", up, markersize=3))

@@ -99,13 +99,13 @@ def volume_overlay(
     """The slices of a volume that are drawn; no other slices are read. Pixels that are to be ignored are no errors.
 
     Args:
-        image_slice: Function from the index of a slice to its picture [H, W, 3] in 0..1.
-        truth: Class map [D, H, W].
-        prediction: Class map [D, H, W].
+        image_slice: function from the index of a slice to its picture [H, W, 3] in 0..1.
+        truth: class map [D, H, W].
+        prediction: class map [D, H, W].
         dice: Dice of the volume; None if undefined.
-        spacing_mm: Spacing along (D, H, W); None if it is not known.
-        axes: The directions in which the indices along (D, H, W) increase, one letter of RLAPSI each; None if they are not known.
-        overlap: Labels are sets of bits, one for each class.
+        spacing_mm: spacing along (D, H, W); None if it is not known.
+        axes: the directions in which the indices along (D, H, W) increase, one letter of RLAPSI each; None if they are not known.
+        overlap: labels are sets of bits, one for each class.
     """
     counted = ~ignored_pixels(truth, overlap=overlap)
     wrong = np.count_nonzero((truth != prediction) & counted, axis=(1, 2))

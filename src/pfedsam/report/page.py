@@ -104,8 +104,8 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
     """Write `report.html` into the folder of a finished run, and return its path.
 
     Args:
-        run_folder: The folder with `summary.json`; parts of the page whose files are missing in the folder are left out.
-        baseline: The folder of a run with method local-only, to show the gain over it.
+        run_folder: the folder with `summary.json`; parts of the page whose files are missing in the folder are left out.
+        baseline: the folder of a run with method local-only, to show the gain over it.
 
     Raises:
         RunError: the baseline is not a run with method local-only and the same sites, seed and split.

@@ -30,7 +30,7 @@ def find_layout(name: str | None, source: Path) -> Layout:
     """The layout of this name; without a name, the only one that finds cases in a folder.
 
     Raises:
-        OptionError: There is no such layout, or none or several fit.
+        OptionError: there is no such layout, or none or several fit.
     """
     if name is not None:
         if name not in LAYOUTS:

@@ -37,7 +37,7 @@ class MadeFile:
     ending: str
     """Such as `.png`."""
     write: Callable[[Path], None]
-    """Writes it to a path."""
+    """Write it to a path."""
 
 
 UNREADABLE: Final = (OSError, EOFError, ValueError, zlib.error, ImageFileError)
@@ -96,17 +96,17 @@ class Imported:
 def write_sites(
     layout: Layout, source: Path, out: Path, *, copy: bool = False, progress: Callable[[str], None] | None = None
 ) -> Imported:
-    """Writes one folder per site with a manifest, and a study with these sites.
+    """Write one folder per site with a manifest, and a study with these sites.
 
     Args:
-        layout: The layout of the source.
-        source: The downloaded folder; only read.
-        out: A new or empty folder.
-        copy: Whether to copy the files. Otherwise symbolic links are written, and the source must not be moved.
-        progress: Called with site and name of each case.
+        layout: the layout of the source.
+        source: the downloaded folder; only read.
+        out: a new or empty folder.
+        copy: whether to copy the files. Otherwise symbolic links are written, and the source must not be moved.
+        progress: called with site and name of each case.
 
     Raises:
-        DataError: The source has another layout, or the folder is not empty.
+        DataError: the source has another layout, or the folder is not empty.
     """
     _check_folders(source, out)
     by_site, without_mask = _cases_by_site(layout, source)
@@ -128,10 +128,10 @@ def write_sites(
 
 
 def _check_folders(source: Path, out: Path) -> None:
-    """Refuses a source that is missing, and a target that contains something.
+    """Refuse a source that is missing, and a target that contains something.
 
     Raises:
-        DataError: One of the folders cannot be used.
+        DataError: one of the folders cannot be used.
     """
     if not source.is_dir():
         raise DataError(f"the folder {str(source)!r} does not exist; give the folder that the data set was unpacked to")
@@ -143,7 +143,7 @@ def _cases_by_site(layout: Layout, source: Path) -> tuple[dict[str, list[FoundCa
     """The cases of each site, sites and cases in alphabetical order; and the names of the images of each site that have no mask.
 
     Raises:
-        DataError: There is no case, or two cases of a site have the same name.
+        DataError: there is no case, or two cases of a site have the same name.
     """
     everything = sorted(layout.find(source), key=lambda case: (case.site, case.case))
     found = [case for case in everything if case.mask is not None]
@@ -188,7 +188,7 @@ def _place(source: Source, folder: Path, stem: str, *, copy: bool) -> str:
     """Links, copies or makes a file in a folder under a new stem, and returns its name there.
 
     Raises:
-        DataError: The file cannot be read or written.
+        DataError: the file cannot be read or written.
     """
     ending = source.ending if isinstance(source, MadeFile) else ending_of(source)
     target = folder / f"{stem}{ending}"

@@ -30,7 +30,7 @@ def _colours(path: Path) -> npt.NDArray[np.uint8]:
     """The picture [H, W, 3] without its alpha channel.
 
     Raises:
-        DataError: The file is damaged.
+        DataError: the file is damaged.
     """
     try:
         with Image.open(path) as image:
@@ -51,7 +51,7 @@ def _union(masks: Sequence[Path]) -> npt.NDArray[np.uint8]:
     """1 where any of the masks [H, W] is not 0.
 
     Raises:
-        DataError: They are not of one size.
+        DataError: they are not of one size.
     """
     union: npt.NDArray[np.uint8] | None = None
     for path in masks:

@@ -15,7 +15,7 @@ def find(source: Path) -> Iterator[FoundCase]:
     """Every patient of `partitioning_*.csv` whose folder exists; the site is the institution.
 
     Raises:
-        DataError: A patient's folder has not all sequences.
+        DataError: a patient's folder has not all sequences.
     """
     for patient, institution in _partition(source):
         folder = source / patient

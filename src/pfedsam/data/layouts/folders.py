@@ -27,7 +27,7 @@ def classes(source: Path) -> Classes:
     """A class for each id above 0 in the masks, called `class_<id>`; the user can rename them in the study.
 
     Raises:
-        DataError: No mask contains an id above 0.
+        DataError: no mask contains an id above 0.
     """
     ids: set[int] = set()
     for case in find(source):
@@ -43,7 +43,7 @@ def _ids(path: Path) -> set[int]:
     """The ids in a mask file.
 
     Raises:
-        DataError: The file is damaged, or its values are no ids.
+        DataError: the file is damaged, or its values are no ids.
     """
     if path.name.lower().endswith((".nii", ".nii.gz")):
         mask = NiftiReader(path)

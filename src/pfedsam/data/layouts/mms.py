@@ -43,10 +43,10 @@ def _table(source: Path) -> dict[str, dict[str, str]]:
 
 
 def _write_frame(source: Path, frame: str, target: Path) -> None:
-    """Writes one time of a 4-D file as a 3-D file with the same position in space.
+    """Write one time of a 4-D file as a 3-D file with the same position in space.
 
     Raises:
-        DataError: The file has no such time.
+        DataError: the file has no such time.
     """
     volume = nib.nifti1.Nifti1Image.from_filename(source)
     if not frame.strip().isdecimal() or len(volume.shape) != 4 or int(frame) >= volume.shape[3]:

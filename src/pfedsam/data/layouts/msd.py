@@ -13,7 +13,7 @@ def find(source: Path) -> Iterator[FoundCase]:
     """The labelled cases; every case is a patient. The files in the folders are used, not the paths in the JSON file.
 
     Raises:
-        DataError: A label file has no image.
+        DataError: a label file has no image.
     """
     description = read_description(source, "training")
     if not description:
@@ -31,7 +31,7 @@ def classes(source: Path) -> Classes:
     """The labels of `dataset.json`, which maps numbers to names.
 
     Raises:
-        DataError: A key is no number.
+        DataError: a key is no number.
     """
     labels = read_description(source, "training").get("labels", {})
     wrong = [number for number in labels if not str(number).isdecimal()]

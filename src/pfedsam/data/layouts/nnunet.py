@@ -19,7 +19,7 @@ def read_description(source: Path, key: str) -> Mapping[str, Any]:
     """The content of `dataset.json` if it has this key, otherwise an empty mapping.
 
     Raises:
-        DataError: The file is no JSON.
+        DataError: the file is no JSON.
     """
     path = source / "dataset.json"
     if not path.is_file():
@@ -35,7 +35,7 @@ def find(source: Path) -> Iterator[FoundCase]:
     """The labelled cases; of more than three channels the first three are taken. The layout has no patients, so each case is one.
 
     Raises:
-        DataError: A label file has no image.
+        DataError: a label file has no image.
     """
     description = read_description(source, "file_ending")
     if not description:
@@ -63,7 +63,7 @@ def classes(source: Path) -> Classes:
     """The labels of `dataset.json` without background and `ignore`; a region has several ids.
 
     Raises:
-        DataError: A label is neither an id nor a list of ids.
+        DataError: a label is neither an id nor a list of ids.
     """
     return {name: ids for name, ids in _labels(source).items() if name not in ("background", "ignore")}
 
@@ -72,7 +72,7 @@ def options(source: Path) -> Mapping[str, Any]:
     """The ids of `ignore`, and that classes overlap if the labels are regions that share ids.
 
     Raises:
-        DataError: A label is neither an id nor a list of ids.
+        DataError: a label is neither an id nor a list of ids.
     """
     found = list(chain.from_iterable(classes(source).values()))
     ignored = _labels(source).get("ignore")
@@ -86,7 +86,7 @@ def _labels(source: Path) -> dict[str, list[int]]:
     """The ids of each label of `dataset.json`.
 
     Raises:
-        DataError: A label is neither an id nor a list of ids.
+        DataError: a label is neither an id nor a list of ids.
     """
     found: dict[str, list[int]] = {}
     for name, value in read_description(source, "file_ending").get("labels", {}).items():

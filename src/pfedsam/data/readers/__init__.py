@@ -38,7 +38,7 @@ class MaskReader(Protocol):
         """The ids [A, B] of the plane with this index along `axis`.
 
         Raises:
-            DataError: The file is damaged, or its values are no ids.
+            DataError: the file is damaged, or its values are no ids.
         """
         ...
 
@@ -60,12 +60,12 @@ def open_volume(path: Path, options: VolumeOptions, *, series: str | None = None
     """The reader of a NIfTI file, a DICOM file or a folder of DICOM files.
 
     Args:
-        path: The file or folder.
-        options: Limits, frame and series.
-        series: The series, if it is not that of the options.
+        path: the file or folder.
+        options: limits, frame and series.
+        series: the series, if it is not that of the options.
 
     Raises:
-        DataError: The file is of another format, damaged, too large, or ambiguous.
+        DataError: the file is of another format, damaged, too large, or ambiguous.
     """
     if not path.exists():
         raise DataError(f"{path.name!r} cannot be opened; restore it or take the case out")
@@ -87,7 +87,7 @@ def open_mask(path: Path, image: Reader, options: VolumeOptions) -> MaskReader:
     """The mask of a volume on the volume's grid: NIfTI, DICOM-SEG, RTSTRUCT, or a folder of one of them or of pictures.
 
     Raises:
-        DataError: The file is of another format, damaged, or on another grid.
+        DataError: the file is of another format, damaged, or on another grid.
     """
     if not path.exists():
         raise DataError(f"its mask {path.name!r} cannot be opened; restore it or take the case out")

@@ -59,7 +59,7 @@ class Reader(Protocol):
         """Shape, spacing and position; nothing is decoded.
 
         Raises:
-            DataError: The file is damaged, or of a kind that is not read.
+            DataError: the file is damaged, or of a kind that is not read.
         """
         ...
 
@@ -67,7 +67,7 @@ class Reader(Protocol):
         """The values of the plane with this index along `axis`: [A, B, C], the two other axes in their order and C channels.
 
         Raises:
-            DataError: The plane cannot be decoded.
+            DataError: the plane cannot be decoded.
         """
         ...
 
@@ -75,19 +75,19 @@ class Reader(Protocol):
         """The same plane of a mask: ids [A, B].
 
         Raises:
-            DataError: The plane cannot be decoded, or its values are no ids.
+            DataError: the plane cannot be decoded, or its values are no ids.
         """
         ...
 
     def write_mask(self, path: Path, mask: npt.NDArray[Any]) -> None:
-        """Writes a mask with the shape and the grid of this file.
+        """Write a mask with the shape and the grid of this file.
 
         Args:
-            path: The file to write.
-            mask: Ids, uint8 or uint16, with the indices of this file's voxels.
+            path: the file to write.
+            mask: ids, uint8 or uint16, with the indices of this file's voxels.
 
         Raises:
-            StoreError: The file cannot be written.
+            StoreError: the file cannot be written.
         """
         ...
 
@@ -99,10 +99,10 @@ def spacing_of(affine: Affine) -> Spacing:
 
 
 def check_affine(affine: Affine, kind: str) -> None:
-    """Refuses a grid that has no volume, or whose axes are not at right angles.
+    """Refuse a grid that has no volume, or whose axes are not at right angles.
 
     Raises:
-        DataError: The grid is refused.
+        DataError: the grid is refused.
     """
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or (lengths < 1e-6).any():
@@ -120,10 +120,10 @@ def check_affine(affine: Affine, kind: str) -> None:
 
 
 def check_size(shape: Shape, itemsize: int, max_gigabytes: float) -> None:
-    """Refuses a volume, not yet decoded, that is larger than the limit.
+    """Refuse a volume, not yet decoded, that is larger than the limit.
 
     Raises:
-        DataError: The volume is too large or has an empty axis.
+        DataError: the volume is too large or has an empty axis.
     """
     if min(shape) < 1:
         raise DataError(

@@ -73,11 +73,11 @@ def order_planes(series: Series, frame: int | None) -> Stack:
     """The planes of a series, sorted along their normal.
 
     Args:
-        series: The series, as found.
-        frame: Which of several pictures at each position is taken.
+        series: the series, as found.
+        frame: which of several pictures at each position is taken.
 
     Raises:
-        DataError: The planes are mosaics, doubled or without positions, or there are several at each position and `frame` is None.
+        DataError: the planes are mosaics, doubled or without positions, or there are several at each position and `frame` is None.
     """
     if series.mosaic:
         raise DataError(
@@ -100,7 +100,7 @@ def _without_positions(series: Series, frame: int | None) -> Stack:
     """Planes in the order of their file: one plane, or frames that are known to be slices.
 
     Raises:
-        DataError: There are several files, or frames that may be times.
+        DataError: there are several files, or frames that may be times.
     """
     planes = series.planes
     files = {plane.path for plane in planes}
@@ -138,7 +138,7 @@ def _one_each(groups: list[list[Plane]], frame: int | None) -> tuple[Plane, ...]
     """One plane of each position.
 
     Raises:
-        DataError: Some positions are doubled, or there are several planes at each and `frame` is None.
+        DataError: some positions are doubled, or there are several planes at each and `frame` is None.
     """
     most = max(map(len, groups))
     if most == 1:
@@ -153,10 +153,10 @@ def _one_each(groups: list[list[Plane]], frame: int | None) -> tuple[Plane, ...]
 
 
 def _refuse_doubled(groups: list[list[Plane]]) -> None:
-    """Refuses several planes at a position that are no times, echoes or b-values.
+    """Refuse several planes at a position that are no times, echoes or b-values.
 
     Raises:
-        DataError: The numbers of planes differ between positions, or a picture is there twice.
+        DataError: the numbers of planes differ between positions, or a picture is there twice.
     """
     instances = Counter((plane.instance, plane.frame) for group in groups for plane in group)
     if len(set(map(len, groups))) > 1 or max(instances.values()) > 1:
@@ -204,14 +204,14 @@ class DicomReader:
         """Read the headers.
 
         Args:
-            path: The folder or file.
-            series: Number of the series, or words of its description, if the folder contains several.
-            frame: Which of several pictures at each position is taken.
-            resample: Whether a tilted or uneven stack is resampled to a right-angled, even grid instead of refused.
-            max_gigabytes: Largest size in the type of the files.
+            path: the folder or file.
+            series: number of the series, or words of its description, if the folder contains several.
+            frame: which of several pictures at each position is taken.
+            resample: whether a tilted or uneven stack is resampled to a right-angled, even grid instead of refused.
+            max_gigabytes: largest size in the type of the files.
 
         Raises:
-            DataError: A file is damaged, no series or several fit, or the stack is refused.
+            DataError: a file is damaged, no series or several fit, or the stack is refused.
         """
         found = find_images(path)
         self.series = choose_series(found, series, path.name)
@@ -242,7 +242,7 @@ class DicomReader:
         """The plane with this index along `axis`, [A, B, C]: grey values with C = 1, RGB in 0..1 with C = 3.
 
         Raises:
-            DataError: A file is damaged.
+            DataError: a file is damaged.
         """
         if not self.even:
             if self._resampled is None:
@@ -257,15 +257,15 @@ class DicomReader:
         """Never returns a mask [rows, columns]: a mask is a DICOM-SEG, not a series of pictures.
 
         Raises:
-            DataError: Always.
+            DataError: always.
         """
         raise DataError("its mask is a series of DICOM pictures; save it as DICOM-SEG, RTSTRUCT or NIfTI")
 
     def write_mask(self, path: Path, mask: npt.NDArray[Any]) -> None:
-        """Writes ids [row, column, slice], or maps [..., class], as NIfTI, whose first index is the column; the affine keeps the positions.
+        """Write ids [row, column, slice], or maps [..., class], as NIfTI, whose first index is the column; the affine keeps the positions.
 
         Raises:
-            StoreError: The file cannot be written.
+            StoreError: the file cannot be written.
         """
         affine = self._header.affine
         library: Any = nib.nifti1  # has no types
@@ -312,7 +312,7 @@ class DicomReader:
         """Stored values of a plane, shape [rows, columns] or [rows, columns, 3]; each plane is decoded once.
 
         Raises:
-            DataError: The file is damaged or cannot be decoded.
+            DataError: the file is damaged or cannot be decoded.
         """
         plane = self.stack.planes[index]
         if not self._done[index]:
@@ -329,7 +329,7 @@ class DicomReader:
         """The grey values or colours [..., C] of the stored values of a plane, or of a part of it.
 
         Raises:
-            DataError: The file is damaged, or a value is not finite.
+            DataError: the file is damaged, or a value is not finite.
         """
         plane = self.stack.planes[index]
         return values_of(stored, self._open(plane.path), plane, colour=self._header.channels == 3)
@@ -338,7 +338,7 @@ class DicomReader:
         """All slices on the even grid of the header, [rows, columns, slices].
 
         Raises:
-            DataError: A file is damaged, or the pictures are in colour.
+            DataError: a file is damaged, or the pictures are in colour.
         """
         if self._header.channels == 3:
             raise DataError(
@@ -355,7 +355,7 @@ class DicomReader:
         """The values of one picture of the series before resampling, shape [rows, columns].
 
         Raises:
-            DataError: The file is damaged.
+            DataError: the file is damaged.
         """
         return self._values(index, self._stored(index))[..., 0]
 

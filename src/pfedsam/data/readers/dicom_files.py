@@ -100,7 +100,7 @@ class Found:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps pydicom from quoting header values in warnings."""
+    """Keep pydicom from quoting header values in warnings."""
     with warnings.catch_warnings(), disable_value_validation():
         warnings.simplefilter("ignore")
         yield
@@ -108,10 +108,10 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def reading_fields(path: Path) -> Iterator[None]:
-    """Turns what pydicom raises on fields that are absent or damaged into the message about the file.
+    """Turn what pydicom raises on fields that are absent or damaged into the message about the file.
 
     Raises:
-        DataError: The file is damaged.
+        DataError: the file is damaged.
     """
     try:
         with quiet():
@@ -140,7 +140,7 @@ def read_head(path: Path) -> Dataset:
     """The fields of a file's header that are used.
 
     Raises:
-        DataError: The file is damaged or cut off.
+        DataError: the file is damaged or cut off.
     """
     try:
         with quiet(), path.open("rb") as file:
@@ -167,7 +167,7 @@ def find_images(path: Path) -> Found:
     """The series in a folder, or of a file, sorted by number.
 
     Raises:
-        DataError: A DICOM file is damaged, or the file is a DICOMDIR.
+        DataError: a DICOM file is damaged, or the file is a DICOMDIR.
     """
     others: Counter[str] = Counter()
     by_modality: dict[str, list[Path]] = defaultdict(list)
@@ -223,9 +223,9 @@ def choose_series(found: Found, wanted: str | None, name: str) -> Series:
     """The series to read.
 
     Args:
-        found: The contents of the folder or file.
-        wanted: Number of the series, or words of its description; None if there is only one.
-        name: Name of the folder or file, for messages.
+        found: the contents of the folder or file.
+        wanted: number of the series, or words of its description; None if there is only one.
+        name: name of the folder or file, for messages.
 
     Raises:
         DataError: None or several fit.
@@ -259,10 +259,10 @@ def _ambiguity(fitting: int, wanted: str | None) -> str:
 
 
 def _check_length(path: Path, head: Dataset, left: int) -> None:
-    """Refuses a file without compression that has fewer bytes left after its header than its pixels need.
+    """Refuse a file without compression that has fewer bytes left after its header than its pixels need.
 
     Raises:
-        DataError: The file is cut off.
+        DataError: the file is cut off.
     """
     syntax = getattr(getattr(head, "file_meta", None), "TransferSyntaxUID", ImplicitVRLittleEndian)
     frames = int(number_of(head.get("NumberOfFrames"), 1))
@@ -277,7 +277,7 @@ def _planes_of(path: Path, head: Dataset) -> list[Plane]:
     """The pictures of a file.
 
     Raises:
-        DataError: The file is damaged.
+        DataError: the file is damaged.
     """
     frames = max(1, int(number_of(head.get("NumberOfFrames"), 1)))
     with reading_fields(path):
@@ -291,7 +291,7 @@ def _series_key(head: Dataset, plane: Plane) -> tuple[Any, ...]:
 
 
 def _add_to_stack(stacks: list[list[_Picture]], picture: _Picture) -> None:
-    """Adds a picture to the stack of a series that it belongs to, or as a new stack."""
+    """Add a picture to the stack of a series that it belongs to, or as a new stack."""
     for stack in stacks:
         if same_stack(stack[0][1], picture[1]):
             stack.append(picture)
@@ -311,7 +311,7 @@ def _series(number: int, members: Sequence[_Picture]) -> Series:
     """The pictures of a stack as a series.
 
     Raises:
-        DataError: A header is damaged.
+        DataError: a header is damaged.
     """
     head, first = members[0]
     heads = {id(one): one for one, _ in members}.values()

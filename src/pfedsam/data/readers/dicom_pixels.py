@@ -26,7 +26,7 @@ def open_dataset(path: Path) -> Dataset:
     """A DICOM file with its pixels; if it has no transfer syntax, that of its encoding is added.
 
     Raises:
-        DataError: The file is damaged.
+        DataError: the file is damaged.
     """
     try:
         with quiet():
@@ -53,7 +53,7 @@ def decode(dataset: Dataset, plane: Plane) -> npt.NDArray[Any]:
     """The stored values of a picture, shape [rows, columns], or [rows, columns, 3] for colour (8 or 16 bits, also from a palette).
 
     Raises:
-        DataError: The file is damaged or cannot be decoded.
+        DataError: the file is damaged or cannot be decoded.
     """
     try:
         with quiet():
@@ -73,7 +73,7 @@ def values_of(stored: npt.NDArray[Any], dataset: Dataset, plane: Plane, *, colou
     """The grey values or colours [..., C] of stored values of a picture.
 
     Raises:
-        DataError: The file is damaged, or a value is not finite.
+        DataError: the file is damaged, or a value is not finite.
     """
     with reading_fields(plane.path):
         if colour:
@@ -128,7 +128,7 @@ def _modality(stored: npt.NDArray[Any], plane: Plane, dataset: Dataset) -> npt.N
     """Stored values of any shape after the rescale slope and intercept, or the modality table, of the picture.
 
     Raises:
-        DataError: The slope is 0, so that all values would be equal.
+        DataError: the slope is 0, so that all values would be equal.
     """
     slope = plane.slope if plane.slope is not None else dataset.get("RescaleSlope")
     if slope is not None and float(slope) == 0:

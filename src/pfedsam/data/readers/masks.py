@@ -28,7 +28,7 @@ class GridMask:
     """A mask in memory, with the indices of the voxels of its image."""
 
     def __init__(self, ids: npt.NDArray[Any], like: Header, notes: tuple[str, ...] = ()) -> None:
-        """Takes ids [I, J, K] of any integer type; `notes` are sentences about what was lost when they were made."""
+        """Take ids [I, J, K] of any integer type; `notes` are sentences about what was lost when they were made."""
         self.ids, self._like, self.notes = ids, like, notes
 
     def header(self) -> Header:
@@ -62,7 +62,7 @@ class TurnedMask:
         """The ids [A, B] of a plane.
 
         Raises:
-            DataError: The file is damaged, or its values are no ids.
+            DataError: the file is damaged, or its values are no ids.
         """
         at = self._like.shape[axis] - 1 - index if self._flipped[axis] else index
         plane = self._reader.mask_slice(at, self._axes[axis])
@@ -79,7 +79,7 @@ def fit_mask(mask: Reader, image: Header, *, resample: bool) -> GridMask | Turne
     If one of two NIfTI files has no orientation, the voxels of both are taken to be in the same order, as programs that drop it keep them.
 
     Raises:
-        DataError: It has another grid and is not to be resampled, or no orientation beside a DICOM series.
+        DataError: it has another grid and is not to be resampled, or no orientation beside a DICOM series.
     """
     theirs = mask.header()
     if image.kind == "DICOM" and image.affine is not None and not theirs.placed:
@@ -113,12 +113,12 @@ def choose_ids(names: Mapping[int, str], segments: Mapping[str, int], what: str)
     """The parts of a file that are read, each as (number in the file, id); later ones are painted over earlier ones.
 
     Args:
-        names: Number of a part to its name, from the file.
-        segments: Name of a part to its id, from the options; if empty, the numbers are the ids.
-        what: The format, for messages.
+        names: number of a part to its name, from the file.
+        segments: name of a part to its id, from the options; if empty, the numbers are the ids.
+        what: the format, for messages.
 
     Raises:
-        DataError: The file contains nothing, none of the names, or numbers that are no ids.
+        DataError: the file contains nothing, none of the names, or numbers that are no ids.
     """
     if not names:
         raise DataError(f"its {what} holds no segment or closed contour of this image; export it again")
@@ -156,10 +156,10 @@ def is_of_other_pictures(references: Pictures, image: Header) -> bool:
 
 
 def refuse_other_pictures(what: str) -> NoReturn:
-    """Refuses a mask of other pictures of the series than those of the image.
+    """Refuse a mask of other pictures of the series than those of the image.
 
     Raises:
-        DataError: Always.
+        DataError: always.
     """
     raise DataError(
         f"its {what} was made of other pictures of the series (another time or echo) than data.volume.frame chooses; choose those"
@@ -171,7 +171,7 @@ def _plain(name: str) -> str:
 
 
 def paint(target: npt.NDArray[Any], where: npt.NDArray[np.bool_], value: int, overlaps: Overlaps) -> int:
-    """Writes `value` where a mask of the same shape is true, and returns the number of overlapping voxels if overlaps are refused.
+    """Write `value` where a mask of the same shape is true, and return the number of overlapping voxels if overlaps are refused.
 
     Overlapping voxels then keep their id.
     """
@@ -187,7 +187,7 @@ def paint(target: npt.NDArray[Any], where: npt.NDArray[np.bool_], value: int, ov
 
 
 def refuse_overlap(voxels: int, what: str) -> None:
-    """Refuses parts that share voxels, because a voxel of a mask has one id only.
+    """Refuse parts that share voxels, because a voxel of a mask has one id only.
 
     Raises:
         DataError: `voxels` is not 0.

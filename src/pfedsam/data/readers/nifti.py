@@ -62,15 +62,15 @@ class NiftiReader:
     """One NIfTI file."""
 
     def __init__(self, path: Path, *, frame: int | None = None, max_gigabytes: float = 2.0) -> None:
-        """Reads the header.
+        """Read the header.
 
         Args:
-            path: The file.
-            frame: Number of the 3-D part of a file with more dimensions.
-            max_gigabytes: Largest size in the type of the file.
+            path: the file.
+            frame: number of the 3-D part of a file with more dimensions.
+            max_gigabytes: largest size in the type of the file.
 
         Raises:
-            DataError: The file is damaged, too large, or of a kind that is not read.
+            DataError: the file is damaged, too large, or of a kind that is not read.
         """
         self.path = path
         self._values: npt.NDArray[Any] | None = None
@@ -101,7 +101,7 @@ class NiftiReader:
         """The plane with this index along `axis`, [A, B, 1].
 
         Raises:
-            DataError: The file is cut off, or a value is not a number.
+            DataError: the file is cut off, or a value is not a number.
         """
         values = self._plane(index, axis).astype(np.float32)
         if not np.isfinite(values).all():
@@ -115,7 +115,7 @@ class NiftiReader:
         """The ids [A, B] of the plane with this index along `axis`.
 
         Raises:
-            DataError: The file is cut off, or a value is not a whole number of 0 or more.
+            DataError: the file is cut off, or a value is not a whole number of 0 or more.
         """
         values = self._plane(index, axis)
         ids = np.rint(values)
@@ -128,10 +128,10 @@ class NiftiReader:
         return ids.astype(np.int64)
 
     def write_mask(self, path: Path, mask: npt.NDArray[Any]) -> None:
-        """Writes ids [I, J, K] with the position, orientation codes and unit of this file, but nothing else of its header.
+        """Write ids [I, J, K] with the position, orientation codes and unit of this file, but nothing else of its header.
 
         Raises:
-            StoreError: The file cannot be written.
+            StoreError: the file cannot be written.
         """
         source = self._raw_header
         image = self._class(mask, None, type(source)())
@@ -156,7 +156,7 @@ class NiftiReader:
         """The stored values [I, J, K] in their own type; memory-mapped if the file is not compressed.
 
         Raises:
-            DataError: The file is cut off.
+            DataError: the file is cut off.
         """
         shape = self._header.shape
         try:
@@ -174,7 +174,7 @@ class NiftiReader:
         """Position in bytes of the first voxel.
 
         Raises:
-            DataError: The position is inside the header, or so far after it that the field must be damaged.
+            DataError: the position is inside the header, or so far after it that the field must be damaged.
         """
         least = int(self._raw_header.single_vox_offset)
         offset = float(self._raw_header["vox_offset"]) or least  # some programs leave it 0
@@ -183,10 +183,10 @@ class NiftiReader:
         return int(offset)
 
     def _check_type(self) -> None:
-        """Refuses complex, colour and other values that are no grey values.
+        """Refuse complex, colour and other values that are no grey values.
 
         Raises:
-            DataError: The file has such values.
+            DataError: the file has such values.
         """
         dtype = self._dtype
         if dtype.kind == "c" or dtype.fields or dtype.kind not in "iufb" or dtype.itemsize > 8:
@@ -199,7 +199,7 @@ class NiftiReader:
         """The number of the 3-D part that is read, and its shape.
 
         Raises:
-            DataError: There are several parts and `frame` is None, or there is no such part.
+            DataError: there are several parts and `frame` is None, or there is no such part.
         """
         lengths = [int(n) for n in self._raw_header.get_data_shape()]
         first, second, third = (*lengths[:3], 1, 1, 1)[:3]
@@ -235,10 +235,10 @@ class NiftiReader:
 
 
 def _check_end(file: Any) -> None:  # noqa: ANN401 - a binary file
-    """Reads to the end of a gzipped file, where the checksum is compared; a file with very much content after the voxels is left.
+    """Read to the end of a gzipped file, where the checksum is compared; a file with very much content after the voxels is left.
 
     Raises:
-        OSError: The checksum does not fit the content.
+        OSError: the checksum does not fit the content.
     """
     for _ in range(_REST_BYTES // _BLOCK_BYTES):
         if not file.read(_BLOCK_BYTES):
@@ -246,10 +246,10 @@ def _check_end(file: Any) -> None:  # noqa: ANN401 - a binary file
 
 
 def write_nifti(path: Path, image: Any) -> None:  # noqa: ANN401 - nibabel's classes have no types
-    """Writes an image, gzipped if the name ends with .gz, without a time stamp, so that equal masks give equal files.
+    """Write an image, gzipped if the name ends with .gz, without a time stamp, so that equal masks give equal files.
 
     Raises:
-        StoreError: The file cannot be written.
+        StoreError: the file cannot be written.
     """
     content = image.to_bytes()
     if path.name.lower().endswith(".gz"):
@@ -261,7 +261,7 @@ def _class_of(path: Path, start: bytes) -> Any:  # noqa: ANN401 - nibabel's clas
     """The class of nibabel for NIfTI-1 or NIfTI-2.
 
     Raises:
-        DataError: The file is neither.
+        DataError: the file is neither.
     """
     if start[344:348] == b"n+1\0":
         return nib.nifti1.Nifti1Image

@@ -18,14 +18,14 @@ class PictureReader:
     """One picture, or the mask of one."""
 
     def __init__(self, path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> None:
-        """Takes the path of the file; nothing is read yet."""
+        """Take the path of the file; nothing is read yet."""
         self.path, self.max_megapixels = path, max_megapixels
 
     def header(self) -> Header:
         """Size and channels.
 
         Raises:
-            DataError: The file cannot be opened.
+            DataError: the file cannot be opened.
         """
         try:
             with Image.open(self.path) as image:
@@ -41,7 +41,7 @@ class PictureReader:
         """The picture [H, W, 3] in 0..1, which is the only plane.
 
         Raises:
-            DataError: The file cannot be read.
+            DataError: the file cannot be read.
         """
         return read_image(self.path, max_megapixels=self.max_megapixels)
 
@@ -49,24 +49,24 @@ class PictureReader:
         """The ids [H, W].
 
         Raises:
-            DataError: The file cannot be read.
+            DataError: the file cannot be read.
         """
         return read_mask(self.path, max_megapixels=self.max_megapixels)
 
     def write_mask(self, path: Path, mask: npt.NDArray[Any]) -> None:
-        """Writes ids [H, W] or [H, W, 1] as a grey PNG.
+        """Write ids [H, W] or [H, W, 1] as a grey PNG.
 
         Raises:
-            StoreError: The file cannot be written.
+            StoreError: the file cannot be written.
         """
         write_png(path, mask[..., 0] if mask.ndim == 3 else mask)
 
 
 def write_png(path: Path, mask: npt.NDArray[Any]) -> None:
-    """Writes ids [H, W], uint8 or uint16, as a grey PNG.
+    """Write ids [H, W], uint8 or uint16, as a grey PNG.
 
     Raises:
-        StoreError: The file cannot be written.
+        StoreError: the file cannot be written.
     """
     png = BytesIO()
     Image.fromarray(mask).save(png, format="PNG")

@@ -28,12 +28,12 @@ def read_png_stack(path: Path, image: Header, files: list[str] | None) -> GridMa
     """The pictures of a folder as the mask of a series.
 
     Args:
-        path: The folder.
-        image: Header of the image.
-        files: Names of the image's files without endings, slice by slice; None if the image is no series of single files.
+        path: the folder.
+        image: header of the image.
+        files: names of the image's files without endings, slice by slice; None if the image is no series of single files.
 
     Raises:
-        DataError: The image is not DICOM, or the pictures are not its slices.
+        DataError: the image is not DICOM, or the pictures are not its slices.
     """
     if image.kind != "DICOM" or files is None:
         raise DataError(
@@ -60,7 +60,7 @@ def _read_slice(picture: Path, image: Header) -> npt.NDArray[Any]:
     """The ids [rows, columns] of one picture.
 
     Raises:
-        DataError: The picture cannot be read, or has another size than the slices of the image.
+        DataError: the picture cannot be read, or has another size than the slices of the image.
     """
     plane = read_mask(picture)
     if plane.shape != image.shape[:2]:

@@ -15,9 +15,9 @@ def even_stack(positions: npt.NDArray[np.float64] | None, affine: Affine, shape:
     The distance of its slices is the smallest distance of two neighbours in the stack, so that no slice is skipped.
 
     Args:
-        positions: Positions of the slices in mm, [D, 3], in DICOM's directions.
-        affine: Affine of the first slice in NIfTI's directions; its third column is not used.
-        shape: Rows, columns, slices.
+        positions: positions of the slices in mm, [D, 3], in DICOM's directions.
+        affine: affine of the first slice in NIfTI's directions; its third column is not used.
+        shape: rows, columns, slices.
 
     Returns:
         Shape and affine of the grid.
@@ -48,11 +48,11 @@ def resample_stack(
     """The slices of a stack on an even grid, by linear interpolation; values outside a slice are its lowest value.
 
     Args:
-        planes: Values [rows, columns] of the slices, in order.
-        positions: Positions of the slices in mm, [D, 3], in DICOM's directions.
-        affine: Affine of the first slice.
-        target: Affine of the grid, as returned by `even_stack`.
-        shape: Shape of the grid.
+        planes: values [rows, columns] of the slices, in order.
+        positions: positions of the slices in mm, [D, 3], in DICOM's directions.
+        affine: affine of the first slice.
+        target: affine of the grid, as returned by `even_stack`.
+        shape: shape of the grid.
 
     Returns:
         Values with the shape of the grid.

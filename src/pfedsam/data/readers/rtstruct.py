@@ -45,13 +45,13 @@ def read_rtstruct(path: Path, image: Header, *, segments: dict[str, int], overla
     """The structures on the grid of their image.
 
     Args:
-        path: The RTSTRUCT file.
-        image: Header of the image.
-        segments: Name of a structure (ROI) to its id; if empty, the ROI numbers are the ids.
-        overlaps: What happens where structures share voxels.
+        path: the RTSTRUCT file.
+        image: header of the image.
+        segments: name of a structure (ROI) to its id; if empty, the ROI numbers are the ids.
+        overlaps: what happens where structures share voxels.
 
     Raises:
-        DataError: The file is damaged, the image has no position, structures overlap, or none has a contour on a slice of the image.
+        DataError: the file is damaged, the image has no position, structures overlap, or none has a contour on a slice of the image.
     """
     if image.affine is None:
         raise DataError(
@@ -80,7 +80,7 @@ def _read_structures(path: Path, image: Header) -> tuple[dict[int, str], dict[in
     """Names and closed contours, by number, of the structures in the image's coordinates that have closed contours of its pictures.
 
     Raises:
-        DataError: The file is damaged, or of another coordinate system or other pictures of the series than the image.
+        DataError: the file is damaged, or of another coordinate system or other pictures of the series than the image.
     """
     dataset = open_dataset(path)
     with reading_fields(path):
@@ -124,7 +124,7 @@ def _points(contour: Dataset) -> _Contour:
     """The corners of a contour, [n, 3] mm in NIfTI's directions.
 
     Raises:
-        ValueError: They are not points of three finite coordinates.
+        ValueError: they are not points of three finite coordinates.
     """
     points: _Contour = np.asarray(contour.ContourData, dtype=np.float64).reshape(-1, 3)
     if not np.isfinite(points).all():

@@ -92,15 +92,15 @@ def read_seg(
     """The segmentation on the grid of its image.
 
     Args:
-        path: The DICOM-SEG file.
-        image: Header of the image.
-        segments: Name of a segment to its id; if empty, the numbers of the segments are the ids.
-        overlaps: What happens where segments share voxels.
-        threshold: Least fraction with which a voxel of a fractional segmentation belongs to the segment.
-        resample: Whether a segmentation on another grid in the same coordinate system is resampled instead of refused.
+        path: the DICOM-SEG file.
+        image: header of the image.
+        segments: name of a segment to its id; if empty, the numbers of the segments are the ids.
+        overlaps: what happens where segments share voxels.
+        threshold: least fraction with which a voxel of a fractional segmentation belongs to the segment.
+        resample: whether a segmentation on another grid in the same coordinate system is resampled instead of refused.
 
     Raises:
-        DataError: The file is damaged, has other coordinates or another grid, or its segments overlap.
+        DataError: the file is damaged, has other coordinates or another grid, or its segments overlap.
     """
     contents = _read_contents(path, image)
     _check_coordinates(contents.dataset, image)
@@ -137,7 +137,7 @@ def _read_contents(path: Path, image: Header) -> _Contents:
     """Names, frames and size of a segmentation.
 
     Raises:
-        DataError: The file is damaged, or of other pictures of the series.
+        DataError: the file is damaged, or of other pictures of the series.
     """
     dataset = open_dataset(path)
     with reading_fields(path):
@@ -187,10 +187,10 @@ def _frame_affine(own: Dataset, shared: Dataset, image: Header) -> Affine:
 
 
 def _check_coordinates(dataset: Dataset, image: Header) -> None:
-    """Refuses a segmentation in another coordinate system than the image.
+    """Refuse a segmentation in another coordinate system than the image.
 
     Raises:
-        DataError: The frames of reference differ.
+        DataError: the frames of reference differ.
     """
     theirs = str(dataset.get("FrameOfReferenceUID", "")) or None
     if theirs and image.frame_of_reference and theirs != image.frame_of_reference:
@@ -204,7 +204,7 @@ def _places(contents: _Contents, image: Header) -> tuple[Mapping[int, _Place], s
     """The position of each frame in the image, by index; or none, and why a frame is no slice of the image.
 
     Raises:
-        DataError: A segment has several frames at one place.
+        DataError: a segment has several frames at one place.
     """
     try:
         places = {frame.index: _place(frame.affine, contents.size, image) for frame in contents.frames}
@@ -215,10 +215,10 @@ def _places(contents: _Contents, image: Header) -> tuple[Mapping[int, _Place], s
 
 
 def _refuse_doubled(places: Sequence[tuple[int, Any]]) -> None:
-    """Refuses several frames of one segment, given by its number, at one place.
+    """Refuse several frames of one segment, given by its number, at one place.
 
     Raises:
-        DataError: There are such frames.
+        DataError: there are such frames.
     """
     doubled = len(places) - len(set(places))
     if doubled:
@@ -232,7 +232,7 @@ def _place(frame: Affine, size: tuple[int, int], image: Header) -> _Place:
     """The position of a frame of `size` (rows, columns) in the array of the image.
 
     Raises:
-        _OtherGridError: It is no slice of the image.
+        _OtherGridError: it is no slice of the image.
     """
     if image.affine is None:
         if image.shape == (*size, 1):
@@ -265,15 +265,15 @@ def _slice_at(
     """The slice of the image that a frame covers.
 
     Args:
-        start: Indices in the image of the first pixel of the frame, shape [3].
-        axes: Axes of the image along which the row and the column number increase, shape [2].
+        start: indices in the image of the first pixel of the frame, shape [3].
+        axes: axes of the image along which the row and the column number increase, shape [2].
         signs: 1, or -1 where the numbers increase against the axis, shape [2].
-        size: Rows and columns of the frame.
-        image: Header of the image.
-        affine: Affine of the image.
+        size: rows and columns of the frame.
+        image: header of the image.
+        affine: affine of the image.
 
     Raises:
-        _OtherGridError: The frame does not cover a slice.
+        _OtherGridError: the frame does not cover a slice.
     """
     spacing, shape = np.linalg.norm(affine[:3, :3], axis=0), np.array(image.shape)
     voxel = np.rint(start).astype(int)
@@ -297,7 +297,7 @@ def _segment_planes(path: Path, contents: _Contents, number: int, threshold: flo
     """The frames of a segment, each with the mask of the segment.
 
     Raises:
-        DataError: The pixels are damaged.
+        DataError: the pixels are damaged.
     """
     for frame in contents.frames:
         if frame.segment in (0, number):
@@ -308,7 +308,7 @@ def _segment(path: Path, dataset: Dataset, frame: _Frame, number: int, threshold
     """The mask of a segment in a frame, shape [rows, columns].
 
     Raises:
-        DataError: The pixels are damaged.
+        DataError: the pixels are damaged.
     """
     try:
         with quiet():
@@ -328,7 +328,7 @@ def _resampled(planes: Sequence[_Plane], image: Header) -> npt.NDArray[np.bool_]
     """The mask of one segment on the grid of the image, by the nearest voxel, shape [rows, columns, slices].
 
     Raises:
-        DataError: The image has no position, or the segment has several frames at one place.
+        DataError: the image has no position, or the segment has several frames at one place.
     """
     if image.affine is None:
         raise DataError(

@@ -47,20 +47,20 @@ _CODES: Final = {
 def write_seg(
     path: Path, source: DicomReader, classes: npt.NDArray[Any], names: Sequence[str], *, overlap: bool = False
 ) -> None:
-    """Writes the classes [rows, columns, slices] of a series as a binary DICOM-SEG; each class is a segment of the same number.
+    """Write the classes [rows, columns, slices] of a series as a binary DICOM-SEG; each class is a segment of the same number.
 
     Slices without a segment are left out. If no class occurs at all, the file contains empty frames.
 
     Args:
-        path: The file to write.
-        source: The series that was segmented; not resampled.
-        classes: Labels, [row, column, slice]: class numbers 0..C, or sets of bits if classes overlap.
-        names: Names of the classes 1..C.
-        overlap: Whether the labels are sets of bits, one for each class.
+        path: the file to write.
+        source: the series that was segmented; not resampled.
+        classes: labels, [row, column, slice]: class numbers 0..C, or sets of bits if classes overlap.
+        names: names of the classes 1..C.
+        overlap: whether the labels are sets of bits, one for each class.
 
     Raises:
-        DataError: The series was resampled, has no position, is a part of a file, or lacks what a DICOM-SEG needs.
-        StoreError: The file cannot be written.
+        DataError: the series was resampled, has no position, is a part of a file, or lacks what a DICOM-SEG needs.
+        StoreError: the file cannot be written.
     """
     if not source.even or source.header().affine is None:
         raise DataError("a DICOM-SEG needs a series with positions that was not resampled; write NIfTI instead")
