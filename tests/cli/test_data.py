@@ -159,6 +159,6 @@ def test_summaries_are_written_and_compared(call: Call, capsys: pytest.CaptureFi
     files = [tmp_path / "s" / "north.json", tmp_path / "s" / "south.json"]
     assert call("data", "compare", *files, "--html", tmp_path / "page.html") == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "north and south differ in look" in shown
+    assert "north and south differ in intensity" in shown
     assert (tmp_path / "page.html").is_file()
     assert call("data", "compare", files[0]) == 3

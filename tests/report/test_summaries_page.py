@@ -6,10 +6,11 @@ import pytest
 
 from pfedsam.core.errors import DataError
 from pfedsam.data.site_summary import BINS, SPACING_EDGES, ClassFrequency, Histogram, SiteSummaryFile
+from pfedsam.report.format import MISSING
 from pfedsam.report.summaries_page import (
     check_names,
     differences,
-    look_distance,
+    intensity_distance,
     mean_intensity,
     summary_rows,
     write_summaries_page,
@@ -49,10 +50,18 @@ def withheld(site: str) -> SiteSummaryFile:
 
 def test_distance_and_mean_are_those_of_moved_bins() -> None:
     one, other = summary("a", bin_=0), summary("b", bin_=16)
-    assert look_distance(one, other) == pytest.approx(0.5)
-    assert look_distance(one, one) == 0
-    assert look_distance(one, withheld("c")) is None
+    assert intensity_distance(one, other) == pytest.approx(0.5)
+    assert intensity_distance(one, one) == 0
+    assert intensity_distance(one, withheld("c")) is None
     assert mean_intensity(one.intensities or ()) == pytest.approx(0.5 / BINS)
+
+
+def test_sizes_of_pixels_are_missing_where_no_case_has_a_spacing_and_not_withheld() -> None:
+    unknown = {"edges": (1,), "counts": (None, None)}
+    known = {"min_cases": 10, "without_spacing": 20, "spacing": unknown, "sizes": unknown}
+    without = SiteSummaryFile.model_validate(summary("a").model_dump(by_alias=True) | known)
+    assert summary_rows(without)["pixel in mm"] == MISSING
+    assert summary_rows(withheld("b"))["pixel in mm"] == "each in fewer than 10"
 
 
 def test_sites_that_are_alike_have_no_difference() -> None:
@@ -62,7 +71,7 @@ def test_sites_that_are_alike_have_no_difference() -> None:
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({"bin_": 24}, "a and b differ in look: their intensities are 0.50 apart (mean 0.27 and 0.77)."),
+        ({"bin_": 24}, "a and b differ in intensity: their distributions are 0.50 apart (mean 0.27 and 0.77)."),
         ({"spacing": 2}, "a and b differ in scale: the distance of their pixels is about 0.89 and 0.24 mm."),
         ({"share": 0.03}, "a and b differ in labels: 'cup' fills 10 % and 3 % of the masks that have it."),
         ({"classes": {}}, "a and b differ in labels: b has no class 'cup'."),
@@ -87,7 +96,7 @@ def test_the_page_holds_every_site_and_difference(tmp_path: Path) -> None:
     path = write_summaries_page([summary("north"), summary("south", bin_=24), withheld("east")], tmp_path / "c.html")
     text = path.read_text()
     assert text.count("<svg") >= 2
-    assert "north and south differ in look" in text
+    assert "north and south differ in intensity" in text
     assert "0.500" in text
 
 

@@ -23,12 +23,13 @@ _HEIGHT: Final = 60
 def summary_rows(summary: SiteSummaryFile) -> dict[str, str]:
     """The properties of a site as text, by the name of the property."""
     least = summary.min_cases
+    none_has_spacing = summary.cases is not None and summary.without_spacing == summary.cases
     rows = {
         summary.kind: _count(summary.cases, least),
         "patients": _count(summary.patients, least),
         "mean intensity": MISSING if summary.intensities is None else f"{mean_intensity(summary.intensities):.2f}",
         "longer side in pixels": _bins(summary.sizes, least),
-        "pixel in mm": _bins(summary.spacing, least),
+        "pixel in mm": MISSING if none_has_spacing else _bins(summary.spacing, least),
         "without spacing": _count(summary.without_spacing, least),
     }
     if summary.depths is not None and summary.slice_distance is not None:
@@ -47,7 +48,7 @@ def mean_intensity(intensities: Sequence[float]) -> float:
     return sum((number + 0.5) / BINS * part for number, part in enumerate(intensities)) / (sum(intensities) or 1)
 
 
-def look_distance(one: SiteSummaryFile, other: SiteSummaryFile) -> float | None:
+def intensity_distance(one: SiteSummaryFile, other: SiteSummaryFile) -> float | None:
     """The Wasserstein distance of order 1 between the intensities of two sites, in 0..1."""
     if one.intensities is None or other.intensities is None:
         return None
@@ -60,18 +61,18 @@ def look_distance(one: SiteSummaryFile, other: SiteSummaryFile) -> float | None:
 
 def differences(summaries: Sequence[SiteSummaryFile]) -> list[str]:
     """One sentence for each difference between two sites; an empty list if there is none."""
-    kinds = (_looks, _scales, _labels)
+    kinds = (_intensities, _scales, _labels)
     return [text for one, other in combinations(summaries, 2) for differing in kinds for text in differing(one, other)]
 
 
-def _looks(one: SiteSummaryFile, other: SiteSummaryFile) -> Iterator[str]:
+def _intensities(one: SiteSummaryFile, other: SiteSummaryFile) -> Iterator[str]:
     both = f"{one.site} and {other.site}"
     if one.kind != other.kind:
         yield f"{both}: one has {one.kind}, the other {other.kind}, which no study takes together."
-    distance = look_distance(one, other)
+    distance = intensity_distance(one, other)
     if distance is not None and distance >= _FAR and one.intensities and other.intensities:
         means = f"mean {mean_intensity(one.intensities):.2f} and {mean_intensity(other.intensities):.2f}"
-        yield f"{both} differ in look: their intensities are {distance:.2f} apart ({means})."
+        yield f"{both} differ in intensity: their distributions are {distance:.2f} apart ({means})."
 
 
 def _scales(one: SiteSummaryFile, other: SiteSummaryFile) -> Iterator[str]:
@@ -160,7 +161,7 @@ def write_summaries_page(summaries: Sequence[SiteSummaryFile], out: Path) -> Pat
             summaries=summaries,
             labels=list(dict.fromkeys(label for row in rows for label in row)),
             rows=rows,
-            distances=[[look_distance(one, other) for other in summaries] for one in summaries],
+            distances=[[intensity_distance(one, other) for other in summaries] for one in summaries],
             differences=differences(summaries),
             bars={one.site: _bars(one) for one in summaries},
             height=_HEIGHT,
