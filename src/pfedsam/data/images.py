@@ -53,7 +53,7 @@ from pfedsam.core.options import Options
 MAX_MEGAPIXELS: Final = 100.0
 
 _FORMATS = ("PNG", "JPEG", "TIFF")  # the JPEG of a phone may turn out as "MPO"; its first picture is read
-_UNREADABLE = (
+PICTURE_ERRORS: Final = (
     OSError,
     SyntaxError,
     ValueError,
@@ -206,7 +206,7 @@ def _opened(path: Path, max_megapixels: float) -> Iterator[Image.Image]:
             if image.format in ("PNG", "TIFF") and getattr(image, "n_frames", 1) > 1:
                 raise DataError(f"{path.name!r} holds several pictures; save each as its own case")
             yield image
-        except _UNREADABLE as exc:
+        except PICTURE_ERRORS as exc:
             raise DataError(f"{path.name!r} is damaged or cut off ({exc}); restore it or take the case out") from exc
 
 
@@ -263,7 +263,7 @@ def _header(path: Path, file: BinaryIO) -> Image.Image:
             return Image.open(file, formats=_FORMATS)
     except Image.DecompressionBombError as exc:
         raise DataError(f"{path.name!r} is too large ({exc}); cut it into tiles") from exc
-    except _UNREADABLE as exc:
+    except PICTURE_ERRORS as exc:
         raise DataError(f"{path.name!r} is no PNG, JPEG or TIFF, or damaged; restore it or take the case out") from exc
 
 

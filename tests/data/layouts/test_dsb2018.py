@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pfedsam.core.errors import DataError
 from pfedsam.data.images import read_mask
+from pfedsam.data.layouts.base import write_sites
 from pfedsam.data.layouts.dsb2018 import LAYOUT
 
 PATIENTS = {"fluorescence_6x8": {"dark": "dark"}, "brightfield": {"light": "light"}, "histology": {"violet": "violet"}}
@@ -31,3 +33,13 @@ def test_sites_patients_and_classes_are_right(source: Path, imported: Callable[.
     mask = read_mask(out / "histology" / "masks" / "violet.png")
     assert np.argwhere(mask).tolist() == [[0, 0], [5, 7]]
     assert set(np.unique(mask).tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("damage", ["cut", "chunk"])
+def test_a_damaged_picture_is_an_error_that_names_it(source: Path, tmp_path: Path, damage: str) -> None:
+    """A picture that is cut off, and one with an unreadable chunk."""
+    file = source / "dark" / "images" / "dark.png"
+    content = file.read_bytes()
+    file.write_bytes(content[:-30] if damage == "cut" else content.replace(b"IDAT", b"ID\xff\xff"))
+    with pytest.raises(DataError, match=r"'dark\.png'.* cannot be read"):
+        write_sites(LAYOUT, source, tmp_path / "out")

@@ -10,7 +10,6 @@ import io
 import os
 import re
 import shutil
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -19,12 +18,13 @@ from typing import Any, Final, TypeAlias
 
 import numpy.typing as npt
 import yaml
-from nibabel.filebasedimages import ImageFileError
 from PIL import Image
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import DataError
+from pfedsam.data.images import PICTURE_ERRORS
 from pfedsam.data.manifest import MANIFEST, Split
+from pfedsam.data.readers.nifti import NIFTI_ERRORS
 
 STUDY: Final = "study.yaml"
 Classes: TypeAlias = Mapping[str, Sequence[int]]
@@ -40,7 +40,7 @@ class MadeFile:
     """Write it to a path."""
 
 
-UNREADABLE: Final = (OSError, EOFError, ValueError, zlib.error, ImageFileError)
+UNREADABLE: Final = (*PICTURE_ERRORS, *NIFTI_ERRORS)
 """The errors of the libraries that read pictures and NIfTI files, for a damaged file."""
 Source: TypeAlias = Path | MadeFile
 

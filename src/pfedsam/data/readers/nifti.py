@@ -23,7 +23,8 @@ from pfedsam.core import atomic
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers.base import Affine, Header, Shape, check_affine, check_size, spacing_of
 
-_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, HeaderDataError, ImageFileError, WrapStructError)
+NIFTI_ERRORS: Final = (OSError, EOFError, ValueError, zlib.error, HeaderDataError, ImageFileError, WrapStructError)
+"""The errors that nibabel raises for damaged files."""
 _GZIP: Final = b"\x1f\x8b"
 _HEADER_BYTES: Final = 544
 _FURTHEST_VOXEL: Final = 2**28
@@ -84,7 +85,7 @@ class NiftiReader:
             self._raw_header = kind(start[: kind.template_dtype.itemsize])
             self._dtype = np.dtype(self._raw_header.get_data_dtype())
             slope, inter = self._raw_header.get_slope_inter()
-        except _UNREADABLE as exc:
+        except NIFTI_ERRORS as exc:
             raise DataError(_damaged(path, "its header cannot be read")) from exc
         self._slope, self._inter = 1.0 if slope is None else float(slope), float(inter or 0.0)
         self._check_type()
@@ -167,7 +168,7 @@ class NiftiReader:
                 if self._zipped:
                     _check_end(file)
                 return values
-        except (*_UNREADABLE, MemoryError) as exc:
+        except (*NIFTI_ERRORS, MemoryError) as exc:
             raise DataError(_damaged(self.path, "its voxels cannot be read")) from exc
 
     def _check_offset(self) -> int:
@@ -221,7 +222,7 @@ class NiftiReader:
         header = self._raw_header
         try:
             affine: Affine = np.array(header.get_best_affine(), dtype=np.float64)
-        except _UNREADABLE as exc:
+        except NIFTI_ERRORS as exc:
             raise DataError(_damaged(self.path, "its orientation cannot be read")) from exc
         scale = _UNITS.get(int(header["xyzt_units"]) % 8, 1.0)
         affine[:3] *= scale
