@@ -42,7 +42,9 @@ class TrainingOptions(Options):
         ge=0,
         description="Number of steps of final local fine-tuning, after the last aggregation, for methods that have it.",
     )
-    batch_size: int = Field(default=8, ge=1, description="Number of images in a step.")
+    batch_size: int = Field(
+        default=4, ge=1, description="Number of images in a step; the comparisons of docs/evidence.md have 4."
+    )
     phases: Literal["coupled", "decoupled", "joint", "halves", "coupled-halves"] = Field(
         default="coupled",
         description="How pfedsam trains in a round. coupled: in each step the shared and the personal model are trained on the labels "
