@@ -20,7 +20,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,19 @@ def without(ids: Ids, absent: int | None) -> Ids:
 
 
 TRAINING = {"patience": None, "steps_per_round": 4, "final_steps": 8, "batch_size": 4}
+NUCLEI = PartialStudy(
+    name="nuclei",
+    folder="nuclei",
+    classes={"core": 1, "rim": 2},
+    missing={"histo_white": "rim", "fluo_256": "core"},
+    complete=("fluo_360",),
+    options={
+        "data": {"image": {"contrast": "percentile"}},
+        "training": {"rounds": 24, **TRAINING},
+        "evaluation": {"validate_every": 8},
+    },
+    prepare=prepare_nuclei,
+)
 STUDIES = (
     PartialStudy(
         name="cardiac",
@@ -133,32 +146,8 @@ STUDIES = (
         },
         prepare=prepare_volumes,
     ),
-    PartialStudy(
-        name="nuclei",
-        folder="nuclei",
-        classes={"core": 1, "rim": 2},
-        missing={"histo_white": "rim", "fluo_256": "core"},
-        complete=("fluo_360",),
-        options={
-            "data": {"image": {"contrast": "percentile"}},
-            "training": {"rounds": 24, **TRAINING},
-            "evaluation": {"validate_every": 8},
-        },
-        prepare=prepare_nuclei,
-    ),
-    PartialStudy(
-        name="nuclei-4",
-        folder="nuclei",
-        classes={"core": 1, "rim": 2},
-        missing={"histo_white": "rim", "fluo_256": "core"},
-        complete=("fluo_360", "histo_violet"),
-        options={
-            "data": {"image": {"contrast": "percentile"}},
-            "training": {"rounds": 24, **TRAINING},
-            "evaluation": {"validate_every": 8},
-        },
-        prepare=prepare_nuclei,
-    ),
+    NUCLEI,
+    replace(NUCLEI, name="nuclei-4", complete=("fluo_360", "histo_violet")),
 )
 
 
