@@ -17,7 +17,7 @@ def test_the_keys_of_a_part_are_shown_with_default_and_description(
     lines = capsys.readouterr().out.splitlines()
     keys = [line.split()[:2] for line in lines if ".batch_size" in line]
     assert keys == [["training.batch_size", "4"], ["evaluation.batch_size", "4"]]
-    assert "Number of images in a step;" in lines[1]
+    assert "Number of images in a step." in lines[1]
 
 
 def test_a_part_that_no_key_has_is_exit_code_2(call: Call, capsys: pytest.CaptureFixture[str]) -> None:

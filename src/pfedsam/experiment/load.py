@@ -183,11 +183,9 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return ""
     value = field.get_default(call_default_factory=True)
-    return (
-        "as below"
-        if isinstance(value, BaseModel)
-        else yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
-    )
+    if isinstance(value, BaseModel):
+        return "as below"
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
 
 
 def _choices(annotation: Any) -> str:  # noqa: ANN401 - a type annotation

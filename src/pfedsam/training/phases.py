@@ -260,7 +260,7 @@ class _Objective:
 
     def _images_of(self, batch: Batch, which: Model) -> Batch:
         """The images from which a model learns: all, or the first ones for the shared model beside the personal one."""
-        if which == "personal" or len(self.spec.supervised) == 1 or self.spec.shared_share == 1:
+        if which == "personal" or len(self.spec.supervised) == 1:
             return batch
         return _part(batch, 0, max(1, round(self.spec.shared_share * len(batch.keys))))
 

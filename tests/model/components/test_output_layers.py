@@ -15,8 +15,8 @@ from pfedsam.model.components.output_layers import ImageSkipOptions, MaskHead
 
 def test_logits_are_the_product_of_each_class_weights_and_the_upscaled_image() -> None:
     backbone = toy_backbone()
-    head = MaskHead(backbone, classes=2)
     generator = rng.generator(3)
+    head = MaskHead(backbone, classes=2, skip=None, generator=generator)
     tokens, image = torch.randn(1, 2, 32, generator=generator), torch.randn(1, 32, 4, 4, generator=generator)
     logits = head(tokens, image)
     decoder = backbone.network.mask_decoder

@@ -44,11 +44,7 @@ class MaskHead(nn.Module):
     """
 
     def __init__(
-        self,
-        backbone: Backbone,
-        classes: int,
-        skip: ImageSkipOptions | None = None,
-        generator: torch.Generator | None = None,
+        self, backbone: Backbone, classes: int, skip: ImageSkipOptions | None, generator: torch.Generator
     ) -> None:
         """Copy the backbone's layers.
 
@@ -67,9 +63,7 @@ class MaskHead(nn.Module):
             self.add_module(name, layer)
         self._upscale: Callable[[Any, Tensor, Sequence[Tensor]], Tensor] = backbone.upscale
         self.mlps = nn.ModuleList(deepcopy(found.hypernetwork) for _ in range(classes))
-        self.image_skip = None
-        if skip is not None and generator is not None:
-            self.image_skip = _layers_for_the_image(skip, found.channels, backbone, generator)
+        self.image_skip = _layers_for_the_image(skip, found.channels, backbone, generator) if skip else None
 
     def forward(
         self, tokens: Tensor, image: Tensor, features: Sequence[Tensor] = (), seen: Tensor | None = None
