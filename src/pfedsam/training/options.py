@@ -60,7 +60,7 @@ class TrainingOptions(Options):
         gt=0,
         le=1,
         description="Share of the images of a batch from which the shared model learns in a coupled step of pfedsam, beside the personal "
-        "model, which learns from all of them; at least one image. With 0.25 a step costs a quarter more than one of averaging.",
+        "model, which learns from all of them; at least one image. What it saves and costs: docs/decisions/0018.",
     )
     shared_warmup_rounds: int = Field(
         default=0,
