@@ -1,8 +1,11 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import rotate
 
 from pfedsam.core import rng
 from pfedsam.data.transforms import AugmentOptions, Frame, apply_view, labels_to_frame, logits_to_native, to_frame
@@ -166,3 +169,45 @@ def test_padding_keeps_its_zeros():
         seen, _ = apply_view(pixels, torch.zeros(8, 8), view=1, generator=generator, options=options, frame=frame)
         assert (seen[:, 4:] == 0).all()
         assert not torch.allclose(seen[:, :4], pixels[:, :4], atol=1e-3)
+
+
+def _moved(labels, **changes):
+    """The labels after a view of which only the named changes are left."""
+    options = AugmentOptions(flips=False, rotations=False, **GEOMETRY, **changes)
+    pixels = labels.float().expand(3, -1, -1) / 255
+    seen, moved = apply_view(pixels, labels, view=1, generator=rng.generator(3), options=options)
+    return seen, moved
+
+
+def test_turned_as_by_another_library():
+    """SciPy turns the labels in the same way, for one angle in the range."""
+    labels = torch.zeros(33, 33, dtype=torch.uint8)
+    labels[4:12, 6:26] = 200
+    _, moved = _moved(labels, angle=40)
+    found = min(
+        ((rotate(labels.numpy(), angle, reshape=False, order=0) != moved.numpy()).mean(), angle)
+        for angle in range(-40, 41)
+    )
+    assert found[0] < 0.02
+    assert found[1] != 0
+
+
+def test_enlarged_about_the_centre():
+    labels = torch.zeros(64, 64, dtype=torch.uint8)
+    labels[24:40, 24:40] = 7
+    _, moved = _moved(labels, zoom=0.7)
+    rows, columns = torch.nonzero(moved, as_tuple=True)
+    assert moved.unique().tolist() == [0, 7]
+    assert len(rows) != 16 * 16
+    assert abs(rows.float().mean() - 31.5) <= 0.5
+    assert abs(columns.float().mean() - 31.5) <= 0.5
+    assert 16 / math.exp(0.7) - 1 <= rows.max() - rows.min() + 1 <= 16 * math.exp(0.7) + 1
+
+
+@pytest.mark.parametrize("changes", [{"angle": 30}, {"zoom": 0.3}, {"angle": 90, "zoom": 0.5}])
+def test_moved_labels_and_pixels_stay_aligned(changes):
+    labels = torch.zeros(64, 64, dtype=torch.uint8)
+    labels[10:30, 20:50] = 255
+    seen, moved = _moved(labels, **changes)
+    assert ((seen[0] > 0.5) == (moved > 0)).float().mean() > 0.99
+    assert not torch.equal(moved, labels)

@@ -50,6 +50,10 @@ class AugmentOptions(Options):
     )
     flips: bool = Field(default=True, description="Mirror.")
     rotations: bool = Field(default=True, description="Turn by quarters.")
+    angle: float = Field(
+        default=0.0, ge=0, le=180, description="Turn by up to so many degrees, clockwise or counter-clockwise."
+    )
+    zoom: float = Field(default=0.0, ge=0, le=1, description="Enlarge e ** ± this times.")
     brightness: float = Field(default=0.1, ge=0, le=1, description="Added: up to this much, up or down.")
     contrast: float = Field(default=0.2, ge=0, lt=1, description="Distance from the mean times 1 ± this.")
     gamma: float = Field(default=0.2, ge=0, le=2, description="Values to the power of e ** ± this.")
@@ -90,7 +94,10 @@ def apply_view(
     options: AugmentOptions,
     frame: Frame | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One view of pixels [3, S, S] and labels [S, S]: both are turned and mirrored alike, and the intensities of the pixels are changed.
+    """One view of pixels [3, S, S] and labels [S, S].
+
+    Both are turned, mirrored and enlarged alike, about the centre of the square; what comes from outside of it is zero, as padding is. The
+    intensities of the pixels are changed too.
 
     Args:
         pixels: values in 0..1; those of the result are in 0..1 too.
@@ -107,7 +114,21 @@ def apply_view(
     height, width = frame.resized if frame else pixels.shape[-2:]
     changed = pixels.clone()
     changed[:, :height, :width] = _intensity(pixels[:, :height, :width], generator, options)
-    return _turn(changed, turns, mirrored), _turn(labels, turns, mirrored)
+    changed, labels = _turn(changed, turns, mirrored), _turn(labels, turns, mirrored)
+    if not (options.angle or options.zoom):
+        return changed, labels
+    angle, zoom = (2 * torch.rand(2, generator=generator) - 1).tolist()
+    moved = math.radians(angle * options.angle), math.exp(zoom * options.zoom)
+    return _move(changed, *moved, "bilinear"), _move(labels[None], *moved, "nearest")[0]
+
+
+def _move(image: Tensor, angle: float, zoom: float, mode: str) -> Tensor:
+    """Turn an image [C, S, S] clockwise by an angle in radians and enlarge it, about its centre."""
+    sine, cosine = math.sin(angle) / zoom, math.cos(angle) / zoom
+    to_source = torch.tensor([[[cosine, sine, 0.0], [-sine, cosine, 0.0]]])
+    grid = F.affine_grid(to_source, [1, *image.shape], align_corners=False)
+    moved = F.grid_sample(image[None].float(), grid, mode=mode, padding_mode="zeros", align_corners=False)
+    return moved[0].to(image.dtype)
 
 
 def _dihedral(options: AugmentOptions) -> list[tuple[int, bool]]:
