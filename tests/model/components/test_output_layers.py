@@ -54,6 +54,18 @@ def test_a_trained_unet_sees_structures_of_two_pixels() -> None:
     assert abs(column - 20) <= 1
 
 
+def test_a_trained_unet_sees_the_features_of_the_decoder() -> None:
+    """The same image with other features gets another correction, which the layer for the image alone could not give."""
+    head = toy_personal(image_skip={"channels": [4, 8]}).output_layers.image_skip
+    with torch.no_grad():
+        head.last.weight.fill_(0.5)
+    seen = torch.rand(1, 12, 16, 16, generator=rng.generator(2))
+    features = torch.rand(1, head.last.out_channels, 16, 16, generator=rng.generator(3))
+    flat = torch.zeros_like(features)
+    scaled = F.interpolate(features, size=(32, 32), mode="bilinear", align_corners=False)
+    assert (head(seen, features) - scaled - head(seen, flat)).abs().max() > 0.01
+
+
 @pytest.mark.parametrize("channels", [[16], [16, 0], [16, 10**9], [4] * 6])
 def test_sizes_that_no_unet_has_are_refused(channels: list[int]) -> None:
     with pytest.raises(ValidationError, match="channels"):

@@ -30,17 +30,18 @@ class ImageSkipOptions(Options):
         default=None,
         min_length=2,
         max_length=5,
-        description="Channels of the levels, such as [16, 32, 64, 128], of a small U-Net that gets the image at half its resolution, which "
-        "is then also the resolution of the masks; each level halves it. Empty: two convolutions at a quarter of the image's resolution.",
+        description="Channels of the levels, such as [16, 32, 64, 128], of a small U-Net that gets the image and the decoder's features at "
+        "half the image's resolution, which is then also the resolution of the masks; each level halves it. Empty: two convolutions over "
+        "the image at a quarter of its resolution.",
     )
 
 
 class MaskHead(nn.Module):
     """The trainable output layers of the decoder: up-scaling, and for each class the MLP from its token to the weights of its mask.
 
-    If the image itself is a second input (`pfedsam.model.image_skip`), layers for it make features that are added to the up-scaled ones:
-    a small U-Net at twice their resolution, or two convolutions. The last of these layers starts at zero, so that the masks start as
-    those of the backbone.
+    If the image itself is a second input (`pfedsam.model.image_skip`), what layers for it compute is added to the up-scaled features: two
+    convolutions over the image, or a small U-Net over the image and these features, at twice their resolution. The last of these layers
+    starts at zero, so that the masks start as those of the backbone.
     """
 
     def __init__(
@@ -78,27 +79,17 @@ class MaskHead(nn.Module):
         """
         weights = torch.stack([mlp(tokens[:, i]) for i, mlp in enumerate(self.mlps)], dim=1)
         image = self._upscale(self, image, features)
-        if self.image_skip is None:
-            return _weighted(weights, image)
-        skipped = self.image_skip(seen)
-        if skipped.shape == image.shape:
-            return _weighted(weights, image + skipped)
-        # Scaling up the classes' masks gives the same as scaling up the features, of which there are more.
-        scaled = F.interpolate(_weighted(weights, image), size=skipped.shape[-2:], mode="bilinear", align_corners=False)
-        return scaled + _weighted(weights, skipped)
-
-
-def _weighted(weights: Tensor, features: Tensor) -> Tensor:
-    """The sum of features `[B, d, h, w]` with the weights of each class, `[B, C, d]`: `[B, C, h, w]`."""
-    return torch.einsum("bcd,bdhw->bchw", weights, features)
+        if self.image_skip is not None:
+            image = self.image_skip(seen, image)
+        return torch.einsum("bcd,bdhw->bchw", weights, image)
 
 
 def _layers_for_the_image(
     skip: ImageSkipOptions, channels: int, backbone: Backbone, generator: torch.Generator
 ) -> nn.Module:
-    """Layers from the image, `[B, image_skip.CHANNELS, 4h, 4w]`, to `channels` features."""
+    """Layers that change the features `[B, channels, 4h, 4w]` by the image, `[B, image_skip.CHANNELS, 4h, 4w]`."""
     if skip.channels is None:
-        return _two_convolutions(channels, generator)
+        return _TwoConvolutions(channels, generator)
     _check_levels(len(skip.channels), backbone)
     return _ImageUNet(skip.channels, channels, generator)
 
@@ -119,28 +110,37 @@ def _check_levels(levels: int, backbone: Backbone) -> None:
 
 
 class _ImageUNet(nn.Module):
-    """A U-Net over the image at half its resolution, and a layer from its output to the features, which starts at zero."""
+    """A U-Net over the image and the features, at half the resolution of the image, and a layer from its output, which starts at zero."""
 
     def __init__(self, levels: Sequence[int], channels: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.unet = random_unet(3, _HIDDEN, levels, 1, generator)
+        self.unet = random_unet(3 + channels, _HIDDEN, levels, 1, generator)
         self.last = nn.Conv2d(_HIDDEN, channels, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
-    def forward(self, seen: Tensor) -> Tensor:
-        """Features `[B, channels, 8h, 8w]` of the image `[B, image_skip.CHANNELS, 4h, 4w]`."""
-        return self.last(self.unet(F.pixel_shuffle(seen, image_skip.FINER)))  # type: ignore[no-any-return]
+    def forward(self, seen: Tensor, features: Tensor) -> Tensor:
+        """Features `[B, channels, 8h, 8w]` from the image `[B, image_skip.CHANNELS, 4h, 4w]` and features `[B, channels, 4h, 4w]`."""
+        pixels = F.pixel_shuffle(seen, image_skip.FINER)
+        scaled = F.interpolate(features, size=pixels.shape[-2:], mode="bilinear", align_corners=False)
+        return scaled + self.last(self.unet(torch.cat([pixels, scaled], dim=1)))  # type: ignore[no-any-return]
 
 
-def _two_convolutions(channels: int, generator: torch.Generator) -> nn.Sequential:
-    first = nn.Conv2d(image_skip.CHANNELS, _HIDDEN, 3, padding=1)
-    last = nn.Conv2d(_HIDDEN, channels, 3, padding=1)
-    with torch.no_grad():
-        first.weight.normal_(0, (9 * image_skip.CHANNELS) ** -0.5, generator=generator)
-        for parameter in (first.bias, last.weight, last.bias):
-            nn.init.zeros_(parameter)  # type: ignore[arg-type]
-    return nn.Sequential(first, nn.GELU(), last)
+class _TwoConvolutions(nn.Sequential):
+    """Two convolutions over the image, the second of which starts at zero."""
+
+    def __init__(self, channels: int, generator: torch.Generator) -> None:
+        first = nn.Conv2d(image_skip.CHANNELS, _HIDDEN, 3, padding=1)
+        last = nn.Conv2d(_HIDDEN, channels, 3, padding=1)
+        with torch.no_grad():
+            first.weight.normal_(0, (9 * image_skip.CHANNELS) ** -0.5, generator=generator)
+            for parameter in (first.bias, last.weight, last.bias):
+                nn.init.zeros_(parameter)  # type: ignore[arg-type]
+        super().__init__(first, nn.GELU(), last)
+
+    def forward(self, seen: Tensor, features: Tensor) -> Tensor:  # type: ignore[override]
+        """Features `[B, channels, 4h, 4w]` from the image `[B, image_skip.CHANNELS, 4h, 4w]` and features of the same shape."""
+        return features + super().forward(seen)
 
 
 class OutputLayers(Component):
