@@ -61,9 +61,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             found = predict_volume(
                 forward, slices, batch_size=4, probabilities=wishes.probabilities, overlap=overlap, tell=tell
             )
-            classes = clean_regions(
-                found.classes, smallest=wishes.smallest, largest_only=wishes.largest_only, overlap=overlap
-            )
+            single = (1, 2) if wishes.largest_only else ()
+            classes = clean_regions(found.classes, smallest=wishes.smallest, single=single, overlap=overlap)
             return PredictedVolume(open_case(case, data.image, data.volume), classes, found.probabilities)
 
         site = SimpleNamespace(options=options, name="north", predict_volume=volume, uses="personal")

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -90,3 +91,19 @@ def test_a_mask_of_another_size_than_its_image_is_refused_where_a_case_is_scored
     scorer = SiteScorer(options, site.name, built, build_cache(options, built, None))
     with pytest.raises(DataError, match=f"case {case.id!r}: the image has .* pixels, its mask 7 x 5"):
         scorer.summary((case,), "personal", Parameters(built.start("shared"), built.start("local")))
+
+
+@pytest.mark.parametrize("single", [[], ["object"]])
+def test_predictions_keep_the_largest_region_of_an_organ(toy_options: RunOptions, single: list[str]) -> None:
+    content = toy_options.model_dump()
+    name = next(iter(content["data"]["classes"]))
+    content["evaluation"]["single_region"] = [name for _ in single]
+    options = RunOptions.model_validate(content)
+    built = build_model(options)
+    scorer = SiteScorer(options, next(iter(options.data.sites)), built, build_cache(options, built, None))
+    two = np.zeros((6, 9), np.uint8)
+    two[:2, :2], two[4:, 5:] = 1, 1
+    scorer._predict = lambda _, examples: ((example, two) for example in examples)
+    picture = SimpleNamespace(slice=None)
+    found = scorer.predict([picture], "personal", Parameters(built.start("shared"), built.start("local")))[0]
+    assert (found > 0).sum() == (8 if single else 12)

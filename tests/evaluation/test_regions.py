@@ -22,7 +22,8 @@ def test_the_largest_part_of_each_class():
     classes[0, :3], classes[4, :2], classes[6, 0] = 1, 1, 2
     expected = classes.copy()
     expected[4, :2] = 0
-    np.testing.assert_array_equal(clean_regions(classes, largest_only=True), expected)
+    np.testing.assert_array_equal(clean_regions(classes, single=(1, 2)), expected)
+    np.testing.assert_array_equal(clean_regions(classes, single=(2,)), classes)
 
 
 def test_sizes_in_millilitres_and_square_millimetres():
@@ -40,7 +41,7 @@ def test_small_parts_of_overlapping_classes_are_removed_for_each_class() -> None
     labels = np.array([[1, 3, 3, 0, 2, 0, 1]], np.uint8)  # bit 1: three pixels and one; bit 2: two pixels and one
     assert clean_regions(labels, smallest=2, overlap=True).tolist() == [[1, 3, 3, 0, 0, 0, 0]]
     assert clean_regions(labels, smallest=3, overlap=True).tolist() == [[1, 1, 1, 0, 0, 0, 0]]
-    assert clean_regions(labels, largest_only=True, overlap=True).tolist() == [[1, 3, 3, 0, 0, 0, 0]]
+    assert clean_regions(labels, single=(1, 2), overlap=True).tolist() == [[1, 3, 3, 0, 0, 0, 0]]
 
 
 def test_sizes_of_overlapping_classes_count_shared_voxels_twice() -> None:

@@ -1,5 +1,6 @@
 """Configuration files: every mistake at once, and the way back."""
 
+import re
 from operator import attrgetter
 from pathlib import Path
 
@@ -205,3 +206,21 @@ def test_mistakes_about_the_labels_of_a_site_are_one_message_each(tmp_path: Path
     assert said in str(caught.value)
     assert "[site]" not in str(caught.value)
     assert "[folder]" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "said"),
+    [
+        ("{lesions: [nodule]}", "evaluation.lesions names nodule; the classes are liver, tumour"),
+        ("{single_region: [nodule]}", "evaluation.single_region names nodule; the classes are liver, tumour"),
+        (
+            "{lesions: [tumour], single_region: [liver, tumour]}",
+            "tumour is in evaluation.lesions and in evaluation.sin",
+        ),
+    ],
+)
+def test_lesions_and_organs_are_classes_and_not_the_same(tmp_path: Path, evaluation: str, said: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(f"data: {{sites: {{a: a}}, classes: {{liver: [1], tumour: [2]}}}}\nevaluation: {evaluation}\n")
+    with pytest.raises(OptionError, match=re.escape(said)):
+        load_options(path)

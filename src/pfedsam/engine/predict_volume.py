@@ -13,7 +13,7 @@ from pfedsam.engine.model_selection import Parameters, models_of
 from pfedsam.engine.site_session import SiteScorer
 from pfedsam.evaluation.predict import flip_mean, predict_volume
 from pfedsam.evaluation.regions import clean_regions
-from pfedsam.experiment.build import BuiltModel, build_cache, build_images
+from pfedsam.experiment.build import BuiltModel, build_cache, build_images, single_regions
 from pfedsam.experiment.options import RunOptions
 
 
@@ -27,6 +27,7 @@ class VolumeWishes:
     smallest: int = 0
     """Connected components with fewer voxels are removed."""
     largest_only: bool = False
+    """Whether only the largest component of every class is kept, and not only of those in `evaluation.single_region`."""
 
 
 @dataclass(frozen=True)
@@ -72,5 +73,6 @@ def predict_volume_file(
         overlap=overlap,
         tell=tell,
     )
-    classes = clean_regions(found.classes, smallest=wishes.smallest, largest_only=wishes.largest_only, overlap=overlap)
+    single = range(1, built.model.classes + 1) if wishes.largest_only else single_regions(options)
+    classes = clean_regions(found.classes, smallest=wishes.smallest, single=single, overlap=overlap)
     return PredictedVolume(open_case(case, options.data.image, options.data.volume), classes, found.probabilities)

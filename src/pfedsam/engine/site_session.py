@@ -3,7 +3,7 @@
 The same methods are used in one process, in several processes and on several machines.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +21,7 @@ from pfedsam.data.loader import CaseTruth, check_sizes, load_case_truth
 from pfedsam.data.manifest import Case
 from pfedsam.engine.model_selection import Parameters, SiteModels, Validation
 from pfedsam.evaluation.predict import Forward, whole_cases
+from pfedsam.evaluation.regions import clean_regions
 from pfedsam.evaluation.scores import CaseScores, score_case
 from pfedsam.evaluation.small_numbers import withhold
 from pfedsam.evaluation.summary import SiteSummary, summarize_site
@@ -31,6 +32,7 @@ from pfedsam.experiment.build import (
     build_method,
     build_predict,
     build_site_data,
+    single_regions,
 )
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.pipeline.base import Sent
@@ -184,6 +186,7 @@ class SiteScorer:
         self.options, self.name, self.built, self._cache = options, name, built, cache
         self._labels = build_labels(options, name)
         self._predict = build_predict(options, built.model.image_size)
+        self._single = single_regions(options)
 
     def validate(
         self,
@@ -244,7 +247,14 @@ class SiteScorer:
 
     def predict(self, examples: Sequence[Example], model: Model, parameters: Parameters) -> list[Any]:
         """Class maps uint8 at native size: `[H, W]` of a picture, `[D, H, W]` of a volume."""
-        return [found for _, found in whole_cases(self._predict(self.forward(model, parameters), examples))]
+        return [found for _, found in self._class_maps(examples, model, parameters)]
+
+    def _class_maps(
+        self, examples: Sequence[Example], model: Model, parameters: Parameters
+    ) -> Iterator[tuple[Example, npt.NDArray[np.uint8]]]:
+        """Each case, a volume by its last slice, with its class map at native size after post-processing."""
+        for example, found in whole_cases(self._predict(self.forward(model, parameters), examples)):
+            yield example, clean_regions(found, single=self._single, overlap=self._labels.overlap)
 
     def forward(self, model: Model, parameters: Parameters) -> Forward:
         """The function from pixels to class logits of one of the site's models."""
@@ -272,7 +282,7 @@ class SiteScorer:
         examples = build_images(self.options, cases, self.built.model.image_size)
         scores: list[CaseScores] = []
         overlays: list[OverlayItem | VolumeOverlay] = []
-        for example, found in whole_cases(self._predict(self.forward(model, parameters), examples)):
+        for example, found in self._class_maps(examples, model, parameters):
             truth = load_case_truth(example.case, self._labels, self.options.data.image, self.options.data.volume)
             if not example.case.volume:
                 check_sizes(example.case, found.shape, truth.classes.shape)

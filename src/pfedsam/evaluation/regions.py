@@ -1,6 +1,6 @@
 """Post-processing of a predicted class map: removal of small connected components, and measurement of sizes."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,17 +11,17 @@ from pfedsam.data.labels import class_pixels
 
 
 def clean_regions(
-    classes: npt.NDArray[np.uint8], *, smallest: int = 0, largest_only: bool = False, overlap: bool = False
+    classes: npt.NDArray[np.uint8], *, smallest: int = 0, single: Collection[int] = (), overlap: bool = False
 ) -> npt.NDArray[np.uint8]:
     """The class map without small connected components; neighbours share a face, an edge or a corner.
 
     Args:
         classes: labels, shape [H, W] or [D, H, W]: class numbers 0..C, or sets of bits if classes overlap.
         smallest: components with fewer pixels or voxels become background.
-        largest_only: whether to keep only the largest component of each class.
+        single: numbers of the classes of which only the largest component is kept; of several equal ones, the first.
         overlap: whether the labels are sets of bits, one for each class.
     """
-    if smallest <= 1 and not largest_only:
+    if smallest <= 1 and not single:
         return classes
     kept = classes.copy()
     around = np.ones((3,) * classes.ndim, dtype=bool)
@@ -31,7 +31,7 @@ def clean_regions(
         sizes = np.bincount(parts.ravel(), minlength=count + 1)
         sizes[0] = 0
         lost = sizes < smallest
-        if largest_only and count:
+        if number in single and count:
             lost |= np.arange(count + 1) != sizes.argmax()
         lost[0] = False
         kept[lost[parts]] &= np.uint8(255 - (1 << (number - 1))) if overlap else np.uint8(0)

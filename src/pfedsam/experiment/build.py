@@ -377,6 +377,11 @@ def build_predict(options: RunOptions, side: int) -> Predict:
     return partial(predict, batch_size=size, overlap=overlap)
 
 
+def single_regions(options: RunOptions) -> frozenset[int]:
+    """The numbers 1..C of the classes that are one connected structure, so that predictions keep only their largest component."""
+    return frozenset(n for n, name in enumerate(options.data.classes, 1) if name in options.evaluation.single_region)
+
+
 def build_site_data(
     options: RunOptions, name: str, cases: tuple[Case, ...], built: BuiltModel, cache_folder: Path
 ) -> SiteData:

@@ -168,6 +168,11 @@ class EvaluationOptions(Options):
         default=[],
         description="Classes whose connected components are lesions: for these, the share of lesions that were found is also scored.",
     )
+    single_region: list[str] = Field(
+        default=[],
+        description="Classes that are one connected structure, such as an organ: in predictions, scored or written, only the largest "
+        "connected component of each is kept.",
+    )
 
 
 class RuntimeOptions(Options):
@@ -232,10 +237,18 @@ class RunOptions(Options):
         return find_method(method).name
 
     @model_validator(mode="after")
-    def _lesions_are_classes(self) -> "RunOptions":
-        unknown = sorted(set(self.evaluation.lesions) - set(self.data.classes))
-        if unknown:
+    def _lesions_and_single_regions_are_classes(self) -> "RunOptions":
+        lesions, single = self.evaluation.lesions, self.evaluation.single_region
+        for key, names in (("lesions", lesions), ("single_region", single)):
+            unknown = sorted(set(names) - set(self.data.classes))
+            if unknown:
+                raise ValueError(
+                    f"evaluation.{key} names {', '.join(unknown)}; the classes are {', '.join(self.data.classes)}"
+                )
+        both = sorted(set(lesions) & set(single))
+        if both:
             raise ValueError(
-                f"evaluation.lesions names {', '.join(unknown)}; the classes are {', '.join(self.data.classes)}"
+                f"{', '.join(both)} is in evaluation.lesions and in evaluation.single_region, but several lesions are not one connected "
+                "structure: remove it from one of them"
             )
         return self
