@@ -26,6 +26,7 @@ from pfedsam.data.volume_options import VolumeOptions
 from pfedsam.engine.predict_volume import PredictedVolume
 from pfedsam.evaluation.predict import flip_mean, predict_volume
 from pfedsam.evaluation.regions import clean_regions
+from pfedsam.experiment.build import single_regions
 from pfedsam.experiment.load import load_options
 
 Call = Callable[..., int]
@@ -56,12 +57,12 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         def volume(case, wishes, tell):
             data = options.data
             slices = VolumeExamples([case], labels=None, image=data.image, side=SIDE, options=data.volume)
-            forward = flip_mean(_forward) if wishes.flips else _forward
+            forward = flip_mean(_forward) if options.evaluation.flips else _forward
             overlap = data.overlap
             found = predict_volume(
                 forward, slices, batch_size=4, probabilities=wishes.probabilities, overlap=overlap, tell=tell
             )
-            single = (1, 2) if wishes.largest_only else ()
+            single = single_regions(options)
             classes = clean_regions(found.classes, smallest=wishes.smallest, single=single, overlap=overlap)
             return PredictedVolume(open_case(case, data.image, data.volume), classes, found.probabilities)
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pfedsam.core.errors import DataError
@@ -107,3 +108,15 @@ def test_predictions_keep_the_largest_region_of_an_organ(toy_options: RunOptions
     picture = SimpleNamespace(slice=None)
     found = scorer.predict([picture], "personal", Parameters(built.start("shared"), built.start("local")))[0]
     assert (found > 0).sum() == (8 if single else 12)
+
+
+def test_with_flips_a_mirror_image_gets_the_mirrored_logits(toy_options: RunOptions) -> None:
+    content = toy_options.model_dump()
+    content["evaluation"]["flips"] = True
+    options = RunOptions.model_validate(content)
+    built = build_model(options)
+    scorer = SiteScorer(options, next(iter(options.data.sites)), built, build_cache(options, built, None))
+    forward = scorer.forward("personal", Parameters(built.start("shared"), built.start("local")))
+    pixels = torch.rand(1, 3, built.model.image_size, built.model.image_size)
+    with torch.inference_mode():
+        torch.testing.assert_close(forward(pixels.flip(-1)), forward(pixels).flip(-1), atol=1e-5, rtol=1e-5)

@@ -48,16 +48,27 @@ Probabilities = Annotated[
 Flips = Annotated[
     bool,
     typer.Option(
-        "--tta", help="For volumes: average the predictions over mirror images, which takes four times as long."
+        "--tta",
+        help="Average the predictions over mirror images, which takes four times as long; short for --set evaluation.flips=true.",
     ),
 ]
 Smallest = Annotated[
     int, typer.Option(min=0, help="For volumes: remove connected components with fewer voxels than this.")
 ]
 Largest = Annotated[
-    bool, typer.Option("--largest", help="For volumes: keep only the largest connected component of each class.")
+    bool,
+    typer.Option(
+        "--largest",
+        help="Keep only the largest connected component of each class; short for --set evaluation.single_region=all.",
+    ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Skip images that have a mask already.")]
+
+
+def with_flags(overrides: Sequence[str] | None, *, tta: bool, largest: bool) -> list[str]:
+    """The overrides of the configuration, with those that these flags stand for."""
+    short = {"evaluation.flips=true": tta, "evaluation.single_region=all": largest}
+    return [*(overrides or ()), *(override for override, wanted in short.items() if wanted)]
 
 
 def predict_all(

@@ -18,6 +18,7 @@ from pfedsam.cli.predicting import (
     Smallest,
     Wanted,
     predict_all,
+    with_flags,
 )
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a run (the --out of `pfedsam run`).")]
@@ -71,9 +72,9 @@ def predict_command(
     from pfedsam.engine.predict_volume import VolumeWishes
 
     def opened() -> OpenSite:
-        return open_run(run, overrides or []).site(site, model.value)
+        return open_run(run, with_flags(overrides, tta=tta, largest=largest)).site(site, model.value)
 
-    wishes = VolumeWishes(probabilities, tta, smallest, largest)
+    wishes = VolumeWishes(probabilities, smallest)
     predict_all(images, out, opened, model, wishes, dicom_seg=dicom_seg, resume=resume)
 
 

@@ -21,6 +21,7 @@ from pfedsam.cli.predicting import (
     Smallest,
     Wanted,
     predict_all,
+    with_flags,
 )
 from pfedsam.core.text import some_of
 
@@ -253,11 +254,11 @@ def predict_command(
     from pfedsam.engine.predict_volume import VolumeWishes
 
     def opened() -> OpenSite:
-        run = open_run(folder, overrides or [], study=study)
+        run = open_run(folder, with_flags(overrides, tta=tta, largest=largest), study=study)
         (site,) = run.site_names
         return run.site(site, model.value)
 
-    wishes = VolumeWishes(probabilities, tta, smallest, largest)
+    wishes = VolumeWishes(probabilities, smallest)
     predict_all(images, out, opened, model, wishes, dicom_seg=dicom_seg, resume=resume)
 
 

@@ -11,7 +11,7 @@ from pfedsam.data.volume import Volume
 from pfedsam.data.volume_case import open_case
 from pfedsam.engine.model_selection import Parameters, models_of
 from pfedsam.engine.site_session import SiteScorer
-from pfedsam.evaluation.predict import flip_mean, predict_volume
+from pfedsam.evaluation.predict import predict_volume
 from pfedsam.evaluation.regions import clean_regions
 from pfedsam.experiment.build import BuiltModel, build_cache, build_images, single_regions
 from pfedsam.experiment.options import RunOptions
@@ -22,12 +22,8 @@ class VolumeWishes:
     """Options of the prediction of a volume; all are off by default."""
 
     probabilities: bool = False
-    flips: bool = False
-    """Whether the predictions are averaged over mirror images."""
     smallest: int = 0
     """Connected components with fewer voxels are removed."""
-    largest_only: bool = False
-    """Whether only the largest component of every class is kept, and not only of those in `evaluation.single_region`."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +62,12 @@ def predict_volume_file(
     scorer = SiteScorer(options, case.site, built, build_cache(options, built, None))
     forward = scorer.forward(next(iter(models_of(options, built).values())), used)
     found = predict_volume(
-        flip_mean(forward) if wishes.flips else forward,
+        forward,
         slices,
         batch_size=options.evaluation.batch_size,
         probabilities=wishes.probabilities,
         overlap=overlap,
         tell=tell,
     )
-    single = range(1, built.model.classes + 1) if wishes.largest_only else single_regions(options)
-    classes = clean_regions(found.classes, smallest=wishes.smallest, single=single, overlap=overlap)
+    classes = clean_regions(found.classes, smallest=wishes.smallest, single=single_regions(options), overlap=overlap)
     return PredictedVolume(open_case(case, options.data.image, options.data.volume), classes, found.probabilities)

@@ -20,7 +20,7 @@ from pfedsam.data.examples import Example
 from pfedsam.data.loader import CaseTruth, check_sizes, load_case_truth
 from pfedsam.data.manifest import Case
 from pfedsam.engine.model_selection import Parameters, SiteModels, Validation
-from pfedsam.evaluation.predict import Forward, whole_cases
+from pfedsam.evaluation.predict import Forward, flip_mean, whole_cases
 from pfedsam.evaluation.regions import clean_regions
 from pfedsam.evaluation.scores import CaseScores, score_case
 from pfedsam.evaluation.small_numbers import withhold
@@ -257,7 +257,7 @@ class SiteScorer:
             yield example, clean_regions(found, single=self._single, overlap=self._labels.overlap)
 
     def forward(self, model: Model, parameters: Parameters) -> Forward:
-        """The function from pixels to class logits of one of the site's models."""
+        """The function from pixels to class logits of one of the site's models, with `evaluation.flips` the mean over mirror images."""
         sam, partition = self.built.model, self.built.partition
         assign(sam, parameters.shared, partition.shared)
         assign(sam, parameters.local, partition.local)
@@ -268,7 +268,7 @@ class SiteScorer:
             tokens = torch.stack([self._cache.tokens(p, sam.prefix) for p in pixels])
             return sam.from_prefix(tokens, personal=personal)
 
-        return forward
+        return flip_mean(forward) if self.options.evaluation.flips else forward
 
     def _score(
         self,

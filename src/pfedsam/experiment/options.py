@@ -1,7 +1,7 @@
 """The configuration of a run: the options of all layers in one tree. Each option is defined beside the code that uses it."""
 
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -168,11 +168,23 @@ class EvaluationOptions(Options):
         default=[],
         description="Classes whose connected components are lesions: for these, the share of lesions that were found is also scored.",
     )
-    single_region: list[str] = Field(
-        default=[],
-        description="Classes that are one connected structure, such as an organ: in predictions, scored or written, only the largest "
-        "connected component of each is kept.",
+    flips: bool = Field(
+        default=False,
+        description="Predictions, scored or written, are the mean over the mirror images (test-time augmentation), which takes four times "
+        "as long.",
     )
+    single_region: list[str] | Literal["all"] = Field(
+        default=[],
+        description="Classes, or all, that are one connected structure, such as an organ: in predictions, scored or written, only the "
+        "largest connected component of each is kept.",
+    )
+
+    @field_validator("single_region", mode="before")
+    @classmethod
+    def _names_or_all(cls, given: object) -> object:
+        if given != "all" and not isinstance(given, list):
+            raise ValueError(f"give a list of classes, such as [liver], or all, and not {given!r}")
+        return given
 
 
 class RuntimeOptions(Options):
@@ -238,17 +250,11 @@ class RunOptions(Options):
 
     @model_validator(mode="after")
     def _lesions_and_single_regions_are_classes(self) -> "RunOptions":
-        lesions, single = self.evaluation.lesions, self.evaluation.single_region
-        for key, names in (("lesions", lesions), ("single_region", single)):
+        single = self.evaluation.single_region
+        for key, names in (("lesions", self.evaluation.lesions), ("single_region", [] if single == "all" else single)):
             unknown = sorted(set(names) - set(self.data.classes))
             if unknown:
                 raise ValueError(
                     f"evaluation.{key} names {', '.join(unknown)}; the classes are {', '.join(self.data.classes)}"
                 )
-        both = sorted(set(lesions) & set(single))
-        if both:
-            raise ValueError(
-                f"{', '.join(both)} is in evaluation.lesions and in evaluation.single_region, but several lesions are not one connected "
-                "structure: remove it from one of them"
-            )
         return self
