@@ -12,8 +12,7 @@ from pfedsam.data.volume_case import open_case
 from pfedsam.engine.model_selection import Parameters, models_of
 from pfedsam.engine.site_session import SiteScorer
 from pfedsam.evaluation.predict import predict_volume
-from pfedsam.evaluation.regions import clean_regions
-from pfedsam.experiment.build import BuiltModel, build_cache, build_images, single_regions
+from pfedsam.experiment.build import BuiltModel, build_cache, build_images
 from pfedsam.experiment.options import RunOptions
 
 
@@ -57,7 +56,6 @@ def predict_volume_file(
     Raises:
         DataError: the volume cannot be read.
     """
-    overlap = options.data.overlap
     slices = build_images(options, (case,), built.model.image_size)
     scorer = SiteScorer(options, case.site, built, build_cache(options, built, None))
     forward = scorer.forward(next(iter(models_of(options, built).values())), used)
@@ -66,8 +64,8 @@ def predict_volume_file(
         slices,
         batch_size=options.evaluation.batch_size,
         probabilities=wishes.probabilities,
-        overlap=overlap,
+        overlap=options.data.overlap,
         tell=tell,
     )
-    classes = clean_regions(found.classes, smallest=wishes.smallest, single=single_regions(options), overlap=overlap)
+    classes = scorer.cleaned(found.classes, smallest=wishes.smallest)
     return PredictedVolume(open_case(case, options.data.image, options.data.volume), classes, found.probabilities)

@@ -254,7 +254,16 @@ class SiteScorer:
     ) -> Iterator[tuple[Example, npt.NDArray[np.uint8]]]:
         """Each case, a volume by its last slice, with its class map at native size after post-processing."""
         for example, found in whole_cases(self._predict(self.forward(model, parameters), examples)):
-            yield example, clean_regions(found, single=self._single, overlap=self._labels.overlap)
+            yield example, self.cleaned(found)
+
+    def cleaned(self, classes: npt.NDArray[np.uint8], *, smallest: int = 0) -> npt.NDArray[np.uint8]:
+        """A class map at native size, `[H, W]` or `[D, H, W]`, after the post-processing of the study.
+
+        Args:
+            classes: the predicted labels.
+            smallest: connected components with fewer pixels or voxels are removed too.
+        """
+        return clean_regions(classes, smallest=smallest, single=self._single, overlap=self._labels.overlap)
 
     def forward(self, model: Model, parameters: Parameters) -> Forward:
         """The function from pixels to class logits of one of the site's models, with `evaluation.flips` the mean over mirror images."""

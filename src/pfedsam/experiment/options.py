@@ -183,7 +183,7 @@ class EvaluationOptions(Options):
     @classmethod
     def _names_or_all(cls, given: object) -> object:
         if given != "all" and not isinstance(given, list):
-            raise ValueError(f"give a list of classes, such as [liver], or all, and not {given!r}")
+            raise ValueError("give a list of classes, such as [liver], or all")
         return given
 
 
