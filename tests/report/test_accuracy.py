@@ -98,6 +98,10 @@ def test_headline_figures(fake, ours, theirs):
     assert figures["gain_over_fedmsa"] is None
     assert figures["min_gain_over_local"] is None
     assert figures["up_bytes.centralized"] == 100
+    assert (figures["steps.fedavg"], figures["cpu_seconds.fedavg"]) == (20, None)
+    theirs = {seed: replace(run, cost=Cost(10.0, 7.5 + seed)) for seed, run in theirs.items()}
+    results["fedavg"] = method_result(lines[1], theirs)
+    assert headline(lines, results, found)["cpu_seconds.fedavg"] == pytest.approx(8)
     with_local = comparisons("pfedsam", {**runs, "local-only": theirs})
     assert headline(lines, results, with_local)["min_gain_over_local"] == pytest.approx(5)
     assert comparison_result(with_local)["fedavg"]["p_holm"] >= with_local["fedavg"].p

@@ -234,6 +234,8 @@ def headline(
         figures[f"validation_dice_mean.{label}"] = result["validation"]["mean"]
         figures[f"up_bytes.{label}"] = result["up_bytes"]
         figures[f"seconds.{label}"] = result["seconds"]
+        figures[f"cpu_seconds.{label}"] = result["cpu_seconds"]
+        figures[f"steps.{label}"] = result["steps"]
     best = best_private_baseline(lines, found)
     figures["gain_over_best_private_baseline"] = found[best].difference if best else None
     for name, label in _NAMED.items():
