@@ -91,6 +91,7 @@ def toy_options(toy_folder: Path) -> RunOptions:
                 "adapt_last": 1,
                 "lora": {"rank": 2},
                 "experts": {"count": 2, "width": 4, "top_k": 1},
+                "image_skip": {"channels": [4, 8]},
             },
             # So fast and so strict that sites do keep earlier models, or use the shared one, in every test of kills and runtimes;
             # local phases, because with them a run has every kind of phase: those of the warm-up, two decoupled ones with a teacher,

@@ -31,14 +31,14 @@ def test_unfolding_gives_each_mask_value_the_mean_colours_of_its_quarters() -> N
 
 def test_masks_start_as_without_the_image() -> None:
     pixels = torch.rand(2, 3, 64, 64, generator=rng.generator(3))
-    with_image, without = make(), make(image_skip=None)
+    with_image, without = make(image_skip={"channels": None}), make(image_skip=None)
     assert with_image.prefix_shape == (4, 4, 32 + image_skip.FOLDED)
     assert without.prefix_shape == (4, 4, 32)
     assert torch.equal(with_image(pixels, personal=False), without(pixels, personal=False))
 
 
 def test_the_image_reaches_the_masks_once_its_layers_are_trained() -> None:
-    model, pixels = make(), torch.rand(2, 3, 64, 64, generator=rng.generator(3))
+    model, pixels = make(image_skip={"channels": None}), torch.rand(2, 3, 64, 64, generator=rng.generator(3))
     before = model(pixels, personal=False)
     with torch.no_grad():
         model.output_layers.image_skip[2].weight.fill_(0.1)

@@ -30,7 +30,10 @@ class OptimizerOptions(Options):
     """AdamW and its schedule."""
 
     learning_rate: float = Field(
-        default=4e-3, gt=0, description="Peak learning rate; it decreases with a cosine over the rounds."
+        default=1e-3,
+        gt=0,
+        description="Peak learning rate; it decreases with a cosine over the rounds. A higher one is better for fewer than about 100 steps "
+        "only (docs/decisions/0020).",
     )
     warm_up: float = Field(
         default=0.2,
@@ -45,7 +48,7 @@ class OptimizerOptions(Options):
     weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay.")
     clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient of a step.")
     pretrained_fraction: float = Field(
-        default=0.025,
+        default=0.1,
         gt=0,
         le=1,
         description="Learning rate of SAM's own weights, if they are trained (fedsam, fedmsa, fedper, fedrep), as a fraction of the "

@@ -24,11 +24,11 @@ def test_two_decoupled_phases() -> None:
 
 
 def test_by_default_both_models_learn_in_every_step() -> None:
-    (coupled,) = pfedsam.phases(options())
-    assert (coupled.name, coupled.trains, coupled.steps) == ("coupled", ("shared", "local"), 10)
-    assert (coupled.supervised, coupled.taught) == (("shared", "personal"), "personal")
+    (halves,) = pfedsam.phases(options())
+    assert (halves.name, halves.trains, halves.steps) == ("halves", ("shared", "local"), 10)
+    assert (halves.supervised, halves.taught, halves.halves) == (("shared", "personal"), "personal", "coupled")
     assert pfedsam.final(options()) == ()
-    assert pfedsam.METHOD.phases_of(options(rounds=8), 0) == (coupled,)
+    assert pfedsam.METHOD.phases_of(options(rounds=8), 0) == (halves,)
 
 
 def test_a_second_phase_that_trains_both_parts_inside_the_personal_model() -> None:
@@ -66,17 +66,18 @@ def test_who_is_taught(direction: str, taught: tuple[str | None, str | None]) ->
 
 @pytest.mark.parametrize(("direction", "taught"), [("off", None), ("forward", "personal"), ("reversed", "shared")])
 def test_who_is_taught_in_a_coupled_phase(direction: str, taught: str | None) -> None:
-    (coupled,) = pfedsam.phases(options(distillation={"direction": direction}))
-    assert coupled.taught == taught
+    for form in ("coupled", "coupled-halves"):
+        (phase,) = pfedsam.phases(options(phases=form, distillation={"direction": direction}))
+        assert phase.taught == taught
 
 
 def test_the_share_of_the_shared_model_belongs_to_coupled_steps_of_whole_batches() -> None:
-    assert pfedsam.phases(options(shared_share=0.5))[0].shared_share == 0.5
+    assert pfedsam.phases(options(shared_share=0.5, phases="coupled"))[0].shared_share == 0.5
     assert pfedsam.phases(options(shared_share=0.5, phases="halves"))[0].shared_share == 1.0
 
 
 def test_no_warmup_has_no_warmup_phases_and_a_run_of_warmup_alone_is_refused() -> None:
-    assert [phase.name for phase in pfedsam.METHOD.round_phases(options())] == ["coupled"]
+    assert [phase.name for phase in pfedsam.METHOD.round_phases(options())] == ["halves"]
     with pytest.raises(ValidationError, match=r"give fewer than training\.rounds"):
         options(rounds=8, shared_warmup_rounds=8)
 
@@ -88,10 +89,15 @@ def test_halves_train_both_parts_in_one_phase_and_need_no_last_one(form: str, ha
     assert (phase.name, phase.trains, phase.supervised) == ("halves", ("shared", "local"), ("shared", "personal"))
     assert (phase.taught, phase.halves, phase.steps) == ("personal", halves, 10)
     assert pfedsam.final(set_to) == ()
-    with pytest.raises(ValidationError, match="a batch of one image has no halves"):
-        options(phases=form, batch_size=1)
     with pytest.raises(ValidationError, match=f"with phases {form} one model teaches the other"):
         options(phases=form, distillation={"direction": "mutual"})
+
+
+def test_from_a_batch_of_one_image_both_models_learn_unless_nothing_local_may_touch_what_is_shared() -> None:
+    (phase,) = pfedsam.phases(options(batch_size=1))
+    assert (phase.name, phase.halves, phase.supervised) == ("coupled", None, ("shared", "personal"))
+    with pytest.raises(ValidationError, match="a batch of one image has no halves"):
+        options(phases="halves", batch_size=1)
 
 
 def test_nobody_teaches_in_both_directions_in_one_phase() -> None:

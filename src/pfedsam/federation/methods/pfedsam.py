@@ -4,9 +4,10 @@ In the paper a client round has two decoupled phases: the global phase trains th
 phase trains the experts with the shared part fixed, on labels and by distillation from the shared model (`training.phases=decoupled`).
 After the last aggregation each site trains one more local phase on the final shared parameters.
 
-Ours differs by default (docs/decisions/0006 and 0011): the local part has a second LoRA, so that a site can correct shared updates that do
-not suit its data; and both parts are trained in every step: the shared and the personal model learn from the labels of the same images, and
-the personal model also from the shared one. Both models are then fully trained when the rounds end, so that no last phase is needed.
+Ours differs by default (docs/decisions/0006, 0011 and 0020): the local part has a second LoRA, so that a site can correct shared updates that do
+not suit its data; and both parts are trained in every step: the shared model learns from the labels of one half of the batch, and the
+personal model from those of the other half and from the shared model. Both models are then fully trained when the rounds end, so that no
+last phase is needed.
 """
 
 from dataclasses import replace
@@ -72,9 +73,12 @@ def final(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
 
 
 def _coupled_phase(options: TrainingOptions) -> PhaseSpec:
-    """One phase in which both models learn in every step, from the whole batch or each from one half of it."""
+    """One phase in which both models learn in every step, from the whole batch or each from one half of it.
+
+    A batch of one image has no halves; with `coupled-halves` both models learn from it.
+    """
     taught: dict[str, Model] = {"forward": "personal", "reversed": "shared"}
-    halves = _IN_ONE_STEP[options.phases]
+    halves = _IN_ONE_STEP[options.phases] if options.batch_size > 1 else None
     return PhaseSpec(
         "coupled" if halves is None else "halves",
         trains=("shared", "local"),
@@ -93,7 +97,7 @@ def _local_phase(options: TrainingOptions, steps: int) -> PhaseSpec:
 
 METHOD = Method(
     name="pfedsam",
-    summary="LoRA shared, mixture of experts local; shared and personal model learn from the same images (after Wang et al., 2025)",
+    summary="LoRA shared, mixture of experts local; shared and personal model learn in the same steps (after Wang et al., 2025)",
     adapt=adapt,
     placement=placement,
     phases=phases,

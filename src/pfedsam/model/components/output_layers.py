@@ -27,10 +27,10 @@ class ImageSkipOptions(Options):
     """The layers through which the output layers get the image itself."""
 
     channels: tuple[Annotated[int, Field(ge=1, le=256)], ...] | None = Field(
-        default=None,
+        default=(16, 32, 64, 128),
         min_length=2,
         max_length=5,
-        description="Channels of the levels, such as [16, 32, 64, 128], of a small U-Net that gets the image and the decoder's features at "
+        description="Channels of the levels of a small U-Net that gets the image and the decoder's features at "
         "half the image's resolution, which is then also the resolution of the masks; each level halves it. Empty: two convolutions over "
         "the image at a quarter of its resolution.",
     )
