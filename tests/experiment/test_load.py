@@ -49,6 +49,13 @@ def test_a_mistake_beside_set_is_not_said_to_be_the_files_alone(tmp_path: Path) 
         load_options(write(tmp_path, GOOD + "trainng: {}\n"))
 
 
+@pytest.mark.parametrize(("values", "bound"), [("[4]", "at least 2"), ("[4, 4, 4, 4, 4, 4]", "at most 5")])
+def test_of_a_list_of_a_wrong_length_the_bound_and_the_list_are_told(tmp_path: Path, values: str, bound: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        load_options(write(tmp_path, GOOD), [f"model.image_skip.channels={values}"])
+    assert f"model.image_skip.channels: give {bound} value(s) (got {values})" in str(caught.value)
+
+
 def test_a_split_folder_and_a_cache_are_relative_to_the_file(tmp_path: Path) -> None:
     options = load_options(write(tmp_path, GOOD + "  split_folder: splits\nruntime: {cache_folder: ../cache}\n"))
     assert options.data.split_folder == tmp_path / "splits"

@@ -64,7 +64,7 @@ def test_personal_and_shared_model_are_the_same_and_nothing_is_pretrained() -> N
 
 
 def test_a_side_that_its_levels_do_not_divide_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"multiple of 4, but model.image_size is 30: choose 28"):
+    with pytest.raises(OptionError, match=r"multiple of 4 pixels, but model.image_size is 30: choose 28"):
         UNetSegmenter(SMALL, 2, rng.generator(0), image_size=30)
 
 

@@ -98,6 +98,15 @@ def test_of_mixed_units_each_distance_has_its_own_and_there_is_no_mean_and_no_wo
     }
 
 
+def test_of_a_resumed_run_the_page_gives_the_time_since_it_was_resumed(tmp_path, fake):
+    resumed = fake.make_summary().model_copy(update={"seconds": {"since resumed": 90.0}})
+    write_summary(tmp_path / "summary.json", resumed)
+    html = write_page(tmp_path).read_text("utf-8")
+    assert "; it ended 1.5 min after it was last resumed." in html
+    write_summary(tmp_path / "summary.json", resumed.model_copy(update={"seconds": {"total": 90.0}}))
+    assert ", in 1.5 min." in write_page(tmp_path).read_text("utf-8")
+
+
 def test_the_place_of_the_backbone_is_not_told(tmp_path, fake):
     placed = fake.make_summary().model_copy(update={"backbone": "/home/ada/weights/sam_vit_b.pth"})
     write_summary(tmp_path / "summary.json", placed)

@@ -43,7 +43,9 @@ def test_a_round_in_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         SamBackbone(new_network(compact_config("sam-toy"), rng.generator(0))), options, 1, rng.generator(1)
     ).eval()
     partition = Partition.of(model, model.components(), METHOD.placement(options))
-    training = TrainingOptions(rounds=2, steps_per_round=24, batch_size=4, phases="decoupled", optimizer={"learning_rate": 4e-3})
+    training = TrainingOptions(
+        rounds=2, steps_per_round=24, batch_size=4, phases="decoupled", optimizer={"learning_rate": 4e-3}
+    )
     start = {name: value.clone() for name, value in model.state_dict().items()}
     shared, state, losses = partition.select(model, "shared"), ClientState(partition.select(model, "local")), []
     for round_ in range(2):

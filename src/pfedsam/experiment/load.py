@@ -253,6 +253,10 @@ def _explain(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
         return f"{above}: the name {name!r} is read as a number; put it in quotes: '{name}'"
     if error["type"] == "list_type" and isinstance(given, int):
         return f"{path}: the ids must be a list, even if there is only one: write [{given}] (got {given!r})"
+    if error["type"] == "too_short":
+        return f"{path}: give at least {error['ctx']['min_length']} value(s) (got {given!r})"
+    if error["type"] == "too_long":
+        return f"{path}: give at most {error['ctx']['max_length']} value(s) (got {given!r})"
     if not path:  # the mistake concerns several keys together
         return message
     return f"{path}: {message} (got {given!r})"

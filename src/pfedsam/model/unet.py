@@ -55,17 +55,23 @@ PARTS: Sequence[Declared] = (UNetLayers(), UNetNorms())
 """The components of every U-Net."""
 
 
-def _check_side(side: int, levels: int) -> None:
-    """Check that every level but the last halves the side of the image.
+def check_side(side: int, levels: int, *, key: str, scale: int = 1) -> None:
+    """Check that every level of a U-Net but the last halves the side of its input.
+
+    Args:
+        side: side of the images in pixels.
+        levels: number of levels.
+        key: the option that sets the levels.
+        scale: side of the images, divided by that of the U-Net's input.
 
     Raises:
-        OptionError: it does not.
+        OptionError: a level gets an odd number of rows.
     """
-    step = 2 ** (levels - 1)
+    step = scale * 2 ** (levels - 1)
     if side % step:
         raise OptionError(
-            f"a U-Net with {levels} levels needs images whose side is a multiple of {step}, but model.image_size is "
-            f"{side}: choose {side - side % step or step}, or fewer levels (model.unet.channels)."
+            f"{key} has {levels} levels, which need images whose side is a multiple of {step} pixels, but model.image_size is {side}: "
+            f"choose {side - side % step or step}, or fewer levels."
         )
 
 
@@ -114,7 +120,7 @@ class UNetSegmenter(Segmenter):
         """
         super().__init__()
         side = image_size or _IMAGE_SIZE
-        _check_side(side, len(options.channels))
+        check_side(side, len(options.channels), key="model.unet.channels")
         self.classes, self.image_size = classes, side
         self.from_pixels, self.frozen_dtype, self.first_adapted = True, torch.float32, 0
         self.add_module(_NETWORK, random_unet(3, classes, options.channels, options.residual_units, generator))

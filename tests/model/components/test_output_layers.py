@@ -74,7 +74,7 @@ def test_sizes_that_no_unet_has_are_refused(channels: list[int]) -> None:
 
 def test_more_levels_than_the_image_can_be_halved_are_refused() -> None:
     with pytest.raises(
-        OptionError, match=r"5 levels, which need images whose side is a multiple of 32 .* the side is 48"
+        OptionError, match=r"5 levels, which need images whose side is a multiple of 32 .* is 48: choose 32"
     ):
         MaskHead(load_backbone("sam-tiny", image_size=48), 1, ImageSkipOptions(channels=[4] * 5), rng.generator(0))
 

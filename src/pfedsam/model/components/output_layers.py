@@ -13,12 +13,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pfedsam.core.errors import OptionError
 from pfedsam.core.options import Options
 from pfedsam.model import image_skip
 from pfedsam.model.backbones.base import Backbone
 from pfedsam.model.components.base import Assembly, Component
-from pfedsam.model.unet import random_unet
+from pfedsam.model.unet import check_side, random_unet
 
 _HIDDEN = 16
 
@@ -90,23 +89,9 @@ def _layers_for_the_image(
     """Layers that change the features `[B, channels, 4h, 4w]` by the image, `[B, image_skip.CHANNELS, 4h, 4w]`."""
     if skip.channels is None:
         return _TwoConvolutions(channels, generator)
-    _check_levels(len(skip.channels), backbone)
+    scale = backbone.image_size // (backbone.grid[0] * image_skip.CELLS * image_skip.FINER)
+    check_side(backbone.image_size, len(skip.channels), key="model.image_skip.channels", scale=scale)
     return _ImageUNet(skip.channels, channels, generator)
-
-
-def _check_levels(levels: int, backbone: Backbone) -> None:
-    """Check that every level but the last halves the image.
-
-    Raises:
-        OptionError: it does not.
-    """
-    side = image_skip.CELLS * image_skip.FINER
-    step = 2 ** (levels - 1)
-    if any(side * cells % step for cells in backbone.grid):
-        raise OptionError(
-            f"model.image_skip.channels has {levels} levels, which need images whose side is a multiple of {2 * step} pixels, but the side "
-            f"is {backbone.image_size}: give fewer levels, or another model.image_size"
-        )
 
 
 class _ImageUNet(nn.Module):
