@@ -4,10 +4,10 @@ In the paper a client round has two decoupled phases: the global phase trains th
 phase trains the experts with the shared part fixed, on labels and by distillation from the shared model (`training.phases=decoupled`).
 After the last aggregation each site trains one more local phase on the final shared parameters.
 
-Ours differs by default (docs/decisions/0006, 0011 and 0020): the local part has a second LoRA, so that a site can correct shared updates that do
-not suit its data; and both parts are trained in every step: the shared model learns from the labels of one half of the batch, and the
-personal model from those of the other half and from the shared model. Both models are then fully trained when the rounds end, so that no
-last phase is needed.
+Ours differs by default (docs/decisions/0006, 0011 and 0020): the local part has a second LoRA, so that a site can correct shared updates
+that do not suit its data; and both parts are trained in every step: the shared model learns from the labels of one half of the batch, and
+the personal model from those of the other half and from the shared model. Both models are then fully trained when the rounds end, so that
+no last phase is needed.
 """
 
 from dataclasses import replace
