@@ -1,6 +1,7 @@
 """What a change of structure must not change: parameters and scores of every method, as commit f36e821 computed them.
 
-`pinned.json` was written by that commit, before its two round loops became one. The digests do not depend on the names of tensors, so
+`pinned.json` was written by that commit, before its two round loops became one, with its defaults, which the options here repeat;
+`pfedsam-defaults` was added with the defaults of `docs/decisions/0020`. The digests do not depend on the names of tensors, so
 that a component may be renamed. On the processor that made them the values are equal to the bit; elsewhere floating-point rounding
 differs, so there the norms have to agree.
 """
@@ -36,13 +37,17 @@ def processor() -> str:
 
 
 def pinned_options(toy_folder: Path, name: str) -> RunOptions:
-    """The options of the pinned run called `name`: a method's own, pfedsam in decoupled rounds, and pfedsam with sam-tiny and int4."""
+    """The options of the pinned run called `name`: a method's own, pfedsam in decoupled rounds, and pfedsam with sam-tiny and int4.
+
+    All have the defaults of the commit that wrote the file, but for `pfedsam-defaults`, which has sam-tiny and today's.
+    """
     sites = {path.name: str(path) for path in sorted((toy_folder / "sites").iterdir()) if path.is_dir()}
     training: dict[str, Any] = {
         "rounds": 4,
         "steps_per_round": 2,
         "batch_size": 2,
-        "optimizer": {"learning_rate": 0.04},
+        "phases": "coupled",
+        "optimizer": {"learning_rate": 0.04, "pretrained_fraction": 0.025},
     }
     content: dict[str, Any] = {
         "name": "pinned",
@@ -59,6 +64,7 @@ def pinned_options(toy_folder: Path, name: str) -> RunOptions:
             "adapt_last": 1,
             "lora": {"rank": 2},
             "experts": {"count": 2, "width": 4, "top_k": 1},
+            "image_skip": {"channels": None},
         },
         "training": training,
         "evaluation": {"validate_every": 1, "choose_model": False},
@@ -69,6 +75,10 @@ def pinned_options(toy_folder: Path, name: str) -> RunOptions:
         content["method"] = "pfedsam"
         training |= {"phases": "decoupled", "final_steps": 1}
     if name == "pfedsam-sam-tiny":
+        training["optimizer"] |= {"learning_rate": 0.004}
+        content |= {"method": "pfedsam", "model": {"image_skip": {"channels": None}}, "communication": {}}
+    if name == "pfedsam-defaults":
+        training.pop("phases")
         training.pop("optimizer")
         content |= {"method": "pfedsam", "model": {}, "communication": {}}
     return RunOptions.model_validate(content)
