@@ -29,7 +29,13 @@ DEMO_LABELLED = 8
 """Labelled training images of each hospital of the demonstration."""
 DEMO_SETTINGS: dict[str, Any] = {
     "model": {"image_size": 160},  # the images have 96 to 128 pixels
-    "training": {"rounds": 20, "steps_per_round": 4, "final_steps": 8, "batch_size": 4},
+    "training": {
+        "rounds": 20,
+        "steps_per_round": 4,
+        "final_steps": 8,
+        "batch_size": 4,
+        "optimizer": {"learning_rate": 4e-3},  # 80 steps are few: docs/decisions/0020
+    },
     "evaluation": {"validate_every": 5},
     "runtime": {"workers": 2},
 }
