@@ -47,8 +47,8 @@ class TrainingOptions(Options):
     )
     phases: Literal["coupled", "decoupled", "joint", "halves", "coupled-halves"] = Field(
         default="coupled-halves",
-        description="How pfedsam trains in a round. coupled-halves: in each step one half of the batch trains the shared model, and the other "
-        "half the personal model, on labels and by distillation from the shared one. coupled: the same with the whole batch for "
+        description="How pfedsam trains in a round. coupled-halves: in each step one half of the batch trains the shared model, and the "
+        "other half the personal model, on labels and by distillation from the shared one. coupled: the same with the whole batch for "
         "both models, at one and a half times the cost. halves: in each step, one half of the batch trains the shared parameters "
         "without the local ones, and the other half the local parameters with the shared model as fixed teacher; with distillation "
         "forward or off, local parameters do not affect shared ones. decoupled (the paper): first the shared parameters are "
