@@ -28,7 +28,7 @@ DEMO_METHODS = ("local-only", "fedavg", "pfedsam")
 DEMO_LABELLED = 8
 """Labelled training images of each hospital of the demonstration."""
 DEMO_SETTINGS: dict[str, Any] = {
-    "model": {"image_size": 160},  # the images have 96 to 128 pixels
+    "model": {"image_size": 128},  # the images have 96 to 128 pixels
     "training": {
         "rounds": 20,
         "steps_per_round": 4,
