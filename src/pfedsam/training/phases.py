@@ -32,8 +32,8 @@ class OptimizerOptions(Options):
     learning_rate: float = Field(
         default=1e-3,
         gt=0,
-        description="Peak learning rate; it decreases with a cosine over the rounds. A higher one is better for fewer than about 100 steps "
-        "only (docs/decisions/0020).",
+        description="Peak learning rate; it decreases with a cosine over the rounds. A higher one, such as 4e-3, is "
+        "better for a training of about 100 steps (docs/decisions/0020).",
     )
     warm_up: float = Field(
         default=0.2,
