@@ -63,8 +63,9 @@ STEPS: Mapping[str, Callable[[Setting], Subject]] = {
     "coupled step": partial(OurStep, phase="coupled", changes={}),
     "coupled step, bf16": partial(OurStep, phase="coupled", changes=BF16),
 }
-"""`coupled step` is the default: last 4 blocks, cache, LoRA in the decoder, output layers, 4 experts; both models learn. `global step` and
-`personal step` are those of two decoupled phases, the latter with the shared model's logits, kept since the image was first seen."""
+"""`coupled step`: the default model (last 4 blocks, cache, LoRA in the decoder, output layers, 4 experts); both models learn from the whole
+batch. `global step` and `personal step` are those of two decoupled phases, the latter with the shared model's logits, kept since the image
+was first seen."""
 EXPERTS: Mapping[str, Callable[[Setting], Subject]] = {
     "without experts": partial(OurStep, phase="everything", changes={"experts": None}),
     "with experts": partial(OurStep, phase="everything", changes={}),

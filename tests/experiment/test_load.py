@@ -56,6 +56,20 @@ def test_of_a_list_of_a_wrong_length_the_bound_and_the_list_are_told(tmp_path: P
     assert f"model.image_skip.channels: give {bound} value(s) (got {values})" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.image_skip.channels=16", "model.image_skip.channels: give a list in square brackets (got 16)"),
+        ("evaluation.lesions=lesion", "evaluation.lesions: give a list in square brackets (got 'lesion')"),
+        ("model.image_skip=often", "model.image_skip: give keys with values (got 'often')"),
+    ],
+)
+def test_of_a_value_of_a_wrong_form_the_form_is_told(tmp_path: Path, override: str, said: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        load_options(write(tmp_path, GOOD), [override])
+    assert said in str(caught.value)
+
+
 def test_a_split_folder_and_a_cache_are_relative_to_the_file(tmp_path: Path) -> None:
     options = load_options(write(tmp_path, GOOD + "  split_folder: splits\nruntime: {cache_folder: ../cache}\n"))
     assert options.data.split_folder == tmp_path / "splits"

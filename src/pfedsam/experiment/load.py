@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+from typing import Any, Final, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,6 +16,15 @@ from pfedsam.experiment.effect import refuse_unused, remove, unused
 from pfedsam.experiment.options import RunOptions
 from pfedsam.experiment.renamed import RENAMED
 from pfedsam.model.backbones.checkpoint import backbone_file
+
+_SENTENCES: Final = {
+    "too_short": "give at least {min_length} value(s)",
+    "too_long": "give at most {max_length} value(s)",
+    "tuple_type": "give a list in square brackets",
+    "list_type": "give a list in square brackets",
+    "model_type": "give keys with values",
+}
+"""Type of a mistake -> what to write instead; for other types pydantic's own message is clear."""
 
 
 def load_options(path: Path | str, overrides: Sequence[str] = ()) -> RunOptions:
@@ -103,7 +112,7 @@ def validate(kind: type[T], content: Mapping[str, Any], name: str) -> T:
 
 
 def dump_options(options: RunOptions) -> str:
-    """The resolved configuration as YAML: every key that has an effect in this run."""
+    """The resolved configuration as YAML, without the keys that have no effect in this run; keys of `model` with their defaults stay."""
     content = options.model_dump(mode="json")
     for key in unused(RunOptions.model_validate(options.model_dump())):
         remove(content, key)
@@ -243,7 +252,8 @@ def _mapping(value: object) -> dict[Any, Any]:
 def _explain(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
     place = _place(error)
     path, given = ".".join(map(str, place)), error.get("input")
-    message = str(error["msg"]).removeprefix("Value error, ")
+    sentence = _SENTENCES.get(error["type"])
+    message = sentence.format(**error.get("ctx", {})) if sentence else str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         return f"{path}: {RENAMED.get(path) or _unknown_key(kind, place)}"
     if error["type"] == "missing":
@@ -253,10 +263,6 @@ def _explain(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
         return f"{above}: the name {name!r} is read as a number; put it in quotes: '{name}'"
     if error["type"] == "list_type" and isinstance(given, int):
         return f"{path}: the ids must be a list, even if there is only one: write [{given}] (got {given!r})"
-    if error["type"] == "too_short":
-        return f"{path}: give at least {error['ctx']['min_length']} value(s) (got {given!r})"
-    if error["type"] == "too_long":
-        return f"{path}: give at most {error['ctx']['max_length']} value(s) (got {given!r})"
     if not path:  # the mistake concerns several keys together
         return message
     return f"{path}: {message} (got {given!r})"
