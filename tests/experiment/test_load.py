@@ -229,6 +229,12 @@ def test_mistakes_about_the_labels_of_a_site_are_one_message_each(tmp_path: Path
     assert "[folder]" not in str(caught.value)
 
 
+def test_a_site_without_spacing_that_is_no_site_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, partial("    north: here\n    south: there\n", "  volume: {spacing_unknown: [south, soth]}\n"))
+    with pytest.raises(OptionError, match="data.volume.spacing_unknown names soth; the sites are north, south"):
+        load_options(path)
+
+
 @pytest.mark.parametrize(
     ("evaluation", "said"),
     [

@@ -50,7 +50,14 @@ def read_options(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
     Raises:
         OptionError: the file has mistakes; the message names every unknown key and every wrong value.
     """
-    return _options_of(read_mapping(path), path, overrides)
+    options = _options_of(read_mapping(path), path, overrides)
+    # Not in the configuration of a run: a site that joined later is not named there by the sites before it.
+    known, lost = options.data.sites, options.data.volume.spacing_unknown
+    if unknown := [site for site in lost if site not in known]:
+        raise OptionError(
+            f"{source(path, overrides)}: data.volume.spacing_unknown names {', '.join(unknown)}; the sites are {', '.join(known)}"
+        )
+    return options
 
 
 def _options_of(content: dict[str, Any], path: Path, overrides: Sequence[str]) -> RunOptions:
