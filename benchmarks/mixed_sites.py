@@ -1,10 +1,11 @@
 """Sites that are mixtures: each site of the new data folder has the images of two sites of nuclei, one of fluorescence and one of a stain.
 
     python benchmarks/mixed_sites.py --data DIR/nuclei --out DIR/nuclei-mixed
-    pfedsam bench accuracy --data DIR/nuclei-mixed --suite benchmarks/nuclei-mixed.yaml --out runs/nuclei-mixed
+    pfedsam bench accuracy --data DIR/nuclei-mixed --suite benchmarks/nuclei-mixed.yaml --out runs/nuclei-mixed \
+        --methods local-only,fedavg,pfedsam --variants no-experts,no-distillation
 
 A mixture of experts, whose router chooses experts for each token, should gain most where a site's own images differ, as in a hospital with
-two scanners. The comparison shows whether it does: pfedsam with and without its experts and its distillation, training alone, and averaging.
+two scanners. The comparison shows whether it does: pfedsam, pfedsam without experts, training alone, and averaging.
 """
 
 import argparse
