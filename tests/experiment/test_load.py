@@ -230,8 +230,10 @@ def test_mistakes_about_the_labels_of_a_site_are_one_message_each(tmp_path: Path
 
 
 def test_a_site_without_spacing_that_is_no_site_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path, partial("    north: here\n    south: there\n", "  volume: {spacing_unknown: [south, soth]}\n"))
-    with pytest.raises(OptionError, match="data.volume.spacing_unknown names soth; the sites are north, south"):
+    path = write(
+        tmp_path, partial("    north: here\n    south: there\n", "  volume: {spacing_unknown: [south, soth]}\n")
+    )
+    with pytest.raises(OptionError, match=r"data\.volume\.spacing_unknown names soth; the sites are north, south"):
         load_options(path)
 
 

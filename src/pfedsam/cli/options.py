@@ -15,7 +15,7 @@ def options_command(
 ) -> None:
     """Show every key of a configuration file, with its default and its meaning.
 
-    The file config.yaml in the folder of a run lists all keys with the values that the run used.
+    The file config.yaml in the folder of a run lists all keys that have an effect in the run, with their values.
     Example: pfedsam options optimizer
     """  # noqa: DOC501 - shown as help
     from pfedsam.core.errors import OptionError

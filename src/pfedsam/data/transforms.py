@@ -43,21 +43,38 @@ class AugmentOptions(Options):
     """The views of a training image; values are drawn uniformly from each range."""
 
     views: int = Field(
-        default=4, ge=1, description="Views of an image, the unchanged one among them; 1 is no augmentation."
+        default=4,
+        ge=1,
+        description="Number of versions of each training image, including the unchanged one; 1: no augmentation.",
     )
     renew_every: int = Field(
-        default=0, ge=0, description="Rounds after which the views are replaced by fresh ones; 0 = never."
+        default=0, ge=0, description="Number of rounds after which these versions are replaced by new ones; 0: never."
     )
-    flips: bool = Field(default=True, description="Mirror.")
-    rotations: bool = Field(default=True, description="Turn by quarters.")
+    flips: bool = Field(default=True, description="Whether images are mirrored at random.")
+    rotations: bool = Field(
+        default=True, description="Whether images are rotated at random by multiples of 90 degrees."
+    )
     angle: float = Field(
-        default=0.0, ge=0, le=180, description="Turn by up to so many degrees, clockwise or counter-clockwise."
+        default=0.0, ge=0, le=180, description="Largest random rotation in degrees, in both directions."
     )
-    zoom: float = Field(default=0.0, ge=0, le=1, description="Enlarge e ** ± this times.")
-    brightness: float = Field(default=0.1, ge=0, le=1, description="Added: up to this much, up or down.")
-    contrast: float = Field(default=0.2, ge=0, lt=1, description="Distance from the mean times 1 ± this.")
-    gamma: float = Field(default=0.2, ge=0, le=2, description="Values to the power of e ** ± this.")
-    noise: float = Field(default=0.02, ge=0, le=1, description="Highest standard deviation of the added noise.")
+    zoom: float = Field(
+        default=0.0, ge=0, le=1, description="Images are scaled by a random factor between exp(-zoom) and exp(zoom)."
+    )
+    brightness: float = Field(
+        default=0.1, ge=0, le=1, description="A random constant between -brightness and brightness is added."
+    )
+    contrast: float = Field(
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="The difference to the mean of the image is multiplied by a random factor between 1 - contrast and 1 + contrast.",
+    )
+    gamma: float = Field(
+        default=0.2, ge=0, le=2, description="Values are raised to a random power between exp(-gamma) and exp(gamma)."
+    )
+    noise: float = Field(
+        default=0.02, ge=0, le=1, description="Largest standard deviation of the normal noise that is added."
+    )
 
 
 def to_frame(image: npt.NDArray[np.float32], side: int, frame: Frame | None = None) -> tuple[Tensor, Frame]:

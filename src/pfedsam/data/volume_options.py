@@ -39,8 +39,8 @@ class VolumeOptions(Options):
     normalise: Literal["percentile", "window", "zscore", "none"] = Field(
         default="percentile",
         description="Grey values to 0..1: percentile (between data.image.low and high of the whole volume), window, zscore (-3 to 3 "
-        "standard deviations of the volume), none (8 and 16 bits without a sign, slope or intercept divided by their range; other values "
-        "must lie in 0..1).",
+        "standard deviations of the volume), none (unsigned values of 8 or 16 bits without slope or intercept are divided by the "
+        "largest value of their type; all others must lie in 0..1).",
     )
     window: str | tuple[float, float] | None = Field(
         default=None,

@@ -32,15 +32,17 @@ class OptimizerOptions(Options):
     learning_rate: float = Field(
         default=1e-3,
         gt=0,
-        description="Peak learning rate; it decreases with a cosine over the rounds. A higher one, such as 4e-3, is "
-        "better for a training of about 100 steps (docs/decisions/0020).",
+        description="Peak learning rate. It is constant until no site gains (training.patience) and then decreases with a cosine; with an "
+        "empty patience it decreases over all rounds. A higher one, such as 4e-3, is better for a training of about 100 steps "
+        "(docs/decisions/0020).",
     )
     warm_up: float = Field(
         default=0.2,
         ge=0,
         le=1,
-        description="Fraction of the rounds in which the learning rate increases (warm-up). Without warm-up the first steps may give "
-        "empty masks, from which thin structures recover late (docs/decisions/0008).",
+        description="Number of rounds in which the learning rate increases (warm-up), as a fraction of training.patience, or of "
+        "training.rounds if patience is empty. Without warm-up the first steps may give empty masks, from which thin structures "
+        "recover late (docs/decisions/0008).",
     )
     final_fraction: float = Field(
         default=0.1, ge=0, le=1, description="Learning rate in the last round, as a fraction of the peak."
