@@ -1,6 +1,7 @@
 """A new site joins: the shared part stays as it was, and the folder serves predictions."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,10 +68,12 @@ def test_a_new_site_gets_its_local_part_and_nothing_else_changes(
 
 
 @pytest.mark.slow
-def test_a_method_without_a_local_part_has_the_shared_model_in_use(
+def test_a_method_without_a_local_part_has_the_shared_model_in_use_also_from_the_coordinators_folder(
     tmp_path: Path, short: RunOptions, new_site: Path
 ) -> None:
     run(short.model_copy(update={"method": "fedavg"}), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "sites")  # as a study between hospitals: the coordinator has no folder of a site
+    (tmp_path / "run" / "policy.json").write_text("{}")
     found = onboard(open_run(tmp_path / "run"), Newcomer("newcomer", new_site, 2, steps=2), tmp_path / "out")
     assert list(found.ways) == [NOTHING, EVERYTHING, ALONE]
     assert found.in_use == NOTHING
