@@ -259,6 +259,8 @@ def import_command(
     for site, names in imported.without_mask.items():
         shown = some_of([repr(name) for name in names], 3)
         warn(f"site {site!r}: {len(names)} image(s) without a mask were left out: {shown}")
+    for note in imported.notes:
+        warn(note)
     OUT.print(
         f"Written: {imported.study}. Check its classes, and then run: pfedsam data check {imported.study}", markup=False
     )

@@ -7,3 +7,9 @@ def some_of(words: Sequence[object], most: int) -> str:
     """The first `most` words with commas, and how many more there are: `a, b and 3 more`."""
     more = f" and {len(words) - most} more" if len(words) > most else ""
     return ", ".join(map(str, words[:most])) + more
+
+
+def short_repr(value: object, most: int = 60) -> str:
+    """The value as Python writes it, cut to `most` characters."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."

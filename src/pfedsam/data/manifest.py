@@ -18,6 +18,7 @@ from typing import Final, Literal, TypeAlias, get_args
 
 from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.patterns import Pattern
+from pfedsam.core.text import short_repr
 from pfedsam.data.entries import FOREIGN, Entry, entry_of, find_entries, group_sequences, refuse_loose_series
 from pfedsam.data.readers import PICTURES
 from pfedsam.data.readers.dicom_files import visible_files
@@ -45,6 +46,8 @@ _UNKNOWN = "unknown"
 _VOXEL_FORM = ((3,), "'5x0.5x0.4' (distance of slices, height, width)")
 _PIXEL_FORM = ((1, 2), "'0.5', or as height x width '0.5x0.4'")
 """The allowed number of lengths in a spacing, and how to write it."""
+LONGEST_NAME: Final = 64
+"""Characters of the name of a site, which is the name of files and folders, too."""
 _NAME = re.compile(r"[^\W_][\w.\-]*")
 _CASE = re.compile(r"[^\s./\\][^/\\\x00-\x1f]*")
 
@@ -124,11 +127,7 @@ def read_site(
         DataError: the folder is missing, empty or ambiguous, or a manifest line is wrong.
         OptionError: the name or the pattern cannot be used.
     """
-    if not _NAME.fullmatch(name):
-        raise OptionError(
-            f"site name {name!r} cannot name a folder: use letters, digits, '_', '-' and '.', "
-            "beginning with a letter or digit"
-        )
+    check_name(name)
     pattern = _compile(patient_pattern)
     folder = Path(folder)
     if not folder.is_dir():
@@ -152,6 +151,19 @@ def read_site(
     if masks_required:
         _check_masks(name, folder, cases)
     return Site(name, folder, cases)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name of a site that cannot name a folder.
+
+    Raises:
+        OptionError: the name cannot be used.
+    """
+    if not _NAME.fullmatch(name) or len(name) > LONGEST_NAME:
+        raise OptionError(
+            f"site name {short_repr(name)} cannot name a folder: use letters, digits, '_', '-' and '.', "
+            f"beginning with a letter or digit, and at most {LONGEST_NAME} characters"
+        )
 
 
 def orphan_masks(site: Site) -> tuple[str, ...]:
@@ -396,6 +408,11 @@ def _spacing(text: str, *, volume: bool, where: str) -> tuple[float, ...] | None
             f"{where}: spacing {text!r}; write mm as {form}, '{_UNKNOWN}' where the file has lost it, or nothing"
         )
     return lengths if volume else (lengths[0], lengths[-1])
+
+
+def spacing_cell(case: Case) -> str:
+    """The cell `spacing` of a manifest with which the case has its spacing; empty: that of its file."""
+    return _UNKNOWN if case.spacing_lost else "x".join(map(repr, case.spacing_mm or ()))
 
 
 def _lengths(text: str) -> tuple[float, ...]:

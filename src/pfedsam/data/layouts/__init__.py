@@ -18,7 +18,7 @@ from pfedsam.data.layouts import (
     retina,
     saml,
 )
-from pfedsam.data.layouts.base import Imported, Layout, write_sites
+from pfedsam.data.layouts.base import Imported, Layout, refuse_missing, write_sites
 
 __all__ = ["LAYOUTS", "Imported", "Layout", "find_layout", "write_sites"]
 
@@ -31,11 +31,13 @@ def find_layout(name: str | None, source: Path) -> Layout:
 
     Raises:
         OptionError: there is no such layout, or none or several fit.
+        DataError: the folder does not exist, or a file in it cannot be used.
     """
     if name is not None:
         if name not in LAYOUTS:
             raise OptionError(f"There is no layout {name!r}; known: {', '.join(LAYOUTS)}.")
         return LAYOUTS[name]
+    refuse_missing(source)
     fitting = _fitting(source)
     if len(fitting) != 1:
         what = ", ".join(fitting) or "none"
@@ -47,5 +49,9 @@ def find_layout(name: str | None, source: Path) -> Layout:
 
 def _fitting(source: Path) -> list[str]:
     """Names of the layouts that find cases in a folder; that of any folder with images/ and masks/ only if no other one does."""
-    fitting = [name for name, layout in LAYOUTS.items() if any(case.mask for case in layout.find(source))]
-    return [name for name in fitting if name != folders.LAYOUT.name] or fitting
+    published = [name for name in LAYOUTS if name != folders.LAYOUT.name and _fits(name, source)]
+    return published or [name for name in (folders.LAYOUT.name,) if _fits(name, source)]
+
+
+def _fits(name: str, source: Path) -> bool:
+    return any(case.mask for case in LAYOUTS[name].find(source))

@@ -4,15 +4,19 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pfedsam.data.layouts.base import Classes, FoundCase, Layout, stem_of, volumes
+from pfedsam.data.layouts.base import Classes, FoundCase, Layout, by_stem, volumes
 
 _FRAME = re.compile(r"^(?P<patient>patient\d+)_frame\d+$")
 
 
 def find(source: Path) -> Iterator[FoundCase]:
-    """Each frame, with its mask if there is one; both frames of a heart belong to one patient."""
+    """Each frame, with its mask if there is one; both frames of a heart belong to one patient.
+
+    Raises:
+        DataError: two files have the same name.
+    """
     for folder in filter(Path.is_dir, sorted(source.rglob("patient*"))):
-        files = {stem_of(path): path for path in volumes(folder)}
+        files = by_stem(volumes(folder))
         for stem, image in files.items():
             match = _FRAME.match(stem)
             if match:

@@ -21,9 +21,10 @@ import yaml
 from PIL import Image
 
 from pfedsam.core import atomic
-from pfedsam.core.errors import DataError
+from pfedsam.core.errors import DataError, OptionError
 from pfedsam.data.images import PICTURE_ERRORS
-from pfedsam.data.manifest import MANIFEST, Split
+from pfedsam.data.labels import LabelMap
+from pfedsam.data.manifest import LONGEST_NAME, MANIFEST, Split
 from pfedsam.data.readers.nifti import NIFTI_ERRORS
 
 STUDY: Final = "study.yaml"
@@ -60,6 +61,10 @@ class FoundCase:
     """None if the mask is missing; such a case is left out, and counted."""
     split: Split | None = None
     """The part of the split, if the publication defines one; a test part stays a test part."""
+    spacing: str = ""
+    """As in the column of `manifest.csv`; empty: that of the files."""
+    series: str = ""
+    """As in the column of `manifest.csv`; empty: the image holds one series."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,8 @@ class Layout:
     """Returns the classes and their ids in the masks."""
     options: Callable[[Path], Mapping[str, Any]] = lambda _: {}
     """Returns further keys of `data` for the study, such as `volume`."""
+    notes: Callable[[Path], Sequence[str]] = lambda _: ()
+    """Returns a sentence about each kind of thing in a folder that is left out, other than images without a mask."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +98,16 @@ class Imported:
     """Number of patients by site; 0 if the layout does not contain them."""
     without_mask: Mapping[str, Sequence[str]]
     """Names of the images by site that were left out, because they have no mask."""
+    notes: Sequence[str]
+    """Sentences about everything else that was left out."""
 
 
 def write_sites(
     layout: Layout, source: Path, out: Path, *, copy: bool = False, progress: Callable[[str], None] | None = None
 ) -> Imported:
     """Write one folder per site with a manifest, and a study with these sites.
+
+    The whole source is checked first. If a file cannot be written after that, everything that was written is removed again.
 
     Args:
         layout: the layout of the source.
@@ -106,35 +117,69 @@ def write_sites(
         progress: called with site and name of each case.
 
     Raises:
-        DataError: the source has another layout, or the folder is not empty.
+        DataError: the source has another layout or cannot be used, or the folder is not empty.
+        StoreError: the study cannot be written.
     """
-    _check_folders(source, out)
+    refuse_missing(source)
+    _refuse_filled(out)
     by_site, without_mask = _cases_by_site(layout, source)
-    report = progress or (lambda _: None)
-    for site, cases in by_site.items():
-        _write_site(out / site, cases, copy=copy, progress=report)
     data = {
         "sites": {site: site for site in by_site},
         "classes": {name: list(ids) for name, ids in layout.classes(source).items()},
         **layout.options(source),
     }
-    atomic.write_text(out / STUDY, yaml.safe_dump({"name": out.name, "data": data}, sort_keys=False))
+    _check_classes(data)
+    notes = tuple(layout.notes(source))
+    try:
+        for site, cases in by_site.items():
+            _write_site(out / site, cases, copy=copy, progress=progress or (lambda _: None))
+        atomic.write_text(out / STUDY, yaml.safe_dump({"name": out.name, "data": data}, sort_keys=False))
+    except BaseException:  # after an interrupt, too, the next import must be able to use the folder
+        _remove(out, by_site)
+        raise
     return Imported(
         out / STUDY,
         {site: len(cases) for site, cases in by_site.items()},
         {site: _count_patients(cases) for site, cases in by_site.items()},
         without_mask,
+        notes,
     )
 
 
-def _check_folders(source: Path, out: Path) -> None:
-    """Refuse a source that is missing, and a target that contains something.
+def _check_classes(data: Mapping[str, Any]) -> None:
+    """Refuse classes that no study can have.
 
     Raises:
-        DataError: one of the folders cannot be used.
+        DataError: there are such classes.
+    """
+    try:
+        LabelMap(data["classes"], ignore=tuple(data.get("ignore", ())), overlap=data.get("overlap", False))
+    except OptionError as error:
+        raise DataError(f"the classes of the data set cannot be used: {error}") from error
+
+
+def _remove(out: Path, sites: Iterable[str]) -> None:
+    """Remove the folders of the sites, which an import that failed began to write; linked files stay as they are."""
+    for site in sites:
+        shutil.rmtree(out / site, ignore_errors=True)
+
+
+def refuse_missing(source: Path) -> None:
+    """Refuse a source that is no folder.
+
+    Raises:
+        DataError: it is none.
     """
     if not source.is_dir():
         raise DataError(f"the folder {str(source)!r} does not exist; give the folder that the data set was unpacked to")
+
+
+def _refuse_filled(out: Path) -> None:
+    """Refuse a target that contains something.
+
+    Raises:
+        DataError: it does.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"the folder {str(out)!r} is not empty; give a new or an empty one")
 
@@ -143,12 +188,13 @@ def _cases_by_site(layout: Layout, source: Path) -> tuple[dict[str, list[FoundCa
     """The cases of each site, sites and cases in alphabetical order; and the names of the images of each site that have no mask.
 
     Raises:
-        DataError: there is no case, or two cases of a site have the same name.
+        DataError: there is no case, two cases of a site have the same name, or a name cannot be used.
     """
     everything = sorted(layout.find(source), key=lambda case: (case.site, case.case))
     found = [case for case in everything if case.mask is not None]
     if not found:
         raise DataError(f"{str(source)!r} holds nothing of the layout {layout.name!r}; it looks for {layout.expects}")
+    _check_names(found)
     _check_unique(found)
     missing = groupby((case for case in everything if case.mask is None), key=lambda case: case.site)
     without_mask = {site: [case.case for case in cases] for site, cases in missing}
@@ -169,17 +215,22 @@ def _write_site(folder: Path, cases: Sequence[FoundCase], *, copy: bool, progres
         ]
         mask = _place(case.mask, folder / "masks", case.case, copy=copy) if case.mask else ""
         rows.append(
-            [
-                ";".join(f"images/{name}" for name in images),
-                f"masks/{mask}" if mask else "",
-                case.patient or "",
-                case.split or "",
-                case.case,
-            ]
+            {
+                "image": ";".join(f"images/{name}" for name in images),
+                "mask": f"masks/{mask}" if mask else "",
+                "patient": case.patient or "",
+                "split": case.split or "",
+                "case": case.case,
+                "spacing": case.spacing,
+                "series": case.series,
+            }
         )
+    unused = {column for column in ("spacing", "series") if not any(row[column] for row in rows)}
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "mask", "patient", "split", "case"])
+    writer = csv.DictWriter(
+        text, [column for column in rows[0] if column not in unused], extrasaction="ignore", lineterminator="\n"
+    )
+    writer.writeheader()
     writer.writerows(rows)
     atomic.write_text(folder / MANIFEST, text.getvalue())
 
@@ -208,6 +259,34 @@ def _place(source: Source, folder: Path, stem: str, *, copy: bool) -> str:
     return target.name
 
 
+def _check_names(found: Sequence[FoundCase]) -> None:
+    """Refuse names that cannot be written into a manifest and read back, and a site with the name of the study's file.
+
+    Raises:
+        DataError: there is such a name.
+    """
+    for case in found:
+        if case.site == STUDY:
+            raise DataError(
+                f"a site cannot be called {STUDY!r}, which is the name of the study's file; rename the folder"
+            )
+        if not _can_be_listed(case.case):
+            raise DataError(
+                f"site {case.site!r}: the case {case.case!a} cannot be listed in {MANIFEST}. A name is one line of UTF-8 text without ';', "
+                "'/' and '\\', and begins with no '.' and neither begins nor ends with a space; rename its files"
+            )
+
+
+def _can_be_listed(name: str) -> bool:
+    odd = name != name.strip() or name.startswith(".") or any(character in name for character in ";/\\\0")
+    return not odd and len(name.splitlines()) == 1 and _is_utf8(name)
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name is text; Python reads other bytes of a file's name as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def _check_unique(found: Sequence[FoundCase]) -> None:
     for before, case in pairwise(found):
         if (before.site, before.case) == (case.site, case.case):
@@ -230,8 +309,8 @@ def stem_of(path: Path) -> str:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted."""
-    return sorted(path for path in folder.iterdir() if path.is_dir())
+    """The folders in a folder, sorted, without hidden ones."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def volumes(folder: Path) -> list[Path]:
@@ -253,16 +332,36 @@ def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
 
 
 def with_masks(images: Iterable[Path], masks: Iterable[Path]) -> Iterator[tuple[str, Path, Path | None]]:
-    """Stem and image of each image, and the mask of the same stem, or None."""
-    by_stem = {stem_of(mask): mask for mask in masks}
+    """Stem and image of each image, and the mask of the same stem, or None.
+
+    Raises:
+        DataError: two masks have the same stem.
+    """
+    known = by_stem(masks)
     for image in images:
         stem = stem_of(image)
-        yield stem, image, by_stem.get(stem)
+        yield stem, image, known.get(stem)
+
+
+def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
+    """Files by their stem.
+
+    Raises:
+        DataError: two of them have the same stem.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        before = found.setdefault(stem_of(path), path)
+        if before != path:
+            raise DataError(
+                f"{path.parent.name}/ holds {before.name!r} and {path.name!r}, which have the same name but for the ending; keep one"
+            )
+    return found
 
 
 def site_name(text: str) -> str:
-    """A text with every character replaced that the name of a site must not contain."""
-    return re.sub(r"[^\w.\-]+", "_", text).strip("_.-") or "site"
+    """A text with every character replaced that the name of a site must not contain, and cut to the length of one."""
+    return re.sub(r"[^\w.\-]+", "_", text).strip("_.-")[:LONGEST_NAME].rstrip("_.-") or "site"
 
 
 def as_png(read: Callable[[], npt.NDArray[Any]]) -> MadeFile:

@@ -1,49 +1,80 @@
 """Tasks of the Medical Segmentation Decathlon (Antonelli et al., 2022): `Task04_Hippocampus/{imagesTr,labelsTr}` with `dataset.json`."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.layouts.base import Classes, FoundCase, Layout, site_name, stem_of, volumes
-from pfedsam.data.layouts.nnunet import read_description
+from pfedsam.core.text import short_repr
+from pfedsam.data.layouts.base import Classes, FoundCase, Layout, by_stem, site_name, volumes
+from pfedsam.data.layouts.nnunet import read_description, read_table
+
+_ID = re.compile(r"[0-9]{1,9}")
 
 
 def find(source: Path) -> Iterator[FoundCase]:
-    """The labelled cases; every case is a patient. The files in the folders are used, not the paths in the JSON file.
+    """The labelled cases, and the images without labels; every case is a patient.
+
+    The files in the folders are used, not the paths in the JSON file.
 
     Raises:
-        DataError: a label file has no image.
+        DataError: a label file has no image, or two files have the same name.
     """
     description = read_description(source, "training")
     if not description:
         return
     site = site_name(str(description.get("name", source.name))).lower()
-    images = {stem_of(path): path for path in volumes(source / "imagesTr")}
-    for mask in volumes(source / "labelsTr"):
-        case = stem_of(mask)
+    images, masks = by_stem(volumes(source / "imagesTr")), by_stem(volumes(source / "labelsTr"))
+    for case in dict.fromkeys([*masks, *images]):
         if case not in images:
             raise DataError(f"case {case!r} has a label file but no image of that name in imagesTr; restore it")
-        yield FoundCase(site, case, case, (images[case],), mask)
+        yield FoundCase(site, case, case, (images[case],), masks.get(case))
 
 
 def classes(source: Path) -> Classes:
     """The labels of `dataset.json`, which maps numbers to names.
 
     Raises:
-        DataError: a key is no number.
+        DataError: a key is no number, or a name is no text.
     """
-    labels = read_description(source, "training").get("labels", {})
-    wrong = [number for number in labels if not str(number).isdecimal()]
-    if wrong:
-        raise DataError(f"dataset.json numbers a label {wrong[0]!r}; it must be 0, 1, 2 and so on")
-    return {str(name): [int(number)] for number, name in labels.items() if int(number)}
+    found: dict[str, list[int]] = {}
+    for number, name in read_table(read_description(source, "training"), "labels").items():
+        if not _ID.fullmatch(number):
+            raise DataError(f"dataset.json numbers a label {short_repr(number)}; it must be 0, 1, 2 and so on")
+        if not isinstance(name, str):
+            raise DataError(f"dataset.json calls the label {number} {short_repr(name)}; it must be a name in quotes")
+        if int(number):
+            found.setdefault(name, []).append(int(number))
+    return found
 
 
 def options(source: Path) -> Mapping[str, Any]:
     """For tasks with several sequences in one 4-D file, the option that the first one is read; the user can change it in the study."""
-    modalities = read_description(source, "training").get("modality", {})
-    return {"volume": {"frame": 0}} if len(modalities) > 1 else {}
+    return {"volume": {"frame": 0}} if len(_sequences(source)) > 1 else {}
+
+
+def _sequences(source: Path) -> list[str]:
+    """The names of the sequences.
+
+    Raises:
+        DataError: they have another form.
+    """
+    return list(map(str, read_table(read_description(source, "training"), "modality", {"0": ""}).values()))
+
+
+def notes(source: Path) -> list[str]:
+    """The sequences after the first.
+
+    Raises:
+        DataError: `dataset.json` has another form.
+    """
+    first, *others = _sequences(source)
+    if not others:
+        return []
+    return [
+        f"of {len(others) + 1} sequences the first ({first}) is read; data.volume.frame in the study chooses another one"
+    ]
 
 
 LAYOUT = Layout(
@@ -53,4 +84,5 @@ LAYOUT = Layout(
     find,
     classes,
     options,
+    notes,
 )

@@ -2,56 +2,121 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pfedsam.core.errors import DataError
+from pfedsam.core.files import read_regular
+from pfedsam.core.text import short_repr, some_of
 from pfedsam.data.layouts.base import Classes, FoundCase, Layout, site_name
 
 MAX_CHANNELS = 3
 _PICTURES = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 _NUMBER = re.compile(r"^Dataset\d{3}_(?=.)")
+_ENDING = re.compile(r"\.[A-Za-z0-9.]+")
+_MOST_BYTES = 64 * 2**20
+"""Size of a description, which may list every file of a large data set."""
 
 
 def read_description(source: Path, key: str) -> Mapping[str, Any]:
     """The content of `dataset.json` if it has this key, otherwise an empty mapping.
 
     Raises:
-        DataError: the file is no JSON.
+        DataError: the file is no JSON, or has a key twice.
     """
     path = source / "dataset.json"
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        content = json.loads(read_regular(path, _MOST_BYTES).decode("utf-8-sig"), object_pairs_hook=_without_duplicates)
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path.name!r} in {source.name!r} is no JSON; restore it from the data set") from error
     return content if isinstance(content, dict) and key in content else {}
 
 
-def find(source: Path) -> Iterator[FoundCase]:
-    """The labelled cases; of more than three channels the first three are taken. The layout has no patients, so each case is one.
+def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the file.
 
     Raises:
-        DataError: a label file has no image.
+        DataError: it has a key twice, of which JSON would keep the last.
+    """
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise DataError(f"dataset.json has the key {short_repr(key)} twice; restore it from the data set")
+        found[key] = value
+    return found
+
+
+def read_table(description: Mapping[str, Any], key: str, default: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The value of a key of `dataset.json` that has names with values.
+
+    Raises:
+        DataError: the key has another value, or is missing and has no default.
+    """
+    value = description.get(key, default)
+    if not isinstance(value, dict) or not value:
+        raise DataError(
+            f"dataset.json gives {key} as {short_repr(value)}; it must be names with values in braces; restore it from the data set"
+        )
+    return value
+
+
+def find(source: Path) -> Iterator[FoundCase]:
+    """The labelled cases, and the images without labels; of more than three channels the first three are taken.
+
+    The layout has no patients, so each case is one.
+
+    Raises:
+        DataError: a label file has no image, or `dataset.json` has another form.
     """
     description = read_description(source, "file_ending")
     if not description:
         return
-    ending = str(description["file_ending"])
+    ending = _ending(description)
     site = site_name(_NUMBER.sub("", source.name)).lower()
-    channels = 1 if _is_colour(source, ending) else min(len(description.get("channel_names", {"0": ""})), MAX_CHANNELS)
-    for mask in sorted((source / "labelsTr").glob(f"*{ending}")):
-        if mask.name.startswith("."):
-            continue
-        case = mask.name.removesuffix(ending)
+    channels = 1 if _is_colour(source, ending) else min(len(_channels(description)), MAX_CHANNELS)
+    masks = {path.name.removesuffix(ending): path for path in _visible(source / "labelsTr", ending)}
+    for case in dict.fromkeys([*masks, *_stems(source / "imagesTr", f"_0000{ending}")]):
         images = tuple(source / "imagesTr" / f"{case}_{number:04d}{ending}" for number in range(channels))
         missing = [image.name for image in images if not image.is_file()]
-        if missing:
+        if missing and case in masks:
             raise DataError(f"case {case!r} has a label file but no image {missing[0]!r} in imagesTr; restore it")
-        yield FoundCase(site, case, case, images, mask)
+        yield FoundCase(site, case, case, images, masks.get(case))
+
+
+def _stems(folder: Path, ending: str) -> list[str]:
+    return [path.name.removesuffix(ending) for path in _visible(folder, ending)]
+
+
+def _visible(folder: Path, ending: str) -> list[Path]:
+    """The files in a folder with this ending, sorted, without hidden ones."""
+    return sorted(path for path in folder.glob(f"*{ending}") if not path.name.startswith("."))
+
+
+def _ending(description: Mapping[str, Any]) -> str:
+    """The ending of the files.
+
+    Raises:
+        DataError: it cannot be one.
+    """
+    ending = description["file_ending"]
+    if not isinstance(ending, str) or not _ENDING.fullmatch(ending):
+        raise DataError(
+            f"dataset.json gives file_ending as {short_repr(ending)}; it must be an ending such as '.nii.gz'; restore it from the data set"
+        )
+    return ending
+
+
+def _channels(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The names of the channels by their numbers.
+
+    Raises:
+        DataError: they have another form.
+    """
+    return read_table(description, "channel_names", {"0": ""})
 
 
 def _is_colour(source: Path, ending: str) -> bool:
@@ -89,14 +154,29 @@ def _labels(source: Path) -> dict[str, list[int]]:
         DataError: a label is neither an id nor a list of ids.
     """
     found: dict[str, list[int]] = {}
-    for name, value in read_description(source, "file_ending").get("labels", {}).items():
+    for name, value in read_table(read_description(source, "file_ending"), "labels").items():
         ids = value if isinstance(value, list) else [value]
         if not ids or not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
             raise DataError(
-                f"dataset.json gives the label {name!r} as {value!r}; it must be an id, or a list of ids for a region"
+                f"dataset.json gives the label {short_repr(name)} as {short_repr(value)}; it must be an id, or a list of ids for a region"
             )
         found[name] = ids
     return found
+
+
+def notes(source: Path) -> list[str]:
+    """The channels after the third.
+
+    Raises:
+        DataError: `dataset.json` has another form.
+    """
+    description = read_description(source, "file_ending")
+    names = list(map(str, _channels(description).values()))
+    if len(names) <= MAX_CHANNELS:
+        return []
+    return [
+        f"of {len(names)} channels the first {MAX_CHANNELS} are taken; left out: {some_of(names[MAX_CHANNELS:], 5)}"
+    ]
 
 
 LAYOUT = Layout(
@@ -106,4 +186,5 @@ LAYOUT = Layout(
     find,
     classes,
     options,
+    notes,
 )

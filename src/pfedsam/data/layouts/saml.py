@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pfedsam.data.layouts.base import Classes, FoundCase, Layout, stem_of, subfolders, volumes
+from pfedsam.data.layouts.base import Classes, FoundCase, Layout, by_stem, stem_of, subfolders, volumes
 
 SITES = {"BIDMC", "BMC", "HK", "I2CVB", "HCRUDB", "RUNMC", "UCL"}
 _RENAMED = {"HCRUDB": "I2CVB"}
@@ -20,7 +20,7 @@ def find(source: Path) -> Iterator[FoundCase]:
 
 
 def _cases(folder: Path, site: str) -> Iterator[FoundCase]:
-    files = {stem_of(path).lower(): path for path in volumes(folder)}
+    files = {stem.lower(): path for stem, path in by_stem(volumes(folder)).items()}
     for stem, image in files.items():
         if not _MASK.match(stem):
             yield FoundCase(site, stem_of(image), stem_of(image), (image,), files.get(f"{stem}_segmentation"))
