@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pfedsam.core.errors import DataError, OptionError
-from pfedsam.core.text import some_of
+from pfedsam.core.text import short_repr, some_of
 
 BACKGROUND: Final = "background"
 IGNORED: Final = 255
@@ -30,6 +30,8 @@ MAX_OVERLAPPING: Final = 7
 _IGNORE: Final = "data.ignore"
 _SHOWN = 8  # number of ids that a message lists
 _HIGHEST = 65535  # largest value of a 16-bit mask
+_LARGEST_READ = 2**63 - 1  # largest value that is read from a mask file
+_WIDEST = 200  # characters of all ids in a message
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class LabelMap:
         """Check the ids and add those of the background.
 
         Raises:
-            OptionError: there is no class, too many, one without ids, or an id that belongs to two classes.
+            OptionError: there is no class, too many, one without ids, an id that belongs to two classes, or what `to_ids` refuses.
         """
         ids = {name: tuple(values) for name, values in self.ids.items()}
         if BACKGROUND not in ids:
@@ -65,6 +67,7 @@ class LabelMap:
         self._check_classes(ids)
         self._check_ids(ids)
         object.__setattr__(self, "ids", MappingProxyType(ids))
+        self._check_writable()
 
     def _check_not_annotated(self, ids: Mapping[str, Sequence[int]]) -> None:
         """Refuse names under `not_annotated` that are no class, or a class with ids.
@@ -90,10 +93,12 @@ class LabelMap:
         Raises:
             OptionError: the classes are not allowed.
         """
+        if "" in ids:
+            raise OptionError(f"{self.key} {self._shown}: a class has an empty name; give it one")
         classes = ids.keys() - {BACKGROUND}
         if not 1 <= len(classes) < IGNORED or not all(ids[name] for name in classes - self.not_annotated):
             raise OptionError(
-                f"{self.key} {dict(self.ids)}: name 1 to 254 classes, each with its ids in square brackets, such as {{'lesion': [1]}}"
+                f"{self.key} {self._shown}: name 1 to 254 classes, each with its ids in square brackets, such as {{'lesion': [1]}}"
             )
         if self.overlap and len(classes) > MAX_OVERLAPPING:
             raise OptionError(f"data.overlap allows at most {MAX_OVERLAPPING} classes, and there are {len(classes)}")
@@ -111,14 +116,30 @@ class LabelMap:
             for value in values:
                 holders[value].append(name)
         for value, names in holders.items():
-            if value < 0:
-                raise OptionError(f"{self.key} {dict(self.ids)}: {names[0]} has the id {value}; an id is 0 or more")
+            if not 0 <= value <= _LARGEST_READ:
+                raise OptionError(
+                    f"{self.key} {self._shown}: {names[0]} has the id {value}; an id is 0 or more and at most {_LARGEST_READ}"
+                )
             between_classes = len(set(names)) == len(names) and not {BACKGROUND, _IGNORE} & set(names)
             if len(names) > 1 and not (self.overlap and between_classes):
                 raise OptionError(
-                    f"{self.key} {dict(self.ids)}: the id {value} is given for {' and '.join(names)}, but an id belongs to one class only"
+                    f"{self.key} {self._shown}: the id {value} is given for {' and '.join(names)}, but an id belongs to one class only"
                     + ("; data.overlap: true allows regions that share ids" if between_classes else "")
                 )
+
+    def _check_writable(self) -> None:
+        """Refuse names and ids with which predictions could not be written: not only after the training, but at once.
+
+        Raises:
+            OptionError: there is such a name or id.
+        """
+        self.first_ids()
+        self.to_ids(np.zeros((1, 1), dtype=np.uint8))
+
+    @property
+    def _shown(self) -> str:
+        """The ids as in the configuration, for messages."""
+        return short_repr(dict(self.ids), _WIDEST)
 
     def __reduce__(
         self,
@@ -217,7 +238,7 @@ class LabelMap:
         first = list(self._first_ids())
         if max(first) > _HIGHEST:
             raise OptionError(
-                f"{self.key} {dict(self.ids)}: {max(first)} is above {_HIGHEST}, the highest id that a mask can be written "
+                f"{self.key} {self._shown}: {max(first)} is above {_HIGHEST}, the highest id that a mask can be written "
                 "with; put a lower id of the same class first"
             )
         return np.array(first, np.uint8) if max(first) <= 255 else np.array(first, np.uint16)
