@@ -1,5 +1,6 @@
 """`pfedsam data check`: everything that is wrong, at once."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -162,3 +163,51 @@ def test_summaries_are_written_and_compared(call: Call, capsys: pytest.CaptureFi
     assert "north and south differ in intensity" in shown
     assert (tmp_path / "page.html").is_file()
     assert call("data", "compare", files[0]) == 3
+
+
+@pytest.mark.parametrize("name", ["study.yaml", "north/masks/a.png", "notes.html"])
+def test_a_page_does_not_replace_another_file(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    _site(tmp_path / "north", "a", "b", "c")
+    (tmp_path / "notes.html").write_text("mine")
+    study = _study(tmp_path, "north")
+    before = (tmp_path / name).read_bytes()
+    assert call("data", "check", study, "--html", tmp_path / name) == 2
+    assert call("data", "compare", tmp_path / "none.json", "--html", tmp_path / name) == 2
+    assert "OptionError" in capsys.readouterr().err
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_a_page_is_replaced_by_a_newer_one(call: Call, tmp_path: Path) -> None:
+    _site(tmp_path / "north", "a", "b", "c")
+    study, page = _study(tmp_path, "north"), tmp_path / "page.html"
+    assert call("data", "check", study, "--html", page) == 0
+    assert call("data", "check", study, "--html", page) == 0
+
+
+def test_a_summary_that_is_there_is_not_overwritten(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    _site(tmp_path / "north", "a", "b", "c")
+    study, out = _study(tmp_path, "north"), tmp_path / "s"
+    out.mkdir()
+    (out / "north.json").write_text("mine")
+    assert call("data", "summary", study, "--out", out) == 2
+    assert "exists already (1 of 1 files)" in " ".join(capsys.readouterr().err.split())
+    assert (out / "north.json").read_text() == "mine"
+
+
+def test_a_summary_is_a_file_and_no_pipe(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").write_bytes(b" " * 1_000_001)
+    for path, said in ((tmp_path / "pipe", "not a file"), ("/dev/zero", "not a file"), (tmp_path / "large", "1000000")):
+        assert call("data", "compare", path) == 3
+        assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_an_import_leaves_out_is_told(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    _site(tmp_path / "source" / "north", "a", "b", "c")
+    (tmp_path / "source" / "north" / "images" / "c.png").unlink()
+    assert call("data", "import", tmp_path / "source", "--out", tmp_path / "sites") == 0
+    assert "'masks/c.png'" in " ".join(capsys.readouterr().err.split())

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -118,6 +119,15 @@ def test_a_killed_worker_process_is_one_message_that_says_what_needs_less(
     assert "A worker process was killed, probably because memory ran out" in shown
     for less in ("runtime.workers", "training.batch_size", "model.precision", "--resume"):
         assert less in shown
+
+
+@pytest.mark.parametrize("make", [lambda: bytearray(2**62), lambda: torch.empty(2**50), lambda: np.empty(2**50)])
+def test_a_lack_of_memory_is_one_message(
+    call: Call, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, make: Callable[[], object]
+) -> None:
+    monkeypatch.setattr("pfedsam.experiment.load.read_options", lambda *_: make())
+    assert call("data", "check", "study.yaml") == 8
+    assert "The memory of this machine is not enough" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_file_where_a_folder_has_to_be_is_one_message_and_exit_code_7(

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from pfedsam.core.files import open_regular
+from pfedsam.core.files import open_regular, read_regular
 
 
 def test_a_file_and_a_link_to_one_are_opened(tmp_path):
@@ -25,3 +25,11 @@ def test_anything_else_is_refused_at_once(tmp_path, kind):
     with pytest.raises(OSError, match=expected) as refused:
         open_regular(path)
     assert refused.value.filename == str(path)
+
+
+def test_a_file_is_read_up_to_a_size(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    assert read_regular(tmp_path / "file", 7) == b"content"
+    with pytest.raises(OSError, match="more than 6 bytes") as refused:
+        read_regular(tmp_path / "file", 6)
+    assert refused.value.filename == str(tmp_path / "file")

@@ -49,3 +49,9 @@ def test_files_that_are_none_or_too_long(tmp_path: Path) -> None:
 
 def test_aliases_that_are_few_are_fine() -> None:
     assert parse_yaml("a: &x {b: [1, 2]}\nc: *x") == {"a": {"b": [1, 2]}, "c": {"b": [1, 2]}}
+
+
+def test_a_merge_key_adds_what_is_not_given() -> None:
+    assert parse_yaml("a: &x {b: 1, c: 2}\nd: {<<: *x, c: 3}") == {"a": {"b": 1, "c": 2}, "d": {"b": 1, "c": 3}}
+    with pytest.raises(OptionError, match="'c' occurs twice"):
+        parse_yaml("a: &x {b: 1}\nd: {<<: *x, c: 3, c: 4}")

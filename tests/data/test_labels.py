@@ -134,3 +134,31 @@ def test_masks_of_overlapping_classes_are_one_for_each_class():
     assert {name: mask.tolist() for name, mask in exclusive.items()} == {"": [[0, 7, 3]]}
     with pytest.raises(OptionError, match="may hold none of"):
         LabelMap({"a/b": [1]}, overlap=True).to_ids(np.zeros((1, 1), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "..", "a:b"])
+def test_names_that_cannot_be_folders_are_refused_at_once_where_classes_overlap(name):
+    with pytest.raises(OptionError, match="each has a folder of masks"):
+        LabelMap({name: [1]}, overlap=True)
+    assert LabelMap({name: [1]}).names == (name,)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ({"x": [65536]}, "put a lower id of the same class first"),
+        ({"x": [10**23, 1]}, "9223372036854775807"),
+        ({"x": [1, 2**63]}, "9223372036854775807"),
+        ({"": [1]}, "empty name"),
+    ],
+)
+def test_ids_and_names_that_cannot_be_written_are_refused_at_once(ids, message):
+    with pytest.raises(OptionError, match=message):
+        LabelMap(ids)
+    assert LabelMap({"x": [1, 10**9]}).unknown([10**9]) == ()
+
+
+def test_a_message_about_many_classes_is_short():
+    with pytest.raises(OptionError, match="name 1 to 254 classes") as refused:
+        LabelMap({f"class_{number}": [number] for number in range(1, 4000)})
+    assert len(str(refused.value)) < 500

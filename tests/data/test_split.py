@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -243,3 +244,9 @@ def test_a_digest_covers_image_and_mask_apart(site_folder):
     assert file_digest(first) != file_digest(second)
     assert file_digest(replace(first, mask=None)) != file_digest(replace(first, image=first.mask, mask=None))
     assert file_digest(replace(first, mask=first.image)) != file_digest(first)
+
+
+def test_a_split_is_a_file_and_no_pipe(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(DataError, match="cannot be read as a split"):
+        read_split(tmp_path / "a.json", Site("a", tmp_path, ()))

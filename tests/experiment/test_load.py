@@ -250,3 +250,60 @@ def test_lesions_and_organs_that_are_no_classes_are_refused(tmp_path: Path, eval
     path.write_text(f"data: {{sites: {{a: a}}, classes: {{liver: [1], tumour: [2]}}}}\nevaluation: {evaluation}\n")
     with pytest.raises(OptionError, match=re.escape(said)):
         load_options(path)
+
+
+def _said(tmp_path: Path, text: str, *overrides: str) -> str:
+    """The message about a configuration that is refused."""
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(OptionError) as caught:
+        load_options(path, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("{sites: {a: a}, classes: {'../../x': [1]}, overlap: true}", "its name may hold none of /"),
+        ("{sites: {a: a}, classes: {'': [1]}}", "empty name"),
+        ("{sites: {a: a}, classes: {x: [99999999999999999999999, 1]}}", "an id is 0 or more and at most"),
+        ("{sites: {a: a}, classes: {x: [65536, 1]}}", "put a lower id of the same class first"),
+        ("{sites: {a: {folder: a, labels: {x: [70000]}}}, classes: {x: [1]}}", "data.sites.a"),
+        (f"{{sites: {{{'s' * 65}: a}}, classes: {{x: [1]}}}}", "at most 64 characters"),
+        ("{sites: {'a/b': a}, classes: {x: [1]}}", "cannot name a folder"),
+        ("{sites: {a: 5}, classes: {x: [1]}}", "data.sites.a: give a path as text (got 5)"),
+    ],
+)
+def test_what_could_only_fail_after_the_training_is_refused_at_once(tmp_path: Path, data: str, said: str) -> None:
+    assert said in _said(tmp_path, f"data: {data}\n")
+
+
+def test_a_site_name_may_have_64_characters(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(f"data: {{sites: {{{'s' * 64}: a}}, classes: {{x: [1]}}}}\n")
+    assert list(load_options(tmp_path / "study.yaml").data.sites) == ["s" * 64]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.tiling={side: 100000}",
+        "data.tiling={side: 64, max_tiles: 1000000}",
+        "data.augment.views=100000",
+        "model.lora.rank=100000",
+        "model.local_lora=100000",
+        "model.experts.width=100000",
+        "model.image_size=100000",
+        "training.batch_size=100000",
+        "evaluation.batch_size=100000",
+        "runtime.threads=100000",
+        "runtime.workers=100000",
+    ],
+)
+def test_numbers_that_would_fill_the_machine_are_refused(tmp_path: Path, override: str) -> None:
+    assert "less than or equal to" in _said(tmp_path, "data: {sites: {a: a}, classes: {x: [1]}}\n", override)
+
+
+@pytest.mark.parametrize("override", ["seed=true", "training.rounds=true", "data.ignore=[true]"])
+def test_truth_values_are_no_numbers(tmp_path: Path, override: str) -> None:
+    key, said = override.partition("=")[0], "give a number; true and false are none"
+    assert f"{key}: {said}" in _said(tmp_path, "data: {sites: {a: a}, classes: {x: [1]}}\n", override)

@@ -1,16 +1,17 @@
+import os
 import re
 import shutil
 from html.parser import HTMLParser
 
 import pytest
 
-from pfedsam.core.errors import RunError, StoreError
+from pfedsam.core.errors import OptionError, RunError, StoreError
 from pfedsam.evaluation.scores import ClassScores
 from pfedsam.evaluation.summary import summarize_site
 from pfedsam.experiment.options import RunOptions
 from pfedsam.report.format import MISSING
 from pfedsam.report.overlays import write_overlays
-from pfedsam.report.page import UNNAMED, write_comparison, write_page
+from pfedsam.report.page import UNNAMED, refuse_other_file, write_comparison, write_page
 from pfedsam.report.records import RecordWriter
 from pfedsam.report.summary_file import write_summary
 
@@ -319,3 +320,18 @@ def test_the_summaries_of_the_data_are_named_where_there_are_some(run_folder, tm
     html = write_page(folder).read_text("utf-8")
     assert "summaries/compare.html" in html
     assert_loads_nothing(html)
+
+
+def test_only_a_page_of_ours_may_be_replaced(tmp_path, html):
+    refuse_other_file(tmp_path / "new.html")
+    (tmp_path / "page.html").write_text(html)
+    refuse_other_file(tmp_path / "page.html")
+    (tmp_path / "other.html").write_text("<html></html>")
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "link.html").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.html")
+    for name in ("other.html", "folder.html", "link.html", "pipe.html"):
+        with pytest.raises(OptionError, match="exists already and is no page"):
+            refuse_other_file(tmp_path / name)
+    with pytest.raises(OptionError, match=r"ends in \.html"):
+        refuse_other_file(tmp_path / "study.yaml")

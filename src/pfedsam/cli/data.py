@@ -45,7 +45,10 @@ def check_command(
     from pfedsam.experiment.build import build_study
     from pfedsam.experiment.load import read_options
     from pfedsam.report.data_page import write_data_page
+    from pfedsam.report.page import refuse_other_file
 
+    if html is not None:
+        refuse_other_file(html)
     options = read_options(config)
     sites, problems = _read(options)
     study = build_study(options)
@@ -145,25 +148,37 @@ def split_command(
     """Split every site by patient into training, validation and test part, and write the split to files.
 
     Set data.split_folder to the folder to use these splits. A file that exists already is never overwritten.
-    """  # noqa: DOC501 - shown as help
-    from pfedsam.core.errors import OptionError
+    """
     from pfedsam.data.split import write_split
     from pfedsam.experiment.build import build_sites
     from pfedsam.experiment.load import read_options
 
     out.mkdir(parents=True, exist_ok=True)
-    sites = build_sites(read_options(config))
-    there = [path for name in sites if (path := out / f"{name}.json").exists()]
-    if there:
-        raise OptionError(
-            f"{str(there[0])!r} exists already ({len(there)} of {len(sites)} files). Nothing was written: give another --out, or "
-            "remove the files. Do not replace a split with which a study has started."
-        )
+    options = read_options(config)
+    _refuse_existing(out, options.data.sites, "Do not replace a split with which a study has started.")
+    sites = build_sites(options)
     table = Table("site", "train", "val", "test")
     for name, site in sites.items():
         write_split(out / f"{name}.json", site)
         table.add_row(name, *(str(len(site.of(part))) for part in ("train", "val", "test")))
     OUT.print(table)
+
+
+def _refuse_existing(out: Path, sites: Iterable[str], more: str = "") -> None:
+    """Refuse to overwrite the files of sites.
+
+    Raises:
+        OptionError: such a file exists.
+    """
+    from pfedsam.core.errors import OptionError
+
+    paths = [out / f"{name}.json" for name in sites]
+    there = [path for path in paths if path.exists()]
+    if there:
+        raise OptionError(
+            f"{str(there[0])!r} exists already ({len(there)} of {len(paths)} files). Nothing was written: give another --out, or "
+            f"remove the files. {more}".strip()
+        )
 
 
 @app.command("summary")
@@ -176,6 +191,7 @@ def summary_command(
 ) -> None:
     """Summarise the data of each site in histograms that can be shown to others: intensities, sizes, spacing and classes.
 
+    A file that exists already is never overwritten.
     A summary contains no picture and nothing about a single case. `pfedsam data compare` shows the summaries of several sites side by side.
     Example: pfedsam data summary study.yaml --out summaries
     """
@@ -184,6 +200,7 @@ def summary_command(
     from pfedsam.experiment.load import read_options
 
     options = read_options(config)
+    _refuse_existing(out, options.data.sites)
     study, sites = build_study(options), read_sites(options)
     out.mkdir(parents=True, exist_ok=True)
     for name, site in sites.items():
@@ -204,8 +221,11 @@ def compare_command(
     Example: pfedsam data compare summaries/*.json --html compare.html
     """
     from pfedsam.data.site_summary import read_site_summary
+    from pfedsam.report.page import refuse_other_file
     from pfedsam.report.summaries_page import check_names, differences, summary_rows, write_summaries_page
 
+    if html is not None:
+        refuse_other_file(html)
     found = [read_site_summary(path) for path in summaries]
     check_names(found)
     rows = {one.site: summary_rows(one) for one in found}

@@ -19,6 +19,8 @@ _DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Error numbers of a full disk and of an exceeded quota."""
 _IN_THE_WAY = frozenset({errno.EEXIST, errno.ENOTDIR})
 """Error numbers for a file in the place of a folder."""
+_CPU_ALLOCATION = "DefaultCPUAllocator: can't allocate memory"
+"""Part of torch's message, which has no class of its own, for memory of the processor."""
 _DENIED = frozenset({errno.EACCES, errno.EPERM})
 _FEWER = "fewer workers (runtime.workers; --workers of bench)"
 _SMALLER = "model.precision=auto, model.recompute=true or a smaller training.batch_size also need less memory, but require a new folder."
@@ -80,7 +82,7 @@ def main() -> None:
     except PfedsamError as error:
         print_error(str(error), type(error).__name__)
         raise SystemExit(error.exit_code) from error
-    except (ModuleNotFoundError, OSError, RuntimeError) as error:
+    except (ModuleNotFoundError, OSError, RuntimeError, MemoryError) as error:
         explained = _explain(error)
         if explained is None:
             raise
@@ -111,6 +113,8 @@ def _explain_memory(error: Exception) -> RunError | None:
     what, less = "A worker process was killed, probably because memory ran out", _FEWER
     if type(error).__name__ == "OutOfMemoryError":  # torch's class of the error; torch is not loaded for every command
         what, less = "The GPU's memory is full", f"{_FEWER} or runtime.device=cpu"
+    elif isinstance(error, MemoryError) or _CPU_ALLOCATION in str(error):
+        what = "The memory of this machine is not enough"
     elif not isinstance(error, BrokenExecutor):
         return None
     again = _again()

@@ -4,6 +4,10 @@ import errno
 import stat
 from io import BufferedReader
 from pathlib import Path
+from typing import Final
+
+MOST_BYTES: Final = 2**28
+"""More than any file has that is read as a whole, other than tensors and images."""
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -17,7 +21,7 @@ def open_regular(path: Path) -> BufferedReader:
     return path.open("rb")
 
 
-def read_regular(path: Path, most: int) -> bytes:
+def read_regular(path: Path, most: int = MOST_BYTES) -> bytes:
     """The content of a regular file of at most `most` bytes.
 
     Raises:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import StoreError
+from pfedsam.core.files import read_regular
 
 KEY: Final = "sha256"
 _COMMENT: Final = "# sha256 of what follows: "
@@ -39,7 +40,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         StoreError: the file is missing or damaged.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path))
     except FileNotFoundError as error:
         raise StoreError(f"{path.name} is missing. {remedy}") from error
     except OSError as error:
@@ -66,7 +67,7 @@ def check_text(path: Path, remedy: str) -> None:
         StoreError: the file is missing or damaged.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except FileNotFoundError as error:
         raise StoreError(f"{path.name} is missing. {remedy}") from error
     except OSError as error:

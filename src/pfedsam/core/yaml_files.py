@@ -7,7 +7,7 @@ from typing import Any, Final
 import yaml
 
 from pfedsam.core.errors import OptionError
-from pfedsam.core.files import open_regular
+from pfedsam.core.files import read_regular
 
 _ODD = (ValueError, RecursionError, OverflowError, TypeError)
 """The errors of the YAML library for values such as a number of five thousand digits, the 30th of February, or a list as a key."""
@@ -45,6 +45,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[Any, int] = {}
         for key_node, _ in node.value:
+            if key_node.tag == _MERGE:  # `<<: *alias`; the keys beside it take precedence over those of the alias
+                continue
             key, line = self.construct_object(key_node, deep=deep), key_node.start_mark.line + 1
             if key in lines:
                 raise OptionError(
@@ -70,6 +72,7 @@ def _count_nodes(node: yaml.Node, counted: dict[int, int]) -> int:
 
 
 _BOOL = "tag:yaml.org,2002:bool"
+_MERGE = "tag:yaml.org,2002:merge"
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -96,11 +99,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         OptionError: the file cannot be read, is not YAML, or is larger or deeper than any configuration.
     """
     try:
-        with open_regular(path) as file:
-            text = file.read(MAX_BYTES + 1)
-        if len(text) > MAX_BYTES:
-            raise OptionError(f"it has more than {MAX_BYTES} bytes; a configuration has fewer.")
-        content = parse_yaml(text.decode("utf-8"))
+        content = parse_yaml(read_regular(path, MAX_BYTES).decode("utf-8"))
     except OSError as error:
         raise OptionError(f"{path.name} cannot be read: {error.strerror}. Give the path of a YAML file.") from error
     except UnicodeDecodeError as error:

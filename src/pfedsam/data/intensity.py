@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import StoreError
+from pfedsam.core.files import read_regular
 from pfedsam.data.facts import SiteFacts, value_range
 
 RANGE: Final = "intensity.json"
@@ -54,7 +55,7 @@ def read_range(folder: Path) -> IntensityRange | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(read_regular(path))
         return IntensityRange(float(content["darkest"]), float(content["brightest"]))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise StoreError(

@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import DataError
+from pfedsam.core.files import read_regular
 from pfedsam.core.options import Options
 from pfedsam.core.small_numbers import OFF, publishable_count, publishable_counts
 from pfedsam.data.about import about
@@ -290,11 +291,7 @@ def read_site_summary(path: Path) -> SiteSummaryFile:
         DataError: the file cannot be read, or is no summary.
     """
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise DataError(
-                f"{path.name!r} is too large for a summary of a site; give a file of `pfedsam data summary`"
-            )
-        content: Mapping[str, object] = json.loads(path.read_text("utf-8"))
+        content: Mapping[str, object] = json.loads(read_regular(path, _MOST_BYTES))
         return SiteSummaryFile.model_validate(content)
     except OSError as error:
         raise DataError(

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from pfedsam.core import rng
 from pfedsam.core.atomic import write_json
 from pfedsam.core.errors import DataError
+from pfedsam.core.files import read_regular
 from pfedsam.core.log import get_logger
 from pfedsam.core.options import Options
 from pfedsam.data.manifest import SPLITS, Case, Site, Split
@@ -308,8 +309,8 @@ def _read_content(path: Path, site: str) -> dict[str, Any]:
         DataError: it is another file.
     """
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
+        content: Any = json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError) as exc:
         raise DataError(f"site {site!r}: {path.name!r} cannot be read as a split; split the site again") from exc
     keys = {"schema", "site", *SPLITS}
     known_keys = isinstance(content, dict) and content.keys() - {"digests"} == keys

@@ -26,13 +26,13 @@ from pfedsam.data.transforms import Frame, labels_to_frame, to_frame
 class TilingOptions(Options):
     """How pictures are cut."""
 
-    side: int = Field(ge=16, description="Side of a tile in native pixels; it is scaled to the model's side.")
+    side: int = Field(ge=16, le=8192, description="Side of a tile in native pixels; it is scaled to the model's side.")
     overlap: float = Field(
         default=0.25, ge=0, le=0.9, description="Part of a tile's side that neighbours share when predicting."
     )
     train_overlap: float = Field(default=0.0, ge=0, le=0.9, description="The same for the tiles to train on.")
     max_tiles: int = Field(
-        default=64, ge=1, description="Training tiles kept of one picture; of more, a fixed random choice."
+        default=64, ge=1, le=10_000, description="Training tiles kept of one picture; of more, a fixed random choice."
     )
 
 

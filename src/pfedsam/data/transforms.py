@@ -45,6 +45,7 @@ class AugmentOptions(Options):
     views: int = Field(
         default=4,
         ge=1,
+        le=1024,
         description="Number of versions of each training image, including the unchanged one; 1: no augmentation.",
     )
     renew_every: int = Field(

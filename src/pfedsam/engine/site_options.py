@@ -6,7 +6,7 @@ from typing import Any, Final
 from pydantic import Field, ValidationError
 
 from pfedsam.core.errors import OptionError
-from pfedsam.core.options import Device
+from pfedsam.core.options import MAX_THREADS, Device
 from pfedsam.core.yaml_files import read_mapping
 from pfedsam.data.site_labels import NOTHING_OF_ITS_OWN, SiteLabelOptions
 
@@ -26,7 +26,7 @@ class SiteOptions(SiteLabelOptions):
         default=None,
         description="Pattern of the patient in the case ids of this site. Empty: as in the study's configuration.",
     )
-    threads: int = Field(default=1, ge=1, description="Number of threads of the training process.")
+    threads: int = Field(default=1, ge=1, le=MAX_THREADS, description="Number of threads of the training process.")
     device: Device = Field(
         default="auto",
         description="Device of the training process: auto (a GPU if torch finds one), cpu, cuda or cuda:<n>.",

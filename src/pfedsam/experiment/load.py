@@ -23,6 +23,7 @@ _SENTENCES: Final = {
     "tuple_type": "give a list in square brackets",
     "list_type": "give a list in square brackets",
     "model_type": "give keys with values",
+    "path_type": "give a path as text",
 }
 """Type of a mistake -> what to write instead; for other types pydantic's own message is clear."""
 

@@ -6,9 +6,10 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from pfedsam.core.errors import OptionError
-from pfedsam.core.options import Device, Options
+from pfedsam.core.options import MAX_THREADS, Device, Options
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.labels import LabelMap
+from pfedsam.data.manifest import check_name
 from pfedsam.data.site_labels import NOTHING_OF_ITS_OWN, SiteLabelOptions, site_label_map
 from pfedsam.data.split import SplitOptions
 from pfedsam.data.tiling import TilingOptions
@@ -93,6 +94,11 @@ class DataOptions(Options):
     def _some_sites(cls, sites: dict[str, Path | SiteFolder]) -> dict[str, Path | SiteFolder]:
         if not sites:
             raise ValueError("name at least one site and its folder")
+        for name in sites:
+            try:
+                check_name(name)
+            except OptionError as error:
+                raise ValueError(str(error)) from error
         return sites
 
     def site(self, name: str) -> SiteFolder | None:
@@ -157,7 +163,9 @@ class EvaluationOptions(Options):
         default=True,
         description="A site uses the shared model if that has a higher Dice than its personal model on the validation part.",
     )
-    batch_size: int = Field(default=4, ge=1, description="Number of images in a forward pass during prediction.")
+    batch_size: int = Field(
+        default=4, ge=1, le=1024, description="Number of images in a forward pass during prediction."
+    )
     surface_tolerance: float = Field(
         default=SURFACE_TOLERANCE,
         ge=0,
@@ -193,11 +201,13 @@ class RuntimeOptions(Options):
     workers: int = Field(
         default=1,
         ge=1,
+        le=256,
         description="Number of worker processes that train sites in parallel; 1: all sites are trained in this process.",
     )
     threads: int = Field(
         default=1,
         ge=1,
+        le=MAX_THREADS,
         description="Number of threads of each process; results are equal to the bit only for the same number.",
     )
     device: Device = Field(

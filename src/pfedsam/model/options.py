@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from pfedsam.core.options import Options
 from pfedsam.model.components.adapters import AdapterOptions
 from pfedsam.model.components.experts import ExpertOptions
-from pfedsam.model.components.lora import LoraOptions
+from pfedsam.model.components.lora import MAX_RANK, LoraOptions
 from pfedsam.model.components.output_layers import ImageSkipOptions
 from pfedsam.model.numerics import Precision
 from pfedsam.model.unet import UNetOptions
@@ -30,7 +30,10 @@ class ModelOptions(Options):
         description="A shipped SAM (sam-tiny), a file of official weights (.pth), a transformers folder, or a hub name.",
     )
     image_size: int | None = Field(
-        default=None, ge=16, description="Side in pixels of the resized square images; empty: that of the backbone."
+        default=None,
+        ge=16,
+        le=4096,
+        description="Side in pixels of the resized square images; empty: that of the backbone.",
     )
     adapt_last: int | None = Field(
         default=4,
@@ -64,6 +67,7 @@ class ModelOptions(Options):
     local_lora: Annotated[int | None, Addition(off=None)] = Field(
         default=None,
         ge=0,
+        le=MAX_RANK,
         description="Rank of a second, local LoRA on the layers of the shared one; 0: none; empty: chosen by the method (pfedsam and "
         "feddpa: the rank of the shared one; others: none).",
     )

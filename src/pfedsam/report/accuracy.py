@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 
 from pfedsam.core import rng
 from pfedsam.core.errors import StoreError
+from pfedsam.core.files import read_regular
 from pfedsam.evaluation.scores import MEASURES
 from pfedsam.evaluation.statistics import (
     bootstrap_interval,
@@ -277,7 +278,7 @@ def _case_dice(path: Path, model: str) -> dict[str, float]:
         StoreError: the file cannot be read.
     """
     try:
-        cases = json.loads(path.read_text("utf-8"))["models"][model]
+        cases = json.loads(read_regular(path))["models"][model]
         scores = {one["case"]: [c["dice"] for c in one["classes"].values() if c["dice"] is not None] for one in cases}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path.name} of a finished run cannot be read; make it again: `pfedsam evaluate`.") from error

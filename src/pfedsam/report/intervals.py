@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from pfedsam.core import rng
 from pfedsam.core.errors import StoreError
+from pfedsam.core.files import read_regular
 from pfedsam.evaluation.statistics import percentile_interval, resampled_means
 from pfedsam.report.summary_file import Summary
 
@@ -105,7 +106,7 @@ def _dice_by_patient(path: Path, model: str) -> dict[str, npt.NDArray[np.float64
     """
     found: dict[str, list[list[float]]] = {}
     try:
-        cases: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["models"][model]
+        cases: list[dict[str, Any]] = json.loads(read_regular(path))["models"][model]
         for case in cases:
             dice = [np.nan if one["dice"] is None else float(one["dice"]) for one in case["classes"].values()]
             found.setdefault(str(case.get("patient", case["case"])), []).append(dice)

@@ -18,7 +18,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pfedsam.core import sealed
 from pfedsam.core.atomic import write_text
-from pfedsam.core.errors import StoreError
+from pfedsam.core.errors import OptionError, StoreError
+from pfedsam.core.files import open_regular
 from pfedsam.core.small_numbers import OFF
 from pfedsam.report import figures
 from pfedsam.report.format import (
@@ -53,6 +54,9 @@ from pfedsam.report.tables import (
 
 # An absolute path, alone or as a value in YAML: its folders would reveal where a site stores its data.
 _ABSOLUTE_PATH: Final = re.compile(r"(?<![\w./\\~-])(?:~?/|[A-Za-z]:[\\/]|\\\\)[^\s'\",\]}]*")
+_GENERATOR: Final = "pFedSAM"
+"""Stands in the head of every page, by which a page is recognised."""
+_HEAD_BYTES: Final = 4096
 DATA_SUMMARIES: Final = Path("summaries") / "compare.html"
 """In a run's folder: the page of the summaries of the sites' data, which lie beside it."""
 UNNAMED: Final = "run"
@@ -179,6 +183,26 @@ def _has_lesions(summary: Summary) -> bool:
     return any(site.in_use and site.in_use.lesion_recall is not None for site in summary.sites.values())
 
 
+def refuse_other_file(out: Path) -> None:
+    """Refuse a path for a page at which there is something else, such as a configuration or a mask.
+
+    Raises:
+        OptionError: the path does not end in `.html`, or there is something at it that is no page of this project.
+        OSError: the file at the path cannot be read.
+    """
+    if out.suffix.lower() != ".html":
+        raise OptionError(f"A page is written to a file that ends in .html, and {str(out)!r} does not.")
+    if not out.exists() and not out.is_symlink():
+        return
+    if out.is_file():
+        with open_regular(out) as file:
+            if f'name="generator" content="{_GENERATOR}"'.encode() in file.read(_HEAD_BYTES):
+                return
+    raise OptionError(
+        f"{str(out)!r} exists already and is no page that this version wrote. Nothing was written: give another name, or remove the file."
+    )
+
+
 def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
     """Write one page about several runs, given by label and folder, to the file `out`, and return its path.
 
@@ -242,6 +266,7 @@ def environment() -> Environment:
     environment.filters["last_part"] = _last_part
     environment.filters |= {"missed": missed_cell, "interval": format_interval}
     environment.globals |= {
+        "GENERATOR": _GENERATOR,
         "MISSING": MISSING,
         "distance_cells": distance_cells,
         "volume_cell": volume_cell,

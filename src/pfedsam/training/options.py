@@ -43,7 +43,7 @@ class TrainingOptions(Options):
         description="Number of steps of final local fine-tuning, after the last aggregation, for methods that have it.",
     )
     batch_size: int = Field(
-        default=4, ge=1, description="Number of images in a step. The comparisons of docs/evidence.md have 4."
+        default=4, ge=1, le=1024, description="Number of images in a step. The comparisons of docs/evidence.md have 4."
     )
     phases: Literal["coupled", "decoupled", "joint", "halves", "coupled-halves"] = Field(
         default="coupled-halves",

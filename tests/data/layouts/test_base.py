@@ -1,12 +1,13 @@
 """What is no layout is refused, and nothing that is there is overwritten."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pfedsam.core.errors import DataError, OptionError
 from pfedsam.data.layouts import LAYOUTS, find_layout, write_sites
-from pfedsam.data.layouts.base import with_masks
+from pfedsam.data.layouts.base import FoundCase, Layout, MadeFile, site_name, with_masks
 
 
 def test_every_layout_is_tried() -> None:
@@ -58,3 +59,39 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         (masks / name).write_bytes(b"no volume")
     with pytest.raises(DataError, match=r"'a\.nii\.gz' is damaged"):
         write_sites(LAYOUTS["folders"], tmp_path / "volumes", tmp_path / "out")
+
+
+def test_two_files_of_one_name_are_refused() -> None:
+    with pytest.raises(DataError, match=r"masks/ holds 'a\.png' and 'a\.tif'"):
+        list(with_masks([Path("images/a.png")], [Path("masks/a.png"), Path("masks/a.tif")]))
+
+
+def test_an_import_that_fails_leaves_a_folder_for_the_next_try(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    damaged = MadeFile(".png", fail)
+    image = tmp_path / "a.png"
+    image.write_bytes(b"x")
+    cases = [FoundCase("north", "a", None, (image,), image), FoundCase("north", "b", None, (image,), damaged)]
+    (tmp_path / "source").mkdir()
+    (tmp_path / "out").mkdir()
+    broken = Layout("test", "", "", lambda _: iter(cases), lambda _: {"x": [1]})
+    with pytest.raises(DataError, match="No space left"):
+        write_sites(broken, tmp_path / "source", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    sound = replace(broken, find=lambda _: iter(cases[:1]))
+    assert write_sites(sound, tmp_path / "source", tmp_path / "out").cases == {"north": 1}
+    assert image.read_bytes() == b"x"
+
+
+def test_a_site_cannot_have_the_name_of_the_study(tmp_path: Path) -> None:
+    case = FoundCase("study.yaml", "a", None, (tmp_path / "a.png",), tmp_path / "a.png")
+    layout = Layout("test", "", "", lambda _: iter([case]), lambda _: {"x": [1]})
+    with pytest.raises(DataError, match=r"a site cannot be called 'study\.yaml'"):
+        write_sites(layout, tmp_path, tmp_path / "out")
+
+
+def test_names_of_sites_are_cut_to_the_length_of_one() -> None:
+    assert site_name("\u00e9" * 300) == "\u00e9" * 64
+    assert site_name("../a b") == "a_b"

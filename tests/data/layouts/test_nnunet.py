@@ -89,3 +89,41 @@ def test_a_picture_in_colour_is_one_file_for_three_channels(
     (root / "dataset.json").write_text(json.dumps(content))
     out = write_sites(LAYOUT, root, tmp_path / "out").study.parent
     assert sorted(path.name for path in (out / "road" / "images").iterdir()) == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *(({"labels": value}, "labels as ") for value in (["x", 1], None, "x", {}, 5)),
+        *(({"channel_names": value}, "channel_names as ") for value in (None, 5, {}, "T2")),
+        *(({"file_ending": value}, "file_ending as ") for value in ("", "*", "/../x", None, 5, [".nii.gz"])),
+        *(({"labels": {"x": value}}, "classes of the data set cannot be used") for value in (-1, 10**30)),
+        ({"labels": {"": 1}}, "empty name"),
+    ],
+)
+def test_a_description_of_another_form_is_refused_before_anything_is_written(
+    change: dict[str, object], message: str, source: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=message):
+        _data(source, tmp_path / "out", **change)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_key_that_is_given_twice_is_refused(source: Path, tmp_path: Path) -> None:
+    (source / "dataset.json").write_text('{"file_ending": ".nii.gz", "labels": {"x": 1, "x": 2}}')
+    with pytest.raises(DataError, match="the key 'x' twice"):
+        write_sites(LAYOUT, source, tmp_path / "out")
+
+
+def test_images_without_labels_and_further_channels_are_told(
+    source: Path, tmp_path: Path, volume: Callable[..., None]
+) -> None:
+    for case in ("liver_001", "liver_002", "liver_003"):
+        for number in range(4):
+            volume(source / "imagesTr" / f"{case}_{number:04d}.nii.gz")
+    content = json.loads((source / "dataset.json").read_text())
+    names = dict(enumerate(("T1", "T2", "FLAIR", "DWI")))
+    (source / "dataset.json").write_text(json.dumps(content | {"channel_names": names}))
+    found = write_sites(LAYOUT, source, tmp_path / "out")
+    assert found.without_mask == {"liver": ["liver_003"]}
+    assert found.notes == ("of 4 channels the first 3 are taken; left out: DWI",)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pfedsam.core.errors import DataError
+from pfedsam.core.files import read_regular
 from pfedsam.data.layouts.base import Classes, FoundCase, Layout, site_name
 
 SEQUENCES = ("t1ce", "t2", "flair")
@@ -35,7 +36,7 @@ def find(source: Path) -> Iterator[FoundCase]:
 def _partition(source: Path) -> Iterator[tuple[str, str]]:
     """Patient and institution of each complete row of the table."""
     for table in sorted(source.glob("partitioning_1.csv")) or sorted(source.glob("partitioning*.csv"))[:1]:
-        for row in csv.DictReader(table.read_text(encoding="utf-8-sig", errors="replace").splitlines()):
+        for row in csv.DictReader(read_regular(table).decode("utf-8-sig", "replace").splitlines()):
             patient, institution = row.get("Subject_ID"), row.get("Partition_ID")
             if patient and institution:
                 yield patient, institution

@@ -94,22 +94,18 @@ def _ids(case: Case) -> set[int]:
     """
     if not case.volume:
         return set(np.unique(load_ids(case)).tolist())
-    with about(case):
-        mask = _open_mask(case)
-        planes = (np.unique(mask.mask_slice(index)).tolist() for index in range(mask.header().shape[2]))
-        return set(chain.from_iterable(planes))
-
-
-def _open_mask(case: Case) -> Reader | MaskReader:
-    """The mask of a volume; other forms than NIfTI cannot be read without their image.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
     if case.mask and case.mask.name.lower().endswith((".nii", ".nii.gz")):
-        return NiftiReader(case.mask)
-    options = VolumeOptions(resample=True)
-    return open_case_mask(case, open_case(case, ImageOptions(), options), options)
+        with about(case):
+            return _ids_of(NiftiReader(case.mask))
+    options = VolumeOptions(resample=True)  # the other forms cannot be read without the grid of their image
+    mask = open_case_mask(case, open_case(case, ImageOptions(), options), options)
+    with about(case):
+        return _ids_of(mask)
+
+
+def _ids_of(mask: Reader | MaskReader) -> set[int]:
+    planes = (np.unique(mask.mask_slice(index)).tolist() for index in range(mask.header().shape[2]))
+    return set(chain.from_iterable(planes))
 
 
 def notes(source: Path) -> list[str]:

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from pfedsam.core.errors import DataError
+from pfedsam.core.files import read_regular
 from pfedsam.data.layouts.base import Classes, FoundCase, Layout, MadeFile, site_name
 
 
@@ -36,7 +37,7 @@ def find(source: Path) -> Iterator[FoundCase]:
 def _table(source: Path) -> dict[str, dict[str, str]]:
     """The rows of the data set's table by patient; empty if there is no such table."""
     for path in sorted(source.glob("*.csv")):
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig", errors="replace").splitlines()))
+        rows = list(csv.DictReader(read_regular(path).decode("utf-8-sig", "replace").splitlines()))
         if rows and {"External code", "Centre", "ED", "ES"} <= set(rows[0]):
             return {row["External code"]: row for row in rows}
     return {}

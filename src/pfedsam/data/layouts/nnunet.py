@@ -16,8 +16,6 @@ MAX_CHANNELS = 3
 _PICTURES = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 _NUMBER = re.compile(r"^Dataset\d{3}_(?=.)")
 _ENDING = re.compile(r"\.[A-Za-z0-9.]+")
-_MOST_BYTES = 64 * 2**20
-"""Size of a description, which may list every file of a large data set."""
 
 
 def read_description(source: Path, key: str) -> Mapping[str, Any]:
@@ -30,7 +28,7 @@ def read_description(source: Path, key: str) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(read_regular(path, _MOST_BYTES).decode("utf-8-sig"), object_pairs_hook=_without_duplicates)
+        content = json.loads(read_regular(path).decode("utf-8-sig"), object_pairs_hook=_without_duplicates)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path.name!r} in {source.name!r} is no JSON; restore it from the data set") from error
     return content if isinstance(content, dict) and key in content else {}

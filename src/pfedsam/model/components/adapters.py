@@ -18,7 +18,7 @@ from pfedsam.model.components.routing import Routing
 class AdapterOptions(Options):
     """Size of the adapters."""
 
-    ratio: float = Field(default=0.25, gt=0, description="Hidden units, as a fraction of the encoder's width.")
+    ratio: float = Field(default=0.25, gt=0, le=4, description="Hidden units, as a fraction of the encoder's width.")
     scale: float = Field(default=0.5, gt=0, description="Weight of the adapter beside the MLP.")
 
 

@@ -19,7 +19,7 @@ class ExpertOptions(Options):
     """Size and routing of the local mixture of experts."""
 
     count: int = Field(default=4, ge=1, le=64, description="Number of experts beside each adapted block.")
-    width: int = Field(default=16, ge=1, description="Number of hidden units of one expert.")
+    width: int = Field(default=16, ge=1, le=1024, description="Number of hidden units of one expert.")
     top_k: int = Field(default=2, ge=1, description="Number of experts used per token, at most `count`.")
     balance: float = Field(
         default=0.01, ge=0, description="Weight of the load-balancing term (Fedus et al., 2021, eq. 4)."

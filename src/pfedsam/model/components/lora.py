@@ -5,6 +5,7 @@ of the mask decoder's transformer.
 """
 
 from pathlib import Path
+from typing import Final
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -17,11 +18,13 @@ from pfedsam.core.tensors import NamedTensors
 from pfedsam.model.components.base import NETWORK, Assembly, Component
 from pfedsam.model.lora_linear import LoraLinear
 
+MAX_RANK: Final = 1024
+
 
 class LoraOptions(Options):
     """Rank, scale and layers of the shared low-rank updates."""
 
-    rank: int = Field(default=4, ge=1, description="Rank: the number of columns of B and of rows of A.")
+    rank: int = Field(default=4, ge=1, le=MAX_RANK, description="Rank: the number of columns of B and of rows of A.")
     alpha: float = Field(default=4.0, gt=0, description="The update is scaled by alpha / rank.")
     output_projection: bool = Field(
         default=False, description="Whether to adapt also the output projection of the encoder's attention."
