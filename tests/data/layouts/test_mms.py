@@ -35,3 +35,12 @@ def test_sites_patients_and_classes_are_right(source: Path, imported: Callable[.
         image = nib.load(out / "centre_2" / "images" / f"A1D0Q7_{phase}.nii.gz")
         assert np.array_equal(np.asarray(image.dataobj), values + 100 * time)
         assert np.allclose(image.affine, np.diag([1.5, 1.5, 8, 1]))
+
+
+def test_masks_without_an_image_or_a_line_are_told(source: Path, volume: Callable[..., None]) -> None:
+    assert list(LAYOUT.notes(source)) == []
+    (source / "Training" / "A0S9V9" / "A0S9V9_sa.nii.gz").unlink()
+    volume(source / "Training" / "B3" / "B3_sa_gt.nii.gz")
+    (note,) = LAYOUT.notes(source)
+    assert note.startswith("2 mask(s) are left out")
+    assert note.endswith("A0S9V9, B3")

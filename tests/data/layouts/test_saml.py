@@ -36,3 +36,11 @@ def test_names_in_other_case_are_found_and_images_without_a_mask_are_told(
     found = write_sites(LAYOUT, source, tmp_path / "out")
     assert found.cases == {"BIDMC": 1, "I2CVB": 3}
     assert found.without_mask == {"UCL": ["Case09"]}
+
+
+def test_masks_without_an_image_are_told(source: Path) -> None:
+    assert list(LAYOUT.notes(source)) == []
+    (source / "HCRUDB" / "Case02.nii.gz").unlink()
+    assert list(LAYOUT.notes(source)) == [
+        "1 mask(s) are left out, because they have no image: HCRUDB/case02_segmentation"
+    ]

@@ -10,6 +10,7 @@ import numpy as np
 
 from pfedsam.core.errors import DataError
 from pfedsam.core.files import read_regular
+from pfedsam.core.text import some_of
 from pfedsam.data.layouts.base import Classes, FoundCase, Layout, MadeFile, site_name
 
 
@@ -18,9 +19,8 @@ def find(source: Path) -> Iterator[FoundCase]:
     rows = _table(source)
     if not rows:
         return
-    masks = {path.name.removesuffix("_sa_gt.nii.gz"): path for path in sorted(source.rglob("*_sa_gt.nii.gz"))}
-    for code, mask in masks.items():
-        image, row = mask.with_name(f"{code}_sa.nii.gz"), rows.get(code)
+    for code, mask in _masks(source).items():
+        image, row = _image_of(code, mask), rows.get(code)
         if row is None or not image.is_file():
             continue
         for phase in ("ED", "ES"):
@@ -32,6 +32,23 @@ def find(source: Path) -> Iterator[FoundCase]:
                 (MadeFile(".nii.gz", partial(_write_frame, image, frame)),),
                 MadeFile(".nii.gz", partial(_write_frame, mask, frame)),
             )
+
+
+def _masks(source: Path) -> dict[str, Path]:
+    return {path.name.removesuffix("_sa_gt.nii.gz"): path for path in sorted(source.rglob("*_sa_gt.nii.gz"))}
+
+
+def _image_of(code: str, mask: Path) -> Path:
+    return mask.with_name(f"{code}_sa.nii.gz")
+
+
+def notes(source: Path) -> list[str]:
+    """The patients with a mask that `find` leaves out."""
+    rows = _table(source)
+    left = [code for code, mask in _masks(source).items() if code not in rows or not _image_of(code, mask).is_file()]
+    if not left:
+        return []
+    return [f"{len(left)} mask(s) are left out, because they have no image or no line in the table: {some_of(left, 3)}"]
 
 
 def _table(source: Path) -> dict[str, dict[str, str]]:
@@ -72,4 +89,5 @@ LAYOUT = Layout(
     "a table *.csv with External code, Centre, ED and ES, and below it <code>/<code>_sa.nii.gz and <code>_sa_gt.nii.gz",
     find,
     classes,
+    notes=notes,
 )

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from pfedsam.core.text import some_of
 from pfedsam.data.layouts.base import Classes, FoundCase, Layout, by_stem, stem_of, subfolders, volumes
 
 SITES = {"BIDMC", "BMC", "HK", "I2CVB", "HCRUDB", "RUNMC", "UCL"}
@@ -13,10 +14,13 @@ _MASK = re.compile(r"^(?P<case>.+?)_segmentation$", re.IGNORECASE)
 
 def find(source: Path) -> Iterator[FoundCase]:
     """Every image with a `_segmentation` of the same name in its folder; HCRUDB is another name of I2CVB."""
-    for folder in subfolders(source):
+    for folder in _folders(source):
         name = folder.name.upper()
-        if name in SITES:
-            yield from _cases(folder, _RENAMED.get(name, name))
+        yield from _cases(folder, _RENAMED.get(name, name))
+
+
+def _folders(source: Path) -> list[Path]:
+    return [folder for folder in subfolders(source) if folder.name.upper() in SITES]
 
 
 def _cases(folder: Path, site: str) -> Iterator[FoundCase]:
@@ -24,6 +28,20 @@ def _cases(folder: Path, site: str) -> Iterator[FoundCase]:
     for stem, image in files.items():
         if not _MASK.match(stem):
             yield FoundCase(site, stem_of(image), stem_of(image), (image,), files.get(f"{stem}_segmentation"))
+
+
+def notes(source: Path) -> list[str]:
+    """The masks that have no image.
+
+    Raises:
+        DataError: two files have the same name.
+    """
+    left = []
+    for folder in _folders(source):
+        stems = {stem.lower() for stem in by_stem(volumes(folder))}
+        masks = (match for match in map(_MASK.match, sorted(stems)) if match)
+        left += [f"{folder.name}/{match[0]}" for match in masks if match["case"] not in stems]
+    return [f"{len(left)} mask(s) are left out, because they have no image: {some_of(left, 3)}"] if left else []
 
 
 def classes(_: Path) -> Classes:
@@ -37,4 +55,5 @@ LAYOUT = Layout(
     "<SITE>/Case00.nii.gz and <SITE>/Case00_segmentation.nii.gz, SITE one of BIDMC, BMC, HK, I2CVB (or HCRUDB), RUNMC, UCL",
     find,
     classes,
+    notes=notes,
 )
