@@ -5,6 +5,7 @@ with rows to the back and columns to the left. Coronal slices go from the back t
 both with rows to the feet. Predicted masks are converted back to the grid of the file before they are written.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -292,6 +293,18 @@ class Volume:
         if self._scales is None:
             self._scales = tuple(scale_of(reader, self._options, self._image) for reader in self.readers)
         return self._scales
+
+    def check_values(self) -> None:
+        """Read every voxel once, plane by plane, and keep none.
+
+        Raises:
+            DataError: a volume is damaged, or its values do not fit `normalise: none`.
+        """
+        for reader in self.readers:
+            planes = reader.planes()
+            if self._options.normalise == "none" and reader.header().channels == 1:
+                _whole_range(reader.header(), planes)
+            deque(planes, maxlen=0)  # reads the planes that are left
 
     def pixels(self, number: int) -> npt.NDArray[np.float32]:
         """Slice `number` as the model's input, [H, W, 3] in 0..1.

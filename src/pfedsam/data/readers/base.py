@@ -4,6 +4,7 @@ Arrays have the indices of the format: NIfTI [i, j, k]; DICOM and pictures [row,
 coordinates in mm, in NIfTI's directions (x to the right, y to the front, z to the head).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
@@ -25,6 +26,8 @@ Pictures: TypeAlias = frozenset[tuple[str, int]]
 """DICOM pictures: SOP instance, and number of the frame from 1, or 0 for all of a file. They are compared, never shown."""
 DIRECTION_TOLERANCE: Final = 0.01
 """Difference of each component of two unit vectors that count as equal."""
+_LARGEST_VALUE: Final = float(np.finfo(np.float32).max) / 8
+"""Largest size of a grey value, so that the normalisation, at most six standard deviations of the values, is finite in float32."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,14 @@ class Reader(Protocol):
         """
         ...
 
+    def planes(self) -> Iterator[npt.NDArray[np.float32]]:
+        """What `slice` returns for every index along the last axis, in order; each is read and forgotten, so that little memory is needed.
+
+        Raises:
+            DataError: a plane cannot be decoded.
+        """
+        ...
+
     def mask_slice(self, index: int, axis: int = 2) -> npt.NDArray[np.int64]:
         """The same plane of a mask: ids [A, B].
 
@@ -90,6 +101,22 @@ class Reader(Protocol):
             StoreError: the file cannot be written.
         """
         ...
+
+
+def grey_values(values: npt.NDArray[np.float64], what: str) -> npt.NDArray[np.float32]:
+    """Values of any shape, after slope and intercept, as float32; `what` names the file in the message.
+
+    Raises:
+        DataError: a value is not finite, or so large that the normalisation of the values would not be finite.
+    """
+    with np.errstate(invalid="ignore"):
+        wrong = ~(np.abs(values) <= _LARGEST_VALUE)
+    if wrong.any():
+        raise DataError(
+            f"{what} holds {values[wrong].flat[0]:g}, where finite numbers between -{_LARGEST_VALUE:.2g} and {_LARGEST_VALUE:.2g} are "
+            "needed; replace such values, or take the case out"
+        )
+    return values.astype(np.float32)
 
 
 def spacing_of(affine: Affine) -> Spacing:
