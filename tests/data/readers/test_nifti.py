@@ -1,4 +1,5 @@
 import gzip
+import os
 from collections import deque
 
 import nibabel as nib
@@ -7,7 +8,7 @@ import pytest
 from volume_files import CANARY, all_planes, write_nifti
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.readers import kind_of, open_volume
+from pfedsam.data.readers import kind_of, open_mask, open_volume
 from pfedsam.data.readers.nifti import NiftiReader
 from pfedsam.data.volume_options import VolumeOptions
 
@@ -201,6 +202,35 @@ def test_values_that_cannot_be_normalised_are_refused_without_a_warning_of_a_lib
     for planes in (reader.planes(), map(reader.slice, (3, 4))):
         with pytest.raises(DataError, match=r"'a.nii' holds [-+.e\dinf]+, where finite numbers between"):
             deque(planes, maxlen=0)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match=f"'{name}' is damaged"):
+        NiftiReader(tmp_path / name)
+    with pytest.raises(DataError, match=f"'{name}' cannot be opened: it is no file and no folder"):
+        open_volume(tmp_path / name, VolumeOptions())
+    with pytest.raises(DataError, match=f"'{name}' cannot be opened: it is no file and no folder"):
+        open_mask(tmp_path / name, NiftiReader(write_nifti(tmp_path / "b.nii", VALUES)), VolumeOptions())
+
+
+def test_messages_about_a_mask_say_what_helps_with_a_mask(tmp_path):
+    several = write_nifti(tmp_path / "a.nii", np.zeros((3, 4, 5, 2), np.uint8))
+    with pytest.raises(DataError, match=r"holds 2 volumes .* of 3 x 4 x 5; save a mask as one volume$"):
+        NiftiReader(several, mask=True)
+    with pytest.raises(DataError, match=r"^its mask's header gives 3 x 4 x 5 voxels"):
+        NiftiReader(write_nifti(tmp_path / "b.nii", VALUES), max_gigabytes=1e-9, mask=True)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_remarks_of_the_library_about_a_header_are_not_shown(tmp_path, name, capfd):
+    content = write_nifti(tmp_path / "b.nii", VALUES).read_bytes()
+    changed = content[:108] + np.float32(np.nan).tobytes() + content[112:]
+    (tmp_path / name).write_bytes(gzip.compress(changed) if name.endswith("gz") else changed)
+    with pytest.raises(DataError, match="the voxels begin at byte nan"):
+        NiftiReader(tmp_path / name)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_voxels_that_are_no_numbers_and_masks_that_are_no_ids(tmp_path):

@@ -125,8 +125,8 @@ def spacing_of(affine: Affine) -> Spacing:
     return float(first), float(second), float(third)
 
 
-def check_affine(affine: Affine, kind: str) -> None:
-    """Refuse a grid that has no volume, or whose axes are not at right angles.
+def check_affine(affine: Affine, whose: str) -> None:
+    """Refuse a grid that has no volume, or whose axes are not at right angles; `whose` begins the message, such as `its NIfTI`.
 
     Raises:
         DataError: the grid is refused.
@@ -134,35 +134,35 @@ def check_affine(affine: Affine, kind: str) -> None:
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or (lengths < 1e-6).any():
         raise DataError(
-            f"its {kind} header has an affine that is zero, or not finite, along an axis, so the voxels have no place in space; "
+            f"{whose} header has an affine that is zero, or not finite, along an axis, so the voxels have no place in space; "
             "write the file again with its orientation"
         )
     unit = affine[:3, :3] / lengths
     skew = np.abs(unit.T @ unit - np.eye(3)).max()
     if skew > DIRECTION_TOLERANCE:
         raise DataError(
-            f"its {kind} grid is not right-angled (cosine {skew:.3f} between two axes, as from a tilted gantry); "
+            f"{whose} grid is not right-angled (cosine {skew:.3f} between two axes, as from a tilted gantry); "
             "resample it to a right-angled grid before use"
         )
 
 
-def check_size(shape: Shape, itemsize: int, max_gigabytes: float) -> None:
-    """Refuse a volume, not yet decoded, that is larger than the limit.
+def check_size(shape: Shape, itemsize: int, max_gigabytes: float, whose: str = "its") -> None:
+    """Refuse a volume, not yet decoded, that is larger than the limit; `whose` begins the message.
 
     Raises:
         DataError: the volume is too large or has an empty axis.
     """
     if min(shape) < 1:
         raise DataError(
-            f"its header gives {_by(shape)} voxels: an axis is empty; restore the file or take the case out"
+            f"{whose} header gives {_by(shape)} voxels: an axis is empty; restore the file or take the case out"
         )
     voxels = 1
     for length in shape:
         voxels *= int(length)
     if voxels * itemsize > max_gigabytes * 1e9:
         raise DataError(
-            f"its header gives {_by(shape)} voxels, which is {voxels * itemsize / 1e9:.3g} GB, more than {max_gigabytes:g} GB; crop it, or "
-            "raise data.volume.max_gigabytes if the memory is there"
+            f"{whose} header gives {_by(shape)} voxels, which is {voxels * itemsize / 1e9:.3g} GB, more than {max_gigabytes:g} GB; crop "
+            "it, or raise data.volume.max_gigabytes if the memory is there"
         )
 
 

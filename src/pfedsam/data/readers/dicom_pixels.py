@@ -47,8 +47,8 @@ def open_dataset(path: Path) -> Dataset:
 
 def is_colour(path: Path) -> bool:
     """Whether the pixels of a file with one sample a pixel are indices of a table of colours."""
-    with quiet():
-        head = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=["PhotometricInterpretation"])
+    with quiet(), open_regular(path) as file:
+        head = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=["PhotometricInterpretation"])
     return _photometric(head) == _PALETTE
 
 

@@ -11,8 +11,9 @@ import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, Final, cast
+from typing import Any, Final
 
 import nibabel as nib
 import numpy as np
@@ -53,7 +54,7 @@ def looks_like_nifti(path: Path) -> bool:
 
 
 @contextmanager
-def _content(path: Path) -> Iterator[BinaryIO]:
+def _content(path: Path) -> Iterator[BufferedIOBase]:
     """The content of a file, decompressed if it is gzipped.
 
     Raises:
@@ -64,7 +65,7 @@ def _content(path: Path) -> Iterator[BinaryIO]:
         file.seek(0)
         if zipped:
             with gzip.open(file) as content:
-                yield cast("BinaryIO", content)
+                yield content
         else:
             yield file
 
@@ -81,18 +82,19 @@ def _start(path: Path) -> bytes:
 class NiftiReader:
     """One NIfTI file."""
 
-    def __init__(self, path: Path, *, frame: int | None = None, max_gigabytes: float = 2.0) -> None:
+    def __init__(self, path: Path, *, frame: int | None = None, max_gigabytes: float = 2.0, mask: bool = False) -> None:
         """Read the header.
 
         Args:
             path: the file.
             frame: number of the 3-D part of a file with more dimensions.
             max_gigabytes: largest size in the type of the file.
+            mask: whether the file is a mask, for messages.
 
         Raises:
             DataError: the file is damaged, too large, or of a kind that is not read.
         """
-        self.path = path
+        self.path, self._mask = path, mask
         self._values: npt.NDArray[Any] | None = None
         start = _start(path)
         self._class = _class_of(path, start)
@@ -109,7 +111,7 @@ class NiftiReader:
         self._check_type()
         self._frame, shape = self._choose(frame)
         self._offset = self._check_offset()
-        check_size(shape, self._dtype.itemsize, max_gigabytes)
+        check_size(shape, self._dtype.itemsize, max_gigabytes, "its mask's" if mask else "its")
         self._header = self._read_header(shape)
 
     def header(self) -> Header:
@@ -202,7 +204,7 @@ class NiftiReader:
             return np.asanyarray(array_from_file(self._header.shape, self._dtype, file, offset, order="F", mmap=mapped))
 
     @contextmanager
-    def _open(self) -> Iterator[tuple[BinaryIO, int]]:
+    def _open(self) -> Iterator[tuple[BufferedIOBase, int]]:
         """The content of the file and the position of the first voxel in it; the end of a gzipped file is checked after the reading.
 
         Raises:
@@ -256,9 +258,9 @@ class NiftiReader:
         if frames == 1:
             return 0, (first, second, third)
         if frame is None:
+            remedy = "save a mask as one volume" if self._mask else f"say which by data.volume.frame, 0 to {frames - 1}"
             raise DataError(
-                f"{self.path.name!r} holds {frames} volumes (times or sequences) of {first} x {second} x {third}; say which by "
-                f"data.volume.frame, 0 to {frames - 1}"
+                f"{self.path.name!r} holds {frames} volumes (times or sequences) of {first} x {second} x {third}; {remedy}"
             )
         if frame >= frames:
             raise DataError(f"{self.path.name!r} holds {frames} volumes; data.volume.frame {frame} is none of them")
@@ -272,7 +274,7 @@ class NiftiReader:
             raise DataError(_damaged(self.path, "its orientation cannot be read")) from exc
         scale = _UNITS.get(int(header["xyzt_units"]) % 8, 1.0)
         affine[:3] *= scale
-        check_affine(affine, "NIfTI")
+        check_affine(affine, "its mask's NIfTI" if self._mask else "its NIfTI")
         sizes = header["pixdim"][1:4]
         placed = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
         known = placed or not np.array_equal(sizes, [1, 1, 1])
