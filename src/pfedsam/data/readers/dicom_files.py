@@ -24,7 +24,15 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, Implic
 
 from pfedsam.core.errors import DataError
 from pfedsam.core.files import open_regular
-from pfedsam.data.readers.dicom_planes import TIMES, Plane, image_type, number_of, read_plane, same_stack
+from pfedsam.data.readers.dicom_planes import (
+    TIMES,
+    Plane,
+    image_type,
+    number_of,
+    number_of_frames,
+    read_plane,
+    same_stack,
+)
 
 # The warnings of pydicom quote header values, which may be names of patients.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -308,22 +316,6 @@ def _planes_of(path: Path, head: Dataset) -> list[Plane]:
     """
     with reading_fields(path):
         return [read_plane(path, head, frame) for frame in range(number_of_frames(path, head))]
-
-
-def number_of_frames(path: Path, head: Dataset) -> int:
-    """The number of pictures in a file.
-
-    Raises:
-        DataError: its header does not describe each of them, if it describes any, so that their positions would be unknown or wrong.
-    """
-    frames = max(1, int(number_of(head.get("NumberOfFrames"), 1)))
-    described = len(head.get("PerFrameFunctionalGroupsSequence") or ())
-    if described not in (0, frames):
-        raise DataError(
-            f"{path.name!r} is a damaged DICOM file: it has {frames} frame(s), and functional groups of {described}; copy it again from "
-            "its source, or take the case out"
-        )
-    return frames
 
 
 def _series_key(head: Dataset, plane: Plane) -> tuple[Any, ...]:

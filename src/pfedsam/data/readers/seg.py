@@ -17,9 +17,9 @@ from pydicom.pixels.utils import pixel_array
 
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers.base import DIRECTION_TOLERANCE, ORIGIN_TOLERANCE, SPACING_TOLERANCE, Affine, Header, Pictures
-from pfedsam.data.readers.dicom_files import damaged, number_of_frames, quiet, reading_fields
+from pfedsam.data.readers.dicom_files import damaged, quiet, reading_fields
 from pfedsam.data.readers.dicom_pixels import open_dataset
-from pfedsam.data.readers.dicom_planes import functional_group, shared_groups
+from pfedsam.data.readers.dicom_planes import functional_group, number_of_frames, shared_groups
 from pfedsam.data.readers.masks import (
     GridMask,
     Overlaps,
