@@ -38,7 +38,7 @@ from volume_files import write_series
 SHAPE = (256, 256, 64)
 VOLUMES = 200
 DIFFERENT_IMAGES = 4
-"""Of the site that is checked, the other images are links to these: the check reads their headers only."""
+"""Of the site that is checked, the other images are links to these, so that fewer are generated and stored."""
 SMALL = (24, 20, 6)
 """Shape of the volume that is predicted in all orientations."""
 GOALS = {

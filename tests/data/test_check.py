@@ -69,7 +69,8 @@ def test_every_problem_is_named_at_once(site_folder):
         "case 'a': the image has no mask; add a mask",
         "case 'b': the image has 6 x 4 pixels, its mask 6 x 5; export",
         "case 'c': its mask has the unknown label 7; data.classes allows nucleus [1], never [2], background [0]. Add",
-        "2 cases 'd', 'e': 'd.png' is damaged or cut off",
+        "case 'd': 'd.png' is damaged or cut off",
+        "case 'e': its mask 'e.png' is damaged or cut off",
         "mask 'h.png' has no image; name it",
         "case 'f': patient 'fg' is on two sides of the split ('f' in train and 'g' in test); put",
     )
@@ -123,8 +124,10 @@ def test_the_pattern_that_the_message_proposes_takes_both_kinds_of_names(site_fo
 def test_an_empty_site_and_a_size_limit(site_folder, tmp_path):
     assert _check(Site("north", tmp_path, ())).problems == ("site 'north': has no cases; add images and masks",)
     study = replace(STUDY, image=ImageOptions(max_megapixels=1e-5))
-    (problem,) = check_sites([read_site("north", site_folder("a"))], study).problems  # image and mask alike
-    assert "raise data.image.max_megapixels" in problem
+    image, mask = check_sites([read_site("north", site_folder("a"))], study).problems
+    assert image.startswith("site 'north', case 'a': 'a.png' has")
+    assert mask.startswith("site 'north', case 'a': its mask 'a.png' has")
+    assert image.endswith("or raise data.image.max_megapixels")
 
 
 def test_sound_sites_pass_and_the_first_twenty_problems_are_named(site_folder, tmp_path):

@@ -86,7 +86,16 @@ def test_a_site_that_does_not_annotate_a_class():
 
 def test_ids_to_ignore():
     assert LabelMap({"disc": [1]}, ignore=(255,)).to_classes(np.array([[0, 1, 255]])).tolist() == [[0, 1, IGNORED]]
-    assert LabelMap({"disc": [1]}, ignore=(0,)).to_classes(np.array([[0, 1]])).tolist() == [[IGNORED, 1]]
+    own = LabelMap({"background": [2], "disc": [1]}, ignore=(0,))
+    assert own.to_classes(np.array([[0, 1, 2]])).tolist() == [[IGNORED, 1, 0]]
+
+
+@pytest.mark.parametrize("classes", [{"disc": [1]}, {"disc": [1], "cup": [2]}, {"background": [], "disc": [1]}])
+def test_a_study_without_a_background_that_counts_is_refused(classes):
+    with pytest.raises(
+        OptionError, match=r"^data.ignore names 0, .* take 0 out of data.ignore, or give the background"
+    ):
+        LabelMap(classes, ignore=(0,))
 
 
 def test_regions_are_unions_of_ids():

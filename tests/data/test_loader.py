@@ -113,7 +113,7 @@ def test_unknown_label_and_truncated_files_name_the_case(site_folder):
     assert _load([case], labels=LabelMap({"nucleus": [255]}))[0].labels[:8].all()
     for path in (case.mask, case.image):
         path.write_bytes(path.read_bytes()[:50])
-        with pytest.raises(DataError, match=r"site 'north', case 'a': 'a\.png' is damaged") as caught:
+        with pytest.raises(DataError, match=r"site 'north', case 'a': (its mask )?'a\.png' is damaged") as caught:
             _load([case])
         assert str(folder) not in str(caught.value)
 

@@ -262,3 +262,26 @@ def test_manifest_that_is_not_text(site_folder):
     (folder / "manifest.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="not UTF-8"):
         read_site("north", folder)
+
+
+@pytest.mark.parametrize("kind", ["folder", "dangling link", "pipe"])
+def test_a_manifest_that_is_no_file_is_not_ignored(site_folder, kind):
+    folder = site_folder("a")
+    path = folder / "manifest.csv"
+    {"folder": path.mkdir, "dangling link": lambda: path.symlink_to("nowhere.csv"), "pipe": lambda: os.mkfifo(path)}[
+        kind
+    ]()
+    with pytest.raises(DataError, match=r"site 'north': manifest.csv is no file but a folder, a pipe, or a link"):
+        read_site("north", folder)
+
+
+@pytest.mark.parametrize("name", ["Manifest.csv", "MANIFEST.CSV", "manifest.csv.txt", "Manifest.csv.bak"])
+def test_a_file_that_is_probably_the_manifest_is_not_ignored(site_folder, name):
+    folder = site_folder("a", "b")
+    (folder / name).write_text("image,mask,patient\nimages/a.png,masks/a.png,p1\n")
+    with pytest.raises(
+        DataError, match=f"site 'north': its folder holds '{name}' and no manifest.csv, so that .* rename it"
+    ):
+        read_site("north", folder)
+    shutil.copy(folder / name, folder / "manifest.csv")
+    assert [case.patient for case in read_site("north", folder).cases] == ["p1"]

@@ -179,3 +179,19 @@ def test_directions_are_those_of_a_file_that_needs_no_turning(tmp_path, plane):
     assert "".join(nib.aff2axcodes(stored.affine)) == directions
     slicing = _volume(write_nifti(tmp_path / "b.nii", np.asarray(stored.dataobj), stored.affine), axis=plane).slicing
     assert (slicing.axes, slicing.flipped) == ((0, 1, 2), (False, False, False))
+
+
+def test_a_header_with_more_slices_than_any_scan_is_refused_at_once(tmp_path):
+    most = write_nifti(tmp_path / "most.nii", np.zeros((1, 1, 10_000), np.uint8), np.diag([1, 1, 2, 1]))
+    assert _volume(most).shape == (10_000, 1, 1)
+    for shape, spacing in (
+        ((1, 1, 10_001), (1, 1, 2, 1)),
+        ((10_001, 1, 1), (2, 1, 1, 1)),
+        ((2, 2, 10_001), (2, 1, 1, 1)),
+    ):
+        image = nib.Nifti2Image(np.zeros(shape, np.uint8), np.diag(spacing))
+        nib.save(image, tmp_path / "more.nii")
+        with pytest.raises(
+            DataError, match=r"^its header gives 10001 slices, and at most 10000 are read; cut another plane"
+        ):
+            _volume(tmp_path / "more.nii")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 from volume_files import write_nifti, write_series
 
 from pfedsam.core import rng
@@ -59,14 +60,36 @@ def test_a_share_of_what_is_drawn_holds_foreground_and_empty_slices_stay_in():
     assert {len(batch) for batch in batches(4, 1, batch_size=3, steps=5, generator=rng.generator(0), share=0.5)} == {3}
 
 
-def test_a_check_decodes_headers_and_masks_alone(site, monkeypatch):
-    monkeypatch.setattr(NiftiReader, "slice", None)
+def test_a_check_keeps_no_volume_in_memory(site, monkeypatch):
+    monkeypatch.setattr(NiftiReader, "slice", None)  # `slice` keeps what it has read
     report = check_sites([read_site("north", site)], Study(LABELS, ImageOptions()))
     assert report.problems == ()
     (found,) = report.sites
     assert found.images.sizes == {(5, 8, 6): 2}
     assert found.images.spacings == {(5, 2, 1): 2}
     assert found.masks.ids == {0: 2, 1: 2}
+
+
+def test_a_check_reads_every_voxel_of_image_and_mask_and_names_both(site):
+    for part in ("images", "masks"):
+        content = (site / part / "a.nii.gz").read_bytes()
+        (site / part / "a.nii.gz").write_bytes(content[:-9])  # within the compressed voxels
+    (file,) = (one for one in (site / "images/b").iterdir() if dcmread(one).InstanceNumber == 3)
+    dataset = dcmread(file)
+    dataset.RescaleSlope, dataset.RescaleIntercept = "9e99", 0
+    dataset.save_as(file)
+    first, second, third = check_sites([read_site("north", site)], Study(LABELS, ImageOptions())).problems
+    assert first.startswith("site 'north', case 'a': 'a.nii.gz' is damaged or cut off")
+    assert second.startswith("site 'north', case 'a': its mask 'a.nii.gz' is damaged or cut off")
+    assert third.startswith(f"site 'north', case 'b': {file.name!r} holds ")
+
+
+def test_values_that_do_not_fit_the_normalisation_are_found_by_a_check(site):
+    study = Study(LABELS, ImageOptions(), volume=VolumeOptions(normalise="none"))
+    (problem,) = check_sites([read_site("north", site)], study).problems
+    assert (
+        f"2 cases 'a', 'b': its values go from {VALUES.min()} to {VALUES.max()}, and data.volume.normalise" in problem
+    )
 
 
 def test_sequences_that_were_listed_as_patients_are_told_by_their_equal_masks(site):

@@ -6,8 +6,10 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from event_log import records_without_times
+from volume_files import write_nifti
 
 from pfedsam.core import tensors
 from pfedsam.core.errors import DataError, OptionError, RunError
@@ -327,6 +329,24 @@ def test_a_run_killed_before_it_had_its_configuration_begins_anew(
     run(options, tmp_path / "undisturbed")
     for path in splits:  # of seed 3, not of the run that was killed
         assert path.read_bytes() == (tmp_path / "undisturbed" / path.relative_to(tmp_path / "run")).read_bytes()
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_a_damaged_volume_of_any_part_is_refused_before_the_first_round(
+    tmp_path: Path, toy_options: RunOptions, part: str
+) -> None:
+    values = np.random.default_rng(0).normal(size=(8, 8, 4)).astype(np.float32)
+    lines = ["image,mask,patient,split"]
+    for name in ("train", "val", "test"):
+        damaged = np.where(np.arange(4) == 3, np.float32("nan"), values) if name == part else values
+        write_nifti(tmp_path / f"site/images/{name}.nii.gz", damaged, np.diag([1, 1, 4, 1]))
+        write_nifti(tmp_path / f"site/masks/{name}.nii.gz", (values > 0).astype(np.uint8), np.diag([1, 1, 4, 1]))
+        lines.append(f"images/{name}.nii.gz,masks/{name}.nii.gz,{name},{name}")
+    (tmp_path / "site/manifest.csv").write_text("\n".join(lines))
+    data = toy_options.data.model_copy(update={"sites": {"north": tmp_path / "site"}})
+    with pytest.raises(DataError, match=rf"site 'north', case '{part}': plane 3 of '{part}.nii.gz' holds nan"):
+        run(toy_options.model_copy(update={"data": data, "method": "local-only"}), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_bad_data_is_named_and_nothing_is_written(tmp_path: Path, toy_options: RunOptions) -> None:

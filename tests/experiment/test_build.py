@@ -47,6 +47,14 @@ def test_a_site_needs_training_and_test_cases(toy_options: RunOptions) -> None:
         divide_site(toy_options, Site("a", Path(), cases))
 
 
+def test_a_missing_folder_of_splits_is_named(toy_options: RunOptions, tmp_path: Path) -> None:
+    data = toy_options.data.model_copy(update={"split_folder": tmp_path / "nope"})
+    with pytest.raises(
+        DataError, match=r"data.split_folder: there is no folder '.*nope'; write it by `pfedsam data split`"
+    ):
+        build_sites(toy_options.model_copy(update={"data": data}))
+
+
 def test_the_split_covers_every_case_once(toy_options: RunOptions) -> None:
     whole, split = read_sites(toy_options), build_sites(toy_options)
     for name, site in split.items():

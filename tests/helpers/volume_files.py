@@ -47,7 +47,8 @@ def write_series(
     folder.mkdir(parents=True, exist_ok=True)
     lps = _RAS_TO_LPS @ (np.diag([2.0, 1.0, 3.0, 1.0]) if affine is None else np.asarray(affine))
     names = np.random.default_rng(seed).permutation(values.shape[2])
-    series, frame, study = series or generate_uid(), frame or generate_uid(), generate_uid()
+    series, frame = series or generate_uid(), frame or generate_uid()
+    study = generate_uid(entropy_srcs=[series])
     for k in range(values.shape[2]):
         dataset = _slice(values[..., k], lps, k)
         dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID, dataset.StudyInstanceUID = series, frame, study

@@ -7,7 +7,7 @@ probably wrong as warnings.
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +21,7 @@ from pfedsam.data.labels import LabelMap
 from pfedsam.data.loader import check_sizes, load_ids, load_image
 from pfedsam.data.manifest import SUFFIXES, Case, Site, has_manifest, orphan_masks, unlisted_files, unread_pictures
 from pfedsam.data.readers.series_table import SeriesRow, list_series, series_of
+from pfedsam.data.volume import Volume
 from pfedsam.data.volume_case import open_case, open_case_mask
 from pfedsam.data.volume_options import VolumeOptions
 
@@ -113,7 +114,7 @@ def gather_facts(
         site: read with `masks_required=False`, so that every missing mask is reported.
         labels: the meaning of the ids in the masks.
         options: the largest size of an image; its contrast is not changed.
-        volume: how volumes are read; only their headers and masks are decoded.
+        volume: how volumes are read.
         tell: called after each case.
     """
     cases = []
@@ -144,9 +145,7 @@ def _facts_of(case: Case, labels: LabelMap, options: ImageOptions) -> CaseFacts:
             check_sizes(case, image.size, mask.shape)
         except DataError as error:
             problems.append(str(error))
-    unknown = labels.unknown(mask.pixels)
-    if unknown:
-        problems.append(f"site {case.site!r}, case {case.id!r}: {labels.complaint(unknown)}")
+    _note_unknown(case, labels, mask, problems)
     return CaseFacts(
         case=case,
         problems=tuple(problems),
@@ -164,34 +163,34 @@ def _facts_of(case: Case, labels: LabelMap, options: ImageOptions) -> CaseFacts:
 
 
 def _volume_facts(case: Case, labels: LabelMap, image: ImageOptions, options: VolumeOptions) -> CaseFacts:
-    """Facts from the headers of a volume and its mask, and from the mask's ids, slice by slice; no voxel of the image is decoded."""
-    facts, pixels, edge = CaseFacts(case), Counter[int](), Counter[int]()
-    digest = hashlib.blake2b(digest_size=16)
+    """Facts from the header of a volume and from its mask; every voxel of both is read once, by the readers that training uses."""
     try:
         volume = open_case(case, image, options)
-        series = series_of(volume.readers[0])
-        facts = replace(
-            facts,
-            size=volume.shape,
-            volume_spacing=volume.spacing_mm,
-            default_grid=case.spacing_mm is None
-            and volume.spacing_mm is not None
-            and volume.header.affine is not None
-            and np.array_equal(volume.header.affine, np.eye(4)),
-            series=series,
-        )
-        mask = open_case_mask(case, volume, options)
-        with about(case):
-            for ids in volume.all_ids(mask):
-                pixels.update(_counts(ids))
-                edge.update(_counts(_border(ids)))
-                digest.update(np.ascontiguousarray(ids, dtype=np.uint16).data)
     except DataError as error:
-        return replace(facts, problems=(str(error),), series=facts.series or list_series(case.image))
-    unknown = labels.unknown(pixels)
-    problems = (f"site {case.site!r}, case {case.id!r}: {labels.complaint(unknown)}",) if unknown else ()
-    content = digest.hexdigest() if pixels.total() - pixels[0] >= _TELLING_VOXELS else None
-    return replace(facts, problems=problems, pixels=pixels, edge=edge, labelled=True, mask_content=content)
+        return CaseFacts(case, problems=(str(error),), series=list_series(case.image))
+    problems: list[str] = []
+    try:
+        with about(case):
+            volume.check_values()
+    except DataError as error:
+        problems.append(str(error))
+    mask = _volume_mask_facts(case, volume, options, problems)
+    _note_unknown(case, labels, mask, problems)
+    return CaseFacts(
+        case=case,
+        problems=tuple(problems),
+        size=volume.shape,
+        volume_spacing=volume.spacing_mm,
+        default_grid=case.spacing_mm is None
+        and volume.spacing_mm is not None
+        and volume.header.affine is not None
+        and np.array_equal(volume.header.affine, np.eye(4)),
+        series=series_of(volume.readers[0]),
+        mask_content=mask.content,
+        pixels=mask.pixels,
+        edge=mask.edge,
+        labelled=mask.shape is not None,
+    )
 
 
 @dataclass(frozen=True)
@@ -210,6 +209,7 @@ class _MaskFacts:
     stored: Stored | None = None
     pixels: Mapping[int, int] = field(default_factory=dict)
     edge: Mapping[int, int] = field(default_factory=dict)
+    content: str | None = None
 
 
 def _image_facts(case: Case, options: ImageOptions, problems: list[str]) -> _ImageFacts:
@@ -246,6 +246,30 @@ def _mask_facts(case: Case, options: ImageOptions, problems: list[str]) -> _Mask
         problems.append(str(error))
         return _MaskFacts()
     return _MaskFacts(ids.shape, stored, _counts(ids), _counts(_border(ids)))
+
+
+def _volume_mask_facts(case: Case, volume: Volume, options: VolumeOptions, problems: list[str]) -> _MaskFacts:
+    pixels, edge = Counter[int](), Counter[int]()
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        mask = open_case_mask(case, volume, options)
+        with about(case, mask=True):
+            for ids in volume.all_ids(mask):
+                pixels.update(_counts(ids))
+                edge.update(_counts(_border(ids)))
+                digest.update(np.ascontiguousarray(ids, dtype=np.uint16).data)
+    except DataError as error:
+        problems.append(str(error))
+        return _MaskFacts()
+    content = digest.hexdigest() if pixels.total() - pixels[0] >= _TELLING_VOXELS else None
+    return _MaskFacts(volume.shape, None, pixels, edge, content)
+
+
+def _note_unknown(case: Case, labels: LabelMap, mask: _MaskFacts, problems: list[str]) -> None:
+    """Add the message about ids of a mask that belong to no class, if there are any."""
+    unknown = labels.unknown(mask.pixels)
+    if unknown:
+        problems.append(f"site {case.site!r}, case {case.id!r}: {labels.complaint(unknown)}")
 
 
 def _border(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

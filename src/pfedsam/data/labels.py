@@ -109,12 +109,18 @@ class LabelMap:
         Overlapping classes may share ids with each other, but not with the background or `ignore`.
 
         Raises:
-            OptionError: there is such an id.
+            OptionError: there is such an id, or no id of the background counts.
         """
         holders: dict[int, list[str]] = defaultdict(list)
         for name, values in [*ids.items(), (_IGNORE, self.ignore)]:
             for value in values:
                 holders[value].append(name)
+        if 0 in self.ignore and not ids[BACKGROUND]:
+            raise OptionError(
+                "data.ignore names 0, which is the id of the background, so that no pixel outside of the classes would count and every "
+                f"prediction would seem right; take 0 out of data.ignore, or give the background an id of its own in {self.key}, such as "
+                "{'background': [255]}"
+            )
         for value, names in holders.items():
             if not 0 <= value <= _LARGEST_READ:
                 raise OptionError(

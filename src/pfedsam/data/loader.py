@@ -77,7 +77,7 @@ def load_ids(case: Case, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDArr
     Raises:
         DataError: there is no mask, or it cannot be read.
     """
-    with about(case):
+    with about(case, mask=True):
         if case.mask is None:
             raise DataError("the image has no mask; add a mask of the same name to masks/, or take the image out")
         return read_mask(case.mask, max_megapixels=max_megapixels)

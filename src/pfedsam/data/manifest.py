@@ -124,7 +124,7 @@ def read_site(
         spacing_lost: whether the volumes of the site have lost their spacing.
 
     Raises:
-        DataError: the folder is missing, empty or ambiguous, or a manifest line is wrong.
+        DataError: the folder is missing, empty or ambiguous, or the manifest is no file, has another name, or has a wrong line.
         OptionError: the name or the pattern cannot be used.
     """
     check_name(name)
@@ -136,7 +136,7 @@ def read_site(
         )
     found = (
         _from_manifest(name, folder, pattern)
-        if (folder / MANIFEST).is_file()
+        if _is_listed(name, folder)
         else _from_folders(name, folder, pattern, channels)
     )
     cases = tuple(sorted(found, key=lambda case: case.id))
@@ -164,6 +164,29 @@ def check_name(name: str) -> None:
             f"site name {short_repr(name)} cannot name a folder: use letters, digits, '_', '-' and '.', "
             f"beginning with a letter or digit, and at most {LONGEST_NAME} characters"
         )
+
+
+def _is_listed(name: str, folder: Path) -> bool:
+    """Whether a folder has a manifest.
+
+    Raises:
+        DataError: the manifest cannot be read, or a file is probably the manifest and has another name, so that the patients and the
+            split in it would be ignored.
+    """
+    if (folder / MANIFEST).is_file():
+        return True
+    alike = sorted(path.name for path in folder.iterdir() if path.name.lower().startswith(MANIFEST))
+    if MANIFEST in alike:
+        raise DataError(
+            f"site {name!r}: {MANIFEST} is no file but a folder, a pipe, or a link to a file that is not there; put the file there, or "
+            "take the entry out"
+        )
+    if alike:
+        raise DataError(
+            f"site {name!r}: its folder holds {alike[0]!r} and no {MANIFEST}, so that the patients and the split in that file would be "
+            f"ignored; rename it to {MANIFEST}, or take it out of the folder"
+        )
+    return False
 
 
 def orphan_masks(site: Site) -> tuple[str, ...]:
@@ -285,6 +308,8 @@ def _from_manifest(name: str, folder: Path, pattern: Pattern | None) -> Iterator
         text = (folder / MANIFEST).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as exc:
         raise DataError(f"site {name!r}: {MANIFEST} is not UTF-8 text; save it as CSV (UTF-8)") from exc
+    except OSError as exc:
+        raise DataError(f"site {name!r}: {MANIFEST} cannot be read ({exc.strerror}); make it readable") from exc
     reader = csv.DictReader(text.splitlines(), strict=True)
     try:
         _check_columns(name, reader.fieldnames or ())

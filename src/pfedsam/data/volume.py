@@ -5,6 +5,7 @@ with rows to the back and columns to the left. Coronal slices go from the back t
 both with rows to the feet. Predicted masks are converted back to the grid of the file before they are written.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ _PLANES: Final[dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]]] = {
 """Plane to the world axes (x right, y front, z head) of depth, rows and columns, and the direction along each."""
 _ROUNDING: Final = 1e-3
 """Distance from 0..1 that is left to rounding."""
+_MOST_SLICES: Final = 10_000
+"""Largest number of slices of a volume: a CT of a whole body has some 4,000, a damaged header may give millions."""
 _EQUAL: Final = 0.01
 """Relative difference of two spacings that count as equal."""
 
@@ -235,11 +238,17 @@ class Volume:
             scales: the normalisation of each volume, if it is known already.
 
         Raises:
-            DataError: there is no such plane.
+            DataError: there is no such plane, or there are too many slices.
         """
         self.readers, self._options, self._image = tuple(readers), options, image
         self.header = readers[0].header()
         self.slicing = Slicing.of(self.header, options.axis)
+        slices = max(self.shape[0], self.header.shape[2])  # the last axis is that along which a file is read
+        if slices > _MOST_SLICES:
+            raise DataError(
+                f"its header gives {slices} slices, and at most {_MOST_SLICES} are read; cut another plane by data.volume.axis, crop it, "
+                "or take the case out"
+            )
         self._scales, self._spacing, self._lost, self._else = scales, spacing_mm, spacing_lost, spacing_else
 
     @property
@@ -292,6 +301,18 @@ class Volume:
         if self._scales is None:
             self._scales = tuple(scale_of(reader, self._options, self._image) for reader in self.readers)
         return self._scales
+
+    def check_values(self) -> None:
+        """Read every voxel once, plane by plane, and keep none.
+
+        Raises:
+            DataError: a volume is damaged, or its values do not fit `normalise: none`.
+        """
+        for reader in self.readers:
+            planes = reader.planes()
+            if self._options.normalise == "none" and reader.header().channels == 1:
+                _whole_range(reader.header(), planes)
+            deque(planes, maxlen=0)  # reads the planes that are left
 
     def pixels(self, number: int) -> npt.NDArray[np.float32]:
         """Slice `number` as the model's input, [H, W, 3] in 0..1.

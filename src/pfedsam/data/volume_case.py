@@ -56,7 +56,7 @@ def open_case_mask(case: Case, volume: Volume, options: VolumeOptions) -> MaskRe
     Raises:
         DataError: there is no mask, it cannot be read, or has another grid.
     """
-    with about(case):
+    with about(case, mask=True):
         if case.mask is None:
             raise DataError("the image has no mask; add a mask of the same name to masks/, or take the image out")
         mask = open_mask(case.mask, volume.readers[0], options)
@@ -73,7 +73,7 @@ def load_volume_truth(case: Case, volume: Volume, labels: LabelMap, options: Vol
     """
     mask = open_case_mask(case, volume, options)
     truth = np.empty(volume.shape, dtype=np.uint8)
-    with about(case):
+    with about(case, mask=True):
         for number, ids in enumerate(volume.all_ids(mask)):
             truth[number] = labels.to_classes(ids)
     return truth

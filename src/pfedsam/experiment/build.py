@@ -194,6 +194,11 @@ def divide_site(options: RunOptions, site: Site) -> Site:
         DataError: the site cannot be split, has a patient in two parts, or has no training or no test case.
     """
     data, free = options.data, all(case.split is None for case in site.cases)
+    if data.split_folder and not data.split_folder.is_dir():
+        raise DataError(
+            f"data.split_folder: there is no folder {str(data.split_folder)!r}; write it by `pfedsam data split`, or correct its path "
+            "(relative to the configuration)"
+        )
     file = data.split_folder / f"{site.name}.json" if data.split_folder else None
     divided = read_split(file, site) if file else split_site(site, data.split, options.seed)
     for part in ("train", "test"):

@@ -46,6 +46,8 @@ def test_a_series_is_ordered_by_position_and_its_values_are_in_hu(tmp_path):
     np.testing.assert_allclose(header.spacing_mm, (1.1, 0.7, 4))
     expected = VALUES * (np.arange(5) + 1.0) - 1000 - np.arange(5)
     np.testing.assert_array_equal(all_planes(reader), _as_ordered(expected, affine))
+    streamed = np.stack([plane[..., 0] for plane in reader.planes()], axis=2)
+    np.testing.assert_array_equal(streamed, _as_ordered(expected, affine))
     for axis in (0, 1):
         np.testing.assert_array_equal(reader.slice(3, axis=axis)[..., 0], np.take(all_planes(reader), 3, axis=axis))
 

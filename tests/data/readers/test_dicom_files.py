@@ -1,8 +1,11 @@
+import os
+import re
+
 import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from volume_files import CANARY, write_series
+from volume_files import CANARY, write_enhanced, write_series
 
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers.dicom_files import choose_series, find_images, looks_like_dicom, read_head
@@ -67,7 +70,53 @@ def test_dicom_is_told_by_its_content(tmp_path):
     assert not looks_like_dicom(tmp_path / "nothing")
 
 
-def test_the_head_holds_nothing_that_says_who_was_scanned(tmp_path):
+def test_the_head_holds_nothing_that_says_who_was_scanned_but_a_digest_of_the_number(tmp_path):
     (path,) = write_series(tmp_path / "s", VALUES[..., :1]).iterdir()
     assert pydicom.dcmread(path).PatientName == CANARY
-    assert not [element for element in read_head(path) if element.keyword.startswith(("Patient", "Study"))]
+    head = read_head(path)
+    about = {element.keyword for element in head if element.keyword.startswith(("Patient", "Study"))}
+    assert about == {"PatientID", "StudyInstanceUID"}
+    assert re.fullmatch("[0-9a-f]{16}", head.PatientID)
+
+
+def _with(field: str, value: str, slices: tuple[int, ...]):
+    def change(dataset: Dataset, k: int) -> None:
+        if k in slices:
+            setattr(dataset, field, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("field", "what"),
+    [("PatientID", "patients"), ("StudyInstanceUID", "studies"), ("FrameOfReferenceUID", "coordinate systems")],
+)
+def test_a_series_is_of_one_patient_study_and_frame_of_reference(tmp_path, field, what):
+    mixed = write_series(tmp_path / "mixed", VALUES, change=_with(field, "1.2.3", (1,)))
+    with pytest.raises(
+        DataError, match=f"'mixed' holds one DICOM series whose pictures are of several {what}"
+    ) as caught:
+        choose_series(find_images(mixed), None, "mixed")
+    assert CANARY not in str(caught.value)
+    incomplete = write_series(tmp_path / "incomplete", VALUES, change=_with(field, "", (1,)))
+    assert len(choose_series(find_images(incomplete), None, "incomplete").planes) == 3
+
+
+@pytest.mark.parametrize("described", [1, 3])
+def test_a_file_that_does_not_describe_each_of_its_frames_is_damaged(tmp_path, described):
+    path = write_enhanced(tmp_path / "s", [(VALUES[..., k], 3.0 * k, Dataset()) for k in range(2)])
+    assert len(find_images(path).series[0].planes) == 2
+    dataset = pydicom.dcmread(path)
+    dataset.PerFrameFunctionalGroupsSequence = (list(dataset.PerFrameFunctionalGroupsSequence) * 2)[:described]
+    dataset.save_as(path)
+    with pytest.raises(
+        DataError, match=rf"is a damaged DICOM file: it has 2 frame\(s\), and functional groups of {described};"
+    ):
+        find_images(path)
+
+
+def test_a_pipe_is_no_dicom_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.dcm")
+    assert not looks_like_dicom(tmp_path / "a.dcm")
+    with pytest.raises(DataError, match=r"'a.dcm' is a damaged"):
+        read_head(tmp_path / "a.dcm")

@@ -1,4 +1,6 @@
 import gzip
+import os
+from collections import deque
 
 import nibabel as nib
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 from volume_files import CANARY, all_planes, write_nifti
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.readers import kind_of, open_volume
+from pfedsam.data.readers import kind_of, open_mask, open_volume
 from pfedsam.data.readers.nifti import NiftiReader
 from pfedsam.data.volume_options import VolumeOptions
 
@@ -22,6 +24,7 @@ def test_values_header_and_planes(tmp_path, name):
     assert (header.shape, header.spacing_mm, header.channels, header.dtype) == ((3, 4, 5), (1.5, 2, 8), 1, np.int16)
     np.testing.assert_array_equal(header.affine, affine)
     np.testing.assert_array_equal(all_planes(reader), VALUES)
+    np.testing.assert_array_equal(np.stack([plane[..., 0] for plane in reader.planes()], axis=2), VALUES)
     np.testing.assert_array_equal(reader.slice(2, axis=0)[..., 0], VALUES[2])
     np.testing.assert_array_equal(reader.slice(3, axis=1)[..., 0], VALUES[:, 3])
 
@@ -175,6 +178,59 @@ def test_a_changed_byte_in_a_gzipped_file_is_found_by_its_check_sum(tmp_path):
     (tmp_path / "a.nii.gz").write_bytes(content)
     with pytest.raises(DataError, match=r"'a.nii.gz' is damaged or cut off"):
         NiftiReader(tmp_path / "a.nii.gz").slice(0)
+    with pytest.raises(DataError, match=r"'a.nii.gz' is damaged or cut off"):
+        deque(NiftiReader(tmp_path / "a.nii.gz").planes(), maxlen=0)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_a_frame_is_read_plane_by_plane_without_the_others(tmp_path, name):
+    values = np.stack([VALUES, VALUES + 1000, VALUES + 2000], axis=3)
+    reader = NiftiReader(write_nifti(tmp_path / name, values), frame=1)
+    assert [plane[..., 0].tolist() for plane in reader.planes()] == [(VALUES[..., k] + 1000).tolist() for k in range(5)]
+
+
+@pytest.mark.parametrize(("value", "slope"), [(3e38, 1.0), (1e300, 1.0), (2.0, 3e38), (1e308, 3e38), (-np.inf, 1.0)])
+@pytest.mark.filterwarnings("error")
+def test_values_that_cannot_be_normalised_are_refused_without_a_warning_of_a_library(tmp_path, value, slope):
+    values = np.ones((3, 4, 5))
+    values[1, 2, 3] = value
+    path = write_nifti(tmp_path / "a.nii", values)
+    with path.open("r+b") as file:
+        file.seek(112)  # scl_slope and scl_inter of NIfTI-1
+        file.write(np.array([slope, 0], np.float32).tobytes())
+    reader = NiftiReader(path)
+    for planes in (reader.planes(), map(reader.slice, (3, 4))):
+        with pytest.raises(DataError, match=r"'a.nii' holds [-+.e\dinf]+, where finite numbers between"):
+            deque(planes, maxlen=0)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match=f"'{name}' is damaged"):
+        NiftiReader(tmp_path / name)
+    with pytest.raises(DataError, match=f"'{name}' cannot be opened: it is no file and no folder"):
+        open_volume(tmp_path / name, VolumeOptions())
+    with pytest.raises(DataError, match=f"'{name}' cannot be opened: it is no file and no folder"):
+        open_mask(tmp_path / name, NiftiReader(write_nifti(tmp_path / "b.nii", VALUES)), VolumeOptions())
+
+
+def test_messages_about_a_mask_say_what_helps_with_a_mask(tmp_path):
+    several = write_nifti(tmp_path / "a.nii", np.zeros((3, 4, 5, 2), np.uint8))
+    with pytest.raises(DataError, match=r"holds 2 volumes .* of 3 x 4 x 5; save a mask as one volume$"):
+        NiftiReader(several, mask=True)
+    with pytest.raises(DataError, match=r"^its mask's header gives 3 x 4 x 5 voxels"):
+        NiftiReader(write_nifti(tmp_path / "b.nii", VALUES), max_gigabytes=1e-9, mask=True)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_remarks_of_the_library_about_a_header_are_not_shown(tmp_path, name, capfd):
+    content = write_nifti(tmp_path / "b.nii", VALUES).read_bytes()
+    changed = content[:108] + np.float32(np.nan).tobytes() + content[112:]
+    (tmp_path / name).write_bytes(gzip.compress(changed) if name.endswith("gz") else changed)
+    with pytest.raises(DataError, match="the voxels begin at byte nan"):
+        NiftiReader(tmp_path / name)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_voxels_that_are_no_numbers_and_masks_that_are_no_ids(tmp_path):
@@ -182,7 +238,7 @@ def test_voxels_that_are_no_numbers_and_masks_that_are_no_ids(tmp_path):
     values[1, 2, 3] = np.nan
     reader = NiftiReader(write_nifti(tmp_path / "a.nii", values))
     reader.slice(2)
-    with pytest.raises(DataError, match=r"'a.nii' holds voxels that are not finite .* plane 3"):
+    with pytest.raises(DataError, match=r"plane 3 of 'a.nii' holds nan, where finite numbers between"):
         reader.slice(3)
     mask = NiftiReader(write_nifti(tmp_path / "m.nii", np.full((3, 4, 5), 0.9999)))
     with pytest.raises(DataError, match=r"its mask 'm.nii' holds 0.9999 where ids"):

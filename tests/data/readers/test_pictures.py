@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -57,5 +59,11 @@ def test_a_written_mask_is_read_by_pillow_as_it_was(tmp_path, dtype):
 
 def test_a_damaged_picture_is_told(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(DataError, match=r"'a.png' is no picture, or damaged"):
+        PictureReader(tmp_path / "a.png").header()
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"'a.png' is no picture, or damaged"):
         PictureReader(tmp_path / "a.png").header()

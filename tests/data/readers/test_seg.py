@@ -141,6 +141,16 @@ def test_damaged_lists_of_segments_are_told(tmp_path):
         assert_refused(path, image, message)
 
 
+def test_a_seg_that_does_not_describe_each_of_its_frames_is_damaged(tmp_path):
+    image = write_ct(tmp_path / "ct")
+    path = write_seg_of(tmp_path / "m.dcm", image, np.moveaxis(IDS == 1, 2, 0).astype(np.uint8))
+    dataset = pydicom.dcmread(path)
+    assert dataset.NumberOfFrames == 5
+    dataset.PerFrameFunctionalGroupsSequence = dataset.PerFrameFunctionalGroupsSequence[:2]
+    dataset.save_as(path)
+    assert_refused(path, image, r"'m.dcm' is a damaged DICOM file: it has 5 frame\(s\), and functional groups of 2;")
+
+
 def test_a_seg_of_another_series_is_refused(tmp_path):
     image = write_ct(tmp_path / "ct")
     path = write_seg_of(tmp_path / "m.dcm", image, np.moveaxis(IDS, 2, 0), "BINARY")

@@ -56,3 +56,43 @@ def test_a_site_whose_volumes_have_an_identity_matrix_may_have_lost_its_spacing(
     study = Study(labels=LabelMap({"liver": [1]}), image=ImageOptions())
     warnings = check_sites([site], study).warnings
     assert ["identity matrix" in warning for warning in warnings] == [True] * warned
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "kept", "warning"),
+    [
+        (
+            1,
+            3,
+            True,
+            "the mask has the EXIF orientation 3 and is turned when it is read; the image has no EXIF orientation.",
+        ),
+        (3, 1, True, "the image has an EXIF orientation and is turned when it is read; the mask has none"),
+        (
+            3,
+            4,
+            True,
+            "the mask has the EXIF orientation 4 and is turned when it is read; the image has the EXIF orientation 3.",
+        ),
+        (1, 6, False, "the mask has the EXIF orientation 6 and is turned"),
+        (6, 1, False, None),  # drawn on the turned image
+        (6, 6, True, None),
+        (0, 9, True, None),  # no orientations
+    ],
+)
+def test_an_image_and_its_mask_have_one_orientation(tmp_path, image, mask, kept, warning):
+    pixels = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    for part, values, orientation in (
+        ("images", pixels, image),
+        ("masks", pixels % 2 if kept else (pixels % 2).T, mask),
+    ):
+        exif = Image.Exif()
+        exif[274] = orientation
+        (tmp_path / part).mkdir()
+        Image.fromarray(values).save(tmp_path / part / "a.png", exif=exif)
+    study = Study(LabelMap({"organ": [1]}), ImageOptions(contrast="percentile"))
+    report = check_sites([read_site("a", tmp_path)], study)
+    assert report.problems == ()
+    found = [str(one) for one in report.findings if one.kind == "EXIF orientation"]
+    assert len(found) == (warning is not None)
+    assert all(one.startswith(f"site 'a', case 'a': {warning}") for one in found)

@@ -73,3 +73,20 @@ def test_masks_spelt_otherwise_than_their_images_are_told_so(tmp_path):
     assert len(report.problems) == 2  # an image without a mask, a mask without an image
     (warning,) = report.warnings
     assert "the names of image and mask look alike" in warning
+
+
+def test_names_that_differ_only_in_capital_letters_are_told(tmp_path):
+    faulty.clean_study(tmp_path)
+    folder = tmp_path / "b"
+    lines = [f"images/{path.name},masks/{path.name},P{number:02d}" for number, path in enumerate(_pictures(folder))]
+    lines[3] = lines[3].replace("P03", "p02")
+    (folder / "manifest.csv").write_text("\n".join(["image,mask,patient", *lines]))
+    (warning,) = faulty.read_and_check(tmp_path).warnings
+    assert warning == (
+        "site 'b': patient names that differ only in capital and small letters: 'P02', 'p02', so that one patient counts as two; keep one "
+        "of them, or write both alike"
+    )
+
+
+def _pictures(folder):
+    return sorted((folder / "images").iterdir())

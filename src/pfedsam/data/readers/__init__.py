@@ -67,8 +67,7 @@ def open_volume(path: Path, options: VolumeOptions, *, series: str | None = None
     Raises:
         DataError: the file is of another format, damaged, too large, or ambiguous.
     """
-    if not path.exists():
-        raise DataError(f"{path.name!r} cannot be opened; restore it or take the case out")
+    _refuse_absent(path)
     kind = kind_of(path)
     if kind == "nifti" or path.name.lower().endswith((".nii", ".nii.gz")):
         return NiftiReader(path, frame=options.frame, max_gigabytes=options.max_gigabytes)
@@ -89,8 +88,7 @@ def open_mask(path: Path, image: Reader, options: VolumeOptions) -> MaskReader:
     Raises:
         DataError: the file is of another format, damaged, or on another grid.
     """
-    if not path.exists():
-        raise DataError(f"its mask {path.name!r} cannot be opened; restore it or take the case out")
+    _refuse_absent(path)
     header = image.header()
     if is_png_stack(path):
         return read_png_stack(path, header, _slice_names(image))
@@ -103,8 +101,18 @@ def open_mask(path: Path, image: Reader, options: VolumeOptions) -> MaskReader:
                 f"its mask {path.name!r} is a picture, its image a volume; save the mask as NIfTI or DICOM-SEG"
             )
         return fit_mask(PictureReader(path), header, resample=False)
-    reader = NiftiReader(path, max_gigabytes=options.max_gigabytes)
+    reader = NiftiReader(path, max_gigabytes=options.max_gigabytes, mask=True)
     return fit_mask(reader, header, resample=options.resample)
+
+
+def _refuse_absent(path: Path) -> None:
+    """Refuse a path with nothing that can be read; opening a pipe would wait for another program.
+
+    Raises:
+        DataError: there is no file and no folder.
+    """
+    if not path.is_file() and not path.is_dir():
+        raise DataError(f"{path.name!r} cannot be opened: it is no file and no folder; restore it or take the case out")
 
 
 def _dicom_mask(path: Path, image: Header, options: VolumeOptions) -> MaskReader:

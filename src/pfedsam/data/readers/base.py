@@ -4,6 +4,7 @@ Arrays have the indices of the format: NIfTI [i, j, k]; DICOM and pictures [row,
 coordinates in mm, in NIfTI's directions (x to the right, y to the front, z to the head).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
@@ -25,6 +26,8 @@ Pictures: TypeAlias = frozenset[tuple[str, int]]
 """DICOM pictures: SOP instance, and number of the frame from 1, or 0 for all of a file. They are compared, never shown."""
 DIRECTION_TOLERANCE: Final = 0.01
 """Difference of each component of two unit vectors that count as equal."""
+_LARGEST_VALUE: Final = float(np.finfo(np.float32).max) / 8
+"""Largest size of a grey value, so that the normalisation, at most six standard deviations of the values, is finite in float32."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,14 @@ class Reader(Protocol):
         """
         ...
 
+    def planes(self) -> Iterator[npt.NDArray[np.float32]]:
+        """What `slice` returns for every index along the last axis, in order; each is read and forgotten, so that little memory is needed.
+
+        Raises:
+            DataError: a plane cannot be decoded.
+        """
+        ...
+
     def mask_slice(self, index: int, axis: int = 2) -> npt.NDArray[np.int64]:
         """The same plane of a mask: ids [A, B].
 
@@ -92,14 +103,30 @@ class Reader(Protocol):
         ...
 
 
+def grey_values(values: npt.NDArray[np.float64], what: str) -> npt.NDArray[np.float32]:
+    """Values of any shape, after slope and intercept, as float32; `what` names the file in the message.
+
+    Raises:
+        DataError: a value is not finite, or so large that the normalisation of the values would not be finite.
+    """
+    with np.errstate(invalid="ignore"):
+        wrong = ~(np.abs(values) <= _LARGEST_VALUE)
+    if wrong.any():
+        raise DataError(
+            f"{what} holds {values[wrong].flat[0]:g}, where finite numbers between -{_LARGEST_VALUE:.2g} and {_LARGEST_VALUE:.2g} are "
+            "needed; replace such values, or take the case out"
+        )
+    return values.astype(np.float32)
+
+
 def spacing_of(affine: Affine) -> Spacing:
     """Distance of neighbouring voxels along each index, in mm."""
     first, second, third = np.linalg.norm(affine[:3, :3], axis=0)
     return float(first), float(second), float(third)
 
 
-def check_affine(affine: Affine, kind: str) -> None:
-    """Refuse a grid that has no volume, or whose axes are not at right angles.
+def check_affine(affine: Affine, whose: str) -> None:
+    """Refuse a grid that has no volume, or whose axes are not at right angles; `whose` begins the message, such as `its NIfTI`.
 
     Raises:
         DataError: the grid is refused.
@@ -107,35 +134,35 @@ def check_affine(affine: Affine, kind: str) -> None:
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or (lengths < 1e-6).any():
         raise DataError(
-            f"its {kind} header has an affine that is zero, or not finite, along an axis, so the voxels have no place in space; "
+            f"{whose} header has an affine that is zero, or not finite, along an axis, so the voxels have no place in space; "
             "write the file again with its orientation"
         )
     unit = affine[:3, :3] / lengths
     skew = np.abs(unit.T @ unit - np.eye(3)).max()
     if skew > DIRECTION_TOLERANCE:
         raise DataError(
-            f"its {kind} grid is not right-angled (cosine {skew:.3f} between two axes, as from a tilted gantry); "
+            f"{whose} grid is not right-angled (cosine {skew:.3f} between two axes, as from a tilted gantry); "
             "resample it to a right-angled grid before use"
         )
 
 
-def check_size(shape: Shape, itemsize: int, max_gigabytes: float) -> None:
-    """Refuse a volume, not yet decoded, that is larger than the limit.
+def check_size(shape: Shape, itemsize: int, max_gigabytes: float, whose: str = "its") -> None:
+    """Refuse a volume, not yet decoded, that is larger than the limit; `whose` begins the message.
 
     Raises:
         DataError: the volume is too large or has an empty axis.
     """
     if min(shape) < 1:
         raise DataError(
-            f"its header gives {_by(shape)} voxels: an axis is empty; restore the file or take the case out"
+            f"{whose} header gives {_by(shape)} voxels: an axis is empty; restore the file or take the case out"
         )
     voxels = 1
     for length in shape:
         voxels *= int(length)
     if voxels * itemsize > max_gigabytes * 1e9:
         raise DataError(
-            f"its header gives {_by(shape)} voxels, which is {voxels * itemsize / 1e9:.3g} GB, more than {max_gigabytes:g} GB; crop it, or "
-            "raise data.volume.max_gigabytes if the memory is there"
+            f"{whose} header gives {_by(shape)} voxels, which is {voxels * itemsize / 1e9:.3g} GB, more than {max_gigabytes:g} GB; crop "
+            "it, or raise data.volume.max_gigabytes if the memory is there"
         )
 
 

@@ -6,7 +6,7 @@ modality LUT or the rescale slope and intercept of each slice, with MONOCHROME1 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -253,6 +253,18 @@ class DicomReader:
         where = (index,) if axis == 0 else (slice(None), index)
         return np.stack([self._values(k, self._stored(k)[where]) for k in range(len(self.stack.planes))], axis=1)
 
+    def planes(self) -> Iterator[npt.NDArray[np.float32]]:
+        """The planes [rows, columns, C] in order; none is kept, except those of a series that has to be resampled.
+
+        Raises:
+            DataError: a file is damaged.
+        """
+        if not self.even:
+            yield from map(self.slice, range(self._header.shape[2]))
+            return
+        for index in range(len(self.stack.planes)):
+            yield self._values(index, self._decoded(index))
+
     def mask_slice(self, index: int, axis: int = 2) -> npt.NDArray[np.int64]:
         """Never returns a mask [rows, columns]: a mask is a DICOM-SEG, not a series of pictures.
 
@@ -314,16 +326,24 @@ class DicomReader:
         Raises:
             DataError: the file is damaged or cannot be decoded.
         """
-        plane = self.stack.planes[index]
         if not self._done[index]:
-            pixels = decode(self._open(plane.path), plane)
+            pixels = self._decoded(index)
             if self._frames is None:
-                dtype = np.result_type(self.series.stored, pixels.dtype)
-                self._frames = np.empty((len(self.stack.planes), *pixels.shape), dtype=dtype)
+                self._frames = np.empty((len(self.stack.planes), *pixels.shape), dtype=pixels.dtype)
             self._frames[index] = pixels
             self._done[index] = True
         frames = self._frames
         return frames[index] if frames is not None else np.empty(0)
+
+    def _decoded(self, index: int) -> npt.NDArray[Any]:
+        """Stored values of a plane from its file, [rows, columns] or [rows, columns, 3], in a type for those of the series.
+
+        Raises:
+            DataError: the file is damaged or cannot be decoded.
+        """
+        plane = self.stack.planes[index]
+        pixels = decode(self._open(plane.path), plane)
+        return pixels.astype(np.result_type(self.series.stored, pixels.dtype), copy=False)
 
     def _values(self, index: int, stored: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """The grey values or colours [..., C] of the stored values of a plane, or of a part of it.

@@ -1,9 +1,11 @@
 """The DICOM images in a folder, divided by series, orientation, kind of image and size; only headers are read.
 
 Files are recognised by their content. Files without a picture to segment (SR, RT plan, RT dose, ECG, DICOMDIR and others) are counted and
-left out. No header field about a person is read, and no free text except the description that the option `series` is compared with.
+left out. Of the fields about a person only the patient's number is read; it is replaced by a digest at once, which is compared within a
+series. No free text is read except the description that the option `series` is compared with.
 """
 
+import hashlib
 import logging
 import warnings
 from collections import Counter, defaultdict
@@ -21,12 +23,27 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.readers.dicom_planes import TIMES, Plane, image_type, number_of, read_plane, same_stack
+from pfedsam.core.files import open_regular
+from pfedsam.data.readers.dicom_planes import (
+    TIMES,
+    Plane,
+    image_type,
+    number_of,
+    number_of_frames,
+    read_plane,
+    same_stack,
+)
 
 # The warnings of pydicom quote header values, which may be names of patients.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
-_IDENTITY: Final = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "InstanceNumber")
+_ORIGINS: Final = {
+    "PatientID": "patients",
+    "StudyInstanceUID": "studies",
+    "FrameOfReferenceUID": "coordinate systems (frames of reference)",
+}
+"""Fields in which the pictures of a series do not differ, and what they would be of; a picture without a field may be of any."""
+_IDENTITY: Final = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "InstanceNumber", *_ORIGINS)
 _SERIES: Final = ("Modality", "ImageType", "SeriesNumber", "SeriesDescription", "ProtocolName", "VolumetricProperties")
 _PIXELS: Final = (
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "BitsStored"),
@@ -76,6 +93,8 @@ class Series:
     """Whether frames without positions are known to be slices and not times."""
     frame_of_reference: str | None
     image_type: tuple[str, ...]
+    mixed: tuple[str, ...]
+    """What the pictures are of several of, such as patients; empty in a sound series."""
     started: float | None = field(repr=False)
     """Seconds since a fixed day; compared with those of other series, never shown."""
     words: str = field(repr=False)
@@ -123,7 +142,7 @@ def reading_fields(path: Path) -> Iterator[None]:
 def looks_like_dicom(path: Path) -> bool:
     """Whether the content of a file is DICOM, with or without the preamble."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(132)
     except OSError:
         return False
@@ -143,8 +162,10 @@ def read_head(path: Path) -> Dataset:
         DataError: the file is damaged or cut off.
     """
     try:
-        with quiet(), path.open("rb") as file:
+        with quiet(), open_regular(path) as file:
             head = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
+            if head.get("PatientID"):
+                head.PatientID = hashlib.blake2b(repr(head.PatientID).encode(), digest_size=8).hexdigest()
             head.walk(lambda *_: None)  # converts every value now: pydicom does so when it is first used, and may raise
             head.SOPClassUID  # noqa: B018 - absent in a file that was cut off, which pydicom reads without an error
             if not 0 <= number_of(head.get("NumberOfFrames"), 1) <= _MAX_FRAMES:
@@ -228,7 +249,7 @@ def choose_series(found: Found, wanted: str | None, name: str) -> Series:
         name: name of the folder or file, for messages.
 
     Raises:
-        DataError: None or several fit.
+        DataError: None or several fit, or its pictures are of several patients, studies or frames of reference.
     """
     if not found.series:
         others = ", ".join(f"{count} {kind}" for kind, count in sorted(found.others.items()))
@@ -237,12 +258,26 @@ def choose_series(found: Found, wanted: str | None, name: str) -> Series:
         )
     fitting = found.series if wanted is None else _matching(found.series, wanted)
     if len(fitting) == 1:
+        _refuse_mixed(fitting[0], name)
         return fitting[0]
     listed = "; ".join(one.summary() for one in found.series[:8])
     raise DataError(
         f"{name!r} holds {len(found.series)} series or stacks of different orientation, kind, size or spacing, "
         f"{_ambiguity(len(fitting), wanted)} ({listed}); choose one by data.volume.series, or by the column series of the manifest"
     )
+
+
+def _refuse_mixed(series: Series, name: str) -> None:
+    """Refuse a series that consists of pictures of several patients, studies or frames of reference.
+
+    Raises:
+        DataError: it does.
+    """
+    if series.mixed:
+        raise DataError(
+            f"{name!r} holds one DICOM series whose pictures are of several {' and '.join(series.mixed)}; a volume is of one: leave the "
+            "pictures that belong together in the folder, and take the others out"
+        )
 
 
 def _matching(series: Sequence[Series], wanted: str) -> list[Series]:
@@ -279,9 +314,8 @@ def _planes_of(path: Path, head: Dataset) -> list[Plane]:
     Raises:
         DataError: the file is damaged.
     """
-    frames = max(1, int(number_of(head.get("NumberOfFrames"), 1)))
     with reading_fields(path):
-        return [read_plane(path, head, frame) for frame in range(frames)]
+        return [read_plane(path, head, frame) for frame in range(number_of_frames(path, head))]
 
 
 def _series_key(head: Dataset, plane: Plane) -> tuple[Any, ...]:
@@ -327,9 +361,15 @@ def _series(number: int, members: Sequence[_Picture]) -> Series:
             depth_frames=str(head.get("VolumetricProperties", "")) == "VOLUME",
             frame_of_reference=str(head.get("FrameOfReferenceUID", "")) or None,
             image_type=first.image_type,
+            mixed=tuple(what for keyword, what in _ORIGINS.items() if len(_values_of(heads, keyword)) > 1),
             started=_started(heads),
             words=f"{head.get('SeriesDescription', '')} {head.get('ProtocolName', '')}".lower(),
         )
+
+
+def _values_of(heads: Iterable[Dataset], keyword: str) -> set[str]:
+    """The different values of a field; a header without the field adds none."""
+    return {str(head.get(keyword) or "") for head in heads} - {""}
 
 
 def _stored_type(head: Dataset) -> np.dtype[Any]:

@@ -16,6 +16,8 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pfedsam.core.errors import DataError
+from pfedsam.core.files import open_regular
+from pfedsam.data.readers.base import grey_values
 from pfedsam.data.readers.dicom_files import damaged, quiet, reading_fields
 from pfedsam.data.readers.dicom_planes import Plane
 
@@ -30,7 +32,8 @@ def open_dataset(path: Path) -> Dataset:
     """
     try:
         with quiet():
-            dataset = pydicom.dcmread(path, force=True)
+            with open_regular(path) as file:
+                dataset = pydicom.dcmread(file, force=True)
             if not hasattr(dataset, "file_meta"):
                 dataset.file_meta = FileMetaDataset()
             if "TransferSyntaxUID" not in dataset.file_meta:
@@ -44,8 +47,8 @@ def open_dataset(path: Path) -> Dataset:
 
 def is_colour(path: Path) -> bool:
     """Whether the pixels of a file with one sample a pixel are indices of a table of colours."""
-    with quiet():
-        head = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=["PhotometricInterpretation"])
+    with quiet(), open_regular(path) as file:
+        head = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=["PhotometricInterpretation"])
     return _photometric(head) == _PALETTE
 
 
@@ -73,17 +76,15 @@ def values_of(stored: npt.NDArray[Any], dataset: Dataset, plane: Plane, *, colou
     """The grey values or colours [..., C] of stored values of a picture.
 
     Raises:
-        DataError: the file is damaged, or a value is not finite.
+        DataError: the file is damaged, or a value is not finite or too large.
     """
-    with reading_fields(plane.path):
+    with reading_fields(plane.path), np.errstate(over="ignore", invalid="ignore"):
         if colour:
             return np.asarray(stored, dtype=np.float32)[..., :3] / np.float32(_brightest(dataset))
         values = _modality(stored, plane, dataset)
         if _photometric(dataset) == "MONOCHROME1":
             values = _modality(_ends(stored.dtype, dataset), plane, dataset).sum() - values
-    if not np.isfinite(values).all():
-        raise DataError(f"{plane.path.name!r} holds values that are not finite numbers; take the case out")
-    return values.astype(np.float32)[..., None]
+    return grey_values(values, repr(plane.path.name))[..., None]
 
 
 def _photometric(dataset: Dataset) -> str:

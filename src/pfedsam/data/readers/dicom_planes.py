@@ -10,6 +10,7 @@ from typing import Any, Final
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
+from pfedsam.core.errors import DataError
 from pfedsam.data.readers.base import DIRECTION_TOLERANCE, SPACING_TOLERANCE
 
 TIMES: Final = ("TemporalPositionIdentifier", "TriggerTime", "EchoTime", "DiffusionBValue", "AcquisitionNumber")
@@ -80,6 +81,22 @@ def functional_group(own: Dataset, shared: Dataset, sequence: str) -> Dataset | 
     """A functional group of a frame: its own one, else the one that all frames share; None if neither exists."""
     found = own.get(sequence) or shared.get(sequence)
     return found[0] if found else None
+
+
+def number_of_frames(path: Path, head: Dataset) -> int:
+    """The number of pictures in a file.
+
+    Raises:
+        DataError: its header does not describe each of them, if it describes any, so that their positions would be unknown or wrong.
+    """
+    frames = max(1, int(number_of(head.get("NumberOfFrames"), 1)))
+    described = len(head.get("PerFrameFunctionalGroupsSequence") or ())
+    if described not in (0, frames):
+        raise DataError(
+            f"{path.name!r} is a damaged DICOM file: it has {frames} frame(s), and functional groups of {described}; copy it again from "
+            "its source, or take the case out"
+        )
+    return frames
 
 
 def read_plane(path: Path, head: Dataset, frame: int) -> Plane:

@@ -6,8 +6,12 @@ orientation. Lengths in metres or micrometres are converted to mm.
 """
 
 import gzip
+import logging
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +25,11 @@ from nibabel.wrapstruct import WrapStructError
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import DataError
-from pfedsam.data.readers.base import Affine, Header, Shape, check_affine, check_size, spacing_of
+from pfedsam.core.files import open_regular
+from pfedsam.data.readers.base import Affine, Header, Shape, check_affine, check_size, grey_values, spacing_of
+
+# What nibabel remarks about a header comes without the name of the file; what matters is in our own messages.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 NIFTI_ERRORS: Final = (OSError, EOFError, ValueError, zlib.error, HeaderDataError, ImageFileError, WrapStructError)
 """The errors that nibabel raises for damaged files."""
@@ -45,15 +53,27 @@ def looks_like_nifti(path: Path) -> bool:
     return start[344:348] in (b"n+1\0", b"ni1\0") or start[4:8] in (b"n+2\0", b"ni2\0")
 
 
-def _is_zipped(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == _GZIP
+@contextmanager
+def _content(path: Path) -> Iterator[BufferedIOBase]:
+    """The content of a file, decompressed if it is gzipped.
+
+    Raises:
+        OSError: the file cannot be opened, or is a pipe or a device.
+    """
+    with open_regular(path) as file:
+        zipped = file.read(len(_GZIP)) == _GZIP
+        file.seek(0)
+        if zipped:
+            with gzip.open(file) as content:
+                yield content
+        else:
+            yield file
 
 
 def _start(path: Path) -> bytes:
     """The first bytes, decompressed if the file is gzipped; fewer bytes, or none, if it is damaged."""
     try:
-        with gzip.open(path) if _is_zipped(path) else path.open("rb") as file:
+        with _content(path) as file:
             return file.read(_HEADER_BYTES)
     except (OSError, EOFError, zlib.error):
         return b""
@@ -62,21 +82,21 @@ def _start(path: Path) -> bytes:
 class NiftiReader:
     """One NIfTI file."""
 
-    def __init__(self, path: Path, *, frame: int | None = None, max_gigabytes: float = 2.0) -> None:
+    def __init__(self, path: Path, *, frame: int | None = None, max_gigabytes: float = 2.0, mask: bool = False) -> None:
         """Read the header.
 
         Args:
             path: the file.
             frame: number of the 3-D part of a file with more dimensions.
             max_gigabytes: largest size in the type of the file.
+            mask: whether the file is a mask, for messages.
 
         Raises:
             DataError: the file is damaged, too large, or of a kind that is not read.
         """
-        self.path = path
+        self.path, self._mask = path, mask
         self._values: npt.NDArray[Any] | None = None
         start = _start(path)
-        self._zipped = _is_zipped(path)
         self._class = _class_of(path, start)
         try:
             kind = (
@@ -91,7 +111,7 @@ class NiftiReader:
         self._check_type()
         self._frame, shape = self._choose(frame)
         self._offset = self._check_offset()
-        check_size(shape, self._dtype.itemsize, max_gigabytes)
+        check_size(shape, self._dtype.itemsize, max_gigabytes, "its mask's" if mask else "its")
         self._header = self._read_header(shape)
 
     def header(self) -> Header:
@@ -102,15 +122,22 @@ class NiftiReader:
         """The plane with this index along `axis`, [A, B, 1].
 
         Raises:
-            DataError: the file is cut off, or a value is not a number.
+            DataError: the file is damaged or cut off, or a value is not a number.
         """
-        values = self._plane(index, axis).astype(np.float32)
-        if not np.isfinite(values).all():
-            raise DataError(
-                f"{self.path.name!r} holds voxels that are not finite numbers (NaN or infinite; the first in plane {index}); replace "
-                "them, or take the case out"
-            )
-        return values[..., None]
+        return self._grey(self._plane(index, axis), index)
+
+    def planes(self) -> Iterator[npt.NDArray[np.float32]]:
+        """The planes [I, J, 1] along the last axis, in order, from one pass through the file that keeps none of them.
+
+        Raises:
+            DataError: the file is damaged or cut off, or a value is not a number.
+        """
+        shape = self._header.shape
+        step = self._dtype.itemsize * math.prod(shape[:2])
+        with self._open() as (file, offset):
+            for index in range(shape[2]):
+                stored = array_from_file(shape[:2], self._dtype, file, offset + index * step, order="F", mmap=False)
+                yield self._grey(self._scaled(stored), index)
 
     def mask_slice(self, index: int, axis: int = 2) -> npt.NDArray[np.int64]:
         """The ids [A, B] of the plane with this index along `axis`.
@@ -151,23 +178,44 @@ class NiftiReader:
         where[axis] = index
         if self._values is None:
             self._values = self._read()
-        return np.asarray(self._values[tuple(where)], dtype=np.float64) * self._slope + self._inter
+        return self._scaled(self._values[tuple(where)])
+
+    def _scaled(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Stored values of any shape after slope and intercept; values that become too large are infinite."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.asarray(stored, dtype=np.float64) * self._slope + self._inter
+
+    def _grey(self, values: npt.NDArray[np.float64], index: int) -> npt.NDArray[np.float32]:
+        """The values [n, m] of the plane with this index as float32, shape [n, m, 1].
+
+        Raises:
+            DataError: a value is not a number.
+        """
+        return grey_values(values, f"plane {index} of {self.path.name!r}")[..., None]
 
     def _read(self) -> npt.NDArray[Any]:
         """The stored values [I, J, K] in their own type; memory-mapped if the file is not compressed.
 
         Raises:
-            DataError: the file is cut off.
+            DataError: the file is damaged or cut off.
         """
-        shape = self._header.shape
+        with self._open() as (file, offset):
+            mapped: Any = False if isinstance(file, gzip.GzipFile) else "c"
+            return np.asanyarray(array_from_file(self._header.shape, self._dtype, file, offset, order="F", mmap=mapped))
+
+    @contextmanager
+    def _open(self) -> Iterator[tuple[BufferedIOBase, int]]:
+        """The content of the file and the position of the first voxel in it; the end of a gzipped file is checked after the reading.
+
+        Raises:
+            DataError: the file is damaged or cut off.
+        """
+        offset = self._offset + self._frame * self._dtype.itemsize * math.prod(self._header.shape)
         try:
-            offset = self._offset + self._frame * self._dtype.itemsize * math.prod(shape)
-            with gzip.open(self.path) if self._zipped else self.path.open("rb") as file:
-                mapped: Any = False if self._zipped else "c"
-                values = np.asanyarray(array_from_file(shape, self._dtype, file, offset, order="F", mmap=mapped))
-                if self._zipped:
+            with _content(self.path) as file:
+                yield file, offset
+                if isinstance(file, gzip.GzipFile):
                     _check_end(file)
-                return values
         except (*NIFTI_ERRORS, MemoryError) as exc:
             raise DataError(_damaged(self.path, "its voxels cannot be read")) from exc
 
@@ -210,9 +258,9 @@ class NiftiReader:
         if frames == 1:
             return 0, (first, second, third)
         if frame is None:
+            remedy = "save a mask as one volume" if self._mask else f"say which by data.volume.frame, 0 to {frames - 1}"
             raise DataError(
-                f"{self.path.name!r} holds {frames} volumes (times or sequences) of {first} x {second} x {third}; say which by "
-                f"data.volume.frame, 0 to {frames - 1}"
+                f"{self.path.name!r} holds {frames} volumes (times or sequences) of {first} x {second} x {third}; {remedy}"
             )
         if frame >= frames:
             raise DataError(f"{self.path.name!r} holds {frames} volumes; data.volume.frame {frame} is none of them")
@@ -226,7 +274,7 @@ class NiftiReader:
             raise DataError(_damaged(self.path, "its orientation cannot be read")) from exc
         scale = _UNITS.get(int(header["xyzt_units"]) % 8, 1.0)
         affine[:3] *= scale
-        check_affine(affine, "NIfTI")
+        check_affine(affine, "its mask's NIfTI" if self._mask else "its NIfTI")
         sizes = header["pixdim"][1:4]
         placed = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
         known = placed or not np.array_equal(sizes, [1, 1, 1])
@@ -236,7 +284,7 @@ class NiftiReader:
 
 
 def _check_end(file: Any) -> None:  # noqa: ANN401 - a binary file
-    """Read to the end of a gzipped file, where the checksum is compared; a file with very much content after the voxels is left.
+    """Read to the end of a gzipped file, where its check sum is compared; a file with very much content after the voxels is left.
 
     Raises:
         OSError: the checksum does not fit the content.

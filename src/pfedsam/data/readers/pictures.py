@@ -1,5 +1,6 @@
 """PNG, JPEG and TIFF with the protocol of readers: a picture is a volume of one slice without a position."""
 
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from PIL import Image
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import DataError
+from pfedsam.core.files import open_regular
 from pfedsam.data.images import MAX_MEGAPIXELS, read_image, read_mask
 from pfedsam.data.readers.base import Header
 
@@ -28,7 +30,7 @@ class PictureReader:
             DataError: the file cannot be opened.
         """
         try:
-            with Image.open(self.path) as image:
+            with open_regular(self.path) as file, Image.open(file) as image:
                 turned = image.getexif().get(274, 1) in (5, 6, 7, 8)
                 width, height = image.size[::-1] if turned else image.size
                 deep, colour = "16" in image.mode, image.mode in ("P", "PA", "RGB", "RGBA", "RGBX")
@@ -44,6 +46,14 @@ class PictureReader:
             DataError: the file cannot be read.
         """
         return read_image(self.path, max_megapixels=self.max_megapixels)
+
+    def planes(self) -> Iterator[npt.NDArray[np.float32]]:
+        """The picture [H, W, 3], which is the only plane.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        yield self.slice(0)
 
     def mask_slice(self, index: int, axis: int = 2) -> npt.NDArray[np.int64]:
         """The ids [H, W].

@@ -19,7 +19,7 @@ from pfedsam.core.errors import DataError
 from pfedsam.data.readers.base import DIRECTION_TOLERANCE, ORIGIN_TOLERANCE, SPACING_TOLERANCE, Affine, Header, Pictures
 from pfedsam.data.readers.dicom_files import damaged, quiet, reading_fields
 from pfedsam.data.readers.dicom_pixels import open_dataset
-from pfedsam.data.readers.dicom_planes import functional_group, shared_groups
+from pfedsam.data.readers.dicom_planes import functional_group, number_of_frames, shared_groups
 from pfedsam.data.readers.masks import (
     GridMask,
     Overlaps,
@@ -141,6 +141,7 @@ def _read_contents(path: Path, image: Header) -> _Contents:
     """
     dataset = open_dataset(path)
     with reading_fields(path):
+        number_of_frames(path, dataset)
         names = {int(one.SegmentNumber): str(one.get("SegmentLabel", "")) for one in dataset.SegmentSequence}
         names.pop(0, None)  # the background of a label map
         every = list(_frames(dataset, image))

@@ -30,6 +30,7 @@ _CHECKS: Final[tuple[StudyCheck, ...]] = (
     at_each_site(names.empty_patients),
     at_each_site(names.no_validation),
     at_each_site(names.unicode_twins),
+    at_each_site(names.letter_case_twins),
     at_each_site(names.unicode_masks),
 )
 

@@ -1,9 +1,11 @@
 """Checks of the images of one site: their range of values, their orientation and their spacing."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Final
 
 from pfedsam.data.facts import CaseFacts, SiteFacts
+from pfedsam.data.images import Stored
 from pfedsam.data.suspicions.finding import Finding, Study, case_ids
 
 _SMALL_RANGE: Final = 0.25
@@ -37,26 +39,38 @@ def _dark_images(facts: SiteFacts, bits: int) -> dict[str, float]:
 
 
 def exif_masks(facts: SiteFacts, study: Study) -> Iterator[Finding]:
-    """Images that are turned according to their EXIF orientation, while their masks, of the stored size, are not."""
+    """Images and masks that are turned differently according to their EXIF orientations when they are read."""
     del study
-    turned = [one for one in facts.cases if _only_image_is_turned(one)]
-    if turned:
-        yield Finding(
-            facts.name,
-            "EXIF orientation",
-            "the image has an EXIF orientation and is turned when it is read; the mask has none, and has the size of the stored pixels. "
-            "If the mask was drawn on the stored pixels, it does not fit the turned image: save the images upright without the tag, or "
-            "turn the masks in the same way",
-            case_ids(turned),
+    groups: dict[str, list[CaseFacts]] = defaultdict(list)
+    for one in facts.cases:
+        if one.image is not None and one.mask is not None and not one.problems:
+            groups[_orientation_difference(one.image, one.mask)].append(one)
+    for text, cases in groups.items():
+        if text:
+            yield Finding(facts.name, "EXIF orientation", text, case_ids(cases))
+
+
+def _orientation_difference(image: Stored, mask: Stored) -> str:
+    """What is wrong with the orientations of an image and its mask, and what to do; empty if they agree."""
+    turned, mask_turned = (one.orientation if one.orientation in _TURNED_ORIENTATIONS else 1 for one in (image, mask))
+    if turned == mask_turned:
+        return ""
+    if mask_turned != 1:
+        return (
+            f"the mask has {_named(mask_turned)} and is turned when it is read; the image has {_named(turned)}. If the mask was drawn on "
+            "the image, it is turned against it: save both upright without the tag"
         )
+    if image.size != mask.size:
+        return ""  # the mask was drawn on the turned image
+    return (
+        "the image has an EXIF orientation and is turned when it is read; the mask has none, and has the size of the stored pixels. "
+        "If the mask was drawn on the stored pixels, it does not fit the turned image: save the images upright without the tag, or "
+        "turn the masks in the same way"
+    )
 
 
-def _only_image_is_turned(one: CaseFacts) -> bool:
-    if one.image is None or one.mask is None or one.problems:
-        return False
-    # A mask of another size was drawn on the turned image, or is refused because of its size.
-    same_size = one.image.size == one.mask.size
-    return same_size and one.image.orientation in _TURNED_ORIENTATIONS and one.mask.orientation == 1
+def _named(orientation: int) -> str:
+    return "no EXIF orientation" if orientation == 1 else f"the EXIF orientation {orientation}"
 
 
 def partly_given_spacing(facts: SiteFacts, study: Study) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Final
 
@@ -124,16 +124,29 @@ def no_validation(facts: SiteFacts, study: Study) -> Iterator[Finding]:
 def unicode_twins(facts: SiteFacts, study: Study) -> Iterator[Finding]:
     """Names of cases or patients that look alike and differ in how their accents are written (NFC or NFD), as in copies from a Mac."""
     del study
+    return _twins(
+        facts, "unicode twins", "look alike and differ only in how their accents are written (NFC and NFD)", _composed
+    )
+
+
+def letter_case_twins(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """Names of cases or patients that differ only in capital and small letters, as in lists that several people typed."""
+    del study
+    return _twins(facts, "letter case twins", "differ only in capital and small letters", _folded)
+
+
+def _twins(facts: SiteFacts, finding: str, difference: str, key: Callable[[str], str]) -> Iterator[Finding]:
+    """A finding where cases have names of an equal key, and one where patients have; `difference` says how such names differ."""
     cases = {one.case.id for one in facts.cases}
     patients = {one.case.patient for one in facts.cases if one.case.patient != one.case.id}
     for kind, names in (("case", cases), ("patient", patients)):
-        twins = tuple(chain.from_iterable(map(sorted, _spelt_differently(names))))
+        twins = tuple(chain.from_iterable(map(sorted, _spelt_differently(names, key))))
         if twins:
             yield Finding(
                 facts.name,
-                "unicode twins",
-                f"{kind} names that look alike and differ only in how their accents are written (NFC and NFD): "
-                f"{', '.join(map(ascii, twins[:2]))}, so that one {kind} counts as two; keep one of them, or write both alike",
+                finding,
+                f"{kind} names that {difference}: {', '.join(map(ascii, twins[:2]))}, so that one {kind} counts as two; keep one of them, "
+                "or write both alike",
                 twins if kind == "case" else (),
             )
 
@@ -142,7 +155,7 @@ def unicode_masks(facts: SiteFacts, study: Study) -> Iterator[Finding]:
     """Masks without an image whose names look like that of a case and differ in how their accents are written."""
     del study
     masks = {name.rsplit(".", 1)[0] for name in facts.orphans}
-    alike = [names for names in _spelt_differently({*masks, *case_ids(facts.cases)}) if names & masks]
+    alike = [names for names in _spelt_differently({*masks, *case_ids(facts.cases)}, _composed) if names & masks]
     if alike:
         yield Finding(
             facts.name,
@@ -152,12 +165,20 @@ def unicode_masks(facts: SiteFacts, study: Study) -> Iterator[Finding]:
         )
 
 
-def _spelt_differently(names: Iterable[str]) -> list[set[str]]:
-    """The groups of names that are equal after Unicode normalisation."""
+def _spelt_differently(names: Iterable[str], key: Callable[[str], str]) -> list[set[str]]:
+    """The groups of names that have an equal key."""
     groups: Mapping[str, set[str]] = defaultdict(set)
     for name in names:
-        groups[unicodedata.normalize("NFC", name)].add(name)
+        groups[key(name)].add(name)
     return [spellings for spellings in groups.values() if len(spellings) > 1]
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _folded(name: str) -> str:
+    return name.casefold()
 
 
 def _some(names: Sequence[str]) -> str:
