@@ -5,11 +5,12 @@ import sys
 from io import StringIO
 
 import pytest
+import typer
 from rich.console import Console
 
 from pfedsam.cli import console
-from pfedsam.cli.console import OUT, event_bars, needs_linux, shorten, show_warnings
-from pfedsam.core.errors import RunError
+from pfedsam.cli.console import OUT, confirmed, event_bars, needs_linux, shorten, show_warnings
+from pfedsam.core.errors import OptionError, RunError
 from pfedsam.engine.progress import Event
 
 
@@ -66,3 +67,33 @@ def test_a_bar_of_training_counts_the_images_of_a_site(monkeypatch: pytest.Monke
     text = shown.file.getvalue()  # type: ignore[attr-defined]
     assert "320/3,200 images a site" in text
     assert "1/2" in text
+
+
+@pytest.mark.parametrize(("typed", "agreed"), [("y\n", True), ("yes\n", True), ("n\n", False), ("\n", False)])
+def test_a_question_is_answered_by_what_is_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], typed: str, agreed: bool
+) -> None:
+    monkeypatch.setattr(sys, "stdin", StringIO(typed))
+    assert confirmed("Agreed?", yes=False) is agreed
+    assert ("Nothing was done." in capsys.readouterr().out) is not agreed
+
+
+@pytest.mark.parametrize("source", [StringIO(""), StringIO("perhaps"), None])
+def test_a_question_without_an_answer_is_an_error_that_names_the_option(
+    monkeypatch: pytest.MonkeyPatch, source: StringIO | None
+) -> None:
+    monkeypatch.setattr(sys, "stdin", source)
+    said = r"Nothing was done: the question 'Agreed\?' was not answered\. Answer it in a terminal, or give --yes\."
+    with pytest.raises(OptionError, match=said):
+        confirmed("Agreed?", yes=False)
+    assert confirmed("Agreed?", yes=True)
+
+
+def test_ctrl_c_at_a_question_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(StringIO):
+        def readline(self, *_: object) -> str:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", Interrupted())
+    with pytest.raises(typer.Abort):
+        confirmed("Agreed?", yes=False)

@@ -85,6 +85,48 @@ def test_a_policy_that_cannot_be_is_one_message(call: Call, capsys: pytest.Captu
     assert not (tmp_path / "studies").exists()
 
 
+STUDY = "data:\n  sites: {north: n, nroth: s}\n  classes: {x: [1]}\n"
+
+
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders in which a study was made; the federation has the sites north and south."""
+    made: list[Path] = []
+    monkeypatch.setattr("pfedsam.deploy.provision.certified_sites", lambda _: {"north", "south"})
+    monkeypatch.setattr(
+        "pfedsam.engine.study_folder.create_study", lambda options, root, policy: made.append(root) or root / "id"
+    )
+    return made
+
+
+def test_a_quorum_above_the_number_of_sites_is_refused(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, submitted: list[Path]
+) -> None:
+    pytest.importorskip("nvflare")
+    (tmp_path / "study.yaml").write_text(STUDY)
+    assert call("coordinator", "submit", tmp_path, tmp_path / "study.yaml", "--quorum", 3) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "The quorum of 3 cannot be reached: the study has 2 site(s), north, nroth. Give a --quorum of at most 2" in said
+    )
+    assert submitted == []
+
+
+def test_sites_that_are_not_in_the_federation_are_named_when_a_study_is_submitted(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, submitted: list[Path]
+) -> None:
+    pytest.importorskip("nvflare")
+    (tmp_path / "study.yaml").write_text(STUDY)
+    assert call("coordinator", "submit", tmp_path, tmp_path / "study.yaml") == 0
+    assert "Warning: Not in the federation yet: nroth. The study" in " ".join(capsys.readouterr().err.split())
+    assert (
+        call("coordinator", "submit", tmp_path, tmp_path / "study.yaml", "--set", "data.sites={south: s, north: n}")
+        == 0
+    )
+    assert "Not in the federation" not in capsys.readouterr().err
+    assert len(submitted) == 2
+
+
 def test_a_folder_has_one_coordinator(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     pytest.importorskip("nvflare")
     (tmp_path / "server").mkdir()

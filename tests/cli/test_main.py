@@ -186,11 +186,17 @@ def test_an_error_of_no_file_keeps_its_traceback(call: Call, monkeypatch: pytest
         ("data check study.yaml", "Stopped."),
     ],
 )
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, typer.Abort])
 def test_an_interrupt_tells_how_to_go_on_where_the_command_can(
-    call: Call, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: str, text: str
+    call: Call,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+    text: str,
+    kind: type[BaseException],
 ) -> None:
     def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+        raise kind
 
     monkeypatch.setattr("pfedsam.experiment.load.load_options", stop)
     monkeypatch.setattr("pfedsam.experiment.load.read_options", stop)

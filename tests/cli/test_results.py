@@ -138,6 +138,20 @@ def test_a_folder_without_images_is_told(call: Call, finished: Finished, capsys:
     assert asked == []
 
 
+@pytest.mark.parametrize("pattern", ["nosuch/*.png", "scan[12].png", "**/x?.nii"])
+def test_a_pattern_that_no_file_matches_is_told(
+    call: Call, finished: Finished, capsys: pytest.CaptureFixture[str], pattern: str
+) -> None:
+    asked = finished("{a: [1], b: [2]}")
+    assert call("predict", "run", "a.png", pattern, "--site", "north", "--out", "masks") == 2
+    assert f"No file matches '{pattern}'. Nothing was written" in " ".join(capsys.readouterr().err.split())
+    assert asked == []
+    Path("new").mkdir()
+    Path("new", "b.png").touch()
+    assert call("predict", "run", "n?w/*.png", "--site", "north", "--out", "masks") == 0
+    assert asked == [Path("new/b.png")]
+
+
 def test_which_model_was_used_is_said(call: Call, finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
     finished("{a: [1], b: [2]}")
     assert call("predict", "run", "a.png", "--site", "north", "--out", "m1") == 0

@@ -203,6 +203,10 @@ def test_a_site_asks_for_its_certificate_and_keeps_its_key(
     assert "threads: " in said
     assert "device: " in said
     assert not (north / "site.yaml").exists()
+    for nothing in (tmp_path / "nodata", kit):
+        assert call("site", "init", north, "--kit", kit, "--data", nothing) == 2
+        assert f"there is no folder '{nothing}'" in capsys.readouterr().err.replace("\n", "")
+    assert not (north / "site.yaml").exists()
     (tmp_path / "sam.pth").touch()
     monkeypatch.chdir(tmp_path)
     assert call("site", "init", north, "--kit", kit, "--data", tmp_path, "--backbone", "sam.pth") == 0

@@ -98,6 +98,7 @@ def test_missing_data_and_a_full_disk(site: Path) -> None:
     (site / "site.yaml").write_text(f"name: north\ndata: {site / 'nowhere'}\nmin_free_mb: 999999999999\n")
     found = wrong(site)
     assert "there is no folder" in found["data"]
+    assert "correct `data` in site.yaml" in found["data"]
     assert "free some disk space" in found["folder"]
     (site / "site.yaml").write_text(text)
     site.chmod(0o755)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pfedsam.core.errors import OptionError
+from pfedsam.core.errors import OptionError, RunError
 from pfedsam.engine import compare as module
 from pfedsam.engine.compare import PAGE, compare
 from pfedsam.engine.progress import Event
@@ -56,6 +56,34 @@ def test_only_runs_that_were_begun_are_resumed(
     (tmp_path / "pfedsam" / "config.yaml").write_text("")
     compare(options, tmp_path, ["pfedsam", "local-only"], resume=True)
     assert [resume for _, _, resume in runs] == [True, False]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "site.yaml"])
+def test_the_folder_of_a_run_is_not_used_for_a_comparison(
+    options: RunOptions, tmp_path: Path, runs: list[tuple[RunOptions, Path, bool]], name: str
+) -> None:
+    (tmp_path / name).touch()
+    for resume in (False, True):
+        with pytest.raises(RunError, match="is the folder of a run or of a site"):
+            compare(options, tmp_path, ["pfedsam", "local-only"], resume=resume)
+    assert runs == []
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_comparison_without_anything_to_resume_says_so(
+    options: RunOptions,
+    tmp_path: Path,
+    runs: list[tuple[RunOptions, Path, bool]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "out").mkdir()
+    compare(options, tmp_path / "out", ["pfedsam", "local-only"], resume=True)
+    assert "contains no run that could be continued: a new one begins there" in caplog.text
+    caplog.clear()
+    (tmp_path / "out" / "pfedsam").mkdir()
+    (tmp_path / "out" / "pfedsam" / "config.yaml").touch()
+    compare(options, tmp_path / "out", ["pfedsam", "local-only"], resume=True)
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(("methods", "named"), [([], "--methods is empty"), (["pfedsam", "pfedsan"], "pfedsan")])

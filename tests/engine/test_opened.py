@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pfedsam.core.errors import DataError, RunError
+from pfedsam.core.errors import DataError, RunError, StoreError
 from pfedsam.core.lock import exclusive
 from pfedsam.data.manifest import Case
 from pfedsam.engine.opened import OpenSite, open_run
 from pfedsam.engine.predict_volume import VolumeWishes
 from pfedsam.engine.run import run
 from pfedsam.experiment.options import RunOptions
+from pfedsam.report.records import RecordWriter
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,33 @@ def test_a_folder_without_a_run_says_what_to_give(tmp_path: Path) -> None:
         open_run(tmp_path)
     with pytest.raises(RunError, match="There is no folder 'nothing'"):
         open_run(tmp_path / "nothing")
+
+
+def test_a_run_that_is_not_finished_is_opened_with_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    open_run(folder)
+    assert caplog.text == ""
+    (folder / "summary.json").unlink()  # which a run gets at its end
+    open_run(folder)
+    assert "The run in 'copy' is not finished" in caplog.text
+    assert "those after 1 of 1 round(s). Continue it first with --resume" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_run_without_its_records_is_not_scored_again(folder: Path, damage: str) -> None:
+    opened, before, records = open_run(folder), (folder / "summary.json").read_bytes(), folder / "records.jsonl"
+    first = records.read_bytes().splitlines(keepends=True)[0]
+    records.unlink() if damage == "missing" else records.write_bytes(first)
+    with pytest.raises(StoreError, match=r"records\.jsonl (is missing|has 1 record).*Restore the file from a copy"):
+        opened.evaluate()
+    assert (folder / "summary.json").read_bytes() == before
+
+
+def test_a_run_whose_shared_parameters_were_lost_says_so(tmp_path: Path) -> None:
+    with RecordWriter(tmp_path / "records.jsonl") as records:
+        records.write({"kind": "timing", "round": 3})
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(StoreError, match="With it the shared parameters of every round are lost"):
+        open_run(tmp_path)
 
 
 def test_a_site_says_which_of_its_models_it_uses(folder: Path, toy_options: RunOptions) -> None:

@@ -277,6 +277,21 @@ def test_another_configuration_is_refused_and_the_folder_stays(reference: Path, 
     assert {path: path.read_bytes() for path in reference.rglob("*") if path.is_file()} == before
 
 
+def test_a_run_without_anything_to_resume_says_so(
+    tmp_path: Path, toy_options: RunOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "north").mkdir()
+    options = toy_options.model_copy(
+        update={
+            "data": toy_options.data.model_copy(update={"sites": {"north": tmp_path / "north", "b": tmp_path / "b"}})
+        }
+    )
+    for resume in (False, True):
+        with pytest.raises(DataError):  # there are no images: nothing is trained here
+            run(options, tmp_path / "mispelt", resume=resume)
+        assert ("contains no run that could be continued: a new one begins" in caplog.text) is resume
+
+
 def test_a_folder_with_other_things_is_refused(tmp_path: Path, toy_options: RunOptions) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(RunError, match="not empty"):

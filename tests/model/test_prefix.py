@@ -59,6 +59,31 @@ def test_a_cut_file_loses_only_what_was_cut(tmp_path: Path) -> None:
     assert again.calls == 1
 
 
+@pytest.mark.parametrize("removed", ["files", "tokens", "folder", "cut"])
+@pytest.mark.parametrize("first", [0, 9])
+def test_a_cache_that_is_cleared_while_it_is_open_is_computed_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, removed: str, first: int
+) -> None:
+    folder, compute = tmp_path / "cache", Counting()
+    cache = PrefixCache(folder, "m", SHAPE, PrefixOptions())
+    before = [cache.tokens(image(i), compute) for i in range(3)]
+    if removed == "cut":
+        os.truncate(next(folder.glob("*.tokens")), 5)
+    for path in folder.glob("*.tokens" if removed == "tokens" else "*") if removed != "cut" else ():
+        path.unlink()
+    if removed == "folder":
+        folder.rmdir()
+    known_or_new = cache.tokens(image(first), compute)
+    assert torch.equal(known_or_new, Counting()(image(first)[None])[0])
+    assert all(torch.equal(cache.tokens(image(i), compute), before[i]) for i in range(3))
+    calls = compute.calls
+    assert all(torch.equal(cache.tokens(image(i), compute), before[i]) for i in range(3))
+    assert compute.calls == calls + (3 if removed == "folder" else 0)  # without a folder nothing can be stored
+    assert "computed" in caplog.text or first == 9
+    reopened = PrefixCache(folder, "m", SHAPE, PrefixOptions())
+    assert all(torch.equal(reopened.tokens(image(i), compute), before[i]) for i in range(3))
+
+
 def test_another_model_has_its_own_tokens(tmp_path: Path) -> None:
     compute = Counting()
     for key in ("m", "other"):

@@ -87,8 +87,21 @@ def test_a_kind_of_a_later_version_is_an_error(path):
         read_records(path)
 
 
+@pytest.mark.parametrize("lost", ["file", "folder"])
+def test_a_file_that_is_removed_meanwhile_is_an_error_at_the_next_record(tmp_path, lost):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with RecordWriter(folder / "records.jsonl") as writer:
+        writer.write(validation(1))
+        (folder / "records.jsonl").unlink()
+        if lost == "folder":
+            folder.rmdir()
+        with pytest.raises(StoreError, match=r"records\.jsonl was removed.*alone or with the folder 'run'"):
+            writer.write(validation(2))
+
+
 def test_a_missing_file_is_an_error(path):
-    with pytest.raises(StoreError, match="cannot be read"):
+    with pytest.raises(StoreError, match=r"is missing.*Restore the file from a copy"):
         read_records(path)
 
 

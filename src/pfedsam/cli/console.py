@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -64,6 +65,30 @@ def print_error(text: str, kind: str = "") -> None:
     if kind:
         ERR.print(f"{kind}: ", style="red", end="")
     ERR.print(text, markup=False, highlight=False, soft_wrap=not ERR.is_terminal)
+
+
+def confirmed(question: str, *, yes: bool) -> bool:
+    """Whether the user answers a question with yes, or has done so already by the option --yes.
+
+    Raises:
+        OptionError: the input ended without an answer.
+        RuntimeError: the user pressed Ctrl-C (typer.Abort).
+    """
+    try:
+        agreed = yes or typer.confirm(question)
+    except RuntimeError as stopped:
+        # It is the Abort of typer, whose context is the reason, or an error of Python, if the standard input is closed.
+        if isinstance(stopped.__context__, KeyboardInterrupt):
+            raise
+        from pfedsam.core.errors import OptionError
+
+        OUT.print()  # ends the line of the question
+        raise OptionError(
+            f"Nothing was done: the question {question!r} was not answered. Answer it in a terminal, or give --yes."
+        ) from None
+    if not agreed:
+        OUT.print("Nothing was done.")
+    return agreed
 
 
 def shorten(text: str, width: int) -> str:

@@ -3,13 +3,14 @@
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from pfedsam.cli.console import OUT, needs_linux
+from pfedsam.cli.console import OUT, confirmed, needs_linux, warn
 
 app = typer.Typer(
     help="Coordinate a federation of sites on other machines (Linux only; see docs/deploy.md).",
@@ -78,7 +79,7 @@ def sign_command(
 
     name, content = read_request(request)
     OUT.print(f"{name}, key {fingerprint(content)}", soft_wrap=True, highlight=False)
-    if yes or typer.confirm("Did the site read out the same (by telephone, or in person)?"):
+    if confirmed("Did the site read out the same (by telephone, or in person)?", yes=yes):
         OUT.print(f"Kit for {name}: {sign_request(folder, name, content)}", soft_wrap=True)
         root = root_fingerprint(folder / "server" / "startup")
         OUT.print(f"Read out to the site, for its `site init`: root {root}", soft_wrap=True, highlight=False)
@@ -131,8 +132,32 @@ def submit_command(
     }
     asked["median_factor"] = median_factor or None
     policy = validate(RoundPolicy, asked, "The command")
-    study = create_study(load_options(config, overrides or []), folder / STUDIES_FOLDER, policy)
+    options = load_options(config, overrides or [])
+    _check_sites(folder, list(options.data.sites), quorum)
+    study = create_study(options, folder / STUDIES_FOLDER, policy)
     OUT.print(f"Study {study.name}. Send this file to the sites: {study / 'manifest.json'}", soft_wrap=True)
+
+
+def _check_sites(folder: Path, sites: Sequence[str], quorum: int) -> None:
+    """Refuse a quorum that the sites of a study cannot reach, and warn of sites that cannot connect yet.
+
+    Raises:
+        OptionError: the quorum is larger than the number of sites.
+        RunError: the folder is not a coordinator's folder.
+    """
+    from pfedsam.core.errors import OptionError
+    from pfedsam.deploy.provision import certified_sites
+
+    if quorum > len(sites):
+        raise OptionError(
+            f"The quorum of {quorum} cannot be reached: the study has {len(sites)} site(s), {', '.join(sites)}. Give a --quorum of at most "
+            f"{len(sites)}, or more sites (data.sites). Nothing was submitted."
+        )
+    if unknown := [name for name in sites if name not in certified_sites(folder)]:
+        warn(
+            f"Not in the federation yet: {', '.join(unknown)}. The study waits for a site only until --join is over; before that, the site "
+            "needs a kit (`pfedsam coordinator sign`, or `init --sites`). If a name is misspelt, correct it in data.sites and submit again."
+        )
 
 
 @app.command("start")

@@ -82,17 +82,17 @@ def main() -> None:
     except PfedsamError as error:
         print_error(str(error), type(error).__name__)
         raise SystemExit(error.exit_code) from error
+    except (KeyboardInterrupt, typer.Abort):  # Abort is a RuntimeError: it is caught before the other ones
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not disturb what is left to do
+        again = _again()
+        ERR.print(f"Stopped. Nothing is lost: {again}." if again else "Stopped.")
+        raise SystemExit(INTERRUPTED) from None
     except (ModuleNotFoundError, OSError, RuntimeError, MemoryError) as error:
         explained = _explain(error)
         if explained is None:
             raise
         print_error(str(explained))
         raise SystemExit(explained.exit_code) from error
-    except (KeyboardInterrupt, typer.Abort):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not disturb what is left to do
-        again = _again()
-        ERR.print(f"Stopped. Nothing is lost: {again}." if again else "Stopped.")
-        raise SystemExit(INTERRUPTED) from None
     except ClickException as error:  # typer's errors about the usage of the command line
         error.show()
         raise SystemExit(error.exit_code) from error

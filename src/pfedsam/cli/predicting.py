@@ -94,7 +94,7 @@ def predict_all(
 
     Raises:
         DataError: some images cannot be read; the masks of all others are written.
-        OptionError: a mask exists already, or a folder has no images; nothing is written.
+        OptionError: a mask exists already, a folder has no images, or no file matches a pattern; nothing is written.
     """
     from pfedsam.core.errors import DataError
     from pfedsam.engine.predict_jobs import find_jobs, without_further_sequences

@@ -85,6 +85,8 @@ def report_command(
     ] = None,
 ) -> None:
     """Write the report of a run again; with a baseline, the report also shows the gain over training without a federation."""
+    from pfedsam.engine.server_files import check_records
     from pfedsam.report.page import write_page
 
+    check_records(run)
     OUT.print(f"Report: {write_page(run, baseline=baseline)}")

@@ -22,7 +22,13 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a key of the configuration, such as training.rounds=20; may be repeated."),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run in the folder.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Continue an interrupted run in the folder; if it contains none, a new one begins, with a warning.",
+    ),
+]
 
 DEMO_METHODS = ("local-only", "fedavg", "pfedsam")
 DEMO_LABELLED = 8

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from pfedsam.cli.console import OUT, needs_linux
+from pfedsam.cli.console import OUT, confirmed, needs_linux
 from pfedsam.cli.predicting import (
     DicomSeg,
     Flips,
@@ -83,11 +83,13 @@ def init_command(
 ) -> None:
     """Make the site's folder from its startup kit.
 
-    The policies that control what data leave the site are written by this command; they are not taken from the kit.
-    """
+    The policies that control what data leave the site are written by this command; they are not taken from the kit. The other settings are
+    written to site.yaml in the site's folder, and can be changed there later.
+    """  # noqa: DOC501
     import yaml
 
     from pfedsam.core import atomic
+    from pfedsam.core.errors import OptionError
     from pfedsam.deploy.keys import KEY, root_fingerprint
     from pfedsam.deploy.provision import install_kit
     from pfedsam.deploy.site_service import WORKSPACE
@@ -106,6 +108,10 @@ def init_command(
         "device": device,
     }
     options = validate(SiteOptions, said, "site init")
+    if not data.is_dir():
+        raise OptionError(
+            f"--data: there is no folder {str(data)!r}. Give the folder with the images of this site. Nothing was written."
+        )
     asked = (folder / WORKSPACE / "startup" / KEY).exists() and not (folder / CONFIG).exists()
     _make_private_folder(folder, may_hold_files=asked)
     content = install_kit(kit, folder / WORKSPACE, own_key=asked)
@@ -192,7 +198,7 @@ def _approve(folder: Path, policy: "SitePolicy", manifest: "StudyManifest", yes:
     options = study_options(manifest, read_site_options(folder))
     check_manifest(manifest, options, build_study_model(manifest, options))
     _show(manifest, options)
-    if yes or typer.confirm("Let this site take part?"):
+    if confirmed("Let this site take part?", yes=yes):
         policy.approve(manifest)
         OUT.print(f"Approved study {manifest.study}.")
 

@@ -186,6 +186,8 @@ def _coordinator(startup: Path, config: dict[str, Any]) -> tuple[bool, str]:
 
 
 def _data(options: SiteOptions) -> tuple[bool, str]:
+    if not options.data.is_dir():
+        return False, f"there is no folder {str(options.data)!r}: correct `data` in site.yaml."
     site = read_site(options.name, options.data, patient_pattern=options.patient_pattern)
     return True, f"{len(site.cases)} cases of {len(site.patients())} patients"
 

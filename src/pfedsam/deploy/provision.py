@@ -7,8 +7,10 @@ site, from the package that is installed there.
 
 import contextlib
 import io
+import ipaddress
 import json
 import os
+import re
 import shutil
 import tempfile
 import zipfile
@@ -23,7 +25,7 @@ from nvflare.lighter.provision import prepare_project
 from nvflare.lighter.provisioner import Provisioner
 
 from pfedsam.core import atomic
-from pfedsam.core.errors import RunError
+from pfedsam.core.errors import OptionError, RunError
 from pfedsam.deploy import keys
 from pfedsam.deploy.jobs import GUARD
 from pfedsam.deploy.limits import MIN_MESSAGE_BYTES, connection_settings
@@ -33,8 +35,14 @@ ADMIN: Final = "coordinator@pfedsam.local"
 _BUILDERS: Final = "nvflare.lighter.impl"
 _MAX_KIT_BYTES: Final = 4 * 2**20
 _MAX_KIT_FILES: Final = 200
-_MAX_NAME: Final = 63
-"""NVFlare cuts longer host names in a certificate to this length."""
+_MAX_PORT: Final = 2**16 - 2
+"""The port after it is needed too."""
+_LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?"
+_HOST: Final = re.compile(rf"(?=.{{1,63}}\Z)(?:{_LABEL}\.)*{_LABEL}")
+"""Host names by RFC 1123, of at most 63 characters, because NVFlare cuts longer names; IPv4 addresses have this form too."""
+_PROJECT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-. ]{0,62}")
+_WORK: Final = "provision"
+"""The folder of NVFlare's provisioner in the coordinator's folder."""
 
 
 def provision(
@@ -54,11 +62,12 @@ def provision(
         The sites for which a kit was made.
 
     Raises:
-        OptionError: a site cannot have one of the names.
-        RunError: NVFlare could not make the kits.
+        OptionError: the project, the address, the port or a site cannot be as given; nothing was written.
+        RunError: the folder contains a coordinator with another project, address or port, or other files, so that nothing was written; or
+            NVFlare could not make the kits.
     """
-    for site in sites:
-        keys.check_name(site)
+    _check_settings(project, address, port, sites)
+    _check_folder(folder, project, address, port)
     known = _read_certificates(folder, project)
     new = [site for site in sites if site not in known]
     made = _make(folder, _project(project, address, port, new, valid_days))
@@ -85,9 +94,11 @@ def sign_request(folder: Path, name: str, request: x509.CertificateSigningReques
         The kit's path.
 
     Raises:
+        OptionError: the site has the coordinator's address as its name.
         RunError: the name has a certificate already, or the folder is not a coordinator's folder.
     """
     project, address, port = _known_as(folder)
+    _check_not_coordinator(name, address)
     certificates = _read_certificates(folder, project)
     if name in certificates:
         raise RunError(
@@ -109,13 +120,96 @@ def sign_request(folder: Path, name: str, request: x509.CertificateSigningReques
     return kit
 
 
+def _check_settings(project: str, address: str, port: int, sites: Sequence[str]) -> None:
+    """Check what a coordinator is made from.
+
+    Raises:
+        OptionError: a setting is not allowed.
+    """
+    if not _PROJECT.fullmatch(project):
+        raise OptionError(
+            f"{project!r} cannot be the name of a project: use up to 63 letters, digits, spaces, '_', '-' and '.', beginning with a letter "
+            "or digit."
+        )
+    if not _is_address(address):
+        raise OptionError(
+            f"{address!r} is not the address of a machine: give a host name, such as fed.example.org, or an IPv4 address, such as "
+            "192.0.2.7, without 'http://' and without a port. A host name has up to 63 letters, digits and '-', in parts separated by dots."
+        )
+    if not 1 <= port <= _MAX_PORT:
+        raise OptionError(
+            f"{port} is not a port: give a number from 1 to {_MAX_PORT}, because the next port is used too."
+        )
+    for number, site in enumerate(sites):
+        keys.check_name(site)
+        if site in sites[:number]:
+            raise OptionError(f"The site {site!r} is given twice: every site of a federation needs a name of its own.")
+        _check_not_coordinator(site, address)
+
+
+def _is_address(text: str) -> bool:
+    """Whether a text is a host name or an IPv4 address; a name whose last part is a number has to be an address."""
+    if not text.rpartition(".")[2].isdecimal():
+        return _HOST.fullmatch(text) is not None
+    try:
+        ipaddress.IPv4Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_not_coordinator(site: str, address: str) -> None:
+    """Refuse the name of a site that is the coordinator's own: NVFlare tells members apart by their names.
+
+    Raises:
+        OptionError: the site has the coordinator's address as its name.
+    """
+    if site == address:
+        raise OptionError(
+            f"{site!r} is the coordinator's address, so no site can have this name. Give the site another name."
+        )
+
+
+def _check_folder(folder: Path, project: str, address: str, port: int) -> None:
+    """Check that a folder is new or empty, or contains a coordinator with these settings.
+
+    Raises:
+        RunError: it contains something else.
+    """
+    if (folder / "server").exists():
+        known = _known_as(folder)
+        if known != (project, address, port):
+            raise RunError(
+                f"{str(folder)!r} contains a coordinator already, with the project {known[0]!r}, the address {known[1]!r} and the port "
+                f"{known[2]}; nothing was changed. Its certificate and the kits of its sites contain these settings: give the same, or "
+                "make a coordinator in a new folder, where every site needs a new kit."
+            )
+    elif folder.exists() and not folder.is_dir():
+        raise RunError(f"{str(folder)!r} is a file, where a folder has to be. Give a new or an empty folder.")
+    elif folder.exists() and any(folder.iterdir()) and not (folder / _WORK).exists():
+        raise RunError(
+            f"The folder {str(folder)!r} is not empty and contains no coordinator. Give a new or an empty folder."
+        )
+
+
+def certified_sites(folder: Path) -> set[str]:
+    """The sites that have a certificate of the federation, also those that were revoked.
+
+    Raises:
+        RunError: the folder is not a coordinator's folder.
+    """
+    project, address, _ = _known_as(folder)
+    certificates = _read_certificates(folder, project)
+    return {name for name, entry in certificates.items() if isinstance(entry, dict)} - {ADMIN, address}
+
+
 def _make(folder: Path, description: dict[str, Any]) -> Path:
     """Let NVFlare's provisioner make the kits of a project, and return the folder that contains them.
 
     Raises:
         RunError: the provisioner failed.
     """
-    work = folder / "provision"
+    work = folder / _WORK
     for path in (work, folder / "kits"):
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -141,7 +235,7 @@ def _known_as(folder: Path) -> tuple[str, str, int]:
 
 def _state(folder: Path, project: str) -> Path:
     """The file in which NVFlare's provisioner stores the certificates that it has made."""
-    return folder / "provision" / project / "state" / "cert.json"
+    return folder / _WORK / project / "state" / "cert.json"
 
 
 def _read_certificates(folder: Path, project: str) -> dict[str, Any]:
@@ -153,7 +247,7 @@ def _forget_keys(folder: Path, project: str, signed: Mapping[str, str] | None = 
     """Delete the sites' private keys from the provisioner's state; certificates stay, so that no name is used twice."""
     certificates = _read_certificates(folder, project)
     address = _known_as(folder)[1]
-    own = {ADMIN, address, address[:_MAX_NAME]}
+    own = {ADMIN, address}
     for name, entry in certificates.items():
         if isinstance(entry, dict) and name not in own:
             entry.pop("pri_key", None)
@@ -181,7 +275,10 @@ def install_kit(kit: Path, workspace: Path, *, own_key: bool = False) -> dict[st
                 _check_kit(kit, Path(unpacked) / "startup", workspace / "startup" if own_key else None)
                 shutil.copytree(Path(unpacked) / "startup", workspace / "startup", dirs_exist_ok=True)
     except (OSError, zipfile.BadZipFile) as error:
-        raise RunError(f"{kit.name} cannot be unpacked: {error}. Ask the coordinator for the kit again.") from error
+        why = (error.strerror if isinstance(error, OSError) else None) or error
+        raise RunError(
+            f"{str(kit)!r} cannot be unpacked: {why}. Give the kit that the coordinator made, or ask for it again."
+        ) from error
     shutil.rmtree(workspace / "local", ignore_errors=True)  # of an earlier installation
     (workspace / "local").mkdir(mode=0o700)
     write_site_policy(workspace)

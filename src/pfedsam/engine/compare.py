@@ -5,9 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from pfedsam.core.errors import OptionError
+from pfedsam.core.errors import OptionError, RunError
 from pfedsam.engine.progress import Event
-from pfedsam.engine.run import run
+from pfedsam.engine.run import run, warn_nothing_to_resume
+from pfedsam.engine.site_options import CONFIG as SITE
 from pfedsam.experiment.effect import refuse_unused_by_all
 from pfedsam.experiment.options import RunOptions
 from pfedsam.experiment.suite import equal_steps
@@ -33,7 +34,7 @@ def compare(
         options: the options of the runs; the method in them is not used.
         out: the folder for the runs, one folder for each method, and for `comparison.html`.
         methods: names of methods in `pfedsam.METHODS`.
-        resume: whether to continue existing runs.
+        resume: whether to continue existing runs; if there are none, new ones begin, and a warning is logged.
         progress: called with the name of the method and the progress of its run.
 
     Returns:
@@ -43,19 +44,35 @@ def compare(
         OptionError: no method is given, a method is unknown or cannot do the same number of steps in whole rounds, or no method uses an
             option; nothing was run.
         DataError: a site's data is wrong; every problem is named.
-        RunError: a folder contains another run, or a run although `resume` is not set.
+        RunError: a folder contains another run, or a run although `resume` is not set; or `out` is itself the folder of a run.
     """
     out = Path(out)
+    planned = _plan(options, out, methods)
+    _refuse_run(out)
+    begun = {name for name in planned if (out / name / "config.yaml").exists()}
+    if resume and not begun:
+        warn_nothing_to_resume(out)
     summaries: dict[str, Summary] = {}
-    for name, one in _plan(options, out, methods).items():
-        folder, begun = out / name, (out / name / "config.yaml").exists()
+    for name, one in planned.items():
         tell = partial(progress or _ignore, name)
-        summaries[name] = run(one, folder, resume=resume and begun, progress=tell)
+        summaries[name] = run(one, out / name, resume=resume and name in begun, progress=tell)
     if LOCAL_ONLY in methods:
         for name in methods:
             write_page(out / name, baseline=out / LOCAL_ONLY)
     write_comparison({name: out / name for name in methods}, out / PAGE)
     return summaries
+
+
+def _refuse_run(out: Path) -> None:
+    """Refuse the folder of a run, of a study or of a site, because the runs of a comparison would be mixed with its files.
+
+    Raises:
+        RunError: `out` is such a folder.
+    """
+    if any((out / name).exists() for name in ("config.yaml", SITE)):
+        raise RunError(
+            f"{out.name!r} is the folder of a run or of a site. Give a new or an empty folder, or that of an earlier comparison."
+        )
 
 
 def _ignore(method: str, event: Event) -> None: ...

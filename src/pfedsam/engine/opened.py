@@ -27,7 +27,7 @@ from pfedsam.engine.model_selection import Parameters, SiteModels, models_of, st
 from pfedsam.engine.predict_volume import PredictedVolume, VolumeWishes, predict_volume_file
 from pfedsam.engine.progress import Event, Progress, silent
 from pfedsam.engine.run_end import summarize_models, write_end
-from pfedsam.engine.server_files import SERVER, read_server
+from pfedsam.engine.server_files import SERVER, check_records, read_server, refuse_lost_state
 from pfedsam.engine.site_agent import build_study_model, study_options
 from pfedsam.engine.site_options import CONFIG, read_site_options
 from pfedsam.engine.site_session import SCORES, SiteScorer
@@ -52,6 +52,8 @@ Wanted: TypeAlias = Literal["in-use", "personal", "shared"]
 """The model that predicts: the one that the site chose on its validation part, or one given by name."""
 _LOG = get_logger(__name__)
 _RUN: Final = "config.yaml"
+_SUMMARY: Final = "summary.json"
+"""A file that a run's folder gets at its end."""
 _STUDY: Final = "policy.json"
 """A file that exists only in a study's folder at the coordinator."""
 _DEPTH: Final = 3
@@ -155,6 +157,7 @@ class OpenRun:
 
         Raises:
             RunError: this is a study over several machines, or another process works in the folder.
+            StoreError: the summary, or the records of the rounds, are damaged or missing.
         """
         if not self.finished:
             raise RunError(
@@ -166,7 +169,8 @@ class OpenRun:
 
     def _evaluate(self, tell: Progress) -> Summary:
         self.shared, self.rounds = _committed(self.folder, self.built)  # the run may have continued since it was opened
-        before = read_summary(self.folder / "summary.json")
+        check_records(self.folder)  # they contain which model each site uses
+        before = read_summary(self.folder / _SUMMARY)
         models, scores = models_of(self.options, self.built), {}
         sites = read_sites(self.options, masks_required=False)
         for done, (name, whole) in enumerate(sites.items(), start=1):
@@ -204,6 +208,8 @@ class OpenRun:
 def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | None = None) -> OpenRun:
     """The models in a folder: of a finished run, of a study at its coordinator, or of a study at a site.
 
+    A run that is not finished is opened with the models of its last committed round, and a warning is logged.
+
     Args:
         folder: the --out of `pfedsam run`, a study's folder at the coordinator, or a site's folder.
         overrides: texts `key.path=value` that take precedence over the configuration; only for options that do not change the model, such
@@ -213,10 +219,13 @@ def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | 
     Raises:
         RunError: the folder contains no model or several runs, or its configuration is not the one of the training.
         OptionError: this version does not support the configuration.
+        StoreError: the configuration or the shared parameters are damaged or missing.
     """
     folder = Path(folder)
     if (folder / CONFIG).exists():
         return _open_at_site(folder, study, overrides)
+    if (folder / _RUN).exists():
+        refuse_lost_state(folder)
     if not (folder / _RUN).exists() or not (folder / SERVER).exists():
         raise RunError(_what_to_give(folder))
     options = read_config(folder / _RUN, overrides)
@@ -226,6 +235,15 @@ def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | 
     places = {name: folder / "sites" / name for name in options.data.sites}
     finished = not (folder / _STUDY).exists()
     shared, rounds = _committed(folder, built)
+    if not (folder / _SUMMARY).exists():
+        _LOG.warning(
+            "The run in %r is not finished (it has no %s): its models are those after %d of %d round(s). Continue it first with %s.",
+            folder.name,
+            _SUMMARY,
+            rounds,
+            options.training.rounds,
+            "--resume" if finished else "`pfedsam coordinator start`",
+        )
     return OpenRun(folder, options, built, shared, places, finished, rounds)
 
 

@@ -96,7 +96,7 @@ def find_jobs(images: Sequence[Path], out: Path, *, dicom_seg: bool = False, pro
         probabilities: whether the probabilities of volumes are written.
 
     Raises:
-        OptionError: a folder contains no image, or two masks would be the same file.
+        OptionError: no file matches a pattern, a folder contains no image, or two masks would be the same file.
     """
     jobs = [job for image in _expanded(images) for job in _jobs_of(image, out, dicom_seg)]
     if probabilities:
@@ -150,9 +150,19 @@ def refuse_existing(jobs: Sequence[Job], folders: Sequence[str] = ("",), *, resu
 
 
 def _expanded(images: Sequence[Path]) -> Iterator[Path]:
+    """The images, with the files that match in place of each pattern.
+
+    Raises:
+        OptionError: no file matches a pattern.
+    """
     for image in images:
         if not image.exists() and glob.has_magic(str(image)):
-            yield from (Path(found) for found in sorted(glob.glob(str(image), recursive=True)))
+            found = sorted(glob.glob(str(image), recursive=True))
+            if not found:
+                raise OptionError(
+                    f"No file matches {str(image)!r}. Nothing was written; give files, folders or patterns that match a file."
+                )
+            yield from map(Path, found)
         else:
             yield image.resolve() if image.name in ("", "..") else image  # `.` has no name for its mask
 

@@ -46,7 +46,7 @@ def run(options: RunOptions, folder: Path | str, *, resume: bool = False, progre
     Args:
         options: options of the run.
         folder: a new or empty folder, or with `resume` that of an interrupted run.
-        resume: whether to continue the run in `folder`.
+        resume: whether to continue the run in `folder`; if it contains none, a new run begins, and a warning is logged.
         progress: called after each step.
 
     Raises:
@@ -58,6 +58,8 @@ def run(options: RunOptions, folder: Path | str, *, resume: bool = False, progre
     device = find_device(options.runtime.device)
     refuse_too_few_sites(options)
     _check_folder(options, folder, resume)
+    if resume and not (folder / "config.yaml").exists():
+        warn_nothing_to_resume(folder)
     tell(Event("prepare", 0, 2, "checking the sites' data"))
     sites, ranges = _sites(options, folder, tell)
     tell(Event("prepare", 1, 2, f"loading the backbone; sites compute on {describe(device)}"))
@@ -119,6 +121,11 @@ def is_finished(options: RunOptions, folder: Path) -> bool:
     """
     _check_folder(options, folder, True)
     return (folder / "summary.json").exists()
+
+
+def warn_nothing_to_resume(folder: Path) -> None:
+    """Log a warning that `resume` was given, but the folder contains nothing to continue, for example because its name is misspelt."""
+    _LOG.warning("%r contains no run that could be continued: a new one begins there.", str(folder))
 
 
 def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:

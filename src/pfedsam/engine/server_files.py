@@ -16,6 +16,8 @@ from pfedsam.report.records import RecordWriter, check_mark, read_records
 
 SERVER = Path("shared") / "shared.safetensors"
 """The file in a run's folder with the server's state: the shared parameters, the tensors of the server step, and the next round."""
+EARLIER = SERVER.parent / "earlier"
+"""The folder with the server's states after earlier rounds."""
 RECORDS = "records.jsonl"
 """The file of the records in the same folder."""
 _MEMORY = "memory:"
@@ -34,8 +36,7 @@ def load_state(folder: Path, study: str, file: Path = SERVER) -> ServerState:
     stored, metadata = read_server(folder, file)
     if metadata["study"] != study:
         raise RunError("The shared parameters in this folder belong to another study. Give another folder.")
-    if "records" in metadata:
-        check_mark(folder / RECORDS, metadata["records"])
+    _check_records(folder, metadata)
     memory = {name.removeprefix(_MEMORY): t for name, t in stored.items() if name.startswith(_MEMORY)}
     shared = {name: t for name, t in stored.items() if name not in NOTHING and not name.startswith(_MEMORY)}
     return ServerState(int(metadata["round"]), shared, memory)
@@ -50,10 +51,46 @@ def read_server(folder: Path, file: Path = SERVER) -> tuple[dict[str, Tensor], d
     try:
         return tensors.load(folder / file, unsealed=("round", "study"))
     except StoreError as error:
-        raise StoreError(
-            f"{error} With it the shared parameters of every round are lost: bring {SERVER.as_posix()} back from a copy, or begin "
-            "again in a new folder."
-        ) from error
+        if file != SERVER:
+            raise
+        raise StoreError(f"{error} {_what_is_lost(folder)}") from error
+
+
+def earlier_states(folder: Path) -> list[Path]:
+    """The files of the earlier states that are kept beside the server's state, the newest last."""
+    return sorted((folder / EARLIER).glob("after-*.safetensors"))
+
+
+def _what_is_lost(folder: Path) -> str:
+    """What is lost with the server's state, and what to do."""
+    server, earlier = SERVER.as_posix(), earlier_states(folder)
+    todo = f"bring {server} back from a copy, or begin again in a new folder."
+    if not earlier:
+        return f"With it the shared parameters of every round are lost: {todo}"
+    newest = earlier[-1].relative_to(folder).as_posix()
+    return (
+        f"With it the shared parameters of the last round are lost: {todo} {newest} contains those of an earlier round. If it is copied to "
+        f"{server}, `pfedsam predict` and `pfedsam onboard` work with them; the training cannot continue from them, because the states of "
+        "the sites are of later rounds."
+    )
+
+
+def check_records(folder: Path) -> None:
+    """Refuse records that are not those of the committed rounds, in the folder of a finished run or study.
+
+    The folder of an onboarding, which has no records, and a folder without a committed state pass the check.
+
+    Raises:
+        StoreError: records are missing or were changed, or the state is damaged.
+    """
+    if (folder / SERVER).exists():
+        _check_records(folder, read_server(folder)[1])
+
+
+def _check_records(folder: Path, metadata: Mapping[str, str]) -> None:
+    """Refuse records that do not begin with those that existed when the state with these metadata was committed."""
+    if "records" in metadata:
+        check_mark(folder / RECORDS, metadata["records"])
 
 
 def refuse_lost_state(folder: Path) -> None:

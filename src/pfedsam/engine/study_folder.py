@@ -19,7 +19,15 @@ from pfedsam.core.options import Options
 from pfedsam.core.small_numbers import DEFAULT
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.engine.scalar_metrics import allowed_metrics
-from pfedsam.engine.server_files import RECORDS, SERVER, load_state, refuse_lost_state, save_state
+from pfedsam.engine.server_files import (
+    EARLIER,
+    RECORDS,
+    SERVER,
+    earlier_states,
+    load_state,
+    refuse_lost_state,
+    save_state,
+)
 from pfedsam.experiment.build import (
     BuiltModel,
     build_labels,
@@ -216,7 +224,7 @@ class StudyFolder:
 
     def earlier_states(self) -> list[int]:
         """The number of rounds after which each of the kept states was stored, in ascending order."""
-        return sorted(int(path.stem.removeprefix("after-")) for path in self._earlier.glob("after-*.safetensors"))
+        return [int(path.stem.removeprefix("after-")) for path in earlier_states(self.path)]
 
     def roll_back(self, manifest: StudyManifest, to_round: int) -> ServerState:
         """Reset the shared parameters to those after `to_round` rounds, and commit them as the state before the next round.
@@ -236,9 +244,9 @@ class StudyFolder:
         if current.round >= self._ends():
             raise RunError(
                 f"all rounds of the study are done. The state after {to_round} round(s) is in "
-                f"{self._earlier.relative_to(self.path)}; submit a new study to continue the training."
+                f"{EARLIER.as_posix()}; submit a new study to continue the training."
             )
-        earlier = load_state(self.path, manifest.study, self._earlier.relative_to(self.path) / _state_name(to_round))
+        earlier = load_state(self.path, manifest.study, EARLIER / _state_name(to_round))
         with RecordWriter(self.path / "records.jsonl") as records:
             records.truncate_after(current.round - 1)
             records.write({"kind": "rollback", "round": current.round, "to_round": to_round})
@@ -253,7 +261,7 @@ class StudyFolder:
 
     @property
     def _earlier(self) -> Path:
-        return (self.path / SERVER).parent / "earlier"
+        return self.path / EARLIER
 
     def _keep_state(self, manifest: StudyManifest) -> None:
         """Make a hard link to the committed state under its number; the following rename does not change this link."""

@@ -102,6 +102,10 @@ class PrefixCache:
 
     def _read(self, slot: int, digest: bytes) -> Tensor | None:
         """The tokens of shape [h, w, d] in a slot; None if they are not those that were written."""
+        if not self._data_path.exists() or self._data_path.stat().st_size < (slot + 1) * self._slot_bytes:
+            _LOG.warning("%s was removed or cut: its entries are computed again", self._data_path.name)
+            self._known, self._checked = {}, set()
+            return None
         count = self._slot_bytes // self.dtype.itemsize
         size = (slot + 1) * count
         mapped = torch.from_file(str(self._data_path), shared=False, size=size, dtype=self.dtype)
@@ -116,7 +120,10 @@ class PrefixCache:
         """Write the tokens of an image, shape [h, w, d], under a key."""
         turn = in_turn(self._key_path.with_suffix(".lock"))
         with turn, _open(self._key_path) as keys, _open(self._data_path) as data:
-            if os.fstat(keys.fileno()).st_size != len(self._known) * _KEY_BYTES:  # another process has added slots
+            of_keys, of_data = os.fstat(keys.fileno()).st_size, os.fstat(data.fileno()).st_size
+            if lost := min(of_keys // _KEY_BYTES, of_data // self._slot_bytes) < len(self._known):
+                self._checked = set()
+            if lost or of_keys != len(self._known) * _KEY_BYTES:  # another process has added slots
                 self._known = self._read_keys()
             slot = self._known[key][0] if key in self._known else len(self._known)
             if slot in self._checked or slot >= self._slots:

@@ -70,8 +70,13 @@ class RecordWriter:
 
         Raises:
             RunError: the kind is unknown, or JSON cannot express a value (NaN and infinity are not allowed).
-            StoreError: the record could not be written.
+            StoreError: the record could not be written, or the file was removed.
         """
+        if not self.path.exists():
+            raise StoreError(
+                f"{self.path.name} was removed while the run was working, alone or with the folder {self.path.parent.name!r}. Restore the "
+                "folder from a copy and resume the run; if there is no copy, run again in a new folder."
+            )
         line = self._line(record)
         try:
             self._file.write(line)
@@ -205,6 +210,8 @@ def _parsed(path: Path) -> list[tuple[str, Record]]:
     """
     try:
         lines = _whole_lines(path.read_bytes()).splitlines()
+    except FileNotFoundError as error:
+        raise StoreError(f"{path.name} is missing. {_REMEDY}") from error
     except OSError as error:
         raise StoreError(f"{path.name} cannot be read: {error.strerror}. Is this the folder of a run?") from error
     parsed, link, sealed = [], _START, False
