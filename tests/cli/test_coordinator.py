@@ -171,6 +171,29 @@ with running_as(Path({str(tmp_path / PID)!r}), "taken"):
         process.kill()
 
 
+@pytest.fixture
+def _certified(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pfedsam.deploy.provision.certified_sites", lambda _: {"north", "south"})
+
+
+@pytest.mark.usefixtures("_certified")
+@pytest.mark.parametrize("site", ["nroth", ""])
+def test_a_site_that_the_federation_does_not_have_is_not_revoked(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, site: str
+) -> None:
+    assert call("coordinator", "revoke", tmp_path, site) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"The federation has no site '{site}'; nothing was changed. It has north, south." in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_a_coordinator_has_no_site_to_revoke_and_nothing_to_stop(call: Call, tmp_path: Path) -> None:
+    assert call("coordinator", "revoke", tmp_path, "north") == 8
+    assert call("coordinator", "stop", tmp_path / "nowhere") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("_certified")
 def test_a_site_is_revoked_and_taken_in_again(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert call("coordinator", "revoke", tmp_path, "north") == 0
     assert "Revoked: north." in capsys.readouterr().out
@@ -207,6 +230,7 @@ def test_a_status_that_is_damaged_is_told_and_hides_no_other_study(
     assert "fedcba9876543210 │ finished" in shown
 
 
+@pytest.mark.usefixtures("_certified")
 def test_revoked_sites_that_were_lost_are_not_taken_for_none(
     call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

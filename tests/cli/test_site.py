@@ -250,3 +250,12 @@ def test_a_site_writes_masks_with_the_model_of_the_study_that_it_names(
     assert call(*asked[:-1], tmp_path / "other", "--model", "shared", "--set", large) == 0
     assert opened[-1] == (tmp_path / "north", None, [large])
     assert "Model: the shared one of site north\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["approve", "ledger", "check", "start"])
+def test_a_folder_that_does_not_exist_is_refused_and_not_made(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    assert call("site", command, tmp_path / "nowhere") == 2
+    assert "does not exist" in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []

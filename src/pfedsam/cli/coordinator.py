@@ -18,6 +18,7 @@ app = typer.Typer(
     callback=needs_linux,
 )
 Folder = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
+Existing = Annotated[Path, typer.Argument(help="The coordinator's folder.", exists=True, file_okay=False)]
 PID = "coordinator.pid"
 """Name of the file with the coordinator's process id. If its lock (`core.lock.running_as`) is free, no coordinator runs."""
 _STOP_S = 15.0
@@ -260,7 +261,7 @@ def rollback_command(
 
 
 @app.command("stop")
-def stop_command(folder: Folder) -> None:
+def stop_command(folder: Existing) -> None:
     """Stop the coordinator; committed rounds are kept, and `start` continues from the last of them."""  # noqa: DOC501
     from pfedsam.core.errors import RunError
     from pfedsam.core.lock import runner
@@ -285,9 +286,15 @@ def revoke_command(
     undo: Annotated[bool, typer.Option("--undo", help="Let the site take part again.")] = False,
 ) -> None:
     """Exclude a site, for example because its kit was lost or stolen; a running coordinator applies this within one round."""  # noqa: DOC501
-    from pfedsam.core.errors import StoreError
+    from pfedsam.core.errors import OptionError, StoreError
+    from pfedsam.deploy.provision import certified_sites
     from pfedsam.engine.study_folder import read_revoked, write_revoked
 
+    known = certified_sites(folder)
+    if site not in known:
+        raise OptionError(
+            f"The federation has no site {site!r}; nothing was changed. It has {', '.join(sorted(known)) or 'no sites yet'}."
+        )
     try:
         revoked = read_revoked(folder)
     except StoreError as error:

@@ -37,6 +37,7 @@ app = typer.Typer(
     callback=needs_linux,
 )
 Folder = Annotated[Path, typer.Argument(help="The site's folder.")]
+Existing = Annotated[Path, typer.Argument(help="The site's folder.", exists=True, file_okay=False)]
 
 
 @app.command("request")
@@ -144,7 +145,7 @@ def _make_private_folder(folder: Path, *, may_hold_files: bool) -> None:
 
 @app.command("approve")
 def approve_command(
-    folder: Folder,
+    folder: Existing,
     manifest: Annotated[
         Path | None,
         typer.Argument(
@@ -204,7 +205,7 @@ def _approve(folder: Path, policy: "SitePolicy", manifest: "StudyManifest", yes:
 
 
 @app.command("check")
-def check_command(folder: Folder) -> None:
+def check_command(folder: Existing) -> None:
     """Check everything that `start` needs, and report what is wrong."""  # noqa: DOC501
     from pfedsam.core.errors import RunError
     from pfedsam.deploy.preflight import check_site_ready
@@ -220,7 +221,7 @@ def check_command(folder: Folder) -> None:
 
 
 @app.command("start")
-def start_command(folder: Folder) -> None:
+def start_command(folder: Existing) -> None:
     """Take part in the approved studies, in the foreground, until SIGTERM or Ctrl-C.
 
     The command can be stopped and started again at any moment.
@@ -270,7 +271,7 @@ def predict_command(
 
 @app.command("ledger")
 def ledger_command(
-    folder: Folder,
+    folder: Existing,
     study: Annotated[str | None, typer.Option(help="Show only the messages of the study with this id.")] = None,
     acknowledge: Annotated[
         bool,
