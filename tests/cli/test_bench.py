@@ -131,3 +131,25 @@ def test_failures_under_every_limit_are_on_the_page_and_end_the_command(
     content = json.loads((tmp_path / "labels-nuclei.json").read_text("utf-8"))
     assert content["not_run"] == {"4": {"fedavg": [1]}, "all": {"fedavg": [1]}}
     assert content["failed"] == {"fedavg, seed 1, 4 labels": "DataError"}
+
+
+def test_a_comparison_with_few_labels_has_the_folder_that_labels_uses_and_can_be_repeated(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plans: list[Plan] = []
+
+    def run_plan(plan: Plan, _: object, finished: Callable[[Outcome], None]) -> Outcome:
+        plans.append(plan)
+        finished(Outcome())
+        return Outcome()
+
+    monkeypatch.setattr("pfedsam.bench.plan.run_plan", run_plan)
+    where = ("--data", tmp_path, "--suite", "nuclei", "--out", tmp_path, "--methods", "fedavg", "--seeds", "1")
+    assert call("bench", "accuracy", *where, "--train-limit", "8") == 0
+    assert call("bench", "labels", *where, "--limits", "8") == 0
+    alone, limited, _ = plans
+    assert (alone.out, alone.overrides, alone.cache) == (limited.out, limited.overrides, limited.cache)
+    content = json.loads((tmp_path / "accuracy-nuclei-8.json").read_text("utf-8"))
+    assert content["command"] == (
+        "pfedsam bench accuracy --data DIR --suite nuclei --out runs/nuclei --methods fedavg --seeds 1 --train-limit 8"
+    )

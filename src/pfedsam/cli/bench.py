@@ -66,7 +66,8 @@ def accuracy_command(
         typer.Option(
             "--train-limit",
             min=1,
-            help="Number of labelled training images per site, taken as whole patients; default: all.",
+            help="Number of labelled training images per site, taken as whole patients; default: all. Their runs are in a folder of their "
+            "own in --out, which `bench labels` uses too.",
         ),
     ] = None,
     results: Results = None,
@@ -88,13 +89,14 @@ def accuracy_command(
     """
     from pfedsam.bench.plan import run_plan, write_results
 
-    chosen = list(overrides or [])
-    if train_limit:
-        chosen.append(f"data.split.max_train_cases={train_limit}")
-    plan = _plan(data, suite, out, methods, variants, seeds, chosen, workers)
+    plan = _plan(data, suite, out, methods, variants, seeds, overrides, workers)
     kind = "ablation" if variants else "accuracy"
-    command = _command(plan, "accuracy", suite, methods, variants) + (f" --name {shlex.quote(name)}" if name else "")
+    command = _command(plan, "accuracy", suite, methods, variants)
+    command += (f" --train-limit {train_limit}" if train_limit else "") + (
+        f" --name {shlex.quote(name)}" if name else ""
+    )
     name = name or f"{kind}-{plan.suite.name}" + (f"-{train_limit}" if train_limit else "")
+    plan = _limited(plan, str(train_limit)) if train_limit else plan
     folder = results or out
 
     def finished(outcome: "Outcome") -> None:
