@@ -117,3 +117,12 @@ def test_differences_are_drawn_with_their_intervals_and_a_line_at_zero():
     shown = texts(figures.difference_bars(rows, "local-only"))
     assert {"a", "mean over sites", "x", "y"} <= set(shown)
     assert "Dice minus that of local-only, with the 95 % interval of the difference" in shown
+
+
+def test_the_names_in_a_legend_are_inside_the_figure():
+    names = ["pfedsam", "local-only", "fedavg", "unet-local", "unet-local-4e-3", "no-experts", "no-distillation"]
+    svg = figures.method_curves({name: {8: 50.0, 16: 60.0} for name in names}, "validation")
+    root = ET.fromstring(svg)
+    width = float(root.attrib["viewBox"].split()[2])
+    left = {element.text: float(element.attrib["x"]) for element in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert all(left[name] + 6 * len(name) < width for name in names)  # a letter of 11 px is about 6 px wide

@@ -28,6 +28,8 @@ INK: Final = "#1c2733"
 MUTED: Final = "#66727f"
 FAINT: Final = "#d3dae1"
 METHODS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_LEGEND_SHARE: Final = 0.95
+"""Share of the width of a figure that a legend may take; a reader's font can be wider than the one that is measured."""
 _MARKERS: Final = "osD^vPX"
 _FEW = 5
 """Largest number of methods in one row of dots."""
@@ -341,8 +343,13 @@ def _row_axes(names: Sequence[str], height: int) -> Axes:
     return axes
 
 
-def _legend_above(axes: Axes, *, columns: int, gap: float) -> None:
-    axes.figure.legend(loc="outside upper left", ncols=columns, frameon=False, handletextpad=gap)
+def _legend_above(axes: Axes, *, columns: int, gap: float | None = None) -> None:
+    """Put a legend above the axes, in at most so many columns, and in as few that its names are inside the figure."""
+    for count in range(columns, 0, -1):
+        legend = axes.figure.legend(loc="outside upper left", ncols=count, frameon=False, handletextpad=gap)
+        if count == 1 or legend.get_window_extent().width <= _LEGEND_SHARE * axes.figure.bbox.width:
+            return
+        legend.remove()
 
 
 def curves(ticks: Sequence[str], lines: Mapping[str, Sequence[float | None]], across: str, up: str) -> bytes:
@@ -383,7 +390,7 @@ def _line_axes(
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     if lines:
-        axes.figure.legend(loc="outside upper left", ncols=min(5, len(lines)), frameon=False)
+        _legend_above(axes, columns=min(5, len(lines)))
     return axes
 
 
