@@ -91,10 +91,10 @@ def accuracy_command(
 
     plan = _plan(data, suite, out, methods, variants, seeds, overrides, workers)
     kind = "ablation" if variants else "accuracy"
-    command = _command(plan, "accuracy", suite, methods, variants)
-    command += (f" --train-limit {train_limit}" if train_limit else "") + (
-        f" --name {shlex.quote(name)}" if name else ""
-    )
+    words = [_command(plan, "accuracy", suite, methods, variants)]
+    words += [f"--train-limit {train_limit}"] if train_limit else []
+    words += [f"--name {shlex.quote(name)}"] if name else []
+    command = " ".join(words)
     name = name or f"{kind}-{plan.suite.name}" + (f"-{train_limit}" if train_limit else "")
     plan = _limited(plan, str(train_limit)) if train_limit else plan
     folder = results or out

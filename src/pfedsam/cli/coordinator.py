@@ -154,7 +154,8 @@ def _check_sites(folder: Path, sites: Sequence[str], quorum: int) -> None:
             f"The quorum of {quorum} cannot be reached: the study has {len(sites)} site(s), {', '.join(sites)}. Give a --quorum of at most "
             f"{len(sites)}, or more sites (data.sites). Nothing was submitted."
         )
-    if unknown := [name for name in sites if name not in certified_sites(folder)]:
+    certified = certified_sites(folder)
+    if unknown := [name for name in sites if name not in certified]:
         warn(
             f"Not in the federation yet: {', '.join(unknown)}. The study waits for a site only until --join is over; before that, the site "
             "needs a kit (`pfedsam coordinator sign`, or `init --sites`). If a name is misspelt, correct it in data.sites and submit again."

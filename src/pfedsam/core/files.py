@@ -2,12 +2,35 @@
 
 import errno
 import stat
+from collections.abc import Sequence
 from io import BufferedReader
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 MOST_BYTES: Final = 2**28
 """More than any file has that is read as a whole, other than tensors and images."""
+
+
+class RepeatedNameError(ValueError):
+    """An object of a JSON file has a name twice; of the two values JSON would keep the last."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__("a name occurs twice")
+        self.name = name
+
+
+def without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file, as `object_pairs_hook` of `json.loads`.
+
+    Raises:
+        RepeatedNameError: it has a name twice.
+    """
+    table: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in table:
+            raise RepeatedNameError(name)
+        table[name] = value
+    return table
 
 
 def open_regular(path: Path) -> BufferedReader:

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import BinaryIO, TypeGuard
 
 import safetensors.torch
 import torch
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import StoreError
-from pfedsam.core.files import open_regular
+from pfedsam.core.files import open_regular, without_duplicates
 
 NamedTensors = Mapping[str, torch.Tensor]
 """Tensors by parameter name."""
@@ -171,7 +171,7 @@ def _check_header(header: bytes, payload: int) -> dict[str, str]:
         StoreError: an entry is not valid.
     """
     try:
-        entries = json.loads(header, object_pairs_hook=_without_duplicates)
+        entries = json.loads(header, object_pairs_hook=without_duplicates)
         if not isinstance(entries, dict):
             raise StoreError("its header is not a JSON object of tensors.")
         metadata = _read_metadata(entries.pop("__metadata__", None))
@@ -185,13 +185,6 @@ def _check_header(header: bytes, payload: int) -> dict[str, str]:
     if covered != payload:
         raise StoreError(f"its tensors cover {covered} of {payload} bytes; it is truncated or has unused bytes.")
     return metadata
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return table
 
 
 def _read_metadata(value: object) -> dict[str, str]:

@@ -9,6 +9,15 @@ def some_of(words: Sequence[object], most: int) -> str:
     return ", ".join(map(str, words[:most])) + more
 
 
+def is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8 and can be written to a text file; Python reads other bytes as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def short_repr(value: object, most: int = 60) -> str:
     """The value as Python writes it, cut to `most` characters."""
     text = repr(value)

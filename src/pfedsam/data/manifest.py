@@ -18,7 +18,7 @@ from typing import Final, Literal, TypeAlias, get_args
 
 from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.patterns import Pattern
-from pfedsam.core.text import short_repr
+from pfedsam.core.text import is_text, short_repr
 from pfedsam.data.entries import FOREIGN, Entry, entry_of, find_entries, group_sequences, refuse_loose_series
 from pfedsam.data.readers import PICTURES
 from pfedsam.data.readers.dicom_files import visible_files
@@ -49,7 +49,8 @@ _PIXEL_FORM = ((1, 2), "'0.5', or as height x width '0.5x0.4'")
 LONGEST_NAME: Final = 64
 """Characters of the name of a site, which is the name of files and folders, too."""
 _NAME = re.compile(r"[^\W_][\w.\-]*")
-_CASE = re.compile(r"[^\s./\\][^/\\\x00-\x1f]*")
+CASE_NAME: Final = re.compile(r"[^\s./\\][^/\\\x00-\x1f]*")
+"""The names of cases, which are those of files, too."""
 
 
 @dataclass(frozen=True)
@@ -287,20 +288,12 @@ def _check_utf8(name: str, folder: Path) -> None:
         DataError: there is such a name.
     """
     for part in _PARTS:
-        found = [entry.path.name for entry in find_entries(folder / part) if not _is_text(entry.path.name)]
+        found = [entry.path.name for entry in find_entries(folder / part) if not is_text(entry.path.name)]
         if found:
             raise DataError(
                 f"site {name!r}: {part}/ holds {found[0]!a} ({len(found)} such file(s)), whose name is not UTF-8; "
                 "rename it, for example to ASCII letters and digits"
             )
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _from_manifest(name: str, folder: Path, pattern: Pattern | None) -> Iterator[Case]:
@@ -341,7 +334,7 @@ def _row(
     cell = _cells(row, where=where)
     image, *sequences = _images(folder, cell["image"], where=where)
     case = cell.get("case") or image.stem
-    if not _CASE.fullmatch(case):
+    if not CASE_NAME.fullmatch(case):
         raise DataError(f"{where}: case {case!r} cannot name a file; use no '/', '\\' or control characters")
     patient, source = _patient(pattern, case, given=cell["patient"])
     spacing = cell.get("spacing", "")

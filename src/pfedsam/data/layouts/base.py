@@ -22,9 +22,10 @@ from PIL import Image
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import DataError, OptionError
+from pfedsam.core.text import is_text
 from pfedsam.data.images import PICTURE_ERRORS
 from pfedsam.data.labels import LabelMap
-from pfedsam.data.manifest import LONGEST_NAME, MANIFEST, Split
+from pfedsam.data.manifest import CASE_NAME, LONGEST_NAME, MANIFEST, Split
 from pfedsam.data.readers.nifti import NIFTI_ERRORS
 
 STUDY: Final = "study.yaml"
@@ -273,18 +274,14 @@ def _check_names(found: Sequence[FoundCase]) -> None:
         if not _can_be_listed(case.case):
             raise DataError(
                 f"site {case.site!r}: the case {case.case!a} cannot be listed in {MANIFEST}. A name is one line of UTF-8 text without ';', "
-                "'/' and '\\', and begins with no '.' and neither begins nor ends with a space; rename its files"
+                "'/', '\\' and control characters, and begins with no '.' and neither begins nor ends with a space; rename its files"
             )
 
 
 def _can_be_listed(name: str) -> bool:
-    odd = name != name.strip() or name.startswith(".") or any(character in name for character in ";/\\\0")
-    return not odd and len(name.splitlines()) == 1 and _is_utf8(name)
-
-
-def _is_utf8(name: str) -> bool:
-    """Whether a name is text; Python reads other bytes of a file's name as lone surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
+    """Whether the manifest can hold a name in one cell and one line, and reads it as the name of a case."""
+    in_one_cell = name == name.strip() and ";" not in name and len(name.splitlines()) == 1
+    return in_one_cell and is_text(name) and CASE_NAME.fullmatch(name) is not None
 
 
 def _check_unique(found: Sequence[FoundCase]) -> None:

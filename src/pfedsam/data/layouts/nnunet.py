@@ -2,13 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pfedsam.core.errors import DataError
-from pfedsam.core.files import read_regular
+from pfedsam.core.files import RepeatedNameError, read_regular, without_duplicates
 from pfedsam.core.text import short_repr, some_of
 from pfedsam.data.layouts.base import Classes, FoundCase, Layout, site_name
 
@@ -28,24 +28,14 @@ def read_description(source: Path, key: str) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(read_regular(path).decode("utf-8-sig"), object_pairs_hook=_without_duplicates)
+        content = json.loads(read_regular(path).decode("utf-8-sig"), object_pairs_hook=without_duplicates)
+    except RepeatedNameError as error:
+        raise DataError(
+            f"dataset.json has the key {short_repr(error.name)} twice; restore it from the data set"
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path.name!r} in {source.name!r} is no JSON; restore it from the data set") from error
     return content if isinstance(content, dict) and key in content else {}
-
-
-def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of the file.
-
-    Raises:
-        DataError: it has a key twice, of which JSON would keep the last.
-    """
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise DataError(f"dataset.json has the key {short_repr(key)} twice; restore it from the data set")
-        found[key] = value
-    return found
 
 
 def read_table(description: Mapping[str, Any], key: str, default: Mapping[str, Any] | None = None) -> dict[str, Any]:
