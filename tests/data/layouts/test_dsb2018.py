@@ -43,3 +43,11 @@ def test_a_damaged_picture_is_an_error_that_names_it(source: Path, tmp_path: Pat
     file.write_bytes(content[:-30] if damage == "cut" else content.replace(b"IDAT", b"ID\xff\xff"))
     with pytest.raises(DataError, match=r"'dark\.png'.* cannot be read"):
         write_sites(LAYOUT, source, tmp_path / "out")
+
+
+def test_masks_without_an_image_are_told(source: Path, tmp_path: Path) -> None:
+    assert list(write_sites(LAYOUT, source, tmp_path / "before").notes) == []
+    (source / "light/images/light.png").unlink()
+    assert list(write_sites(LAYOUT, source, tmp_path / "after").notes) == [
+        "2 mask(s) without an image, or without a line in the table of the data set, are left out: light/masks/a.png, light/masks/b.png"
+    ]

@@ -37,3 +37,12 @@ def test_a_patient_without_one_of_the_sequences_is_named(source: Path, tmp_path:
     (source / "FeTS2022_00002" / "FeTS2022_00002_flair.nii.gz").unlink()
     with pytest.raises(DataError, match=r"'FeTS2022_00002' has no 'FeTS2022_00002_flair\.nii\.gz'"):
         write_sites(LAYOUT, source, tmp_path / "out")
+
+
+def test_masks_without_a_line_in_the_table_are_told(source: Path, tmp_path: Path) -> None:
+    assert list(write_sites(LAYOUT, source, tmp_path / "before").notes) == []
+    table = source / "partitioning_1.csv"
+    table.write_text(table.read_text().replace("\n18,FeTS2022_00003", ""))
+    assert list(write_sites(LAYOUT, source, tmp_path / "after").notes) == [
+        "1 mask(s) without an image, or without a line in the table of the data set, are left out: FeTS2022_00003/FeTS2022_00003_seg.nii.gz"
+    ]

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from pfedsam.data.layouts import write_sites
 from pfedsam.data.layouts.mms import LAYOUT
 
 PATIENTS = {
@@ -37,10 +38,11 @@ def test_sites_patients_and_classes_are_right(source: Path, imported: Callable[.
         assert np.allclose(image.affine, np.diag([1.5, 1.5, 8, 1]))
 
 
-def test_masks_without_an_image_or_a_line_are_told(source: Path, volume: Callable[..., None]) -> None:
-    assert list(LAYOUT.notes(source)) == []
-    (source / "Training" / "A0S9V9" / "A0S9V9_sa.nii.gz").unlink()
-    volume(source / "Training" / "B3" / "B3_sa_gt.nii.gz")
-    (note,) = LAYOUT.notes(source)
-    assert note.startswith("2 mask(s) are left out")
-    assert note.endswith("A0S9V9, B3")
+def test_masks_without_an_image_or_a_line_are_told(source: Path, tmp_path: Path, volume: Callable[..., None]) -> None:
+    assert list(write_sites(LAYOUT, source, tmp_path / "before").notes) == []
+    (source / "Training/A0S9V9/A0S9V9_sa.nii.gz").unlink()
+    volume(source / "Training/B3/B3_sa_gt.nii.gz")
+    assert list(write_sites(LAYOUT, source, tmp_path / "after").notes) == [
+        "2 mask(s) without an image, or without a line in the table of the data set, are left out: "
+        "Training/A0S9V9/A0S9V9_sa_gt.nii.gz, Training/B3/B3_sa_gt.nii.gz"
+    ]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pfedsam.data.layouts import write_sites
 from pfedsam.data.layouts.prostate_slices import LAYOUT
 
 PATIENTS = {
@@ -25,3 +26,11 @@ def source(tmp_path: Path, picture: Callable[..., None]) -> Path:
 
 def test_sites_patients_and_classes_are_right(source: Path, imported: Callable[..., Path]) -> None:
     imported(LAYOUT, source, PATIENTS, CLASSES)
+
+
+def test_masks_without_an_image_are_told(source: Path, tmp_path: Path) -> None:
+    assert list(write_sites(LAYOUT, source, tmp_path / "before").notes) == []
+    (source / "RUNMC/test/image/00_00.png").unlink()
+    assert list(write_sites(LAYOUT, source, tmp_path / "after").notes) == [
+        "1 mask(s) without an image, or without a line in the table of the data set, are left out: RUNMC/test/mask/00_00.png"
+    ]

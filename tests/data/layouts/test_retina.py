@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pfedsam.data.images import read_mask
+from pfedsam.data.layouts import write_sites
 from pfedsam.data.layouts.retina import LAYOUT
 
 PATIENTS = {
@@ -39,3 +40,14 @@ def test_sites_patients_and_classes_are_right(source: Path, imported: Callable[.
     for site in ("drive", "stare", "hrf"):
         [mask] = (out / site / "masks").iterdir()
         assert np.array_equal(read_mask(mask), ids)
+
+
+def test_masks_without_an_image_are_told(source: Path, tmp_path: Path) -> None:
+    assert list(write_sites(LAYOUT, source, tmp_path / "before").notes) == []
+    (source / "DRIVE/training/images/21_training.tif").unlink()
+    (source / "STARE/all/im0001.ppm").unlink()
+    (source / "CHASE_DB1/Image_01L.jpg").unlink()
+    assert list(write_sites(LAYOUT, source, tmp_path / "after").notes) == [
+        "3 mask(s) without an image, or without a line in the table of the data set, are left out: "
+        "CHASE_DB1/Image_01L_1stHO.png, DRIVE/training/1st_manual/21_manual1.gif, STARE/labels/im0001.ah.ppm"
+    ]

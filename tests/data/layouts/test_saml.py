@@ -38,9 +38,9 @@ def test_names_in_other_case_are_found_and_images_without_a_mask_are_told(
     assert found.without_mask == {"UCL": ["Case09"]}
 
 
-def test_masks_without_an_image_are_told(source: Path) -> None:
-    assert list(LAYOUT.notes(source)) == []
-    (source / "HCRUDB" / "Case02.nii.gz").unlink()
-    assert list(LAYOUT.notes(source)) == [
-        "1 mask(s) are left out, because they have no image: HCRUDB/case02_segmentation"
+def test_masks_without_an_image_are_told(source: Path, tmp_path: Path) -> None:
+    assert list(write_sites(LAYOUT, source, tmp_path / "before").notes) == []
+    (source / "HCRUDB/Case02.nii.gz").unlink()
+    assert list(write_sites(LAYOUT, source, tmp_path / "after").notes) == [
+        "1 mask(s) without an image, or without a line in the table of the data set, are left out: HCRUDB/Case02_segmentation.nii.gz"
     ]

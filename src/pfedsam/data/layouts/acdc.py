@@ -4,9 +4,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pfedsam.data.layouts.base import Classes, FoundCase, Layout, by_stem, volumes
+from pfedsam.data.layouts.base import Classes, FoundCase, Layout, by_stem, stem_of, volumes
 
 _FRAME = re.compile(r"^(?P<patient>patient\d+)_frame\d+$")
+_MASK = re.compile(r"^patient\d+_frame\d+_gt$")
 
 
 def find(source: Path) -> Iterator[FoundCase]:
@@ -23,6 +24,12 @@ def find(source: Path) -> Iterator[FoundCase]:
                 yield FoundCase("acdc", stem, match["patient"], (image,), files.get(f"{stem}_gt"))
 
 
+def masks(source: Path) -> list[Path]:
+    """All masks."""
+    folders = filter(Path.is_dir, sorted(source.rglob("patient*")))
+    return [path for folder in folders for path in volumes(folder) if _MASK.match(stem_of(path))]
+
+
 def classes(_: Path) -> Classes:
     """ACDC numbers the right ventricle 1 and the left one 3; M&Ms does it the other way round."""
     return {"left_ventricle": [3], "myocardium": [2], "right_ventricle": [1]}
@@ -34,4 +41,5 @@ LAYOUT = Layout(
     "training/patient001/patient001_frame01.nii.gz and patient001_frame01_gt.nii.gz",
     find,
     classes,
+    masks=masks,
 )

@@ -22,7 +22,7 @@ from PIL import Image
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import DataError, OptionError
-from pfedsam.core.text import is_text
+from pfedsam.core.text import is_text, some_of
 from pfedsam.data.images import PICTURE_ERRORS
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.manifest import CASE_NAME, LONGEST_NAME, MANIFEST, Split
@@ -40,6 +40,8 @@ class MadeFile:
     """Such as `.png`."""
     write: Callable[[Path], None]
     """Write it to a path."""
+    made_from: tuple[Path, ...] = ()
+    """The files of the data set that it is made from; needed only of a mask."""
 
 
 UNREADABLE: Final = (*PICTURE_ERRORS, *NIFTI_ERRORS)
@@ -84,7 +86,9 @@ class Layout:
     options: Callable[[Path], Mapping[str, Any]] = lambda _: {}
     """Returns further keys of `data` for the study, such as `volume`."""
     notes: Callable[[Path], Sequence[str]] = lambda _: ()
-    """Returns a sentence about each kind of thing in a folder that is left out, other than images without a mask."""
+    """Returns a sentence about each kind of thing in a folder that is left out, other than images and masks without the other."""
+    masks: Callable[[Path], Iterable[Path]] = lambda _: ()
+    """Returns the masks in a folder, also those without an image, which an import reports; none if `find` refuses such masks."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ def write_sites(
         **layout.options(source),
     }
     _check_classes(data)
-    notes = tuple(layout.notes(source))
+    notes = (*layout.notes(source), *_unused_masks(layout, source, by_site))
     try:
         for site, cases in by_site.items():
             _write_site(out / site, cases, copy=copy, progress=progress or (lambda _: None))
@@ -145,6 +149,19 @@ def write_sites(
         without_mask,
         notes,
     )
+
+
+def _unused_masks(layout: Layout, source: Path, by_site: Mapping[str, Sequence[FoundCase]]) -> list[str]:
+    """A sentence about the masks of a data set that no case has; none if there are no such masks."""
+    used: set[Path] = set()
+    for case in (case for cases in by_site.values() for case in cases):
+        used.update(case.mask.made_from if isinstance(case.mask, MadeFile) else [case.mask] if case.mask else [])
+    left = [path.relative_to(source).as_posix() for path in layout.masks(source) if path not in used]
+    if not left:
+        return []
+    return [
+        f"{len(left)} mask(s) without an image, or without a line in the table of the data set, are left out: {some_of(left, 3)}"
+    ]
 
 
 def _check_classes(data: Mapping[str, Any]) -> None:
@@ -361,6 +378,6 @@ def site_name(text: str) -> str:
     return re.sub(r"[^\w.\-]+", "_", text).strip("_.-")[:LONGEST_NAME].rstrip("_.-") or "site"
 
 
-def as_png(read: Callable[[], npt.NDArray[Any]]) -> MadeFile:
+def as_png(read: Callable[[], npt.NDArray[Any]], made_from: Iterable[Path] = ()) -> MadeFile:
     """An 8-bit PNG made from an array [H, W] or [H, W, 3], which `read` returns when the file is written."""
-    return MadeFile(".png", lambda path: Image.fromarray(read()).save(path))
+    return MadeFile(".png", lambda path: Image.fromarray(read()).save(path), tuple(made_from))

@@ -19,10 +19,10 @@ from pfedsam.data.layouts.base import UNREADABLE, Classes, FoundCase, Layout, as
 def find(source: Path) -> Iterator[FoundCase]:
     """Every folder with `images/<id>.png`; the masks of its nuclei become one. Each picture counts as a patient."""
     for folder in subfolders(source):
-        image, masks = folder / "images" / f"{folder.name}.png", pictures(folder / "masks")
+        image, nuclei = folder / "images" / f"{folder.name}.png", pictures(folder / "masks")
         if not image.is_file():
             continue
-        mask = as_png(partial(_union, masks)) if masks else None
+        mask = as_png(partial(_union, nuclei), nuclei) if nuclei else None
         yield FoundCase(_site(image), folder.name, folder.name, (as_png(partial(_colours, image)),), mask)
 
 
@@ -67,6 +67,11 @@ def _union(masks: Sequence[Path]) -> npt.NDArray[np.uint8]:
     return union
 
 
+def masks(source: Path) -> list[Path]:
+    """The masks of all nuclei."""
+    return [mask for folder in subfolders(source) for mask in pictures(folder / "masks")]
+
+
 def classes(_: Path) -> Classes:
     """The id in the masks that the import writes."""
     return {"nucleus": [1]}
@@ -78,4 +83,5 @@ LAYOUT = Layout(
     "<id>/images/<id>.png and <id>/masks/*.png, as in stage1_train",
     find,
     classes,
+    masks=masks,
 )

@@ -42,6 +42,11 @@ def _partition(source: Path) -> Iterator[tuple[str, str]]:
                 yield patient, institution
 
 
+def masks(source: Path) -> list[Path]:
+    """All masks in folders of patients, also of those that are not in the table."""
+    return sorted(source.glob("*/*_seg.nii.gz"))
+
+
 def classes(_: Path) -> Classes:
     """The three labels of BraTS, which exclude each other."""
     return {"necrotic_core": [1], "edema": [2], "enhancing_tumour": [4]}
@@ -53,4 +58,5 @@ LAYOUT = Layout(
     "partitioning_1.csv with Partition_ID and Subject_ID, and <Subject_ID>/<Subject_ID>_{t1ce,t2,flair,seg}.nii.gz",
     find,
     classes,
+    masks=masks,
 )

@@ -13,15 +13,23 @@ NAMES = {"1": "drishti_gs", "2": "rim_one_r3", "3": "refuge_train", "4": "refuge
 
 def find(source: Path) -> Iterator[FoundCase]:
     """Pictures of `Domain1` to `Domain4`; both eyes of a person (`G-1-L`, `G-1-R`) are one patient."""
+    for site, rois in _parts(source):
+        for stem, image, mask in with_masks(pictures(rois / "image"), pictures(rois / "mask")):
+            yield FoundCase(site, stem, _patient(stem), (image,), mask)
+
+
+def masks(source: Path) -> list[Path]:
+    """All masks."""
+    return [mask for _, rois in _parts(source) for mask in pictures(rois / "mask")]
+
+
+def _parts(source: Path) -> Iterator[tuple[str, Path]]:
+    """The site and the folder of each part of each domain."""
     for folder in subfolders(source):
         domain = _DOMAIN.fullmatch(folder.name)
-        if domain is None:
-            continue
-        site = NAMES.get(domain[1], f"domain_{domain[1]}")
-        for part in ("train", "test"):
-            rois = folder / part / "ROIs"
-            for stem, image, mask in with_masks(pictures(rois / "image"), pictures(rois / "mask")):
-                yield FoundCase(site, stem, _patient(stem), (image,), mask)
+        if domain:
+            for part in ("train", "test"):
+                yield NAMES.get(domain[1], f"domain_{domain[1]}"), folder / part / "ROIs"
 
 
 def _patient(stem: str) -> str:
@@ -40,4 +48,5 @@ LAYOUT = Layout(
     "Domain1/train/ROIs/image/x.png and Domain1/train/ROIs/mask/x.png (also test; Domain1 to Domain4)",
     find,
     classes,
+    masks=masks,
 )

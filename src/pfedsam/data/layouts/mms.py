@@ -10,7 +10,6 @@ import numpy as np
 
 from pfedsam.core.errors import DataError
 from pfedsam.core.files import read_regular
-from pfedsam.core.text import some_of
 from pfedsam.data.layouts.base import Classes, FoundCase, Layout, MadeFile, site_name
 
 
@@ -30,7 +29,7 @@ def find(source: Path) -> Iterator[FoundCase]:
                 f"{code}_{phase}",
                 code,
                 (MadeFile(".nii.gz", partial(_write_frame, image, frame)),),
-                MadeFile(".nii.gz", partial(_write_frame, mask, frame)),
+                MadeFile(".nii.gz", partial(_write_frame, mask, frame), (mask,)),
             )
 
 
@@ -42,13 +41,9 @@ def _image_of(code: str, mask: Path) -> Path:
     return mask.with_name(f"{code}_sa.nii.gz")
 
 
-def notes(source: Path) -> list[str]:
-    """The patients with a mask that `find` leaves out."""
-    rows = _table(source)
-    left = [code for code, mask in _masks(source).items() if code not in rows or not _image_of(code, mask).is_file()]
-    if not left:
-        return []
-    return [f"{len(left)} mask(s) are left out, because they have no image or no line in the table: {some_of(left, 3)}"]
+def masks(source: Path) -> list[Path]:
+    """All masks; none if the table, and thus the data set, is missing."""
+    return [*_masks(source).values()] if _table(source) else []
 
 
 def _table(source: Path) -> dict[str, dict[str, str]]:
@@ -89,5 +84,5 @@ LAYOUT = Layout(
     "a table *.csv with External code, Centre, ED and ES, and below it <code>/<code>_sa.nii.gz and <code>_sa_gt.nii.gz",
     find,
     classes,
-    notes=notes,
+    masks=masks,
 )

@@ -13,14 +13,20 @@ from pfedsam.data.layouts.saml import SITES
 
 def find(source: Path) -> Iterator[FoundCase]:
     """The slices of each part. No split is set: whether the published test part is kept as such is the user's choice."""
-    for folder in subfolders(source):
-        site = folder.name.upper()
-        if site not in SITES:
-            continue
-        for part in ("train", "test"):
-            for stem, image, mask in with_masks(pictures(folder / part / "image"), pictures(folder / part / "mask")):
-                patient = f"{part}_{stem.partition('_')[0]}"
-                yield FoundCase(site, f"{part}_{stem}", patient, (image,), mask)
+    for folder in _parts(source):
+        site, part = folder.parent.name.upper(), folder.name
+        for stem, image, mask in with_masks(pictures(folder / "image"), pictures(folder / "mask")):
+            yield FoundCase(site, f"{part}_{stem}", f"{part}_{stem.partition('_')[0]}", (image,), mask)
+
+
+def masks(source: Path) -> list[Path]:
+    """All masks."""
+    return [mask for folder in _parts(source) for mask in pictures(folder / "mask")]
+
+
+def _parts(source: Path) -> list[Path]:
+    sites = (folder for folder in subfolders(source) if folder.name.upper() in SITES)
+    return [folder / part for folder in sites for part in ("train", "test")]
 
 
 def classes(_: Path) -> Classes:
@@ -34,4 +40,5 @@ LAYOUT = Layout(
     "<SITE>/train/image/00_00.png and <SITE>/train/mask/00_00.png (also test), SITE one of BIDMC, BMC, HK, I2CVB, RUNMC, UCL",
     find,
     classes,
+    masks=masks,
 )

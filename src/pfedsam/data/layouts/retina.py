@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +15,19 @@ from PIL import Image
 from pfedsam.data.layouts.base import Classes, FoundCase, Layout, as_png, pictures, subfolders
 
 _VESSEL = 255
+_Reader: TypeAlias = Callable[[Path], Iterator[FoundCase]]
 
 
 def find(source: Path) -> Iterator[FoundCase]:
     """The cases of those of the four sets that the folder contains."""
     for folder in subfolders(source):
-        reader = _SETS.get(folder.name.lower().replace("-", "_"))
+        reader = _set_in(folder)
         if reader is not None:
             yield from reader(folder)
+
+
+def _set_in(folder: Path) -> _Reader | None:
+    return _SETS.get(folder.name.lower().replace("-", "_"))
 
 
 def _drive(folder: Path) -> Iterator[FoundCase]:
@@ -54,7 +60,7 @@ def _hrf(folder: Path) -> Iterator[FoundCase]:
 
 
 def _case(site: str, case: str, patient: str, image: Path, mask: Path | None) -> FoundCase:
-    made = as_png(partial(_vessels, mask)) if mask and mask.is_file() else None
+    made = as_png(partial(_vessels, mask), (mask,)) if mask and mask.is_file() else None
     return FoundCase(site, case, patient, (as_png(partial(_read, image, "RGB")),), made)
 
 
@@ -70,7 +76,7 @@ def _vessels(path: Path) -> npt.NDArray[np.uint8]:
     return np.where(_read(path, "L") > 127, _VESSEL, 0).astype(np.uint8)
 
 
-_SETS: dict[str, Callable[[Path], Iterator[FoundCase]]] = {
+_SETS: dict[str, _Reader] = {
     "drive": _drive,
     "stare": _stare,
     "chase": _chase,
@@ -78,6 +84,23 @@ _SETS: dict[str, Callable[[Path], Iterator[FoundCase]]] = {
     "chasedb1": _chase,
     "hrf": _hrf,
 }
+
+
+_MASKS: dict[_Reader, tuple[str, ...]] = {
+    _drive: ("training/1st_manual/*_manual1.gif", "test/1st_manual/*_manual1.gif"),
+    _stare: ("**/im*.ah.ppm*",),
+    _chase: ("*_1stHO.png",),
+    _hrf: ("manual1/*.tif",),
+}
+"""Patterns of the masks below the folder of each set."""
+
+
+def masks(source: Path) -> list[Path]:
+    """The masks of those of the four sets that the folder contains, of the first observer where there are two."""
+    sets = ((folder, _set_in(folder)) for folder in subfolders(source))
+    return [
+        path for folder, reader in sets if reader for pattern in _MASKS[reader] for path in sorted(folder.glob(pattern))
+    ]
 
 
 def classes(_: Path) -> Classes:
@@ -91,4 +114,5 @@ LAYOUT = Layout(
     "DRIVE/training/{images,1st_manual}; STARE/**/im0001[.ah].ppm[.gz]; CHASE_DB1/Image_01L{.jpg,_1stHO.png}; HRF/{images,manual1}",
     find,
     classes,
+    masks=masks,
 )

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pfedsam.core.text import some_of
 from pfedsam.data.layouts.base import Classes, FoundCase, Layout, by_stem, stem_of, subfolders, volumes
 
 SITES = {"BIDMC", "BMC", "HK", "I2CVB", "HCRUDB", "RUNMC", "UCL"}
@@ -30,18 +29,9 @@ def _cases(folder: Path, site: str) -> Iterator[FoundCase]:
             yield FoundCase(site, stem_of(image), stem_of(image), (image,), files.get(f"{stem}_segmentation"))
 
 
-def notes(source: Path) -> list[str]:
-    """The masks that have no image.
-
-    Raises:
-        DataError: two files have the same name.
-    """
-    left = []
-    for folder in _folders(source):
-        stems = {stem.lower() for stem in by_stem(volumes(folder))}
-        masks = (match for match in map(_MASK.match, sorted(stems)) if match)
-        left += [f"{folder.name}/{match[0]}" for match in masks if match["case"] not in stems]
-    return [f"{len(left)} mask(s) are left out, because they have no image: {some_of(left, 3)}"] if left else []
+def masks(source: Path) -> list[Path]:
+    """All masks."""
+    return [path for folder in _folders(source) for path in volumes(folder) if _MASK.match(stem_of(path))]
 
 
 def classes(_: Path) -> Classes:
@@ -55,5 +45,5 @@ LAYOUT = Layout(
     "<SITE>/Case00.nii.gz and <SITE>/Case00_segmentation.nii.gz, SITE one of BIDMC, BMC, HK, I2CVB (or HCRUDB), RUNMC, UCL",
     find,
     classes,
-    notes=notes,
+    masks=masks,
 )
