@@ -191,7 +191,7 @@ class OurStep:
             self._noting(self._batches(2 if self.later else 1), times),
             self.spec,
             names=self.names,
-            learning_rate=1e-4,
+            learning_rates=[1e-4],
             optimizer_state=self._optimizer,
             options=OptimizerOptions(),
             distillation=DistillationOptions(),

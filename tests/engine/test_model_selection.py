@@ -20,8 +20,10 @@ from pfedsam.report.records import read_records
 class Site:
     """A site whose parameters are the number of their round: what was received after round r is r, what was trained in it 10 r."""
 
-    def __init__(self, folder: Path, max_drop: float | None = 0.05, choose: bool = True) -> None:
-        self.models = SiteModels(folder, {"expert": torch.tensor(-1.0)}, max_drop, choose)
+    def __init__(
+        self, folder: Path, max_drop: float | None = 0.05, choose: bool = True, fine_tuned: bool = False
+    ) -> None:
+        self.models = SiteModels(folder, {"expert": torch.tensor(-1.0)}, max_drop, choose, fine_tuned)
         self.state = SiteStore(folder / "state")
 
     def round(self, round_: int, dice: float | None) -> int | None:
@@ -35,8 +37,8 @@ class Site:
         self.state.rewind(round_)
         self.commit(round_ + 1, 10.0 * round_)
 
-    def commit(self, round_: int, local: float, **more: object) -> None:
-        state = SiteState("study", "north", round_, "round", {"expert": torch.tensor(local)}, {}, **more)  # type: ignore[arg-type]
+    def commit(self, round_: int, local: float, phase: str = "round", **more: object) -> None:
+        state = SiteState("study", "north", round_, phase, {"expert": torch.tensor(local)}, {}, **more)  # type: ignore[arg-type]
         self.state.commit(state)
 
     def uses(self, round_: int) -> tuple[float, float]:
@@ -90,6 +92,18 @@ def test_the_last_phases_start_from_it_and_what_they_end_with_is_used(site: Site
     assert site.uses(1) == (0, 5)
     assert site.judge(2, 0.2).kept == 0  # asked again, and now the last phases were the harm
     assert site.uses(1) == (0, 0)
+
+
+def test_a_fine_tuned_copy_is_used_by_the_personal_model_alone(tmp_path: Path) -> None:
+    site = Site(tmp_path, 0.05, fine_tuned=True)
+    site.train(0)
+    site.commit(2, 5.0, phase="final", shared={"lora": torch.tensor([7.0])}, shared_round=0)
+    tuned = site.models.trained(received(0))
+    assert (tuned.shared["lora"].item(), tuned.of_shared_model["lora"].item()) == (7, 0)
+    assert site.judge(1, 0.6, shared=0.5).uses == "personal"
+    assert site.uses(0) == (7, 5)
+    assert site.judge(1, 0.6, shared=0.7).uses == "shared"
+    assert site.models.in_use(received(0)).of_shared_model["lora"].item() == 0
 
 
 def test_a_round_that_is_repeated_is_judged_anew(site: Site) -> None:

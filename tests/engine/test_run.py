@@ -208,6 +208,7 @@ def test_every_method_finishes_with_scores_for_every_site(tmp_path: Path, toy_op
         ("fedper", True, False),
         ("fedsa-lora", True, False),
         ("local-only", True, False),
+        ("fedavg-finetuned", True, True),
         ("centralized", False, True),
         ("centralized-finetuned", True, False),
     ],
@@ -245,6 +246,32 @@ def test_after_pooled_rounds_each_site_goes_on_alone(tmp_path: Path, toy_options
     before = fingerprint(tmp_path / "tuned", options)
     run(options, tmp_path / "tuned", resume=True)
     assert fingerprint(tmp_path / "tuned", options) == before
+
+
+def test_fine_tuning_gives_each_site_its_own_copy_and_leaves_the_shared_model_as_it_was(
+    tmp_path: Path, toy_options: RunOptions
+) -> None:
+    """The shared model of `fedavg-finetuned` has the parameters and the scores of `fedavg`; the sites differ, and are opened as scored."""
+    training = toy_options.training.model_copy(
+        update={"rounds": 2, "shared_warmup_rounds": 0, "fine_tuning_rounds": 3, "phases": "coupled-halves"}
+    )
+    evaluation = toy_options.evaluation.model_copy(update={"max_drop": None, "choose_model": False})
+    options = toy_options.model_copy(update={"training": training, "evaluation": evaluation})
+    found = {
+        name: run(options.model_copy(update={"method": name}), tmp_path / name)
+        for name in ("fedavg", "fedavg-finetuned")
+    }
+    stored = [read_server(tmp_path / name)[0] for name in found]
+    assert digest(stored[0]) == digest(stored[1])
+    shared = [{site: one.shared for site, one in summary.sites.items()} for summary in found.values()]
+    assert shared[0] == shared[1]
+    tuned = open_run(tmp_path / "fedavg-finetuned")
+    copies = {site: tuned.site(site, "personal").parameters.shared for site in options.data.sites}
+    assert len({digest(copy) for copy in [*copies.values(), tuned.shared]}) == 1 + len(copies)
+    again = tuned.evaluate()
+    assert {site: one.personal for site, one in again.sites.items()} == {
+        site: one.personal for site, one in found["fedavg-finetuned"].sites.items()
+    }
 
 
 @pytest.mark.slow

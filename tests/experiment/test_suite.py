@@ -72,6 +72,7 @@ def test_patterns_of_shipped_suites_match_the_names_of_every_site(suite: str, na
         ("feddpa", 3, 4, 8),  # 3 rounds of 1 + 3 steps, then 8
         ("fedavg", 5, 4, 24),  # nothing after the last round: 20 / 4 rounds, and the key that has no effect is left out
         ("pfedsam", 5, 4, 24),  # nor after coupled phases
+        ("fedavg-finetuned", 4, 4, 24),  # 4 rounds, and fine-tuning of a third of 5, rounded down
         ("centralized", 3, 12, 24),  # the steps of three sites
     ],
 )

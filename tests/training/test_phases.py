@@ -56,12 +56,13 @@ def test_sams_own_weights_have_their_own_rate() -> None:
     model = make()
     parameters = dict(model.named_parameters())
     own, added = "sam.mask_decoder.iou_token.weight", "class_tokens"
-    both = _groups(model, {name: parameters[name] for name in (own, added)}, 0.1, 0.25)
-    assert both[0] == {"params": [parameters[added]]}
-    assert both[1]["params"] == [parameters[own]]
-    assert both[1]["lr"] == pytest.approx(0.025)
+    both = _groups(model, {name: parameters[name] for name in (own, added)}, 0.25)
+    assert both == [
+        {"params": [parameters[added]], "fraction": 1.0},
+        {"params": [parameters[own]], "fraction": 0.25},
+    ]
     lora = model.components()["lora_a"][0]
-    assert _groups(model, {lora: parameters[lora]}, 0.1, 0.25) == [{"params": [parameters[lora]]}]
+    assert _groups(model, {lora: parameters[lora]}, 0.25) == [{"params": [parameters[lora]], "fraction": 1.0}]
 
 
 @pytest.mark.parametrize("taught", [None, "personal", "shared"])
@@ -213,7 +214,7 @@ def test_nothing_local_touches_what_is_shared_in_decoupled_halves() -> None:
             [_batch(model)] * 3,
             spec,
             names=partition.names("shared", "local"),
-            learning_rate=0.01,
+            learning_rates=[0.01] * 3,
             optimizer_state={},
             options=OptimizerOptions(),
             distillation=DistillationOptions(),

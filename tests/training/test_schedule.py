@@ -4,7 +4,7 @@ import pytest
 
 from pfedsam.training.options import TrainingOptions
 from pfedsam.training.phases import OptimizerOptions
-from pfedsam.training.schedule import end_of_training, learning_rate
+from pfedsam.training.schedule import end_of_training, fine_tuning_rates, learning_rate
 
 
 def rates(rounds: int, warm_up: float) -> list[float]:
@@ -27,6 +27,15 @@ def test_it_rises_in_equal_steps_over_the_first_part_of_the_rounds() -> None:
 
 def test_one_round_is_not_slowed_down() -> None:
     assert rates(1, 0.2)[0] == 1.0
+
+
+def test_fine_tuning_begins_at_half_of_the_peak_and_ends_where_the_rounds_do() -> None:
+    optimizer = OptimizerOptions(learning_rate=1.0, final_fraction=0.1)
+    assert fine_tuning_rates(optimizer, 5) == pytest.approx(
+        [0.5, 0.1 + 0.4 * (0.5 + 0.5 * 2**-0.5), 0.3, 0.1 + 0.4 * (0.5 - 0.5 * 2**-0.5), 0.1]
+    )
+    assert fine_tuning_rates(optimizer, 1) == [0.5]
+    assert fine_tuning_rates(optimizer.model_copy(update={"final_fraction": 1.0}), 2) == [1.0, 1.0]
 
 
 def patient(rounds: int, patience: int, warm_up: float = 0.0) -> TrainingOptions:

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from pfedsam.core.tensors import NamedTensors
-from pfedsam.experiment.build import BuiltModel, build_roster
+from pfedsam.experiment.build import BuiltModel, build_method, build_roster
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.training.phases import Model
 
+FINAL: Final = "final"
+"""The phase under which the parameters after the phases that follow the last aggregation are stored."""
 _PHASE: Final = "validation"
 """The phase under which the parameters that a site uses since a validation are stored."""
 
@@ -30,6 +32,13 @@ class Parameters(NamedTuple):
     local: NamedTensors
     uses: Model = "personal"
     """The model that the site uses: `shared` if the shared model was better on its validation part."""
+    averaged: NamedTensors | None = None
+    """The parameters of the shared model if `shared` holds the site's own, fine-tuned copy; None if both models have those in `shared`."""
+
+    @property
+    def of_shared_model(self) -> NamedTensors:
+        """The shared parameters of the shared model."""
+        return self.shared if self.averaged is None else self.averaged
 
     def model(self, wanted: Model) -> Model:
         """The model that is used if `wanted` is requested."""
@@ -70,16 +79,23 @@ class SiteModels:
     """The result of `allowed_drop`."""
     choose: bool = True
     """Whether the site uses the shared model if it is better on the validation part."""
+    fine_tuned: bool = False
+    """Whether local fine-tuning gives the site its own copy of the shared parameters."""
 
     @classmethod
     def of(cls, options: RunOptions, built: BuiltModel, folder: Path, initial: NamedTensors) -> "SiteModels":
         """The models of a site of this run."""
-        return cls(folder, initial, allowed_drop(options, built), options.evaluation.choose_model)
+        return cls(
+            folder, initial, allowed_drop(options, built), options.evaluation.choose_model, fine_tunes_shared(options)
+        )
 
     def trained(self, received: NamedTensors) -> Parameters:
         """The parameters that the site trained last, with the shared parameters that it received or, after final fine-tuning, kept."""
         state = self._state.load()
-        return Parameters(state.shared or received, state.local) if state else Parameters(received, self.initial)
+        if state is None:
+            return Parameters(received, self.initial)
+        averaged = received if self.fine_tuned and state.phase == FINAL else None
+        return Parameters(state.shared or received, state.local, averaged=averaged)
 
     def in_use(self, received: NamedTensors) -> Parameters:
         """The parameters that the site uses."""
@@ -112,7 +128,9 @@ class SiteModels:
             self._good.commit(replace(before, round=round_ + 1, kept=True))
             return Validation(scores, before.shared_round, before.uses)
         uses = _model(name, scores)
-        self._good.commit(replace(_to_keep(state, received, round_), best=best, uses=uses))
+        used = self.trained(received)
+        shared = used.of_shared_model if uses == "shared" else used.shared
+        self._good.commit(replace(_to_keep(state, shared, round_), best=best, uses=uses))
         return Validation(scores, uses=uses)
 
     def _choice(self, scores: Mapping[str, float | None]) -> tuple[str, float] | None:
@@ -134,6 +152,11 @@ class SiteModels:
         return SiteStore(self.folder / "good")
 
 
+def fine_tunes_shared(options: RunOptions) -> bool:
+    """Whether each site trains its own copy of the shared parameters after the last aggregation."""
+    return any("shared" in phase.trains for phase in build_method(options).final(options.training))
+
+
 def models_of(options: RunOptions, built: BuiltModel) -> dict[str, Model]:
     """The models of a site by the name under which they are reported.
 
@@ -143,7 +166,8 @@ def models_of(options: RunOptions, built: BuiltModel) -> dict[str, Model]:
     roster = build_roster(options)
     if roster.pool and not roster.each_finalizes:
         return {"shared": "personal"}
-    models: dict[str, Model] = {"personal": "personal"} if built.partition.local else {}
+    own = built.partition.local or fine_tunes_shared(options)
+    models: dict[str, Model] = {"personal": "personal"} if own else {}
     return models | ({"shared": "shared"} if built.has_shared_model else {})
 
 
@@ -161,8 +185,14 @@ def start_of(options: RunOptions, built: BuiltModel, sites: Path, site: str) -> 
     return first if pool is None or site == pool else SiteModels(sites / pool, first).trained({}).local
 
 
-def _to_keep(state: SiteState, received: NamedTensors, round_: int) -> SiteState:
-    """The state to store for the validation after `round_`; `state` contains the parameters that the site trained last."""
+def _to_keep(state: SiteState, shared: NamedTensors, round_: int) -> SiteState:
+    """The state to store for the validation after `round_`.
+
+    Args:
+        state: the local parameters that the site trained last.
+        shared: the shared parameters of the model that it uses.
+        round_: the round after which the validation took place.
+    """
     return SiteState(
         study=state.study,
         site=state.site,
@@ -170,7 +200,7 @@ def _to_keep(state: SiteState, received: NamedTensors, round_: int) -> SiteState
         phase=_PHASE,
         local=state.local,
         optimizer={},
-        shared=state.shared or received,
+        shared=shared,
         shared_round=state.shared_round if state.shared else round_,
     )
 

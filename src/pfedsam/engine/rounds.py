@@ -55,7 +55,12 @@ class RoundPolicy(Options):
     """Quorum, deadlines and bounds of a study at the coordinator."""
 
     quorum: int = Field(default=2, ge=1, description="Number of accepted updates that a round needs at least.")
-    deadline_s: int = Field(default=1800, ge=1, description="Time limit of a client round at the sites, in seconds.")
+    deadline_s: int = Field(
+        default=1800,
+        ge=1,
+        description="Time limit of a client round at the sites, in seconds. The phases after the last aggregation, which can have the "
+        "steps of several rounds, get so many times this limit.",
+    )
     join_s: int = Field(
         default=300,
         ge=1,
@@ -311,10 +316,13 @@ class StudyRun:
                 self._validations.setdefault(round_, {})[site] = max(defined)
 
     def _finalize(self, records: RecordWriter) -> None:
-        if not build_method(self.options).final(self.options.training):
+        training = self.options.training
+        steps = sum(phase.steps for phase in build_method(self.options).final(training))
+        if not steps:
             return
         rounds, asked = self.ends, self._sites_for("finalize")
-        replies = self._ask(records, "finalize", rounds, asked, self.policy.deadline_s)
+        in_rounds = -(-steps // training.steps_per_round)
+        replies = self._ask(records, "finalize", rounds, asked, in_rounds * self.policy.deadline_s)
         for site, report in self._read(records, "finalize", rounds, replies, self._report_of).items():
             record_report(records, rounds, site, report)
         if self.options.evaluation.validate_every:

@@ -19,7 +19,7 @@ from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.examples import Example
 from pfedsam.data.loader import CaseTruth, check_sizes, load_case_truth
 from pfedsam.data.manifest import Case
-from pfedsam.engine.model_selection import Parameters, SiteModels, Validation
+from pfedsam.engine.model_selection import FINAL, Parameters, SiteModels, Validation
 from pfedsam.evaluation.predict import Forward, flip_mean, whole_cases
 from pfedsam.evaluation.regions import clean_regions
 from pfedsam.evaluation.scores import CaseScores, score_case
@@ -119,7 +119,8 @@ class SiteSession:
         """Final local fine-tuning: the phases after the last aggregation, after which no update is sent."""
         stored, kept = self.store.rewind(round_), self.models.kept(round_)
         result = self._phases(round_, kept.shared if kept else shared, kept or stored, ends=round_, final=True)
-        self._commit(round_, result, "final", {}, kept)
+        own = result.shared if kept or self.models.fine_tuned else {}
+        self._commit(round_, result, FINAL, {}, own, kept.shared_round if kept else round_ - 1)
         return RoundReport(result.losses, self._usage(result))
 
     def _send(self, round_: int, shared: NamedTensors, result: ClientResult, stored: SiteState | None) -> Sent:
@@ -155,8 +156,15 @@ class SiteSession:
         )
 
     def _commit(
-        self, round_: int, result: ClientResult, phase: str, memory: NamedTensors, kept: SiteState | None = None
+        self,
+        round_: int,
+        result: ClientResult,
+        phase: str,
+        memory: NamedTensors,
+        own: NamedTensors | None = None,
+        received_after: int | None = None,
     ) -> None:
+        """Store the result of a phase, and `own` shared parameters that began with those received after a round."""
         self.store.commit(
             SiteState(
                 study=self.study,
@@ -166,8 +174,8 @@ class SiteSession:
                 local=result.state.local,
                 optimizer=result.state.optimizer,
                 memory=memory,
-                shared=kept.shared if kept else {},
-                shared_round=kept.shared_round if kept else None,
+                shared=own or {},
+                shared_round=received_after if own else None,
             )
         )
 
@@ -268,9 +276,9 @@ class SiteScorer:
     def forward(self, model: Model, parameters: Parameters) -> Forward:
         """The function from pixels to class logits of one of the site's models, with `evaluation.flips` the mean over mirror images."""
         sam, partition = self.built.model, self.built.partition
-        assign(sam, parameters.shared, partition.shared)
-        assign(sam, parameters.local, partition.local)
         personal = parameters.model(model) == "personal"
+        assign(sam, parameters.shared if personal else parameters.of_shared_model, partition.shared)
+        assign(sam, parameters.local, partition.local)
 
         def forward(pixels: Tensor) -> Tensor:
             """Class logits [B, C, h, w] of pixels [B, 3, S, S]."""

@@ -216,7 +216,8 @@ def local_steps(options: RunOptions, rounds: int | None = None) -> int:
 def equal_steps(options: RunOptions, budget: int) -> RunOptions:
     """The options with the number of rounds that gives `budget` steps per site, including the steps of the final phase.
 
-    Where `training.final_steps` was not set, the final phase gets at most a quarter of the budget, and a multiple of the steps of a round.
+    Where they were not set, `training.final_steps` is at most a quarter of the budget and a multiple of the steps of a round, and
+    `training.fine_tuning_rounds` is at most a third of the rounds for which the budget is enough.
     A pooled method does the steps of all sites in the same number of rounds as the other methods.
 
     Raises:
@@ -227,6 +228,9 @@ def equal_steps(options: RunOptions, budget: int) -> RunOptions:
     if "final_steps" not in training.model_fields_set:
         most = min(training.final_steps, budget // 4)
         training = training.model_copy(update={"final_steps": most - most % in_round})
+    if training.fine_tuning_rounds is None and any(phase.fine_tunes_after for phase in method.final(training)):
+        most = min(budget // in_round // 3, (training.patience or budget) // 2)
+        training = training.model_copy(update={"fine_tuning_rounds": most})
     last = sum(phase.steps for phase in method.final(training))
     rounds, left = divmod(budget - last, in_round)
     if left or rounds < 1:
@@ -235,14 +239,14 @@ def equal_steps(options: RunOptions, budget: int) -> RunOptions:
             f"{budget} steps, and all methods must do equally many. Choose training.final_steps as a multiple of training.steps_per_round, "
             "and less than the steps of all rounds."
         )
-    changes = {"rounds": rounds, "final_steps": training.final_steps}
+    changes = {"rounds": rounds, "final_steps": training.final_steps, "fine_tuning_rounds": training.fine_tuning_rounds}
     if method.roster.pool:
         sites = len(options.data.sites)
         changes |= {"steps_per_round": training.steps_per_round * sites, "final_steps": training.final_steps * sites}
     return without_unused(options.model_copy(update={"training": _changed(options.training, changes)}))
 
 
-def _changed(options: TrainingOptions, update: Mapping[str, int]) -> TrainingOptions:
+def _changed(options: TrainingOptions, update: Mapping[str, int | None]) -> TrainingOptions:
     """The options with other values; only the keys that were set before, and the changed ones, count as set.
 
     Raises:

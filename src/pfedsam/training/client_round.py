@@ -17,7 +17,7 @@ from pfedsam.model.partition import Partition, assign
 from pfedsam.model.segmenter import Segmenter
 from pfedsam.training.options import TrainingOptions
 from pfedsam.training.phases import PhaseSpec, run_phase
-from pfedsam.training.schedule import learning_rate
+from pfedsam.training.schedule import fine_tuning_rates, learning_rate
 from pfedsam.training.site_data import SiteData
 
 _IMAGES_FOR_USAGE: Final = 8
@@ -83,8 +83,8 @@ def client_round(
             data.draw(model, round_=round_, phase=phase.name, batch_size=options.batch_size, steps=phase.steps),
             phase,
             names=names,
-            learning_rate=learning_rate(options, round_, ends),
-            optimizer_state=_of_phase(state.optimizer, phase.name),
+            learning_rates=_learning_rates(options, phase, round_, ends),
+            optimizer_state=_of_phase(state.optimizer, phase.fine_tunes_after or phase.name),
             options=options.optimizer,
             distillation=options.distillation,
             balance=balance,
@@ -136,6 +136,13 @@ def _anchors(model: Segmenter, names: tuple[str, ...], received: NamedTensors) -
     origins = model.origins()
     found = {name: received[origins.get(name, name)] for name in names if origins.get(name, name) in received}
     return {name: value.to(model.device) for name, value in found.items()}
+
+
+def _learning_rates(options: TrainingOptions, phase: PhaseSpec, round_: int, ends: int | None) -> list[float]:
+    """The learning rate of each step of a phase."""
+    if phase.fine_tunes_after:
+        return fine_tuning_rates(options.optimizer, phase.steps)
+    return [learning_rate(options, round_, ends)] * phase.steps
 
 
 def _of_phase(optimizer: NamedTensors, phase: str) -> dict[str, Tensor]:

@@ -42,6 +42,13 @@ class TrainingOptions(Options):
         ge=0,
         description="Number of steps of final local fine-tuning, after the last aggregation, for methods that have it.",
     )
+    fine_tuning_rounds: int | None = Field(
+        default=None,
+        ge=0,
+        description="Local fine-tuning after the last aggregation (fedavg-finetuned, and pfedsam if both models learn in one step): each "
+        "site trains its own copy of all parameters alone, for as many steps as so many rounds have; 0: none. Empty: none "
+        "with pfedsam, and with fedavg-finetuned half of training.patience or of training.rounds, whichever is less.",
+    )
     batch_size: int = Field(
         default=4, ge=1, le=1024, description="Number of images in a step. The comparisons of docs/evidence.md have 4."
     )

@@ -80,6 +80,8 @@ class PhaseSpec:
     trains both parts; decoupled: the local part alone. None: every model learns from the whole batch."""
     shared_share: float = 1.0
     """Share of the images of a batch, the first ones, from which the shared model learns where both models are supervised; at least one."""
+    fine_tunes_after: str | None = None
+    """For local fine-tuning: the phase of the rounds with whose AdamW state it begins. The learning rate decreases within the phase."""
     proximal: float = 0.0
     """mu: adds mu / 2 times the squared distance to the shared values that were received (Li et al., 2020, eq. 2)."""
 
@@ -100,7 +102,7 @@ def run_phase(
     spec: PhaseSpec,
     *,
     names: tuple[str, ...],
-    learning_rate: float,
+    learning_rates: Sequence[float],
     optimizer_state: NamedTensors,
     options: OptimizerOptions,
     distillation: DistillationOptions,
@@ -117,7 +119,7 @@ def run_phase(
         batches: one batch for each step of the phase.
         spec: the losses of the phase.
         names: names of the parameters that are trained.
-        learning_rate: learning rate of this round.
+        learning_rates: learning rate of each step.
         optimizer_state: packed state of the optimiser from this phase in the last round; empty in the first round.
         options: options of AdamW.
         distillation: temperature, weight and confidence weighting.
@@ -128,11 +130,13 @@ def run_phase(
         loss: the segmentation loss.
     """
     trained = _only_trainable(model, names)
-    optimizer = _optimizer(model, trained, learning_rate, optimizer_state, options)
+    optimizer = _optimizer(model, trained, optimizer_state, options)
     parts_of_step = _parts_of_step(trained, spec, local)
     objective = _Objective(model, spec, distillation, balance, parts_of_step[0], form, loss)
     rows = []
-    for batch in batches:
+    for batch, rate in zip(batches, learning_rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = group["fraction"] * rate
         optimizer.zero_grad()
         parts = objective.backward(batch)
         if spec.proximal and anchors:
@@ -180,25 +184,22 @@ def _only_trainable(model: Segmenter, names: tuple[str, ...]) -> dict[str, nn.Pa
 def _optimizer(
     model: Segmenter,
     trained: dict[str, nn.Parameter],
-    learning_rate: float,
     state: NamedTensors,
     options: OptimizerOptions,
 ) -> torch.optim.AdamW:
     """The optimiser of a phase, with its state of the last round unless it is reset in every round."""
-    groups = _groups(model, trained, learning_rate, options.pretrained_fraction)
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=options.weight_decay)
+    groups = _groups(model, trained, options.pretrained_fraction)
+    optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay)
     if options.keep_state:
         unpack(optimizer, trained, state)
     return optimizer
 
 
-def _groups(
-    model: Segmenter, trained: dict[str, nn.Parameter], learning_rate: float, fraction: float
-) -> list[dict[str, Any]]:
-    """The parameter groups of the optimiser by learning rate: added parameters, and the backbone's own parameters."""
+def _groups(model: Segmenter, trained: dict[str, nn.Parameter], fraction: float) -> list[dict[str, Any]]:
+    """The parameter groups of the optimiser by their fraction of the learning rate: added parameters, and the backbone's own parameters."""
     own = model.pretrained()
-    added = {"params": [p for name, p in trained.items() if name not in own]}
-    pretrained = {"params": [p for name, p in trained.items() if name in own], "lr": fraction * learning_rate}
+    added = {"params": [p for name, p in trained.items() if name not in own], "fraction": 1.0}
+    pretrained = {"params": [p for name, p in trained.items() if name in own], "fraction": fraction}
     return [group for group in (added, pretrained) if group["params"]]
 
 

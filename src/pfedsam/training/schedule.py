@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from pfedsam.training.options import TrainingOptions
+from pfedsam.training.phases import OptimizerOptions
 
+FINE_TUNING_START: Final = 0.5
+"""Learning rate at the begin of local fine-tuning, as a fraction of the peak (docs/decisions/0021)."""
 LEAST_GAIN: Final = 0.002
 """A site gains if its Dice is by this much above the best one before; smaller gains count once they add up to it."""
 
@@ -30,6 +33,14 @@ def learning_rate(options: TrainingOptions, round_: int, ends: int | None = None
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
     warmed = min(1.0, (round_ + 1) / max(1, round(optimizer.warm_up * length)))
     return optimizer.learning_rate * (optimizer.final_fraction + (1 - optimizer.final_fraction) * cosine) * warmed
+
+
+def fine_tuning_rates(optimizer: OptimizerOptions, steps: int) -> list[float]:
+    """The learning rate of each step of local fine-tuning: a cosine from half of the peak to the last learning rate of the rounds."""
+    last = optimizer.final_fraction
+    first = max(last, FINE_TUNING_START)
+    cosine = (0.5 * (1 + math.cos(math.pi * step / max(1, steps - 1))) for step in range(steps))
+    return [optimizer.learning_rate * (last + (first - last) * share) for share in cosine]
 
 
 def end_of_training(options: TrainingOptions, validations: Mapping[int, Mapping[str, float]]) -> int:

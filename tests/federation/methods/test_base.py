@@ -55,10 +55,18 @@ def test_both_phases_get_a_step(share, steps, expected) -> None:
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_makes_as_many_steps_in_a_round(name) -> None:
-    options = TrainingOptions(steps_per_round=10, final_steps=7)
+    options = TrainingOptions(steps_per_round=10, final_steps=7, fine_tuning_rounds=3)
     assert sum(phase.steps for phase in METHODS[name].phases(options)) == 10
-    assert sum(phase.steps for phase in METHODS[name].final(options)) in (0, 7)
-    assert METHODS[name].final(TrainingOptions(final_steps=0)) == ()
+    assert sum(phase.steps for phase in METHODS[name].final(options)) in (0, 7, 30)
+    assert METHODS[name].final(TrainingOptions(final_steps=0, fine_tuning_rounds=0)) == ()
+
+
+@pytest.mark.parametrize(
+    ("training", "rounds"), [({}, 15), ({"patience": None}, 200), ({"rounds": 9}, 4), ({"rounds": 1}, 0)]
+)
+def test_fine_tuning_takes_half_as_long_as_the_learning_rate_decreases(training, rounds) -> None:
+    options = TrainingOptions.model_validate(training)
+    assert sum(phase.steps for phase in METHODS["fedavg-finetuned"].final(options)) == rounds * options.steps_per_round
 
 
 def test_an_unknown_method_is_refused() -> None:

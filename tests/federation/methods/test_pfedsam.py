@@ -83,14 +83,21 @@ def test_no_warmup_has_no_warmup_phases_and_a_run_of_warmup_alone_is_refused() -
 
 
 @pytest.mark.parametrize(("form", "halves"), [("halves", "decoupled"), ("coupled-halves", "coupled")])
-def test_halves_train_both_parts_in_one_phase_and_need_no_last_one(form: str, halves: str) -> None:
+def test_halves_train_both_parts_in_one_phase(form: str, halves: str) -> None:
     set_to = options(phases=form)
     (phase,) = pfedsam.phases(set_to)
     assert (phase.name, phase.trains, phase.supervised) == ("halves", ("shared", "local"), ("shared", "personal"))
     assert (phase.taught, phase.halves, phase.steps) == ("personal", halves, 10)
-    assert pfedsam.final(set_to) == ()
     with pytest.raises(ValidationError, match=f"with phases {form} one model teaches the other"):
         options(phases=form, distillation={"direction": "mutual"})
+
+
+@pytest.mark.parametrize(("form", "name"), [("coupled", "coupled"), ("coupled-halves", "halves"), ("halves", "halves")])
+def test_after_steps_of_both_models_the_personal_one_can_be_fine_tuned(form: str, name: str) -> None:
+    (last,) = pfedsam.final(options(phases=form, fine_tuning_rounds=2))
+    assert (last.trains, last.supervised, last.steps) == (("shared", "local"), ("personal",), 20)
+    assert (last.taught, last.halves, last.fine_tunes_after) == (None, None, name)
+    assert pfedsam.final(options(phases=form, fine_tuning_rounds=0)) == ()
 
 
 def test_from_a_batch_of_one_image_both_models_learn_unless_nothing_local_may_touch_what_is_shared() -> None:

@@ -109,6 +109,22 @@ def local_end(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
     return (PhaseSpec("local", ("local",), ("personal",), steps=options.final_steps),)
 
 
+def fine_tuning(options: TrainingOptions, after: PhaseSpec) -> tuple[PhaseSpec, ...]:
+    """The phase after the last aggregation in which each site trains its own copy of all parameters in the personal model, or none.
+
+    Args:
+        options: options of the training.
+        after: the last phase of a round, whose optimiser state is continued.
+    """
+    rounds = options.fine_tuning_rounds
+    if rounds is None:
+        rounds = min(options.rounds, options.patience or options.rounds) // 2
+    if not rounds:
+        return ()
+    steps = rounds * options.steps_per_round
+    return (PhaseSpec("fine_tuning", after.trains, ("personal",), steps=steps, fine_tunes_after=after.name),)
+
+
 def split_steps(options: TrainingOptions) -> tuple[int, int]:
     """The numbers of steps of the global and of the local phase of a round; each is at least one."""
     global_steps = min(max(1, round(options.global_share * options.steps_per_round)), options.steps_per_round - 1)

@@ -13,7 +13,7 @@ no last phase is needed.
 from dataclasses import replace
 from typing import Final, Literal
 
-from pfedsam.federation.methods.base import HEAD, Method, place, shared_training, split_steps
+from pfedsam.federation.methods.base import HEAD, Method, fine_tuning, place, shared_training, split_steps
 from pfedsam.model.build import present
 from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Placement
@@ -66,7 +66,9 @@ def phases(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
 
 
 def final(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
-    """With decoupled phases one more local phase, so that the local part is adapted to the final shared parameters."""
+    """With decoupled phases one more local phase; if both models learn in one step, local fine-tuning if it is set."""
+    if options.phases in _IN_ONE_STEP:
+        return fine_tuning(options, _coupled_phase(options)) if options.fine_tuning_rounds else ()
     if options.phases != "decoupled" or not options.final_steps:
         return ()
     return (_local_phase(options, options.final_steps),)
