@@ -216,6 +216,15 @@ def test_a_usage_error_is_exit_code_2(call: Call, capsys: pytest.CaptureFixture[
     assert "Missing argument" in capsys.readouterr().err
 
 
+def test_an_empty_argument_is_refused_before_anything_is_written(
+    call: Call, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("data", "import", "--out", "") == 2
+    assert "The argument after 'data import --out' is empty" in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("group", ["coordinator", "site"])
 def test_the_commands_that_start_nvflare_say_that_they_need_linux(
     call: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], group: str

@@ -3,6 +3,7 @@
 import errno
 import signal
 import sys
+from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from typer._click.exceptions import ClickException
 from pfedsam import __version__
 from pfedsam.cli import bench, coordinator, data, onboard, options, results, run, site, weights
 from pfedsam.cli.console import ERR, OUT, print_error, show_warnings
-from pfedsam.core.errors import PfedsamError, RunError, StoreError
+from pfedsam.core.errors import OptionError, PfedsamError, RunError, StoreError
 
 INTERRUPTED = 130
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -77,6 +78,7 @@ def main() -> None:
     """  # noqa: DOC501 - the interrupt is caught here
     show_warnings()
     try:
+        _refuse_empty(sys.argv[1:])
         if app(standalone_mode=False) == INTERRUPTED:  # typer turns Ctrl-C into this exception
             raise KeyboardInterrupt
     except PfedsamError as error:
@@ -96,6 +98,19 @@ def main() -> None:
     except ClickException as error:  # typer's errors about the usage of the command line
         error.show()
         raise SystemExit(error.exit_code) from error
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuse an empty argument, which would be read as the current folder.
+
+    Raises:
+        OptionError: there is one.
+    """
+    if "" in arguments:
+        before = " ".join(arguments[: arguments.index("")])
+        raise OptionError(
+            f"The argument after {before!r} is empty, as with a shell variable that is not set. Give a value, or leave it out."
+        )
 
 
 def _explain(error: Exception) -> PfedsamError | None:
