@@ -63,7 +63,14 @@ def run_there_and_here(tmp_path: Path, options: RunOptions, make_sites) -> tuple
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "codec"), [("pfedsam", "fp32"), ("pfedsam", "int4"), ("fedprox", "int8"), ("local-only", "fp32")]
+    ("method", "codec"),
+    [
+        ("pfedsam", "fp32"),
+        ("pfedsam", "int4"),
+        ("fedprox", "int8"),
+        ("local-only", "fp32"),
+        ("fedavg-finetuned", "fp32"),
+    ],
 )
 def test_shared_parameters_local_states_records_and_scores_are_those_of_the_embedded_runtime(
     tmp_path: Path, options: RunOptions, make_sites, method: str, codec: str
@@ -74,6 +81,7 @@ def test_shared_parameters_local_states_records_and_scores_are_those_of_the_embe
     for name in options.data.sites:
         here, there = SiteStore(tmp_path / "here" / "sites" / name / "state").load(), local_state(sites, name)
         assert digest(here.local) == digest(there.local)
+        assert digest(here.shared) == digest(there.shared)
         assert digest(here.optimizer) == digest(there.optimizer)
     untimed = [
         [r for r in read_records(folder / "records.jsonl") if r["kind"] != "timing"]
