@@ -268,6 +268,10 @@ def test_fine_tuning_gives_each_site_its_own_copy_and_leaves_the_shared_model_as
     tuned = open_run(tmp_path / "fedavg-finetuned")
     copies = {site: tuned.site(site, "personal").parameters.shared for site in options.data.sites}
     assert len({digest(copy) for copy in [*copies.values(), tuned.shared]}) == 1 + len(copies)
+    for site in copies:  # AdamW goes on from the rounds: it has counted the steps of two rounds and of three more
+        state = SiteStore(tmp_path / "fedavg-finetuned" / "sites" / site / "state").load()
+        assert state is not None
+        assert {value.item() for key, value in state.optimizer.items() if key.endswith(":step")} == {5 * 2}
     again = tuned.evaluate()
     assert {site: one.personal for site, one in again.sites.items()} == {
         site: one.personal for site, one in found["fedavg-finetuned"].sites.items()

@@ -202,6 +202,31 @@ def test_the_shared_model_learns_from_at_least_one_image() -> None:
     assert torch.isfinite(parts["segmentation"])
 
 
+def test_each_step_has_its_own_learning_rate() -> None:
+    """A step with a learning rate of 0 changes nothing, and the first step has the same effect with it and without it."""
+    spec = PhaseSpec("joint", ("shared", "local"), ("personal",))
+
+    def trained(*rates: float) -> dict[str, Tensor]:
+        model = _away_from_the_start(2)
+        partition = _partition(model)
+        run_phase(
+            model,
+            [_batch(model)] * len(rates),
+            spec,
+            names=partition.names("shared", "local"),
+            learning_rates=rates,
+            optimizer_state={},
+            options=OptimizerOptions(),
+            distillation=DistillationOptions(),
+            balance=0.01,
+        )
+        return partition.select(model, "shared")
+
+    one = trained(0.01)
+    assert all(torch.equal(one[name], value) for name, value in trained(0.01, 0.0).items())
+    assert not all(torch.equal(one[name], value) for name, value in trained(0.01, 0.01).items())
+
+
 def test_nothing_local_touches_what_is_shared_in_decoupled_halves() -> None:
     """Two rounds that differ in their local values alone give the same shared values, to the bit; coupled halves do not."""
 
