@@ -95,7 +95,7 @@ def test_all_labels_come_last_whether_named_or_not(text: str, limits: list[str])
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("onboarding", "--labels", ""), "--labels is empty"),
+        (("onboarding", "--labels", ","), "--labels is empty"),
         (("onboarding", "--labels", "0"), "--labels '0'"),
         (("onboarding", "--labels=-5"), "--labels '-5'"),
         (("labels", "--limits", "4,0"), "--limits '4,0'"),

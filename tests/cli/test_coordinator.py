@@ -177,13 +177,12 @@ def _certified(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_certified")
-@pytest.mark.parametrize("site", ["nroth", ""])
 def test_a_site_that_the_federation_does_not_have_is_not_revoked(
-    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, site: str
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert call("coordinator", "revoke", tmp_path, site) == 2
+    assert call("coordinator", "revoke", tmp_path, "nroth") == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert f"The federation has no site '{site}'; nothing was changed. It has north, south." in said
+    assert "The federation has no site 'nroth'; nothing was changed. It has north, south." in said
     assert list(tmp_path.iterdir()) == []
 
 
