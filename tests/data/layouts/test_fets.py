@@ -40,6 +40,9 @@ def test_a_patient_without_one_of_the_sequences_is_named(source: Path, tmp_path:
 
 
 def test_masks_without_a_line_in_the_table_are_told(source: Path, tmp_path: Path) -> None:
+    (
+        source / "FeTS2022_00003" / "._FeTS2022_00003_seg.nii.gz"
+    ).touch()  # hidden files, as macOS adds them, are no masks
     assert list(write_sites(LAYOUT, source, tmp_path / "before").notes) == []
     table = source / "partitioning_1.csv"
     table.write_text(table.read_text().replace("\n18,FeTS2022_00003", ""))

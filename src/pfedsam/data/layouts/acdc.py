@@ -16,7 +16,7 @@ def find(source: Path) -> Iterator[FoundCase]:
     Raises:
         DataError: two files have the same name.
     """
-    for folder in filter(Path.is_dir, sorted(source.rglob("patient*"))):
+    for folder in _folders(source):
         files = by_stem(volumes(folder))
         for stem, image in files.items():
             match = _FRAME.match(stem)
@@ -24,10 +24,13 @@ def find(source: Path) -> Iterator[FoundCase]:
                 yield FoundCase("acdc", stem, match["patient"], (image,), files.get(f"{stem}_gt"))
 
 
+def _folders(source: Path) -> list[Path]:
+    return [path for path in sorted(source.rglob("patient*")) if path.is_dir()]
+
+
 def masks(source: Path) -> list[Path]:
     """All masks."""
-    folders = filter(Path.is_dir, sorted(source.rglob("patient*")))
-    return [path for folder in folders for path in volumes(folder) if _MASK.match(stem_of(path))]
+    return [path for folder in _folders(source) for path in volumes(folder) if _MASK.match(stem_of(path))]
 
 
 def classes(_: Path) -> Classes:

@@ -156,7 +156,8 @@ def _unused_masks(layout: Layout, source: Path, by_site: Mapping[str, Sequence[F
     used: set[Path] = set()
     for case in (case for cases in by_site.values() for case in cases):
         used.update(case.mask.made_from if isinstance(case.mask, MadeFile) else [case.mask] if case.mask else [])
-    left = [path.relative_to(source).as_posix() for path in layout.masks(source) if path not in used]
+    unused = (path for path in layout.masks(source) if path not in used and not path.name.startswith("."))
+    left = [path.relative_to(source).as_posix() for path in unused]
     if not left:
         return []
     return [
