@@ -237,7 +237,7 @@ def equal_steps(options: RunOptions, budget: int) -> RunOptions:
         raise OptionError(
             f"{options.method}: with {in_round} steps in a round and {last} after the last round, no whole number of rounds gives "
             f"{budget} steps, and all methods must do equally many. Choose training.final_steps as a multiple of training.steps_per_round, "
-            "and less than the steps of all rounds."
+            "and it and the steps of training.fine_tuning_rounds less than those of all rounds."
         )
     changes = {"rounds": rounds, "final_steps": training.final_steps, "fine_tuning_rounds": training.fine_tuning_rounds}
     if method.roster.pool:
