@@ -93,7 +93,13 @@ def submit_command(
         Path, typer.Argument(help="The configuration of the run (YAML); the folders of the sites in it are not used.")
     ],
     quorum: Annotated[int, typer.Option(help="Number of accepted updates that a round needs at least.")] = 2,
-    deadline: Annotated[int, typer.Option(help="Time limit of a client round at the sites, in seconds.")] = 1800,
+    deadline: Annotated[
+        int,
+        typer.Option(
+            help="Time limit of a client round at the sites, in seconds; several times that for the phases after the last aggregation if "
+            "they have the steps of several rounds."
+        ),
+    ] = 1800,
     join: Annotated[
         int,
         typer.Option(
