@@ -37,6 +37,7 @@ from pfedsam.experiment.build import (
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.pipeline.base import Sent
 from pfedsam.federation.pipeline.build import build_pipeline
+from pfedsam.federation.site_policy import RefusedError
 from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.federation.update import Update
 from pfedsam.model.partition import assign
@@ -107,8 +108,13 @@ class SiteSession:
 
         Returns:
             The message with the update (empty if the method shares nothing), and the report of the round.
+
+        Raises:
+            RefusedError: the site is several rounds ahead.
+            DataError: a case cannot be read.
+            StoreError: the site's state cannot be read or written.
         """
-        stored = self.store.rewind(round_)
+        stored = self._state_before(round_)
         result = self._phases(round_, shared, stored, ends=ends)
         sent = self._send(round_, shared, result, stored)
         self._commit(round_, result, "round", sent.memory)
@@ -122,6 +128,23 @@ class SiteSession:
         own = result.shared if kept or self.models.fine_tuned else {}
         self._commit(round_, result, FINAL, {}, own, kept.shared_round if kept else round_ - 1)
         return RoundReport(result.losses, self._usage(result))
+
+    def _state_before(self, round_: int) -> SiteState | None:
+        """The stored state with which the site begins a round; a later one, of a round that is repeated, is removed.
+
+        Raises:
+            RefusedError: the site is several rounds ahead.
+            StoreError: the state cannot be read.
+        """
+        last = self.store.load()
+        if last is None or last.round <= round_:
+            return last
+        if last.round > round_ + 1:  # a restarted coordinator repeats at most one round
+            raise RefusedError(
+                "wrong-round",
+                f"the request is for round {round_ + 1}, but this site is already several rounds ahead.",
+            )
+        return self.store.rewind(round_)
 
     def _send(self, round_: int, shared: NamedTensors, result: ClientResult, stored: SiteState | None) -> Sent:
         """The result of the update pipeline for the round's update; it is empty if the method shares nothing."""

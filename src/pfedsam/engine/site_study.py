@@ -27,7 +27,6 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.data_summary import from_site_summary
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.messages import Reply, Request, in_words
-from pfedsam.federation.site_policy import RefusedError
 
 _LOG = get_logger(__name__)
 
@@ -113,13 +112,6 @@ class SiteStudy:
         )
 
     def _train(self, request: Request, shared: NamedTensors) -> Reply:
-        last = self.session.store.load()
-        if last is not None and request.round < last.round - 1:
-            # A restarted coordinator repeats at most one round, so a site never has to go back further.
-            raise RefusedError(
-                "wrong-round",
-                f"the request is for round {request.round + 1}, but this site is already several rounds ahead.",
-            )
         message, report = self.session.train(request.round, shared, request.ends)
         return Reply(
             request.task, request.study, request.round, from_report(report, told=self._enough_to_train), message

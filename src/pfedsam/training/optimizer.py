@@ -32,5 +32,4 @@ def unpack(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Paramet
                 "It was written with another configuration: start the run in a new folder."
             )
         parameter = parameters[name]
-        # AdamW counts its steps on the CPU, wherever the parameter is.
-        optimizer.state[parameter][entry] = value.to("cpu" if entry == "step" else parameter.device, copy=True)
+        optimizer.state[parameter][entry] = value.to(parameter.device, copy=True)

@@ -189,7 +189,8 @@ def _optimizer(
 ) -> torch.optim.AdamW:
     """The optimiser of a phase, with its state of the last round unless it is reset in every round."""
     groups = _groups(model, trained, options.pretrained_fraction)
-    optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay)
+    # The fused implementation takes a fifth of the time of the default one for hundreds of small tensors.
+    optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=True)
     if options.keep_state:
         unpack(optimizer, trained, state)
     return optimizer
