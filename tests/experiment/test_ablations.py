@@ -69,7 +69,7 @@ def test_where_each_component_lives(tmp_path: Path, overrides: tuple[str, ...], 
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ((), [("coupled", ("shared", "local"), ("shared", "personal"), "personal", 10)]),
+        ((), [("halves", ("shared", "local"), ("shared", "personal"), "personal", 10)]),
         (
             ("training.phases=joint",),
             [("global", ("shared",), ("shared",), None, 5), ("joint", ("shared", "local"), ("personal",), None, 5)],
@@ -92,7 +92,7 @@ def test_where_each_component_lives(tmp_path: Path, overrides: tuple[str, ...], 
         ),
         (
             ("training.distillation.direction=off",),
-            [("coupled", ("shared", "local"), ("shared", "personal"), None, 10)],
+            [("halves", ("shared", "local"), ("shared", "personal"), None, 10)],
         ),
         (
             ("training.phases=joint", "training.order=local-first"),

@@ -86,7 +86,7 @@ def test_keys_with_an_effect(method: str, keys: dict[str, Any]) -> None:
         (
             "pfedsam",
             {"training__final_steps": 3},
-            ["method=pfedsam, training.phases=same-half", "pfedsam with training.phases"],
+            ["method=pfedsam, training.phases=coupled", "pfedsam with training.phases"],
         ),
         ("fedavg", {"method_options__ditto__proximal_weight": 3}, ["only the method ditto uses it"]),
         ("fedavg", {"model__experts__count": 8}, ["used by pfedsam, local-only"]),

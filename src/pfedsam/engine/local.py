@@ -19,7 +19,7 @@ from pfedsam.engine.site_agent import SiteAgent
 from pfedsam.engine.site_study import SiteStudy
 from pfedsam.engine.transport import Answers
 from pfedsam.engine.workers import Workers
-from pfedsam.experiment.build import BuiltModel, build_method, build_model
+from pfedsam.experiment.build import BuiltModel, build_model
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, Task
 from pfedsam.federation.messages import Reply, Request, reply_to_wire, request_from_wire
@@ -169,8 +169,8 @@ class LocalTransport:
         if asked.task == "train":
             rounds, number = asked.ends or self._study.manifest.rounds, asked.round
             words = f"round {number + 1} of {'' if asked.ends else self._at_most}{rounds}, {site}"
-            training, method = self._study.options.training, build_method(self._study.options)
-            drawn = (method.images_drawn(training, number + 1), method.images_drawn(training, rounds))
+            images = self._study.options.training.images_per_round
+            drawn = ((number + 1) * images, rounds * images)
             self._tell(Event("train", number * sites + done, rounds * sites, words, drawn))
         elif asked.task in ("summarize", "finalize", "test"):
             self._tell(Event(asked.task, done, sites, site))

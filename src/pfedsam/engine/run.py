@@ -89,8 +89,8 @@ def _run(options: RunOptions, folder: Path, sites: Mapping[str, Site], built: Bu
     local = LocalStudy(options, manifest, with_pool(options, sites), folder)
     rounds, trainers = manifest.rounds, sum(build_roster(options).asks(site, "train") for site in local.sites)
     done = study.state.round
-    training, method = options.training, build_method(options)
-    drawn = (method.images_drawn(training, done), method.images_drawn(training, rounds))
+    images = options.training.images_per_round
+    drawn = (done * images, rounds * images)
     tell(Event("train", done * trainers, rounds * trainers, f"round {min(done + 1, rounds)} of {rounds}", drawn))
     transport = LocalTransport(local, built if options.runtime.workers == 1 else None, tell)
     try:

@@ -80,13 +80,7 @@ def client_round(
         names = partition.names(*phase.trains)
         result = run_phase(
             model,
-            data.draw(
-                model,
-                round_=round_,
-                phase=phase.name,
-                batch_size=phase.images_per_step(options.batch_size),
-                steps=phase.steps,
-            ),
+            data.draw(model, round_=round_, phase=phase.name, batch_size=options.batch_size, steps=phase.steps),
             phase,
             names=names,
             learning_rates=_learning_rates(options, phase, round_, ends),

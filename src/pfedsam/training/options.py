@@ -52,12 +52,11 @@ class TrainingOptions(Options):
     batch_size: int = Field(
         default=4, ge=1, le=1024, description="Number of images in a step. The comparisons of docs/evidence.md have 4."
     )
-    phases: Literal["coupled", "decoupled", "joint", "halves", "coupled-halves", "same-half"] = Field(
-        default="same-half",
-        description="How pfedsam trains in a round. same-half: a step draws half as many images as a step of other methods, and both "
-        "models learn from all of them, the personal one also by distillation from the shared one. coupled: the same with as many images "
-        "as other methods, at twice the cost. coupled-halves: one half of the batch trains the shared model and the other half the "
-        "personal one. halves: in each step, one half of the batch trains the shared parameters "
+    phases: Literal["coupled", "decoupled", "joint", "halves", "coupled-halves"] = Field(
+        default="coupled-halves",
+        description="How pfedsam trains in a round. coupled-halves: in each step one half of the batch trains the shared model, and the "
+        "other half the personal model, on labels and by distillation from the shared one. coupled: the same with the whole batch for "
+        "both models, at one and a half times the cost. halves: in each step, one half of the batch trains the shared parameters "
         "without the local ones, and the other half the local parameters with the shared model as fixed teacher; with distillation "
         "forward or off, local parameters do not affect shared ones. decoupled (the paper): first the shared parameters are "
         "trained, then the local ones with the shared ones fixed, on labels and by distillation; the local phase is repeated after "
@@ -91,6 +90,11 @@ class TrainingOptions(Options):
         default=DistillationOptions(), description="Distillation between the shared and the personal model."
     )
 
+    @property
+    def images_per_round(self) -> int:
+        """Number of training images that a site draws in a round; an image that is drawn twice counts twice."""
+        return self.steps_per_round * self.batch_size
+
     @model_validator(mode="after")
     def _rounds_after_the_warmup(self) -> "TrainingOptions":
         if self.shared_warmup_rounds >= self.rounds:
@@ -102,10 +106,7 @@ class TrainingOptions(Options):
 
     @model_validator(mode="after")
     def _one_teacher_in_one_phase(self) -> "TrainingOptions":
-        if (
-            self.phases in ("coupled", "halves", "coupled-halves", "same-half")
-            and self.distillation.direction == "mutual"
-        ):
+        if self.phases in ("coupled", "halves", "coupled-halves") and self.distillation.direction == "mutual":
             raise ValueError(
                 f"distillation.direction is mutual, but with phases {self.phases} one model teaches the other: set training.phases to "
                 "decoupled"

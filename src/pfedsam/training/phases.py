@@ -7,7 +7,6 @@ phases of a round (`pfedsam.federation.methods`).
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import ceil
 from typing import Any, Literal
 
 import torch
@@ -79,18 +78,12 @@ class PhaseSpec:
     halves: Literal["coupled", "decoupled"] | None = None
     """Each of two supervised models learns from one half of the batch, the shared one from the first. coupled: the personal model's half
     trains both parts; decoupled: the local part alone. None: every model learns from the whole batch."""
-    batch_share: float = 1.0
-    """Share of `training.batch_size` that is drawn for a step."""
     shared_share: float = 1.0
     """Share of the images of a batch, the first ones, from which the shared model learns where both models are supervised; at least one."""
     fine_tunes_after: str | None = None
     """For local fine-tuning: the phase of the rounds with whose AdamW state it begins. The learning rate decreases within the phase."""
     proximal: float = 0.0
     """mu: adds mu / 2 times the squared distance to the shared values that were received (Li et al., 2020, eq. 2)."""
-
-    def images_per_step(self, batch_size: int) -> int:
-        """Number of images, at least one, that are drawn for a step if the configured batch has `batch_size`."""
-        return max(1, ceil(self.batch_share * batch_size))
 
 
 @dataclass(frozen=True)

@@ -72,12 +72,3 @@ def test_fine_tuning_takes_half_as_long_as_the_learning_rate_decreases(training,
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(OptionError, match="known: pfedsam"):
         find_method("fedfoo")
-
-
-def test_the_images_that_a_site_draws() -> None:
-    options = TrainingOptions(rounds=8, steps_per_round=4, batch_size=4, shared_warmup_rounds=2)
-    assert METHODS["fedavg"].images_drawn(options, 3) == 3 * 4 * 4
-    assert (
-        METHODS["pfedsam"].images_drawn(options, 3) == 2 * 4 * 4 + 4 * 2
-    )  # two rounds of whole batches, then half ones
-    assert METHODS["ditto"].images_drawn(options, 0) == 0

@@ -1,7 +1,6 @@
 """The phases of a round under every switch."""
 
 import pytest
-import torch
 from pydantic import ValidationError
 
 from pfedsam.federation.methods import pfedsam
@@ -25,11 +24,11 @@ def test_two_decoupled_phases() -> None:
 
 
 def test_by_default_both_models_learn_in_every_step() -> None:
-    (phase,) = pfedsam.phases(options())
-    assert (phase.name, phase.trains, phase.steps) == ("coupled", ("shared", "local"), 10)
-    assert (phase.supervised, phase.taught, phase.halves) == (("shared", "personal"), "personal", None)
+    (halves,) = pfedsam.phases(options())
+    assert (halves.name, halves.trains, halves.steps) == ("halves", ("shared", "local"), 10)
+    assert (halves.supervised, halves.taught, halves.halves) == (("shared", "personal"), "personal", "coupled")
     assert pfedsam.final(options()) == ()
-    assert pfedsam.METHOD.phases_of(options(rounds=8), 0) == (phase,)
+    assert pfedsam.METHOD.phases_of(options(rounds=8), 0) == (halves,)
 
 
 def test_a_second_phase_that_trains_both_parts_inside_the_personal_model() -> None:
@@ -67,7 +66,7 @@ def test_who_is_taught(direction: str, taught: tuple[str | None, str | None]) ->
 
 @pytest.mark.parametrize(("direction", "taught"), [("off", None), ("forward", "personal"), ("reversed", "shared")])
 def test_who_is_taught_in_a_coupled_phase(direction: str, taught: str | None) -> None:
-    for form in ("same-half", "coupled", "coupled-halves"):
+    for form in ("coupled", "coupled-halves"):
         (phase,) = pfedsam.phases(options(phases=form, distillation={"direction": direction}))
         assert phase.taught == taught
 
@@ -78,7 +77,7 @@ def test_the_share_of_the_shared_model_belongs_to_coupled_steps_of_whole_batches
 
 
 def test_no_warmup_has_no_warmup_phases_and_a_run_of_warmup_alone_is_refused() -> None:
-    assert [phase.name for phase in pfedsam.METHOD.round_phases(options())] == ["coupled"]
+    assert [phase.name for phase in pfedsam.METHOD.round_phases(options())] == ["halves"]
     with pytest.raises(ValidationError, match=r"give fewer than training\.rounds"):
         options(rounds=8, shared_warmup_rounds=8)
 
@@ -93,10 +92,7 @@ def test_halves_train_both_parts_in_one_phase(form: str, halves: str) -> None:
         options(phases=form, distillation={"direction": "mutual"})
 
 
-@pytest.mark.parametrize(
-    ("form", "name"),
-    [("same-half", "coupled"), ("coupled", "coupled"), ("coupled-halves", "halves"), ("halves", "halves")],
-)
+@pytest.mark.parametrize(("form", "name"), [("coupled", "coupled"), ("coupled-halves", "halves"), ("halves", "halves")])
 def test_after_steps_of_both_models_the_personal_one_can_be_fine_tuned(form: str, name: str) -> None:
     (last,) = pfedsam.final(options(phases=form, fine_tuning_rounds=2))
     assert (last.trains, last.supervised, last.steps) == (("shared", "local"), ("personal",), 20)
@@ -104,17 +100,8 @@ def test_after_steps_of_both_models_the_personal_one_can_be_fine_tuned(form: str
     assert pfedsam.final(options(phases=form, fine_tuning_rounds=0)) == ()
 
 
-def test_by_default_a_step_draws_half_a_batch() -> None:
-    (phase,) = pfedsam.phases(options())
-    assert [phase.images_per_step(size) for size in (1, 2, 3, 4, 8)] == [1, 1, 2, 2, 4]
-    (whole,) = pfedsam.phases(options(phases="coupled"))
-    assert [whole.images_per_step(size) for size in (1, 3, 4)] == [1, 3, 4]
-    (last,) = pfedsam.final(options(fine_tuning_rounds=2))
-    assert last.images_per_step(4) == 4
-
-
 def test_from_a_batch_of_one_image_both_models_learn_unless_nothing_local_may_touch_what_is_shared() -> None:
-    (phase,) = pfedsam.phases(options(phases="coupled-halves", batch_size=1))
+    (phase,) = pfedsam.phases(options(batch_size=1))
     assert (phase.name, phase.halves, phase.supervised) == ("coupled", None, ("shared", "personal"))
     with pytest.raises(ValidationError, match="a batch of one image has no halves"):
         options(phases="halves", batch_size=1)
@@ -132,11 +119,3 @@ def test_the_other_switches() -> None:
     assert pfedsam.phases(options(phases="decoupled", distillation={"teacher": "own"}))[1].shared_from == "own"
     assert pfedsam.placement(ModelOptions(output_layers="local"))["output_layers"] == "local"
     assert "experts" not in pfedsam.placement(ModelOptions(experts=None))
-
-
-def test_half_of_a_batch_trains_as_a_whole_batch_of_half_the_size(make, train) -> None:
-    half = train(make("pfedsam"), phases="same-half", batch_size=4)
-    small = train(make("pfedsam"), phases="coupled", batch_size=2)
-    assert all(torch.equal(half.shared[name], value) for name, value in small.shared.items())
-    assert all(torch.equal(half.state.local[name], value) for name, value in small.state.local.items())
-    assert half.losses == small.losses

@@ -55,14 +55,6 @@ class Method:
             return self.warmup(options)
         return self.phases(options)
 
-    def images_drawn(self, options: TrainingOptions, rounds: int) -> int:
-        """Number of images that a site draws in the first `rounds` rounds; an image that is drawn twice counts twice."""
-        return sum(
-            phase.steps * phase.images_per_step(options.batch_size)
-            for round_ in range(rounds)
-            for phase in self.phases_of(options, round_)
-        )
-
     def round_phases(self, options: TrainingOptions) -> tuple[PhaseSpec, ...]:
         """All phases that occur in rounds, without those after the last aggregation."""
         first = self.warmup(options) if self.warmup and options.shared_warmup_rounds else ()

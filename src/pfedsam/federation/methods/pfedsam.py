@@ -4,10 +4,10 @@ In the paper a client round has two decoupled phases: the global phase trains th
 phase trains the experts with the shared part fixed, on labels and by distillation from the shared model (`training.phases=decoupled`).
 After the last aggregation each site trains one more local phase on the final shared parameters.
 
-Ours differs by default (docs/decisions/0006, 0011 and 0022): the local part has a second LoRA, so that a site can correct shared updates
-that do not suit its data; and both parts are trained in every step: both models learn from the labels of the same images, half as many as
-in a step of other methods, and the personal model also from the shared one. Both models are then fully trained when the rounds end, so
-that no last phase is needed.
+Ours differs by default (docs/decisions/0006, 0011 and 0020): the local part has a second LoRA, so that a site can correct shared updates
+that do not suit its data; and both parts are trained in every step: the shared model learns from the labels of one half of the batch, and
+the personal model from those of the other half and from the shared model. Both models are then fully trained when the rounds end, so that
+no last phase is needed.
 """
 
 from dataclasses import replace
@@ -21,7 +21,6 @@ from pfedsam.training.options import TrainingOptions
 from pfedsam.training.phases import Model, PhaseSpec
 
 _IN_ONE_STEP: Final[dict[str, Literal["coupled", "decoupled"] | None]] = {
-    "same-half": None,
     "coupled": None,
     "coupled-halves": "coupled",
     "halves": "decoupled",
@@ -76,7 +75,7 @@ def final(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
 
 
 def _coupled_phase(options: TrainingOptions) -> PhaseSpec:
-    """One phase in which both models learn in every step: from the whole batch, from the same half of it, or each from its own half.
+    """One phase in which both models learn in every step, from the whole batch or each from one half of it.
 
     A batch of one image has no halves; with `coupled-halves` both models learn from it.
     """
@@ -89,7 +88,6 @@ def _coupled_phase(options: TrainingOptions) -> PhaseSpec:
         taught=taught.get(options.distillation.direction),
         steps=options.steps_per_round,
         halves=halves,
-        batch_share=0.5 if options.phases == "same-half" else 1.0,
         shared_share=1.0 if halves else options.shared_share,
     )
 
