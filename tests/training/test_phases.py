@@ -1,5 +1,7 @@
 """The proximal term by hand, and which parameters learn at which rate."""
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -113,15 +115,18 @@ def _partition(model: PersonalSam) -> Partition:
     return Partition.of(model, model.components(), pfedsam.placement(ModelOptions(local_lora=2)))
 
 
-def _gradients(model: PersonalSam, spec: PhaseSpec, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _gradients(
+    model: PersonalSam, spec: PhaseSpec, batch: Batch, step: int = 0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The parts of the loss and the gradients by name after one step of a phase that trains all that is added."""
+    model.zero_grad()
     partition = _partition(model)
     trained = {name: model.get_parameter(name) for name in partition.names("shared", "local")}
     for parameter in trained.values():
         parameter.requires_grad_()
     shared = [trained[name] for name in partition.shared]
     distillation = DistillationOptions(confidence_weighting="everywhere", weight=0.5)
-    parts = _Objective(model, spec, distillation, 0.1, shared).backward(batch)
+    parts = _Objective(model, spec, distillation, 0.1, shared).backward(batch, step)
     assert all(parameter.requires_grad for parameter in trained.values())
     return parts, {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
 
@@ -168,6 +173,36 @@ def test_halves_have_the_gradients_of_one_loss_on_each_half(halves: str, taught:
     assert set(found) == {name for name, value in expected.items() if value is not None}
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("halves", ["coupled", "decoupled"])
+@pytest.mark.parametrize("taught", ["personal", "shared"])
+def test_taught_in_the_first_step_both_models_learn_from_its_first_half(halves: str, taught: Model) -> None:
+    """Then the first step is one of both models on that half, with distillation, and the second one of halves without distillation."""
+    spec = PhaseSpec("halves", ("shared", "local"), ("shared", "personal"), taught, halves=halves, taught_steps="first")
+    model = _away_from_the_start(2)
+    batch = _batch(model)
+    first, of_first = _gradients(model, spec, batch, step=0)
+    second, of_second = _gradients(model, spec, batch, step=1)
+    half = Batch(batch.tokens[:3], batch.labels[:3], batch.keys[:3])
+    together, of_together = _gradients(
+        model, PhaseSpec("coupled", ("shared", "local"), ("shared", "personal"), taught), half
+    )
+    apart, of_apart = _gradients(
+        model, PhaseSpec("halves", ("shared", "local"), ("shared", "personal"), halves=halves), batch
+    )
+    for found, expected in ((first, together), (second, apart)):
+        assert {name: value.item() for name, value in found.items()} == pytest.approx(
+            {name: value.item() for name, value in expected.items()}, rel=1e-5
+        )
+    assert "distillation" in first
+    assert "distillation" not in second
+    local = set(_partition(model).local)
+    for name, value in of_first.items():
+        if halves == "coupled" or name in local:
+            torch.testing.assert_close(value, of_together[name], rtol=1e-4, atol=1e-6)
+    for name, value in of_second.items():
+        torch.testing.assert_close(value, of_apart[name], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("taught", [None, "personal", "shared"])
@@ -227,13 +262,16 @@ def test_each_step_has_its_own_learning_rate() -> None:
     assert not all(torch.equal(one[name], value) for name, value in trained(0.01, 0.01).items())
 
 
-def test_nothing_local_touches_what_is_shared_in_decoupled_halves() -> None:
+@pytest.mark.parametrize("taught_steps", ["first", "all"])
+def test_nothing_local_touches_what_is_shared_in_decoupled_halves(taught_steps: Literal["first", "all"]) -> None:
     """Two rounds that differ in their local values alone give the same shared values, to the bit; coupled halves do not."""
 
     def trained(halves: str, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         model = _away_from_the_start(seed)
         partition = _partition(model)
-        spec = PhaseSpec("halves", ("shared", "local"), ("shared", "personal"), "personal", halves=halves)
+        spec = PhaseSpec(
+            "halves", ("shared", "local"), ("shared", "personal"), "personal", halves=halves, taught_steps=taught_steps
+        )
         run_phase(
             model,
             [_batch(model)] * 3,

@@ -34,6 +34,13 @@ class DistillationOptions(Options):
         description="Whether the distillation also teaches the classes that a site does not annotate; the shared model has learnt them at "
         "other sites.",
     )
+    steps: Literal["first", "all"] = Field(
+        default="first",
+        description="Steps of a round in which one model teaches the other if each learns from its own half of a batch "
+        "(training.phases coupled-halves or halves). first: only in the first step, in which both learn from the same half, so that the "
+        "teacher has predicted its images already. all: in every step, in which the teacher also predicts the other half, so that a step "
+        "costs a fifth more (docs/decisions/0022).",
+    )
     teacher: Literal["received", "own"] = Field(
         default="received",
         description="Shared parameters in the local phase: those received in this round, or the site's own after its global phase.",

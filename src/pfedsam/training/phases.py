@@ -78,6 +78,9 @@ class PhaseSpec:
     halves: Literal["coupled", "decoupled"] | None = None
     """Each of two supervised models learns from one half of the batch, the shared one from the first. coupled: the personal model's half
     trains both parts; decoupled: the local part alone. None: every model learns from the whole batch."""
+    taught_steps: Literal["first", "all"] = "all"
+    """With halves, the steps in which the taught model learns from the other. first: the first step of the phase, in which both models
+    learn from the first half of the batch."""
     shared_share: float = 1.0
     """Share of the images of a batch, the first ones, from which the shared model learns where both models are supervised; at least one."""
     fine_tunes_after: str | None = None
@@ -134,11 +137,11 @@ def run_phase(
     parts_of_step = _parts_of_step(trained, spec, local)
     objective = _Objective(model, spec, distillation, balance, parts_of_step[0], form, loss)
     rows = []
-    for batch, rate in zip(batches, learning_rates, strict=True):
+    for step, (batch, rate) in enumerate(zip(batches, learning_rates, strict=True)):
         for group in optimizer.param_groups:
             group["lr"] = group["fraction"] * rate
         optimizer.zero_grad()
-        parts = objective.backward(batch)
+        parts = objective.backward(batch, step)
         if spec.proximal and anchors:
             _pull_to_anchors(parts, trained, anchors, spec.proximal)
         for part in parts_of_step:
@@ -150,8 +153,12 @@ def run_phase(
 
 
 def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each loss over the steps; empty without steps."""
-    return {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else {})}
+    """The mean of each loss over the steps that have it; empty without steps."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _pull_to_anchors(
@@ -247,23 +254,31 @@ class _Objective:
         self._teacher_stands = len(spec.trains) == 1
         self._taught_by: dict[tuple[int, int], Tensor] = {}
 
-    def backward(self, batch: Batch) -> dict[str, Tensor]:
+    def backward(self, batch: Batch, step: int = 0) -> dict[str, Tensor]:
         """Add the gradient of the loss to the parameters'; returns the parts of the loss, scalars of shape `[]`, and their sum `total`.
 
         The models are processed one after the other, each with its backward pass, so that only the activations of one model are in memory.
+
+        Args:
+            batch: the images of the step.
+            step: the number of the step within the phase, counted from 0.
         """
         if self.spec.halves:
-            return self._halves(batch)
+            return self._halves(batch, step)
         teacher = self._teach(batch) if self.spec.taught and self._teacher_stands else None
         # If both kinds of parameters are trained, both models change; the teacher is then the other model in its current state.
-        order = sorted(self.spec.supervised, key=lambda which: which == self.spec.taught)
         parts: dict[str, Tensor] = {}
-        for which in order:
+        for which in self._order:
             logits, found = self._pass(self._images_of(batch, which), which, teacher)
             found["total"].backward()
             teacher = logits.detach() if teacher is None else teacher
             _add(parts, found)
         return parts
+
+    @property
+    def _order(self) -> list[Model]:
+        """The supervised models, the taught one last."""
+        return sorted(self.spec.supervised, key=lambda which: which == self.spec.taught)
 
     def _images_of(self, batch: Batch, which: Model) -> Batch:
         """The images from which a model learns: all, or the first ones for the shared model beside the personal one."""
@@ -271,19 +286,27 @@ class _Objective:
             return batch
         return _part(batch, 0, max(1, round(self.spec.shared_share * len(batch.keys))))
 
-    def _halves(self, batch: Batch) -> dict[str, Tensor]:
-        """Like `backward`, with one half of the batch for each model; for an odd number, the shared model gets one image more."""
+    def _halves(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Like `backward`, with one half of the batch for each model; for an odd number, the shared model gets one image more.
+
+        If a model is taught in the first step alone, both models learn from the first half there, and the teacher's logits need no forward
+        pass of their own.
+        """
         middle = len(batch.keys) - len(batch.keys) // 2
+        first, second = _part(batch, 0, middle), _part(batch, middle, len(batch.keys))
+        everywhere = self.spec.taught_steps == "all"
+        together = step == 0 and self.spec.taught is not None and not everywhere
         parts: dict[str, Tensor] = {}
-        halves: list[tuple[Model, Batch]] = [
-            ("shared", _part(batch, 0, middle)),
-            ("personal", _part(batch, middle, len(batch.keys))),
-        ]
-        for which, half in halves:
-            teacher = self._other_logits(half, which) if which == self.spec.taught else None
+        teacher: Tensor | None = None
+        for which in self._order:
+            half = first if together or which == "shared" else second
+            if everywhere and which == self.spec.taught:
+                teacher = self._other_logits(half, which)
             with _fixed(self._shared if self.spec.halves == "decoupled" and which == "personal" else ()):
-                _, found = self._pass(half, which, teacher)
+                logits, found = self._pass(half, which, teacher)
                 found["total"].backward()
+            if together:
+                teacher = logits.detach()
             _add(parts, found)
         return parts
 

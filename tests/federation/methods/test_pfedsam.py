@@ -100,6 +100,12 @@ def test_after_steps_of_both_models_the_personal_one_can_be_fine_tuned(form: str
     assert pfedsam.final(options(phases=form, fine_tuning_rounds=0)) == ()
 
 
+def test_with_halves_the_personal_model_is_taught_in_the_first_step_of_a_round_or_in_all() -> None:
+    assert pfedsam.phases(options())[0].taught_steps == "first"
+    assert pfedsam.phases(options(distillation={"steps": "all"}))[0].taught_steps == "all"
+    assert pfedsam.phases(options(phases="coupled"))[0].taught_steps == "all"
+
+
 def test_from_a_batch_of_one_image_both_models_learn_unless_nothing_local_may_touch_what_is_shared() -> None:
     (phase,) = pfedsam.phases(options(batch_size=1))
     assert (phase.name, phase.halves, phase.supervised) == ("coupled", None, ("shared", "personal"))

@@ -4,10 +4,11 @@ In the paper a client round has two decoupled phases: the global phase trains th
 phase trains the experts with the shared part fixed, on labels and by distillation from the shared model (`training.phases=decoupled`).
 After the last aggregation each site trains one more local phase on the final shared parameters.
 
-Ours differs by default (docs/decisions/0006, 0011 and 0020): the local part has a second LoRA, so that a site can correct shared updates
-that do not suit its data; and both parts are trained in every step: the shared model learns from the labels of one half of the batch, and
-the personal model from those of the other half and from the shared model. Both models are then fully trained when the rounds end, so that
-no last phase is needed.
+Ours differs by default (docs/decisions/0006, 0011, 0020 and 0022): the local part has a second LoRA, so that a site can correct shared
+updates that do not suit its data; and both parts are trained in every step: the shared model learns from the labels of one half of the
+batch, and the personal model from those of the other half. In the first step of a round, both models learn from the same half, and the
+personal model also from the shared one, whose parameters are then those that the server sent. Both models are fully trained when the rounds
+end, so that no last phase is needed.
 """
 
 from dataclasses import replace
@@ -79,15 +80,17 @@ def _coupled_phase(options: TrainingOptions) -> PhaseSpec:
 
     A batch of one image has no halves; with `coupled-halves` both models learn from it.
     """
+    direction = options.distillation.direction
     taught: dict[str, Model] = {"forward": "personal", "reversed": "shared"}
     halves = _IN_ONE_STEP[options.phases] if options.batch_size > 1 else None
     return PhaseSpec(
         "coupled" if halves is None else "halves",
         trains=("shared", "local"),
         supervised=("shared", "personal"),
-        taught=taught.get(options.distillation.direction),
+        taught=taught.get(direction),
         steps=options.steps_per_round,
         halves=halves,
+        taught_steps=options.distillation.steps if halves and direction != "off" else "all",
         shared_share=1.0 if halves else options.shared_share,
     )
 
