@@ -1,7 +1,10 @@
 """A site's training images as batches of frozen features, which are computed once for each view (augmentation) of an image."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import prod
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -13,6 +16,9 @@ from pfedsam.data.transforms import AugmentOptions
 from pfedsam.model.prefix import PrefixCache
 from pfedsam.model.segmenter import Segmenter
 from pfedsam.training.losses import ALL_ANNOTATED, LabelForm
+
+_KEPT_BYTES: Final = 64 * 2**20
+"""Memory for the views of a site's images that were drawn last."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +62,15 @@ class SiteData:
             foreground=self.foreground,
             share=self.foreground_share,
         ):
-            drawn = [self._view(model, index, view, renewal) for index, view in pairs]
+            drawn = [self._recent_view(model, index, view, renewal) for index, view in pairs]
             tokens, labels = (torch.stack(parts).to(model.device) for parts in zip(*drawn, strict=True))
             yield Batch(tokens, labels, tuple(pairs))
+
+    @cached_property
+    def _recent_view(self) -> Callable[[Segmenter, int, int, int], tuple[Tensor, Tensor]]:
+        """As `_view`; the views that were drawn last are kept, because making and hashing a view is 5 % of the cost of a step."""
+        size = prod(self.cache.shape) * torch.float32.itemsize
+        return lru_cache(maxsize=_KEPT_BYTES // size)(self._view)
 
     def _view(self, model: Segmenter, index: int, view: int, renewal: int) -> tuple[Tensor, Tensor]:
         """The tokens [h, w, d] and the labels [h, w] of one view of an image."""
