@@ -68,7 +68,7 @@ class SiteData:
 
     @cached_property
     def _recent_view(self) -> Callable[[Segmenter, int, int, int], tuple[Tensor, Tensor]]:
-        """As `_view`; the views that were drawn last are kept, because making and hashing a view is 5 % of the cost of a step."""
+        """As `_view`; the views that were drawn last are kept, because making and hashing views takes 3 % of a round."""
         size = prod(self.cache.shape) * torch.float32.itemsize
         return lru_cache(maxsize=_KEPT_BYTES // size)(self._view)
 
