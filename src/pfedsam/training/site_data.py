@@ -17,7 +17,7 @@ from pfedsam.model.prefix import PrefixCache
 from pfedsam.model.segmenter import Segmenter
 from pfedsam.training.losses import ALL_ANNOTATED, LabelForm
 
-_KEPT_BYTES: Final = 64 * 2**20
+_KEPT_BYTES: Final = 32 * 2**20
 """Memory for the views of a site's images that were drawn last."""
 
 
