@@ -1,10 +1,9 @@
 """What a change of structure must not change: parameters and scores of every method, as commit 391911d computed them.
 
 The options are written out here, with the defaults that the project had before `docs/decisions/0020`; `pfedsam-defaults` has those before
-`docs/decisions/0022`.
-Until that commit the file also had digests, which are equal only on one model of processor, and processors of two generations gave the
-same name. Norms of tensors differ between processors by rounding alone, and do not depend on the names of tensors, so that a component
-may be renamed.
+`docs/decisions/0022`. Until that commit the file also had digests, which are equal only on one model of processor, and processors of two
+generations gave the same name. Norms of tensors differ between processors by rounding alone, and do not depend on the names of tensors, so
+that a component may be renamed.
 """
 
 import json

@@ -294,13 +294,13 @@ class _Objective:
         """
         middle = len(batch.keys) - len(batch.keys) // 2
         first, second = _part(batch, 0, middle), _part(batch, middle, len(batch.keys))
-        everywhere = self.spec.taught_steps == "all"
-        together = step == 0 and self.spec.taught is not None and not everywhere
+        taught = self.spec.taught
+        together = taught is not None and self.spec.taught_steps == "first" and step == 0
         parts: dict[str, Tensor] = {}
         teacher: Tensor | None = None
         for which in self._order:
             half = first if together or which == "shared" else second
-            if everywhere and which == self.spec.taught:
+            if which == taught and self.spec.taught_steps == "all":
                 teacher = self._other_logits(half, which)
             with _fixed(self._shared if self.spec.halves == "decoupled" and which == "personal" else ()):
                 logits, found = self._pass(half, which, teacher)

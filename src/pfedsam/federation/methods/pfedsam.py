@@ -80,17 +80,17 @@ def _coupled_phase(options: TrainingOptions) -> PhaseSpec:
 
     A batch of one image has no halves; with `coupled-halves` both models learn from it.
     """
-    direction = options.distillation.direction
-    taught: dict[str, Model] = {"forward": "personal", "reversed": "shared"}
+    models: dict[str, Model] = {"forward": "personal", "reversed": "shared"}
+    taught = models.get(options.distillation.direction)
     halves = _IN_ONE_STEP[options.phases] if options.batch_size > 1 else None
     return PhaseSpec(
         "coupled" if halves is None else "halves",
         trains=("shared", "local"),
         supervised=("shared", "personal"),
-        taught=taught.get(direction),
+        taught=taught,
         steps=options.steps_per_round,
         halves=halves,
-        taught_steps=options.distillation.steps if halves and direction != "off" else "all",
+        taught_steps=options.distillation.steps if halves and taught else "all",
         shared_share=1.0 if halves else options.shared_share,
     )
 
