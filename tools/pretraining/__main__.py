@@ -18,6 +18,8 @@ def pretrain_command(
     start_from: Annotated[
         str | None, typer.Option("--from", help="Go on from these weights: a shipped name or a folder.")
     ] = None,
+    free_weight: Annotated[float, typer.Option(help="Weight of the prompt-free task.")] = 1.0,
+    appearance_weight: Annotated[float, typer.Option(help="Weight of giving the image back from its embedding.")] = 1.0,
     workers: Annotated[int, typer.Option(help="Processes, one core each; gradients are averaged.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of weights and scenes.")] = 0,
     device: Annotated[str, typer.Option(help="auto (a GPU where torch finds one), cpu, cuda or cuda:<n>.")] = "cpu",
@@ -37,6 +39,8 @@ def pretrain_command(
         "crop_steps": crop_steps,
         "batch_size": batch_size,
         "start_from": start_from,
+        "free_weight": free_weight,
+        "appearance_weight": appearance_weight,
         "workers": workers,
         "seed": seed,
         "device": device,
@@ -47,7 +51,7 @@ def pretrain_command(
         task = bars.add_task("pretraining", total=steps)
 
         def tell(step: int, losses: dict[str, float]) -> None:
-            text = "  ".join(f"{name} {losses[name]:.2f}" for name in ("box", "point", "free"))
+            text = "  ".join(f"{name} {losses[name]:.2f}" for name in ("box", "point", "free", "appearance"))
             bars.update(task, completed=step + 1, description=text)
 
         model = pretrain(options, out, progress=tell)

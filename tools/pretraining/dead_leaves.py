@@ -1,8 +1,9 @@
 """Generated scenes for pretraining: occluding shapes on textured ground, after the dead leaves model (Matheron, 1968; Lee et al., 2001).
 
-Every scene has one *kind* of object (blobs, ellipses, rings, polygons or branching tubes of similar size, colour and texture);
-all objects of that kind are the foreground of the prompt-free task, each single one is the target of a box or a point. Some
-scenes also hold fainter clutter, or a larger body around each object (as the cytoplasm around a nucleus), which are ground.
+Every scene has one *kind* of object (blobs, ellipses, rings, polygons, branching tubes or the walls between cells, of similar size,
+colour and texture); all objects of that kind are the foreground of the prompt-free task, each single one is the target of a box or a
+point. Some scenes also hold fainter clutter, or a larger body around each object (as the cytoplasm around a nucleus), which are ground,
+and some have a round field of view, as a microscope or a fundus camera has.
 Nothing here comes from a real image.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
+from scipy.spatial import cKDTree
 
 Array = npt.NDArray[Any]
 Points = list[tuple[float, float]]
@@ -53,6 +55,8 @@ def scene(side: int, rng: np.random.Generator) -> Scene:
     opacity = rng.uniform(0.75, 1.0)
     inside = (instances > 0)[..., None]
     pixels = np.where(inside, opacity * surface + (1 - opacity) * pixels, pixels)
+    if rng.random() < 0.1:
+        pixels, instances = _round_field(pixels, instances, rng)
     return Scene(_photograph(pixels, rng), instances)
 
 
@@ -63,7 +67,9 @@ def _random_kind(side: int, rng: np.random.Generator) -> _Kind:
     count = int(np.clip(rng.uniform(0.05, 0.7) * room, 1, 140))
     draw = _SHAPES[rng.choice(len(_SHAPES), p=_SHARES)]
     if draw is _tube:
-        radius, count = rng.uniform(0.006, 0.02) * side, int(rng.integers(2, 12))
+        radius, count = float(np.exp(rng.uniform(np.log(0.002), np.log(0.02)))) * side, int(rng.integers(2, 12))
+    if draw is _walls:
+        radius, count = rng.uniform(0.03, 0.15) * side, 1
     return _Kind(draw, radius, count)
 
 
@@ -118,7 +124,7 @@ def _polygon(
 def _ring(pen: ImageDraw.ImageDraw, rng: np.random.Generator, x: float, y: float, radius: float, number: int) -> None:
     """A closed band; its inside stays what it was."""
     outline = _outline(rng, x, y, radius, corners=48, wobble=0.15)
-    pen.line([*outline, *outline[:2]], fill=number, width=max(2, int(radius * rng.uniform(0.2, 0.5))), joint="curve")
+    pen.line([*outline, *outline[:2]], fill=number, width=max(2, int(radius * rng.uniform(0.08, 0.5))), joint="curve")
 
 
 def _tube(pen: ImageDraw.ImageDraw, rng: np.random.Generator, x: float, y: float, radius: float, number: int) -> None:
@@ -136,8 +142,18 @@ def _tube(pen: ImageDraw.ImageDraw, rng: np.random.Generator, x: float, y: float
         pen.line(path, fill=number, width=max(1, round(2 * thickness)), joint="curve")
 
 
-_SHAPES = (_blob, _ellipse, _polygon, _ring, _tube)
-_SHARES = (0.42, 0.24, 0.12, 0.08, 0.14)
+def _walls(pen: ImageDraw.ImageDraw, rng: np.random.Generator, x: float, y: float, radius: float, number: int) -> None:
+    """The walls between cells of about this radius all over the image, as membranes in a tissue: one object."""
+    side = pen.im.size[0]
+    cells = rng.uniform(-radius, side + radius, size=(max(3, int((side / (2 * radius)) ** 2)), 2))
+    places = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1) + np.array([x, y]) % 1
+    nearest = cKDTree(cells).query(places.reshape(-1, 2), k=2)[0].reshape(side, side, 2)
+    wall = nearest[..., 1] - nearest[..., 0] < 2 * rng.uniform(0.004, 0.015) * side
+    pen.bitmap((0, 0), Image.fromarray(wall), fill=number)
+
+
+_SHAPES = (_blob, _ellipse, _polygon, _ring, _tube, _walls)
+_SHARES = (0.32, 0.18, 0.08, 0.14, 0.21, 0.07)
 
 
 def _two_colours(rng: np.random.Generator) -> tuple[Array, Array]:
@@ -148,7 +164,7 @@ def _two_colours(rng: np.random.Generator) -> tuple[Array, Array]:
     direction = rng.normal(size=3) + rng.choice([-1.0, 1.0]) * rng.uniform(0.3, 2.0)
     if rng.random() < 0.5:
         direction[:] = direction.mean()
-    direction *= rng.uniform(0.12, 0.7) / (np.abs(direction).max() + 1e-6)
+    direction *= rng.uniform(0.08, 0.7) / (np.abs(direction).max() + 1e-6)
     if ((ground + direction < 0) | (ground + direction > 1)).mean() > 0.5:
         direction = -direction
     return ground, np.clip(ground + direction, 0, 1)
@@ -210,6 +226,15 @@ def _add_bodies(pixels: Array, instances: Array, contrast: Array, rng: np.random
     colour = rng.uniform(0.15, 0.75) * contrast + rng.normal(0, 0.03, size=3)
     colour = colour + _texture(side, rng, strength=rng.uniform(0.0, 0.12)) + _per_object(bodies, rng, strength=0.06)
     return np.where((bodies > 0)[..., None], pixels + colour, pixels)
+
+
+def _round_field(pixels: Array, instances: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Pixels and objects inside a circle; outside it is dark ground."""
+    side = instances.shape[0]
+    across, down = np.meshgrid(np.arange(side), np.arange(side))
+    x, y = rng.uniform(0.4, 0.6, size=2) * side
+    outside = (across - x) ** 2 + (down - y) ** 2 > (rng.uniform(0.4, 0.6) * side) ** 2
+    return np.where(outside[..., None], rng.uniform(0, 0.08), pixels), np.where(outside, 0, instances)
 
 
 def _photograph(pixels: Array, rng: np.random.Generator) -> Array:

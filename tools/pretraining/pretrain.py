@@ -3,7 +3,8 @@
 Three tasks share every batch: a single object from its box (mask token 0), a single object from one point inside it (the best of
 the three multi-mask tokens, as Kirillov et al., 2023, sec. 3), and the whole foreground kind without any prompt (mask token 0,
 no prompt tokens). The last one is what prompt-free fine-tuning starts from: without it fine-tuning sits on a plateau of empty
-masks for its first hundred steps.
+masks for its first hundred steps. A fourth task keeps colours and thin structures in the image embedding: a linear layer, which is not
+part of the model, has to give the image back from it at half its resolution.
 """
 
 import json
@@ -75,6 +76,10 @@ class PretrainOptions(Options):
     )
     warmup: int = Field(default=100, ge=0, description="Steps over which the learning rate rises from 0.")
     weight_decay: float = Field(default=0.05, ge=0, description="Weight decay of both.")
+    free_weight: float = Field(default=1.0, ge=0, description="Weight of the prompt-free task; the prompted ones have 1.")
+    appearance_weight: float = Field(
+        default=1.0, ge=0, description="Weight of giving the image back from its embedding (mean absolute error)."
+    )
     clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
@@ -181,11 +186,29 @@ def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
     return dice + entropy  # type: ignore[no-any-return]
 
 
-def objective(model: SamModel, batch: PromptBatch) -> dict[str, Tensor]:
-    """The scalar losses of the three tasks and of the quality head: `box`, `point`, `free`, `quality`.
+class Pretrained(nn.Module):
+    """A SAM, and the layer that gives the image back from its embedding, which only the training needs."""
+
+    def __init__(self, network: SamModel) -> None:
+        """The layer starts at zero, that is, with a grey image."""
+        super().__init__()
+        self.network = network
+        channels = int(network.config.vision_config.output_channels)  # type: ignore[union-attr]
+        self.appearance = nn.Conv2d(channels, 3 * (PATCH // 2) ** 2, 1)
+        nn.init.zeros_(self.appearance.weight)
+        nn.init.constant_(self.appearance.bias, 0.5)  # type: ignore[arg-type]
+
+    def image(self, embedding: Tensor) -> Tensor:
+        """From the image embedding `[B, e, h, w]` to the image at half its resolution, `[B, 3, 8h, 8w]`."""
+        return F.pixel_shuffle(self.appearance(embedding), PATCH // 2)
+
+
+def objective(trained: Pretrained, batch: PromptBatch) -> dict[str, Tensor]:
+    """The scalar losses of the four tasks and of the quality head: `box`, `point`, `free`, `appearance`, `quality`.
 
     Losses are taken at twice the decoder's resolution, on targets averaged down to it.
     """
+    model = trained.network
     origin = (batch.origin[0] // PATCH, batch.origin[1] // PATCH)
     embedding = encode(model, batch.pixels, origin)
     side = 2 * 4 * embedding.shape[-1]
@@ -201,6 +224,7 @@ def objective(model: SamModel, batch: PromptBatch) -> dict[str, Tensor]:
         "box": mask_loss(by_box, objects).mean(),
         "point": point_losses.min(dim=1).values.mean(),
         "free": mask_loss(free, F.adaptive_avg_pool2d(batch.foreground, side)).mean(),
+        "appearance": F.l1_loss(trained.image(embedding).float(), F.avg_pool2d(batch.pixels, 2)),
         "quality": quality,
     }
 
@@ -290,8 +314,10 @@ def _train(
 ) -> SamModel:
     """The training of one process; only worker 0 writes."""
     device = configure_numerics(1, options.device)
-    model: SamModel = _start(options).train().requires_grad_(True).to(device)  # type: ignore[arg-type]
-    side = int(model.config.vision_config.image_size)  # type: ignore[union-attr,arg-type]
+    network = _start(options)
+    model = Pretrained(network).train().requires_grad_(True).to(device)
+    weights = {"free": options.free_weight, "appearance": options.appearance_weight}
+    side = int(network.config.vision_config.image_size)  # type: ignore[union-attr]
     in_bfloat16 = options.precision == "bfloat16" or (options.precision == "auto" and fast_bfloat16(device))
     optimizers = _optimizers(model, options)
     start = _resume(folder, model, optimizers)
@@ -304,7 +330,7 @@ def _train(
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bfloat16):
             losses = objective(model, batch)
         model.zero_grad()
-        torch.stack([loss.float() for loss in losses.values()]).sum().backward()
+        torch.stack([weights.get(name, 1.0) * loss.float() for name, loss in losses.items()]).sum().backward()
         _average_gradients(model, options.workers)
         torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
         for optimizer in optimizers:
@@ -316,7 +342,7 @@ def _train(
             _log(folder, {"step": step, **row, "seconds": round(time.monotonic() - begin, 3)})
             if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
                 _checkpoint(folder, step + 1, model, optimizers)
-    return model.eval()
+    return network.eval()
 
 
 def _start(options: PretrainOptions) -> SamModel:
@@ -327,7 +353,7 @@ def _start(options: PretrainOptions) -> SamModel:
     )
 
 
-def _optimizers(model: SamModel, options: PretrainOptions) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+def _optimizers(model: nn.Module, options: PretrainOptions) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """Muon for the weight matrices of linear layers, AdamW for everything else."""
     linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
     matrices = {id(weight) for weight in linear}
@@ -338,7 +364,7 @@ def _optimizers(model: SamModel, options: PretrainOptions) -> tuple[torch.optim.
     )
 
 
-def _average_gradients(model: SamModel, workers: int) -> None:
+def _average_gradients(model: nn.Module, workers: int) -> None:
     """Average the gradients over the processes, as one flat tensor."""
     if workers == 1:
         return
@@ -354,7 +380,7 @@ def _log(folder: Path, row: dict[str, float]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def _checkpoint(folder: Path, step: int, model: SamModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+def _checkpoint(folder: Path, step: int, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     parameters = dict(model.named_parameters())
     state = {f"model:{name}": value.detach().cpu() for name, value in parameters.items()}
     for optimizer in optimizers:
@@ -362,7 +388,7 @@ def _checkpoint(folder: Path, step: int, model: SamModel, optimizers: Sequence[t
     tensors.save(folder / CHECKPOINT, state, {"step": str(step)})
 
 
-def _resume(folder: Path, model: SamModel, optimizers: Sequence[torch.optim.Optimizer]) -> int:
+def _resume(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:
     """Load the checkpoint in `folder`, if any; the number of steps already done."""
     path = folder / CHECKPOINT
     if not path.exists():
