@@ -76,7 +76,9 @@ class PretrainOptions(Options):
     )
     warmup: int = Field(default=100, ge=0, description="Steps over which the learning rate rises from 0.")
     weight_decay: float = Field(default=0.05, ge=0, description="Weight decay of both.")
-    free_weight: float = Field(default=1.0, ge=0, description="Weight of the prompt-free task; the prompted ones have 1.")
+    free_weight: float = Field(
+        default=1.0, ge=0, description="Weight of the prompt-free task; the prompted ones have 1."
+    )
     appearance_weight: float = Field(
         default=1.0, ge=0, description="Weight of giving the image back from its embedding (mean absolute error)."
     )
