@@ -146,6 +146,17 @@ def test_a_view_depends_on_its_name_alone(site_folder):
     assert not any(torch.equal(one, other) for other in others)
 
 
+def test_slices_of_volumes_are_not_mirrored_as_pictures_are(site_folder):
+    (picture,) = _load(read_site("north", site_folder("a")).cases)
+    options = AugmentOptions(angle=0, zoom=0)
+
+    def moved(example):
+        return [not torch.equal(view_of(example, 1, seed=s, options=options)[1], picture.labels) for s in range(20)]
+
+    assert any(moved(picture))
+    assert not any(moved(replace(picture, slice=0)))
+
+
 def test_every_example_comes_once_before_any_comes_again():
     drawn = list(batches(5, 3, batch_size=2, steps=10, generator=rng.generator(0)))
     assert [len(batch) for batch in drawn] == [2] * 10

@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 from scipy.ndimage import rotate
 
 from pfedsam.core import rng
-from pfedsam.data.transforms import AugmentOptions, Frame, apply_view, labels_to_frame, logits_to_native, to_frame
+from pfedsam.data.transforms import (
+    FOR_PICTURES,
+    FOR_SLICES,
+    AugmentOptions,
+    Frame,
+    Moves,
+    apply_view,
+    labels_to_frame,
+    logits_to_native,
+    to_frame,
+)
 
 SIDES = st.integers(1, 90)
 GEOMETRY = {"brightness": 0, "contrast": 0, "gamma": 0, "noise": 0}
@@ -128,6 +138,38 @@ def test_which_symmetries_there_are(flips, rotations, corners):
         _, turned = apply_view(torch.zeros(3, 2, 2), labels, view=1, generator=rng.generator(seed), options=options)
         seen.add("".join("abcd"[value] for value in turned.flatten().tolist()))
     assert seen == corners
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, Moves(flips=False, rotations=False, angle=15.0, zoom=0.15)),
+        ({"flips": True, "zoom": 0.0}, Moves(flips=True, rotations=False, angle=15.0, zoom=0.0)),
+    ],
+)
+def test_what_an_option_leaves_open_is_as_usual(options, expected):
+    assert Moves.of(AugmentOptions(**options), FOR_SLICES) == expected
+    assert Moves.of(AugmentOptions(flips=False), FOR_PICTURES) == Moves(
+        flips=False, rotations=True, angle=0.0, zoom=0.0
+    )
+
+
+def test_a_slice_is_neither_mirrored_nor_turned_by_a_right_angle():
+    labels = torch.zeros(64, 64, dtype=torch.uint8)
+    labels[28:36, 8:16] = 1  # left of the middle, as a heart's right ventricle is of its left one
+    for seed in range(50):
+        _, moved = apply_view(
+            torch.zeros(3, 64, 64),
+            labels,
+            view=1,
+            generator=rng.generator(seed),
+            options=AugmentOptions(),
+            usual=FOR_SLICES,
+        )
+        rows, columns = np.nonzero(moved.numpy())
+        # 20 pixels from the centre: turned by at most 15 degrees and enlarged by at most exp(0.15)
+        assert abs(rows.mean() - 31.5) <= 20 * math.exp(0.15) * math.sin(math.radians(15)) + 1
+        assert 20 * math.exp(-0.15) * math.cos(math.radians(15)) - 1 <= 31.5 - columns.mean()
 
 
 @given(seed=st.integers(0, 500))

@@ -35,7 +35,7 @@ def test_every_key_is_listed_with_a_description_and_its_default_in_yaml() -> Non
     assert keys["data.tiling"].default == "null"
     assert keys["model.experts"].default == "as below"
     assert keys["model.experts.top_k"].default == "2"
-    assert keys["data.augment.flips"].default == "true"
+    assert keys["data.augment.flips"].default == "null"
     assert keys["model.precision"].description.endswith("One of float32, bfloat16, auto.")
     for path in ("method", "training.optimizer.learning_rate", "communication.codec"):
         assert yaml.safe_load(keys[path].default) == attrgetter(path)(RunOptions.model_validate(yaml.safe_load(GOOD)))

@@ -13,7 +13,7 @@ from pfedsam.model.lora_linear import LoraLinear
 
 def layer() -> LoraLinear:
     sam = new_network(compact_config("sam-toy"), rng.generator(0))
-    targets = SamBackbone(sam).lora_targets(1, output_projection=False, decoder=True)
+    targets = SamBackbone(sam).lora_targets(1, output_projection=False, mlp=False, decoder=True)
     add_lora(sam, LoraOptions(rank=2, alpha=6.0), targets, rng.generator(1))
     found = sam.vision_encoder.layers[1].attn.qkv
     torch.nn.init.normal_(found.lora_B["default"].weight, generator=rng.generator(2))

@@ -49,7 +49,8 @@ Flips = Annotated[
     bool,
     typer.Option(
         "--tta",
-        help="Average the predictions over mirror images, which takes four times as long; short for --set evaluation.flips=true.",
+        help="Average the predictions over mirror images, which takes four times as long; short for --set evaluation.flips=true. "
+        "Only for models that were trained with mirrored images (data.augment.flips); by default those of volumes are not.",
     ),
 ]
 Smallest = Annotated[

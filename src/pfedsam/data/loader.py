@@ -20,7 +20,7 @@ from pfedsam.data.examples import Example, PictureExamples, fitting
 from pfedsam.data.images import MAX_MEGAPIXELS, ImageOptions, normalise_contrast, read_image, read_mask
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.manifest import Case
-from pfedsam.data.transforms import AugmentOptions, apply_view, labels_to_frame, to_frame
+from pfedsam.data.transforms import FOR_PICTURES, FOR_SLICES, AugmentOptions, apply_view, labels_to_frame, to_frame
 from pfedsam.data.volume_case import load_volume_truth, open_case
 from pfedsam.data.volume_options import VolumeOptions
 
@@ -161,8 +161,15 @@ def view_of(
     part = () if example.tile is None else ("tile", example.tile)
     part = part if example.slice is None else ("slice", example.slice)
     generator = rng.generator(seed, case.site, case.id, "view", view, renewal, *part)
+    usual = FOR_PICTURES if example.slice is None else FOR_SLICES
     return apply_view(
-        example.pixels, example.labels, view=view, generator=generator, options=options, frame=example.frame
+        example.pixels,
+        example.labels,
+        view=view,
+        generator=generator,
+        options=options,
+        usual=usual,
+        frame=example.frame,
     )
 
 

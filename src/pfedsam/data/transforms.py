@@ -8,7 +8,8 @@ features and teacher logits can be stored per (image, view). View 0 is the image
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -51,15 +52,27 @@ class AugmentOptions(Options):
     renew_every: int = Field(
         default=0, ge=0, description="Number of rounds after which these versions are replaced by new ones; 0: never."
     )
-    flips: bool = Field(default=True, description="Whether images are mirrored at random.")
-    rotations: bool = Field(
-        default=True, description="Whether images are rotated at random by multiples of 90 degrees."
+    flips: bool | None = Field(
+        default=None,
+        description="Whether images are mirrored at random; empty: pictures are, and slices of volumes are not, because a body lies the "
+        "same way in all of them.",
     )
-    angle: float = Field(
-        default=0.0, ge=0, le=180, description="Largest random rotation in degrees, in both directions."
+    rotations: bool | None = Field(
+        default=None,
+        description="Whether images are rotated at random by multiples of 90 degrees; empty: pictures are, slices of volumes are not.",
     )
-    zoom: float = Field(
-        default=0.0, ge=0, le=1, description="Images are scaled by a random factor between exp(-zoom) and exp(zoom)."
+    angle: float | None = Field(
+        default=None,
+        ge=0,
+        le=180,
+        description="Largest random rotation in degrees, in both directions; empty: 0 for pictures, 15 for slices of volumes.",
+    )
+    zoom: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Images are scaled by a random factor between exp(-zoom) and exp(zoom); empty: 0 for pictures, 0.15 for slices of "
+        "volumes.",
     )
     brightness: float = Field(
         default=0.1, ge=0, le=1, description="A random constant between -brightness and brightness is added."
@@ -76,6 +89,28 @@ class AugmentOptions(Options):
     noise: float = Field(
         default=0.02, ge=0, le=1, description="Largest standard deviation of the normal noise that is added."
     )
+
+
+@dataclass(frozen=True)
+class Moves:
+    """How images are moved at random; the fields are as in `AugmentOptions`."""
+
+    flips: bool
+    rotations: bool
+    angle: float
+    zoom: float
+
+    @classmethod
+    def of(cls, options: AugmentOptions, usual: "Moves") -> "Moves":
+        """Those of the options, and the usual ones where an option is empty."""
+        asked = {field.name: getattr(options, field.name) for field in fields(usual)}
+        return replace(usual, **{name: value for name, value in asked.items() if value is not None})
+
+
+FOR_PICTURES: Final = Moves(flips=True, rotations=True, angle=0.0, zoom=0.0)
+"""A picture may show its objects in any direction, as a microscope does."""
+FOR_SLICES: Final = Moves(flips=False, rotations=False, angle=15.0, zoom=0.15)
+"""A body lies the same way in all volumes: its left side is not its right (`docs/decisions/0023`)."""
 
 
 def to_frame(image: npt.NDArray[np.float32], side: int, frame: Frame | None = None) -> tuple[Tensor, Frame]:
@@ -110,6 +145,7 @@ def apply_view(
     view: int,
     generator: torch.Generator,
     options: AugmentOptions,
+    usual: Moves = FOR_PICTURES,
     frame: Frame | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One view of pixels [3, S, S] and labels [S, S].
@@ -123,20 +159,22 @@ def apply_view(
         view: number of the view; 0 returns both unchanged and draws nothing.
         generator: the only source of randomness: the same state gives the same view, bit for bit.
         options: kinds and strengths of the changes.
+        usual: how images are moved where an option is empty.
         frame: the frame of the picture; if given, the padding keeps its zeros.
     """
     if view == 0:
         return pixels, labels
-    choices = _dihedral(options)
+    moves = Moves.of(options, usual)
+    choices = _dihedral(moves)
     turns, mirrored = choices[int(torch.randint(len(choices), (), generator=generator))]
     height, width = frame.resized if frame else pixels.shape[-2:]
     changed = pixels.clone()
     changed[:, :height, :width] = _intensity(pixels[:, :height, :width], generator, options)
     changed, labels = _turn(changed, turns, mirrored), _turn(labels, turns, mirrored)
-    if not (options.angle or options.zoom):
+    if not (moves.angle or moves.zoom):
         return changed, labels
     angle, zoom = (2 * torch.rand(2, generator=generator) - 1).tolist()
-    moved = math.radians(angle * options.angle), math.exp(zoom * options.zoom)
+    moved = math.radians(angle * moves.angle), math.exp(zoom * moves.zoom)
     return _move(changed, *moved, "bilinear"), _move(labels[None], *moved, "nearest")[0]
 
 
@@ -149,11 +187,11 @@ def _move(image: Tensor, angle: float, zoom: float, mode: str) -> Tensor:
     return moved[0].to(image.dtype)
 
 
-def _dihedral(options: AugmentOptions) -> list[tuple[int, bool]]:
+def _dihedral(moves: Moves) -> list[tuple[int, bool]]:
     """The allowed (quarter turns, mirrored) of the square's eight symmetries."""
-    if options.rotations:
-        return [(turns, mirrored) for turns in range(4) for mirrored in (False, True)[: 1 + options.flips]]
-    if options.flips:
+    if moves.rotations:
+        return [(turns, mirrored) for turns in range(4) for mirrored in (False, True)[: 1 + moves.flips]]
+    if moves.flips:
         return [(0, False), (0, True), (2, False), (2, True)]  # both flips together are a half turn
     return [(0, False)]
 

@@ -37,10 +37,14 @@ def test_mask_layers_are_copies() -> None:
 
 def test_targets_of_lora_by_hand() -> None:
     backbone = toy_backbone()
-    assert backbone.lora_targets(1, output_projection=False, decoder=False) == ["vision_encoder.layers.1.attn.qkv"]
-    both = backbone.lora_targets(0, output_projection=True, decoder=False)
+    assert backbone.lora_targets(1, output_projection=False, mlp=False, decoder=False) == [
+        "vision_encoder.layers.1.attn.qkv"
+    ]
+    both = backbone.lora_targets(0, output_projection=True, mlp=False, decoder=False)
     assert both == [f"vision_encoder.layers.{i}.attn.{part}" for i in (0, 1) for part in ("qkv", "proj")]
-    decoder = set(backbone.lora_targets(2, output_projection=False, decoder=True))
+    mlp = backbone.lora_targets(1, output_projection=False, mlp=True, decoder=False)
+    assert mlp == [f"vision_encoder.layers.1.{part}" for part in ("attn.qkv", "mlp.lin1", "mlp.lin2")]
+    decoder = set(backbone.lora_targets(2, output_projection=False, mlp=False, decoder=True))
     assert decoder
     assert all(name.startswith("mask_decoder.transformer.") for name in decoder)
     assert list(backbone.normed(1)) == ["vision_encoder.layers.1", "vision_encoder.neck", "mask_decoder.transformer"]

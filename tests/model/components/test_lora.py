@@ -13,7 +13,7 @@ from pfedsam.model.components.lora import LoraOptions, add_lora, save_adapter
 
 
 def targets(sam: SamModel) -> list[str]:
-    return SamBackbone(sam).lora_targets(1, output_projection=False, decoder=True)
+    return SamBackbone(sam).lora_targets(1, output_projection=False, mlp=True, decoder=True)
 
 
 def test_at_its_start_every_update_is_zero() -> None:

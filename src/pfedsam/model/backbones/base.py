@@ -125,12 +125,13 @@ class Backbone(ABC):
         """New copies of the decoder's output layers."""
 
     @abstractmethod
-    def lora_targets(self, first_block: int, *, output_projection: bool, decoder: bool) -> list[str]:
+    def lora_targets(self, first_block: int, *, output_projection: bool, mlp: bool, decoder: bool) -> list[str]:
         """The names in `network` of the linear layers that get a low-rank update.
 
         Args:
-            first_block: the first encoder block whose attention is adapted.
+            first_block: the first encoder block that is adapted.
             output_projection: whether to include the output projection of the encoder's attention.
+            mlp: whether to include the MLP of the encoder's blocks.
             decoder: whether to include the linear layers of the decoder's transformer.
         """
 

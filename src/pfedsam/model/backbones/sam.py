@@ -91,12 +91,10 @@ class SamBackbone(Backbone):
             decoder.upscale_conv2.out_channels,
         )
 
-    def lora_targets(self, first_block: int, *, output_projection: bool, decoder: bool) -> list[str]:
-        """The encoder's fused `qkv` and, as requested, its `proj` and the decoder's transformer; see `Backbone.lora_targets`."""
-        parts = ("qkv", "proj") if output_projection else ("qkv",)
-        names = [
-            f"vision_encoder.layers.{i}.attn.{part}" for i in range(first_block, len(self.blocks)) for part in parts
-        ]
+    def lora_targets(self, first_block: int, *, output_projection: bool, mlp: bool, decoder: bool) -> list[str]:
+        """The encoder's fused `qkv` and, as requested, `proj`, MLP and the decoder's transformer; see `Backbone.lora_targets`."""
+        parts = ["attn.qkv", *["attn.proj"] * output_projection, *["mlp.lin1", "mlp.lin2"] * mlp]
+        names = [f"vision_encoder.layers.{i}.{part}" for i in range(first_block, len(self.blocks)) for part in parts]
         if decoder:
             transformer = self.network.mask_decoder.transformer.named_modules(prefix="mask_decoder.transformer")
             names += [name for name, module in transformer if isinstance(module, nn.Linear)]

@@ -1,7 +1,7 @@
 """LoRA (Hu et al., 2022): the shared low-rank updates, added to the backbone by `peft`.
 
-They are on the attention projections of the adapted encoder blocks (SAM's fused `qkv` and, as an option, `proj`) and on the linear layers
-of the mask decoder's transformer.
+They are on the attention projections of the adapted encoder blocks (SAM's fused `qkv` and, as options, `proj` and the MLP) and on the
+linear layers of the mask decoder's transformer.
 """
 
 from pathlib import Path
@@ -29,6 +29,7 @@ class LoraOptions(Options):
     output_projection: bool = Field(
         default=False, description="Whether to adapt also the output projection of the encoder's attention."
     )
+    mlp: bool = Field(default=False, description="Whether to adapt also the MLP of the encoder's adapted blocks.")
     decoder: bool = Field(
         default=True, description="Whether to adapt also the linear layers of the mask decoder's transformer."
     )
@@ -47,7 +48,10 @@ class Lora(Component):
         """The updates of the adapted encoder blocks and of the decoder."""
         options = self.options
         targets = assembly.backbone.lora_targets(
-            assembly.first_adapted, output_projection=options.output_projection, decoder=options.decoder
+            assembly.first_adapted,
+            output_projection=options.output_projection,
+            mlp=options.mlp,
+            decoder=options.decoder,
         )
         a_names, b_names = add_lora(assembly.backbone.network, options, targets, assembly.generator)
         return {
