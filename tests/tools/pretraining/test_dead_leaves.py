@@ -1,8 +1,9 @@
 """Generated scenes: what they promise about pixels, objects and repeatability."""
 
 import numpy as np
+from scipy.ndimage import label
 
-from pretraining.dead_leaves import _add_bodies, scene
+from pretraining.dead_leaves import _add_bodies, _Kind, _round_field, _scatter, _walls, scene
 
 
 def test_a_scene_is_a_function_of_its_generator() -> None:
@@ -33,3 +34,26 @@ def test_a_body_lies_around_its_object_and_between_ground_and_figure() -> None:
     assert min(areas) > 64  # larger than the 8 x 8 object
     middle = np.mean([c[c.mean(axis=-1) != 0].mean() for c in changed])
     assert 0.2 < middle < 0.7  # 0.45 expected: the middle of 0.15 .. 0.75 of the contrast
+
+
+def test_walls_divide_the_image_into_cells() -> None:
+    walls, _ = _scatter(128, _Kind(_walls, 16.0, 1), np.random.default_rng(0))
+    assert set(np.unique(walls)) == {0, 1}
+    cells, count = label(walls == 0)
+    # (128 / 32) ** 2 = 16 points, some of them outside of the image; a wall is thin, so most of the image lies in a cell.
+    assert 4 <= count <= 30
+    assert 0.5 < (cells > 0).mean() < 0.95
+
+
+def test_outside_of_a_round_field_there_is_dark_ground() -> None:
+    for seed in range(10):
+        pixels, instances = _round_field(
+            np.ones((64, 64, 3)), np.ones((64, 64), dtype=np.int32), np.random.default_rng(seed)
+        )
+        inside = instances > 0
+        assert inside[32, 32]
+        assert not inside[
+            [0, 0, -1, -1], [0, -1, 0, -1]
+        ].all()  # not all corners: they are 0.57 sides from the middle or more
+        assert (pixels[inside] == 1).all()
+        assert pixels[~inside].max(initial=0) <= 0.08

@@ -6,8 +6,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from pfedsam.core.rng import generator
 from pfedsam.core.tensors import load
-from pretraining.pretrain import CHECKPOINT, PretrainOptions, pretrain, schedule
+from pfedsam.model.backbones.compact import compact_config, new_network
+from pretraining.pretrain import CHECKPOINT, Pretrained, PretrainOptions, draw_batch, objective, pretrain, schedule
 
 
 def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
@@ -41,3 +43,16 @@ def test_the_learning_rate_rises_then_falls_to_one_percent() -> None:
     assert schedule(options, 10) == 1.0
     assert abs(schedule(options, 60) - 0.505) < 1e-9
     assert abs(schedule(options, 110) - 0.01) < 1e-9
+
+
+def test_the_image_comes_back_from_its_embedding_at_half_its_resolution() -> None:
+    trained = Pretrained(new_network(compact_config("sam-toy"), generator(0, "toy")))
+    batch = draw_batch(PretrainOptions(steps=1, crop_steps=0, batch_size=2, prompts=2), 64, 0, 0)
+    losses = objective(trained, batch)
+    assert set(losses) == {"box", "point", "free", "appearance", "quality"}
+    # The layer starts with a grey image, so that the loss is the mean distance of the halved image to 0.5.
+    halved = batch.pixels.unflatten(3, (32, 2)).unflatten(2, (32, 2)).mean(dim=(3, 5))
+    torch.testing.assert_close(losses["appearance"], (halved - 0.5).abs().mean())
+    with torch.no_grad():
+        trained.appearance.bias.copy_(torch.arange(3 * 64) // 64)  # red 0, green 1, blue 2
+    assert trained.image(torch.zeros(1, 32, 4, 4))[0].flatten(1).unique(dim=1).tolist() == [[0], [1], [2]]
