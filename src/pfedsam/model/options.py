@@ -27,7 +27,8 @@ class ModelOptions(Options):
 
     backbone: str = Field(
         default="sam-tiny",
-        description="A shipped SAM (sam-tiny, or its second edition sam-tiny-2), a file of official weights (.pth), a transformers folder, or a hub name.",
+        description="A shipped SAM (sam-tiny, or its second edition sam-tiny-2), a file of official weights (.pth), a transformers folder, "
+        "or a hub name.",
     )
     image_size: int | None = Field(
         default=None,
