@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 Array = npt.NDArray[Any]
 Points = list[tuple[float, float]]
@@ -147,7 +147,7 @@ def _walls(pen: ImageDraw.ImageDraw, rng: np.random.Generator, x: float, y: floa
     side = pen.im.size[0]
     cells = rng.uniform(-radius, side + radius, size=(max(3, int((side / (2 * radius)) ** 2)), 2))
     places = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1) + np.array([x, y]) % 1
-    nearest = cKDTree(cells).query(places.reshape(-1, 2), k=2)[0].reshape(side, side, 2)
+    nearest = KDTree(cells).query(places.reshape(-1, 2), k=2)[0].reshape(side, side, 2)
     wall = nearest[..., 1] - nearest[..., 0] < 2 * rng.uniform(0.004, 0.015) * side
     pen.bitmap((0, 0), Image.fromarray(wall), fill=number)
 
