@@ -18,6 +18,7 @@ from sam_tiny import fine_tune, read_sites
 from pfedsam.data.transforms import AugmentOptions
 from pfedsam.model.backbones.checkpoint import load_backbone
 from pfedsam.model.numerics import configure_numerics
+from pfedsam.model.options import ModelOptions
 
 VIEWS = {"1": 1, "4": 4, "fresh": 100_000}
 SITES = ("fluo_696", "histo_violet")
@@ -37,7 +38,7 @@ def main() -> None:
         for seed in arguments.seeds:
             for name in SITES:
                 for label, views in VIEWS.items():
-                    sam = load_backbone("sam-tiny", image_size=None)
+                    sam = load_backbone(ModelOptions().backbone, image_size=None)
                     augment = AugmentOptions(views=views)
                     kept = 0.0 if label == "fresh" else 2.0
                     curve = fine_tune(

@@ -13,6 +13,7 @@ from common import NUCLEI_PATIENTS, markdown, write_result
 
 from pfedsam.engine.run import run
 from pfedsam.experiment.options import RunOptions
+from pfedsam.model.options import ModelOptions
 from pfedsam.report.page import write_comparison
 from pfedsam.report.summary_file import Summary, read_summary
 
@@ -95,7 +96,12 @@ def write_results(runs: dict[str, Summary], rounds: int) -> None:
         seeds=[0],
         figures=figures(runs),
         table=table(runs),
-        settings={"rounds": rounds, "steps_per_round": STEPS, "final_steps": STEPS, "backbone": "sam-tiny"},
+        settings={
+            "rounds": rounds,
+            "steps_per_round": STEPS,
+            "final_steps": STEPS,
+            "backbone": ModelOptions().backbone,
+        },
         sites={m: {n: e.in_use.dice if e.in_use else None for n, e in s.sites.items()} for m, s in runs.items()},
     )
 

@@ -2,13 +2,15 @@
 
     python benchmarks/sam_tiny.py --data DIR/nuclei
 
-DIR/nuclei has one folder per site with images/ and masks/ (id 1 = nucleus). Writes benchmarks/results/sam-tiny.json and .md:
+DIR/nuclei has one folder per site with images/ and masks/ (id 1 = nucleus). Writes .json and .md under benchmarks/results, called as the
+backbone:
 
 * `box_dice`: single nuclei (connected components of at least 64 pixels of the native image) from their boxes; mean over nuclei per
   site, then over sites. The boxes come from the ground truth: this measures a prompted model, no product figure.
-* `gain_over_scratch`: validation Dice points that prompt-free fine-tuning of a site alone gains by starting from sam-tiny instead of from
-  random weights, in a run of 20 steps; `gain_over_scratch.60` in one of 60. What is trained and how is the same, the method local-only
-  with the schedule of every run (warm-up, cosine); `gain_over_all_trained` is against random weights of which every one is trained.
+* `gain_over_scratch`: validation Dice points that prompt-free fine-tuning of a site alone gains by starting from the backbone instead of
+  from random weights, in a run of 20 steps; `gain_over_scratch.60` in one of 60. What is trained and how is the same, the method
+  local-only with the schedule of every run (warm-up, cosine); `gain_over_all_trained` is against random weights of which every one is
+  trained.
 * `steps_to_dice_0_3`: steps of the shorter run until validation Dice exceeds 0.3, the slowest site's and the median.
 """
 
@@ -77,7 +79,7 @@ class Start:
 
 Curves = dict[str, dict[int, dict[str, list[Curve]]]]
 """By start, steps of the run and site: a curve for each seed."""
-STARTS = {"sam-tiny": Start(True), "scratch": Start(False), "scratch, all trained": Start(False, "fedsam")}
+STARTS = {"pretrained": Start(True), "scratch": Start(False), "scratch, all trained": Start(False, "fedsam")}
 
 
 def read_sites(data: Path) -> dict[str, Site]:
@@ -146,7 +148,7 @@ def fine_tune(
     seed: int,
     *,
     steps: int,
-    start: Start = STARTS["sam-tiny"],
+    start: Start = STARTS["pretrained"],
     augment: AugmentOptions = AugmentOptions(),  # noqa: B008 - frozen
     checks: tuple[int, ...] = CHECKS,
     cache_gigabytes: float = 0.0,
@@ -201,7 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument(
-        "--backbone", default="sam-tiny", help="A folder with another model instead of the shipped one."
+        "--backbone", default="sam-tiny-2", help="A shipped edition, or a folder with another compact model."
     )
     parser.add_argument("--size", type=int, default=384, help="Side of the model's input for the zero-shot figures.")
     parser.add_argument("--images", type=int, default=40, help="Images a site for the zero-shot figures.")
@@ -251,8 +253,8 @@ def overall(curves: Curves, start: str, steps: int, after: int) -> float:
 
 
 def gain(curves: Curves, over: str, steps: int, after: int) -> float:
-    """Dice points after so many steps of a run, mean of sites and seeds, from sam-tiny minus from another start."""
-    return 100 * (overall(curves, "sam-tiny", steps, after) - overall(curves, over, steps, after))
+    """Dice points after so many steps of a run, mean of sites and seeds, from the backbone minus from another start."""
+    return 100 * (overall(curves, "pretrained", steps, after) - overall(curves, over, steps, after))
 
 
 def by_steps(curves: Curves, steps: int) -> str:
@@ -267,7 +269,7 @@ def by_steps(curves: Curves, steps: int) -> str:
 def report(boxes: dict[str, tuple[float, int]], box_dice: float, curves: Curves, arguments: argparse.Namespace) -> None:
     """The JSON and the tables."""
     first, last = RUNS
-    until = {name: [reaches(c, 0.3) for c in cs] for name, cs in curves["sam-tiny"][first].items()}
+    until = {name: [reaches(c, 0.3) for c in cs] for name, cs in curves["pretrained"][first].items()}
     known = [step for values in until.values() for step in values]
     figures = {
         "box_dice": box_dice,
@@ -279,7 +281,7 @@ def report(boxes: dict[str, tuple[float, int]], box_dice: float, curves: Curves,
         "steps_to_dice_0_3": None if None in known else max(known),
         "steps_to_dice_0_3_median": None if None in known else float(np.median(known)),
     }
-    shown = [("sam-tiny", first, 0), *((start, steps, steps) for steps in RUNS for start in STARTS)]
+    shown = [("pretrained", first, 0), *((start, steps, steps) for steps in RUNS for start in STARTS)]
     by_site = [site_means(curves, *each) for each in shown]
     rows = [
         [
@@ -294,9 +296,10 @@ def report(boxes: dict[str, tuple[float, int]], box_dice: float, curves: Curves,
     ends = [f"{start}, {steps} steps" for steps in RUNS for start in STARTS]
     header = ["site", "box Dice (nuclei)", "prompt-free, 0 steps", *ends, "steps to 0.3"]
     tables = [markdown(header, rows), "Mean validation Dice of prompt-free fine-tuning, by steps."]
+    name = Path(arguments.backbone).name
     write_result(
-        "sam-tiny",
-        command=f"python benchmarks/sam_tiny.py --data DIR/nuclei --seeds {' '.join(map(str, arguments.seeds))}",
+        name,
+        command=f"python benchmarks/sam_tiny.py --data DIR/nuclei --backbone {name} --seeds {' '.join(map(str, arguments.seeds))}",
         seeds=arguments.seeds,
         figures=figures,
         table="\n\n".join([*tables, *(by_steps(curves, steps) for steps in RUNS)]),

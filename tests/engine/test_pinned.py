@@ -66,12 +66,16 @@ def pinned_options(toy_folder: Path, name: str) -> RunOptions:
         training |= {"phases": "decoupled", "final_steps": 1}
     if name == "pfedsam-sam-tiny":
         training["optimizer"] |= {"learning_rate": 0.004}
-        content |= {"method": "pfedsam", "model": {"image_skip": {"channels": None}}, "communication": {}}
+        content |= {
+            "method": "pfedsam",
+            "model": {"backbone": "sam-tiny", "image_skip": {"channels": None}},
+            "communication": {},
+        }
     if name == "pfedsam-defaults":
         training.pop("phases")
         training.pop("optimizer")
         training["distillation"] = {"steps": "all"}
-        content |= {"method": "pfedsam", "model": {}, "communication": {}}
+        content |= {"method": "pfedsam", "model": {"backbone": "sam-tiny"}, "communication": {}}
     return RunOptions.model_validate(content)
 
 

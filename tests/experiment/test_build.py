@@ -13,9 +13,11 @@ from pfedsam.core.errors import DataError, OptionError
 from pfedsam.data.manifest import Case, Site
 from pfedsam.data.volume_case import open_case
 from pfedsam.experiment.build import (
+    build_images,
     build_label_form,
     build_model,
     build_sites,
+    check_flips,
     divide_site,
     read_sites,
     refuse_too_few_sites,
@@ -117,3 +119,28 @@ def test_volumes_have_the_spacing_of_their_site_in_training_and_in_prediction(
     new = with_site_spacing(options, Case("north", "new", case.image, None, "new", volume=True))
     for one in (case, new):
         assert open_case(one, options.data.image, options.data.volume).spacing_mm == expected
+
+
+@pytest.mark.parametrize(
+    ("flips", "volumes", "refused"),
+    [(None, False, False), (None, True, True), (True, True, False), (False, False, True)],
+)
+def test_mirror_images_are_averaged_only_by_models_that_were_trained_with_them(
+    flips: bool | None, volumes: bool, refused: bool, toy_options: RunOptions
+) -> None:
+    content = toy_options.model_dump()
+    content["evaluation"]["flips"], content["data"]["augment"]["flips"] = True, flips
+    options = RunOptions.model_validate(content)
+    if not refused:
+        check_flips(options, volumes=volumes)
+        return
+    with pytest.raises(OptionError, match=r"data\.augment\.flips"):
+        check_flips(options, volumes=volumes)
+
+
+def test_a_prediction_with_unlearnt_mirror_images_is_refused_before_an_image_is_read(toy_options: RunOptions) -> None:
+    content = toy_options.model_dump()
+    content["evaluation"]["flips"], content["data"]["augment"]["flips"] = True, False
+    missing = Case("north", "new", Path("missing.png"), None, "new")
+    with pytest.raises(OptionError, match=r"evaluation\.flips"):
+        build_images(RunOptions.model_validate(content), (missing,), 32)

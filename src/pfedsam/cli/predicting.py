@@ -50,7 +50,7 @@ Flips = Annotated[
     typer.Option(
         "--tta",
         help="Average the predictions over mirror images, which takes four times as long; short for --set evaluation.flips=true. "
-        "Only for models that were trained with mirrored images (data.augment.flips); by default those of volumes are not.",
+        "Refused for models that were trained without mirrored images (data.augment.flips), by default those of volumes.",
     ),
 ]
 Smallest = Annotated[

@@ -22,6 +22,7 @@ from pfedsam.data.manifest import Case, Site, read_site
 from pfedsam.data.split import read_split, split_site
 from pfedsam.data.suspicions import Study
 from pfedsam.data.tiling import load_pictures, load_tiles
+from pfedsam.data.transforms import FOR_PICTURES, FOR_SLICES, Moves
 from pfedsam.data.volume_case import open_case
 from pfedsam.evaluation.predict import Forward, predict, predict_tiled
 from pfedsam.experiment.options import RunOptions
@@ -301,6 +302,24 @@ def check_frames(options: RunOptions, cases: tuple[Case, ...], side: int) -> Non
                 volume.frame(side)
 
 
+def check_flips(options: RunOptions, *, volumes: bool) -> None:
+    """Refuse the mean over mirror images for a model whose training images are not mirrored: it has not learnt to segment them.
+
+    Args:
+        options: the options of the run, with `evaluation.flips`.
+        volumes: whether the images are volumes, whose slices are by default not mirrored for training.
+
+    Raises:
+        OptionError: the mean is requested, and training images are not mirrored.
+    """
+    if options.evaluation.flips and not Moves.of(options.data.augment, FOR_SLICES if volumes else FOR_PICTURES).flips:
+        raise OptionError(
+            "evaluation.flips (--tta) averages predictions over mirror images, but the training images are not mirrored "
+            "(data.augment.flips; by default pictures are, and slices of volumes are not). Leave evaluation.flips out, or train with "
+            "data.augment.flips: true."
+        )
+
+
 def build_examples(options: RunOptions, cases: tuple[Case, ...], side: int) -> Sequence[Example]:
     """Training examples at the model's input size, with labels: pictures, the tiles of pictures, or the slices of volumes.
 
@@ -366,8 +385,11 @@ def build_images(options: RunOptions, cases: tuple[Case, ...], side: int) -> Seq
 
     Raises:
         DataError: the header of a volume cannot be read, or only some of the cases are volumes.
+        OptionError: the mean over mirror images is requested, and the model was trained without them.
     """
-    if _are_volumes(options, cases):
+    volumes = _are_volumes(options, cases)
+    check_flips(options, volumes=volumes)
+    if volumes:
         return VolumeExamples(cases, labels=None, image=options.data.image, side=side, options=options.data.volume)
     if options.data.tiling:
         return load_pictures(cases, image=options.data.image, side=side)

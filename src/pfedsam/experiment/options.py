@@ -179,7 +179,7 @@ class EvaluationOptions(Options):
     flips: bool = Field(
         default=False,
         description="Predictions, scored or written, are the mean over the mirror images (test-time augmentation), which takes four times "
-        "as long. Only for models that were trained with mirrored images (data.augment.flips); by default those of volumes are not.",
+        "as long. Refused for models that were trained without mirrored images (data.augment.flips), by default those of volumes.",
     )
     single_region: list[str] | Literal["all"] = Field(
         default=[],

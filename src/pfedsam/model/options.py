@@ -26,8 +26,8 @@ class ModelOptions(Options):
     """The backbone and what is added to it."""
 
     backbone: str = Field(
-        default="sam-tiny",
-        description="A shipped SAM (sam-tiny, or its second edition sam-tiny-2), a file of official weights (.pth), a transformers folder, "
+        default="sam-tiny-2",
+        description="A shipped SAM (sam-tiny-2, or its first edition sam-tiny), a file of official weights (.pth), a transformers folder, "
         "or a hub name.",
     )
     image_size: int | None = Field(
