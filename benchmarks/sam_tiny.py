@@ -203,7 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument(
-        "--backbone", default="sam-tiny-2", help="A shipped edition, or a folder with another compact model."
+        "--backbone", default=ModelOptions().backbone, help="A shipped edition, or a folder with another compact model."
     )
     parser.add_argument("--size", type=int, default=384, help="Side of the model's input for the zero-shot figures.")
     parser.add_argument("--images", type=int, default=40, help="Images a site for the zero-shot figures.")

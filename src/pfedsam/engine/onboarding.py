@@ -41,8 +41,7 @@ from pfedsam.experiment.build import (
     build_site_data,
     build_sites,
     build_study,
-    check_flips,
-    check_frames,
+    check_cases,
 )
 from pfedsam.experiment.load import write_config
 from pfedsam.experiment.options import RunOptions
@@ -176,8 +175,7 @@ class _Work:
         self.site, self.out, self.steps = site, out, steps
         self.started = time.monotonic()
         cache = (options.runtime.cache_folder or out / "cache") / site.name
-        check_flips(options, volumes=any(case.volume for case in site.cases))
-        check_frames(options, site.cases, built.model.image_size)
+        check_cases(options, site.cases, built.model.image_size)
         self.data: SiteData = build_site_data(options, site.name, site.of("train"), built, cache)
         self.scorer = SiteScorer(options, site.name, built, self.data.cache)
         self.personal = bool(built.partition.local)

@@ -22,7 +22,7 @@ from pfedsam.engine.scalar_metrics import (
 )
 from pfedsam.engine.site_session import SiteScorer, SiteSession
 from pfedsam.evaluation.summary import summarize_site
-from pfedsam.experiment.build import BuiltModel, build_cache, build_labels, build_study, check_flips, check_frames
+from pfedsam.experiment.build import BuiltModel, build_cache, build_labels, build_study, check_cases
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.data_summary import from_site_summary
 from pfedsam.federation.manifest import StudyManifest
@@ -60,8 +60,7 @@ class SiteStudy:
             DataError: a case cannot be read, or does not fit the model.
             OptionError: validation would average over mirror images, and training images are not mirrored.
         """
-        check_flips(self.options, volumes=any(case.volume for case in self.site.cases))
-        check_frames(self.options, self.site.cases, self.built.model.image_size)
+        check_cases(self.options, self.site.cases, self.built.model.image_size)
         return SiteSession(
             self.options,
             self.manifest.study,

@@ -285,21 +285,29 @@ def with_pool(options: RunOptions, sites: Mapping[str, Site]) -> dict[str, Site]
     return {pool: Site(pool, Path(), cases), **sites}
 
 
-def check_frames(options: RunOptions, cases: tuple[Case, ...], side: int) -> None:
-    """Refuse volumes whose slices do not fit the model's square at the pixel size that the study asks for.
+def check_cases(options: RunOptions, cases: tuple[Case, ...], side: int) -> None:
+    """Refuse options that do not fit the images of a site.
 
-    Of validation and test cases this would otherwise be found only after training, and it is the configuration that has to change.
+    For validation and test cases this would otherwise be found only after training, and it is the configuration that has to change.
+
+    Args:
+        options: the options of the run.
+        cases: all cases of the site.
+        side: the side of the model's square.
 
     Raises:
-        DataError: they do not fit, their spacing is not known, or a header cannot be read.
+        DataError: volumes have slices that do not fit the square at the requested pixel size, their spacing is not known, or a header
+            cannot be read.
+        OptionError: as for `check_flips`.
     """
+    volumes = [case for case in cases if case.volume]
+    check_flips(options, volumes=bool(volumes))
     if options.data.volume.spacing is None:
         return
-    for case in cases:
-        if case.volume:
-            volume = open_case(case, options.data.image, options.data.volume)
-            with about(case):
-                volume.frame(side)
+    for case in volumes:
+        volume = open_case(case, options.data.image, options.data.volume)
+        with about(case):
+            volume.frame(side)
 
 
 def check_flips(options: RunOptions, *, volumes: bool) -> None:
