@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from pfedsam.core import tensors
-from pfedsam.engine.local import LocalStudy, LocalTransport, OneStudy
+from pfedsam.engine.local import LocalStudy, LocalTransport, OneStudy, worker_count
 from pfedsam.engine.progress import Event
 from pfedsam.engine.rounds import RoundPolicy
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.study_folder import create_study
 from pfedsam.experiment.build import build_model, build_sites
-from pfedsam.experiment.options import RunOptions
+from pfedsam.experiment.options import RunOptions, RuntimeOptions
 from pfedsam.federation.manifest import StudyManifest, read_manifest
 from pfedsam.federation.messages import Request, reply_from_wire, request_to_wire
 from pfedsam.federation.site_policy import RefusedError
@@ -56,3 +56,20 @@ def test_a_request_of_another_study_is_refused(manifest: StudyManifest) -> None:
         policy.admit(request)
     assert policy.admit(replace(request, digest=manifest.digest)) is manifest
     assert policy.reply_before(request) is None
+
+
+def test_the_number_of_processes_follows_the_cores_and_the_sites(
+    toy_options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)), raising=False)
+    sites = len(toy_options.data.sites)
+    assert sites < 4  # the cores
+
+    def count(**runtime: object) -> int:
+        return worker_count(toy_options.model_copy(update={"runtime": RuntimeOptions.model_validate(runtime)}))
+
+    assert [count(workers=n) for n in (1, 2, 200)] == [1, 2, sites]
+    assert count(workers="auto", device="cpu") == sites
+    assert count(workers="auto", device="cpu", threads=4) == 1
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert count(workers="auto") == 1  # all processes would share the GPU

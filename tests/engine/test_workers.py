@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from pfedsam.engine.workers import Workers
+from pfedsam.engine.workers import Workers, busy_processes
 
 
 def test_a_process_never_sees_ctrl_c_and_the_parent_still_does() -> None:
@@ -38,3 +38,11 @@ def test_an_error_of_a_site_is_raised_as_it_is() -> None:
 
     with pytest.raises(ValueError, match="site b"):
         list(Workers(lambda: fail, ["b"], 1).each(["b"]))
+
+
+@pytest.mark.parametrize(
+    ("sites", "cores", "expected"),
+    [(1, 8, 1), (3, 8, 3), (8, 8, 8), (4, 2, 2), (3, 2, 3), (5, 2, 3), (9, 4, 5), (6, 1, 1)],
+)
+def test_no_core_waits_while_another_has_two_sites(sites: int, cores: int, expected: int) -> None:
+    assert busy_processes(sites, cores) == expected

@@ -296,11 +296,16 @@ def test_a_site_name_may_have_64_characters(tmp_path: Path) -> None:
         "training.batch_size=100000",
         "evaluation.batch_size=100000",
         "runtime.threads=100000",
-        "runtime.workers=100000",
     ],
 )
 def test_numbers_that_would_fill_the_machine_are_refused(tmp_path: Path, override: str) -> None:
     assert "less than or equal to" in _said(tmp_path, "data: {sites: {a: a}, classes: {x: [1]}}\n", override)
+
+
+@pytest.mark.parametrize("given", ["100000", "0", "1.5", "true", "many"])
+def test_the_number_of_processes_is_a_number_or_auto(tmp_path: Path, given: str) -> None:
+    content = "data: {sites: {a: a}, classes: {x: [1]}}\n"
+    assert "give a number" in _said(tmp_path, content, f"runtime.workers={given}")
 
 
 @pytest.mark.parametrize("override", ["seed=true", "training.rounds=true", "data.ignore=[true]"])

@@ -43,7 +43,7 @@ DEMO_SETTINGS: dict[str, Any] = {
         "optimizer": {"learning_rate": 4e-3},  # 80 steps are few: docs/decisions/0020
     },
     "evaluation": {"validate_every": 5},
-    "runtime": {"workers": 2},
+    "runtime": {"workers": "auto"},
 }
 """Settings of the demonstration, which takes about five minutes on two cores."""
 

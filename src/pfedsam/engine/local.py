@@ -5,6 +5,7 @@ belong to one user here and nothing leaves the machine: no operator approves the
 the run with its full message, whereas a coordinator would continue with the other sites.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +19,13 @@ from pfedsam.engine.progress import Event, Progress
 from pfedsam.engine.site_agent import SiteAgent
 from pfedsam.engine.site_study import SiteStudy
 from pfedsam.engine.transport import Answers
-from pfedsam.engine.workers import Workers
+from pfedsam.engine.workers import Workers, busy_processes
 from pfedsam.experiment.build import BuiltModel, build_model
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, Task
 from pfedsam.federation.messages import Reply, Request, reply_to_wire, request_from_wire
 from pfedsam.federation.site_policy import RefusedError, read_broadcast
-from pfedsam.model.numerics import configure_numerics
+from pfedsam.model.numerics import configure_numerics, find_device
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,17 @@ class LocalStudy:
         return LocalSites(self, build_model(self.options, device))
 
 
+def worker_count(options: RunOptions) -> int:
+    """The number of processes in which the sites of a local run are trained; with 1 they are trained in the calling process."""
+    runtime, sites = options.runtime, len(options.data.sites)
+    if runtime.workers != "auto":
+        return min(runtime.workers, sites)
+    if find_device(runtime.device).type != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return busy_processes(sites, max(1, cores // runtime.threads))
+
+
 class LocalTransport:
     """Sends requests to the sites of a local run, and reports the progress site by site."""
 
@@ -135,9 +147,8 @@ class LocalTransport:
             tell: called after the reply of each site.
         """
         self._study, self._tell = study, tell
-        count = min(study.options.runtime.workers, len(study.options.data.sites))
         make = study if built is None else lambda: LocalSites(study, built)
-        self._workers = Workers(make, list(study.options.data.sites), count)
+        self._workers = Workers(make, list(study.options.data.sites), worker_count(study.options))
 
     def connected(self) -> list[str]:
         """All sites."""

@@ -12,7 +12,7 @@ from pfedsam.data.check import refuse_problems
 from pfedsam.data.intensity import RANGE, IntensityRange, training_range, write_range
 from pfedsam.data.manifest import Site
 from pfedsam.data.split import read_split, write_split
-from pfedsam.engine.local import LocalStudy, LocalTransport
+from pfedsam.engine.local import LocalStudy, LocalTransport, worker_count
 from pfedsam.engine.progress import Event, Progress, silent
 from pfedsam.engine.rounds import RoundPolicy, Study, StudyRun
 from pfedsam.engine.run_end import part_sizes
@@ -63,7 +63,7 @@ def run(options: RunOptions, folder: Path | str, *, resume: bool = False, progre
     tell(Event("prepare", 0, 2, "checking the sites' data"))
     sites, ranges = _sites(options, folder, tell)
     tell(Event("prepare", 1, 2, f"loading the backbone; sites compute on {describe(device)}"))
-    one_process = options.runtime.workers == 1
+    one_process = worker_count(options) == 1
     built = build_model(
         options, configure_numerics(options.runtime.threads, options.runtime.device) if one_process else CPU
     )
@@ -92,7 +92,7 @@ def _run(options: RunOptions, folder: Path, sites: Mapping[str, Site], built: Bu
     images = options.training.images_per_round
     drawn = (done * images, rounds * images)
     tell(Event("train", done * trainers, rounds * trainers, f"round {min(done + 1, rounds)} of {rounds}", drawn))
-    transport = LocalTransport(local, built if options.runtime.workers == 1 else None, tell)
+    transport = LocalTransport(local, built if worker_count(options) == 1 else None, tell)
     try:
         StudyRun(folder, transport, study).run()
     finally:

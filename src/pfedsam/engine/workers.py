@@ -18,6 +18,17 @@ Work = Callable[..., Any]
 """A function that does some work for the site named by its first argument."""
 
 
+def busy_processes(sites: int, cores: int) -> int:
+    """The number of processes with which `sites` sites of equal work, of which each stays in its process, keep `cores` cores busy longest.
+
+    With as many processes as cores, a core without a site waits for the others if the sites cannot be divided evenly: of three sites on two
+    cores one process has two. One process more shares the cores evenly (`docs/speed.md`).
+    """
+    if sites <= cores:
+        return max(1, sites)
+    return cores if sites % cores == 0 else cores + 1
+
+
 class Workers:
     """Runs a function for sites, in this process or in several worker processes."""
 

@@ -1,7 +1,7 @@
 """The configuration of a run: the options of all layers in one tree. Each option is defined beside the code that uses it."""
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -195,14 +195,16 @@ class EvaluationOptions(Options):
         return given
 
 
+_MAX_WORKERS: Final = 256
+
+
 class RuntimeOptions(Options):
     """Processes, threads and device on this machine; they change results at most by rounding."""
 
-    workers: int = Field(
+    workers: int | Literal["auto"] = Field(
         default=1,
-        ge=1,
-        le=256,
-        description="Number of worker processes that train sites in parallel; 1: all sites are trained in this process.",
+        description="Number of worker processes that train sites in parallel; 1: all sites are trained in this process; auto: as many as "
+        "keep all CPU cores busy, or 1 on a GPU. Each process has its own copy of the backbone in memory.",
     )
     threads: int = Field(
         default=1,
@@ -220,6 +222,14 @@ class RuntimeOptions(Options):
         description="Folder of the cache of frozen features (the outputs of the frozen encoder blocks), with one folder per site; empty: "
         "in the run's folder. Relative paths start at the configuration file.",
     )
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _number_or_auto(cls, given: object) -> object:
+        number = isinstance(given, int) and not isinstance(given, bool) and 1 <= given <= _MAX_WORKERS
+        if given != "auto" and not number:
+            raise ValueError(f"give a number of processes from 1 to {_MAX_WORKERS}, or auto")
+        return given
 
 
 class RunOptions(Options):
