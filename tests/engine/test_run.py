@@ -407,6 +407,16 @@ def test_bad_data_is_named_and_nothing_is_written(tmp_path: Path, toy_options: R
     assert not (tmp_path / "run").exists()
 
 
+def test_an_option_that_does_not_fit_the_images_is_refused_before_anything_is_written(
+    tmp_path: Path, toy_options: RunOptions
+) -> None:
+    content = toy_options.model_dump(mode="json")
+    content["evaluation"]["flips"], content["data"]["augment"]["flips"] = True, False
+    with pytest.raises(OptionError, match=r"data\.augment\.flips"):
+        run(RunOptions.model_validate(content), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_summary_names_the_schema(reference: Path) -> None:
     assert json.loads((reference / "summary.json").read_text())["schema"] == 2
 

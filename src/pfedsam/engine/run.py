@@ -25,6 +25,7 @@ from pfedsam.experiment.build import (
     build_roster,
     build_sites,
     build_study,
+    check_cases,
     read_sites,
     refuse_too_few_sites,
     with_pool,
@@ -51,7 +52,7 @@ def run(options: RunOptions, folder: Path | str, *, resume: bool = False, progre
 
     Raises:
         DataError: a site's data is wrong; every problem is named, and nothing was written.
-        OptionError: there is no such device, or too few sites for the method.
+        OptionError: there is no such device, too few sites for the method, or an option that does not fit the images; nothing was written.
         RunError: the folder holds another run, or another process works in it.
     """
     tell, folder = progress or silent, Path(folder)
@@ -67,6 +68,8 @@ def run(options: RunOptions, folder: Path | str, *, resume: bool = False, progre
     built = build_model(
         options, configure_numerics(options.runtime.threads, options.runtime.device) if one_process else CPU
     )
+    for site in sites.values():  # the sites check this too, but only when the run has a folder
+        check_cases(options, site.cases, built.model.image_size)
     with exclusive(folder):
         _check_folder(options, folder, resume)  # again: another process may have begun meanwhile
         _begin(options, folder, sites, ranges)
