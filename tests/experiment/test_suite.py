@@ -74,13 +74,14 @@ def test_patterns_of_shipped_suites_match_the_names_of_every_site(suite: str, na
         ("pfedsam", 5, 4, 24),  # nor after coupled phases
         ("fedavg-finetuned", 4, 4, 24),  # 4 rounds, and fine-tuning of a third of 5, rounded down
         ("centralized", 3, 12, 24),  # the steps of three sites
+        ("centralized-finetuned", 3, 12, 8),  # the pool does those of three sites, then each site 8 alone
     ],
 )
 def test_equal_steps_by_hand(method: str, rounds: int, per_round: int, final: int) -> None:
     options = run_options(suite(), Entry(method, method), 0, SITES)
     training = options.training
     assert (training.rounds, training.steps_per_round, training.final_steps) == (rounds, per_round, final)
-    assert local_steps(options) == (60 if method == "centralized" else 20)
+    assert local_steps(options) == (60 if method.startswith("centralized") else 20)
 
 
 def test_variants_make_the_steps_of_the_others() -> None:

@@ -33,9 +33,7 @@ SuiteName = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for all runs; give the same folder again to continue.")]
-Methods = Annotated[
-    str | None, typer.Option("--methods", help="Methods, separated by commas; default: those of the suite.")
-]
+_METHODS = "Methods, separated by commas."
 Seeds = Annotated[str | None, typer.Option("--seeds", help="Seeds, separated by commas; default: those of the suite.")]
 Set = Annotated[
     list[str] | None,
@@ -56,7 +54,13 @@ def accuracy_command(
     data: Data,
     suite: SuiteName,
     out: Out = Path("runs/accuracy"),
-    methods: Methods = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            "--methods",
+            help=f"{_METHODS} Default: those of the suite, or with --variants only the method whose variants these are.",
+        ),
+    ] = None,
     variants: Annotated[
         str, typer.Option("--variants", help="Variants (ablations) of the suite, separated by commas, or `all`.")
     ] = "",
@@ -113,7 +117,7 @@ def onboarding_command(
     data: Data,
     suite: SuiteName,
     out: Out = Path("runs/accuracy"),
-    methods: Methods = None,
+    methods: Annotated[str, typer.Option("--methods", help=_METHODS)] = "pfedsam",
     seeds: Seeds = None,
     labels: Annotated[
         str, typer.Option("--labels", help="Numbers of labelled cases of the new site, separated by commas.")
@@ -138,7 +142,7 @@ def onboarding_command(
     numbers = _numbers(labels, "--labels")
     if not numbers:
         raise OptionError("--labels is empty: give at least one number of labelled cases, such as 5,10,20.")
-    plan = _plan(data, suite, out, methods or "pfedsam", "", seeds, overrides, workers)
+    plan = _plan(data, suite, out, methods, "", seeds, overrides, workers)
     name, folder = f"onboarding-{plan.suite.name}", results or out
     more = f" --labels {','.join(map(str, numbers))} --steps {steps}"
     study = study_of(plan, name, _command(plan, "onboarding", suite, methods, "") + more, {})
@@ -156,7 +160,7 @@ def labels_command(
     data: Data,
     suite: SuiteName,
     out: Out = Path("runs/accuracy"),
-    methods: Methods = "local-only,fedavg,pfedsam",
+    methods: Annotated[str, typer.Option("--methods", help=_METHODS)] = "local-only,fedavg,pfedsam",
     seeds: Seeds = None,
     limits: Annotated[
         str,

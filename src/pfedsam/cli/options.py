@@ -15,6 +15,7 @@ def options_command(
 ) -> None:
     """Show every key of a configuration file, with its default and its meaning.
 
+    In a description, "empty" means null, or an empty list or mapping: --set training.patience=null.
     The file config.yaml in the folder of a run lists all keys that have an effect in the run, with their values.
     Example: pfedsam options optimizer
     """  # noqa: DOC501 - shown as help

@@ -79,8 +79,8 @@ def compare_command(
 
     A method ends when no site gains any more on its validation part (training.patience), at the latest after training.rounds rounds; with
     training.patience empty all methods make training.rounds times training.steps_per_round steps. A method with final local fine-tuning
-    uses training.final_steps of them for it. A key that a method does not use is left out for this method. Each method gets its own
-    folder in --out.
+    uses training.final_steps of them for it, by default at most a quarter. A key that a method does not use is left out for this method.
+    Each method gets its own folder in --out.
     Example: pfedsam compare nuclei.yaml --out runs/nuclei --methods fedavg,pfedsam
     """
     from pfedsam.experiment.load import read_options

@@ -25,7 +25,8 @@ class VolumeOptions(Options):
 
     axis: Plane = Field(
         default="auto",
-        description="Plane of the slices; auto: across the axis of the largest spacing, axial where several are equal.",
+        description="Plane of the slices; auto: perpendicular to the axis with the largest spacing; of several equal ones, axial before "
+        "coronal before sagittal.",
     )
     neighbours: int = Field(
         default=0, ge=0, le=1, description="1: the slices before and after are the first and third channel."
@@ -82,8 +83,8 @@ class VolumeOptions(Options):
     )
     sum_segments: bool = Field(
         default=False,
-        description="Where segments overlap their ids are added up instead; the ids are then 1, 2, 4, ... For data.overlap: a class lists "
-        "the sums that it is a part of.",
+        description="Whether a voxel in several segments gets the sum of their ids, for data.overlap. The ids in segments are then "
+        "different powers of two (1, 2, 4, ...), and a class lists all sums that contain its id.",
     )
     fractional_threshold: float = Field(
         default=0.5,

@@ -202,15 +202,17 @@ def _chosen(
 def local_steps(options: RunOptions, rounds: int | None = None) -> int:
     """Optimiser steps of one training site over a whole run: those of all phases of all rounds, and those of the final phases.
 
+    With a pooled method these are the steps of the pool and those that the other sites do at the end, all together.
+
     Args:
         options: of the run.
         rounds: the number of its rounds; None for `training.rounds`, which is an upper bound with `training.patience`.
     """
     method, training = build_method(options), options.training
     in_round = sum(phase.steps for phase in method.phases(training))
-    return (training.rounds if rounds is None else rounds) * in_round + sum(
-        phase.steps for phase in method.final(training)
-    )
+    last = sum(phase.steps for phase in method.final(training))
+    finalizing = len(options.data.sites) if method.roster.each_finalizes else 1
+    return (training.rounds if rounds is None else rounds) * in_round + finalizing * last
 
 
 def equal_steps(options: RunOptions, budget: int) -> RunOptions:
@@ -218,7 +220,8 @@ def equal_steps(options: RunOptions, budget: int) -> RunOptions:
 
     Where they were not set, `training.final_steps` is at most a quarter of the budget and a multiple of the steps of a round, and
     `training.fine_tuning_rounds` is at most a third of the rounds for which the budget is enough.
-    A pooled method does the steps of all sites in the same number of rounds as the other methods.
+    A pool does the steps of all sites in the same number of rounds as the other methods; a site that fine-tunes the pooled model alone does
+    those of one site.
 
     Raises:
         OptionError: no whole number of rounds gives the budget.
@@ -242,7 +245,9 @@ def equal_steps(options: RunOptions, budget: int) -> RunOptions:
     changes = {"rounds": rounds, "final_steps": training.final_steps, "fine_tuning_rounds": training.fine_tuning_rounds}
     if method.roster.pool:
         sites = len(options.data.sites)
-        changes |= {"steps_per_round": training.steps_per_round * sites, "final_steps": training.final_steps * sites}
+        changes["steps_per_round"] = training.steps_per_round * sites
+        if not method.roster.each_finalizes:
+            changes["final_steps"] = training.final_steps * sites
     return without_unused(options.model_copy(update={"training": _changed(options.training, changes)}))
 
 

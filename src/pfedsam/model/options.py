@@ -39,8 +39,8 @@ class ModelOptions(Options):
     adapt_last: int | None = Field(
         default=4,
         ge=1,
-        description="Number of last encoder blocks that get LoRA and experts; empty: all. The blocks before them are computed once per "
-        "image.",
+        description="Number of last encoder blocks that get LoRA and experts; empty: all. The outputs of the blocks before them are "
+        "computed once for each view of an image and stored (prefix, data.augment.views).",
     )
     lora: LoraOptions | None = Field(
         default=LoraOptions(), description="The shared low-rank updates (LoRA); empty: none."

@@ -21,9 +21,9 @@ class TrainingOptions(Options):
     patience: int | None = Field(
         default=30,
         ge=1,
-        description="Training ends when no site has gained on its validation part for so many rounds: the learning rate, constant until "
-        "then, decreases over as many rounds more. Empty, or without validation: exactly training.rounds rounds; with an empty value the "
-        "learning rate decreases over all of them.",
+        description="Number of rounds without a gain in validation Dice (0.002 or more) at any site, after which the learning rate, "
+        "constant until then, decreases; training ends after as many rounds more, at the latest after training.rounds. Without "
+        "validation: exactly training.rounds rounds. Empty: the same, with a learning rate that decreases over all rounds.",
     )
     steps_per_round: int = Field(
         default=4,
@@ -45,9 +45,10 @@ class TrainingOptions(Options):
     fine_tuning_rounds: int | None = Field(
         default=None,
         ge=0,
-        description="Local fine-tuning after the last aggregation (fedavg-finetuned, and pfedsam if both models learn in one step): each "
-        "site trains its own copy of all parameters alone, for as many steps as so many rounds have; 0: none. Empty: none "
-        "with pfedsam, and with fedavg-finetuned half of training.patience or of training.rounds, whichever is less.",
+        description="Length, in rounds, of local fine-tuning after the last aggregation (fedavg-finetuned, and pfedsam with coupled, "
+        "coupled-halves or halves): each site trains its own copy of all trained parameters alone; 0: none. Empty: none with pfedsam; with "
+        "fedavg-finetuned half of training.patience or of training.rounds, whichever is less (compare and bench: at most a third of the "
+        "rounds).",
     )
     batch_size: int = Field(
         default=4, ge=1, le=1024, description="Number of images in a step. The comparisons of docs/evidence.md have 4."

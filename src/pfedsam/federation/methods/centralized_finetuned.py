@@ -1,7 +1,7 @@
 """Centralized training, then local fine-tuning: each site continues to train the pooled model alone on its own images.
 
 This is the upper bound for personal methods, and it does not preserve privacy either. Each site does `training.final_steps` steps, as many
-as every personal method after its last aggregation, with a new optimiser state.
+as with every method with local parameters after its last aggregation, with a new optimiser state.
 """
 
 from dataclasses import replace
