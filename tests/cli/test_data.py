@@ -55,6 +55,23 @@ def test_every_site_is_looked_at_though_others_cannot_be_read(
         assert text in shown
 
 
+def test_a_link_to_nowhere_is_a_problem(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    _site(tmp_path / "north", "a", "b", "c", "d")
+    for part in ("images", "masks"):
+        picture = tmp_path / "north" / part / "b.png"
+        picture.unlink()
+        picture.symlink_to("/mnt/archive/b.png")
+    assert call("data", "check", _study(tmp_path, "north")) == 3
+    assert "b.png is a link to '/mnt/archive/b.png', which does not exist" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_a_run_would_refuse_is_a_problem(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    _site(tmp_path / "north", "a", "b", "c", "d")
+    options = "evaluation: {flips: true}\n"
+    assert call("data", "check", _study(tmp_path, "north", more=f"  augment: {{flips: false}}\n{options}")) == 3
+    assert "evaluation.flips" in capsys.readouterr().err
+
+
 def test_a_site_that_cannot_be_split_is_a_problem(
     call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -18,11 +18,13 @@ from pydicom.dataset import Dataset
 from torch import Tensor
 from volume_files import write_enhanced, write_nifti, write_series
 
-from pfedsam.core.errors import DataError
+from pfedsam.cli import predicting
+from pfedsam.core.errors import DataError, OptionError
 from pfedsam.data.examples import VolumeExamples
 from pfedsam.data.readers import open_mask, open_volume
 from pfedsam.data.volume_case import open_case
 from pfedsam.data.volume_options import VolumeOptions
+from pfedsam.engine.predict_jobs import Job
 from pfedsam.engine.predict_volume import PredictedVolume
 from pfedsam.evaluation.predict import flip_mean, predict_volume
 from pfedsam.evaluation.regions import clean_regions
@@ -183,8 +185,35 @@ def test_nothing_of_a_class_that_overlaps_is_overwritten_and_resuming_skips_it(
     assert "exists already" in " ".join(capsys.readouterr().err.split())
     assert _predict(call, "a.nii.gz", "--resume", *OVERLAP) == 0
     assert "1 image(s) had a mask already" in capsys.readouterr().out
-    Path("masks/spleen/a.nii.gz").unlink()
-    assert _predict(call, "a.nii.gz", "--resume", *OVERLAP) == 2
+
+
+def test_masks_of_overlapping_classes_of_which_some_were_written_are_completed(call: Call, run: None) -> None:
+    write_nifti(Path("a.nii.gz"), VALUES, AFFINE)
+    assert _predict(call, "a.nii.gz", *OVERLAP) == 0
+    masks = [Path(f"masks/{name}/a.nii.gz") for name in ("liver", "spleen")]
+    before = [nib.load(mask).get_fdata() for mask in masks]
+    masks[1].unlink()  # as if the call had been interrupted between the two
+    assert _predict(call, "a.nii.gz", "--resume", *OVERLAP) == 0
+    for mask, values in zip(masks, before, strict=True):
+        np.testing.assert_array_equal(nib.load(mask).get_fdata(), values)
+
+
+def test_an_image_that_the_model_cannot_segment_does_not_stop_the_others(
+    call: Call, run: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segment = predicting._predict
+
+    def refuse_a(job: Job, *rest: object) -> Path:
+        if job.stem == "a":
+            raise OptionError("a.nii.gz is a volume, and the model is one of tiles")
+        return segment(job, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(predicting, "_predict", refuse_a)
+    for name in ("a", "b"):
+        write_nifti(Path(f"{name}.nii.gz"), VALUES, AFFINE)
+    assert _predict(call, "a.nii.gz", "b.nii.gz") == 3
+    assert "1 mask(s) written; 1 image(s) could not be segmented" in " ".join(capsys.readouterr().err.split())
+    assert Path("masks/b.nii.gz").exists()
 
 
 def test_series_of_a_folder_a_bad_one_among_them_and_resuming(

@@ -69,6 +69,14 @@ def test_sixteen_bit_colour_tiff_keeps_its_low_bits(tmp_path, planar):
     np.testing.assert_allclose(read_image(tmp_path / "x.tif"), values / 65535, rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_tiff_whose_zero_is_white_is_inverted_with_any_number_of_bits(tmp_path, kind):
+    largest = np.iinfo(kind).max
+    stored = np.array([[0, largest // 5, largest]], kind)
+    tifffile.imwrite(tmp_path / "x.tif", stored, photometric="miniswhite")
+    np.testing.assert_allclose(read_image(tmp_path / "x.tif")[..., 0], [[1, 0.8, 0]], atol=1e-6)
+
+
 def test_sixteen_bit_colour_tiff_that_is_turned(tmp_path):
     values = np.zeros((2, 4, 3), np.uint16)
     tifffile.imwrite(tmp_path / "x.tif", values, photometric="rgb", extratags=[(EXIF_ORIENTATION, "H", 1, 6, True)])

@@ -206,6 +206,7 @@ def test_a_rare_class_is_drawn_as_often_as_a_common_one() -> None:
         ([0, 5, 2], True, (1, 2, 3)),
         ([128, 4], True, (3,)),
         ([129, 0], True, ()),
+        ([128, 129], True, ()),  # all pixels are ignored
     ],
 )
 def test_the_classes_of_labels_are_those_of_pixels_that_count(labels, overlap: bool, classes) -> None:

@@ -17,8 +17,10 @@ from pfedsam.data.split import (
     check_no_leak,
     file_digest,
     read_split,
+    same_part,
     split_problems,
     split_site,
+    stored_split,
     write_split,
 )
 
@@ -250,3 +252,31 @@ def test_a_split_is_a_file_and_no_pipe(tmp_path):
     os.mkfifo(tmp_path / "a.json")
     with pytest.raises(DataError, match="cannot be read as a split"):
         read_split(tmp_path / "a.json", Site("a", tmp_path, ()))
+
+
+def test_a_stored_split_gives_way_to_the_largest_number_of_training_cases(tmp_path):
+    site = _site([1] * 10)
+    write_split(tmp_path / "north.json", split_site(site, DEFAULT, 0))
+    few = stored_split(tmp_path / "north.json", site, SplitOptions(max_train_cases=2), 0)
+    assert _counts(few) == {"train": 2, "val": 1, "test": 3, "unused": 4}
+    assert few == split_site(site, SplitOptions(max_train_cases=2), 0)
+
+
+def test_a_manifest_that_contradicts_a_stored_split_is_refused(tmp_path):
+    split = split_site(_site([1] * 10), SplitOptions(max_train_cases=4), 0)
+    write_split(tmp_path / "north.json", split)
+    assert stored_split(tmp_path / "north.json", split, DEFAULT, 0) == split
+    swapped = {"train": "test", "test": "train"}
+    other = replace(
+        split, cases=tuple(replace(case, split=swapped.get(case.split, case.split)) for case in split.cases)
+    )
+    with pytest.raises(DataError, match=r"the manifest has it in the part '\w+', and 'north.json' in '\w+'; leave out"):
+        stored_split(tmp_path / "north.json", other, DEFAULT, 0)
+
+
+def test_a_part_is_the_same_if_its_cases_are(tmp_path):
+    site = _site([1] * 10)
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        write_split(tmp_path / name, split_site(site, DEFAULT, seed))
+    assert same_part(tmp_path / "one", tmp_path / "same", "north", "test")
+    assert not same_part(tmp_path / "one", tmp_path / "other", "north", "test")

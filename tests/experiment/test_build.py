@@ -9,8 +9,9 @@ import pytest
 import torch
 from volume_files import write_nifti
 
-from pfedsam.core.errors import DataError, OptionError
-from pfedsam.data.manifest import Case, Site
+from pfedsam.core.errors import DataError, OptionError, PfedsamError
+from pfedsam.data.manifest import Case, Site, Split
+from pfedsam.data.tiling import TilingOptions
 from pfedsam.data.volume_case import open_case
 from pfedsam.experiment.build import (
     build_images,
@@ -18,6 +19,7 @@ from pfedsam.experiment.build import (
     build_model,
     build_sites,
     check_flips,
+    check_kinds,
     divide_site,
     read_sites,
     refuse_too_few_sites,
@@ -136,6 +138,32 @@ def test_mirror_images_are_averaged_only_by_models_that_were_trained_with_them(
         return
     with pytest.raises(OptionError, match=r"data\.augment\.flips"):
         check_flips(options, volumes=volumes)
+
+
+@pytest.mark.parametrize(
+    ("parts", "tiling", "refused"),
+    [
+        ({"a.png": "train", "b.png": "test"}, True, None),
+        ({"a.png": "train", "b.nii.gz": "test"}, False, None),
+        ({"a.png": "train", "b.nii.gz": "unused", "c.png": "test"}, True, None),
+        ({"a.png": "train", "b.nii.gz": "test"}, True, "case 'b' is a volume, and data.tiling"),
+        ({"a.png": "val", "b.nii.gz": "val"}, False, "case 'b' is a volume, but site 'x', case 'a' is a picture"),
+    ],
+)
+def test_volumes_pictures_and_tiles_are_told_apart_in_every_part(
+    parts: dict[str, Split], tiling: bool, refused: str | None, toy_options: RunOptions
+) -> None:
+    data = toy_options.data.model_copy(update={"tiling": TilingOptions(side=32) if tiling else None})
+    cases = tuple(
+        Case("x", file[0], Path(file), None, file, part, volume=file.endswith(".nii.gz"))
+        for file, part in parts.items()
+    )
+    options, site = toy_options.model_copy(update={"data": data}), Site("x", Path(), cases)
+    if refused is None:
+        check_kinds(options, site)
+        return
+    with pytest.raises(PfedsamError, match=refused):
+        check_kinds(options, site)
 
 
 def test_a_prediction_with_unlearnt_mirror_images_is_refused_before_an_image_is_read(toy_options: RunOptions) -> None:

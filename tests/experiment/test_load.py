@@ -160,7 +160,7 @@ def test_a_malformed_override_is_refused(tmp_path: Path) -> None:
         ),
         (
             "data:\n  sites: {1: a, b: b}\n  classes: {x: [1]}\n",
-            "data.sites: the name 1 is read as a number; put it in quotes: '1'",
+            "data.sites: the name 1 is read as a number or a date; put the name in quotes, as in '1'",
         ),
         (
             "data:\n  sites: {a: a}\n  classes: {x: 1}\n",

@@ -6,6 +6,8 @@ from html.parser import HTMLParser
 import pytest
 
 from pfedsam.core.errors import OptionError, RunError, StoreError
+from pfedsam.data.manifest import Case, Site
+from pfedsam.data.split import write_split
 from pfedsam.evaluation.scores import ClassScores
 from pfedsam.evaluation.summary import summarize_site
 from pfedsam.experiment.options import RunOptions
@@ -228,6 +230,18 @@ def test_a_baseline_of_other_sites_is_refused(run_folder, tmp_path, fake):
     write_summary(tmp_path / "summary.json", fake.make_summary("local-only", ("zagreb",)))
     with pytest.raises(RunError, match="the baseline \\['zagreb'\\]"):
         write_page(run_folder, baseline=tmp_path)
+
+
+def test_a_baseline_that_was_scored_on_other_cases_is_refused(tmp_path, fake):
+    for name, method, case in (("run", "pfedsam", "a"), ("alone", "local-only", "b")):
+        place = tmp_path / name / "sites" / fake.SITES[0]
+        place.mkdir(parents=True)
+        write_summary(tmp_path / name / "summary.json", fake.make_summary(method, fake.SITES[:1]))
+        write_split(
+            place / "split.json", Site(fake.SITES[0], place, (Case(fake.SITES[0], case, None, None, case, "test"),))
+        )
+    with pytest.raises(RunError, match="were not scored on the same test cases"):
+        write_page(tmp_path / "run", baseline=tmp_path / "alone")
 
 
 def test_the_comparison_stands_alone_and_marks_the_best(run_folder, tmp_path, fake):

@@ -212,9 +212,8 @@ def test_a_key_that_the_schema_does_not_have_is_refused_by_its_path(tmp_path, fa
 
 def test_a_summary_that_was_cut_says_what_makes_it_again(tmp_path):
     (tmp_path / "summary.json").write_text('{"schema": 1,', "utf-8")
-    with pytest.raises(
-        StoreError, match=rf"summary.json is damaged.*{tmp_path.name}.*resume the run to write it again"
-    ):
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(StoreError, match=rf"summary.json is damaged.*resume the run in '{tmp_path.name}'"):
         read_summary(tmp_path / "summary.json")
 
 
@@ -226,8 +225,11 @@ def test_what_is_no_summary_is_refused(tmp_path, text):
         read_summary(path)
 
 
-def test_a_run_without_a_summary_is_an_error(tmp_path):
-    with pytest.raises(StoreError, match="writes this file at its end"):
+def test_a_run_without_a_summary_and_a_folder_without_a_run_are_told_apart(tmp_path):
+    with pytest.raises(StoreError, match=f"There is no run in the folder '{tmp_path.name}'"):
+        read_summary(tmp_path / "summary.json")
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(StoreError, match="A run writes this file at its end: resume"):
         read_summary(tmp_path / "summary.json")
 
 

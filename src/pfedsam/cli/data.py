@@ -70,8 +70,8 @@ def check_command(
 
 def _read(options: "RunOptions") -> "tuple[list[Site], list[str]]":
     """The sites that can be read, split by patient where that is possible, and the errors of all others."""
-    from pfedsam.core.errors import DataError
-    from pfedsam.experiment.build import divide_site, read_one_site
+    from pfedsam.core.errors import DataError, OptionError
+    from pfedsam.experiment.build import check_kinds, divide_site, read_one_site
 
     sites, problems = [], []
     for name in options.data.sites:
@@ -82,7 +82,8 @@ def _read(options: "RunOptions") -> "tuple[list[Site], list[str]]":
             continue
         try:
             site = divide_site(options, site)
-        except DataError as exc:
+            check_kinds(options, site)
+        except (DataError, OptionError) as exc:
             problems.append(str(exc))
         sites.append(site)
     return sites, problems

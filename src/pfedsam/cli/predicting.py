@@ -139,7 +139,7 @@ def _predict_each(
     jobs: "Sequence[Job]", opened: "OpenSite", wishes: "VolumeWishes", labels: "LabelMap", dicom_seg: bool
 ) -> list[str]:
     """Predict the images one by one, show the progress, and return a message for each image that cannot be read."""
-    from pfedsam.core.errors import DataError
+    from pfedsam.core.errors import DataError, OptionError
 
     unread = []
     columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -148,7 +148,7 @@ def _predict_each(
         for job in jobs:
             try:
                 written = _predict(job, opened, wishes, labels, dicom_seg, partial(_tell, bars, slices))
-            except DataError as error:
+            except (DataError, OptionError) as error:  # such as a volume for a model of tiles
                 unread.append(str(error))
             else:
                 OUT.print(f"{job.path.name} -> {written}")

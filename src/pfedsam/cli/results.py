@@ -61,9 +61,11 @@ def predict_command(
     size of the picture as viewers show it, not of the stored pixels.
 
     A class is written with its first id in data.classes, the background with
-    0 or its own first id, so that a run with the same configuration can read
-    the masks. Masks have 8 bits, or 16 if an id is above 255.
-    An existing file is never overwritten. If classes overlap, each class
+    0 or its own first id, so that a site without labels of its own
+    (data.sites.<name>.labels) can read the masks. Masks have 8 bits, or 16 if
+    an id is above 255.
+    An existing file is never overwritten; only --resume replaces the files
+    of an image that an interrupted call had begun. If classes overlap, each class
     has its own folder with its masks.
 
     Example: pfedsam predict runs/nuclei/pfedsam new/*.png --site histo --out masks

@@ -32,7 +32,7 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     except OSError as error:
         raise StoreError(
             f"{path.name} could not be written: {error.strerror or error}. Its earlier content is unchanged. "
-            "Free disk space, or make the folder writable, and start again."
+            "Free disk space, create the folder or make it writable, and start again."
         ) from error
 
 

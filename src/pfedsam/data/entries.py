@@ -46,7 +46,11 @@ def entry_of(path: Path) -> Entry | None:
 
 
 def find_entries(folder: Path) -> list[Entry]:
-    """All entries of a folder, sorted by name, without hidden ones (a Mac puts `._a.png` beside `a.png`)."""
+    """All entries of a folder, sorted by name, without hidden ones (a Mac puts `._a.png` beside `a.png`).
+
+    Raises:
+        DataError: the folder has a link whose target does not exist; its case would be missing otherwise.
+    """
     if not folder.is_dir():
         return []
     found = map(entry_of, filter(_is_visible, sorted(folder.iterdir())))
@@ -54,7 +58,14 @@ def find_entries(folder: Path) -> list[Entry]:
 
 
 def _is_visible(path: Path) -> bool:
-    return not path.name.startswith(".") and (path.is_file() or path.is_dir())
+    if path.name.startswith("."):
+        return False
+    if path.is_symlink() and not path.exists():
+        raise DataError(
+            f"{path.parent.name}/{path.name} is a link to {str(path.readlink())!r}, which does not exist: make it available (is a network "
+            "drive not connected?), or remove the link"
+        )
+    return path.is_file() or path.is_dir()
 
 
 def group_sequences(entries: Sequence[Entry], channels: Sequence[str]) -> list[tuple[str, tuple[Entry, ...]]]:

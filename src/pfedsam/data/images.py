@@ -6,6 +6,7 @@ Images (`read_image`) always have three channels in 0..1, and are turned accordi
 |---|---|
 | 1-bit; 8-bit grey, RGB | divided by its range (1, 255) |
 | 16-bit grey; 16-bit RGB TIFF | divided by 65535 |
+| grey TIFF whose 0 is white (WhiteIsZero) | inverted, so that 0 is black |
 | 16-bit RGB PNG | its upper eight bits (Pillow keeps no more), divided by 255 |
 | palette | its colours |
 | with alpha (grey or RGB) | alpha dropped |
@@ -141,7 +142,8 @@ def read_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDA
         if image.format == "TIFF" and _is_deep_colour(image):
             return _read_deep_colour(path, image)
         if image.mode in _SIXTEEN_BITS:
-            return _in_bands(image, None, 65535)
+            found = _in_bands(image, None, 65535)
+            return np.float32(1) - found if _white_is_zero(image) else found
         if image.mode in ("1", "L", "LA"):
             return _in_bands(image, "L", 255)
         if image.mode in ("P", "PA", "RGB", "RGBA", "RGBX"):
@@ -271,6 +273,11 @@ def _is_deep_colour(image: Image.Image) -> bool:
     """Whether the file is colour (or grey with alpha) of more than 8 bits, of which Pillow would keep 8."""
     bits = max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,)))
     return image.mode in ("RGB", "RGBA", "RGBX") and (bits > 8 or _raw_mode(image).endswith(";16B"))
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    """Whether the largest value of a picture is black; Pillow inverts such TIFFs of 8 bits, but not those of 16 bits."""
+    return image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
 
 
 def _read_deep_colour(path: Path, image: Image.Image) -> npt.NDArray[np.float32]:

@@ -25,7 +25,8 @@ from pfedsam.data.manifest import SPLITS, Case, Site, Split
 _SCHEMA: Final = 2
 """Version of the file. Version 2 added digests of the cases' files; files of version 1 are still read."""
 _LOG = get_logger(__name__)
-_USED: Final[tuple[Split, ...]] = ("train", "val", "test")
+USED: Final[tuple[Split, ...]] = ("train", "val", "test")
+"""The parts of a split whose cases are used."""
 _SHOWN: Final = 3
 _PARTS: Final[tuple[Split, ...]] = ("train", "test", "val")  # in the order in which a few patients are assigned
 
@@ -128,11 +129,11 @@ def write_split(path: Path, site: Site, *, digests: bool = False) -> None:
         raise DataError(f"site {site.name!r}, case {undecided[0]!r}: has no split to write; split the site first")
     content: dict[str, Any] = {split: [case.id for case in site.of(split)] for split in SPLITS}
     if digests:
-        content["digests"] = {case.id: file_digest(case) for case in _cases_of(site, _USED)}
+        content["digests"] = {case.id: file_digest(case) for case in _cases_of(site, USED)}
     write_json(path, {"schema": _SCHEMA, "site": site.name, **content})
 
 
-def read_split(path: Path, site: Site, parts: Sequence[Split] = _USED) -> Site:
+def read_split(path: Path, site: Site, parts: Sequence[Split] = USED) -> Site:
     """The site with its cases in the parts that are stored in a file.
 
     A case that is not in the file becomes unused, and a warning is logged. If the file contains digests, the files of the cases must not
@@ -157,6 +158,38 @@ def read_split(path: Path, site: Site, parts: Sequence[Split] = _USED) -> Site:
     check_no_leak(site)
     _refuse_changed(path, site, _cases_of(site, parts), digests)
     return site
+
+
+def stored_split(path: Path, site: Site, options: SplitOptions, seed: int) -> Site:
+    """The site in the parts that a file of `data.split_folder` stores, with at most `max_train_cases` training cases.
+
+    Raises:
+        DataError: as for `read_split`, or the manifest assigns a case to another part than the file.
+    """
+    found = read_split(path, site)
+    wanted = {case.id: case.split for case in site.cases}
+    for case in found.cases:
+        before = wanted[case.id]
+        # Cases that `max_train_cases` left out when the file was written are unused in it.
+        if before not in (None, case.split) and not (before == "train" and case.split == "unused"):
+            raise DataError(
+                f"site {site.name!r}, case {case.id!r}: the manifest has it in the part {before!r}, and {path.name!r} in {case.split!r}; "
+                "leave out data.split_folder to use the manifest, or delete the file and write it again by `pfedsam data split`"
+            )
+    return _keep(found, options.max_train_cases, seed)
+
+
+def same_part(first: Path, second: Path, site: str, part: Split) -> bool:
+    """Whether two files of splits have the same cases in a part, with equal digests as far as both files contain digests.
+
+    Raises:
+        DataError: a file is no split, or that of another site.
+    """
+    (ones, digests), (others, of_others) = _read_parts(first, site), _read_parts(second, site)
+    same = sorted(ones[part]) == sorted(others[part])
+    if not same or digests is None or of_others is None:
+        return same
+    return all(digests.get(case) == of_others.get(case) for case in ones[part])
 
 
 def _sides(path: Path, site: Site, stored: Mapping[Split, Sequence[str]]) -> dict[str, Split]:

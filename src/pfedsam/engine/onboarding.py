@@ -175,7 +175,7 @@ class _Work:
         self.site, self.out, self.steps = site, out, steps
         self.started = time.monotonic()
         cache = (options.runtime.cache_folder or out / "cache") / site.name
-        check_cases(options, site.cases, built.model.image_size)
+        check_cases(options, site, built.model.image_size)
         self.data: SiteData = build_site_data(options, site.name, site.of("train"), built, cache)
         self.scorer = SiteScorer(options, site.name, built, self.data.cache)
         self.personal = bool(built.partition.local)

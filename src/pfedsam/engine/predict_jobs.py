@@ -87,7 +87,7 @@ def find_jobs(images: Sequence[Path], out: Path, *, dicom_seg: bool = False, pro
     """One job for each picture, volume and series.
 
     A folder that directly contains DICOM files gives one volume for each of its series. Any other folder stands for all volumes and
-    pictures in it.
+    pictures in it and in its folders.
 
     Args:
         images: files, folders and patterns such as `new/*.nii.gz`.
@@ -130,18 +130,16 @@ def refuse_existing(jobs: Sequence[Job], folders: Sequence[str] = ("",), *, resu
     Args:
         jobs: the jobs whose masks are to be written.
         folders: for classes that overlap, the folders of the masks in the output folder.
-        resume: whether the probabilities of a job without a mask may exist, because an interrupted call wrote them.
+        resume: whether files of the jobs may exist, because an interrupted call wrote a part of them; images are still not overwritten.
 
     Raises:
         OptionError: a file of a job exists already.
     """
     inputs = {job.path.resolve() for job in jobs}
     for job in jobs:
-        extra = (
-            [job.probabilities] if job.probabilities and (not resume or job.probabilities.resolve() in inputs) else []
-        )
+        extra = [job.probabilities] if job.probabilities else []
         for target in (*_targets(job, folders), *_as_pictures(job, folders), *extra):
-            if target.exists():
+            if target.exists() and not (resume and target.resolve() not in inputs):
                 what = "is one of the images" if target.resolve() in inputs else "exists already"
                 raise OptionError(
                     f"The {'probabilities' if target in extra else 'mask'} of {str(job.path)!r} would overwrite {str(target)!r}, which "
@@ -186,16 +184,28 @@ def _holds_dicom(folder: Path) -> bool:
 
 
 def _jobs_in(folder: Path, out: Path, dicom_seg: bool) -> Iterator[Job]:
-    """The jobs of all images in a folder that is not an image itself; the folder of the masks may be in it.
+    """The jobs of all images in a folder that is not an image itself, and in its folders; the folder of the masks may be in it.
 
     Raises:
         OptionError: there is no image in it.
     """
-    entries = [one for one in find_entries(folder) if one.path.resolve() != out.resolve()]
-    if not entries:
+    images = list(_images_in(folder, out))
+    if not images:
         raise OptionError(f"The folder {str(folder)!r} holds no image ({READABLE}). Nothing was written.")
-    for one in entries:
-        yield from _jobs_of(one.path, out, dicom_seg)
+    for one in images:
+        yield from _jobs_of(one, out, dicom_seg)
+
+
+def _images_in(folder: Path, out: Path) -> Iterator[Path]:
+    """The images in a folder and in its folders, sorted by name; hidden files and the folder of the masks are left out."""
+    images = {entry.path for entry in find_entries(folder)}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.resolve() == out.resolve():
+            continue
+        if path.is_dir() and not _holds_dicom(path):
+            yield from _images_in(path, out)
+        elif path in images:
+            yield path
 
 
 def _dicom_jobs(image: Path, out: Path, ending: str) -> Iterator[Job]:

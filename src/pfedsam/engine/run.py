@@ -69,7 +69,7 @@ def run(options: RunOptions, folder: Path | str, *, resume: bool = False, progre
         options, configure_numerics(options.runtime.threads, options.runtime.device) if one_process else CPU
     )
     for site in sites.values():  # the sites check this too, but only when the run has a folder
-        check_cases(options, site.cases, built.model.image_size)
+        check_cases(options, site, built.model.image_size)
     with exclusive(folder):
         _check_folder(options, folder, resume)  # again: another process may have begun meanwhile
         _begin(options, folder, sites, ranges)

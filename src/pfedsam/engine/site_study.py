@@ -60,7 +60,7 @@ class SiteStudy:
             DataError: a case cannot be read, or does not fit the model.
             OptionError: validation would average over mirror images, and training images are not mirrored.
         """
-        check_cases(self.options, self.site.cases, self.built.model.image_size)
+        check_cases(self.options, self.site, self.built.model.image_size)
         return SiteSession(
             self.options,
             self.manifest.study,

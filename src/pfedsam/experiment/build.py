@@ -19,7 +19,7 @@ from pfedsam.data.examples import Example, VolumeExamples, classes_in
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.loader import load_examples
 from pfedsam.data.manifest import Case, Site, read_site
-from pfedsam.data.split import read_split, split_site
+from pfedsam.data.split import USED, split_site, stored_split
 from pfedsam.data.suspicions import Study
 from pfedsam.data.tiling import load_pictures, load_tiles
 from pfedsam.data.transforms import FOR_PICTURES, FOR_SLICES, Moves
@@ -201,7 +201,7 @@ def divide_site(options: RunOptions, site: Site) -> Site:
             "(relative to the configuration)"
         )
     file = data.split_folder / f"{site.name}.json" if data.split_folder else None
-    divided = read_split(file, site) if file else split_site(site, data.split, options.seed)
+    divided = stored_split(file, site, data.split, options.seed) if file else split_site(site, data.split, options.seed)
     for part in ("train", "test"):
         if not divided.of(part):
             raise DataError(_why_empty(divided, part, free=free))
@@ -285,26 +285,38 @@ def with_pool(options: RunOptions, sites: Mapping[str, Site]) -> dict[str, Site]
     return {pool: Site(pool, Path(), cases), **sites}
 
 
-def check_cases(options: RunOptions, cases: tuple[Case, ...], side: int) -> None:
-    """Refuse options that do not fit the images of a site.
+def check_kinds(options: RunOptions, site: Site) -> None:
+    """Refuse a part of the split with both volumes and pictures, and options that do not fit their kind.
+
+    Raises:
+        DataError: only some of the cases of a part are volumes.
+        OptionError: there are volumes, and the options cut pictures into tiles; or as for `check_flips`.
+    """
+    kinds = [_are_volumes(options, site.of(part)) for part in USED]
+    check_flips(options, volumes=any(kinds))
+
+
+def check_cases(options: RunOptions, site: Site, side: int) -> None:
+    """Refuse options that do not fit the images of a site, and images that do not fit together.
 
     For validation and test cases this would otherwise be found only after training, and it is the configuration that has to change.
 
     Args:
         options: the options of the run.
-        cases: all cases of the site.
+        site: the site, with every case in a part of the split.
         side: the side of the model's square.
 
     Raises:
         DataError: volumes have slices that do not fit the square at the requested pixel size, their spacing is not known, or a header
-            cannot be read.
-        OptionError: as for `check_flips`.
+            cannot be read; or as for `check_kinds`.
+        OptionError: as for `check_kinds`.
     """
-    volumes = [case for case in cases if case.volume]
-    check_flips(options, volumes=bool(volumes))
+    check_kinds(options, site)
     if options.data.volume.spacing is None:
         return
-    for case in volumes:
+    for case in site.cases:
+        if not case.volume:
+            continue
         volume = open_case(case, options.data.image, options.data.volume)
         with about(case):
             volume.frame(side)
@@ -379,10 +391,13 @@ def _are_volumes(options: RunOptions, cases: tuple[Case, ...]) -> bool:
     if picture is not None:
         raise DataError(
             f"site {volume.site!r}, case {volume.id!r} is a volume, but site {picture.site!r}, case {picture.id!r} is a picture; "
-            "all cases of a run must be volumes, or all must be pictures"
+            "the cases of a part of the split must all be volumes, or all be pictures; take the others out"
         )
     if options.data.tiling:
-        raise OptionError("data.tiling cuts pictures into tiles, but the sites have volumes: remove data.tiling.")
+        raise OptionError(
+            f"site {volume.site!r}, case {volume.id!r} is a volume, and data.tiling cuts pictures into tiles: leave the volumes out, or "
+            "train without data.tiling."
+        )
     return True
 
 

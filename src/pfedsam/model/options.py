@@ -32,7 +32,7 @@ class ModelOptions(Options):
     )
     image_size: int | None = Field(
         default=None,
-        ge=16,
+        ge=32,
         le=4096,
         description="Side in pixels of the resized square images; empty: that of the backbone.",
     )

@@ -6,7 +6,7 @@ content security policy in the page forbids scripts and loading anything from el
 
 import base64
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -18,9 +18,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pfedsam.core import sealed
 from pfedsam.core.atomic import write_text
-from pfedsam.core.errors import OptionError, StoreError
+from pfedsam.core.errors import OptionError, RunError, StoreError
 from pfedsam.core.files import open_regular
 from pfedsam.core.small_numbers import OFF
+from pfedsam.data.split import same_part
 from pfedsam.report import figures
 from pfedsam.report.format import (
     MISSING,
@@ -114,11 +115,13 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
     Raises:
         RunError: the baseline is not a run with method local-only and the same sites, seed and split.
         StoreError: the summary, the records, the configuration or a picture cannot be read, or the page cannot be written.
+        DataError: the file of a site's split is damaged.
     """
     summary, alone = read_summary(run_folder / "summary.json"), None
     if baseline is not None:
         alone_summary = read_summary(baseline / "summary.json")
         summary = with_local_only(summary, alone_summary)
+        _refuse_other_test_parts(run_folder, baseline, summary.sites)
         alone = read_intervals(baseline, alone_summary)
     intervals = read_intervals(run_folder, summary)
     records, config = _finished_records(run_folder / "records.jsonl"), _config_text(run_folder / "config.yaml")
@@ -149,6 +152,21 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
     page_path = run_folder / "report.html"
     write_text(page_path, html)
     return page_path
+
+
+def _refuse_other_test_parts(run_folder: Path, baseline: Path, sites: Iterable[str]) -> None:
+    """Refuse a baseline that was scored on other cases; a study between hospitals has no splits in its folder.
+
+    Raises:
+        DataError: the file of a split is damaged.
+        RunError: the test part of a site differs.
+    """
+    for site in sites:
+        ours, theirs = (folder / "sites" / site / "split.json" for folder in (run_folder, baseline))
+        if ours.exists() and theirs.exists() and not same_part(ours, theirs, site, "test"):
+            raise RunError(
+                f"site {site!r}: the run and the baseline were not scored on the same test cases. Compare runs of the same data and seed."
+            )
 
 
 def _finished_records(path: Path) -> list[Record]:

@@ -322,7 +322,10 @@ def read_summary(path: Path) -> Summary:
     Raises:
         StoreError: the file cannot be read, has another schema, or does not follow its schema.
     """
-    remedy = f"The run in {path.parent.name!r} writes this file at its end: resume the run to write it again; nothing is trained again."
+    name = path.parent.name
+    remedy = f"A run writes this file at its end: resume the run in {name!r}; rounds that it has trained are not trained again."
+    if not (path.parent / "config.yaml").exists():
+        remedy = f"There is no run in the folder {name!r}: give the folder of a run or of a study."
     content = sealed.read_json(path, remedy)
     schema = content.get("schema")
     if type(schema) is not int or schema not in _READ:

@@ -61,10 +61,10 @@ def run_table(summary: Summary) -> Table:
 
 
 def _add_run_columns(table: Table, unit: str, with_gain: bool) -> None:
-    """The columns of `_run_cells`, after that of the sites' names."""
-    table.add_column("site", no_wrap=True)
+    """The columns of `_run_cells`, after that of the sites' names; in a narrow terminal names are wrapped, and numbers stay whole."""
+    table.add_column("site", overflow="fold")
     for heading in ("cases", "Dice", "IoU", f"HD95{unit}", f"ASSD{unit}", "missed", "Dice shared"):
-        table.add_column(Text(heading), justify="right", no_wrap=True)
+        table.add_column(Text(heading), justify="right")
     if with_gain:
         table.add_column("gain over local-only", justify="right")
 
