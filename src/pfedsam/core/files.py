@@ -7,6 +7,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, Final
 
+from pfedsam.core.errors import DataError
+
 MOST_BYTES: Final = 2**28
 """More than any file has that is read as a whole, other than tensors and images."""
 
@@ -55,3 +57,16 @@ def read_regular(path: Path, most: int = MOST_BYTES) -> bytes:
     if len(content) > most:
         raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
     return content
+
+
+def refuse_broken_link(path: Path) -> None:
+    """Refuse a link whose target does not exist: whoever lists the files of a folder would leave it out in silence.
+
+    Raises:
+        DataError: the path is such a link.
+    """
+    if path.is_symlink() and not path.exists():
+        raise DataError(
+            f"{path.parent.name}/{path.name} is a link to {str(path.readlink())!r}, which does not exist: make it available (is a network "
+            "drive not connected?), or remove the link"
+        )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from pfedsam.core.errors import DataError
+from pfedsam.core.files import refuse_broken_link
 from pfedsam.data.readers import PICTURES, kind_of
 from pfedsam.data.readers.dicom_files import read_head
 from pfedsam.data.readers.png_stack import is_png_stack
@@ -60,11 +61,7 @@ def find_entries(folder: Path) -> list[Entry]:
 def _is_visible(path: Path) -> bool:
     if path.name.startswith("."):
         return False
-    if path.is_symlink() and not path.exists():
-        raise DataError(
-            f"{path.parent.name}/{path.name} is a link to {str(path.readlink())!r}, which does not exist: make it available (is a network "
-            "drive not connected?), or remove the link"
-        )
+    refuse_broken_link(path)
     return path.is_file() or path.is_dir()
 
 

@@ -34,6 +34,12 @@ def test_series_are_listed_by_their_number_in_the_header(folder):
     assert dict(found.others) == {"not DICOM": 1}
 
 
+def test_a_slice_that_is_a_link_to_nowhere_is_not_left_out(folder):
+    (folder / "last.dcm").symlink_to("/mnt/archive/last.dcm")
+    with pytest.raises(DataError, match=r"s/last\.dcm is a link to '/mnt/archive/last\.dcm', which does not exist"):
+        find_images(folder)
+
+
 @pytest.mark.parametrize(("wanted", "number"), [("1", 1), ("2", 2), ("t2", 2), ("contrast T1", 1)])
 def test_a_series_is_chosen_by_its_place_in_the_list_or_words_of_its_description(folder, wanted, number):
     assert choose_series(find_images(folder), wanted, "s").number == number

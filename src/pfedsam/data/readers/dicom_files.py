@@ -23,7 +23,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pfedsam.core.errors import DataError
-from pfedsam.core.files import open_regular
+from pfedsam.core.files import open_regular, refuse_broken_link
 from pfedsam.data.readers.dicom_planes import (
     TIMES,
     Plane,
@@ -188,11 +188,13 @@ def find_images(path: Path) -> Found:
     """The series in a folder, or of a file, sorted by number.
 
     Raises:
-        DataError: a DICOM file is damaged, or the file is a DICOMDIR.
+        DataError: a DICOM file is damaged, a link has no target, or the file is a DICOMDIR.
     """
     others: Counter[str] = Counter()
     by_modality: dict[str, list[Path]] = defaultdict(list)
     stacks: dict[tuple[Any, ...], list[list[_Picture]]] = defaultdict(list)
+    for file in path.rglob("*"):
+        refuse_broken_link(file)  # otherwise a slice would be missing, at the end of a volume in silence
     for file in visible_files(path):
         if not looks_like_dicom(file):
             others["not DICOM"] += 1
