@@ -62,7 +62,16 @@ def test_a_link_to_nowhere_is_a_problem(call: Call, capsys: pytest.CaptureFixtur
         picture.unlink()
         picture.symlink_to("/mnt/archive/b.png")
     assert call("data", "check", _study(tmp_path, "north")) == 3
-    assert "b.png is a link to '/mnt/archive/b.png', which does not exist" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "site 'north': images/b.png is a link to '/mnt/archive/b.png', which does not exist" in said
+
+
+def test_a_link_to_nowhere_that_the_manifest_does_not_list_is_no_problem(call: Call, tmp_path: Path) -> None:
+    _site(tmp_path / "north", "a", "b", "c")
+    rows = [f"images/{case}.png,masks/{case}.png,{case}" for case in "abc"]
+    (tmp_path / "north" / "manifest.csv").write_text("\n".join(["image,mask,patient", *rows]))
+    (tmp_path / "north" / "images" / "d.png").symlink_to("/mnt/archive/d.png")
+    assert call("data", "check", _study(tmp_path, "north")) == 0
 
 
 def test_what_a_run_would_refuse_is_a_problem(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

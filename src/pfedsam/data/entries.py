@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Final
 
 from pfedsam.core.errors import DataError
-from pfedsam.core.files import refuse_broken_link
 from pfedsam.data.readers import PICTURES, kind_of
 from pfedsam.data.readers.dicom_files import read_head
 from pfedsam.data.readers.png_stack import is_png_stack
@@ -47,11 +46,7 @@ def entry_of(path: Path) -> Entry | None:
 
 
 def find_entries(folder: Path) -> list[Entry]:
-    """All entries of a folder, sorted by name, without hidden ones (a Mac puts `._a.png` beside `a.png`).
-
-    Raises:
-        DataError: the folder has a link whose target does not exist; its case would be missing otherwise.
-    """
+    """All entries of a folder, sorted by name, without hidden ones (a Mac puts `._a.png` beside `a.png`)."""
     if not folder.is_dir():
         return []
     found = map(entry_of, filter(_is_visible, sorted(folder.iterdir())))
@@ -59,10 +54,7 @@ def find_entries(folder: Path) -> list[Entry]:
 
 
 def _is_visible(path: Path) -> bool:
-    if path.name.startswith("."):
-        return False
-    refuse_broken_link(path)
-    return path.is_file() or path.is_dir()
+    return not path.name.startswith(".") and (path.is_file() or path.is_dir())
 
 
 def group_sequences(entries: Sequence[Entry], channels: Sequence[str]) -> list[tuple[str, tuple[Entry, ...]]]:

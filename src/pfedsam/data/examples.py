@@ -200,8 +200,7 @@ def classes_in(found: npt.NDArray[np.uint8], *, overlap: bool) -> tuple[int, ...
     values = np.flatnonzero(np.bincount(found.ravel(), minlength=1)).tolist()
     if not overlap:
         return tuple(value for value in values if value not in (0, IGNORED))
-    known = np.array(
-        [value for value in values if not value & IGNORED_BIT], dtype=np.uint8
-    )  # empty if all pixels are ignored
+    # With an explicit type, because an empty list (all pixels are ignored) would become an array of floats.
+    known = np.array([value for value in values if not value & IGNORED_BIT], dtype=np.uint8)
     bits = int(np.bitwise_or.reduce(known, initial=0))
     return tuple(number for number in range(1, MAX_OVERLAPPING + 1) if bits >> (number - 1) & 1)

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, Literal, TypeAlias, get_args
 
 from pfedsam.core.errors import DataError, OptionError
+from pfedsam.core.files import refuse_broken_link
 from pfedsam.core.patterns import Pattern
 from pfedsam.core.text import is_text, short_repr
 from pfedsam.data.entries import FOREIGN, Entry, entry_of, find_entries, group_sequences, refuse_loose_series
@@ -244,6 +245,7 @@ def _from_folders(name: str, folder: Path, pattern: Pattern | None, channels: Se
         )
     _check_foreign(name, folder)
     _check_utf8(name, folder)
+    _check_links(name, folder)
     masks: dict[str, Path] = {}
     for entry in find_entries(folder / "masks"):
         if entry.stem in masks:
@@ -294,6 +296,19 @@ def _check_utf8(name: str, folder: Path) -> None:
                 f"site {name!r}: {part}/ holds {found[0]!a} ({len(found)} such file(s)), whose name is not UTF-8; "
                 "rename it, for example to ASCII letters and digits"
             )
+
+
+def _check_links(name: str, folder: Path) -> None:
+    """Refuse links without a target, whose cases would be missing in silence.
+
+    Raises:
+        DataError: there is such a link.
+    """
+    try:
+        for path in chain.from_iterable(sorted((folder / part).glob("[!.]*")) for part in _PARTS):
+            refuse_broken_link(path)
+    except DataError as exc:
+        raise DataError(f"site {name!r}: {exc}") from exc
 
 
 def _from_manifest(name: str, folder: Path, pattern: Pattern | None) -> Iterator[Case]:

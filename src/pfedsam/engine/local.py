@@ -138,17 +138,18 @@ def worker_count(options: RunOptions) -> int:
 class LocalTransport:
     """Sends requests to the sites of a local run, and reports the progress site by site."""
 
-    def __init__(self, study: LocalStudy, built: BuiltModel | None, tell: Progress) -> None:
+    def __init__(self, study: LocalStudy, built: BuiltModel, tell: Progress) -> None:
         """Prepare the worker processes.
 
         Args:
             study: the run.
-            built: the model of the run, which is then trained in this process; None if worker processes build their own models.
+            built: the model of the run, which is trained if all sites are in this process; worker processes build their own models.
             tell: called after the reply of each site.
         """
         self._study, self._tell = study, tell
-        make = study if built is None else lambda: LocalSites(study, built)
-        self._workers = Workers(make, list(study.options.data.sites), worker_count(study.options))
+        count = worker_count(study.options)
+        make = study if count > 1 else lambda: LocalSites(study, built)
+        self._workers = Workers(make, list(study.options.data.sites), count)
 
     def connected(self) -> list[str]:
         """All sites."""

@@ -13,7 +13,8 @@ import numpy as np
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import DataError, OptionError
-from pfedsam.data.entries import entry_of, find_entries, stem_of
+from pfedsam.core.files import refuse_broken_link
+from pfedsam.data.entries import entry_of, stem_of
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.manifest import READABLE, Case
 from pfedsam.data.readers import kind_of
@@ -197,14 +198,18 @@ def _jobs_in(folder: Path, out: Path, dicom_seg: bool) -> Iterator[Job]:
 
 
 def _images_in(folder: Path, out: Path) -> Iterator[Path]:
-    """The images in a folder and in its folders, sorted by name; hidden files and the folder of the masks are left out."""
-    images = {entry.path for entry in find_entries(folder)}
+    """The images in a folder and in its folders, sorted by name; hidden files and the folder of the masks are left out.
+
+    Raises:
+        DataError: there is a link whose target does not exist.
+    """
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.resolve() == out.resolve():
             continue
+        refuse_broken_link(path)
         if path.is_dir() and not _holds_dicom(path):
             yield from _images_in(path, out)
-        elif path in images:
+        elif entry_of(path):
             yield path
 
 

@@ -95,7 +95,7 @@ def _run(options: RunOptions, folder: Path, sites: Mapping[str, Site], built: Bu
     images = options.training.images_per_round
     drawn = (done * images, rounds * images)
     tell(Event("train", done * trainers, rounds * trainers, f"round {min(done + 1, rounds)} of {rounds}", drawn))
-    transport = LocalTransport(local, built if worker_count(options) == 1 else None, tell)
+    transport = LocalTransport(local, built, tell)
     try:
         StudyRun(folder, transport, study).run()
     finally:
