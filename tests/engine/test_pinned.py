@@ -53,6 +53,7 @@ def pinned_options(toy_folder: Path, name: str) -> RunOptions:
             "backbone": str(toy_folder / "backbone"),
             "adapt_last": 1,
             "lora": {"rank": 2},
+            "local_lora": None,
             "experts": {"count": 2, "width": 4, "top_k": 1},
             "image_skip": {"channels": None},
         },
@@ -68,14 +69,14 @@ def pinned_options(toy_folder: Path, name: str) -> RunOptions:
         training["optimizer"] |= {"learning_rate": 0.004}
         content |= {
             "method": "pfedsam",
-            "model": {"backbone": "sam-tiny", "image_skip": {"channels": None}},
+            "model": {"backbone": "sam-tiny", "local_lora": None, "image_skip": {"channels": None}},
             "communication": {},
         }
     if name == "pfedsam-defaults":
         training.pop("phases")
         training.pop("optimizer")
         training["distillation"] = {"steps": "all"}
-        content |= {"method": "pfedsam", "model": {"backbone": "sam-tiny"}, "communication": {}}
+        content |= {"method": "pfedsam", "model": {"backbone": "sam-tiny", "local_lora": None}, "communication": {}}
     return RunOptions.model_validate(content)
 
 

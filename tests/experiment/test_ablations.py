@@ -25,32 +25,30 @@ def chosen(folder: Path, *overrides: str) -> RunOptions:
 
 BOTH = {"lora_a": "shared", "lora_b": "shared", "class_tokens": "shared", "output_layers": "shared"}
 LORA = {"local_lora": "local"}
-OWN = {"personal_output_layers": "local", "experts": "local", **LORA}
+OWN = {"personal_output_layers": "local", "experts": "local"}
 
 
 @pytest.mark.parametrize(
     ("overrides", "placed"),
     [
         ((), {**BOTH, **OWN}),
-        (("model.experts=null",), {**BOTH, "personal_output_layers": "local", **LORA}),
-        (("model.output_layers=shared",), {**BOTH, "experts": "local", **LORA}),
-        (("model.output_layers=local",), {**BOTH, "output_layers": "local", "experts": "local", **LORA}),
+        (("model.experts=null",), {**BOTH, "personal_output_layers": "local"}),
+        (("model.output_layers=shared",), {**BOTH, "experts": "local"}),
+        (("model.output_layers=local",), {**BOTH, "output_layers": "local", "experts": "local"}),
         (
             ("model.output_layers=frozen",),
-            {"lora_a": "shared", "lora_b": "shared", "class_tokens": "shared", "experts": "local", **LORA},
+            {"lora_a": "shared", "lora_b": "shared", "class_tokens": "shared", "experts": "local"},
         ),
         (("model.norms=local",), {**BOTH, **OWN, "norms": "local"}),
-        (("model.local_lora=2",), {**BOTH, **OWN}),
+        (("model.local_lora=2",), {**BOTH, **OWN, **LORA}),
+        (("model.local_lora=null",), {**BOTH, **OWN, **LORA}),
+        (("model.personal_copy=true",), {**BOTH, **OWN, "personal_copy": "local"}),
         (
-            ("model.local_lora=0",),
-            {**BOTH, "personal_output_layers": "local", "experts": "local"},
+            ("model.personal_copy=true", "model.local_lora=null"),  # a copy of LoRA takes the place of the second one
+            {**BOTH, **OWN, "personal_copy": "local"},
         ),
         (
-            ("model.personal_copy=true",),  # a copy of LoRA takes the place of the second one
-            {**BOTH, "personal_output_layers": "local", "experts": "local", "personal_copy": "local"},
-        ),
-        (
-            ("model.lora=null",),
+            ("model.lora=null", "model.local_lora=null"),
             {
                 "class_tokens": "shared",
                 "output_layers": "shared",
@@ -140,7 +138,7 @@ def test_as_many_blocks_as_asked_for(tmp_path: Path, set_to: str, blocks: int) -
 
 @pytest.mark.parametrize(("phases", "phase"), [("coupled", "coupled"), ("decoupled", "local"), ("joint", "joint")])
 def test_a_phase_without_anything_to_train_is_refused(tmp_path: Path, phases: str, phase: str) -> None:
-    off = ("model.experts=null", "model.output_layers=shared", "model.local_lora=0")
+    off = ("model.experts=null", "model.output_layers=shared")
     options = chosen(tmp_path, *off, f"training.phases={phases}")
     with pytest.raises(OptionError, match=f"{phase} phase of pfedsam has nothing to train: every local part"):
         build_model(options)

@@ -65,12 +65,12 @@ class ModelOptions(Options):
         default="frozen",
         description="local: the personal model has local LayerNorms in the adapted blocks, the neck and the decoder.",
     )
-    local_lora: Annotated[int | None, Addition(off=None)] = Field(
-        default=None,
+    local_lora: Annotated[int | None, Addition(off=0)] = Field(
+        default=0,
         ge=0,
         le=MAX_RANK,
-        description="Rank of a second, local LoRA on the layers of the shared one; 0: none; empty: chosen by the method (pfedsam and "
-        "feddpa: the rank of the shared one; others: none).",
+        description="Rank of a second, local LoRA on the layers of the shared one; 0: none, except with feddpa, which always has one; "
+        "empty: with pfedsam and feddpa the rank of the shared one, else none.",
     )
     personal_copy: Annotated[bool, Addition(off=False)] = Field(
         default=False,

@@ -4,11 +4,10 @@ In the paper a client round has two decoupled phases: the global phase trains th
 phase trains the experts with the shared part fixed, on labels and by distillation from the shared model (`training.phases=decoupled`).
 After the last aggregation each site trains one more local phase on the final shared parameters.
 
-Ours differs by default (docs/decisions/0006, 0011, 0020 and 0022): the local part has a second LoRA, so that a site can correct shared
-updates that do not suit its data; and both parts are trained in every step: the shared model learns from the labels of one half of the
-batch, and the personal model from those of the other half. In the first step of a round, both models learn from the same half, and the
-personal model also from the shared one, whose parameters are then those that the server sent. Both models are fully trained when the rounds
-end, so that no last phase is needed.
+Ours differs by default (docs/decisions/0011, 0020 and 0022): both parts are trained in every step. The shared model learns from the labels
+of one half of the batch, and the personal model from those of the other half. In the first step of a round, both models learn from the same
+half, and the personal model also from the shared one, whose parameters are then those that the server sent. Both models are fully trained
+when the rounds end, so that no last phase is needed.
 """
 
 from dataclasses import replace
@@ -30,7 +29,7 @@ _IN_ONE_STEP: Final[dict[str, Literal["coupled", "decoupled"] | None]] = {
 
 
 def adapt(options: ModelOptions) -> ModelOptions:
-    """The configured model, with a second, local LoRA of the shared one's rank unless `model.local_lora` is set."""
+    """The configured model; if `model.local_lora` is empty, with a second, local LoRA of the shared one's rank."""
     if options.local_lora is not None:
         return options
     rank = options.lora.rank if options.lora and not options.personal_copy else 0
