@@ -244,6 +244,19 @@ def test_series_of_a_folder_a_bad_one_among_them_and_resuming(
     assert len(_rows("volumes.csv")) == 3 * 2
 
 
+@pytest.mark.parametrize("table", ["volumes.csv", "areas.csv"])
+@pytest.mark.parametrize("content", ["image,ml\n", "Größe;Bild\n", 'image,"a\n'])
+def test_a_table_of_another_program_is_refused_before_a_volume_is_segmented(
+    call: Call, run: None, capsys: pytest.CaptureFixture[str], table: str, content: str
+) -> None:
+    write_nifti(Path("scan.nii.gz"), VALUES, AFFINE)
+    Path("masks").mkdir()
+    (Path("masks") / table).write_bytes(content.encode("latin-1"))
+    assert _predict(call, "scan.nii.gz") == 3
+    assert f"'{table}' in the output folder is another table" in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in Path("masks").iterdir()] == [table]
+
+
 def test_dicom_seg_is_read_back_equal_by_us_and_by_dcmqi(call: Call, run: None) -> None:
     write_series(Path("scan"), VALUES, AFFINE)
     assert _predict(call, "scan") == 0

@@ -33,6 +33,15 @@ def test_where_a_patient_comes_from(site_folder):
     ]
 
 
+@pytest.mark.parametrize("images", ["images/a.png;images/b.png", "images/a.png;images/b.nii.gz"])
+def test_only_volumes_have_several_sequences(site_folder, images):
+    folder = site_folder("a", "b")
+    (folder / "images/b.nii.gz").touch()
+    (folder / "manifest.csv").write_text(f"image,mask,patient\n{images},masks/a.png,p1\n")
+    with pytest.raises(DataError, match=r"line 2: 'a\.png' is a picture, and only volumes can have several sequences"):
+        read_site("north", folder)
+
+
 def test_files_that_the_manifest_does_not_list(site_folder):
     folder = site_folder("a", "b")
     assert unlisted_files(read_site("north", folder)) == ()  # no manifest, all are read

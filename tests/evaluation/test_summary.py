@@ -94,7 +94,8 @@ def test_a_class_that_no_case_has_is_none():
 def test_millimetres_and_pixels_are_never_averaged_together():
     site = summarize_site([case(organ=0.8, unit="mm"), case(organ=0.6, unit="px")])
     assert site.units == Units("mixed", "px")
-    assert site.mean.hd95 is None
+    assert (site.mean.hd95, site.mean.assd) == (None, None)
+    assert site.mean.nsd is None  # its tolerance is 2 mm in one case and 2 pixels in the other
     assert site.mean.dice == pytest.approx(0.7)
 
 

@@ -384,11 +384,17 @@ def _images(folder: Path, text: str, *, where: str) -> list[Entry]:
     """The image of a case, or its sequences.
 
     Raises:
-        DataError: there are too many, or a file cannot be read.
+        DataError: there are too many, a picture is one of several, or a file cannot be read.
     """
     images = [_inside(folder, one.strip(), where=where) for one in text.split(";")]
     if len(images) > _MOST_SEQUENCES:
         raise DataError(f"{where}: {len(images)} images; a case has at most {_MOST_SEQUENCES} sequences")
+    pictures = [image.path.name for image in images if not image.volume]
+    if pictures and len(images) > 1:
+        raise DataError(
+            f"{where}: {pictures[0]!r} is a picture, and only volumes can have several sequences; give one image, in which the channels "
+            "of a picture are its colours"
+        )
     return images
 
 

@@ -148,6 +148,17 @@ def refuse_existing(jobs: Sequence[Job], folders: Sequence[str] = ("",), *, resu
                 )
 
 
+def refuse_other_tables(jobs: Sequence[Job]) -> None:
+    """Refuse an output folder whose tables of sizes cannot be continued, before a volume is segmented.
+
+    Raises:
+        DataError: a file with the name of a table contains another table.
+    """
+    for folder in {job.target.parent for job in jobs if job.volume}:
+        _read_rows(folder / SIZES, _SIZE_COLUMNS)
+        _read_rows(folder / AREAS, _AREA_COLUMNS)
+
+
 def _expanded(images: Sequence[Path]) -> Iterator[Path]:
     """The images, with the files that match in place of each pattern.
 
@@ -325,15 +336,29 @@ def _replace_rows(path: Path, columns: Sequence[str], name: str, rows: Sequence[
     Raises:
         DataError: the file contains another table.
     """
-    kept: list[list[str]] = []
-    if path.exists():
-        header, *before = list(csv.reader(io.StringIO(path.read_text("utf-8")))) or [[]]
-        if header != list(columns):
-            raise DataError(f"{path.name!r} in the output folder is another table; move it away, or give another --out")
-        kept = [row for row in before if row and row[0] != name]
+    kept = [row for row in _read_rows(path, columns) if row and row[0] != name]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *kept, *rows])
     atomic.write_text(path, text.getvalue(), mode=atomic.usual_mode())
+
+
+def _read_rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
+    """The rows of a table below its header; empty if there is no such file.
+
+    Raises:
+        DataError: the file contains another table.
+    """
+    if not path.exists():
+        return []
+    try:
+        header, *rows = list(csv.reader(io.StringIO(path.read_text("utf-8")))) or [[]]
+    except (UnicodeDecodeError, csv.Error):  # for example saved by a spreadsheet in another encoding
+        header, rows = [], []
+    if header != list(columns):
+        raise DataError(
+            f"{path.name!r} in the output folder is another table, or was changed by another program; move it away, or give another --out"
+        )
+    return rows
 
 
 def _number(value: float | None) -> str:

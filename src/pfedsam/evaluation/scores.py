@@ -247,7 +247,8 @@ def _surface_measures(
             spacing=spacing_mm,
             use_subvoxels=True,
         ).item()
-    hd95 = max(torch.quantile(one, 0.95).item() for one in distances)
+    # torch.quantile refuses more than 2^24 values, which the surface of a large volume can have.
+    hd95 = max(float(np.percentile(one.numpy(), 95)) for one in distances)
     return hd95, torch.cat(tuple(distances)).mean().item(), nsd
 
 

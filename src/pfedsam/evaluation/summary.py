@@ -2,7 +2,8 @@
 
 The means are taken in this order (docs/evidence.md): over the cases of a site for each class, then over the classes, then over the sites.
 Undefined measures are left out of a mean and counted; the mean of no value is None. Distances in mm and in pixels are never averaged
-together: where both occur, the unit is "mixed" and the mean distance is None. The same holds for volumes.
+together: where both occur, the unit is "mixed" and the mean distance is None. The same holds for the surface Dice (NSD), because its
+tolerance is in mm or in pixels, and for volumes.
 
 HD95 and ASSD are means over the cases in which a class was found, so a model that misses a class often can still have small distances.
 `Occurrence` therefore gives in how many cases the class is present and in how many of these it was missed.
@@ -23,7 +24,8 @@ SummaryVolumeUnit: TypeAlias = VolumeUnit | Literal["mixed"]
 """The unit of a mean volume difference; "mixed" if the volumes have different units."""
 
 U = TypeVar("U", bound=str)
-_DISTANCES: Final = frozenset({"hd95", "assd"})
+_DISTANCES: Final = frozenset({"hd95", "assd", "nsd"})
+"""The distances, and the surface Dice (NSD), whose tolerance is a distance."""
 
 
 @dataclass(frozen=True)

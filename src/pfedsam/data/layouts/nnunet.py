@@ -58,7 +58,7 @@ def find(source: Path) -> Iterator[FoundCase]:
     The layout has no patients, so each case is one.
 
     Raises:
-        DataError: a label file has no image, or `dataset.json` has another form.
+        DataError: a label file has no image, a case has several pictures, or `dataset.json` has another form.
     """
     description = read_description(source, "file_ending")
     if not description:
@@ -66,6 +66,11 @@ def find(source: Path) -> Iterator[FoundCase]:
     ending = _ending(description)
     site = site_name(_NUMBER.sub("", source.name)).lower()
     channels = 1 if _is_colour(source, ending) else min(len(_channels(description)), MAX_CHANNELS)
+    if channels > 1 and ending in _PICTURES:
+        raise DataError(
+            f"imagesTr has {channels} pictures ({ending}) for each case, and only volumes can have several channel files; write the "
+            "channels of a case as the colours of one picture, <case>_0000"
+        )
     masks = {path.name.removesuffix(ending): path for path in _visible(source / "labelsTr", ending)}
     for case in dict.fromkeys([*masks, *_stems(source / "imagesTr", f"_0000{ending}")]):
         images = tuple(source / "imagesTr" / f"{case}_{number:04d}{ending}" for number in range(channels))
