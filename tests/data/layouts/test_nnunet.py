@@ -34,18 +34,6 @@ def test_sites_patients_and_classes_are_right(source: Path, imported: Callable[.
     imported(LAYOUT, source, PATIENTS, CLASSES)
 
 
-def test_several_pictures_of_a_case_are_refused(tmp_path: Path, picture: Callable[..., None], ids: np.ndarray) -> None:
-    root = tmp_path / "Dataset121_Two"
-    for number in range(2):
-        picture(root / "imagesTr" / f"a_{number:04d}.png", np.zeros((6, 8), np.uint8))
-    picture(root / "labelsTr" / "a.png", ids)
-    content = {"channel_names": {"0": "near", "1": "far"}, "labels": {"road": 255}, "file_ending": ".png"}
-    (root / "dataset.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"2 pictures \(\.png\) for each case"):
-        write_sites(LAYOUT, root, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"labels": {"background": 0, "whole": "1"}}, r"label 'whole' as '1'; it must be an id"), (None, "no JSON")],
