@@ -37,6 +37,29 @@ def test_a_class_of_few_cases_is_withheld_and_so_is_the_mean_that_would_tell_it(
     assert found.mean.dice is None  # twice the mean less the organ's is the lesion's
 
 
+def test_no_withheld_count_follows_from_the_undefined_cases() -> None:
+    """Of 55 cases 38 were found, 2 missed, 3 extra and 12 absent: 12 + 17 undefined cases would tell the 2 and the 3."""
+    undefined = {**dict.fromkeys(MEASURES, 12), "hd95": 17, "assd": 17, "lesion_recall": 15}
+    organ = ClassSummary(FULL, undefined, Occurrence(40, 2, 3, 12))
+    whole = SiteSummary(55, 55, Units("mm", "ml"), FULL, {"organ": organ}, sum_counts([undefined]))
+    found = withhold(whole, 10)
+    assert found.classes["organ"].occurrence == Occurrence(40, None, None, None, None)
+    assert set(found.classes["organ"].undefined.values()) == {None}
+    assert set(found.undefined.values()) == {None}
+
+
+def test_undefined_cases_are_told_where_all_their_kinds_are() -> None:
+    undefined = {**dict.fromkeys(MEASURES, 12), "hd95": 12, "assd": 12, "lesion_recall": 12}
+    organ = ClassSummary(FULL, undefined, Occurrence(40, 0, 0, 12))
+    whole = SiteSummary(52, 52, Units("mm", "ml"), FULL, {"organ": organ}, sum_counts([undefined]))
+    told = withhold(whole, 10).classes["organ"]
+    assert told.occurrence == Occurrence(40, None, None, 12, None)
+    assert (told.undefined["dice"], told.undefined["hd95"]) == (
+        12,
+        None,
+    )  # 12 undefined distances would tell that none was missed
+
+
 def test_everything_is_told_of_a_large_site_and_where_nothing_is_withheld() -> None:
     large = site(40, organ=0, lesion=15)
     found = withhold(large, 10)

@@ -10,7 +10,7 @@ from pfedsam.federation.aggregation import (
     Annotations,
     accept,
     check_registration,
-    fill_not_annotated,
+    combine_by_class,
     open_messages,
     weighted_mean,
 )
@@ -178,31 +178,43 @@ THREE = [
 
 
 def test_what_belongs_to_a_class_is_averaged_over_the_sites_that_annotate_it_by_hand():
-    filled = fill_not_annotated(THREE, Annotations(TENSORS, {"b": {"cup"}}), BEFORE)
+    filled = combine_by_class(THREE, Annotations(TENSORS, {"b": {"cup"}}), BEFORE)
     mean = weighted_mean(filled)
     assert mean["tokens"].tolist() == [[pytest.approx(10 / 7)], [4.0]]  # (2*1 + 1*4 + 4*1) / 7; (2*2 + 4*5) / 6
     assert mean["mlp.1"].tolist() == [5.0]  # (2*3 + 4*6) / 6
     assert mean["lora"].tolist() == [pytest.approx(19 / 7)]  # everybody's: (0 + 3 + 16) / 7
-    assert filled[0] is not THREE[0]
-    assert digest(filled[0].tensors) == digest(THREE[0].tensors)
+    for before, after in zip(THREE, filled, strict=True):
+        assert (
+            after.tensors["tokens"][0].tolist() == before.tensors["tokens"][0].tolist()
+        )  # every site annotates the disc
+        assert after.tensors["tokens"][1].tolist() == [4.0]
+        assert after.tensors["lora"] is before.tensors["lora"]
+
+
+def test_no_site_has_more_than_its_share_of_a_class_that_few_annotate():
+    declared = [replace(one, cases=10**6 if one.site == "c" else one.cases) for one in THREE]
+    filled = combine_by_class(declared, Annotations(TENSORS, {"b": {"cup"}}), BEFORE, max_share=0.5)
+    assert weighted_mean(filled)["mlp.1"].tolist() == [
+        4.5
+    ]  # (3 + 6) / 2: half for each of the two sites that annotate the cup
 
 
 def test_a_class_that_no_site_of_the_round_annotates_keeps_its_value():
     missing = {site: {"cup"} for site in "abc"}
-    mean = weighted_mean(fill_not_annotated(THREE, Annotations(TENSORS, missing), BEFORE))
+    mean = weighted_mean(combine_by_class(THREE, Annotations(TENSORS, missing), BEFORE))
     assert mean["tokens"].tolist() == [[pytest.approx(10 / 7)], [9.0]]
     assert mean["mlp.1"].tolist() == [9.0]
 
 
 @pytest.mark.parametrize("missing", [{}, {"a": set()}, {"gone": {"cup"}}])
 def test_where_all_sites_of_a_round_annotate_everything_not_a_bit_changes(missing):
-    filled = fill_not_annotated(THREE, Annotations(TENSORS, missing), BEFORE)
+    filled = combine_by_class(THREE, Annotations(TENSORS, missing), BEFORE)
     assert digest(weighted_mean(filled)) == digest(weighted_mean(THREE))
 
 
 def test_the_order_of_arrival_changes_no_bit_of_a_partial_mean():
     annotations = Annotations(TENSORS, {"b": {"cup"}, "c": {"disc"}})
     means = {
-        digest(weighted_mean(fill_not_annotated(order, annotations, BEFORE))) for order in itertools.permutations(THREE)
+        digest(weighted_mean(combine_by_class(order, annotations, BEFORE))) for order in itertools.permutations(THREE)
     }
     assert len(means) == 1

@@ -15,6 +15,9 @@ WITHHELD = {"test.shared.cases": None, "test.shared.unit": 0, "test.shared.mean.
         {"test.shared.patients": 3},
         {"test.shared.class.organ.missed": 0},
         {"test.shared.class.organ.undefined_dice": 2},
+        {"test.shared.class.organ.absent": None, "test.shared.class.organ.undefined_dice": 12},
+        {"test.shared.class.organ.missed": None, "test.shared.class.organ.undefined_hd95": 17},
+        {"test.shared.class.organ.undefined_iou": None, "test.shared.mean.undefined_iou": 12},
         {**WITHHELD, "test.shared.mean.dice": 0.5},
         {**WITHHELD, "test.shared.class.organ.nsd": 0.5},
     ],
@@ -29,6 +32,8 @@ def test_what_stands_for_enough_cases_passes() -> None:
     check_small_numbers({"cases": 10, "annotates.organ": 1, "kept_round": 3, "dice.shared": 0.5}, 10)
     check_small_numbers({"test.shared.cases": 12, "test.shared.mean.dice": 0.5, "test.shared.class.a.missed": None}, 10)
     check_small_numbers(WITHHELD, 10)
+    check_small_numbers({"test.shared.class.a.missed": None, "test.shared.class.a.undefined_dice": 12}, 10)
+    check_small_numbers({"test.shared.class.a.missed": None, "test.shared.class.b.undefined_hd95": 12}, 10)
 
 
 def test_a_class_called_like_a_count_is_none() -> None:

@@ -1,7 +1,7 @@
 """Withholds scores and counts that are based on too few cases to leave a site (see also `core.small_numbers`).
 
 A mean over too few cases is withheld. If the mean of a class is withheld, the mean over classes is withheld as well, because the former
-could be computed from it. The same holds for sums of counts over classes.
+could be computed from it. The same holds for sums of counts, over classes and over the kinds of cases in which a measure is undefined.
 """
 
 from collections.abc import Collection
@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 
 from pfedsam.core.small_numbers import OFF, publishable_count, publishable_counts
 from pfedsam.evaluation.scores import MEASURES, ClassScores
-from pfedsam.evaluation.summary import ClassSummary, Occurrence, SiteSummary, sum_counts
+from pfedsam.evaluation.summary import UNDEFINED_WHERE, ClassSummary, Occurrence, SiteSummary, sum_counts
 
 
 def withhold(summary: SiteSummary, least: int) -> SiteSummary:
@@ -46,6 +46,9 @@ def _withhold_class(one: ClassSummary, cases: int, least: int) -> ClassSummary:
     few = [name for name, count in one.undefined.items() if scored - (count or 0) < least]
     undefined = {name: publishable_count(count, scored, least) for name, count in one.undefined.items()}
     occurrence = None if one.occurrence is None else _withhold_occurrence(one.occurrence, least)
+    for name in undefined:
+        if occurrence and any(getattr(occurrence, kind) is None for kind in UNDEFINED_WHERE[name]):
+            undefined[name] = None
     return ClassSummary(_without(one.mean, few), undefined, occurrence)
 
 

@@ -78,17 +78,20 @@ def build_method(options: RunOptions) -> Method:
 
 
 def refuse_too_few_sites(options: RunOptions) -> None:
-    """Refuse a federation with fewer sites than the method's server step needs.
+    """Refuse a federation with fewer sites than the method's server step needs, also for a class that not all sites annotate.
 
     Raises:
         OptionError: there are too few sites.
     """
-    least, sites = build_method(options).server.least_updates, len(options.data.sites)
-    if sites < least:
-        raise OptionError(
-            f"The method {options.method} needs updates of at least {least} sites with these options (method_options.{options.method}); "
-            f"there are {sites}. Add sites, change the option, or choose another method, such as fedavg."
-        )
+    least, sites = build_method(options).server.least_updates, list(options.data.sites)
+    remedy = "Add sites, change the option, or choose another method, such as fedavg."
+    needs = f"The method {options.method} needs updates of at least {least} sites with these options (method_options.{options.method})"
+    if len(sites) < least:
+        raise OptionError(f"{needs}; there are {len(sites)}. {remedy}")
+    for name in options.data.classes:
+        there = [site for site in sites if name not in options.data.label_map(site).not_annotated]
+        if len(there) < least:
+            raise OptionError(f"{needs}; {len(there)} of them annotate {name!r}. {remedy}")
 
 
 def build_labels(options: RunOptions, site: str = "") -> LabelMap:

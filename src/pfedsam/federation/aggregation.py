@@ -3,10 +3,10 @@
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data" (2017), algorithm 1: the
 shared parameters of the next round are the mean over sites, weighted by their training cases.
 
-The parameters of one class (its token and output layers) are averaged only over the sites that annotate the class (`fill_not_annotated`).
+The parameters of one class (its token and output layers) are averaged only over the sites that annotate the class (`combine_by_class`).
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pfedsam.core.errors import RunError, UpdateError
 from pfedsam.core.tensors import NamedTensors, digest
-from pfedsam.federation.bounds import NO_LIMITS, Limits, bound_updates
+from pfedsam.federation.bounds import NO_LIMITS, Limits, bound_updates, cap_shares
 from pfedsam.federation.update import MAX_CASES, Update, UpdateSpec, check, decode, label
 
 
@@ -86,6 +86,12 @@ def weighted_mean(updates: Sequence[Update]) -> dict[str, torch.Tensor]:
     return mean
 
 
+def mean_of(values: Tensor, weights: Sequence[float]) -> Tensor:
+    """The weighted mean `[...]` of values `[n, ...]`, summed in their order."""
+    by_site = torch.tensor(weights, dtype=values.dtype).reshape(-1, *[1] * (values.dim() - 1))
+    return (values * by_site).sum(dim=0) / by_site.sum()
+
+
 @dataclass(frozen=True)
 class Annotations:
     """Which shared parameters belong to single classes, and which classes each site does not annotate."""
@@ -95,55 +101,84 @@ class Annotations:
     missing: Mapping[str, Collection[str]] = field(default_factory=dict)
     """Site -> the classes that it does not annotate; sites that annotate all classes may be absent."""
 
-    def weights(self, name: str, site: str) -> list[float]:
-        """For each class of a tensor 1 if the site annotates the class, else 0."""
-        return [0.0 if one in self.missing.get(site, ()) else 1.0 for one in self.tensors[name]]
+    def annotating(self, name: str, sites: Iterable[str]) -> list[str]:
+        """Those of the sites that annotate the class `name`."""
+        return [site for site in sites if name not in self.missing.get(site, ())]
 
-    def row_weights(self, name: str, site: str, dims: int) -> Tensor:
-        """`weights` as float64 for a tensor with `dims` dimensions, `[rows, 1, 1]`; of shape `[]` if the tensor belongs to one class."""
-        weights = torch.tensor(self.weights(name, site), dtype=torch.float64)
-        return weights.reshape((-1, *[1] * (dims - 1)) if len(weights) > 1 else ())
+    def partial(self, sites: Collection[str]) -> dict[str, list[str]]:
+        """Class -> the sites that annotate it, for each class that not all of the sites annotate."""
+        found = {name: self.annotating(name, sites) for rows in self.tensors.values() for name in rows}
+        return {name: there for name, there in found.items() if len(there) < len(sites)}
 
 
 ALL_ANNOTATED = Annotations()
 
+Combine = Callable[[Tensor, Sequence[float]], Tensor]
+"""Combines the values `[n, ...]` (float64) of n sites with these weights into values of the remaining shape."""
 
-def fill_not_annotated(updates: Sequence[Update], annotations: Annotations, received: NamedTensors) -> list[Update]:
-    """Replace a site's values for the classes that it does not annotate.
 
-    For such a class the values are replaced by the mean over the sites that annotate it, weighted by their cases; if no site annotates it,
-    by the values that were broadcast. Whatever server step follows, its average for a class is then one over the sites that annotate the
-    class. Updates of sites that annotate all classes are returned unchanged.
+def combine_by_class(
+    updates: Sequence[Update],
+    annotations: Annotations,
+    received: NamedTensors,
+    combine: Combine = mean_of,
+    *,
+    max_share: float = 1.0,
+) -> list[Update]:
+    """Combine the parameters of each class that some of the sites do not annotate, over the sites that annotate it.
+
+    Every returned update has the combined values for such a class, so that whatever server step follows gets them from all sites. If no
+    site of the round annotates the class, they are the values that were broadcast. All other values are unchanged.
 
     Args:
         updates: the accepted updates.
         annotations: which parameters belong to which class, and which classes each site does not annotate.
         received: the shared tensors that were broadcast.
+        combine: how the server step combines the values of several sites.
+        max_share: the largest weight of one of the sites that annotate a class, as a share of the sum, if there are enough of them.
     """
     ordered = sorted(updates, key=lambda update: update.site)
-    lacking = {one.site for one in ordered if annotations.missing.get(one.site)}
-    if not lacking:
+    partial = annotations.partial([one.site for one in ordered])
+    if not partial:
         return list(updates)
-    filled = {one.site: dict(one.tensors) for one in ordered}
-    for name in annotations.tensors:
-        common = _mean_of_annotating(name, ordered, annotations, received[name])
-        for site in lacking:
-            own = filled[site][name]
-            annotated = annotations.row_weights(name, site, own.dim()) > 0
-            filled[site][name] = torch.where(annotated, own, common.to(own.device, own.dtype))
-    return [replace(one, tensors=filled[one.site]) for one in updates]
+    weights = {
+        name: cap_shares({one.site: one.cases for one in ordered if one.site in there}, max_share)
+        for name, there in partial.items()
+    }
+    changed: dict[str, dict[str, Tensor]] = {one.site: {} for one in ordered}
+    for tensor, rows in annotations.tensors.items():
+        sent = {one.site: one.tensors[tensor] for one in ordered}
+        for site, own in _with_combined_rows(sent, rows, weights, received[tensor], combine).items():
+            changed[site][tensor] = own
+    return [replace(one, tensors={**one.tensors, **changed[one.site]}) for one in ordered]
 
 
-def _mean_of_annotating(name: str, updates: Sequence[Update], annotations: Annotations, received: Tensor) -> Tensor:
-    """The mean of a tensor over the sites that annotate each of its classes, in float64 on the CPU, of the tensor's shape.
+def _with_combined_rows(
+    sent: Mapping[str, Tensor],
+    rows: Sequence[str],
+    weights: Mapping[str, Mapping[str, float]],
+    received: Tensor,
+    combine: Combine,
+) -> dict[str, Tensor]:
+    """The values of a tensor by site, after the rows of the classes in `weights` were combined over the sites that have a weight there.
 
-    It is weighted by the sites' cases; a class that no site annotates has the values that were broadcast.
+    Args:
+        sent: the tensor as each site sent it, all of one shape.
+        rows: the class of each row, or the one class of the whole tensor.
+        weights: class -> site -> weight, for each class to combine.
+        received: the tensor as it was broadcast.
+        combine: how the values of several sites are combined.
     """
-    weights = [annotations.row_weights(name, one.site, received.dim()) * one.cases for one in updates]
-    values = [one.tensors[name].detach().double().cpu() for one in updates]
-    total = torch.stack(weights).sum(dim=0)
-    summed = torch.stack([value * weight for value, weight in zip(values, weights, strict=True)]).sum(dim=0)
-    return torch.where(total > 0, summed / total.clamp_min(1), received.detach().double().cpu())
+    result = {site: value.detach().clone() for site, value in sent.items()}
+    for number, name in enumerate(rows):
+        if name not in weights:
+            continue
+        where = ... if len(rows) == 1 else number
+        values = [sent[site][where].detach().double().cpu() for site in weights[name]]
+        common = combine(torch.stack(values), list(weights[name].values())) if values else received[where]
+        for own in result.values():
+            own[where] = common.to(own.device, own.dtype)
+    return result
 
 
 class NothingToAverageError(RunError):

@@ -7,7 +7,9 @@ Three bounds, applied in this order before the method's server step:
 3. an update whose norm is above `median_factor` times the median norm of the round's accepted updates is scaled down to that norm; for a
    site whose weight is above the even share 1 / n, the limit is lower in the same proportion.
 
-With these bounds the contribution of one of four sites is at most three quarters of the median norm. Norm bounding: Sun et al., "Can You
+With these bounds the contribution of one of four sites is at most three quarters of the median norm. The parameters of a class that only n
+sites annotate are averaged over these (`federation.aggregation`), with the same largest share of one of them; there the contribution of one
+of n equal sites is at most 3 / n of the median norm. Norm bounding: Sun et al., "Can You
 Really Backdoor Federated Learning?", 2019, section 3, with the median of the round in place of a constant.
 
 A local run applies none of them: there one person has all data, and all updates are made by the same program.

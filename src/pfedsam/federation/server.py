@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from torch import Tensor
+
 from pfedsam.core import tensors
 from pfedsam.core.errors import RunError
 from pfedsam.core.tensors import NamedTensors
@@ -12,7 +14,8 @@ from pfedsam.federation.aggregation import (
     AggregationResult,
     Annotations,
     accept,
-    fill_not_annotated,
+    combine_by_class,
+    mean_of,
     weighted_mean,
 )
 from pfedsam.federation.bounds import NO_LIMITS, Limits
@@ -52,6 +55,19 @@ class ServerStep(Protocol):
             updates: the accepted updates, at least `least_updates`, sorted by site.
         """
 
+    def combine(self, values: Tensor, weights: Sequence[float]) -> Tensor:
+        """What this step makes of the values of several sites, without its memory.
+
+        It is used for the parameters of a class that some sites do not annotate; `apply` then gets the result from every site.
+
+        Args:
+            values: the values that the sites sent, float64 of shape [n, ...], at least `least_updates` of them.
+            weights: the weights of the sites.
+
+        Returns:
+            The combined values, of shape [...].
+        """
+
     def largest_change(self, of_a_site: float, values: int) -> float:
         """The largest L2 norm by which one round may change the shared tensors.
 
@@ -77,6 +93,10 @@ class WeightedMean:
     def apply(self, state: ServerState, updates: Sequence[Update]) -> ServerState:
         """The mean of the updates replaces the shared parameters."""
         return replace(state, round=state.round + 1, shared=weighted_mean(updates))
+
+    def combine(self, values: Tensor, weights: Sequence[float]) -> Tensor:
+        """The weighted mean."""
+        return mean_of(values, weights)
 
     def largest_change(self, of_a_site: float, values: int) -> float:
         """The bound of one site, because the change of a mean is at most the largest change of the averaged parameters."""
@@ -104,7 +124,8 @@ def aggregate(
         annotations: which parameters belong to single classes, and which classes each site does not annotate.
 
     Raises:
-            RunError: too few updates were accepted; `state` stays valid, and the run can continue from it.
+            RunError: too few updates were accepted, or too few from sites that annotate a class; `state` stays valid, and the run can
+                continue from it.
     """
     result = accept(updates, spec, round=state.round, registered=registered, received=state.shared, limits=limits)
     if len(result.updates) < step.least_updates:
@@ -113,4 +134,11 @@ def aggregate(
             f"{step.least_updates}. The shared parameters stay as they are; continue the run when enough sites take part. "
             + " ".join(result.rejected.values())
         )
-    return step.apply(state, fill_not_annotated(result.updates, annotations, state.shared)), result
+    for name, sites in annotations.partial(result.accepted).items():
+        if 0 < len(sites) < step.least_updates:
+            raise RunError(
+                f"round {state.round + 1} has {len(sites)} accepted update(s) of sites that annotate {name!r}; the method's server step "
+                f"needs at least {step.least_updates}. The shared parameters stay as they are; continue the run when enough take part."
+            )
+    by_class = combine_by_class(result.updates, annotations, state.shared, step.combine, max_share=limits.max_share)
+    return step.apply(state, by_class), result

@@ -8,13 +8,15 @@ import pytest
 import torch
 from scipy.stats import trim_mean
 
-from pfedsam.core.errors import OptionError
+from pfedsam.core.errors import OptionError, RunError
 from pfedsam.core.tensors import digest
 from pfedsam.engine.run import run
 from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.aggregation import Annotations
+from pfedsam.federation.bounds import NO_LIMITS
 from pfedsam.federation.methods import METHODS, trimmed_mean
-from pfedsam.federation.server import ServerState
-from pfedsam.federation.update import Update
+from pfedsam.federation.server import ServerState, aggregate
+from pfedsam.federation.update import Update, UpdateSpec
 
 
 def step(share: float) -> trimmed_mean.TrimmedMeanStep:
@@ -45,6 +47,32 @@ def test_one_bad_site_moves_no_value_beyond_those_of_the_others(bad: float) -> N
     assert (found <= honest.max(axis=0).astype(np.float32)).all()
 
 
+PARTIAL = Annotations({"w": ("cup",)}, {"s04": {"cup"}})
+
+
+def test_a_bad_site_is_trimmed_away_from_a_class_that_some_sites_do_not_annotate() -> None:
+    values = np.array([[1000.0], [0.1], [0.2], [0.3], [7.0]])  # the last site does not annotate the class
+    state = ServerState(0, {"w": torch.zeros(1, dtype=torch.float64)})
+    sent = updates(values)
+    registered = {update.site: update.cases for update in sent}
+    after, _ = aggregate(state, sent, UpdateSpec.of(state.shared), registered, step(0.25), NO_LIMITS, PARTIAL)
+    assert after.shared["w"].tolist() == [
+        pytest.approx(0.25)
+    ]  # of 0.1, 0.2, 0.3 and 1000 the first and the last are discarded
+
+
+def test_too_few_sites_that_annotate_a_class_end_the_round() -> None:
+    state = ServerState(0, {"w": torch.zeros(1, dtype=torch.float64)})
+    sent = updates(np.ones((5, 1)))
+    registered = {update.site: update.cases for update in sent}
+    few = Annotations({"w": ("cup",)}, {"s03": {"cup"}, "s04": {"cup"}})
+    with pytest.raises(RunError, match=r"3 accepted update\(s\) of sites that annotate 'cup'.*needs at least 4"):
+        aggregate(state, sent, UpdateSpec.of(state.shared), registered, step(0.25), NO_LIMITS, few)
+    nobody = Annotations({"w": ("cup",)}, {site: {"cup"} for site in registered})
+    after, _ = aggregate(state, sent, UpdateSpec.of(state.shared), registered, step(0.25), NO_LIMITS, nobody)
+    assert after.shared["w"].tolist() == [0.0]  # as it was broadcast
+
+
 def test_the_order_of_the_updates_changes_no_bit() -> None:
     sent = updates(np.random.default_rng(2).normal(size=(4, 8)))
     state = ServerState(0, {"w": torch.zeros(8)})
@@ -68,6 +96,18 @@ def test_too_few_sites_are_refused_before_anything_is_written(toy_options: RunOp
         OptionError, match=r"needs updates of at least 4 sites .*method_options.trimmed-mean.*; there are 3"
     ):
         run(options, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_sites_that_annotate_a_class_are_refused_before_anything_is_written(
+    toy_options: RunOptions, tmp_path: Path
+) -> None:
+    content = toy_options.model_dump() | {"method": "trimmed-mean"}
+    content["method_options"] = {"trimmed-mean": {"trimmed_share": 0.4}}
+    (name, *_), (site, *_) = content["data"]["classes"], content["data"]["sites"]
+    content["data"]["sites"][site] = {"folder": content["data"]["sites"][site], "not_annotated": [name]}
+    with pytest.raises(OptionError, match=f"needs updates of at least 3 sites .*; 2 of them annotate '{name}'"):
+        run(RunOptions.model_validate(content), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from pfedsam.core.options import Options
 from pfedsam.federation.methods import fedavg
@@ -48,12 +49,16 @@ class TrimmedMeanStep(WeightedMean):
 
     def apply(self, state: ServerState, updates: Sequence[Update]) -> ServerState:
         """The mean of the remaining values of each coordinate, in float64 and sorted, so that the order of the updates has no effect."""
-        trimmed = math.floor(self.own.trimmed_share * len(updates) + _ROUNDING)
         shared = {}
         for name, received in state.shared.items():
-            values = torch.stack([update.tensors[name].double() for update in updates]).sort(dim=0).values
-            shared[name] = values[trimmed : len(updates) - trimmed].mean(dim=0).to(received.dtype)
+            values = torch.stack([update.tensors[name].double() for update in updates])
+            shared[name] = self.combine(values, [1.0] * len(updates)).to(received.dtype)
         return replace(state, round=state.round + 1, shared=shared)
+
+    def combine(self, values: Tensor, weights: Sequence[float]) -> Tensor:
+        """The trimmed mean; the weights have no effect."""
+        trimmed = math.floor(self.own.trimmed_share * len(values) + _ROUNDING)
+        return values.sort(dim=0).values[trimmed : len(values) - trimmed].mean(dim=0)
 
 
 def configure(own: TrimmedMeanOptions) -> Method:
