@@ -475,6 +475,8 @@ def test_a_run_that_withholds_small_numbers_says_so(toy_options: RunOptions, tmp
     summary = run(toy_options.model_copy(update={"communication": communication}), tmp_path / "run")
     assert summary.min_cases == 10
     assert {site.in_use.cases for site in summary.sites.values() if site.in_use} == {None}
+    rounds = [one for one in read_records(tmp_path / "run" / "records.jsonl") if one["kind"] == "round"]
+    assert all(set(one) & {"loss", "segmentation", "distillation", "balance"} == set() for one in rounds)
     assert (summary.mean.in_use.dice, summary.worst_site) == (None, None)  # type: ignore[union-attr]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "fewer than 10" in page

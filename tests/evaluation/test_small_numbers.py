@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from pfedsam.evaluation.scores import MEASURES, ClassScores
-from pfedsam.evaluation.small_numbers import withhold
+from pfedsam.evaluation.small_numbers import publishable_losses, withhold
 from pfedsam.evaluation.summary import ClassSummary, Occurrence, SiteSummary, Units, sum_counts
 
 FULL = ClassScores(0.8, 0.7, 2.0, 1.0, 0.9, 0.1, 0.5)
@@ -67,3 +67,11 @@ def test_everything_is_told_of_a_large_site_and_where_nothing_is_withheld() -> N
     assert found.classes["lesion"].occurrence == Occurrence(25, None, None, 15, None)
     assert withhold(large, 1) is large
     assert withhold(replace(large, cases=None), 10).cases is None
+
+
+def test_a_loss_over_few_cases_is_withheld_and_so_is_the_total_that_would_tell_it() -> None:
+    losses = {"total": 1.0, "segmentation": 0.6, "distillation": 0.3, "proximal": 0.1}
+    cases = {"total": 16, "segmentation": 16, "distillation": 2}  # the proximal term is a distance between parameters
+    assert publishable_losses(losses, cases, 10) == {"segmentation": 0.6, "proximal": 0.1}
+    assert publishable_losses(losses, {**cases, "distillation": 10}, 10) == losses
+    assert publishable_losses(losses, cases, 1) == losses

@@ -97,6 +97,13 @@ def test_where_each_component_lives(tmp_path: Path, overrides: tuple[str, ...], 
             [("joint", ("shared", "local"), ("personal",), None, 5), ("global", ("shared",), ("shared",), None, 5)],
         ),
         (
+            ("training.phases=decoupled", "training.frozen_local=true", "training.distillation.direction=mutual"),
+            [
+                ("global", ("shared",), ("personal",), None, 5),  # the personal model is its own teacher there
+                ("local", ("local",), ("personal",), "personal", 5),
+            ],
+        ),
+        (
             ("training.phases=joint", "training.frozen_local=true", "training.global_share=0.2"),
             [("global", ("shared",), ("personal",), None, 2), ("joint", ("shared", "local"), ("personal",), None, 8)],
         ),

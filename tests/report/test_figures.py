@@ -59,6 +59,17 @@ def test_the_site_with_the_highest_loss_is_named(records):
     assert "bologna" in texts(figures.loss_curve(records, "global"))  # the fixture gives later sites higher losses
 
 
+def test_without_total_losses_the_segmentation_losses_are_drawn():
+    rows = [
+        {"kind": "round", "round": round_, "site": "zagreb", "phase": "halves", "segmentation": 0.5 - 0.1 * round_}
+        for round_ in range(3)
+    ]
+    assert figures.loss_curve(rows, "halves") == figures.loss_curve(
+        [{**row, "loss": row["segmentation"]} for row in rows], "halves"
+    )
+    assert figures.loss_curve(rows, "halves") is not None
+
+
 def test_expert_shares_are_written_in_per_cent():
     shown = texts(figures.expert_usage({3: [0.25, 0.75], 5: [0.5, 0.5]}, highest=0.75))
     assert {"25", "75", "50", "block 3", "block 5"} <= set(shown)

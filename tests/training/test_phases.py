@@ -205,6 +205,40 @@ def test_taught_in_the_first_step_both_models_learn_from_its_first_half(halves: 
         torch.testing.assert_close(value, of_apart[name], rtol=1e-4, atol=1e-6)
 
 
+def _objective(model: PersonalSam, spec: PhaseSpec) -> _Objective:
+    return _Objective(model, spec, DistillationOptions(confidence_weighting="everywhere"), 0.1)
+
+
+def test_which_examples_each_loss_is_over() -> None:
+    """Batches of four in a phase of two steps: the first half of the first step alone is distilled; half of each step has experts."""
+    model = _away_from_the_start(2)
+    spec = PhaseSpec(
+        "halves", ("shared", "local"), ("shared", "personal"), "personal", halves="coupled", taught_steps="first"
+    )
+    objective, batch = _objective(model, spec), _batch(model, images=4)
+    for step, examples in enumerate(([0, 1, 2, 3], [4, 5, 6, 0])):
+        keys = tuple((example, 0) for example in examples)
+        objective.backward(Batch(batch.tokens, batch.labels, keys), step)
+    assert objective.examples == {
+        "segmentation": {0, 1, 4, 5, 6},  # in the first step both models learn from 0 and 1
+        "total": {0, 1, 4, 5, 6},
+        "distillation": {0, 1},
+        "balance": {0, 1, 6},
+    }
+
+
+def test_a_teacher_that_changes_teaches_anew_in_every_step() -> None:
+    """While the shared part is trained, the personal model, its teacher, changes with it."""
+    model = _away_from_the_start(2)
+    spec, batch = PhaseSpec("global", ("shared",), ("shared",), "shared"), _batch(model, images=2)
+    objective = _objective(model, spec)
+    before = objective.backward(batch)["distillation"].item()
+    with torch.no_grad():
+        for name in model.components()["experts"]:
+            model.get_parameter(name).add_(0.5)
+    assert objective.backward(batch)["distillation"].item() != pytest.approx(before, rel=1e-3)
+
+
 @pytest.mark.parametrize("taught", [None, "personal", "shared"])
 def test_the_shared_model_may_learn_from_the_first_images_alone(taught: Model | None) -> None:
     """Written out for two of five images: half of each model's segmentation loss, and distillation over the images of both."""

@@ -23,7 +23,7 @@ from pfedsam.engine.model_selection import FINAL, Parameters, SiteModels, Valida
 from pfedsam.evaluation.predict import Forward, flip_mean, whole_cases
 from pfedsam.evaluation.regions import clean_regions
 from pfedsam.evaluation.scores import CaseScores, score_case
-from pfedsam.evaluation.small_numbers import withhold
+from pfedsam.evaluation.small_numbers import publishable_losses, withhold
 from pfedsam.evaluation.summary import SiteSummary, summarize_site
 from pfedsam.experiment.build import (
     BuiltModel,
@@ -56,7 +56,7 @@ class RoundReport:
     """The numbers that a site reports about a round, in addition to its update."""
 
     losses: dict[str, dict[str, float]]
-    """Mean losses by phase."""
+    """Mean losses by phase, without those over too few cases to leave the site."""
     usage: dict[str, list[float]]
     """Share of the tokens by block and expert, in the last round and after it; empty in earlier rounds, and without experts."""
 
@@ -119,7 +119,7 @@ class SiteSession:
         sent = self._send(round_, shared, result, stored)
         self._commit(round_, result, "round", sent.memory)
         last = round_ + 1 == (ends or self.options.training.rounds)
-        return sent.message, RoundReport(result.losses, self._usage(result) if last else {})
+        return sent.message, RoundReport(self._losses(result), self._usage(result) if last else {})
 
     def finalize(self, round_: int, shared: NamedTensors) -> RoundReport:
         """Final local fine-tuning: the phases after the last aggregation, after which no update is sent."""
@@ -127,7 +127,7 @@ class SiteSession:
         result = self._phases(round_, kept.shared if kept else shared, kept or stored, ends=round_, final=True)
         own = result.shared if kept or self.models.fine_tuned else {}
         self._commit(round_, result, FINAL, {}, own, kept.shared_round if kept else round_ - 1)
-        return RoundReport(result.losses, self._usage(result))
+        return RoundReport(self._losses(result), self._usage(result))
 
     def _state_before(self, round_: int) -> SiteState | None:
         """The stored state with which the site begins a round; a later one, of a round that is repeated, is removed.
@@ -201,6 +201,10 @@ class SiteSession:
                 shared_round=received_after if own else None,
             )
         )
+
+    def _losses(self, result: ClientResult) -> dict[str, dict[str, float]]:
+        least = self.options.communication.least_cases
+        return {phase: publishable_losses(found, result.cases[phase], least) for phase, found in result.losses.items()}
 
     def _usage(self, result: ClientResult) -> dict[str, list[float]]:
         if not self.built.model.routers():

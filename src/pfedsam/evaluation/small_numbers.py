@@ -4,7 +4,7 @@ A mean over too few cases is withheld. If the mean of a class is withheld, the m
 could be computed from it. The same holds for sums of counts, over classes and over the kinds of cases in which a measure is undefined.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 
 from pfedsam.core.small_numbers import OFF, publishable_count, publishable_counts
@@ -33,6 +33,20 @@ def withhold(summary: SiteSummary, least: int) -> SiteSummary:
         classes=classes,
         undefined=sum_counts(one.undefined for one in classes.values()),
     )
+
+
+def publishable_losses(losses: Mapping[str, float], cases: Mapping[str, int], least: int) -> dict[str, float]:
+    """The losses of a phase that may leave a site.
+
+    A loss over fewer than `least` different cases is withheld, and then also the total, from which it could be computed.
+
+    Args:
+        losses: the mean losses of a phase.
+        cases: the number of cases over which each is a mean; a loss over no case, such as a distance between parameters, is absent.
+        least: the smallest number of cases on which a loss may be based.
+    """
+    few = {name for name in losses if cases.get(name, least) < least}
+    return {name: value for name, value in losses.items() if name not in few and not (few and name == "total")}
 
 
 def _withheld(known: ClassScores, published: ClassScores) -> list[str]:

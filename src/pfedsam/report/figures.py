@@ -100,9 +100,12 @@ def _plot_models(axes: Axes, curves: Mapping[str, Mapping[float, float]]) -> Non
 def loss_curve(records: Sequence[Record], phase: str) -> bytes | None:
     """Training loss of one phase over the rounds: a thin line per site and a bold line of the mean; the highest site is named.
 
-    None if the phase ran in fewer than two rounds, as final local fine-tuning does.
+    It is the segmentation loss if no site told the total loss (`evaluation.small_numbers`). None if the phase ran in fewer than two rounds,
+    as final local fine-tuning does.
     """
-    found = _curves([one for one in records if one.get("phase") == phase], "round", "loss", by=("site",))
+    of_phase = [one for one in records if one.get("phase") == phase]
+    part = "loss" if any(one.get("loss") is not None for one in of_phase) else "segmentation"
+    found = _curves(of_phase, "round", part, by=("site",))
     curves = {site: points for (site,), points in found.items()}
     means = _mean_curve(curves.values())
     if len(means) < 2:

@@ -41,6 +41,8 @@ class ClientResult:
     state: ClientState
     losses: dict[str, dict[str, float]]
     """Mean losses by phase."""
+    cases: dict[str, dict[str, int]]
+    """The number of different cases over which each of these losses is a mean, by phase; a loss over no case is absent."""
 
 
 def client_round(
@@ -73,7 +75,7 @@ def client_round(
     received = own = dict(shared)
     local = dict(state.local)
     optimizer: dict[str, Tensor] = {}
-    losses = {}
+    losses, cases = {}, {}
     for phase in phases:
         assign(model, received if phase.shared_from == "received" else own, partition.shared)
         assign(model, local, partition.local)
@@ -98,7 +100,8 @@ def client_round(
         local = partition.select(model, "local")
         optimizer |= {f"{phase.name}:{key}": value for key, value in result.optimizer.items()}
         losses[phase.name] = result.losses
-    return ClientResult(own, ClientState(local, optimizer), losses)
+        cases[phase.name] = {name: len({data.examples[i].case.id for i in of}) for name, of in result.examples.items()}
+    return ClientResult(own, ClientState(local, optimizer), losses, cases)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ phases of a round (`pfedsam.federation.methods`).
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -97,6 +97,8 @@ class PhaseResult:
     """Mean over the steps: `total`, `segmentation`, `distillation`, `balance`, `proximal`."""
     optimizer: dict[str, Tensor]
     """AdamW's state, packed."""
+    examples: dict[str, frozenset[int]] = field(default_factory=dict)
+    """Numbers of the training examples over which each loss is a mean; a loss over no example, such as `proximal`, is absent."""
 
 
 def run_phase(
@@ -149,7 +151,8 @@ def run_phase(
         optimizer.step()
         rows.append({name: part.item() for name, part in parts.items()})
     model.requires_grad_(False)
-    return PhaseResult(_means(rows), pack(optimizer, trained) if options.keep_state else {})
+    examples = {name: frozenset(numbers) for name, numbers in objective.examples.items()}
+    return PhaseResult(_means(rows), pack(optimizer, trained) if options.keep_state else {}, examples)
 
 
 def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -251,8 +254,11 @@ class _Objective:
         self.form, self.loss = form, loss
         self._shared = shared
         """The trained shared parameters, which are fixed in the local half of a decoupled step."""
-        self._teacher_stands = len(spec.trains) == 1
+        self._teacher_stands = spec.trains == ("local",) and spec.taught == "personal"
+        """Whether the teacher does not change: the shared model, while only local parameters are trained."""
         self._taught_by: dict[tuple[int, int], Tensor] = {}
+        self.examples: dict[str, set[int]] = {}
+        """Part of the loss -> numbers of the examples over which it was computed so far."""
 
     def backward(self, batch: Batch, step: int = 0) -> dict[str, Tensor]:
         """Add the gradient of the loss to the parameters'; returns the parts of the loss, scalars of shape `[]`, and their sum `total`.
@@ -265,8 +271,11 @@ class _Objective:
         """
         if self.spec.halves:
             return self._halves(batch, step)
-        teacher = self._teach(batch) if self.spec.taught and self._teacher_stands else None
-        # If both kinds of parameters are trained, both models change; the teacher is then the other model in its current state.
+        taught = self.spec.taught
+        teacher: Tensor | None = None
+        if taught and _other(taught) not in self.spec.supervised:
+            teacher = self._teach(batch) if self._teacher_stands else self._other_logits(batch, taught)
+        # If both models are supervised, the teacher is the other model in its current state, which is processed first.
         parts: dict[str, Tensor] = {}
         for which in self._order:
             logits, found = self._pass(self._images_of(batch, which), which, teacher)
@@ -334,6 +343,9 @@ class _Objective:
         if routings and "local" in self.spec.trains:
             parts["balance"] = torch.stack([routing.balance_loss() for routing in routings.values()]).mean()
             total = total + self.balance * parts["balance"]
+        for name in ("total", *parts):
+            keys = batch.keys[: len(teacher)] if name == "distillation" and teacher is not None else batch.keys
+            self.examples.setdefault(name, set()).update(example for example, _ in keys)
         return logits, {"total": total, **parts}
 
     @torch.no_grad()

@@ -55,7 +55,8 @@ def phases(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
         "global",
         trains=("shared",),
         supervised=("personal",) if options.frozen_local else ("shared",),
-        taught="shared" if direction in ("reversed", "mutual") else None,
+        # With frozen local parameters the phase minimises the loss of the personal model, which is the teacher.
+        taught="shared" if direction in ("reversed", "mutual") and not options.frozen_local else None,
         steps=global_steps,
     )
     if options.phases == "joint":
