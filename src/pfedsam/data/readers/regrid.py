@@ -93,6 +93,17 @@ def nearest_voxels(mask: npt.NDArray[np.int64], source: Affine, target: Affine, 
     return moved
 
 
+def usual_gap(places: npt.NDArray[np.float64], same: float = 0.0) -> float | None:
+    """The distance of neighbouring planes at places [n], in the unit of the places; None if all are of one plane.
+
+    It is the mean of the gaps below 1.5 times the smallest one, because places are rounded and planes may be missing. Places that differ by
+    no more than `same` are of one plane.
+    """
+    gaps = np.diff(np.sort(places))
+    gaps = gaps[gaps > same]
+    return float(gaps[gaps < 1.5 * gaps.min()].mean()) if len(gaps) else None
+
+
 def _places(
     positions: npt.NDArray[np.float64] | None, affine: Affine
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
