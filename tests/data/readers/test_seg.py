@@ -161,6 +161,79 @@ def test_a_seg_of_another_series_is_refused(tmp_path):
     assert_refused(path, away, "which is no slice of it; export the segmentation of this image")
 
 
+def _measured(path, between, thickness, *, references=True):
+    """Change the distance and the thickness of slices that a segmentation names; None: it does not."""
+    dataset = pydicom.dcmread(path)
+    measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    for keyword, value in (("SpacingBetweenSlices", between), ("SliceThickness", thickness)):
+        measures.pop(keyword, None)
+        if value is not None:
+            setattr(measures, keyword, value)
+    for own in dataset.PerFrameFunctionalGroupsSequence if not references else ():
+        own.pop("DerivationImageSequence", None)
+    dataset.save_as(path)
+    return path
+
+
+def _thin(folder, thick, slices=17):
+    """A series of slices 1 mm apart that begins where the CT does, whose slices are 4 mm apart, in the same coordinates."""
+    affine = thick.header().affine @ np.diag([1, 1, 0.25, 1])
+    values = np.zeros((6, 8, slices), np.int16)
+    return DicomReader(write_series(folder, values, affine, frame=thick.header().frame_of_reference))
+
+
+def _drawn_on(path, image, *slices):
+    """One segment that fills some slices of a series."""
+    ids = np.zeros((5, 6, 8), np.uint8)
+    ids[list(slices)] = 1
+    return write_seg_of(path, image, ids)
+
+
+@pytest.mark.parametrize(
+    ("measures", "slices"),
+    [
+        ((4, 4), (2,)),
+        ((4, 1), (2,)),
+        ((None, 4), (2,)),
+        ((None, 4), (0, 2)),
+        ((None, None), (1, 2)),
+        ((0, 0), (0, 1, 4)),
+    ],
+)
+def test_a_seg_of_thicker_slices_is_on_another_grid(tmp_path, measures, slices):
+    thick = write_ct(tmp_path / "ct")
+    path = _measured(_drawn_on(tmp_path / "m.dcm", thick, *slices), *measures)
+    image = _thin(tmp_path / "thin", thick)
+    assert_refused(
+        path,
+        image,
+        "slices of the segmentation are 4 mm apart, those of the image 1 mm; export the segmentation of this",
+    )
+    assert read_ids(path, thick).any(axis=(0, 1)).nonzero()[0].tolist() == list(slices)
+
+
+@pytest.mark.parametrize(
+    ("measures", "slices", "references"),
+    [
+        (
+            (None, 9),
+            (0, 1, 2, 3, 4),
+            False,
+        ),  # thicker than they are distant, but their positions are those of the slices
+        ((9, None), (0, 3, 4), False),
+        ((4, 9), (0, 2, 4), False),
+        ((None, 4), (0, 2, 4), False),
+        ((None, 9), (0, 2, 4), True),  # refers to these slices
+        ((None, None), (0, 2, 4), True),
+        ((None, None), (2,), False),
+    ],
+)
+def test_a_seg_of_the_same_slices_is_placed_whatever_their_thickness(tmp_path, measures, slices, references):
+    image = write_ct(tmp_path / "ct")
+    path = _measured(_drawn_on(tmp_path / "m.dcm", image, *slices), *measures, references=references)
+    assert read_ids(path, image).any(axis=(0, 1)).nonzero()[0].tolist() == list(slices)
+
+
 def test_segments_that_cross_keep_both_and_are_regions_of_sums(tmp_path):
     image = write_ct(tmp_path / "ct")
     both = np.zeros((5, 6, 8, 2), np.uint8)

@@ -19,7 +19,7 @@ from pfedsam.core.errors import DataError
 from pfedsam.data.readers.base import DIRECTION_TOLERANCE, ORIGIN_TOLERANCE, SPACING_TOLERANCE, Affine, Header, Pictures
 from pfedsam.data.readers.dicom_files import damaged, quiet, reading_fields
 from pfedsam.data.readers.dicom_pixels import open_dataset
-from pfedsam.data.readers.dicom_planes import functional_group, number_of_frames, shared_groups
+from pfedsam.data.readers.dicom_planes import functional_group, number_of, number_of_frames, shared_groups
 from pfedsam.data.readers.masks import (
     GridMask,
     Overlaps,
@@ -31,11 +31,15 @@ from pfedsam.data.readers.masks import (
     refuse_other_pictures,
     refuse_overlap,
 )
-from pfedsam.data.readers.regrid import nearest_voxels
+from pfedsam.data.readers.regrid import nearest_voxels, usual_gap
 
 _LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 _FORWARD: Final = slice(None)
 _BACKWARD: Final = slice(None, None, -1)
+_SAME_PLACE: Final = 0.01
+"""Largest distance of two frames at one place, in mm."""
+_OFF_STEP: Final = 0.1
+"""Largest distance of a frame from a multiple of the distance of slices, as a share of that distance."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class _Contents:
     frames: list[_Frame]
     size: tuple[int, int]
     """Rows and columns of each frame."""
+    measures: tuple[float, ...]
+    """What the file gives as distance of its slices and as their thickness, in mm; the thickness may be another one than the distance."""
 
 
 _Plane: TypeAlias = tuple[_Frame, npt.NDArray[np.bool_]]
@@ -146,12 +152,21 @@ def _read_contents(path: Path, image: Header) -> _Contents:
         names.pop(0, None)  # the background of a label map
         every = list(_frames(dataset, image))
         size = int(dataset.Rows), int(dataset.Columns)
+        measures = _measures(dataset)
     if any(frame.segment and frame.segment not in names for frame in every):
         raise DataError(damaged(path))
     frames = [frame for frame in every if not is_of_other_pictures(frame.pictures, image)]
     if every and not frames:
         refuse_other_pictures("DICOM-SEG")
-    return _Contents(dataset, names, frames, size)
+    return _Contents(dataset, names, frames, size, measures)
+
+
+def _measures(dataset: Dataset) -> tuple[float, ...]:
+    """The distance and the thickness of slices in mm that a file gives; without those that are absent or not positive."""
+    own = next(iter(dataset.get("PerFrameFunctionalGroupsSequence") or ()), Dataset())
+    group = functional_group(own, shared_groups(dataset), "PixelMeasuresSequence") or Dataset()
+    values = [number_of(group.get(keyword)) for keyword in ("SpacingBetweenSlices", "SliceThickness")]
+    return tuple(value for value in values if 0 < value < np.inf)
 
 
 def _frames(dataset: Dataset, image: Header) -> Iterator[_Frame]:
@@ -209,10 +224,54 @@ def _places(contents: _Contents, image: Header) -> tuple[Mapping[int, _Place], s
     """
     try:
         places = {frame.index: _place(frame.affine, contents.size, image) for frame in contents.frames}
+        _check_distance(contents, image)
     except _OtherGridError as error:
         return {}, str(error)
     _refuse_doubled([(frame.segment, str(places[frame.index].where)) for frame in contents.frames])
     return places, None
+
+
+def _check_distance(contents: _Contents, image: Header) -> None:
+    """Refuse a segmentation, each frame of which is at a slice of the image, whose slices have another distance than those of the image.
+
+    Slices between its frames would stay empty. Frames that refer to slices of the image are of these slices.
+
+    Raises:
+        _OtherGridError: the distances differ.
+    """
+    drawn_here = any(not frame.pictures.isdisjoint(image.pictures) for frame in contents.frames)
+    if image.affine is None or not contents.frames or drawn_here:
+        return
+    spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
+    across = int(np.abs((image.affine[:3, :3] / spacing).T @ contents.frames[0].affine[:3, 2]).argmax())
+    ours, theirs = float(spacing[across]), _distance(contents)
+    positions = usual_gap(_along(contents.frames), _SAME_PLACE)
+    agree = [one is not None and abs(one - ours) <= SPACING_TOLERANCE * ours for one in (positions, theirs)]
+    if theirs is not None and image.shape[across] > 1 and not any(agree):
+        raise _OtherGridError(
+            f"the slices of the segmentation are {theirs:.4g} mm apart, those of the image {ours:.4g} mm"
+        )
+
+
+def _distance(contents: _Contents) -> float | None:
+    """The distance of the slices of a segmentation in mm; None if it is not known.
+
+    It is what the file gives, if all frames are at multiples of it, else the gap of neighbouring frames, which is too large if the slices
+    between them are left out because they are empty.
+    """
+    places = _along(contents.frames)
+    for measure in contents.measures:
+        steps = (places - places.min()) / measure
+        if np.abs(steps - np.rint(steps)).max() <= _OFF_STEP:
+            return measure
+    return usual_gap(places, _SAME_PLACE)
+
+
+def _along(frames: Sequence[_Frame]) -> npt.NDArray[np.float64]:
+    """Places of frames in mm along the normal of the first of them, at which they are counted from, shape [n]."""
+    first = frames[0].affine
+    normal = first[:3, 2] / np.linalg.norm(first[:3, 2])
+    return np.array([np.dot(frame.affine[:3, 3] - first[:3, 3], normal) for frame in frames])
 
 
 def _refuse_doubled(places: Sequence[tuple[int, Any]]) -> None:
