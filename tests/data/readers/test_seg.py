@@ -175,10 +175,11 @@ def _measured(path, between, thickness, *, references=True):
     return path
 
 
-def _thin(folder, thick, slices=17):
-    """A series of slices 1 mm apart that begins where the CT does, whose slices are 4 mm apart, in the same coordinates."""
+def _thin(folder, thick, after=0.0):
+    """A series of 17 slices 1 mm apart in the coordinates of the CT, whose slices are 4 mm apart, from `after` mm after its first slice."""
     affine = thick.header().affine @ np.diag([1, 1, 0.25, 1])
-    values = np.zeros((6, 8, slices), np.int16)
+    affine[:, 3] += after * affine[:, 2]
+    values = np.zeros((6, 8, 17), np.int16)
     return DicomReader(write_series(folder, values, affine, frame=thick.header().frame_of_reference))
 
 
@@ -232,6 +233,46 @@ def test_a_seg_of_the_same_slices_is_placed_whatever_their_thickness(tmp_path, m
     image = write_ct(tmp_path / "ct")
     path = _measured(_drawn_on(tmp_path / "m.dcm", image, *slices), *measures, references=references)
     assert read_ids(path, image).any(axis=(0, 1)).nonzero()[0].tolist() == list(slices)
+
+
+@pytest.mark.parametrize("measures", [(4, 4), (4, 1), (None, 4), (None, 9)])
+@pytest.mark.parametrize("slices", [(2,), (1, 3), (1, 2), (0, 1, 4)])
+def test_a_resampled_seg_fills_the_thickness_of_its_slices(tmp_path, measures, slices):
+    """Slice k reaches from 4k - 2 to 4k + 2 mm; slices of the thin series are at 0.5, 1.5, ... mm. A second segment is on all slices."""
+    thick = write_ct(tmp_path / "ct")
+    ids = np.zeros((5, 6, 8), np.uint8)
+    ids[:, 4:] = 2
+    ids[list(slices), :4] = 1
+    path = _measured(write_seg_of(tmp_path / "m.dcm", thick, ids), *measures)
+    expected = [k for k in range(17) if any(4 * at - 2 < k + 0.5 < 4 * at + 2 for at in slices)]
+    image = _thin(tmp_path / "thin", thick, 0.5)
+    assert (read_ids(path, image, resample=True) == 1).any(axis=(0, 1)).nonzero()[0].tolist() == expected
+    if measures != (None, 9):
+        path = _measured(_drawn_on(tmp_path / "one.dcm", thick, *slices), *measures)
+        assert read_ids(path, image, resample=True).any(axis=(0, 1)).nonzero()[0].tolist() == expected
+
+
+def _placed(path, *places):
+    """Change the place of each frame, in mm after the first slice; a pair also has a shift along the rows."""
+    dataset = pydicom.dcmread(path)
+    first = np.array(dataset.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0].ImagePositionPatient, float)
+    for own, (place, shift) in zip(dataset.PerFrameFunctionalGroupsSequence, places, strict=True):
+        own.PlanePositionSequence[0].ImagePositionPatient = np.add(first, [shift, 0, place]).tolist()
+    dataset.save_as(path)
+    return path
+
+
+def test_frames_of_a_seg_that_make_no_volume_are_refused(tmp_path):
+    """Frames 0.02 mm apart over 16 mm would be 801 slices of 48 bytes."""
+    thick = write_ct(tmp_path / "ct")
+    image = _thin(tmp_path / "thin", thick)
+    near = _measured(_drawn_on(tmp_path / "m.dcm", thick, 0, 1, 4), None, None)
+    _placed(near, (0, 0), (0.02, 0), (16, 0))
+    assert_refused(near, image, "its DICOM-SEG header gives 6 x 8 x 801 voxels", resample=True, max_gigabytes=3e-5)
+    _placed(near, (0, 0), (0.002, 0), (16, 0))
+    assert_refused(near, image, r"has 1 frame\(s\) more than places of a segment", resample=True)
+    tilted = _placed(_drawn_on(tmp_path / "t.dcm", thick, 0, 1, 2), (0, 0), (4, 1.2), (8, 2.4))
+    assert_refused(tilted, image, "frames of its DICOM-SEG are no right-angled stack", resample=True)
 
 
 def test_segments_that_cross_keep_both_and_are_regions_of_sums(tmp_path):

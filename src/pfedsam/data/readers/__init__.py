@@ -133,6 +133,7 @@ def _dicom_mask(path: Path, image: Header, options: VolumeOptions) -> MaskReader
         overlaps=options.segment_overlaps,
         threshold=options.fractional_threshold,
         resample=options.resample,
+        max_gigabytes=options.max_gigabytes,
     )
 
 

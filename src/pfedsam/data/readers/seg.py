@@ -16,7 +16,15 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pixel_array
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.readers.base import DIRECTION_TOLERANCE, ORIGIN_TOLERANCE, SPACING_TOLERANCE, Affine, Header, Pictures
+from pfedsam.data.readers.base import (
+    DIRECTION_TOLERANCE,
+    ORIGIN_TOLERANCE,
+    SPACING_TOLERANCE,
+    Affine,
+    Header,
+    Pictures,
+    check_size,
+)
 from pfedsam.data.readers.dicom_files import damaged, quiet, reading_fields
 from pfedsam.data.readers.dicom_pixels import open_dataset
 from pfedsam.data.readers.dicom_planes import functional_group, number_of, number_of_frames, shared_groups
@@ -94,6 +102,7 @@ def read_seg(
     overlaps: Overlaps,
     threshold: float = 0.5,
     resample: bool = False,
+    max_gigabytes: float = 2.0,
 ) -> GridMask:
     """The segmentation on the grid of its image.
 
@@ -104,6 +113,7 @@ def read_seg(
         overlaps: what happens where segments share voxels.
         threshold: least fraction with which a voxel of a fractional segmentation belongs to the segment.
         resample: whether a segmentation on another grid in the same coordinate system is resampled instead of refused.
+        max_gigabytes: largest size of a segment that is resampled.
 
     Raises:
         DataError: the file is damaged, has other coordinates or another grid, or its segments overlap.
@@ -125,7 +135,8 @@ def read_seg(
                 place = places[frame.index]
                 overlap += paint(target[place.where], mask.T if place.turned else mask, value, overlaps)
         elif planes:
-            overlap += paint(target, _resampled(planes, image), value, overlaps)
+            resampled = _resampled(planes, _distance(contents), image, max_gigabytes)
+            overlap += paint(target, resampled, value, overlaps)
     refuse_overlap(overlap, "DICOM-SEG")
     notes = [f"the segmentation was resampled to the grid of its image ({difference})"] if difference else []
     if not _refers_to(image, contents.frames):
@@ -384,27 +395,57 @@ def _segment(path: Path, dataset: Dataset, frame: _Frame, number: int, threshold
     return np.asarray(values > 0)
 
 
-def _resampled(planes: Sequence[_Plane], image: Header) -> npt.NDArray[np.bool_]:
+def _resampled(
+    planes: Sequence[_Plane], distance: float | None, image: Header, max_gigabytes: float
+) -> npt.NDArray[np.bool_]:
     """The mask of one segment on the grid of the image, by the nearest voxel, shape [rows, columns, slices].
 
+    Args:
+        planes: frames of the segment and their masks.
+        distance: distance of the slices of the file in mm; None if it is not known.
+        image: header of the image.
+        max_gigabytes: largest size of the segment between its first and its last frame.
+
     Raises:
-        DataError: the image has no position, or the segment has several frames at one place.
+        DataError: the image has no position, or the frames make no volume.
     """
     if image.affine is None:
         raise DataError(
             "its image has no position, so a segmentation of another grid cannot be placed; export one of this image"
         )
-    first, shape = planes[0][0].affine, planes[0][1].shape
-    normal = first[:3, 2] / np.linalg.norm(first[:3, 2])
-    along = np.array([np.dot(frame.affine[:3, 3] - first[:3, 3], normal) for frame, _ in planes])
-    gaps = np.diff(np.unique(np.round(along, 3)))
-    step = float(gaps.min()) if len(gaps) else float(np.linalg.norm(image.affine[:3, 2]))
-    numbers = np.rint((along - along.min()) / step).astype(int)
-    _refuse_doubled([(frame.segment, number) for (frame, _), number in zip(planes, numbers.tolist(), strict=True)])
-    volume = np.zeros((*shape, int(numbers.max()) + 1), dtype=np.int64)
+    if distance is None:
+        raise DataError(
+            "its DICOM-SEG does not give the thickness of its slices, so it cannot be resampled; export one of this image"
+        )
+    frames = [frame for frame, _ in planes]
+    first, shape, along = frames[0].affine, planes[0][1].shape, _along(frames)
+    _refuse_sideways(frames)
+    numbers = np.rint((along - along.min()) / distance).astype(int)
+    _refuse_doubled([(frame.segment, number) for frame, number in zip(frames, numbers.tolist(), strict=True)])
+    size = (shape[0], shape[1], int(numbers.max()) + 1)
+    check_size(size, 1, max_gigabytes, "its DICOM-SEG")
+    volume = np.zeros(size, dtype=np.uint8)
     for number, (_, mask) in zip(numbers, planes, strict=True):
         volume[..., number] |= mask
     affine = first.copy()
-    affine[:3, 2] = normal * step
+    normal = first[:3, 2] / np.linalg.norm(first[:3, 2])
+    affine[:3, 2] = normal * distance
     affine[:3, 3] = first[:3, 3] + normal * along.min()
     return nearest_voxels(volume, affine, image.affine, image.shape) > 0
+
+
+def _refuse_sideways(frames: Sequence[_Frame]) -> None:
+    """Refuse frames that are turned, or shifted by more than half a pixel, against the first of them.
+
+    Raises:
+        DataError: there are such frames.
+    """
+    affines = np.array([frame.affine for frame in frames]) - frames[0].affine
+    normal = frames[0].affine[:3, 2] / np.linalg.norm(frames[0].affine[:3, 2])
+    sideways = affines[:, :3, 3] - _along(frames)[:, None] * normal
+    pixel = np.linalg.norm(frames[0].affine[:3, :2], axis=0).min()
+    if np.linalg.norm(sideways, axis=1).max() > pixel / 2 or np.abs(affines[:, :3, :3]).max() > DIRECTION_TOLERANCE:
+        raise DataError(
+            "the frames of its DICOM-SEG are no right-angled stack (tilted gantry, or several planes), which is not resampled; export the "
+            "segmentation on the grid of its image"
+        )
