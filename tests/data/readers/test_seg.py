@@ -271,6 +271,12 @@ def test_frames_of_a_seg_that_make_no_volume_are_refused(tmp_path):
     assert_refused(near, image, "its DICOM-SEG header gives 6 x 8 x 801 voxels", resample=True, max_gigabytes=3e-5)
     _placed(near, (0, 0), (0.002, 0), (16, 0))
     assert_refused(near, image, r"has 1 frame\(s\) more than places of a segment", resample=True)
+    _placed(near, (0, 0), (4, 0), (9.5, 0))
+    assert_refused(near, image, "slices of the segmentation are 4.75 mm apart, those of the image 1 mm")
+    assert_refused(near, image, "or its frames are unevenly spaced, so that it cannot be resampled", resample=True)
+    alone = _measured(_drawn_on(tmp_path / "a.dcm", thick, 2), None, None)
+    far = _thin(tmp_path / "far", thick, 100)
+    assert_refused(alone, far, "its DICOM-SEG does not give the distance of its slices", resample=True)
     tilted = _placed(_drawn_on(tmp_path / "t.dcm", thick, 0, 1, 2), (0, 0), (4, 1.2), (8, 2.4))
     assert_refused(tilted, image, "frames of its DICOM-SEG are no right-angled stack", resample=True)
 

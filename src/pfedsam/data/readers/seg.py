@@ -255,8 +255,8 @@ def _check_distance(contents: _Contents, image: Header) -> None:
         return
     spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
     across = int(np.abs((image.affine[:3, :3] / spacing).T @ contents.frames[0].affine[:3, 2]).argmax())
-    ours, theirs = float(spacing[across]), _distance(contents)
     positions = usual_gap(_along(contents.frames), _SAME_PLACE)
+    ours, theirs = float(spacing[across]), _distance(contents) or positions
     agree = [one is not None and abs(one - ours) <= SPACING_TOLERANCE * ours for one in (positions, theirs)]
     if theirs is not None and image.shape[across] > 1 and not any(agree):
         raise _OtherGridError(
@@ -265,7 +265,7 @@ def _check_distance(contents: _Contents, image: Header) -> None:
 
 
 def _distance(contents: _Contents) -> float | None:
-    """The distance of the slices of a segmentation in mm; None if it is not known.
+    """The distance of the slices of a segmentation in mm; None if it is not known, or not the same everywhere.
 
     It is what the file gives, if all frames are at multiples of it, else the gap of neighbouring frames, which is too large if the slices
     between them are left out because they are empty.
@@ -275,7 +275,10 @@ def _distance(contents: _Contents) -> float | None:
         steps = (places - places.min()) / measure
         if np.abs(steps - np.rint(steps)).max() <= _OFF_STEP:
             return measure
-    return usual_gap(places, _SAME_PLACE)
+    gap = usual_gap(places, _SAME_PLACE)
+    steps = np.diff(np.sort(places)) / (gap or 1.0)
+    even = np.abs(steps - np.rint(steps)) <= np.maximum(_OFF_STEP, SPACING_TOLERANCE * steps)
+    return gap if even.all() else None
 
 
 def _along(frames: Sequence[_Frame]) -> npt.NDArray[np.float64]:
@@ -415,7 +418,8 @@ def _resampled(
         )
     if distance is None:
         raise DataError(
-            "its DICOM-SEG does not give the thickness of its slices, so it cannot be resampled; export one of this image"
+            "its DICOM-SEG does not give the distance of its slices, or its frames are unevenly spaced, so that it cannot be resampled; "
+            "export one of this image"
         )
     frames = [frame for frame, _ in planes]
     first, shape, along = frames[0].affine, planes[0][1].shape, _along(frames)
