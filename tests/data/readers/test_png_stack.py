@@ -1,23 +1,101 @@
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
+import pydicom
+import pytest
 from mask_files import AFFINE, IDS, VALUES, assert_refused, read_ids, write_ct
 from PIL import Image
-from volume_files import write_nifti
+from volume_files import all_planes, write_nifti
 
-from pfedsam.data.readers import open_volume
+from pfedsam.data.readers import open_mask, open_volume
+from pfedsam.data.readers.dicom import DicomReader
 from pfedsam.data.volume_options import VolumeOptions
 
+CANNOT = (
+    "the pictures of its mask cannot be assigned to the slices .* name each picture like the DICOM file of its slice"
+)
+BY_NUMBER = (
+    "the pictures of the mask are named unlike the DICOM files, and were assigned to the slices by their numbers",
+)
 
-def test_png_stacks(tmp_path):
+
+def _series(folder: Path, names: Sequence[str], instances: Sequence[int | None]) -> DicomReader:
+    """The CT with a file name and an InstanceNumber for each slice, from the lowest position to the highest."""
+    for plane, name, instance in zip(write_ct(folder).stack.planes, names, instances, strict=True):
+        dataset = pydicom.dcmread(plane.path)
+        dataset.InstanceNumber = instance
+        plane.path.unlink()
+        dataset.save_as(folder / name)
+    return DicomReader(folder)
+
+
+def _pictures(folder: Path, names: Sequence[str]) -> Path:
+    """A picture of each slice of `IDS`, from the lowest position to the highest."""
+    folder.mkdir()
+    for k, name in enumerate(names):
+        Image.fromarray(IDS[..., k]).save(folder / name, format="PNG")
+    return folder
+
+
+def test_pictures_belong_to_the_files_of_the_same_names(tmp_path):
     image = write_ct(tmp_path / "ct")
-    by_name, by_number = tmp_path / "names", tmp_path / "numbers"
-    by_name.mkdir()
-    by_number.mkdir()
-    for k, plane in enumerate(image.stack.planes):
-        Image.fromarray(IDS[..., k]).save(by_name / f"{plane.path.stem}.png")
-        Image.fromarray(IDS[..., k]).save(by_number / f"slice{8 + k}.png")
-    np.testing.assert_array_equal(read_ids(by_name, image), IDS)
-    np.testing.assert_array_equal(read_ids(by_number, image), IDS)
+    path = _pictures(tmp_path / "names", [f"{plane.path.name}.png" for plane in image.stack.planes])
+    mask = open_mask(path, image, VolumeOptions())
+    np.testing.assert_array_equal(all_planes(mask, mask=True), IDS)
+    assert mask.notes == ()
     nifti = open_volume(write_nifti(tmp_path / "a.nii", VALUES, AFFINE), VolumeOptions())
-    assert_refused(by_name, nifti, "folder of pictures, whose order is only known")
-    (by_name / f"{image.stack.planes[0].path.stem}.png").unlink()
-    assert_refused(by_name, image, "the image has 5 slices, the folder of its mask 4 pictures")
+    assert_refused(path, nifti, "folder of pictures, whose order is only known")
+    next(path.iterdir()).unlink()
+    assert_refused(path, image, "the image has 5 slices, the folder of its mask 4 pictures")
+
+
+@pytest.mark.parametrize("endings", [("", ".png"), (".dcm", ".PNG"), (".IMA", ".dcm.png")])
+def test_the_last_part_of_an_identifier_is_no_ending(tmp_path, endings):
+    """The numbers of the names are in another order than the slices, so that only the names tell the order."""
+    uids = [f"1.2.840.113619.2.{part}.1" for part in (77, 11, 55, 9, 60)]
+    image = _series(tmp_path / "ct", [uid + endings[0] for uid in uids], [1, 2, 3, 4, 5])
+    mask = open_mask(_pictures(tmp_path / "m", [uid + endings[1] for uid in uids]), image, VolumeOptions())
+    np.testing.assert_array_equal(all_planes(mask, mask=True), IDS)
+    assert mask.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("files", "instances", "numbers"),
+    [
+        ("abcde", [5, 4, 3, 2, 1], [5, 4, 3, 2, 1]),  # instance 1 is the highest slice
+        (["im5", "im4", "im3", "im2", "im1"], [5, 4, 3, 2, 1], [5, 4, 3, 2, 1]),
+        (["im30", "im10", "im20", "im50", "im40"], [None] * 5, [30, 10, 20, 50, 40]),  # the numbers of the files
+        ("abcde", [1, 2, 3, 4, 5], [0, 1, 2, 3, 4]),  # counted from 0, and all orders agree
+        ("abcde", [8, 9, 10, 11, 12], [8, 9, 10, 11, 12]),  # slice10 is after slice9
+    ],
+)
+def test_pictures_of_other_names_belong_to_the_instance_or_file_of_their_number(tmp_path, files, instances, numbers):
+    image = _series(tmp_path / "ct", files, instances)
+    mask = open_mask(_pictures(tmp_path / "m", [f"p2_slice{n}.png" for n in numbers]), image, VolumeOptions())
+    np.testing.assert_array_equal(all_planes(mask, mask=True), IDS)
+    assert mask.notes == BY_NUMBER
+
+
+@pytest.mark.parametrize(
+    ("files", "instances", "names"),
+    [
+        ("abcde", [5, 4, 3, 2, 1], [f"s{n}" for n in range(5)]),  # counted from 0: from the lowest or the first?
+        (["im5", "im4", "im3", "im2", "im1"], [1, 2, 3, 4, 5], [f"s{n}" for n in range(1, 6)]),  # instance or file?
+        ("abcde", [None] * 5, [f"s{n}" for n in range(5)]),
+        ("abcde", [1, 2, 3, 4, 5], ["v", "w", "x", "y", "z"]),
+        ("abcde", [1, 2, 3, 4, 5], ["1_1", "1_2", "2_1", "2_2", "3_1"]),
+        ("abcde", [1, 2, 3, 4, 5], ["s1", "s2", "t3", "t4", "t5"]),
+        ("abcde", [1, 2, 3, 4, 5], ["s1²", "s2²", "s3²", "s4²", "t5²"]),
+    ],
+)
+def test_pictures_whose_order_is_not_clear_are_refused(tmp_path, files, instances, names):
+    image = _series(tmp_path / "ct", files, instances)
+    assert_refused(_pictures(tmp_path / "m", [f"{name}.png" for name in names]), image, CANNOT)
+
+
+def test_one_picture_is_that_of_the_only_slice(tmp_path):
+    for plane in (image := write_ct(tmp_path / "ct")).stack.planes[1:]:
+        plane.path.unlink()
+    path = _pictures(tmp_path / "m", ["mask.png"])
+    np.testing.assert_array_equal(read_ids(path, DicomReader(image.stack.planes[0].path.parent)), IDS[..., :1])

@@ -1,6 +1,6 @@
 import numpy as np
 
-from pfedsam.data.readers.regrid import even_stack, nearest_voxels, resample_stack
+from pfedsam.data.readers.regrid import even_stack, nearest_voxels, resample_stack, usual_gap
 
 AFFINE = np.array([[0.0, 2, 0, 10], [3, 0, 0, 20], [0, 0, 1, 30], [0, 0, 0, 1]])
 """Rows to the front in steps of 3 mm, columns to the right in steps of 2 mm; the normal (row direction x column direction) is upward."""
@@ -46,3 +46,10 @@ def test_ids_go_to_the_nearest_voxel_and_outside_is_background():
     found = nearest_voxels(ids, np.eye(4), fine, (4, 4, 4))
     np.testing.assert_array_equal(found, ids.repeat(2, 0).repeat(2, 1).repeat(2, 2))
     assert not nearest_voxels(ids, np.eye(4), np.eye(4) + np.eye(4, k=3) * 5, (2, 2, 2)).any()
+
+
+def test_the_usual_gap_is_that_of_neighbours_although_planes_are_missing_doubled_or_rounded():
+    assert usual_gap(np.array([30.0, 10, 15])) == 5
+    assert usual_gap(np.array([0.0, 1.2, 2.5, 3.8, 5.0, 50.0])) == 1.25
+    assert usual_gap(np.array([0.0, 0.002, 4.0]), same=0.01) == 3.998
+    assert usual_gap(np.array([7.0])) is usual_gap(np.array([7.0, 7.0])) is None

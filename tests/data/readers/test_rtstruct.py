@@ -185,3 +185,93 @@ def test_what_encloses_nothing_or_has_no_number_is_told(tmp_path):
         )
         _refused(path, image, f"numbers a part {number}, where an id is 1 to 65535")
     _refused(_changed(_write(tmp_path / "f.dcm", image, ("organ", [inside])), broken), image, "damaged or cut off")
+
+
+def _drawn(
+    tmp_path: Path, contours: list[tuple[float, list[tuple[float, float]]]], slices: int = 5, kind="CLOSED_PLANAR"
+):
+    """Pixels of one structure on each slice of a series 3 mm apart, and the notes; contours as (place in slices, corners)."""
+    image = DicomReader(write_series(tmp_path / "ct", np.zeros((20, 24, slices), np.int16), CT_AFFINE))
+    path = _write(tmp_path / "s.dcm", image, ("organ", [(kind, place, corners) for place, corners in contours]))
+    mask = open_mask(path, image, VolumeOptions())
+    return all_planes(mask, mask=True).sum(axis=(0, 1)).tolist(), mask.notes
+
+
+LOSSY = "a mask from contours is exact to about half a voxel at its border"
+TEN = _square(2.5, 12.5)
+"""10 x 10 pixels."""
+
+
+def _apart(contours: float, slices: float = 3) -> str:
+    return (
+        f"the contours of 1 structure(s) are {contours:g} mm apart, the slices {slices:g} mm: a slice has the nearest contours within a "
+        "quarter of their distance, and slices without any are empty"
+    )
+
+
+def _outside(number: int, of: int) -> str:
+    return f"{number} of {of} contours are outside the image, on slices that it does not have or beside it, and are left out"
+
+
+def test_a_slice_has_the_nearest_of_contours_that_are_closer_than_slices(tmp_path):
+    """Contours every 0.6 mm: those at 0.2 slices before and after a slice once deleted each other."""
+    found, notes = _drawn(tmp_path, [(k / 5, TEN) for k in range(21)])
+    assert found == [100] * 5
+    assert notes == (_outside(16, 21), _apart(0.6), LOSSY)
+
+
+def test_of_two_contours_at_equal_distance_one_is_used(tmp_path):
+    assert _drawn(tmp_path, [(0.9, TEN), (1.1, _square(2.5, 7.5))])[0] in ([0, 100, 0, 0, 0], [0, 25, 0, 0, 0])
+
+
+def test_contours_of_another_distance_than_the_slices_are_told(tmp_path):
+    found, notes = _drawn(tmp_path, [(place, TEN) for place in (0, 5, 10)], slices=11)
+    assert found == [100, 0, 0, 0, 0, 100, 0, 0, 0, 0, 100]
+    assert notes == (_apart(15), LOSSY)
+    found, notes = _drawn(tmp_path / "2", [(0.8 * k, TEN) for k in range(6)])
+    assert found == [100, 100, 0, 100, 100]  # at 0, 0.8, 1.6, 2.4, 3.2 and 4 slices
+    assert notes == (_outside(2, 6), _apart(2.4), LOSSY)
+
+
+def test_slices_that_a_structure_skips_and_rounded_places_are_no_other_distance(tmp_path):
+    """A lesion on slices 0 and 1 and one on 4; places in mm with one decimal would be 0.967 and 1.033 slices apart."""
+    assert _drawn(tmp_path, [(0, TEN), (1, TEN), (4, TEN)]) == ([100, 100, 0, 0, 100], (LOSSY,))
+    assert _drawn(tmp_path / "2", [(0, TEN), (0.967, TEN), (2, TEN)]) == ([100, 100, 100, 0, 0], (LOSSY,))
+
+
+def test_a_contour_that_is_stored_twice_counts_once(tmp_path):
+    turned = [*TEN[2:], *TEN[:2]][::-1]
+    assert _drawn(tmp_path, [(1, TEN), (1, TEN), (1, turned)]) == ([0, 100, 0, 0, 0], (LOSSY,))
+    assert _drawn(tmp_path / "2", [(1, TEN), (1, _square(5.5, 8.5)), (1, TEN)])[0] == [0, 91, 0, 0, 0]
+    xor = [(1, TEN), (1, _square(2.5, 7.5)), (1, TEN)]  # by definition
+    assert _drawn(tmp_path / "3", xor, kind="CLOSEDPLANAR_XOR")[0] == [0, 25, 0, 0, 0]
+
+
+def test_contours_that_cross_are_told_and_nested_ones_are_not(tmp_path):
+    crossing = [(1, TEN), (1, _square(7.5, 17.5))]  # 5 x 5 pixels are in both
+    note = "contours of one structure cross on 1 slice(s): the pixels in two of them count as outside, like those of a hole"
+    assert _drawn(tmp_path, crossing) == ([0, 150, 0, 0, 0], (note, LOSSY))
+    nested = [(1, _square(0.5, 15.5)), (1, _square(3.5, 12.5)), (1, _square(5.5, 8.5)), (1, _square(16.5, 18.5))]
+    assert _drawn(tmp_path / "2", nested) == ([0, 225 - 81 + 9 + 4, 0, 0, 0], (LOSSY,))
+
+
+def test_a_contour_that_is_not_parallel_to_the_slices_is_left_out(tmp_path):
+    """Corners of the tilted contour are 1.5 mm, half a slice, above and below its slice; those of the second one a fifth of a slice."""
+    image = DicomReader(write_series(tmp_path / "ct", np.zeros((20, 24, 5), np.int16), CT_AFFINE))
+    path = _write(tmp_path / "s.dcm", image, ("organ", [("CLOSED_PLANAR", place, TEN) for place in (1, 2, 3)]))
+
+    def tilt(*heights: float):
+        def change(dataset: Dataset) -> None:
+            for contour, height in zip(dataset.ROIContourSequence[0].ContourSequence, heights, strict=True):
+                points = np.array(contour.ContourData, dtype=float).reshape(4, 3)
+                points[:, 2] += [-height, height, height, -height]
+                contour.ContourData = points.ravel().tolist()
+
+        return change
+
+    mask = open_mask(_changed(path, tilt(1.5, 0.6, 0)), image, VolumeOptions())
+    assert all_planes(mask, mask=True).sum(axis=(0, 1)).tolist() == [0, 0, 100, 100, 0]
+    assert mask.notes == ("1 of 3 contours are not parallel to the slices, and are left out", LOSSY)
+    _refused(
+        _changed(path, tilt(0, 1.5, 1.5)), image, "none of the 3 contours of its RTSTRUCT is on a slice of the image"
+    )

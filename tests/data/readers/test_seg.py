@@ -161,6 +161,126 @@ def test_a_seg_of_another_series_is_refused(tmp_path):
     assert_refused(path, away, "which is no slice of it; export the segmentation of this image")
 
 
+def _measured(path, between, thickness, *, references=True):
+    """Change the distance and the thickness of slices that a segmentation names; None: it does not."""
+    dataset = pydicom.dcmread(path)
+    measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    for keyword, value in (("SpacingBetweenSlices", between), ("SliceThickness", thickness)):
+        measures.pop(keyword, None)
+        if value is not None:
+            setattr(measures, keyword, value)
+    for own in dataset.PerFrameFunctionalGroupsSequence if not references else ():
+        own.pop("DerivationImageSequence", None)
+    dataset.save_as(path)
+    return path
+
+
+def _thin(folder, thick, after=0.0):
+    """A series of 17 slices 1 mm apart in the coordinates of the CT, whose slices are 4 mm apart, from `after` mm after its first slice."""
+    affine = thick.header().affine @ np.diag([1, 1, 0.25, 1])
+    affine[:, 3] += after * affine[:, 2]
+    values = np.zeros((6, 8, 17), np.int16)
+    return DicomReader(write_series(folder, values, affine, frame=thick.header().frame_of_reference))
+
+
+def _drawn_on(path, image, *slices):
+    """One segment that fills some slices of a series."""
+    ids = np.zeros((5, 6, 8), np.uint8)
+    ids[list(slices)] = 1
+    return write_seg_of(path, image, ids)
+
+
+@pytest.mark.parametrize(
+    ("measures", "slices"),
+    [
+        ((4, 4), (2,)),
+        ((4, 1), (2,)),
+        ((None, 4), (2,)),
+        ((None, 4), (0, 2)),
+        ((None, None), (1, 2)),
+        ((0, 0), (0, 1, 4)),
+    ],
+)
+def test_a_seg_of_thicker_slices_is_on_another_grid(tmp_path, measures, slices):
+    thick = write_ct(tmp_path / "ct")
+    path = _measured(_drawn_on(tmp_path / "m.dcm", thick, *slices), *measures)
+    image = _thin(tmp_path / "thin", thick)
+    assert_refused(
+        path,
+        image,
+        "slices of the segmentation are 4 mm apart, those of the image 1 mm; export the segmentation of this",
+    )
+    assert read_ids(path, thick).any(axis=(0, 1)).nonzero()[0].tolist() == list(slices)
+
+
+@pytest.mark.parametrize(
+    ("measures", "slices", "references"),
+    [
+        (
+            (None, 9),
+            (0, 1, 2, 3, 4),
+            False,
+        ),  # thicker than they are distant, but their positions are those of the slices
+        ((9, None), (0, 3, 4), False),
+        ((4, 9), (0, 2, 4), False),
+        ((None, 4), (0, 2, 4), False),
+        ((None, 9), (0, 2, 4), True),  # refers to these slices
+        ((None, None), (0, 2, 4), True),
+        ((None, None), (2,), False),
+    ],
+)
+def test_a_seg_of_the_same_slices_is_placed_whatever_their_thickness(tmp_path, measures, slices, references):
+    image = write_ct(tmp_path / "ct")
+    path = _measured(_drawn_on(tmp_path / "m.dcm", image, *slices), *measures, references=references)
+    assert read_ids(path, image).any(axis=(0, 1)).nonzero()[0].tolist() == list(slices)
+
+
+@pytest.mark.parametrize("measures", [(4, 4), (4, 1), (None, 4), (None, 9)])
+@pytest.mark.parametrize("slices", [(2,), (1, 3), (1, 2), (0, 1, 4)])
+def test_a_resampled_seg_fills_the_thickness_of_its_slices(tmp_path, measures, slices):
+    """Slice k reaches from 4k - 2 to 4k + 2 mm; slices of the thin series are at 0.5, 1.5, ... mm. A second segment is on all slices."""
+    thick = write_ct(tmp_path / "ct")
+    ids = np.zeros((5, 6, 8), np.uint8)
+    ids[:, 4:] = 2
+    ids[list(slices), :4] = 1
+    path = _measured(write_seg_of(tmp_path / "m.dcm", thick, ids), *measures)
+    expected = [k for k in range(17) if any(4 * at - 2 < k + 0.5 < 4 * at + 2 for at in slices)]
+    image = _thin(tmp_path / "thin", thick, 0.5)
+    assert (read_ids(path, image, resample=True) == 1).any(axis=(0, 1)).nonzero()[0].tolist() == expected
+    if measures != (None, 9):
+        path = _measured(_drawn_on(tmp_path / "one.dcm", thick, *slices), *measures)
+        assert read_ids(path, image, resample=True).any(axis=(0, 1)).nonzero()[0].tolist() == expected
+
+
+def _placed(path, *places):
+    """Change the place of each frame, in mm after the first slice; a pair also has a shift along the rows."""
+    dataset = pydicom.dcmread(path)
+    first = np.array(dataset.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0].ImagePositionPatient, float)
+    for own, (place, shift) in zip(dataset.PerFrameFunctionalGroupsSequence, places, strict=True):
+        own.PlanePositionSequence[0].ImagePositionPatient = np.add(first, [shift, 0, place]).tolist()
+    dataset.save_as(path)
+    return path
+
+
+def test_frames_of_a_seg_that_make_no_volume_are_refused(tmp_path):
+    """Frames 0.02 mm apart over 16 mm would be 801 slices of 48 bytes."""
+    thick = write_ct(tmp_path / "ct")
+    image = _thin(tmp_path / "thin", thick)
+    near = _measured(_drawn_on(tmp_path / "m.dcm", thick, 0, 1, 4), None, None)
+    _placed(near, (0, 0), (0.02, 0), (16, 0))
+    assert_refused(near, image, "its DICOM-SEG header gives 6 x 8 x 801 voxels", resample=True, max_gigabytes=3e-5)
+    _placed(near, (0, 0), (0.002, 0), (16, 0))
+    assert_refused(near, image, r"has 1 frame\(s\) more than places of a segment", resample=True)
+    _placed(near, (0, 0), (4, 0), (9.5, 0))
+    assert_refused(near, image, "slices of the segmentation are 4.75 mm apart, those of the image 1 mm")
+    assert_refused(near, image, "or its frames are unevenly spaced, so that it cannot be resampled", resample=True)
+    alone = _measured(_drawn_on(tmp_path / "a.dcm", thick, 2), None, None)
+    far = _thin(tmp_path / "far", thick, 100)
+    assert_refused(alone, far, "its DICOM-SEG does not give the distance of its slices", resample=True)
+    tilted = _placed(_drawn_on(tmp_path / "t.dcm", thick, 0, 1, 2), (0, 0), (4, 1.2), (8, 2.4))
+    assert_refused(tilted, image, "frames of its DICOM-SEG are no right-angled stack", resample=True)
+
+
 def test_segments_that_cross_keep_both_and_are_regions_of_sums(tmp_path):
     image = write_ct(tmp_path / "ct")
     both = np.zeros((5, 6, 8, 2), np.uint8)

@@ -10,7 +10,8 @@ from pfedsam.core.errors import DataError
 from pfedsam.data.readers.base import Header, Reader
 from pfedsam.data.readers.dicom import DicomReader
 from pfedsam.data.readers.dicom_files import find_images, looks_like_dicom, visible_files
-from pfedsam.data.readers.masks import fit_mask, fold_name
+from pfedsam.data.readers.dicom_planes import Plane
+from pfedsam.data.readers.masks import fit_mask
 from pfedsam.data.readers.nifti import NiftiReader, looks_like_nifti
 from pfedsam.data.readers.pictures import PictureReader
 from pfedsam.data.readers.png_stack import is_png_stack, read_png_stack
@@ -91,7 +92,7 @@ def open_mask(path: Path, image: Reader, options: VolumeOptions) -> MaskReader:
     _refuse_absent(path)
     header = image.header()
     if is_png_stack(path):
-        return read_png_stack(path, header, _slice_names(image))
+        return read_png_stack(path, header, _single_files(image))
     kind = kind_of(path)
     if kind == "dicom":
         return _dicom_mask(path, header, options)
@@ -132,12 +133,13 @@ def _dicom_mask(path: Path, image: Header, options: VolumeOptions) -> MaskReader
         overlaps=options.segment_overlaps,
         threshold=options.fractional_threshold,
         resample=options.resample,
+        max_gigabytes=options.max_gigabytes,
     )
 
 
-def _slice_names(image: Reader) -> list[str] | None:
-    """Names of the files of a DICOM series, slice by slice; None if a file contains several slices."""
+def _single_files(image: Reader) -> tuple[Plane, ...] | None:
+    """The slices of a DICOM series of single files, by position; None if a file contains several slices."""
     if not isinstance(image, DicomReader) or not image.even:
         return None
-    names = [fold_name(plane.path) for plane in image.stack.planes]
-    return names if len(set(names)) == len(names) else None
+    planes = image.stack.planes
+    return planes if len({plane.path for plane in planes}) == len(planes) else None

@@ -48,6 +48,8 @@ class Plane:
     instance: str
     image_type: tuple[str, ...]
     """That of this frame, else that of the file; magnitude and phase differ in it, for example."""
+    number: float | None
+    """InstanceNumber of the file."""
 
     @property
     def picture(self) -> tuple[str, int]:
@@ -127,6 +129,7 @@ def read_plane(path: Path, head: Dataset, frame: int) -> Plane:
         order=_order(head, own, shared, frame),
         instance=str(head.get("SOPInstanceUID", "")),
         image_type=_frame_type(own, shared) or image_type(head),
+        number=next(iter(numbers_of(values_of_field(head.get("InstanceNumber")), 1) or ()), None),
     )
 
 

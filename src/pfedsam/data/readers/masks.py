@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, TypeAlias
 
 import numpy as np
@@ -197,11 +196,6 @@ def refuse_overlap(voxels: int, what: str) -> None:
             f"its {what} has parts that overlap in {voxels} voxels, where a mask holds one id; name those to use by data.volume.segments, "
             "the one that wins last, or keep all by data.volume.sum_segments"
         )
-
-
-def fold_name(path: Path) -> str:
-    """The name of a file without its ending, in lower case."""
-    return path.stem.lower()
 
 
 def _orientation(mask: Header, image: Header) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:

@@ -1,10 +1,12 @@
 """A mask as a folder of grey or palette pictures, one for each slice of a DICOM series.
 
-A picture belongs to the slice whose DICOM file has the same name. If the names differ, the pictures in the order of their numbers belong to
-the slices in the order of their positions.
+A picture belongs to the slice whose DICOM file has the same name. If the names differ, it belongs to the slice whose InstanceNumber, or
+whose file, has the number of its name. Numbers alone do not say whether slices were counted from the lowest or from the first one, so
+what is not clear is refused.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,9 +16,15 @@ import numpy.typing as npt
 from pfedsam.core.errors import DataError
 from pfedsam.data.images import read_mask
 from pfedsam.data.readers.base import Header
-from pfedsam.data.readers.masks import GridMask, fold_name, small_ids
+from pfedsam.data.readers.dicom_planes import Plane
+from pfedsam.data.readers.masks import GridMask, small_ids
 
 ENDINGS: Final = frozenset({".png", ".tif", ".tiff"})
+_KNOWN_ENDINGS: Final = re.compile(r"(\.(png|tiff?|dcm|dicom|ima))+$")
+"""What is no part of a name. A file that is named by its identifier has no ending: the last part of 1.2.840.1 is none."""
+_BY_NUMBER: Final = (
+    "the pictures of the mask are named unlike the DICOM files, and were assigned to the slices by their numbers"
+)
 
 
 def is_png_stack(path: Path) -> bool:
@@ -24,36 +32,76 @@ def is_png_stack(path: Path) -> bool:
     return path.is_dir() and any(file.suffix.lower() in ENDINGS for file in path.iterdir())
 
 
-def read_png_stack(path: Path, image: Header, files: list[str] | None) -> GridMask:
+def read_png_stack(path: Path, image: Header, planes: Sequence[Plane] | None) -> GridMask:
     """The pictures of a folder as the mask of a series.
 
     Args:
         path: the folder.
         image: header of the image.
-        files: names of the image's files without endings, slice by slice; None if the image is no series of single files.
+        planes: the slices of the image by position, each of a file of its own; None if the image is no series of single files.
 
     Raises:
         DataError: the image is not DICOM, or the pictures are not its slices.
     """
-    if image.kind != "DICOM" or files is None:
+    if image.kind != "DICOM" or planes is None:
         raise DataError(
             "its mask is a folder of pictures, whose order is only known for a DICOM series of single files; save the mask as NIfTI"
         )
-    pictures = _in_order(path, files)
-    if len(pictures) != image.shape[2]:
+    pictures = [file for file in path.iterdir() if file.suffix.lower() in ENDINGS]
+    if len(pictures) != len(planes):
         raise DataError(
-            f"the image has {image.shape[2]} slices, the folder of its mask {len(pictures)} pictures; give one for each slice"
+            f"the image has {len(planes)} slices, the folder of its mask {len(pictures)} pictures; give one for each slice"
         )
-    return GridMask(np.stack([_read_slice(picture, image) for picture in pictures], axis=2), image)
+    notes: tuple[str, ...] = ()
+    ordered = pictures if len(planes) == 1 else _by_name(pictures, planes)
+    if ordered is None:
+        ordered, notes = _by_number(pictures, planes), (_BY_NUMBER,)
+    return GridMask(np.stack([_read_slice(picture, image) for picture in ordered], axis=2), image, notes)
 
 
-def _in_order(path: Path, files: list[str]) -> list[Path]:
-    """The pictures of a folder slice by slice: by the names of the image's files if they agree, else by their numbers."""
-    pictures = sorted((file for file in path.iterdir() if file.suffix.lower() in ENDINGS), key=_natural)
-    by_name = {fold_name(picture): picture for picture in pictures}
-    if len(by_name) == len(pictures) and by_name.keys() == set(files):
-        return [by_name[name] for name in files]
-    return pictures
+def _by_name(pictures: Sequence[Path], planes: Sequence[Plane]) -> list[Path] | None:
+    """The pictures slice by slice; None if their names are not those of the slices' files."""
+    by_name = {_fold(picture): picture for picture in pictures}
+    names = [_fold(plane.path) for plane in planes]
+    return [by_name[name] for name in names] if len(by_name) == len(names) and by_name.keys() == set(names) else None
+
+
+def _by_number(pictures: Sequence[Path], planes: Sequence[Plane]) -> list[Path]:
+    """The pictures slice by slice: those with the numbers of the slices, else in the order of all numbers and positions if these agree.
+
+    Raises:
+        DataError: the pictures or the slices have no numbers, or these allow several orders.
+    """
+    theirs = _numbers(pictures)
+    known = [numbers for numbers in (_instances(planes), _numbers([plane.path for plane in planes])) if numbers]
+    equal = [numbers for numbers in known if theirs and set(numbers) == set(theirs)]
+    if theirs and equal and all(numbers == equal[0] for numbers in equal):
+        by_number = dict(zip(theirs, pictures, strict=True))
+        return [by_number[number] for number in equal[0]]
+    if theirs and known and not equal and all(numbers == sorted(numbers) for numbers in known):
+        return [picture for _, picture in sorted(zip(theirs, pictures, strict=True))]
+    raise DataError(
+        "the pictures of its mask cannot be assigned to the slices of the DICOM series: their names are not those of its files, and their "
+        "numbers do not clearly say the order; name each picture like the DICOM file of its slice (IM7.png for IM7 or IM7.dcm)"
+    )
+
+
+def _instances(planes: Sequence[Plane]) -> list[float] | None:
+    """InstanceNumber of each slice; None if they are absent or not different."""
+    numbers = [plane.number for plane in planes if plane.number is not None]
+    return numbers if len(set(numbers)) == len(planes) else None
+
+
+def _numbers(files: Sequence[Path]) -> list[float] | None:
+    """The number of each file, in which alone the names differ; None if they differ in anything else, or are not different."""
+    parts = [re.split(r"([0-9]+)", _fold(file)) for file in files]
+    if len({len(one) for one in parts}) > 1:
+        return None
+    different = [place for place, values in enumerate(zip(*parts, strict=True)) if len(set(values)) > 1]
+    if len(different) != 1 or different[0] % 2 == 0:  # numbers are at odd places
+        return None
+    numbers: list[float] = [int(one[different[0]]) for one in parts]
+    return numbers if len(set(numbers)) == len(files) else None
 
 
 def _read_slice(picture: Path, image: Header) -> npt.NDArray[Any]:
@@ -71,6 +119,6 @@ def _read_slice(picture: Path, image: Header) -> npt.NDArray[Any]:
     return small_ids(plane)
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sort key that puts slice2 before slice10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", fold_name(path))]
+def _fold(path: Path) -> str:
+    """The name of a file without its known endings, in lower case."""
+    return _KNOWN_ENDINGS.sub("", path.name.lower())

@@ -1,6 +1,7 @@
 """Resampling of tilted or uneven stacks to an even grid, and of masks to the grid of their image."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -84,13 +85,24 @@ def resample_stack(
     return result
 
 
-def nearest_voxels(mask: npt.NDArray[np.int64], source: Affine, target: Affine, shape: Shape) -> npt.NDArray[np.int64]:
+def nearest_voxels(mask: npt.NDArray[Any], source: Affine, target: Affine, shape: Shape) -> npt.NDArray[Any]:
     """Resample a mask [n, m, k] to another grid of the given shape: each voxel gets the id of the nearest one, or 0 outside."""
     change = np.linalg.inv(source) @ target
-    moved: npt.NDArray[np.int64] = ndimage.affine_transform(
+    moved: npt.NDArray[Any] = ndimage.affine_transform(
         mask, change[:3, :3], change[:3, 3], output_shape=shape, order=0, mode="grid-constant", cval=0
     )
     return moved
+
+
+def usual_gap(places: npt.NDArray[np.float64], same: float = 0.0) -> float | None:
+    """The distance of neighbouring planes at places [n], in the unit of the places; None if all are of one plane.
+
+    It is the mean of the gaps below 1.5 times the smallest one, because places are rounded and planes may be missing. Places that differ by
+    no more than `same` are of one plane.
+    """
+    gaps = np.diff(np.sort(places))
+    gaps = gaps[gaps > same]
+    return float(gaps[gaps < 1.5 * gaps.min()].mean()) if len(gaps) else None
 
 
 def _places(

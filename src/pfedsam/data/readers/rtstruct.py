@@ -1,11 +1,14 @@
 """RTSTRUCT: closed contours in patient coordinates, filled on the slices of their image.
 
-A voxel belongs to a structure if its centre is inside a contour. The conversion is lossy: a mask that was converted to contours and back
-differs at the border. Points, open lines and structures of other coordinates are skipped; contours outside the image are left out and
-counted.
+A voxel belongs to a structure if its centre is inside an odd number of contours of one plane, so that a contour inside another one is a
+hole. Each slice has the nearest plane of contours. The conversion is lossy: a mask that was converted to contours and back differs at the
+border. Points, open lines and structures of other coordinates are skipped; contours outside the image, or not parallel to its slices, are
+left out and counted.
 """
 
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -15,7 +18,7 @@ from matplotlib.path import Path as Outline
 from pydicom.dataset import Dataset
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.readers.base import Affine, Header, Pictures
+from pfedsam.data.readers.base import SPACING_TOLERANCE, Affine, Header, Pictures, spacing_of
 from pfedsam.data.readers.dicom_files import reading_fields
 from pfedsam.data.readers.dicom_pixels import open_dataset
 from pfedsam.data.readers.masks import (
@@ -29,16 +32,36 @@ from pfedsam.data.readers.masks import (
     refuse_other_pictures,
     refuse_overlap,
 )
+from pfedsam.data.readers.regrid import usual_gap
 
 _Contour: TypeAlias = npt.NDArray[np.float64]
 """Corners [n, 3] in mm, in NIfTI's directions."""
-_CLOSED: Final = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+_Corners: TypeAlias = npt.NDArray[np.float64]
+"""Corners [n, 2] in a plane, in voxels."""
+_EXCLUSIVE: Final = "CLOSEDPLANAR_XOR"
+_CLOSED: Final = ("CLOSED_PLANAR", _EXCLUSIVE)
 _TWO_POINTS: Final = 6
 """Number of coordinates of two points, which enclose nothing."""
 _HALF: Final = 0.5
 _OFF_CENTRE: Final = 1e-6 * np.array([1.0, np.sqrt(2)])
 _OFF_SLICE: Final = 0.25
-"""Largest distance of a contour from its slice, as a share of the distance of slices."""
+"""Largest distance of a contour from its slice, and of its corners from its plane, as a share of the distance of slices."""
+_SAME_PLANE: Final = 0.05
+"""Largest distance of contours of one plane, whose coordinates are rounded, as a share of the distance of slices."""
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """What was lost of a structure when it was filled."""
+
+    outside: int
+    """Contours that are not inside the image, or are not those of a slice."""
+    tilted: int
+    """Contours that are not parallel to the slices."""
+    crossed: int
+    """Slices on which contours cross."""
+    apart: tuple[float, float] | None
+    """Distance of the planes of contours and of the slices in mm, if they differ."""
 
 
 def read_rtstruct(path: Path, image: Header, *, segments: dict[str, int], overlaps: Overlaps) -> GridMask:
@@ -60,20 +83,39 @@ def read_rtstruct(path: Path, image: Header, *, segments: dict[str, int], overla
     names, contours = _read_structures(path, image)
     chosen = choose_ids(names, segments, "RTSTRUCT")
     target = empty_ids(image.shape, chosen, overlaps)
-    overlap, absent, every = 0, 0, 0
+    overlap, lost = 0, list[_Lost]()
     for number, value in chosen:
-        filled, left_out = _fill(contours[number], image.shape, image.affine)
-        absent, every = absent + left_out, every + len(contours[number])
+        filled, loss = _fill(contours[number], image.shape, image.affine)
         overlap += paint(target, filled, value, overlaps)
+        lost.append(loss)
     refuse_overlap(overlap, "RTSTRUCT")
-    if absent == every:
+    every = sum(len(contours[number]) for number, _ in chosen)
+    if sum(one.outside + one.tilted for one in lost) == every:
         raise DataError(
             f"none of the {every} contours of its RTSTRUCT is on a slice of the image, inside its borders; give the contours of this series"
         )
-    lossy = "a mask from contours is exact to about half a voxel at its border"
-    outside = f"{absent} of {every} contours are outside the image, on slices that it does not have or beside it, and are left out"
-    notes = (outside, lossy)
-    return GridMask(target, image, notes if absent else (lossy,))
+    return GridMask(target, image, tuple(_notes(lost, every)))
+
+
+def _notes(lost: Sequence[_Lost], every: int) -> Iterator[str]:
+    """Sentences about what was lost of the structures, which have `every` contours together."""
+    outside, tilted = sum(one.outside for one in lost), sum(one.tilted for one in lost)
+    apart = [one.apart for one in lost if one.apart]
+    if outside:
+        yield f"{outside} of {every} contours are outside the image, on slices that it does not have or beside it, and are left out"
+    if tilted:
+        yield f"{tilted} of {every} contours are not parallel to the slices, and are left out"
+    if apart:
+        theirs, ours = apart[0]
+        yield (
+            f"the contours of {len(apart)} structure(s) are {theirs:.4g} mm apart, the slices {ours:.4g} mm: a slice has the nearest "
+            "contours within a quarter of their distance, and slices without any are empty"
+        )
+    if crossed := sum(one.crossed for one in lost):
+        yield (
+            f"contours of one structure cross on {crossed} slice(s): the pixels in two of them count as outside, like those of a hole"
+        )
+    yield "a mask from contours is exact to about half a voxel at its border"
 
 
 def _read_structures(path: Path, image: Header) -> tuple[dict[int, str], dict[int, list[_Contour]]]:
@@ -97,11 +139,26 @@ def _read_structures(path: Path, image: Header) -> tuple[dict[int, str], dict[in
         closed = [(number, one) for number, one in drawn if number in names and _is_closed(one)]
         here = [(number, one) for number, one in closed if not is_of_other_pictures(_pictures(one), image)]
         contours: dict[int, list[_Contour]] = defaultdict(list)
-        for number, one in here:
-            contours[number].append(_points(one))
+        for number, points in _distinct(here):
+            contours[number].append(points)
     if closed and not here:
         refuse_other_pictures("RTSTRUCT")
     return {number: name for number, name in names.items() if contours[number]}, contours
+
+
+def _distinct(drawn: Sequence[tuple[int, Dataset]]) -> Iterator[tuple[int, _Contour]]:
+    """Structure and corners of each contour; one that is stored twice comes once, except those that are defined to exclude each other.
+
+    Raises:
+        ValueError: corners are not points of three finite coordinates.
+    """
+    seen = set()
+    for number, contour in drawn:
+        points = _points(contour)
+        key = number, frozenset(map(tuple, np.round(points, 2).tolist()))
+        if key not in seen or contour.ContourGeometricType == _EXCLUSIVE:
+            yield number, points
+        seen.add(key)
 
 
 def _same_coordinates(structure: Dataset, image: Header) -> bool:
@@ -132,25 +189,71 @@ def _points(contour: Dataset) -> _Contour:
     return np.asarray(points * np.array([-1.0, -1.0, 1.0]), dtype=np.float64)
 
 
-def _fill(contours: list[_Contour], shape: tuple[int, int, int], affine: Affine) -> tuple[npt.NDArray[np.bool_], int]:
-    """The voxels of a structure, [I, J, K], and the number of contours outside; a contour inside another one is a hole."""
+def _fill(contours: list[_Contour], shape: tuple[int, int, int], affine: Affine) -> tuple[npt.NDArray[np.bool_], _Lost]:
+    """The voxels of a structure, [I, J, K], and what was lost of it."""
     filled = np.zeros(shape, dtype=np.bool_)
-    inverse, absent = np.linalg.inv(affine), 0
+    inverse, spacing = np.linalg.inv(affine), spacing_of(affine)
+    flat: dict[int, list[tuple[float, _Corners]]] = defaultdict(list)
+    outside, tilted, crossed, apart = 0, 0, 0, None
     for points in contours:
         voxels = points @ inverse[:3, :3].T + inverse[:3, 3]
         axis = int(np.ptp(voxels, axis=0).argmin())
         place = float(voxels[:, axis].mean())
-        index = round(place)
         low, high = voxels.min(axis=0), voxels.max(axis=0)
-        beside = (np.delete(high, axis) < -_HALF).any() or (np.delete(low - shape, axis) > -_HALF).any()
-        if beside or not 0 <= index < shape[axis] or abs(place - index) > _OFF_SLICE:
-            absent += 1
-            continue
-        where: list[int | slice] = [slice(None)] * 3
-        where[axis] = index
-        plane = filled[tuple(where)]
-        plane ^= _inside(np.delete(voxels, axis, axis=1), (plane.shape[0], plane.shape[1]))
-    return filled, absent
+        if np.abs(voxels[:, axis] - place).max() > _OFF_SLICE:
+            tilted += 1
+        elif (np.delete(high, axis) < -_HALF).any() or (np.delete(low - shape, axis) > -_HALF).any():
+            outside += 1
+        else:
+            flat[axis].append((place, np.delete(voxels, axis, axis=1)))
+    for axis, found in flat.items():
+        planes = _planes(found)
+        gap = usual_gap(np.array([place for place, _ in planes]))
+        if gap is not None and abs(gap - 1) > SPACING_TOLERANCE:
+            apart = gap * spacing[axis], spacing[axis]
+        nearest = _nearest(planes, shape[axis])
+        outside += len(found) - sum(map(len, nearest.values()))
+        for index, corners in nearest.items():
+            where: list[int | slice] = [slice(None)] * 3
+            where[axis] = index
+            plane = filled[tuple(where)]
+            inside, cross = _even_odd(corners, (plane.shape[0], plane.shape[1]))
+            plane |= inside
+            crossed += cross
+    return filled, _Lost(outside, tilted, crossed, apart)
+
+
+def _planes(contours: list[tuple[float, _Corners]]) -> list[tuple[float, list[_Corners]]]:
+    """Place of each plane, in slices and ascending, and its contours."""
+    planes: list[tuple[float, list[_Corners]]] = []
+    for place, corners in sorted(contours, key=lambda one: one[0]):
+        if not planes or place - planes[-1][0] > _SAME_PLANE:
+            planes.append((place, []))
+        planes[-1][1].append(corners)
+    return planes
+
+
+def _nearest(planes: list[tuple[float, list[_Corners]]], length: int) -> dict[int, list[_Corners]]:
+    """The contours of each of `length` slices: those of the nearest plane, if it is near enough."""
+    found: dict[int, tuple[float, list[_Corners]]] = {}
+    for place, corners in planes:
+        index = round(place)
+        distance = abs(place - index)
+        if 0 <= index < length and distance <= _OFF_SLICE and (index not in found or distance < found[index][0]):
+            found[index] = distance, corners
+    return {index: corners for index, (_, corners) in found.items()}
+
+
+def _even_odd(contours: list[_Corners], size: tuple[int, int]) -> tuple[npt.NDArray[np.bool_], bool]:
+    """The pixels [A, B] inside an odd number of the contours of a plane, and whether two contours cross, so that neither is a hole."""
+    insides = [np.flatnonzero(_inside(corners, size)) for corners in contours]
+    depth = np.bincount(np.concatenate(insides), minlength=size[0] * size[1])
+    deep = np.flatnonzero(depth > 1)
+    members = np.array([np.isin(deep, inside) for inside in insides], dtype=np.float64)
+    shared, pixels = members @ members.T, [len(inside) for inside in insides]
+    np.fill_diagonal(shared, 0)
+    cross = bool(((shared > 0) & (shared < np.minimum.outer(pixels, pixels))).any())
+    return (depth % 2 == 1).reshape(size), cross
 
 
 def _inside(corners: npt.NDArray[np.float64], size: tuple[int, int]) -> npt.NDArray[np.bool_]:

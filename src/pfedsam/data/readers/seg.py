@@ -16,10 +16,18 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pixel_array
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.readers.base import DIRECTION_TOLERANCE, ORIGIN_TOLERANCE, SPACING_TOLERANCE, Affine, Header, Pictures
+from pfedsam.data.readers.base import (
+    DIRECTION_TOLERANCE,
+    ORIGIN_TOLERANCE,
+    SPACING_TOLERANCE,
+    Affine,
+    Header,
+    Pictures,
+    check_size,
+)
 from pfedsam.data.readers.dicom_files import damaged, quiet, reading_fields
 from pfedsam.data.readers.dicom_pixels import open_dataset
-from pfedsam.data.readers.dicom_planes import functional_group, number_of_frames, shared_groups
+from pfedsam.data.readers.dicom_planes import functional_group, number_of, number_of_frames, shared_groups
 from pfedsam.data.readers.masks import (
     GridMask,
     Overlaps,
@@ -31,11 +39,15 @@ from pfedsam.data.readers.masks import (
     refuse_other_pictures,
     refuse_overlap,
 )
-from pfedsam.data.readers.regrid import nearest_voxels
+from pfedsam.data.readers.regrid import nearest_voxels, usual_gap
 
 _LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 _FORWARD: Final = slice(None)
 _BACKWARD: Final = slice(None, None, -1)
+_SAME_PLACE: Final = 0.01
+"""Largest distance of two frames at one place, in mm."""
+_OFF_STEP: Final = 0.1
+"""Largest distance of a frame from a multiple of the distance of slices, as a share of that distance."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,8 @@ class _Contents:
     frames: list[_Frame]
     size: tuple[int, int]
     """Rows and columns of each frame."""
+    measures: tuple[float, ...]
+    """What the file gives as distance of its slices and as their thickness, in mm; the thickness may be another one than the distance."""
 
 
 _Plane: TypeAlias = tuple[_Frame, npt.NDArray[np.bool_]]
@@ -88,6 +102,7 @@ def read_seg(
     overlaps: Overlaps,
     threshold: float = 0.5,
     resample: bool = False,
+    max_gigabytes: float = 2.0,
 ) -> GridMask:
     """The segmentation on the grid of its image.
 
@@ -98,6 +113,7 @@ def read_seg(
         overlaps: what happens where segments share voxels.
         threshold: least fraction with which a voxel of a fractional segmentation belongs to the segment.
         resample: whether a segmentation on another grid in the same coordinate system is resampled instead of refused.
+        max_gigabytes: largest size of a segment that is resampled.
 
     Raises:
         DataError: the file is damaged, has other coordinates or another grid, or its segments overlap.
@@ -119,7 +135,8 @@ def read_seg(
                 place = places[frame.index]
                 overlap += paint(target[place.where], mask.T if place.turned else mask, value, overlaps)
         elif planes:
-            overlap += paint(target, _resampled(planes, image), value, overlaps)
+            resampled = _resampled(planes, _distance(contents), image, max_gigabytes)
+            overlap += paint(target, resampled, value, overlaps)
     refuse_overlap(overlap, "DICOM-SEG")
     notes = [f"the segmentation was resampled to the grid of its image ({difference})"] if difference else []
     if not _refers_to(image, contents.frames):
@@ -146,12 +163,21 @@ def _read_contents(path: Path, image: Header) -> _Contents:
         names.pop(0, None)  # the background of a label map
         every = list(_frames(dataset, image))
         size = int(dataset.Rows), int(dataset.Columns)
+        measures = _measures(dataset)
     if any(frame.segment and frame.segment not in names for frame in every):
         raise DataError(damaged(path))
     frames = [frame for frame in every if not is_of_other_pictures(frame.pictures, image)]
     if every and not frames:
         refuse_other_pictures("DICOM-SEG")
-    return _Contents(dataset, names, frames, size)
+    return _Contents(dataset, names, frames, size, measures)
+
+
+def _measures(dataset: Dataset) -> tuple[float, ...]:
+    """The distance and the thickness of slices in mm that a file gives; without those that are absent or not positive."""
+    own = next(iter(dataset.get("PerFrameFunctionalGroupsSequence") or ()), Dataset())
+    group = functional_group(own, shared_groups(dataset), "PixelMeasuresSequence") or Dataset()
+    values = [number_of(group.get(keyword)) for keyword in ("SpacingBetweenSlices", "SliceThickness")]
+    return tuple(value for value in values if 0 < value < np.inf)
 
 
 def _frames(dataset: Dataset, image: Header) -> Iterator[_Frame]:
@@ -209,10 +235,57 @@ def _places(contents: _Contents, image: Header) -> tuple[Mapping[int, _Place], s
     """
     try:
         places = {frame.index: _place(frame.affine, contents.size, image) for frame in contents.frames}
+        _check_distance(contents, image)
     except _OtherGridError as error:
         return {}, str(error)
     _refuse_doubled([(frame.segment, str(places[frame.index].where)) for frame in contents.frames])
     return places, None
+
+
+def _check_distance(contents: _Contents, image: Header) -> None:
+    """Refuse a segmentation, each frame of which is at a slice of the image, whose slices have another distance than those of the image.
+
+    Slices between its frames would stay empty. Frames that refer to slices of the image are of these slices.
+
+    Raises:
+        _OtherGridError: the distances differ.
+    """
+    drawn_here = any(not frame.pictures.isdisjoint(image.pictures) for frame in contents.frames)
+    if image.affine is None or not contents.frames or drawn_here:
+        return
+    spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
+    across = int(np.abs((image.affine[:3, :3] / spacing).T @ contents.frames[0].affine[:3, 2]).argmax())
+    positions = usual_gap(_along(contents.frames), _SAME_PLACE)
+    ours, theirs = float(spacing[across]), _distance(contents) or positions
+    agree = [one is not None and abs(one - ours) <= SPACING_TOLERANCE * ours for one in (positions, theirs)]
+    if theirs is not None and image.shape[across] > 1 and not any(agree):
+        raise _OtherGridError(
+            f"the slices of the segmentation are {theirs:.4g} mm apart, those of the image {ours:.4g} mm"
+        )
+
+
+def _distance(contents: _Contents) -> float | None:
+    """The distance of the slices of a segmentation in mm; None if it is not known, or not the same everywhere.
+
+    It is what the file gives, if all frames are at multiples of it, else the gap of neighbouring frames, which is too large if the slices
+    between them are left out because they are empty.
+    """
+    places = _along(contents.frames)
+    for measure in contents.measures:
+        steps = (places - places.min()) / measure
+        if np.abs(steps - np.rint(steps)).max() <= _OFF_STEP:
+            return measure
+    gap = usual_gap(places, _SAME_PLACE)
+    steps = np.diff(np.sort(places)) / (gap or 1.0)
+    even = np.abs(steps - np.rint(steps)) <= np.maximum(_OFF_STEP, SPACING_TOLERANCE * steps)
+    return gap if even.all() else None
+
+
+def _along(frames: Sequence[_Frame]) -> npt.NDArray[np.float64]:
+    """Places of frames in mm along the normal of the first of them, at which they are counted from, shape [n]."""
+    first = frames[0].affine
+    normal = first[:3, 2] / np.linalg.norm(first[:3, 2])
+    return np.array([np.dot(frame.affine[:3, 3] - first[:3, 3], normal) for frame in frames])
 
 
 def _refuse_doubled(places: Sequence[tuple[int, Any]]) -> None:
@@ -325,27 +398,58 @@ def _segment(path: Path, dataset: Dataset, frame: _Frame, number: int, threshold
     return np.asarray(values > 0)
 
 
-def _resampled(planes: Sequence[_Plane], image: Header) -> npt.NDArray[np.bool_]:
+def _resampled(
+    planes: Sequence[_Plane], distance: float | None, image: Header, max_gigabytes: float
+) -> npt.NDArray[np.bool_]:
     """The mask of one segment on the grid of the image, by the nearest voxel, shape [rows, columns, slices].
 
+    Args:
+        planes: frames of the segment and their masks.
+        distance: distance of the slices of the file in mm; None if it is not known.
+        image: header of the image.
+        max_gigabytes: largest size of the segment between its first and its last frame.
+
     Raises:
-        DataError: the image has no position, or the segment has several frames at one place.
+        DataError: the image has no position, or the frames make no volume.
     """
     if image.affine is None:
         raise DataError(
             "its image has no position, so a segmentation of another grid cannot be placed; export one of this image"
         )
-    first, shape = planes[0][0].affine, planes[0][1].shape
-    normal = first[:3, 2] / np.linalg.norm(first[:3, 2])
-    along = np.array([np.dot(frame.affine[:3, 3] - first[:3, 3], normal) for frame, _ in planes])
-    gaps = np.diff(np.unique(np.round(along, 3)))
-    step = float(gaps.min()) if len(gaps) else float(np.linalg.norm(image.affine[:3, 2]))
-    numbers = np.rint((along - along.min()) / step).astype(int)
-    _refuse_doubled([(frame.segment, number) for (frame, _), number in zip(planes, numbers.tolist(), strict=True)])
-    volume = np.zeros((*shape, int(numbers.max()) + 1), dtype=np.int64)
+    if distance is None:
+        raise DataError(
+            "its DICOM-SEG does not give the distance of its slices, or its frames are unevenly spaced, so that it cannot be resampled; "
+            "export one of this image"
+        )
+    frames = [frame for frame, _ in planes]
+    first, shape, along = frames[0].affine, planes[0][1].shape, _along(frames)
+    _refuse_sideways(frames)
+    numbers = np.rint((along - along.min()) / distance).astype(int)
+    _refuse_doubled([(frame.segment, number) for frame, number in zip(frames, numbers.tolist(), strict=True)])
+    size = (shape[0], shape[1], int(numbers.max()) + 1)
+    check_size(size, 1, max_gigabytes, "its DICOM-SEG")
+    volume = np.zeros(size, dtype=np.uint8)
     for number, (_, mask) in zip(numbers, planes, strict=True):
         volume[..., number] |= mask
     affine = first.copy()
-    affine[:3, 2] = normal * step
+    normal = first[:3, 2] / np.linalg.norm(first[:3, 2])
+    affine[:3, 2] = normal * distance
     affine[:3, 3] = first[:3, 3] + normal * along.min()
     return nearest_voxels(volume, affine, image.affine, image.shape) > 0
+
+
+def _refuse_sideways(frames: Sequence[_Frame]) -> None:
+    """Refuse frames that are turned, or shifted by more than half a pixel, against the first of them.
+
+    Raises:
+        DataError: there are such frames.
+    """
+    affines = np.array([frame.affine for frame in frames]) - frames[0].affine
+    normal = frames[0].affine[:3, 2] / np.linalg.norm(frames[0].affine[:3, 2])
+    sideways = affines[:, :3, 3] - _along(frames)[:, None] * normal
+    pixel = np.linalg.norm(frames[0].affine[:3, :2], axis=0).min()
+    if np.linalg.norm(sideways, axis=1).max() > pixel / 2 or np.abs(affines[:, :3, :3]).max() > DIRECTION_TOLERANCE:
+        raise DataError(
+            "the frames of its DICOM-SEG are no right-angled stack (tilted gantry, or several planes), which is not resampled; export the "
+            "segmentation on the grid of its image"
+        )
