@@ -97,7 +97,6 @@ class StudyController(Controller):  # type: ignore[misc]
         self._watch_questions()
         folder = StudyFolder(self._folder)
         atomic.write_json(self._folder / JOB_SITES, self.clients())
-        status = folder.read_status()
         try:
             outcome = StudyRun(self._folder, _FlareTransport(self, fl_ctx, abort_signal)).run()
             state, reason = ("finished", "") if outcome == "finished" else ("submitted", "a site joins")
@@ -108,7 +107,7 @@ class StudyController(Controller):  # type: ignore[misc]
             state, reason = "stopped", f"{type(error).__name__}: {error}"
         (self._folder / AGAIN).unlink(missing_ok=True)
         now = folder.read_status()
-        folder.write_status(state, round_=now["round"], rounds=status["rounds"], sites=now["sites"], reason=reason)
+        folder.write_status(state, round_=now["round"], rounds=now["rounds"], sites=now["sites"], reason=reason)
 
     def process_result_of_unknown_task(
         self, client: Client, task_name: str, client_task_id: str, result: Shareable, fl_ctx: FLContext

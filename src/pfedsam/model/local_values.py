@@ -51,12 +51,12 @@ class LocalDelta(_OwnValues):
 
 
 def norm_names(modules: Mapping[str, nn.Module]) -> list[str]:
-    """The parameters of every LayerNorm (also over channels) in these modules, by the modules' names."""
+    """The parameters of every normalisation in these modules, by the modules' names: LayerNorm, also over channels, and InstanceNorm."""
     return [
         f"{name}.{parameter}"
         for prefix, module in modules.items()
         for name, part in module.named_modules(prefix=prefix)
-        if isinstance(part, nn.LayerNorm)
+        if isinstance(part, nn.LayerNorm | nn.InstanceNorm2d)
         for parameter, _ in part.named_parameters(recurse=False)
     ]
 

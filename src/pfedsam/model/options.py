@@ -63,7 +63,8 @@ class ModelOptions(Options):
     )
     norms: Annotated[Literal["frozen", "local"], Addition(off="frozen")] = Field(
         default="frozen",
-        description="local: the personal model has local LayerNorms in the adapted blocks, the neck and the decoder.",
+        description="local: the personal model has local normalisation layers in the adapted blocks, the neck, the decoder and the output "
+        "layers.",
     )
     local_lora: Annotated[int | None, Addition(off=0)] = Field(
         default=0,

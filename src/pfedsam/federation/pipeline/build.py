@@ -17,8 +17,8 @@ class CommunicationOptions(Options):
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="Largest L2 norm of a site's change of the shared parameters in one round; a larger change is scaled down to it. "
-        "Empty: no change is scaled.",
+        description="Largest L2 norm of a site's change of the shared parameters in one round; a larger change is scaled down to it, "
+        "before error feedback and encoding, which can add about 1 %. Empty: no change is scaled.",
     )
     error_feedback: bool = Field(
         default=True,

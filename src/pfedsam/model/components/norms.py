@@ -1,4 +1,4 @@
-"""Local LayerNorms that replace those of the backbone (after FedBN)."""
+"""Local normalisation layers in place of those of the backbone and of the output layers (after FedBN)."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ _NAME = "norms"
 
 
 class Norms(Component):
-    """Scales and shifts of every LayerNorm that follows the frozen blocks."""
+    """Scales and shifts of every normalisation that follows the frozen blocks."""
 
     groups = (_NAME,)
     local_only = True
