@@ -21,3 +21,11 @@ def test_png_stacks(tmp_path):
     assert_refused(by_name, nifti, "folder of pictures, whose order is only known")
     (by_name / f"{image.stack.planes[0].path.stem}.png").unlink()
     assert_refused(by_name, image, "the image has 5 slices, the folder of its mask 4 pictures")
+
+
+def test_a_raised_number_in_a_name_is_no_number(tmp_path):
+    image, masks = write_ct(tmp_path / "ct"), tmp_path / "masks"
+    masks.mkdir()
+    for k in range(5):
+        Image.fromarray(IDS[..., k]).save(masks / f"{8 + k}².png")
+    np.testing.assert_array_equal(read_ids(masks, image), IDS)

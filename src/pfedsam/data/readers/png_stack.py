@@ -73,4 +73,5 @@ def _read_slice(picture: Path, image: Header) -> npt.NDArray[Any]:
 
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Sort key that puts slice2 before slice10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", fold_name(path))]
+    # `isdecimal` fits `\d`; `isdigit` is also true of "²", which is no number to `int`.
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", fold_name(path))]
