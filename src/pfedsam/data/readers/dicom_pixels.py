@@ -1,7 +1,8 @@
 """The pixels of DICOM pictures: stored values, and the grey values or colours that they mean.
 
-Grey values are those after the modality table or the rescale slope and intercept of each picture, with MONOCHROME1 inverted. Pixels that
-only pad a picture (PixelPaddingValue) get the darkest value of the others. Colour is RGB in 0..1.
+Grey values are those after the modality table or the rescale slope and intercept of each picture, with MONOCHROME1 inverted; a slope
+without an intercept has the intercept 0, and an intercept without a slope the slope 1. Pixels that only pad a picture (PixelPaddingValue)
+get the darkest value of the others. Colour is RGB in 0..1.
 """
 
 from pathlib import Path
@@ -56,8 +57,9 @@ def decode(dataset: Dataset, plane: Plane) -> npt.NDArray[Any]:
     """The stored values of a picture, shape [rows, columns], or [rows, columns, 3] for colour (8 or 16 bits, also from a palette).
 
     Raises:
-        DataError: the file is damaged or cannot be decoded.
+        DataError: the file is damaged, cannot be decoded, or does not store its values in the lowest bits.
     """
+    _check_bits(dataset, plane)
     try:
         with quiet():
             pixels: npt.NDArray[Any] = pixel_array(dataset, index=plane.frame)
@@ -89,6 +91,21 @@ def values_of(stored: npt.NDArray[Any], dataset: Dataset, plane: Plane, *, colou
 
 def _photometric(dataset: Dataset) -> str:
     return str(dataset.get("PhotometricInterpretation", ""))
+
+
+def _check_bits(dataset: Dataset, plane: Plane) -> None:
+    """Refuse a file whose values are not in the lowest bits, as DICOM demands today: what its decoder makes of them is not known.
+
+    Raises:
+        DataError: the highest bit and the number of bits do not belong together.
+    """
+    with reading_fields(plane.path):
+        highest = dataset.get("HighBit")
+        if highest is not None and "PixelData" in dataset and int(highest) != int(dataset.BitsStored) - 1:
+            raise DataError(
+                f"{plane.path.name!r} says that its values have {int(dataset.BitsStored)} bits, of which bit {int(highest)} is the highest "
+                f"(it must be {int(dataset.BitsStored) - 1}), so that its values are not certain; export it again, or correct HighBit"
+            )
 
 
 def _used_bits(pixels: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[Any]:
@@ -136,6 +153,7 @@ def _modality(stored: npt.NDArray[Any], plane: Plane, dataset: Dataset) -> npt.N
         raise DataError(
             f"{plane.path.name!r} has a rescale slope of 0, which makes all of its values equal; export it again"
         )
-    if plane.slope is not None:
-        return np.asarray(stored, dtype=np.float64) * plane.slope + (plane.intercept or 0.0)
-    return np.asarray(apply_modality_lut(stored, dataset), dtype=np.float64)
+    if plane.slope is None and dataset.get("ModalityLUTSequence"):
+        return np.asarray(apply_modality_lut(stored, dataset), dtype=np.float64)
+    intercept = plane.intercept if plane.slope is not None else dataset.get("RescaleIntercept")
+    return np.asarray(stored, dtype=np.float64) * float(1 if slope is None else slope) + float(intercept or 0)
