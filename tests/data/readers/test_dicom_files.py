@@ -45,6 +45,18 @@ def test_a_series_is_chosen_by_its_place_in_the_list_or_words_of_its_description
     assert choose_series(find_images(folder), wanted, "s").number == number
 
 
+def test_a_series_is_chosen_by_its_uid_which_is_not_shown(tmp_path):
+    for number, uid in enumerate(("1.2.840.7", "1.2.840.77"), start=1):
+        write_series(tmp_path / "s", VALUES[..., :number], series=uid)
+    found = find_images(tmp_path / "s")
+    for wanted, slices in (("1.2.840.7", 1), (" 1.2.840.77 ", 2)):
+        assert len(choose_series(found, wanted, "s").planes) == slices
+    assert "1.2.840" not in repr(found)
+    with pytest.raises(DataError, match="none of which fits") as caught:
+        choose_series(found, "1.2.840", "s")
+    assert "1.2.840" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("wanted", "what"), [(None, "of which one must be named"), ("axial", "of which 2 fit"), ("3", "none of which fits")]
 )

@@ -205,7 +205,7 @@ class DicomReader:
 
         Args:
             path: the folder or file.
-            series: number of the series, or words of its description, if the folder contains several.
+            series: number of the series, its SeriesInstanceUID, or words of its description, if the folder contains several.
             frame: which of several pictures at each position is taken.
             resample: whether a tilted or uneven stack is resampled to a right-angled, even grid instead of refused.
             max_gigabytes: largest size in the type of the files.

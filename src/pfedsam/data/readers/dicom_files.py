@@ -99,6 +99,8 @@ class Series:
     """Seconds since a fixed day; compared with those of other series, never shown."""
     words: str = field(repr=False)
     """Description in lower case, compared with the option `series`; never shown."""
+    uid: str | None = field(repr=False)
+    """SeriesInstanceUID, compared with the option `series`; never shown."""
 
     def summary(self) -> str:
         """Text for a message, which contains only numbers and the modality."""
@@ -247,7 +249,7 @@ def choose_series(found: Found, wanted: str | None, name: str) -> Series:
 
     Args:
         found: the contents of the folder or file.
-        wanted: number of the series, or words of its description; None if there is only one.
+        wanted: number of the series, its SeriesInstanceUID, or words of its description; None if there is only one.
         name: name of the folder or file, for messages.
 
     Raises:
@@ -283,10 +285,10 @@ def _refuse_mixed(series: Series, name: str) -> None:
 
 
 def _matching(series: Sequence[Series], wanted: str) -> list[Series]:
-    """The series with the wanted number, else those whose description contains all of the wanted words."""
+    """The series with the wanted number or UID, else those whose description contains all of the wanted words."""
     words = wanted.lower().split()
-    numbered = [one for one in series if str(one.number) == wanted.strip()]
-    return numbered or [one for one in series if words and all(map(one.words.__contains__, words))]
+    named = [one for one in series if wanted.strip() in (str(one.number), one.uid)]
+    return named or [one for one in series if words and all(map(one.words.__contains__, words))]
 
 
 def _ambiguity(fitting: int, wanted: str | None) -> str:
@@ -366,6 +368,7 @@ def _series(number: int, members: Sequence[_Picture]) -> Series:
             mixed=tuple(what for keyword, what in _ORIGINS.items() if len(_values_of(heads, keyword)) > 1),
             started=_started(heads),
             words=f"{head.get('SeriesDescription', '')} {head.get('ProtocolName', '')}".lower(),
+            uid=str(head.get("SeriesInstanceUID", "")) or None,
         )
 
 
