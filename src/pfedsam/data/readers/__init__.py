@@ -10,7 +10,8 @@ from pfedsam.core.errors import DataError
 from pfedsam.data.images import MAX_MEGAPIXELS
 from pfedsam.data.readers.base import Header, Reader
 from pfedsam.data.readers.dicom import DicomReader
-from pfedsam.data.readers.dicom_files import find_images, looks_like_dicom, visible_files
+from pfedsam.data.readers.dicom_files import find_images
+from pfedsam.data.readers.dicom_folders import looks_like_dicom, visible_files
 from pfedsam.data.readers.masks import fit_mask, fold_name
 from pfedsam.data.readers.nifti import NiftiReader, looks_like_nifti
 from pfedsam.data.readers.pictures import read_picture_mask

@@ -23,7 +23,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pfedsam.core.errors import DataError
-from pfedsam.core.files import open_regular, refuse_broken_link
+from pfedsam.core.files import open_regular
+from pfedsam.data.readers.dicom_folders import is_dicom, refuse_lost_slices, start_of, visible_files
 from pfedsam.data.readers.dicom_planes import (
     TIMES,
     Plane,
@@ -67,8 +68,6 @@ _MAX_FRAMES: Final = 2**16
 """Largest number of pictures in one file; a header with a larger one is damaged."""
 _DICOMDIR: Final = "1.2.840.10008.1.3.10"
 _NATIVE: Final = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
-_GROUPS: Final = (b"\x08\x00", b"\x02\x00")
-"""Group numbers with which a file without the preamble begins."""
 
 
 _Picture: TypeAlias = tuple[Dataset, Plane]
@@ -141,22 +140,6 @@ def reading_fields(path: Path) -> Iterator[None]:
         raise DataError(damaged(path)) from None
 
 
-def looks_like_dicom(path: Path) -> bool:
-    """Whether the content of a file is DICOM, with or without the preamble."""
-    try:
-        with open_regular(path) as file:
-            start = file.read(132)
-    except OSError:
-        return False
-    return start[128:132] == b"DICM" or _looks_like_element(start)
-
-
-def _looks_like_element(start: bytes) -> bool:
-    """Whether the bytes begin with an element of a DICOM header: explicit with two capital letters, or implicit with a short length."""
-    explicit = start[4:6].isalpha() and start[4:6].isupper()
-    return start[:2] in _GROUPS and len(start) > 8 and (explicit or start[6:8] == b"\0\0")
-
-
 def read_head(path: Path) -> Dataset:
     """The fields of a file's header that are used.
 
@@ -190,17 +173,12 @@ def find_images(path: Path) -> Found:
     """The series in a folder, or of a file, sorted by number.
 
     Raises:
-        DataError: a DICOM file is damaged, a link has no target, or the file is a DICOMDIR.
+        DataError: a file is damaged, cannot be read or may be a lost slice, or is a DICOMDIR and no folder.
     """
     others: Counter[str] = Counter()
     by_modality: dict[str, list[Path]] = defaultdict(list)
     stacks: dict[tuple[Any, ...], list[list[_Picture]]] = defaultdict(list)
-    for file in path.rglob("*"):
-        refuse_broken_link(file)  # otherwise a slice would be missing, at the end of a volume in silence
-    for file in visible_files(path):
-        if not looks_like_dicom(file):
-            others["not DICOM"] += 1
-            continue
+    for file in _dicom_files(path, others):
         head = read_head(file)
         by_modality[_modality(head)].append(file)
         reason = _without_picture(head)
@@ -219,14 +197,20 @@ def find_images(path: Path) -> Found:
     return Found(series, others, by_modality["SEG"], by_modality["RTSTRUCT"])
 
 
-def visible_files(path: Path) -> Iterator[Path]:
-    """The file itself, or the files in a folder and its subfolders without hidden ones, in the order of their paths."""
-    if not path.is_dir():
-        yield path
-        return
-    for file in sorted(path.rglob("*")):
-        if not file.name.startswith(".") and file.is_file():
-            yield file
+def _dicom_files(path: Path, others: Counter[str]) -> list[Path]:
+    """The DICOM files of a folder, or the file itself if it is one; the number of all other files is added to `others`.
+
+    Raises:
+        DataError: a file cannot be read, or may be a lost slice.
+    """
+    starts = {file: start_of(file) for file in visible_files(path)}
+    found = [file for file, start in starts.items() if is_dicom(start)]
+    unknown = {file: start for file, start in starts.items() if not is_dicom(start)}
+    if found:
+        refuse_lost_slices(unknown, found)
+    if unknown:
+        others["not DICOM"] = len(unknown)
+    return found
 
 
 def _modality(head: Dataset) -> str:
