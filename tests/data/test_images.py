@@ -190,7 +190,9 @@ def test_integer_tiff_mask(tmp_path):
 def test_a_signed_tiff_is_refused_as_an_image_and_keeps_its_values_as_a_mask(tmp_path, kind):
     values = np.array([[-1, 0], [1, 127]], kind)
     tifffile.imwrite(tmp_path / "x.tif", values)
-    with pytest.raises(DataError, match=r"its image 'x\.tif' is of the kind .*, which is not read; save it as 8- or 16-"):
+    with pytest.raises(
+        DataError, match=r"its image 'x\.tif' is of the kind .*, which is not read; save it as 8- or 16-"
+    ):
         read_image(tmp_path / "x.tif")
     np.testing.assert_array_equal(read_mask(tmp_path / "x.tif"), values)
 

@@ -46,7 +46,9 @@ def test_what_cannot_be_read_is_told(tmp_path):
     (tmp_path / "s/folder").symlink_to(tmp_path)
     with pytest.raises(DataError, match=r"s/file is a link to '/mnt/archive/1\.dcm', which does not exist"):
         start_of(tmp_path / "s/file")
-    with pytest.raises(DataError, match=r"'s/folder' is a link to a folder, which is not followed, so that slices may be"):
+    with pytest.raises(
+        DataError, match=r"'s/folder' is a link to a folder, which is not followed, so that slices may be"
+    ):
         start_of(tmp_path / "s/folder")
     with pytest.raises(DataError, match=r"'s/inner' is a folder that cannot be listed"):
         start_of(tmp_path / "s/inner")
@@ -61,7 +63,9 @@ def test_files_and_folders_without_permission_are_told(tmp_path):
     try:
         assert list(visible_files(tmp_path / "s")) == [tmp_path / "s/a", tmp_path / "s/b"]
         assert not looks_like_dicom(tmp_path / "s/a")
-        with pytest.raises(DataError, match=r"'s/a' cannot be read \(Permission denied\), so that slices may be missing"):
+        with pytest.raises(
+            DataError, match=r"'s/a' cannot be read \(Permission denied\), so that slices may be missing"
+        ):
             start_of(tmp_path / "s/a")
     finally:
         (tmp_path / "s/b").chmod(0o700)
@@ -89,5 +93,7 @@ def test_a_file_that_may_be_a_lost_slice_is_refused_and_others_are_not(name, sta
     if what is None:
         refuse_lost_slices(others, dicom)
         return
-    with pytest.raises(DataError, match=rf"'s/{name}' lies among DICOM files and is none \({what}\), so that a slice may be"):
+    with pytest.raises(
+        DataError, match=rf"'s/{name}' lies among DICOM files and is none \({what}\), so that a slice may be"
+    ):
         refuse_lost_slices(others, dicom)

@@ -31,7 +31,9 @@ def test_a_picture_is_the_mask_of_a_single_dicom_picture(tmp_path, image, ids):
 
 def test_a_mask_of_another_size_and_a_volume_are_refused(tmp_path, image):
     Image.fromarray(GREY.T).save(tmp_path / "m.png")
-    assert_refused(tmp_path / "m.png", image, r"the image has 4 x 3 pixels, its mask 'm\.png' 3 x 4; export the mask at")
+    assert_refused(
+        tmp_path / "m.png", image, r"the image has 4 x 3 pixels, its mask 'm\.png' 3 x 4; export the mask at"
+    )
     assert_refused(tmp_path / "m.png", write_ct(tmp_path / "volume"), r"'m\.png' is a picture, its image a volume")
     nifti = open_volume(write_nifti(tmp_path / "a.nii", VALUES[:3, :4, :1]), VolumeOptions())
     assert_refused(tmp_path / "m.png", nifti, r"'m\.png' is a picture, its image a volume")

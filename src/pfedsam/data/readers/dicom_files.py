@@ -23,7 +23,6 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pfedsam.core.errors import DataError
-from pfedsam.core.files import open_regular
 from pfedsam.data.readers.dicom_folders import is_dicom, refuse_lost_slices, start_of, visible_files
 from pfedsam.data.readers.dicom_planes import (
     TIMES,
@@ -34,6 +33,7 @@ from pfedsam.data.readers.dicom_planes import (
     read_plane,
     same_stack,
 )
+from pfedsam.data.readers.dicom_streams import open_inflated
 
 # The warnings of pydicom quote header values, which may be names of patients.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -66,7 +66,11 @@ _NO_PICTURE: Final = frozenset(
 """Modalities of files without a picture to segment."""
 _MAX_FRAMES: Final = 2**16
 """Largest number of pictures in one file; a header with a larger one is damaged."""
+MOST_HEADER: Final = 2**26
+"""Largest header of a deflated file, in bytes; one with thousands of frames has about ten million."""
 _DICOMDIR: Final = "1.2.840.10008.1.3.10"
+PALETTE: Final = "PALETTE COLOR"
+"""PhotometricInterpretation of pictures whose values are indices of a table of colours."""
 _NATIVE: Final = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 
 
@@ -83,6 +87,8 @@ class Series:
     planes: tuple[Plane, ...]
     modality: str
     samples: int
+    colour: bool
+    """Whether the values are colours, or indices of a table of colours."""
     stored: np.dtype[Any]
     """A type that holds the stored values of every picture."""
     rescaled: bool
@@ -144,19 +150,25 @@ def read_head(path: Path) -> Dataset:
     """The fields of a file's header that are used.
 
     Raises:
-        DataError: the file is damaged or cut off.
+        DataError: the file is damaged or cut off, or its header is too large.
     """
     try:
-        with quiet(), open_regular(path) as file:
-            head = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
+        with quiet(), open_inflated(path, MOST_HEADER) as source:
+            head = pydicom.dcmread(source.file, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
+            left = source.size - source.file.tell()
+            if not source.whole and left <= 0:
+                raise DataError(
+                    f"{path.name!r} is a deflated DICOM file whose header has more than {MOST_HEADER / 1e6:.0f} MB, and no more is read; "
+                    "save it without this compression, or take the case out"
+                )
             if head.get("PatientID"):
                 head.PatientID = hashlib.blake2b(repr(head.PatientID).encode(), digest_size=8).hexdigest()
             head.walk(lambda *_: None)  # converts every value now: pydicom does so when it is first used, and may raise
             head.SOPClassUID  # noqa: B018 - absent in a file that was cut off, which pydicom reads without an error
             if not 0 <= number_of(head.get("NumberOfFrames"), 1) <= _MAX_FRAMES:
                 raise DataError(damaged(path))
-            if "Image Storage" in UID(head.SOPClassUID).name:
-                _check_length(path, head, path.stat().st_size - file.tell())
+            if "Image Storage" in UID(head.SOPClassUID).name and source.whole:
+                _check_length(path, head, left)
             return head
     except DataError:
         raise
@@ -338,11 +350,13 @@ def _series(number: int, members: Sequence[_Picture]) -> Series:
     head, first = members[0]
     heads = {id(one): one for one, _ in members}.values()
     with reading_fields(first.path):
+        samples = int(number_of(head.get("SamplesPerPixel"), 1))
         return Series(
             number=number,
             planes=tuple(plane for _, plane in members),
             modality=_modality(head)[:16],
-            samples=int(number_of(head.get("SamplesPerPixel"), 1)),
+            samples=samples,
+            colour=samples > 1 or str(head.get("PhotometricInterpretation", "")) == PALETTE,
             stored=np.result_type(*map(_stored_type, heads)),
             rescaled=any(map(_is_rescaled, heads)) or any(plane.slope is not None for _, plane in members),
             mosaic="MOSAIC" in image_type(head),

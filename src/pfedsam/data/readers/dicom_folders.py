@@ -28,7 +28,7 @@ def visible_files(path: Path) -> Iterator[Path]:
     found: list[Path] = []
     for folder, subfolders, names in os.walk(path, onerror=lambda error: found.append(Path(error.filename))):
         links = (name for name in subfolders if os.path.islink(os.path.join(folder, name)))
-        found += (Path(folder, name) for name in (*names, *links) if not name.startswith("."))
+        found.extend(Path(folder, name) for name in (*names, *links) if not name.startswith("."))
     yield from sorted(found)
 
 
