@@ -218,7 +218,7 @@ class DicomReader:
         self.found = tuple(found.series)
         """Every series of the folder."""
         self.stack = order_planes(self.series, frame)
-        self._max_gigabytes = max_gigabytes
+        self.max_gigabytes = max_gigabytes
         self._resampled: npt.NDArray[np.float32] | None = None
         self._frames: npt.NDArray[Any] | None = None
         self._done = np.zeros(len(self.stack.planes), dtype=bool)
@@ -296,7 +296,7 @@ class DicomReader:
         if not self.even and affine is not None:
             shape, affine = even_stack(self.stack.positions, affine, shape)
             dtype = np.dtype(np.float32)
-            check_size(shape, dtype.itemsize, self._max_gigabytes)
+            check_size(shape, dtype.itemsize, self.max_gigabytes)
         channels = 3 if self.series.colour else 1
         spacing = self._spacing(affine, shape)
         pictures, of_series = _pictures(self.stack.planes), _pictures(self.series.planes)
@@ -383,7 +383,7 @@ class DicomReader:
     def _open(self, path: Path) -> Dataset:
         """The data set of a file; the last one is kept in memory, so that a multi-frame file is read once."""
         if self._file is None or self._file[0] != path:
-            self._file = path, open_dataset(path, max_gigabytes=self._max_gigabytes)
+            self._file = path, open_dataset(path, max_gigabytes=self.max_gigabytes)
         return self._file[1]
 
 
