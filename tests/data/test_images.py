@@ -186,6 +186,17 @@ def test_integer_tiff_mask(tmp_path):
     assert read_mask(tmp_path / "x.tif").tolist() == [[0, 70000]]
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.int16])
+def test_a_signed_tiff_is_refused_as_an_image_and_keeps_its_values_as_a_mask(tmp_path, kind):
+    values = np.array([[-1, 0], [1, 127]], kind)
+    tifffile.imwrite(tmp_path / "x.tif", values)
+    with pytest.raises(
+        DataError, match=r"its image 'x\.tif' is of the kind .*, which is not read; save it as 8- or 16-"
+    ):
+        read_image(tmp_path / "x.tif")
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.tif"), values)
+
+
 def test_jpeg_mask(tmp_path):
     with pytest.raises(DataError, match=r"'x\.jpg' is a JPEG, which does not keep ids exactly; save it as PNG"):
         read_mask(_saved(tmp_path, Image.fromarray(GREY), "x.jpg"))

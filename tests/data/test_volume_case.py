@@ -2,7 +2,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from volume_files import write_nifti
+from PIL import Image
+from volume_files import write_nifti, write_series
 
 from pfedsam.core.errors import DataError
 from pfedsam.data.images import ImageOptions
@@ -65,3 +66,13 @@ def test_sequences_are_channels_of_one_grid(tmp_path):
     pixels = open_case(case, ImageOptions(), VolumeOptions()).pixels(0)
     np.testing.assert_array_equal(pixels[..., 1], pixels[..., 0][:, ::-1])
     np.testing.assert_array_equal(pixels[..., 2], pixels[..., 1])
+
+
+def test_a_mask_that_is_a_picture_has_the_limit_of_pictures(tmp_path):
+    image, mask = write_series(tmp_path / "ct", VALUES[..., :1]), tmp_path / "m.png"
+    Image.fromarray(np.eye(6, 8, dtype=np.uint8)).save(mask)
+    case, options = Case("north", "p1", image, mask, "p1", volume=True), VolumeOptions()
+    whole = open_case_mask(case, open_case(case, ImageOptions(max_megapixels=48e-6), options), options)
+    assert whole.mask_slice(0).sum() == 6
+    with pytest.raises(DataError, match=r"case 'p1': .*'m\.png' has 8 x 6 pixels, more than 4.7e-05 megapixels"):
+        open_case_mask(case, open_case(case, ImageOptions(max_megapixels=47e-6), options), options)

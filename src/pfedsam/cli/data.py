@@ -136,8 +136,8 @@ def _print_series(site: "SiteReport") -> None:
     if len(rows) > _MOST_SERIES:
         OUT.print(f"... and {len(rows) - _MOST_SERIES} more series.")
     OUT.print(
-        "Choose by data.volume.series (a number as listed, or words of the series' description) for all cases, or for single cases by the "
-        "column series of the site's manifest.csv."
+        "Choose by data.volume.series (a number as listed, the SeriesInstanceUID, or words of the series' description) for all cases, or "
+        "for single cases by the column series of the site's manifest.csv."
     )
 
 

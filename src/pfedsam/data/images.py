@@ -19,7 +19,7 @@ Masks (`read_mask`) have the ids of the file, and are turned likewise:
 
 | file | becomes |
 |---|---|
-| grey of 1, 2, 4, 8, 16 bits, 32-bit TIFF | its values |
+| grey of 1, 2, 4, 8, 16 bits, 32-bit TIFF | its values, of which negative ones are no ids |
 | palette | its indices, not its colours |
 | RGB with three equal channels | one of them |
 | with alpha | alpha dropped |
@@ -77,7 +77,8 @@ _BITS_OF_MODE: Final = {"1": 1, "I": 32, "F": 32, **dict.fromkeys(_SIXTEEN_BITS,
 """Bits of one value of Pillow's modes that do not have 8 bits."""
 _RESAVE = "save it as 8- or 16-bit grey or RGB (PNG, or TIFF)"
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274
-_WHITE_IS_ZERO = 0
+_SAMPLE_FORMAT = 339
+_WHITE_IS_ZERO, _SIGNED = 0, 2
 
 
 class ImageOptions(Options):
@@ -144,11 +145,12 @@ def read_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDA
         if image.mode in _SIXTEEN_BITS:
             found = _in_bands(image, None, 65535)
             return np.float32(1) - found if _white_is_zero(image) else found
-        if image.mode in ("1", "L", "LA"):
+        if image.mode in ("1", "L", "LA") and not _is_signed(image):
             return _in_bands(image, "L", 255)
         if image.mode in ("P", "PA", "RGB", "RGBA", "RGBX"):
             return _in_bands(image, "RGB", 255)
-        raise DataError(f"its image {path.name!r} is of the kind {image.mode!r}, which is not read; {_RESAVE}")
+        kind = "signed 8-bit grey" if _is_signed(image) else repr(image.mode)
+        raise DataError(f"its image {path.name!r} is of the kind {kind}, which is not read; {_RESAVE}")
 
 
 def read_mask(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDArray[np.int64]:
@@ -159,7 +161,7 @@ def read_mask(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDAr
     """
     with _opened(path, max_megapixels) as image:
         _check_ids_kept(path, image)
-        step = _grey_step(image)
+        step, signed = _grey_step(image), _is_signed(image)
         values = np.asarray(ImageOps.exif_transpose(image))
         if image.mode in ("RGB", "RGBA", "RGBX"):
             if (values[..., 1:3] != values[..., :1]).any():
@@ -170,6 +172,8 @@ def read_mask(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDAr
         elif image.mode not in ("1", "L", "LA", "P", "PA", "I", *_SIXTEEN_BITS):
             raise DataError(f"its mask {path.name!r} is of the kind {image.mode!r}; save it as grey or palette PNG")
     ids = values[..., 0] if values.ndim == 3 else values
+    if signed:
+        ids = ids.astype(np.int8)
     return ids.astype(np.int64) // step
 
 
@@ -273,6 +277,11 @@ def _is_deep_colour(image: Image.Image) -> bool:
     """Whether the file is colour (or grey with alpha) of more than 8 bits, of which Pillow would keep 8."""
     bits = max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,)))
     return image.mode in ("RGB", "RGBA", "RGBX") and (bits > 8 or _raw_mode(image).endswith(";16B"))
+
+
+def _is_signed(image: Image.Image) -> bool:
+    """Whether a picture is an 8-bit grey TIFF of signed values, which Pillow takes for unsigned ones."""
+    return image.mode == "L" and _SIGNED in getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, ())
 
 
 def _white_is_zero(image: Image.Image) -> bool:

@@ -22,7 +22,7 @@ from pfedsam.core.patterns import Pattern
 from pfedsam.core.text import is_text, short_repr
 from pfedsam.data.entries import FOREIGN, Entry, entry_of, find_entries, group_sequences, refuse_loose_series
 from pfedsam.data.readers import PICTURES
-from pfedsam.data.readers.dicom_files import visible_files
+from pfedsam.data.readers.dicom_folders import visible_files
 
 Split: TypeAlias = Literal["train", "val", "test", "unused"]
 """The part of a site that a case belongs to; an `unused` case is neither trained on nor scored."""

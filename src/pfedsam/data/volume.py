@@ -231,7 +231,7 @@ class Volume:
         Args:
             readers: one volume, or up to three sequences of one grid.
             options: plane, channels, normalisation.
-            image: percentiles.
+            image: percentiles, and the limit for masks that are pictures.
             spacing_mm: spacing along D, H, W that replaces the one in the file.
             spacing_lost: whether the spacing in the file is wrong and must not be used.
             spacing_else: spacing along D, H, W if the file has none.
@@ -240,7 +240,7 @@ class Volume:
         Raises:
             DataError: there is no such plane, or there are too many slices.
         """
-        self.readers, self._options, self._image = tuple(readers), options, image
+        self.readers, self._options, self.image = tuple(readers), options, image
         self.header = readers[0].header()
         self.slicing = Slicing.of(self.header, options.axis)
         slices = max(self.shape[0], self.header.shape[2])  # the last axis is that along which a file is read
@@ -299,7 +299,7 @@ class Volume:
             DataError: a volume is damaged.
         """
         if self._scales is None:
-            self._scales = tuple(scale_of(reader, self._options, self._image) for reader in self.readers)
+            self._scales = tuple(scale_of(reader, self._options, self.image) for reader in self.readers)
         return self._scales
 
     def check_values(self) -> None:

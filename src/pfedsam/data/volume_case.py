@@ -24,7 +24,7 @@ def open_case(
 
     Args:
         case: a case whose image is a volume.
-        image: percentiles of the intensities.
+        image: percentiles of the intensities, and the limit for masks that are pictures.
         options: how volumes are read.
         scales: the normalisation of its sequences, if it is known already.
 
@@ -59,7 +59,7 @@ def open_case_mask(case: Case, volume: Volume, options: VolumeOptions) -> MaskRe
     with about(case, mask=True):
         if case.mask is None:
             raise DataError("the image has no mask; add a mask of the same name to masks/, or take the image out")
-        mask = open_mask(case.mask, volume.readers[0], options)
+        mask = open_mask(case.mask, volume.readers[0], options, max_megapixels=volume.image.max_megapixels)
     for note in mask.notes:
         _LOG.info("site %r, case %r: %s", case.site, case.id, note)
     return mask

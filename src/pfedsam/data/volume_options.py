@@ -73,8 +73,8 @@ class VolumeOptions(Options):
     )
     series: str | None = Field(
         default=None,
-        description="Which series of a folder that holds several: its number as `pfedsam data check` lists it, or words of its "
-        "description.",
+        description="Which series of a folder that holds several: its number as `pfedsam data check` lists it, its SeriesInstanceUID, "
+        "or words of its description.",
     )
     segments: dict[str, int] = Field(
         default={},

@@ -19,7 +19,8 @@ from pfedsam.data.labels import LabelMap
 from pfedsam.data.manifest import READABLE, Case
 from pfedsam.data.readers import kind_of
 from pfedsam.data.readers.dicom import DicomReader
-from pfedsam.data.readers.dicom_files import find_images, looks_like_dicom
+from pfedsam.data.readers.dicom_files import find_images
+from pfedsam.data.readers.dicom_folders import looks_like_dicom
 from pfedsam.data.readers.pictures import write_png
 from pfedsam.data.readers.seg_write import write_seg
 from pfedsam.engine.predict_volume import PredictedVolume

@@ -77,6 +77,27 @@ def test_a_slope_that_means_nothing_is_told(tmp_path, slope):
         _read(tmp_path / "s", VALUES, change)
 
 
+@pytest.mark.parametrize(("slope", "intercept", "value"), [("2.5", None, 7.5), (None, "-1000", -997), (None, None, 3)])
+def test_a_slope_or_an_intercept_alone_is_applied(tmp_path, slope, intercept, value):
+    def change(dataset: Dataset, _: int) -> None:
+        for keyword, number in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
+            if number:
+                dataset.add_new(keyword, "DS", number)
+
+    assert set(_read(tmp_path / "s", np.full((6, 8, 1), 3, np.int16), change).flat) == {value}
+
+
+@pytest.mark.parametrize(("bits", "highest"), [(12, 15), (16, 11)])
+def test_values_that_are_not_in_the_lowest_bits_are_refused(tmp_path, bits, highest):
+    def change(dataset: Dataset, _: int) -> None:
+        dataset.BitsStored, dataset.HighBit = bits, highest
+
+    with pytest.raises(
+        DataError, match=f"have {bits} bits, of which bit {highest} is the highest .it must be {bits - 1}"
+    ):
+        _read(tmp_path / "s", VALUES, change)
+
+
 def test_colour_of_12_bits_reaches_full_brightness(tmp_path):
     def colour(dataset: Dataset, _: int) -> None:
         set_pixels(dataset, np.full((6, 8, 3), 4095, np.uint16))

@@ -68,3 +68,20 @@ def test_rounding_of_orientation_and_spacing_does_not_divide_a_stack(tmp_path):
         dataset.ImagePositionPatient = [0, 0, 3 * k]
 
     np.testing.assert_array_equal(all_planes(DicomReader(write_series(tmp_path / "s", VALUES, change=jitter))), VALUES)
+
+
+@pytest.mark.parametrize(("distance", "expected"), [(-5, 5), (5, 5), (0, 2)])
+def test_a_distance_of_slices_has_no_sign(tmp_path, distance, expected):
+    def change(dataset: Dataset, _: int) -> None:
+        del dataset.ImagePositionPatient
+        dataset.PixelSpacing, dataset.SliceThickness, dataset.SpacingBetweenSlices = [0.5, 0.25], 2, distance
+
+    reader = DicomReader(write_series(tmp_path / "s", VALUES[..., :1], change=change))
+    assert reader.header().spacing_mm == (0.5, 0.25, expected)
+
+
+def test_a_slope_of_a_frame_that_is_no_number_is_told(tmp_path):
+    own = _group("PixelValueTransformationSequence", RescaleSlope=["1", "2"], RescaleIntercept=0)
+    path = write_enhanced(tmp_path / "s", [(VALUES[..., 0], 0.0, own)])
+    with pytest.raises(DataError, match="is a damaged or cut off DICOM file"):
+        DicomReader(path)

@@ -1,69 +1,66 @@
-import os
+import struct
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+from mask_files import VALUES, assert_refused, read_ids, write_ct
 from PIL import Image
+from volume_files import write_nifti, write_series
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.readers.pictures import PictureReader, write_png
+from pfedsam.data.readers import open_mask, open_volume
+from pfedsam.data.readers.dicom import DicomReader
+from pfedsam.data.readers.pictures import write_png
+from pfedsam.data.volume_options import VolumeOptions
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4)
 
 
-def test_a_picture_is_a_volume_of_one_slice_without_a_position(tmp_path):
-    Image.fromarray(GREY).save(tmp_path / "a.png")
-    header = PictureReader(tmp_path / "a.png").header()
-    assert (header.kind, header.shape, header.affine, header.spacing_mm) == ("picture", (3, 4, 1), None, None)
-    assert (header.dtype, header.channels) == (np.uint8, 1)
+@pytest.fixture
+def image(tmp_path) -> DicomReader:
+    """A DICOM picture of 3 rows and 4 columns."""
+    return DicomReader(write_series(tmp_path / "ct", VALUES[:3, :4, :1]))
 
 
-@pytest.mark.parametrize(
-    ("picture", "dtype", "channels"),
-    [
-        (Image.fromarray(GREY.astype(np.uint16) * 5000), np.uint16, 1),
-        (Image.fromarray(np.zeros((3, 4, 3), np.uint8)), np.uint8, 3),
-        (Image.fromarray(GREY).convert("P"), np.uint8, 3),
-    ],
-)
-def test_type_and_channels_are_known_from_the_header(tmp_path, picture, dtype, channels):
-    picture.save(tmp_path / "a.png")
-    header = PictureReader(tmp_path / "a.png").header()
-    assert (header.dtype, header.channels) == (dtype, channels)
+@pytest.mark.parametrize("ids", [GREY, GREY.astype(np.uint16) * 300])
+def test_a_picture_is_the_mask_of_a_single_dicom_picture(tmp_path, image, ids):
+    Image.fromarray(ids).save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_ids(tmp_path / "m.png", image)[..., 0], ids)
 
 
-def test_the_size_is_that_of_the_picture_as_it_is_shown(tmp_path):
-    exif = Image.Exif()
-    exif[274] = 6  # turned by a quarter
-    Image.fromarray(GREY).save(tmp_path / "a.jpg", exif=exif)
-    reader = PictureReader(tmp_path / "a.jpg")
-    assert reader.header().shape == (4, 3, 1)
-    assert reader.slice(0).shape == (4, 3, 3)
+def test_a_mask_of_another_size_and_a_volume_are_refused(tmp_path, image):
+    Image.fromarray(GREY.T).save(tmp_path / "m.png")
+    assert_refused(
+        tmp_path / "m.png", image, r"the image has 4 x 3 pixels, its mask 'm\.png' 3 x 4; export the mask at"
+    )
+    assert_refused(tmp_path / "m.png", write_ct(tmp_path / "volume"), r"'m\.png' is a picture, its image a volume")
+    nifti = open_volume(write_nifti(tmp_path / "a.nii", VALUES[:3, :4, :1]), VolumeOptions())
+    assert_refused(tmp_path / "m.png", nifti, r"'m\.png' is a picture, its image a volume")
 
 
-def test_values_are_parts_of_the_range_and_ids_are_as_written(tmp_path):
-    Image.fromarray(GREY).save(tmp_path / "a.png")
-    reader = PictureReader(tmp_path / "a.png")
-    np.testing.assert_allclose(reader.slice(0)[..., 1], GREY / 255, atol=1e-7)
-    np.testing.assert_array_equal(reader.mask_slice(0), GREY)
+def test_size_and_damage_are_told_as_those_of_other_pictures(tmp_path, image):
+    Image.fromarray(GREY).save(tmp_path / "m.png")
+    with pytest.raises(DataError, match=r"'m\.png' has 4 x 3 pixels, more than 1e-05 megapixels"):
+        open_mask(tmp_path / "m.png", image, VolumeOptions(), max_megapixels=1e-5)
+    _write_empty_png(tmp_path / "m.png", 20000)
+    assert_refused(tmp_path / "m.png", image, r"'m\.png' is too large")
+    (tmp_path / "m.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert_refused(tmp_path / "m.png", image, r"'m\.png' is no PNG, JPEG or TIFF, or damaged")
+
+
+def _write_empty_png(path: Path, side: int) -> None:
+    """A PNG of a few bytes whose header claims side x side grey pixels."""
+    parts = {b"IHDR": struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0), b"IDAT": zlib.compress(b""), b"IEND": b""}
+    chunks = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts.items()
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_written_mask_is_read_by_pillow_as_it_was(tmp_path, dtype):
     ids = GREY.astype(dtype) * (300 if dtype == np.uint16 else 20)
-    Image.fromarray(GREY).save(tmp_path / "a.png")
-    PictureReader(tmp_path / "a.png").write_mask(tmp_path / "m.png", ids[..., None])
+    write_png(tmp_path / "m.png", ids)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "m.png")), ids)
-    write_png(tmp_path / "n.png", ids)
-    assert (tmp_path / "n.png").read_bytes() == (tmp_path / "m.png").read_bytes()
-
-
-def test_a_damaged_picture_is_told(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(DataError, match=r"'a.png' is no picture, or damaged"):
-        PictureReader(tmp_path / "a.png").header()
-
-
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r"'a.png' is no picture, or damaged"):
-        PictureReader(tmp_path / "a.png").header()

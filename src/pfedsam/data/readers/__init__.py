@@ -7,13 +7,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pfedsam.core.errors import DataError
+from pfedsam.data.images import MAX_MEGAPIXELS
 from pfedsam.data.readers.base import Header, Reader
 from pfedsam.data.readers.dicom import DicomReader
-from pfedsam.data.readers.dicom_files import find_images, looks_like_dicom, visible_files
+from pfedsam.data.readers.dicom_files import find_images
+from pfedsam.data.readers.dicom_folders import looks_like_dicom, visible_files
 from pfedsam.data.readers.dicom_planes import Plane
 from pfedsam.data.readers.masks import fit_mask
 from pfedsam.data.readers.nifti import NiftiReader, looks_like_nifti
-from pfedsam.data.readers.pictures import PictureReader
+from pfedsam.data.readers.pictures import read_picture_mask
 from pfedsam.data.readers.png_stack import is_png_stack, read_png_stack
 from pfedsam.data.readers.rtstruct import read_rtstruct
 from pfedsam.data.readers.seg import read_seg
@@ -83,8 +85,16 @@ def open_volume(path: Path, options: VolumeOptions, *, series: str | None = None
     raise DataError(f"{path.name!r} is no NIfTI and no DICOM, or damaged; restore it or take the case out")
 
 
-def open_mask(path: Path, image: Reader, options: VolumeOptions) -> MaskReader:
+def open_mask(
+    path: Path, image: Reader, options: VolumeOptions, *, max_megapixels: float = MAX_MEGAPIXELS
+) -> MaskReader:
     """The mask of a volume on the volume's grid: NIfTI, DICOM-SEG, RTSTRUCT, or a folder of one of them or of pictures.
+
+    Args:
+        path: the file or folder.
+        image: the image, opened.
+        options: limits, segments, and whether a mask on another grid is resampled.
+        max_megapixels: largest size of a mask that is a picture.
 
     Raises:
         DataError: the file is of another format, damaged, or on another grid.
@@ -97,11 +107,7 @@ def open_mask(path: Path, image: Reader, options: VolumeOptions) -> MaskReader:
     if kind == "dicom":
         return _dicom_mask(path, header, options)
     if kind == "picture":
-        if header.kind != "DICOM" or header.shape[2] != 1:
-            raise DataError(
-                f"its mask {path.name!r} is a picture, its image a volume; save the mask as NIfTI or DICOM-SEG"
-            )
-        return fit_mask(PictureReader(path), header, resample=False)
+        return read_picture_mask(path, header, max_megapixels=max_megapixels)
     reader = NiftiReader(path, max_gigabytes=options.max_gigabytes, mask=True)
     return fit_mask(reader, header, resample=options.resample)
 

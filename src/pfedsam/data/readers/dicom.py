@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers.base import Affine, Header, Pictures, Shape, Spacing, check_size, spacing_of
 from pfedsam.data.readers.dicom_files import Series, choose_series, find_images
-from pfedsam.data.readers.dicom_pixels import decode, is_colour, open_dataset, values_of
+from pfedsam.data.readers.dicom_pixels import decode, open_dataset, values_of
 from pfedsam.data.readers.dicom_planes import Plane
 from pfedsam.data.readers.nifti import write_nifti
 from pfedsam.data.readers.regrid import even_stack, resample_stack
@@ -205,10 +205,10 @@ class DicomReader:
 
         Args:
             path: the folder or file.
-            series: number of the series, or words of its description, if the folder contains several.
+            series: number of the series, its SeriesInstanceUID, or words of its description, if the folder contains several.
             frame: which of several pictures at each position is taken.
             resample: whether a tilted or uneven stack is resampled to a right-angled, even grid instead of refused.
-            max_gigabytes: largest size in the type of the files.
+            max_gigabytes: largest size in the type of the files, also of a deflated file.
 
         Raises:
             DataError: a file is damaged, no series or several fit, or the stack is refused.
@@ -218,6 +218,7 @@ class DicomReader:
         self.found = tuple(found.series)
         """Every series of the folder."""
         self.stack = order_planes(self.series, frame)
+        self.max_gigabytes = max_gigabytes
         self._resampled: npt.NDArray[np.float32] | None = None
         self._frames: npt.NDArray[Any] | None = None
         self._done = np.zeros(len(self.stack.planes), dtype=bool)
@@ -232,7 +233,7 @@ class DicomReader:
                 f"its DICOM series is no even, right-angled grid: {self.stack.problem}; complete the series, resample it, or set "
                 "data.volume.resample: true"
             )
-        self._header = self._make_header(shape, max_gigabytes)
+        self._header = self._make_header(shape)
 
     def header(self) -> Header:
         """Shape, spacing and affine."""
@@ -289,14 +290,14 @@ class DicomReader:
         image.header.set_xyzt_units("mm" if self._header.spacing_mm else 0)
         write_nifti(path, image)
 
-    def _make_header(self, shape: Shape, max_gigabytes: float) -> Header:
+    def _make_header(self, shape: Shape) -> Header:
         affine = self.stack.affine()
         dtype = np.dtype(np.float32) if self.series.rescaled else self.series.stored
         if not self.even and affine is not None:
             shape, affine = even_stack(self.stack.positions, affine, shape)
             dtype = np.dtype(np.float32)
-            check_size(shape, dtype.itemsize, max_gigabytes)
-        channels = 3 if self.series.samples > 1 or is_colour(self.stack.planes[0].path) else 1
+            check_size(shape, dtype.itemsize, self.max_gigabytes)
+        channels = 3 if self.series.colour else 1
         spacing = self._spacing(affine, shape)
         pictures, of_series = _pictures(self.stack.planes), _pictures(self.series.planes)
         return Header(
@@ -382,7 +383,7 @@ class DicomReader:
     def _open(self, path: Path) -> Dataset:
         """The data set of a file; the last one is kept in memory, so that a multi-frame file is read once."""
         if self._file is None or self._file[0] != path:
-            self._file = path, open_dataset(path)
+            self._file = path, open_dataset(path, max_gigabytes=self.max_gigabytes)
         return self._file[1]
 
 

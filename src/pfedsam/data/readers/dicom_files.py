@@ -23,7 +23,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pfedsam.core.errors import DataError
-from pfedsam.core.files import open_regular, refuse_broken_link
+from pfedsam.data.readers.dicom_folders import is_dicom, refuse_lost_slices, start_of, visible_files
 from pfedsam.data.readers.dicom_planes import (
     TIMES,
     Plane,
@@ -33,6 +33,7 @@ from pfedsam.data.readers.dicom_planes import (
     read_plane,
     same_stack,
 )
+from pfedsam.data.readers.dicom_streams import open_inflated
 
 # The warnings of pydicom quote header values, which may be names of patients.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -65,10 +66,12 @@ _NO_PICTURE: Final = frozenset(
 """Modalities of files without a picture to segment."""
 _MAX_FRAMES: Final = 2**16
 """Largest number of pictures in one file; a header with a larger one is damaged."""
+MOST_HEADER: Final = 2**26
+"""Largest header of a deflated file, in bytes; one with thousands of frames has about ten million."""
 _DICOMDIR: Final = "1.2.840.10008.1.3.10"
+PALETTE: Final = "PALETTE COLOR"
+"""PhotometricInterpretation of pictures whose values are indices of a table of colours."""
 _NATIVE: Final = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
-_GROUPS: Final = (b"\x08\x00", b"\x02\x00")
-"""Group numbers with which a file without the preamble begins."""
 
 
 _Picture: TypeAlias = tuple[Dataset, Plane]
@@ -84,6 +87,8 @@ class Series:
     planes: tuple[Plane, ...]
     modality: str
     samples: int
+    colour: bool
+    """Whether the values are colours, or indices of a table of colours."""
     stored: np.dtype[Any]
     """A type that holds the stored values of every picture."""
     rescaled: bool
@@ -99,6 +104,8 @@ class Series:
     """Seconds since a fixed day; compared with those of other series, never shown."""
     words: str = field(repr=False)
     """Description in lower case, compared with the option `series`; never shown."""
+    uid: str | None = field(repr=False)
+    """SeriesInstanceUID, compared with the option `series`; never shown."""
 
     def summary(self) -> str:
         """Text for a message, which contains only numbers and the modality."""
@@ -139,39 +146,29 @@ def reading_fields(path: Path) -> Iterator[None]:
         raise DataError(damaged(path)) from None
 
 
-def looks_like_dicom(path: Path) -> bool:
-    """Whether the content of a file is DICOM, with or without the preamble."""
-    try:
-        with open_regular(path) as file:
-            start = file.read(132)
-    except OSError:
-        return False
-    return start[128:132] == b"DICM" or _looks_like_element(start)
-
-
-def _looks_like_element(start: bytes) -> bool:
-    """Whether the bytes begin with an element of a DICOM header: explicit with two capital letters, or implicit with a short length."""
-    explicit = start[4:6].isalpha() and start[4:6].isupper()
-    return start[:2] in _GROUPS and len(start) > 8 and (explicit or start[6:8] == b"\0\0")
-
-
 def read_head(path: Path) -> Dataset:
     """The fields of a file's header that are used.
 
     Raises:
-        DataError: the file is damaged or cut off.
+        DataError: the file is damaged or cut off, or its header is too large.
     """
     try:
-        with quiet(), open_regular(path) as file:
-            head = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
+        with quiet(), open_inflated(path, MOST_HEADER) as source:
+            head = pydicom.dcmread(source.file, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
+            left = source.size - source.file.tell()
+            if not source.whole and left <= 0:
+                raise DataError(
+                    f"{path.name!r} is a deflated DICOM file whose header has more than {MOST_HEADER / 1e6:.0f} MB, and no more is read; "
+                    "save it without this compression, or take the case out"
+                )
             if head.get("PatientID"):
                 head.PatientID = hashlib.blake2b(repr(head.PatientID).encode(), digest_size=8).hexdigest()
             head.walk(lambda *_: None)  # converts every value now: pydicom does so when it is first used, and may raise
             head.SOPClassUID  # noqa: B018 - absent in a file that was cut off, which pydicom reads without an error
             if not 0 <= number_of(head.get("NumberOfFrames"), 1) <= _MAX_FRAMES:
                 raise DataError(damaged(path))
-            if "Image Storage" in UID(head.SOPClassUID).name:
-                _check_length(path, head, path.stat().st_size - file.tell())
+            if "Image Storage" in UID(head.SOPClassUID).name and source.whole:
+                _check_length(path, head, left)
             return head
     except DataError:
         raise
@@ -188,17 +185,12 @@ def find_images(path: Path) -> Found:
     """The series in a folder, or of a file, sorted by number.
 
     Raises:
-        DataError: a DICOM file is damaged, a link has no target, or the file is a DICOMDIR.
+        DataError: a file is damaged, cannot be read or may be a lost slice, or is a DICOMDIR and no folder.
     """
     others: Counter[str] = Counter()
     by_modality: dict[str, list[Path]] = defaultdict(list)
     stacks: dict[tuple[Any, ...], list[list[_Picture]]] = defaultdict(list)
-    for file in path.rglob("*"):
-        refuse_broken_link(file)  # otherwise a slice would be missing, at the end of a volume in silence
-    for file in visible_files(path):
-        if not looks_like_dicom(file):
-            others["not DICOM"] += 1
-            continue
+    for file in _dicom_files(path, others):
         head = read_head(file)
         by_modality[_modality(head)].append(file)
         reason = _without_picture(head)
@@ -217,14 +209,20 @@ def find_images(path: Path) -> Found:
     return Found(series, others, by_modality["SEG"], by_modality["RTSTRUCT"])
 
 
-def visible_files(path: Path) -> Iterator[Path]:
-    """The file itself, or the files in a folder and its subfolders without hidden ones, in the order of their paths."""
-    if not path.is_dir():
-        yield path
-        return
-    for file in sorted(path.rglob("*")):
-        if not file.name.startswith(".") and file.is_file():
-            yield file
+def _dicom_files(path: Path, others: Counter[str]) -> list[Path]:
+    """The DICOM files of a folder, or the file itself if it is one; the number of all other files is added to `others`.
+
+    Raises:
+        DataError: a file cannot be read, or may be a lost slice.
+    """
+    starts = {file: start_of(file) for file in visible_files(path)}
+    found = [file for file, start in starts.items() if is_dicom(start)]
+    unknown = {file: start for file, start in starts.items() if not is_dicom(start)}
+    if found:
+        refuse_lost_slices(unknown, found)
+    if unknown:
+        others["not DICOM"] = len(unknown)
+    return found
 
 
 def _modality(head: Dataset) -> str:
@@ -247,7 +245,7 @@ def choose_series(found: Found, wanted: str | None, name: str) -> Series:
 
     Args:
         found: the contents of the folder or file.
-        wanted: number of the series, or words of its description; None if there is only one.
+        wanted: number of the series, its SeriesInstanceUID, or words of its description; None if there is only one.
         name: name of the folder or file, for messages.
 
     Raises:
@@ -283,10 +281,10 @@ def _refuse_mixed(series: Series, name: str) -> None:
 
 
 def _matching(series: Sequence[Series], wanted: str) -> list[Series]:
-    """The series with the wanted number, else those whose description contains all of the wanted words."""
+    """The series with the wanted number or UID, else those whose description contains all of the wanted words."""
     words = wanted.lower().split()
-    numbered = [one for one in series if str(one.number) == wanted.strip()]
-    return numbered or [one for one in series if words and all(map(one.words.__contains__, words))]
+    named = [one for one in series if wanted.strip() in (str(one.number), one.uid)]
+    return named or [one for one in series if words and all(map(one.words.__contains__, words))]
 
 
 def _ambiguity(fitting: int, wanted: str | None) -> str:
@@ -352,11 +350,13 @@ def _series(number: int, members: Sequence[_Picture]) -> Series:
     head, first = members[0]
     heads = {id(one): one for one, _ in members}.values()
     with reading_fields(first.path):
+        samples = int(number_of(head.get("SamplesPerPixel"), 1))
         return Series(
             number=number,
             planes=tuple(plane for _, plane in members),
             modality=_modality(head)[:16],
-            samples=int(number_of(head.get("SamplesPerPixel"), 1)),
+            samples=samples,
+            colour=samples > 1 or str(head.get("PhotometricInterpretation", "")) == PALETTE,
             stored=np.result_type(*map(_stored_type, heads)),
             rescaled=any(map(_is_rescaled, heads)) or any(plane.slope is not None for _, plane in members),
             mosaic="MOSAIC" in image_type(head),
@@ -366,6 +366,7 @@ def _series(number: int, members: Sequence[_Picture]) -> Series:
             mixed=tuple(what for keyword, what in _ORIGINS.items() if len(_values_of(heads, keyword)) > 1),
             started=_started(heads),
             words=f"{head.get('SeriesDescription', '')} {head.get('ProtocolName', '')}".lower(),
+            uid=str(head.get("SeriesInstanceUID", "")) or None,
         )
 
 

@@ -1,7 +1,8 @@
 """The pixels of DICOM pictures: stored values, and the grey values or colours that they mean.
 
-Grey values are those after the modality table or the rescale slope and intercept of each picture, with MONOCHROME1 inverted. Pixels that
-only pad a picture (PixelPaddingValue) get the darkest value of the others. Colour is RGB in 0..1.
+Grey values are those after the modality table or the rescale slope and intercept of each picture, with MONOCHROME1 inverted; a slope
+without an intercept has the intercept 0, and an intercept without a slope the slope 1. Pixels that only pad a picture (PixelPaddingValue)
+get the darkest value of the others. Colour is RGB in 0..1.
 """
 
 from pathlib import Path
@@ -12,28 +13,29 @@ import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
-from pydicom.pixels.utils import pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pfedsam.core.errors import DataError
-from pfedsam.core.files import open_regular
 from pfedsam.data.readers.base import grey_values
-from pfedsam.data.readers.dicom_files import damaged, quiet, reading_fields
+from pfedsam.data.readers.dicom_files import MOST_HEADER, PALETTE, damaged, quiet, reading_fields
 from pfedsam.data.readers.dicom_planes import Plane
+from pfedsam.data.readers.dicom_streams import decode_frame, open_inflated
 
-_PALETTE = "PALETTE COLOR"
 
-
-def open_dataset(path: Path) -> Dataset:
-    """A DICOM file with its pixels; if it has no transfer syntax, that of its encoding is added.
+def open_dataset(path: Path, *, max_gigabytes: float = 2.0) -> Dataset:
+    """A DICOM file with its pixels, inflated if it is deflated; if it has no transfer syntax, that of its encoding is added.
 
     Raises:
-        DataError: the file is damaged.
+        DataError: the file is damaged, or its pixels would be larger than `max_gigabytes` after inflating.
     """
     try:
-        with quiet():
-            with open_regular(path) as file:
-                dataset = pydicom.dcmread(file, force=True)
+        with quiet(), open_inflated(path, int(max_gigabytes * 1e9) + MOST_HEADER) as source:
+            if not source.whole:
+                raise DataError(
+                    f"{path.name!r} is a deflated DICOM file that would take more than {max_gigabytes:g} GB, and no more is read; save it "
+                    "without this compression, or raise data.volume.max_gigabytes if the memory is there"
+                )
+            dataset = pydicom.dcmread(source.file, force=True)
             if not hasattr(dataset, "file_meta"):
                 dataset.file_meta = FileMetaDataset()
             if "TransferSyntaxUID" not in dataset.file_meta:
@@ -41,27 +43,23 @@ def open_dataset(path: Path) -> Dataset:
                 explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
                 dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit in (True, None) else explicit
             return dataset
+    except DataError:
+        raise
     except Exception:  # noqa: BLE001 - pydicom raises almost anything on damaged files, and its text quotes header values
         raise DataError(damaged(path)) from None
-
-
-def is_colour(path: Path) -> bool:
-    """Whether the pixels of a file with one sample a pixel are indices of a table of colours."""
-    with quiet(), open_regular(path) as file:
-        head = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=["PhotometricInterpretation"])
-    return _photometric(head) == _PALETTE
 
 
 def decode(dataset: Dataset, plane: Plane) -> npt.NDArray[Any]:
     """The stored values of a picture, shape [rows, columns], or [rows, columns, 3] for colour (8 or 16 bits, also from a palette).
 
     Raises:
-        DataError: the file is damaged or cannot be decoded.
+        DataError: the file is damaged, cannot be decoded, or does not store its values in the lowest bits.
     """
+    _check_bits(dataset, plane)
     try:
         with quiet():
-            pixels: npt.NDArray[Any] = pixel_array(dataset, index=plane.frame)
-            if _photometric(dataset) == _PALETTE:
+            pixels = decode_frame(dataset, plane.frame)
+            if _photometric(dataset) == PALETTE:
                 pixels = apply_color_lut(pixels, dataset)
             elif pixels.ndim == 2 and pixels.dtype.kind in "iu":
                 pixels = _without_padding(_used_bits(pixels, dataset), dataset, plane)
@@ -89,6 +87,21 @@ def values_of(stored: npt.NDArray[Any], dataset: Dataset, plane: Plane, *, colou
 
 def _photometric(dataset: Dataset) -> str:
     return str(dataset.get("PhotometricInterpretation", ""))
+
+
+def _check_bits(dataset: Dataset, plane: Plane) -> None:
+    """Refuse a file whose values are not in the lowest bits, as DICOM demands today: what its decoder makes of them is not known.
+
+    Raises:
+        DataError: the highest bit and the number of bits do not belong together.
+    """
+    with reading_fields(plane.path):
+        highest = dataset.get("HighBit")
+        if highest is not None and "PixelData" in dataset and int(highest) != int(dataset.BitsStored) - 1:
+            raise DataError(
+                f"{plane.path.name!r} says that its values have {int(dataset.BitsStored)} bits, of which bit {int(highest)} is the highest "
+                f"(it must be {int(dataset.BitsStored) - 1}), so that its values are not certain; export it again, or correct HighBit"
+            )
 
 
 def _used_bits(pixels: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[Any]:
@@ -120,7 +133,7 @@ def _ends(dtype: np.dtype[Any], dataset: Dataset) -> npt.NDArray[Any]:
 def _brightest(dataset: Dataset) -> int:
     """The stored value of full brightness of a colour."""
     bits = dataset.BitsStored
-    if _photometric(dataset) == _PALETTE:
+    if _photometric(dataset) == PALETTE:
         bits = dataset.RedPaletteColorLookupTableDescriptor[2]
     return int(2 ** int(bits) - 1)
 
@@ -136,6 +149,7 @@ def _modality(stored: npt.NDArray[Any], plane: Plane, dataset: Dataset) -> npt.N
         raise DataError(
             f"{plane.path.name!r} has a rescale slope of 0, which makes all of its values equal; export it again"
         )
-    if plane.slope is not None:
-        return np.asarray(stored, dtype=np.float64) * plane.slope + (plane.intercept or 0.0)
-    return np.asarray(apply_modality_lut(stored, dataset), dtype=np.float64)
+    if plane.slope is None and dataset.get("ModalityLUTSequence"):
+        return np.asarray(apply_modality_lut(stored, dataset), dtype=np.float64)
+    intercept = plane.intercept if plane.slope is not None else dataset.get("RescaleIntercept")
+    return np.asarray(stored, dtype=np.float64) * float(1 if slope is None else slope) + float(intercept or 0)

@@ -21,6 +21,8 @@ _FRAME_TIMES: Final = (
     ("MRDiffusionSequence", "DiffusionBValue"),
 )
 """The same for the frames of a multi-frame file: functional group and field."""
+_LARGEST_LENGTH: Final = 1e9
+"""Positions and distances in mm are smaller."""
 _FRAME_TYPES: Final = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence")
 
 
@@ -123,7 +125,7 @@ def read_plane(path: Path, head: Dataset, frame: int) -> Plane:
         position=numbers_of(get("PlanePositionSequence", "ImagePositionPatient"), 3),
         orientation=numbers_of(get("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
         spacing=(spacing[0], spacing[1]) if spacing and min(spacing) > 0 else None,
-        thickness=distance or thickness or None,
+        thickness=_length(distance, thickness),
         slope=slope,
         intercept=intercept,
         order=_order(head, own, shared, frame),
@@ -131,6 +133,11 @@ def read_plane(path: Path, head: Dataset, frame: int) -> Plane:
         image_type=_frame_type(own, shared) or image_type(head),
         number=next(iter(numbers_of(values_of_field(head.get("InstanceNumber")), 1) or ()), None),
     )
+
+
+def _length(*numbers: float) -> float | None:
+    """The size of the first number that may be a length in mm; some scanners give a distance the sign of its direction."""
+    return next((abs(number) for number in numbers if 0 < abs(number) < _LARGEST_LENGTH), None)
 
 
 def image_type(head: Dataset) -> tuple[str, ...]:
@@ -145,10 +152,11 @@ def _frame_type(own: Dataset, shared: Dataset) -> tuple[str, ...]:
 
 
 def _rescale(transformation: Dataset | None) -> tuple[float | None, float | None]:
-    """Rescale slope and intercept of a frame; None if it has no transformation of its own."""
+    """Rescale slope and intercept of a frame; None if it has no transformation of its own. A damaged number raises an error."""
     if transformation is None:
         return None, None
-    return number_of(transformation.get("RescaleSlope"), 1), number_of(transformation.get("RescaleIntercept"), 0)
+    slope, intercept = transformation.get("RescaleSlope"), transformation.get("RescaleIntercept")
+    return float(1 if slope is None else slope), float(intercept or 0)
 
 
 def _order(head: Dataset, own: Dataset, shared: Dataset, frame: int) -> tuple[float, ...]:
@@ -188,4 +196,4 @@ def numbers_of(value: Any, count: int) -> tuple[float, ...] | None:  # noqa: ANN
         numbers = tuple(float(part) for part in value or ())
     except (TypeError, ValueError):
         return None
-    return numbers if len(numbers) == count and all(abs(number) < 1e9 for number in numbers) else None
+    return numbers if len(numbers) == count and all(abs(number) < _LARGEST_LENGTH for number in numbers) else None

@@ -1,6 +1,5 @@
-"""PNG, JPEG and TIFF with the protocol of readers: a picture is a volume of one slice without a position."""
+"""PNG and TIFF as the mask of a single DICOM picture."""
 
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,65 +10,31 @@ from PIL import Image
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import DataError
-from pfedsam.core.files import open_regular
-from pfedsam.data.images import MAX_MEGAPIXELS, read_image, read_mask
+from pfedsam.data.images import MAX_MEGAPIXELS, read_mask
 from pfedsam.data.readers.base import Header
+from pfedsam.data.readers.masks import GridMask
 
 
-class PictureReader:
-    """One picture, or the mask of one."""
+def read_picture_mask(path: Path, image: Header, *, max_megapixels: float = MAX_MEGAPIXELS) -> GridMask:
+    """A picture as the mask of a DICOM picture of the same size.
 
-    def __init__(self, path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> None:
-        """Take the path of the file; nothing is read yet."""
-        self.path, self.max_megapixels = path, max_megapixels
+    Args:
+        path: the mask.
+        image: header of the image.
+        max_megapixels: larger masks are refused before decoding.
 
-    def header(self) -> Header:
-        """Size and channels.
-
-        Raises:
-            DataError: the file cannot be opened.
-        """
-        try:
-            with open_regular(self.path) as file, Image.open(file) as image:
-                turned = image.getexif().get(274, 1) in (5, 6, 7, 8)
-                width, height = image.size[::-1] if turned else image.size
-                deep, colour = "16" in image.mode, image.mode in ("P", "PA", "RGB", "RGBA", "RGBX")
-        except (OSError, SyntaxError, ValueError) as exc:
-            raise DataError(f"{self.path.name!r} is no picture, or damaged; restore it or take the case out") from exc
-        dtype = np.dtype(np.uint16 if deep else np.uint8)
-        return Header("picture", (height, width, 1), None, None, dtype, channels=3 if colour else 1)
-
-    def slice(self, index: int, axis: int = 2) -> npt.NDArray[np.float32]:
-        """The picture [H, W, 3] in 0..1, which is the only plane.
-
-        Raises:
-            DataError: the file cannot be read.
-        """
-        return read_image(self.path, max_megapixels=self.max_megapixels)
-
-    def planes(self) -> Iterator[npt.NDArray[np.float32]]:
-        """The picture [H, W, 3], which is the only plane.
-
-        Raises:
-            DataError: the file cannot be read.
-        """
-        yield self.slice(0)
-
-    def mask_slice(self, index: int, axis: int = 2) -> npt.NDArray[np.int64]:
-        """The ids [H, W].
-
-        Raises:
-            DataError: the file cannot be read.
-        """
-        return read_mask(self.path, max_megapixels=self.max_megapixels)
-
-    def write_mask(self, path: Path, mask: npt.NDArray[Any]) -> None:
-        """Write ids [H, W] or [H, W, 1] as a grey PNG.
-
-        Raises:
-            StoreError: the file cannot be written.
-        """
-        write_png(path, mask[..., 0] if mask.ndim == 3 else mask)
+    Raises:
+        DataError: the image has several slices or is not DICOM, or the mask cannot be read, is too large or has another size.
+    """
+    if image.kind != "DICOM" or image.shape[2] != 1:
+        raise DataError(f"its mask {path.name!r} is a picture, its image a volume; save the mask as NIfTI or DICOM-SEG")
+    ids = read_mask(path, max_megapixels=max_megapixels)
+    if ids.shape != image.shape[:2]:
+        raise DataError(
+            f"the image has {image.shape[1]} x {image.shape[0]} pixels, its mask {path.name!r} {ids.shape[1]} x {ids.shape[0]}; export the "
+            "mask at the size of the image"
+        )
+    return GridMask(np.asarray(ids[..., None]), image)
 
 
 def write_png(path: Path, mask: npt.NDArray[Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 import highdicom as hd
 import numpy as np
 import numpy.typing as npt
+from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian
 
@@ -70,7 +71,8 @@ def write_seg(
         raise DataError(
             "several files of its DICOM series have one SOP instance UID, so that a DICOM-SEG cannot refer to them; write NIfTI instead"
         )
-    if len(files) == 1 and int(open_dataset(files[0]).get("NumberOfFrames") or 1) != len(planes):
+    sources = [open_dataset(file, max_gigabytes=source.max_gigabytes) for file in files]
+    if len(files) == 1 and int(sources[0].get("NumberOfFrames") or 1) != len(planes):
         raise DataError(
             "its volume is a part of the frames of a multi-frame DICOM file (one of several times or stacks), for which no DICOM-SEG is "
             "written; write NIfTI instead"
@@ -82,7 +84,7 @@ def write_seg(
         masks = masks[np.argsort([plane.frame for plane in planes])]
     try:
         with quiet():
-            content = _encode(files, masks, names)
+            content = _encode(sources, masks, names)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise DataError(
             "its DICOM headers lack what a DICOM-SEG needs (study, series, frame of reference, patient module); write NIfTI instead"
@@ -96,10 +98,10 @@ def _segment_masks(labels: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[n
     return np.stack(masks, axis=-1).astype(np.uint8)
 
 
-def _encode(files: Sequence[Path], masks: npt.NDArray[np.uint8], names: Sequence[str]) -> bytes:
+def _encode(sources: Sequence[Dataset], masks: npt.NDArray[np.uint8], names: Sequence[str]) -> bytes:
     """The bytes of a DICOM-SEG with masks [slice, row, column] of class numbers, or [slice, row, column, segment]."""
     segmentation = hd.seg.Segmentation(
-        source_images=[open_dataset(file) for file in files],
+        source_images=sources,
         pixel_array=masks,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[_describe(number, name) for number, name in enumerate(names, start=1)],
