@@ -13,7 +13,6 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
-from pydicom.pixels.utils import pixel_array
 
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers.base import (
@@ -28,6 +27,7 @@ from pfedsam.data.readers.base import (
 from pfedsam.data.readers.dicom_files import damaged, quiet, reading_fields
 from pfedsam.data.readers.dicom_pixels import open_dataset
 from pfedsam.data.readers.dicom_planes import functional_group, number_of, number_of_frames, shared_groups
+from pfedsam.data.readers.dicom_streams import decode_frame
 from pfedsam.data.readers.masks import (
     GridMask,
     Overlaps,
@@ -386,7 +386,7 @@ def _segment(path: Path, dataset: Dataset, frame: _Frame, number: int, threshold
     """
     try:
         with quiet():
-            values: npt.NDArray[Any] = pixel_array(dataset, index=frame.index)
+            values: npt.NDArray[Any] = decode_frame(dataset, frame.index)
             values = values.reshape(int(dataset.Rows), int(dataset.Columns))
             kind, highest = str(dataset.SegmentationType), float(dataset.get("MaximumFractionalValue") or 255)
     except Exception:  # noqa: BLE001 - decoders raise almost anything on damaged files, and their text may quote headers
