@@ -1,7 +1,8 @@
 """Row 26 of reliability: a shared model that is worse at a site by more than 5 Dice points; the site keeps its last good one."""
 
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from pfedsam.engine.model_selection import SiteModels, Validation, allowed_drop
 from pfedsam.engine.opened import open_run
 from pfedsam.engine.run import run
 from pfedsam.engine.site_session import SiteScorer
+from pfedsam.evaluation.scores import ClassScores
 from pfedsam.experiment.build import build_model
 from pfedsam.experiment.options import EvaluationOptions, RunOptions
 from pfedsam.federation.site_store import SiteState, SiteStore
@@ -31,7 +33,9 @@ class Site:
         return self.judge(round_, dice).kept
 
     def judge(self, round_: int, personal: float | None, shared: float | None = None) -> Validation:
-        return self.models.judge(round_, {"personal": personal, "shared": shared}, received(round_))
+        better = personal is not None and shared is not None and shared > personal
+        scores = {"personal": personal, "shared": shared}
+        return self.models.judge(round_, scores, received(round_), shared_is_better=better)
 
     def train(self, round_: int) -> None:
         self.state.rewind(round_)
@@ -174,12 +178,16 @@ def test_a_run_says_so_and_its_folder_predicts_with_the_kept_model(
     victim = next(iter(toy_options.data.sites))
     seen: dict[str, int] = {}
 
-    def summary(self: SiteScorer, *args: object) -> SimpleNamespace:
+    scored = SiteScorer._score
+
+    def score(self: SiteScorer, *args: Any, **more: Any) -> Any:
+        found, overlays = scored(self, *args, **more)
         seen[self.name] = seen.get(self.name, 0) + 1
         dice = 0.1 if self.name == victim and seen[self.name] > 2 else 0.8  # two models are scored each time
-        return SimpleNamespace(mean=SimpleNamespace(dice=dice))
+        alike = {name: ClassScores(dice=dice, iou=dice) for name in found[0].classes}
+        return [replace(one, classes=alike) for one in found], overlays
 
-    monkeypatch.setattr(SiteScorer, "summary", summary)
+    monkeypatch.setattr(SiteScorer, "_score", score)
     training = toy_options.training.model_copy(update={"rounds": 2, "shared_warmup_rounds": 0, "final_steps": 0})
     options = toy_options.model_copy(update={"training": training})
     run(options, tmp_path / "run")

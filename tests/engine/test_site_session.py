@@ -91,7 +91,7 @@ def test_a_mask_of_another_size_than_its_image_is_refused_where_a_case_is_scored
     Image.fromarray(np.zeros((5, 7), np.uint8)).save(tmp_path / "mask.png")
     scorer = SiteScorer(options, site.name, built, build_cache(options, built, None))
     with pytest.raises(DataError, match=f"case {case.id!r}: the image has .* pixels, its mask 7 x 5"):
-        scorer.summary((case,), "personal", Parameters(built.start("shared"), built.start("local")))
+        scorer._score((case,), "personal", Parameters(built.start("shared"), built.start("local")), distances=False)
 
 
 @pytest.mark.parametrize("single", [False, True])

@@ -6,6 +6,7 @@ from pfedsam.core import rng
 from pfedsam.core.errors import DataError
 from pfedsam.evaluation.statistics import (
     bootstrap_interval,
+    clearly_higher,
     cluster_means,
     holm,
     mean_and_spread,
@@ -104,3 +105,18 @@ def test_percentile_interval_by_hand():
     assert percentile_interval(np.arange(101.0), level=0.9) == pytest.approx((5.0, 95.0))
     assert percentile_interval(np.array([np.nan, 1.0])) == (1.0, 1.0)
     assert percentile_interval(np.array([np.nan])) is None
+
+
+def test_clearly_higher_means_by_two_standard_errors() -> None:
+    """Differences 0.1 and 0.3: mean 0.2, deviation 0.1414, standard error 0.1, so exactly two; 0.12 and 0.28 give 0.2 and 0.08."""
+    others = {"p": 0.5, "q": 0.5}
+    assert not clearly_higher({"p": 0.59, "q": 0.81}, others)
+    assert clearly_higher({"p": 0.62, "q": 0.78}, others)
+    assert not clearly_higher({"p": 0.38, "q": 0.22}, others)
+    assert clearly_higher({"p": 0.6, "q": 0.6, "alone": 0.0}, others)  # the same for all common patients
+    assert not clearly_higher(others, others)
+
+
+@pytest.mark.parametrize("values", [{}, {"p": 0.9}, {"p": 0.9, "r": 0.9}])
+def test_one_pair_is_no_evidence(values: dict[str, float]) -> None:
+    assert not clearly_higher(values, {"p": 0.1, "q": 0.1})

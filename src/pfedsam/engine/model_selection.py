@@ -1,10 +1,11 @@
 """Model selection at a site: the personal or the shared model, and an earlier model if the current one has become much worse.
 
-At each validation, a site scores both of its models and uses the better one until the next validation (`evaluation.choose_model`), so that
-local parameters that overfit a small site are not used. If the Dice of the better model is more than `evaluation.max_drop` below the site's
-best one, the site keeps the shared and local parameters of the last validation for which this was not the case. It uses them for final
-local fine-tuning, the test and predictions; with `evaluation.max_drop: 0` this is early stopping. The site still trains with the received
-parameters, so that the rounds of other sites do not change, and uses the new parameters as soon as they are good enough again.
+At each validation, a site scores both of its models. Until the next validation it uses the shared one if that is clearly better
+(`evaluation.choose_model`, `evaluation.statistics.clearly_higher`), so that local parameters that overfit a small site are not used, and
+otherwise the personal one. If the Dice of the model in use is more than `evaluation.max_drop` below the site's best one, the site keeps the
+shared and local parameters of the last validation for which this was not the case. It uses them for final local fine-tuning, the test and
+predictions; with `evaluation.max_drop: 0` this is early stopping. The site still trains with the received parameters, so that the rounds of
+other sites do not change, and uses the new parameters as soon as they are good enough again.
 """
 
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ class Parameters(NamedTuple):
     shared: NamedTensors
     local: NamedTensors
     uses: Model = "personal"
-    """The model that the site uses: `shared` if the shared model was better on its validation part."""
+    """The model that the site uses: `shared` if the shared model was clearly better on its validation part."""
     averaged: NamedTensors | None = None
     """The parameters of the shared model if `shared` holds the site's own, fine-tuned copy; None if both models have those in `shared`."""
 
@@ -78,7 +79,7 @@ class SiteModels:
     max_drop: float | None = None
     """The result of `allowed_drop`."""
     choose: bool = True
-    """Whether the site uses the shared model if it is better on the validation part."""
+    """Whether the site uses the shared model if it is clearly better on the validation part."""
     fine_tuned: bool = False
     """Whether local fine-tuning gives the site its own copy of the shared parameters."""
 
@@ -110,16 +111,19 @@ class SiteModels:
         good = self._if_of_last(self._good.rewind(round_))
         return good if good and good.kept else None
 
-    def judge(self, round_: int, scores: Mapping[str, float | None], received: NamedTensors) -> Validation:
+    def judge(
+        self, round_: int, scores: Mapping[str, float | None], received: NamedTensors, *, shared_is_better: bool = False
+    ) -> Validation:
         """Store which model the site uses, from the scores of the validation after `round_`.
 
         Args:
             round_: the round after which the validation took place.
-            scores: Dice by reported model. The best one is judged, or the first one if the site may not choose a model.
+            scores: Dice by reported model, the personal one first.
             received: the shared parameters.
+            shared_is_better: whether the shared model is clearly better than the personal one; used if the site may choose a model.
         """
         before, state = self._good.rewind(round_), self._state.load()
-        chosen = self._choice(scores)
+        chosen = self._choice(scores, shared_is_better)
         if self.max_drop is None or chosen is None or state is None:
             return Validation(scores)
         name, dice = chosen
@@ -133,10 +137,11 @@ class SiteModels:
         self._good.commit(replace(_to_keep(state, shared, round_), best=best, uses=uses))
         return Validation(scores, uses=uses)
 
-    def _choice(self, scores: Mapping[str, float | None]) -> tuple[str, float] | None:
+    def _choice(self, scores: Mapping[str, float | None], shared_is_better: bool) -> tuple[str, float] | None:
         """The model that a site would use, by the name under which it is reported, with its Dice; None if no model has one."""
-        defined = ((name, dice) for name, dice in scores.items() if dice is not None)
-        return max(defined, key=lambda one: one[1], default=None) if self.choose else next(defined, None)
+        names = list(scores)[::-1] if self.choose and shared_is_better else list(scores)
+        defined = ((name, dice) for name in names if (dice := scores[name]) is not None)
+        return next(defined, None)
 
     def _if_of_last(self, good: SiteState | None) -> SiteState | None:
         """A stored validation if it belongs to the parameters that were trained last; otherwise None."""

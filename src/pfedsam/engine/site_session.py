@@ -6,6 +6,7 @@ The same methods are used in one process, in several processes and on several ma
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Final
 
 import numpy as np
@@ -24,7 +25,8 @@ from pfedsam.evaluation.predict import Forward, flip_mean, whole_cases
 from pfedsam.evaluation.regions import clean_regions
 from pfedsam.evaluation.scores import CaseScores, score_case
 from pfedsam.evaluation.small_numbers import publishable_losses, withhold
-from pfedsam.evaluation.summary import SiteSummary, summarize_site
+from pfedsam.evaluation.statistics import clearly_higher
+from pfedsam.evaluation.summary import summarize_site
 from pfedsam.experiment.build import (
     BuiltModel,
     build_images,
@@ -245,14 +247,16 @@ class SiteScorer:
         if not cases:
             return Validation({})
         trained = site.trained(received)
-        found = {name: self.summary(cases, model, trained) for name, model in models.items()}
-        judged = site.judge(round_, {name: one.mean.dice for name, one in found.items()}, received)
+        scores = {name: self._score(cases, model, trained, distances=False)[0] for name, model in models.items()}
+        found = {name: summarize_site(one) for name, one in scores.items()}
+        better = len(scores) == 2 and clearly_higher(
+            *(_dice_by_patient(scores[name]) for name in ("shared", "personal"))
+        )
+        judged = site.judge(
+            round_, {name: one.mean.dice for name, one in found.items()}, received, shared_is_better=better
+        )
         least = self.options.communication.least_cases
         return replace(judged, dice={name: withhold(one, least).mean.dice for name, one in found.items()})
-
-    def summary(self, cases: tuple[Case, ...], model: Model, parameters: Parameters) -> SiteSummary:
-        """The overlap scores of one of the site's models."""
-        return summarize_site(self._score(cases, model, parameters, distances=False)[0])
 
     def test(
         self,
@@ -348,6 +352,15 @@ class SiteScorer:
             if draw:
                 overlays.append(_overlay(truth, found, scored.dice, overlap=self._labels.overlap))
         return scores, overlays
+
+
+def _dice_by_patient(scores: Sequence[CaseScores]) -> dict[str, float]:
+    """The mean Dice of each patient over its cases; patients for whom it is not defined are left out."""
+    found: dict[str, list[float]] = {}
+    for case in scores:
+        if case.dice is not None:
+            found.setdefault(case.patient, []).append(case.dice)
+    return {patient: fmean(values) for patient, values in found.items()}
 
 
 def _overlay(

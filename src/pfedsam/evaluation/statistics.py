@@ -5,6 +5,7 @@ The differences of one patient are not independent and are therefore resampled t
 sec. 3.8).
 """
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -23,6 +24,18 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float | None, float | None
     """Mean and sample standard deviation; the mean of no value and the deviation of fewer than two values are None."""
     mean = statistics.fmean(values) if values else None
     return mean, statistics.stdev(values) if len(values) > 1 else None
+
+
+def clearly_higher(values: Mapping[str, float], others: Mapping[str, float]) -> bool:
+    """Whether values are above others, in the mean over their common keys, by more than twice the standard error of the difference.
+
+    A single pair is no evidence, because it has no standard error (docs/decisions/0027).
+    """
+    differences = [values[key] - others[key] for key in sorted(values.keys() & others.keys())]
+    mean, deviation = mean_and_spread(differences)
+    if mean is None or deviation is None:
+        return False
+    return mean > 2 * deviation / math.sqrt(len(differences))
 
 
 def stratified_mean(strata: Strata) -> float:

@@ -161,7 +161,8 @@ class EvaluationOptions(Options):
     )
     choose_model: bool = Field(
         default=True,
-        description="A site uses the shared model if that has a higher Dice than its personal model on the validation part.",
+        description="A site uses the shared model if that is clearly better than its personal model on the validation part: if the mean "
+        "difference in Dice over the patients is more than twice its standard error, which needs at least two patients.",
     )
     batch_size: int = Field(
         default=4, ge=1, le=1024, description="Number of images in a forward pass during prediction."
