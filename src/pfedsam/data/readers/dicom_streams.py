@@ -57,9 +57,8 @@ def open_inflated(path: Path, most: int) -> Iterator[Source]:
     """
     with open_regular(path) as file:
         read_preamble(file, force=True)
-        syntax = _read_file_meta_info(file).get(
-            "TransferSyntaxUID"
-        )  # as `dcmread` finds it, which inflates without a limit
+        # `dcmread` reads the syntax in the same way, and would then inflate without a limit.
+        syntax = _read_file_meta_info(file).get("TransferSyntaxUID")
         begin = file.tell()
         file.seek(0)
         if syntax != DeflatedExplicitVRLittleEndian:
@@ -102,9 +101,8 @@ def decode_frame(dataset: Dataset, frame: int) -> npt.NDArray[Any]:
     except BaseException as exc:
         if isinstance(exc, Exception | KeyboardInterrupt | SystemExit):
             raise
-        raise ValueError(
-            "the decoder gave up"
-        ) from exc  # a decoder in Rust raises a `PanicException`, which is no `Exception`
+        # A decoder in Rust raises a `PanicException`, which is no `Exception`.
+        raise ValueError("the decoder gave up") from exc
 
 
 def _compressed(dataset: Dataset, frame: int) -> bytes:
@@ -156,9 +154,8 @@ def _begin_of_codestream(data: bytes) -> int | None:
         kind = data[at + 4 : at + 8]
         if kind == b"jp2c":
             return at + (16 if length == 1 else 8)  # 1: the length follows in 8 bytes
-        if length < 8 or (
-            kind == b"jp2h" and b"pclr" in data[at : at + length]
-        ):  # with a palette one sample becomes up to 255
+        # With a palette (pclr) one sample becomes up to 255.
+        if length < 8 or (kind == b"jp2h" and b"pclr" in data[at : at + length]):
             return None
         at += length
     return None
