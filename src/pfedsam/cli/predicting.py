@@ -32,7 +32,7 @@ Images = Annotated[
 Model = Annotated[
     Wanted,
     typer.Option(
-        help="personal, shared, or in-use: the one of these two that was better on the site's validation part."
+        help="personal, shared, or in-use: the personal one, unless the shared one was clearly better on the site's validation part."
     ),
 ]
 Overrides = Annotated[

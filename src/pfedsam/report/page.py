@@ -385,7 +385,7 @@ def _absent_sites(row: Record, rounds: int, last: int | None) -> Iterator[tuple[
             kept = _count_from_1(row["from_round"], rounds)
             yield "validate", row["site"], f"keeps its model of round {kept}: this one is worse on its validation part"
         case "plain" if row["round"] == last:
-            reason = "uses the shared model: its personal one does worse on its validation part"
+            reason = "uses the shared model: its personal one does clearly worse on its validation part"
             yield "validate", row["site"], reason
 
 

@@ -153,7 +153,7 @@ def validations_in(records: Iterable[Record]) -> dict[int, dict[str, float]]:
 
 
 def sites_with_the_shared_model(records: Sequence[Record]) -> frozenset[str]:
-    """The sites that used the shared model after their last validation, because it was better there than the personal one."""
+    """The sites that used the shared model after their last validation, because it was clearly better there than the personal one."""
     last = {row["site"]: row["round"] for row in records if row["kind"] == "validation"}
     return frozenset(row["site"] for row in records if row["kind"] == "plain" and row["round"] == last.get(row["site"]))
 

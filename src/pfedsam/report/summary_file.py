@@ -15,8 +15,8 @@ millimetres. An undefined measure is null, and `undefined` gives the number of p
 reasons are counted separately: `present` is the number of pairs whose truth contains the class, and `missed` the number of those whose
 prediction does not; in `extra` pairs only the prediction contains the class, and in `absent` pairs neither does. `not_annotated` pairs
 are of a class that the site does not annotate: they are not scored, and count neither as undefined nor in a mean. A model that a method
-does not have is null: averaging, for example, has no personal model. A site that has both uses the one that was better on its validation
-part, and `uses` names it. If it is the shared model, `personal` has the scores of the shared model, with which the site ends.
+does not have is null: averaging, for example, has no personal model. A site that has both uses the personal one, unless the shared one was
+clearly better on its validation part, and `uses` names it. If it is the shared model, `personal` has the scores of the shared model.
 `worst_site` is the site with the lowest Dice. `date` is the day of the test. `seconds` has the key "total", or "since resumed" for a run
 that was interrupted. `local_only` is the result of the site without the federation; it is filled from the summary of another run by
 `with_local_only`. `steps` is the number of optimiser steps of one training site over the whole run. If `min_cases` is above 1, the sites
