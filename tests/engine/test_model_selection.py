@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from pfedsam.engine.model_selection import SiteModels, Validation, allowed_drop
 from pfedsam.engine.opened import open_run
 from pfedsam.engine.run import run
 from pfedsam.engine.site_session import SiteScorer
-from pfedsam.evaluation.scores import ClassScores
-from pfedsam.experiment.build import build_model
+from pfedsam.evaluation.scores import CaseScores, ClassScores
+from pfedsam.experiment.build import build_cache, build_model
 from pfedsam.experiment.options import EvaluationOptions, RunOptions
 from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.report.records import read_records
@@ -199,3 +200,58 @@ def test_a_run_says_so_and_its_folder_predicts_with_the_kept_model(
     for name in options.data.sites:
         used = opened.site(name).parameters.shared
         assert (tensors.digest(used) == tensors.digest(opened.shared)) == (name != victim)
+
+
+def test_a_site_whose_shared_model_is_clearly_better_is_tested_with_it(
+    tmp_path: Path, toy_options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the first site the shared model has 0.9 for every patient, and the personal one 0.5; at the others both have 0.5."""
+    better = next(iter(toy_options.data.sites))
+    scored = SiteScorer._score
+
+    def score(self: SiteScorer, cases: Any, model: str, *args: Any, **more: Any) -> Any:
+        found, overlays = scored(self, cases, model, *args, **more)
+        dice = 0.9 if self.name == better and model == "shared" else 0.5
+        alike = {name: ClassScores(dice=dice, iou=dice) for name in found[0].classes}
+        return [replace(one, classes=alike) for one in found], overlays
+
+    monkeypatch.setattr(SiteScorer, "_score", score)
+    split = toy_options.data.split.model_copy(update={"train": 0.4, "val": 0.4, "test": 0.2})
+    content = toy_options.model_copy(update={"data": toy_options.data.model_copy(update={"split": split})})
+    training = content.training.model_copy(update={"rounds": 1, "shared_warmup_rounds": 0, "final_steps": 0})
+    summary = run(content.model_copy(update={"training": training}), tmp_path / "run")
+    assert {name: site.uses for name, site in summary.sites.items()} == {
+        name: "shared" if name == better else "personal" for name in summary.sites
+    }
+    rows = [row for row in read_records(tmp_path / "run" / "records.jsonl") if row["kind"] == "plain"]
+    assert {row["site"] for row in rows} == {better}
+    assert open_run(tmp_path / "run").site(better).parameters.uses == "shared"
+
+
+@pytest.mark.parametrize(("personal", "uses"), [((0.5, 0.1), "personal"), ((0.5, 0.5), "shared")])
+def test_a_difference_at_one_of_two_patients_does_not_decide(
+    toy_options: RunOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, personal: tuple[float, float], uses: str
+) -> None:
+    """The shared model has 0.6 for both patients: 0.1 and 0.5 better, which is 1.5 standard errors, or 0.1 better for each."""
+    built = build_model(toy_options)
+    scorer = SiteScorer(toy_options, "north", built, build_cache(toy_options, built, None))
+
+    def score(cases: Any, model: str, *args: Any, **more: Any) -> Any:
+        dice = personal if model == "personal" else (0.6, 0.6)
+        names = list(toy_options.data.classes)
+        return [
+            CaseScores(f"c{n}", f"p{n}", {one: ClassScores(dice=value, iou=value) for one in names}, {}, "px", "px")
+            for n, value in enumerate(dice)
+        ], []
+
+    monkeypatch.setattr(scorer, "_score", score)
+    monkeypatch.setattr(
+        "pfedsam.engine.site_session.summarize_site",
+        lambda scores: SimpleNamespace(
+            mean=SimpleNamespace(dice=sum(one.dice for one in scores) / len(scores)), cases=None
+        ),
+    )
+    site = Site(tmp_path)
+    site.train(0)
+    models: dict[str, Any] = {"personal": "personal", "shared": "shared"}
+    assert scorer.validate((SimpleNamespace(),), models, site.models, 0, received(0)).uses == uses  # type: ignore[arg-type]

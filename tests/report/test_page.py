@@ -197,7 +197,7 @@ def test_only_the_last_validation_says_who_uses_the_shared_model(tmp_path, fake)
         records.write({"kind": "plain", "round": 1, "site": "b"})
         records.write({"kind": "timing", "total": 1.0})
     html = write_page(tmp_path).read_text("utf-8")
-    assert html.count("uses the shared model: its personal one does worse") == 1
+    assert html.count("uses the shared model: its personal one does clearly worse") == 1
     assert "<td>2</td><td>validate</td><td>b</td><td>uses the shared model" in html
 
 
