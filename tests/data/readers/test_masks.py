@@ -6,6 +6,7 @@ from PIL import Image
 from volume_files import all_planes, write_nifti
 
 from pfedsam.data.readers import open_mask, open_volume
+from pfedsam.data.readers.masks import small_ids
 from pfedsam.data.volume_options import VolumeOptions
 
 ORIENTATIONS = [
@@ -87,3 +88,12 @@ def test_what_is_no_mask_is_told(tmp_path):
     Image.fromarray(IDS[..., 0]).save(tmp_path / "m.png")
     assert_refused(tmp_path / "m.png", image, "'m.png' is a picture, its image a volume")
     assert_refused(tmp_path / "none.nii", image, "'none.nii' cannot be opened")
+
+
+@pytest.mark.parametrize(
+    ("ids", "kind"),
+    [([0, 255], "uint8"), ([0, 256], "uint16"), ([0, 65535], "uint16"), ([0, 65536], "int64"), ([-1, 2], "int64")],
+)
+def test_the_smallest_type_keeps_every_id(ids, kind):
+    found = small_ids(np.array(ids, np.int64))
+    assert (found.tolist(), found.dtype) == (ids, kind)

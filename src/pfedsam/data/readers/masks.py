@@ -97,8 +97,10 @@ def fit_mask(mask: Reader, image: Header, *, resample: bool) -> GridMask | Turne
 
 def small_ids(ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     """Ids of any shape in the smallest type that can hold them."""
-    highest = int(ids.max(initial=0))
-    return ids.astype(np.uint8 if highest < 256 else np.uint16 if highest < 65536 else np.int64)
+    lowest, highest = int(ids.min(initial=0)), int(ids.max(initial=0))
+    if lowest < 0 or highest > np.iinfo(np.uint16).max:
+        return ids.astype(np.int64)  # ids that no class can have keep their values, so that they are reported
+    return ids.astype(np.uint8 if highest < 256 else np.uint16)
 
 
 def empty_ids(shape: tuple[int, int, int], chosen: Sequence[tuple[int, int]], overlaps: Overlaps) -> npt.NDArray[Any]:
