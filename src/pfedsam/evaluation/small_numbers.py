@@ -58,11 +58,12 @@ def _withhold_class(one: ClassSummary, cases: int, least: int) -> ClassSummary:
     not_annotated = one.occurrence.not_annotated if one.occurrence else None
     scored = cases - (not_annotated or 0)
     few = [name for name, count in one.undefined.items() if scored - (count or 0) < least]
-    undefined = {name: publishable_count(count, scored, least) for name, count in one.undefined.items()}
     occurrence = None if one.occurrence is None else _withhold_occurrence(one.occurrence, least)
-    for name in undefined:
-        if occurrence and any(getattr(occurrence, kind) is None for kind in UNDEFINED_WHERE[name]):
-            undefined[name] = None
+    hidden = {kind for kind, count in asdict(occurrence).items() if count is None} if occurrence else set()
+    undefined = {
+        name: publishable_count(count, scored, least) if hidden.isdisjoint(UNDEFINED_WHERE[name]) else None
+        for name, count in one.undefined.items()
+    }
     return ClassSummary(_without(one.mean, few), undefined, occurrence)
 
 

@@ -77,10 +77,9 @@ class Occurrence:
         return Occurrence(*(_sum_known(counts) for counts in both))
 
 
-_ONE_IS_EMPTY: Final = ("missed", "extra")
 UNDEFINED_WHERE: Final[Mapping[str, tuple[str, ...]]] = {
     **dict.fromkeys(("dice", "iou", "nsd", "volume_difference"), ("absent",)),
-    **dict.fromkeys(("hd95", "assd"), (*_ONE_IS_EMPTY, "absent")),
+    **dict.fromkeys(("hd95", "assd"), ("missed", "extra", "absent")),
     "lesion_recall": ("extra", "absent"),
 }
 """Measure -> the kinds of cases (fields of `Occurrence`) in which it is undefined, so that its undefined cases are their sum."""

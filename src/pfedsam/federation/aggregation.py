@@ -8,6 +8,7 @@ The parameters of one class (its token and output layers) are averaged only over
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -76,20 +77,17 @@ def weighted_mean(updates: Sequence[Update]) -> dict[str, torch.Tensor]:
     if not updates:
         raise UpdateError("there is no update to average.")
     ordered = sorted(updates, key=lambda update: update.site)
-    total = sum(update.cases for update in ordered)
-    mean = {}
-    for name, first in ordered[0].tensors.items():
-        summed = torch.zeros(first.shape, dtype=torch.float64, device=first.device)
-        for update in ordered:
-            summed += update.tensors[name].detach().to(torch.float64) * update.cases
-        mean[name] = (summed / total).to(first.dtype)
-    return mean
+    cases = [update.cases for update in ordered]
+    return {
+        name: mean_of((update.tensors[name] for update in ordered), cases).to(first.dtype)
+        for name, first in ordered[0].tensors.items()
+    }
 
 
-def mean_of(values: Tensor, weights: Sequence[float]) -> Tensor:
-    """The weighted mean `[...]` of values `[n, ...]`, summed in their order."""
-    by_site = torch.tensor(weights, dtype=values.dtype).reshape(-1, *[1] * (values.dim() - 1))
-    return (values * by_site).sum(dim=0) / by_site.sum()
+def mean_of(values: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
+    """The weighted mean of values of one shape, in float64, summed in their order."""
+    terms = (value.detach().to(torch.float64) * weight for value, weight in zip(values, weights, strict=True))
+    return sum(terms, torch.zeros((), dtype=torch.float64)) / sum(weights)
 
 
 @dataclass(frozen=True)
@@ -101,13 +99,10 @@ class Annotations:
     missing: Mapping[str, Collection[str]] = field(default_factory=dict)
     """Site -> the classes that it does not annotate; sites that annotate all classes may be absent."""
 
-    def annotating(self, name: str, sites: Iterable[str]) -> list[str]:
-        """Those of the sites that annotate the class `name`."""
-        return [site for site in sites if name not in self.missing.get(site, ())]
-
     def partial(self, sites: Collection[str]) -> dict[str, list[str]]:
         """Class -> the sites that annotate it, for each class that not all of the sites annotate."""
-        found = {name: self.annotating(name, sites) for rows in self.tensors.values() for name in rows}
+        classes = dict.fromkeys(chain.from_iterable(self.tensors.values()))
+        found = {name: [site for site in sites if name not in self.missing.get(site, ())] for name in classes}
         return {name: there for name, there in found.items() if len(there) < len(sites)}
 
 

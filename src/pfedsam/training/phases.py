@@ -6,7 +6,7 @@ phases of a round (`pfedsam.federation.methods`).
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -97,7 +97,7 @@ class PhaseResult:
     """Mean over the steps: `total`, `segmentation`, `distillation`, `balance`, `proximal`."""
     optimizer: dict[str, Tensor]
     """AdamW's state, packed."""
-    examples: dict[str, frozenset[int]] = field(default_factory=dict)
+    examples: dict[str, frozenset[int]]
     """Numbers of the training examples over which each loss is a mean; a loss over no example, such as `proximal`, is absent."""
 
 

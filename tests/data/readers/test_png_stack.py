@@ -8,6 +8,7 @@ from mask_files import AFFINE, IDS, VALUES, assert_refused, read_ids, write_ct
 from PIL import Image
 from volume_files import all_planes, write_nifti
 
+from pfedsam.core.errors import DataError
 from pfedsam.data.readers import open_mask, open_volume
 from pfedsam.data.readers.dicom import DicomReader
 from pfedsam.data.volume_options import VolumeOptions
@@ -99,3 +100,10 @@ def test_one_picture_is_that_of_the_only_slice(tmp_path):
         plane.path.unlink()
     path = _pictures(tmp_path / "m", ["mask.png"])
     np.testing.assert_array_equal(read_ids(path, DicomReader(image.stack.planes[0].path.parent)), IDS[..., :1])
+
+
+def test_pictures_have_the_limit_of_other_pictures(tmp_path):
+    image = write_ct(tmp_path / "ct")
+    path = _pictures(tmp_path / "m", [f"{plane.path.name}.png" for plane in image.stack.planes])
+    with pytest.raises(DataError, match="megapixels"):
+        open_mask(path, image, VolumeOptions(), max_megapixels=1e-6)

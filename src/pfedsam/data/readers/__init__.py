@@ -102,7 +102,7 @@ def open_mask(
     _refuse_absent(path)
     header = image.header()
     if is_png_stack(path):
-        return read_png_stack(path, header, _single_files(image))
+        return read_png_stack(path, header, _single_files(image), max_megapixels=max_megapixels)
     kind = kind_of(path)
     if kind == "dicom":
         return _dicom_mask(path, header, options)

@@ -28,13 +28,27 @@ def read_picture_mask(path: Path, image: Header, *, max_megapixels: float = MAX_
     """
     if image.kind != "DICOM" or image.shape[2] != 1:
         raise DataError(f"its mask {path.name!r} is a picture, its image a volume; save the mask as NIfTI or DICOM-SEG")
+    return GridMask(np.asarray(read_slice(path, image, max_megapixels)[..., None]), image)
+
+
+def read_slice(path: Path, image: Header, max_megapixels: float) -> npt.NDArray[np.int64]:
+    """The ids [rows, columns] of one slice of an image from a picture.
+
+    Args:
+        path: the picture.
+        image: header of the image.
+        max_megapixels: larger pictures are refused before decoding.
+
+    Raises:
+        DataError: the picture cannot be read, is too large or has another size than the slices of the image.
+    """
     ids = read_mask(path, max_megapixels=max_megapixels)
     if ids.shape != image.shape[:2]:
         raise DataError(
             f"the image has {image.shape[1]} x {image.shape[0]} pixels, its mask {path.name!r} {ids.shape[1]} x {ids.shape[0]}; export the "
             "mask at the size of the image"
         )
-    return GridMask(np.asarray(ids[..., None]), image)
+    return ids
 
 
 def write_png(path: Path, mask: npt.NDArray[Any]) -> None:

@@ -8,16 +8,15 @@ what is not clear is refused.
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.images import read_mask
 from pfedsam.data.readers.base import Header
 from pfedsam.data.readers.dicom_planes import Plane
 from pfedsam.data.readers.masks import GridMask, small_ids
+from pfedsam.data.readers.pictures import read_slice
 
 ENDINGS: Final = frozenset({".png", ".tif", ".tiff"})
 _KNOWN_ENDINGS: Final = re.compile(r"(\.(png|tiff?|dcm|dicom|ima))+$")
@@ -32,13 +31,14 @@ def is_png_stack(path: Path) -> bool:
     return path.is_dir() and any(file.suffix.lower() in ENDINGS for file in path.iterdir())
 
 
-def read_png_stack(path: Path, image: Header, planes: Sequence[Plane] | None) -> GridMask:
+def read_png_stack(path: Path, image: Header, planes: Sequence[Plane] | None, *, max_megapixels: float) -> GridMask:
     """The pictures of a folder as the mask of a series.
 
     Args:
         path: the folder.
         image: header of the image.
         planes: the slices of the image by position, each of a file of its own; None if the image is no series of single files.
+        max_megapixels: larger pictures are refused before decoding.
 
     Raises:
         DataError: the image is not DICOM, or the pictures are not its slices.
@@ -56,7 +56,8 @@ def read_png_stack(path: Path, image: Header, planes: Sequence[Plane] | None) ->
     ordered = pictures if len(planes) == 1 else _by_name(pictures, planes)
     if ordered is None:
         ordered, notes = _by_number(pictures, planes), (_BY_NUMBER,)
-    return GridMask(np.stack([_read_slice(picture, image) for picture in ordered], axis=2), image, notes)
+    slices = [small_ids(read_slice(picture, image, max_megapixels)) for picture in ordered]
+    return GridMask(np.stack(slices, axis=2), image, notes)
 
 
 def _by_name(pictures: Sequence[Path], planes: Sequence[Plane]) -> list[Path] | None:
@@ -102,21 +103,6 @@ def _numbers(files: Sequence[Path]) -> list[float] | None:
         return None
     numbers: list[float] = [int(one[different[0]]) for one in parts]
     return numbers if len(set(numbers)) == len(files) else None
-
-
-def _read_slice(picture: Path, image: Header) -> npt.NDArray[Any]:
-    """The ids [rows, columns] of one picture.
-
-    Raises:
-        DataError: the picture cannot be read, or has another size than the slices of the image.
-    """
-    plane = read_mask(picture)
-    if plane.shape != image.shape[:2]:
-        raise DataError(
-            f"the image's slices have {image.shape[1]} x {image.shape[0]} pixels, {picture.name!r} {plane.shape[1]} x "
-            f"{plane.shape[0]}; export the mask at the size of the image"
-        )
-    return small_ids(plane)
 
 
 def _fold(path: Path) -> str:

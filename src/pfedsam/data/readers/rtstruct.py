@@ -192,20 +192,9 @@ def _points(contour: Dataset) -> _Contour:
 def _fill(contours: list[_Contour], shape: tuple[int, int, int], affine: Affine) -> tuple[npt.NDArray[np.bool_], _Lost]:
     """The voxels of a structure, [I, J, K], and what was lost of it."""
     filled = np.zeros(shape, dtype=np.bool_)
-    inverse, spacing = np.linalg.inv(affine), spacing_of(affine)
-    flat: dict[int, list[tuple[float, _Corners]]] = defaultdict(list)
-    outside, tilted, crossed, apart = 0, 0, 0, None
-    for points in contours:
-        voxels = points @ inverse[:3, :3].T + inverse[:3, 3]
-        axis = int(np.ptp(voxels, axis=0).argmin())
-        place = float(voxels[:, axis].mean())
-        low, high = voxels.min(axis=0), voxels.max(axis=0)
-        if np.abs(voxels[:, axis] - place).max() > _OFF_SLICE:
-            tilted += 1
-        elif (np.delete(high, axis) < -_HALF).any() or (np.delete(low - shape, axis) > -_HALF).any():
-            outside += 1
-        else:
-            flat[axis].append((place, np.delete(voxels, axis, axis=1)))
+    spacing = spacing_of(affine)
+    flat, outside, tilted = _flat(contours, shape, affine)
+    crossed, apart = 0, None
     for axis, found in flat.items():
         planes = _planes(found)
         gap = usual_gap(np.array([place for place, _ in planes]))
@@ -221,6 +210,27 @@ def _fill(contours: list[_Contour], shape: tuple[int, int, int], affine: Affine)
             plane |= inside
             crossed += cross
     return filled, _Lost(outside, tilted, crossed, apart)
+
+
+def _flat(
+    contours: list[_Contour], shape: tuple[int, int, int], affine: Affine
+) -> tuple[dict[int, list[tuple[float, _Corners]]], int, int]:
+    """The contours in planes of the image, by the axis across: place in slices, and corners; the numbers of those outside and tilted."""
+    inverse = np.linalg.inv(affine)
+    flat: dict[int, list[tuple[float, _Corners]]] = defaultdict(list)
+    outside, tilted = 0, 0
+    for points in contours:
+        voxels = points @ inverse[:3, :3].T + inverse[:3, 3]
+        axis = int(np.ptp(voxels, axis=0).argmin())
+        place = float(voxels[:, axis].mean())
+        low, high = voxels.min(axis=0), voxels.max(axis=0)
+        if np.abs(voxels[:, axis] - place).max() > _OFF_SLICE:
+            tilted += 1
+        elif (np.delete(high, axis) < -_HALF).any() or (np.delete(low - shape, axis) > -_HALF).any():
+            outside += 1
+        else:
+            flat[axis].append((place, np.delete(voxels, axis, axis=1)))
+    return flat, outside, tilted
 
 
 def _planes(contours: list[tuple[float, _Corners]]) -> list[tuple[float, list[_Corners]]]:
