@@ -115,6 +115,15 @@ class TrainingOptions(Options):
         return self
 
     @model_validator(mode="after")
+    def _teacher_is_another_model(self) -> "TrainingOptions":
+        if self.frozen_local and self.distillation.direction == "reversed":
+            raise ValueError(
+                "distillation.direction is reversed, but with frozen_local the global phase trains the personal model, which would be its own "
+                "teacher: set training.distillation.direction to forward or off, or training.frozen_local to false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _two_halves(self) -> "TrainingOptions":
         if self.phases == "halves" and self.batch_size < 2:
             raise ValueError(

@@ -118,6 +118,12 @@ def test_nobody_teaches_in_both_directions_in_one_phase() -> None:
         options(distillation={"direction": "mutual"})
 
 
+@pytest.mark.parametrize("form", ["decoupled", "joint"])
+def test_no_model_is_its_own_teacher(form: str) -> None:
+    with pytest.raises(ValidationError, match="would be its own teacher: set training.distillation.direction to forward"):
+        options(phases=form, frozen_local=True, distillation={"direction": "reversed"})
+
+
 def test_the_other_switches() -> None:
     turned = pfedsam.phases(options(phases="joint", order="local-first"))
     assert [phase.name for phase in turned] == ["joint", "global"]
