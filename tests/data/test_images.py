@@ -197,6 +197,43 @@ def test_a_signed_tiff_is_refused_as_an_image_and_keeps_its_values_as_a_mask(tmp
     np.testing.assert_array_equal(read_mask(tmp_path / "x.tif"), values)
 
 
+@pytest.mark.parametrize(
+    "compression", ["raw", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "packbits", "zstd", "lzma"]
+)
+def test_tiff_masks_of_lossless_compressions_keep_their_ids(tmp_path, compression):
+    ids = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    Image.fromarray(ids).save(tmp_path / "m.tif", compression=compression)
+    assert np.array_equal(read_mask(tmp_path / "m.tif"), ids)
+
+
+def test_a_tiff_mask_with_jpeg_compression_is_refused(tmp_path):
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "m.tif", compression="jpeg")
+    with pytest.raises(DataError, match=r"compression 'jpeg', which may not keep ids exactly; save it as PNG"):
+        read_mask(tmp_path / "m.tif")
+    assert read_image(tmp_path / "m.tif").shape == (8, 8, 3)
+
+
+def test_a_deep_tiff_of_a_compression_that_needs_another_package_is_not_called_damaged(tmp_path, monkeypatch):
+    def needs_a_package(*_: object, **__: object) -> None:
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    tifffile.imwrite(tmp_path / "i.tif", np.zeros((4, 4, 3), np.uint16), photometric="rgb")
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", needs_a_package)
+    with pytest.raises(DataError, match=r"16-bit RGB TIFF with the compression NONE, which is not read; save it"):
+        read_image(tmp_path / "i.tif")
+
+
+def test_the_tiles_of_a_tiff_count_for_its_memory(tmp_path):
+    """A picture of 4096 pixels in a tile of 268 million; the file contains only the header and one short tile."""
+    with tifffile.TiffWriter(tmp_path / "i.tif") as file:
+        file.write(np.zeros((64, 64), np.uint8), tile=(64, 64), compression="zlib")
+    with tifffile.TiffFile(tmp_path / "i.tif", mode="r+") as file:
+        for tag in ("TileWidth", "TileLength"):
+            file.pages.first.tags[tag].overwrite(16384)
+    with pytest.raises(DataError, match="GB of memory"):
+        read_image(tmp_path / "i.tif")
+
+
 def test_jpeg_mask(tmp_path):
     with pytest.raises(DataError, match=r"'x\.jpg' is a JPEG, which does not keep ids exactly; save it as PNG"):
         read_mask(_saved(tmp_path, Image.fromarray(GREY), "x.jpg"))

@@ -241,6 +241,19 @@ def test_a_case_that_is_gone_is_named(written):
     assert read_split(path, now, ("test",)).of("test") == site.of("test")
 
 
+def test_a_digest_covers_the_choice_of_a_series_and_no_hidden_file(tmp_path):
+    folder = tmp_path / "series"
+    folder.mkdir()
+    (folder / "IM1").write_bytes(b"1")
+    case = Case("a", "c", folder, None, "p", volume=True)
+    first = file_digest(case)
+    assert len({first, *(file_digest(replace(case, series=one)) for one in ("1", "2"))}) == 3
+    (folder / ".DS_Store").write_bytes(b"x")
+    assert file_digest(case) == first
+    (folder / "IM2").write_bytes(b"2")
+    assert file_digest(case) != first
+
+
 def test_a_digest_covers_image_and_mask_apart(site_folder):
     first, second = read_site("north", site_folder("a", "b")).cases
     assert file_digest(first) != file_digest(second)

@@ -55,7 +55,11 @@ class CaseFacts:
     default_grid: bool = False
     """Whether the spacing of a volume is that of an identity matrix, which libraries write if they are given no position."""
     content: str | None = None
-    """Digest of the image's pixels; None for an image with a single value, because many such images are equal."""
+    """Digest of the image's pixels or voxels; None for an image with a single value, because many such images are equal."""
+    constant: bool = False
+    """Whether all pixels of the image have a single value."""
+    patient_digest: str | None = None
+    """Digest of the PatientID in the files of a DICOM volume; None if there is none."""
     mask_content: str | None = None
     """Digest of the mask of a volume; None for a picture, and for a mask with so few foreground voxels that two patients may share it."""
     pixels: Mapping[int, int] = field(default_factory=dict)
@@ -156,6 +160,7 @@ def _facts_of(case: Case, labels: LabelMap, options: ImageOptions) -> CaseFacts:
         high=image.high,
         top=image.top,
         content=image.content,
+        constant=image.size is not None and image.content is None,
         pixels=mask.pixels,
         edge=mask.edge,
         labelled=mask.shape is not None,
@@ -169,9 +174,10 @@ def _volume_facts(case: Case, labels: LabelMap, image: ImageOptions, options: Vo
     except DataError as error:
         return CaseFacts(case, problems=(str(error),), series=list_series(case.image))
     problems: list[str] = []
+    content, read = None, False
     try:
         with about(case):
-            volume.check_values()
+            content, read = volume.check_values(), True
     except DataError as error:
         problems.append(str(error))
     mask = _volume_mask_facts(case, volume, options, problems)
@@ -186,6 +192,9 @@ def _volume_facts(case: Case, labels: LabelMap, image: ImageOptions, options: Vo
         and volume.header.affine is not None
         and np.array_equal(volume.header.affine, np.eye(4)),
         series=series_of(volume.readers[0]),
+        content=content,
+        constant=read and content is None,
+        patient_digest=volume.header.patient,
         mask_content=mask.content,
         pixels=mask.pixels,
         edge=mask.edge,

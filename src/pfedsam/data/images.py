@@ -26,7 +26,7 @@ Masks (`read_mask`) have the ids of the file, and are turned likewise:
 | 16 bits with colour or alpha | refused: Pillow keeps the upper eight |
 | TIFF whose 0 is white (WhiteIsZero) | refused: Pillow inverts most of them |
 | RGB with colours, all others | refused |
-| JPEG | refused: lossy compression changes ids at every edge |
+| JPEG; TIFF with JPEG or another compression that may be lossy | refused: lossy compression changes ids at every edge |
 
 The size in a file's header, and the memory needed for reading it, are checked before anything is decoded. The limit is 1.4 GB, which is
 87 megapixels with 8 bits a colour, or 70 with 16 bits and alpha. Pipes and devices are refused.
@@ -39,7 +39,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final, Literal
+from typing import Any, BinaryIO, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -77,8 +77,10 @@ _BITS_OF_MODE: Final = {"1": 1, "I": 32, "F": 32, **dict.fromkeys(_SIXTEEN_BITS,
 """Bits of one value of Pillow's modes that do not have 8 bits."""
 _RESAVE = "save it as 8- or 16-bit grey or RGB (PNG, or TIFF)"
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274
-_SAMPLE_FORMAT = 339
-_WHITE_IS_ZERO, _SIGNED = 0, 2
+_SAMPLE_FORMAT, _COMPRESSION, _TILE_WIDTH, _TILE_LENGTH = 339, 259, 322, 323
+_WHITE_IS_ZERO, _SIGNED, _UNCOMPRESSED = 0, 2, 1
+_LOSSLESS: Final = frozenset({_UNCOMPRESSED, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000})
+"""TIFF compressions that keep every value: none, three of faxes, LZW, Deflate (two numbers), PackBits, LZMA, Zstandard."""
 
 
 class ImageOptions(Options):
@@ -207,7 +209,7 @@ def _opened(path: Path, max_megapixels: float) -> Iterator[Image.Image]:
                 f"{path.name!r} has {width} x {height} pixels, more than {max_megapixels:g} megapixels; "
                 "cut it into tiles, or raise data.image.max_megapixels"
             )
-        _check_memory(path, width * height, 4)
+        _check_memory(path, width * height + _tile_pixels(image), 4)
         try:
             if image.format in ("PNG", "TIFF") and getattr(image, "n_frames", 1) > 1:
                 raise DataError(f"{path.name!r} holds several pictures; save each as its own case")
@@ -234,6 +236,12 @@ def _in_bands(image: Image.Image, mode: str | None, largest: int) -> npt.NDArray
         values[top : top + rows] = part if part.ndim == 3 else part[:, :, None]
     values /= np.float32(largest)
     return values
+
+
+def _tile_pixels(image: Image.Image) -> int:
+    """The pixels of a tile of a TIFF, which are decoded as a whole and may be more than the picture has; 0 without tiles."""
+    tags = getattr(image, "tag_v2", {})
+    return int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))
 
 
 def _check_memory(path: Path, pixels: int, decoded_bytes: int) -> None:
@@ -304,7 +312,7 @@ def _read_deep_colour(path: Path, image: Image.Image) -> npt.NDArray[np.float32]
         _check_memory(
             path, page.imagewidth * page.imagelength, page.nbytes // max(1, page.imagewidth * page.imagelength)
         )
-        values = page.asarray()
+        values = _decoded(path, page)
         planes_first = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
     values = np.moveaxis(values, 0, -1) if planes_first else values
     if values.dtype != np.uint16 or values.ndim != 3:
@@ -312,6 +320,24 @@ def _read_deep_colour(path: Path, image: Image.Image) -> npt.NDArray[np.float32]
     found = values[:, :, :3].astype(np.float32)
     found /= np.float32(65535)
     return found
+
+
+def _decoded(path: Path, page: tifffile.TiffPage) -> npt.NDArray[Any]:
+    """The values of a page of a TIFF, of any shape and type.
+
+    Raises:
+        DataError: the compression needs a further package.
+        ValueError: the file is damaged.
+    """
+    try:
+        return page.asarray()
+    except ValueError as exc:
+        if "imagecodecs" not in str(exc):
+            raise
+        raise DataError(
+            f"its image {path.name!r} is a 16-bit RGB TIFF with the compression {tifffile.COMPRESSION(page.compression).name}, which is not read; save it "
+            "without compression or with Deflate"
+        ) from exc
 
 
 def _check_ids_kept(path: Path, image: Image.Image) -> None:
@@ -322,6 +348,11 @@ def _check_ids_kept(path: Path, image: Image.Image) -> None:
     """
     if image.format in ("JPEG", "MPO"):
         raise DataError(f"its mask {path.name!r} is a JPEG, which does not keep ids exactly; save it as PNG")
+    if image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_COMPRESSION, _UNCOMPRESSED) not in _LOSSLESS:
+        raise DataError(
+            f"its mask {path.name!r} is a TIFF with the compression {image.info.get('compression', 'of an unknown kind')!r}, which may not "
+            "keep ids exactly; save it as PNG, or as TIFF with LZW, Deflate or no compression"
+        )
     if image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO:
         raise DataError(
             f"its mask {path.name!r} is a TIFF whose 0 is white (WhiteIsZero), so that its ids may be inverted; "

@@ -21,6 +21,7 @@ from pfedsam.core.files import read_regular
 from pfedsam.core.log import get_logger
 from pfedsam.core.options import Options
 from pfedsam.data.manifest import SPLITS, Case, Site, Split
+from pfedsam.data.readers.dicom_folders import visible_files
 
 _SCHEMA: Final = 2
 """Version of the file. Version 2 added digests of the cases' files; files of version 1 are still read."""
@@ -215,7 +216,9 @@ def _cases_of(site: Site, parts: Sequence[Split]) -> list[Case]:
 
 
 def file_digest(case: Case) -> str:
-    """SHA-256 over the content of the case's files, image first; of a folder, over its files sorted by name.
+    """SHA-256 over what the case is read from: the content of its files, image first, and the choice of a series.
+
+    Of a folder, these are its files sorted by name, without hidden ones, which are not read.
 
     Raises:
         DataError: a file cannot be read.
@@ -230,13 +233,15 @@ def file_digest(case: Case) -> str:
                     f"site {case.site!r}, case {case.id!r}: {file.name!r} cannot be read ({error.strerror}); restore it"
                 ) from error
         digest.update(b"|")
+    if case.series is not None:
+        digest.update(case.series.encode())
     return digest.hexdigest()
 
 
 def _files_of(path: Path | None) -> list[Path]:
     if path is None:
         return []
-    return sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    return [one for one in visible_files(path) if one.is_file()] if path.is_dir() else [path]
 
 
 def _refuse_removed(path: Path, site: Site, gone: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ with rows to the back and columns to the left. Coronal slices go from the back t
 both with rows to the feet. Predicted masks are converted back to the grid of the file before they are written.
 """
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -164,6 +165,32 @@ def _moments(planes: Iterable[npt.NDArray[np.float32]]) -> tuple[float, float]:
     return mean, float(np.sqrt(max(0.0, squares / count - mean**2)))
 
 
+class _Seen:
+    """What has been seen of the voxels of a case: their digest, and whether a sequence has different values."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._first: float | None = None
+        self._varies = False
+
+    def begin(self, header: Header) -> None:
+        """Begin a sequence of the shape in `header`."""
+        self._hash.update(str((header.shape, header.channels)).encode())
+        self._first = None
+
+    def passing(self, planes: Iterable[npt.NDArray[np.float32]]) -> Iterator[npt.NDArray[np.float32]]:
+        """The planes, of any shape, unchanged; each is seen before it is passed on."""
+        for plane in planes:
+            self._first = float(plane.flat[0]) if self._first is None else self._first
+            self._varies = self._varies or bool((plane != self._first).any())
+            self._hash.update(np.ascontiguousarray(plane).data)
+            yield plane
+
+    def digest(self) -> str | None:
+        """The digest of all voxels; None if each sequence has a single value."""
+        return self._hash.hexdigest() if self._varies else None
+
+
 def percentiles(
     planes: Callable[[], Iterator[npt.NDArray[np.float32]]], shares: tuple[float, float]
 ) -> tuple[float, float]:
@@ -302,17 +329,23 @@ class Volume:
             self._scales = tuple(scale_of(reader, self._options, self.image) for reader in self.readers)
         return self._scales
 
-    def check_values(self) -> None:
+    def check_values(self) -> str | None:
         """Read every voxel once, plane by plane, and keep none.
+
+        Returns:
+            A digest of the voxels of all sequences; None if each sequence has a single value.
 
         Raises:
             DataError: a volume is damaged, or its values do not fit `normalise: none`.
         """
+        seen = _Seen()
         for reader in self.readers:
-            planes = reader.planes()
+            seen.begin(reader.header())
+            planes = seen.passing(reader.planes())
             if self._options.normalise == "none" and reader.header().channels == 1:
                 _whole_range(reader.header(), planes)
             deque(planes, maxlen=0)  # reads the planes that are left
+        return seen.digest()
 
     def pixels(self, number: int) -> npt.NDArray[np.float32]:
         """Slice `number` as the model's input, [H, W, 3] in 0..1.

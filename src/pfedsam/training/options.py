@@ -118,8 +118,8 @@ class TrainingOptions(Options):
     def _teacher_is_another_model(self) -> "TrainingOptions":
         if self.frozen_local and self.distillation.direction == "reversed":
             raise ValueError(
-                "distillation.direction is reversed, but with frozen_local the global phase trains the personal model, which would be its own "
-                "teacher: set training.distillation.direction to forward or off, or training.frozen_local to false"
+                "distillation.direction is reversed, but with frozen_local the global phase trains the personal model, which would be its "
+                "own teacher: set training.distillation.direction to forward or off, or training.frozen_local to false"
             )
         return self
 

@@ -145,6 +145,18 @@ def test_refused_by_name_from_the_header(tmp_path, values, change, message):
     assert CANARY not in str(caught.value)
 
 
+@pytest.mark.parametrize("shape", [(10_000, 10_000, 1), (1, 10_000, 10_000), (10_000, 1, 10_000)])
+def test_a_plane_has_a_largest_size(tmp_path, shape):
+    """A file of 0.1 GB by its header, of which one plane alone would take 1.7 GB as it is processed."""
+    path = write_nifti(tmp_path / "a.nii", VALUES)
+    header = nib.load(path).header
+    header.set_data_shape(shape)
+    header.set_data_dtype(np.uint8)
+    path.write_bytes(header.binaryblock + bytes(4))
+    with pytest.raises(DataError, match="a plane has 100 million, more than 80 million; crop it"):
+        NiftiReader(path)
+
+
 @pytest.mark.parametrize("shape", [(10000, 10000, 10000), (1200, 1000, 1000)])
 def test_what_would_not_fit_is_refused_before_anything_is_decompressed(tmp_path, shape):
     header = nib.nifti1.Nifti1Header()

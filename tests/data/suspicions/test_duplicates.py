@@ -1,10 +1,72 @@
+from pathlib import Path
+
 import faulty_sites as faulty
 import numpy as np
+import pytest
 from PIL import Image
+from volume_files import write_nifti, write_series
+
+from pfedsam.data.check import DataReport, check_sites
+from pfedsam.data.images import ImageOptions
+from pfedsam.data.labels import LabelMap
+from pfedsam.data.manifest import read_site
+from pfedsam.data.split import SplitOptions, split_site
+from pfedsam.data.suspicions import Study
+
+
+def _check(folder: Path) -> DataReport:
+    site = split_site(read_site("a", folder, masks_required=False), SplitOptions(), 0)
+    return check_sites([site], Study(LabelMap({"organ": [1]}), ImageOptions(), validation=False))
+
+
+def _mask(number: int) -> np.ndarray:
+    mask = np.zeros((16, 16, 4), np.uint8)
+    mask[2 : 9 + number, 3:10, 1:3] = 1
+    return mask
 
 
 def test_blank_pictures_are_not_equal_pictures(tmp_path):
     faulty.clean_study(tmp_path)
     for name in ("c00", "c01", "c02"):
         Image.fromarray(np.full((48, 56), 200, np.uint8)).save(tmp_path / "b" / "images" / f"{name}.png")
-    assert faulty.read_and_check(tmp_path).warnings == ()
+    assert not any("equal" in warning for warning in faulty.read_and_check(tmp_path).warnings)
+
+
+@pytest.mark.parametrize(("shift", "found"), [(0, True), (1, False)])
+def test_one_volume_under_two_patients_on_two_sides_of_the_split_is_an_error(tmp_path, shift, found):
+    """Every volume is there twice, with the masks of two raters; a volume whose voxels differ by one value is another volume."""
+    values = np.random.default_rng(0)
+    for number in range(4):
+        image = values.integers(0, 100, (16, 16, 4)).astype(np.int16)
+        for rater in (0, 1):
+            write_nifti(tmp_path / f"images/{'pq'[rater]}{number}.nii", image + shift * rater)
+            write_nifti(tmp_path / f"masks/{'pq'[rater]}{number}.nii", np.roll(_mask(number), 2 * rater, axis=1))
+    problems = _check(tmp_path).problems
+    assert [("equal volumes under two patients" in one and "two sides of the split" in one) for one in problems] == (
+        [True] * found
+    )
+
+
+@pytest.mark.parametrize(
+    ("identifiers", "warned"),
+    [
+        (["A", "A", "B", "C"], True),  # p0 and p1 are one patient
+        (["A", "B", "C", "D"], False),
+        (["A", "A", "A", "A"], False),  # an anonymiser's placeholder
+        (["", "", "A", "B"], False),
+    ],
+)
+def test_dicom_cases_of_one_patient_under_several_names(tmp_path, identifiers, warned):
+    values = np.random.default_rng(0)
+    for number, identifier in enumerate(identifiers):
+        image = values.integers(0, 100, (16, 16, 4)).astype(np.int16)
+        write_series(
+            tmp_path / f"images/p{number}", image, change=lambda one, _, to=identifier: setattr(one, "PatientID", to)
+        )
+    found = [one for one in _check(tmp_path).warnings if "PatientID" in one]
+    assert len(found) == warned
+    assert all("'p0' (patient 'p0') and 'p1' (patient 'p1')" in one for one in found)
+    (tmp_path / "manifest.csv").write_text(
+        "image,mask,patient\n" + "".join(f"images/p{i},,{name or i}\n" for i, name in enumerate(identifiers))
+    )
+    assert not any("PatientID" in one for one in _check(tmp_path).warnings)

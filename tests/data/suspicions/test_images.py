@@ -22,6 +22,22 @@ def test_a_small_range_does_not_matter_where_contrast_is_stretched(tmp_path):
     assert faulty.read_and_check(tmp_path, image=ImageOptions(contrast="percentile")).warnings == ()
 
 
+def test_images_of_a_single_value_are_named(tmp_path: Path) -> None:
+    """A black and a bright picture, and a volume of zeros, among images with content."""
+    for name, values in (
+        ("a", np.zeros((8, 9), np.uint8)),
+        ("b", np.full((8, 9), 200, np.uint8)),
+        ("c", np.arange(72, dtype=np.uint8).reshape(8, 9)),
+    ):
+        (tmp_path / "a/images").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(tmp_path / f"a/images/{name}.png")
+    write_nifti(tmp_path / "a/images/d.nii", np.zeros((8, 9, 5), np.int16))
+    write_nifti(tmp_path / "a/images/e.nii", np.arange(360, dtype=np.int16).reshape(8, 9, 5))
+    site = split_site(read_site("a", tmp_path / "a", masks_required=False), SplitOptions(), 0)
+    warnings = check_sites([site], Study(labels=LabelMap({"liver": [1]}), image=ImageOptions())).warnings
+    assert ["'a', 'b', 'd': 3 of 5 image(s) have a single value" in one for one in warnings].count(True) == 1
+
+
 def test_masks_that_are_turned_like_their_images_are_no_fault(tmp_path):
     faulty.clean_study(tmp_path)
     faulty.exif_half_turn(tmp_path)

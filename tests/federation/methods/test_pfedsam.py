@@ -120,7 +120,9 @@ def test_nobody_teaches_in_both_directions_in_one_phase() -> None:
 
 @pytest.mark.parametrize("form", ["decoupled", "joint"])
 def test_no_model_is_its_own_teacher(form: str) -> None:
-    with pytest.raises(ValidationError, match="would be its own teacher: set training.distillation.direction to forward"):
+    with pytest.raises(
+        ValidationError, match=r"would be its own teacher: set training\.distillation\.direction to forward"
+    ):
         options(phases=form, frozen_local=True, distillation={"direction": "reversed"})
 
 

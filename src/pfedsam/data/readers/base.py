@@ -26,6 +26,8 @@ Pictures: TypeAlias = frozenset[tuple[str, int]]
 """DICOM pictures: SOP instance, and number of the frame from 1, or 0 for all of a file. They are compared, never shown."""
 DIRECTION_TOLERANCE: Final = 0.01
 """Difference of each component of two unit vectors that count as equal."""
+_MOST_PIXELS: Final = 80_000_000
+"""Largest number of voxels of a plane, for which about 1.4 GB are needed."""
 _LARGEST_VALUE: Final = float(np.finfo(np.float32).max) / 8
 """Largest size of a grey value, so that the normalisation, at most six standard deviations of the values, is finite in float32."""
 
@@ -51,6 +53,8 @@ class Header:
     """Whether the affine is that of the file, and not only made of the voxel sizes of a file without orientation."""
     pictures: Pictures = field(default=frozenset(), repr=False)
     """The DICOM pictures that the volume consists of."""
+    patient: str | None = field(default=None, repr=False)
+    """Digest of the DICOM PatientID; None if the file has none. It is compared, never shown."""
     left_out: Pictures = field(default=frozenset(), repr=False)
     """Pictures of the series at the same positions that were not chosen: other times or echoes."""
 
@@ -149,8 +153,10 @@ def check_affine(affine: Affine, whose: str) -> None:
 def check_size(shape: Shape, itemsize: int, max_gigabytes: float, whose: str = "its") -> None:
     """Refuse a volume, not yet decoded, that is larger than the limit; `whose` begins the message.
 
+    A plane is processed as a whole, with several numbers of eight bytes a pixel, so that the size of a plane has a limit of its own.
+
     Raises:
-        DataError: the volume is too large or has an empty axis.
+        DataError: the volume or a plane of it is too large, or it has an empty axis.
     """
     if min(shape) < 1:
         raise DataError(
@@ -163,6 +169,12 @@ def check_size(shape: Shape, itemsize: int, max_gigabytes: float, whose: str = "
         raise DataError(
             f"{whose} header gives {_by(shape)} voxels, which is {voxels * itemsize / 1e9:.3g} GB, more than {max_gigabytes:g} GB; crop "
             "it, or raise data.volume.max_gigabytes if the memory is there"
+        )
+    largest = sorted(map(int, shape))[-2:]
+    if largest[0] * largest[1] > _MOST_PIXELS:
+        raise DataError(
+            f"{whose} header gives {_by(shape)} voxels, so that a plane has {largest[0] * largest[1] / 1e6:.0f} million, more than "
+            f"{_MOST_PIXELS / 1e6:.0f} million; crop it, or save it with larger voxels"
         )
 
 

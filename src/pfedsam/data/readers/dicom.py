@@ -309,6 +309,7 @@ class DicomReader:
             channels,
             self.series.frame_of_reference,
             pictures=pictures,
+            patient=self.series.patient,
             left_out=of_series - pictures,
         )
 

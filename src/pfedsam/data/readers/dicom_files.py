@@ -106,6 +106,8 @@ class Series:
     """Description in lower case, compared with the option `series`; never shown."""
     uid: str | None = field(repr=False)
     """SeriesInstanceUID, compared with the option `series`; never shown."""
+    patient: str | None = field(default=None, repr=False)
+    """Digest of the PatientID, compared with those of other cases; never shown. None if the pictures have none, or several."""
 
     def summary(self) -> str:
         """Text for a message, which contains only numbers and the modality."""
@@ -350,7 +352,7 @@ def _series(number: int, members: Sequence[_Picture]) -> Series:
     head, first = members[0]
     heads = {id(one): one for one, _ in members}.values()
     with reading_fields(first.path):
-        samples = int(number_of(head.get("SamplesPerPixel"), 1))
+        samples, patients = int(number_of(head.get("SamplesPerPixel"), 1)), _values_of(heads, "PatientID")
         return Series(
             number=number,
             planes=tuple(plane for _, plane in members),
@@ -367,6 +369,7 @@ def _series(number: int, members: Sequence[_Picture]) -> Series:
             started=_started(heads),
             words=f"{head.get('SeriesDescription', '')} {head.get('ProtocolName', '')}".lower(),
             uid=str(head.get("SeriesInstanceUID", "")) or None,
+            patient=next(iter(patients)) if len(patients) == 1 else None,
         )
 
 

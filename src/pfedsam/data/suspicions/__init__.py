@@ -1,6 +1,6 @@
 """Data that can be read and are probably wrong: each check looks for one kind of fault in the facts of the sites.
 
-A finding names the site, its cases and what to do. Most findings are warnings, because the data may be meant that way. A picture on two
+A finding names the site, its cases and what to do. Most findings are warnings, because the data may be meant that way. An image on two
 sides of the split is an error, because a score on it would measure memory instead of generalisation.
 """
 
@@ -17,8 +17,10 @@ _CHECKS: Final[tuple[StudyCheck, ...]] = (
     at_each_site(images.small_range),
     at_each_site(names.pattern_partly),
     at_each_site(names.tile_names),
-    duplicates.equal_pictures,
+    at_each_site(images.single_value),
+    duplicates.equal_images,
     duplicates.equal_masks,
+    at_each_site(duplicates.one_patient),
     at_each_site(images.exif_masks),
     at_each_site(classes.absent_class),
     classes.foreground_share,

@@ -1,11 +1,11 @@
-"""Checks for equal content under different names: pictures with equal pixels, and volumes with equal masks."""
+"""Checks for equal content under different names: equal images, volumes with equal masks, and one patient under several names."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Literal, TypeAlias
 
 from pfedsam.data.facts import CaseFacts, SiteFacts
-from pfedsam.data.suspicions.finding import Finding, Study
+from pfedsam.data.suspicions.finding import Finding, Study, case_ids
 
 _Group: TypeAlias = Sequence[CaseFacts]
 """Two or more cases of equal content, in the order of the sites."""
@@ -20,16 +20,17 @@ _REMEDIES: Final[dict[_Level, str]] = {
 }
 
 
-def equal_pictures(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
-    """Pictures with equal pixels under two names, patients or sites; an error where they are on two sides of the split."""
+def equal_images(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
+    """Equal pictures or volumes under two names, patients or sites; an error where they are on two sides of the split."""
     del study
-    similar: dict[tuple[str, _Level, bool], list[_Group]] = defaultdict(list)
+    similar: dict[tuple[str, _Level, bool, bool], list[_Group]] = defaultdict(list)
     for group in _equal_cases(sites, lambda one: one.content):
         sides = {one.case.split for one in group} - _NO_SIDE
-        similar[group[0].case.site, _level(group), len(sides) > 1].append(group)
-    for (site, level, leak), groups in similar.items():
+        first = group[0].case
+        similar[first.site, _level(group), len(sides) > 1, first.volume].append(group)
+    for (site, level, leak, _), groups in similar.items():
         text = _leak_text(groups, level) if leak else _equal_text(groups, level)
-        yield Finding(site, "equal pictures", text, _cases_at_first_site(groups), error=leak)
+        yield Finding(site, "equal images", text, _cases_at_first_site(groups), error=leak)
 
 
 def equal_masks(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
@@ -49,6 +50,29 @@ def equal_masks(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
             "of one patient, who can end up on two sides of the split; name the sequences of a case by data.volume.channels, or give them "
             "the same patient",
             _cases_at_first_site(groups),
+        )
+
+
+def one_patient(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """DICOM cases of one PatientID that count as several patients.
+
+    Where all cases of a site have the same PatientID, it was written by an anonymiser and says nothing.
+    """
+    del study
+    by_digest: dict[str, list[CaseFacts]] = defaultdict(list)
+    for one in facts.cases:
+        if one.patient_digest is not None:
+            by_digest[one.patient_digest].append(one)
+    several = [group for group in by_digest.values() if len({one.case.patient for one in group}) > 1]
+    if len(by_digest) > 1 and several:
+        first, second = _differing_pair(several[0])
+        yield Finding(
+            facts.name,
+            "one patient under several names",
+            f"{first.case.id!r} (patient {first.case.patient!r}) and {second.case.id!r} (patient {second.case.patient!r}) have the same "
+            f"PatientID in their DICOM files{_more(several)}, so that one patient can end up on two sides of the split; give both the same "
+            "patient, by the manifest or by data.patient_pattern",
+            case_ids([one for group in several for one in group]),
         )
 
 
@@ -83,7 +107,7 @@ def _leak_text(groups: Sequence[_Group], level: _Level) -> str:
 
 def _same_content(pair: tuple[CaseFacts, CaseFacts], level: _Level) -> str:
     first, second = (f"{one.case.id!r} ({_origin(one, level)})" for one in pair)
-    return f"equal pictures under two {level}: {first} and {second} have the same content"
+    return f"equal {'volumes' if pair[0].case.volume else 'pictures'} under two {level}: {first} and {second} have the same content"
 
 
 def _more(groups: Sequence[_Group]) -> str:

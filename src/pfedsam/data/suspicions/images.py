@@ -1,4 +1,4 @@
-"""Checks of the images of one site: their range of values, their orientation and their spacing."""
+"""Checks of the images of one site: their values, their orientation and their spacing."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -30,6 +30,20 @@ def small_range(facts: SiteFacts, study: Study) -> Iterator[Finding]:
                 "almost black to the model; set data.image.contrast: percentile, or export them with their full range",
                 tuple(dark),
             )
+
+
+def single_value(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """Images without content: all pixels or voxels have the same value."""
+    del study
+    found = [one for one in facts.cases if one.constant]
+    if found:
+        yield Finding(
+            facts.name,
+            "single value",
+            f"{len(found)} of {len(facts.cases)} image(s) have a single value everywhere, so that nothing can be seen in them; export them "
+            "again, or take the cases out",
+            case_ids(found),
+        )
 
 
 def _dark_images(facts: SiteFacts, bits: int) -> dict[str, float]:
