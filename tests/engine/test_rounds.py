@@ -342,6 +342,36 @@ def test_a_rejected_site_is_named_and_changes_no_bit_of_the_others(
 
 
 @pytest.mark.slow
+def test_the_size_of_a_refused_message_is_not_that_of_the_study(study: Path, scripted: ScriptedSites) -> None:
+    bad = scripted.names[0]
+    scripted.change = lambda site, task, round_, wire: (
+        {**wire, "update": b"x" * 10**6} if site == bad and task == "train" else wire
+    )
+    StudyRun(study, scripted).run()
+    sizes = [row["up_bytes"] for row in rows(study, "aggregate")]
+    assert sizes[-1][bad] == 10**6
+    reported = json.loads((study / "summary.json").read_text())["communication"]["up_bytes_per_site_round"]
+    assert reported == max(size for site, size in sizes[-1].items() if site != bad)
+
+
+def test_a_round_with_too_few_updates_for_the_method_names_the_refused_site_and_is_repeated(
+    tmp_path: Path, options: RunOptions
+) -> None:
+    """A trimmed mean that discards a third at each end needs all three sites; one of them sends an update that cannot be read."""
+    changes = {"method": "trimmed-mean", "method_options": {"trimmed-mean": {"trimmed_share": 0.34}}}
+    trimmed = RunOptions.model_validate(options.model_dump() | changes)
+    study = create_study(trimmed, tmp_path / "studies", RoundPolicy(quorum=2))
+    sites = ScriptedSites(read_manifest(study / "manifest.json"), list(options.data.sites))
+    sites.change = lambda site, task, round_, wire: (
+        HOSTILE["another update"](wire) if site == sites.names[0] and task == "train" and round_ == 1 else wire
+    )
+    with pytest.raises(QuorumError, match=r"2 accepted update.*trimmed-mean needs at least 3"):
+        StudyRun(study, sites).run()
+    assert sites.names[0] in rows(study, "aggregate")[-1]["rejected"]
+    sites.change = lambda site, task, round_, wire: wire
+    assert StudyRun(study, sites).run() == "finished"
+
+
 def test_late_replies_are_counted_and_named(study: Path, scripted: ScriptedSites, with_page: None) -> None:
     scripted.away = lambda site, task, round_: site == scripted.names[0] and (task, round_) == ("train", 1)
     scripted.late = {scripted.names[0]: 1}

@@ -85,6 +85,20 @@ def test_a_validation_comes_back_equal_and_an_older_study_gets_no_more_than_it_l
     assert set(from_validation(found, names[:2])) == set(names[:2])
 
 
+def test_a_site_cannot_keep_the_model_of_a_later_round() -> None:
+    names = ("dice.personal", "kept_round")
+    assert to_validation({"dice.personal": 0.5, "kept_round": 7}, names, 7).kept == 7
+    with pytest.raises(UpdateError, match="keeps the model of a round after 8"):
+        to_validation({"dice.personal": 0.5, "kept_round": 8}, names, 7)
+
+
+@pytest.mark.parametrize("value", [1e11, -1e11])
+def test_a_volume_that_no_image_has_is_refused(value: float) -> None:
+    check_values({"test.personal.class.a.volume_difference": -1e9})
+    with pytest.raises(UpdateError, match="volume_difference a value that it cannot have"):
+        check_values({"test.personal.class.a.volume_difference": value})
+
+
 def test_what_a_site_annotates_comes_back_and_an_older_site_annotates_all() -> None:
     classes, names = ("organ", "a.b"), ("cases", "annotates.organ", "annotates.a.b")
     said = over_the_wire(from_registration(7, classes, LabelForm((True, False)), names))

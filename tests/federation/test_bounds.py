@@ -39,6 +39,29 @@ def test_an_update_above_three_medians_is_scaled_down_to_that() -> None:
     assert [change_norm(START, one.tensors) for one in found.updates] == pytest.approx([1.0, 1.0, 1.0, 3.0])
 
 
+@pytest.mark.parametrize("honest", [1, 2, 3])
+def test_a_hostile_norm_is_not_its_own_yardstick(honest: int) -> None:
+    """Honest norms of 1 and a hostile one of 1599, which is scaled to 3 also where it is one of two."""
+    updates = [Update(f"h{i}", 0, {"w": torch.zeros(3), "v": torch.ones(1)}, 10) for i in range(honest)]
+    found = bound_updates([*updates, moved("z", 1599.0)], START, Limits(1600.0, 3.0, 0.5))
+    assert found.scaled == {"z": pytest.approx(3 / 1599)}
+    assert change_norm(START, found.updates[-1].tensors) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("cases", "share"),
+    [
+        ({"a": 2, "b": 68, "c": 27}, 1 / 3),
+        ({"a": 10, "b": 13, "c": 11}, 1 / 3),
+        ({"a": 30, "b": 13, "c": 10**6, "d": 12}, 0.3),
+    ],
+)
+def test_rounding_weights_does_not_exceed_the_largest_share(cases: dict[str, int], share: float) -> None:
+    found = bound_updates([moved(site, 1.0, n) for site, n in cases.items()], START, Limits(10.0, 3.0, share))
+    weights = [one.cases for one in found.updates]
+    assert max(weights) / sum(weights) <= share * (1 + 1e-5)
+
+
 def test_a_site_that_weighs_twice_an_even_share_is_held_to_half_of_that() -> None:
     """One of four with half of the weight: its limit is 3 x 1 x (1/4) / (1/2)."""
     norms, weights = dict.fromkeys("abcd", 1.0) | {"d": 10.0}, {"a": 1, "b": 1, "c": 1, "d": 3}

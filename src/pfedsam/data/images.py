@@ -334,9 +334,10 @@ def _decoded(path: Path, page: tifffile.TiffPage) -> npt.NDArray[Any]:
     except ValueError as exc:
         if "imagecodecs" not in str(exc):
             raise
+        compression = tifffile.COMPRESSION(page.compression).name
         raise DataError(
-            f"its image {path.name!r} is a 16-bit RGB TIFF with the compression {tifffile.COMPRESSION(page.compression).name}, which is not read; save it "
-            "without compression or with Deflate"
+            f"its image {path.name!r} is a 16-bit RGB TIFF with the compression {compression}, which is not read; save it without "
+            "compression or with Deflate"
         ) from exc
 
 

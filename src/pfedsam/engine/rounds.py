@@ -33,7 +33,7 @@ from pfedsam.evaluation.summary import SiteSummary
 from pfedsam.experiment.build import BuiltModel, build_labels, build_method, build_model, build_roster
 from pfedsam.experiment.load import read_config
 from pfedsam.experiment.options import RunOptions
-from pfedsam.federation.aggregation import Annotations, NothingToAverageError, check_registration, open_messages
+from pfedsam.federation.aggregation import Annotations, TooFewUpdatesError, check_registration, open_messages
 from pfedsam.federation.bounds import MAX_SHARE, MEDIAN_FACTOR, NO_LIMITS, Limits
 from pfedsam.federation.data_summary import to_site_summary
 from pfedsam.federation.manifest import WITHOUT_PARAMETERS, StudyManifest, Task, read_manifest
@@ -240,19 +240,22 @@ class StudyRun:
         self._summaries.keep(self._read(records, "summarize", 0, {one: (one, r) for one, r in replies.items()}, read))
 
     def _check_classes(self) -> None:
-        """Refuse to begin a study in which no site annotates some class.
+        """Refuse to begin a study in which too few sites annotate some class.
 
         Raises:
-            QuorumError: a class is annotated at none of the sites that joined.
+            QuorumError: a class is annotated at none of the sites that joined, or at fewer than the method's server step needs.
         """
-        nowhere = [
-            n for n in build_labels(self.options).names if all(n in self._missing[site] for site in self.present)
-        ]
-        if self.state.round == 0 and nowhere:
-            raise QuorumError(
-                f"class {nowhere[0]!r} is annotated at none of the sites that joined ({', '.join(self.present)}), so that nothing can "
-                "learn it. Submit the study again when a site that annotates it is there, or a study without the class."
-            )
+        if self.state.round > 0:
+            return
+        least = build_method(self.options).server.least_updates
+        for name in build_labels(self.options).names:
+            there = [site for site in self.present if name not in self._missing[site]]
+            if len(there) < min(least, len(self.present)):
+                raise QuorumError(
+                    f"class {name!r} is annotated at {len(there) or 'none'} of the sites that joined ({', '.join(self.present)}), and the "
+                    f"method {self.options.method} needs {least} to learn it. Submit the study again when enough sites that annotate it "
+                    "are there, or a study without the class."
+                )
 
     def _round(self, records: RecordWriter) -> None:
         current, started, there = self.state, time.monotonic(), self._sites_for("train")
@@ -280,24 +283,27 @@ class StudyRun:
             return replace(current, round=current.round + 1)
         messages = {site: reply.update for site, reply in replies.items()}
         updates, rejected = open_messages(messages, spec, current.shared, self.limits)
+        registered = {site: self.registered[site] for site in self.present}
+        annotations = Annotations(self.manifest.class_tensors, self._missing)
+        step = build_method(self.options).server
         try:
-            registered = {site: self.registered[site] for site in self.present}
-            annotations = Annotations(self.manifest.class_tensors, self._missing)
-            step = build_method(self.options).server
             state, result = aggregate(current, updates, spec, registered, step, self.limits, annotations)
-            accepted, rejected, scaled = result.accepted, {**rejected, **result.rejected}, result.scaled
-        except NothingToAverageError as error:
-            state, accepted, rejected, scaled = current, (), {**rejected, **error.rejected}, {}
-        record_aggregate(records, current.round, accepted, rejected, messages, scaled)
+        except TooFewUpdatesError as error:
+            state, result = current, error.result
+        rejected |= result.rejected
+        record_aggregate(records, current.round, result.accepted, rejected, messages, result.scaled)
         if rejected:
             _LOG.warning("round %d: update refused: %s", current.round + 1, " ".join(rejected.values()))
-        self._check_quorum(len(accepted), current.round, rejected)
+        self._check_quorum(len(result.accepted), current.round, rejected, least=step.least_updates)
         return state
 
-    def _check_quorum(self, accepted: int, round_: int, rejected: Mapping[str, str]) -> None:
-        if accepted < self.policy.quorum:
+    def _check_quorum(self, accepted: int, round_: int, rejected: Mapping[str, str], *, least: int = 1) -> None:
+        if accepted < max(self.policy.quorum, least):
+            needed = f"the quorum is {self.policy.quorum}"
+            if least > self.policy.quorum:
+                needed = f"the method {self.options.method} needs at least {least}"
             raise QuorumError(
-                f"round {round_ + 1} has {accepted} accepted update(s); the quorum is {self.policy.quorum}. "
+                f"round {round_ + 1} has {accepted} accepted update(s); {needed}. "
                 f"{' '.join(rejected.values())} The shared parameters stay as they were before it. Go on from there by submitting the "
                 "study again, or a run of this machine with --resume."
             )
@@ -308,7 +314,7 @@ class StudyRun:
         replies = self._ask(records, "validate", round_, sites, self.policy.deadline_s)
         names = self.manifest.scalar_metrics["validate"]
         found = self._read(
-            records, "validate", round_, replies, lambda reply: to_validation(reply.scalar_metrics, names)
+            records, "validate", round_, replies, lambda reply: to_validation(reply.scalar_metrics, names, round_)
         )
         for site, validation in found.items():
             record_validation(records, round_, site, validation)
@@ -363,9 +369,9 @@ class StudyRun:
         self._tell("finished")
 
     def _communication(self) -> Communication:
-        """Bytes of the last round's messages (of an update's values if there was none), in total and by component."""
-        records = read_records(self.folder.path / "records.jsonl")
-        sent = [max(r["up_bytes"].values(), default=0) for r in records if r["kind"] == "aggregate"]
+        """Bytes of the last round's accepted messages (of an update's values if there was none), in total and by component."""
+        records = [r for r in read_records(self.folder.path / "records.jsonl") if r["kind"] == "aggregate"]
+        sent = [max((r["up_bytes"].get(site, 0) for site in r["accepted"]), default=0) for r in records]
         by_component = self.manifest.component_bytes()
         return Communication(
             up_bytes_per_site_round=(sent[-1] if sent else 0) or sum(by_component.values()),

@@ -32,6 +32,8 @@ _KEPT: Final = "kept_round"
 _PLAIN: Final = "uses_shared"
 _ROUNDING: Final = 1e-6
 _LARGEST_DISTANCE: Final = 1e9
+_LARGEST_VOLUME: Final = 1e10
+"""In ml, mm2 or pixels; the largest volume that is read has fewer voxels."""
 _LARGEST_LOSS: Final = 1e38
 _UNITS: Final[tuple[SummaryUnit, ...]] = ("mm", "px", "mixed")
 _VOLUME_UNITS: Final[tuple[SummaryVolumeUnit, ...]] = ("ml", "mm2", "px", "mixed")
@@ -160,6 +162,8 @@ def _allowed_range(name: str) -> _Range:
         return _Range(0, 1 + _ROUNDING)
     if last in _DISTANCES:
         return _Range(0, _LARGEST_DISTANCE)
+    if last == "volume_difference":
+        return _Range(-_LARGEST_VOLUME, _LARGEST_VOLUME)
     return _Range(-_LARGEST_LOSS, _LARGEST_LOSS)
 
 
@@ -199,14 +203,25 @@ def from_validation(found: Validation, names: Sequence[str]) -> dict[str, float 
     return {name: value for name, value in scalar_metrics.items() if name in names}
 
 
-def to_validation(scalar_metrics: ScalarMetrics, names: Sequence[str]) -> Validation:
-    """The validation in these metrics, in the order of the allowed names; the inverse of `from_validation`."""
+def to_validation(scalar_metrics: ScalarMetrics, names: Sequence[str], round_: int = MAX_ROUND) -> Validation:
+    """The validation in these metrics, in the order of the allowed names; the inverse of `from_validation`.
+
+    Args:
+        scalar_metrics: the metrics of a reply.
+        names: the allowed names.
+        round_: the round after which the validation took place.
+
+    Raises:
+        UpdateError: the site says that it keeps the model of a later round.
+    """
     dice = {
         name.removeprefix("dice."): scalar_metrics[name]
         for name in names
         if name in scalar_metrics and name.startswith("dice.")
     }
     kept = scalar_metrics.get(_KEPT)
+    if kept is not None and kept > round_:
+        raise UpdateError(f"its reply says that it keeps the model of a round after {round_ + 1}, the present one.")
     uses: Model = "shared" if scalar_metrics.get(_PLAIN) else "personal"
     return Validation(dice, None if kept is None else max(0, int(kept)), uses)
 

@@ -119,11 +119,12 @@ def combine_by_class(
     combine: Combine = mean_of,
     *,
     max_share: float = 1.0,
+    least: int = 1,
 ) -> list[Update]:
     """Combine the parameters of each class that some of the sites do not annotate, over the sites that annotate it.
 
-    Every returned update has the combined values for such a class, so that whatever server step follows gets them from all sites. If no
-    site of the round annotates the class, they are the values that were broadcast. All other values are unchanged.
+    Every returned update has the combined values for such a class, so that whatever server step follows gets them from all sites. If fewer
+    than `least` sites of the round annotate the class, they are the values that were broadcast. All other values are unchanged.
 
     Args:
         updates: the accepted updates.
@@ -131,13 +132,16 @@ def combine_by_class(
         received: the shared tensors that were broadcast.
         combine: how the server step combines the values of several sites.
         max_share: the largest weight of one of the sites that annotate a class, as a share of the sum, if there are enough of them.
+        least: the smallest number of sites whose values can be combined.
     """
     ordered = sorted(updates, key=lambda update: update.site)
     partial = annotations.partial([one.site for one in ordered])
     if not partial:
         return list(updates)
     weights = {
-        name: cap_shares({one.site: one.cases for one in ordered if one.site in there}, max_share)
+        name: cap_shares(
+            {one.site: one.cases for one in ordered if one.site in there and len(there) >= least}, max_share
+        )
         for name, there in partial.items()
     }
     changed: dict[str, dict[str, Tensor]] = {one.site: {} for one in ordered}
@@ -176,15 +180,23 @@ def _with_combined_rows(
     return result
 
 
-class NothingToAverageError(RunError):
-    """No update of a round was accepted; `rejected` contains the reason for each site."""
+class TooFewUpdatesError(RunError):
+    """Fewer updates of a round were accepted than the method's server step needs."""
 
-    def __init__(self, round_: int, rejected: Mapping[str, str]) -> None:
-        reasons = " ".join(rejected.values()) or "No site sent an update."
+    def __init__(self, round_: int, result: AggregationResult, least: int) -> None:
+        """State what is missing.
+
+        Args:
+            round_: the round, counted from 0.
+            result: the accepted updates, which are not used, and the reasons for the rejected ones.
+            least: the number of updates that the server step needs.
+        """
+        reasons = " ".join(result.rejected.values()) or "No other site sent an update."
         super().__init__(
-            f"round {round_ + 1} has no update to average; the shared parameters stay as they are. {reasons}"
+            f"round {round_ + 1} has {len(result.updates)} accepted update(s), and the method's server step needs at least {least}; the "
+            f"shared parameters stay as they are. {reasons}"
         )
-        self.rejected = dict(rejected)
+        self.result = result
 
 
 def accept(
@@ -209,15 +221,12 @@ def accept(
         limits: bounds on a site's update.
 
     Raises:
-            NothingToAverageError: no update was accepted.
             RunError: a registered number of training cases is not allowed.
     """
     check_registration(registered)
     accepted, rejected = screen(updates, spec, round=round, registered=registered)
     bounded = bound_updates(accepted, received or {}, limits)
     rejected |= bounded.rejected
-    if not bounded.updates:
-        raise NothingToAverageError(round, rejected)
     return AggregationResult(bounded.updates, rejected, bounded.scaled)
 
 

@@ -5,12 +5,14 @@ Three bounds, applied in this order before the method's server step:
 1. an update whose norm is above the manifest's `max_change` is refused; if its quantization scales alone show that, it is not decoded;
 2. a site's share of the average is at most `max_share`, whatever number of training cases it declares;
 3. an update whose norm is above `median_factor` times the median norm of the round's accepted updates is scaled down to that norm; for a
-   site whose weight is above the even share 1 / n, the limit is lower in the same proportion.
+   site whose weight is above the even share 1 / n, the limit is lower in the same proportion. The median of an even number of norms is the
+   lower one of the two in the middle, because with two updates the higher one would be its own yardstick.
 
 With these bounds the contribution of one of four sites is at most three quarters of the median norm. The parameters of a class that only n
 sites annotate are averaged over these (`federation.aggregation`), with the same largest share of one of them; there the contribution of one
-of n equal sites is at most 3 / n of the median norm. Norm bounding: Sun et al., "Can You
-Really Backdoor Federated Learning?", 2019, section 3, with the median of the round in place of a constant.
+of n equal sites is at most 3 / n of the median norm. Of two sites neither can outvote the other: a site whose update is far too small makes
+the other one's contribution small too, which the record of the round names. Norm bounding: Sun et al., "Can You Really Backdoor Federated
+Learning?", 2019, section 3, with the median of the round in place of a constant.
 
 A local run applies none of them: there one person has all data, and all updates are made by the same program.
 """
@@ -27,6 +29,8 @@ from pfedsam.federation.update import Update
 
 MEDIAN_FACTOR = 3.0
 MAX_SHARE = 0.5
+_STEPS = 2**20
+"""Whole numbers for one case, in which weights are expressed if a share is limited, so that rounding them does not exceed the limit."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class BoundedUpdates:
     """The updates of a round after the bounds were applied."""
 
     updates: tuple[Update, ...]
-    """Their numbers of cases are the weights: the declared numbers, unless a share was too large."""
+    """Their numbers of cases are the weights: the declared numbers or, if a share was too large, larger numbers in another proportion."""
     scaled: Mapping[str, float]
     """Site -> the factor by which its change was scaled down; only sites whose change was."""
     rejected: Mapping[str, str]
@@ -81,7 +85,9 @@ def bound_updates(updates: Sequence[Update], received: NamedTensors, limits: Lim
             )
     weights = cap_shares({update.site: update.cases for update in accepted}, limits.max_share)
     factors = scale_factors(norms, weights, limits.median_factor)
-    weighed = [replace(update, cases=max(1, math.floor(weights[update.site]))) for update in accepted]
+    capped = any(weights[update.site] != update.cases for update in accepted)
+    steps = _STEPS if capped else 1
+    weighed = [replace(update, cases=max(1, math.floor(weights[update.site] * steps))) for update in accepted]
     bounded = tuple(_scale(update, received, factors.get(update.site, 1.0)) for update in weighed)
     return BoundedUpdates(bounded, factors, rejected)
 
@@ -110,7 +116,7 @@ def scale_factors(
     """Site -> factor below 1, for each site whose update is too large compared with those of the other sites."""
     if median_factor is None or not norms:
         return {}
-    median, total = statistics.median(norms.values()), sum(weights.values())
+    median, total = statistics.median_low(norms.values()), sum(weights.values())
     factors = {}
     for site, norm in norms.items():
         limit = median_factor * median * min(1.0, total / (len(norms) * weights[site]))

@@ -7,12 +7,12 @@ from typing import Protocol
 from torch import Tensor
 
 from pfedsam.core import tensors
-from pfedsam.core.errors import RunError
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.federation.aggregation import (
     ALL_ANNOTATED,
     AggregationResult,
     Annotations,
+    TooFewUpdatesError,
     accept,
     combine_by_class,
     mean_of,
@@ -124,21 +124,13 @@ def aggregate(
         annotations: which parameters belong to single classes, and which classes each site does not annotate.
 
     Raises:
-            RunError: too few updates were accepted, or too few from sites that annotate a class; `state` stays valid, and the run can
-                continue from it.
+            TooFewUpdatesError: fewer updates were accepted than the server step needs; `state` stays valid.
+            RunError: a registered number of training cases is not allowed.
     """
     result = accept(updates, spec, round=state.round, registered=registered, received=state.shared, limits=limits)
     if len(result.updates) < step.least_updates:
-        raise RunError(
-            f"round {state.round + 1} has {len(result.updates)} accepted update(s); the method's server step needs at least "
-            f"{step.least_updates}. The shared parameters stay as they are; continue the run when enough sites take part. "
-            + " ".join(result.rejected.values())
-        )
-    for name, sites in annotations.partial(result.accepted).items():
-        if 0 < len(sites) < step.least_updates:
-            raise RunError(
-                f"round {state.round + 1} has {len(sites)} accepted update(s) of sites that annotate {name!r}; the method's server step "
-                f"needs at least {step.least_updates}. The shared parameters stay as they are; continue the run when enough take part."
-            )
-    by_class = combine_by_class(result.updates, annotations, state.shared, step.combine, max_share=limits.max_share)
+        raise TooFewUpdatesError(state.round, result, step.least_updates)
+    by_class = combine_by_class(
+        result.updates, annotations, state.shared, step.combine, max_share=limits.max_share, least=step.least_updates
+    )
     return step.apply(state, by_class), result
