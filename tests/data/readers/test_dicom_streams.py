@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
+from pydicom.pixels.utils import pack_bits
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 from volume_files import all_planes, set_pixels, write_series
 
@@ -168,3 +169,37 @@ def _deflated_part(content: bytes) -> bytes:
     part = content[144 + int.from_bytes(content[140:144], "little") :]
     assert zlib.decompress(part, -zlib.MAX_WBITS)
     return part
+
+
+def _bits(rows: int, columns: int, frames: int):
+    """Pictures [frame, row, column] of one bit a pixel, and the change that writes them into a file."""
+    bits = np.random.default_rng(rows * columns).integers(0, 2, (frames, rows, columns)).astype(np.uint8)
+
+    def change(dataset: Dataset, _: int) -> None:
+        dataset.Rows, dataset.Columns, dataset.NumberOfFrames = rows, columns, frames
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 1, 1, 0
+        dataset.PixelData = pack_bits(bits.ravel())
+        dataset["PixelData"].VR = "OB"
+
+    return bits, change
+
+
+@pytest.mark.parametrize("columns", range(1, 17))
+@pytest.mark.parametrize("rows", [1, 3, 5])
+def test_pictures_of_one_bit_a_pixel_are_packed_without_a_gap(tmp_path, rows, columns):
+    bits, change = _bits(rows, columns, frames=9)
+    (path,) = write_series(tmp_path / "s", GREY[..., None], change=change).iterdir()
+    dataset = open_dataset(path)
+    np.testing.assert_array_equal([decode_frame(dataset, frame) for frame in range(9)], bits)
+    np.testing.assert_array_equal(pydicom.dcmread(path).pixel_array, bits)  # all frames at once
+
+
+def test_pictures_of_one_bit_a_pixel_that_are_cut_off_are_told(tmp_path):
+    bits, change = _bits(5, 7, frames=4)  # 140 bits in 18 bytes
+    (path,) = write_series(tmp_path / "s", GREY[..., None], change=change).iterdir()
+    dataset = open_dataset(path)
+    np.testing.assert_array_equal(decode_frame(dataset, 3), bits[3])
+    dataset.PixelData = dataset.PixelData[:17]
+    for frame in range(4):
+        with pytest.raises(ValueError, match="the data are too short for their pictures"):
+            decode_frame(dataset, frame)

@@ -1,3 +1,4 @@
+import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
@@ -31,6 +32,21 @@ def test_frames_of_a_seg_are_placed_by_position_and_empty_ones_may_be_missing(tm
     np.testing.assert_array_equal(read_ids(path, image), ids)
     flipped = write_nifti(tmp_path / "a.nii", np.asarray(VALUES[::-1]), _flipped(image.header().affine))
     np.testing.assert_array_equal(read_ids(path, open_volume(flipped, VolumeOptions())), ids[::-1])
+
+
+def test_a_binary_seg_may_have_any_number_of_pixels_and_is_refused_where_it_is_cut_off(tmp_path):
+    """Slices of 7 x 5 pixels begin and end inside bytes, as those of 181 x 217 do; highdicom reads the same."""
+    masks = np.random.default_rng(2).integers(0, 2, (6, 7, 5)).astype(np.uint8)
+    image = DicomReader(write_series(tmp_path / "ct", np.zeros((7, 5, 6), np.int16)))
+    path = write_seg_of(tmp_path / "m.dcm", image, masks)
+    sources = [plane.instance for plane in image.stack.planes]
+    read = hd.seg.segread(path).get_pixels_by_source_instance(sources, combine_segments=True)
+    np.testing.assert_array_equal(read, masks)
+    np.testing.assert_array_equal(read_ids(path, image), np.moveaxis(masks, 0, 2))
+    dataset = pydicom.dcmread(path)
+    dataset.PixelData = dataset.PixelData[:26]  # 210 bits need 27 bytes
+    dataset.save_as(path)
+    assert_refused(path, image, "'m.dcm' is a damaged or cut off DICOM file")
 
 
 def _flipped(affine: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 Two things may be compressed: the whole data set ("deflated"), or each picture (JPEG, JPEG-LS, JPEG 2000, RLE). The first bytes of a JPEG
 picture of any kind say how large it is. RLE says nothing, but its decoder writes into memory of the size that the header of the file gives.
+
+Pictures of one bit a pixel are packed without a gap, so that a picture may begin inside a byte (DICOM PS3.5, 8.1.1).
 """
 
 import os
@@ -14,6 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeAlias
 
+import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
@@ -88,10 +91,12 @@ def decode_frame(dataset: Dataset, frame: int) -> npt.NDArray[Any]:
     """The stored values of a picture, shape [rows, columns] or [rows, columns, samples]; compressed data are checked before.
 
     Raises:
-        ValueError: the compressed data are of a picture of another shape than the header says, or are damaged; the decoders and `pydicom`
-            raise almost any other error.
+        ValueError: the compressed data are of a picture of another shape than the header says, or are damaged, or the data are cut off; the
+            decoders and `pydicom` raise almost any other error.
     """
     syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated and dataset.BitsAllocated == 1:
+        return _unpack_frame(dataset, frame)
     if syntax.is_encapsulated and syntax != RLELossless:
         expected = int(dataset.Rows), int(dataset.Columns), int(dataset.SamplesPerPixel)
         if codestream_shape(_compressed(dataset, frame)) != expected:
@@ -103,6 +108,22 @@ def decode_frame(dataset: Dataset, frame: int) -> npt.NDArray[Any]:
             raise
         # A decoder in Rust raises a `PanicException`, which is no `Exception`.
         raise ValueError("the decoder gave up") from exc
+
+
+def _unpack_frame(dataset: Dataset, frame: int) -> npt.NDArray[np.uint8]:
+    """The bits [rows, columns] of a picture of one bit a pixel, which `pydicom` cannot read if it ends inside the byte after its last one.
+
+    Raises:
+        ValueError: the data are too short for the pictures of the file, or there are several samples a pixel.
+    """
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    pixels, frames = rows * columns, int(dataset.get("NumberOfFrames") or 1)
+    packed = np.frombuffer(dataset.PixelData, dtype=np.uint8)
+    if packed.size * 8 < pixels * frames or not 0 <= frame < frames or dataset.SamplesPerPixel != 1:
+        raise ValueError("the data are too short for their pictures, or have several samples a pixel")
+    first = frame * pixels
+    bits = np.unpackbits(packed[first // 8 : -(-(first + pixels) // 8)], bitorder="little")
+    return bits[first % 8 : first % 8 + pixels].reshape(rows, columns)
 
 
 def _compressed(dataset: Dataset, frame: int) -> bytes:
