@@ -1,11 +1,13 @@
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from volume_files import write_series
+from volume_files import all_planes, write_series
 
 from pfedsam.core.errors import DataError
+from pfedsam.data.readers.dicom import DicomReader
 from pfedsam.data.readers.dicom_folders import is_dicom, looks_like_dicom, refuse_lost_slices, start_of, visible_files
 
 
@@ -30,7 +32,7 @@ def test_a_pipe_is_no_dicom_and_is_not_waited_for(tmp_path):
 
 
 def test_files_come_in_the_order_of_their_paths_and_links_to_folders_as_they_are(tmp_path):
-    for name in ("s/b/2", "s/a", "s/.hidden", "s/c", "other/1"):
+    for name in ("s/b/2", "s/b/.Trash/3", "s/a", "s/.hidden", "s/.AppleDouble/a", "s/c", "other/1"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     (tmp_path / "s/d").symlink_to(tmp_path / "other")
@@ -38,6 +40,17 @@ def test_files_come_in_the_order_of_their_paths_and_links_to_folders_as_they_are
     found = visible_files(tmp_path / "s")
     assert [str(path.relative_to(tmp_path)) for path in found] == ["s/a", "s/b/2", "s/c", "s/d", "s/e"]
     assert list(visible_files(tmp_path / "s/a")) == [tmp_path / "s/a"]
+
+
+def test_what_hidden_folders_hold_is_no_slice(tmp_path):
+    values = np.arange(120, dtype=np.int16).reshape(6, 5, 4)
+    folder = write_series(tmp_path / "s", values)
+    upright = all_planes(DicomReader(folder))
+    for hidden in (".AppleDouble", ".Trash"):
+        (folder / hidden).mkdir()
+    (folder / ".AppleDouble/IM.dcm").write_bytes(b"\0\5\x16\7" + bytes(40))
+    shutil.copy(next(folder.glob("IM*")), folder / ".Trash")
+    np.testing.assert_array_equal(all_planes(DicomReader(folder)), upright)
 
 
 def test_what_cannot_be_read_is_told(tmp_path):

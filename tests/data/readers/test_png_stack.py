@@ -95,6 +95,17 @@ def test_pictures_whose_order_is_not_clear_are_refused(tmp_path, files, instance
     assert_refused(_pictures(tmp_path / "m", [f"{name}.png" for name in names]), image, CANNOT)
 
 
+def test_hidden_files_that_a_mac_writes_beside_pictures_are_no_slices(tmp_path):
+    image = write_ct(tmp_path / "ct")
+    path = _pictures(tmp_path / "m", [f"{plane.path.name}.png" for plane in image.stack.planes])
+    for picture in list(path.iterdir()):
+        (path / f"._{picture.name}").write_bytes(b"\0\5\x16\7" + bytes(100))
+    np.testing.assert_array_equal(read_ids(path, image), IDS)
+    for picture in path.glob("[!.]*"):
+        picture.unlink()
+    assert_refused(path, image, "'m' is no NIfTI|is damaged")
+
+
 def test_one_picture_is_that_of_the_only_slice(tmp_path):
     for plane in (image := write_ct(tmp_path / "ct")).stack.planes[1:]:
         plane.path.unlink()

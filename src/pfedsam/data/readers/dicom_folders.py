@@ -18,7 +18,7 @@ _TEXT_ENDINGS: Final = frozenset({".txt", ".log", ".csv", ".json", ".xml", ".yam
 
 
 def visible_files(path: Path) -> Iterator[Path]:
-    """The file itself, or what a folder and its subfolders hold without hidden files, in the order of their paths.
+    """The file itself, or what a folder and its subfolders hold without hidden files and folders, in the order of their paths.
 
     Links to folders are not followed. They and folders that cannot be listed come as they are, so that whoever reads them notices.
     """
@@ -27,6 +27,7 @@ def visible_files(path: Path) -> Iterator[Path]:
         return
     found: list[Path] = []
     for folder, subfolders, names in os.walk(path, onerror=lambda error: found.append(Path(error.filename))):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]  # others are not gone into
         links = (name for name in subfolders if os.path.islink(os.path.join(folder, name)))
         found.extend(Path(folder, name) for name in (*names, *links) if not name.startswith("."))
     yield from sorted(found)

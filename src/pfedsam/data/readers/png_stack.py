@@ -6,7 +6,7 @@ what is not clear is refused.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +28,12 @@ _BY_NUMBER: Final = (
 
 def is_png_stack(path: Path) -> bool:
     """Whether a path is a folder that contains pictures."""
-    return path.is_dir() and any(file.suffix.lower() in ENDINGS for file in path.iterdir())
+    return path.is_dir() and any(_pictures(path))
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    """The pictures of a folder without hidden files, such as those named `._IM1.png` that a Mac writes beside copied files."""
+    return (file for file in folder.iterdir() if file.suffix.lower() in ENDINGS and not file.name.startswith("."))
 
 
 def read_png_stack(path: Path, image: Header, planes: Sequence[Plane] | None, *, max_megapixels: float) -> GridMask:
@@ -47,7 +52,7 @@ def read_png_stack(path: Path, image: Header, planes: Sequence[Plane] | None, *,
         raise DataError(
             "its mask is a folder of pictures, whose order is only known for a DICOM series of single files; save the mask as NIfTI"
         )
-    pictures = [file for file in path.iterdir() if file.suffix.lower() in ENDINGS]
+    pictures = list(_pictures(path))
     if len(pictures) != len(planes):
         raise DataError(
             f"the image has {len(planes)} slices, the folder of its mask {len(pictures)} pictures; give one for each slice"
