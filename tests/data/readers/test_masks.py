@@ -30,6 +30,22 @@ def test_a_nifti_mask_that_stores_the_same_grid_in_another_order_is_placed_exact
         np.testing.assert_array_equal(mask.mask_slice(2, axis), np.take(IDS, 2, axis=axis))
 
 
+@pytest.mark.parametrize("about", [0, 1, 2])
+@pytest.mark.parametrize(("order", "signs"), ORIENTATIONS)
+def test_a_mask_on_a_grid_turned_by_45_degrees_is_placed_whatever_the_rounding(tmp_path, order, signs, about):
+    """Two axes of the grid are at 45 degrees to two of the body, so that each of them is as near to the one as to the other."""
+    turn, s = np.eye(4), np.sqrt(0.5)
+    first, second = (axis for axis in range(3) if axis != about)
+    turn[np.ix_((first, second), (first, second))] = [[s, -s], [s, s]]
+    image = open_volume(write_nifti(tmp_path / "a.nii", VALUES, turn @ AFFINE), VolumeOptions())
+    ids, affine = _turned(IDS, AFFINE, order, signs)
+    for seed in range(4):
+        rounded = turn @ affine
+        rounded[:3, :3] += np.random.default_rng(seed).normal(0, 1e-6, (3, 3))
+        path = write_nifti(tmp_path / "m.nii", ids, rounded)
+        np.testing.assert_array_equal(read_ids(path, image), IDS)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

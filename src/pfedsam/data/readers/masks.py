@@ -217,8 +217,9 @@ def _turned(header: Header, axes: tuple[int, int, int], flips: tuple[bool, bool,
 def _turn(source: Affine, target: Affine) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
     """For each axis of the target the axis of the source along it, and whether it has the opposite direction."""
     library: Any = orientations  # has no types
-    change = library.ornt_transform(library.io_orientation(source), library.io_orientation(target))
-    # Row: axis of the source; values: axis of the target, direction.
+    # Row: axis of the source; values: axis of the target, direction. The axes are compared with each other, not with those of the body: of
+    # a grid that is turned by 45 degrees, rounding would decide which axis of the body is the nearest one.
+    change = library.io_orientation(np.linalg.inv(target) @ source)
     axes, flips = [0, 0, 0], [False, False, False]
     for axis, (goes_to, direction) in enumerate(change):
         axes[int(goes_to)], flips[int(goes_to)] = axis, bool(direction < 0)
