@@ -1,3 +1,6 @@
+import tracemalloc
+from types import SimpleNamespace
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -6,7 +9,8 @@ from PIL import Image
 from volume_files import all_planes, write_nifti
 
 from pfedsam.data.readers import open_mask, open_volume
-from pfedsam.data.readers.masks import small_ids
+from pfedsam.data.readers.base import Header
+from pfedsam.data.readers.masks import fit_mask, small_ids
 from pfedsam.data.volume_options import VolumeOptions
 
 ORIENTATIONS = [
@@ -72,6 +76,33 @@ def test_another_shape_is_refused_and_resampled_when_asked(tmp_path):
         "the image has 6 x 8 x 5 voxels, its mask 6 x 8 x 9; export the mask on the grid .* data.volume.resample: true",
     )
     np.testing.assert_array_equal(read_ids(path, image, resample=True), IDS)
+
+
+def test_a_mask_is_resampled_in_the_memory_of_a_few_copies_of_its_file(tmp_path):
+    ids = np.zeros((128, 128, 64), np.uint8)
+    ids[10:50, 20:60, 5:40], ids[0, 0, 0] = 1, 255
+    fine = AFFINE @ np.diag([1, 1, 0.5, 1])
+    image = open_volume(write_nifti(tmp_path / "a.nii", np.zeros((128, 128, 32), np.uint8), AFFINE), VolumeOptions())
+    path = write_nifti(tmp_path / "m.nii", ids, fine)
+    tracemalloc.start()
+    mask = open_mask(path, image, VolumeOptions(resample=True))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * ids.nbytes
+    np.testing.assert_array_equal(all_planes(mask, mask=True), ids[..., ::2])
+
+
+@pytest.mark.parametrize("values", [(3, 300), (3, 70000), (-1, 3)])
+def test_ids_of_any_size_keep_their_value_where_a_mask_is_resampled(values):
+    """Each slice has a type of its own before they are put together."""
+    slices = [np.full((2, 2), value) for value in values]
+    reader = SimpleNamespace(
+        header=lambda: Header("NIfTI", (2, 2, 2), np.eye(4), (1, 1, 1), np.dtype(np.int64)),
+        mask_slice=slices.__getitem__,
+    )
+    image = Header("NIfTI", (2, 2, 4), np.diag([1, 1, 0.5, 1]), (1, 1, 0.5), np.dtype(np.int16))
+    mask = fit_mask(reader, image, resample=True)
+    assert set(all_planes(mask, mask=True).ravel().tolist()) - {0} == set(values)
 
 
 def _without_orientation(header) -> None:

@@ -90,8 +90,9 @@ def fit_mask(mask: Reader, image: Header, *, resample: bool) -> GridMask | Turne
         return TurnedMask(mask, axes, flips, image, notes)
     if not resample or not both_placed(image, theirs) or image.affine is None or theirs.affine is None:
         raise DataError(f"{difference}; {_REMEDY}")
-    volume = np.stack([mask.mask_slice(k) for k in range(theirs.shape[2])], axis=2)
-    moved = nearest_voxels(small_ids(volume), theirs.affine, image.affine, image.shape)
+    # The slices are made small one by one: all of them as int64 would need eight times the memory of the file.
+    volume = np.stack([small_ids(mask.mask_slice(k)) for k in range(theirs.shape[2])], axis=2)
+    moved = nearest_voxels(volume, theirs.affine, image.affine, image.shape)
     return GridMask(moved, image, (f"the mask was resampled to the grid of its image ({difference})",))
 
 

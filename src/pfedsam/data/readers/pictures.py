@@ -12,7 +12,7 @@ from pfedsam.core import atomic
 from pfedsam.core.errors import DataError
 from pfedsam.data.images import MAX_MEGAPIXELS, read_mask
 from pfedsam.data.readers.base import Header
-from pfedsam.data.readers.masks import GridMask
+from pfedsam.data.readers.masks import GridMask, small_ids
 
 
 def read_picture_mask(path: Path, image: Header, *, max_megapixels: float = MAX_MEGAPIXELS) -> GridMask:
@@ -28,7 +28,7 @@ def read_picture_mask(path: Path, image: Header, *, max_megapixels: float = MAX_
     """
     if image.kind != "DICOM" or image.shape[2] != 1:
         raise DataError(f"its mask {path.name!r} is a picture, its image a volume; save the mask as NIfTI or DICOM-SEG")
-    return GridMask(np.asarray(read_slice(path, image, max_megapixels)[..., None]), image)
+    return GridMask(small_ids(read_slice(path, image, max_megapixels))[..., None], image)
 
 
 def read_slice(path: Path, image: Header, max_megapixels: float) -> npt.NDArray[np.int64]:
