@@ -1,8 +1,10 @@
 import highdicom as hd
 import numpy as np
 import pytest
-from mask_files import IDS, read_ids, write_ct
+from mask_files import AFFINE, IDS, VALUES, read_ids, write_ct
+from volume_files import write_series
 
+from pfedsam.data.readers.dicom import DicomReader
 from pfedsam.data.readers.seg_write import write_seg
 
 
@@ -19,6 +21,51 @@ def test_a_written_seg_is_read_back_by_highdicom_and_by_us(tmp_path):
     assert read.FrameOfReferenceUID == image.header().frame_of_reference
     assert read.get_segment_description(1).segmented_property_type.value == "10200004"
     assert read.get_segment_description(2).segment_label == "odd one"
+
+
+def _written(folder, change, names=("liver", "odd one")):
+    """The CT with changed headers, and a DICOM-SEG of it as highdicom reads it."""
+    image = DicomReader(write_series(folder, VALUES, AFFINE[:, [1, 0, 2, 3]] * [[1], [1], [-1], [1]], change=change))
+    write_seg(folder.parent / "m.dcm", image, IDS, names)
+    np.testing.assert_array_equal(read_ids(folder.parent / "m.dcm", image), IDS)
+    return hd.seg.segread(folder.parent / "m.dcm")
+
+
+@pytest.mark.parametrize(
+    ("charset", "patient"),
+    [
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+        ("ISO_IR 144", "Люксембург"),
+        ("ISO_IR 100", "Buc^Jérôme"),
+        ("ISO_IR 192", "Wang^XiaoDong=王^小东"),
+        (None, "Doe^Jane"),
+    ],
+)
+@pytest.mark.parametrize("names", [("liver", "odd one"), ("опухоль", "腫瘍")])
+def test_names_in_any_script_are_kept(tmp_path, charset, patient, names):
+    def change(dataset, _):
+        dataset.PatientName = patient
+        if charset is not None:
+            dataset.SpecificCharacterSet = charset
+
+    read = _written(tmp_path / "ct", change, names)
+    assert str(read.PatientName) == patient
+    assert tuple(read.get_segment_description(number).segment_label for number in (1, 2)) == names
+    if isinstance(charset, str) and names[0].isascii():
+        assert read.SpecificCharacterSet == charset
+
+
+@pytest.mark.parametrize("thickness", ["absent", None, 0])
+def test_slices_without_a_thickness_have_that_of_their_distance(tmp_path, thickness):
+    def change(dataset, _):
+        del dataset.SliceThickness
+        if thickness != "absent":
+            dataset.SliceThickness = thickness
+
+    read = _written(tmp_path / "ct", change)
+    measures = read.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert measures.SliceThickness == 4
 
 
 @pytest.mark.parametrize("overlap", [False, True])

@@ -18,7 +18,10 @@ from pfedsam.data.labels import class_pixels
 from pfedsam.data.readers.dicom import DicomReader
 from pfedsam.data.readers.dicom_files import quiet
 from pfedsam.data.readers.dicom_pixels import open_dataset
+from pfedsam.data.readers.dicom_planes import number_of
 
+_ASCII: Final = "ISO_IR 6"
+_UTF_8: Final = "ISO_IR 192"
 _CATEGORIES: Final = {
     "anatomy": Code("123037004", "SCT", "Anatomical Structure"),
     "lesion": Code("49755003", "SCT", "Morphologically Abnormal Structure"),
@@ -84,12 +87,35 @@ def write_seg(
         masks = masks[np.argsort([plane.frame for plane in planes])]
     try:
         with quiet():
+            for one in sources:
+                _write_in_unicode(one, names)
+                _add_thickness(one, source.stack.step)
             content = _encode(sources, masks, names)
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, LookupError, TypeError, ValueError):
         raise DataError(
-            "its DICOM headers lack what a DICOM-SEG needs (study, series, frame of reference, patient module); write NIfTI instead"
+            "its DICOM headers lack what a DICOM-SEG needs (study, series, frame of reference, patient module, thickness of slices), or "
+            "have damaged texts; write NIfTI instead"
         ) from None
     atomic.write_bytes(path, content, mode=atomic.usual_mode())
+
+
+def _write_in_unicode(source: Dataset, names: Sequence[str]) -> None:
+    """Turn the texts of a header into UTF-8 if its character set may lack letters of the segments' names, or has extensions.
+
+    highdicom does not read the usual form of Japanese and Korean headers, whose first character set is empty, and writes the DICOM-SEG in
+    the character set of its source.
+    """
+    known = source.get("SpecificCharacterSet") or _ASCII
+    if isinstance(known, str) and known.startswith("ISO_IR ") and all(name.isascii() for name in names):
+        return
+    source.decode()
+    source.SpecificCharacterSet = _UTF_8
+
+
+def _add_thickness(source: Dataset, step: float | None) -> None:
+    """Give a header without a thickness of slices their distance in mm, so that they fill the volume; highdicom needs a thickness."""
+    if step is not None and "NumberOfFrames" not in source and number_of(source.get("SliceThickness")) <= 0:
+        source.SliceThickness = f"{step:.10g}"[:16]
 
 
 def _segment_masks(labels: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.uint8]:
