@@ -20,6 +20,7 @@ from pfedsam.data.images import ImageOptions, Stored, read_stored
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.loader import check_sizes, load_ids, load_image
 from pfedsam.data.manifest import SUFFIXES, Case, Site, has_manifest, orphan_masks, unlisted_files, unread_pictures
+from pfedsam.data.readers.masks import PartNames
 from pfedsam.data.readers.series_table import SeriesRow, list_series, series_of
 from pfedsam.data.volume import Volume
 from pfedsam.data.volume_case import open_case, open_case_mask
@@ -66,6 +67,8 @@ class CaseFacts:
     """Id in the mask to its number of pixels."""
     edge: Mapping[int, int] = field(default_factory=dict)
     """Id in the mask to its number of pixels on the outermost rows and columns."""
+    part_names: PartNames = field(default_factory=PartNames)
+    """How the names in a DICOM-SEG or RTSTRUCT fit `data.volume.segments`."""
     series: tuple[SeriesRow, ...] = ()
     """The series of a DICOM folder that contains several."""
     labelled: bool = False
@@ -196,6 +199,7 @@ def _volume_facts(case: Case, labels: LabelMap, image: ImageOptions, options: Vo
         constant=read and content is None,
         patient_digest=volume.header.patient,
         mask_content=mask.content,
+        part_names=mask.part_names,
         pixels=mask.pixels,
         edge=mask.edge,
         labelled=mask.shape is not None,
@@ -219,6 +223,7 @@ class _MaskFacts:
     pixels: Mapping[int, int] = field(default_factory=dict)
     edge: Mapping[int, int] = field(default_factory=dict)
     content: str | None = None
+    part_names: PartNames = field(default_factory=PartNames)
 
 
 def _image_facts(case: Case, options: ImageOptions, problems: list[str]) -> _ImageFacts:
@@ -271,7 +276,7 @@ def _volume_mask_facts(case: Case, volume: Volume, options: VolumeOptions, probl
         problems.append(str(error))
         return _MaskFacts()
     content = digest.hexdigest() if pixels.total() - pixels[0] >= _TELLING_VOXELS else None
-    return _MaskFacts(volume.shape, None, pixels, edge, content)
+    return _MaskFacts(volume.shape, None, pixels, edge, content, mask.part_names)
 
 
 def _note_unknown(case: Case, labels: LabelMap, mask: _MaskFacts, problems: list[str]) -> None:

@@ -77,6 +77,18 @@ def test_overlap_names_and_structures_of_another_series(tmp_path):
         open_mask(away, image, VolumeOptions())
 
 
+def test_a_name_that_no_structure_has_is_told_if_another_structure_is_left_out(tmp_path):
+    image = DicomReader(write_series(tmp_path / "ct", VALUES))
+    organ, gtv = ("Organ", [("CLOSED_PLANAR", 0, _square(3, 6))]), ("GTV1", [("CLOSED_PLANAR", 0, _square(8, 9))])
+    path = _write(tmp_path / "s.dcm", image, organ, gtv, ("isocentre", [("POINT", 1, [(15, 15)])]))
+    notes = [
+        open_mask(path, image, VolumeOptions(segments={"organ": 1, name: 2})).notes
+        for name in ("GTV", "gtv1", "isocentre")
+    ]
+    assert notes[0][1].startswith("no part of the mask has the name 'GTV', and 1 part(s) have a name that is not")
+    assert notes[1:] == [(LOSSY,), (LOSSY,)]  # a structure without a contour is there
+
+
 CT_AFFINE = np.array([[0, 1.0, 0, 0], [1, 0, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]])
 
 

@@ -24,6 +24,24 @@ def test_dicom_seg_of_ids(tmp_path, kind):
     assert_refused(path, image, "2 named parts, none of which data.volume.segments names", segments={"liver": 1})
 
 
+def test_a_name_that_no_segment_has_is_told_if_another_segment_is_left_out(tmp_path):
+    image = write_ct(tmp_path / "ct")
+    path = write_seg_of(tmp_path / "m.dcm", image, np.moveaxis(IDS, 2, 0))
+
+    def notes(**segments: int) -> tuple[str, ...]:
+        return open_mask(path, image, VolumeOptions(segments=segments)).notes
+
+    (note,) = notes(**{"organ 1": 1, "Organ two": 2})
+    assert note.startswith(
+        "no part of the mask has the name 'Organ two', and 1 part(s) have a name that is not in data.v"
+    )
+    assert "organ 2" not in note.lower()  # names of a file are not shown
+    assert notes(**{"Organ 1": 1, "organ 2": 2, "Organ two": 2}) == ()  # two spellings of one id
+    assert notes(**{"Organ 1": 1, "Organ 2": 2, "lesion": 3}) == ()  # no other part that it could be
+    assert notes(**{"Organ 1": 1}) == ()  # a segment that is not wanted
+    assert notes() == ()
+
+
 def test_frames_of_a_seg_are_placed_by_position_and_empty_ones_may_be_missing(tmp_path):
     image = write_ct(tmp_path / "ct")
     ids = IDS.copy()

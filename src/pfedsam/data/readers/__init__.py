@@ -13,7 +13,7 @@ from pfedsam.data.readers.dicom import DicomReader
 from pfedsam.data.readers.dicom_files import find_images
 from pfedsam.data.readers.dicom_folders import looks_like_dicom, visible_files
 from pfedsam.data.readers.dicom_planes import Plane
-from pfedsam.data.readers.masks import fit_mask
+from pfedsam.data.readers.masks import PartNames, fit_mask
 from pfedsam.data.readers.nifti import NiftiReader, looks_like_nifti
 from pfedsam.data.readers.pictures import read_picture_mask
 from pfedsam.data.readers.png_stack import is_png_stack, read_png_stack
@@ -31,6 +31,11 @@ class MaskReader(Protocol):
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences about what was lost or changed when the mask was brought to the grid of its image."""
+        ...
+
+    @property
+    def part_names(self) -> PartNames:
+        """How the names in a DICOM-SEG or RTSTRUCT fit `data.volume.segments`; empty for other files."""
         ...
 
     def header(self) -> Header:

@@ -1,8 +1,8 @@
 """Masks on the grid of their image: exact if the grids agree; otherwise refused with both numbers, or resampled if the option is set."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, NoReturn, TypeAlias
 
 import numpy as np
@@ -23,12 +23,42 @@ _UNPLACED: Final = "the image or its mask has no orientation, so that the mask w
 _REMEDY: Final = "export the mask on the grid of its image, or set data.volume.resample: true to resample it"
 
 
+@dataclass(frozen=True)
+class PartNames:
+    """How the names of the parts of a file (segments, structures) fit those in `data.volume.segments`."""
+
+    absent: tuple[str, ...] = ()
+    """Names there that no part of the file has, if it has none either under another name with the same id."""
+    others: frozenset[str] = field(default=frozenset(), repr=False)
+    """Names of parts of the file that are not named there, as `plain_name` returns them; compared with those of other files, never
+    shown."""
+
+    @classmethod
+    def of(cls, names: Collection[str], drawn: Collection[str], segments: Mapping[str, int]) -> "PartNames":
+        """The comparison of all names of a file, and of those of its parts that contain anything, with the names of the options."""
+        here, wanted = set(map(plain_name, names)), set(map(plain_name, segments))
+        ids = {value for name, value in segments.items() if plain_name(name) in here}
+        absent = tuple(name for name, value in segments.items() if value not in ids)
+        return cls(absent, frozenset(map(plain_name, drawn)) - wanted if segments else frozenset())
+
+    def notes(self) -> Iterator[str]:
+        """A sentence if a name of the options is absent and another part is not named: one of them may be misspelt."""
+        if self.absent and self.others:
+            yield (
+                f"no part of the mask has the name {', '.join(map(repr, self.absent))}, and {len(self.others)} part(s) have a name that is "
+                "not in data.volume.segments and are left out: if one of them is meant, give its name there"
+            )
+
+
 class GridMask:
     """A mask in memory, with the indices of the voxels of its image."""
 
-    def __init__(self, ids: npt.NDArray[Any], like: Header, notes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, ids: npt.NDArray[Any], like: Header, notes: tuple[str, ...] = (), part_names: PartNames | None = None
+    ) -> None:
         """Take ids [I, J, K] of any integer type; `notes` are sentences about what was lost when they were made."""
-        self.ids, self._like, self.notes = ids, like, notes
+        self.ids, self._like, self.part_names = ids, like, part_names or PartNames()
+        self.notes = (*notes, *self.part_names.notes())
 
     def header(self) -> Header:
         """That of the image."""
@@ -52,6 +82,7 @@ class TurnedMask:
     ) -> None:
         """Axis a of the image is axis `axes[a]` of the file, counted from its end if `flipped[a]`."""
         self._reader, self._axes, self._flipped, self._like, self.notes = reader, axes, flipped, like, notes
+        self.part_names = PartNames()
 
     def header(self) -> Header:
         """That of the image."""
@@ -134,8 +165,8 @@ def choose_ids(names: Mapping[int, str], segments: Mapping[str, int], what: str)
         return [(number, number) for number in sorted(names)]
     by_name: dict[str, list[int]] = defaultdict(list)
     for number in sorted(names):
-        by_name[_plain(names[number])].append(number)
-    chosen = [(number, value) for name, value in segments.items() for number in by_name[_plain(name)]]
+        by_name[plain_name(names[number])].append(number)
+    chosen = [(number, value) for name, value in segments.items() for number in by_name[plain_name(name)]]
     if not chosen:
         raise DataError(
             f"its {what} has {len(names)} named parts, none of which data.volume.segments names; correct the names there"
@@ -168,7 +199,8 @@ def refuse_other_pictures(what: str) -> NoReturn:
     )
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """The name of a part as it is compared: without spaces around it, in lower case."""
     return name.strip().lower()
 
 

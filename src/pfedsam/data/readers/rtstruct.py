@@ -24,6 +24,7 @@ from pfedsam.data.readers.dicom_pixels import open_dataset
 from pfedsam.data.readers.masks import (
     GridMask,
     Overlaps,
+    PartNames,
     choose_ids,
     empty_ids,
     is_of_other_pictures,
@@ -80,7 +81,8 @@ def read_rtstruct(path: Path, image: Header, *, segments: dict[str, int], overla
         raise DataError(
             "its image has no position, so the contours of an RTSTRUCT cannot be placed; give the mask as pictures or NIfTI"
         )
-    names, contours = _read_structures(path, image)
+    every, contours = _read_structures(path, image)
+    names = {number: name for number, name in every.items() if contours[number]}
     chosen = choose_ids(names, segments, "RTSTRUCT")
     target = empty_ids(image.shape, chosen, overlaps)
     overlap, lost = 0, list[_Lost]()
@@ -89,12 +91,13 @@ def read_rtstruct(path: Path, image: Header, *, segments: dict[str, int], overla
         overlap += paint(target, filled, value, overlaps)
         lost.append(loss)
     refuse_overlap(overlap, "RTSTRUCT")
-    every = sum(len(contours[number]) for number, _ in chosen)
-    if sum(one.outside + one.tilted for one in lost) == every:
+    count = sum(len(contours[number]) for number, _ in chosen)
+    if sum(one.outside + one.tilted for one in lost) == count:
         raise DataError(
-            f"none of the {every} contours of its RTSTRUCT is on a slice of the image, inside its borders; give the contours of this series"
+            f"none of the {count} contours of its RTSTRUCT is on a slice of the image, inside its borders; give the contours of this series"
         )
-    return GridMask(target, image, tuple(_notes(lost, every)))
+    part_names = PartNames.of(every.values(), names.values(), segments)
+    return GridMask(target, image, tuple(_notes(lost, count)), part_names)
 
 
 def _notes(lost: Sequence[_Lost], every: int) -> Iterator[str]:
@@ -119,7 +122,7 @@ def _notes(lost: Sequence[_Lost], every: int) -> Iterator[str]:
 
 
 def _read_structures(path: Path, image: Header) -> tuple[dict[int, str], dict[int, list[_Contour]]]:
-    """Names and closed contours, by number, of the structures in the image's coordinates that have closed contours of its pictures.
+    """Names and closed contours, by number, of the structures in the image's coordinates; a structure may have no contours of its pictures.
 
     Raises:
         DataError: the file is damaged, or of another coordinate system or other pictures of the series than the image.
@@ -143,7 +146,7 @@ def _read_structures(path: Path, image: Header) -> tuple[dict[int, str], dict[in
             contours[number].append(points)
     if closed and not here:
         refuse_other_pictures("RTSTRUCT")
-    return {number: name for number, name in names.items() if contours[number]}, contours
+    return names, contours
 
 
 def _distinct(drawn: Sequence[tuple[int, Dataset]]) -> Iterator[tuple[int, _Contour]]:

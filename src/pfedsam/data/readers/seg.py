@@ -31,6 +31,7 @@ from pfedsam.data.readers.dicom_streams import decode_frame
 from pfedsam.data.readers.masks import (
     GridMask,
     Overlaps,
+    PartNames,
     choose_ids,
     empty_ids,
     is_of_other_pictures,
@@ -141,7 +142,8 @@ def read_seg(
     notes = [f"the segmentation was resampled to the grid of its image ({difference})"] if difference else []
     if not _refers_to(image, contents.frames):
         notes.append("the segmentation refers to another series of the same coordinates, and was placed by position")
-    return GridMask(target, image, tuple(notes))
+    every = contents.names.values()
+    return GridMask(target, image, tuple(notes), PartNames.of(every, every, segments))
 
 
 def _refers_to(image: Header, frames: Sequence[_Frame]) -> bool:

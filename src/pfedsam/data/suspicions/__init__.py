@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from pfedsam.data.facts import SiteFacts
-from pfedsam.data.suspicions import classes, duplicates, images, names
+from pfedsam.data.suspicions import classes, duplicates, images, names, parts
 from pfedsam.data.suspicions.finding import Finding, Study, StudyCheck, at_each_site, name_cases
 
 __all__ = ["Finding", "Study", "find_suspicions", "name_cases"]
@@ -25,6 +25,7 @@ _CHECKS: Final[tuple[StudyCheck, ...]] = (
     at_each_site(classes.absent_class),
     classes.foreground_share,
     at_each_site(classes.sparse_class),
+    at_each_site(parts.misspelt_names),
     at_each_site(images.partly_given_spacing),
     at_each_site(images.lost_spacing),
     at_each_site(images.mixed_spacing_units),

@@ -1,0 +1,31 @@
+"""Checks of the names of segments and structures in the DICOM-SEGs and RTSTRUCTs of a site."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from pfedsam.data.facts import SiteFacts
+from pfedsam.data.suspicions.finding import Finding, Study, case_ids
+
+
+def misspelt_names(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """Names of `data.volume.segments` that some files lack, while these have a part that is not named there: probably the same part.
+
+    A part that also occurs beside the wanted one, such as the outline of the body, is not the same. Names from files are not shown.
+    """
+    labelled = [one for one in facts.cases if one.labelled]
+    names = defaultdict[int, list[str]](list)
+    for name, value in study.volume.segments.items():
+        names[value].append(name)
+    for wanted in names.values():
+        without = [one for one in labelled if wanted[0] in one.part_names.absent]
+        beside = frozenset[str]().union(*(one.part_names.others for one in labelled if one not in without))
+        suspicious = [one for one in without if one.part_names.others - beside]
+        if suspicious:
+            yield Finding(
+                facts.name,
+                "segment names",
+                f"no part of the mask has the name {' or '.join(map(repr, wanted))}, and another part has a name that data.volume.segments "
+                "does not give, so that it is left out and counts as background; if it is the same structure under another spelling, give "
+                "that name there with the same id",
+                case_ids(suspicious),
+            )
