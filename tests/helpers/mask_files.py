@@ -28,6 +28,28 @@ def write_ct(folder: Path, **options: Any) -> DicomReader:
     return DicomReader(write_series(folder, VALUES, AFFINE[:, [1, 0, 2, 3]] * [[1], [1], [-1], [1]]), **options)
 
 
+def write_uneven(folder: Path, *places: float) -> DicomReader:
+    """Slices of 6 x 8 pixels of 2 x 1 mm at these places in mm along the body, opened on an even grid."""
+
+    def place(dataset: Any, k: int) -> None:
+        dataset.ImagePositionPatient = [0, 0, places[k]]
+
+    upright = np.array([[0, -1.0, 0, 0], [-2.0, 0, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]])
+    values = np.zeros((6, 8, len(places)), np.int16) + np.int16(10) * np.arange(len(places), dtype=np.int16)
+    return DicomReader(write_series(folder, values, upright, change=place), resample=True)
+
+
+UNEVEN = [
+    # places of the slices in mm; the slice of the series for each of those of the even grid; how many of these are no slices of the series
+    ((0, 3, 6, 12, 15), (0, 1, 2, 2, 3, 4), 1),  # one is missing
+    ((0, 3, 6, 15, 18, 21), (0, 1, 2, 2, 3, 3, 4, 5), 2),  # two are missing
+    ((0, 3, 6, 12, 18, 24), (0, 1, 2, 2, 3, 3, 4, 4, 5), 3),  # the distance changes
+    ((0, 3, 6, 10), (0, 1, 2, 3), 1),  # the last one is 1 mm off the grid
+    ((0, 2, 4, 9, 14, 19), (0, 1, 2, 2, 3, 3, 4, 4, 4, 5, 5), 7),  # one of the last three is on it
+]
+"""Series that are resampled, by hand."""
+
+
 def read_ids(path: Path, image: Any, **options: Any) -> npt.NDArray[np.int64]:
     """The ids of a mask on the grid of its image, indexed as the image."""
     return all_planes(open_mask(path, image, VolumeOptions(**options)), mask=True)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
-from mask_files import AFFINE, IDS, VALUES, assert_refused, moved, read_ids, write_ct
+from mask_files import AFFINE, IDS, VALUES, assert_refused, moved, read_ids, write_ct, write_uneven
 from PIL import Image
 from volume_files import all_planes, write_nifti
 
@@ -76,6 +76,20 @@ def test_another_shape_is_refused_and_resampled_when_asked(tmp_path):
         "the image has 6 x 8 x 5 voxels, its mask 6 x 8 x 9; export the mask on the grid .* data.volume.resample: true",
     )
     np.testing.assert_array_equal(read_ids(path, image, resample=True), IDS)
+
+
+def test_a_nifti_mask_of_an_uneven_series_is_read_on_its_even_grid_alone(tmp_path):
+    """NIfTI has one distance of slices: with those of the series, a slice after the gap would be 3 mm too low."""
+    image = write_uneven(tmp_path / "ct", 0, 3, 6, 12, 15)
+    affine = image.header().affine[:, [1, 0, 2, 3]]
+    ids = np.random.default_rng(3).integers(0, 3, (8, 6, 6)).astype(np.uint8)
+    even = write_nifti(tmp_path / "even.nii", ids, affine)
+    np.testing.assert_array_equal(read_ids(even, image, resample=True), ids.swapaxes(0, 1))
+    for distance in (3, 3.75):  # that of neighbours, or the mean
+        path = write_nifti(tmp_path / "m.nii", ids[..., :5], affine @ np.diag([1, 1, distance / 3, 1]))
+        assert_refused(
+            path, image, "its mask has the 5 slices of the DICOM series, but at even distances", resample=True
+        )
 
 
 def test_a_mask_is_resampled_in_the_memory_of_a_few_copies_of_its_file(tmp_path):

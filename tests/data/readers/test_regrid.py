@@ -1,6 +1,6 @@
 import numpy as np
 
-from pfedsam.data.readers.regrid import even_stack, nearest_voxels, resample_stack, usual_gap
+from pfedsam.data.readers.regrid import depths_of, even_stack, nearest_voxels, resample_stack, slice_numbers, usual_gap
 
 AFFINE = np.array([[0.0, 2, 0, 10], [3, 0, 0, 20], [0, 0, 1, 30], [0, 0, 0, 1]])
 """Rows to the front in steps of 3 mm, columns to the right in steps of 2 mm; the normal (row direction x column direction) is upward."""
@@ -37,6 +37,15 @@ def test_a_tilted_stack_is_sheared_back_so_that_a_point_stays_at_its_place():
         (place,) = np.argwhere(found[..., k] > 0.5)
         at = affine @ [*place, k, 1]
         np.testing.assert_allclose(at[:3], [10 + 2 * 2, 20 + 3 * k + 3 * 1, 30 + 5 * k], atol=1e-6)
+
+
+def test_places_between_and_beyond_slices_have_numbers_with_fractions():
+    positions = _positions([0, 2, 6, 8])
+    _, affine = even_stack(positions, AFFINE, (4, 5, 4))
+    depths = depths_of(positions, AFFINE, affine)
+    np.testing.assert_allclose(depths, [0, 1, 3, 4])
+    numbers = slice_numbers(np.array([[-1, 0, 0.5, 1], [2, 2.5, 4, 6]]), depths)
+    np.testing.assert_allclose(numbers, [[-1, 0, 0.5, 1], [1.5, 1.75, 3, 5]])
 
 
 def test_ids_go_to_the_nearest_voxel_and_outside_is_background():

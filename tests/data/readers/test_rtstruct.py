@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from mask_files import UNEVEN, write_uneven
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 from volume_files import CANARY, all_planes, write_series
@@ -234,6 +235,28 @@ def test_a_slice_has_the_nearest_of_contours_that_are_closer_than_slices(tmp_pat
 
 def test_of_two_contours_at_equal_distance_one_is_used(tmp_path):
     assert _drawn(tmp_path, [(0.9, TEN), (1.1, _square(2.5, 7.5))])[0] in ([0, 100, 0, 0, 0], [0, 25, 0, 0, 0])
+
+
+@pytest.mark.parametrize(("places", "nearest", "added"), UNEVEN)
+def test_a_slice_that_a_series_lacks_has_the_contours_of_the_nearest_one(tmp_path, places, nearest, added):
+    image = write_uneven(tmp_path / "ct", *places)
+    step = np.diff(places).min()
+    squares = [("CLOSED_PLANAR", place / step, _square(0.5, k + 1.5)) for k, place in enumerate(places)]
+    path = _write(tmp_path / "s.dcm", image, ("organ", squares))
+    mask = open_mask(path, image, VolumeOptions(resample=True))
+    expected = np.zeros((6, 8, len(nearest)), np.int64)
+    for index, k in enumerate(nearest):
+        expected[1 : k + 2, 1 : k + 2, index] = 1
+    np.testing.assert_array_equal(all_planes(mask, mask=True), expected)
+    note = f"{added} of {len(nearest)} slices are not in the DICOM series and were interpolated; their mask is that of the nearest slice"
+    assert mask.notes == (LOSSY, note)
+
+
+def test_a_gap_that_is_too_wide_is_refused_where_contours_reach_it(tmp_path):
+    image = write_uneven(tmp_path / "ct", 0, 3, 6, 18, 21, 24)
+    path = _write(tmp_path / "s.dcm", image, ("organ", [("CLOSED_PLANAR", 2, _square(1.5, 4.5))]))
+    with pytest.raises(DataError, match="has a gap of 12 mm beside a structure of its mask"):
+        open_mask(path, image, VolumeOptions(resample=True))
 
 
 def test_contours_of_another_distance_than_the_slices_are_told(tmp_path):

@@ -2,7 +2,7 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-from mask_files import IDS, VALUES, assert_refused, moved, read_ids, write_ct, write_seg_of
+from mask_files import IDS, UNEVEN, VALUES, assert_refused, moved, read_ids, write_ct, write_seg_of, write_uneven
 from pydicom.dataset import Dataset
 from pydicom.pixels import pixel_array
 from pydicom.pixels.utils import pack_bits
@@ -217,9 +217,9 @@ def _thin(folder, thick, after=0.0):
     return DicomReader(write_series(folder, values, affine, frame=thick.header().frame_of_reference))
 
 
-def _drawn_on(path, image, *slices):
-    """One segment that fills some slices of a series."""
-    ids = np.zeros((5, 6, 8), np.uint8)
+def _drawn_on(path, image, *slices, of=5):
+    """One segment that fills some of the slices of a series."""
+    ids = np.zeros((of, 6, 8), np.uint8)
     ids[list(slices)] = 1
     return write_seg_of(path, image, ids)
 
@@ -284,6 +284,48 @@ def test_a_resampled_seg_fills_the_thickness_of_its_slices(tmp_path, measures, s
     if measures != (None, 9):
         path = _measured(_drawn_on(tmp_path / "one.dcm", thick, *slices), *measures)
         assert read_ids(path, image, resample=True).any(axis=(0, 1)).nonzero()[0].tolist() == expected
+
+
+@pytest.mark.parametrize(("places", "nearest", "added"), UNEVEN)
+@pytest.mark.parametrize("references", [True, False])
+def test_a_slice_that_a_series_lacks_has_the_mask_of_the_nearest_one(tmp_path, places, nearest, added, references):
+    """The image is interpolated there, so that a structure on the slices around it is in it as well."""
+    image = write_uneven(tmp_path / "ct", *places)
+    ids = np.zeros((len(places), 6, 8), np.uint8)
+    for k in range(len(places)):
+        ids[k, 1:5, : k + 1] = 1 + k % 2
+    path = _measured(write_seg_of(tmp_path / "m.dcm", image, ids), None, 3, references=references)
+    mask = open_mask(path, image, VolumeOptions(resample=True))
+    np.testing.assert_array_equal(all_planes(mask, mask=True), np.moveaxis(ids[list(nearest)], 0, 2))
+    assert mask.header().shape == image.header().shape == (6, 8, len(nearest))
+    assert mask.notes == (
+        f"{added} of {len(nearest)} slices are not in the DICOM series and were interpolated; their mask is that of the nearest slice",
+    )
+
+
+def test_a_gap_that_is_too_wide_is_refused_where_a_structure_reaches_it(tmp_path):
+    """The middle of 12 mm is 6 mm from all slices, which are usually 3 mm apart."""
+    image = write_uneven(tmp_path / "ct", 0, 3, 6, 18, 21, 24)
+    message = r"has a gap of 12 mm beside a structure of its mask, where its slices are usually 3 mm apart"
+    for drawn in ((2,), (3,), (1, 2, 3)):
+        path = _drawn_on(tmp_path / "m.dcm", image, *drawn, of=6)
+        assert_refused(path, image, message, resample=True)
+    found = read_ids(_drawn_on(tmp_path / "m.dcm", image, 0, 1, 4, of=6), image, resample=True)
+    assert found.any(axis=(0, 1)).tolist() == [True, True, False, False, False, False, False, True, False]
+
+
+def test_a_seg_on_the_even_grid_keeps_its_slices(tmp_path):
+    """Such as one that was drawn on the image after it was resampled: its frames are no slices of the series."""
+    image = write_uneven(tmp_path / "ct", 0, 3, 6, 12, 15)
+    frame = image.header().frame_of_reference
+    even = DicomReader(
+        write_series(tmp_path / "even", np.zeros((6, 8, 6), np.int16), image.header().affine, frame=frame)
+    )
+    ids = np.random.default_rng(3).integers(0, 3, (6, 6, 8)).astype(np.uint8)
+    path = write_seg_of(tmp_path / "m.dcm", even, ids)
+    np.testing.assert_array_equal(read_ids(path, image, resample=True), np.moveaxis(ids, 0, 2))
+    thick = _measured(_drawn_on(tmp_path / "t.dcm", even, 0, 2, 4, of=6), 6, 6)  # each fills 6 mm: -3 to 3, 3 to 9, ...
+    assert read_ids(thick, image, resample=True).any(axis=(0, 1))[:5].all()
 
 
 def _placed(path, *places):

@@ -57,6 +57,14 @@ class Header:
     """Digest of the DICOM PatientID; None if the file has none. It is compared, never shown."""
     left_out: Pictures = field(default=frozenset(), repr=False)
     """Pictures of the series at the same positions that were not chosen: other times or echoes."""
+    acquired: tuple[float, ...] | None = None
+    """Places of the slices of the series along the last index, ascending, if they were resampled to an even grid; else None."""
+
+    @property
+    def drawn_shape(self) -> Shape:
+        """The shape of a mask that was drawn on the slices of the file, which may be fewer than those of an even grid."""
+        rows, columns, slices = self.shape
+        return rows, columns, slices if self.acquired is None else len(self.acquired)
 
 
 class Reader(Protocol):

@@ -23,7 +23,7 @@ from pfedsam.data.readers.dicom_files import Series, choose_series, find_images
 from pfedsam.data.readers.dicom_pixels import decode, open_dataset, values_of
 from pfedsam.data.readers.dicom_planes import Plane
 from pfedsam.data.readers.nifti import write_nifti
-from pfedsam.data.readers.regrid import even_stack, resample_stack
+from pfedsam.data.readers.regrid import depths_of, even_stack, resample_stack
 
 _LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0])
 _SAME_PLACE: Final = 1e-3
@@ -293,8 +293,11 @@ class DicomReader:
     def _make_header(self, shape: Shape) -> Header:
         affine = self.stack.affine()
         dtype = np.dtype(np.float32) if self.series.rescaled else self.series.stored
-        if not self.even and affine is not None:
+        acquired = None
+        if not self.even and affine is not None and self.stack.positions is not None:
+            first = affine
             shape, affine = even_stack(self.stack.positions, affine, shape)
+            acquired = tuple(depths_of(self.stack.positions, first, affine).tolist())
             dtype = np.dtype(np.float32)
             check_size(shape, dtype.itemsize, self.max_gigabytes)
         channels = 3 if self.series.colour else 1
@@ -311,6 +314,7 @@ class DicomReader:
             pictures=pictures,
             patient=self.series.patient,
             left_out=of_series - pictures,
+            acquired=acquired,
         )
 
     def _spacing(self, affine: Affine | None, shape: Shape) -> Spacing | None:

@@ -11,7 +11,7 @@ from nibabel import orientations
 from pydicom.dataset import Dataset
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.readers.base import Affine, Header, Pictures, Reader, both_placed, grid_difference
+from pfedsam.data.readers.base import SPACING_TOLERANCE, Affine, Header, Pictures, Reader, both_placed, grid_difference
 from pfedsam.data.readers.dicom_planes import values_of_field
 from pfedsam.data.readers.regrid import nearest_voxels
 
@@ -19,6 +19,8 @@ Overlaps: TypeAlias = Literal["refused", "last", "sum"]
 """What happens where two parts of a file share a voxel: the file is refused, or the voxel gets the id of the later part or the sum of the
 ids."""
 _HIGHEST_ID: Final = 65535
+_ON_SLICE: Final = 0.1
+"""Largest distance of a slice of an even grid from a slice of its series that is the same, as a share of the distance of slices."""
 _UNPLACED: Final = "the image or its mask has no orientation, so that the mask was placed voxel by voxel"
 _REMEDY: Final = "export the mask on the grid of its image, or set data.volume.resample: true to resample it"
 
@@ -121,10 +123,24 @@ def fit_mask(mask: Reader, image: Header, *, resample: bool) -> GridMask | Turne
         return TurnedMask(mask, axes, flips, image, notes)
     if not resample or not both_placed(image, theirs) or image.affine is None or theirs.affine is None:
         raise DataError(f"{difference}; {_REMEDY}")
+    _refuse_uneven(_turned(theirs, axes, flips), image)
     # The slices are made small one by one: all of them as int64 would need eight times the memory of the file.
     volume = np.stack([small_ids(mask.mask_slice(k)) for k in range(theirs.shape[2])], axis=2)
     moved = nearest_voxels(volume, theirs.affine, image.affine, image.shape)
     return GridMask(moved, image, (f"the mask was resampled to the grid of its image ({difference})",))
+
+
+def _refuse_uneven(mask: Header, image: Header) -> None:
+    """Refuse an evenly spaced mask that has the pixels and the number of slices of an uneven series: it was drawn on these slices.
+
+    Raises:
+        DataError: it is such a mask, whose slices have other places than those on which they were drawn.
+    """
+    if mask.shape == image.drawn_shape != image.shape:
+        raise DataError(
+            f"its mask has the {mask.shape[2]} slices of the DICOM series, but at even distances, where the series has a gap, so that its "
+            "slices cannot be placed; save it as DICOM-SEG or RTSTRUCT, or on the even grid of the resampled series"
+        )
 
 
 def small_ids(ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
@@ -140,6 +156,35 @@ def empty_ids(shape: tuple[int, int, int], chosen: Sequence[tuple[int, int]], ov
     ids = [value for _, value in chosen]
     largest = sum(ids) if overlaps == "sum" else max(ids)
     return np.zeros(shape, dtype=np.uint8 if largest < 256 else np.uint16)
+
+
+def spread_slices(ids: npt.NDArray[Any], image: Header) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
+    """A mask on the slices of a series, shape `image.drawn_shape`, on the grid of the image, and a note if slices were added.
+
+    A slice of the grid has the mask of the nearest slice of the series, as the values of its image are interpolated between slices.
+
+    Raises:
+        DataError: a slice of the grid is farther from all slices of the series than these usually are from each other, and a structure
+            reaches into that gap, so that the mask is not known there.
+    """
+    if image.acquired is None or image.affine is None:
+        return ids, ()
+    depths, grid = np.array(image.acquired), np.arange(image.shape[2])
+    distances = np.abs(grid[:, None] - depths).round(6)  # of two slices at one distance the lower one is taken
+    nearest, least = distances.argmin(axis=1), distances.min(axis=1)
+    usual = float(np.median(np.diff(depths)))
+    for index in np.flatnonzero(least > usual * (1 + SPACING_TOLERANCE)):
+        after = int(np.clip(np.searchsorted(depths, index), 1, len(depths) - 1))
+        if ids[..., after - 1].any() or ids[..., after].any():
+            step = float(np.linalg.norm(image.affine[:3, 2]))
+            gap = float(depths[after] - depths[after - 1]) * step
+            raise DataError(
+                f"its DICOM series has a gap of {gap:.4g} mm beside a structure of its mask, where its slices are usually "
+                f"{usual * step:.4g} mm apart, so that the mask is not known there; complete the series, or take the case out"
+            )
+    added = int((least > _ON_SLICE).sum())
+    note = f"{added} of {len(grid)} slices are not in the DICOM series and were interpolated; their mask is that of the nearest slice"
+    return ids[..., nearest], (note,) if added else ()
 
 
 def choose_ids(names: Mapping[int, str], segments: Mapping[str, int], what: str) -> list[tuple[int, int]]:

@@ -1,6 +1,6 @@
 """Resampling of tilted or uneven stacks to an even grid, and of masks to the grid of their image."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,19 @@ def even_stack(positions: npt.NDArray[np.float64] | None, affine: Affine, shape:
     return size, even
 
 
+def depths_of(positions: npt.NDArray[np.float64], affine: Affine, target: Affine) -> npt.NDArray[np.float64]:
+    """Places of the slices of a stack along the last index of the grid that `even_stack` returned, shape [D]."""
+    places, _ = _places(positions, affine)
+    return np.asarray(places[:, 2] / np.linalg.norm(target[:3, 2]))
+
+
+def slice_numbers(places: npt.NDArray[np.float64], depths: Sequence[float]) -> npt.NDArray[np.float64]:
+    """Places along an even grid, of any shape, as numbers of the slices at `depths`, with fractions between and beyond them."""
+    known = np.asarray(depths)
+    after = np.clip(np.searchsorted(known, places), 1, len(known) - 1)
+    return np.asarray(after - 1 + (places - known[after - 1]) / (known[after] - known[after - 1]))
+
+
 def resample_stack(
     planes: Iterable[npt.NDArray[np.float32]],
     positions: npt.NDArray[np.float64],
@@ -59,9 +72,9 @@ def resample_stack(
         Values with the shape of the grid.
     """
     places, _ = _places(positions, affine)
+    depth = depths_of(positions, affine, target)
     origin = np.linalg.inv(target) @ affine[:, 3]
     rows, columns = np.linalg.norm(affine[:3, 0]), np.linalg.norm(affine[:3, 1])
-    step = float(np.linalg.norm(target[:3, 2]))
     moved = []
     for plane, place in zip(planes, places, strict=True):
         offset = np.array([place[0] / rows, place[1] / columns]) + origin[:2]
@@ -76,7 +89,6 @@ def resample_stack(
                 cval=float(plane.min()),
             )
         )
-    depth = places[:, 2] / step
     result = np.empty(shape, dtype=np.float32)
     for index in range(shape[2]):
         after = int(np.clip(np.searchsorted(depth, index), 1, len(depth) - 1))

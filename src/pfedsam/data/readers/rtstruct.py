@@ -32,8 +32,9 @@ from pfedsam.data.readers.masks import (
     pictures_of,
     refuse_other_pictures,
     refuse_overlap,
+    spread_slices,
 )
-from pfedsam.data.readers.regrid import usual_gap
+from pfedsam.data.readers.regrid import slice_numbers, usual_gap
 
 _Contour: TypeAlias = npt.NDArray[np.float64]
 """Corners [n, 3] in mm, in NIfTI's directions."""
@@ -84,10 +85,10 @@ def read_rtstruct(path: Path, image: Header, *, segments: dict[str, int], overla
     every, contours = _read_structures(path, image)
     names = {number: name for number, name in every.items() if contours[number]}
     chosen = choose_ids(names, segments, "RTSTRUCT")
-    target = empty_ids(image.shape, chosen, overlaps)
+    target = empty_ids(image.drawn_shape, chosen, overlaps)
     overlap, lost = 0, list[_Lost]()
     for number, value in chosen:
-        filled, loss = _fill(contours[number], image.shape, image.affine)
+        filled, loss = _fill(contours[number], image, image.affine)
         overlap += paint(target, filled, value, overlaps)
         lost.append(loss)
     refuse_overlap(overlap, "RTSTRUCT")
@@ -97,7 +98,8 @@ def read_rtstruct(path: Path, image: Header, *, segments: dict[str, int], overla
             f"none of the {count} contours of its RTSTRUCT is on a slice of the image, inside its borders; give the contours of this series"
         )
     part_names = PartNames.of(every.values(), names.values(), segments)
-    return GridMask(target, image, tuple(_notes(lost, count)), part_names)
+    ids, notes = spread_slices(target, image)
+    return GridMask(ids, image, (*_notes(lost, count), *notes), part_names)
 
 
 def _notes(lost: Sequence[_Lost], every: int) -> Iterator[str]:
@@ -192,11 +194,12 @@ def _points(contour: Dataset) -> _Contour:
     return np.asarray(points * np.array([-1.0, -1.0, 1.0]), dtype=np.float64)
 
 
-def _fill(contours: list[_Contour], shape: tuple[int, int, int], affine: Affine) -> tuple[npt.NDArray[np.bool_], _Lost]:
-    """The voxels of a structure, [I, J, K], and what was lost of it."""
+def _fill(contours: list[_Contour], image: Header, affine: Affine) -> tuple[npt.NDArray[np.bool_], _Lost]:
+    """The voxels of a structure on the slices of the file, shape `image.drawn_shape`, and what was lost of it."""
+    shape = image.drawn_shape
     filled = np.zeros(shape, dtype=np.bool_)
     spacing = spacing_of(affine)
-    flat, outside, tilted = _flat(contours, shape, affine)
+    flat, outside, tilted = _flat(contours, image, affine)
     crossed, apart = 0, None
     for axis, found in flat.items():
         planes = _planes(found)
@@ -216,14 +219,16 @@ def _fill(contours: list[_Contour], shape: tuple[int, int, int], affine: Affine)
 
 
 def _flat(
-    contours: list[_Contour], shape: tuple[int, int, int], affine: Affine
+    contours: list[_Contour], image: Header, affine: Affine
 ) -> tuple[dict[int, list[tuple[float, _Corners]]], int, int]:
     """The contours in planes of the image, by the axis across: place in slices, and corners; the numbers of those outside and tilted."""
-    inverse = np.linalg.inv(affine)
+    inverse, shape = np.linalg.inv(affine), image.drawn_shape
     flat: dict[int, list[tuple[float, _Corners]]] = defaultdict(list)
     outside, tilted = 0, 0
     for points in contours:
         voxels = points @ inverse[:3, :3].T + inverse[:3, 3]
+        if image.acquired is not None:
+            voxels[:, 2] = slice_numbers(voxels[:, 2], image.acquired)
         axis = int(np.ptp(voxels, axis=0).argmin())
         place = float(voxels[:, axis].mean())
         low, high = voxels.min(axis=0), voxels.max(axis=0)

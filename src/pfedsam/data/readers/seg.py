@@ -39,8 +39,9 @@ from pfedsam.data.readers.masks import (
     pictures_of,
     refuse_other_pictures,
     refuse_overlap,
+    spread_slices,
 )
-from pfedsam.data.readers.regrid import nearest_voxels, usual_gap
+from pfedsam.data.readers.regrid import nearest_voxels, slice_numbers, usual_gap
 
 _LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 _FORWARD: Final = slice(None)
@@ -122,13 +123,12 @@ def read_seg(
     contents = _read_contents(path, image)
     _check_coordinates(contents.dataset, image)
     chosen = choose_ids(contents.names, segments, "DICOM-SEG")
-    target = empty_ids(image.shape, chosen, overlaps)
     places, difference = _places(contents, image)
     if difference and not resample:
         raise DataError(
             f"{difference}; export the segmentation of this image, or set data.volume.resample: true to resample it"
         )
-    overlap = 0
+    target, overlap = empty_ids(image.shape if difference else image.drawn_shape, chosen, overlaps), 0
     for number, value in chosen:
         planes = list(_segment_planes(path, contents, number, threshold))
         if not difference:
@@ -139,11 +139,15 @@ def read_seg(
             resampled = _resampled(planes, _distance(contents), image, max_gigabytes)
             overlap += paint(target, resampled, value, overlaps)
     refuse_overlap(overlap, "DICOM-SEG")
-    notes = [f"the segmentation was resampled to the grid of its image ({difference})"] if difference else []
+    notes: tuple[str, ...]
+    if difference:
+        notes = (f"the segmentation was resampled to the grid of its image ({difference})",)
+    else:
+        target, notes = spread_slices(target, image)
     if not _refers_to(image, contents.frames):
-        notes.append("the segmentation refers to another series of the same coordinates, and was placed by position")
+        notes += ("the segmentation refers to another series of the same coordinates, and was placed by position",)
     every = contents.names.values()
-    return GridMask(target, image, tuple(notes), PartNames.of(every, every, segments))
+    return GridMask(target, image, notes, PartNames.of(every, every, segments))
 
 
 def _refers_to(image: Header, frames: Sequence[_Frame]) -> bool:
@@ -253,7 +257,7 @@ def _check_distance(contents: _Contents, image: Header) -> None:
         _OtherGridError: the distances differ.
     """
     drawn_here = any(not frame.pictures.isdisjoint(image.pictures) for frame in contents.frames)
-    if image.affine is None or not contents.frames or drawn_here:
+    if image.affine is None or not contents.frames or drawn_here or _at_neighbours(contents.frames, image):
         return
     spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
     across = int(np.abs((image.affine[:3, :3] / spacing).T @ contents.frames[0].affine[:3, 2]).argmax())
@@ -264,6 +268,16 @@ def _check_distance(contents: _Contents, image: Header) -> None:
         raise _OtherGridError(
             f"the slices of the segmentation are {theirs:.4g} mm apart, those of the image {ours:.4g} mm"
         )
+
+
+def _at_neighbours(frames: Sequence[_Frame], image: Header) -> bool:
+    """Whether most frames are at neighbouring slices of a series that was resampled, whose slices have several distances."""
+    if image.acquired is None or image.affine is None:
+        return False
+    inverse = np.linalg.inv(image.affine)
+    numbers = slice_numbers(np.array([(inverse @ frame.affine[:, 3])[2] for frame in frames]), image.acquired)
+    steps = np.diff(np.unique(np.rint(numbers)))
+    return len(steps) > 0 and float(np.median(steps)) == 1
 
 
 def _distance(contents: _Contents) -> float | None:
@@ -338,7 +352,7 @@ def _slice_at(
     image: Header,
     affine: Affine,
 ) -> _Place:
-    """The slice of the image that a frame covers.
+    """The slice of the image that a frame covers; of an image that was resampled, the slice of its series.
 
     Args:
         start: indices in the image of the first pixel of the frame, shape [3].
@@ -351,10 +365,14 @@ def _slice_at(
     Raises:
         _OtherGridError: the frame does not cover a slice.
     """
-    spacing, shape = np.linalg.norm(affine[:3, :3], axis=0), np.array(image.shape)
-    voxel = np.rint(start).astype(int)
+    spacing, shape = np.linalg.norm(affine[:3, :3], axis=0), np.array(image.drawn_shape)
+    place = np.rint(start)
+    voxel = place.astype(int)
+    if image.acquired is not None:
+        voxel[2] = np.abs(np.array(image.acquired) - start[2]).argmin()
+        place[2] = image.acquired[voxel[2]]
     across = 3 - axes.sum()
-    distance = float(np.linalg.norm((start - voxel) * spacing))
+    distance = float(np.linalg.norm((start - place) * spacing))
     inside = 0 <= voxel[across] < shape[across] and distance <= min(ORIGIN_TOLERANCE, float(spacing[across]) / 2)
     corner = np.where(signs > 0, 0, shape[axes] - 1)
     if not inside or (voxel[axes] != corner).any() or (shape[axes] != size).any():
