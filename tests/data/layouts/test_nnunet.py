@@ -103,6 +103,21 @@ def test_several_pictures_of_a_case_are_refused(tmp_path: Path, picture: Callabl
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("ending", [".bmp", ".nrrd", ".mha", ".npz"])
+def test_files_that_are_not_read_are_refused_before_anything_is_written(ending: str, tmp_path: Path) -> None:
+    root = tmp_path / "Dataset120_Road"
+    for name in (f"imagesTr/a_0000{ending}", f"labelsTr/a{ending}"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"BM")
+    content = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"road": 1}, "file_ending": ending}
+    (root / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(
+        DataError, match=rf"file_ending as '\{ending}', and such files are not read; allowed: .*\.png.*\.nii\.gz"
+    ):
+        write_sites(LAYOUT, root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -10,10 +10,11 @@ from typing import Any
 from pfedsam.core.errors import DataError
 from pfedsam.core.files import RepeatedNameError, read_regular, without_duplicates
 from pfedsam.core.text import short_repr, some_of
+from pfedsam.data.entries import VOLUME_ENDINGS
 from pfedsam.data.layouts.base import Classes, FoundCase, Layout, site_name
+from pfedsam.data.readers import PICTURES
 
 MAX_CHANNELS = 3
-_PICTURES = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 _NUMBER = re.compile(r"^Dataset\d{3}_(?=.)")
 _ENDING = re.compile(r"\.[A-Za-z0-9.]+")
 
@@ -66,7 +67,7 @@ def find(source: Path) -> Iterator[FoundCase]:
     ending = _ending(description)
     site = site_name(_NUMBER.sub("", source.name)).lower()
     channels = 1 if _is_colour(source, ending) else min(len(_channels(description)), MAX_CHANNELS)
-    if channels > 1 and ending in _PICTURES:
+    if channels > 1 and ending.lower() in PICTURES:
         raise DataError(
             f"imagesTr has {channels} pictures ({ending}) for each case, and only volumes can have several channel files; write the "
             "channels of a case as the colours of one picture, <case>_0000"
@@ -93,12 +94,18 @@ def _ending(description: Mapping[str, Any]) -> str:
     """The ending of the files.
 
     Raises:
-        DataError: it cannot be one.
+        DataError: it cannot be one, or files with it are not read.
     """
     ending = description["file_ending"]
     if not isinstance(ending, str) or not _ENDING.fullmatch(ending):
         raise DataError(
             f"dataset.json gives file_ending as {short_repr(ending)}; it must be an ending such as '.nii.gz'; restore it from the data set"
+        )
+    allowed = (*sorted(PICTURES), *VOLUME_ENDINGS)
+    if ending.lower() not in allowed:
+        raise DataError(
+            f"dataset.json gives file_ending as {short_repr(ending)}, and such files are not read; allowed: {', '.join(allowed)}. Convert "
+            "the images and labels, pictures to .png and volumes to .nii.gz, and write the new ending into dataset.json"
         )
     return ending
 
@@ -114,7 +121,7 @@ def _channels(description: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_colour(source: Path, ending: str) -> bool:
     """Whether each case has one picture in colour, for which nnU-Net lists the channels R, G and B: no file has another number than 0."""
-    return ending in _PICTURES and not any((source / "imagesTr").glob(f"*_0001{ending}"))
+    return ending.lower() in PICTURES and not any((source / "imagesTr").glob(f"*_0001{ending}"))
 
 
 def classes(source: Path) -> Classes:
