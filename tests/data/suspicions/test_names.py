@@ -1,7 +1,9 @@
 from dataclasses import replace
 
 import faulty_sites as faulty
+import numpy as np
 import pytest
+from volume_files import write_nifti
 
 from pfedsam.data.images import ImageOptions
 
@@ -62,6 +64,53 @@ def test_a_study_that_wants_no_validation_is_not_told_that_it_has_none(tmp_path)
     sites = [faulty.read_site(name, tmp_path / name) for name in faulty.SITES]
     study = replace(faulty.Study(faulty.LABELS, ImageOptions()), validation=False)
     assert faulty.check_sites(sites, study).warnings == ()
+
+
+def _with_one_mask(tmp_path, patients):
+    """A report about a manifest whose first lines, one for each of these patients, name the mask of the first line."""
+    faulty.clean_study(tmp_path)
+    folder = tmp_path / "b"
+    lines = [f"images/{path.name},masks/{path.name},q{number}" for number, path in enumerate(_pictures(folder))]
+    for number, patient in enumerate(patients):
+        lines[number] = f"images/c{number:02d}.png,masks/c00.png,{patient}"
+        if number:  # a mask that is not listed would be told, too
+            (folder / "masks" / f"c{number:02d}.png").unlink()
+    (folder / "manifest.csv").write_text("\n".join(["image,mask,patient", *lines]))
+    return faulty.read_and_check(tmp_path)
+
+
+def test_one_mask_for_pictures_of_several_patients_is_an_error(tmp_path):
+    report = _with_one_mask(tmp_path, ("p0", "p1", "p1", "p2"))
+    assert report.problems == (
+        "site 'b', 4 cases such as 'c00', 'c01', 'c02': manifest.csv names one mask, 'masks/c00.png', for 4 images; name for each image "
+        "its own mask (only volumes of one patient may share one)",
+    )
+    assert report.warnings == ()
+
+
+def test_one_mask_for_pictures_of_one_patient_is_a_warning(tmp_path):
+    report = _with_one_mask(tmp_path, ("p0", "p0"))
+    (warning,) = report.warnings
+    assert "site 'b', 2 cases 'c00', 'c01': manifest.csv names one mask, 'masks/c00.png', for 2 images" in warning
+    assert report.problems == ()
+
+
+@pytest.mark.parametrize(("patients", "problems"), [(("p0", "p0"), 0), (("p0", "p1"), 1)])
+def test_volumes_may_share_a_mask_only_if_they_are_of_one_patient(patients, problems, tmp_path):
+    draw = np.random.default_rng(0)
+    for number in range(len(patients) + 1):
+        write_nifti(
+            tmp_path / f"{number}.nii.gz", draw.integers(0, 99, (8, 8, 3)).astype(np.int16), np.diag([1, 1, 3, 1])
+        )
+    write_nifti(tmp_path / "mask.nii.gz", (draw.random((8, 8, 3)) < 0.5).astype(np.uint8), np.diag([1, 1, 3, 1]))
+    lines = [f"{number}.nii.gz,mask.nii.gz,{patient}" for number, patient in enumerate(patients)]
+    lines.append("2.nii.gz,,p2")
+    (tmp_path / "manifest.csv").write_text("\n".join(["image,mask,patient", *lines]))
+    site = faulty.read_site("b", tmp_path, masks_required=False)
+    report = faulty.check_sites([site], faulty.Study(faulty.LabelMap({"a": [1]}), ImageOptions(), validation=False))
+    said = [problem for problem in report.problems if "one mask, 'mask.nii.gz', for 2 images" in problem]
+    assert len(said) == problems
+    assert not any("one mask" in warning for warning in report.warnings)
 
 
 def test_masks_spelt_otherwise_than_their_images_are_told_so(tmp_path):

@@ -30,6 +30,7 @@ _CHECKS: Final[tuple[StudyCheck, ...]] = (
     at_each_site(images.lost_spacing),
     at_each_site(images.mixed_spacing_units),
     at_each_site(names.unlisted),
+    at_each_site(names.shared_masks),
     at_each_site(names.empty_patients),
     at_each_site(names.no_validation),
     at_each_site(names.unicode_twins),

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Final
 
 from pfedsam.data.facts import SiteFacts
-from pfedsam.data.manifest import MANIFEST, READABLE
+from pfedsam.data.manifest import MANIFEST, READABLE, Case
 from pfedsam.data.suspicions.finding import SHOWN, Finding, Study, case_ids
 
 _TILE: Final = re.compile(
@@ -93,6 +93,36 @@ def unlisted(facts: SiteFacts, study: Study) -> Iterator[Finding]:
             f"{facts.unread[0]!r} is left out ({len(facts.unread)} such file(s)); only {READABLE} are read: save it as one of these "
             "(masks not as JPEG), unpack it, or take it out",
         )
+
+
+def shared_masks(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """Lines of a manifest that name one mask for several images, such as a cell that was copied down; an error for several patients.
+
+    Volumes of one patient may share a mask, because several sequences of one grid are often drawn once.
+    """
+    del study
+    for mask, cases in _cases_by_mask(facts).items():
+        patients = {case.patient for case in cases}
+        if len({(case.image, case.sequences, case.series) for case in cases}) < 2:
+            continue  # one image on several lines
+        if len(patients) > 1 or not all(case.volume for case in cases):
+            yield Finding(
+                facts.name,
+                "shared mask",
+                f"{MANIFEST} names one mask, {mask!r}, for {len(cases)} images; name for each image its own mask (only volumes of one "
+                "patient may share one)",
+                tuple(case.id for case in cases),
+                error=len(patients) > 1,
+            )
+
+
+def _cases_by_mask(facts: SiteFacts) -> dict[str, list[Case]]:
+    """The cases of a manifest, without those that are unused, by the path of their mask below the site's folder."""
+    found: dict[str, list[Case]] = defaultdict(list)
+    for case in (one.case for one in facts.cases if facts.manifest and one.case.split != "unused"):
+        if case.mask is not None:
+            found[case.mask.relative_to(facts.site.folder).as_posix()].append(case)
+    return found
 
 
 def empty_patients(facts: SiteFacts, study: Study) -> Iterator[Finding]:
