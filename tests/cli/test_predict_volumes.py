@@ -415,6 +415,11 @@ def test_results_of_two_images_never_share_a_file(
     Image.fromarray(np.zeros((8, 8), np.uint8)).save("scans/leg.png")
     assert _predict(call, "scans") == 2
     assert "a result of both would be" in " ".join(capsys.readouterr().err.split())
+    write_series(Path("twins/a"), VALUES)
+    write_nifti(Path("twins/a.nii.gz"), VALUES, AFFINE)
+    assert _predict(call, "twins", "--dicom-seg") == 2
+    assert "a result of both would be the lines of 'a' in volumes.csv" in " ".join(capsys.readouterr().err.split())
+    assert not Path("masks").exists()
     Path("masks").mkdir()
     Path("masks/a_probabilities.nii.gz").write_bytes(b"mine")
     assert _predict(call, "new/a.nii.gz", "--probabilities") == 2

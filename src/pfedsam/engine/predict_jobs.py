@@ -98,7 +98,7 @@ def find_jobs(images: Sequence[Path], out: Path, *, dicom_seg: bool = False, pro
         probabilities: whether the probabilities of volumes are written.
 
     Raises:
-        OptionError: no file matches a pattern, a folder contains no image, or two masks would be the same file.
+        OptionError: no file matches a pattern, a folder contains no image, or results of two images would have the same place.
     """
     jobs = [job for image in _expanded(images) for job in _jobs_of(image, out, dicom_seg)]
     if probabilities:
@@ -108,22 +108,24 @@ def find_jobs(images: Sequence[Path], out: Path, *, dicom_seg: bool = False, pro
 
 
 def _refuse_equal_files(jobs: Sequence[Job]) -> None:
-    """Refuse jobs that would write the same file.
+    """Refuse jobs that would write the same file, or the same lines of the tables of sizes.
 
     Raises:
         OptionError: there are two such jobs.
     """
-    seen: dict[Path, Job] = {}
+    seen: dict[str, Job] = {}
     for job in jobs:
-        for target in (job.target, *_as_pictures(job, ("",)), *([job.probabilities] if job.probabilities else [])):
-            if target in seen:
-                same = seen[target].stem == job.stem
+        files = (job.target, *_as_pictures(job, ("",)), *([job.probabilities] if job.probabilities else []))
+        lines = [f"the lines of {job.name!r} in {SIZES}"] if job.volume else []
+        for result in (*(repr(str(file)) for file in files), *lines):
+            if result in seen:
+                same = seen[result].stem == job.stem
                 why = "have the same name without its ending" if same else "have too similar names"
                 raise OptionError(
-                    f"The images {str(seen[target].path)!r} and {str(job.path)!r} {why}: a result of both would be {str(target)!r}. "
+                    f"The images {str(seen[result].path)!r} and {str(job.path)!r} {why}: a result of both would be {result}. "
                     "Nothing was written; rename one, or give them in two calls with different --out."
                 )
-            seen[target] = job
+            seen[result] = job
 
 
 def refuse_existing(jobs: Sequence[Job], folders: Sequence[str] = ("",), *, resume: bool = False) -> None:
