@@ -19,9 +19,10 @@ from torch import Tensor
 from volume_files import write_enhanced, write_nifti, write_series
 
 from pfedsam.cli import predicting
-from pfedsam.core.errors import DataError, OptionError
+from pfedsam.core.errors import DataError, OptionError, StoreError
 from pfedsam.data.examples import VolumeExamples
 from pfedsam.data.readers import open_mask, open_volume
+from pfedsam.data.volume import Volume
 from pfedsam.data.volume_case import open_case
 from pfedsam.data.volume_options import VolumeOptions
 from pfedsam.engine.predict_jobs import Job
@@ -328,6 +329,47 @@ def test_files_with_one_identifier_get_no_seg(call: Call, run: None, capsys: pyt
     write_series(Path("scan"), VALUES, change=same)
     assert _predict(call, "scan", "--dicom-seg") == 3
     assert "have one SOP instance UID" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_image_without_a_seg_is_refused_by_name_before_it_is_segmented(
+    call: Call, run: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flat(dataset: Dataset, _: int) -> None:
+        del dataset.ImagePositionPatient, dataset.ImageOrientationPatient
+
+    def without_study(dataset: Dataset, _: int) -> None:
+        del dataset.StudyInstanceUID
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the image was segmented")
+
+    write_series(Path("new/leg"), VALUES[..., :1], change=flat)
+    write_series(Path("new/scan"), VALUES, change=without_study)
+    monkeypatch.setattr(sys.modules[__name__], "predict_volume", refuse)
+    assert _predict(call, "new", "--dicom-seg") == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert "case 'leg': a DICOM-SEG needs a series with positions" in said
+    assert "case 'scan': its DICOM headers lack what a DICOM-SEG needs" in said
+    assert not Path("masks").exists()
+
+
+def test_sizes_are_not_kept_without_a_mask(call: Call, run: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_nifti(Path("a.nii.gz"), VALUES, AFFINE)
+    write_nifti(Path("b.nii.gz"), VALUES, AFFINE)
+
+    def full(_: Volume, path: Path, ids: np.ndarray) -> None:
+        raise StoreError(f"{path.name} could not be written: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Volume, "write_mask", full)
+        assert _predict(call, "a.nii.gz") > 0
+    assert list(Path("masks").iterdir()) == []
+    assert _predict(call, "a.nii.gz") == 0
+    before = {name: (Path("masks") / name).read_bytes() for name in ("volumes.csv", "areas.csv")}
+    with monkeypatch.context() as patched:
+        patched.setattr(Volume, "write_mask", full)
+        assert _predict(call, "b.nii.gz") > 0
+    assert {name: (Path("masks") / name).read_bytes() for name in before} == before
 
 
 def test_the_folder_that_one_is_in_and_masks_in_it(

@@ -167,10 +167,13 @@ def _predict(
 ) -> Path:
     """Predict one image, write its mask, and return the mask's file (for classes that overlap, the last one)."""
     from pfedsam.data.readers.pictures import write_png
-    from pfedsam.engine.predict_jobs import write_volume
+    from pfedsam.engine.predict_jobs import refuse_unwritable, write_volume
 
     if job.volume:
-        case = job.case(predictor.name, predictor.options.data.volume.channels)
+        data = predictor.options.data
+        case = job.case(predictor.name, data.volume.channels)
+        if job.dicom and dicom_seg:
+            refuse_unwritable(case, data.image, data.volume, labels.names)
         return write_volume(job, predictor.predict_volume(case, wishes, tell), labels, dicom_seg=dicom_seg)
     written = job.target
     for name, ids in labels.to_ids(predictor.predict(job.path)).items():

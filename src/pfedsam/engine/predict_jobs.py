@@ -4,6 +4,7 @@ import csv
 import glob
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
@@ -14,7 +15,9 @@ import numpy as np
 from pfedsam.core import atomic
 from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.files import refuse_broken_link
+from pfedsam.data.about import about
 from pfedsam.data.entries import entry_of, stem_of
+from pfedsam.data.images import ImageOptions
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.manifest import READABLE, Case
 from pfedsam.data.readers import kind_of
@@ -22,7 +25,9 @@ from pfedsam.data.readers.dicom import DicomReader
 from pfedsam.data.readers.dicom_files import find_images
 from pfedsam.data.readers.dicom_folders import looks_like_dicom
 from pfedsam.data.readers.pictures import write_png
-from pfedsam.data.readers.seg_write import write_seg
+from pfedsam.data.readers.seg_write import refuse_without_seg, write_seg
+from pfedsam.data.volume_case import open_case
+from pfedsam.data.volume_options import VolumeOptions
 from pfedsam.engine.predict_volume import PredictedVolume
 from pfedsam.evaluation.regions import measure
 
@@ -241,8 +246,28 @@ def _dicom_jobs(image: Path, out: Path, ending: str) -> Iterator[Job]:
         yield Job(image, stem, True, number, out / f"{stem}{ending}", dicom=True)
 
 
+def refuse_unwritable(case: Case, image: ImageOptions, options: VolumeOptions, names: Sequence[str]) -> None:
+    """Refuse a DICOM series for which no DICOM-SEG can be written, before it is segmented.
+
+    Args:
+        case: the series as a case.
+        image: how the values of images are read.
+        options: how volumes are read.
+        names: names of the classes.
+
+    Raises:
+        DataError: the series cannot be read, or no DICOM-SEG can be made of it.
+    """
+    source = open_case(case, image, options).readers[0]
+    if isinstance(source, DicomReader):
+        with about(case):
+            refuse_without_seg(source, names)
+
+
 def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_seg: bool = False) -> Path:
     """Write the results of a volume: sizes, then probabilities, and the mask last, so that a job with a mask is finished.
+
+    If the mask cannot be written, the tables of sizes are as before.
 
     A single DICOM picture without a position gets a PNG, because a NIfTI file would give it a position. If classes overlap, there is a mask
     for each class in a folder of the class's name, or one DICOM-SEG with all of them.
@@ -260,11 +285,43 @@ def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_se
         DataError: a DICOM-SEG cannot be made of this volume.
         StoreError: a file cannot be written.
     """
-    folder, volume = job.target.parent, found.volume
+    folder = job.target.parent
     folder.mkdir(parents=True, exist_ok=True)
-    _write_sizes(folder, job.name, found, labels)
-    if job.probabilities:
-        _write_probabilities(job.probabilities, found, len(labels.names))
+    with _tables_restored(folder):
+        _write_sizes(folder, job.name, found, labels)
+        if job.probabilities:
+            _write_probabilities(job.probabilities, found, len(labels.names))
+        return _write_masks(job, found, labels, dicom_seg=dicom_seg)
+
+
+@contextmanager
+def _tables_restored(folder: Path) -> Iterator[None]:
+    """Give the tables of sizes their earlier content again if what is done inside fails, so that they have no lines without a mask.
+
+    Raises:
+        StoreError: a table cannot be written.
+    """
+    tables = [folder / SIZES, folder / AREAS]
+    before = {path: path.read_bytes() for path in tables if path.exists()}
+    try:
+        yield
+    except BaseException:  # after an interrupt, too
+        for path in tables:
+            if path in before:
+                atomic.write_bytes(path, before[path], mode=atomic.usual_mode())
+            else:
+                path.unlink(missing_ok=True)
+        raise
+
+
+def _write_masks(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_seg: bool) -> Path:
+    """Write the masks of a volume, and return the last one.
+
+    Raises:
+        DataError: a DICOM-SEG cannot be made of this volume.
+        StoreError: a file cannot be written.
+    """
+    folder, volume = job.target.parent, found.volume
     source = volume.readers[0]
     if dicom_seg and isinstance(source, DicomReader):
         write_seg(job.target, source, volume.slicing.to_file(found.classes), labels.names, overlap=labels.overlap)

@@ -66,6 +66,30 @@ def write_seg(
         DataError: the series was resampled, has no position, is a part of a file, or lacks what a DICOM-SEG needs.
         StoreError: the file cannot be written.
     """
+    atomic.write_bytes(path, _content(source, classes, names, overlap=overlap), mode=atomic.usual_mode())
+
+
+def refuse_without_seg(source: DicomReader, names: Sequence[str]) -> None:
+    """Refuse a series for which no DICOM-SEG can be written; one with a single pixel is made of it, and not kept.
+
+    Args:
+        source: the series.
+        names: names of the classes 1..C.
+
+    Raises:
+        DataError: the series was resampled, has no position, is a part of a file, or lacks what a DICOM-SEG needs.
+    """
+    trial = np.zeros(source.header().shape, np.uint8)
+    trial[0, 0, 0] = 1
+    _content(source, trial, names)
+
+
+def _content(source: DicomReader, classes: npt.NDArray[Any], names: Sequence[str], *, overlap: bool = False) -> bytes:
+    """The bytes of the DICOM-SEG; the arguments are those of `write_seg`.
+
+    Raises:
+        DataError: as for `write_seg`.
+    """
     if not source.even or source.header().affine is None:
         raise DataError("a DICOM-SEG needs a series with positions that was not resampled; write NIfTI instead")
     planes = source.stack.planes
@@ -90,13 +114,12 @@ def write_seg(
             for one in sources:
                 _write_in_unicode(one, names)
                 _add_thickness(one, source.stack.step)
-            content = _encode(sources, masks, names)
+            return _encode(sources, masks, names)
     except (AttributeError, LookupError, TypeError, ValueError):
         raise DataError(
             "its DICOM headers lack what a DICOM-SEG needs (study, series, frame of reference, patient module, thickness of slices), or "
             "have damaged texts; write NIfTI instead"
         ) from None
-    atomic.write_bytes(path, content, mode=atomic.usual_mode())
 
 
 def _write_in_unicode(source: Dataset, names: Sequence[str]) -> None:
