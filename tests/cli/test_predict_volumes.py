@@ -213,8 +213,24 @@ def test_an_image_that_the_model_cannot_segment_does_not_stop_the_others(
     for name in ("a", "b"):
         write_nifti(Path(f"{name}.nii.gz"), VALUES, AFFINE)
     assert _predict(call, "a.nii.gz", "b.nii.gz") == 3
-    assert "1 mask(s) written; 1 image(s) could not be segmented" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 mask(s) written; 1 image(s) could not be segmented" in said
+    assert "'a.nii.gz': a.nii.gz is a volume, and the model is one of tiles" in said
     assert Path("masks/b.nii.gz").exists()
+
+
+@pytest.mark.parametrize("wishes", [(), ("--probabilities",)])
+def test_an_image_whose_results_cannot_be_written_does_not_stop_the_others(
+    call: Call, run: None, capsys: pytest.CaptureFixture[str], wishes: tuple[str, ...]
+) -> None:
+    long = "l" * 250  # its mask l....nii.gz has 257 bytes, and a name of Linux at most 255
+    for name in (f"{long}.nii", "ok.nii"):
+        write_nifti(Path("new") / name, VALUES, AFFINE)
+    assert _predict(call, "new", *wishes) == 3
+    said = "".join(capsys.readouterr().err.split())
+    assert f"1mask(s)written;1image(s)couldnotbesegmented:'{long}.nii':{long}" in said
+    assert Path("masks/ok.nii.gz").exists()
+    assert {row["image"] for row in _rows("volumes.csv")} == {"ok"}
 
 
 def test_series_of_a_folder_a_bad_one_among_them_and_resuming(

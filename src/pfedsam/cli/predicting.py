@@ -94,7 +94,7 @@ def predict_all(
         resume: whether to skip images that have a mask already; otherwise an existing mask is an error.
 
     Raises:
-        DataError: some images cannot be read; the masks of all others are written.
+        DataError: some images cannot be read, or their masks cannot be written; the masks of all others are written.
         OptionError: a mask exists already, a folder has no images, or no file matches a pattern; nothing is written.
     """
     from pfedsam.core.errors import DataError
@@ -139,8 +139,8 @@ def _without_masks(jobs: "Sequence[Job]", folders: Sequence[str], *, resume: boo
 def _predict_each(
     jobs: "Sequence[Job]", opened: "OpenSite", wishes: "VolumeWishes", labels: "LabelMap", dicom_seg: bool
 ) -> list[str]:
-    """Predict the images one by one, show the progress, and return a message for each image that cannot be read."""
-    from pfedsam.core.errors import DataError, OptionError
+    """Predict the images one by one, show the progress, and return a message for each image that has no mask, with its name."""
+    from pfedsam.core.errors import DataError, OptionError, StoreError
 
     unread = []
     columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -149,8 +149,14 @@ def _predict_each(
         for job in jobs:
             try:
                 written = _predict(job, opened, wishes, labels, dicom_seg, partial(_tell, bars, slices))
-            except (DataError, OptionError) as error:  # such as a volume for a model of tiles
-                unread.append(str(error))
+            except (
+                DataError,
+                OptionError,
+                StoreError,
+            ) as error:  # also a volume for a model of tiles, or a name that is too long
+                text = str(error)
+                named = any(repr(name) in text for name in (job.name, job.path.name))
+                unread.append(text if named else f"{job.path.name!r}: {text}")
             else:
                 OUT.print(f"{job.path.name} -> {written}")
             bars.advance(every)

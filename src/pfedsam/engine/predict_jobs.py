@@ -3,6 +3,7 @@
 import csv
 import glob
 import io
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -148,7 +149,7 @@ def refuse_existing(jobs: Sequence[Job], folders: Sequence[str] = ("",), *, resu
     for job in jobs:
         extra = [job.probabilities] if job.probabilities else []
         for target in (*_targets(job, folders), *_as_pictures(job, folders), *extra):
-            if target.exists() and not (resume and target.resolve() not in inputs):
+            if _exists(target) and not (resume and target.resolve() not in inputs):
                 what = "is one of the images" if target.resolve() in inputs else "exists already"
                 raise OptionError(
                     f"The {'probabilities' if target in extra else 'mask'} of {str(job.path)!r} would overwrite {str(target)!r}, which "
@@ -353,9 +354,12 @@ def _write_probabilities(path: Path, found: PredictedVolume, classes: int) -> No
 def is_done(job: Job, folders: Sequence[str] = ("",)) -> bool:
     """Whether the masks of a job exist; the mask of a single DICOM image without a position is a PNG."""
     pictures = _as_pictures(job, folders)
-    return all(target.exists() for target in _targets(job, folders)) or bool(
-        pictures and all(path.exists() for path in pictures)
-    )
+    return all(map(_exists, _targets(job, folders))) or bool(pictures and all(map(_exists, pictures)))
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is a file; False for a name that is too long, which `Path.exists` raises an error for: its image is reported later."""
+    return os.path.exists(path)
 
 
 def _targets(job: Job, folders: Sequence[str]) -> list[Path]:
