@@ -35,9 +35,7 @@ def test_sound_sites_pass_and_pictures_left_out_are_named(
     (tmp_path / "north" / "images" / "d.bmp").touch()
     assert call("data", "check", _study(tmp_path, "north")) == 0
     shown = " ".join(capsys.readouterr().err.split())
-    assert shown.startswith(
-        "Warning: site 'north': 'images/d.bmp' is left out (1 such file(s)); only .jpeg, .jpg, .png,"
-    )
+    assert shown.startswith("Warning: site 'north': 1 file(s) or folder(s) are left out ('images/d.bmp'); only .jpeg,")
 
 
 def test_every_site_is_looked_at_though_others_cannot_be_read(

@@ -397,6 +397,9 @@ def test_the_folder_that_one_is_in_and_masks_in_it(
     Path("study.yaml").write_text(study)
     assert call("predict", "run", ".", "--site", "north", "--out", "../found") == 0
     assert (tmp_path / "found" / "here.nii.gz").exists()
+    for resume in ([], ["--resume"]):  # the masks of the first call are no files of the series that are left out
+        assert call("predict", "run", ".", "--site", "north", "--out", "masks", *resume) == 0
+    shutil.rmtree("masks")
     monkeypatch.chdir(tmp_path)
     Path("new").mkdir()
     Path("here").rename("new/here")
@@ -409,6 +412,26 @@ def test_an_image_without_pictures_is_told(call: Call, run: None, capsys: pytest
     Path("notes/a.txt").touch()
     assert _predict(call, "notes") == 2
     assert "holds no image" in capsys.readouterr().err
+
+
+def test_files_of_a_folder_that_are_not_read_are_named(
+    call: Call, run: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_nifti(Path("d/a.nii.gz"), VALUES, AFFINE)
+    write_series(Path("d/scan"), VALUES)
+    unread = ["d/b.mha", "d/c.nrrd", "d/deep/e.bmp", "d/p5.dcm.gz", "d/scan/f.zip", "d/scan/g.nii.gz", "d/scans.zip"]
+    passed_over = ["d/notes.txt", "d/.DS_Store", "d/deep/protocol.json", "d/scan/preview.jpg", "d/Thumbs.db"]
+    Path("d/deep").mkdir()
+    for name in (*unread, *passed_over):
+        Path(name).write_bytes(b"abcdefgh" * 50)
+    assert _predict(call, "d") == 3
+    lines = [line.strip() for line in capsys.readouterr().err.splitlines()]
+    assert "2 mask(s) written; 7 file(s) were left out" in " ".join(lines)
+    assert [line for line in lines if line.startswith("d/")] == unread
+    assert {path.name for path in Path("masks").glob("*.nii.gz")} == {"a.nii.gz", "scan.nii.gz"}
+    for name in unread:
+        Path(name).unlink()
+    assert _predict(call, "d", "--resume") == 0
 
 
 def test_a_sequence_of_another_grid_is_refused(run: None) -> None:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from pfedsam.core.errors import DataError, OptionError
-from pfedsam.data.manifest import Case, orphan_masks, pattern_is_idle, read_site, unlisted_files, unread_pictures
+from pfedsam.data.manifest import Case, orphan_masks, pattern_is_idle, read_site, unlisted_files, unread_files
 
 
 def test_folder_layout(site_folder):
@@ -142,23 +142,21 @@ def test_names_that_are_not_utf8_are_refused(site_folder, part):
     )
 
 
-def test_pictures_of_other_kinds_are_found(site_folder):
+def test_every_entry_that_is_not_read_is_found(site_folder):
     folder = site_folder("a")
     (folder / "images" / "p5").mkdir()
     (folder / "images" / "empty").mkdir()
-    for name in (
-        "images/b.BMP",
-        "images/notes.txt",
-        "images/._c.gif",
-        "masks/a.gif",
-        "images/p4.zip",
-        "images/p5/t2.nii.gz",
-    ):
-        (folder / name).touch()
+    unread = [
+        *(f"images/{name}" for name in ("b.BMP", "c.npy", "d.dcm.gz", "e.h5", "f.mat", "g", "p4.zip", "p5/t2.nii.gz")),
+        *("masks/a.gif", "masks/a.npy"),
+    ]
+    passed_over = ("images/notes.txt", "images/._c.gif", "images/a.json", "images/Thumbs.db", "masks/README")
+    for name in (*unread, *passed_over):
+        (folder / name).write_bytes(b"abcdefgh" * 50)
     site = read_site("north", folder)
     assert [case.id for case in site.cases] == ["a"]
-    assert unread_pictures(site) == ("images/b.BMP", "images/p4.zip", "images/p5", "masks/a.gif")
-    assert unread_pictures(_manifest(folder, "image,mask,patient\nimages/a.png,masks/a.png,p\n")) == ()
+    assert unread_files(site) == tuple(name.removesuffix("/t2.nii.gz") for name in unread)
+    assert unread_files(_manifest(folder, "image,mask,patient\nimages/a.png,masks/a.png,p\n")) == ()
 
 
 def test_a_pattern_is_idle_where_it_matches_no_case(site_folder):

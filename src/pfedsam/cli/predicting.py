@@ -94,14 +94,16 @@ def predict_all(
         resume: whether to skip images that have a mask already; otherwise an existing mask is an error.
 
     Raises:
-        DataError: some images cannot be read, or their masks cannot be written; the masks of all others are written.
+        DataError: some images cannot be read, or their masks cannot be written, or a folder holds files of formats that are not read; the
+            masks of all others are written.
         OptionError: a mask exists already, a folder has no images, or no file matches a pattern; nothing is written.
     """
     from pfedsam.core.errors import DataError
-    from pfedsam.engine.predict_jobs import find_jobs, without_further_sequences
+    from pfedsam.engine.predict_jobs import find_jobs, find_left_out, without_further_sequences
     from pfedsam.experiment.build import build_labels
 
     jobs = find_jobs(images, out, dicom_seg=dicom_seg, probabilities=wishes.probabilities)
+    left_out = find_left_out(images, out)
     left = _without_masks(jobs, [""], resume=resume)
     opened = predictor()
     in_use = " (in use there)" if wanted is Wanted.IN_USE else ""
@@ -115,11 +117,20 @@ def predict_all(
     unread = _predict_each(left, opened, wishes, labels, dicom_seg)
     if len(left) < len(jobs):
         OUT.print(f"{len(jobs) - len(left)} image(s) had a mask already.")
-    if unread:
-        raise DataError(
-            f"{len(left) - len(unread)} mask(s) written; {len(unread)} image(s) could not be segmented:\n"
-            + "\n".join(unread)
-        )
+    if unread or left_out:
+        raise DataError(_what_is_missing(len(left) - len(unread), unread, left_out))
+
+
+def _what_is_missing(written: int, unread: Sequence[str], left_out: Sequence[Path]) -> str:
+    """The message at the end of a call with images that have no mask, and with files that were not read."""
+    from pfedsam.data.manifest import READABLE
+
+    failed = [f"{len(unread)} image(s) could not be segmented:", *unread] if unread else []
+    others = [
+        f"{len(left_out)} file(s) were left out, because only {READABLE} are read; convert or unpack them, or take them out:",
+        *map(str, left_out),
+    ]
+    return f"{written} mask(s) written; " + "\n".join([*failed, *(others if left_out else [])])
 
 
 def _without_masks(jobs: "Sequence[Job]", folders: Sequence[str], *, resume: bool) -> "list[Job]":

@@ -9,11 +9,20 @@ from typing import Final
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers import PICTURES, kind_of
 from pfedsam.data.readers.dicom_files import read_head
+from pfedsam.data.readers.dicom_folders import visible_files
 from pfedsam.data.readers.png_stack import is_png_stack
 
 VOLUME_ENDINGS: Final = (".nii.gz", ".nii", ".dcm", ".dicom", ".ima")
 FOREIGN: Final = (".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".mgz", ".mgh", ".mnc")
 """Endings of volumes in formats that are not read; they are refused, because cases would be missing otherwise."""
+ARCHIVES: Final = (".zip", ".7z", ".rar", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
+"""Endings of files that may contain images; `.nii.gz` is not meant."""
+_TEXTS: Final = (
+    *(".txt", ".log", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".md", ".html", ".ini"),
+    *(".bval", ".bvec"),  # written beside NIfTI files of diffusion MRI
+)
+_OTHER_NAMES: Final = frozenset({"thumbs.db", "dicomdir", "readme", "license"})
+"""Names in lower case of files that are no images and often lie beside them."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,35 @@ def find_entries(folder: Path) -> list[Entry]:
         return []
     found = map(entry_of, filter(_is_visible, sorted(folder.iterdir())))
     return [entry for entry in found if entry]
+
+
+def may_be_image(path: Path) -> bool:
+    """Whether a visible file that is not read may contain an image: all but texts and files that programs write beside images."""
+    name = path.name.lower()
+    return not name.startswith(".") and not name.endswith(_TEXTS) and name not in _OTHER_NAMES
+
+
+def find_unread(folder: Path) -> list[Path]:
+    """What a folder holds that may contain images or masks and is not read, sorted by name: files, and folders with files."""
+    if not folder.is_dir():
+        return []
+    return [path for path in sorted(folder.iterdir()) if may_be_image(path) and _is_unread(path)]
+
+
+def _is_unread(path: Path) -> bool:
+    if path.is_dir():
+        return entry_of(path) is None and next(visible_files(path), None) is not None
+    return not path.is_file() or entry_of(path) is None
+
+
+def find_unread_among_dicom(folder: Path) -> list[Path]:
+    """Volumes of other formats and archives among the files of a DICOM series and below; pictures there are mostly previews."""
+    endings = (*VOLUME_ENDINGS, *FOREIGN, *ARCHIVES)
+    return [
+        path
+        for path in visible_files(folder)
+        if path.name.lower().endswith(endings) and path.is_file() and kind_of(path) != "dicom"
+    ]
 
 
 def _is_visible(path: Path) -> bool:

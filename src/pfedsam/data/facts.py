@@ -19,7 +19,7 @@ from pfedsam.data.about import about
 from pfedsam.data.images import ImageOptions, Stored, read_stored
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.loader import check_sizes, load_ids, load_image
-from pfedsam.data.manifest import SUFFIXES, Case, Site, has_manifest, orphan_masks, unlisted_files, unread_pictures
+from pfedsam.data.manifest import SUFFIXES, Case, Site, has_manifest, orphan_masks, unlisted_files, unread_files
 from pfedsam.data.readers.masks import PartNames
 from pfedsam.data.readers.series_table import SeriesRow, list_series, series_of
 from pfedsam.data.volume import Volume
@@ -139,7 +139,7 @@ def gather_facts(
         cases=tuple(cases),
         manifest=has_manifest(site),
         orphans=orphan_masks(site),
-        unread=unread_pictures(site),
+        unread=unread_files(site),
         unlisted=unlisted_files(site),
     )
 

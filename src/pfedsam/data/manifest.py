@@ -20,9 +20,16 @@ from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.files import refuse_broken_link
 from pfedsam.core.patterns import Pattern
 from pfedsam.core.text import is_text, short_repr
-from pfedsam.data.entries import FOREIGN, Entry, entry_of, find_entries, group_sequences, refuse_loose_series
+from pfedsam.data.entries import (
+    FOREIGN,
+    Entry,
+    entry_of,
+    find_entries,
+    find_unread,
+    group_sequences,
+    refuse_loose_series,
+)
 from pfedsam.data.readers import PICTURES
-from pfedsam.data.readers.dicom_folders import visible_files
 
 Split: TypeAlias = Literal["train", "val", "test", "unused"]
 """The part of a site that a case belongs to; an `unused` case is neither trained on nor scored."""
@@ -33,10 +40,6 @@ PatientSource: TypeAlias = Literal["manifest", "pattern", "name"]
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 SUFFIXES: Final = PICTURES
 READABLE: Final = f"{', '.join(sorted(SUFFIXES))}, NIfTI, DICOM"
-OTHER_PICTURES: Final = (".bmp", ".gif", ".heic", ".jfif", ".jp2", ".jpe", ".pgm", ".pnm", ".ppm", ".svs", ".webp")
-"""Pictures of other formats, which are left out; `data check` reports them, because they may be cases and not only previews."""
-ARCHIVES: Final = (".zip", ".7z", ".rar", ".tar", ".tgz", ".tar.gz", ".bz2", ".xz", ".zst")
-"""Files that may contain cases, and are left out and reported in the same way."""
 MANIFEST: Final = "manifest.csv"
 
 _PARTS = ("images", "masks")
@@ -199,16 +202,23 @@ def orphan_masks(site: Site) -> tuple[str, ...]:
     return tuple(entry.path.name for entry in find_entries(site.folder / "masks") if entry.stem not in known)
 
 
-def unread_pictures(site: Site) -> tuple[str, ...]:
+def unread_files(site: Site) -> tuple[str, ...]:
     """What `images/` and `masks/` hold that may be a case and is not read, as `folder/name`; none for a site with a manifest.
 
-    These are pictures of other formats, archives, and folders without a DICOM file or a stack of masks.
+    These are files of other formats, archives, and folders without a DICOM file or a stack of masks.
     """
     if has_manifest(site):
         return ()
-    folders = (site.folder / part for part in _PARTS)
-    found = ([*_files(one, endings=(*OTHER_PICTURES, *ARCHIVES)), *_unread_folders(one)] for one in folders)
-    return tuple(f"{path.parent.name}/{path.name}" for path in chain.from_iterable(found))
+    found = chain.from_iterable(find_unread(site.folder / part) for part in _PARTS)
+    return tuple(f"{path.parent.name}/{path.name}" for path in found)
+
+
+def images_of_no_case(site: Site) -> tuple[str, ...]:
+    """Images in `images/` that are in no case, because their names have no ending of a sequence; none for a site with a manifest."""
+    if has_manifest(site):
+        return ()
+    known = set(chain.from_iterable(case.files for case in site.cases))
+    return tuple(entry.path.name for entry in find_entries(site.folder / "images") if entry.path not in known)
 
 
 def unlisted_files(site: Site) -> tuple[str, ...]:
@@ -482,14 +492,6 @@ def _files(folder: Path, *, endings: tuple[str, ...]) -> list[Path]:
         for path in paths
         if path.name.lower().endswith(endings) and not path.name.startswith(".") and path.is_file()
     )
-
-
-def _unread_folders(folder: Path) -> list[Path]:
-    """The folders in a folder that hold files and are neither an image nor a mask, sorted, without hidden ones."""
-    if not folder.is_dir():
-        return []
-    inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return [path for path in inner if entry_of(path) is None and next(visible_files(path), None) is not None]
 
 
 def _check_unique(name: str, cases: Sequence[Case]) -> None:

@@ -17,7 +17,7 @@ from pfedsam.core import atomic
 from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.files import refuse_broken_link
 from pfedsam.data.about import about
-from pfedsam.data.entries import entry_of, stem_of
+from pfedsam.data.entries import entry_of, find_unread_among_dicom, may_be_image, stem_of
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.manifest import READABLE, Case
@@ -223,13 +223,47 @@ def _images_in(folder: Path, out: Path) -> Iterator[Path]:
     Raises:
         DataError: there is a link whose target does not exist.
     """
+    return filter(entry_of, _contents(folder, out))
+
+
+def _contents(folder: Path, out: Path) -> Iterator[Path]:
+    """The files in a folder and in its folders, and folders that are images themselves, as for `_images_in`.
+
+    Raises:
+        DataError: there is a link whose target does not exist.
+    """
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.resolve() == out.resolve():
             continue
         refuse_broken_link(path)
         if path.is_dir() and not _holds_dicom(path):
-            yield from _images_in(path, out)
-        elif entry_of(path):
+            yield from _contents(path, out)
+        else:
+            yield path
+
+
+def find_left_out(images: Sequence[Path], out: Path) -> list[Path]:
+    """What the folders among the images hold that may be an image and is not read, such as volumes of other formats and archives.
+
+    Args:
+        images: files, folders and patterns, as for `find_jobs`.
+        out: folder of the masks, which may be in one of them.
+
+    Raises:
+        OptionError: no file matches a pattern.
+        DataError: there is a link whose target does not exist.
+    """
+    folders = [image for image in _expanded(images) if image.is_dir()]
+    return [path for folder in folders for path in _left_out(folder, out)]
+
+
+def _left_out(folder: Path, out: Path) -> Iterator[Path]:
+    contents = [folder] if _holds_dicom(folder) else _contents(folder, out)
+    for path in contents:
+        if path.is_dir():
+            found = find_unread_among_dicom(path)
+            yield from (one for one in found if out.resolve() not in one.resolve().parents)
+        elif entry_of(path) is None and may_be_image(path):
             yield path
 
 

@@ -6,6 +6,7 @@ import pytest
 from volume_files import write_nifti
 
 from pfedsam.data.images import ImageOptions
+from pfedsam.data.volume_options import VolumeOptions
 
 
 @pytest.mark.parametrize(
@@ -53,9 +54,22 @@ def test_pictures_of_kinds_that_are_not_read_are_a_warning(tmp_path):
     for name in ("images/c.ppm", "images/b.bmp"):
         (tmp_path / "b" / name).touch()
     assert faulty.read_and_check(tmp_path).warnings == (
-        "site 'b': 'images/b.bmp' is left out (2 such file(s)); only .jpeg, .jpg, .png, .tif, .tiff, NIfTI, DICOM are read: "
-        "save it as one of these (masks not as JPEG), unpack it, or take it out",
+        "site 'b': 2 file(s) or folder(s) are left out ('images/b.bmp', 'images/c.ppm'); only .jpeg, .jpg, .png, .tif, .tiff, NIfTI, DICOM "
+        "are read: save them as one of these (masks not as JPEG), unpack them, or take them out",
     )
+
+
+def test_images_without_an_ending_of_a_sequence_are_a_warning(tmp_path):
+    faulty.clean_study(tmp_path)
+    for name in ("c_t1", "c_t2", "d_t3"):
+        write_nifti(tmp_path / "v" / "images" / f"{name}.nii.gz", np.ones((4, 4, 2), np.int16), np.diag([1, 1, 3, 1]))
+    channels = ("_t1", "_t2")
+    site = faulty.read_site("v", tmp_path / "v", masks_required=False, channels=channels)
+    study = faulty.Study(faulty.LABELS, ImageOptions(), volume=VolumeOptions(channels=list(channels)))
+    assert (
+        "site 'v': 1 image(s) in images/ are left out ('d_t3.nii.gz'), because their names end with none of '_t1', '_t2' "
+        "(data.volume.channels); rename them, or take them out"
+    ) in faulty.check_sites([site], study).warnings
 
 
 def test_a_study_that_wants_no_validation_is_not_told_that_it_has_none(tmp_path):

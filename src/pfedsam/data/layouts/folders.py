@@ -23,7 +23,7 @@ from pfedsam.data.manifest import (
     read_site,
     spacing_cell,
     unlisted_files,
-    unread_pictures,
+    unread_files,
 )
 from pfedsam.data.readers import MaskReader
 from pfedsam.data.readers.base import Reader
@@ -118,7 +118,7 @@ def notes(source: Path) -> list[str]:
         f"the folder {one.name!r} is left out, because it has neither {MANIFEST} nor images/" for one in _others(source)
     ]
     for site in _sites(source):
-        left = [*(f"masks/{name}" for name in orphan_masks(site)), *unread_pictures(site), *unlisted_files(site)]
+        left = [*(f"masks/{name}" for name in orphan_masks(site)), *unread_files(site), *unlisted_files(site)]
         if left:
             found.append(
                 f"site {site.name!r}: {len(left)} file(s) or folder(s) are left out, because they are masks without an image, are not "

@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Final
 
+from pfedsam.core.text import some_of
 from pfedsam.data.facts import SiteFacts
-from pfedsam.data.manifest import MANIFEST, READABLE, Case
+from pfedsam.data.manifest import MANIFEST, READABLE, Case, images_of_no_case
 from pfedsam.data.suspicions.finding import SHOWN, Finding, Study, case_ids
 
+_LISTED: Final = 20
+"""Number of files that are left out and that a message names."""
 _TILE: Final = re.compile(
     r"[ _.\-](?:(?:t|tile|patch|crop|part|slice|frame|z|roi)[ _\-]?\d+|[xrc]\d+[ _\-]?[yrc]\d+)$", re.IGNORECASE
 )
@@ -77,8 +80,7 @@ def _by_source(names: Iterable[str], ending: re.Pattern[str]) -> dict[str, list[
 
 
 def unlisted(facts: SiteFacts, study: Study) -> Iterator[Finding]:
-    """Files that the manifest does not list, and pictures of formats that are not read."""
-    del study
+    """Files that the manifest does not list, files of formats that are not read, and images without an ending of a sequence."""
     if facts.unlisted:
         yield Finding(
             facts.name,
@@ -90,8 +92,16 @@ def unlisted(facts: SiteFacts, study: Study) -> Iterator[Finding]:
         yield Finding(
             facts.name,
             "unread files",
-            f"{facts.unread[0]!r} is left out ({len(facts.unread)} such file(s)); only {READABLE} are read: save it as one of these "
-            "(masks not as JPEG), unpack it, or take it out",
+            f"{len(facts.unread)} file(s) or folder(s) are left out ({_many(facts.unread)}); only {READABLE} are read: save them as one of "
+            "these (masks not as JPEG), unpack them, or take them out",
+        )
+    left = images_of_no_case(facts.site) if study.volume.channels else ()
+    if left:
+        yield Finding(
+            facts.name,
+            "unread files",
+            f"{len(left)} image(s) in images/ are left out ({_many(left)}), because their names end with none of "
+            f"{', '.join(map(repr, study.volume.channels))} (data.volume.channels); rename them, or take them out",
         )
 
 
@@ -213,3 +223,7 @@ def _folded(name: str) -> str:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:SHOWN])) + (" and others" if len(names) > SHOWN else "")
+
+
+def _many(names: Sequence[str]) -> str:
+    return some_of([repr(name) for name in names], _LISTED)
