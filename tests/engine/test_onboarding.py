@@ -8,9 +8,20 @@ import pytest
 import torch
 
 from pfedsam.core import tensors
-from pfedsam.core.errors import OptionError, RunError
+from pfedsam.core.errors import DataError, OptionError, RunError
+from pfedsam.data.manifest import Case, Site
+from pfedsam.data.sequences import write_sequences
 from pfedsam.data.synthetic import SyntheticOptions, write_sites
-from pfedsam.engine.onboarding import ALONE, EVERYTHING, LOCAL_PART, NOTHING, Newcomer, onboard, warm_start
+from pfedsam.engine.onboarding import (
+    ALONE,
+    EVERYTHING,
+    LOCAL_PART,
+    NOTHING,
+    Newcomer,
+    _refuse_other_sequences,
+    onboard,
+    warm_start,
+)
 from pfedsam.engine.opened import open_run
 from pfedsam.engine.run import run
 from pfedsam.engine.server_files import SERVER
@@ -77,6 +88,23 @@ def test_a_method_without_a_local_part_has_the_shared_model_in_use_also_from_the
     found = onboard(open_run(tmp_path / "run"), Newcomer("newcomer", new_site, 2, steps=2), tmp_path / "out")
     assert list(found.ways) == [NOTHING, EVERYTHING, ALONE]
     assert found.in_use == NOTHING
+
+
+def test_a_site_with_another_number_of_sequences_does_not_join(tmp_path: Path) -> None:
+    def site(number: int) -> Site:
+        further = (Path("b"),) * (number - 1)
+        return Site("s", Path(), (Case("s", "c", Path("a"), None, "c", "train", volume=True, sequences=further),))
+
+    for name in ("north", "south"):
+        (tmp_path / name).mkdir()
+    write_sequences(tmp_path / "south", site(2))
+    places = [tmp_path / "north", tmp_path / "south"]
+    _refuse_other_sequences(places, site(2))
+    _refuse_other_sequences(places[:1], site(1))  # it is not known
+    with pytest.raises(
+        DataError, match=r"site 's': its cases have 1 sequence\(s\), and those of the federation have 2"
+    ):
+        _refuse_other_sequences(places, site(1))
 
 
 def test_own_copies_of_shared_parameters_begin_at_the_federations() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from volume_files import write_nifti
 
 from pfedsam.core.errors import DataError, RunError, StoreError
 from pfedsam.core.lock import exclusive
@@ -192,3 +193,38 @@ def test_an_image_that_is_predicted_has_the_spacing_of_the_site(
     case = Case(site, "new", Path("new.nii"), None, "new", volume=True)
     OpenSite(site, "personal", options, None, {}).predict_volume(case, VolumeWishes())  # type: ignore[arg-type]
     assert seen[0].spacing_lost
+
+
+def test_a_model_of_several_sequences_predicts_from_all_of_them_or_not_at_all(
+    tmp_path: Path, toy_options: RunOptions
+) -> None:
+    """With the sequences named in a manifest, and no endings in the configuration."""
+    draw, sites = np.random.default_rng(0), {}
+    for name in ("north", "south"):
+        rows = ["image,mask,patient,case,split"]
+        for part in ("train", "val", "test"):
+            ids = (draw.random((16, 16, 2)) < 0.3).astype(np.uint8)
+            for file in (f"{part}_t1", f"{part}_t2"):
+                write_nifti(tmp_path / name / f"{file}.nii", draw.integers(0, 900, ids.shape).astype(np.int16))
+            write_nifti(tmp_path / name / f"{part}.nii", ids)
+            rows.append(f"{part}_t1.nii;{part}_t2.nii,{part}.nii,{part},{part},{part}")
+        (tmp_path / name / "manifest.csv").write_text("\n".join(rows))
+        sites[name] = str(tmp_path / name)
+    content = toy_options.model_dump(mode="json")
+    content["data"] |= {"sites": sites, "classes": {"organ": [1]}, "patient_pattern": None}
+    content["training"] |= {"rounds": 1, "shared_warmup_rounds": 0, "final_steps": 0}
+    run(RunOptions.model_validate(content), tmp_path / "run")
+
+    first, second = (tmp_path / "north" / f"test_{one}.nii" for one in ("t1", "t2"))
+    refusing = open_run(tmp_path / "run").site("north")
+    assert refusing.sequences == 2
+    alone = Case("north", "a", first, None, "a", volume=True)
+    both = Case("north", "a", first, None, "a", volume=True, sequences=(second,))
+    with pytest.raises(DataError, match=r"case 'test_t1': the model was trained on 2 sequences .*this is one of 1"):
+        refusing.predict(first)
+    with pytest.raises(DataError, match=r"case 'a': the model was trained on 2 sequences"):
+        refusing.predict_volume(alone, VolumeWishes())
+    paired = open_run(tmp_path / "run", ["data.volume.channels=['_t1', '_t2']"]).site("north")
+    np.testing.assert_array_equal(paired.predict(first), refusing.predict_volume(both, VolumeWishes()).classes)
+    with pytest.raises(DataError, match=r"'test_t2\.nii' does not end with '_t1'"):
+        paired.predict(second)

@@ -95,10 +95,11 @@ def predict_all(
 
     Raises:
         DataError: some images cannot be read, or their masks cannot be written, or a folder holds files of formats that are not read; the
-            masks of all others are written.
+            masks of all others are written. Or the model was trained on another number of sequences; nothing is written.
         OptionError: a mask exists already, a folder has no images, or no file matches a pattern; nothing is written.
     """
     from pfedsam.core.errors import DataError
+    from pfedsam.data.sequences import refuse_other_number
     from pfedsam.engine.predict_jobs import find_jobs, find_left_out, without_further_sequences
     from pfedsam.experiment.build import build_labels
 
@@ -109,6 +110,8 @@ def predict_all(
     in_use = " (in use there)" if wanted is Wanted.IN_USE else ""
     OUT.print(f"Model: the {opened.uses} one of site {opened.name}{in_use}", markup=False)
     channels = opened.options.data.volume.channels
+    if any(job.volume for job in left):
+        refuse_other_number(len(channels) or 1, opened.sequences)
     jobs, left = without_further_sequences(jobs, channels), without_further_sequences(left, channels)
     labels = build_labels(opened.options)
     labels.first_ids()  # refuses ids that a mask file cannot contain, before anything is predicted

@@ -108,6 +108,27 @@ def group_sequences(entries: Sequence[Entry], channels: Sequence[str]) -> list[t
     return [(stem, tuple(found[ending] for ending in channels)) for stem, found in sorted(groups.items())]
 
 
+def further_sequences(first: Path, channels: Sequence[str]) -> tuple[Path, ...]:
+    """The other sequences of the case whose first one is given; they are in the same folder, and their names differ in the endings.
+
+    Args:
+        first: the first sequence of a case.
+        channels: endings of the names of a case's sequences; none if a case has only one.
+
+    Raises:
+        DataError: the name does not have the ending of a first sequence.
+    """
+    if not channels:
+        return ()
+    stem, (ending, *others) = stem_of(first), channels
+    if not stem.endswith(ending):
+        raise DataError(
+            f"{first.name!r} does not end with {ending!r}, as the first sequence of a case does (data.volume.channels); give that file"
+        )
+    start, suffix = stem[: -len(ending)], first.name[len(stem) :]
+    return tuple(first.with_name(f"{start}{other}{suffix}") for other in others)
+
+
 def _by_ending(entries: Sequence[Entry], channels: Sequence[str]) -> dict[str, dict[str, Entry]]:
     """The sequences of each case, by ending; entries without one of the endings are left out."""
     groups: dict[str, dict[str, Entry]] = defaultdict(dict)

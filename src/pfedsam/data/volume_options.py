@@ -35,7 +35,8 @@ class VolumeOptions(Options):
         default=[],
         max_length=3,
         description="File-name endings of two or three sequences that become the channels, such as ['_t1', '_t2']; in a manifest name the "
-        "files in the column image, joined by ';'. With two, the third channel repeats the second.",
+        "files in the column image, joined by ';'. Predictions find the sequences of a case by these endings. With two, the third channel "
+        "repeats the second.",
     )
     normalise: Literal["percentile", "window", "zscore", "none"] = Field(
         default="percentile",

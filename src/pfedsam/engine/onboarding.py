@@ -11,7 +11,7 @@ There are four options, which are scored on the same held-out cases of the new s
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -19,13 +19,14 @@ from typing import Final
 from torch import Tensor
 
 from pfedsam.core import atomic, sealed, tensors
-from pfedsam.core.errors import OptionError, RunError
+from pfedsam.core.errors import DataError, OptionError, RunError
 from pfedsam.core.lock import LOCK, exclusive
 from pfedsam.core.log import get_logger
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.check import refuse_problems
 from pfedsam.data.intensity import IntensityRange, training_range, write_range
 from pfedsam.data.manifest import Site
+from pfedsam.data.sequences import read_sequences, trained_sequences, write_sequences
 from pfedsam.data.split import write_split
 from pfedsam.engine.model_selection import Parameters
 from pfedsam.engine.opened import OpenRun
@@ -116,6 +117,7 @@ def onboard(opened: OpenRun, new: Newcomer, out: Path, *, tell: Callable[[str], 
         return done
     site = build_sites(options)[new.name]
     seen = _check(opened.built.partition, options, site)
+    _refuse_other_sequences(opened.places.values(), site)
     with exclusive(out):
         return _read(out, key) or _train(
             _Work(options, opened.built, opened.shared, site, out, new.steps, opened.rounds), key, seen, tell
@@ -287,6 +289,21 @@ def _check(partition: Partition, options: RunOptions, site: Site) -> IntensityRa
     return training_range(report.facts[0])
 
 
+def _refuse_other_sequences(places: Iterable[Path], site: Site) -> None:
+    """Refuse a site whose volumes have another number of sequences than those of the federation, as far as its folders say it.
+
+    Raises:
+        DataError: they have.
+    """
+    number = trained_sequences(site)
+    for known in filter(None, map(read_sequences, places)):
+        if number is not None and number != known:
+            raise DataError(
+                f"site {site.name!r}: its cases have {number} sequence(s), and those of the federation have {known}; give every case the "
+                "sequences of the federation, in the same order (data.volume.channels, or joined by ';' in a manifest)"
+            )
+
+
 def _begin(work: _Work, key: str, seen: IntensityRange | None) -> None:
     """Write the folder of a run with one site: the key first, then split, shared parameters and configuration."""
     site_folder = work.out / "sites" / work.site.name
@@ -295,6 +312,7 @@ def _begin(work: _Work, key: str, seen: IntensityRange | None) -> None:
     write_split(site_folder / "split.json", work.site, digests=True)
     if seen is not None:
         write_range(site_folder, seen)
+    write_sequences(site_folder, work.site)
     (work.out / SERVER).parent.mkdir(exist_ok=True)
     study = study_id(work.options, work.built.backbone)
     tensors.save(work.out / SERVER, work.shared, {"round": str(work.rounds), "study": study})

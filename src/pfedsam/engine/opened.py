@@ -18,10 +18,12 @@ from pfedsam.core.lock import exclusive
 from pfedsam.core.log import get_logger
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.core.text import some_of
-from pfedsam.data.entries import entry_of
+from pfedsam.data.about import about
+from pfedsam.data.entries import entry_of, further_sequences
 from pfedsam.data.intensity import IntensityRange, far_from_training, read_range
 from pfedsam.data.loader import load_image
 from pfedsam.data.manifest import Case
+from pfedsam.data.sequences import number_of_sequences, read_sequences, refuse_other_number
 from pfedsam.data.split import read_split
 from pfedsam.engine.model_selection import Parameters, SiteModels, models_of, start_of
 from pfedsam.engine.predict_volume import PredictedVolume, VolumeWishes, predict_volume_file
@@ -72,6 +74,8 @@ class OpenSite:
     parameters: Parameters
     seen: IntensityRange | None = None
     """The intensities of the site's training images; None if they are not known."""
+    sequences: int | None = None
+    """The number of sequences in a case of the site's training volumes; None if it is not known."""
 
     def predict(self, image: Path | str) -> npt.NDArray[np.uint8]:
         """The class map of an image file at its native size; 0 is background, 1 to C are the classes.
@@ -80,13 +84,20 @@ class OpenSite:
 
         If the intensities of the image are far from those of the site's training images, a warning is logged.
 
+        Args:
+            image: the file. Of a volume of several sequences it is the first one; the others are found beside it by the endings of
+                `data.volume.channels`.
+
         Raises:
-            DataError: the image cannot be read.
+            DataError: the image cannot be read, or the model was trained on another number of sequences.
         """
         path = Path(image)
         entry = entry_of(path)
         stem = entry.stem if entry else path.stem
-        case = Case(self.name, stem, path, None, stem, volume=entry is not None and entry.volume)
+        volume = entry is not None and entry.volume
+        others = further_sequences(path, self.options.data.volume.channels) if volume else ()
+        case = Case(self.name, stem, path, None, stem, volume=volume, sequences=others)
+        self._refuse_other_sequences(case)
         case = with_site_spacing(self.options, case)
         self._warn_of_range(case)
         images = build_images(self.options, (case,), self.built.model.image_size)
@@ -100,10 +111,21 @@ class OpenSite:
         """The predicted classes of a volume; see `pfedsam.engine.predict_volume`.
 
         Raises:
-            DataError: the volume cannot be read.
+            DataError: the volume cannot be read, or the model was trained on another number of sequences.
         """
+        self._refuse_other_sequences(case)
         case = with_site_spacing(self.options, case)
         return predict_volume_file(self.options, self.built, self.parameters, case, wishes, tell)
+
+    def _refuse_other_sequences(self, case: Case) -> None:
+        """Refuse a volume with another number of sequences than the training cases.
+
+        Raises:
+            DataError: it has.
+        """
+        if case.volume:
+            with about(case):
+                refuse_other_number(number_of_sequences(case), self.sequences)
 
     def _warn_of_range(self, case: Case) -> None:
         """Log a warning if an image is much darker or brighter than the training images, unless its contrast is stretched."""
@@ -150,7 +172,8 @@ class OpenRun:
                 f"A run of the method {self.options.method!r} has no {model} model; it has the {' and the '.join(models)} model."
             )
         used = used._replace(uses="shared" if len(models) > 1 and model == "shared" else "personal")
-        return OpenSite(name, model, self.options, self.built, used, read_range(self.places[name]))
+        place = self.places[name]
+        return OpenSite(name, model, self.options, self.built, used, read_range(place), read_sequences(place))
 
     def evaluate(self, progress: Progress | None = None) -> Summary:
         """Score the test part again, and rewrite scores, overlays, `summary.json` and `report.html`.

@@ -17,7 +17,7 @@ from pfedsam.core import atomic
 from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.files import refuse_broken_link
 from pfedsam.data.about import about
-from pfedsam.data.entries import entry_of, find_unread_among_dicom, may_be_image, stem_of
+from pfedsam.data.entries import entry_of, find_unread_among_dicom, further_sequences, may_be_image, stem_of
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.manifest import READABLE, Case
@@ -70,16 +70,7 @@ class Job:
         Raises:
             DataError: the job is not the first sequence of a case.
         """
-        others: tuple[Path, ...] = ()
-        if channels:
-            stem, (first, *rest) = stem_of(self.path), channels
-            if not stem.endswith(first):
-                raise DataError(
-                    f"{self.path.name!r} does not end with {first!r}, as the first sequence of a case does "
-                    "(data.volume.channels); give that file"
-                )
-            start, ending = stem[: -len(first)], self.path.name[len(stem) :]
-            others = tuple(self.path.with_name(f"{start}{one}{ending}") for one in rest)
+        others = further_sequences(self.path, channels)
         return Case(
             site, self.stem, self.path, None, self.stem, volume=self.volume, series=self.series, sequences=others
         )

@@ -11,6 +11,7 @@ from pfedsam.core.log import get_logger
 from pfedsam.data.check import refuse_problems
 from pfedsam.data.intensity import RANGE, IntensityRange, training_range, write_range
 from pfedsam.data.manifest import Site
+from pfedsam.data.sequences import SEQUENCES, write_sequences
 from pfedsam.data.split import read_split, write_split
 from pfedsam.engine.local import LocalStudy, LocalTransport, worker_count
 from pfedsam.engine.progress import Event, Progress, silent
@@ -160,7 +161,7 @@ def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
 def _is_unstarted(folder: Path) -> bool:
     """Whether the folder contains only the splits of a run that was killed before it wrote its configuration."""
     left = (path for path in folder.rglob("*") if not path.is_dir())
-    return all(path.name in ("split.json", RANGE, LOCK) or path.suffix == ".tmp" for path in left)
+    return all(path.name in ("split.json", RANGE, SEQUENCES, LOCK) or path.suffix == ".tmp" for path in left)
 
 
 def _sites(options: RunOptions, folder: Path, tell: Progress) -> tuple[dict[str, Site], dict[str, IntensityRange]]:
@@ -191,5 +192,6 @@ def _begin(options: RunOptions, folder: Path, sites: Mapping[str, Site], ranges:
         write_split(folder / "sites" / name / "split.json", site, digests=True)
         if name in ranges:
             write_range(folder / "sites" / name, ranges[name])
+        write_sequences(folder / "sites" / name, site)
     # The configuration is written last, because a folder with a configuration can be resumed.
     write_config(folder / "config.yaml", options)

@@ -17,6 +17,7 @@ from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.check import refuse_problems
 from pfedsam.data.intensity import training_range, write_range
 from pfedsam.data.manifest import Site
+from pfedsam.data.sequences import write_sequences
 from pfedsam.data.split import read_split, write_split
 from pfedsam.engine.site_options import CONFIG, SiteOptions, read_site_options
 from pfedsam.engine.site_study import SiteStudy
@@ -239,6 +240,7 @@ class SiteFolder:
         found = training_range(report.facts[0])
         if found is not None:
             write_range(folder, found)
+        write_sequences(folder, site)
         write_split(folder / "split.json", site, digests=True)
         return site
 
