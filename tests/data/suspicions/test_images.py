@@ -14,6 +14,7 @@ from pfedsam.data.labels import LabelMap
 from pfedsam.data.manifest import read_site
 from pfedsam.data.split import SplitOptions, split_site
 from pfedsam.data.suspicions import Study
+from pfedsam.data.volume_options import VolumeOptions
 
 
 def test_a_small_range_does_not_matter_where_contrast_is_stretched(tmp_path):
@@ -112,3 +113,49 @@ def test_an_image_and_its_mask_have_one_orientation(tmp_path, image, mask, kept,
     found = [str(one) for one in report.findings if one.kind == "EXIF orientation"]
     assert len(found) == (warning is not None)
     assert all(one.startswith(f"site 'a', case 'a': {warning}") for one in found)
+
+
+def _sequences(folder: Path, images: dict[str, str]) -> None:
+    """A site whose manifest has these cells in the column `image`, by case."""
+    draw = np.random.default_rng(len(folder.name))
+    rows = ["image,mask,patient,case,split"]
+    for case, cell in images.items():
+        for path in {*cell.split(";"), f"masks/{case}.nii"}:
+            values = draw.integers(0, 2 if path.startswith("masks") else 900, (8, 8, 3)).astype(np.int16)
+            write_nifti(folder / path, values, np.diag([1, 1, 3, 1]))
+        rows.append(f"{cell},masks/{case}.nii,{case},{case},{'unused' if case == 'unused' else 'train'}")
+    (folder / "manifest.csv").write_text("\n".join(rows))
+
+
+def _problems(root: Path, **options: object) -> list[str]:
+    sites = [read_site(path.name, path) for path in sorted(root.iterdir())]
+    study = Study(LabelMap({"organ": [1]}), ImageOptions(), validation=False, volume=VolumeOptions(**options))
+    return [problem for problem in check_sites(sites, study).problems if "sequence" in problem]
+
+
+def test_cases_with_another_number_of_sequences_are_an_error_at_one_site_and_at_another(tmp_path):
+    pair = "{0}_t1.nii;{0}_t2.nii"
+    _sequences(tmp_path / "a", {name: pair.format(name) for name in ("p0", "p1")} | {"unused": "u.nii"})
+    _sequences(tmp_path / "b", {name: pair.format(name) for name in ("q0", "q1")})
+    assert _problems(tmp_path) == []
+    assert _problems(tmp_path, channels=["_t1", "_t2"]) == []
+    _sequences(tmp_path / "a", {"p0": pair.format("p0"), "p1": "p1_t1.nii"})
+    (problem,) = _problems(tmp_path)
+    assert problem.startswith(
+        "site 'a', case 'p1': 1 sequence(s) in the case, where most volumes of the study have 2; give every case"
+    )
+    _sequences(tmp_path / "a", {"p0": "p0_t1.nii"})
+    (problem,) = _problems(tmp_path)
+    assert problem.startswith("site 'a', case 'p0': 1 sequence(s)")
+
+
+def test_the_number_of_sequences_is_that_of_the_options(tmp_path):
+    _sequences(tmp_path / "a", {"p0": "p0.nii", "p1": "p1.nii"})
+    assert _problems(tmp_path, neighbours=1) == []
+    (problem,) = _problems(tmp_path, channels=["_t1", "_t2"])
+    assert problem.startswith(
+        "site 'a', 2 cases 'p0', 'p1': 1 sequence(s) in the case, where data.volume.channels names 2"
+    )
+    _sequences(tmp_path / "a", {"p0": "p0_t1.nii;p0_t2.nii"})
+    (problem,) = _problems(tmp_path, neighbours=1)
+    assert "2 sequence(s) in the case, where data.volume.neighbours fills the channels with slices of one" in problem

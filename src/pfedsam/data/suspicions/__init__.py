@@ -1,7 +1,8 @@
 """Data that can be read and are probably wrong: each check looks for one kind of fault in the facts of the sites.
 
 A finding names the site, its cases and what to do. Most findings are warnings, because the data may be meant that way. An image on two
-sides of the split is an error, because a score on it would measure memory instead of generalisation.
+sides of the split is an error, because a score on it would measure memory instead of generalisation; so are cases that no model can be
+trained on together.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ _CHECKS: Final[tuple[StudyCheck, ...]] = (
     duplicates.equal_images,
     duplicates.equal_masks,
     at_each_site(duplicates.one_patient),
+    images.other_sequences,
     at_each_site(images.exif_masks),
     at_each_site(classes.absent_class),
     classes.foreground_share,

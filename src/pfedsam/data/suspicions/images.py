@@ -1,11 +1,13 @@
-"""Checks of the images of one site: their values, their orientation and their spacing."""
+"""Checks of the images: their values, their orientation, their spacing, and the number of their sequences."""
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from pfedsam.data.facts import CaseFacts, SiteFacts
 from pfedsam.data.images import Stored
+from pfedsam.data.manifest import MANIFEST
+from pfedsam.data.sequences import number_of_sequences
 from pfedsam.data.suspicions.finding import Finding, Study, case_ids
 
 _SMALL_RANGE: Final = 0.25
@@ -14,6 +16,40 @@ _SPACING_FACTOR: Final = 10.0
 """Ratio of two spacings at one site that no scanner explains; the units probably differ, such as millimetres and micrometres."""
 _TURNED_ORIENTATIONS: Final = range(2, 9)
 """Values of the EXIF tag Orientation with which an image is turned or mirrored when it is read."""
+
+
+def other_sequences(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
+    """Volumes with another number of sequences than the study needs: a channel of the model would have another meaning for them."""
+    expected, why = _expected_sequences(sites, study)
+    for facts in sites:
+        groups: dict[int, list[CaseFacts]] = defaultdict(list)
+        for one in _used_volumes(facts):
+            groups[number_of_sequences(one.case)].append(one)
+        for number, cases in sorted(groups.items()):
+            if number != expected:
+                yield Finding(
+                    facts.name,
+                    "other sequences",
+                    f"{number} sequence(s) in the case, where {why}; give every case the same sequences (in {MANIFEST} joined by ';' in "
+                    "the column image, otherwise by data.volume.channels), or take the case out",
+                    case_ids(cases),
+                    error=True,
+                )
+
+
+def _expected_sequences(sites: Sequence[SiteFacts], study: Study) -> tuple[int, str]:
+    """The number of sequences that every volume of the study has to have, and the reason for it."""
+    if study.volume.channels:
+        return len(study.volume.channels), f"data.volume.channels names {len(study.volume.channels)}"
+    if study.volume.neighbours:
+        return 1, "data.volume.neighbours fills the channels with slices of one"
+    numbers = Counter(number_of_sequences(one.case) for facts in sites for one in _used_volumes(facts))
+    most = max(numbers, key=lambda number: (numbers[number], number), default=1)
+    return most, f"most volumes of the study have {most}"
+
+
+def _used_volumes(facts: SiteFacts) -> list[CaseFacts]:
+    return [one for one in facts.cases if one.case.volume and one.case.split != "unused"]
 
 
 def small_range(facts: SiteFacts, study: Study) -> Iterator[Finding]:
