@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pfedsam.core.errors import DataError
+from pfedsam.data.entries import further_sequences
 from pfedsam.data.layouts import write_sites
 from pfedsam.data.layouts.fets import LAYOUT
 
@@ -31,6 +33,17 @@ def source(tmp_path: Path, volume: Callable[..., None]) -> Path:
 
 def test_sites_patients_and_classes_are_right(source: Path, imported: Callable[..., Path]) -> None:
     imported(LAYOUT, source, PATIENTS, CLASSES)
+
+
+def test_the_study_names_the_endings_of_the_sequences_so_that_predict_finds_them(source: Path, tmp_path: Path) -> None:
+    study = write_sites(LAYOUT, source, tmp_path / "out").study
+    channels = yaml.safe_load(study.read_text())["data"]["volume"]["channels"]
+    assert channels == ["_t1ce", "_t2", "_flair"]
+    name = "FeTS2022_00000"
+    for folder in (source / name, tmp_path / "out" / "institution_1" / "images"):
+        paths = [folder / f"{name}{ending}.nii.gz" for ending in channels]
+        assert further_sequences(paths[0], channels) == tuple(paths[1:])
+        assert all(path.is_file() for path in paths)
 
 
 def test_a_patient_without_one_of_the_sequences_is_named(source: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from pfedsam.core.errors import DataError
+from pfedsam.data.entries import further_sequences
 from pfedsam.data.layouts import write_sites
 from pfedsam.data.layouts.nnunet import LAYOUT
 
@@ -59,6 +60,18 @@ def _data(source: Path, out: Path, **change: object) -> dict[str, object]:
     (source / "dataset.json").write_text(json.dumps(content | change))
     found: dict[str, object] = yaml.safe_load(write_sites(LAYOUT, source, out).study.read_text())["data"]
     return found
+
+
+def test_the_study_names_the_endings_of_the_sequences_so_that_predict_finds_them(source: Path, tmp_path: Path) -> None:
+    channels = _data(source, tmp_path / "out")["volume"]["channels"]  # type: ignore[index]
+    assert channels == ["_0000", "_0001"]
+    for folder in (source / "imagesTr", tmp_path / "out" / "liver" / "images"):
+        first = folder / "liver_001_0000.nii.gz"
+        assert first.is_file()
+        assert further_sequences(first, channels) == (folder / "liver_001_0001.nii.gz",)
+        assert (folder / "liver_001_0001.nii.gz").is_file()
+    one = _data(source, tmp_path / "one", channel_names={"0": "T1"})
+    assert "volume" not in one
 
 
 def test_ids_that_are_to_be_ignored_are_ignored(source: Path, tmp_path: Path) -> None:

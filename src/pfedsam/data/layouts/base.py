@@ -68,6 +68,15 @@ class FoundCase:
     """As in the column of `manifest.csv`; empty: that of the files."""
     series: str = ""
     """As in the column of `manifest.csv`; empty: the image holds one series."""
+    endings: tuple[str, ...] = ()
+    """What the names of several sequences end with, such as `_t1`; empty: `_0`, `_1` and so on."""
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The endings of the names of the sequences in the imported folder, one for each; none for one image."""
+        if len(self.images) == 1:
+            return ()
+        return self.endings or tuple(f"_{number}" for number in range(len(self.images)))
 
 
 @dataclass(frozen=True)
@@ -133,6 +142,9 @@ def write_sites(
         "classes": {name: list(ids) for name, ids in layout.classes(source).items()},
         **layout.options(source),
     }
+    channels = {case.channels for cases in by_site.values() for case in cases}
+    if len(channels) == 1 and channels != {()}:  # `predict` finds the sequences of a case by these endings
+        data["volume"] = {**data.get("volume", {}), "channels": list(channels.pop())}
     _check_classes(data)
     notes = (*layout.notes(source), *_unused_masks(layout, source, by_site))
     try:
@@ -229,8 +241,8 @@ def _write_site(folder: Path, cases: Sequence[FoundCase], *, copy: bool, progres
     for case in cases:
         progress(f"{case.site}: {case.case}")
         images = [
-            _place(image, folder / "images", case.case if len(case.images) == 1 else f"{case.case}_{number}", copy=copy)
-            for number, image in enumerate(case.images)
+            _place(image, folder / "images", f"{case.case}{ending}", copy=copy)
+            for image, ending in zip(case.images, case.channels or ("",), strict=True)
         ]
         mask = _place(case.mask, folder / "masks", case.case, copy=copy) if case.mask else ""
         rows.append(

@@ -30,7 +30,8 @@ def find(source: Path) -> Iterator[FoundCase]:
                 f"patient {patient!r} has no {missing[0]!r} in its folder; restore it, or remove the folder"
             )
         site = site_name(f"institution_{institution}")
-        yield FoundCase(site, patient, patient, images, mask if mask.is_file() else None)
+        endings = tuple(f"_{sequence}" for sequence in SEQUENCES)
+        yield FoundCase(site, patient, patient, images, mask if mask.is_file() else None, endings=endings)
 
 
 def _partition(source: Path) -> Iterator[tuple[str, str]]:

@@ -73,12 +73,13 @@ def find(source: Path) -> Iterator[FoundCase]:
             "channels of a case as the colours of one picture, <case>_0000"
         )
     masks = {path.name.removesuffix(ending): path for path in _visible(source / "labelsTr", ending)}
+    endings = tuple(f"_{number:04d}" for number in range(channels))
     for case in dict.fromkeys([*masks, *_stems(source / "imagesTr", f"_0000{ending}")]):
-        images = tuple(source / "imagesTr" / f"{case}_{number:04d}{ending}" for number in range(channels))
+        images = tuple(source / "imagesTr" / f"{case}{one}{ending}" for one in endings)
         missing = [image.name for image in images if not image.is_file()]
         if missing and case in masks:
             raise DataError(f"case {case!r} has a label file but no image {missing[0]!r} in imagesTr; restore it")
-        yield FoundCase(site, case, case, images, masks.get(case))
+        yield FoundCase(site, case, case, images, masks.get(case), endings=endings)
 
 
 def _stems(folder: Path, ending: str) -> list[str]:
