@@ -12,7 +12,8 @@ from pfedsam.experiment.options import RunOptions
 
 
 def test_peft_reads_the_values_of_the_shared_lora(toy_options: RunOptions, tmp_path: Path) -> None:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
+    from transformers import SamModel
 
     built = build_model(toy_options)
     shared = {name: torch.full_like(value, 0.5) for name, value in built.start("shared").items()}
@@ -23,6 +24,11 @@ def test_peft_reads_the_values_of_the_shared_lora(toy_options: RunOptions, tmp_p
     assert len(values) == len(lora)
     assert all((value == 0.5).all() for value in values.values())
     assert PeftConfig.from_pretrained(str(file.parent)).r == 2
+    plain = SamModel.from_pretrained(toy_options.model.backbone)  # as docs/python.md says
+    loaded = dict(PeftModel.from_pretrained(plain, str(file.parent)).named_parameters())
+    found = [name for name in loaded if "lora_" in name]
+    assert len(found) == len(lora)
+    assert all((loaded[name] == 0.5).all() for name in found)
 
 
 @pytest.mark.parametrize("method", ["local-only", "fedsa-lora"])
