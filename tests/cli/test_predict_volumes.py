@@ -309,12 +309,14 @@ def test_a_picture_without_a_position_gets_a_png_and_that_is_what_is_printed(
     call: Call, run: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def change(dataset: Dataset, _: int) -> None:
-        del dataset.ImagePositionPatient, dataset.ImageOrientationPatient
+        del dataset.ImagePositionPatient, dataset.ImageOrientationPatient, dataset.SliceThickness
 
     write_series(Path("leg"), VALUES[..., :1], change=change)
     assert _predict(call, "leg") == 0
     assert "leg -> masks/leg.png" in capsys.readouterr().out
     assert sorted(path.name for path in Path("masks").iterdir()) == ["areas.csv", "leg.png", "volumes.csv"]
+    assert {row["volume_ml"] for row in _rows("volumes.csv")} == {""}  # a picture without a thickness has no volume
+    assert all(float(row["area_mm2"]) > 0 for row in _rows("areas.csv"))
     assert _predict(call, "leg") == 2
     assert "would overwrite" in capsys.readouterr().err
     assert _predict(call, "leg", "--resume") == 0

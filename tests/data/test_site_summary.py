@@ -88,6 +88,19 @@ def test_volumes_have_slices_and_their_distance(tmp_path: Path) -> None:
     assert sum(found.intensities or ()) == pytest.approx(1)
 
 
+def test_the_number_of_volumes_without_a_thickness_does_not_follow_from_the_histogram(tmp_path: Path) -> None:
+    """Three single slices, one of which has no thickness."""
+    for number in range(3):
+        values = np.arange(20 * 16, dtype=np.int16).reshape(20, 16, 1)
+        for part, content in (("images", values), ("masks", (values > 200).astype(np.uint8))):
+            image = nib.Nifti1Image(content, None)
+            image.header["pixdim"][1:4] = 0.7, 0.7, 4 if number else 0
+            (tmp_path / part).mkdir(exist_ok=True)
+            (tmp_path / part / f"v{number}.nii").write_bytes(image.to_bytes())
+    found = summarize_data(read_site("north", tmp_path), STUDY, min_cases=2)
+    assert (found.spacing.counts[6], any(found.slice_distance.counts)) == (3, False)
+
+
 def test_a_summary_comes_back_equal_and_names_no_case(site_folder, tmp_path: Path) -> None:
     found = summarize_data(read_site("north", site_folder("Jane-Doe", "b")), STUDY, min_cases=1)
     write_site_summary(tmp_path / "north.json", found)

@@ -35,6 +35,8 @@ def test_sizes_in_millilitres_and_square_millimetres():
     assert second.areas == ((2, 1, 1.0),)
     assert (absent.voxels, absent.millilitres, absent.areas) == (0, 0.0, ())
     assert measure(classes, ("a",), None)[0].areas == ((1, 6, None),)
+    (flat,) = measure(classes, ("a",), (2.0, 0.5))  # no thickness
+    assert (flat.millilitres, flat.areas) == (None, ((1, 6, 6.0),))
 
 
 def test_small_parts_of_overlapping_classes_are_removed_for_each_class() -> None:

@@ -52,7 +52,8 @@ class CaseFacts:
     top: float | None = None
     """The 99.9th percentile, likewise: the highest value without single bright pixels."""
     volume_spacing: tuple[float, ...] | None = None
-    """Spacing of slices and pixels in mm, from the volume or the manifest; None for a picture."""
+    """Spacing of slices and pixels in mm, from the volume or the manifest, or of pixels alone if the thickness of a single slice is not
+    known; None for a picture."""
     default_grid: bool = False
     """Whether the spacing of a volume is that of an identity matrix, which libraries write if they are given no position."""
     content: str | None = None
@@ -189,7 +190,7 @@ def _volume_facts(case: Case, labels: LabelMap, image: ImageOptions, options: Vo
         case=case,
         problems=tuple(problems),
         size=volume.shape,
-        volume_spacing=volume.spacing_mm,
+        volume_spacing=volume.known_spacing_mm,
         default_grid=case.spacing_mm is None
         and volume.spacing_mm is not None
         and volume.header.affine is not None

@@ -221,7 +221,7 @@ def _summary(facts: SiteFacts, labels: LabelMap, study: Study, least: int) -> Si
         sizes=_histogram(_in_plane(sizes), SIZE_EDGES, least),
         depths=_histogram(_across_slices(sizes), DEPTH_EDGES, least) if volumes else None,
         spacing=_histogram(_in_plane(spacings), SPACING_EDGES, least),
-        slice_distance=_histogram(_across_slices(spacings), SPACING_EDGES, least) if volumes else None,
+        slice_distance=_histogram(_slice_distances(spacings), SPACING_EDGES, least) if volumes else None,
         without_spacing=known["without"],
         classes={name: _frequency(cases, labels, name, least) for name in labels.names},
     )
@@ -239,6 +239,11 @@ def _in_plane(lengths: Sequence[tuple[float, ...]]) -> list[float]:
 def _across_slices(lengths: Sequence[tuple[float, ...]]) -> list[float]:
     """The number of slices, or their distance, of each size or spacing of a volume."""
     return [one[0] for one in lengths]
+
+
+def _slice_distances(spacings: Sequence[tuple[float, ...]]) -> list[float]:
+    """The distances of the slices of all volumes; none if some have no thickness, whose number would follow from the histogram's sum."""
+    return _across_slices(spacings) if all(len(one) == 3 for one in spacings) else []
 
 
 def _frequency(cases: Sequence[CaseFacts], labels: LabelMap, name: str, least: int) -> ClassFrequency:

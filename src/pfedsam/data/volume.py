@@ -296,6 +296,13 @@ class Volume:
         depth, rows, columns = (own[axis] for axis in self.slicing.axes)
         return depth, rows, columns
 
+    @property
+    def known_spacing_mm(self) -> tuple[float, float, float] | tuple[float, float] | None:
+        """Spacing along D, H, W; along H, W of a single slice whose thickness is not known, such as an X-ray; None if it is not known."""
+        spacing, own = self.spacing_mm, None if self._lost else self.header.spacing_mm
+        given = own is None or (self._spacing is not None and len(self._spacing) == 3)
+        return spacing if spacing is None or given or self.header.thickness_known else spacing[1:]
+
     def frame(self, side: int) -> Frame:
         """The frame of the slices in the model's square: filling it, or with the pixel size of `data.volume.spacing`.
 

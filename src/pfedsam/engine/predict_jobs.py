@@ -406,7 +406,7 @@ def _write_sizes(folder: Path, name: str, found: PredictedVolume, labels: LabelM
         DataError: one of the files contains another table.
     """
     volume, depth = found.volume, len(found.classes)
-    sizes = measure(found.classes, labels.names, volume.spacing_mm, overlap=labels.overlap)
+    sizes = measure(found.classes, labels.names, volume.known_spacing_mm, overlap=labels.overlap)
     _replace_rows(
         folder / SIZES, _SIZE_COLUMNS, name, [(name, one.name, one.voxels, _number(one.millilitres)) for one in sizes]
     )

@@ -45,7 +45,7 @@ class Size:
     name: str
     voxels: int
     millilitres: float | None
-    """None if the spacing is not known."""
+    """None if the spacing or the thickness of a single slice is not known."""
     areas: tuple[tuple[int, int, float | None], ...]
     """Index of the slice, number of pixels, and square millimetres (None if not known), for each slice that contains the structure."""
 
@@ -53,7 +53,7 @@ class Size:
 def measure(
     classes: npt.NDArray[np.uint8],
     names: Sequence[str],
-    spacing_mm: tuple[float, float, float] | None,
+    spacing_mm: tuple[float, float, float] | tuple[float, float] | None,
     *,
     overlap: bool = False,
 ) -> list[Size]:
@@ -62,18 +62,21 @@ def measure(
     Args:
         classes: labels, shape [D, H, W]: class numbers 0..C, or sets of bits if classes overlap.
         names: of the classes 1..C.
-        spacing_mm: the voxel size along D, H, W; None if it is not known.
+        spacing_mm: the voxel size along D, H, W, or along H, W if the thickness is not known; None if neither is.
         overlap: whether the labels are sets of bits, one for each class.
     """
     masks = (class_pixels(classes, number, overlap=overlap) for number in range(1, len(names) + 1))
     return [_size(name, mask.sum(axis=(1, 2)).tolist(), spacing_mm) for name, mask in zip(names, masks, strict=True)]
 
 
-def _size(name: str, pixels: Sequence[int], spacing_mm: tuple[float, float, float] | None) -> Size:
+def _size(
+    name: str, pixels: Sequence[int], spacing_mm: tuple[float, float, float] | tuple[float, float] | None
+) -> Size:
     """The size of a structure from its number of pixels in each slice."""
     total = sum(pixels)
     found = [(k, count) for k, count in enumerate(pixels) if count]
     if spacing_mm is None:
         return Size(name, total, None, tuple((k, count, None) for k, count in found))
-    area = spacing_mm[1] * spacing_mm[2]
-    return Size(name, total, total * area * spacing_mm[0] / 1000, tuple((k, count, count * area) for k, count in found))
+    area = spacing_mm[-2] * spacing_mm[-1]
+    millilitres = total * area * spacing_mm[0] / 1000 if len(spacing_mm) == 3 else None
+    return Size(name, total, millilitres, tuple((k, count, count * area) for k, count in found))

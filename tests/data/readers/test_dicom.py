@@ -18,11 +18,13 @@ from pydicom.uid import (
     RLELossless,
     generate_uid,
 )
-from volume_files import CANARY, all_planes, set_pixels, write_series
+from volume_files import CANARY, all_planes, set_pixels, write_nifti, write_series
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.readers import kind_of, open_volume
+from pfedsam.data.images import ImageOptions
+from pfedsam.data.readers import kind_of, open_mask, open_volume
 from pfedsam.data.readers.dicom import DicomReader
+from pfedsam.data.volume import Volume
 from pfedsam.data.volume_options import VolumeOptions
 
 VALUES = np.random.default_rng(0).integers(-500, 500, (6, 8, 5)).astype(np.int16)
@@ -163,6 +165,27 @@ def test_spacing_that_is_missing_or_zero_is_not_known(tmp_path):
 
     for number, change in enumerate((missing, zero)):
         assert DicomReader(write_series(tmp_path / str(number), VALUES, change=change)).header().spacing_mm is None
+
+
+@pytest.mark.parametrize("placed", [True, False])
+@pytest.mark.parametrize(("thickness", "known"), [(5, (5, 2, 1)), (0, (2, 1)), (None, (2, 1))])
+def test_a_single_picture_without_a_thickness_has_none(tmp_path, placed, thickness, known):
+    def change(dataset: Dataset, k: int) -> None:
+        dataset.SliceThickness = thickness
+        if not placed:
+            del dataset.ImagePositionPatient, dataset.ImageOrientationPatient
+
+    axial = np.array([[0, 1.0, 0, 0], [-2, 0, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]])
+    reader = DicomReader(write_series(tmp_path / "s", VALUES[..., :1], axial, change=change))
+    volume = Volume([reader], VolumeOptions(), ImageOptions())
+    assert volume.known_spacing_mm == known
+    assert volume.spacing_mm[1:] == (2, 1)
+    mask = np.ones((8, 6, 1), np.uint8)  # of a program that gives the slice a thickness of 3 mm
+    if placed and len(known) == 2:
+        affine = reader.header().affine[:, [1, 0, 2, 3]] @ np.diag([1, 1, 3, 1])
+        assert all_planes(
+            open_mask(write_nifti(tmp_path / "m.nii", mask, affine), reader, VolumeOptions()), mask=True
+        ).all()
 
 
 def test_a_folder_of_two_series_and_other_files(tmp_path):

@@ -8,8 +8,11 @@ import pytest
 from volume_files import CANARY, all_planes, write_nifti
 
 from pfedsam.core.errors import DataError
+from pfedsam.data.images import ImageOptions
 from pfedsam.data.readers import kind_of, open_mask, open_volume
+from pfedsam.data.readers.base import spacing_of
 from pfedsam.data.readers.nifti import NiftiReader
+from pfedsam.data.volume import Volume
 from pfedsam.data.volume_options import VolumeOptions
 
 VALUES = np.arange(60, dtype=np.int16).reshape(3, 4, 5) - 20
@@ -50,6 +53,63 @@ def test_spacing_is_unknown_where_nothing_was_written(tmp_path, codes, affine, s
         header["sform_code"], header["qform_code"] = codes
 
     assert NiftiReader(write_nifti(tmp_path / "a.nii", VALUES, affine, change)).header().spacing_mm == spacing
+
+
+def _nifti(path, shape, sizes, *, qform=0, sform=None):
+    """A file whose header holds these sizes of voxels, as nibabel would not write it."""
+    header = nib.nifti1.Nifti1Header()
+    header.set_data_shape(shape)
+    header.set_data_dtype(np.int16)
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    if sform is not None:
+        header.set_sform(np.diag([*sform, 1]), code=1)
+    header["qform_code"], header["pixdim"][1:4] = qform, sizes
+    path.write_bytes(header.binaryblock + bytes(4 + 2 * int(np.prod(shape))))
+    return path
+
+
+@pytest.mark.parametrize("sizes", [(0.5, 0.5, 0), (0, 0.5, 0.5), (0, 0, 0)])
+def test_a_size_of_0_along_several_voxels_is_no_size_of_1(tmp_path, sizes):
+    bare = NiftiReader(_nifti(tmp_path / "a.nii", (8, 6, 4), sizes))
+    assert bare.header().spacing_mm is None
+    assert spacing_of(bare.header().affine) == (1, 1, 1)  # no axis is wider because its size is not known
+    with pytest.raises(
+        DataError, match=f"its NIfTI header gives voxels the size 0 along axis {sizes.index(0) + 1} of 3"
+    ):
+        NiftiReader(_nifti(tmp_path / "b.nii", (8, 6, 4), sizes, qform=1))
+    own = NiftiReader(_nifti(tmp_path / "c.nii", (8, 6, 4), sizes, qform=1, sform=(0.5, 0.5, 3)))
+    assert own.header().spacing_mm == (0.5, 0.5, 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes", "qform", "known"),
+    [
+        ((8, 6, 1), (0.5, 0.25, 0), 0, False),
+        ((8, 6, 1), (0.5, 0.25, 0), 1, False),
+        ((8, 6), (0.5, 0.25, 0), 0, False),
+        ((8, 6), (0.5, 0.25, 3), 0, False),  # of a picture of two axes the third size has no meaning
+        ((8, 6, 1), (0.5, 0.25, 3), 0, True),
+        ((8, 6, 1), (0.5, 0.25, 3), 1, True),
+    ],
+)
+def test_a_single_slice_needs_no_thickness(tmp_path, shape, sizes, qform, known):
+    volume = Volume(
+        [NiftiReader(_nifti(tmp_path / "a.nii", shape, sizes, qform=qform))], VolumeOptions(), ImageOptions()
+    )
+    assert volume.known_spacing_mm == ((3, 0.25, 0.5) if known else (0.25, 0.5))
+    given = Volume(volume.readers, VolumeOptions(), ImageOptions(), spacing_mm=(5.0, 1.0, 1.0))
+    assert given.known_spacing_mm == (5, 1, 1)
+    lost = Volume(volume.readers, VolumeOptions(), ImageOptions(), spacing_lost=True)
+    assert lost.known_spacing_mm is None
+
+
+def test_a_mask_keeps_the_sizes_that_its_source_does_not_give(tmp_path):
+    reader = NiftiReader(_nifti(tmp_path / "a.nii", (8, 6, 1), (0.5, 0.25, 0)))
+    reader.write_mask(tmp_path / "m.nii", np.ones((8, 6, 1), np.uint8))
+    written = nib.nifti1.Nifti1Header((tmp_path / "m.nii").read_bytes()[:348], check=False)
+    np.testing.assert_array_equal(written["pixdim"][1:4], [0.5, 0.25, 0])
+    mask = open_mask(tmp_path / "m.nii", reader, VolumeOptions())
+    assert all_planes(mask, mask=True).all()
 
 
 def test_a_mask_is_written_with_the_geometry_of_its_source_and_nothing_else_of_its_header(tmp_path):

@@ -42,7 +42,8 @@ class Header:
     affine: Affine | None
     """Indices to mm; None if the file has no position."""
     spacing_mm: Spacing | None
-    """Along the three indices; None if it is not known."""
+    """Along the three indices; None if it is not known. If `thickness_known` is False, that of an axis of one voxel is 1 and means
+    nothing."""
     dtype: np.dtype[Any]
     """Type of the values: that of the file, or float32 where a slope or intercept changes them."""
     channels: int = 1
@@ -57,6 +58,8 @@ class Header:
     """Digest of the DICOM PatientID; None if the file has none. It is compared, never shown."""
     left_out: Pictures = field(default=frozenset(), repr=False)
     """Pictures of the series at the same positions that were not chosen: other times or echoes."""
+    thickness_known: bool = True
+    """Whether the size of the voxels along an axis of one voxel is known: of an X-ray it is not."""
     acquired: tuple[float, ...] | None = None
     """Places of the slices of the series along the last index, ascending, if they were resampled to an even grid; else None."""
 
@@ -197,7 +200,8 @@ def grid_difference(image: Header, mask: Header) -> str | None:
         return None
     ours, theirs = np.array(spacing_of(image.affine)), np.array(spacing_of(mask.affine))
     known = both_placed(image, mask) or (image.spacing_mm is not None and mask.spacing_mm is not None)
-    if known and (np.abs(theirs - ours) > SPACING_TOLERANCE * ours).any():
+    compared = [(image.thickness_known and mask.thickness_known) or length > 1 for length in image.shape]
+    if known and (np.abs(theirs - ours) > SPACING_TOLERANCE * ours)[compared].any():
         return f"the image's spacing is {_mm(ours)} mm, its mask's {_mm(theirs)} mm"
     if not both_placed(image, mask):
         return None

@@ -52,7 +52,10 @@ class Stack:
         return cls(planes, None, None, planes[0].thickness)
 
     def affine(self) -> Affine | None:
-        """Indices [row, column, slice] to mm in NIfTI's directions; None if the files have no position."""
+        """Indices [row, column, slice] to mm in NIfTI's directions; None if the files have no position.
+
+        The third column is 1 mm long for a single slice whose thickness is not known.
+        """
         first = self.planes[0]
         if self.positions is None or first.orientation is None:
             return None
@@ -314,11 +317,12 @@ class DicomReader:
             pictures=pictures,
             patient=self.series.patient,
             left_out=of_series - pictures,
+            thickness_known=shape[2] > 1 or self.stack.step is not None,
             acquired=acquired,
         )
 
     def _spacing(self, affine: Affine | None, shape: Shape) -> Spacing | None:
-        """The spacing in mm; without an affine it is only known for a single slice."""
+        """The spacing in mm; without an affine it is only known for a single slice, whose thickness need not be known."""
         pixel = self.stack.planes[0].spacing
         if pixel is None:
             return None

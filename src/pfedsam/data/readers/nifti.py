@@ -2,7 +2,7 @@
 
 Values are those after the header's slope and intercept. The header is checked before anything is decompressed. The affine is the sform if
 it has a code, else the qform, else (both codes 0) the voxel sizes alone. The spacing is unknown if the header contains only 1 mm and no
-orientation. Lengths in metres or micrometres are converted to mm.
+orientation, or no size of the voxels along an axis. Lengths in metres or micrometres are converted to mm.
 """
 
 import gzip
@@ -105,6 +105,7 @@ class NiftiReader:
             self._raw_header = kind(start[: kind.template_dtype.itemsize])
             self._dtype = np.dtype(self._raw_header.get_data_dtype())
             slope, inter = self._raw_header.get_slope_inter()
+            self._unsized = _without_size(kind(start[: kind.template_dtype.itemsize], check=False))
         except NIFTI_ERRORS as exc:
             raise DataError(_damaged(path, "its header cannot be read")) from exc
         self._slope, self._inter = 1.0 if slope is None else float(slope), float(inter or 0.0)
@@ -170,6 +171,7 @@ class NiftiReader:
         for field in ("qoffset_x", "qoffset_y", "qoffset_z", "xyzt_units"):
             header[field] = source[field]
         header["pixdim"][:4] = source["pixdim"][:4]
+        header["pixdim"][1:4][self._unsized] = 0  # nibabel has put 1 there
         write_nifti(path, image)
 
     def _plane(self, index: int, axis: int) -> npt.NDArray[np.float64]:
@@ -274,13 +276,39 @@ class NiftiReader:
             raise DataError(_damaged(self.path, "its orientation cannot be read")) from exc
         scale = _UNITS.get(int(header["xyzt_units"]) % 8, 1.0)
         affine[:3] *= scale
-        check_affine(affine, "its mask's NIfTI" if self._mask else "its NIfTI")
-        sizes = header["pixdim"][1:4]
+        whose = "its mask's NIfTI" if self._mask else "its NIfTI"
+        check_affine(affine, whose)
         placed = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
-        known = placed or not np.array_equal(sizes, [1, 1, 1])
-        spacing = spacing_of(affine) if known else None
-        scaled = (self._slope, self._inter) != (1.0, 0.0)
-        return Header("NIfTI", shape, affine, spacing, np.dtype(np.float32) if scaled else self._dtype, placed=placed)
+        lengths = np.array(shape)
+        lost = self._unsized & (
+            (lengths > 1) | ((lengths == 1).sum() > 1)
+        )  # of a single slice the size across it is not needed
+        if placed and lost.any():
+            raise DataError(
+                f"{whose} header gives voxels the size 0 along axis {int(lost.argmax()) + 1} of 3, and a position that needs the size "
+                "(qform); write the file again with the size of its voxels"
+            )
+        if lost.any():
+            affine[:3, :3] /= spacing_of(affine)  # as if no size were given
+        known = placed or not (np.array_equal(header["pixdim"][1:4], [1, 1, 1]) or lost.any())
+        flat = not placed and int(header["dim"][0]) < len(shape)  # a picture of two axes has no thickness
+        return Header(
+            "NIfTI",
+            shape,
+            affine,
+            spacing_of(affine) if known else None,
+            np.dtype(np.float32) if (self._slope, self._inter) != (1.0, 0.0) else self._dtype,
+            placed=placed,
+            thickness_known=not (flat or self._unsized.any()),
+        )
+
+
+def _without_size(header: Any) -> npt.NDArray[np.bool_]:  # noqa: ANN401 - nibabel's classes have no types
+    """The axes, shape [3], along which a header that nibabel has not repaired gives voxels the size 0; it makes 1 of it.
+
+    They are none if the header has an sform, which gives sizes of its own.
+    """
+    return np.asarray((header["pixdim"][1:4] == 0) & (header["sform_code"] <= 0))
 
 
 def _check_end(file: Any) -> None:  # noqa: ANN401 - a binary file
