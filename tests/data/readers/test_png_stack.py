@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from mask_files import AFFINE, IDS, VALUES, assert_refused, read_ids, write_ct
+from mask_files import AFFINE, IDS, UNEVEN, VALUES, assert_refused, read_ids, write_ct, write_uneven
 from PIL import Image
-from volume_files import all_planes, write_nifti
+from volume_files import all_planes, write_nifti, write_series
 
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers import open_mask, open_volume
@@ -93,6 +93,31 @@ def test_pictures_of_other_names_belong_to_the_instance_or_file_of_their_number(
 def test_pictures_whose_order_is_not_clear_are_refused(tmp_path, files, instances, names):
     image = _series(tmp_path / "ct", files, instances)
     assert_refused(_pictures(tmp_path / "m", [f"{name}.png" for name in names]), image, CANNOT)
+
+
+@pytest.mark.parametrize(("places", "nearest", "added"), UNEVEN)
+def test_a_slice_that_a_series_lacks_has_the_picture_of_the_nearest_one(tmp_path, places, nearest, added):
+    image = write_uneven(tmp_path / "ct", *places)
+    ids = np.random.default_rng(4).integers(0, 3, (6, 8, len(places))).astype(np.uint8)
+    (tmp_path / "m").mkdir()
+    for k, plane in enumerate(image.stack.planes):
+        Image.fromarray(ids[..., k]).save(tmp_path / "m" / f"{plane.path.name}.png")
+    mask = open_mask(tmp_path / "m", image, VolumeOptions(resample=True))
+    np.testing.assert_array_equal(all_planes(mask, mask=True), ids[..., list(nearest)])
+    (note,) = mask.notes
+    assert note.startswith(f"{added} of {len(nearest)} slices are not in the DICOM series and were interpolated")
+
+
+def test_pictures_of_a_tilted_series_are_refused(tmp_path):
+    """Its slices are shifted against each other on the right-angled grid, which has more rows than they have."""
+
+    def tilt(dataset, k):
+        dataset.ImagePositionPatient = [0, 2 * k, 4 * k]
+
+    upright = np.array([[0, -1.0, 0, 0], [-2.0, 0, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]])
+    image = DicomReader(write_series(tmp_path / "ct", VALUES, upright, change=tilt), resample=True)
+    path = _pictures(tmp_path / "m", [f"{plane.path.name}.png" for plane in image.stack.planes])
+    assert_refused(path, image, "the image has 8 x 10 pixels, its mask .* 8 x 6", resample=True)
 
 
 def test_hidden_files_that_a_mac_writes_beside_pictures_are_no_slices(tmp_path):

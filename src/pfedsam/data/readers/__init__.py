@@ -150,7 +150,7 @@ def _dicom_mask(path: Path, image: Header, options: VolumeOptions) -> MaskReader
 
 def _single_files(image: Reader) -> tuple[Plane, ...] | None:
     """The slices of a DICOM series of single files, by position; None if a file contains several slices."""
-    if not isinstance(image, DicomReader) or not image.even:
+    if not isinstance(image, DicomReader):
         return None
     planes = image.stack.planes
     return planes if len({plane.path for plane in planes}) == len(planes) else None

@@ -15,7 +15,7 @@ import numpy as np
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers.base import Header
 from pfedsam.data.readers.dicom_planes import Plane
-from pfedsam.data.readers.masks import GridMask, small_ids
+from pfedsam.data.readers.masks import GridMask, small_ids, spread_slices
 from pfedsam.data.readers.pictures import read_slice
 
 ENDINGS: Final = frozenset({".png", ".tif", ".tiff"})
@@ -46,7 +46,7 @@ def read_png_stack(path: Path, image: Header, planes: Sequence[Plane] | None, *,
         max_megapixels: larger pictures are refused before decoding.
 
     Raises:
-        DataError: the image is not DICOM, or the pictures are not its slices.
+        DataError: the image is not DICOM, the pictures are not its slices, or the mask is not known in a gap of the series.
     """
     if image.kind != "DICOM" or planes is None:
         raise DataError(
@@ -62,7 +62,8 @@ def read_png_stack(path: Path, image: Header, planes: Sequence[Plane] | None, *,
     if ordered is None:
         ordered, notes = _by_number(pictures, planes), (_BY_NUMBER,)
     slices = [small_ids(read_slice(picture, image, max_megapixels)) for picture in ordered]
-    return GridMask(np.stack(slices, axis=2), image, notes)
+    ids, added = spread_slices(np.stack(slices, axis=2), image)
+    return GridMask(ids, image, (*notes, *added))
 
 
 def _by_name(pictures: Sequence[Path], planes: Sequence[Plane]) -> list[Path] | None:
