@@ -25,6 +25,13 @@ def test_a_ramp_along_the_stack_is_kept_where_slices_are_put_in_between():
     np.testing.assert_allclose(found[1, 2], [0, 2, 4, 6, 8], atol=1e-5)
 
 
+def test_rounded_positions_add_no_rows_and_columns():
+    positions = _positions([0, 2, 6, 8]) + np.random.default_rng(0).choice([-0.005, 0.005], (4, 3))
+    shape, affine = even_stack(positions, AFFINE, (4, 5, 4))
+    assert shape == (4, 5, 5)
+    np.testing.assert_allclose(affine[:3, 3], [10, 20, 30], atol=0.01)
+
+
 def test_a_tilted_stack_is_sheared_back_so_that_a_point_stays_at_its_place():
     positions = _positions([0, 5, 10], sideways=3.0)  # one row further to the front with each slice
     shape, affine = even_stack(positions, AFFINE, (4, 5, 3))

@@ -303,6 +303,25 @@ def test_a_slice_that_a_series_lacks_has_the_mask_of_the_nearest_one(tmp_path, p
     )
 
 
+def test_the_mask_of_an_oblique_uneven_series_fits_although_its_positions_are_rounded(tmp_path):
+    axes = np.linalg.qr(np.random.default_rng(5).normal(size=(3, 3)))[0]
+    affine = np.eye(4)
+    affine[:3, :3] = axes * [0.7, 0.7, 3]
+    affine[:3, 2] *= np.sign(np.linalg.det(axes)) * -1  # along the normal, the row direction x the column direction
+    places = np.array([0, 1, 2, 4, 5])
+
+    def place(dataset, k):
+        position = (affine[:3, 2] * places[k]) * [-1, -1, 1]
+        dataset.ImagePositionPatient = [f"{value:.3f}" for value in position]
+
+    ids = np.random.default_rng(6).integers(0, 3, (5, 6, 8)).astype(np.uint8)
+    folder = write_series(tmp_path / "ct", np.zeros((6, 8, 5), np.int16), affine, change=place)
+    image = DicomReader(folder, resample=True)
+    assert image.header().shape == (6, 8, 6)
+    path = write_seg_of(tmp_path / "m.dcm", image, ids)
+    np.testing.assert_array_equal(read_ids(path, image, resample=True), np.moveaxis(ids[[0, 1, 2, 2, 3, 4]], 0, 2))
+
+
 def test_a_gap_that_is_too_wide_is_refused_where_a_structure_reaches_it(tmp_path):
     """The middle of 12 mm is 6 mm from all slices, which are usually 3 mm apart."""
     image = write_uneven(tmp_path / "ct", 0, 3, 6, 18, 21, 24)

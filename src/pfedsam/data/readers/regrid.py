@@ -1,13 +1,16 @@
 """Resampling of tilted or uneven stacks to an even grid, and of masks to the grid of their image."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
 from pfedsam.data.readers.base import Affine, Shape
+
+_ROUNDING: Final = 0.1
+"""Sideways shift of slices, as a share of a pixel, that is left to rounding and adds no row or column to a grid."""
 
 
 def even_stack(positions: npt.NDArray[np.float64] | None, affine: Affine, shape: Shape) -> tuple[Shape, Affine]:
@@ -27,10 +30,10 @@ def even_stack(positions: npt.NDArray[np.float64] | None, affine: Affine, shape:
     step = float(np.diff(places[:, 2]).min())
     low, high = places.min(axis=0), places.max(axis=0)
     rows, columns = np.linalg.norm(affine[:3, 0]), np.linalg.norm(affine[:3, 1])
-    before = np.floor(low[0] / rows), np.floor(low[1] / columns)
+    before = np.floor(low[0] / rows + _ROUNDING), np.floor(low[1] / columns + _ROUNDING)
     size = (
-        int(shape[0] + np.ceil(high[0] / rows) - before[0]),
-        int(shape[1] + np.ceil(high[1] / columns) - before[1]),
+        int(shape[0] + np.ceil(high[0] / rows - _ROUNDING) - before[0]),
+        int(shape[1] + np.ceil(high[1] / columns - _ROUNDING) - before[1]),
         round((high[2] - low[2]) / step) + 1,
     )
     even = np.array(affine)
