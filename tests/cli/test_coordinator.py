@@ -16,7 +16,8 @@ from pfedsam.cli.console import OUT
 from pfedsam.cli.coordinator import PID
 from pfedsam.core.lock import runner, running_as
 from pfedsam.engine.rounds import RoundPolicy
-from pfedsam.engine.study_folder import StudyFolder, create_study
+from pfedsam.engine.study_folder import AGAIN, StudyFolder, create_study
+from pfedsam.experiment.load import dump_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import read_manifest
 
@@ -85,46 +86,92 @@ def test_a_policy_that_cannot_be_is_one_message(call: Call, capsys: pytest.Captu
     assert not (tmp_path / "studies").exists()
 
 
-STUDY = "data:\n  sites: {north: n, nroth: s}\n  classes: {x: [1]}\n"
-
-
 @pytest.fixture
-def submitted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The folders in which a study was made; the federation has the sites north and south."""
-    made: list[Path] = []
+def submit(call: Call, tmp_path: Path, toy_options: RunOptions, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Submits the toy study with these sites and flags; the federation has the sites north and south."""
+    pytest.importorskip("nvflare")
     monkeypatch.setattr("pfedsam.deploy.provision.certified_sites", lambda _: {"north", "south"})
-    monkeypatch.setattr(
-        "pfedsam.engine.study_folder.create_study", lambda options, root, policy: made.append(root) or root / "id"
-    )
-    return made
+    (tmp_path / "study.yaml").write_text(dump_options(toy_options))
+
+    def _submit(sites: str, *flags: object) -> int:
+        named = ", ".join(f"{name}: folder" for name in sites.split())
+        override = f"data.sites={{{named}}}"
+        return call("coordinator", "submit", tmp_path, tmp_path / "study.yaml", "--set", override, *flags)
+
+    return _submit
+
+
+def stored(folder: Path) -> StudyFolder:
+    (study,) = (folder / "studies").iterdir()
+    return StudyFolder(study)
 
 
 def test_a_quorum_above_the_number_of_sites_is_refused(
-    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, submitted: list[Path]
+    submit: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    pytest.importorskip("nvflare")
-    (tmp_path / "study.yaml").write_text(STUDY)
-    assert call("coordinator", "submit", tmp_path, tmp_path / "study.yaml", "--quorum", 3) == 2
+    assert submit("north nroth", "--quorum", 3) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert (
         "The quorum of 3 cannot be reached: the study has 2 site(s), north, nroth. Give a --quorum of at most 2" in said
     )
-    assert submitted == []
+    assert not (tmp_path / "studies").exists()
 
 
-def test_sites_that_are_not_in_the_federation_are_named_when_a_study_is_submitted(
-    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, submitted: list[Path]
+def test_a_misspelt_site_is_named_and_corrected_by_another_submission(
+    submit: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    pytest.importorskip("nvflare")
-    (tmp_path / "study.yaml").write_text(STUDY)
-    assert call("coordinator", "submit", tmp_path, tmp_path / "study.yaml") == 0
-    assert "Warning: Not in the federation yet: nroth. The study" in " ".join(capsys.readouterr().err.split())
-    assert (
-        call("coordinator", "submit", tmp_path, tmp_path / "study.yaml", "--set", "data.sites={south: s, north: n}")
-        == 0
-    )
-    assert "Not in the federation" not in capsys.readouterr().err
-    assert len(submitted) == 2
+    assert submit("north nroth") == 0
+    shown = capsys.readouterr()
+    assert "Warning: Not in the federation yet: nroth. The study" in " ".join(shown.err.split())
+    assert "Its sites" not in shown.out
+    assert submit("south north") == 0
+    shown = capsys.readouterr()
+    assert "Not in the federation" not in shown.err
+    assert "This study is there already: it continues after round 0 of 4." in shown.out
+    assert "Its sites were north, nroth. They are south, north now." in shown.out
+    assert "applies this" not in shown.out
+    assert stored(tmp_path).read_sites() == ["south", "north"]
+    assert submit("south north") == 0
+    shown = capsys.readouterr().out
+    assert "Its sites" not in shown
+    assert "Its rules" not in shown
+
+
+def test_another_submission_keeps_the_rules_that_it_does_not_give(
+    submit: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    flags = ["--quorum", 1, "--deadline", 60, "--max-share", 0.3, "--median-factor", 0]
+    assert submit("north south", *flags) == 0
+    before = stored(tmp_path).read_policy(RoundPolicy)
+    assert before == RoundPolicy(quorum=1, deadline_s=60, max_share=0.3, median_factor=None)
+    assert "Its rules" not in capsys.readouterr().out
+    assert submit("north south", "--join", 900, "--median-factor", 2.5) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Its rules have changed: --join was 300 and is now 900, --median-factor was 0 and is now 2.5." in shown
+    assert stored(tmp_path).read_policy(RoundPolicy) == before.model_copy(update={"join_s": 900, "median_factor": 2.5})
+
+
+def test_a_running_coordinator_is_told_of_the_change(
+    submit: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with running_as(tmp_path / PID, "taken"):
+        assert submit("north south") == 0
+        assert submit("north south") == 0
+        assert "applies this" not in capsys.readouterr().out
+        assert not (stored(tmp_path).path / AGAIN).exists()
+        assert submit("north south east") == 0
+    assert "it applies this after the current round of the study" in " ".join(capsys.readouterr().out.split())
+    assert (stored(tmp_path).path / AGAIN).exists()
+
+
+def test_rules_that_were_lost_are_told_as_they_are_now(
+    submit: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert submit("north south", "--quorum", 1) == 0
+    (stored(tmp_path).path / "policy.json").write_text("{")
+    assert submit("north south", "--deadline", 60) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Its rules were lost or damaged (policy.json). They are now: --quorum 2, --deadline 60, --join 300" in shown
 
 
 def test_a_folder_has_one_coordinator(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

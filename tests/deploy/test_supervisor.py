@@ -10,10 +10,10 @@ import pytest
 
 from pfedsam.core.errors import QuorumError, RunError
 from pfedsam.deploy import supervisor
-from pfedsam.deploy.controller import AGAIN, JOB_SITES
+from pfedsam.deploy.controller import JOB_SITES
 from pfedsam.deploy.supervisor import Supervisor, _raise_as_ended
 from pfedsam.engine.rounds import RoundPolicy
-from pfedsam.engine.study_folder import StudyFolder, write_revoked
+from pfedsam.engine.study_folder import AGAIN, StudyFolder, write_revoked
 
 
 class Session:
@@ -66,6 +66,7 @@ def study(boss: Supervisor, name: str = "a" * 16, *, join_s: int = 1000, state: 
     folder.path.mkdir(parents=True)
     (folder.path / "policy.json").write_text(RoundPolicy(quorum=2, join_s=join_s).model_dump_json())
     (folder.path / "config.yaml").write_text("data:\n  sites: {north: a, south: b}\n  classes: {n: [1]}\n")
+    (folder.path / "manifest.json").touch()
     folder.write_status(state, round_=0, rounds=5, sites=[])
     return folder
 
@@ -165,8 +166,10 @@ def test_jobs_that_end_without_a_round_are_not_repeated_for_ever(boss: Superviso
 def test_studies_are_worked_on_in_the_order_in_which_they_came(boss: Supervisor, session: Session) -> None:
     first, second = study(boss, "b" * 16), study(boss, "a" * 16)
     now = time.time()
-    os.utime(first.path / "config.yaml", (now - 9, now - 9))
-    first.write_status("submitted", round_=0, rounds=5, sites=["north"])  # later than anything of the second
+    os.utime(first.path / "manifest.json", (now - 9, now - 9))
+    # What a later submission writes does not change the order.
+    os.utime(first.path / "config.yaml", (now + 9, now + 9))
+    first.write_status("submitted", round_=0, rounds=5, sites=["north"])
     boss._step()
     first.write_status("finished", round_=5, rounds=5, sites=[])
     session.statuses["job1"] = "FINISHED:COMPLETED"

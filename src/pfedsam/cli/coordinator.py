@@ -3,14 +3,18 @@
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from pfedsam.cli.console import OUT, confirmed, needs_linux, warn
+
+if TYPE_CHECKING:
+    from pfedsam.engine.rounds import RoundPolicy
+    from pfedsam.engine.submission import Submission
 
 app = typer.Typer(
     help="Coordinate a federation of sites on other machines (Linux only; see docs/deploy.md).",
@@ -22,6 +26,15 @@ Existing = Annotated[Path, typer.Argument(help="The coordinator's folder.", exis
 PID = "coordinator.pid"
 """Name of the file with the coordinator's process id. If its lock (`core.lock.running_as`) is free, no coordinator runs."""
 _STOP_S = 15.0
+_FLAGS = {
+    "quorum": "--quorum",
+    "deadline_s": "--deadline",
+    "join_s": "--join",
+    "score_s": "--score",
+    "max_share": "--max-share",
+    "median_factor": "--median-factor",
+}
+"""The fields of the round policy, in the order of the options of `submit`, with their options."""
 
 
 @app.command("init")
@@ -92,80 +105,112 @@ def submit_command(
     config: Annotated[
         Path, typer.Argument(help="The configuration of the run (YAML); the folders of the sites in it are not used.")
     ],
-    quorum: Annotated[int, typer.Option(help="Number of accepted updates that a round needs at least.")] = 2,
+    quorum: Annotated[
+        int | None, typer.Option(help="Number of accepted updates that a round needs at least; 2 by default.")
+    ] = None,
     deadline: Annotated[
-        int,
+        int | None,
         typer.Option(
-            help="Time limit of a client round at the sites, in seconds; several times that for the phases after the last aggregation if "
-            "they have the steps of several rounds."
+            help="Time limit of a client round at the sites, in seconds; 1800 by default. Several times that for the phases after the last "
+            "aggregation if they have the steps of several rounds."
         ),
-    ] = 1800,
+    ] = None,
     join: Annotated[
-        int,
+        int | None,
         typer.Option(
-            help="Seconds to wait for all sites; then the study starts with the connected ones, or stops if they are fewer than the quorum."
+            help="Seconds to wait for all sites, 300 by default; then the study starts with the connected ones, or stops if they are fewer "
+            "than the quorum."
         ),
-    ] = 300,
-    score: Annotated[int, typer.Option(help="Time limit of the test at the end at the sites, in seconds.")] = 1800,
+    ] = None,
+    score: Annotated[
+        int | None,
+        typer.Option(help="Time limit of the test at the end at the sites, in seconds; 1800 by default."),
+    ] = None,
     max_share: Annotated[
-        float,
-        typer.Option(help="Largest weight of one site in the average, whatever number of cases it declares."),
-    ] = 0.5,
-    median_factor: Annotated[
-        float,
+        float | None,
         typer.Option(
-            help="Scale an update down if its norm is more than this many times the median norm of the round; 0: never."
+            help="Largest weight of one site in the average, whatever number of cases it declares; 0.5 by default."
         ),
-    ] = 3.0,
+    ] = None,
+    median_factor: Annotated[
+        float | None,
+        typer.Option(
+            help="Scale an update down if its norm is more than this many times the median norm of the round, 3 by default; 0: never."
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", help="Override a key of the configuration, such as training.rounds=20; may be repeated."),
     ] = None,
 ) -> None:
-    """Submit a study to the coordinator, or submit a stopped study again.
+    """Submit a study to the coordinator, or submit a study again, for example one that has stopped.
 
-    Prints the path of the manifest, which the operators of the sites have to approve.
+    Prints the path of the manifest, which the operators of the sites have to approve. A study that is submitted again continues from its
+    last committed round. It keeps every rule that is not given; a change of the rules or of the sites is printed.
     """
+    from pfedsam.core.lock import runner
+    from pfedsam.deploy.provision import certified_sites
     from pfedsam.engine.rounds import RoundPolicy
-    from pfedsam.engine.study_folder import STUDIES_FOLDER, create_study
+    from pfedsam.engine.study_folder import STUDIES_FOLDER
+    from pfedsam.engine.submission import submit_study
     from pfedsam.experiment.load import load_options, validate
 
-    asked: dict[str, float | None] = {
-        "quorum": quorum,
-        "deadline_s": deadline,
-        "join_s": join,
-        "score_s": score,
-        "max_share": max_share,
+    values = (quorum, deadline, join, score, max_share, median_factor)
+    rules: dict[str, float | None] = {
+        rule: value for rule, value in zip(_FLAGS, values, strict=True) if value is not None
     }
-    asked["median_factor"] = median_factor or None
-    policy = validate(RoundPolicy, asked, "The command")
+    if "median_factor" in rules:
+        rules["median_factor"] = median_factor or None
+    validate(RoundPolicy, rules, "The command")
     options = load_options(config, overrides or [])
-    _check_sites(folder, list(options.data.sites), quorum)
-    study = create_study(options, folder / STUDIES_FOLDER, policy)
+    certified, running = certified_sites(folder), bool(runner(folder / PID))
+    submission = submit_study(options, folder / STUDIES_FOLDER, rules, running=running)
+    _warn_unknown(submission.sites, certified)
+    study = submission.folder
     OUT.print(f"Study {study.name}. Send this file to the sites: {study / 'manifest.json'}", soft_wrap=True)
+    for line in _changes(submission):
+        OUT.print(line, soft_wrap=True, highlight=False)
+    if running and submission.changed:
+        OUT.print("The coordinator is running: it applies this after the current round of the study.")
 
 
-def _check_sites(folder: Path, sites: Sequence[str], quorum: int) -> None:
-    """Refuse a quorum that the sites of a study cannot reach, and warn of sites that cannot connect yet.
-
-    Raises:
-        OptionError: the quorum is larger than the number of sites.
-        RunError: the folder is not a coordinator's folder.
-    """
-    from pfedsam.core.errors import OptionError
-    from pfedsam.deploy.provision import certified_sites
-
-    if quorum > len(sites):
-        raise OptionError(
-            f"The quorum of {quorum} cannot be reached: the study has {len(sites)} site(s), {', '.join(sites)}. Give a --quorum of at most "
-            f"{len(sites)}, or more sites (data.sites). Nothing was submitted."
-        )
-    certified = certified_sites(folder)
+def _warn_unknown(sites: Sequence[str], certified: Collection[str]) -> None:
+    """Warn of sites of a study that cannot connect yet."""
     if unknown := [name for name in sites if name not in certified]:
         warn(
             f"Not in the federation yet: {', '.join(unknown)}. The study waits for a site only until --join is over; before that, the site "
             "needs a kit (`pfedsam coordinator sign`, or `init --sites`). If a name is misspelt, correct it in data.sites and submit again."
         )
+
+
+def _changes(submission: "Submission") -> Iterator[str]:
+    """Sentences on what a submission changed in a study that was there already; none for a new study."""
+    before, policy = submission.earlier, submission.policy
+    if before is None:
+        return
+    if before.round < before.ends:
+        yield f"This study is there already: it continues after round {before.round} of {before.ends}."
+    else:
+        yield (
+            f"This study is there already, and all its {before.ends} round(s) are done: it will only be tested again. For a new study with "
+            "this configuration, give it another title (name)."
+        )
+    if set(before.sites) != set(submission.sites):
+        yield f"Its sites were {', '.join(before.sites)}. They are {', '.join(submission.sites)} now."
+    if before.policy is None:
+        rules = ", ".join(f"{flag} {_said(policy, rule)}" for rule, flag in _FLAGS.items())
+        yield f"Its rules were lost or damaged (policy.json). They are now: {rules}."
+    elif before.policy != policy:
+        old = before.policy
+        changed = [rule for rule in _FLAGS if getattr(old, rule) != getattr(policy, rule)]
+        told = ", ".join(f"{_FLAGS[rule]} was {_said(old, rule)} and is now {_said(policy, rule)}" for rule in changed)
+        yield f"Its rules have changed: {told}."
+
+
+def _said(policy: "RoundPolicy", rule: str) -> str:
+    """A rule's value as it is given on the command line."""
+    value = getattr(policy, rule)
+    return "0" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @app.command("start")

@@ -19,13 +19,11 @@ from pfedsam.core.errors import PfedsamError, RunError
 from pfedsam.core.log import configure, get_logger
 from pfedsam.deploy.wire import failure, from_shareable, to_shareable
 from pfedsam.engine.rounds import StudyRun
-from pfedsam.engine.study_folder import StudyFolder, read_revoked
+from pfedsam.engine.study_folder import AGAIN, StudyFolder, read_revoked
 from pfedsam.engine.transport import Answers
 
 STUDIES = "PFEDSAM_STUDIES"
 """The environment variable that holds the folder of the coordinator's studies."""
-AGAIN = "again"
-"""A file of this name in a study's folder requests a new job, so that sites that joined or returned take part in it."""
 JOB_SITES = "job_sites.json"
 """The file that lists the sites of the current job; the supervisor reads it."""
 _LOG = get_logger(__name__)

@@ -19,14 +19,13 @@ from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 from pfedsam.core import atomic
 from pfedsam.core.errors import QuorumError, RunError, StoreError
 from pfedsam.core.log import get_logger
-from pfedsam.deploy.controller import AGAIN, JOB_SITES, STUDIES
+from pfedsam.deploy.controller import JOB_SITES, STUDIES
 from pfedsam.deploy.jobs import write_job
 from pfedsam.deploy.limits import message_limit
 from pfedsam.deploy.processes import Engine, StopFlag
 from pfedsam.deploy.provision import ADMIN, write_server_policy
 from pfedsam.engine.rounds import RoundPolicy
-from pfedsam.engine.study_folder import CONNECTED, STUDIES_FOLDER, StudyFolder, read_revoked
-from pfedsam.experiment.load import read_config
+from pfedsam.engine.study_folder import AGAIN, CONNECTED, STUDIES_FOLDER, StudyFolder, read_revoked
 
 _MODULE: Final = "nvflare.private.fed.app.server.server_train"
 _POLL_S: Final = 1.0
@@ -134,7 +133,7 @@ class Supervisor:
     def _begin(self, study: StudyFolder, connected: list[str]) -> None:
         """Submit a study once all its sites are connected, or once the waiting time is over and the quorum is reached."""
         policy = study.read_policy(RoundPolicy)
-        expected = set(read_config(study.path / "config.yaml").data.sites)
+        expected = set(study.read_sites())
         there = expected.intersection(connected)
         since = self._waiting.setdefault(study.path.name, time.monotonic())
         limit = policy.return_s if study.read_registered() else policy.join_s
@@ -178,11 +177,11 @@ class Supervisor:
         waiting = self._not_in_job(job, connected)
         if waiting:
             _LOG.info("waiting to join the study: %s; a new job starts with them after this round", ", ".join(waiting))
-            atomic.write_text(job.study.path / AGAIN, "")
+            job.study.request_new_job()
 
     def _not_in_job(self, job: _Job, connected: list[str]) -> list[str]:
         """The connected sites of the study that the job does not reach."""
-        expected = set(read_config(job.study.path / "config.yaml").data.sites)
+        expected = set(job.study.read_sites())
         absent = expected - self._at_work(job)
         return [site for site in connected if site in absent]
 
@@ -207,9 +206,9 @@ class Supervisor:
 
     def _next_study(self) -> StudyFolder | None:
         """The unfinished study that was submitted first, or None."""
-        folders = [path.parent for path in (self.folder / STUDIES_FOLDER).glob("*/config.yaml")]
-        # Ordered by the time of the configuration, which is written once; the status is rewritten all the time.
-        for folder in sorted(folders, key=lambda folder: (folder / "config.yaml").stat().st_mtime):
+        manifests = (self.folder / STUDIES_FOLDER).glob("*/manifest.json")
+        # The time of the manifest is that of the first submission; all other files may be written again.
+        for folder in [path.parent for path in sorted(manifests, key=lambda path: path.stat().st_mtime)]:
             study = StudyFolder(folder)
             try:
                 state = study.read_status()["state"]

@@ -6,14 +6,14 @@ It has the same layout as a run's folder (`engine.run`), so that `pfedsam report
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from pfedsam.core import sealed
+from pfedsam.core import atomic, sealed
 from pfedsam.core.errors import OptionError, RunError, StoreError
 from pfedsam.core.options import Options
 from pfedsam.core.small_numbers import DEFAULT
@@ -56,11 +56,23 @@ STUDIES_FOLDER = "studies"
 """The folder in the coordinator's folder that contains a folder for each study."""
 EARLIER_STATES = 3
 """Number of committed states that are kept in addition to the current one."""
-_POLICY, _REGISTERED, STATUS = "policy.json", "registered.json", "status.json"
+AGAIN = "again"
+"""A file of this name in a study's folder requests a new job, which continues with all sites and rules that the folder then has."""
+_CONFIG, _POLICY, _REGISTERED, STATUS = "config.yaml", "policy.json", "registered.json", "status.json"
 
 
-def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
-    """Make the folder of a study under `root`, or use the existing one; the name of the folder is the study's id.
+@dataclass(frozen=True)
+class PreparedStudy:
+    """A study that is complete, but not written to a coordinator's folder yet."""
+
+    options: RunOptions
+    manifest: StudyManifest
+    state: ServerState
+    """The state before the first round."""
+
+
+def prepare_study(options: RunOptions) -> PreparedStudy:
+    """The study with these options.
 
     Raises:
         OptionError: the method cannot run over several machines, or needs more sites.
@@ -77,16 +89,34 @@ def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
     if file := backbone_file(options.model.backbone):
         # Sites get the backbone's hash in the manifest, but not its path on this machine.
         content["model"]["backbone"] = file.name
-    study = study_id(content, built.backbone)
-    manifest, shared = build_manifest(options, built, study, content), built.start("shared")
-    folder = StudyFolder(root / study)
+    manifest = build_manifest(options, built, study_id(content, built.backbone), content)
+    return PreparedStudy(options, manifest, build_method(options).server.init(built.start("shared")))
+
+
+def create_study(options: RunOptions, root: Path, policy: Options) -> Path:
+    """Make the folder of a study under `root`, or use the existing one, as `store_study` does.
+
+    Raises:
+        OptionError: the method cannot run over several machines, or needs more sites.
+        CheckpointError: the backbone cannot be loaded.
+    """
+    return store_study(prepare_study(options), root, policy)
+
+
+def store_study(study: PreparedStudy, root: Path, policy: Options) -> Path:
+    """Make the folder of a study under `root`, or use the existing one; the name of the folder is the study's id.
+
+    In an existing folder the policy and the configuration are replaced. The new configuration can only name other sites or other paths,
+    because the study's id follows from everything else; `engine.submission` checks whether the change of the sites is allowed.
+    """
+    folder, manifest = StudyFolder(root / study.manifest.study), study.manifest
+    refuse_lost_state(folder.path)
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     sealed.write_json(folder.path / _POLICY, policy.model_dump(mode="json"))
-    refuse_lost_state(folder.path)
-    if not (folder.path / SERVER).exists():
-        write_config(folder.path / "config.yaml", options)
+    write_config(folder.path / _CONFIG, study.options)
+    if not folder.exists:
         write_manifest(folder.path / "manifest.json", manifest)
-        folder.save_state(build_method(options).server.init(shared), manifest)
+        folder.save_state(study.state, manifest)
     folder.write_status("submitted", round_=folder.load_state(manifest).round, rounds=manifest.rounds, sites=[])
     return folder.path
 
@@ -196,6 +226,23 @@ class StudyFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @property
+    def exists(self) -> bool:
+        """Whether the study has a committed state; the folder of a submission that was interrupted has none."""
+        return (self.path / SERVER).exists()
+
+    def read_sites(self) -> list[str]:
+        """The names of the study's sites, in the order of its configuration.
+
+        Raises:
+            StoreError: the configuration is missing or damaged.
+        """
+        return list(read_config(self.path / _CONFIG).data.sites)
+
+    def request_new_job(self) -> None:
+        """Let a running job of the study end after its current round; the next one reads sites and policy again."""
+        atomic.write_text(self.path / AGAIN, "")
+
     def read_policy(self, kind: type[T]) -> T:
         """The round policy of the study.
 
@@ -241,7 +288,7 @@ class StudyFolder:
             raise RunError(
                 f"the state after {to_round} round(s) is not stored; stored are the states after {kept} round(s)."
             )
-        if current.round >= self._ends():
+        if current.round >= self.ends():
             raise RunError(
                 f"all rounds of the study are done. The state after {to_round} round(s) is in "
                 f"{EARLIER.as_posix()}; submit a new study to continue the training."
@@ -254,9 +301,9 @@ class StudyFolder:
             self.save_state(state, manifest, records)
         return state
 
-    def _ends(self) -> int:
+    def ends(self) -> int:
         """The number of rounds after which the study ends, as far as its validations determine it."""
-        training, path = read_config(self.path / "config.yaml").training, self.path / RECORDS
+        training, path = read_config(self.path / _CONFIG).training, self.path / RECORDS
         return end_of_training(training, validations_in(read_records(path)) if path.exists() else {})
 
     @property
