@@ -57,7 +57,7 @@ def test_rollback_says_what_is_missing(call: Call, capsys: pytest.CaptureFixture
 def test_rollback_commits_the_newest_kept_state(
     call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, toy_options: RunOptions
 ) -> None:
-    training = toy_options.training.model_copy(update={"rounds": 4})
+    training = toy_options.training.model_copy(update={"rounds": 6})
     options = toy_options.model_copy(update={"training": training})
     study = create_study(options, tmp_path / "studies", RoundPolicy())
     manifest, stored = read_manifest(study / "manifest.json"), StudyFolder(study)
@@ -69,6 +69,14 @@ def test_rollback_commits_the_newest_kept_state(
     assert "those after 1 round(s); the study continues with round 4" in " ".join(capsys.readouterr().out.split())
     assert all((tensor == 1.0).all() for tensor in stored.load_state(manifest).shared.values())
     assert stored.read_status()["reason"] == "rolled back to round 1"
+    assert call("coordinator", "rollback", tmp_path, study.name) == 0
+    assert "those after 0 round(s); the study continues with round 5" in " ".join(capsys.readouterr().out.split())
+    assert call("coordinator", "rollback", tmp_path, study.name) == 8
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "no earlier state is stored; stored are the states after none round(s), and those after 0, 1, 2, 3, which"
+        in said
+    )
 
 
 def test_a_folder_without_a_coordinator_cannot_be_started(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from pfedsam.core.errors import RunError, StoreError
 from pfedsam.engine.rounds import RoundPolicy
@@ -16,7 +17,9 @@ from pfedsam.engine.study_folder import (
     write_revoked,
 )
 from pfedsam.experiment.options import RunOptions
-from pfedsam.federation.manifest import read_manifest
+from pfedsam.federation.manifest import StudyManifest, read_manifest
+from pfedsam.federation.server import ServerState
+from pfedsam.report.records import RecordWriter
 
 
 def test_revoked_sites_are_kept_twice(tmp_path: Path) -> None:
@@ -64,3 +67,79 @@ def test_registrations_are_whole_numbers_of_cases(tmp_path: Path) -> None:
     folder.write_registered({"south": 0})
     with pytest.raises(StoreError, match="does not contain the number of cases of each site"):
         folder.read_registered()
+
+
+def after_rounds(path: Path, rounds: int) -> StudyFolder:
+    """The study's folder after this many rounds; the parameters after round n all have the value n."""
+    folder, manifest = StudyFolder(path), read_manifest(path / "manifest.json")
+    for round_ in range(1, rounds + 1):
+        commit(folder, manifest, round_)
+    return folder
+
+
+def commit(folder: StudyFolder, manifest: StudyManifest, round_: int) -> None:
+    shared = {name: torch.full_like(value, round_) for name, value in folder.load_state(manifest).shared.items()}
+    with RecordWriter(folder.path / "records.jsonl") as records:
+        records.write({"kind": "timing", "round": round_ - 1, "train_s": 1.0})
+        folder.save_state(ServerState(round_, shared), manifest, records)
+
+
+def value_in(folder: StudyFolder, manifest: StudyManifest) -> float:
+    return next(iter(folder.load_state(manifest).shared.values())).reshape(-1)[0].item()
+
+
+@pytest.fixture
+def ten_rounds(tmp_path: Path, toy_options: RunOptions) -> Path:
+    training = toy_options.training.model_copy(update={"rounds": 10})
+    return create_study(toy_options.model_copy(update={"training": training}), tmp_path, RoundPolicy())
+
+
+def test_each_rollback_goes_further_back_and_none_returns_to_what_was_left(ten_rounds: Path) -> None:
+    manifest, folder = read_manifest(ten_rounds / "manifest.json"), after_rounds(ten_rounds, 5)
+    found = []
+    while kept := folder.earlier_states():
+        folder.roll_back(manifest, kept[-1])
+        found.append(value_in(folder, manifest))
+    assert found == [4, 3, 2]
+    assert folder.load_state(manifest).round == 8
+    with pytest.raises(RunError, match=r"stored are the states after none round.s., and those after 2, 3, 4, 5, 6, 7,"):
+        folder.roll_back(manifest, 1)
+    folder.roll_back(manifest, 4)  # by its number, a state that was left can be chosen
+    assert value_in(folder, manifest) == 4
+
+
+def test_a_rollback_after_further_rounds_does_not_return_to_what_an_earlier_one_left(ten_rounds: Path) -> None:
+    manifest, folder = read_manifest(ten_rounds / "manifest.json"), after_rounds(ten_rounds, 5)
+    folder.roll_back(manifest, 3)
+    commit(folder, manifest, 7)
+    assert folder.earlier_states() == [2, 6]
+    assert set(folder.stored_states()) >= {3, 4, 5}
+    found = []
+    for _ in range(2):
+        folder.roll_back(manifest, folder.earlier_states()[-1])
+        found.append(value_in(folder, manifest))
+    assert found == [3, 2]
+
+
+def test_states_that_were_left_are_removed_with_the_older_ones(ten_rounds: Path) -> None:
+    manifest, folder = read_manifest(ten_rounds / "manifest.json"), after_rounds(ten_rounds, 5)
+    folder.roll_back(manifest, 4)
+    for round_ in (7, 8, 9):
+        commit(folder, manifest, round_)
+    assert folder.earlier_states() == folder.stored_states() == [6, 7, 8]
+
+
+def test_a_rollback_that_was_killed_before_its_commit_left_nothing_behind(ten_rounds: Path) -> None:
+    folder = after_rounds(ten_rounds, 5)
+    with RecordWriter(ten_rounds / "records.jsonl") as records:
+        records.write({"kind": "rollback", "round": 5, "to_round": 2})
+    assert folder.earlier_states() == [2, 3, 4]
+
+
+def test_the_states_of_a_study_that_an_earlier_version_rolled_back(ten_rounds: Path) -> None:
+    """It put the state that was left in the place of the oldest good one."""
+    manifest, folder = read_manifest(ten_rounds / "manifest.json"), after_rounds(ten_rounds, 5)
+    folder.roll_back(manifest, 4)
+    (ten_rounds / "shared" / "earlier" / "after-000002.safetensors").unlink()
+    assert folder.stored_states() == [3, 4, 5]
+    assert folder.earlier_states() == [3]

@@ -275,13 +275,15 @@ def rollback_command(
     study: Annotated[str, typer.Argument(help="The study's id, as `status` shows it.")],
     to: Annotated[
         int | None,
-        typer.Option(help="Number of rounds after which the state was stored; default: the newest stored state."),
+        typer.Option(
+            help="Number of rounds after which the state was stored; default: the newest one before the present state."
+        ),
     ] = None,
 ) -> None:
     """Reset the shared parameters of a study to one of its last three good states, after a round with a harmful update.
 
     The number of the round does not go back: the study continues with its next round, and no round is trained twice. Revoke the site that
-    sent the update before you start the coordinator again.
+    sent the update before you start the coordinator again. Another rollback goes one more state back.
     """  # noqa: DOC501
     from pfedsam.core.errors import RunError
     from pfedsam.core.lock import runner
@@ -295,11 +297,15 @@ def rollback_command(
         raise RunError(f"there is no study {study!r} in this folder; `pfedsam coordinator status` lists them.")
     kept = found.earlier_states()
     if to is None and not kept:
-        raise RunError("no earlier state is stored: the study has not finished a round.")
+        raise RunError(
+            f"no earlier state is stored; stored are {found.describe_states()}. Choose one of them with --to, or submit a new study."
+            if found.stored_states()
+            else "no earlier state is stored: the study has not finished a round."
+        )
     manifest = read_manifest(found.path / "manifest.json")
-    state = found.roll_back(manifest, kept[-1] if to is None else to)
-    status = found.read_status()
     back = kept[-1] if to is None else to
+    state = found.roll_back(manifest, back)
+    status = found.read_status()
     found.write_status(
         "submitted",
         round_=state.round,

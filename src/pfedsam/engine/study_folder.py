@@ -25,6 +25,7 @@ from pfedsam.engine.server_files import (
     SERVER,
     earlier_states,
     load_state,
+    read_server,
     refuse_lost_state,
     save_state,
 )
@@ -266,28 +267,45 @@ class StudyFolder:
 
     def save_state(self, state: ServerState, manifest: StudyManifest, records: RecordWriter | None = None) -> None:
         """Commit a round by renaming its state into place; the last `EARLIER_STATES` states are kept for `roll_back`."""
-        self._keep_state(manifest)
+        self._keep_state(manifest, state.round)
         save_state(self.path, manifest.study, state, records, mode=0o700)
 
-    def earlier_states(self) -> list[int]:
-        """The number of rounds after which each of the kept states was stored, in ascending order."""
+    def stored_states(self) -> list[int]:
+        """The number of rounds after which each of the stored states was committed, in ascending order."""
         return [int(path.stem.removeprefix("after-")) for path in earlier_states(self.path)]
+
+    def earlier_states(self) -> list[int]:
+        """The stored states that led to the present one, without those that a rollback left behind; the last is one step back.
+
+        Raises:
+            StoreError: the present state or the records are damaged or missing.
+        """
+        stored = self.stored_states()
+        if not stored:
+            return []
+        left = self._left_behind(int(read_server(self.path)[1]["round"]))
+        return [number for number in stored if number not in left]
+
+    def _left_behind(self, round_: int) -> set[int]:
+        """The numbers of the states that rollbacks before this round have left, or have made the present state again."""
+        path = self.path / RECORDS
+        rows = read_records(path) if path.exists() else []
+        back = [row for row in rows if row["kind"] == "rollback" and row["round"] < round_]
+        return {number for row in back for number in range(row["to_round"], row["round"] + 1)}
 
     def roll_back(self, manifest: StudyManifest, to_round: int) -> ServerState:
         """Reset the shared parameters to those after `to_round` rounds, and commit them as the state before the next round.
 
         The number of the round does not go back, because sites train each round only once; their local parameters are not reset. The
-        unfinished round of the coordinator is skipped.
+        unfinished round of the coordinator is skipped. The states after `to_round` are left behind: they stay stored for a while, but are
+        no earlier states any more, so that a further rollback goes further back.
 
         Raises:
             RunError: there is no such state, or the study has no round left.
         """
         current = self.load_state(manifest)
-        if to_round not in self.earlier_states():
-            kept = ", ".join(map(str, self.earlier_states())) or "none"
-            raise RunError(
-                f"the state after {to_round} round(s) is not stored; stored are the states after {kept} round(s)."
-            )
+        if to_round not in self.stored_states():
+            raise RunError(f"the state after {to_round} round(s) is not stored; stored are {self.describe_states()}.")
         if current.round >= self.ends():
             raise RunError(
                 f"all rounds of the study are done. The state after {to_round} round(s) is in "
@@ -301,6 +319,13 @@ class StudyFolder:
             self.save_state(state, manifest, records)
         return state
 
+    def describe_states(self) -> str:
+        """The stored states in words, those that rollbacks have left behind separately."""
+        kept = self.earlier_states()
+        left = [number for number in self.stored_states() if number not in kept]
+        told = f"the states after {', '.join(map(str, kept)) or 'none'} round(s)"
+        return f"{told}, and those after {', '.join(map(str, left))}, which a rollback has left" if left else told
+
     def ends(self) -> int:
         """The number of rounds after which the study ends, as far as its validations determine it."""
         training, path = read_config(self.path / _CONFIG).training, self.path / RECORDS
@@ -310,8 +335,11 @@ class StudyFolder:
     def _earlier(self) -> Path:
         return self.path / EARLIER
 
-    def _keep_state(self, manifest: StudyManifest) -> None:
-        """Make a hard link to the committed state under its number; the following rename does not change this link."""
+    def _keep_state(self, manifest: StudyManifest, next_round: int) -> None:
+        """Make a hard link to the committed state under its number; the following rename does not change this link.
+
+        The states that a rollback left behind do not count among the `EARLIER_STATES`, and are removed together with the older ones.
+        """
         path = self.path / SERVER
         if not path.exists():
             return
@@ -319,7 +347,10 @@ class StudyFolder:
         kept = self._earlier / _state_name(self.load_state(manifest).round)
         kept.unlink(missing_ok=True)
         kept.hardlink_to(path)
-        for old in self.earlier_states()[:-EARLIER_STATES]:
+        stored, left = self.stored_states(), self._left_behind(next_round)
+        good = [number for number in stored if number not in left]
+        oldest = min(good[-EARLIER_STATES:], default=0)
+        for old in [number for number in stored if number < oldest]:
             (self._earlier / _state_name(old)).unlink(missing_ok=True)
 
     def read_registered(self) -> dict[str, int]:
