@@ -25,6 +25,7 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.ledger import Ledger
 from pfedsam.federation.manifest import StudyManifest, read_manifest
 from pfedsam.federation.messages import Reply, Request, reply_from_wire, reply_to_wire, request_from_wire
+from pfedsam.federation.site_policy import SitePolicy
 from pfedsam.federation.site_store import SiteStore
 from pfedsam.federation.update import Update, decode, encode
 from pfedsam.report.records import read_records
@@ -277,7 +278,7 @@ def test_weights_sum_to_1_in_every_round_whoever_is_there(
     training = options.training.model_copy(update={"rounds": 9})
     study = create_study(options.model_copy(update={"training": training}), tmp_path / "nine", RoundPolicy(quorum=2))
     scripted.manifest, late = read_manifest(study / "manifest.json"), scripted.names[2]
-    scripted.step = lambda place: 0.001
+    scripted.step, scripted.known_away = lambda place: 0.001, True
     scripted.away = lambda site, task, round_: site == late and (round_ < 3 or 5 <= round_ < 7)
     moved: list[float] = []
     save = StudyFolder.save_state
@@ -307,6 +308,45 @@ def test_a_site_for_which_rounds_waited_is_asked_less_often_and_one_that_is_know
     reasons = {row["round"]: row["sites"][away] for row in rows(study, "absent") if row["task"] == "train"}
     assert sorted(reasons) == [0, 1, 2, 3, 4, 5]
     assert [round_ for round_, reason in reasons.items() if not reason.startswith("not asked")] == asked
+
+
+def waits(tmp_path: Path, options: RunOptions, scripted: ScriptedSites, task: str, rounds: int = 6) -> list[int]:
+    """The rounds in which a study waits until the deadline for a site that is connected and answers all but this task."""
+    training = options.training.model_copy(update={"rounds": rounds})
+    options = options.model_copy(update={"training": training})
+    study = create_study(options, tmp_path / "more", RoundPolicy(quorum=2))
+    scripted.manifest, silent = read_manifest(study / "manifest.json"), scripted.names[2]
+    scripted.away = lambda site, asked, round_: site == silent and asked == task
+    StudyRun(study, scripted).run()
+    absent = [row for row in rows(study, "absent") if row["task"] == task]
+    assert [row["round"] for row in absent] == list(range(absent[-1]["round"] + 1))  # each round once, with a reason
+    return [row["round"] for row in absent if not row["sites"][silent].startswith("not asked")]
+
+
+def test_rounds_wait_less_and_less_often_for_a_site_that_does_not_join(
+    tmp_path: Path, options: RunOptions, scripted: ScriptedSites
+) -> None:
+    assert waits(tmp_path, options, scripted, "join", rounds=12) == [0, 2, 5, 10]
+
+
+def test_rounds_wait_less_and_less_often_for_a_site_that_trains_and_does_not_validate(
+    tmp_path: Path, options: RunOptions, scripted: ScriptedSites
+) -> None:
+    """It is asked again for the last validations, after the last round and after the final training."""
+    assert waits(tmp_path, options, scripted, "validate", rounds=12) == [0, 2, 5, 10, 11, 12]
+
+
+def test_a_site_that_has_just_refused_to_join_is_asked_again_after_a_round(
+    options: RunOptions, make_sites, study: Path
+) -> None:
+    sites = make_sites(options, read_manifest(study / "manifest.json"))
+    late = list(options.data.sites)[2]
+    SitePolicy(sites.folders[late]).withdraw(study.name)
+    sites.change = lambda site, task, round_, wire: pytest.fail("enough") if round_ else wire
+    with pytest.raises(pytest.fail.Exception, match="enough"):
+        StudyRun(study, sites).run()
+    joins = [(round_, asked) for task, round_, asked in sites.asked if task == "join"]
+    assert joins == [(0, tuple(options.data.sites)), (1, (late,))]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])

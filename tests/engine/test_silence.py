@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from pfedsam.engine.silence import LONGEST, Silence, after_round, left_out
+from pfedsam.engine.silence import LONGEST, Silence, Silences, after_round, left_out
 
 
 def asked_rounds(rounds: int, answers: set[int], late: set[int] = frozenset()) -> list[int]:
@@ -49,3 +49,33 @@ def test_no_site_is_left_out_where_the_others_are_too_few() -> None:
     silences = {"a": Silence(2, 7)}
     assert left_out(silences, 5, sites=["a", "b", "c"], least=3) == {}
     assert list(left_out(silences, 5, sites=["a", "b", "c"], least=2)) == ["a"]
+
+
+def test_each_task_has_its_own_silence() -> None:
+    """A site may train and never validate; its reply to the one is none to the other."""
+    silences = Silences()
+    silences.note("validate", 0, silent=["a"], replied=[], late=[])
+    silences.note("train", 1, silent=[], replied=["a"], late=[])
+    assert silences.left_out("train", 1, sites=["a"]) == {}
+    assert silences.left_out("validate", 1, sites=["a"])["a"].endswith("is asked again in round 3")
+    assert silences.left_out("validate", 2, sites=["a"]) == {}
+    silences.note("validate", 2, silent=[], replied=["a"], late=[])
+    assert silences.left_out("validate", 3, sites=["a"]) == {}
+
+
+def test_a_late_reply_ends_a_silence_after_the_next_training_but_not_that_of_validations() -> None:
+    silences = Silences()
+    silences.note("join", 0, silent=["a"], replied=[], late=[])
+    silences.note("train", 0, silent=["b"], replied=[], late=[])
+    silences.note("validate", 0, silent=["a", "b"], replied=[], late=["a", "b"])
+    assert set(silences.left_out("join", 1, sites=["a"])) == {"a"}
+    assert set(silences.left_out("train", 1, sites=["b"])) == {"b"}
+    silences.note("train", 1, silent=[], replied=[], late=[])
+    assert silences.left_out("join", 1, sites=["a"]) == silences.left_out("train", 1, sites=["b"]) == {}
+    assert set(silences.left_out("validate", 1, sites=["a", "b"])) == {"a", "b"}
+
+
+def test_a_request_that_is_not_made_in_every_round_counts_for_nothing() -> None:
+    silences = Silences()
+    silences.note("test", 4, silent=["a"], replied=[], late=[])
+    assert not any(silences.left_out(task, 5, sites=["a"]) for task in ("join", "train", "validate"))

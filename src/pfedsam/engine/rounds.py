@@ -25,7 +25,7 @@ from pfedsam.engine.export import export_adapter
 from pfedsam.engine.run_end import by_model, write_end
 from pfedsam.engine.scalar_metrics import check_values, to_missing, to_report, to_summaries, to_validation
 from pfedsam.engine.server_files import SERVER, record_aggregate, record_report, record_validation
-from pfedsam.engine.silence import Silence, after_round, left_out
+from pfedsam.engine.silence import Silences
 from pfedsam.engine.site_session import RoundReport
 from pfedsam.engine.study_folder import StudyFolder
 from pfedsam.engine.transport import Transport
@@ -138,7 +138,7 @@ class StudyRun:
         self.present: list[str] = []
         self._missing: dict[str, frozenset[str]] = {}
         """The classes that each site does not annotate."""
-        self._silences: dict[str, Silence] = {}
+        self._silences = Silences()
         self._summaries = DataSummaries(self.folder.path)
         self._started, self._resumed = time.monotonic(), self.state.round > 0
         # In a local run all updates are computed by this program, so they need no bounds.
@@ -155,7 +155,8 @@ class StudyRun:
         """
         with RecordWriter(self.folder.path / "records.jsonl") as records:
             records.truncate_after(self.state.round - 1)
-            self._join(records, self._connected())
+            asked = self._connected()
+            self._join(records, asked)
             if len(self.present) < self.policy.quorum:
                 raise QuorumError(
                     f"{len(self.present)} site(s) joined within {self.policy.return_s} s; the quorum is {self.policy.quorum}. "
@@ -167,7 +168,8 @@ class StudyRun:
             while self.state.round < self.ends:
                 if self.transport.wants_again():
                     return "again"
-                self._join(records, [s for s in self._connected() if s not in self.present])
+                self._join(records, [s for s in self._connected() if s not in self.present and s not in asked])
+                asked = []
                 self._summarize(records)
                 self._round(records)
             trained = self._seconds()
@@ -198,6 +200,9 @@ class StudyRun:
 
     def _join(self, records: RecordWriter, sites: Sequence[str]) -> None:
         sites = [site for site in sites if self.roster.asks(site, "join")]
+        resting = self._silences.left_out("join", self.state.round, sites=sites)
+        self._absent(records, "join", self.state.round, resting)
+        sites = [site for site in sites if site not in resting]
         if not sites:
             return
         replies = self._ask(records, "join", self.state.round, sites, self.policy.return_s)
@@ -259,7 +264,8 @@ class StudyRun:
 
     def _round(self, records: RecordWriter) -> None:
         current, started, there = self.state, time.monotonic(), self._sites_for("train")
-        resting = left_out(self._silences, current.round, sites=there, least=self.policy.quorum)
+        least = max(self.policy.quorum, build_method(self.options).server.least_updates)
+        resting = self._silences.left_out("train", current.round, sites=there, least=least)
         self._absent(records, "train", current.round, resting)
         asked = [site for site in there if site not in resting]
         replies = self._ask(records, "train", current.round, asked, self.policy.deadline_s)
@@ -309,8 +315,14 @@ class StudyRun:
             )
 
     def _validate(self, records: RecordWriter, round_: int, *, silent: Collection[str]) -> None:
-        """Ask the sites, except those that did not reply earlier in this round: waiting for them has already taken one deadline."""
+        """Ask the sites, except those that did not reply earlier in this round: waiting for them has already taken one deadline.
+
+        The last validations are requested from all other sites, because they choose the model that a site uses at the end.
+        """
         sites = [site for site in self._sites_for("validate") if site not in silent]
+        resting = self._silences.left_out("validate", round_, sites=sites) if round_ + 1 < self.ends else {}
+        self._absent(records, "validate", round_, resting)
+        sites = [site for site in sites if site not in resting]
         replies = self._ask(records, "validate", round_, sites, self.policy.deadline_s)
         names = self.manifest.scalar_metrics["validate"]
         found = self._read(
@@ -385,9 +397,7 @@ class StudyRun:
         """The valid replies by site, in the study's order; every other site is recorded with a reason."""
         request = self._request(task, round_)
         answers = self.transport.ask(request_to_wire(request), task, sites, deadline_s)
-        if task == "train":
-            called = {*answers.wires, *answers.late}
-            self._silences = after_round(self._silences, round_, silent=answers.overdue, called=called)
+        self._silences.note(task, round_, silent=answers.overdue, replied=answers.wires, late=answers.late)
         reasons = {**answers.missing, **{s: f"{n} reply(s) came after their deadline" for s, n in answers.late.items()}}
 
         def checked(wire: Mapping[str, object]) -> Reply:

@@ -1,7 +1,11 @@
 """Sites that do not reply are left out of some rounds, because each of them makes a round wait until its deadline.
 
 After the first round without a reply a site is left out of one round, after the second in a row of two, then of four, and so on up to
-`LONGEST`. As soon as the site sends a reply, even a late one, or connects again, it gets all requests again.
+`LONGEST`. As soon as the site sends a reply, it gets all requests again.
+
+Each task that is requested in every round is counted by itself, because a site may train and never validate. A late reply ends the silence
+of a site that was asked to join or to train, from the next round on. It does not for validations: a site whose validation always takes
+longer than the deadline would make every round wait.
 
 A site that is known to be disconnected (its process has ended, or it was revoked) causes no waiting and is not counted here.
 """
@@ -10,8 +14,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from pfedsam.federation.manifest import Task
+
 LONGEST: Final = 16
 """The largest number of consecutive rounds of which a site is left out."""
+_BY_CALL: Final[tuple[Task, ...]] = ("join", "train")
+"""The tasks for which a late reply ends the silence."""
+_COUNTED: Final[tuple[Task, ...]] = (*_BY_CALL, "validate")
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,42 @@ class Silence:
     """The round in which the site gets a request again."""
 
 
-def left_out(silences: Mapping[str, Silence], round_: int, *, sites: Collection[str], least: int) -> dict[str, str]:
+class Silences:
+    """The silent sites of a study by task, while its job runs."""
+
+    def __init__(self) -> None:
+        self._by_task: dict[Task, dict[str, Silence]] = {task: {} for task in _COUNTED}
+        self._late: set[str] = set()
+
+    def left_out(self, task: Task, round_: int, *, sites: Collection[str], least: int = 0) -> dict[str, str]:
+        """The sites that get no request for a task in a round, each with the reason; see the function `left_out`."""
+        return left_out(self._by_task[task], round_, sites=sites, least=least, by_call=task in _BY_CALL)
+
+    def note(
+        self, task: Task, round_: int, *, silent: Collection[str], replied: Collection[str], late: Collection[str]
+    ) -> None:
+        """Note the outcome of a request.
+
+        Args:
+            task: the task of the request.
+            round_: the round.
+            silent: the sites that did not reply within the deadline.
+            replied: the sites that did.
+            late: the sites from which late replies to any requests have come.
+        """
+        self._late |= set(late)
+        if task not in _COUNTED:
+            return
+        self._by_task[task] = after_round(self._by_task[task], round_, silent=silent, called=replied)
+        if task == "train":  # not sooner, so that a site that is always late is left out of every second round
+            for one in _BY_CALL:
+                self._by_task[one] = after_round(self._by_task[one], round_, silent=(), called=self._late)
+            self._late = set()
+
+
+def left_out(
+    silences: Mapping[str, Silence], round_: int, *, sites: Collection[str], least: int, by_call: bool = True
+) -> dict[str, str]:
     """The sites that get no request in a round, each with the reason for the records.
 
     Args:
@@ -32,9 +76,11 @@ def left_out(silences: Mapping[str, Silence], round_: int, *, sites: Collection[
         round_: the round.
         sites: the sites that take part in the study.
         least: if fewer sites than this would get a request, all get one.
+        by_call: whether a late reply of the site ends its silence.
     """
+    calls = " or when it calls" if by_call else ""
     found = {
-        site: f"not asked: it was silent {silence.times} time(s) in a row, and is asked again in round {silence.until + 1} or when it calls"
+        site: f"not asked: it was silent {silence.times} time(s) in a row, and is asked again in round {silence.until + 1}{calls}"
         for site, silence in silences.items()
         if site in sites and round_ < silence.until
     }
