@@ -310,6 +310,13 @@ def test_a_site_for_which_rounds_waited_is_asked_less_often_and_one_that_is_know
     assert [round_ for round_, reason in reasons.items() if not reason.startswith("not asked")] == asked
 
 
+def test_every_job_commits_a_round_before_it_ends_for_a_site_that_waits(study: Path, scripted: ScriptedSites) -> None:
+    """A site that leaves and returns while it is asked to join or for its summary would else end every job before its first round."""
+    scripted.wants_again = lambda: True
+    assert [StudyRun(study, scripted).run() for _ in range(3)] == ["again", "again", "finished"]
+    assert [row["round"] for row in rows(study, "aggregate")] == [0, 1, 2]
+
+
 def waits(tmp_path: Path, options: RunOptions, scripted: ScriptedSites, task: str, rounds: int = 6) -> list[int]:
     """The rounds in which a study waits until the deadline for a site that is connected and answers all but this task."""
     training = options.training.model_copy(update={"rounds": rounds})

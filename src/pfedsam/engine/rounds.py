@@ -166,12 +166,13 @@ class StudyRun:
             self._summarize(records)
             self._validations = validations_in(read_records(self.folder.path / "records.jsonl"))
             while self.state.round < self.ends:
-                if self.transport.wants_again():
-                    return "again"
                 self._join(records, [s for s in self._connected() if s not in self.present and s not in asked])
                 asked = []
                 self._summarize(records)
                 self._round(records)
+                # Only after a round, so that every job makes progress, whatever a site does before the first one.
+                if self.state.round < self.ends and self.transport.wants_again():
+                    return "again"
             trained = self._seconds()
             self._finalize(records)
             summaries = self._test(records)

@@ -42,4 +42,4 @@ class Transport(Protocol):
         """
 
     def wants_again(self) -> bool:
-        """Whether the job at the sites has to be started again so that a waiting site can take part."""
+        """Whether the job at the sites has to be started again, so that a waiting site can take part; the loop asks after every round."""
