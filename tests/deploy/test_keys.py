@@ -15,7 +15,8 @@ from cryptography.x509.oid import NameOID
 
 from pfedsam.core.errors import OptionError, RunError
 from pfedsam.deploy.keys import KEY, belong_together, fingerprint, make_request, read_request, root_fingerprint
-from pfedsam.deploy.provision import install_kit, provision, sign_request
+from pfedsam.deploy.provision import provision, sign_request
+from pfedsam.deploy.site_kit import install_kit
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +41,10 @@ def test_a_signed_request_makes_a_kit_without_a_key_that_fits_the_sites_own(coor
     with zipfile.ZipFile(kit) as archive:
         assert not [name for name in archive.namelist() if name.endswith(".key")]
         assert not [name for name in archive.namelist() if b"PRIVATE KEY" in archive.read(name)]
-    config = install_kit(kit, tmp_path / "nvflare", own_key=True)
-    assert config["client"]["fqsn"] == "north"
+    settings = install_kit(kit, tmp_path / "nvflare", own_key=True)
+    assert settings.site == "north"
     assert key.read_bytes() == before
-    assert belong_together(key.parent / "client.crt", key)
+    assert belong_together((key.parent / "client.crt").read_bytes(), before)
     own = x509.load_pem_x509_certificate((key.parent / "client.crt").read_bytes())
     own.verify_directly_issued_by(x509.load_pem_x509_certificate((key.parent / "rootCA.pem").read_bytes()))
     assert own.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value == "north"
@@ -93,7 +94,7 @@ def test_another_sites_kit_does_not_go_into_the_folder(coordinator: Path, tmp_pa
     assert not (tmp_path / "mine" / "nvflare" / "startup" / "fed_client.json").exists()
     with pytest.raises(RunError, match="made for a request"):
         install_kit(other, tmp_path / "empty" / "nvflare")
-    assert not list((tmp_path / "empty").iterdir())
+    assert not (tmp_path / "empty").exists()
 
 
 def test_a_kit_with_a_key_does_not_replace_the_sites_own(coordinator: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from pfedsam.data.synthetic import SyntheticOptions, write_sites
 from pfedsam.deploy import preflight
 from pfedsam.deploy.preflight import check_site_ready
-from pfedsam.deploy.provision import install_kit
+from pfedsam.deploy.site_kit import install_kit
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.site_policy import SitePolicy
 

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from pfedsam.deploy.processes import Engine, cut_log
+from pfedsam.deploy.site_kit import install_kit
 
 CHILD = """
 import subprocess, sys, time
@@ -65,6 +66,7 @@ def test_it_dies_with_the_parent(tmp_path: Path) -> None:
 import time
 from pathlib import Path
 from pfedsam.deploy.processes import Engine, cut_log
+from pfedsam.deploy.site_kit import install_kit
 engine = Engine("pfedsam_child", Path({str(tmp_path)!r}), "none", [], {{"PYTHONPATH": {str(tmp_path)!r}}})
 engine.start()
 print(engine._process.pid, flush=True)
@@ -98,11 +100,9 @@ assert "torch" not in sys.modules
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+def site(kits: Path, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
     """Starts `pfedsam site start`'s own process, in a site whose NVFlare does not want to end."""
-    (tmp_path / "nvflare" / "startup").mkdir(parents=True)
-    (tmp_path / "nvflare" / "startup" / "fed_client.json").write_text("{}")
-    (tmp_path / "nvflare" / "local").mkdir()
+    install_kit(kits / "kits" / "north.zip", tmp_path / "nvflare")
     (tmp_path / "site.yaml").write_text("name: north\ndata: .\n")
     (tmp_path / "pfedsam_child.py").write_text(STUBBORN)
     started = []

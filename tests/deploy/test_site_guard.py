@@ -16,8 +16,8 @@ from nvflare.fuel.f3.streaming.stream_const import StreamHeaderKey
 from nvflare.private.defs import SysCommandTopic, TrainingTopic
 
 from pfedsam.deploy.limits import MIN_MESSAGE_BYTES
-from pfedsam.deploy.provision import install_kit
 from pfedsam.deploy.site_guard import SiteGuard
+from pfedsam.deploy.site_kit import install_kit
 
 JOB = "0262a12c-665f-4107-8981-624edc5aa0c9"
 STREAM = "sm__STREAM"

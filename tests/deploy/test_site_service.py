@@ -11,7 +11,7 @@ from nvflare.apis.workspace import Workspace
 from nvflare.app_common.widgets.component_path_authorizer import ComponentPathAuthorizer
 from nvflare.private.fed.app.fl_conf import create_privacy_manager
 
-from pfedsam.deploy.provision import install_kit
+from pfedsam.deploy.site_kit import install_kit
 from pfedsam.deploy.site_side import SiteGate
 
 

@@ -22,7 +22,8 @@ from cryptography.x509.oid import NameOID
 
 from pfedsam.core import tensors
 from pfedsam.core.tensors import digest
-from pfedsam.deploy.provision import install_kit, provision
+from pfedsam.deploy.provision import provision
+from pfedsam.deploy.site_kit import install_kit
 from pfedsam.engine.run import run
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.study_folder import write_revoked

@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 pytest.importorskip("nvflare")
-from pfedsam.deploy.provision import install_kit, provision
+from pfedsam.deploy.provision import provision
+from pfedsam.deploy.site_kit import install_kit
 
 pytestmark = pytest.mark.system
 LIMIT_MB = 300.0

@@ -84,15 +84,16 @@ def init_command(
 ) -> None:
     """Make the site's folder from its startup kit.
 
-    The policies that control what data leave the site are written by this command; they are not taken from the kit. The other settings are
-    written to site.yaml in the site's folder, and can be changed there later.
+    Only the certificates, the key if there is one, the coordinator's address and the site's name are taken from the kit. All other files,
+    among them the policies that control what data leave the site, are written by this command. The other settings are written to site.yaml
+    in the site's folder, and can be changed there later.
     """  # noqa: DOC501
     import yaml
 
     from pfedsam.core import atomic
     from pfedsam.core.errors import OptionError
     from pfedsam.deploy.keys import KEY, root_fingerprint
-    from pfedsam.deploy.provision import install_kit
+    from pfedsam.deploy.site_kit import install_kit
     from pfedsam.deploy.site_service import WORKSPACE
     from pfedsam.engine.site_options import CONFIG, SiteOptions
     from pfedsam.experiment.load import validate
@@ -115,8 +116,8 @@ def init_command(
         )
     asked = (folder / WORKSPACE / "startup" / KEY).exists() and not (folder / CONFIG).exists()
     _make_private_folder(folder, may_hold_files=asked)
-    content = install_kit(kit, folder / WORKSPACE, own_key=asked)
-    options = options.model_copy(update={"name": content["client"]["fqsn"]})
+    settings = install_kit(kit, folder / WORKSPACE, own_key=asked)
+    options = options.model_copy(update={"name": settings.site})
     atomic.write_text(folder / CONFIG, yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False))
     root = root_fingerprint(folder / WORKSPACE / "startup")
     OUT.print(

@@ -131,15 +131,27 @@ def sign(request: x509.CertificateSigningRequest, like: bytes, root_key: bytes) 
     return builder.sign(issuer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def belong_together(certificate: Path, key: Path) -> bool:
-    """Whether a certificate belongs to a private key, both in PEM files.
+def read_key(path: Path) -> bytes:
+    """The content of a site's private key.
 
     Raises:
-        RunError: one of the files is missing or cannot be read.
+        RunError: the file is missing or cannot be read.
     """
     try:
-        private = serialization.load_pem_private_key(key.read_bytes(), None)
-        signed = x509.load_pem_x509_certificate(certificate.read_bytes())
-    except (OSError, ValueError, TypeError) as error:
-        raise RunError("the site's key or certificate is missing, or cannot be read: ask for a new kit.") from error
+        return path.read_bytes()
+    except OSError as error:
+        raise RunError(f"the site's key {path.name} is missing, or cannot be read: {error.strerror}.") from error
+
+
+def belong_together(certificate: bytes, key: bytes) -> bool:
+    """Whether a certificate belongs to a private key, both in PEM format.
+
+    Raises:
+        RunError: one of them cannot be read.
+    """
+    try:
+        private = serialization.load_pem_private_key(key, None)
+        signed = x509.load_pem_x509_certificate(certificate)
+    except (ValueError, TypeError) as error:
+        raise RunError("the site's key or certificate cannot be read: ask for a new kit.") from error
     return private.public_key() == signed.public_key()

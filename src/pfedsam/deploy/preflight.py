@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -19,8 +19,10 @@ from cryptography.x509.oid import NameOID
 from pfedsam.core.errors import PfedsamError, RunError
 from pfedsam.data.check import check_sites
 from pfedsam.data.manifest import read_site
+from pfedsam.deploy.client_settings import ClientSettings
 from pfedsam.deploy.keys import CERTIFICATE, KEY, ROOT
-from pfedsam.deploy.site_service import WORKSPACE, client_config
+from pfedsam.deploy.site_kit import STARTUP, check_startup
+from pfedsam.deploy.site_service import WORKSPACE
 from pfedsam.engine.site_agent import study_options
 from pfedsam.engine.site_options import SiteOptions, read_site_options
 from pfedsam.experiment.build import build_model, build_study, volume_reading
@@ -48,17 +50,17 @@ def check_site_ready(folder: Path) -> list[Finding]:
 
     Raises:
         OptionError: the folder is not a site's folder.
-        RunError: the folder has no startup kit.
+        RunError: the folder has no startup kit, or one that was changed.
     """
-    options, config = read_site_options(folder), client_config(folder)
-    startup = folder / WORKSPACE / "startup"
+    options, startup = read_site_options(folder), folder / WORKSPACE / STARTUP
+    settings = check_startup(startup)
     checks: list[tuple[str, Callable[[], tuple[bool, str]]]] = [
         ("versions", _versions),
         ("folder", lambda: _folder(folder, options)),
         ("certificate", lambda: _certificate(startup, options)),
         ("clock", lambda: _clock(startup)),
-        ("address", lambda: _address(config)),
-        ("coordinator", lambda: _coordinator(startup, config)),
+        ("address", lambda: _address(settings)),
+        ("coordinator", lambda: _coordinator(startup, settings)),
         ("data", lambda: _data(options)),
     ]
     manifests: list[StudyManifest] = []
@@ -140,13 +142,8 @@ def _clock(startup: Path) -> tuple[bool, str]:
     return True, f"{now:%Y-%m-%d %H:%M} UTC"
 
 
-def _target(config: dict[str, Any]) -> tuple[str, int]:
-    host, _, port = str(config["servers"][0]["service"]["target"]).rpartition(":")
-    return host, int(port)
-
-
-def _address(config: dict[str, Any]) -> tuple[bool, str]:
-    host, port = _target(config)
+def _address(settings: ClientSettings) -> tuple[bool, str]:
+    host, port = settings.host, settings.port
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
@@ -157,16 +154,16 @@ def _address(config: dict[str, Any]) -> tuple[bool, str]:
     return True, f"{host} resolves to {found[0][4][0]}, port {port}"
 
 
-def _coordinator(startup: Path, config: dict[str, Any]) -> tuple[bool, str]:
+def _coordinator(startup: Path, settings: ClientSettings) -> tuple[bool, str]:
     """Make a TLS handshake with the site's certificate, as NVFlare does."""
-    host, port = _target(config)
+    host, port = settings.host, settings.port
     context = ssl.create_default_context(cafile=str(startup / ROOT))
     context.load_cert_chain(startup / CERTIFICATE, startup / KEY)
     context.set_alpn_protocols(["h2"])
     try:
         with (
             socket.create_connection((host, port), timeout=_TIMEOUT_S) as plain,
-            context.wrap_socket(plain, server_hostname=config["servers"][0]["identity"]) as wrapped,
+            context.wrap_socket(plain, server_hostname=settings.identity) as wrapped,
         ):
             return True, f"it answers with {wrapped.version()} and a certificate of this federation"
     except ssl.SSLCertVerificationError as error:

@@ -62,7 +62,8 @@ class Engine:
         """
         self._command = [sys.executable, "-u", "-m", module, "-m", str(workspace), "-s", config, "--set", *settings]
         self._log = workspace / "engine.log"
-        self._workspace, self._env = workspace, {**os.environ, **env}
+        # The working directory is not on the path on which Python finds modules: NVFlare writes the files of jobs into it.
+        self._workspace, self._env = workspace, {**os.environ, **env, "PYTHONSAFEPATH": "1"}
         self._process: subprocess.Popen[bytes] | None = None
         self._starts: list[float] = []
 

@@ -1,19 +1,14 @@
-"""Keys, certificates and startup kits by NVFlare's provisioner, and the policies that a site adds to its own kit.
+"""The coordinator's side of keys, certificates and startup kits, with NVFlare's provisioner.
 
 The coordinator makes one kit per site: the site's certificate, the root certificate, the coordinator's address, and the site's key unless
-the site has made its key itself (`keys`). The kit does not decide what a job may do at the site: `install_kit` writes those rules at the
-site, from the package that is installed there.
+the site has made its key itself (`keys`). A kit is data: `site_kit` says what a site takes from it. The coordinator's own folders `server/`
+and `admin/` also contain files that name NVFlare's classes; all of them are made here, on this machine, and none comes from a site.
 """
 
 import contextlib
 import io
-import ipaddress
 import json
-import os
-import re
 import shutil
-import tempfile
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -27,20 +22,13 @@ from nvflare.lighter.provisioner import Provisioner
 from pfedsam.core import atomic
 from pfedsam.core.errors import OptionError, RunError
 from pfedsam.deploy import keys
+from pfedsam.deploy.client_settings import MAX_PORT, PROJECT, ClientSettings, is_address
 from pfedsam.deploy.jobs import GUARD
 from pfedsam.deploy.limits import MIN_MESSAGE_BYTES, connection_settings
-from pfedsam.deploy.site_service import CLIENT_CONFIG, write_site_policy
+from pfedsam.deploy.site_kit import write_kit
 
 ADMIN: Final = "coordinator@pfedsam.local"
 _BUILDERS: Final = "nvflare.lighter.impl"
-_MAX_KIT_BYTES: Final = 4 * 2**20
-_MAX_KIT_FILES: Final = 200
-_MAX_PORT: Final = 2**16 - 2
-"""The port after it is needed too."""
-_LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?"
-_HOST: Final = re.compile(rf"(?=.{{1,63}}\Z)(?:{_LABEL}\.)*{_LABEL}")
-"""Host names by RFC 1123, of at most 63 characters, because NVFlare cuts longer names; IPv4 addresses have this form too."""
-_PROJECT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-. ]{0,62}")
 _WORK: Final = "provision"
 """The folder of NVFlare's provisioner in the coordinator's folder."""
 
@@ -75,7 +63,8 @@ def provision(
         if not (folder / target).exists():
             shutil.copytree(made / name, folder / target)
     for site in new:
-        _pack(made / site, folder / "kits" / f"{site}.zip")
+        settings = ClientSettings(project, address, port, address, site)
+        _pack(folder / "kits" / f"{site}.zip", made / site / "startup", settings, keys.CERTIFICATE, keys.ROOT, keys.KEY)
     shutil.rmtree(made)
     _forget_keys(folder, project)  # the sites' keys are stored only in their kits
     _make_private(folder)
@@ -109,11 +98,12 @@ def sign_request(folder: Path, name: str, request: x509.CertificateSigningReques
     days = (root.not_valid_after_utc - root.not_valid_before_utc).days
     made = _make(folder, _project(project, address, port, [name], days))
     startup, kit = made / name / "startup", folder / "kits" / f"{name}.zip"
-    (startup / keys.KEY).unlink()  # made by NVFlare's provisioner, and not needed
     like = (startup / keys.CERTIFICATE).read_bytes()
     certificate = keys.sign(request, like, certificates["root_pri_key"].encode())
     (startup / keys.CERTIFICATE).write_bytes(certificate)
-    _pack(made / name, kit)
+    # The key beside the certificate was made by NVFlare's provisioner, and is not needed.
+    settings = ClientSettings(project, address, port, address, name)
+    _pack(kit, startup, settings, keys.CERTIFICATE, keys.ROOT)
     shutil.rmtree(made)
     _forget_keys(folder, project, {name: certificate.decode("ascii")})
     _make_private(folder)
@@ -126,36 +116,25 @@ def _check_settings(project: str, address: str, port: int, sites: Sequence[str])
     Raises:
         OptionError: a setting is not allowed.
     """
-    if not _PROJECT.fullmatch(project):
+    if not PROJECT.fullmatch(project):
         raise OptionError(
             f"{project!r} cannot be the name of a project: use up to 63 letters, digits, spaces, '_', '-' and '.', beginning with a letter "
             "or digit."
         )
-    if not _is_address(address):
+    if not is_address(address):
         raise OptionError(
             f"{address!r} is not the address of a machine: give a host name, such as fed.example.org, or an IPv4 address, such as "
             "192.0.2.7, without 'http://' and without a port. A host name has up to 63 letters, digits and '-', in parts separated by dots."
         )
-    if not 1 <= port <= _MAX_PORT:
+    if not 1 <= port <= MAX_PORT:
         raise OptionError(
-            f"{port} is not a port: give a number from 1 to {_MAX_PORT}, because the next port is used too."
+            f"{port} is not a port: give a number from 1 to {MAX_PORT}, because the next port is used too."
         )
     for number, site in enumerate(sites):
         keys.check_name(site)
         if site in sites[:number]:
             raise OptionError(f"The site {site!r} is given twice: every site of a federation needs a name of its own.")
         _check_not_coordinator(site, address)
-
-
-def _is_address(text: str) -> bool:
-    """Whether a text is a host name or an IPv4 address; a name whose last part is a number has to be an address."""
-    if not text.rpartition(".")[2].isdecimal():
-        return _HOST.fullmatch(text) is not None
-    try:
-        ipaddress.IPv4Address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _check_not_coordinator(site: str, address: str) -> None:
@@ -255,74 +234,6 @@ def _forget_keys(folder: Path, project: str, signed: Mapping[str, str] | None = 
     atomic.write_json(_state(folder, project), certificates)
 
 
-def install_kit(kit: Path, workspace: Path, *, own_key: bool = False) -> dict[str, Any]:
-    """Unpack a kit into a site's NVFlare workspace, add the site's own policies, and return the kit's `fed_client.json`.
-
-    Args:
-        kit: the archive of the kit.
-        workspace: the site's NVFlare folder.
-        own_key: whether the workspace contains the site's key already; the kit must then contain none.
-
-    Raises:
-        RunError: the file is not a site's kit, contains a path outside its folder, or its certificate does not belong to the site's key.
-    """
-    try:
-        with zipfile.ZipFile(kit) as archive:
-            _check_archive(kit, archive, own_key)
-            workspace.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with tempfile.TemporaryDirectory(dir=workspace.parent) as unpacked:
-                archive.extractall(unpacked)
-                _check_kit(kit, Path(unpacked) / "startup", workspace / "startup" if own_key else None)
-                shutil.copytree(Path(unpacked) / "startup", workspace / "startup", dirs_exist_ok=True)
-    except (OSError, zipfile.BadZipFile) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or error
-        raise RunError(
-            f"{str(kit)!r} cannot be unpacked: {why}. Give the kit that the coordinator made, or ask for it again."
-        ) from error
-    shutil.rmtree(workspace / "local", ignore_errors=True)  # of an earlier installation
-    (workspace / "local").mkdir(mode=0o700)
-    write_site_policy(workspace)
-    _make_private(workspace)
-    return dict(json.loads((workspace / "startup" / CLIENT_CONFIG).read_text("utf-8")))
-
-
-def _check_archive(kit: Path, archive: zipfile.ZipFile, own_key: bool) -> None:
-    """Check the entries of a kit before any of them is unpacked.
-
-    Raises:
-        RunError: they are too many or too large, one would be unpacked outside the folder, or one is a key beside the site's own.
-    """
-    entries = archive.infolist()
-    if len(entries) > _MAX_KIT_FILES or sum(entry.file_size for entry in entries) > _MAX_KIT_BYTES:
-        raise RunError(f"{kit.name} is larger than a startup kit can be.")
-    for entry in entries:
-        _check_entry(kit, entry)
-    if own_key and f"startup/{keys.KEY}" in archive.namelist():
-        raise RunError(f"{kit.name} contains a key, but the kit for this site's request must contain none.")
-
-
-def _check_kit(kit: Path, startup: Path, asked: Path | None) -> None:
-    """Check that this is the kit of this site, before anything is copied into the site's folder.
-
-    Args:
-        kit: the archive, for error messages.
-        startup: the unpacked folder `startup/` of the kit.
-        asked: the folder that contains the site's own key, if the site has made one.
-
-    Raises:
-        RunError: the archive is not a site's kit, or is the kit of another site.
-    """
-    if not (startup / CLIENT_CONFIG).is_file():
-        raise RunError(f"{kit.name} is not a site's startup kit: it has no startup/{CLIENT_CONFIG}.")
-    if asked is None and not (startup / keys.KEY).exists():
-        raise RunError(
-            f"{kit.name} contains no key, because it was made for a request: name the folder in which `pfedsam site request` "
-            "made the key."
-        )
-    if not keys.belong_together(startup / keys.CERTIFICATE, (asked or startup) / keys.KEY):
-        raise RunError(f"{kit.name} has no certificate for this site's key; ask the coordinator for this site's kit.")
-
-
 def _project(project: str, address: str, port: int, sites: Sequence[str], valid_days: int) -> dict[str, Any]:
     participants: list[dict[str, Any]] = [
         {"name": address, "type": "server", "org": "coordinator", "fed_learn_port": port, "admin_port": port + 1},
@@ -373,19 +284,9 @@ def _own_names(server: Path) -> list[str]:
     return [str(part.value) for part in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
 
 
-def _pack(folder: Path, kit: Path) -> None:
-    descriptor = os.open(kit, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted((folder / "startup").rglob("*")):
-            if path.is_file():
-                archive.write(path, path.relative_to(folder).as_posix())
-
-
-def _check_entry(kit: Path, entry: zipfile.ZipInfo) -> None:
-    parts = Path(entry.filename).parts
-    link = (entry.external_attr >> 16) & 0o170000 == 0o120000
-    if not parts or Path(entry.filename).is_absolute() or ".." in parts or parts[0] != "startup" or link:
-        raise RunError(f"{kit.name} holds an entry that does not belong in a startup kit; it is refused.")
+def _pack(kit: Path, startup: Path, settings: ClientSettings, *names: str) -> None:
+    """Write a kit with these files of a folder that NVFlare's provisioner has made; its scripts and its configuration are left out."""
+    write_kit(kit, settings, {name: (startup / name).read_bytes() for name in names})
 
 
 def _make_private(folder: Path) -> None:
