@@ -1,20 +1,28 @@
 """What may come in under the coordinator's certificate: what it takes to run a job at a site, and none of NVFlare's other commands."""
 
+import io
 import json
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 pytest.importorskip("nvflare")
+from cryptography.hazmat.primitives.asymmetric import rsa
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, MessagePropKey, ReturnCode
 from nvflare.fuel.f3.message import Message
 from nvflare.fuel.f3.streaming.stream_const import StreamHeaderKey
-from nvflare.private.defs import SysCommandTopic, TrainingTopic
+from nvflare.fuel.utils.zip_utils import zip_directory_to_bytes
+from nvflare.lighter.utils import sign_folders
+from nvflare.private.admin_defs import Message as Command
+from nvflare.private.defs import RequestHeader, SysCommandTopic, TrainingTopic
 
+from pfedsam.deploy.jobs import write_job
 from pfedsam.deploy.limits import MIN_MESSAGE_BYTES
 from pfedsam.deploy.site_guard import SiteGuard
 from pfedsam.deploy.site_kit import install_kit
@@ -91,6 +99,73 @@ def test_commands_that_no_study_takes_are_not_there(guard: SiteGuard) -> None:
     for gone in ("sys.info", "sys.report_env", "sys.shell", "sys.configure_site_log", "train.configure_job_log"):
         assert gone not in agent.processors
     assert {"train.deploy", "train.start_job", "train.abort", "train.check_status"} <= set(agent.processors)
+
+
+def command(topic: str, job: str | None = JOB, *, meta: str | None = JOB, body: object = b"") -> Command:
+    request = Command(topic=topic, body=body)
+    request.set_header(RequestHeader.JOB_ID, job)
+    request.set_header(RequestHeader.JOB_META, {"job_id": meta})
+    return request
+
+
+def answered(request: Command) -> bool:
+    """Whether the command of a request is carried out at a site."""
+    asked: list[Command] = []
+    processor = SimpleNamespace(process=lambda request, engine: asked.append(request))
+    agent = SimpleNamespace(processors={request.topic: processor})
+    context = FLContext()
+    context.set_prop("__engine__", SimpleNamespace(admin_agent=agent), private=True)
+    SiteGuard().handle_event(EventType.SYSTEM_START, context)
+    agent.processors[request.topic].process(request, None)
+    return bool(asked)
+
+
+def archive(folder: Path, **more: str) -> bytes:
+    """A study's job as NVFlare sends it to a site, signed, with further files."""
+    app = write_job(folder / "job", "0123456789abcdef", ["north"]) / "app"
+    for name, text in more.items():
+        path = app / name.replace("__", "/").replace("_py", ".py").replace("_json", ".json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    sign_folders(str(app), rsa.generate_private_key(65537, 2048), str(app / "config" / "config_fed_client.json"))
+    return bytes(zip_directory_to_bytes(str(app), ""))
+
+
+@pytest.mark.parametrize(
+    "topic", ["train.deploy", "train.start_job", "train.delete_run", "train.abort", "train.notify_job_status"]
+)
+@pytest.mark.parametrize("job", ["startup", "local", "x", "..", f"{JOB}/../local", f"{JOB}\n", JOB.upper(), 7])
+def test_a_job_with_the_name_of_a_folder_in_the_workspace_is_refused(topic: str, job: Any, tmp_path: Path) -> None:
+    assert answered(command(topic, body=archive(tmp_path)))
+    assert not answered(command(topic, job, meta=job, body=archive(tmp_path)))
+
+
+def test_a_job_whose_description_is_that_of_another_job_is_refused() -> None:
+    assert not answered(command("train.start_job", meta="1262a12c-665f-4107-8981-624edc5aa0c9"))
+
+
+def test_a_command_about_no_job_is_answered() -> None:
+    request = Command(topic="train.check_status", body="")
+    assert answered(request)
+
+
+@pytest.mark.parametrize(
+    "name", ["custom__x_py", "config__resources_json", "config__custom__x_py", "x_py", "resources_json"]
+)
+def test_a_job_that_brings_further_files_is_refused(tmp_path: Path, name: str) -> None:
+    assert not answered(command("train.deploy", body=archive(tmp_path, **{name: "{}"})))
+
+
+@pytest.mark.parametrize("body", [b"", b"PK", "text", None, b"PK\x05\x06" + b"\xff" * 18])
+def test_a_job_without_a_readable_archive_is_refused(body: object) -> None:
+    assert not answered(command("train.deploy", body=body))
+
+
+def test_a_job_with_a_huge_file_is_refused(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bomb:
+        bomb.writestr("config/config_fed_client.json", " " * 10_000_000)
+    assert not answered(command("train.deploy", body=buffer.getvalue()))
 
 
 def test_a_kit_is_installed_with_the_guard_the_limits_and_a_loopback_that_asks_for_a_certificate(

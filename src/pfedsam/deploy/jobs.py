@@ -4,11 +4,15 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-_CONTROLLER = "pfedsam.deploy.controller.StudyController"
-_EXECUTOR = "pfedsam.deploy.site_side.SiteExecutor"
-GUARD = "pfedsam.deploy.guard.CoordinatorGuard"
+EXECUTOR: Final = "pfedsam.deploy.site_side.SiteExecutor"
+"""The only class that a job may name at a site."""
+GUARD: Final = "pfedsam.deploy.guard.CoordinatorGuard"
+CONFIG_FOLDER: Final = "config"
+CLIENT_FILE: Final = "config_fed_client.json"
+SERVER_FILE: Final = "config_fed_server.json"
+_CONTROLLER: Final = "pfedsam.deploy.controller.StudyController"
 
 
 def write_job(folder: Path, study: str, sites: Sequence[str]) -> Path:
@@ -20,7 +24,7 @@ def write_job(folder: Path, study: str, sites: Sequence[str]) -> Path:
         sites: names of the sites of the study; the job is sent to no other member of the federation.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    config = folder / "app" / "config"
+    config = folder / "app" / CONFIG_FOLDER
     config.mkdir(parents=True)
     meta = {
         "name": study,
@@ -39,12 +43,12 @@ def write_job(folder: Path, study: str, sites: Sequence[str]) -> Path:
     }
     client: dict[str, Any] = {
         "format_version": 2,
-        "executors": [{"tasks": ["*"], "executor": {"path": _EXECUTOR, "args": {}}}],
+        "executors": [{"tasks": ["*"], "executor": {"path": EXECUTOR, "args": {}}}],
         "components": [],
         "task_data_filters": [],
         "task_result_filters": [],
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=2))
-    (config / "config_fed_server.json").write_text(json.dumps(server, indent=2))
-    (config / "config_fed_client.json").write_text(json.dumps(client, indent=2))
+    (config / SERVER_FILE).write_text(json.dumps(server, indent=2))
+    (config / CLIENT_FILE).write_text(json.dumps(client, indent=2))
     return folder

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from pfedsam.core import atomic
+from pfedsam.deploy.jobs import EXECUTOR
 from pfedsam.deploy.limits import MIN_MESSAGE_BYTES, connection_settings
 
 LOCAL: Final = "local"
-EXECUTOR: Final = "pfedsam.deploy.site_side.SiteExecutor"
-"""The only class that a job may name at a site."""
 _GATE: Final = "pfedsam.deploy.site_side.SiteGate"
 _GUARD: Final = "pfedsam.deploy.site_guard.SiteGuard"
 _LAUNCHER: Final = "pfedsam.deploy.launchers.SiteJobLauncher"
