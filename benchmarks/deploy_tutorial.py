@@ -92,6 +92,10 @@ def follow(root: Path) -> None:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 process.wait(timeout=20)
+    pfedsam(root, "coordinator renew coord")
+    pfedsam(root, f"site request {SITES[0]} --name {SITES[0]}")
+    pfedsam(root, f"coordinator sign coord {SITES[0]}/{SITES[0]}.csr")
+    pfedsam(root, f"site renew {SITES[0]} --kit coord/kits/{SITES[0]}.zip")
     pfedsam(root, "coordinator status coord")
     for name in SITES:
         pfedsam(root, f"site ledger {name}")

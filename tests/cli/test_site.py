@@ -217,8 +217,23 @@ def test_a_site_asks_for_its_certificate_and_keeps_its_key(
     )  # the training process has another working directory
     assert (north / "nvflare" / "startup" / "client.key").read_bytes() == key
     assert call("site", "init", north, "--kit", kit, "--data", tmp_path) == 8  # once
-    assert call("coordinator", "sign", coord, north / "north.csr", "--yes") == 8
+    assert "pfedsam site renew" in " ".join(capsys.readouterr().err.split())
+    assert (
+        call("site", "request", north, "--name", "north") == 0
+    )  # a year later; without a question, because the key is known
+    assert call("coordinator", "sign", coord, north / "north.csr") == 0
+    assert "The key is that of the earlier certificate" in capsys.readouterr().out
+    before = (north / "nvflare" / "startup" / "client.crt").read_bytes()
+    assert call("site", "renew", north, "--kit", kit) == 0
+    assert "is valid until" in capsys.readouterr().out
+    assert (north / "nvflare" / "startup" / "client.crt").read_bytes() != before
+    assert (north / "nvflare" / "startup" / "client.key").read_bytes() == key
+    assert call("site", "request", tmp_path / "second", "--name", "north") == 0
+    assert call("coordinator", "sign", coord, tmp_path / "second" / "north.csr", "--yes") == 8
     assert "site 'north' has a certificate already" in " ".join(capsys.readouterr().err.split())
+    assert call("coordinator", "revoke", coord, "north") == 0
+    assert call("coordinator", "sign", coord, north / "north.csr") == 8
+    assert "site 'north' is revoked" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_site_writes_masks_with_the_model_of_the_study_that_it_names(

@@ -3,6 +3,7 @@
 import hashlib
 import stat
 import zipfile
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,15 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from pfedsam.core.errors import OptionError, RunError
-from pfedsam.deploy.keys import KEY, belong_together, fingerprint, make_request, read_request, root_fingerprint
+from pfedsam.deploy.keys import (
+    KEY,
+    belong_together,
+    fingerprint,
+    make_request,
+    read_certificate,
+    read_request,
+    root_fingerprint,
+)
 from pfedsam.deploy.provision import provision, sign_request
 from pfedsam.deploy.site_kit import install_kit
 
@@ -44,7 +53,7 @@ def test_a_signed_request_makes_a_kit_without_a_key_that_fits_the_sites_own(coor
     settings = install_kit(kit, tmp_path / "nvflare", own_key=True)
     assert settings.site == "north"
     assert key.read_bytes() == before
-    assert belong_together((key.parent / "client.crt").read_bytes(), before)
+    assert belong_together(read_certificate(key.parent / "client.crt"), before)
     own = x509.load_pem_x509_certificate((key.parent / "client.crt").read_bytes())
     own.verify_directly_issued_by(x509.load_pem_x509_certificate((key.parent / "rootCA.pem").read_bytes()))
     assert own.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value == "north"
@@ -61,7 +70,7 @@ def test_a_signed_certificate_differs_from_one_of_nvflares_in_its_key_alone(coor
             found.append(x509.load_pem_x509_certificate(archive.read("startup/client.crt")))
     east, west = found
     assert east.issuer == west.issuer
-    assert east.not_valid_after_utc == west.not_valid_after_utc
+    assert abs(east.not_valid_after_utc - west.not_valid_after_utc) < timedelta(minutes=5)
     assert [(e.oid, e.critical) for e in east.extensions] == [(e.oid, e.critical) for e in west.extensions]
     assert west.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(
         x509.DNSName
@@ -115,10 +124,17 @@ def test_names_that_cannot_be_asked_for(tmp_path: Path, name: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_key_is_not_replaced(tmp_path: Path) -> None:
-    asked(tmp_path, "north")
-    with pytest.raises(RunError, match="contains a key already"):
-        asked(tmp_path, "north")
+def test_a_second_request_is_for_the_same_key_and_name(coordinator: Path, tmp_path: Path) -> None:
+    name, first = asked(tmp_path, "twice")
+    key = (tmp_path / "nvflare" / "startup" / KEY).read_bytes()
+    install_kit(sign_request(coordinator, name, first), tmp_path / "nvflare", own_key=True)
+    assert asked(tmp_path, "twice")[1].public_key() == first.public_key()
+    with pytest.raises(OptionError, match="give --name twice"):
+        asked(tmp_path, "other")
+    assert (tmp_path / "nvflare" / "startup" / KEY).read_bytes() == key
+    (tmp_path / "nvflare" / "startup" / KEY).write_text("damaged")
+    with pytest.raises(RunError, match="in a new folder with another name"):
+        asked(tmp_path, "twice")
 
 
 def csr(path: Path, names: list[str], key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> Path:

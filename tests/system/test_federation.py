@@ -22,8 +22,10 @@ from cryptography.x509.oid import NameOID
 
 from pfedsam.core import tensors
 from pfedsam.core.tensors import digest
-from pfedsam.deploy.provision import provision
-from pfedsam.deploy.site_kit import install_kit
+from pfedsam.deploy.certificates import renew_coordinator
+from pfedsam.deploy.keys import make_request, read_request
+from pfedsam.deploy.provision import provision, sign_request
+from pfedsam.deploy.site_kit import install_kit, renew_kit
 from pfedsam.engine.run import run
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.study_folder import write_revoked
@@ -226,6 +228,20 @@ def test_a_revoked_site_is_shut_out_of_a_study_that_runs(federation, result) -> 
     assert {"it was revoked"} == {row["sites"][out] for row in fed.records("absent") if out in row["sites"]}
     disabled = [path for path in (fed.coordinator / "server").rglob("*.json") if out in path.read_text()]
     assert disabled, "NVFlare keeps the list too"
+    result()
+
+
+def test_a_study_runs_with_renewed_certificates(federation, result) -> None:
+    fed = federation(2, rounds=2)
+    fed.submit()
+    fed.init_sites()
+    renew_coordinator(fed.coordinator)
+    first = fed.site(fed.names[0])  # the other site still has the certificates of before
+    make_request(first / "nvflare" / "startup", first.name, first / "renewal.csr")
+    renew_kit(sign_request(fed.coordinator, *read_request(first / "renewal.csr")), first / "nvflare")
+    fed.start_all("--until-idle")
+    assert fed.wait_end()["state"] == "finished"
+    assert [row["accepted"] for row in fed.records("aggregate")] == [fed.names] * 2
     result()
 
 

@@ -87,16 +87,76 @@ def sign_command(
         bool, typer.Option("--yes", help="Sign without asking, because the fingerprint has been compared already.")
     ] = False,
 ) -> None:
-    """Make the startup kit of a site that has made its own key; such a kit contains no secret."""
+    """Make the startup kit of a site that has its own key; such a kit contains no secret.
+
+    If the site has a certificate for the same key, it is renewed, and no fingerprint has to be compared.
+    """  # noqa: DOC501
+    from pfedsam.core.errors import RunError
+    from pfedsam.deploy.certificates import has_certificate
     from pfedsam.deploy.keys import fingerprint, read_request, root_fingerprint
     from pfedsam.deploy.provision import sign_request
+    from pfedsam.engine.study_folder import read_revoked
 
     name, content = read_request(request)
+    if name in read_revoked(folder):
+        raise RunError(
+            f"site {name!r} is revoked: readmit it with `pfedsam coordinator revoke --undo`, or let it make a request with another name."
+        )
     OUT.print(f"{name}, key {fingerprint(content)}", soft_wrap=True, highlight=False)
-    if confirmed("Did the site read out the same (by telephone, or in person)?", yes=yes):
+    renewed = has_certificate(folder, name)  # for the same key, else `sign_request` refuses it
+    if renewed or confirmed("Did the site read out the same (by telephone, or in person)?", yes=yes):
         OUT.print(f"Kit for {name}: {sign_request(folder, name, content)}", soft_wrap=True)
+        if renewed:
+            OUT.print(
+                "The key is that of the earlier certificate. The site installs the kit with `pfedsam site renew`."
+            )
         root = root_fingerprint(folder / "server" / "startup")
         OUT.print(f"Read out to the site, for its `site init`: root {root}", soft_wrap=True, highlight=False)
+
+
+@app.command("renew")
+def renew_command(folder: Folder) -> None:
+    """Renew the federation's root certificate (for ten years) and the coordinator's own certificate (for 360 days); keys do not change.
+
+    Sites can connect as before. A site gets the renewed root certificate when its own certificate is renewed.
+    """  # noqa: DOC501
+    from pfedsam.core.errors import RunError
+    from pfedsam.core.lock import runner
+    from pfedsam.deploy.certificates import renew_coordinator
+
+    if runner(folder / PID):
+        raise RunError("the coordinator is running; stop it first with `pfedsam coordinator stop`.")
+    renew_coordinator(folder)
+    _show_dates(folder)
+
+
+def _show_dates(folder: Path) -> None:
+    """Show until when the certificates are valid, and warn of those that end soon."""
+    from pfedsam.deploy.certificates import expiries
+
+    table = Table("certificate", "valid until")
+    for one in expiries(folder):
+        table.add_row(one.name, f"{one.until:%Y-%m-%d}")
+    if table.row_count:
+        OUT.print(table)
+    _warn_of_dates(folder)
+
+
+def _warn_of_dates(folder: Path) -> None:
+    """Warn of certificates that have expired or will soon."""
+    from pfedsam.deploy.certificates import OWN, expiries
+
+    ending = {one.name: f"{one.name} ({one.until:%Y-%m-%d})" for one in expiries(folder) if one.soon}
+    if own := [text for name, text in ending.items() if name in OWN]:
+        warn(
+            f"These certificates have expired or will soon: {', '.join(own)}. After that, no site can connect. Stop the coordinator, run "
+            "`pfedsam coordinator renew`, and start it again."
+        )
+    if sites := [text for name, text in ending.items() if name not in OWN]:
+        warn(
+            f"The certificates of these sites have expired or will soon: {', '.join(sites)}. Each site runs `pfedsam site request` again "
+            "in its folder, and `pfedsam coordinator sign` answers with a renewed kit for `pfedsam site renew`."
+        )
 
 
 @app.command("submit")
@@ -228,6 +288,7 @@ def start_command(
         raise RunError("this is not a coordinator's folder; make one with `pfedsam coordinator init`.")
     refusal = "a coordinator is already running in this folder; stop it with `pfedsam coordinator stop`."
     with running_as(folder / PID, refusal):
+        _warn_of_dates(folder)
         configure("INFO", folder / "coordinator.log")
         supervisor = Supervisor(folder)
         supervisor.run(until_idle=until_idle)
@@ -237,7 +298,7 @@ def start_command(
 
 @app.command("status")
 def status_command(folder: Folder) -> None:
-    """Show the progress of every study, and the sites that are connected."""  # noqa: DOC501
+    """Show the progress of every study, the sites that are connected, and until when the certificates are valid."""  # noqa: DOC501
     from pfedsam.core.errors import RunError
     from pfedsam.core.lock import runner
     from pfedsam.engine.study_folder import STUDIES_FOLDER, read_connected
@@ -253,6 +314,7 @@ def status_command(folder: Folder) -> None:
     for path in sorted((folder / STUDIES_FOLDER).glob("*/manifest.json")):
         table.add_row(path.parent.name, *_status_cells(path.parent))
     OUT.print(table)
+    _show_dates(folder)
 
 
 def _status_cells(folder: Path) -> tuple[str, str, str, str]:

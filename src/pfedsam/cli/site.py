@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from pfedsam.cli.console import OUT, confirmed, needs_linux
+from pfedsam.cli.console import OUT, confirmed, needs_linux, warn
 from pfedsam.cli.predicting import (
     DicomSeg,
     Flips,
@@ -44,7 +44,10 @@ Existing = Annotated[Path, typer.Argument(help="The site's folder.", exists=True
 def request_command(
     folder: Folder, name: Annotated[str, typer.Option(help="Name of the site in the federation.")]
 ) -> None:
-    """Make the key of this site, which never leaves it, and a request that the coordinator signs."""
+    """Make the key of this site, which never leaves it, and a request that the coordinator signs.
+
+    In the folder of a site that has its key already, only the request is made, to renew the site's certificate.
+    """
     from pfedsam.deploy.keys import make_request
     from pfedsam.deploy.site_service import WORKSPACE
 
@@ -139,9 +142,28 @@ def _make_private_folder(folder: Path, *, may_hold_files: bool) -> None:
     from pfedsam.core.errors import RunError
 
     if folder.exists() and any(folder.iterdir()) and not may_hold_files:
-        raise RunError(f"the folder {folder.name!r} is not empty; give a new one.")
+        raise RunError(
+            f"the folder {folder.name!r} is not empty; give a new one. The certificate of an existing site is renewed by "
+            "`pfedsam site renew`."
+        )
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
+
+
+@app.command("renew")
+def renew_command(
+    folder: Existing,
+    kit: Annotated[Path, typer.Option(help="The renewed kit that the coordinator made for this site.")],
+) -> None:
+    """Replace the certificate of this site by that of a renewed kit; everything else of the site is unchanged.
+
+    The kit is for the request that `pfedsam site request` makes again. No fingerprint has to be compared: keys do not change.
+    """
+    from pfedsam.deploy.site_kit import renew_kit
+    from pfedsam.deploy.site_service import WORKSPACE
+
+    end = renew_kit(kit, folder / WORKSPACE)
+    OUT.print(f"The certificate is valid until {end:%Y-%m-%d}. If the site runs, stop it and start it again.")
 
 
 @app.command("approve")
@@ -228,8 +250,10 @@ def start_command(folder: Existing) -> None:
     The command can be stopped and started again at any moment.
     """
     from pfedsam.core.log import configure
-    from pfedsam.deploy.site_service import run_site
+    from pfedsam.deploy.site_service import run_site, warning_of_expiry
 
+    if warning := warning_of_expiry(folder):
+        warn(warning)
     configure("INFO", folder / "site.log")
     OUT.print(f"{_head(folder)}. Note it down elsewhere: `pfedsam site ledger` shows it again.", soft_wrap=True)
     run_site(folder)

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,12 @@ CERTIFICATE: Final = "client.crt"
 ROOT: Final = "rootCA.pem"
 KEY_BITS: Final = 2048
 """The key size that NVFlare's own provisioner uses."""
+_NO_KEY: Final = (
+    "the site's key client.key is missing or cannot be read, and a certificate is renewed for the same key only. Let the coordinator "
+    "revoke this site, and make a new one in a new folder with another name."
+)
+SOON: Final = timedelta(days=30)
+"""A certificate that ends in less than this time should be renewed."""
 _MAX_REQUEST_BYTES: Final = 16 * 1024
 _NAME: Final = re.compile(r"(?!server\Z)[A-Za-z0-9][A-Za-z0-9_\-]{0,62}")
 """Dots and the name `server` are excluded: NVFlare separates the names of its processes by dots, and its own process is called `server`."""
@@ -37,27 +44,40 @@ def check_name(name: str) -> None:
 
 
 def make_request(startup: Path, name: str, target: Path) -> str:
-    """Make a site's private key in its folder `startup/`, and write the request for a certificate into the file `target`.
+    """Write the request for a certificate of a site into the file `target`.
+
+    The site's private key is made in its folder `startup/` unless it is there already: then the certificate is to be renewed.
 
     Returns:
         The fingerprint of the public key, which the operators of site and coordinator compare.
 
     Raises:
-        OptionError: a site cannot have this name.
-        RunError: the folder contains a key already.
+        OptionError: a site cannot have this name, or the site has a certificate with another name.
+        RunError: the site's key or certificate cannot be read.
     """
     check_name(name)
-    if (startup / KEY).exists():
-        raise RunError("this folder contains a key already; send its request again, or use a new folder.")
-    startup.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not (startup / KEY).exists():
+        startup.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make_key(startup / KEY)
+    elif (startup / CERTIFICATE).exists() and (known := name_in(read_certificate(startup / CERTIFICATE))) != name:
+        raise OptionError(f"This folder is that of site {known!r}: give --name {known} to renew its certificate.")
+    try:
+        key = serialization.load_pem_private_key(read_key(startup / KEY), None)
+    except (ValueError, TypeError) as error:
+        raise RunError(_NO_KEY) from error
+    if not isinstance(key, rsa.RSAPrivateKey):
+        raise RunError(_NO_KEY)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    atomic.write_bytes(target, request.public_bytes(serialization.Encoding.PEM), mode=0o644)
+    return fingerprint(request)
+
+
+def _make_key(path: Path) -> None:
     key = rsa.generate_private_key(65537, KEY_BITS)
     plain = serialization.NoEncryption()
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, plain)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
-    atomic.write_bytes(startup / KEY, pem)
-    atomic.write_bytes(target, request.public_bytes(serialization.Encoding.PEM), mode=0o644)
-    return fingerprint(request)
+    atomic.write_bytes(path, pem)
 
 
 def read_request(path: Path) -> tuple[str, x509.CertificateSigningRequest]:
@@ -93,21 +113,35 @@ def root_fingerprint(startup: Path) -> str:
     Raises:
         RunError: the root certificate is missing or cannot be read.
     """
+    return fingerprint(read_certificate(startup / ROOT))
+
+
+def read_certificate(path: Path) -> x509.Certificate:
+    """The certificate in a file of a folder `startup/`.
+
+    Raises:
+        RunError: the file is missing or cannot be read.
+    """
     try:
-        return fingerprint(x509.load_pem_x509_certificate((startup / ROOT).read_bytes()))
+        return x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise RunError(
-            "the federation's root certificate is missing or cannot be read; ask the coordinator for the kit again."
-        ) from error
+        what = "the federation's root certificate" if path.name == ROOT else f"the certificate {path.name}"
+        raise RunError(f"{what} is missing or cannot be read; restore the file from a backup.") from error
 
 
-def sign(request: x509.CertificateSigningRequest, like: bytes, root_key: bytes) -> bytes:
-    """A certificate for the key in a request, with all other fields copied from another certificate.
+def certify(
+    model: x509.Certificate,
+    holder: x509.CertificateSigningRequest | x509.Certificate,
+    root_key: bytes,
+    until: datetime,
+) -> bytes:
+    """A certificate for a public key, with all other fields copied from another certificate.
 
     Args:
-        request: the request, as `read_request` returns it.
-        like: the certificate (PEM) from which subject, issuer, validity and extensions are copied.
+        model: the certificate from which names, first moment and extensions are copied.
+        holder: the request or the certificate that contains the public key.
         root_key: the private key (PEM) of the issuer.
+        until: the last moment of the certificate.
 
     Returns:
         The certificate in PEM format.
@@ -115,20 +149,26 @@ def sign(request: x509.CertificateSigningRequest, like: bytes, root_key: bytes) 
     Raises:
         RunError: the issuer's key is not an RSA key.
     """
-    model, issuer = x509.load_pem_x509_certificate(like), serialization.load_pem_private_key(root_key, None)
+    issuer, key = serialization.load_pem_private_key(root_key, None), holder.public_key()
     if not isinstance(issuer, rsa.RSAPrivateKey):
         raise RunError(
             "the coordinator's root key is not an RSA key; create the coordinator again with `pfedsam coordinator init`."
         )
     builder = x509.CertificateBuilder().subject_name(model.subject).issuer_name(model.issuer)
-    builder = builder.public_key(request.public_key()).serial_number(x509.random_serial_number())
-    builder = builder.not_valid_before(model.not_valid_before_utc).not_valid_after(model.not_valid_after_utc)
+    builder = builder.public_key(key).serial_number(x509.random_serial_number())
+    builder = builder.not_valid_before(model.not_valid_before_utc).not_valid_after(until)
     for extension in model.extensions:
         value = extension.value
         if isinstance(value, x509.SubjectKeyIdentifier):
-            value = x509.SubjectKeyIdentifier.from_public_key(request.public_key())
+            value = x509.SubjectKeyIdentifier.from_public_key(key)
         builder = builder.add_extension(value, extension.critical)
     return builder.sign(issuer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def name_in(certificate: x509.Certificate) -> str:
+    """The name of the certificate's owner; empty if it has none."""
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if len(names) == 1 else ""
 
 
 def read_key(path: Path) -> bytes:
@@ -140,18 +180,17 @@ def read_key(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise RunError(f"the site's key {path.name} is missing, or cannot be read: {error.strerror}.") from error
+        raise RunError(_NO_KEY) from error
 
 
-def belong_together(certificate: bytes, key: bytes) -> bool:
-    """Whether a certificate belongs to a private key, both in PEM format.
+def belong_together(certificate: x509.Certificate, key: bytes) -> bool:
+    """Whether a certificate belongs to a private key in PEM format.
 
     Raises:
-        RunError: one of them cannot be read.
+        RunError: the key cannot be read.
     """
     try:
         private = serialization.load_pem_private_key(key, None)
-        signed = x509.load_pem_x509_certificate(certificate)
     except (ValueError, TypeError) as error:
-        raise RunError("the site's key or certificate cannot be read: ask for a new kit.") from error
-    return private.public_key() == signed.public_key()
+        raise RunError(_NO_KEY) from error
+    return private.public_key() == certificate.public_key()

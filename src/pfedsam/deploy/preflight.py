@@ -6,22 +6,19 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
-from cryptography.x509.oid import NameOID
 
 from pfedsam.core.errors import PfedsamError, RunError
 from pfedsam.data.check import check_sites
 from pfedsam.data.manifest import read_site
+from pfedsam.deploy import keys
 from pfedsam.deploy.client_settings import ClientSettings
-from pfedsam.deploy.keys import CERTIFICATE, KEY, ROOT
-from pfedsam.deploy.site_kit import STARTUP, check_startup
+from pfedsam.deploy.site_kit import STARTUP, check_startup, valid_until
 from pfedsam.deploy.site_service import WORKSPACE
 from pfedsam.engine.site_agent import study_options
 from pfedsam.engine.site_options import SiteOptions, read_site_options
@@ -31,7 +28,8 @@ from pfedsam.federation.site_policy import SitePolicy
 from pfedsam.model.backbones.checkpoint import backbone_file
 
 _TIMEOUT_S: Final = 5.0
-_SOON: Final = timedelta(days=14)
+_EXPIRED: Final = 10
+"""OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED."""
 _PACKAGES: Final = ("pfedsam", "nvflare", "torch", "transformers", "safetensors")
 _NVFLARE: Final = "2.9."
 
@@ -57,7 +55,7 @@ def check_site_ready(folder: Path) -> list[Finding]:
     checks: list[tuple[str, Callable[[], tuple[bool, str]]]] = [
         ("versions", _versions),
         ("folder", lambda: _folder(folder, options)),
-        ("certificate", lambda: _certificate(startup, options)),
+        ("certificate", lambda: _certificate(folder, startup, options)),
         ("clock", lambda: _clock(startup)),
         ("address", lambda: _address(settings)),
         ("coordinator", lambda: _coordinator(startup, settings)),
@@ -106,34 +104,36 @@ def _folder(folder: Path, options: SiteOptions) -> tuple[bool, str]:
     )
 
 
-def _certificate(startup: Path, options: SiteOptions) -> tuple[bool, str]:
-    own, root = _load(startup / CERTIFICATE), _load(startup / ROOT)
-    key = serialization.load_pem_private_key((startup / KEY).read_bytes(), None)
-    name = own.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
+def _certificate(folder: Path, startup: Path, options: SiteOptions) -> tuple[bool, str]:
+    own, root = keys.read_certificate(startup / keys.CERTIFICATE), keys.read_certificate(startup / keys.ROOT)
+    name = keys.name_in(own)
     if name != options.name:
         return (
             False,
-            f"the certificate is for site {name!r}, but this is site {options.name!r}: use the kit of this site.",
+            f"the certificate is for site {name!r}, but this is site {options.name!r}: use the kit of this site, or correct `name` in "
+            "site.yaml.",
         )
-    if key.public_key() != own.public_key():
-        return False, f"{KEY} does not belong to {CERTIFICATE}: ask for a new kit."
+    renew = (
+        f"renew it: run `pfedsam site request {folder} --name {name}`, let the coordinator sign the request, and run `pfedsam site renew "
+        f"{folder} --kit KIT`."
+    )
+    if not keys.belong_together(own, keys.read_key(startup / keys.KEY)):
+        return False, f"{keys.KEY} does not belong to {keys.CERTIFICATE}; {renew}"
     try:
         own.verify_directly_issued_by(root)
     except (ValueError, TypeError, InvalidSignature):
-        return False, "the certificate was not signed by the kit's root: ask for a new kit."
-    if (startup / KEY).stat().st_mode & 0o077:
-        return False, f"other users can read {KEY}: run chmod 600 on it."
-    now = datetime.now(UTC)
-    if now > own.not_valid_after_utc:
-        return False, f"expired on {own.not_valid_after_utc:%Y-%m-%d}: ask for a new kit."
-    left = own.not_valid_after_utc - now
-    return True, f"{name}, until {own.not_valid_after_utc:%Y-%m-%d}" + (
-        " (soon: ask for a new kit)" if left < _SOON else ""
-    )
+        return False, f"the certificate was not signed by the kit's root; {renew}"
+    if (startup / keys.KEY).stat().st_mode & 0o077:
+        return False, f"other users can read {keys.KEY}: run chmod 600 on it."
+    end = valid_until(startup)
+    left = end - datetime.now(UTC)
+    if left.total_seconds() <= 0:
+        return False, f"expired on {end:%Y-%m-%d}; {renew}"
+    return True, f"{name}, until {end:%Y-%m-%d}" + (f": soon; {renew}" if left < keys.SOON else "")
 
 
 def _clock(startup: Path) -> tuple[bool, str]:
-    now, root = datetime.now(UTC), _load(startup / ROOT)
+    now, root = datetime.now(UTC), keys.read_certificate(startup / keys.ROOT)
     if now < root.not_valid_before_utc:
         return (
             False,
@@ -157,8 +157,8 @@ def _address(settings: ClientSettings) -> tuple[bool, str]:
 def _coordinator(startup: Path, settings: ClientSettings) -> tuple[bool, str]:
     """Make a TLS handshake with the site's certificate, as NVFlare does."""
     host, port = settings.host, settings.port
-    context = ssl.create_default_context(cafile=str(startup / ROOT))
-    context.load_cert_chain(startup / CERTIFICATE, startup / KEY)
+    context = ssl.create_default_context(cafile=str(startup / keys.ROOT))
+    context.load_cert_chain(startup / keys.CERTIFICATE, startup / keys.KEY)
     context.set_alpn_protocols(["h2"])
     try:
         with (
@@ -167,6 +167,8 @@ def _coordinator(startup: Path, settings: ClientSettings) -> tuple[bool, str]:
         ):
             return True, f"it answers with {wrapped.version()} and a certificate of this federation"
     except ssl.SSLCertVerificationError as error:
+        if error.verify_code == _EXPIRED:
+            return False, "its certificate has expired: its operator has to run `pfedsam coordinator renew`."
         return (
             False,
             f"its certificate is not valid ({error.verify_message}): wrong machine, wrong clock, or an attack.",
@@ -219,7 +221,3 @@ def _backbone(manifest: StudyManifest, options: SiteOptions) -> tuple[bool, str]
         False,
         f"its hash is {found[:16]}, but the study requires {manifest.backbone[:16]}: get the study's backbone.",
     )
-
-
-def _load(path: Path) -> x509.Certificate:
-    return x509.load_pem_x509_certificate(path.read_bytes())

@@ -9,7 +9,7 @@ import contextlib
 import io
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,20 +22,16 @@ from nvflare.lighter.provisioner import Provisioner
 from pfedsam.core import atomic
 from pfedsam.core.errors import OptionError, RunError
 from pfedsam.deploy import keys
+from pfedsam.deploy.certificates import ADMIN, WORK, known_as, read_certificates, renewed_for, root_days, store
 from pfedsam.deploy.client_settings import MAX_PORT, PROJECT, ClientSettings, is_address
 from pfedsam.deploy.jobs import GUARD
 from pfedsam.deploy.limits import MIN_MESSAGE_BYTES, connection_settings
 from pfedsam.deploy.site_kit import write_kit
 
-ADMIN: Final = "coordinator@pfedsam.local"
 _BUILDERS: Final = "nvflare.lighter.impl"
-_WORK: Final = "provision"
-"""The folder of NVFlare's provisioner in the coordinator's folder."""
 
 
-def provision(
-    folder: Path, project: str, address: str, port: int, sites: Sequence[str], *, valid_days: int = 360
-) -> list[str]:
+def provision(folder: Path, project: str, address: str, port: int, sites: Sequence[str]) -> list[str]:
     """Make keys and kits in `folder`: `server/`, `admin/` and `kits/<site>.zip`. A second call adds only the new sites.
 
     Args:
@@ -44,7 +40,6 @@ def provision(
         address: the host name under which sites reach this machine; the certificate contains it.
         port: the port that sites connect to; the next higher port is for the coordinator's own control connection.
         sites: the names of the sites; those that have a certificate already are not changed.
-        valid_days: validity of the root certificate in days, if it has to be made.
 
     Returns:
         The sites for which a kit was made.
@@ -56,27 +51,28 @@ def provision(
     """
     _check_settings(project, address, port, sites)
     _check_folder(folder, project, address, port)
-    known = _read_certificates(folder, project)
+    known = read_certificates(folder, project)
     new = [site for site in sites if site not in known]
-    made = _make(folder, _project(project, address, port, new, valid_days))
+    made = _make(folder, _project(project, address, port, new, root_days(known)))
     for name, target in ((address, "server"), (ADMIN, "admin")):
         if not (folder / target).exists():
             shutil.copytree(made / name, folder / target)
     for site in new:
         settings = ClientSettings(project, address, port, address, site)
-        _pack(folder / "kits" / f"{site}.zip", made / site / "startup", settings, keys.CERTIFICATE, keys.ROOT, keys.KEY)
+        startup, names = made / site / "startup", (keys.CERTIFICATE, keys.ROOT, keys.KEY)
+        write_kit(folder / "kits" / f"{site}.zip", settings, {name: (startup / name).read_bytes() for name in names})
     shutil.rmtree(made)
-    _forget_keys(folder, project)  # the sites' keys are stored only in their kits
+    store(folder, project, read_certificates(folder, project))  # without the sites' keys, which are only in their kits
     _make_private(folder)
     return new
 
 
 def sign_request(folder: Path, name: str, request: x509.CertificateSigningRequest) -> Path:
-    """Make the kit of a site that has made its key itself; the kit contains no key.
+    """Make the kit of a site that has its own key; the kit contains no key.
 
     Args:
         folder: the coordinator's folder.
-        name: the site's name.
+        name: the site's name. If it has a certificate, this is renewed.
         request: the site's request, as `keys.read_request` returns it.
 
     Returns:
@@ -84,28 +80,26 @@ def sign_request(folder: Path, name: str, request: x509.CertificateSigningReques
 
     Raises:
         OptionError: the site has the coordinator's address as its name.
-        RunError: the name has a certificate already, or the folder is not a coordinator's folder.
+        RunError: the name has a certificate for another key, the root certificate has expired, or the folder is not a coordinator's folder.
     """
-    project, address, port = _known_as(folder)
+    project, address, port = known_as(folder)
     _check_not_coordinator(name, address)
-    certificates = _read_certificates(folder, project)
+    certificates = read_certificates(folder, project)
+    days = root_days(certificates)
     if name in certificates:
-        raise RunError(
-            f"site {name!r} has a certificate already: revoke it with `pfedsam coordinator revoke`, and let the site "
-            "make a request with another name."
-        )
-    root = x509.load_pem_x509_certificate(certificates["root_cert"].encode())
-    days = (root.not_valid_after_utc - root.not_valid_before_utc).days
-    made = _make(folder, _project(project, address, port, [name], days))
-    startup, kit = made / name / "startup", folder / "kits" / f"{name}.zip"
-    like = (startup / keys.CERTIFICATE).read_bytes()
-    certificate = keys.sign(request, like, certificates["root_pri_key"].encode())
-    (startup / keys.CERTIFICATE).write_bytes(certificate)
-    # The key beside the certificate was made by NVFlare's provisioner, and is not needed.
-    settings = ClientSettings(project, address, port, address, name)
-    _pack(kit, startup, settings, keys.CERTIFICATE, keys.ROOT)
-    shutil.rmtree(made)
-    _forget_keys(folder, project, {name: certificate.decode("ascii")})
+        certificate = renewed_for(certificates, name, request)
+    else:
+        made = _make(folder, _project(project, address, port, [name], days))
+        model = x509.load_pem_x509_certificate((made / name / "startup" / keys.CERTIFICATE).read_bytes())
+        key = certificates["root_pri_key"].encode()
+        certificate = keys.certify(model, request, key, model.not_valid_after_utc)
+        shutil.rmtree(made)  # with a key that NVFlare's provisioner has made
+        certificates = read_certificates(folder, project)
+    certificates[name]["cert"] = certificate.decode("ascii")
+    store(folder, project, certificates)
+    kit = folder / "kits" / f"{name}.zip"
+    files = {keys.CERTIFICATE: certificate, keys.ROOT: certificates["root_cert"].encode()}
+    write_kit(kit, ClientSettings(project, address, port, address, name), files)
     _make_private(folder)
     return kit
 
@@ -156,7 +150,7 @@ def _check_folder(folder: Path, project: str, address: str, port: int) -> None:
         RunError: it contains something else.
     """
     if (folder / "server").exists():
-        known = _known_as(folder)
+        known = known_as(folder)
         if known != (project, address, port):
             raise RunError(
                 f"{str(folder)!r} contains a coordinator already, with the project {known[0]!r}, the address {known[1]!r} and the port "
@@ -165,7 +159,7 @@ def _check_folder(folder: Path, project: str, address: str, port: int) -> None:
             )
     elif folder.exists() and not folder.is_dir():
         raise RunError(f"{str(folder)!r} is a file, where a folder has to be. Give a new or an empty folder.")
-    elif folder.exists() and any(folder.iterdir()) and not (folder / _WORK).exists():
+    elif folder.exists() and any(folder.iterdir()) and not (folder / WORK).exists():
         raise RunError(
             f"The folder {str(folder)!r} is not empty and contains no coordinator. Give a new or an empty folder."
         )
@@ -177,8 +171,8 @@ def certified_sites(folder: Path) -> set[str]:
     Raises:
         RunError: the folder is not a coordinator's folder.
     """
-    project, address, _ = _known_as(folder)
-    certificates = _read_certificates(folder, project)
+    project, address, _ = known_as(folder)
+    certificates = read_certificates(folder, project)
     return {name for name, entry in certificates.items() if isinstance(entry, dict)} - {ADMIN, address}
 
 
@@ -188,7 +182,7 @@ def _make(folder: Path, description: dict[str, Any]) -> Path:
     Raises:
         RunError: the provisioner failed.
     """
-    work = folder / _WORK
+    work = folder / WORK
     for path in (work, folder / "kits"):
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -196,42 +190,6 @@ def _make(folder: Path, description: dict[str, Any]) -> Path:
     if context.get("build_error"):
         raise RunError("NVFlare could not make the startup kits; see the messages above.")
     return Path(context.get_result_location())
-
-
-def _known_as(folder: Path) -> tuple[str, str, int]:
-    """Project, host name and port of the coordinator in a folder.
-
-    Raises:
-        RunError: the folder is not a coordinator's folder.
-    """
-    try:
-        server = json.loads((folder / "server" / "startup" / "fed_server.json").read_text("utf-8"))["servers"][0]
-    except (OSError, ValueError, LookupError) as error:
-        raise RunError("this is not a coordinator's folder; make one with `pfedsam coordinator init`.") from error
-    host, _, port = str(server["service"]["target"]).rpartition(":")
-    return str(server["name"]), host, int(port)
-
-
-def _state(folder: Path, project: str) -> Path:
-    """The file in which NVFlare's provisioner stores the certificates that it has made."""
-    return folder / _WORK / project / "state" / "cert.json"
-
-
-def _read_certificates(folder: Path, project: str) -> dict[str, Any]:
-    path = _state(folder, project)
-    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
-
-
-def _forget_keys(folder: Path, project: str, signed: Mapping[str, str] | None = None) -> None:
-    """Delete the sites' private keys from the provisioner's state; certificates stay, so that no name is used twice."""
-    certificates = _read_certificates(folder, project)
-    address = _known_as(folder)[1]
-    own = {ADMIN, address}
-    for name, entry in certificates.items():
-        if isinstance(entry, dict) and name not in own:
-            entry.pop("pri_key", None)
-            entry |= {"cert": signed[name]} if signed and name in signed else {}
-    atomic.write_json(_state(folder, project), certificates)
 
 
 def _project(project: str, address: str, port: int, sites: Sequence[str], valid_days: int) -> dict[str, Any]:
@@ -282,11 +240,6 @@ def _own_names(server: Path) -> list[str]:
     """The name in the server's own certificate, which the processes of its jobs use too."""
     certificate = x509.load_pem_x509_certificate((server / "startup" / "server.crt").read_bytes())
     return [str(part.value) for part in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-
-
-def _pack(kit: Path, startup: Path, settings: ClientSettings, *names: str) -> None:
-    """Write a kit with these files of a folder that NVFlare's provisioner has made; its scripts and its configuration are left out."""
-    write_kit(kit, settings, {name: (startup / name).read_bytes() for name in names})
 
 
 def _make_private(folder: Path) -> None:

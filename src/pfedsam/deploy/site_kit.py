@@ -11,13 +11,13 @@ import json
 import zipfile
 import zlib
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import RunError
@@ -64,7 +64,7 @@ def install_kit(kit: Path, workspace: Path, *, own_key: bool = False) -> ClientS
         RunError: the file is not a site's kit, contains anything else, or its certificate does not belong to the site's key.
     """
     files, startup = _read_kit(kit), workspace / STARTUP
-    settings = _check_kit(kit, files)
+    settings, own, _ = _check_kit(kit, files)
     if own_key and keys.KEY in files:
         raise RunError(f"{kit.name} contains a key, but the kit for this site's request must contain none.")
     if not own_key and keys.KEY not in files:
@@ -73,7 +73,7 @@ def install_kit(kit: Path, workspace: Path, *, own_key: bool = False) -> ClientS
             "made the key."
         )
     key = keys.read_key(startup / keys.KEY) if own_key else files[keys.KEY]
-    if not keys.belong_together(files[keys.CERTIFICATE], key):
+    if not keys.belong_together(own, key):
         raise RunError(f"{kit.name} has no certificate for this site's key; ask the coordinator for this site's kit.")
     for folder in (workspace, startup):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -83,6 +83,45 @@ def install_kit(kit: Path, workspace: Path, *, own_key: bool = False) -> ClientS
     write_client_config(startup, settings)
     write_site_rules(workspace)
     return settings
+
+
+def renew_kit(kit: Path, workspace: Path) -> datetime:
+    """Replace a site's certificate and the root certificate by those of a renewed kit, and return until when both are valid.
+
+    Args:
+        kit: the archive of the kit.
+        workspace: the site's NVFlare folder.
+
+    Raises:
+        RunError: the file is not a kit of this site, or of another federation, or its certificate is for another key; nothing was
+            changed.
+    """
+    files, startup = _read_kit(kit), workspace / STARTUP
+    settings, own, root = _check_kit(kit, files)
+    known = keys.read_certificate(startup / keys.ROOT)
+    if root.public_key() != known.public_key():
+        raise RunError(
+            f"{kit.name} has another root certificate, whose key is not that of this site's federation. It is the kit of another "
+            "federation, or was changed on its way: tell the coordinator's operator. Nothing was changed."
+        )
+    if not keys.belong_together(own, keys.read_key(startup / keys.KEY)):
+        raise RunError(
+            f"{kit.name} has no certificate for this site's key. Let the coordinator sign the request that `pfedsam site request` writes "
+            "in this site's folder. Nothing was changed."
+        )
+    for name in _CERTIFICATES:
+        atomic.write_bytes(startup / name, files[name])
+    write_client_config(startup, settings)
+    return valid_until(startup)
+
+
+def valid_until(startup: Path) -> datetime:
+    """Until when a site can connect: the end of its certificate or of the root certificate.
+
+    Raises:
+        RunError: a certificate is missing or cannot be read.
+    """
+    return min(keys.read_certificate(startup / name).not_valid_after_utc for name in _CERTIFICATES)
 
 
 def write_client_config(startup: Path, settings: ClientSettings) -> None:
@@ -106,7 +145,7 @@ def check_startup(startup: Path) -> ClientSettings:
     except OSError as error:
         raise RunError(
             f"the site has no startup kit, or a part of it cannot be read ({Path(str(error.filename)).name}: {error.strerror}); make the "
-            "site with `pfedsam site init`."
+            "site with `pfedsam site init`, or install its kit again with `pfedsam site renew`."
         ) from error
     if strange := sorted(name for name in names - _OWN - _UNUSED if not _is_temporary(name)):
         raise RunError(
@@ -160,8 +199,8 @@ def _file_name(kit: Path, entry: zipfile.ZipInfo) -> str:
     return name
 
 
-def _check_kit(kit: Path, files: Mapping[str, bytes]) -> ClientSettings:
-    """Check the files of a kit by themselves, and return the settings of the client.
+def _check_kit(kit: Path, files: Mapping[str, bytes]) -> tuple[ClientSettings, x509.Certificate, x509.Certificate]:
+    """Check the files of a kit by themselves, and return the settings of the client, the site's certificate and the root.
 
     Raises:
         RunError: a file is missing or not allowed, or the certificate is not one of the kit's root for the kit's site.
@@ -171,8 +210,7 @@ def _check_kit(kit: Path, files: Mapping[str, bytes]) -> ClientSettings:
             raise RunError(f"{kit.name} is not a site's startup kit: it has no {STARTUP}/{name}.")
     settings = read_settings(files[CLIENT_CONFIG], f"{CLIENT_CONFIG} in {kit.name}")
     own, root = (_one_certificate(files[name], f"{name} in {kit.name}") for name in _CERTIFICATES)
-    names = [part.value for part in own.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    if names != [settings.site]:
+    if keys.name_in(own) != settings.site:
         raise RunError(f"{kit.name} is for site {settings.site!r}, but its certificate is not; ask for the kit again.")
     try:
         own.verify_directly_issued_by(root)
@@ -180,7 +218,7 @@ def _check_kit(kit: Path, files: Mapping[str, bytes]) -> ClientSettings:
         raise RunError(
             f"the certificate in {kit.name} was not signed by the root in it; ask for the kit again."
         ) from error
-    return settings
+    return settings, own, root
 
 
 def _one_certificate(data: bytes, where: str) -> x509.Certificate:

@@ -3,14 +3,16 @@
 This process loads no model: it only starts and ends other processes, and has to do both quickly.
 """
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from pfedsam.core.errors import RunError
 from pfedsam.core.lock import running_as
+from pfedsam.deploy.keys import SOON
 from pfedsam.deploy.limits import message_limit
 from pfedsam.deploy.processes import Engine
-from pfedsam.deploy.site_kit import CLIENT_CONFIG, STARTUP, check_startup, write_client_config
+from pfedsam.deploy.site_kit import CLIENT_CONFIG, STARTUP, check_startup, valid_until, write_client_config
 from pfedsam.deploy.site_rules import write_site_rules
 from pfedsam.engine.site_options import read_site_options
 
@@ -51,3 +53,20 @@ def _prepare(folder: Path) -> None:
     startup = folder / WORKSPACE / STARTUP
     write_client_config(startup, check_startup(startup))
     write_site_rules(folder / WORKSPACE, message_limit((folder / "approved").glob("*.json")))
+
+
+def warning_of_expiry(folder: Path) -> str | None:
+    """What to tell the operator if the site's certificate has expired or will soon; None if it is valid for long enough.
+
+    Raises:
+        RunError: the site's startup kit is missing or was changed.
+    """
+    startup = folder / WORKSPACE / STARTUP
+    name = check_startup(startup).site
+    end = valid_until(startup)
+    if end - datetime.now(UTC) > SOON:
+        return None
+    return (
+        f"The certificate of this site ends on {end:%Y-%m-%d}; after that, the site cannot connect. Renew it: run `pfedsam site request "
+        f"{folder} --name {name}`, let the coordinator sign the request, and run `pfedsam site renew {folder} --kit KIT`."
+    )

@@ -19,11 +19,12 @@ from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 from pfedsam.core import atomic
 from pfedsam.core.errors import QuorumError, RunError, StoreError
 from pfedsam.core.log import get_logger
+from pfedsam.deploy.certificates import ADMIN
 from pfedsam.deploy.controller import JOB_SITES, STUDIES
 from pfedsam.deploy.jobs import write_job
 from pfedsam.deploy.limits import message_limit
 from pfedsam.deploy.processes import Engine, StopFlag
-from pfedsam.deploy.provision import ADMIN, write_server_policy
+from pfedsam.deploy.provision import write_server_policy
 from pfedsam.engine.rounds import RoundPolicy
 from pfedsam.engine.study_folder import AGAIN, CONNECTED, STUDIES_FOLDER, StudyFolder, read_revoked
 
