@@ -2,11 +2,13 @@
 
 import hashlib
 import hmac
+import itertools
 import json
 import stat
 
 import pytest
 
+from pfedsam.core import atomic
 from pfedsam.core.errors import StoreError
 from pfedsam.federation.ledger import START, Head, Ledger
 
@@ -155,3 +157,70 @@ def test_a_line_that_was_written_just_before_a_kill_counts(ledger):
     assert [line["round"] for line in ledger.read()] == [0, 1, 2, 3]
     write(ledger, 4)
     assert ledger.head().lines == 5
+
+
+def old_line() -> dict:
+    """A line of version 0.1, the first of its ledger."""
+    line = {"round": 0, "before": START}
+    return {**line, "hash": hashlib.sha256(dump(line)).hexdigest()}
+
+
+class Killed(BaseException):
+    """Stands for the end of the process between two of its writes."""
+
+
+def killed_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
+    """Let the process end after this number of files was replaced."""
+    real, left = atomic.write_bytes, [writes]
+
+    def write_bytes(*args, **more):
+        if left[0] == 0:
+            raise Killed
+        left[0] -= 1
+        real(*args, **more)
+
+    monkeypatch.setattr(atomic, "write_bytes", write_bytes)
+
+
+@pytest.mark.parametrize("writes", range(3))
+@pytest.mark.parametrize("old", [False, True])
+def test_a_process_that_is_killed_in_its_first_message_locks_nothing(tmp_path, monkeypatch, writes, old):
+    path = tmp_path / "ledger.jsonl"
+    if old:
+        path.write_bytes(dump(old_line()) + b"\n")
+    with monkeypatch.context() as patched:
+        killed_after(patched, writes)
+        with pytest.raises(Killed):
+            write(Ledger(path), 1)
+    assert len(Ledger(path).read()) in (int(old), int(old) + 1)
+    write(Ledger(path), 2)
+    assert [line["round"] for line in Ledger(path).read()][-1] == 2
+    assert Ledger(path).head().lines == len(Ledger(path).read())
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("lines", [1, 3])
+def test_every_part_that_is_removed_shows(tmp_path, trained, lines):
+    """All combinations, in a site that has sent something; without a trace of training the whole cannot be told from a new site."""
+    parts = ("ledger.jsonl", "ledger.key", "ledger.head.json")
+    for gone in (gone for count in (1, 2, 3) for gone in itertools.combinations(parts, count)):
+        folder = tmp_path / "-".join(gone)
+        folder.mkdir()
+        for round_ in range(lines):
+            write(Ledger(folder / "ledger.jsonl"), round_)
+        if trained:
+            (folder / "studies" / "s").mkdir(parents=True)
+            (folder / "studies" / "s" / "received.safetensors").touch()
+        for name in gone:
+            (folder / name).unlink()
+        if trained or len(gone) < 3:
+            with pytest.raises(StoreError, match="ledger"):
+                Ledger(folder / "ledger.jsonl").head()
+
+
+@pytest.mark.parametrize("head", [{"lines": -1, "seal": START}, {"lines": 2, "seal": START}, {"lines": 1, "seal": 1}])
+def test_a_head_without_a_key_is_not_believed(tmp_path, head):
+    (tmp_path / "ledger.jsonl").write_bytes(dump(old_line()) + b"\n")
+    (tmp_path / "ledger.head.json").write_text(json.dumps({**head, "own": ""}))
+    with pytest.raises(StoreError, match="ledger"):
+        Ledger(tmp_path / "ledger.jsonl").read()

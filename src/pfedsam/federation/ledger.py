@@ -128,9 +128,8 @@ class Ledger:
             now = datetime.now(UTC)
             aside = self.path.with_name(f"{self.path.stem}.broken-{now:%Y%m%dT%H%M%S%f}{self.path.suffix}")
             atomic.write_bytes(aside, data)
-            self._new_key()
             atomic.write_bytes(self.path, b"")
-            self._write_head(Head(0, START))
+            self._begin(Head(0, START))
             line = {
                 "time": now.isoformat(timespec="seconds"),
                 "study": "",
@@ -160,12 +159,10 @@ class Ledger:
 
     def _append(self, body: Mapping[str, Any], head: Head) -> None:
         """Append a line to the verified ones, and then update the head."""
-        if not self._key_path.exists():
-            self._new_key()
-        if not self._head_path.exists():
-            self._write_head(head)
+        if not (self._key_path.exists() and self._head_path.exists()):
+            self._begin(head)
         line = {**body, "before": head.seal}
-        seal = self._sealed(line)
+        seal = _seal(line, self._key())
         descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600)
         with os.fdopen(descriptor, "r+b") as file:
             file.seek(_end_of_whole(file))
@@ -173,7 +170,7 @@ class Ledger:
             file.write(_dump({**line, _SEAL: seal}) + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self._write_head(Head(head.lines + 1, seal))
+        self._write_head(Head(head.lines + 1, seal), self._key())
 
     def _verified(self) -> tuple[list[dict[str, Any]], Head]:
         """The lines and the head, verified.
@@ -210,7 +207,7 @@ class Ledger:
             line = _load(text, number)
             old = old and _HASH in line
             claimed = line.pop(_HASH if old else _SEAL, None)
-            right = hashlib.sha256(_dump(line)).hexdigest() if old else self._sealed(line)
+            right = hashlib.sha256(_dump(line)).hexdigest() if old else _seal(line, self._key())
             follows = line.get("before") == seals[-1]
             if not (follows and isinstance(claimed, str) and hmac.compare_digest(claimed, right)):
                 raise StoreError(
@@ -226,13 +223,19 @@ class Ledger:
         Raises:
             StoreError: the head is damaged, or missing although there was a ledger.
         """
+        begun = self._key_path.exists()
         if not self._head_path.exists():
-            if self._key_path.exists() or (self._has_trained() and not has_lines):
+            if begun or (self._has_trained() and not has_lines):
                 raise StoreError(f"the ledger or its head {self._head_path.name!r} was removed. {_REMEDY}")
             return Head(0, START)
         content = sealed.read_json(self._head_path, _REMEDY)
         lines, seal, own = (content.get(name) for name in ("lines", "seal", "own"))
-        if type(lines) is not int or not isinstance(seal, str) or own != self._sealed({"lines": lines, "seal": seal}):
+        if type(lines) is not int or lines < 0 or not isinstance(seal, str):
+            raise StoreError(f"the ledger's head {self._head_path.name!r} was changed. {_REMEDY}")
+        if not begun and self._has_trained() and not has_lines:
+            raise StoreError(f"the ledger and its key {self._key_path.name!r} were removed. {_REMEDY}")
+        # Without a key, no line has a seal (`_chain`), and the head is that of `_begin`, whose process was killed before the key was there.
+        if begun and own != _seal({"lines": lines, "seal": seal}, self._key()):
             raise StoreError(f"the ledger's head {self._head_path.name!r} was changed. {_REMEDY}")
         return Head(lines, seal)
 
@@ -240,24 +243,34 @@ class Ledger:
         """Whether the site has received the shared parameters of a study."""
         return any(self.path.parent.glob("studies/*/received.safetensors"))
 
-    def _write_head(self, head: Head) -> None:
+    def _begin(self, head: Head) -> None:
+        """Make a new key for a ledger with this head.
+
+        The head is written first: a key without a head means that the head was removed, also if this process is killed between the two.
+        """
+        key = secrets.token_bytes(32)
+        self._write_head(head, key)
+        atomic.write_text(self._key_path, key.hex())
+
+    def _write_head(self, head: Head, key: bytes) -> None:
         content = {"lines": head.lines, "seal": head.seal}
-        sealed.write_json(self._head_path, {**content, "own": self._sealed(content)})
+        sealed.write_json(self._head_path, {**content, "own": _seal(content, key)})
 
-    def _new_key(self) -> None:
-        atomic.write_text(self._key_path, secrets.token_hex(32))
-
-    def _sealed(self, content: Mapping[str, Any]) -> str:
-        """The seal of a line or of the head.
+    def _key(self) -> bytes:
+        """The site's key.
 
         Raises:
-            StoreError: the site's key is missing or damaged.
+            StoreError: it is missing or damaged.
         """
         try:
-            key = bytes.fromhex(self._key_path.read_text("ascii"))
+            return bytes.fromhex(self._key_path.read_text("ascii"))
         except (OSError, ValueError) as error:
             raise StoreError(f"the ledger's key {self._key_path.name!r} is missing or damaged. {_REMEDY}") from error
-        return hmac.new(key, _dump(content), hashlib.sha256).hexdigest()
+
+
+def _seal(content: Mapping[str, Any], key: bytes) -> str:
+    """The seal of a line or of the head."""
+    return hmac.new(key, _dump(content), hashlib.sha256).hexdigest()
 
 
 def _end_of_whole(file: BinaryIO) -> int:
