@@ -11,6 +11,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 
+from pfedsam.cli.site import _earlier_end
 from pfedsam.data.images import read_mask
 from pfedsam.engine.rounds import RoundPolicy
 from pfedsam.engine.site_options import CONFIG, read_site_options
@@ -265,6 +266,45 @@ def test_a_site_writes_masks_with_the_model_of_the_study_that_it_names(
     assert call(*asked[:-1], tmp_path / "other", "--model", "shared", "--set", large) == 0
     assert opened[-1] == (tmp_path / "north", None, [large])
     assert "Model: the shared one of site north\n" in capsys.readouterr().out
+
+
+def test_start_says_what_is_missing_and_prints_what_leaves(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No study is approved and no coordinator listens; messages of a study leave while the command runs."""
+    site, ledger = tmp_path / "north", Ledger(tmp_path / "north" / "ledger.jsonl")
+    site.mkdir()
+
+    def leave(task: str, round_: int) -> None:
+        sizes: dict[str, Any] = {"total_bytes": 9, "by_component": {}, "names": (), "scalar_metrics": ()}
+        ledger.append(study=STUDY, task=task, round=round_, sent=True, sha256="0" * 64, **sizes)
+
+    def run_site(_: Path, each_time: Callable[[], object]) -> None:
+        each_time()
+        leave("train", 1)
+        each_time()
+        each_time()
+        leave("test", 2)
+        each_time()
+
+    leave("train", 0)
+    monkeypatch.setattr("pfedsam.deploy.site_service.run_site", run_site)
+    monkeypatch.setattr("pfedsam.deploy.site_service.warning_of_expiry", lambda _: None)
+    monkeypatch.setattr("pfedsam.deploy.site_service.coordinator_of", lambda _: ("fed.org:1", "refused"))
+    assert call("site", "start", site) == 0
+    shown = capsys.readouterr()
+    assert "No study is approved" in shown.err
+    assert "cannot be reached at fed.org:1 (refused)" in " ".join(shown.err.split())
+    assert [("train of round 1" in shown.out), shown.out.count("train of round 2")] == [False, 1]
+    assert f"Study {STUDY} has ended here" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("rounds", "patience", "said"),
+    [(3, 30, "no: that needs more than 60 rounds"), (400, 30, "yes: 30 rounds after"), (40, None, "no")],
+)
+def test_an_operator_reads_whether_a_study_may_end_earlier(rounds: int, patience: int | None, said: str) -> None:
+    assert _earlier_end(rounds, patience).startswith(said)
 
 
 @pytest.mark.parametrize("command", ["approve", "ledger", "check", "start"])

@@ -159,7 +159,7 @@ def started(site: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What stands in `startup/` and `local/` when NVFlare's client would be started; empty if it is not."""
     found: list[str] = []
 
-    def serve(_: object) -> bool:
+    def serve(*_: object) -> bool:
         nvflare = site / "nvflare"
         found.extend(p.relative_to(nvflare).as_posix() for p in sorted(nvflare.glob("[sl]*/**/*")) if p.is_file())
         return True

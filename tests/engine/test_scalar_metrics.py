@@ -26,7 +26,7 @@ from pfedsam.evaluation.summary import ClassSummary, Occurrence, SiteSummary, Un
 from pfedsam.experiment.build import build_model
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.data_summary import summary_names
-from pfedsam.federation.manifest import Task
+from pfedsam.federation.tasks import Task
 from pfedsam.training.losses import LabelForm
 from pfedsam.training.phases import Model
 

@@ -18,10 +18,11 @@ from pfedsam.engine.site_agent import SiteAgent, SiteFolder
 from pfedsam.engine.site_options import CONFIG, read_site_options
 from pfedsam.engine.study_folder import create_study
 from pfedsam.experiment.options import RunOptions
-from pfedsam.federation.manifest import WITHOUT_PARAMETERS, Task, read_manifest
+from pfedsam.federation.manifest import WITHOUT_PARAMETERS, read_manifest
 from pfedsam.federation.messages import Reply, Request, reply_to_wire
 from pfedsam.federation.site_policy import SitePolicy
 from pfedsam.federation.site_store import SiteStore
+from pfedsam.federation.tasks import Task
 from pfedsam.federation.update import decode
 
 

@@ -4,8 +4,8 @@ from typing import get_args
 
 import pytest
 
-from pfedsam.federation.manifest import Task
 from pfedsam.federation.roster import EVERY_SITE, Roster
+from pfedsam.federation.tasks import Task
 
 TASKS = get_args(Task)
 

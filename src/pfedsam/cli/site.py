@@ -1,5 +1,6 @@
 """`pfedsam site`: commands of a hospital, which decide what data leave it and show what data have left it."""
 
+import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -179,6 +180,7 @@ def approve_command(
     withdraw: Annotated[
         str | None, typer.Option(help="Id of a study to leave; the site's own files of the study are kept.")
     ] = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List the names of all tensors that would leave.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Approve without asking.")] = False,
 ) -> None:
     """Show what a study would compute and what data would leave this site, and approve that the site takes part."""
@@ -190,9 +192,9 @@ def approve_command(
         done = policy.withdraw(withdraw)
         OUT.print("The approval is withdrawn." if done else "This study was not approved at this site.")
     elif manifest is not None:
-        _approve(folder, policy, read_manifest(manifest), yes)
+        _approve(folder, policy, read_manifest(manifest), tensors=tensors, yes=yes)
     elif study is not None:
-        _approve(folder, policy, _offered(policy, study), yes)
+        _approve(folder, policy, _offered(policy, study), tensors=tensors, yes=yes)
     else:
         offered = list(policy.manifests("pending"))
         for one in offered:
@@ -214,14 +216,14 @@ def _offered(policy: "SitePolicy", study: str) -> "StudyManifest":
     return offered[study]
 
 
-def _approve(folder: Path, policy: "SitePolicy", manifest: "StudyManifest", yes: bool) -> None:
+def _approve(folder: Path, policy: "SitePolicy", manifest: "StudyManifest", *, tensors: bool, yes: bool) -> None:
     """Check a study against what this site derives from its configuration, show it, and approve it unless the operator says no."""
     from pfedsam.engine.site_agent import build_study_model, check_manifest, study_options
     from pfedsam.engine.site_options import read_site_options
 
     options = study_options(manifest, read_site_options(folder))
     check_manifest(manifest, options, build_study_model(manifest, options))
-    _show(manifest, options)
+    _show(manifest, options, tensors=tensors)
     if confirmed("Let this site take part?", yes=yes):
         policy.approve(manifest)
         OUT.print(f"Approved study {manifest.study}.")
@@ -247,16 +249,55 @@ def check_command(folder: Existing) -> None:
 def start_command(folder: Existing) -> None:
     """Take part in the approved studies, in the foreground, until SIGTERM or Ctrl-C.
 
-    The command can be stopped and started again at any moment.
+    Prints a line for every message that leaves this site or is withheld, as `pfedsam site ledger` does. The command can be stopped and
+    started again at any moment.
     """
     from pfedsam.core.log import configure
-    from pfedsam.deploy.site_service import run_site, warning_of_expiry
+    from pfedsam.deploy.site_service import coordinator_of, run_site, warning_of_expiry
 
     if warning := warning_of_expiry(folder):
         warn(warning)
     configure("INFO", folder / "site.log")
     OUT.print(f"{_head(folder)}. Note it down elsewhere: `pfedsam site ledger` shows it again.", soft_wrap=True)
-    run_site(folder)
+    approved = sorted(path.stem for path in (folder / "approved").glob("*.json"))
+    if approved:
+        OUT.print(f"Approved: {', '.join(approved)}.", soft_wrap=True)
+    else:
+        warn(
+            f"No study is approved, so this site takes part in none. Run `pfedsam site approve {folder} manifest.json`."
+        )
+    address, reason = coordinator_of(folder)
+    if reason:
+        warn(f"The coordinator cannot be reached at {address} ({reason}). The site tries again until it can.")
+    else:
+        OUT.print(f"Connecting to the coordinator at {address}. Logs: {folder / 'site.log'}, nvflare/engine.log there.")
+    run_site(folder, _LedgerFollower(folder).print_new)
+
+
+class _LedgerFollower:
+    """Prints the lines that are added to a site's ledger, without verifying them."""
+
+    def __init__(self, folder: Path) -> None:
+        """Begin after the present end of the ledger."""
+        self._folder, self._path = folder, folder / "ledger.jsonl"
+        self._done = self._path.stat().st_size if self._path.exists() else 0
+
+    def print_new(self) -> None:
+        """Print the whole lines that were written since the last call."""
+        size = self._path.stat().st_size if self._path.exists() else 0
+        self._done = min(self._done, size)  # a damaged ledger may have been put aside
+        if size == self._done:
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._done)
+            new, end, _ = file.read().rpartition(b"\n")
+        self._done += len(new) + len(end)
+        for line in map(json.loads, new.splitlines()):
+            OUT.print(_ledger_text(line, None), soft_wrap=True, highlight=False)
+            if line["task"] == "test" and line["sent"]:
+                OUT.print(
+                    f"Study {line['study']} has ended here. Segment with `pfedsam site predict {self._folder} IMAGES --out MASKS`."
+                )
 
 
 @app.command("predict")
@@ -326,7 +367,7 @@ def ledger_command(
 
 def _ledger_text(line: "Mapping[str, Any]", rounds: int | None) -> str:
     """A line of the ledger as text; `rounds` is the number of rounds of its study, None if it is not known."""
-    from pfedsam.federation.messages import in_words
+    from pfedsam.federation.tasks import in_words
 
     parts = ", ".join(f"{part} {size}" for part, size in line["by_component"].items())
     what = "; ".join(filter(None, (parts, f"{len(line['scalar_metrics'])} number(s)", line["note"])))
@@ -344,15 +385,12 @@ def _head(folder: Path) -> str:
     return f"Ledger: {head.lines} line(s), head {head.seal[:16]}"
 
 
-def _show(manifest: "StudyManifest", options: "RunOptions") -> None:
+def _show(manifest: "StudyManifest", options: "RunOptions", *, tensors: bool) -> None:
     """Show the properties of a study that an operator needs for the approval; all are derived here from the configuration."""
     table = Table(f"study {manifest.study}", manifest.name)
     training, parts = options.training, manifest.component_bytes()
     table.add_row("method, rounds", f"{options.method}, {training.rounds}")
-    if training.patience:
-        table.add_row(
-            "it ends earlier", f"{training.patience} rounds after no site has gained for {training.patience} rounds"
-        )
+    table.add_row("may end earlier", _earlier_end(training.rounds, training.patience))
     table.add_row("in a round", f"{training.steps_per_round} steps of {training.batch_size} images each")
     table.add_row("learning rate", f"{training.optimizer.learning_rate:g}")
     table.add_row("backbone", manifest.configuration["model"]["backbone"])
@@ -364,14 +402,26 @@ def _show(manifest: "StudyManifest", options: "RunOptions") -> None:
         "leaves in a round", f"{sum(parts.values())} bytes: " + ", ".join(f"{p} {n}" for p, n in parts.items())
     )
     table.add_row("before it leaves", "; then ".join(manifest.pipeline))
-    for part, names in manifest.components.items():
-        table.add_row(f"tensors, {part}", f"{len(names)}: {some_of(names, 6)}")
+    counts = ", ".join(f"{part} {len(names)}" for part, names in manifest.components.items())
+    table.add_row("tensors", counts if tensors else f"{counts} (their names: --tensors)")
+    if tensors:
+        for part, names in manifest.components.items():
+            table.add_row(f"names, {part}", ", ".join(names))
     table.add_row("largest change", f"{manifest.max_change:.4g} in a round (L2 norm)")
     table.add_row("small numbers", _small_numbers(manifest.min_cases))
     table.add_row("summary of the data", _data_summary(manifest))
     for task, names in manifest.scalar_metrics.items():
         table.add_row(f"numbers, {task}", some_of(names, 6))
     OUT.print(table)
+
+
+def _earlier_end(rounds: int, patience: int | None) -> str:
+    """Whether and when a study of so many rounds may end earlier."""
+    if not patience:
+        return "no"
+    if rounds <= 2 * patience:
+        return f"no: that needs more than {2 * patience} rounds"
+    return f"yes: {patience} rounds after a moment at which no site has gained for {patience} rounds"
 
 
 def _class_texts(labels: "LabelMap") -> str:

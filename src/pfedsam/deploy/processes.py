@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -100,8 +100,12 @@ class Engine:
         self.start()
         return True
 
-    def serve(self) -> bool:
-        """Run the process until SIGTERM or SIGINT and then end all its children; return False when it died too often."""
+    def serve(self, each_time: Callable[[], object] = lambda: None) -> bool:
+        """Run the process until SIGTERM or SIGINT and then end all its children; return False when it died too often.
+
+        Args:
+            each_time: called about every second while the process is running.
+        """
         stop = StopFlag()
         stop.install()
         self.start()
@@ -109,6 +113,7 @@ class Engine:
             while not stop.is_set:
                 if not self.keep_alive():
                     return False
+                each_time()
                 time.sleep(_POLL_S)
             return True
         finally:

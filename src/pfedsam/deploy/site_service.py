@@ -3,6 +3,8 @@
 This process loads no model: it only starts and ends other processes, and has to do both quickly.
 """
 
+import socket
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -23,10 +25,15 @@ SITE_FOLDER: Final = "PFEDSAM_SITE"
 AGENT: Final = "site.pid"
 """The file with the process id of `pfedsam site start` while it runs (`core.lock.running_as`)."""
 _MODULE: Final = "nvflare.private.fed.app.client.client_train"
+_TIMEOUT_S: Final = 5.0
 
 
-def run_site(folder: Path) -> None:
+def run_site(folder: Path, each_time: Callable[[], object] = lambda: None) -> None:
     """Serve the coordinator's requests until SIGTERM or SIGINT, and then end all processes that were started.
+
+    Args:
+        folder: the site's folder.
+        each_time: called about every second.
 
     Raises:
         RunError: NVFlare's client died too often, an agent of this site is running already, or the startup kit is missing or was changed.
@@ -38,7 +45,7 @@ def run_site(folder: Path) -> None:
     refusal = f"an agent of site {options.name!r} is already running in this folder (site.pid contains its process id): stop it first."
     with running_as(folder / AGENT, refusal):
         _prepare(folder)
-        if not engine.serve():
+        if not engine.serve(each_time):
             raise RunError("NVFlare's client ended several times; see the end of nvflare/engine.log for the reason.")
 
 
@@ -53,6 +60,20 @@ def _prepare(folder: Path) -> None:
     startup = folder / WORKSPACE / STARTUP
     write_client_config(startup, check_startup(startup))
     write_site_rules(folder / WORKSPACE, message_limit((folder / "approved").glob("*.json")))
+
+
+def coordinator_of(folder: Path) -> tuple[str, str | None]:
+    """The coordinator's address, and why it cannot be reached; the reason is None if something listens there.
+
+    Raises:
+        RunError: the site's startup kit is missing or was changed.
+    """
+    settings = check_startup(folder / WORKSPACE / STARTUP)
+    try:
+        socket.create_connection((settings.host, settings.port), timeout=_TIMEOUT_S).close()
+    except OSError as error:
+        return f"{settings.host}:{settings.port}", error.strerror or "no reply"
+    return f"{settings.host}:{settings.port}", None
 
 
 def warning_of_expiry(folder: Path) -> str | None:

@@ -45,6 +45,8 @@ class _Job:
     study: StudyFolder
     round: int
     """The study's round when the job started."""
+    told: int = -1
+    """The last round that the log has named."""
     started: float = field(default_factory=time.monotonic)
 
 
@@ -165,7 +167,8 @@ class Supervisor:
         self.engine.start()
 
     def _watch(self, job: _Job, connected: list[str]) -> None:
-        """Check whether the job has ended, and whether a connected site of the study is not in it."""
+        """Check whether the job has ended, and whether a connected site of the study is not in it, and log the progress."""
+        _log_progress(job)
         meta = self._ask(lambda session: session.get_job_meta(job.id))
         if meta is None:
             return
@@ -198,6 +201,7 @@ class Supervisor:
         """Handle the end of a study's job: stop the study if several consecutive jobs brought no committed round."""
         self.job = None
         self._waiting.pop(job.study.path.name, None)
+        _log_progress(job)
         before, status = self._barren.pop(job.study.path.name, 0), job.study.read_status()
         if status["state"] in ("finished", "stopped") or status["round"] > job.round:
             return
@@ -262,6 +266,19 @@ class Supervisor:
                 self.session.abort_job(self.job.id)
         self._drop_session()
         self.engine.end()
+
+
+def _log_progress(job: _Job) -> None:
+    """Log the number of committed rounds of a job's study, once for each, and its end."""
+    try:
+        status = job.study.read_status()
+    except StoreError:
+        return  # whoever needs the status reports it
+    if status["round"] > max(job.told, 0):
+        job.told = status["round"]
+        _LOG.info("study %s: %d of at most %d round(s) done", job.study.path.name, job.told, status["rounds"])
+    if status["state"] == "finished":
+        _LOG.info("study %s has ended; its report is %s", job.study.path.name, job.study.path / "report.html")
 
 
 def _raise_as_ended(study: StudyFolder) -> None:

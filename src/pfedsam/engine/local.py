@@ -22,9 +22,10 @@ from pfedsam.engine.transport import Answers
 from pfedsam.engine.workers import Workers, busy_processes
 from pfedsam.experiment.build import BuiltModel, build_model
 from pfedsam.experiment.options import RunOptions
-from pfedsam.federation.manifest import StudyManifest, Task
+from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.messages import Reply, Request, reply_to_wire, request_from_wire
 from pfedsam.federation.site_policy import RefusedError, read_broadcast
+from pfedsam.federation.tasks import Task
 from pfedsam.model.numerics import configure_numerics, find_device
 
 

@@ -36,9 +36,10 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.aggregation import Annotations, TooFewUpdatesError, check_registration, open_messages
 from pfedsam.federation.bounds import MAX_SHARE, MEDIAN_FACTOR, NO_LIMITS, Limits
 from pfedsam.federation.data_summary import to_site_summary
-from pfedsam.federation.manifest import WITHOUT_PARAMETERS, StudyManifest, Task, read_manifest
-from pfedsam.federation.messages import REFUSALS, Reply, Request, in_words, reply_from_wire, request_to_wire
+from pfedsam.federation.manifest import WITHOUT_PARAMETERS, StudyManifest, read_manifest
+from pfedsam.federation.messages import REFUSALS, Reply, Request, reply_from_wire, request_to_wire
 from pfedsam.federation.server import ServerState, aggregate
+from pfedsam.federation.tasks import Task, in_words
 from pfedsam.federation.update import label
 from pfedsam.report.records import RecordWriter, read_records, validations_in
 from pfedsam.report.summary_file import Communication, PartSizes

@@ -19,9 +19,9 @@ from pfedsam.evaluation.summary import ClassSummary, Occurrence, SiteSummary, Su
 from pfedsam.experiment.build import BuiltModel, build_labels, build_method
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.data_summary import summary_names
-from pfedsam.federation.manifest import Task
 from pfedsam.federation.messages import MAX_ROUND
 from pfedsam.federation.small_numbers import is_count
+from pfedsam.federation.tasks import Task
 from pfedsam.federation.update import MAX_CASES
 from pfedsam.training.losses import LabelForm
 from pfedsam.training.phases import Model, PhaseSpec

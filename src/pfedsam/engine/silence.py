@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from pfedsam.federation.manifest import Task
+from pfedsam.federation.tasks import Task
 
 LONGEST: Final = 16
 """The largest number of consecutive rounds of which a site is left out."""

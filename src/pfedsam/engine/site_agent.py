@@ -25,8 +25,9 @@ from pfedsam.engine.study_folder import build_manifest, study_id
 from pfedsam.experiment.build import BuiltModel, build_model, build_roster, build_sites, build_study, read_sites
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest
-from pfedsam.federation.messages import Reply, Request, in_words
+from pfedsam.federation.messages import Reply, Request
 from pfedsam.federation.site_policy import RefusedError, SitePolicy
+from pfedsam.federation.tasks import in_words
 from pfedsam.model.numerics import configure_numerics, describe
 
 _LOG = get_logger(__name__)

@@ -26,7 +26,8 @@ from pfedsam.experiment.build import BuiltModel, build_cache, build_labels, buil
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.data_summary import from_site_summary
 from pfedsam.federation.manifest import StudyManifest
-from pfedsam.federation.messages import Reply, Request, in_words
+from pfedsam.federation.messages import Reply, Request
+from pfedsam.federation.tasks import in_words
 
 _LOG = get_logger(__name__)
 

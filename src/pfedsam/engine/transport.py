@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pfedsam.federation.manifest import Task
+from pfedsam.federation.tasks import Task
 
 
 @dataclass(frozen=True)

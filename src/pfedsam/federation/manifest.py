@@ -21,10 +21,9 @@ from pfedsam.core.options import Options
 from pfedsam.core.small_numbers import OFF
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.federation.pipeline.build import CommunicationOptions, build_pipeline
+from pfedsam.federation.tasks import Task
 from pfedsam.federation.update import TensorSpec, UpdateSpec
 
-Task = Literal["join", "summarize", "train", "validate", "finalize", "test"]
-"""The tasks that a coordinator can request from a site, if the manifest lists them."""
 WITHOUT_PARAMETERS: Final[frozenset[Task]] = frozenset({"join", "summarize"})
 """The tasks that do not need the shared parameters; a request for them does not contain any."""
 

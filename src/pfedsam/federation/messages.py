@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, get_args
 
 from pfedsam.core.errors import UpdateError
-from pfedsam.federation.manifest import Task
+from pfedsam.federation.tasks import Task
 
 REFUSALS: Final = {
     "not-approved": "its operator has not approved this study",
@@ -36,19 +36,6 @@ _MAX_METRICS: Final = 100_000
 _MAX_HEAD_BYTES: Final = 8 * 2**20
 """Enough for a head with `_MAX_METRICS` metrics that have the longest names."""
 _MAX_NUMBER: Final = 1e300
-
-
-def in_words(task: Task, round_: int, rounds: int | None) -> str:
-    """A request as text for users, with rounds counted from 1; messages and files count them from 0.
-
-    Args:
-        task: the task of the request.
-        round_: the round, counted from 0.
-        rounds: the number of rounds of the study; None if it is not known.
-    """
-    if task not in ("train", "validate"):
-        return task
-    return f"{task} at the end" if rounds is not None and round_ >= rounds else f"{task} of round {round_ + 1}"
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from pydantic import Field, ValidationError
 from pfedsam.core import sealed, tensors
 from pfedsam.core.errors import RunError, StoreError
 from pfedsam.core.options import Options
-from pfedsam.federation.manifest import WITHOUT_PARAMETERS, StudyManifest, Task
+from pfedsam.federation.manifest import WITHOUT_PARAMETERS, StudyManifest
 from pfedsam.federation.messages import Reply, Request, reply_from_wire, reply_to_wire
+from pfedsam.federation.tasks import Task
 
 _HISTORY: Final = "requests.json"
 _REPLIES: Final = "replies"

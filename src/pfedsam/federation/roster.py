@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from pfedsam.federation.manifest import Task
+from pfedsam.federation.tasks import Task
 
 
 @dataclass(frozen=True)

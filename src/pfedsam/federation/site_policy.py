@@ -26,9 +26,10 @@ from pfedsam.federation.manifest import (
     read_manifest,
     write_manifest,
 )
-from pfedsam.federation.messages import Reply, Request, in_words, reply_from_wire, reply_to_wire
+from pfedsam.federation.messages import Reply, Request, reply_from_wire, reply_to_wire
 from pfedsam.federation.request_history import NotDueError, RequestHistory, state_of
 from pfedsam.federation.small_numbers import check_small_numbers
+from pfedsam.federation.tasks import in_words
 from pfedsam.federation.update import check, decode
 
 MAX_PENDING: Final = 20
