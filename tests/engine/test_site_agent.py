@@ -1,24 +1,26 @@
 """A site that works for a coordinator: every failure is one word, and the model is loaded once."""
 
+import copy
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from pfedsam.core import tensors
-from pfedsam.core.errors import OptionError, StoreError
+from pfedsam.core.errors import OptionError, PfedsamError, RunError, StoreError
 from pfedsam.engine import site_agent, site_study
 from pfedsam.engine.rounds import RoundPolicy
 from pfedsam.engine.server_files import SERVER
-from pfedsam.engine.site_agent import SiteAgent, SiteFolder
+from pfedsam.engine.site_agent import SiteAgent, SiteFolder, study_options
 from pfedsam.engine.site_options import CONFIG, read_site_options
 from pfedsam.engine.study_folder import create_study
 from pfedsam.experiment.options import RunOptions
-from pfedsam.federation.manifest import WITHOUT_PARAMETERS, read_manifest
+from pfedsam.federation.manifest import WITHOUT_PARAMETERS, parse_manifest, read_manifest
 from pfedsam.federation.messages import Reply, Request, reply_to_wire
 from pfedsam.federation.site_policy import SitePolicy
 from pfedsam.federation.site_store import SiteStore
@@ -120,6 +122,72 @@ def test_a_broadcast_out_of_bounds_is_refused_before_anything_is_trained(
     monkeypatch.setattr(site_study.SiteSession, "train", lambda *args: pytest.fail("trained"))
     assert agent.handle(ask("train", shared=tensors.to_bytes(large))).refused == "bad-broadcast"
     assert agent.handle(ask("train", shared=b"")).refused == "bad-broadcast"
+
+
+WRONG: tuple[Any, ...] = (None, True, -1, 1e400, 10**30, "x", "9" * 5000, [], [[1]], {}, {"x": {"y": []}})
+
+
+def places(value: object, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The paths of all values in a JSON document; of long lists and tables of the shared tensors, only those of the first two entries."""
+    if isinstance(value, dict):
+        keys: list[Any] = list(value)[: 2 if at and at[0] in ("tensors", "components", "class_tensors") else None]
+    else:
+        keys = list(range(len(value)))[:2] if isinstance(value, list) else []
+    for key in keys:
+        yield (*at, key)
+        yield from places(value[key], (*at, key))  # type: ignore[index]
+
+
+def bent(document: Any, at: tuple[Any, ...], *value: object) -> Any:
+    """The document with another value at a place, or without what is there."""
+    found = document = copy.deepcopy(document)
+    for key in at[:-1]:
+        found = found[key]
+    if value:
+        found[at[-1]] = value[0]
+    else:
+        del found[at[-1]]
+    return document
+
+
+@pytest.mark.slow
+def test_a_manifest_with_a_wrong_value_anywhere_is_refused_or_read(study: Path, agent: SiteAgent) -> None:
+    """What `site approve` and the agent do before they build a model; a manifest from elsewhere once ended in a traceback."""
+    document = json.loads((study / "manifest.json").read_text())
+    document.pop("sha256")
+    site = agent.host.options  # type: ignore[attr-defined]
+    count = 0
+    for at in list(places(document)):
+        for value in ((), *((one,) for one in WRONG)):
+            data = json.dumps(bent(document, at, *value)).encode()
+            try:
+                manifest = parse_manifest(data)
+                assert manifest.digest
+                assert manifest.component_bytes() is not None
+                study_options(manifest, site)
+            except PfedsamError as error:
+                assert str(error)  # noqa: PT017
+            count += 1
+    assert count > 1000
+
+
+@pytest.mark.parametrize(
+    "text", ["", "7", "null", "[]", "{}", "[" * 100_000, '{"a":' * 5000, "9" * 5000, "\udcff", "NaN"]
+)
+def test_what_is_no_manifest_is_refused(text: str) -> None:
+    with pytest.raises(RunError, match="not a study's manifest"):
+        parse_manifest(text.encode("utf-8", "surrogateescape"))
+
+
+@pytest.mark.parametrize("section", ["data", "model"])
+@pytest.mark.parametrize("value", [(), ([1],), ("x",), (None,)])
+def test_a_manifest_whose_configuration_lacks_a_table_is_refused_by_name(
+    study: Path, section: str, value: tuple[object, ...]
+) -> None:
+    document = json.loads((study / "manifest.json").read_text())
+    document.pop("sha256")
+    with pytest.raises(RunError, match=f"has no table '{section}'"):
+        parse_manifest(json.dumps(bent(document, ("configuration", section), *value)).encode())
 
 
 def test_a_site_that_is_none(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def content() -> dict:
         "name": "s",
         "method": "pfedsam",
         "rounds": 5,
-        "configuration": {"model": {"backbone": "sam-tiny"}, "communication": COMMUNICATION},
+        "configuration": {"data": {}, "model": {"backbone": "sam-tiny"}, "communication": COMMUNICATION},
         "backbone": "b" * 64,
         "tensors": {name: one.model_dump() for name, one in shared_tensors(SHARED).items()},
         "components": {"lora_a": ["lora.a"], "class_tokens": ["token"]},
@@ -47,7 +47,7 @@ def test_the_codec_is_the_one_of_the_configuration(content: dict) -> None:
     [
         {"pipeline": list(STEPS[1:])},
         {"pipeline": ["encode as fp32"]},
-        {"configuration": {"model": {"backbone": "sam-tiny"}}},
+        {"configuration": {"data": {}, "model": {"backbone": "sam-tiny"}}},
     ],
 )
 def test_other_steps_than_those_of_the_configuration_are_refused(content: dict, change: dict) -> None:

@@ -27,7 +27,7 @@ from pfedsam.federation.update import Update, encode
 
 STUDY = "0123456789abcdef"
 START = {"lora.a": torch.ones(4, 3), "lora.b": torch.zeros(3, 4), "token": torch.full((2,), 0.5)}
-OTHERWISE_EQUAL = {"model": {"backbone": "sam-tiny"}, "communication": {"codec": "fp32"}}
+OTHERWISE_EQUAL = {"data": {}, "model": {"backbone": "sam-tiny"}, "communication": {"codec": "fp32"}}
 MOVED = {name: value + 0.01 for name, value in START.items()}
 
 
@@ -179,7 +179,7 @@ def test_an_unapproved_study_is_kept_as_an_offer_and_not_without_end(tmp_path, m
 
 def test_an_offer_that_names_no_backbone_is_not_kept(tmp_path, manifest):
     policy = SitePolicy(tmp_path)
-    for configuration in ({}, {"model": None}, {"model": {"backbone": 7}}):
+    for configuration in ({}, {"model": None}, {"model": {"backbone": 7}}, {**OTHERWISE_EQUAL, "data": [1]}):
         other = manifest.model_copy(update={"configuration": configuration})
         with pytest.raises(RefusedError):
             policy.admit(Request("join", STUDY, other.digest, 0, manifest=other.model_dump_json().encode()))

@@ -169,13 +169,24 @@ def parse_manifest(data: bytes) -> StudyManifest:
         raise RunError(
             "this is not a study's manifest, or one of another version of pFedSAM: submit the study again with this version."
         ) from error
-    model = manifest.configuration.get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("backbone"), str):
-        raise RunError("the manifest's configuration names no backbone (model.backbone).")
+    _check_sections(manifest.configuration)
     if manifest.pipeline != build_pipeline(communication_of(manifest.configuration)).describe():
         raise RunError("the manifest's pipeline is not the one of its configuration (communication).")
     _check_tensors(manifest)
     return manifest
+
+
+def _check_sections(configuration: Mapping[str, Any]) -> None:
+    """Check the sections of a study's configuration in which a site replaces values by its own.
+
+    Raises:
+        RunError: a section is missing or not a table, or no backbone is named.
+    """
+    for section in ("data", "model"):
+        if not isinstance(configuration.get(section), dict):
+            raise RunError(f"the manifest's configuration has no table {section!r}, so it is not that of a study.")
+    if not isinstance(configuration["model"].get("backbone"), str):
+        raise RunError("the manifest's configuration names no backbone (model.backbone).")
 
 
 def _check_tensors(manifest: StudyManifest) -> None:
