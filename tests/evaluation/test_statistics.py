@@ -59,6 +59,11 @@ def test_equal_differences_have_no_width():
     assert bootstrap_interval({"a": [[2.0], [2.0]]}, generator=rng.numpy_generator(0)) == (2.0, 2.0)
 
 
+def test_a_site_with_one_patient_leaves_the_mean_without_an_interval():
+    differences = {"a": [[1.0], [2.0]], "b": [[3.0, 4.0]]}
+    assert bootstrap_interval(differences, generator=rng.numpy_generator(0)) is None
+
+
 def test_nothing_to_compare_is_an_error():
     with pytest.raises(DataError, match="site 'b' has no case"):
         stratified_mean({"a": [[1.0]], "b": [[]]})

@@ -62,11 +62,17 @@ def test_a_comparison_by_hand(ours, theirs):
     # a: cases 1: 10; 2: 0 and 20; 3: -10 -> mean over all 5. b: case 1: 10 and 0 -> 5.
     assert found.sites == pytest.approx({"a": 5, "b": 5})
     assert found.difference == pytest.approx(5)
-    assert found.low <= 5 <= found.high
+    assert found.interval is None  # b has one patient
     assert found.patients == 4
     assert found.seeds == (0, 1)
     # Differences of cases: 10, 10, -10, 5: ranks 3, 3, 3, 1; W = min(7, 3) = 3.
     assert 0.4 < found.p <= 1
+
+
+def test_a_comparison_has_an_interval_where_every_site_has_several_patients(ours, theirs):
+    without_b = [{s: replace(run, dice={"a": run.dice["a"]}) for s, run in runs.items()} for runs in (ours, theirs)]
+    low, high = compare(*without_b).interval
+    assert low <= 5 <= high
 
 
 def test_the_cases_of_a_patient_are_one_difference(ours, theirs):

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from pfedsam.core.errors import StoreError
-from pfedsam.report.intervals import are_apart, read_intervals
+from pfedsam.report.intervals import are_apart, difference_note, missing_note, read_intervals
 
 
 def write_scores(folder: Path, sites: dict[str, list[tuple[str, str, float | None]]], model: str = "personal") -> None:
@@ -69,6 +69,46 @@ def test_one_patient_and_undefined_scores_give_no_interval(tmp_path, fake):
     found = read_intervals(tmp_path, summary(fake, "a", "b"))
     assert found.of_site("a") is None
     assert found.of_site("b") is None
+
+
+def test_one_site_with_one_patient_leaves_the_mean_without_an_interval_and_the_note_names_it(tmp_path, fake):
+    for run, shift in (("one", 0.1), ("other", 0.0)):
+        sites = {"a": rows([0.3 + shift, 0.5]), "b": rows([0.4 + shift, 0.4]), "cyto": rows([0.5 + shift])}
+        write_scores(tmp_path / run, sites)
+    one, other = (read_intervals(tmp_path / run, summary(fake, "a", "b", "cyto")) for run in ("one", "other"))
+    assert one.of_site("a") is not None
+    assert one.of_mean() is None
+    assert one.difference(other, "a") is not None
+    assert one.difference(other, "cyto") is None
+    assert one.difference(other) is None
+    assert missing_note([one, None]) == (
+        "No interval: cyto has one test patient. The mean over sites has none either, because it would need the spread between the "
+        "patients of every site."
+    )
+    assert missing_note([None]) is None
+    note = difference_note({"one": one, "other": other}, "other")
+    assert note.startswith("A difference without a bar has no interval: cyto has one test patient. The mean over sites")
+
+
+def test_only_patients_with_a_defined_dice_count(tmp_path, fake):
+    write_scores(tmp_path, {"a": [("c1", "p", 0.5), ("c2", "q", None)], "b": [("c1", "p", None)]})
+    found = read_intervals(tmp_path, summary(fake, "a", "b"))
+    assert found.of_site("a") is None
+    assert found.reasons() == [
+        "a has one test patient with a defined Dice",
+        "b has no test patient with a defined Dice",
+    ]
+
+
+def test_the_note_on_differences_names_runs_with_other_patients_or_without_scores(tmp_path, fake):
+    write_scores(tmp_path / "one", {"a": rows([0.1, 0.2])})
+    write_scores(tmp_path / "other", {"a": rows([0.1, 0.2, 0.3])})
+    one, other = (read_intervals(tmp_path / run, summary(fake, "a")) for run in ("one", "other"))
+    assert difference_note({"x": one, "y": one}, "y") is None
+    assert difference_note({"x": one, "y": other, "z": None}, "x") == (
+        "A difference without a bar has no interval: y and x do not have the same test patients; the scores of single cases of z are "
+        "not known."
+    )
 
 
 def test_a_coordinator_has_no_scores_and_no_intervals(tmp_path, fake):

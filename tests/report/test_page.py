@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -294,6 +295,21 @@ def test_a_gain_is_coloured_only_where_its_interval_excludes_zero(tmp_path, fake
     fake.write_case_scores(tmp_path / "alone", fake.SITES[:2], 0.7)
     better = write_page(tmp_path / "run", baseline=tmp_path / "alone").read_text("utf-8")
     assert len(re.findall(r'<span class="up">', better)) == 1 + 2 + 1 + 1  # headline, sites, mean, lowest
+
+
+def test_a_site_with_one_test_patient_leaves_the_means_without_an_interval(tmp_path, fake):
+    runs = {method: fake.make_run(tmp_path / method, method, fake.SITES[:2]) for method in ("pfedsam", "local-only")}
+    for folder in runs.values():
+        path = folder / "sites" / fake.SITES[1] / "scores.json"
+        content = json.loads(path.read_text("utf-8"))
+        for cases in content["models"].values():
+            cases[:] = [case for case in cases if case["patient"] == "patient0"]
+        path.write_text(json.dumps(content), "utf-8")
+    reason = f"o interval: {fake.SITES[1]} has one test patient."
+    html = write_comparison(runs, tmp_path / "c.html").read_text("utf-8")
+    assert html.count(reason) == 2  # in the note at the top, and below the differences
+    assert re.search(r'Mean over sites</th><td></td><td class="best">0\.\d+</td>', html)
+    assert reason in write_page(runs["pfedsam"], baseline=runs["local-only"]).read_text("utf-8")
 
 
 def test_a_study_of_sites_elsewhere_says_why_it_has_no_intervals(tmp_path, fake):

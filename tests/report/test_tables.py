@@ -165,10 +165,18 @@ def test_a_comparison_says_what_it_rests_on(fake):
     assert comparison_note(mixed, {}).startswith("One seed per run (1, 2): the runs were not tested on the same cases.")
 
 
+def test_a_comparison_says_why_its_means_have_no_interval(fake):
+    runs = {method: fake.make_summary(method, ("a",)) for method in ("pfedsam", "local-only")}
+    few = RunIntervals({"a": ("p",)}, {"a": 1}, {"a": np.full(9, 0.7)})
+    text = " ".join(shown(comparison_table(runs, dict.fromkeys(runs, few))).split())
+    assert "No interval: a has one test patient." in text
+    assert "0.70 to 0.70" not in text
+
+
 def test_intervals_stand_below_the_values_and_differences_are_paired(fake):
     runs = {method: fake.make_summary(method, ("a",)) for method in ("pfedsam", "local-only")}
     samples = {"pfedsam": np.linspace(0.7, 0.8, 201), "local-only": np.linspace(0.6, 0.7, 201)}
-    found = {label: RunIntervals({"a": ("p", "q")}, {"a": values}) for label, values in samples.items()}
+    found = {label: RunIntervals({"a": ("p", "q")}, {"a": 2}, {"a": values}) for label, values in samples.items()}
     text = shown(comparison_table(runs, found))
     assert "0.70 to 0.80" in text
     assert "bootstrap over the site's test patients" in " ".join(text.split())
@@ -182,7 +190,7 @@ def test_intervals_stand_below_the_values_and_differences_are_paired(fake):
 def test_a_comparison_fits_80_columns(fake):
     runs = {method: fake.make_summary(method) for method in ("local-only", "fedavg", "pfedsam")}
     sites = dict.fromkeys(fake.SITES, ("p", "q"))
-    found = RunIntervals(sites, {site: np.linspace(0.7, 0.8, 101) for site in sites})
+    found = RunIntervals(sites, dict.fromkeys(sites, 2), {site: np.linspace(0.7, 0.8, 101) for site in sites})
     console = Console(width=80, color_system=None)
     with console.capture() as capture:
         console.print(comparison_table(runs, dict.fromkeys(runs, found)))

@@ -49,8 +49,10 @@ def stratified_mean(strata: Strata) -> float:
 
 def bootstrap_interval(
     strata: Strata, *, generator: np.random.Generator, resamples: int = 10_000, level: float = 0.95
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """The bootstrap percentile interval of `stratified_mean`, with patients resampled within each site.
+
+    None if a site has a single patient: the spread between its patients is unknown, so that the interval would be too narrow.
 
     Args:
         strata: differences by site and patient.
@@ -61,16 +63,16 @@ def bootstrap_interval(
     Raises:
         DataError: a site has no difference.
     """
-    total = np.zeros(resamples)
+    total, patients = np.zeros(resamples), []
     for site, cases in strata.items():
         _mean(site, cases)
         filled = [case for case in cases if case]
+        patients.append(len(filled))
         sums = np.array([sum(case) for case in filled])
         counts = np.array([len(case) for case in filled])
         drawn = generator.integers(len(filled), size=(resamples, len(filled)))
         total += sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.quantile(total / len(strata), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return percentile_interval(total / len(strata), level) if min(patients) > 1 else None
 
 
 def resampled_means(

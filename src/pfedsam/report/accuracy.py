@@ -80,9 +80,8 @@ class Comparison:
     """The subject minus another method on the same cases, in points of Dice."""
 
     difference: float
-    low: float
-    high: float
-    """The 95 % bootstrap interval."""
+    interval: tuple[float, float] | None
+    """The 95 % bootstrap interval; None if a site has a single patient."""
     p: float
     """Wilcoxon's signed-rank test over patients, two-sided."""
     patients: int
@@ -169,13 +168,11 @@ def compare(subject: Mapping[int, RunScores], other: Mapping[int, RunScores]) ->
     differences = _paired_differences([(subject[seed], other[seed]) for seed in seeds])
     if not differences:
         return None
-    low, high = bootstrap_interval(differences, generator=rng.numpy_generator(0, "bootstrap"))
     means = cluster_means(differences)
     p = wilcoxon_p(means)
     return Comparison(
         difference=stratified_mean(differences),
-        low=low,
-        high=high,
+        interval=bootstrap_interval(differences, generator=rng.numpy_generator(0, "bootstrap")),
         p=1.0 if p is None else p,
         patients=len(means),
         seeds=seeds,
@@ -207,7 +204,7 @@ def comparison_result(found: Mapping[str, Comparison]) -> dict[str, dict[str, An
     return {
         label: {
             "difference": one.difference,
-            "interval": [one.low, one.high],
+            "interval": None if one.interval is None else list(one.interval),
             "p": one.p,
             "p_holm": corrected[label],
             "patients": one.patients,

@@ -199,6 +199,10 @@ def _cell(value: Mapping[str, Any] | None) -> str:
     return f"{value['mean']:.1f}{spread}"
 
 
+def _interval_cell(interval: tuple[float, float] | None) -> str:
+    return "none: a site has one patient" if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}"
+
+
 def _comparison_table(lines: Sequence[Line], found: Mapping[str, Comparison]) -> str:
     if not found:
         return "Nothing to compare yet."
@@ -210,7 +214,7 @@ def _comparison_table(lines: Sequence[Line], found: Mapping[str, Comparison]) ->
             [
                 f"**{label}** (best private baseline)" if label == best else label,
                 f"{one.difference:+.2f}",
-                f"{one.low:+.2f} to {one.high:+.2f}",
+                _interval_cell(one.interval),
                 f"{one.p:.2g}",
                 f"{corrected[label]['p_holm']:.2g}",
                 f"{one.sites[site]:+.2f} ({site})",

@@ -5,7 +5,7 @@ has these folders. The coordinator of a study between hospitals gets summaries o
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pfedsam.core import rng
 from pfedsam.core.errors import StoreError
 from pfedsam.core.files import read_regular
+from pfedsam.core.text import some_of
 from pfedsam.evaluation.statistics import percentile_interval, resampled_means
 from pfedsam.report.summary_file import Summary
 
@@ -26,6 +27,12 @@ NO_INTERVALS: Final = (
     "There are no intervals: they need the scores of single cases, which stay at the sites. Each site finds its own in scores.json "
     "in its study folder."
 )
+_LEAST_PATIENTS: Final = 2
+_LISTED: Final = 5
+"""Number of sites or runs that a note lists."""
+_NO_MEAN: Final = (
+    "The mean over sites has none either, because it would need the spread between the patients of every site."
+)
 
 
 @dataclass(frozen=True)
@@ -34,27 +41,50 @@ class RunIntervals:
 
     patients: Mapping[str, tuple[str, ...]]
     """Test patients by site."""
+    counted: Mapping[str, int]
+    """Number of these patients that have a defined Dice, by site."""
     samples: Mapping[str, npt.NDArray[np.float64]]
     """Dice of each resample, [draws], by site; NaN where a resample has no case with a defined Dice."""
 
     def of_site(self, site: str) -> Interval | None:
-        """The interval of a site's Dice; None if it is undefined, for example with a single patient."""
+        """The interval of a site's Dice; None with fewer than two patients."""
         return self._interval(self.samples[site], [site]) if site in self.samples else None
 
     def of_mean(self) -> Interval | None:
-        """The interval of the mean over sites."""
+        """The interval of the mean over sites; None if a site has fewer than two patients."""
         return self._interval(self._mean, list(self.samples))
 
     def difference(self, other: "RunIntervals", site: str | None = None) -> Interval | None:
-        """The interval of this run's Dice minus the other's at a site, or of the means over sites; None where the patients differ."""
-        sites = list(self.samples) if site is None else [site]
-        if any(name not in other.patients or self.patients.get(name) != other.patients[name] for name in sites):
+        """The interval of this run's Dice minus the other's at a site, or of the means over sites.
+
+        None where the patients differ, or where `of_site` or `of_mean` of one of the runs is None.
+        """
+        if not self.has_patients_of(other, site):
             return None
-        if site is not None:
-            return self._interval(self.samples[site] - other.samples[site], sites)
+        sites = list(self.samples) if site is None else [site]
+        samples = self._mean - other._mean if site is None else self.samples[site] - other.samples[site]
+        return None if other._too_few(sites) else self._interval(samples, sites)
+
+    def has_patients_of(self, other: "RunIntervals", site: str | None = None) -> bool:
+        """Whether both runs have the same test patients at a site, or the same sites with the same test patients."""
+        if site is None:
+            return self.patients == other.patients
+        return site in self.patients and self.patients[site] == other.patients.get(site)
+
+    def reasons(self) -> list[str]:
+        """Why the mean over sites has no interval, one clause for each site without one; empty if it has an interval."""
+        return [f"{site} has {self._patients_in_words(site)}" for site in self._too_few(self.samples)]
+
+    def _patients_in_words(self, site: str) -> str:
+        """The number of patients of a site with too few, such as `one test patient`."""
+        number = "one" if self.counted[site] else "no"
         return (
-            self._interval(self._mean - other._mean, sites) if self.patients.keys() == other.patients.keys() else None
+            f"{number} test patient{'' if self.counted[site] == len(self.patients[site]) else ' with a defined Dice'}"
         )
+
+    def _too_few(self, sites: Iterable[str]) -> list[str]:
+        """The sites with fewer than two patients: the spread between the patients of such a site is unknown."""
+        return [site for site in sites if self.counted[site] < _LEAST_PATIENTS]
 
     @property
     def _mean(self) -> npt.NDArray[np.float64]:
@@ -63,8 +93,8 @@ class RunIntervals:
         return mean
 
     def _interval(self, samples: npt.NDArray[np.float64], sites: Sequence[str]) -> Interval | None:
-        """The interval of samples of shape [draws]; None if no site has two patients, as the spread between patients is unknown then."""
-        return percentile_interval(samples) if any(len(self.patients[site]) > 1 for site in sites) else None
+        """The interval of samples of shape [draws] that depend on the patients of these sites; None if a site has too few."""
+        return None if self._too_few(sites) else percentile_interval(samples)
 
 
 def read_intervals(run_folder: Path, summary: Summary) -> RunIntervals | None:
@@ -74,16 +104,17 @@ def read_intervals(run_folder: Path, summary: Summary) -> RunIntervals | None:
         StoreError: a file with scores is damaged.
     """
     model = "shared" if summary.mean.personal is None else "personal"
-    patients, samples = {}, {}
+    patients, counted, samples = {}, {}, {}
     for site in summary.sites:
         path = run_folder / "sites" / site / "scores.json"
         if Path(site).name != site or not path.is_file():
             return None
         rows = _dice_by_patient(path, model)
         patients[site] = tuple(rows)
+        counted[site] = sum(bool(np.isfinite(dice).any()) for dice in rows.values())
         generator = rng.numpy_generator(0, site, "bootstrap of patients")
         samples[site] = resampled_means(list(rows.values()), generator=generator)
-    return RunIntervals(patients, samples) if samples else None
+    return RunIntervals(patients, counted, samples) if samples else None
 
 
 def difference_interval(
@@ -91,6 +122,32 @@ def difference_interval(
 ) -> Interval | None:
     """The interval of `own` minus `other` at a site, or of their means over sites; None if a run has no intervals."""
     return None if own is None or other is None else own.difference(other, site)
+
+
+def missing_note(runs: Iterable[RunIntervals | None]) -> str | None:
+    """A note on sites and means without an interval, with the reason; None if there is no such site."""
+    reasons = _reasons(runs)
+    return f"No interval: {some_of(reasons, _LISTED)}. {_NO_MEAN}" if reasons else None
+
+
+def difference_note(runs: Mapping[str, RunIntervals | None], against: str) -> str | None:
+    """A note on differences to the run `against` that have no interval, with the reasons; None if all have one."""
+    base, few = runs.get(against), _reasons(runs.values())
+    others = [label for label, run in runs.items() if run and base and not run.has_patients_of(base)]
+    unknown = [label for label, run in runs.items() if run is None]
+    reasons = [some_of(few, _LISTED)] if few else []
+    if others:
+        reasons.append(f"{some_of(others, _LISTED)} and {against} do not have the same test patients")
+    if unknown:
+        reasons.append(f"the scores of single cases of {some_of(unknown, _LISTED)} are not known")
+    if not reasons:
+        return None
+    return f"A difference without a bar has no interval: {'; '.join(reasons)}.{f' {_NO_MEAN}' if few else ''}"
+
+
+def _reasons(runs: Iterable[RunIntervals | None]) -> list[str]:
+    """The reasons of all runs, each once."""
+    return list(dict.fromkeys(reason for run in runs if run is not None for reason in run.reasons()))
 
 
 def are_apart(one: Interval | None, other: Interval | None) -> bool:

@@ -33,7 +33,7 @@ from pfedsam.report.format import (
     format_seconds,
     format_value,
 )
-from pfedsam.report.intervals import NO_INTERVALS, difference_interval, read_intervals
+from pfedsam.report.intervals import NO_INTERVALS, difference_interval, difference_note, missing_note, read_intervals
 from pfedsam.report.overlays import PREDICTION, TRUTH, read_overlays
 from pfedsam.report.records import Record, last_validation, read_records
 from pfedsam.report.summary_file import LOCAL_ONLY, SiteEntry, Summary, read_summary, with_local_only
@@ -138,6 +138,7 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
         intervals=intervals,
         gained=partial(difference_interval, intervals, alone),
         no_intervals=NO_INTERVALS,
+        missing_intervals=missing_note([intervals]),
         note=undefined_note(summary),
         small_numbers=small_numbers_note(summary),
         missed_note=MISSED_NOTE,
@@ -244,6 +245,7 @@ def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
             dates=sorted({run.date for run in summaries.values() if run.date}),
             dots=_uri(figures.comparison_dots(summaries)),
             against=against,
+            difference_note=difference_note(intervals, against),
             bars=_uri(figures.difference_bars(differences, against)) if differences else None,
         )
     )

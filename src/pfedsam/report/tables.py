@@ -19,7 +19,14 @@ from pfedsam.report.format import (
     format_seconds,
     format_value,
 )
-from pfedsam.report.intervals import NO_INTERVALS, Interval, RunIntervals, are_apart, difference_interval
+from pfedsam.report.intervals import (
+    NO_INTERVALS,
+    Interval,
+    RunIntervals,
+    are_apart,
+    difference_interval,
+    missing_note,
+)
 from pfedsam.report.summary_file import Entry, SiteEntry, Summary, Values
 
 Intervals: TypeAlias = Mapping[str, RunIntervals | None]
@@ -149,7 +156,7 @@ def comparison_note(runs: Mapping[str, Summary], intervals: Intervals) -> str:
         else f"One seed per run ({', '.join(map(str, seeds))}): the runs were not tested on the same cases."
     ]
     if any(found is not None for found in intervals.values()):
-        notes.append(INTERVAL_NOTE)
+        notes += filter(None, [INTERVAL_NOTE, missing_note(intervals.values())])
     else:
         notes.append(NO_INTERVALS)
     if len({frozenset(run.sites) for run in runs.values()}) > 1:
