@@ -146,7 +146,7 @@ def make_run(folder: Path, method: str = "pfedsam", sites: tuple[str, ...] = SIT
     (folder / "config.yaml").write_text(CONFIG, "utf-8")
     for index, site in enumerate(sites):
         items = [make_overlay(index + k, dice, dark=index == 1) for k, dice in enumerate((0.55, 0.81, 0.93))]
-        write_overlays(folder / "sites" / site / "overlays", items)
+        write_overlays(folder / "sites" / site / "overlays", items, ("organ", "lesion"))
     write_case_scores(folder, sites, make_summary(method, sites).mean.in_use.dice)
     return folder
 

@@ -13,6 +13,7 @@ from pfedsam.data.labels import LabelMap
 from pfedsam.data.manifest import read_site
 from pfedsam.data.readers.series_table import SeriesRow
 from pfedsam.data.suspicions import Study
+from pfedsam.report.class_styles import CLASS_COLORS
 from pfedsam.report.data_page import SERIES_COLUMNS, series_rows, site_rows, write_data_page
 from pfedsam.report.format import MISSING
 
@@ -53,6 +54,16 @@ def test_the_page_holds_a_picture_of_each_case_and_what_is_wrong(tmp_path):
     assert len(re.findall(r'src="data:image/png;base64,[A-Za-z0-9+/=]{100,}"', html)) == 2
     assert "&lt;b&gt; is wrong" in html
     assert report.warnings[0].split("'")[0] in html.replace("&#39;", "'")
+
+
+def test_the_page_names_the_colour_of_each_class_that_a_site_annotates(tmp_path):
+    report = _report(tmp_path)
+    html = write_data_page(report, STUDY, tmp_path / "check.html", problems=[]).read_text("utf-8")
+    found = re.findall(r'stroke="(#\w+)"[^<]*/></svg>([^<]*)</span>', html)
+    assert found == [(CLASS_COLORS[0], "organ"), (CLASS_COLORS[1], "other")]
+    partial = replace(STUDY, site_labels={"north": LabelMap({"organ": [], "other": [1]}, frozenset({"organ"}))})
+    html = write_data_page(report, partial, tmp_path / "check.html", problems=[]).read_text("utf-8")
+    assert re.findall(r"</svg>([^<]*)</span>", html) == ["other"]
 
 
 def test_series_are_rows_with_the_undecided_cases_first(tmp_path):

@@ -1,11 +1,15 @@
+import json
+import re
 from io import BytesIO
 
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from pfedsam.core.errors import StoreError
+from pfedsam.report.class_styles import CLASS_COLORS
 from pfedsam.report.overlays import OverlayItem, draw_overlay, read_overlays, volume_overlay, write_overlays
 from pfedsam.report.page import write_page
 from pfedsam.report.summary_file import write_summary
@@ -55,6 +59,70 @@ def test_outlines_lie_where_the_masks_are():
     assert cyan[:, :4].any()  # closed at the picture's edge
 
 
+def colored(picture: bytes, color: str) -> np.ndarray:
+    """Where a picture has about this colour, shape [H, W]."""
+    pixels = np.asarray(Image.open(BytesIO(picture)).convert("RGB")).astype(int)
+    wanted = [int(color[place : place + 2], 16) for place in (1, 3, 5)]
+    return np.abs(pixels - wanted).max(axis=-1) < 40
+
+
+def test_of_several_classes_each_has_its_colour_and_the_prediction_is_below_the_truth():
+    truth = np.zeros((40, 40), dtype=np.uint8)
+    truth[10:30, 5:20], truth[10:30, 20:35] = 1, 2
+    exchanged = np.array([0, 2, 1], dtype=np.uint8)[truth]
+    item = OverlayItem(np.full((40, 40, 3), 0.5, dtype=np.float32), truth, exchanged, 0.0)
+    picture = draw_overlay(item, ("left", "right"))
+    first, second = (colored(picture, color) for color in CLASS_COLORS[:2])
+    above, below = slice(0, 384), slice(390, 774)
+    assert first.shape == (2 * 384 + 6, 384)
+    # Neighbours do not cover each other at their common border, which is at column 192.
+    assert first[above][150:250, 188:192].any(axis=1).all()
+    assert second[above][150:250, 192:196].any(axis=1).all()
+    assert not first[above][:, 200:].any()
+    assert first[below][150:250, 192:196].any(axis=1).all()
+    assert not first[below][:, :184].any()
+    with Image.open(BytesIO(picture)) as read:
+        assert json.loads(read.info["Classes"]) == ["left", "right"]
+
+
+def test_overlapping_classes_of_equal_extent_are_both_seen():
+    truth = np.zeros((40, 40), dtype=np.uint8)
+    truth[10:30, 10:30] = 0b11
+    image = np.full((40, 40, 3), 0.5, dtype=np.float32)
+    picture = draw_overlay(OverlayItem(image, truth, None, None, overlap=True))
+    assert all(colored(picture, color).sum() > 400 for color in CLASS_COLORS[:2])
+
+
+def test_without_a_prediction_only_the_truth_is_drawn_by_class():
+    truth = np.zeros((40, 40), dtype=np.uint8)
+    truth[10:30, 10:30] = 9  # the second class with dashes
+    picture = draw_overlay(OverlayItem(np.full((40, 40, 3), 0.5, dtype=np.float32), truth, None, None))
+    line = colored(picture, CLASS_COLORS[1])[97, 110:270]
+    assert line.shape == (160,)
+    assert 0.3 < line.mean() < 0.9
+
+
+def test_pictures_of_several_classes_name_them_and_those_of_one_or_of_earlier_versions_do_not(tmp_path, fake):
+    for folder, names in (("several", ("organ", "lesion")), ("one", ("organ",)), ("earlier", ())):
+        write_overlays(tmp_path / folder, [fake.make_overlay(1, 0.5)], names)
+    found = {folder.name: read_overlays(folder)[0].classes for folder in tmp_path.iterdir()}
+    assert found == {"several": ("organ", "lesion"), "one": (), "earlier": ()}
+
+
+def test_the_page_has_the_legend_of_its_pictures(tmp_path, fake):
+    write_summary(tmp_path / "summary.json", fake.make_summary(sites=("a", "b")))
+    write_overlays(tmp_path / "sites" / "a" / "overlays", [fake.make_overlay(1, 0.5)], ("organ", "<b>lesion"))
+    html = write_page(tmp_path).read_text("utf-8")
+    legend = html[html.index("those of the truth above and those of the prediction below") :]
+    assert re.findall(r"</svg>([^<]*)</span>", legend) == ["organ", "&lt;b&gt;lesion"]
+    assert re.findall(r'stroke="([^"]*)"', legend)[:2] == list(CLASS_COLORS[:2])
+    write_overlays(tmp_path / "sites" / "b" / "overlays", [fake.make_overlay(1, 0.5)])
+    assert re.findall(r"</svg>(truth|prediction)</span>", write_page(tmp_path).read_text("utf-8")) == [
+        "truth",
+        "prediction",
+    ]
+
+
 @pytest.mark.parametrize("shape", [(1, 50), (700, 30)])
 def test_odd_shapes_can_be_drawn(shape):
     mask = np.ones(shape, dtype=np.uint8)
@@ -63,6 +131,15 @@ def test_odd_shapes_can_be_drawn(shape):
 
 def test_a_folder_that_is_not_there_has_no_pictures(tmp_path):
     assert read_overlays(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("text", ["{", '"organ"'])
+def test_a_picture_without_a_list_of_classes_is_an_error(tmp_path, text):
+    about = PngInfo()
+    about.add_text("Classes", text)
+    Image.new("RGB", (4, 4)).save(tmp_path / "best.png", pnginfo=about)
+    with pytest.raises(StoreError, match=r"best\.png has no list of its classes"):
+        read_overlays(tmp_path)
 
 
 def test_what_is_not_a_picture_is_an_error(tmp_path):

@@ -280,7 +280,7 @@ class SiteScorer:
                 continue
             scores[reported], overlays = self._score(cases, model, parameters, distances=True, draw=number == 0)
             if number == 0:
-                write_overlays(folder / "overlays", overlays)
+                write_overlays(folder / "overlays", overlays, self._labels.names)
         atomic.write_json(folder / SCORES, {"schema": 2, "models": _plain(scores)})
         return scores
 

@@ -17,11 +17,13 @@ from pfedsam.core.errors import DataError
 from pfedsam.core.text import some_of
 from pfedsam.data.check import DataReport, ImageCounts, SiteReport
 from pfedsam.data.facts import SiteFacts
+from pfedsam.data.labels import LabelMap
 from pfedsam.data.loader import CaseTruth, load_case_truth
 from pfedsam.data.readers.series_table import SeriesRow
 from pfedsam.data.suspicions import Study
+from pfedsam.report.class_styles import ClassStyle, class_styles
 from pfedsam.report.format import MISSING, format_count
-from pfedsam.report.overlays import TRUTH, OverlayItem, draw_overlay
+from pfedsam.report.overlays import OverlayItem, draw_overlay
 from pfedsam.report.page import environment
 
 _PICTURES: Final = 6
@@ -120,11 +122,16 @@ def write_data_page(report: DataReport, study: Study, out: Path, *, problems: Se
             problems=list(problems),
             warnings=list(report.warnings),
             panels={facts.name: list(_thumbnails(facts, study)) for facts in report.facts},
-            truth=TRUTH,
+            legends={facts.name: _legend(study.labels_of(facts.name)) for facts in report.facts},
         )
     )
     write_text(out, html)
     return out
+
+
+def _legend(labels: LabelMap) -> list[ClassStyle]:
+    """The outlines of the classes that a site annotates."""
+    return [style for style in class_styles(labels.names) if style.name not in labels.not_annotated]
 
 
 def _thumbnails(facts: SiteFacts, study: Study) -> Iterable[Thumbnail]:
@@ -137,7 +144,7 @@ def _thumbnails(facts: SiteFacts, study: Study) -> Iterable[Thumbnail]:
             image, classes = _fullest(truth)
         except DataError:  # a file that could not be read has been reported by the check already
             continue
-        picture = draw_overlay(OverlayItem(image, classes, np.zeros_like(classes), None, study.labels.overlap))
+        picture = draw_overlay(OverlayItem(image, classes, None, None, study.labels.overlap))
         yield Thumbnail(case.id, case.patient, "data:image/png;base64," + base64.b64encode(picture).decode("ascii"))
 
 

@@ -1,5 +1,7 @@
 """Pictures of a site's worst, median and best case, with the outlines of truth and prediction.
 
+With one class, both outlines are in one picture. With several classes, each has its own colour, and the prediction is below the truth.
+
 For a volume, the slice with the most wrong voxels and its two neighbours are drawn in their stored orientation. The letters at the edges
 name the directions of the patient's body: R and L right and left, A and P front and back, S and I head and feet.
 
@@ -8,11 +10,13 @@ used for the caption on the page. The report of a run on one machine contains th
 images of all sites should get it. The coordinator of a study between hospitals has no such folders, so its report has no pictures.
 """
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import product
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +24,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import AbstractPathEffect, withStroke
+from matplotlib.transforms import TransformedPath
 from PIL import Image
 
 from pfedsam.core.atomic import write_bytes
 from pfedsam.core.errors import StoreError
 from pfedsam.data.labels import IGNORED, MAX_OVERLAPPING, class_pixels, ignored_pixels
+from pfedsam.report.class_styles import color_and_dashes
 from pfedsam.report.format import MISSING, format_value
 
 TRUTH: Final = "#00e1ff"
@@ -35,6 +41,15 @@ _GAP: Final = 6
 """Width in pixels of the gap between the slices of a volume."""
 _DICE_KEY: Final = "Dice"
 _PLACE_KEY: Final = "Place"
+_CLASSES_KEY: Final = "Classes"
+_INSIDE: Final = 1.8
+"""Width in pixels of the outline of a class, which is drawn inside of the class, so that neighbours do not cover each other."""
+_WIDER: Final = 1.2
+"""By how much an outline is wider than that of the next smaller class, where classes overlap and their outlines may coincide."""
+_Row: TypeAlias = Literal["both", "truth", "prediction"]
+"""What a row of a picture shows: all classes of truth and prediction in two colours, or the classes of one of them in their colours."""
+_HALO: Final = (withStroke(linewidth=2, foreground="black"),)
+"""Black around a text, so that it can be read on every picture."""
 _OPPOSITE: Final = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
 _PLANES: Final = {
     **dict.fromkeys("SI", "axial"),
@@ -50,7 +65,8 @@ class OverlayItem:
 
     image: npt.NDArray[np.float32]
     truth: npt.NDArray[np.integer]
-    prediction: npt.NDArray[np.integer]
+    prediction: npt.NDArray[np.integer] | None
+    """None if there is only the truth to show."""
     dice: float | None
     overlap: bool = False
     """Labels are sets of bits, one for each class."""
@@ -117,11 +133,18 @@ def volume_overlay(
     return VolumeOverlay(slices, indices.start, shown, total, dice, spacing_mm, axes)
 
 
-def write_overlays(folder: Path, items: Iterable[OverlayItem | VolumeOverlay]) -> list[Path]:
+def write_overlays(
+    folder: Path, items: Iterable[OverlayItem | VolumeOverlay], classes: Sequence[str] = ()
+) -> list[Path]:
     """Write `worst.png`, `median.png` and `best.png` by Dice, and return the paths of the pictures that were written.
 
     For an even number of cases the lower median is taken. Cases without a Dice are left out. No case is shown twice, so fewer than three
     cases give fewer pictures. Pictures of an earlier evaluation are removed.
+
+    Args:
+        folder: folder of the pictures, which is made if it does not exist.
+        items: the cases.
+        classes: names of the classes 1..C, for the legend; without names, all classes have the same colour.
 
     Raises:
         StoreError: a picture could not be written.
@@ -132,7 +155,7 @@ def write_overlays(folder: Path, items: Iterable[OverlayItem | VolumeOverlay]) -
         (folder / f"{rank}.png").unlink(missing_ok=True)
     paths = {folder / f"{rank}.png": ranked[position] for position, rank in _positions(len(ranked)).items()}
     for path, item in paths.items():
-        write_bytes(path, draw_overlay(item))
+        write_bytes(path, draw_overlay(item, classes))
     return list(paths)
 
 
@@ -154,6 +177,8 @@ class StoredOverlay:
     """As text."""
     place: str
     """The position and the size of the slices of a volume; empty for an image."""
+    classes: tuple[str, ...]
+    """Names of the classes, each in its own colour; empty if truth and prediction are in one picture with one colour each."""
     png: bytes
 
 
@@ -161,7 +186,7 @@ def read_overlays(folder: Path) -> list[StoredOverlay]:
     """The pictures in a folder, the worst first; an empty list if the folder does not exist.
 
     Raises:
-        StoreError: a file there is not a picture.
+        StoreError: a file there is not a picture of this kind.
     """
     found = []
     for rank in RANKS:
@@ -169,33 +194,50 @@ def read_overlays(folder: Path) -> list[StoredOverlay]:
         if path.is_file():
             data = path.read_bytes()
             texts = _texts(data, path)
-            found.append(StoredOverlay(rank, texts.get(_DICE_KEY, MISSING), texts.get(_PLACE_KEY, ""), data))
+            classes = tuple(_names(texts.get(_CLASSES_KEY, "[]"), path))
+            found.append(StoredOverlay(rank, texts.get(_DICE_KEY, MISSING), texts.get(_PLACE_KEY, ""), classes, data))
     return found
 
 
-def draw_overlay(item: OverlayItem | VolumeOverlay) -> bytes:
-    """The picture as PNG, with the outlines of all classes: truth cyan, prediction amber. The longer side of a slice has 384 pixels.
+def draw_overlay(item: OverlayItem | VolumeOverlay, classes: Sequence[str] = ()) -> bytes:
+    """The picture as PNG, with the outlines of all classes. The longer side of a slice has 384 pixels.
+
+    With the names of several classes, each class has its own colour (`class_styles`), and the prediction is below the truth. Otherwise both
+    are in one picture, truth cyan and prediction amber. Without a prediction, there is only the truth, each class in its colour.
 
     The contrast is stretched to the percentiles 0.5 to 99.5 of all channels together, because fluorescence images are otherwise too dark
     to be seen on a screen.
     """
     slices = item.slices if isinstance(item, VolumeOverlay) else (item,)
     height, width = _drawn_size(item)
-    total = len(slices) * width + (len(slices) - 1) * _GAP
-    figure = Figure(figsize=(total / 100, height / 100), dpi=100, facecolor="black")
+    rows = _rows(slices, classes)
+    across, down = (number * (length + _GAP) - _GAP for number, length in ((len(slices), width), (len(rows), height)))
+    figure = Figure(figsize=(across / 100, down / 100), dpi=100, facecolor="black")
     FigureCanvasAgg(figure)
     limits = np.percentile(np.stack([one.image for one in slices]), (0.5, 99.5))
-    for place, one in enumerate(slices):
-        axes = figure.add_axes((place * (width + _GAP) / total, 0, width / total, 1))
-        _draw_slice(axes, one, size=(height, width), limits=(float(limits[0]), float(limits[1])))
+    for (above, row), (place, one) in product(enumerate(reversed(rows)), enumerate(slices)):
+        left, bottom = place * (width + _GAP) / across, above * (height + _GAP) / down
+        axes = figure.add_axes((left, bottom, width / across, height / down))
+        _draw_slice(axes, one, row, size=(height, width), limits=(float(limits[0]), float(limits[1])))
         if isinstance(item, VolumeOverlay):
             _write_labels(axes, item, item.first + place, size=(height, width))
+        if len(rows) > 1 and place == 0:
+            axes.text(4, 3, row, color="white", fontsize=9, va="top", path_effects=_HALO)
     texts = {_DICE_KEY: format_value(item.dice), "Software": None}
+    if len(rows) > 1:
+        texts[_CLASSES_KEY] = json.dumps(list(classes))
     if isinstance(item, VolumeOverlay):
         texts[_PLACE_KEY] = item.place
     target = BytesIO()
     figure.savefig(target, format="png", metadata=texts, facecolor="black")
     return target.getvalue()
+
+
+def _rows(slices: Sequence[OverlayItem], classes: Sequence[str]) -> tuple[_Row, ...]:
+    """The rows of a picture, the upper one first."""
+    if any(one.prediction is None for one in slices):
+        return ("truth",)
+    return ("truth", "prediction") if len(classes) > 1 else ("both",)
 
 
 def _drawn_size(item: OverlayItem | VolumeOverlay) -> tuple[int, int]:
@@ -208,16 +250,17 @@ def _drawn_size(item: OverlayItem | VolumeOverlay) -> tuple[int, int]:
     return height, width
 
 
-def _draw_slice(axes: Axes, item: OverlayItem, *, size: tuple[int, int], limits: tuple[float, float]) -> None:
-    """Draw one picture [H, W, 3] with its outlines; the values of `limits` are shown as black and white."""
+def _draw_slice(
+    axes: Axes, item: OverlayItem, row: _Row, *, size: tuple[int, int], limits: tuple[float, float]
+) -> None:
+    """Draw one picture [H, W, 3] with the outlines of a row; the values of `limits` are shown as black and white."""
     (height, width), (low, high) = size, limits
     stretched = np.clip((item.image - low) / max(high - low, 1e-6), 0, 1)
     picture = Image.fromarray((255 * stretched).astype(np.uint8)).resize((width, height), Image.Resampling.LANCZOS)
     axes.set_axis_off()
     axes.imshow(np.asarray(picture), extent=(0, width, height, 0), interpolation="nearest", aspect="auto")
-    for classes, color, thickness in ((item.truth, TRUTH, 2.2), (item.prediction, PREDICTION, 1.6)):
-        for mask in _class_masks(classes, overlap=item.overlap):
-            _outline(axes, mask, color=color, width=thickness, size=size)
+    for outline in _outlines(item, row):
+        _draw_outline(axes, outline, size=size)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
 
@@ -225,10 +268,9 @@ def _draw_slice(axes: Axes, item: OverlayItem, *, size: tuple[int, int], limits:
 def _write_labels(axes: Axes, item: VolumeOverlay, index: int, *, size: tuple[int, int]) -> None:
     """Write the number of a slice (bold for the slice with the largest error), and the directions of the body at the edges."""
     height, width = size
-    halo = [withStroke(linewidth=2, foreground="black")]
     weight = "bold" if index == item.shown else "normal"
     axes.text(
-        4, height - 4, f"slice {index + 1}", color="white", fontsize=9, weight=weight, va="bottom", path_effects=halo
+        4, height - 4, f"slice {index + 1}", color="white", fontsize=9, weight=weight, va="bottom", path_effects=_HALO
     )
     if item.axes is None:
         return
@@ -240,24 +282,61 @@ def _write_labels(axes: Axes, item: VolumeOverlay, index: int, *, size: tuple[in
         (width - 4, height / 2, "right", "center"): columns,
     }
     for (x, y, across, along), letter in edges.items():
-        axes.text(x, y, letter, color="white", fontsize=11, weight="bold", ha=across, va=along, path_effects=halo)
+        axes.text(x, y, letter, color="white", fontsize=11, weight="bold", ha=across, va=along, path_effects=_HALO)
 
 
-def _class_masks(labels: npt.NDArray[np.integer], *, overlap: bool) -> list[npt.NDArray[np.bool_]]:
-    """The mask of each class in labels [H, W], without pixels that are to be ignored."""
+@dataclass(frozen=True)
+class _Outline:
+    """The outline of a class in a picture."""
+
+    mask: npt.NDArray[np.bool_]
+    color: str
+    dashes: tuple[float, ...]
+    """Lengths of strokes and gaps in line widths; empty for a solid line."""
+    width: float
+    inside: bool = False
+    """Whether it is drawn inside of the mask, and not along its border."""
+
+
+def _outlines(item: OverlayItem, row: _Row) -> Iterator[_Outline]:
+    """The outlines of a row, in the order in which they are drawn."""
+    if row == "both":
+        for labels, color, width in ((item.truth, TRUTH, 2.2), (item.prediction, PREDICTION, 1.6)):
+            for _, mask in _class_masks(labels, overlap=item.overlap):
+                yield _Outline(mask, color, (), width)
+        return
+    masks = _class_masks(item.truth if row == "truth" else item.prediction, overlap=item.overlap)
+    masks.sort(key=lambda found: -np.count_nonzero(found[1]))
+    for smaller, (number, mask) in zip(reversed(range(len(masks))), masks, strict=True):
+        width = _INSIDE + (_WIDER * smaller if item.overlap else 0.0)
+        yield _Outline(mask, *color_and_dashes(number), width, inside=True)
+
+
+def _class_masks(labels: npt.NDArray[np.integer] | None, *, overlap: bool) -> list[tuple[int, npt.NDArray[np.bool_]]]:
+    """Number and mask of each class in labels [H, W], without pixels that are to be ignored; empty without labels."""
+    if labels is None:
+        return []
     numbers = range(1, MAX_OVERLAPPING + 1) if overlap else [int(n) for n in np.unique(labels) if n not in (0, IGNORED)]
-    masks = (class_pixels(labels, number, overlap=overlap) for number in numbers)
-    return [mask for mask in masks if mask.any()]
+    masks = ((number, class_pixels(labels, number, overlap=overlap)) for number in numbers)
+    return [(number, mask) for number, mask in masks if mask.any()]
 
 
-def _outline(axes: Axes, mask: npt.NDArray[np.bool_], *, color: str, width: float, size: tuple[int, int]) -> None:
-    """Draw the outline of a class over a picture of `size`; an outline that touches the picture's edge is closed there."""
+def _draw_outline(axes: Axes, outline: _Outline, *, size: tuple[int, int]) -> None:
+    """Draw an outline over a picture of `size`; where the mask touches the picture's edge, the outline is closed there."""
+    mask = outline.mask
+    width = (
+        2 * outline.width if outline.inside else outline.width
+    )  # the outer half of a line inside of the mask is cut off
     scale = size[0] / mask.shape[0], size[1] / mask.shape[1]
     padded = np.pad(mask, 1)
     y, x = (np.clip((np.arange(n + 2) - 0.5) * k, 1, n * k - 1) for n, k in zip(mask.shape, scale, strict=True))
     halo: list[AbstractPathEffect] = [withStroke(linewidth=width + 1.0, foreground="#00000066")]
-    drawn = axes.contour(x, y, padded.astype(float), levels=[0.5], colors=color, linewidths=width)
+    drawn = axes.contour(x, y, padded.astype(float), levels=[0.5], colors=outline.color, linewidths=width)
     drawn.set_path_effects(halo)
+    if outline.dashes:
+        drawn.set_linestyle((0, outline.dashes))
+    if outline.inside:
+        drawn.set_clip_path(TransformedPath(drawn.get_paths()[0], axes.transData))
 
 
 def _texts(data: bytes, path: Path) -> dict[str, str]:
@@ -271,3 +350,18 @@ def _texts(data: bytes, path: Path) -> dict[str, str]:
             return {str(key): str(value) for key, value in picture.info.items()}
     except (OSError, SyntaxError) as error:
         raise StoreError(f"overlays/{path.name} is not a picture. Make it again with `pfedsam evaluate`.") from error
+
+
+def _names(text: str, path: Path) -> list[str]:
+    """The names of classes in a text entry of a picture.
+
+    Raises:
+        StoreError: the entry is not a list of names.
+    """
+    try:
+        names = json.loads(text)
+    except ValueError:
+        names = None
+    if not isinstance(names, list):
+        raise StoreError(f"overlays/{path.name} has no list of its classes. Make it again with `pfedsam evaluate`.")
+    return [str(name) for name in names]

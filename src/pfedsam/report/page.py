@@ -23,6 +23,7 @@ from pfedsam.core.files import open_regular
 from pfedsam.core.small_numbers import OFF
 from pfedsam.data.split import same_part
 from pfedsam.report import figures
+from pfedsam.report.class_styles import class_styles
 from pfedsam.report.format import (
     MISSING,
     format_bytes,
@@ -80,6 +81,8 @@ class Picture:
     dice: str
     place: str
     """The position and the size of the slices of a volume; empty for an image."""
+    classes: tuple[str, ...]
+    """Names of the classes, each in its own colour; empty if truth and prediction have one colour each."""
     uri: str
 
 
@@ -125,6 +128,7 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
         alone = read_intervals(baseline, alone_summary)
     intervals = read_intervals(run_folder, summary)
     records, config = _finished_records(run_folder / "records.jsonl"), _config_text(run_folder / "config.yaml")
+    panels = _panels(summary, records, run_folder)
     gains = [site.gain for site in summary.sites.values() if site.gain is not None]
     page = environment().get_template("page.html.j2")
     html = page.render(
@@ -143,7 +147,8 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
         small_numbers=small_numbers_note(summary),
         missed_note=MISSED_NOTE,
         has_lesions=_has_lesions(summary),
-        panels=_panels(summary, records, run_folder),
+        panels=panels,
+        picture_legends={names: class_styles(names) for one in panels for names in _classes_shown(one)},
         losses=_losses(records),
         absences=_absences(records, summary.rounds),
         components=_uri(figures.component_bytes(summary.communication.by_component)),
@@ -343,7 +348,12 @@ def _pictures(run_folder: Path, site: str) -> tuple[Picture, ...]:
     if Path(site).name != site:
         return ()
     found = read_overlays(run_folder / "sites" / site / "overlays")
-    return tuple(Picture(one.rank, one.dice, one.place, _data_uri(one.png, "image/png")) for one in found)
+    return tuple(Picture(one.rank, one.dice, one.place, one.classes, _data_uri(one.png, "image/png")) for one in found)
+
+
+def _classes_shown(panel: SitePanel) -> list[tuple[str, ...]]:
+    """The classes in the pictures of a site: more than one entry only if its pictures were made by different versions."""
+    return list(dict.fromkeys(picture.classes for picture in panel.overlays))
 
 
 def _last_usage(records: Sequence[Record]) -> dict[str, dict[int, list[float]]]:
