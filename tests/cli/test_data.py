@@ -107,7 +107,7 @@ def test_the_table_says_what_was_read(call: Call, capsys: pytest.CaptureFixture[
     assert rows["bits per value"] == "8"
     assert rows["values used"].endswith("of 0 to 255")
     assert rows["ids in the masks"] == "0 (3), 1 (3)"
-    assert rows["class n"] == "3 cases, 17 % of the pixels"  # 4 of 24
+    assert rows["class n"] == "3 cases, median 17 % of the pixels"  # 4 of 24
     assert (rows["empty masks"], rows["unlabelled images"], rows["problems"]) == ("0", "0", "0")
 
 

@@ -39,7 +39,7 @@ def test_rows_say_what_was_counted(tmp_path):
         "size (width x height)": "6 x 8 x 5",
         "spacing in mm": "5 x 2 x 1",
         "ids in the masks": "0 (2), 1 (2)",
-        "class organ": "2 cases, 5 % of the pixels",
+        "class organ": "2 cases, median 5 % of the pixels",
         "class other": f"0 cases, {MISSING}",
         "empty masks": "0",
         "problems": "0",

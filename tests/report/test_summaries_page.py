@@ -60,8 +60,8 @@ def test_sizes_of_pixels_are_missing_where_no_case_has_a_spacing_and_not_withhel
     unknown = {"edges": (1,), "counts": (None, None)}
     known = {"min_cases": 10, "without_spacing": 20, "spacing": unknown, "sizes": unknown}
     without = SiteSummaryFile.model_validate(summary("a").model_dump(by_alias=True) | known)
-    assert summary_rows(without)["pixel in mm"] == MISSING
-    assert summary_rows(withheld("b"))["pixel in mm"] == "each in fewer than 10"
+    assert summary_rows(without)["pixel in mm (bins)"] == MISSING
+    assert summary_rows(withheld("b"))["pixel in mm (bins)"] == "each in fewer than 10"
 
 
 def test_sites_that_are_alike_have_no_difference() -> None:
@@ -73,7 +73,7 @@ def test_sites_that_are_alike_have_no_difference() -> None:
     [
         ({"bin_": 24}, "a and b differ in intensity: their distributions are 0.50 apart (mean 0.27 and 0.77)."),
         ({"spacing": 2}, "a and b differ in scale: the distance of their pixels is about 0.89 and 0.24 mm."),
-        ({"share": 0.03}, "a and b differ in labels: 'cup' fills 10 % and 3 % of the masks that have it."),
+        ({"share": 0.03}, "a and b differ in labels: 'cup' fills on average 10 % and 3 % of the masks that have it."),
         ({"classes": {}}, "a and b differ in labels: b has no class 'cup'."),
         (
             {"classes": {"cup": {"annotated": False, "cases": None, "share": None}}},
@@ -88,8 +88,12 @@ def test_a_difference_is_told_with_both_names(other, said: str) -> None:
 def test_withheld_numbers_are_shown_as_such() -> None:
     rows = summary_rows(withheld("a"))
     assert (rows["pictures"], rows["patients"]) == ("fewer than 10", "fewer than 10")
-    assert rows["pixel in mm"] == "each in fewer than 10"
-    assert summary_rows(summary("a"))["pixel in mm"] == "0.8 to 1 (20)"
+    assert rows["pixel in mm (bins)"] == "each in fewer than 10"
+    assert summary_rows(summary("a"))["pixel in mm (bins)"] == "0.8 to 1 (20)"
+
+
+def test_a_share_says_that_it_is_a_mean() -> None:
+    assert summary_rows(summary("a"))["class cup"] == "20 cases, mean 10 % of the pixels"
 
 
 def test_the_page_holds_every_site_and_difference(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def _class_text(count: int | None, share: float | None) -> str:
     """The cases that have a class, and its share of their pixels; `count` is None where the class is not annotated."""
     if count is None:
         return "not annotated"
-    filled = MISSING if share is None else f"{100 * share:.2g} % of the pixels"
+    filled = MISSING if share is None else f"median {100 * share:.2g} % of the pixels"
     return f"{format_count(count, 'case')}, {filled}"
 
 

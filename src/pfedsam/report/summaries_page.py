@@ -28,17 +28,17 @@ def summary_rows(summary: SiteSummaryFile) -> dict[str, str]:
         summary.kind: _count(summary.cases, least),
         "patients": _count(summary.patients, least),
         "mean intensity": MISSING if summary.intensities is None else f"{mean_intensity(summary.intensities):.2f}",
-        "longer side in pixels": _bins(summary.sizes, least),
-        "pixel in mm": MISSING if none_has_spacing else _bins(summary.spacing, least),
+        "longer side in pixels (bins)": _bins(summary.sizes, least),
+        "pixel in mm (bins)": MISSING if none_has_spacing else _bins(summary.spacing, least),
         "without spacing": _count(summary.without_spacing, least),
     }
     if summary.depths is not None and summary.slice_distance is not None:
         rows |= {
-            "slices": _bins(summary.depths, least),
-            "slice distance in mm": _bins(summary.slice_distance, least),
+            "slices (bins)": _bins(summary.depths, least),
+            "slice distance in mm (bins)": _bins(summary.slice_distance, least),
         }
     for name, one in summary.classes.items():
-        share = MISSING if one.share is None else f"{100 * one.share:.2g} % of the pixels"
+        share = MISSING if one.share is None else f"mean {100 * one.share:.2g} % of the pixels"
         rows[f"class {name}"] = f"{_count(one.cases, least)} cases, {share}" if one.annotated else "not annotated"
     return rows
 
@@ -95,7 +95,7 @@ def _labels(one: SiteSummaryFile, other: SiteSummaryFile) -> Iterator[str]:
             yield f"{both} differ in labels: {lacking} does not annotate {name!r}."
         elif shares := _if_far_apart(mine.share, theirs.share):
             percent = f"{100 * shares[0]:.2g} % and {100 * shares[1]:.2g} %"
-            yield f"{both} differ in labels: {name!r} fills {percent} of the masks that have it."
+            yield f"{both} differ in labels: {name!r} fills on average {percent} of the masks that have it."
 
 
 def _if_far_apart(first: float | None, second: float | None) -> tuple[float, float] | None:
