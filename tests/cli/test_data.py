@@ -103,7 +103,7 @@ def test_the_table_says_what_was_read(call: Call, capsys: pytest.CaptureFixture[
     assert rows["images"] == "3"
     assert rows["patients"] == "3"
     assert rows["split"] == "train 1, val 1, test 1"
-    assert rows["size (width x height)"] == "6 x 4"
+    assert rows["size: width x height (x slices)"] == "6 x 4"
     assert rows["bits per value"] == "8"
     assert rows["values used"].endswith("of 0 to 255")
     assert rows["ids in the masks"] == "0 (3), 1 (3)"

@@ -36,15 +36,30 @@ def test_rows_say_what_was_counted(tmp_path):
     expected = {
         "images": "2",
         "patients": "2",
-        "size (width x height)": "6 x 8 x 5",
-        "spacing in mm": "5 x 2 x 1",
+        "size: width x height (x slices)": "6 x 8 x 5",
+        "spacing in mm, same order": "1 x 2 x 5",
+        "bits per value": "int16",
+        "values used": "0 to 239",
+        "channels": "1",
         "ids in the masks": "0 (2), 1 (2)",
         "class organ": "2 cases, median 5 % of the pixels",
         "class other": f"0 cases, {MISSING}",
         "empty masks": "0",
+        "unlabelled images": "0",
+        "refused images": "0",
         "problems": "0",
     }
     assert {name: rows[name] for name in expected} == expected
+
+
+def test_refused_images_with_a_mask_are_not_counted_as_unlabelled(tmp_path):
+    _report(tmp_path)
+    (tmp_path / "images" / "a.nii").write_bytes(b"no volume")
+    (tmp_path / "masks" / "b.nii").unlink()
+    site = check_sites([read_site("north", tmp_path, masks_required=False)], STUDY).sites[0]
+    rows = site_rows(site)
+    assert (rows["images"], rows["refused images"], rows["unlabelled images"]) == ("2", "2", "1")
+    assert rows["size: width x height (x slices)"] == "6 x 8 x 5"
 
 
 def test_the_page_holds_a_picture_of_each_case_and_what_is_wrong(tmp_path):
@@ -80,8 +95,8 @@ def test_series_are_rows_with_the_undecided_cases_first(tmp_path):
         "image type": "ORIGINAL PRIMARY",
         "time": "0 min",
         "slices": "20",
-        "pixels": "32 x 64",
-        "spacing in mm": "3 x 0.5 x 0.5",
+        "size": "32 x 64",
+        "spacing in mm": "0.5 x 0.5 x 3",
         "chosen": "yes",
     }
     assert rows[3] == rows[3] | {

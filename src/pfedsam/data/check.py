@@ -25,12 +25,16 @@ class ImageCounts:
     """(H, W) of a picture, or (D, H, W) of a volume."""
     depths: Mapping[int, int]
     """Bits of a value, for pictures only."""
+    kinds: Mapping[str, int]
+    """Type of the values, for volumes only."""
     channels: Mapping[int, int]
-    """Channels in the file, for pictures only."""
+    """Channels in the file; for volumes, the number of sequences, or 3 for colour."""
     spacings: Mapping[tuple[float, ...] | None, int]
     """Spacing in mm; None where none is given."""
     values: tuple[float, float] | None
     """The lowest 1st and the highest 99.9th percentile of an image, as shares of the range of its type; None without pictures."""
+    voxel_values: tuple[float, float] | None
+    """The lowest and the highest value of all volumes, in the units of their files; None without volumes."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class MaskCounts:
     empty: int
     """Masks that contain background only."""
     missing: int
-    """Cases without a mask that could be read."""
+    """Cases without a mask; a mask that cannot be read is a problem."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class SiteReport:
 
     site: str
     cases: int
+    refused: int
+    """Cases with a problem, with which no run starts."""
     patients: int
     parts: Mapping[str, int]
     """Part of the split to its number of cases; empty before a split."""
@@ -144,6 +150,7 @@ def describe_site(facts: SiteFacts, study: Study) -> SiteReport:
     return SiteReport(
         site=site.name,
         cases=len(facts.cases),
+        refused=sum(bool(one.problems) for one in facts.cases),
         patients=len(site.patients()),
         parts={part: parts[part] for part in SPLITS if parts[part]},
         images=_count_images(facts.cases),
@@ -156,17 +163,21 @@ def describe_site(facts: SiteFacts, study: Study) -> SiteReport:
 def _count_images(cases: Sequence[CaseFacts]) -> ImageCounts:
     readable = [one for one in cases if one.size is not None]
     stored = [one.image for one in cases if one.image]
+    voxels = [one.voxels for one in cases if one.voxels]
     return ImageCounts(
         sizes=Counter(one.size for one in readable if one.size),
         depths=Counter(image.bits for image in stored),
-        channels=Counter(image.channels for image in stored),
+        kinds=Counter(volume.kind for volume in voxels),
+        channels=Counter([*(image.channels for image in stored), *(volume.channels for volume in voxels)]),
         spacings=Counter(one.spacing_mm for one in readable),
-        values=_value_range(cases),
+        values=_widest((one.low, one.top) for one in cases),
+        voxel_values=_widest((volume.low, volume.high) for volume in voxels),
     )
 
 
-def _value_range(cases: Iterable[CaseFacts]) -> tuple[float, float] | None:
-    ranges = [(one.low, one.top) for one in cases if one.low is not None and one.top is not None]
+def _widest(found: Iterable[tuple[float | None, float | None]]) -> tuple[float, float] | None:
+    """The lowest and the highest end of the known ranges; None if none is known."""
+    ranges = [(low, top) for low, top in found if low is not None and top is not None]
     return (min(low for low, _ in ranges), max(top for _, top in ranges)) if ranges else None
 
 
@@ -179,7 +190,7 @@ def _count_masks(cases: Sequence[CaseFacts], labels: LabelMap) -> MaskCounts:
         classes={name: _cases_with(labelled, labels, name) for name in labels.names},
         shares={name: _median_share(labelled, labels, name) for name in labels.names},
         empty=sum(background.issuperset(one.pixels) for one in labelled),
-        missing=len(cases) - len(labelled),
+        missing=sum(one.case.mask is None for one in cases),
     )
 
 

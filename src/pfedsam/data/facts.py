@@ -22,7 +22,7 @@ from pfedsam.data.loader import check_sizes, load_ids, load_image
 from pfedsam.data.manifest import SUFFIXES, Case, Site, has_manifest, orphan_masks, unlisted_files, unread_files
 from pfedsam.data.readers.masks import PartNames
 from pfedsam.data.readers.series_table import SeriesRow, list_series, series_of
-from pfedsam.data.volume import Volume
+from pfedsam.data.volume import Volume, VoxelValues
 from pfedsam.data.volume_case import open_case, open_case_mask
 from pfedsam.data.volume_options import VolumeOptions
 
@@ -31,6 +31,20 @@ _SAMPLED: Final = 1_000_000
 _TELLING_VOXELS: Final = 50
 """Number of foreground voxels from which the masks of two patients are never equal by chance."""
 _TOP, _HIGH, _LOW = 99.9, 99.0, 1.0
+
+
+@dataclass(frozen=True)
+class StoredVoxels:
+    """How the voxels of a volume are stored."""
+
+    kind: str
+    """Type of the values as they are read, such as int16; float32 where a slope or an intercept changes them."""
+    channels: int
+    """Number of sequences; 3 for colour."""
+    low: float
+    """The lowest value, in the unit of the file."""
+    high: float
+    """The highest value, likewise."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,8 @@ class CaseFacts:
     """H, W of the image as it is read; D, H, W of a volume."""
     image: Stored | None = None
     """How the image file is stored; None for a volume."""
+    voxels: "StoredVoxels | None" = None
+    """How the voxels of a volume are stored; None for a picture."""
     mask: Stored | None = None
     low: float | None = None
     """The image's 1st percentile, as a share of the range of its type."""
@@ -178,10 +194,10 @@ def _volume_facts(case: Case, labels: LabelMap, image: ImageOptions, options: Vo
     except DataError as error:
         return CaseFacts(case, problems=(str(error),), series=list_series(case.image))
     problems: list[str] = []
-    content, read = None, False
+    values = None
     try:
         with about(case):
-            content, read = volume.check_values(), True
+            values = volume.check_values()
     except DataError as error:
         problems.append(str(error))
     mask = _volume_mask_facts(case, volume, options, problems)
@@ -196,8 +212,9 @@ def _volume_facts(case: Case, labels: LabelMap, image: ImageOptions, options: Vo
         and volume.header.affine is not None
         and np.array_equal(volume.header.affine, np.eye(4)),
         series=series_of(volume.readers[0]),
-        content=content,
-        constant=read and content is None,
+        voxels=None if values is None else _stored_voxels(volume, values),
+        content=None if values is None else values.digest,
+        constant=values is not None and values.digest is None,
         patient_digest=volume.header.patient,
         mask_content=mask.content,
         part_names=mask.part_names,
@@ -205,6 +222,12 @@ def _volume_facts(case: Case, labels: LabelMap, image: ImageOptions, options: Vo
         edge=mask.edge,
         labelled=mask.shape is not None,
     )
+
+
+def _stored_voxels(volume: Volume, values: VoxelValues) -> StoredVoxels:
+    header, sequences = volume.header, len(volume.readers)
+    channels = header.channels if sequences == 1 else sequences
+    return StoredVoxels(header.dtype.name, channels, values.low, values.high)
 
 
 @dataclass(frozen=True)

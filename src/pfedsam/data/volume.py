@@ -6,6 +6,7 @@ both with rows to the feet. Predicted masks are converted back to the grid of th
 """
 
 import hashlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -165,11 +166,24 @@ def _moments(planes: Iterable[npt.NDArray[np.float32]]) -> tuple[float, float]:
     return mean, float(np.sqrt(max(0.0, squares / count - mean**2)))
 
 
+@dataclass(frozen=True)
+class VoxelValues:
+    """What is kept of the voxels of a case after they were read."""
+
+    digest: str | None
+    """Digest of the voxels of all sequences; None if each sequence has a single value."""
+    low: float
+    """The lowest value of all sequences, in the unit of the files."""
+    high: float
+    """The highest value, likewise."""
+
+
 class _Seen:
-    """What has been seen of the voxels of a case: their digest, and whether a sequence has different values."""
+    """What has been seen of the voxels of a case: their digest, their range, and whether a sequence has different values."""
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
+        self._low, self._high = math.inf, -math.inf
         self._first: float | None = None
         self._varies = False
 
@@ -183,12 +197,13 @@ class _Seen:
         for plane in planes:
             self._first = float(plane.flat[0]) if self._first is None else self._first
             self._varies = self._varies or bool((plane != self._first).any())
+            self._low, self._high = min(self._low, float(plane.min())), max(self._high, float(plane.max()))
             self._hash.update(np.ascontiguousarray(plane).data)
             yield plane
 
-    def digest(self) -> str | None:
-        """The digest of all voxels; None if each sequence has a single value."""
-        return self._hash.hexdigest() if self._varies else None
+    def found(self) -> VoxelValues:
+        """What has been seen, after all planes."""
+        return VoxelValues(self._hash.hexdigest() if self._varies else None, self._low, self._high)
 
 
 def percentiles(
@@ -336,11 +351,8 @@ class Volume:
             self._scales = tuple(scale_of(reader, self._options, self.image) for reader in self.readers)
         return self._scales
 
-    def check_values(self) -> str | None:
+    def check_values(self) -> VoxelValues:
         """Read every voxel once, plane by plane, and keep none.
-
-        Returns:
-            A digest of the voxels of all sequences; None if each sequence has a single value.
 
         Raises:
             DataError: a volume is damaged, or its values do not fit `normalise: none`.
@@ -352,7 +364,7 @@ class Volume:
             if self._options.normalise == "none" and reader.header().channels == 1:
                 _whole_range(reader.header(), planes)
             deque(planes, maxlen=0)  # reads the planes that are left
-        return seen.digest()
+        return seen.found()
 
     def pixels(self, number: int) -> npt.NDArray[np.float32]:
         """Slice `number` as the model's input, [H, W, 3] in 0..1.

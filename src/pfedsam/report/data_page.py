@@ -32,7 +32,8 @@ _LISTED: Final = 3
 """Number of sizes or ids that a row lists individually."""
 
 
-SERIES_COLUMNS: Final = ("case", "series", "plane", "image type", "time", "slices", "pixels", "spacing in mm", "chosen")
+SERIES_COLUMNS: Final = ("case", "series", "plane", "image type", "time", "slices", "size", "spacing in mm", "chosen")
+"""The size is width x height, and the spacing width x height x slices."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,13 @@ def site_rows(site: SiteReport) -> dict[str, str]:
         "images": str(site.cases),
         "patients": str(site.patients),
         "split": parts or MISSING,
-        "size (width x height)": _listed({_size(size): count for size, count in site.images.sizes.items()}),
-        "bits per value": _listed(site.images.depths),
+        "size: width x height (x slices)": _listed({_size(size): count for size, count in site.images.sizes.items()}),
+        "spacing in mm, same order": _listed(
+            {_spacing(spacing): count for spacing, count in site.images.spacings.items()}
+        ),
+        "bits per value": _listed({**site.images.depths, **site.images.kinds}),
         "values used": _values(site.images),
         "channels": _listed(site.images.channels),
-        "spacing in mm": _listed({_spacing(spacing): count for spacing, count in site.images.spacings.items()}),
         "ids in the masks": _listed(site.masks.ids, always=True, most=8),
     }
     masks = site.masks
@@ -63,6 +66,7 @@ def site_rows(site: SiteReport) -> dict[str, str]:
     return rows | {
         "empty masks": str(site.masks.empty),
         "unlabelled images": str(site.masks.missing),
+        "refused images": str(site.refused),
         "problems": str(len(site.problems)),
     }
 
@@ -93,7 +97,7 @@ def _series_cells(series: SeriesRow) -> tuple[str, ...]:
         series.image_type or MISSING,
         _after(series.seconds),
         f"{series.slices}" if series.times == 1 else f"{series.slices}, {series.times} each",
-        f"{series.size[1]} x {series.size[0]}",
+        _size(series.size),
         _spacing(series.spacing_mm),
         "yes" if series.chosen else "no",
     )
@@ -168,11 +172,13 @@ def _listed(counts: Mapping[Any, int], *, always: bool = False, most: int = _LIS
 
 
 def _size(size: tuple[int, ...]) -> str:
+    """A size (H, W) or (D, H, W) as width x height (x slices)."""
     return " x ".join(map(str, reversed(size)))
 
 
 def _spacing(spacing: tuple[float, ...] | None) -> str:
-    return "none" if spacing is None else " x ".join(f"{value:g}" for value in spacing)
+    """A spacing (H, W) or (D, H, W) in the order of `_size`."""
+    return "none" if spacing is None else " x ".join(f"{value:.4g}" for value in reversed(spacing))
 
 
 def _after(seconds: float | None) -> str:
@@ -184,7 +190,9 @@ def _after(seconds: float | None) -> str:
 
 
 def _values(images: ImageCounts) -> str:
-    """The lowest and highest value, in the units of the files if all files have the same type."""
+    """The lowest and highest value, in the units of the files if all files are volumes or have the same type."""
+    if images.voxel_values is not None:
+        return "{:.6g} to {:.6g}".format(*images.voxel_values)
     if images.values is None:
         return MISSING
     low, high = images.values
