@@ -7,7 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mask_files import write_rtstruct
 from PIL import Image
+from volume_files import write_series
+
+from pfedsam.data.readers.dicom import DicomReader
 
 Call = Callable[..., int]
 
@@ -235,3 +239,26 @@ def test_what_an_import_leaves_out_is_told(call: Call, capsys: pytest.CaptureFix
     (tmp_path / "source" / "north" / "images" / "c.png").unlink()
     assert call("data", "import", tmp_path / "source", "--out", tmp_path / "sites") == 0
     assert "'masks/c.png'" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_names_in_masks_are_shown_in_the_terminal_only(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "north" / "masks").mkdir(parents=True)
+    for number, case in enumerate("abc"):
+        values = np.random.default_rng(number).integers(-500, 500, (6, 8, 5)).astype(np.int16)
+        image = DicomReader(write_series(tmp_path / "north" / "images" / case, values, seed=number))
+        body, organ = (
+            (name, [("CLOSED_PLANAR", 1, [(1.0, 1.0), (1.0, 4.0), (high, 4.0)])])
+            for name, high in (("Canary", 5.0), ("Organ", 4.0))
+        )
+        write_rtstruct(tmp_path / "north" / "masks" / f"{case}.dcm", image, body, organ)
+    page = tmp_path / "page.html"
+    assert call("data", "check", _study(tmp_path, "north"), "--html", page) == 3
+    said = capsys.readouterr()
+    assert "Canary" in said.out
+    assert "has parts that overlap" in said.err
+    assert "`pfedsam data check` lists the names" in " ".join(said.err.split())
+    assert "Canary" not in said.err + page.read_text("utf-8")
+    assert call("data", "check", _study(tmp_path, "north", more="  volume: {segments: {Organs: 1, Organ: 1}}\n")) == 0
+    assert "no mask has a segment or structure of the name 'Organs'" in " ".join(capsys.readouterr().err.split())

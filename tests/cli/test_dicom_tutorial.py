@@ -108,6 +108,8 @@ def test_the_page_runs_as_it_stands_and_no_name_leaves_the_headers(
     listed, refused = (" ".join(text.split()) for text in said[0])
     assert "north: folders that hold several series" in listed
     assert "30 min" in listed
+    assert "north: names in the masks" in listed
+    assert "│ 2 │ Marker │ 4 │ left out │" in listed
     assert "choose one by data.volume.series" in refused
     for out, err in said:
         assert "Canary" not in out + err

@@ -1,4 +1,4 @@
-"""A CT series with masks on its grid, and DICOM-SEG files written by highdicom, for the tests of readers of masks."""
+"""A CT series with masks on its grid, DICOM-SEG files written by highdicom, and RTSTRUCT files, for the tests of readers of masks."""
 
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.codedict import codes
-from pydicom.uid import generate_uid
-from volume_files import all_planes, write_series
+from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
+from volume_files import CANARY, all_planes, write_series
 
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers import open_mask
@@ -94,3 +95,30 @@ def write_seg_file(
 def write_seg_of(path: Path, image: DicomReader, pixels: npt.NDArray[Any], kind: str = "BINARY") -> Path:
     """The same for an opened series."""
     return write_seg_file(path, [pydicom.dcmread(plane.path) for plane in image.stack.planes], pixels, kind)
+
+
+def write_rtstruct(
+    path: Path, image: DicomReader, *structures: tuple[str, list[tuple[str, float, list[tuple[float, float]]]]]
+) -> Path:
+    """An RTSTRUCT of named structures, each with contours (type, slice, corners in pixels)."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID = RTStructureSetStorage, generate_uid()
+    dataset.Modality, dataset.PatientName = "RTSTRUCT", CANARY
+    dataset.StructureSetROISequence, dataset.ROIContourSequence = [], []
+    for number, (name, contours) in enumerate(structures, start=1):
+        structure, drawn = Dataset(), Dataset()
+        structure.ROINumber, structure.ROIName = number, name
+        drawn.ReferencedROINumber, drawn.ContourSequence = number, []
+        for kind, index, corners in contours:
+            contour = Dataset()
+            points = np.array([image.header().affine @ [row, column, index, 1] for row, column in corners])[:, :3]
+            contour.ContourGeometricType = kind
+            contour.NumberOfContourPoints = len(points)
+            contour.ContourData = [f"{value:.6f}" for value in (points * [-1, -1, 1]).ravel()]
+            drawn.ContourSequence.append(contour)
+        dataset.StructureSetROISequence.append(structure)
+        dataset.ROIContourSequence.append(drawn)
+    dataset.save_as(path, enforce_file_format=True)
+    return path

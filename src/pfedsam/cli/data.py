@@ -16,6 +16,7 @@ from pfedsam.core.text import some_of
 if TYPE_CHECKING:
     from pfedsam.data.check import DataReport, SiteReport
     from pfedsam.data.manifest import Site
+    from pfedsam.data.readers.part_table import PartRow
     from pfedsam.experiment.options import RunOptions
 
 T = TypeVar("T")
@@ -23,8 +24,8 @@ app = typer.Typer(help="Check, compare, split and import the data of the sites b
 Config = Annotated[Path, typer.Argument(help="YAML file with data.sites and data.classes.")]
 _LABELS, _COLUMN = 24, 26
 """Widths of the table's first column and of the column of a site."""
-_MOST_SERIES = 60
-"""Largest number of series that are listed for a site."""
+_MOST_ROWS = 60
+"""Largest number of series, and of names in masks, that are listed for a site."""
 
 
 @app.command("check")
@@ -38,10 +39,12 @@ def check_command(
     """Read all images and masks of all sites, describe them, and report everything that is wrong or suspicious.
 
     If there are problems, the command ends with exit code 3, and no run can start with these data. Warnings name properties that
-    may be intended. `run`, `compare` and `onboard` make the same checks.
+    may be intended. `run`, `compare` and `onboard` make the same checks. Lists the series of folders that hold several, and the names of
+    the segments and structures in DICOM-SEGs and RTSTRUCTs.
     Example: pfedsam data check study.yaml --html check.html
     """  # noqa: DOC501 - shown as help
     from pfedsam.core.errors import DataError
+    from pfedsam.data.readers.part_table import absent_names
     from pfedsam.experiment.build import build_study
     from pfedsam.experiment.load import read_options
     from pfedsam.report.data_page import write_data_page
@@ -59,13 +62,18 @@ def check_command(
     for site in report.sites:
         if site.series:
             _print_series(site)
+    segments = options.data.volume.segments
+    parts = _parts_of(sites, segments)
+    for name, rows in parts.items():
+        _print_parts(name, rows, segments)
     if html is not None:
         OUT.print(f"Page: {write_data_page(report, study, html, problems=problems)}", soft_wrap=True)
-    for warning in report.warnings:
+    warnings = [*report.warnings, *absent_names(parts.values())]
+    for warning in warnings:
         warn(warning)
     if problems:
         raise DataError("\n".join(problems))
-    OUT.print(f"No problem, {len(report.warnings)} warning(s).")
+    OUT.print(f"No problem, {len(warnings)} warning(s).")
 
 
 def _read(options: "RunOptions") -> "tuple[list[Site], list[str]]":
@@ -130,14 +138,44 @@ def _print_series(site: "SiteReport") -> None:
 
     rows = series_rows(site)
     table = Table(*SERIES_COLUMNS, title=f"{site.site}: folders that hold several series", title_justify="left")
-    for row in rows[:_MOST_SERIES]:
+    for row in rows[:_MOST_ROWS]:
         table.add_row(*row)
     OUT.print(table)
-    if len(rows) > _MOST_SERIES:
-        OUT.print(f"... and {len(rows) - _MOST_SERIES} more series.")
+    if len(rows) > _MOST_ROWS:
+        OUT.print(f"... and {len(rows) - _MOST_ROWS} more series.")
     OUT.print(
         "Choose by data.volume.series (a number as listed, the SeriesInstanceUID, or words of the series' description) for all cases, or "
         "for single cases by the column series of the site's manifest.csv."
+    )
+
+
+def _parts_of(sites: "Iterable[Site]", segments: "Mapping[str, int]") -> "dict[str, list[PartRow]]":
+    """The names in the DICOM-SEGs and RTSTRUCTs of each site that has such masks."""
+    from pfedsam.data.readers.part_table import count_parts
+
+    masks = {site.name: [case.mask for case in site.cases if case.volume and case.mask] for site in sites}
+    with ERR.status("reading the names in the masks"):
+        found = {name: count_parts(of_site, segments) for name, of_site in masks.items()}
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def _print_parts(site: str, rows: "Sequence[PartRow]", segments: "Mapping[str, int]") -> None:
+    """The names in the masks of a site, which are shown here only."""
+    from pfedsam.report.format import MISSING
+
+    table = Table("number", "name", "cases", "id", title=f"{site}: names in the masks")
+    table.title_justify = "left"
+    for row in rows[:_MOST_ROWS]:
+        cases = f"{row.cases} ({row.empty} empty)" if row.empty else str(row.cases)
+        numbers = ", ".join(map(str, row.numbers)) or MISSING
+        named = "left out" if row.id is None else str(row.id)
+        table.add_row(numbers, row.name or MISSING, cases, named if segments else numbers)
+    OUT.print(table)
+    if len(rows) > _MOST_ROWS:
+        OUT.print(f"... and {len(rows) - _MOST_ROWS} more names.")
+    OUT.print(
+        "The ids are those of data.volume.segments, such as {Liver: 1}; upper and lower case do not matter. Without it the numbers are the "
+        "ids. The names are shown here only: they are in no page, log or report."
     )
 
 

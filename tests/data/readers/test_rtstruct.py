@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from mask_files import UNEVEN, write_uneven
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
-from volume_files import CANARY, all_planes, write_series
+from mask_files import UNEVEN, write_rtstruct, write_uneven
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
+from volume_files import all_planes, write_series
 
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers import open_mask
@@ -21,39 +21,12 @@ def _square(low: float, high: float) -> list[tuple[float, float]]:
     return [(low, low), (low, high), (high, high), (high, low)]
 
 
-def _write(
-    path: Path, image: DicomReader, *structures: tuple[str, list[tuple[str, float, list[tuple[float, float]]]]]
-) -> Path:
-    """An RTSTRUCT of named structures, each with contours (type, slice, corners in pixels)."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID, dataset.SOPInstanceUID = RTStructureSetStorage, generate_uid()
-    dataset.Modality, dataset.PatientName = "RTSTRUCT", CANARY
-    dataset.StructureSetROISequence, dataset.ROIContourSequence = [], []
-    for number, (name, contours) in enumerate(structures, start=1):
-        structure, drawn = Dataset(), Dataset()
-        structure.ROINumber, structure.ROIName = number, name
-        drawn.ReferencedROINumber, drawn.ContourSequence = number, []
-        for kind, index, corners in contours:
-            contour = Dataset()
-            points = np.array([image.header().affine @ [row, column, index, 1] for row, column in corners])[:, :3]
-            contour.ContourGeometricType = kind
-            contour.NumberOfContourPoints = len(points)
-            contour.ContourData = [f"{value:.6f}" for value in (points * [-1, -1, 1]).ravel()]
-            drawn.ContourSequence.append(contour)
-        dataset.StructureSetROISequence.append(structure)
-        dataset.ROIContourSequence.append(drawn)
-    dataset.save_as(path, enforce_file_format=True)
-    return path
-
-
 def test_contours_are_filled_in_patient_coordinates_with_holes_and_points_left_out(tmp_path):
     image = DicomReader(
         write_series(tmp_path / "ct", VALUES, np.array([[0, 0.5, 0, 3], [-2.0, 0, 0, 1], [0, 0, 3, 7], [0, 0, 0, 1]]))
     )
     shut = "CLOSED_PLANAR"
-    path = _write(
+    path = write_rtstruct(
         tmp_path / "s.dcm",
         image,
         ("organ", [(shut, 1, _square(2.5, 12.5)), (shut, 1, _square(5.5, 8.5)), (shut, 9, _square(1, 5))]),
@@ -69,11 +42,11 @@ def test_contours_are_filled_in_patient_coordinates_with_holes_and_points_left_o
 def test_overlap_names_and_structures_of_another_series(tmp_path):
     image = DicomReader(write_series(tmp_path / "ct", VALUES))
     body, organ = ("BODY", [("CLOSED_PLANAR", 0, _square(1, 15))]), ("Organ", [("CLOSED_PLANAR", 0, _square(3, 6))])
-    path = _write(tmp_path / "s.dcm", image, body, organ)
+    path = write_rtstruct(tmp_path / "s.dcm", image, body, organ)
     with pytest.raises(DataError, match=r"RTSTRUCT has parts that overlap in \d+ voxels"):
         open_mask(path, image, VolumeOptions())
     assert set(np.unique(all_planes(open_mask(path, image, VolumeOptions(segments={"organ": 4})), mask=True))) == {0, 4}
-    away = _write(tmp_path / "t.dcm", image, ("Organ", [("CLOSED_PLANAR", 30, _square(3, 6))]))
+    away = write_rtstruct(tmp_path / "t.dcm", image, ("Organ", [("CLOSED_PLANAR", 30, _square(3, 6))]))
     with pytest.raises(DataError, match="none of the 1 contours of its RTSTRUCT is on a slice"):
         open_mask(away, image, VolumeOptions())
 
@@ -81,7 +54,7 @@ def test_overlap_names_and_structures_of_another_series(tmp_path):
 def test_a_name_that_no_structure_has_is_told_if_another_structure_is_left_out(tmp_path):
     image = DicomReader(write_series(tmp_path / "ct", VALUES))
     organ, gtv = ("Organ", [("CLOSED_PLANAR", 0, _square(3, 6))]), ("GTV1", [("CLOSED_PLANAR", 0, _square(8, 9))])
-    path = _write(tmp_path / "s.dcm", image, organ, gtv, ("isocentre", [("POINT", 1, [(15, 15)])]))
+    path = write_rtstruct(tmp_path / "s.dcm", image, organ, gtv, ("isocentre", [("POINT", 1, [(15, 15)])]))
     notes = [
         open_mask(path, image, VolumeOptions(segments={"organ": 1, name: 2})).notes
         for name in ("GTV", "gtv1", "isocentre")
@@ -112,7 +85,7 @@ def test_a_hole_that_is_joined_to_its_border_by_a_channel_costs_no_pixels(tmp_pa
     image = DicomReader(write_series(tmp_path / "ct", VALUES, CT_AFFINE))
     outer = [(2.5, 2.5), (2.5, 12.5), (12.5, 12.5), (12.5, 2.5), (2.5, 2.5)]
     hole = [(5.5, 5.5), (8.5, 5.5), (8.5, 8.5), (5.5, 8.5), (5.5, 5.5)]
-    path = _write(tmp_path / "s.dcm", image, ("organ", [("CLOSED_PLANAR", 1, (outer + hole)[::turn])]))
+    path = write_rtstruct(tmp_path / "s.dcm", image, ("organ", [("CLOSED_PLANAR", 1, (outer + hole)[::turn])]))
     expected = np.zeros(VALUES.shape, np.int64)
     expected[3:13, 3:13, 1], expected[6:9, 6:9, 1] = 1, 0
     np.testing.assert_array_equal(all_planes(open_mask(path, image, VolumeOptions()), mask=True), expected)
@@ -121,7 +94,7 @@ def test_a_hole_that_is_joined_to_its_border_by_a_channel_costs_no_pixels(tmp_pa
 def test_the_border_does_not_depend_on_the_direction_of_a_contour(tmp_path):
     image = DicomReader(write_series(tmp_path / "ct", VALUES, CT_AFFINE))
     paths = [
-        _write(tmp_path / f"{turn}.dcm", image, ("organ", [("CLOSED_PLANAR", 1, _square(2, 9)[::turn])]))
+        write_rtstruct(tmp_path / f"{turn}.dcm", image, ("organ", [("CLOSED_PLANAR", 1, _square(2, 9)[::turn])]))
         for turn in (1, -1)
     ]
     one, other = (all_planes(open_mask(path, image, VolumeOptions()), mask=True) for path in paths)
@@ -131,7 +104,9 @@ def test_the_border_does_not_depend_on_the_direction_of_a_contour(tmp_path):
 
 def test_structures_of_other_coordinates_are_refused(tmp_path):
     image = DicomReader(write_series(tmp_path / "ct", VALUES, CT_AFFINE))
-    path = _write(tmp_path / "s.dcm", image, *((name, [("CLOSED_PLANAR", 1, _square(2.5, 5.5))]) for name in "ab"))
+    path = write_rtstruct(
+        tmp_path / "s.dcm", image, *((name, [("CLOSED_PLANAR", 1, _square(2.5, 5.5))]) for name in "ab")
+    )
 
     def elsewhere(*numbers: int):
         def change(dataset: Dataset) -> None:
@@ -159,7 +134,7 @@ def test_contours_of_another_time_of_the_series_are_left_out(tmp_path):
         write_series(tmp_path / "ct" / str(number), VALUES[..., :1], series=series, frame=frame, change=time(number))
     early, late = (DicomReader(tmp_path / "ct", frame=number) for number in (0, 1))
     squares = [("CLOSED_PLANAR", 0, _square(1.5, 9.5)), ("CLOSED_PLANAR", 0, _square(3.5, 6.5))]
-    path = _write(tmp_path / "s.dcm", early, ("organ", squares))
+    path = write_rtstruct(tmp_path / "s.dcm", early, ("organ", squares))
 
     def drawn_on(*numbers: int):
         def change(dataset: Dataset) -> None:
@@ -187,17 +162,20 @@ def test_what_encloses_nothing_or_has_no_number_is_told(tmp_path):
         dataset.ROIContourSequence[0].ContourSequence[0]["ContourData"]._value = ["nan"] * 12
 
     nothing = "RTSTRUCT holds no segment or closed contour"
-    _refused(_write(tmp_path / "a.dcm", image), image, nothing)
-    _refused(_write(tmp_path / "b.dcm", image, ("organ", [])), image, nothing)
-    _refused(_write(tmp_path / "c.dcm", image, ("organ", [("POINT", 1, [(3, 3)])])), image, nothing)
-    beside = _write(tmp_path / "d.dcm", image, ("organ", [("CLOSED_PLANAR", 1, _square(50, 60))]))
+    _refused(write_rtstruct(tmp_path / "a.dcm", image), image, nothing)
+    _refused(write_rtstruct(tmp_path / "b.dcm", image, ("organ", [])), image, nothing)
+    _refused(write_rtstruct(tmp_path / "c.dcm", image, ("organ", [("POINT", 1, [(3, 3)])])), image, nothing)
+    beside = write_rtstruct(tmp_path / "d.dcm", image, ("organ", [("CLOSED_PLANAR", 1, _square(50, 60))]))
     _refused(beside, image, "none of the 1 contours of its RTSTRUCT is on a slice of the image, inside its borders")
     for number in (0, 70000):
         path = _changed(
-            _write(tmp_path / "e.dcm", image, ("organ", [inside])), lambda one, number=number: wrong(one, number)
+            write_rtstruct(tmp_path / "e.dcm", image, ("organ", [inside])),
+            lambda one, number=number: wrong(one, number),
         )
         _refused(path, image, f"numbers a part {number}, where an id is 1 to 65535")
-    _refused(_changed(_write(tmp_path / "f.dcm", image, ("organ", [inside])), broken), image, "damaged or cut off")
+    _refused(
+        _changed(write_rtstruct(tmp_path / "f.dcm", image, ("organ", [inside])), broken), image, "damaged or cut off"
+    )
 
 
 def _drawn(
@@ -205,7 +183,7 @@ def _drawn(
 ):
     """Pixels of one structure on each slice of a series 3 mm apart, and the notes; contours as (place in slices, corners)."""
     image = DicomReader(write_series(tmp_path / "ct", np.zeros((20, 24, slices), np.int16), CT_AFFINE))
-    path = _write(tmp_path / "s.dcm", image, ("organ", [(kind, place, corners) for place, corners in contours]))
+    path = write_rtstruct(tmp_path / "s.dcm", image, ("organ", [(kind, place, corners) for place, corners in contours]))
     mask = open_mask(path, image, VolumeOptions())
     return all_planes(mask, mask=True).sum(axis=(0, 1)).tolist(), mask.notes
 
@@ -242,7 +220,7 @@ def test_a_slice_that_a_series_lacks_has_the_contours_of_the_nearest_one(tmp_pat
     image = write_uneven(tmp_path / "ct", *places)
     step = np.diff(places).min()
     squares = [("CLOSED_PLANAR", place / step, _square(0.5, k + 1.5)) for k, place in enumerate(places)]
-    path = _write(tmp_path / "s.dcm", image, ("organ", squares))
+    path = write_rtstruct(tmp_path / "s.dcm", image, ("organ", squares))
     mask = open_mask(path, image, VolumeOptions(resample=True))
     expected = np.zeros((6, 8, len(nearest)), np.int64)
     for index, k in enumerate(nearest):
@@ -254,7 +232,7 @@ def test_a_slice_that_a_series_lacks_has_the_contours_of_the_nearest_one(tmp_pat
 
 def test_a_gap_that_is_too_wide_is_refused_where_contours_reach_it(tmp_path):
     image = write_uneven(tmp_path / "ct", 0, 3, 6, 18, 21, 24)
-    path = _write(tmp_path / "s.dcm", image, ("organ", [("CLOSED_PLANAR", 2, _square(1.5, 4.5))]))
+    path = write_rtstruct(tmp_path / "s.dcm", image, ("organ", [("CLOSED_PLANAR", 2, _square(1.5, 4.5))]))
     with pytest.raises(DataError, match="has a gap of 12 mm beside a structure of its mask"):
         open_mask(path, image, VolumeOptions(resample=True))
 
@@ -293,7 +271,7 @@ def test_contours_that_cross_are_told_and_nested_ones_are_not(tmp_path):
 def test_a_contour_that_is_not_parallel_to_the_slices_is_left_out(tmp_path):
     """Corners of the tilted contour are 1.5 mm, half a slice, above and below its slice; those of the second one a fifth of a slice."""
     image = DicomReader(write_series(tmp_path / "ct", np.zeros((20, 24, 5), np.int16), CT_AFFINE))
-    path = _write(tmp_path / "s.dcm", image, ("organ", [("CLOSED_PLANAR", place, TEN) for place in (1, 2, 3)]))
+    path = write_rtstruct(tmp_path / "s.dcm", image, ("organ", [("CLOSED_PLANAR", place, TEN) for place in (1, 2, 3)]))
 
     def tilt(*heights: float):
         def change(dataset: Dataset) -> None:

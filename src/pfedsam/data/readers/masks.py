@@ -18,6 +18,8 @@ from pfedsam.data.readers.regrid import nearest_voxels
 Overlaps: TypeAlias = Literal["refused", "last", "sum"]
 """What happens where two parts of a file share a voxel: the file is refused, or the voxel gets the id of the later part or the sum of the
 ids."""
+LISTED_BY: Final = "`pfedsam data check` lists the names in the masks"
+"""What tells the names of parts, which no message shows."""
 _HIGHEST_ID: Final = 65535
 _ON_SLICE: Final = 0.1
 """Largest distance of a slice of an even grid from a slice of its series that is the same, as a share of the distance of slices."""
@@ -48,7 +50,7 @@ class PartNames:
         if self.absent and self.others:
             yield (
                 f"no part of the mask has the name {', '.join(map(repr, self.absent))}, and {len(self.others)} part(s) have a name that is "
-                "not in data.volume.segments and are left out: if one of them is meant, give its name there"
+                f"not in data.volume.segments and are left out: if one of them is meant, give its name there ({LISTED_BY})"
             )
 
 
@@ -205,7 +207,7 @@ def choose_ids(names: Mapping[int, str], segments: Mapping[str, int], what: str)
         if wrong:
             raise DataError(
                 f"its {what} numbers a part {wrong[0]}, where an id is 1 to {_HIGHEST_ID}; name the parts and their ids by "
-                "data.volume.segments"
+                f"data.volume.segments ({LISTED_BY})"
             )
         return [(number, number) for number in sorted(names)]
     by_name: dict[str, list[int]] = defaultdict(list)
@@ -214,7 +216,7 @@ def choose_ids(names: Mapping[int, str], segments: Mapping[str, int], what: str)
     chosen = [(number, value) for name, value in segments.items() for number in by_name[plain_name(name)]]
     if not chosen:
         raise DataError(
-            f"its {what} has {len(names)} named parts, none of which data.volume.segments names; correct the names there"
+            f"its {what} has {len(names)} named parts, none of which data.volume.segments names; correct the names there ({LISTED_BY})"
         )
     return chosen
 
@@ -274,7 +276,7 @@ def refuse_overlap(voxels: int, what: str) -> None:
     if voxels:
         raise DataError(
             f"its {what} has parts that overlap in {voxels} voxels, where a mask holds one id; name those to use by data.volume.segments, "
-            "the one that wins last, or keep all by data.volume.sum_segments"
+            f"the one that wins last, or keep all by data.volume.sum_segments ({LISTED_BY})"
         )
 
 

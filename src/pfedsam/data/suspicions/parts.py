@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from pfedsam.data.facts import SiteFacts
+from pfedsam.data.readers.masks import LISTED_BY
 from pfedsam.data.suspicions.finding import Finding, Study, case_ids
 
 
@@ -26,6 +27,6 @@ def misspelt_names(facts: SiteFacts, study: Study) -> Iterator[Finding]:
                 "segment names",
                 f"no part of the mask has the name {' or '.join(map(repr, wanted))}, and another part has a name that data.volume.segments "
                 "does not give, so that it is left out and counts as background; if it is the same structure under another spelling, give "
-                "that name there with the same id",
+                f"that name there with the same id ({LISTED_BY})",
                 case_ids(suspicious),
             )
