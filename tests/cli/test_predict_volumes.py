@@ -369,7 +369,7 @@ def test_an_image_without_a_seg_is_refused_by_name_before_it_is_segmented(
     assert _predict(call, "new", "--dicom-seg") == 3
     said = " ".join(capsys.readouterr().err.split())
     assert "case 'leg': a DICOM-SEG needs a series with positions" in said
-    assert "case 'scan': its DICOM headers lack what a DICOM-SEG needs" in said
+    assert "case 'scan': its DICOM headers lack what a DICOM-SEG needs (StudyInstanceUID); write NIfTI instead" in said
     assert not Path("masks").exists()
 
 

@@ -4,8 +4,10 @@ import pytest
 from mask_files import AFFINE, IDS, VALUES, read_ids, write_ct
 from volume_files import write_series
 
+from pfedsam.core.errors import DataError
 from pfedsam.data.readers.dicom import DicomReader
-from pfedsam.data.readers.seg_write import write_seg
+from pfedsam.data.readers.dicom_files import quiet
+from pfedsam.data.readers.seg_write import refuse_without_seg, write_seg
 
 
 def test_a_written_seg_is_read_back_by_highdicom_and_by_us(tmp_path):
@@ -85,3 +87,26 @@ def test_overlapping_classes_are_read_back_as_sums_of_segments(tmp_path):
     write_seg(tmp_path / "o.dcm", image, bits, ("liver", "odd one"), overlap=True)
     segments = {"liver": 1, "odd one": 2}
     np.testing.assert_array_equal(read_ids(tmp_path / "o.dcm", image, segments=segments, sum_segments=True), bits)
+
+
+def test_what_the_headers_lack_is_named_and_no_value_of_them(tmp_path):
+    def change(dataset, k):
+        dataset.StudyInstanceUID = ""
+        del dataset.PatientSex
+        if k == 0:
+            del dataset.StudyID
+
+    image = DicomReader(write_series(tmp_path / "ct", VALUES, change=change))
+    with pytest.raises(DataError, match=r"needs \(StudyInstanceUID, PatientSex, StudyID\); write NIfTI") as caught:
+        refuse_without_seg(image, ["liver"])
+    assert "Canary" not in str(caught.value)
+
+
+def test_a_damaged_value_is_no_error_of_another_package(tmp_path):
+    def change(dataset, _):
+        dataset.Modality = "ct scan"
+
+    with quiet():
+        image = DicomReader(write_series(tmp_path / "ct", VALUES, change=change))
+    with pytest.raises(DataError, match="damaged values or texts"):
+        refuse_without_seg(image, ["liver"])

@@ -1,6 +1,6 @@
 """DICOM-SEG, written by highdicom: the mask of a DICOM series with its references, frame of reference and coded segments."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,20 @@ from pfedsam.data.readers.dicom_planes import number_of
 
 _ASCII: Final = "ISO_IR 6"
 _UTF_8: Final = "ISO_IR 192"
+_IDENTIFIERS: Final = (
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SOPInstanceUID",
+    "SOPClassUID",
+    "FrameOfReferenceUID",
+    "Modality",
+)
+"""Attributes of a source that a DICOM-SEG needs with a value."""
+_REPEATED: Final = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
+    *("StudyID", "StudyDate", "StudyTime", "AccessionNumber"),
+)
+"""Attributes of a source that a DICOM-SEG repeats, and that may be empty."""
 _CATEGORIES: Final = {
     "anatomy": Code("123037004", "SCT", "Anatomical Structure"),
     "lesion": Code("49755003", "SCT", "Morphologically Abnormal Structure"),
@@ -114,12 +128,33 @@ def _content(source: DicomReader, classes: npt.NDArray[Any], names: Sequence[str
             for one in sources:
                 _write_in_unicode(one, names)
                 _add_thickness(one, source.stack.step)
+            _refuse_incomplete(sources)
             return _encode(sources, masks, names)
     except (AttributeError, LookupError, TypeError, ValueError):
         raise DataError(
-            "its DICOM headers lack what a DICOM-SEG needs (study, series, frame of reference, patient module, thickness of slices), or "
-            "have damaged texts; write NIfTI instead"
+            "its DICOM headers have damaged values or texts, from which no DICOM-SEG can be made; write NIfTI instead"
         ) from None
+
+
+def _refuse_incomplete(sources: Sequence[Dataset]) -> None:
+    """Refuse headers without an attribute that a DICOM-SEG repeats; the message names the attributes, and no value.
+
+    Raises:
+        DataError: there are such headers.
+    """
+    absent = list(dict.fromkeys(keyword for one in sources for keyword in _lacking(one)))
+    if absent:
+        raise DataError(
+            f"its DICOM headers lack what a DICOM-SEG needs ({', '.join(absent)}); write NIfTI instead, or add it to the files"
+        )
+
+
+def _lacking(source: Dataset) -> Iterator[str]:
+    """The keywords of the attributes that a header lacks for a DICOM-SEG; a multi-frame file has the thickness in its groups."""
+    yield from (keyword for keyword in _IDENTIFIERS if not source.get(keyword))
+    yield from (keyword for keyword in _REPEATED if keyword not in source)
+    if "NumberOfFrames" not in source and "SliceThickness" not in source:
+        yield "SliceThickness"
 
 
 def _write_in_unicode(source: Dataset, names: Sequence[str]) -> None:
