@@ -19,6 +19,7 @@ from pfedsam.engine.onboarding import (
     NOTHING,
     Newcomer,
     _refuse_other_sequences,
+    _warn_of_other_kind,
     onboard,
     warm_start,
 )
@@ -105,6 +106,23 @@ def test_a_site_with_another_number_of_sequences_does_not_join(tmp_path: Path) -
         DataError, match=r"site 's': its cases have 1 sequence\(s\), and those of the federation have 2"
     ):
         _refuse_other_sequences(places, site(1))
+
+
+def test_a_site_with_images_of_another_kind_joins_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def site(*, volume: bool) -> Site:
+        return Site("s", Path(), (Case("s", "c", Path("a"), None, "c", "train", volume=volume),))
+
+    for name in ("north", "south"):
+        (tmp_path / name).mkdir()
+    write_sequences(tmp_path / "south", site(volume=True))
+    places = [tmp_path / "north", tmp_path / "south"]
+    _warn_of_other_kind(places, site(volume=True))
+    _warn_of_other_kind(places[:1], site(volume=False))  # it is not known
+    assert caplog.text == ""
+    _warn_of_other_kind(places, site(volume=False))
+    assert "site 's' has pictures (PNG, JPEG or TIFF), and the federation was trained on volumes" in caplog.text
 
 
 def test_own_copies_of_shared_parameters_begin_at_the_federations() -> None:

@@ -169,6 +169,20 @@ def test_an_image_far_from_those_of_the_training_is_told(
     assert "dark.png: it is much darker than the images that the site trained on" in caplog.text
 
 
+def test_a_volume_for_a_model_of_pictures_is_a_warning(
+    folder: Path, toy_options: RunOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    site, _ = _image(toy_options)
+    scan = write_nifti(tmp_path / "scan.nii", np.arange(16 * 16 * 2, dtype=np.int16).reshape(16, 16, 2))
+    opened = open_run(folder).site(site)
+    said = f"the model of site '{site}' was trained on pictures (PNG, JPEG or TIFF) and is used on volumes"
+    assert opened.predict(scan).shape == (2, 16, 16)
+    assert said in caplog.text
+    caplog.clear()
+    opened.predict_volume(Case(site, "scan", scan, None, "scan", volume=True), VolumeWishes())
+    assert said in caplog.text
+
+
 def test_a_test_case_that_was_changed_is_not_scored(folder: Path, toy_options: RunOptions, tmp_path: Path) -> None:
     site, _ = _image(toy_options)
     data = Path(shutil.copytree(toy_options.data.sites[site], tmp_path / "data"))
@@ -196,7 +210,7 @@ def test_an_image_that_is_predicted_has_the_spacing_of_the_site(
 
 
 def test_a_model_of_several_sequences_predicts_from_all_of_them_or_not_at_all(
-    tmp_path: Path, toy_options: RunOptions
+    tmp_path: Path, toy_options: RunOptions, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With the sequences named in a manifest, and no endings in the configuration."""
     draw, sites = np.random.default_rng(0), {}
@@ -228,3 +242,8 @@ def test_a_model_of_several_sequences_predicts_from_all_of_them_or_not_at_all(
     np.testing.assert_array_equal(paired.predict(first), refusing.predict_volume(both, VolumeWishes()).classes)
     with pytest.raises(DataError, match=r"'test_t2\.nii' does not end with '_t1'"):
         paired.predict(second)
+    picture = tmp_path / "a.png"
+    Image.fromarray(np.eye(16, dtype=np.uint8)).save(picture)
+    caplog.clear()
+    assert paired.predict(picture).shape == (16, 16)
+    assert "was trained on volumes (NIfTI or DICOM) and is used on pictures" in caplog.text

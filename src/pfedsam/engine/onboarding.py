@@ -25,6 +25,7 @@ from pfedsam.core.log import get_logger
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.check import refuse_problems
 from pfedsam.data.intensity import IntensityRange, training_range, write_range
+from pfedsam.data.kinds import joins_other_kind, trained_on_volumes
 from pfedsam.data.manifest import Site
 from pfedsam.data.sequences import read_sequences, trained_sequences, write_sequences
 from pfedsam.data.split import write_split
@@ -118,6 +119,7 @@ def onboard(opened: OpenRun, new: Newcomer, out: Path, *, tell: Callable[[str], 
     site = build_sites(options)[new.name]
     seen = _check(opened.built.partition, options, site)
     _refuse_other_sequences(opened.places.values(), site)
+    _warn_of_other_kind(opened.places.values(), site)
     with exclusive(out):
         return _read(out, key) or _train(
             _Work(options, opened.built, opened.shared, site, out, new.steps, opened.rounds), key, seen, tell
@@ -302,6 +304,14 @@ def _refuse_other_sequences(places: Iterable[Path], site: Site) -> None:
                 f"site {site.name!r}: its cases have {number} sequence(s), and those of the federation have {known}; give every case the "
                 "sequences of the federation, in the same order (data.volume.channels, or joined by ';' in a manifest)"
             )
+
+
+def _warn_of_other_kind(places: Iterable[Path], site: Site) -> None:
+    """Log a warning if the site has pictures and a site of the federation has volumes, or the reverse, as far as its folders say it."""
+    volume = any(case.volume for case in site.of("train"))
+    said = [text for place in places if (text := joins_other_kind(site.name, trained_on_volumes(place), volume=volume))]
+    if said:
+        _LOG.warning("%s", said[0])
 
 
 def _begin(work: _Work, key: str, seen: IntensityRange | None) -> None:

@@ -21,6 +21,7 @@ from pfedsam.core.text import some_of
 from pfedsam.data.about import about
 from pfedsam.data.entries import entry_of, further_sequences
 from pfedsam.data.intensity import IntensityRange, far_from_training, read_range
+from pfedsam.data.kinds import other_kind, trained_on_volumes
 from pfedsam.data.loader import load_image
 from pfedsam.data.manifest import Case
 from pfedsam.data.sequences import number_of_sequences, read_sequences, refuse_other_number
@@ -76,13 +77,16 @@ class OpenSite:
     """The intensities of the site's training images; None if they are not known."""
     sequences: int | None = None
     """The number of sequences in a case of the site's training volumes; None if it is not known."""
+    volumes: bool | None = None
+    """Whether the site's training cases are volumes; None if it is not known."""
 
     def predict(self, image: Path | str) -> npt.NDArray[np.uint8]:
         """The class map of an image file at its native size; 0 is background, 1 to C are the classes.
 
         The shape is `[H, W]` for a picture and `[D, H, W]` for a volume; `predict_volume` also returns the orientation of the slices.
 
-        If the intensities of the image are far from those of the site's training images, a warning is logged.
+        A warning is logged if the model was trained on volumes and the image is a picture, or the reverse, or if the intensities of the
+        image are far from those of the site's training images.
 
         Args:
             image: the file. Of a volume of several sequences it is the first one; the others are found beside it by the endings of
@@ -98,6 +102,7 @@ class OpenSite:
         others = further_sequences(path, self.options.data.volume.channels) if volume else ()
         case = Case(self.name, stem, path, None, stem, volume=volume, sequences=others)
         self._refuse_other_sequences(case)
+        self._warn_of_kind(case)
         case = with_site_spacing(self.options, case)
         self._warn_of_range(case)
         images = build_images(self.options, (case,), self.built.model.image_size)
@@ -108,12 +113,13 @@ class OpenSite:
     def predict_volume(
         self, case: Case, wishes: VolumeWishes, tell: Callable[[int, int], None] | None = None
     ) -> PredictedVolume:
-        """The predicted classes of a volume; see `pfedsam.engine.predict_volume`.
+        """The predicted classes of a volume; see `pfedsam.engine.predict_volume`. Warnings are logged as for `predict`.
 
         Raises:
             DataError: the volume cannot be read, or the model was trained on another number of sequences.
         """
         self._refuse_other_sequences(case)
+        self._warn_of_kind(case)
         case = with_site_spacing(self.options, case)
         return predict_volume_file(self.options, self.built, self.parameters, case, wishes, tell)
 
@@ -126,6 +132,12 @@ class OpenSite:
         if case.volume:
             with about(case):
                 refuse_other_number(number_of_sequences(case), self.sequences)
+
+    def _warn_of_kind(self, case: Case) -> None:
+        """Log a warning if an image is a picture and the training cases are volumes, or the reverse; it is the same for all images."""
+        said = other_kind(self.name, self.volumes, volume=case.volume)
+        if said:
+            _LOG.warning("%s", said)
 
     def _warn_of_range(self, case: Case) -> None:
         """Log a warning if an image is much darker or brighter than the training images, unless its contrast is stretched."""
@@ -173,7 +185,8 @@ class OpenRun:
             )
         used = used._replace(uses="shared" if len(models) > 1 and model == "shared" else "personal")
         place = self.places[name]
-        return OpenSite(name, model, self.options, self.built, used, read_range(place), read_sequences(place))
+        seen, sequences, volumes = read_range(place), read_sequences(place), trained_on_volumes(place)
+        return OpenSite(name, model, self.options, self.built, used, seen, sequences, volumes)
 
     def evaluate(self, progress: Progress | None = None) -> Summary:
         """Score the test part again, and rewrite scores, overlays, `summary.json` and `report.html`.
