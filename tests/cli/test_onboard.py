@@ -1,4 +1,6 @@
-from pfedsam.cli.onboard import onboarding_table, shared_is_better
+import pytest
+
+from pfedsam.cli.onboard import onboarding_table, shared_is_better, too_few
 from pfedsam.engine.onboarding import LOCAL_PART, NOTHING, Onboarded
 from pfedsam.report.format import MISSING
 
@@ -11,6 +13,14 @@ def test_the_table_names_the_way_in_use():
     assert list(table.columns[1].cells) == ["0.500", "0.750"]
     assert list(table.columns[3].cells) == [MISSING, MISSING]
     assert [str(row.style) for row in table.rows] == ["", "bold"]
+
+
+@pytest.mark.parametrize(("validated_on", "parts"), [(1, "5 for training, 1 for validation"), (None, "5 for training")])
+def test_the_split_is_given_as_the_reason_for_fewer_training_cases(validated_on, parts):
+    said = too_few(10, Onboarded({}, 5, 3, LOCAL_PART, validated_on))
+    assert "10 training cases were requested, and 5 used" in said
+    assert f"{parts}, and 3 for the test" in said
+    assert f"label about {18 if validated_on else 16} cases in all" in said  # 5 of 9 cases, or of 8, are for training
 
 
 def test_it_is_said_where_the_shared_model_alone_is_better():

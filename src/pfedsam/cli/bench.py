@@ -70,7 +70,7 @@ def accuracy_command(
         typer.Option(
             "--train-limit",
             min=1,
-            help="Number of labelled training images per site, taken as whole patients; default: all. Their runs are in a folder of their "
+            help="Number of labelled training images per site, taken patient by patient; default: all. Their runs are in a folder of their "
             "own in --out, which `bench labels` uses too.",
         ),
     ] = None,

@@ -23,7 +23,15 @@ def onboard_command(
             "--out", "-o", help="New folder for the models of the site; it can be given to `pfedsam predict`."
         ),
     ],
-    labels: Annotated[int, typer.Option(min=1, help="Number of labelled cases to train on.")] = 10,
+    labels: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Number of labelled cases to train on, from the site's training part. The site's cases are split by patient in the "
+            "proportions of the federation (by default 60 % training, 10 % validation, 30 % test), unless its manifest.csv names the part "
+            "of each case; so 10 training cases need about 17 labelled ones.",
+        ),
+    ] = 10,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each option that trains.")] = 120,
     name: Annotated[str | None, typer.Option(help="Name of the site; default: the name of its folder.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of training and test cases.")] = 0,
@@ -43,13 +51,25 @@ def onboard_command(
         found = onboard(open_run(run), new, out, tell=lambda way: status.update(f"{new.name}: {way}"))
     OUT.print(onboarding_table(new.name, found))
     if found.trained_on < labels:
-        OUT.print(
-            f"{labels} labelled cases were requested, but {found.trained_on} used: only whole patients of the training part are taken."
-        )
+        OUT.print(too_few(labels, found))
     advice = shared_is_better(found)
     if advice:
         OUT.print(advice)
     OUT.print(f"Model: pfedsam predict {out} IMAGES --site {new.name} --out masks")
+
+
+def too_few(labels: int, found: "Onboarded") -> str:
+    """The reason why fewer cases than requested were used for training, and what to do."""
+    parts = [f"{found.trained_on} for training"]
+    if found.validated_on is not None:
+        parts.append(f"{found.validated_on} for validation")
+    every = found.trained_on + found.tested_on + (found.validated_on or 0)
+    needed = -(-labels * every // found.trained_on)  # rounded up
+    return (
+        f"{labels} training cases were requested, and {found.trained_on} used, because the site's {every} cases are split by patient: "
+        f"{', '.join(parts)}, and {found.tested_on} for the test, on which the options are compared. For {labels} training cases, label "
+        f"about {needed} cases in all, or name the part of each case in the column split of a manifest.csv."
+    )
 
 
 def shared_is_better(found: "Onboarded") -> str:

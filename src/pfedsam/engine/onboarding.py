@@ -28,7 +28,7 @@ from pfedsam.data.intensity import IntensityRange, training_range, write_range
 from pfedsam.data.kinds import joins_other_kind, trained_on_volumes
 from pfedsam.data.manifest import Site
 from pfedsam.data.sequences import read_sequences, trained_sequences, write_sequences
-from pfedsam.data.split import write_split
+from pfedsam.data.split import USED, write_split
 from pfedsam.engine.model_selection import Parameters
 from pfedsam.engine.opened import OpenRun
 from pfedsam.engine.run import study_id
@@ -75,7 +75,7 @@ class Newcomer:
     name: str
     folder: Path
     labels: int = 10
-    """Number of labelled training cases, which are taken as whole patients."""
+    """Largest number of training cases, which are taken patient by patient from the training part of the site's split."""
     steps: int = 120
     seed: int = 0
 
@@ -90,6 +90,8 @@ class Onboarded:
     tested_on: int
     in_use: str
     """The onboarding option whose model the folder contains."""
+    validated_on: int | None = None
+    """Cases of the validation part, which are not used here; None in the results of earlier versions."""
 
 
 Weights = tuple[NamedTensors, NamedTensors]
@@ -140,7 +142,8 @@ def _train(work: "_Work", key: str, seen: IntensityRange | None, tell: Callable[
             _commit(work, weights[1])
     _finish(work, scores, used)
     ways = {way: _measures(summarize_site(found)) for way, found in scores.items()}
-    result = Onboarded(ways, len(work.site.of("train")), len(work.site.of("test")), used)
+    numbers = {part: len(work.site.of(part)) for part in USED}
+    result = Onboarded(ways, numbers["train"], numbers["test"], used, numbers["val"])
     sealed.write_json(work.out / _FILE, {"schema": 1, "key": key, **asdict(result)})
     return result
 
@@ -273,7 +276,8 @@ def _read(out: Path, key: str) -> Onboarded | None:
     if not (out / _FILE).exists():
         return None
     content = sealed.read_json(out / _FILE, "Remove it to repeat the onboarding.")
-    return Onboarded(content["ways"], content["trained_on"], content["tested_on"], content["in_use"])
+    validated_on = content.get("validated_on")
+    return Onboarded(content["ways"], content["trained_on"], content["tested_on"], content["in_use"], validated_on)
 
 
 def _check(partition: Partition, options: RunOptions, site: Site) -> IntensityRange | None:
