@@ -1,8 +1,8 @@
 import pytest
 
 from pfedsam.cli.onboard import onboarding_table, shared_is_better, too_few
-from pfedsam.engine.onboarding import LOCAL_PART, NOTHING, Onboarded
 from pfedsam.report.format import MISSING
+from pfedsam.report.onboarded import LOCAL_PART, NOTHING, Onboarded
 
 
 def test_the_table_names_the_way_in_use():
@@ -10,6 +10,7 @@ def test_the_table_names_the_way_in_use():
     found = Onboarded({NOTHING: row, LOCAL_PART: {**row, "dice": 0.75}}, 10, 30, LOCAL_PART)
     table = onboarding_table("north", found)
     assert "trained on 10 cases, scored on 30" in str(table.title)
+    assert list(table.columns[0].cells) == [NOTHING, f"{LOCAL_PART} (saved)"]
     assert list(table.columns[1].cells) == ["0.500", "0.750"]
     assert list(table.columns[3].cells) == [MISSING, MISSING]
     assert [str(row.style) for row in table.rows] == ["", "bold"]

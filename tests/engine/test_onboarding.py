@@ -13,10 +13,6 @@ from pfedsam.data.manifest import Case, Site
 from pfedsam.data.sequences import write_sequences
 from pfedsam.data.synthetic import SyntheticOptions, write_sites
 from pfedsam.engine.onboarding import (
-    ALONE,
-    EVERYTHING,
-    LOCAL_PART,
-    NOTHING,
     Newcomer,
     _refuse_other_sequences,
     _warn_of_other_kind,
@@ -28,6 +24,7 @@ from pfedsam.engine.run import run
 from pfedsam.engine.server_files import SERVER
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.site_store import SiteStore
+from pfedsam.report.onboarded import ALONE, EVERYTHING, LOCAL_PART, NOTHING
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +70,11 @@ def test_a_new_site_gets_its_local_part_and_nothing_else_changes(
     content = json.loads((tmp_path / "out" / "onboarding.json").read_text())
     assert content["ways"][ALONE] == found.ways[ALONE]
     assert onboard(open_run(tmp_path / "run"), new, tmp_path / "out") == found  # read, not trained again
-    with pytest.raises(RunError, match="something else"):
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "onboarding of newcomer with pfedsam" in page
+    assert "everything trained from the backbone, without the federation" in page
+    assert "Sent by a site per round" not in page
+    with pytest.raises(RunError, match="'out' contains a finished onboarding already, of another site, federation"):
         onboard(open_run(tmp_path / "run"), Newcomer("newcomer", new_site, labels=3, steps=3), tmp_path / "out")
     with pytest.raises(OptionError, match="already"):
         onboard(open_run(tmp_path / "run"), Newcomer(next(iter(short.data.sites)), new_site, 2), tmp_path / "x")

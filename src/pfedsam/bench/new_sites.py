@@ -5,9 +5,10 @@ from dataclasses import replace
 
 from pfedsam.bench.plan import Outcome, Plan, Step, run_plan
 from pfedsam.core.errors import RunError
-from pfedsam.engine.onboarding import NOTHING, Newcomer, Onboarded, onboard
+from pfedsam.engine.onboarding import Newcomer, onboard
 from pfedsam.engine.opened import open_run
 from pfedsam.experiment.suite import Entry
+from pfedsam.report.onboarded import NOTHING, Onboarded
 from pfedsam.report.onboarding_page import MEMBER, UNSEEN, Joined
 from pfedsam.report.summary_file import SiteEntry
 

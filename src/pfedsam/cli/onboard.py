@@ -9,7 +9,7 @@ from rich.table import Table
 from pfedsam.cli.console import ERR, OUT
 
 if TYPE_CHECKING:
-    from pfedsam.engine.onboarding import Onboarded
+    from pfedsam.report.onboarded import Onboarded
 
 
 def onboard_command(
@@ -55,7 +55,13 @@ def onboard_command(
     advice = shared_is_better(found)
     if advice:
         OUT.print(advice)
-    OUT.print(f"Model: pfedsam predict {out} IMAGES --site {new.name} --out masks")
+    OUT.print(
+        f"Saved in {out}: the model of {found.in_use!r}. The others are for comparison and are not kept. All were scored on "
+        f"{found.tested_on} case(s), so that small differences may be chance.",
+        soft_wrap=True,
+    )
+    OUT.print(f"Model: pfedsam predict {out} IMAGES --site {new.name} --out masks", soft_wrap=True)
+    OUT.print(f"Report: {out / 'report.html'}", soft_wrap=True)
 
 
 def too_few(labels: int, found: "Onboarded") -> str:
@@ -74,8 +80,8 @@ def too_few(labels: int, found: "Onboarded") -> str:
 
 def shared_is_better(found: "Onboarded") -> str:
     """Advice if the unchanged shared model has a higher Dice than the model in the folder, else an empty text."""
-    from pfedsam.engine.onboarding import NOTHING
     from pfedsam.report.format import format_value
+    from pfedsam.report.onboarded import NOTHING
 
     alone, used = (found.ways.get(way, {}).get("dice") for way in (NOTHING, found.in_use))
     if found.in_use == NOTHING or alone is None or used is None or alone <= used:
@@ -87,20 +93,15 @@ def shared_is_better(found: "Onboarded") -> str:
 
 
 def onboarding_table(name: str, found: "Onboarded") -> Table:
-    """A table of the onboarding options; the one whose model is in the folder is bold."""
-    from pfedsam.engine.onboarding import WAYS
-    from pfedsam.report.format import format_value
+    """A table of the onboarding options; the one whose model is in the folder is marked."""
+    from pfedsam.report.onboarded import way_rows
 
     table = Table(
         title=f"{name}: trained on {found.trained_on} cases, scored on {found.tested_on}", title_justify="left"
     )
     for heading in ("option", "Dice", "IoU", "HD95", "ASSD", "description"):
         table.add_column(heading)
-    for way, row in found.ways.items():
-        values = [
-            format_value(row["dice"]),
-            format_value(row["iou"]),
-            *(format_value(row[m], 2) for m in ("hd95", "assd")),
-        ]
-        table.add_row(way, *values, WAYS[way], style="bold" if way == found.in_use else "")
+    for row in way_rows(found):
+        option = f"{row.way} (saved)" if row.saved else row.way
+        table.add_row(option, *row.values, row.description, style="bold" if row.saved else "")
     return table

@@ -12,13 +12,13 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from torch import Tensor
 
-from pfedsam.core import atomic, sealed, tensors
+from pfedsam.core import atomic, tensors
 from pfedsam.core.errors import DataError, OptionError, RunError
 from pfedsam.core.lock import LOCK, exclusive
 from pfedsam.core.log import get_logger
@@ -32,7 +32,7 @@ from pfedsam.data.split import USED, write_split
 from pfedsam.engine.model_selection import Parameters
 from pfedsam.engine.opened import OpenRun
 from pfedsam.engine.run import study_id
-from pfedsam.engine.run_end import part_sizes, write_end
+from pfedsam.engine.run_end import SUMMARY, part_sizes, write_end
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.site_session import SiteScorer
 from pfedsam.evaluation.scores import CaseScores
@@ -49,21 +49,24 @@ from pfedsam.experiment.load import write_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.model.partition import Partition
+from pfedsam.report.onboarded import (
+    ALONE,
+    EVERYTHING,
+    LOCAL_PART,
+    NOTHING,
+    WAYS,
+    Onboarded,
+    read_onboarded,
+    write_onboarded,
+)
 from pfedsam.report.summary_file import Communication
 from pfedsam.training.client_round import ClientState, client_round
 from pfedsam.training.options import TrainingOptions
 from pfedsam.training.phases import Model, PhaseSpec
 from pfedsam.training.site_data import SiteData
 
-NOTHING, LOCAL_PART, EVERYTHING, ALONE = "nothing", "local part", "everything", "alone"
-WAYS: Final = {
-    NOTHING: "the shared model as it is",
-    LOCAL_PART: "the local part trained, the shared part fixed",
-    EVERYTHING: "everything trained from the shared start",
-    ALONE: "everything trained from the backbone, without the federation",
-}
 _LOG = get_logger(__name__)
-_FILE: Final = "onboarding.json"
+_KEY: Final = "onboarding.key"
 _CHUNKS: Final = 10
 """Number of parts of the training, between which the learning rate changes as it does between rounds."""
 
@@ -78,20 +81,6 @@ class Newcomer:
     """Largest number of training cases, which are taken patient by patient from the training part of the site's split."""
     steps: int = 120
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Onboarded:
-    """The scores of each onboarding option on the new site's held-out cases."""
-
-    ways: dict[str, dict[str, float | None]]
-    """Onboarding option -> the measures of its model, Dice and IoU in 0..1."""
-    trained_on: int
-    tested_on: int
-    in_use: str
-    """The onboarding option whose model the folder contains."""
-    validated_on: int | None = None
-    """Cases of the validation part, which are not used here; None in the results of earlier versions."""
 
 
 Weights = tuple[NamedTensors, NamedTensors]
@@ -140,11 +129,11 @@ def _train(work: "_Work", key: str, seen: IntensityRange | None, tell: Callable[
         scores[way] = work.score(way, weights, folder)
         if way == used:
             _commit(work, weights[1])
-    _finish(work, scores, used)
     ways = {way: _measures(summarize_site(found)) for way, found in scores.items()}
     numbers = {part: len(work.site.of(part)) for part in USED}
     result = Onboarded(ways, numbers["train"], numbers["test"], used, numbers["val"])
-    sealed.write_json(work.out / _FILE, {"schema": 1, "key": key, **asdict(result)})
+    write_onboarded(work.out, key, result)  # before the report, which shows it
+    _finish(work, scores, used)
     return result
 
 
@@ -267,17 +256,20 @@ def _read(out: Path, key: str) -> Onboarded | None:
 
     Raises:
         RunError: the folder contains something else.
+        StoreError: the result is damaged.
     """
-    started = out / "onboarding.key"
+    started = out / _KEY
     if not out.exists() or {path.name for path in out.iterdir()} <= {LOCK}:
         return None
-    if not started.exists() or started.read_text("utf-8") != key:
+    if not started.exists():
         raise RunError(f"The folder {out.name!r} contains something else. Give a new or an empty folder.")
-    if not (out / _FILE).exists():
-        return None
-    content = sealed.read_json(out / _FILE, "Remove it to repeat the onboarding.")
-    validated_on = content.get("validated_on")
-    return Onboarded(content["ways"], content["trained_on"], content["tested_on"], content["in_use"], validated_on)
+    finished = (out / SUMMARY).exists()
+    if started.read_text("utf-8") != key:
+        raise RunError(
+            f"The folder {out.name!r} contains {'a finished' if finished else 'an unfinished'} onboarding already, of another site, "
+            "federation, seed, or number of labels or steps. Give a new or an empty folder."
+        )
+    return read_onboarded(out) if finished else None
 
 
 def _check(partition: Partition, options: RunOptions, site: Site) -> IntensityRange | None:
@@ -322,7 +314,7 @@ def _begin(work: _Work, key: str, seen: IntensityRange | None) -> None:
     """Write the folder of a run with one site: the key first, then split, shared parameters and configuration."""
     site_folder = work.out / "sites" / work.site.name
     site_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    atomic.write_text(work.out / "onboarding.key", key)
+    atomic.write_text(work.out / _KEY, key)
     write_split(site_folder / "split.json", work.site, digests=True)
     if seen is not None:
         write_range(site_folder, seen)

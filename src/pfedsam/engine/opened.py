@@ -29,7 +29,7 @@ from pfedsam.data.split import read_split
 from pfedsam.engine.model_selection import Parameters, SiteModels, models_of, start_of
 from pfedsam.engine.predict_volume import PredictedVolume, VolumeWishes, predict_volume_file
 from pfedsam.engine.progress import Event, Progress, silent
-from pfedsam.engine.run_end import summarize_models, write_end
+from pfedsam.engine.run_end import SUMMARY, summarize_models, write_end
 from pfedsam.engine.server_files import SERVER, check_records, read_server, refuse_lost_state
 from pfedsam.engine.site_agent import build_study_model, study_options
 from pfedsam.engine.site_options import CONFIG, read_site_options
@@ -55,8 +55,6 @@ Wanted: TypeAlias = Literal["in-use", "personal", "shared"]
 """The model that predicts: the one that the site chose on its validation part, or one given by name."""
 _LOG = get_logger(__name__)
 _RUN: Final = "config.yaml"
-_SUMMARY: Final = "summary.json"
-"""A file that a run's folder gets at its end."""
 _STUDY: Final = "policy.json"
 """A file that exists only in a study's folder at the coordinator."""
 _DEPTH: Final = 3
@@ -206,7 +204,7 @@ class OpenRun:
     def _evaluate(self, tell: Progress) -> Summary:
         self.shared, self.rounds = _committed(self.folder, self.built)  # the run may have continued since it was opened
         check_records(self.folder)  # they contain which model each site uses
-        before = read_summary(self.folder / _SUMMARY)
+        before = read_summary(self.folder / SUMMARY)
         models, scores = models_of(self.options, self.built), {}
         sites = read_sites(self.options, masks_required=False)
         for done, (name, whole) in enumerate(sites.items(), start=1):
@@ -271,11 +269,11 @@ def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | 
     places = {name: folder / "sites" / name for name in options.data.sites}
     finished = not (folder / _STUDY).exists()
     shared, rounds = _committed(folder, built)
-    if not (folder / _SUMMARY).exists():
+    if not (folder / SUMMARY).exists():
         _LOG.warning(
             "The run in %r is not finished (it has no %s): its models are those after %d of %d round(s). Continue it first with %s.",
             folder.name,
-            _SUMMARY,
+            SUMMARY,
             rounds,
             options.training.rounds,
             "--resume" if finished else "`pfedsam coordinator start`",

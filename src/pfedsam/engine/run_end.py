@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from pfedsam.data.manifest import Site
 from pfedsam.engine.server_files import RECORDS
@@ -25,6 +25,8 @@ from pfedsam.report.summary_file import (
 )
 
 T = TypeVar("T")
+SUMMARY: Final = "summary.json"
+"""A file that a run's folder gets at its end."""
 
 
 def by_model(sites: Mapping[str, Mapping[str, T]]) -> dict[str, dict[str, T]]:
@@ -90,7 +92,7 @@ def write_end(
         versions=collect_versions(),
         use_shared=sites_with_the_shared_model(read_records(records)) if records.exists() else (),
     )
-    write_summary(folder / "summary.json", summary)
+    write_summary(folder / SUMMARY, summary)
     write_page(folder)
     return summary
 

@@ -35,6 +35,7 @@ from pfedsam.report.format import (
     format_value,
 )
 from pfedsam.report.intervals import NO_INTERVALS, difference_interval, difference_note, missing_note, read_intervals
+from pfedsam.report.onboarded import read_onboarded, way_rows
 from pfedsam.report.overlays import PREDICTION, TRUTH, read_overlays
 from pfedsam.report.records import Record, last_validation, read_records
 from pfedsam.report.summary_file import LOCAL_ONLY, SiteEntry, Summary, read_summary, with_local_only
@@ -129,10 +130,13 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
     intervals = read_intervals(run_folder, summary)
     records, config = _finished_records(run_folder / "records.jsonl"), _config_text(run_folder / "config.yaml")
     panels = _panels(summary, records, run_folder)
+    onboarded = read_onboarded(run_folder)
     gains = [site.gain for site in summary.sites.values() if site.gain is not None]
     page = environment().get_template("page.html.j2")
     html = page.render(
         summary=summary,
+        onboarded=onboarded,
+        ways=list(way_rows(onboarded)) if onboarded else [],
         name=_given_name(config),
         phases=_phases(records),
         has_gain=bool(gains),
