@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from pfedsam.cli.site import _earlier_end
+from pfedsam.core.lock import running_as
 from pfedsam.data.images import read_mask
+from pfedsam.deploy.site_rules import write_site_rules
 from pfedsam.engine.rounds import RoundPolicy
-from pfedsam.engine.site_options import CONFIG, read_site_options
+from pfedsam.engine.site_options import AGENT, CONFIG, read_site_options
 from pfedsam.engine.study_folder import create_study
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.ledger import Ledger
@@ -71,6 +73,21 @@ def test_an_operator_reads_that_a_summary_of_the_data_would_leave(
     for what in ("leaves once, before the first round", "histograms of intensities", "numbers, summarize"):
         assert what in shown
     assert "none leaves" not in shown
+
+
+def test_a_running_site_that_has_to_be_started_again_for_a_study_is_told_so(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, offered: dict[str, Any]
+) -> None:
+    pytest.importorskip("nvflare")
+    (tmp_path / "manifest.json").write_text(json.dumps(offered))
+    words = ("site", "approve", tmp_path / "north", tmp_path / "manifest.json", "--yes")
+    assert call(*words) == 0
+    assert "start it again" not in capsys.readouterr().err
+    for limit, told in ((2**20, True), (2**30, False)):
+        write_site_rules(tmp_path / "north" / "nvflare", limit)
+        with running_as(tmp_path / "north" / AGENT, "running"):
+            assert call(*words) == 0
+        assert ("start it again" in " ".join(capsys.readouterr().err.split())) is told
 
 
 def lie(offered: dict[str, Any], what: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What NVFlare itself makes of the site's own rules: only our classes are built, and the gate is in every job's chain."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from nvflare.apis.workspace import Workspace
 from nvflare.app_common.widgets.component_path_authorizer import ComponentPathAuthorizer
 from nvflare.private.fed.app.fl_conf import create_privacy_manager
 
+from pfedsam.deploy.limits import message_limit
 from pfedsam.deploy.site_kit import install_kit
+from pfedsam.deploy.site_rules import write_site_rules
+from pfedsam.deploy.site_service import limit_is_too_small
 from pfedsam.deploy.site_side import SiteGate
 
 
@@ -34,6 +38,21 @@ def workspace(kits: Path, tmp_path: Path) -> Workspace:
 def test_a_job_that_names_another_class_is_refused(workspace: Workspace, path: str) -> None:
     with pytest.raises(UnsafeComponentError, match="allow_list"):
         ComponentPathAuthorizer().authorize_component_config({"path": path}, workspace=workspace)
+
+
+@pytest.mark.parametrize(("side", "small"), [(10, False), (3500, False), (3600, True)])
+def test_a_study_with_longer_messages_than_a_running_site_accepts_is_noticed(
+    kits: Path, tmp_path: Path, side: int, small: bool
+) -> None:
+    install_kit(
+        kits / "kits" / "north.zip", tmp_path / "nvflare"
+    )  # with a limit of 64 MiB, of which 16 MiB are for headers
+    (tmp_path / "approved").mkdir()
+    text = json.dumps({"tensors": {"w": {"shape": [side, side]}}})
+    (tmp_path / "approved" / "0123456789abcdef.json").write_text(text)
+    assert limit_is_too_small(tmp_path) is small
+    write_site_rules(tmp_path / "nvflare", message_limit((tmp_path / "approved").glob("*.json")))
+    assert not limit_is_too_small(tmp_path)
 
 
 def test_our_executor_may_be_built(workspace: Workspace) -> None:

@@ -227,6 +227,23 @@ def _approve(folder: Path, policy: "SitePolicy", manifest: "StudyManifest", *, t
     if confirmed("Let this site take part?", yes=yes):
         policy.approve(manifest)
         OUT.print(f"Approved study {manifest.study}.")
+        _warn_of_limit(folder)
+
+
+def _warn_of_limit(folder: Path) -> None:
+    """Warn if `site start` is running and refuses messages as long as those of a study that was approved since."""
+    from pfedsam.core.lock import runner
+    from pfedsam.engine.site_options import AGENT
+
+    if not runner(folder / AGENT):
+        return
+    from pfedsam.deploy.site_service import limit_is_too_small
+
+    if limit_is_too_small(folder):
+        warn(
+            "This site is running, and refuses messages as long as those of this study: it reads the limit when it starts. Stop "
+            "`pfedsam site start`, and start it again."
+        )
 
 
 @app.command("check")

@@ -10,6 +10,8 @@ MIN_MESSAGE_BYTES: Final = 64 * 2**20
 """Enough for all adapters; a study that shares more parameters has a larger limit."""
 FRAME_BYTES: Final = 16 * 2**20
 """The largest frame on the wire; longer messages are sent as a stream of frames that announces its length first."""
+CONNECTIONS: Final = "comm_config.json"
+"""The file in NVFlare's folder `local/` with these settings."""
 _ENVELOPE_BYTES: Final = 16 * 2**20
 _VALUE_BYTES: Final = 4
 
@@ -38,6 +40,14 @@ def connection_settings(limit: int) -> dict[str, Any]:
         "internal": {"scheme": "tcp", "resources": {"host": "localhost", "connection_security": "mtls"}},
         "backbone": {"connect_generation": 1},
     }
+
+
+def written_limit(local: Path) -> int:
+    """The size limit of a message in bytes that was written into a folder `local/`; 0 if there is none."""
+    try:
+        return int(json.loads((local / CONNECTIONS).read_bytes())["max_message_size"])
+    except (OSError, ValueError, TypeError, LookupError):
+        return 0
 
 
 def _shared_bytes(manifest: Path) -> int:

@@ -25,7 +25,7 @@ from pfedsam.deploy import keys
 from pfedsam.deploy.certificates import ADMIN, WORK, known_as, read_certificates, renewed_for, root_days, store
 from pfedsam.deploy.client_settings import MAX_PORT, PROJECT, ClientSettings, is_address
 from pfedsam.deploy.jobs import GUARD
-from pfedsam.deploy.limits import MIN_MESSAGE_BYTES, connection_settings
+from pfedsam.deploy.limits import CONNECTIONS, MIN_MESSAGE_BYTES, connection_settings
 from pfedsam.deploy.site_kit import write_kit
 
 _BUILDERS: Final = "nvflare.lighter.impl"
@@ -233,7 +233,7 @@ def write_server_policy(server: Path, limit: int = MIN_MESSAGE_BYTES) -> None:
     kept = [component for component in resources["components"] if component["id"] not in ("log_receiver", "guard")]
     resources["components"] = [*kept, {"id": "guard", "path": GUARD, "args": {"own": [ADMIN, *_own_names(server)]}}]
     atomic.write_json(local / "resources.json", resources)
-    atomic.write_json(local / "comm_config.json", connection_settings(limit))
+    atomic.write_json(local / CONNECTIONS, connection_settings(limit))
 
 
 def _own_names(server: Path) -> list[str]:

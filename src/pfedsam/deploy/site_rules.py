@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pfedsam.core import atomic
 from pfedsam.deploy.jobs import EXECUTOR
-from pfedsam.deploy.limits import MIN_MESSAGE_BYTES, connection_settings
+from pfedsam.deploy.limits import CONNECTIONS, MIN_MESSAGE_BYTES, connection_settings
 
 LOCAL: Final = "local"
 _GATE: Final = "pfedsam.deploy.site_side.SiteGate"
@@ -45,7 +45,7 @@ def write_site_rules(workspace: Path, limit: int = MIN_MESSAGE_BYTES) -> None:
         "resources.json": _resources(),
         "log_config.json": _logging(),
         "privacy.json": _privacy(),
-        "comm_config.json": connection_settings(limit),
+        CONNECTIONS: connection_settings(limit),
         "authorization.json": _permissions(),
     }
     for path in local.iterdir():

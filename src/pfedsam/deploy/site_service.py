@@ -12,18 +12,16 @@ from typing import Final
 from pfedsam.core.errors import RunError
 from pfedsam.core.lock import running_as
 from pfedsam.deploy.keys import SOON
-from pfedsam.deploy.limits import message_limit
+from pfedsam.deploy.limits import message_limit, written_limit
 from pfedsam.deploy.processes import Engine
 from pfedsam.deploy.site_kit import CLIENT_CONFIG, STARTUP, check_startup, valid_until, write_client_config
-from pfedsam.deploy.site_rules import write_site_rules
-from pfedsam.engine.site_options import read_site_options
+from pfedsam.deploy.site_rules import LOCAL, write_site_rules
+from pfedsam.engine.site_options import AGENT, read_site_options
 
 WORKSPACE: Final = "nvflare"
 """The folder of NVFlare's workspace in a site's folder."""
 SITE_FOLDER: Final = "PFEDSAM_SITE"
 """The environment variable that holds the site's folder, for NVFlare's processes."""
-AGENT: Final = "site.pid"
-"""The file with the process id of `pfedsam site start` while it runs (`core.lock.running_as`)."""
 _MODULE: Final = "nvflare.private.fed.app.client.client_train"
 _TIMEOUT_S: Final = 5.0
 
@@ -59,7 +57,16 @@ def _prepare(folder: Path) -> None:
     """
     startup = folder / WORKSPACE / STARTUP
     write_client_config(startup, check_startup(startup))
-    write_site_rules(folder / WORKSPACE, message_limit((folder / "approved").glob("*.json")))
+    write_site_rules(folder / WORKSPACE, _needed_limit(folder))
+
+
+def limit_is_too_small(folder: Path) -> bool:
+    """Whether an approved study has longer messages than NVFlare's client accepts, which reads its limit when it starts."""
+    return _needed_limit(folder) > written_limit(folder / WORKSPACE / LOCAL)
+
+
+def _needed_limit(folder: Path) -> int:
+    return message_limit((folder / "approved").glob("*.json"))
 
 
 def coordinator_of(folder: Path) -> tuple[str, str | None]:
