@@ -128,7 +128,8 @@ class LocalSites:
         self.change: Callable[[str, str, int, dict[str, bytes]], dict[str, Any]] = lambda site, task, round_, wire: wire
 
     def connected(self) -> list[str]:
-        round_ = self.asked[-1][1] + 1 if self.asked else 0
+        task, round_, _ = self.asked[-1] if self.asked else ("join", 0, ())
+        round_ += task not in ("join", "summarize")  # the requests with which a round begins
         return [site for site in self.agents if not self.away(site, "join", round_)]
 
     def wants_again(self) -> bool:
