@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,56 @@ def test_text_and_json(tmp_path):
     with pytest.raises(StoreError, match="not JSON"):
         atomic.write_json(tmp_path / "j", {"dice": float("nan")})
     assert (tmp_path / "j").read_text().startswith('{\n  "b"')
+
+
+def no_links(path, target):
+    raise OSError(errno.EPERM, "Operation not permitted")  # as exFAT and some network folders do
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_a_kept_copy_does_not_follow_the_file(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", no_links)
+    path, copy = tmp_path / "state", tmp_path / "kept"
+    atomic.write_bytes(path, OLD)
+    for _ in range(2):  # the second time, it is the same file already
+        atomic.keep_copy(path, copy)
+        assert path.samefile(copy) == links
+    atomic.write_bytes(path, NEW)
+    assert copy.read_bytes() == OLD
+    (tmp_path / ".kept.tmp").write_bytes(b"")  # of a process that was killed
+    atomic.keep_copy(path, copy)
+    assert copy.read_bytes() == NEW
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    assert sorted(os.listdir(tmp_path)) == ["kept", "state"]
+
+
+def test_a_copy_that_cannot_be_kept_is_an_error_and_leaves_the_earlier_one(tmp_path, monkeypatch):
+    path, copy = tmp_path / "state", tmp_path / "kept"
+    copy.write_bytes(OLD)
+    with pytest.raises(StoreError, match="state cannot be read"):
+        atomic.keep_copy(path, copy)
+    path.write_bytes(NEW)
+    monkeypatch.setattr(Path, "hardlink_to", no_links)
+    monkeypatch.setattr(os, "write", Interruption("write", 1, OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(StoreError, match="kept could not be written: No space left"):
+        atomic.keep_copy(path, copy)
+    assert copy.read_bytes() == OLD
+    assert sorted(os.listdir(tmp_path)) == ["kept", "state"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_file_system_that_cannot_sync_folders_is_used_without(tmp_path, monkeypatch, number):
+    sync = os.fsync
+
+    def refuse(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, "refused")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(StoreError) if number == errno.EIO else contextlib.nullcontext():
+        atomic.write_bytes(tmp_path / "state", NEW)
 
 
 class Interruption:

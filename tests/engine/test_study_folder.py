@@ -1,5 +1,6 @@
 """What a study's folder at the coordinator holds; a damaged or missing file is told with what to do."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,16 @@ def test_the_states_of_a_study_that_an_earlier_version_rolled_back(ten_rounds: P
     (ten_rounds / "shared" / "earlier" / "after-000002.safetensors").unlink()
     assert folder.stored_states() == [3, 4, 5]
     assert folder.earlier_states() == [3]
+
+
+def test_a_folder_on_a_file_system_without_hard_links_keeps_earlier_states(
+    ten_rounds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    manifest, folder = read_manifest(ten_rounds / "manifest.json"), after_rounds(ten_rounds, 5)
+    assert folder.earlier_states() == [2, 3, 4]
+    folder.roll_back(manifest, 3)
+    assert value_in(folder, manifest) == 3

@@ -5,14 +5,18 @@ file is synced to disk and renamed over the old file. Then the folder is synced,
 """
 
 import contextlib
+import errno
 import json
 import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pfedsam.core.errors import StoreError
+
+_NO_SYNC: Final = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""Error numbers of file systems, mostly in networks, that cannot write a folder's entries to disk on request."""
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
@@ -58,6 +62,25 @@ def write_json(path: Path, value: Any, *, mode: int = 0o600) -> None:  # noqa: A
     write_text(path, text + "\n", mode=mode)
 
 
+def keep_copy(path: Path, copy: Path) -> None:
+    """Keep the present content of a file under a second name in the same file system; a file of that name is replaced in one step.
+
+    Only one process at a time may do this for a name. The second name is a hard link, which takes no space and does not follow when the
+    first is replaced. File systems without hard links (exFAT, some network folders) get a copy.
+
+    Raises:
+        StoreError: the content could not be read or written; an earlier file of the second name is unchanged.
+    """
+    try:
+        _link(path, copy)
+    except OSError:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StoreError(f"{path.name} cannot be read: {error.strerror or error}.") from error
+        write_bytes(copy, data)
+
+
 def usual_mode() -> int:
     """The permissions that a new file gets by the process's umask; used for output files of a command."""
     mask = os.umask(0)
@@ -66,14 +89,41 @@ def usual_mode() -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Write a folder's entries to disk, so that a rename in it survives a power failure. Windows has no such call."""
+    """Write a folder's entries to disk, so that a rename in it survives a power failure.
+
+    Windows has no such call, and some file systems refuse it; there the rename is as safe as they make it.
+
+    Raises:
+        OSError: the entries could not be written.
+    """
     if sys.platform == "win32":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(descriptor)
+
+
+def _link(path: Path, copy: Path) -> None:
+    """Make a hard link, under a temporary name first, because a link cannot replace a file.
+
+    Raises:
+        OSError: the file system has no hard links, or refuses this one.
+    """
+    new = copy.with_name(f".{copy.name}.tmp")
+    new.unlink(missing_ok=True)  # of a process that was killed
+    try:
+        new.hardlink_to(path)
+        new.replace(copy)
+    finally:
+        new.unlink(
+            missing_ok=True
+        )  # it is still there after an error, and if `copy` was a link to the same file already
+    sync_folder(copy.parent)
 
 
 def _replace(path: Path, data: bytes, mode: int) -> None:

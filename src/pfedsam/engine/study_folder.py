@@ -336,7 +336,7 @@ class StudyFolder:
         return self.path / EARLIER
 
     def _keep_state(self, manifest: StudyManifest, next_round: int) -> None:
-        """Make a hard link to the committed state under its number; the following rename does not change this link.
+        """Keep the committed state under its number; the following rename does not change it.
 
         The states that a rollback left behind do not count among the `EARLIER_STATES`, and are removed together with the older ones.
         """
@@ -344,9 +344,7 @@ class StudyFolder:
         if not path.exists():
             return
         self._earlier.mkdir(exist_ok=True, mode=0o700)
-        kept = self._earlier / _state_name(self.load_state(manifest).round)
-        kept.unlink(missing_ok=True)
-        kept.hardlink_to(path)
+        atomic.keep_copy(path, self._earlier / _state_name(self.load_state(manifest).round))
         stored, left = self.stored_states(), self._left_behind(next_round)
         good = [number for number in stored if number not in left]
         oldest = min(good[-EARLIER_STATES:], default=0)
