@@ -81,6 +81,14 @@ def test_the_page_names_the_colour_of_each_class_that_a_site_annotates(tmp_path)
     assert re.findall(r"</svg>([^<]*)</span>", html) == ["other"]
 
 
+def test_on_a_phone_long_names_do_not_widen_the_page_and_one_hint_tells_of_scrolling(tmp_path):
+    html = write_data_page(_report(tmp_path), STUDY, tmp_path / "check.html", problems=[]).read_text("utf-8")
+    columns = re.findall(r"\.cases[^{]*\{[^}]*grid-template-columns: ([^;]*);", html)
+    assert columns == ["repeat(3, minmax(0, 1fr))", "minmax(0, 1fr)", "repeat(2, minmax(0, 1fr))"]
+    assert "overflow-wrap: anywhere" in re.search(r"figcaption \{([^}]*)\}", html)[1]
+    assert len(re.findall("scrolls? sideways", html, re.IGNORECASE)) == 1
+
+
 def test_series_are_rows_with_the_undecided_cases_first(tmp_path):
     first = SeriesRow(1, "MR", "axial", "ORIGINAL PRIMARY", 0.0, 20, 1, (64, 32), (3.0, 0.5, 0.5), True)
     second = SeriesRow(2, "MR", "", "", None, 20, 4, (64, 32), None, False)
