@@ -111,6 +111,16 @@ def test_of_a_resumed_run_the_page_gives_the_time_since_it_was_resumed(tmp_path,
     assert ", in 1.5 min." in write_page(tmp_path).read_text("utf-8")
 
 
+def test_a_comparison_says_why_a_resumed_run_has_no_time(tmp_path, fake):
+    for name, seconds in (("whole", {"total": 90.0}), ("fedavg", {"since resumed": 38.1})):
+        (tmp_path / name).mkdir()
+        write_summary(tmp_path / name / "summary.json", fake.make_summary().model_copy(update={"seconds": seconds}))
+    html = write_comparison({name: tmp_path / name for name in ("whole", "fedavg")}, tmp_path / "c.html").read_text(
+        "utf-8"
+    )
+    assert "From when it was last resumed to its end: fedavg 38 s." in html
+
+
 def test_the_place_of_the_backbone_is_not_told(tmp_path, fake):
     placed = fake.make_summary().model_copy(update={"backbone": "/home/ada/weights/sam_vit_b.pth"})
     write_summary(tmp_path / "summary.json", placed)

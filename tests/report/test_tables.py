@@ -18,6 +18,7 @@ from pfedsam.report.tables import (
     difference_rows,
     run_table,
     run_tables,
+    time_note,
     undefined_note,
 )
 
@@ -133,6 +134,18 @@ def test_a_comparison_has_a_column_a_run_and_its_costs(fake):
     assert row(text, "bologna")[1:] == ["9 (9)", *expected]
     assert row(text, "sent per site and round")[2:] == ["412 kB", "412 kB", "0 B", "0 B"]
     assert row(text, "time")[2:] == ["10.2 min"] * 4
+
+
+def test_a_run_without_a_time_is_named_with_the_reason(fake):
+    whole = fake.make_summary()
+    resumed = whole.model_copy(update={"seconds": {"since resumed": 38.1}})
+    assert time_note({"whole": whole}) is None
+    note = time_note({"whole": whole, "fedavg": resumed})
+    assert note.startswith("The whole time of a run that was interrupted is not known")
+    assert note.endswith("From when it was last resumed to its end: fedavg 38 s.")
+    text = " ".join(shown(comparison_table({"whole": whole, "fedavg": resumed}, {})).split())
+    assert "last resumed to its end: fedavg 38 s." in text
+    assert time_note({"old": whole.model_copy(update={"seconds": {}})}) == "The time of old was not recorded."
 
 
 def test_a_site_that_a_run_did_not_have_is_missing_and_the_means_are_marked(fake):

@@ -42,7 +42,7 @@ from pfedsam.federation.server import ServerState, aggregate
 from pfedsam.federation.tasks import Task, in_words
 from pfedsam.federation.update import label
 from pfedsam.report.records import RecordWriter, read_records, validations_in
-from pfedsam.report.summary_file import Communication, PartSizes
+from pfedsam.report.summary_file import SINCE_RESUMED, Communication, PartSizes
 from pfedsam.training.schedule import end_of_training
 
 _LOG = get_logger(__name__)
@@ -178,7 +178,7 @@ class StudyRun:
             self._finalize(records)
             summaries = self._test(records)
             total = self._seconds()
-            seconds = {"since resumed": total} if self._resumed else {"train": trained, "total": total}
+            seconds = {SINCE_RESUMED: total} if self._resumed else {"train": trained, "total": total}
             records.write({"kind": "timing", **seconds})
         self._report(summaries, seconds)
         return "finished"

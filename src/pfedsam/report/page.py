@@ -51,6 +51,7 @@ from pfedsam.report.tables import (
     missed_cell,
     small_numbers_note,
     tested,
+    time_note,
     undefined_note,
     volume_cell,
 )
@@ -254,6 +255,7 @@ def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
             dates=sorted({run.date for run in summaries.values() if run.date}),
             dots=_uri(figures.comparison_dots(summaries)),
             against=against,
+            time_note=time_note(summaries),
             difference_note=difference_note(intervals, against),
             bars=_uri(figures.difference_bars(differences, against)) if differences else None,
         )

@@ -54,6 +54,8 @@ _READ: Final = (1, 2)
 """The schemas that this version reads; keys that the first one lacks are null."""
 LOCAL_ONLY: Final = "local-only"
 """The method that is the baseline of every gain: each site trains without the federation."""
+SINCE_RESUMED: Final = "since resumed"
+"""The key in `seconds` of a run that was interrupted, in place of `total`."""
 _PACKAGES: Final = ("pfedsam", "torch", "transformers", "peft", "monai", "numpy", "scipy")
 
 

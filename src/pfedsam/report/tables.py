@@ -27,7 +27,7 @@ from pfedsam.report.intervals import (
     difference_interval,
     missing_note,
 )
-from pfedsam.report.summary_file import Entry, SiteEntry, Summary, Values
+from pfedsam.report.summary_file import SINCE_RESUMED, Entry, SiteEntry, Summary, Values
 
 Intervals: TypeAlias = Mapping[str, RunIntervals | None]
 """The intervals of each run by its label; None if the scores of single cases are not available."""
@@ -135,7 +135,7 @@ def comparison_table(runs: Mapping[str, Summary], intervals: Intervals) -> Table
     table.add_section()
     for heading, cost in _COSTS.items():
         table.add_row(heading, "", *map(cost, runs.values()))
-    table.caption = comparison_note(runs, intervals)
+    table.caption = " ".join(filter(None, (comparison_note(runs, intervals), time_note(runs))))
     return table
 
 
@@ -162,6 +162,22 @@ def comparison_note(runs: Mapping[str, Summary], intervals: Intervals) -> str:
     if len({frozenset(run.sites) for run in runs.values()}) > 1:
         notes.append("The runs have different sites: each mean is over the sites of its run.")
     return " ".join(notes)
+
+
+def time_note(runs: Mapping[str, Summary]) -> str | None:
+    """A note on the runs without a time, and why it is missing; None if all have one."""
+    missing = [label for label, run in runs.items() if "total" not in run.seconds]
+    resumed = {label: runs[label].seconds[SINCE_RESUMED] for label in missing if SINCE_RESUMED in runs[label].seconds}
+    notes = []
+    if resumed:
+        parts = ", ".join(f"{label} {format_seconds(seconds)}" for label, seconds in resumed.items())
+        notes.append(
+            "The whole time of a run that was interrupted is not known, because an interrupted program does not record its time. From when "
+            f"it was last resumed to its end: {parts}."
+        )
+    if unknown := [label for label in missing if label not in resumed]:
+        notes.append(f"The time of {', '.join(unknown)} was not recorded.")
+    return " ".join(notes) or None
 
 
 def best_marks(values: Sequence[float | None], intervals: Sequence[Interval | None]) -> list[Mark]:
