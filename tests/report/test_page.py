@@ -291,7 +291,7 @@ def test_a_local_run_has_intervals_and_says_what_it_rests_on(html):
     assert re.search(r'<span class="ci">0\.\d\d to 0\.\d\d</span>', html)
     assert "One seed (1):" in html
     assert "Classes: organ, lesion. Tested on 2026-11-28, trained on 41 cases, validated on 8." in html
-    assert "training + validation 20 + 4</span>" in html
+    assert "trained on 20, validated on 4</span>" in html
     assert "<td>8 (8)</td>" in html.replace("\n", "")
 
 
@@ -338,7 +338,9 @@ def test_a_comparison_shows_intervals_and_differences(tmp_path, fake):
         attributes["alt"] for tag, attributes in tags(html) if tag == "img"
     ]
     assert len(re.findall(r'class="ci">\d\.\d\d to \d\.\d\d<', html)) == 2 * (2 + 1 + 1)
-    assert "Site of the lowest Dice" in html
+    lowest = html[html.index("Lowest Dice of a site") :]
+    assert re.search(rf'<span class="ci">({"|".join(fake.SITES[:2])})</span></td>', lowest)
+    assert "Received per site and round" in html
     assert "Worst site" not in html
 
 

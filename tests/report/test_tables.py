@@ -134,6 +134,11 @@ def test_a_comparison_has_a_column_a_run_and_its_costs(fake):
     assert row(text, "bologna")[1:] == ["9 (9)", *expected]
     assert row(text, "sent per site and round")[2:] == ["412 kB", "412 kB", "0 B", "0 B"]
     assert row(text, "time")[2:] == ["10.2 min"] * 4
+    lines = text.splitlines()
+    (lowest,) = (number for number, line in enumerate(lines) if "lowest Dice of a site" in line)
+    assert [cell.strip() for cell in re.split("│", lines[lowest + 1])[3:-1]] == [
+        f"({run.worst_site})" for run in runs.values()
+    ]
 
 
 def test_a_run_without_a_time_is_named_with_the_reason(fake):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -20,7 +20,6 @@ from pfedsam.core import sealed
 from pfedsam.core.atomic import write_text
 from pfedsam.core.errors import OptionError, RunError, StoreError
 from pfedsam.core.files import open_regular
-from pfedsam.core.small_numbers import OFF
 from pfedsam.data.split import same_part
 from pfedsam.report import figures
 from pfedsam.report.class_styles import class_styles
@@ -38,7 +37,7 @@ from pfedsam.report.intervals import NO_INTERVALS, difference_interval, differen
 from pfedsam.report.onboarded import read_onboarded, way_rows
 from pfedsam.report.overlays import PREDICTION, TRUTH, read_overlays
 from pfedsam.report.records import Record, last_validation, read_records
-from pfedsam.report.summary_file import LOCAL_ONLY, SiteEntry, Summary, read_summary, with_local_only
+from pfedsam.report.summary_file import LOCAL_ONLY, SiteEntry, Summary, Values, read_summary, with_local_only
 from pfedsam.report.tables import (
     MISSED_NOTE,
     best_marks,
@@ -55,6 +54,7 @@ from pfedsam.report.tables import (
     undefined_note,
     volume_cell,
 )
+from pfedsam.report.words import PHASES, difference_heading, part_sizes, phase_heading, surface_dice_note
 
 # An absolute path, alone or as a value in YAML: its folders would reveal where a site stores its data.
 _ABSOLUTE_PATH: Final = re.compile(r"(?<![\w./\\~-])(?:~?/|[A-Za-z]:[\\/]|\\\\)[^\s'\",\]}]*")
@@ -65,14 +65,6 @@ DATA_SUMMARIES: Final = Path("summaries") / "compare.html"
 """In a run's folder: the page of the summaries of the sites' data, which lie beside it."""
 UNNAMED: Final = "run"
 """The default name of a run, which is not shown."""
-_PHASES: Final = {
-    "global": "the shared parameters are trained",
-    "local": "the local parameters are trained",
-    "joint": "shared and local parameters are trained together in the personal model",
-    "coupled": "both models are trained, the shared and the personal one, on the same images",
-    "halves": "both models are trained, the shared and the personal one each on one half of the images",
-}
-"""Description of what a phase trains, by the name of the phase in the records."""
 
 
 @dataclass(frozen=True)
@@ -133,12 +125,13 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
     panels = _panels(summary, records, run_folder)
     onboarded = read_onboarded(run_folder)
     gains = [site.gain for site in summary.sites.values() if site.gain is not None]
+    content = _parsed(config)
     page = environment().get_template("page.html.j2")
     html = page.render(
         summary=summary,
         onboarded=onboarded,
         ways=list(way_rows(onboarded)) if onboarded else [],
-        name=_given_name(config),
+        name=_given_name(content),
         phases=_phases(records),
         has_gain=bool(gains),
         gains=gains,
@@ -151,6 +144,8 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
         note=undefined_note(summary),
         small_numbers=small_numbers_note(summary),
         missed_note=MISSED_NOTE,
+        surface_dice_note=surface_dice_note(content),
+        difference_heading=difference_heading(_values_by_class(summary)),
         has_lesions=_has_lesions(summary),
         panels=panels,
         picture_legends={names: class_styles(names) for one in panels for names in _classes_shown(one)},
@@ -212,6 +207,11 @@ def _has_lesions(summary: Summary) -> bool:
     return any(site.in_use and site.in_use.lesion_recall is not None for site in summary.sites.values())
 
 
+def _values_by_class(summary: Summary) -> Iterator[Values]:
+    """The measures of each class at each site, of the model in use."""
+    return chain.from_iterable(site.in_use.classes.values() for site in summary.sites.values() if site.in_use)
+
+
 def refuse_other_file(out: Path) -> None:
     """Refuse a path for a page at which there is something else, such as a configuration or a mask.
 
@@ -264,20 +264,6 @@ def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
     return out
 
 
-def _parts(runs: Sequence[Summary], site: str) -> str:
-    """Training and validation cases of a site, as `20 + 4`; several texts if the runs differ, a dash if they are not known."""
-    entries = [run.sites[site] for run in runs if site in run.sites]
-    least = max((run.min_cases for run in runs), default=OFF)
-    texts = dict.fromkeys(_part_sizes(one, least) for one in entries if one.train_cases is not None)
-    return " / ".join(texts) or MISSING
-
-
-def _part_sizes(site: SiteEntry, least: int) -> str:
-    """The sizes of a site's parts in one run; a size equal to `least`, the smallest number that is published, means this many or fewer."""
-    at_most = "at most " if site.train_cases == least > OFF else ""
-    return f"{at_most}{site.train_cases} + {MISSING if site.val_cases is None else site.val_cases}"
-
-
 def _class_names(summary: Summary) -> list[str]:
     return list(summary.mean.in_use.classes) if summary.mean.in_use else []
 
@@ -303,8 +289,9 @@ def environment() -> Environment:
         "volume_cell": volume_cell,
         "best_marks": best_marks,
         "tested": tested,
-        "parts": _parts,
-        "phase_texts": _PHASES,
+        "parts": part_sizes,
+        "phase_texts": PHASES,
+        "phase_heading": phase_heading,
         "colors": {
             "personal": figures.PERSONAL,
             "shared": figures.SHARED,
@@ -316,16 +303,20 @@ def environment() -> Environment:
     return environment
 
 
-def _given_name(config: str | None) -> str | None:
-    """The run's name in its configuration; None if it has the default name.
+def _parsed(config: str | None) -> Any:  # noqa: ANN401 - the content of a YAML file
+    """The content of a configuration; None without one.
 
     Raises:
         StoreError: the configuration is not YAML.
     """
     try:
-        content = yaml.safe_load(config or "")
+        return yaml.safe_load(config or "")
     except yaml.YAMLError as error:
         raise StoreError("config.yaml is not YAML. Restore the file that the run wrote.") from error
+
+
+def _given_name(content: Any) -> str | None:  # noqa: ANN401 - the content of a YAML file
+    """The run's name in the content of its configuration; None if it has the default name."""
     name = str(content.get("name", UNNAMED)) if isinstance(content, dict) else UNNAMED
     return None if name == UNNAMED else name
 

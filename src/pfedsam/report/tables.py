@@ -130,8 +130,11 @@ def comparison_table(runs: Mapping[str, Summary], intervals: Intervals) -> Table
         table.add_row(Text(name), tested(runs, name), *_marked(values, found.sites[name]))
     table.add_section()
     table.add_row("mean over sites", "", *_marked(rows.mean, found.mean))
-    table.add_row("site of the lowest Dice", "", *_marked(rows.worst, found.worst))
-    table.add_row("which is", "", *(Text(run.worst_site or MISSING) for run in runs.values()))
+    lowest = _marked(rows.worst, found.worst)
+    for cell, run in zip(lowest, runs.values(), strict=True):
+        if run.worst_site is not None:
+            cell.append(f"\n({run.worst_site})", style="not bold dim")
+    table.add_row("lowest Dice of a site", "", *lowest)
     table.add_section()
     for heading, cost in _COSTS.items():
         table.add_row(heading, "", *map(cost, runs.values()))
@@ -343,12 +346,16 @@ def heading_unit(summary: Summary) -> str:
     return "" if unit == "mixed" else f" [{unit}]"
 
 
+_VOLUME_UNITS: Final = {"mm2": "mm²", "px": "pixels"}
+"""Spelling of the units of a volume or an area."""
+
+
 def volume_cell(values: Values) -> str:
     """The volume difference with its unit; a dash if it is undefined."""
     found = values.volume_difference
     if found is None:
         return MISSING
-    return f"{found:.4g} {str(values.volume_unit).replace('mm2', 'mm²')}"
+    return f"{found:.4g} {_VOLUME_UNITS.get(str(values.volume_unit), values.volume_unit)}"
 
 
 def distance_cells(entry: Values | None, *, mixed: bool) -> tuple[str, str]:
