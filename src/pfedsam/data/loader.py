@@ -196,7 +196,8 @@ def batches(
         generator: source of all random draws.
         foreground: the classes that each example contains; empty if they are not known.
         share: least share of all draws that contain a class. These are drawn for each class in turn (see `_ClassRotation`), the others from
-            all examples, so that those without foreground are drawn as well.
+            all examples, so that those without foreground are drawn as well. They are divided between the two halves of a batch, because a
+            step may train two models on one half each (`training.phases`).
 
     Raises:
         DataError: there are no examples.
@@ -209,12 +210,18 @@ def batches(
     rotation = _ClassRotation(members, generator)
     share = share if members else 0.0
     waiting: list[int] = []
+    middle = batch_size - batch_size // 2
     for step in range(steps):
-        certain = _quota((step + 1) * batch_size, share) - _quota(step * batch_size, share)
+        begun = _quota(step * batch_size, share)
+        certain = _quota((step + 1) * batch_size, share) - begun
         others = batch_size - certain
         while len(waiting) < others:
             waiting += torch.randperm(examples, generator=generator).tolist()
-        drawn = [rotation.draw() for _ in range(certain)] + waiting[:others]
+        of_classes = [rotation.draw() for _ in range(certain)]
+        # Of an odd number one more goes to each half in turn, by the number of such draws before.
+        in_first = min(middle, max(certain - batch_size // 2, (certain + 1 - begun % 2) // 2))
+        rest = middle - in_first
+        drawn = [*of_classes[:in_first], *waiting[:rest], *of_classes[in_first:], *waiting[rest:others]]
         waiting = waiting[others:]
         yield list(zip(drawn, torch.randint(views, (batch_size,), generator=generator).tolist(), strict=True))
 
