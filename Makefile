@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 
 help:
 	@echo "make setup   create .venv with the exact versions of constraints.txt"
-	@echo "make demo    a small federation on synthetic sites, offline; its report is in runs/demo"
+	@echo "make demo    a small federation on synthetic sites, offline; its result is runs/demo/comparison.html"
 	@echo "make test    the tests that take a few minutes"
 	@echo "make test-slow  the tests that train models, kill runs or compare with other implementations at full size; ten minutes"
 	@echo "make test-system  real processes over mutual TLS on this machine; writes benchmarks/results/system.json"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pfedsam.cli.run import DEMO_METHODS
 from pfedsam.core import rng
 from pfedsam.data.synthetic import LABELS, PATIENT_PATTERN, SyntheticOptions, write_sites
 from pfedsam.experiment.load import load_options
@@ -80,9 +81,38 @@ def test_a_demo_killed_while_it_makes_its_hospitals_makes_them_again(
     monkeypatch.setattr("pfedsam.data.synthetic.write_sites", killed)
     assert call("demo", "--out", tmp_path) == 130
     monkeypatch.setattr("pfedsam.data.synthetic.write_sites", whole)
-    assert call("demo", "--out", tmp_path, "--resume") == 0
+    assert call("demo", "--out", tmp_path) == 0
     assert found == [["alder", "birch"]]
     assert [path.name for path in tmp_path.iterdir()] == ["sites"]
+
+
+def test_the_same_call_of_the_demo_again_continues_and_names_only_options_of_the_user(
+    call: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    resumed: list[bool] = []
+    monkeypatch.setattr("pfedsam.cli.run.compare", lambda *_, resume: resumed.append(resume))
+    (tmp_path / "sites" / "alder").mkdir(parents=True)
+    assert call("demo", "--out", tmp_path) == 0
+    (tmp_path / "local-only").mkdir()
+    (tmp_path / "local-only" / "config.yaml").touch()
+    assert call("demo", "--out", tmp_path) == 0
+    assert resumed == [False, True]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_finished_demo_is_shown_and_not_run_again(
+    call: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr("pfedsam.report.summary_file.read_summary", lambda path: path.parent.name)
+    monkeypatch.setattr("pfedsam.cli.run._print_comparison", lambda _, summaries: shown.extend(summaries))
+    for name in ("comparison.html", *(f"{method}/summary.json" for method in DEMO_METHODS)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert call("demo", "--out", tmp_path) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert tuple(shown) == DEMO_METHODS
+    assert not (tmp_path / "sites").exists()
 
 
 def test_steps_that_do_not_fit_are_told_before_anything_is_run(

@@ -25,9 +25,9 @@ _CPU_ALLOCATION = "DefaultCPUAllocator: can't allocate memory"
 _DENIED = frozenset({errno.EACCES, errno.EPERM})
 _FEWER = "fewer workers (runtime.workers; --workers of bench)"
 _SMALLER = "model.precision=auto, model.recompute=true or a smaller training.batch_size also need less memory, but require a new folder."
-_WITH_RESUME = ("demo", "run", "compare", "predict")
+_WITH_RESUME = ("run", "compare", "predict")
 """Commands that continue an interrupted run with `--resume`."""
-_BY_THEMSELVES = ("bench", "coordinator start", "site start")
+_BY_THEMSELVES = ("bench", "demo", "coordinator start", "site start")
 """Commands that continue where they stopped when they are given again."""
 
 app = typer.Typer(

@@ -1,6 +1,7 @@
 """`pfedsam run`, `compare` and `demo`: commands that train federations on this machine."""
 
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ from pfedsam.cli.console import OUT, event_bars
 
 if TYPE_CHECKING:
     from pfedsam.experiment.options import RunOptions
+    from pfedsam.report.summary_file import Summary
 
 Config = Annotated[Path, typer.Argument(help="YAML file with at least data.sites and data.classes.")]
 Out = Annotated[
@@ -87,18 +89,34 @@ def compare_command(
 
     options = read_options(config, overrides or [])
     names = dict.fromkeys(name.strip() for name in methods.split(",") if name.strip())
+    _tell_unused(options, names)
     compare(options, out, list(names), resume=resume)
 
 
-def demo_command(out: Out = Path("runs/demo"), resume: Resume = False) -> None:
+def _tell_unused(options: "RunOptions", methods: Iterable[str]) -> None:
+    """Print for each method the keys of the configuration that it does not use."""
+    from pfedsam.experiment.effect import unused
+    from pfedsam.federation.methods import find_method
+
+    for name in methods:
+        if idle := unused(options.model_copy(update={"method": find_method(name).name})):
+            OUT.print(f"{name} does not use {', '.join(idle)}; it is left out for this method.")
+
+
+def demo_command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the demonstration.")] = Path("runs/demo"),
+) -> None:
     """Compare three methods on generated images of four synthetic hospitals, offline, in about five minutes on two cores.
 
     Each hospital has eight labelled training images, and a scanner that differs from the others in gain, contrast, field of view, noise and
     blur; one of them inverts its images. Which method is best is not built in.
+    The same command again continues an interrupted demonstration, or shows the result of a finished one.
     """
     from pfedsam.data.synthetic import LABELS, PATIENT_PATTERN, SyntheticOptions, write_sites
     from pfedsam.experiment.options import RunOptions
 
+    if _print_finished_demo(out):
+        return
     sites = out / "sites"
     if not sites.exists():
         OUT.print("Generating four synthetic hospitals, each with its own scanner ...")
@@ -116,27 +134,42 @@ def demo_command(out: Out = Path("runs/demo"), resume: Resume = False) -> None:
         "split": {"max_train_cases": DEMO_LABELLED},
     }
     options = RunOptions.model_validate({"name": "demo", "data": data, **DEMO_SETTINGS})
-    compare(options, out, list(DEMO_METHODS), resume=resume)
+    begun = any((out / name / "config.yaml").exists() for name in DEMO_METHODS)
+    compare(options, out, list(DEMO_METHODS), resume=begun)
 
 
 def compare(options: "RunOptions", out: Path, methods: list[str], *, resume: bool) -> None:
     """Compare methods, show a progress bar for each, and print the comparison."""
-    from pfedsam.engine.compare import PAGE
     from pfedsam.engine.compare import compare as compare_methods
-    from pfedsam.experiment.effect import unused
-    from pfedsam.federation.methods import find_method
-    from pfedsam.report.intervals import read_intervals
-    from pfedsam.report.tables import comparison_table
 
-    for name in methods:
-        if idle := unused(options.model_copy(update={"method": find_method(name).name})):
-            OUT.print(f"{name} does not use {', '.join(idle)}; it is left out for this method.")
     with event_bars() as tell:
         summaries = compare_methods(
             options, out, methods, resume=resume, progress=lambda name, event: tell(event, name)
         )
+    _print_comparison(out, summaries)
+
+
+def _print_comparison(out: Path, summaries: "Mapping[str, Summary]") -> None:
+    """The table of a comparison, and where its page and the reports are."""
+    from pfedsam.engine.compare import PAGE
+    from pfedsam.report.intervals import read_intervals
+    from pfedsam.report.tables import comparison_table
+
     intervals = {name: read_intervals(out / name, summary) for name, summary in summaries.items()}
     OUT.print(comparison_table(summaries, intervals))
     OUT.print(f"Comparison: {out / PAGE}")
-    for name in methods:
+    for name in summaries:
         OUT.print(f"Report of {name}: {out / name / 'report.html'}")
+
+
+def _print_finished_demo(out: Path) -> bool:
+    """Print the result of a demonstration if the folder has a finished one; returns whether it has."""
+    from pfedsam.engine.compare import PAGE
+    from pfedsam.report.summary_file import read_summary
+
+    files = {name: out / name / "summary.json" for name in DEMO_METHODS}
+    if not all(path.exists() for path in (out / PAGE, *files.values())):
+        return False
+    OUT.print(f"The demonstration in {out} is finished. This is its result; to repeat it, give another --out.")
+    _print_comparison(out, {name: read_summary(path) for name, path in files.items()})
+    return True
