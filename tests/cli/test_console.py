@@ -69,6 +69,19 @@ def test_a_bar_of_training_counts_the_images_of_a_site(monkeypatch: pytest.Monke
     assert "1/2" in text
 
 
+@pytest.mark.parametrize(("width", "shown"), [(80, "fedavg train: round 4 of at most 6, n…"), (120, "north-hospital")])
+def test_the_text_of_a_bar_uses_the_width_of_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, width: int, shown: str
+) -> None:
+    terminal = Console(file=StringIO(), width=width)
+    monkeypatch.setattr(console, "ERR", terminal)
+    with event_bars() as tell:
+        tell(Event("train", 30, 400, "round 4 of at most 6, north-hospital", (1600, 3200)), "fedavg")
+    text = terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert shown in text
+    assert "1,600/3,200 images a site" in text
+
+
 @pytest.mark.parametrize(("typed", "agreed"), [("y\n", True), ("yes\n", True), ("n\n", False), ("\n", False)])
 def test_a_question_is_answered_by_what_is_typed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], typed: str, agreed: bool

@@ -238,7 +238,9 @@ def test_what_an_import_leaves_out_is_told(call: Call, capsys: pytest.CaptureFix
     _site(tmp_path / "source" / "north", "a", "b", "c")
     (tmp_path / "source" / "north" / "images" / "c.png").unlink()
     assert call("data", "import", tmp_path / "source", "--out", tmp_path / "sites") == 0
-    assert "'masks/c.png'" in " ".join(capsys.readouterr().err.split())
+    said = capsys.readouterr()
+    assert "'masks/c.png'" in " ".join(said.err.split())
+    assert "? = not known: the data set does not name its patients" in " ".join(said.out.split())
 
 
 def test_the_names_in_masks_are_shown_in_the_terminal_only(

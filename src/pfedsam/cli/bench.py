@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pfedsam.cli.console import ERR, OUT
+from pfedsam.cli.console import ERR, OUT, fitted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -298,7 +298,7 @@ def bench_bar(plan: "Plan") -> Iterator["Callable[[Step], None]"]:
             part = _PARTS.get(step.event.stage, 0.0) * step.event.done / max(1, step.event.total)
             before = {"finalize": 0.8, "test": 0.85}.get(step.event.stage, 0.0)
             text = f"{step.label}, seed {step.seed}: {step.event.detail}"
-            bars.update(task, completed=step.done + before + part, description=text[:60])
+            bars.update(task, completed=step.done + before + part, description=fitted(text, beside=64, least=60))
 
         yield tell
 

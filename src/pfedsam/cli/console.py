@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from pfedsam.engine.progress import Event
 
 _DESCRIPTION = 38
-"""Length of a progress bar's text in characters, so that with bar, count and time it fits a line of about 80 columns."""
+"""Least length of a progress bar's text in characters, so that with bar, count and time it fits a line of about 80 columns."""
+_BESIDE = 46
+"""Columns for the bar, the count and the time beside the text."""
 
 
 class PlainConsole(Console):
@@ -96,6 +98,11 @@ def shorten(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
+def fitted(text: str, *, beside: int, least: int = 34) -> str:
+    """The text, shortened to the columns of the terminal that are free beside `beside` others, but never to fewer than `least`."""
+    return shorten(text, max(least, ERR.width - beside))
+
+
 def needs_linux() -> None:
     """Refuse to run a command that starts NVFlare's processes, or works on their folders, on a system other than Linux.
 
@@ -127,7 +134,7 @@ def event_bars() -> Iterator["Callable[..., None]"]:
             name = f"{title} {event.stage}".strip()
             if name not in tasks:
                 tasks[name] = bars.add_task(name, total=event.total, count="")
-            description = shorten(f"{name}: {event.detail}", _DESCRIPTION)
+            description = fitted(f"{name}: {event.detail}", beside=_BESIDE, least=_DESCRIPTION)
             bars.update(
                 tasks[name], total=event.total, completed=event.done, description=description, count=_count(event)
             )

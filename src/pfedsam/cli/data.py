@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pfedsam.cli.console import ERR, OUT, shorten, warn
+from pfedsam.cli.console import ERR, OUT, fitted, warn
 from pfedsam.core.small_numbers import DEFAULT
 from pfedsam.core.text import some_of
 
@@ -112,7 +112,9 @@ def _check(sites: "list[Site]", options: "RunOptions") -> "DataReport":
         return check_sites(
             sites,
             build_study(options),
-            tell=lambda done, _, name: bars.update(task, completed=done, description=shorten(f"reading {name}", 34)),
+            tell=lambda done, _, name: bars.update(
+                task, completed=done, description=fitted(f"reading {name}", beside=64)
+            ),
         )
 
 
@@ -243,7 +245,7 @@ def summary_command(
     study, sites = build_study(options), read_sites(options)
     out.mkdir(parents=True, exist_ok=True)
     for name, site in sites.items():
-        with OUT.status(f"reading {shorten(name, 34)}"):
+        with OUT.status(fitted(f"reading {name}", beside=4)):
             write_site_summary(out / f"{name}.json", summarize_data(site, study, min_cases=min_cases))
         OUT.print(f"Written: {out / name}.json", soft_wrap=True, markup=False)
 
@@ -309,12 +311,17 @@ def import_command(
     found = find_layout(layout, source)
     with OUT.status(f"importing {found.name}") as status:
         imported = write_sites(
-            found, source, out, copy=copy, progress=lambda name: status.update(f"importing {name}"[:70])
+            found, source, out, copy=copy, progress=lambda name: status.update(fitted(f"importing {name}", beside=4))
         )
     table = Table("site", "cases", "patients")
     for site, cases in imported.cases.items():
         table.add_row(site, str(cases), str(imported.patients[site] or "?"))
     OUT.print(table)
+    if not all(imported.patients.values()):
+        OUT.print(
+            "? = not known: the data set does not name its patients, so that every case counts as one. If patients have several cases, set "
+            "data.patient_pattern or write a manifest.csv."
+        )
     for site, names in imported.without_mask.items():
         shown = some_of([repr(name) for name in names], 3)
         warn(f"site {site!r}: {len(names)} image(s) without a mask were left out: {shown}")

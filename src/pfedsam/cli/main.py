@@ -13,6 +13,7 @@ from typer._click.exceptions import ClickException
 from pfedsam import __version__
 from pfedsam.cli import bench, coordinator, data, onboard, options, results, run, site, weights
 from pfedsam.cli.console import ERR, OUT, print_error, show_warnings
+from pfedsam.cli.paragraphs import join_help
 from pfedsam.core.errors import OptionError, PfedsamError, RunError, StoreError
 
 INTERRUPTED = 130
@@ -65,6 +66,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")
 app.add_typer(coordinator.app, name="coordinator")
 app.add_typer(site.app, name="site")
+join_help(app)
 
 
 def main() -> None:
