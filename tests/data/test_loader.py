@@ -183,6 +183,22 @@ def test_no_batches_from_nothing():
         next(batches(0, 1, batch_size=1, steps=1, generator=rng.generator(0)))
 
 
+@pytest.mark.parametrize(("batch_size", "share"), [(4, 0.25), (4, 0.5), (8, 0.25), (8, 0.5), (2, 0.5)])
+def test_each_half_of_a_batch_has_its_share_of_examples_with_a_class(batch_size: int, share: float) -> None:
+    """Of 400 examples 10 contain a class; a step of two models gives one half of the batch to each."""
+    held = [(1,) if number < 10 else () for number in range(400)]
+    first, second, middle, steps = 0, 0, batch_size // 2, 200
+    for batch in batches(
+        400, 1, batch_size=batch_size, steps=steps, generator=rng.generator(0), foreground=held, share=share
+    ):
+        assert len(batch) == batch_size
+        first += sum(number < 10 for number, _ in batch[:middle])
+        second += sum(number < 10 for number, _ in batch[middle:])
+    chance = 4 * 10 / 400  # further examples with a class among those that are drawn from all
+    for found in (first, second):
+        assert share - 0.005 <= found / (middle * steps) <= share + chance
+
+
 def test_a_rare_class_is_drawn_as_often_as_a_common_one() -> None:
     held = [(2,) if index == 0 else (1,) if index < 50 else () for index in range(100)]
     drawn = [
