@@ -6,10 +6,11 @@ from pfedsam.core import rng
 from pfedsam.core.errors import DataError
 from pfedsam.evaluation.statistics import (
     bootstrap_interval,
-    clearly_higher,
+    clearly_positive,
     cluster_means,
     holm,
     mean_and_spread,
+    paired_difference,
     percentile_interval,
     resampled_means,
     stratified_mean,
@@ -112,16 +113,24 @@ def test_percentile_interval_by_hand():
     assert percentile_interval(np.array([np.nan])) is None
 
 
-def test_clearly_higher_means_by_two_standard_errors() -> None:
+def test_clearly_positive_means_by_two_standard_errors() -> None:
     """Differences 0.1 and 0.3: mean 0.2, deviation 0.1414, standard error 0.1, so exactly two; 0.12 and 0.28 give 0.2 and 0.08."""
-    others = {"p": 0.5, "q": 0.5}
-    assert not clearly_higher({"p": 0.59, "q": 0.81}, others)
-    assert clearly_higher({"p": 0.62, "q": 0.78}, others)
-    assert not clearly_higher({"p": 0.38, "q": 0.22}, others)
-    assert clearly_higher({"p": 0.6, "q": 0.6, "alone": 0.0}, others)  # the same for all common patients
-    assert not clearly_higher(others, others)
+    assert not clearly_positive([0.09, 0.31])
+    assert clearly_positive([0.12, 0.28])
+    assert not clearly_positive([-0.12, -0.28])
+    assert clearly_positive([0.1, 0.1])
+    assert not clearly_positive([0.0, 0.0])
 
 
-@pytest.mark.parametrize("values", [{}, {"p": 0.9}, {"p": 0.9, "r": 0.9}])
-def test_one_pair_is_no_evidence(values: dict[str, float]) -> None:
-    assert not clearly_higher(values, {"p": 0.1, "q": 0.1})
+@pytest.mark.parametrize("differences", [[], [0.8]])
+def test_one_pair_is_no_evidence(differences: list[float]) -> None:
+    assert not clearly_positive(differences)
+
+
+def test_a_false_region_counts_in_a_difference_and_a_class_that_nobody_has_does_not() -> None:
+    """Truth without b and c; the second model has a false b: (0.9 - 0.7 + 1 - 0) / 2."""
+    one, other = {"a": 0.9, "b": None, "c": None}, {"a": 0.7, "b": 0.0, "c": None}
+    assert paired_difference(one, other) == pytest.approx(0.6)
+    assert paired_difference(other, one) == pytest.approx(-0.6)
+    assert paired_difference({"b": None}, {"b": None}) is None
+    assert paired_difference({"b": None}, {"b": 0.0}, correct=100.0) == 100.0

@@ -201,7 +201,7 @@ def run_scores(
         for site, cases in sites.items()
     }
     summary = summary_of(scored, method=method, shared_only=shared_only)
-    points = {site: {case: 100 * d for case, d in cases.items()} for site, cases in sites.items()}
+    points = {site: {case: {"n": 100 * d} for case, d in cases.items()} for site, cases in sites.items()}
     return RunScores(summary, points, {"a": 50.0, "b": 70.0}, Cost(10.0, None))
 
 

@@ -113,6 +113,15 @@ def test_headline_figures(fake, ours, theirs):
     assert comparison_result(with_local)["fedavg"]["p_holm"] >= with_local["fedavg"].p
 
 
+def test_a_case_that_one_method_rightly_leaves_empty_counts_in_the_difference(fake):
+    """The truth of the second case is empty: one method predicts nothing (undefined), the other a false region (0)."""
+    run = fake.run_scores({"a": {"1": 0.5, "2": 0.7}})
+    ours = replace(run, dice={"a": {"1": {"n": 80.0}, "2": {"n": None}}})
+    theirs = replace(run, dice={"a": {"1": {"n": 80.0}, "2": {"n": 0.0}}})
+    assert compare({0: ours}, {0: theirs}).difference == pytest.approx(50)
+    assert compare({0: theirs}, {0: ours}).difference == pytest.approx(-50)
+
+
 @pytest.mark.parametrize("shared_only", [True, False])
 def test_a_run_is_read_from_its_folder(fake, tmp_path, shared_only):
     run = fake.run_scores({"a": {"1": 0.5, "2": 0.7}}, shared_only=shared_only)
@@ -130,7 +139,9 @@ def test_a_run_is_read_from_its_folder(fake, tmp_path, shared_only):
             records.write({"kind": "validation", "round": round_, "site": "a", "model": model, "dice": dice})
         records.write({"kind": "timing", "total": 3.0})
     found = read_run(tmp_path, Cost(None, None))
-    assert found.dice == {"a": pytest.approx({"1": 60, "2": 70})}
+    assert found.dice == {
+        "a": {"1": {"n": 50, "m": 70}, "2": {"n": 70, "m": None}, "3": {"n": None, "m": None}},
+    }
     assert found.validation == {"a": pytest.approx(60)}
     assert found.curve == pytest.approx({1: 10, 2: 60})
 

@@ -1,7 +1,7 @@
 """Model selection at a site: the personal or the shared model, and an earlier model if the current one has become much worse.
 
 At each validation, a site scores both of its models. Until the next validation it uses the shared one if that is clearly better
-(`evaluation.choose_model`, `evaluation.statistics.clearly_higher`), so that local parameters that overfit a small site are not used, and
+(`evaluation.choose_model`, `evaluation.statistics.clearly_positive`), so that local parameters that overfit a small site are not used, and
 otherwise the personal one. If the Dice of the model in use is more than `evaluation.max_drop` below the site's best one, the site keeps the
 shared and local parameters of the last validation for which this was not the case. It uses them for final local fine-tuning, the test and
 predictions; with `evaluation.max_drop: 0` this is early stopping. The site still trains with the received parameters, so that the rounds of

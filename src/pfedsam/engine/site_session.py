@@ -25,7 +25,7 @@ from pfedsam.evaluation.predict import Forward, flip_mean, whole_cases
 from pfedsam.evaluation.regions import clean_regions
 from pfedsam.evaluation.scores import CaseScores, score_case
 from pfedsam.evaluation.small_numbers import publishable_losses, withhold
-from pfedsam.evaluation.statistics import clearly_higher
+from pfedsam.evaluation.statistics import clearly_positive, paired_difference
 from pfedsam.evaluation.summary import summarize_site
 from pfedsam.experiment.build import (
     BuiltModel,
@@ -249,9 +249,7 @@ class SiteScorer:
         trained = site.trained(received)
         scores = {name: self._score(cases, model, trained, distances=False)[0] for name, model in models.items()}
         found = {name: summarize_site(one) for name, one in scores.items()}
-        better = len(scores) == 2 and clearly_higher(
-            *(_dice_by_patient(scores[name]) for name in ("shared", "personal"))
-        )
+        better = len(scores) == 2 and clearly_positive(_differences(scores["shared"], scores["personal"]))
         judged = site.judge(
             round_, {name: one.mean.dice for name, one in found.items()}, received, shared_is_better=better
         )
@@ -354,13 +352,14 @@ class SiteScorer:
         return scores, overlays
 
 
-def _dice_by_patient(scores: Sequence[CaseScores]) -> dict[str, float]:
-    """The mean Dice of each patient over its cases; patients for whom it is not defined are left out."""
+def _differences(ones: Sequence[CaseScores], others: Sequence[CaseScores]) -> list[float]:
+    """The difference in Dice of each patient, the mean over its cases; patients of whom no case has a Dice are left out."""
     found: dict[str, list[float]] = {}
-    for case in scores:
-        if case.dice is not None:
-            found.setdefault(case.patient, []).append(case.dice)
-    return {patient: fmean(values) for patient, values in found.items()}
+    for one, other in zip(ones, others, strict=True):
+        difference = paired_difference(one.dice_by_class, other.dice_by_class)
+        if difference is not None:
+            found.setdefault(one.patient, []).append(difference)
+    return [fmean(values) for values in found.values()]
 
 
 def _overlay(

@@ -82,6 +82,11 @@ class CaseScores:
     volume_unit: VolumeUnit
 
     @property
+    def dice_by_class(self) -> dict[str, float | None]:
+        """Dice by class."""
+        return {name: scores.dice for name, scores in self.classes.items()}
+
+    @property
     def dice(self) -> float | None:
         """Mean Dice over the classes for which it is defined; None if it is defined for no class."""
         defined = [scores.dice for scores in self.classes.values() if scores.dice is not None]

@@ -26,12 +26,36 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float | None, float | None
     return mean, statistics.stdev(values) if len(values) > 1 else None
 
 
-def clearly_higher(values: Mapping[str, float], others: Mapping[str, float]) -> bool:
-    """Whether values are above others, in the mean over their common keys, by more than twice the standard error of the difference.
+def paired_difference(
+    values: Mapping[str, float | None], others: Mapping[str, float | None], *, correct: float = 1.0
+) -> float | None:
+    """The mean over classes of one model's Dice minus another's, in the same case.
 
-    A single pair is no evidence, because it has no standard error (docs/decisions/0027).
+    The Dice of a class is undefined (None) where neither the truth nor the prediction contains it. If it is defined for the other model,
+    that one has a false region there, and the undefined value counts as `correct`. A class that is undefined for both is left out.
+
+    Args:
+        values: Dice by class.
+        others: Dice of the other model for the same classes.
+        correct: the value of an exact prediction in the unit of the values.
+
+    Returns:
+        The difference; None if no class has a value.
     """
-    differences = [values[key] - others[key] for key in sorted(values.keys() & others.keys())]
+    pairs = [(values[name], others[name]) for name in values]
+    differences = [
+        (correct if one is None else one) - (correct if other is None else other)
+        for one, other in pairs
+        if one is not None or other is not None
+    ]
+    return mean_and_spread(differences)[0]
+
+
+def clearly_positive(differences: Sequence[float]) -> bool:
+    """Whether the mean of differences of patients is above 0 by more than twice its standard error.
+
+    A single difference is no evidence, because it has no standard error (docs/decisions/0027).
+    """
     mean, deviation = mean_and_spread(differences)
     if mean is None or deviation is None:
         return False

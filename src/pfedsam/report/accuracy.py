@@ -20,6 +20,7 @@ from pfedsam.evaluation.statistics import (
     cluster_means,
     holm,
     mean_and_spread,
+    paired_difference,
     stratified_mean,
     wilcoxon_p,
 )
@@ -60,8 +61,8 @@ class RunScores:
     """The values of one run that a comparison needs; all are of the model in use."""
 
     summary: Summary
-    dice: Mapping[str, Mapping[str, float]]
-    """Dice in points by site and case, the mean over classes; undefined values are left out."""
+    dice: Mapping[str, Mapping[str, Mapping[str, float | None]]]
+    """Dice in points by site, case and class; None where undefined."""
     validation: Mapping[str, float]
     """Dice in points of the last validation, by site."""
     cost: Cost
@@ -181,14 +182,15 @@ def compare(subject: Mapping[int, RunScores], other: Mapping[int, RunScores]) ->
 
 
 def _paired_differences(pairs: Iterable[tuple[RunScores, RunScores]]) -> dict[str, list[list[float]]]:
-    """The differences of Dice of the cases that both runs of a pair have: by site, a list for each patient."""
+    """The differences of Dice of the cases that both runs of a pair have: by site, a list for each patient (`paired_difference`)."""
     strata: dict[str, dict[str, list[float]]] = {}
     for subject, other in pairs:
         for site, cases in subject.dice.items():
             theirs, patients = other.dice.get(site, {}), subject.patients.get(site, {})
             for case in sorted(cases.keys() & theirs.keys()):
-                patient = patients.get(case, case)
-                strata.setdefault(site, {}).setdefault(patient, []).append(cases[case] - theirs[case])
+                difference = paired_difference(cases[case], theirs[case], correct=100.0)
+                if difference is not None:
+                    strata.setdefault(site, {}).setdefault(patients.get(case, case), []).append(difference)
     return {site: list(patients.values()) for site, patients in strata.items()}
 
 
@@ -268,18 +270,22 @@ def _mean_known(values: Iterable[float | None]) -> float | None:
     return mean_and_spread([value for value in values if value is not None])[0]
 
 
-def _case_dice(path: Path, model: str) -> dict[str, float]:
-    """Dice in points by case, the mean over the classes for which it is defined.
+def _case_dice(path: Path, model: str) -> dict[str, dict[str, float | None]]:
+    """Dice in points by case and class.
 
     Raises:
         StoreError: the file cannot be read.
     """
     try:
         cases = json.loads(read_regular(path))["models"][model]
-        scores = {one["case"]: [c["dice"] for c in one["classes"].values() if c["dice"] is not None] for one in cases}
+        return {
+            one["case"]: {
+                name: None if found["dice"] is None else 100 * found["dice"] for name, found in one["classes"].items()
+            }
+            for one in cases
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path.name} of a finished run cannot be read; make it again: `pfedsam evaluate`.") from error
-    return {case: 100 * sum(dice) / len(dice) for case, dice in scores.items() if dice}
 
 
 def _last_validation(records: Sequence[Record], model: str) -> dict[str, float]:
