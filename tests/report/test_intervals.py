@@ -94,10 +94,20 @@ def test_only_patients_with_a_defined_dice_count(tmp_path, fake):
     write_scores(tmp_path, {"a": [("c1", "p", 0.5), ("c2", "q", None)], "b": [("c1", "p", None)]})
     found = read_intervals(tmp_path, summary(fake, "a", "b"))
     assert found.of_site("a") is None
-    assert found.reasons() == [
-        "a has one test patient with a defined Dice",
-        "b has no test patient with a defined Dice",
-    ]
+    assert found.reasons() == ["a has one test patient with a defined Dice"]
+
+
+def test_the_mean_has_the_interval_of_the_sites_that_have_a_dice(tmp_path, fake):
+    """Site b has no Dice, so that the mean is that of a; a run with a Dice at b has a mean over other sites."""
+    both = [("c1", "p", 0.5), ("c2", "q", 0.7), ("c3", "r", 0.6)]
+    write_scores(tmp_path / "one", {"a": both, "b": [("c1", "p", None)]})
+    write_scores(tmp_path / "other", {"a": both, "b": [("c1", "p", 0.2)]})
+    one, other = (read_intervals(tmp_path / name, summary(fake, "a", "b")) for name in ("one", "other"))
+    assert one.of_mean() == one.of_site("a")
+    assert one.of_mean() is not None
+    assert one.reasons() == []
+    assert other.of_mean() is None
+    assert one.difference(other) is None
 
 
 def test_the_note_on_differences_names_runs_with_other_patients_or_without_scores(tmp_path, fake):

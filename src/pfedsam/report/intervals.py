@@ -51,17 +51,18 @@ class RunIntervals:
         return self._interval(self.samples[site], [site]) if site in self.samples else None
 
     def of_mean(self) -> Interval | None:
-        """The interval of the mean over sites; None if a site has fewer than two patients."""
-        return self._interval(self._mean, list(self.samples))
+        """The interval of the mean over the sites with a Dice; None if one of them has a single patient."""
+        return self._interval(self._mean, self._defined)
 
     def difference(self, other: "RunIntervals", site: str | None = None) -> Interval | None:
         """The interval of this run's Dice minus the other's at a site, or of the means over sites.
 
-        None where the patients differ, or where `of_site` or `of_mean` of one of the runs is None.
+        None where the patients differ, where the means are over different sites, or where `of_site` or `of_mean` of one of the runs is
+        None.
         """
-        if not self.has_patients_of(other, site):
+        if not self.has_patients_of(other, site) or (site is None and self._defined != other._defined):
             return None
-        sites = list(self.samples) if site is None else [site]
+        sites = self._defined if site is None else [site]
         samples = self._mean - other._mean if site is None else self.samples[site] - other.samples[site]
         return None if other._too_few(sites) else self._interval(samples, sites)
 
@@ -73,14 +74,16 @@ class RunIntervals:
 
     def reasons(self) -> list[str]:
         """Why the mean over sites has no interval, one clause for each site without one; empty if it has an interval."""
-        return [f"{site} has {self._patients_in_words(site)}" for site in self._too_few(self.samples)]
+        return [f"{site} has one test patient{self._of_several(site)}" for site in self._too_few(self._defined)]
 
-    def _patients_in_words(self, site: str) -> str:
-        """The number of patients of a site with too few, such as `one test patient`."""
-        number = "one" if self.counted[site] else "no"
-        return (
-            f"{number} test patient{'' if self.counted[site] == len(self.patients[site]) else ' with a defined Dice'}"
-        )
+    def _of_several(self, site: str) -> str:
+        """What is special about the only patient of a site that counts, if the site has more patients."""
+        return "" if self.counted[site] == len(self.patients[site]) else " with a defined Dice"
+
+    @property
+    def _defined(self) -> list[str]:
+        """The sites with a Dice, over which the mean is taken."""
+        return [site for site in self.samples if self.counted[site]]
 
     def _too_few(self, sites: Iterable[str]) -> list[str]:
         """The sites with fewer than two patients: the spread between the patients of such a site is unknown."""
@@ -88,8 +91,9 @@ class RunIntervals:
 
     @property
     def _mean(self) -> npt.NDArray[np.float64]:
-        """The mean over sites of the resampled Dice, shape [draws]."""
-        mean: npt.NDArray[np.float64] = np.mean(list(self.samples.values()), axis=0)
+        """The mean over sites of the resampled Dice, shape [draws]; NaN without a site that has a Dice."""
+        defined = [self.samples[site] for site in self._defined]
+        mean: npt.NDArray[np.float64] = np.mean(defined, axis=0) if defined else np.full(1, np.nan)
         return mean
 
     def _interval(self, samples: npt.NDArray[np.float64], sites: Sequence[str]) -> Interval | None:
