@@ -166,6 +166,21 @@ def test_a_coordinator_keeps_its_keys_and_no_key_of_a_site(federation: Federatio
     assert own == {"localhost", "coordinator@pfedsam.local"}
 
 
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"root_cert": 7}', '{"root_cert": "x"}'])
+def test_a_coordinator_that_has_lost_its_root_makes_no_other(federation: Federation, content: str | None) -> None:
+    path = federation.coordinator / "provision" / "test" / "state" / "cert.json"
+    path.unlink() if content is None else path.write_text(content)
+    for command in (
+        federation.signed,
+        lambda: renew_coordinator(federation.coordinator),
+        lambda: provision(federation.coordinator, "test", "localhost", 58142, ["south"]),
+        lambda: expiries(federation.coordinator),
+    ):
+        with pytest.raises(RunError, match="Restore the file from a backup"):
+            command()
+    assert (path.read_text() if path.exists() else None) == content
+
+
 def test_a_kit_of_another_federation_or_for_another_key_renews_nothing(federation: Federation, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in federation.startup.iterdir()}
     other = Federation(tmp_path / "other")

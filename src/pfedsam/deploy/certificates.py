@@ -58,9 +58,23 @@ def known_as(folder: Path) -> tuple[str, str, int]:
 
 
 def read_certificates(folder: Path, project: str) -> dict[str, Any]:
-    """The certificates as NVFlare's provisioner stores them; empty if it has made none."""
+    """The certificates as NVFlare's provisioner stores them, with the root's key; empty for a folder that contains no coordinator yet.
+
+    Raises:
+        RunError: the file is missing from a coordinator's folder, or is damaged.
+    """
     path = _state(folder, project)
-    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
+    if not path.exists() and not (folder / "server").exists():
+        return {}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        _loaded(found[_ROOT])
+        return dict(found)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise RunError(
+            f"the federation's certificates with the root's key ({path.relative_to(folder)} in the coordinator's folder) are missing or "
+            "damaged. Restore the file from a backup: without it, nothing can be signed or renewed."
+        ) from error
 
 
 def store(folder: Path, project: str, certificates: Mapping[str, Any]) -> None:
