@@ -1,6 +1,6 @@
 """The proximal term by hand, and which parameters learn at which rate."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -262,6 +262,25 @@ def test_the_shared_model_may_learn_from_the_first_images_alone(taught: Model | 
     assert parts["total"].item() == pytest.approx(total.item(), rel=1e-5)
     for name, value in zip(names, expected, strict=True):
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_the_shared_model_learns_from_other_places_of_the_batch_in_each_step() -> None:
+    """A batch begins with the images that were drawn for their foreground; with one of four images each place comes in turn."""
+    spec = PhaseSpec("coupled", ("shared", "local"), ("shared", "personal"), shared_share=0.25)
+    model = _away_from_the_start(2)
+    batch, places = _batch(model, images=4), []
+    given = model.from_prefix
+
+    def seen(tokens: Tensor, *, personal: bool = True, **more: Any) -> Tensor:
+        if not personal:
+            places.append(next(i for i in range(4) if torch.equal(tokens[0], batch.tokens[i])))
+        return given(tokens, personal=personal, **more)
+
+    model.from_prefix = seen  # type: ignore[method-assign]
+    objective = _objective(model, spec)
+    for step in range(8):
+        objective.backward(batch, step)
+    assert places == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
 def test_the_shared_model_learns_from_at_least_one_image() -> None:

@@ -271,6 +271,10 @@ class _Objective:
         """
         if self.spec.halves:
             return self._halves(batch, step)
+        if (
+            self.spec.shared_share < 1
+        ):  # the shared model learns from the first images, which should not always be of the same kind
+            batch = _rotated(batch, step)
         taught = self.spec.taught
         teacher: Tensor | None = None
         if taught and _other(taught) not in self.spec.supervised:
@@ -362,6 +366,13 @@ class _Objective:
 def _part(batch: Batch, start: int, end: int) -> Batch:
     """The images of a batch from `start` to before `end`."""
     return Batch(batch.tokens[start:end], batch.labels[start:end], batch.keys[start:end])
+
+
+def _rotated(batch: Batch, by: int) -> Batch:
+    """The images of a batch in another order: those from number `by` (counted around) first."""
+    start = by % len(batch.keys)
+    keys = (*batch.keys[start:], *batch.keys[:start])
+    return Batch(batch.tokens.roll(-start, dims=0), batch.labels.roll(-start, dims=0), keys)
 
 
 def _other(model: Model | None) -> Model:
