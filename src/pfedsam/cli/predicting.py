@@ -142,11 +142,12 @@ def _without_masks(jobs: "Sequence[Job]", folders: Sequence[str], *, resume: boo
     Raises:
         OptionError: a mask would be overwritten.
     """
-    from pfedsam.engine.predict_jobs import is_done, refuse_existing, refuse_other_tables
+    from pfedsam.engine.predict_jobs import is_done, refuse_existing
+    from pfedsam.engine.size_tables import refuse_other_tables
 
     left = [job for job in jobs if not (resume and is_done(job, folders))]
     refuse_existing(left, folders, resume=resume)
-    refuse_other_tables(left)
+    refuse_other_tables({job.target.parent for job in left if job.volume})
     return left
 
 

@@ -1,19 +1,14 @@
 """The jobs of `predict`, one for each image, and the files of each: the mask on the image's grid, probabilities, and tables of sizes."""
 
-import csv
 import glob
-import io
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from pfedsam.core import atomic
 from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.files import refuse_broken_link
 from pfedsam.data.about import about
@@ -30,13 +25,9 @@ from pfedsam.data.readers.seg_write import refuse_without_seg, write_seg
 from pfedsam.data.volume_case import open_case
 from pfedsam.data.volume_options import VolumeOptions
 from pfedsam.engine.predict_volume import PredictedVolume
-from pfedsam.evaluation.regions import measure
+from pfedsam.engine.size_tables import SIZES, tables_restored, write_sizes
 
-SIZES: Final = "volumes.csv"
-AREAS: Final = "areas.csv"
 _PROBABILITIES: Final = "_probabilities.nii.gz"
-_SIZE_COLUMNS: Final = ("image", "structure", "voxels", "volume_ml")
-_AREA_COLUMNS: Final = ("image", "structure", "slice", "pixels", "area_mm2")
 
 
 @dataclass(frozen=True)
@@ -146,17 +137,6 @@ def refuse_existing(jobs: Sequence[Job], folders: Sequence[str] = ("",), *, resu
                     f"The {'probabilities' if target in extra else 'mask'} of {str(job.path)!r} would overwrite {str(target)!r}, which "
                     f"{what}. Nothing was written; give another --out, such as a new folder, or --resume to skip existing masks."
                 )
-
-
-def refuse_other_tables(jobs: Sequence[Job]) -> None:
-    """Refuse an output folder whose tables of sizes cannot be continued, before a volume is segmented.
-
-    Raises:
-        DataError: a file with the name of a table contains another table.
-    """
-    for folder in {job.target.parent for job in jobs if job.volume}:
-        _read_rows(folder / SIZES, _SIZE_COLUMNS)
-        _read_rows(folder / AREAS, _AREA_COLUMNS)
 
 
 def _expanded(images: Sequence[Path]) -> Iterator[Path]:
@@ -313,31 +293,11 @@ def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_se
     """
     folder = job.target.parent
     folder.mkdir(parents=True, exist_ok=True)
-    with _tables_restored(folder):
-        _write_sizes(folder, job.name, found, labels)
+    with tables_restored(folder):
+        write_sizes(folder, job.name, found, labels)
         if job.probabilities:
             _write_probabilities(job.probabilities, found, len(labels.names))
         return _write_masks(job, found, labels, dicom_seg=dicom_seg)
-
-
-@contextmanager
-def _tables_restored(folder: Path) -> Iterator[None]:
-    """Give the tables of sizes their earlier content again if what is done inside fails, so that they have no lines without a mask.
-
-    Raises:
-        StoreError: a table cannot be written.
-    """
-    tables = [folder / SIZES, folder / AREAS]
-    before = {path: path.read_bytes() for path in tables if path.exists()}
-    try:
-        yield
-    except BaseException:  # after an interrupt, too
-        for path in tables:
-            if path in before:
-                atomic.write_bytes(path, before[path], mode=atomic.usual_mode())
-            else:
-                path.unlink(missing_ok=True)
-        raise
 
 
 def _write_masks(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_seg: bool) -> Path:
@@ -397,58 +357,3 @@ def _targets(job: Job, folders: Sequence[str]) -> list[Path]:
 def _as_pictures(job: Job, folders: Sequence[str]) -> list[Path]:
     """The files of the masks of a DICOM image if it is a single picture without a position."""
     return [job.target.parent / name / f"{job.stem}.png" for name in folders] if job.dicom else []
-
-
-def _write_sizes(folder: Path, name: str, found: PredictedVolume, labels: LabelMap) -> None:
-    """Write the sizes of the classes into both tables; slices have the numbers that they have in the written mask.
-
-    Raises:
-        DataError: one of the files contains another table.
-    """
-    volume, depth = found.volume, len(found.classes)
-    sizes = measure(found.classes, labels.names, volume.known_spacing_mm, overlap=labels.overlap)
-    _replace_rows(
-        folder / SIZES, _SIZE_COLUMNS, name, [(name, one.name, one.voxels, _number(one.millilitres)) for one in sizes]
-    )
-    areas: list[tuple[str, str, int, int, str]] = []
-    for one in sizes:
-        rows = [
-            (name, one.name, volume.slicing.index(k, depth), pixels, _number(area)) for k, pixels, area in one.areas
-        ]
-        areas += sorted(rows, key=itemgetter(2))
-    _replace_rows(folder / AREAS, _AREA_COLUMNS, name, areas)
-
-
-def _replace_rows(path: Path, columns: Sequence[str], name: str, rows: Sequence[tuple[object, ...]]) -> None:
-    """Write the rows of one image into a table; earlier rows of the same image are replaced.
-
-    Raises:
-        DataError: the file contains another table.
-    """
-    kept = [row for row in _read_rows(path, columns) if row and row[0] != name]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *kept, *rows])
-    atomic.write_text(path, text.getvalue(), mode=atomic.usual_mode())
-
-
-def _read_rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
-    """The rows of a table below its header; empty if there is no such file.
-
-    Raises:
-        DataError: the file contains another table.
-    """
-    if not path.exists():
-        return []
-    try:
-        header, *rows = list(csv.reader(io.StringIO(path.read_text("utf-8")))) or [[]]
-    except (UnicodeDecodeError, csv.Error):  # for example saved by a spreadsheet in another encoding
-        header, rows = [], []
-    if header != list(columns):
-        raise DataError(
-            f"{path.name!r} in the output folder is another table, or was changed by another program; move it away, or give another --out"
-        )
-    return rows
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"

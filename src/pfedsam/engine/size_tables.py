@@ -1,0 +1,109 @@
+"""The tables of the sizes of predicted structures: `volumes.csv` for whole volumes and `areas.csv` for their slices.
+
+A table holds the rows of all images of an output folder. Rows of an image that is predicted again are replaced.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from operator import itemgetter
+from pathlib import Path
+from typing import Final
+
+from pfedsam.core import atomic
+from pfedsam.core.errors import DataError
+from pfedsam.data.labels import LabelMap
+from pfedsam.engine.predict_volume import PredictedVolume
+from pfedsam.evaluation.regions import measure
+
+SIZES: Final = "volumes.csv"
+AREAS: Final = "areas.csv"
+_SIZE_COLUMNS: Final = ("image", "structure", "voxels", "volume_ml")
+_AREA_COLUMNS: Final = ("image", "structure", "slice", "pixels", "area_mm2")
+
+
+def refuse_other_tables(folders: Iterable[Path]) -> None:
+    """Refuse output folders whose tables of sizes cannot be continued, before a volume is segmented.
+
+    Raises:
+        DataError: a file with the name of a table contains another table.
+    """
+    for folder in folders:
+        _read_rows(folder / SIZES, _SIZE_COLUMNS)
+        _read_rows(folder / AREAS, _AREA_COLUMNS)
+
+
+@contextmanager
+def tables_restored(folder: Path) -> Iterator[None]:
+    """Give the tables of sizes their earlier content again if what is done inside fails, so that they have no lines without a mask.
+
+    Raises:
+        StoreError: a table cannot be written.
+    """
+    tables = [folder / SIZES, folder / AREAS]
+    before = {path: path.read_bytes() for path in tables if path.exists()}
+    try:
+        yield
+    except BaseException:  # after an interrupt, too
+        for path in tables:
+            if path in before:
+                atomic.write_bytes(path, before[path], mode=atomic.usual_mode())
+            else:
+                path.unlink(missing_ok=True)
+        raise
+
+
+def write_sizes(folder: Path, name: str, found: PredictedVolume, labels: LabelMap) -> None:
+    """Write the sizes of the classes into both tables; slices have the numbers that they have in the written mask.
+
+    Raises:
+        DataError: one of the files contains another table.
+    """
+    volume, depth = found.volume, len(found.classes)
+    sizes = measure(found.classes, labels.names, volume.known_spacing_mm, overlap=labels.overlap)
+    _replace_rows(
+        folder / SIZES, _SIZE_COLUMNS, name, [(name, one.name, one.voxels, _number(one.millilitres)) for one in sizes]
+    )
+    areas: list[tuple[str, str, int, int, str]] = []
+    for one in sizes:
+        rows = [
+            (name, one.name, volume.slicing.index(k, depth), pixels, _number(area)) for k, pixels, area in one.areas
+        ]
+        areas += sorted(rows, key=itemgetter(2))
+    _replace_rows(folder / AREAS, _AREA_COLUMNS, name, areas)
+
+
+def _replace_rows(path: Path, columns: Sequence[str], name: str, rows: Sequence[tuple[object, ...]]) -> None:
+    """Write the rows of one image into a table; earlier rows of the same image are replaced.
+
+    Raises:
+        DataError: the file contains another table.
+    """
+    kept = [row for row in _read_rows(path, columns) if row and row[0] != name]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *kept, *rows])
+    atomic.write_text(path, text.getvalue(), mode=atomic.usual_mode())
+
+
+def _read_rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
+    """The rows of a table below its header; empty if there is no such file.
+
+    Raises:
+        DataError: the file contains another table.
+    """
+    if not path.exists():
+        return []
+    try:
+        header, *rows = list(csv.reader(io.StringIO(path.read_text("utf-8")))) or [[]]
+    except (UnicodeDecodeError, csv.Error):  # for example saved by a spreadsheet in another encoding
+        header, rows = [], []
+    if header != list(columns):
+        raise DataError(
+            f"{path.name!r} in the output folder is another table, or was changed by another program; move it away, or give another --out"
+        )
+    return rows
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
