@@ -16,6 +16,7 @@ from pfedsam.data.volume_case import open_case
 from pfedsam.experiment.build import (
     build_images,
     build_label_form,
+    build_labels,
     build_model,
     build_sites,
     check_flips,
@@ -23,6 +24,7 @@ from pfedsam.experiment.build import (
     divide_site,
     read_sites,
     refuse_too_few_sites,
+    single_regions,
     with_pool,
     with_site_spacing,
 )
@@ -172,3 +174,22 @@ def test_a_prediction_with_unlearnt_mirror_images_is_refused_before_an_image_is_
     missing = Case("north", "new", Path("missing.png"), None, "new")
     with pytest.raises(OptionError, match=r"evaluation\.flips"):
         build_images(RunOptions.model_validate(content), (missing,), 32)
+
+
+@pytest.mark.parametrize(
+    ("single", "numbers"),
+    [(["organ"], {1}), (["lesion"], {2}), (["lesion", "organ"], {1, 2}), ("all", {1, 2}), ([], set())],
+)
+@pytest.mark.parametrize("place", [0, 1, 2, None])
+def test_single_regions_have_the_numbers_of_their_labels_wherever_the_background_is_listed(
+    toy_options: RunOptions, single: list[str] | str, numbers: set[int], place: int | None
+) -> None:
+    classes = [("organ", [1]), ("lesion", [2])]
+    if place is not None:
+        classes.insert(place, ("background", [0]))
+    data = toy_options.data.model_copy(update={"classes": dict(classes)})
+    evaluation = toy_options.evaluation.model_copy(update={"single_region": single})
+    options = toy_options.model_copy(update={"data": data, "evaluation": evaluation})
+    assert single_regions(options) == numbers
+    names = build_labels(options).names
+    assert {names[number - 1] for number in numbers} == (set(names) if single == "all" else set(single))

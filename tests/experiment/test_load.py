@@ -242,12 +242,16 @@ def test_a_site_without_spacing_that_is_no_site_is_refused(tmp_path: Path) -> No
     [
         ("{lesions: [nodule]}", "evaluation.lesions names nodule; the classes are liver, tumour"),
         ("{single_region: [nodule]}", "evaluation.single_region names nodule; the classes are liver, tumour"),
+        ("{lesions: [background]}", "evaluation.lesions names background; the classes are liver, tumour"),
+        ("{single_region: [background]}", "evaluation.single_region names background; the classes are liver, tumour"),
         ("{single_region: liver}", "evaluation.single_region: give a list of classes, such as [liver], or all"),
     ],
 )
 def test_lesions_and_organs_that_are_no_classes_are_refused(tmp_path: Path, evaluation: str, said: str) -> None:
     path = tmp_path / "study.yaml"
-    path.write_text(f"data: {{sites: {{a: a}}, classes: {{liver: [1], tumour: [2]}}}}\nevaluation: {evaluation}\n")
+    path.write_text(
+        f"data: {{sites: {{a: a}}, classes: {{background: [0], liver: [1], tumour: [2]}}}}\nevaluation: {evaluation}\n"
+    )
     with pytest.raises(OptionError, match=re.escape(said)):
         load_options(path)
 

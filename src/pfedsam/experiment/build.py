@@ -433,7 +433,8 @@ def build_predict(options: RunOptions, side: int) -> Predict:
 def single_regions(options: RunOptions) -> frozenset[int]:
     """The numbers 1..C of the classes that are one connected structure, so that predictions keep only their largest component."""
     single = options.evaluation.single_region
-    return frozenset(n for n, name in enumerate(options.data.classes, 1) if single == "all" or name in single)
+    names = build_labels(options).names  # without the background, which `data.classes` may list too
+    return frozenset(n for n, name in enumerate(names, 1) if single == "all" or name in single)
 
 
 def build_site_data(

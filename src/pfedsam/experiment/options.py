@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from pfedsam.core.errors import OptionError
 from pfedsam.core.options import MAX_THREADS, Device, Options
 from pfedsam.data.images import ImageOptions
-from pfedsam.data.labels import LabelMap
+from pfedsam.data.labels import BACKGROUND, LabelMap
 from pfedsam.data.manifest import check_name
 from pfedsam.data.site_labels import NOTHING_OF_ITS_OWN, SiteLabelOptions, site_label_map
 from pfedsam.data.split import SplitOptions
@@ -271,11 +271,9 @@ class RunOptions(Options):
 
     @model_validator(mode="after")
     def _lesions_and_single_regions_are_classes(self) -> "RunOptions":
-        single = self.evaluation.single_region
+        single, known = self.evaluation.single_region, [name for name in self.data.classes if name != BACKGROUND]
         for key, names in (("lesions", self.evaluation.lesions), ("single_region", [] if single == "all" else single)):
-            unknown = sorted(set(names) - set(self.data.classes))
+            unknown = sorted(set(names).difference(known))
             if unknown:
-                raise ValueError(
-                    f"evaluation.{key} names {', '.join(unknown)}; the classes are {', '.join(self.data.classes)}"
-                )
+                raise ValueError(f"evaluation.{key} names {', '.join(unknown)}; the classes are {', '.join(known)}")
         return self
