@@ -41,6 +41,10 @@ def test_the_id_of_a_class_that_the_site_does_not_annotate_is_refused_with_both_
             {"labels": {"cup": [3]}, "not_annotated": ["cup"]},
             r"data\.sites\.north: class 'cup' has the ids \[3\] under labels and is listed under not_annotated",
         ),
+        (
+            {"not_annotated": ["cup", "disc"]},
+            r"data\.sites\.north: not_annotated names every class of the study \(disc, cup\).* or leave the site out",
+        ),
         ({"labels": {"cup": [1]}}, r"data\.sites\.north: data\.sites\.north\.labels .* belongs to one class only"),
     ],
 )

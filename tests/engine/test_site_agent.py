@@ -150,6 +150,17 @@ def bent(document: Any, at: tuple[Any, ...], *value: object) -> Any:
     return document
 
 
+def test_a_site_that_annotates_no_class_of_the_study_is_told_so_in_words_of_its_own_file(
+    study: Path, agent: SiteAgent
+) -> None:
+    manifest, site = read_manifest(study / "manifest.json"), agent.host.options  # type: ignore[attr-defined]
+    classes = [name for name in manifest.configuration["data"]["classes"] if name != "background"]
+    nothing = site.model_copy(update={"not_annotated": classes})
+    said = rf"^site '{site.name}', site\.yaml: not_annotated names every class of the study .* or leave the site out"
+    with pytest.raises(OptionError, match=said):
+        study_options(manifest, nothing)
+
+
 @pytest.mark.slow
 def test_a_manifest_with_a_wrong_value_anywhere_is_refused_or_read(study: Path, agent: SiteAgent) -> None:
     """What `site approve` and the agent do before they build a model; a manifest from elsewhere once ended in a traceback."""

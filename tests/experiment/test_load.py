@@ -219,6 +219,10 @@ def test_what_is_dumped_of_sites_is_read_back(tmp_path: Path) -> None:
             "    a: {folder: here, not_annotated: [cup]}\n    b: {folder: there, not_annotated: [cup]}\n",
             "class 'cup' is annotated at no site",
         ),
+        (
+            "    a: here\n    b: {folder: there, not_annotated: [cup, disc]}\n",
+            "study.yaml: data.sites.b: not_annotated names every class of the study (disc, cup)",
+        ),
     ],
 )
 def test_mistakes_about_the_labels_of_a_site_are_one_message_each(tmp_path: Path, sites: str, said: str) -> None:

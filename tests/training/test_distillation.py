@@ -81,3 +81,21 @@ def test_overlapping_classes_have_a_divergence_each() -> None:
     form, labels = LabelForm(overlap=True), torch.zeros(1, 1, 1, dtype=torch.uint8)
     found = distillation_loss(pixel(0.2, -1.0), pixel(1.5, 0.0), labels, options, form).item()
     assert found == pytest.approx((divergence([1.5], [0.2]) + divergence([0.0], [-1.0])) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("missing_classes", [False, True])
+@pytest.mark.parametrize("weighting", ["label", "everywhere"])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_at_a_site_that_annotates_no_class_nothing_is_taught(
+    overlap: bool, weighting: str, missing_classes: bool
+) -> None:
+    options = DistillationOptions.model_validate(
+        {"confidence_weighting": weighting, "missing_classes": missing_classes}
+    )
+    student = pixel(0.5, -1.0).requires_grad_()
+    form, labels = LabelForm((False, False), overlap), torch.zeros(1, 1, 1, dtype=torch.uint8)
+    found = distillation_loss(student, pixel(2.0, 1.0), labels, options, form)
+    found.backward()
+    assert found.item() == 0
+    assert student.grad is not None
+    assert student.grad.eq(0).all()

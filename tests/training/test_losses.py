@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from pfedsam.data.labels import IGNORED, IGNORED_BIT
-from pfedsam.training.losses import LabelForm, bits_of, merge_missing, renumber, segmentation_loss, with_background
+from pfedsam.training.losses import (
+    LabelForm,
+    LossName,
+    bits_of,
+    merge_missing,
+    renumber,
+    segmentation_loss,
+    with_background,
+)
 
 
 def test_background_has_logit_zero_in_front() -> None:
@@ -129,3 +137,19 @@ def test_focal_tversky_by_hand() -> None:
     expected = (1 - index) ** 0.75 + math.log(2)
     found = segmentation_loss(torch.zeros(1, 1, 2, 2), labels, loss="focal_tversky")
     assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["dice_ce", "focal_tversky"])
+@pytest.mark.parametrize("ignores", [False, True])
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_site_that_annotates_no_class_has_no_influence(
+    classes: int, overlap: bool, ignores: bool, loss: LossName
+) -> None:
+    logits = random_case(classes)[0].requires_grad_()
+    form = LabelForm((False,) * classes, overlap, ignores)
+    found = segmentation_loss(logits, torch.zeros(2, 16, 16, dtype=torch.uint8), form, loss)
+    found.backward()
+    assert found.item() == 0
+    assert logits.grad is not None
+    assert logits.grad.eq(0).all()

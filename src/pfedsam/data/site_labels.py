@@ -57,7 +57,7 @@ def site_label_map(
         key: the key of the site in the configuration, such as `data.sites.north`, for messages.
 
     Raises:
-        OptionError: the site has a class that the study does not have, or the ids contradict each other.
+        OptionError: the site has a class that the study does not have, or annotates no class, or the ids contradict each other.
     """
     own_key = f"{key}.labels" if own.labels else "data.classes"
     _refuse_contradictions(classes, own, key=key, own_key=own_key)
@@ -73,10 +73,10 @@ def site_label_map(
 def _refuse_contradictions(
     classes: Mapping[str, Sequence[int]], own: SiteLabelOptions, *, key: str, own_key: str
 ) -> None:
-    """Refuse classes of a site that the study does not have, and classes that have ids and are not annotated.
+    """Refuse classes of a site that the study does not have, classes that have ids and are not annotated, and a site without classes.
 
     Raises:
-        OptionError: there is such a class.
+        OptionError: there is such a class, or the site annotates no class.
     """
     unknown = sorted(set(own.labels) - set(classes) - {BACKGROUND})
     if unknown:
@@ -88,4 +88,10 @@ def _refuse_contradictions(
         raise OptionError(
             f"{key}: class {both[0]!r} has the ids {own.labels[both[0]]} under labels and is listed under not_annotated; keep one of "
             "the two"
+        )
+    names = [name for name in classes if name != BACKGROUND]
+    if names and set(names) <= set(own.not_annotated):
+        raise OptionError(
+            f"{key}: not_annotated names every class of the study ({', '.join(names)}), so that the site has nothing to train or to be "
+            "scored for; take the classes that its masks contain out of not_annotated, or leave the site out of the study"
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pfedsam.core.options import Options
 from pfedsam.data.labels import IGNORED, IGNORED_BIT
-from pfedsam.training.losses import ALL_ANNOTATED, LabelForm, bits_of, merge_missing, renumber, with_background
+from pfedsam.training.losses import ALL_ANNOTATED, LabelForm, bits_of, merge_missing, no_loss, renumber, with_background
 
 
 class DistillationOptions(Options):
@@ -53,7 +53,7 @@ def distillation_loss(
     """T^2 KL(teacher_T || student_T), mean over pixels.
 
     T^2 keeps the size of the gradient independent of T (Hinton et al., 2015, sec. 2.1). Where classes overlap, each class has a sigmoid and
-    the divergence is the mean of the classes' binary ones.
+    the divergence is the mean of the classes' binary ones. It is 0 if the site annotates no class.
 
     Args:
         student: class logits `[B, C, h, w]`.
@@ -62,6 +62,8 @@ def distillation_loss(
         options: temperature, confidence weighting, and whether classes that the site does not annotate are taught.
         form: the meaning of the labels, and the classes that they contain.
     """
+    if form.says_nothing:
+        return no_loss(student)
     small = F.interpolate(labels[:, None].float(), size=teacher.shape[-2:], mode="nearest-exact")[:, 0].to(torch.uint8)
     missing = () if options.missing_classes else form.missing
     divergence = _binary if form.overlap else _exclusive

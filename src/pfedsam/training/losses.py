@@ -3,7 +3,7 @@
 If a site does not annotate a class, its labels mark that organ as background. The marginal loss (Shi et al., "Marginal loss and exclusion
 loss for partially supervised multi-organ segmentation", Medical Image Analysis 2021, eq. 3) therefore adds the probability of every class
 that is not annotated to the background's before the cross-entropy and the Dice loss are computed, so that the site has no influence on the
-distinction between these classes and the background.
+distinction between these classes and the background. If no class is annotated, nothing is left to distinguish: the loss is 0.
 
 There are two forms of labels. If classes exclude one another, a label is the number of its class. If they overlap, a label is a set of
 bits, one for each class, and each class has its own sigmoid.
@@ -47,8 +47,18 @@ class LabelForm:
         """The numbers 1..C of the classes that the site does not annotate."""
         return tuple(i for i, there in enumerate(self.annotated or (), start=1) if not there)
 
+    @property
+    def says_nothing(self) -> bool:
+        """Whether the site annotates no class, so that its labels say nothing about any pixel."""
+        return self.annotated is not None and not any(self.annotated)
+
 
 ALL_ANNOTATED = LabelForm()
+
+
+def no_loss(logits: Tensor) -> Tensor:
+    """The loss 0, whose gradient with respect to the logits is 0."""
+    return (0 * logits).sum()
 
 
 def with_background(logits: Tensor) -> Tensor:
@@ -91,6 +101,8 @@ def segmentation_loss(
         form: the meaning of the labels, and the classes that they contain.
         loss: dice_ce, or focal_tversky for structures that fill a small part of the image.
     """
+    if form.says_nothing:
+        return no_loss(logits)
     logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
     if form.overlap:
         return _overlapping(logits, labels, form, loss)
