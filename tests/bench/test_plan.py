@@ -18,7 +18,7 @@ VARIANTS = {"no-experts": {"method": "pfedsam", "model.experts": None}}
 
 @pytest.fixture
 def plan(toy_folder: Path, toy_options: RunOptions, tmp_path: Path) -> Plan:
-    content = toy_options.model_dump(mode="json", exclude={"seed", "method"})
+    content = toy_options.model_dump(mode="json", exclude={"seed", "method", "runtime"})
     del content["data"]["sites"]
     content["training"] |= {"rounds": 2, "steps_per_round": 2, "final_steps": 2, "shared_warmup_rounds": 0}
     suite = Suite.model_validate({"name": "toy", "seeds": [0, 1], "options": content, "variants": VARIANTS})

@@ -21,6 +21,11 @@ Call = Callable[..., int]
         (["--suite", "nuclei", "--methods", "fedx"], 2, "no method 'fedx'"),
         (["--suite", "nuclei", "--variants", "fedx"], 2, "no variant 'fedx'"),
         (["--suite", "nuclei", "--seeds", "one"], 2, "whole numbers"),
+        (
+            ["--suite", "nuclei", "--train-limit", "4", "--set", "data.split.max_train_cases=8"],
+            2,
+            "--set sets data.split.max_train_cases, which --train-limit sets for each run",
+        ),
         (["--suite", "nuclei"], 3, "has no folder for the site"),
     ],
 )
@@ -99,6 +104,7 @@ def test_all_labels_come_last_whether_named_or_not(text: str, limits: list[str])
         (("onboarding", "--labels", "0"), "--labels '0'"),
         (("onboarding", "--labels=-5"), "--labels '-5'"),
         (("labels", "--limits", "4,0"), "--limits '4,0'"),
+        (("labels", "--set", "data.split={max_train_cases: 3}"), "which --limits sets for each run"),
     ],
 )
 def test_numbers_of_labels_are_checked_before_anything_runs(

@@ -138,6 +138,15 @@ def test_an_option_that_no_method_of_a_comparison_uses_is_refused_before_anythin
     assert not out.exists()
 
 
+def test_a_method_by_set_is_refused_in_a_comparison(
+    call: Callable[..., int], capsys: pytest.CaptureFixture[str], study: Path
+) -> None:
+    out = study.parent / "out"
+    assert call("compare", study, "--out", out, "--methods", "fedavg", "--set", "method=local-only") == 2
+    assert "Leave it out, and give the methods by --methods." in " ".join(capsys.readouterr().err.split())
+    assert not out.exists()
+
+
 def test_a_comparison_of_no_method_is_refused(
     call: Callable[..., int], capsys: pytest.CaptureFixture[str], study: Path
 ) -> None:

@@ -1,5 +1,7 @@
 """Suites: ordinary runs from a file, equally many steps for every method."""
 
+import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.patterns import Pattern
 from pfedsam.experiment.build import build_method
 from pfedsam.experiment.effect import unused
+from pfedsam.experiment.load import put
 from pfedsam.experiment.options import RunOptions
 from pfedsam.experiment.suite import (
     Entry,
@@ -126,6 +129,39 @@ def test_what_a_method_has_no_use_for_is_left_out_and_what_nobody_uses_is_refuse
         refuse_idle_overrides(suite(), entries, SITES, [*overrides, "training.order=local-first"])
     with pytest.raises(OptionError, match=r"The variant x sets options without effect: training\.order"):
         run_options(suite(), Entry("x", "fedavg", {"training.order": "local-first"}), 0, SITES)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "instead"),
+    [
+        ("seed", 7, "--seeds"),
+        ("method", "local-only", "--methods"),
+        ("data.sites", {"a": "elsewhere"}, "--data"),
+        ("runtime.workers", 2, "--workers"),
+        ("runtime", {"threads": 2}, "--workers"),
+    ],
+)
+def test_what_the_benchmark_sets_for_each_run_is_refused_wherever_it_is_given(
+    key: str, value: object, instead: str
+) -> None:
+    plain, changed = Entry("fedavg", "fedavg"), Entry("other", "fedavg", {key: value})
+    options = copy.deepcopy(OPTIONS)
+    put(options, key, value)
+    for given, entry, overrides, place in (
+        (suite(options=options), plain, [], "^The suite mine sets under `options`"),
+        (suite(), plain, [f"{key}={json.dumps(value)}"], "^--set sets"),
+        (suite(), changed, [], "^The variant other sets"),
+    ):
+        with pytest.raises(OptionError, match=f"{place} what a benchmark sets for each run.*{key}.*{instead}"):
+            run_options(given, entry, 0, SITES, overrides)
+        with pytest.raises(OptionError, match=place):
+            refuse_idle_overrides(given, [entry], SITES, overrides)
+
+
+def test_the_rounds_of_a_variant_follow_from_its_steps() -> None:
+    with pytest.raises(OptionError, match=r"The variant x sets .*training\.rounds \(.*; give `steps`"):
+        run_options(suite(), Entry("x", "fedavg", {"training.rounds": 9}), 0, SITES)
+    assert run_options(suite(), Entry("x", "fedavg"), 0, SITES, ["training.rounds=9"]).training.rounds == 9
 
 
 def test_a_last_phase_that_nobody_set_takes_a_quarter_of_the_steps_at_most() -> None:

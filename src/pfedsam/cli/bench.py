@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -38,9 +38,13 @@ Seeds = Annotated[str | None, typer.Option("--seeds", help="Seeds, separated by 
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="Override a key of the configuration in every run, such as training.rounds=4; may be repeated."
+        "--set",
+        help="Override a key of the configuration in every run, such as training.rounds=4; may be repeated. Refused for keys that the "
+        "benchmark sets itself, such as seed and method.",
     ),
 ]
+_LIMIT: Final = "data.split.max_train_cases"
+"""Key of the configuration for the number of labelled training images per site."""
 CONVERGED = 3
 """Factor by which `--converged` multiplies the rounds of a suite."""
 Workers = Annotated[int, typer.Option("--workers", help="Number of processes that train sites in parallel.")]
@@ -93,6 +97,8 @@ def accuracy_command(
     """
     from pfedsam.bench.plan import run_plan, write_results
 
+    if train_limit:
+        _refuse_limit(overrides, "--train-limit")
     plan = _plan(data, suite, out, methods, variants, seeds, overrides, workers)
     kind = "ablation" if variants else "accuracy"
     words = [_command(plan, "accuracy", suite, methods, variants)]
@@ -188,6 +194,7 @@ def labels_command(
     from pfedsam.report.labels_page import ALL, write_labels
 
     by_limit = {limit: Outcome() for limit in _limits(limits)}
+    _refuse_limit(overrides, "--limits")
     plan = _plan(data, suite, out, methods, "", seeds, overrides, workers)
     name, folder = f"labels-{plan.suite.name}", results or out
     command = f"{_command(plan, 'labels', suite, methods, '')} --limits {shlex.quote(limits)}"
@@ -237,8 +244,24 @@ def _refuse_failures(failed: "Mapping[str, str]") -> None:
 
 
 def _limited(plan: "Plan", limit: str) -> "Plan":
-    """The plan with a limited number of labelled training images per site, in its own folder but with the same cache."""
-    return plan.inside(f"labels-{limit}", [*plan.overrides, f"data.split.max_train_cases={limit}"])
+    """The plan with a limited number of labelled training images per site, in its own folder but with the same cache.
+
+    The plan's overrides do not limit it already (`_refuse_limit`).
+    """
+    return plan.inside(f"labels-{limit}", [*plan.overrides, f"{_LIMIT}={limit}"])
+
+
+def _refuse_limit(overrides: "Sequence[str] | None", option: str) -> None:
+    """Refuse an override that limits the training images where an option of the command does so.
+
+    Raises:
+        OptionError: there is one.
+    """
+    from pfedsam.core.errors import OptionError
+    from pfedsam.experiment.load import holds, overridden
+
+    if holds(overridden(overrides or []), _LIMIT):
+        raise OptionError(f"--set sets {_LIMIT}, which {option} sets for each run. Leave it out, and give {option}.")
 
 
 def _converged(plan: "Plan") -> "Plan":

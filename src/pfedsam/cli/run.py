@@ -1,7 +1,7 @@
 """`pfedsam run`, `compare` and `demo`: commands that train federations on this machine."""
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,10 +87,26 @@ def compare_command(
     """
     from pfedsam.experiment.load import read_options
 
+    _refuse_method(overrides or [])
     options = read_options(config, overrides or [])
     names = dict.fromkeys(name.strip() for name in methods.split(",") if name.strip())
     _tell_unused(options, names)
     compare(options, out, list(names), resume=resume)
+
+
+def _refuse_method(overrides: Sequence[str]) -> None:
+    """Refuse a method among the overrides of a comparison, where it would be without effect.
+
+    Raises:
+        OptionError: there is one.
+    """
+    from pfedsam.core.errors import OptionError
+    from pfedsam.experiment.load import holds, overridden
+
+    if holds(overridden(overrides), "method"):
+        raise OptionError(
+            "--set sets method, but a comparison has several. Leave it out, and give the methods by --methods."
+        )
 
 
 def _tell_unused(options: "RunOptions", methods: Iterable[str]) -> None:

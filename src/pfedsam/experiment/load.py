@@ -159,7 +159,7 @@ def _refuse_version_0_1(content: Mapping[str, Any], path: Path) -> None:
     Raises:
         OptionError: it is one.
     """
-    old = [f"{key} ({name.path} now)" for key, name in RENAMED.items() if _holds(content, key)]
+    old = [f"{key} ({name.path} now)" for key, name in RENAMED.items() if holds(content, key)]
     if old:
         raise OptionError(
             f"The folder {path.parent.name!r} holds a run of version 0.1 of pFedSAM, whose models this version does not read. Use version "
@@ -168,8 +168,8 @@ def _refuse_version_0_1(content: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def _holds(content: Mapping[str, Any], key: str) -> bool:
-    """Whether a configuration sets a key such as `training.rounds`."""
+def holds(content: Mapping[str, Any], key: str) -> bool:
+    """Whether a configuration sets a key such as `training.rounds`, or a key below it."""
     *parents, last = key.split(".")
     for parent in parents:
         content = _mapping(content.get(parent))
@@ -223,6 +223,17 @@ def override(content: dict[str, Any], texts: Sequence[str]) -> None:
             put(content, key, parse_yaml(value))
         except OptionError as error:
             raise OptionError(f"--set {text!r}: {error}") from error
+
+
+def overridden(texts: Sequence[str]) -> dict[str, Any]:
+    """The keys and values of overrides alone.
+
+    Raises:
+        OptionError: as for `override`.
+    """
+    content: dict[str, Any] = {}
+    override(content, texts)
+    return content
 
 
 def put(content: dict[str, Any], key: str, value: object) -> None:

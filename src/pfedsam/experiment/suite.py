@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import Field, ValidationError
 
@@ -19,13 +19,25 @@ from pfedsam.core.options import Options
 from pfedsam.core.yaml_files import read_mapping
 from pfedsam.experiment.build import build_method
 from pfedsam.experiment.effect import is_below, refuse_unused_by_all, unused, without_unused
-from pfedsam.experiment.load import override, put, validate
+from pfedsam.experiment.load import holds, overridden, override, put, validate
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.methods import METHODS, find_method
 from pfedsam.training.options import TrainingOptions
 
 _ABLATIONS = "ablations"
 """Name of the shipped file of variants; it is not a suite."""
+_BY_THE_BENCHMARK: Final = {
+    "seed": "give the seeds by --seeds, or by `seeds` of the suite",
+    "method": "give the methods by --methods, by `methods` of the suite, or by `method` of a variant",
+    "data.sites": "the sites are the folders in --data, or those of them that `sites` of the suite names",
+    "runtime.workers": "give the number of processes by --workers",
+    "runtime.threads": "every process computes with one thread; for more processes use --workers",
+}
+"""Key of the configuration that the benchmark itself sets for each run -> what to do instead of setting it."""
+_BY_THE_STEPS: Final = {
+    "training.rounds": "the rounds of a variant follow from its number of steps; give `steps`, a factor on the steps of the suite"
+}
+"""The same for keys that only a variant must not set."""
 
 
 class Suite(Options):
@@ -43,7 +55,7 @@ class Suite(Options):
     methods: list[str] = Field(default=[], description="Methods to compare; empty: all methods.")
     subject: str = Field(default="pfedsam", description="The method that the others are compared with.")
     options: dict[str, Any] = Field(
-        description="Configuration of a run without its sites, method and seed; the keys are those of `pfedsam run`."
+        description="Configuration of a run without its sites, method, seed, workers and threads; the keys are those of `pfedsam run`."
     )
     variants: dict[str, dict[str, Any]] = Field(
         default={},
@@ -164,7 +176,8 @@ def run_options(
         overrides: texts of the form `key.path=value`, which apply to all entries.
 
     Raises:
-        OptionError: the configuration has mistakes, or a change of the entry has no effect in it; the message names all of them.
+        OptionError: the configuration has mistakes, or a change of the entry has no effect in it; the message names all of them. Or the
+            suite, the overrides or the entry set a key that the benchmark sets itself.
     """
     chosen, steps = _chosen(suite, entry, seed, sites, overrides)
     idle = [text for key, text in unused(chosen).items() if is_below(key, entry.changes)]
@@ -179,7 +192,7 @@ def refuse_idle_overrides(
     """Refuse overrides that have no effect in any entry; the arguments are those of `run_options`.
 
     Raises:
-        OptionError: an override has no effect; the message names each of them.
+        OptionError: an override has no effect; the message names each of them. Or as for `run_options`.
     """
     runs = [_chosen(suite, entry, 0, sites, overrides)[0] for entry in entries]
     refuse_unused_by_all(runs, "--set", [text.partition("=")[0] for text in overrides])
@@ -188,7 +201,12 @@ def refuse_idle_overrides(
 def _chosen(
     suite: Suite, entry: Entry, seed: int, sites: Mapping[str, Path], overrides: Sequence[str]
 ) -> tuple[RunOptions, int]:
-    """An entry's options, including those without effect, and the number of steps of the suite's rounds."""
+    """An entry's options, including those without effect, and the number of steps of the suite's rounds.
+
+    Raises:
+        OptionError: as for `run_options`, but changes without effect are accepted.
+    """
+    _refuse_what_a_run_gets(suite, entry, overrides)
     content = copy.deepcopy(suite.options)
     put(content, "data.sites", {name: str(folder) for name, folder in sites.items()})
     override(content, overrides)
@@ -197,6 +215,25 @@ def _chosen(
     for key, value in entry.changes.items():
         put(content, key, value)
     return validate(RunOptions, content, f"suite {suite.name}, {entry.label}"), basis.rounds * basis.steps_per_round
+
+
+def _refuse_what_a_run_gets(suite: Suite, entry: Entry, overrides: Sequence[str]) -> None:
+    """Refuse keys that the benchmark sets for each run, so that a value given for them would be without effect.
+
+    Raises:
+        OptionError: there is such a key; the message says what to do instead.
+    """
+    changes: dict[str, Any] = {}
+    for key, value in entry.changes.items():
+        put(changes, key, value)
+    for content, place, reserved in (
+        (suite.options, f"The suite {suite.name} sets under `options`", _BY_THE_BENCHMARK),
+        (overridden(overrides), "--set sets", _BY_THE_BENCHMARK),
+        (changes, f"The variant {entry.label} sets", _BY_THE_BENCHMARK | _BY_THE_STEPS),
+    ):
+        wrong = [f"{key} ({instead})" for key, instead in reserved.items() if holds(content, key)]
+        if wrong:
+            raise OptionError(f"{place} what a benchmark sets for each run. Leave it out: {'; '.join(wrong)}.")
 
 
 def local_steps(options: RunOptions, rounds: int | None = None) -> int:
