@@ -1,17 +1,26 @@
 """A bench over the toy federation: resumable, paired, and complete from partial results."""
 
 import json
+import shutil
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from pfedsam.bench import plan as bench
 from pfedsam.bench.plan import Outcome, Plan, Step, run_plan, write_results
-from pfedsam.core.errors import DataError, RunError
+from pfedsam.core import tensors
+from pfedsam.core.errors import DataError, PfedsamError, RunError
+from pfedsam.data.manifest import Case
+from pfedsam.engine import inputs
+from pfedsam.engine.server_files import SERVER
 from pfedsam.experiment.build import build_sites
 from pfedsam.experiment.options import RunOptions
 from pfedsam.experiment.suite import Entry, Suite, choose_entries
 from pfedsam.federation.methods import METHODS
+from pfedsam.model.backbones.compact import compact_config, new_network
 
 VARIANTS = {"no-experts": {"method": "pfedsam", "model.experts": None}}
 
@@ -164,3 +173,99 @@ def test_a_folder_with_other_things_is_refused_and_one_of_a_run_that_never_began
     with pytest.raises(RunError, match=f"The folder '{foreign.name}' is not empty"):
         run_plan(plan, lambda _: None, lambda _: None)
     assert (foreign / "thesis.txt").exists()
+
+
+@pytest.fixture
+def own(plan: Plan, toy_folder: Path, tmp_path: Path) -> Plan:
+    """A comparison of one finished run of fedavg with sites and a backbone of its own, which a test may change."""
+    for name in ("sites", "backbone"):
+        shutil.copytree(toy_folder / name, tmp_path / name)
+    backbone = [f"model.backbone={tmp_path / 'backbone'}"]
+    own = replace(plan, entries=plan.entries[1:2], seeds=[0], data=tmp_path / "sites", overrides=backbone)
+    run_plan(own, lambda _: None, lambda _: None)
+    return own
+
+
+def refusal(plan: Plan, kind: type[PfedsamError]) -> str:
+    """The message with which a further bench of the same runs is refused."""
+    with pytest.raises(kind) as refused:
+        run_plan(plan, lambda _: None, lambda _: None)
+    return str(refused.value)
+
+
+def without_key(plan: Plan, *keys: str, **changes: str) -> None:
+    """Store the state of the finished run as an earlier version did, without these metadata and with others changed."""
+    path = plan.folder(plan.entries[0], 0) / SERVER
+    stored, described = tensors.load(path)
+    tensors.save(path, stored, {key: value for key, value in (described | changes).items() if key not in keys})
+
+
+@pytest.mark.slow
+def test_a_finished_run_of_other_data_is_not_counted(own: Plan) -> None:
+    site = next(iter(own.sites.values()))
+    masks = sorted((site / "masks").iterdir())
+    first, second = (mask.read_bytes() for mask in masks[:2])
+    masks[0].write_bytes(second)
+    message = refusal(own, DataError)
+    assert message.startswith(f"fedavg, seed 0: site {site.name!r}, case {masks[0].stem!r}: image or mask was changed")
+    assert "put the earlier files back, or start a new run in another folder" in message
+    masks[0].write_bytes(first)
+    assert list(run_plan(own, lambda _: None, lambda _: None).runs) == ["fedavg"]
+
+    for folder, suffix in (("images", ".png"), ("masks", ".png")):
+        shutil.copy(site / folder / f"{masks[0].stem}{suffix}", site / folder / f"zz-new{suffix}")
+    assert "in another part of the split now" in refusal(own, DataError)
+
+
+@pytest.mark.slow
+def test_a_finished_run_of_an_earlier_version_without_digests_is_counted(own: Plan) -> None:
+    for name, site in own.sites.items():
+        path = own.folder(own.entries[0], 0) / "sites" / name / "split.json"
+        content = json.loads(path.read_text())
+        del content["digests"]
+        path.write_text(json.dumps(content))
+        masks = sorted((site / "masks").iterdir())
+        masks[0].write_bytes(masks[1].read_bytes())
+    assert list(run_plan(own, lambda _: None, lambda _: None).runs) == ["fedavg"]
+
+
+@pytest.mark.slow
+def test_a_finished_run_with_other_weights_of_the_backbone_is_not_counted(
+    own: Plan, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    new_network(compact_config("sam-toy"), torch.Generator().manual_seed(99)).save_pretrained(tmp_path / "backbone")
+    message = refusal(own, RunError)
+    assert message.startswith("fedavg, seed 0: The backbone of the run in 'fedavg' has other weights now")
+    assert "Put the earlier weights back, or give another folder." in message
+    without_key(own, "backbone")
+    assert list(run_plan(own, lambda _: None, lambda _: None).runs) == ["fedavg"]
+    assert "it is not checked that the backbone still has the weights" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_finished_run_counts_although_this_version_has_further_options(
+    own: Plan, caplog: pytest.LogCaptureFixture
+) -> None:
+    without_key(own, study="0" * 16)  # the identity includes all options
+    assert list(run_plan(own, lambda _: None, lambda _: None).runs) == ["fedavg"]
+    assert caplog.text == ""
+
+
+@pytest.mark.slow
+def test_the_files_and_the_backbone_are_read_once_for_all_finished_runs(
+    own: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = replace(own, seeds=[0, 1])
+    run_plan(two, lambda _: None, lambda _: None)
+    real, loaded, read = inputs.load_backbone, [], Counter[Path]()
+
+    def digest(case: Case) -> str:
+        read[case.image] += 1
+        return digest_of(case)
+
+    digest_of = inputs.file_digest
+    monkeypatch.setattr(inputs, "file_digest", digest)
+    monkeypatch.setattr(inputs, "load_backbone", lambda *a, **k: (loaded.append(a), real(*a, **k))[1])
+    run_plan(two, lambda _: None, lambda _: None)
+    assert set(read.values()) == {1}
+    assert len(loaded) == 1

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pfedsam.core import atomic
-from pfedsam.core.errors import PfedsamError
+from pfedsam.core.errors import CheckpointError, DataError, PfedsamError, RunError, StoreError
 from pfedsam.core.lock import exclusive
+from pfedsam.engine.inputs import Inputs
 from pfedsam.engine.progress import Event
 from pfedsam.engine.run import is_finished, run
 from pfedsam.experiment.build import read_sites
@@ -110,16 +111,19 @@ def run_plan(plan: Plan, tell: Callable[[Step], None], finished: Callable[[Outco
         finished: called with all results so far, once at the start and after every run.
 
     Raises:
-        RunError: another process works in the same folder, or a run's folder holds another configuration.
+        CheckpointError: the backbone of a finished run cannot be loaded.
+        DataError: the data of a finished run have changed since.
+        RunError: another process works in the same folder, a run's folder holds another configuration, or the backbone of a finished run
+            has other weights now.
         OptionError: an entry's configuration is wrong, or no entry uses an override; nothing was run.
     """
     refuse_idle_overrides(plan.suite, plan.entries, plan.sites, plan.overrides)
     planned = [(entry, seed, plan.options(entry, seed)) for seed in plan.seeds for entry in plan.entries]
     with exclusive(plan.out, plan.cache_folder):
-        outcome = Outcome()
+        outcome, inputs = Outcome(), Inputs()
         waiting = []
         for entry, seed, options in planned:
-            if is_finished(options, plan.folder(entry, seed)):
+            if _is_done(plan, entry, seed, options, inputs):
                 _collect(plan, entry, seed, options, outcome)
             else:
                 waiting.append((entry, seed, options))
@@ -138,6 +142,14 @@ def run_plan(plan: Plan, tell: Callable[[Step], None], finished: Callable[[Outco
             finished(outcome)
             tell(Step(entry.label, seed, done + 1, len(planned), None))
     return outcome
+
+
+def _is_done(plan: Plan, entry: Entry, seed: int, options: RunOptions, inputs: Inputs) -> bool:
+    """Whether a run is finished, as `is_finished`; an error names the run."""
+    try:
+        return is_finished(options, plan.folder(entry, seed), inputs)
+    except (CheckpointError, DataError, RunError, StoreError) as error:
+        raise type(error)(f"{entry.label}, seed {seed}: {error}") from error
 
 
 def write_results(plan: Plan, outcome: Outcome, folder: Path, name: str, command: str) -> dict[str, float | None]:

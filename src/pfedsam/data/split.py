@@ -6,7 +6,7 @@ measure memory if they were in both training and test. Proportions are counted i
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -134,7 +134,9 @@ def write_split(path: Path, site: Site, *, digests: bool = False) -> None:
     write_json(path, {"schema": _SCHEMA, "site": site.name, **content})
 
 
-def read_split(path: Path, site: Site, parts: Sequence[Split] = USED) -> Site:
+def read_split(
+    path: Path, site: Site, parts: Sequence[Split] = USED, *, digest: Callable[[Case], str] | None = None
+) -> Site:
     """The site with its cases in the parts that are stored in a file.
 
     A case that is not in the file becomes unused, and a warning is logged. If the file contains digests, the files of the cases must not
@@ -144,6 +146,7 @@ def read_split(path: Path, site: Site, parts: Sequence[Split] = USED) -> Site:
         path: the file, written by `write_split`.
         site: the site as it is now.
         parts: the parts that are needed; missing or changed cases of other parts are accepted.
+        digest: the function that computes the digest of a case as `file_digest` does; None for that function itself.
 
     Raises:
         DataError: the file is no split, is that of another site, or lists a case twice; a case of the needed parts is missing or has
@@ -157,7 +160,7 @@ def read_split(path: Path, site: Site, parts: Sequence[Split] = USED) -> Site:
     _warn_of_new(path, site, sorted(known - sides.keys()))
     site = _assigned(site, {case: sides.get(case, "unused") for case in known})
     check_no_leak(site)
-    _refuse_changed(path, site, _cases_of(site, parts), digests)
+    _refuse_changed(path, site, _cases_of(site, parts), digests, digest or file_digest)
     return site
 
 
@@ -191,6 +194,31 @@ def same_part(first: Path, second: Path, site: str, part: Split) -> bool:
     if not same or digests is None or of_others is None:
         return same
     return all(digests.get(case) == of_others.get(case) for case in ones[part])
+
+
+def refuse_other_split(path: Path, site: Site, *, digest: Callable[[Case], str] | None = None) -> None:
+    """Refuse a site whose parts or files differ from those with which a finished run wrote its split.
+
+    A file without digests is of an earlier version, and is only checked as `read_split` does.
+
+    Args:
+        path: the file, written by `write_split`.
+        site: the site as a new run would split it now.
+        digest: as for `read_split`.
+
+    Raises:
+        DataError: as for `read_split`, or a case is in another part now.
+    """
+    before = {case.id: case.split for case in read_split(path, site, digest=digest).cases}
+    if _read_parts(path, site.name)[1] is None:
+        return
+    moved = [case.id for case in site.cases if case.split != before[case.id]]
+    if moved:
+        raise DataError(
+            f"site {site.name!r}, {_named(moved)}: in another part of the split now than in {path.name!r}, because cases were added or "
+            "assigned anew, so that results before and after would be of different data; put the earlier cases back, or start a new run "
+            "in another folder"
+        )
 
 
 def _sides(path: Path, site: Site, stored: Mapping[Split, Sequence[str]]) -> dict[str, Split]:
@@ -263,10 +291,16 @@ def _warn_of_new(path: Path, site: Site, new: Sequence[str]) -> None:
         )
 
 
-def _refuse_changed(path: Path, site: Site, cases: Sequence[Case], digests: Mapping[str, str] | None) -> None:
+def _refuse_changed(
+    path: Path,
+    site: Site,
+    cases: Sequence[Case],
+    digests: Mapping[str, str] | None,
+    digest: Callable[[Case], str],
+) -> None:
     if digests is None:
         return
-    changed = [case.id for case in cases if digests.get(case.id) != file_digest(case)]
+    changed = [case.id for case in cases if digests.get(case.id) != digest(case)]
     if changed:
         raise DataError(
             f"site {site.name!r}, {_named(changed)}: image or mask was changed since {path.name!r} was written, so that results before and "

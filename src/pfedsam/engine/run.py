@@ -13,6 +13,7 @@ from pfedsam.data.intensity import RANGE, IntensityRange, training_range, write_
 from pfedsam.data.manifest import Site
 from pfedsam.data.sequences import SEQUENCES, write_sequences
 from pfedsam.data.split import read_split, write_split
+from pfedsam.engine.inputs import Inputs, refuse_other_backbone, refuse_other_data
 from pfedsam.engine.local import LocalStudy, LocalTransport, worker_count
 from pfedsam.engine.progress import Event, Progress, silent
 from pfedsam.engine.rounds import RoundPolicy, Study, StudyRun
@@ -117,14 +118,31 @@ def study_id(options: RunOptions, backbone: str) -> str:
     return hashlib.sha256(json.dumps([content, backbone], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def is_finished(options: RunOptions, folder: Path) -> bool:
-    """Whether `folder` contains this run and the run is finished.
+def is_finished(options: RunOptions, folder: Path, inputs: Inputs | None = None) -> bool:
+    """Whether `folder` contains this run, of the data and the backbone as they are now, and the run is finished.
+
+    An unfinished run is checked when it is resumed.
+
+    Args:
+        options: the options of the run.
+        folder: the folder of the run.
+        inputs: the present inputs, as far as they were read for other runs.
 
     Raises:
-        RunError: the folder contains another run, or something else.
+        CheckpointError: the backbone cannot be loaded.
+        DataError: the run is finished, and its data have changed since.
+        RunError: the folder contains another run, or something else, or the weights of the backbone have changed.
+        StoreError: the state of the run is damaged.
     """
     _check_folder(options, folder, True)
-    return (folder / "summary.json").exists()
+    if not (folder / "summary.json").exists():
+        return False
+    inputs = inputs or Inputs()
+    refuse_other_data(options, folder, inputs)
+    backbone = inputs.backbone(options)
+    if backbone is not None:
+        refuse_other_backbone(folder, backbone, study_id(options, backbone))
+    return True
 
 
 def warn_nothing_to_resume(folder: Path) -> None:

@@ -105,7 +105,13 @@ def refuse_lost_state(folder: Path) -> None:
 
 
 def save_state(
-    folder: Path, study: str, state: ServerState, records: RecordWriter | None = None, *, mode: int = 0o777
+    folder: Path,
+    study: str,
+    state: ServerState,
+    records: RecordWriter | None = None,
+    *,
+    backbone: str | None = None,
+    mode: int = 0o777,
 ) -> None:
     """Commit a round by renaming the file of its state into place.
 
@@ -114,12 +120,14 @@ def save_state(
         study: the identity of the run or study.
         state: the state after the round.
         records: the records of the run; those written so far belong to the commit, and are checked when the state is loaded.
+        backbone: the hash of the backbone with which the run or study began.
         mode: the permissions of the state's folder if it has to be made.
     """
     path = folder / SERVER
     path.parent.mkdir(exist_ok=True, mode=mode)
     memory = {f"{_MEMORY}{name}": t for name, t in state.memory.items()}
     described = {"round": str(state.round), "study": study} | ({"records": records.mark} if records else {})
+    described |= {"backbone": backbone} if backbone else {}
     tensors.save(path, {**(state.shared or NOTHING), **memory}, described)
 
 

@@ -268,7 +268,7 @@ class StudyFolder:
     def save_state(self, state: ServerState, manifest: StudyManifest, records: RecordWriter | None = None) -> None:
         """Commit a round by renaming its state into place; the last `EARLIER_STATES` states are kept for `roll_back`."""
         self._keep_state(manifest, state.round)
-        save_state(self.path, manifest.study, state, records, mode=0o700)
+        save_state(self.path, manifest.study, state, records, backbone=manifest.backbone, mode=0o700)
 
     def stored_states(self) -> list[int]:
         """The number of rounds after which each of the stored states was committed, in ascending order."""
