@@ -81,6 +81,25 @@ def test_a_new_site_gets_its_local_part_and_nothing_else_changes(
 
 
 @pytest.mark.slow
+def test_the_result_of_a_site_whose_data_changed_is_not_returned(
+    tmp_path: Path, short: RunOptions, new_site: Path
+) -> None:
+    run(short.model_copy(update={"method": "fedavg"}), tmp_path / "run")
+    site = shutil.copytree(new_site, tmp_path / "site")
+    opened, new = open_run(tmp_path / "run"), Newcomer("newcomer", site, labels=2, steps=1)
+    found = onboard(opened, new, tmp_path / "out")
+    parts = json.loads((tmp_path / "out" / "sites" / "newcomer" / "split.json").read_text())
+    test, other = parts["test"][0], parts["train"][0]
+    mask = next((site / "masks").glob(f"{test}.*"))
+    before = mask.read_bytes()
+    mask.write_bytes(next((site / "masks").glob(f"{other}.*")).read_bytes())
+    with pytest.raises(DataError, match=f"'newcomer', case '{test}': image or mask was changed.*in another folder"):
+        onboard(opened, new, tmp_path / "out")
+    mask.write_bytes(before)
+    assert onboard(opened, new, tmp_path / "out") == found
+
+
+@pytest.mark.slow
 def test_a_method_without_a_local_part_has_the_shared_model_in_use_also_from_the_coordinators_folder(
     tmp_path: Path, short: RunOptions, new_site: Path
 ) -> None:

@@ -28,7 +28,7 @@ from pfedsam.data.intensity import IntensityRange, training_range, write_range
 from pfedsam.data.kinds import joins_other_kind, trained_on_volumes
 from pfedsam.data.manifest import Site
 from pfedsam.data.sequences import read_sequences, trained_sequences, write_sequences
-from pfedsam.data.split import USED, write_split
+from pfedsam.data.split import USED, refuse_other_split, write_split
 from pfedsam.engine.model_selection import Parameters
 from pfedsam.engine.opened import OpenRun
 from pfedsam.engine.run import study_id
@@ -99,20 +99,20 @@ def onboard(opened: OpenRun, new: Newcomer, out: Path, *, tell: Callable[[str], 
     Raises:
         RunError: the method shares nothing from which a new site could start, `out` has other content, or another process works in it.
         OptionError: the federation already has a site with this name.
-        DataError: the site's data is wrong, or there are no training or no test cases.
+        DataError: the site's data is wrong, or has changed since the result in `out`, or there are no training or no test cases.
     """
     tell = tell or (lambda _: None)
     options = _options(opened, new)
     key = _key(opened, options, new)
-    done = _read(out, key)
+    site = build_sites(options)[new.name]
+    done = _read(out, key, site)
     if done:
         return done
-    site = build_sites(options)[new.name]
     seen = _check(opened.built.partition, options, site)
     _refuse_other_sequences(opened.places.values(), site)
     _warn_of_other_kind(opened.places.values(), site)
     with exclusive(out):
-        return _read(out, key) or _train(
+        return _read(out, key, site) or _train(
             _Work(options, opened.built, opened.shared, site, out, new.steps, opened.rounds), key, seen, tell
         )
 
@@ -251,10 +251,11 @@ def _key(opened: OpenRun, options: RunOptions, new: Newcomer) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _read(out: Path, key: str) -> Onboarded | None:
-    """The result of the same onboarding in `out`; None if it is not finished.
+def _read(out: Path, key: str, site: Site) -> Onboarded | None:
+    """The result of the same onboarding of this site, as it is now, in `out`; None if it is not finished.
 
     Raises:
+        DataError: the onboarding is finished, and the site's data has changed since.
         RunError: the folder contains something else.
         StoreError: the result is damaged.
     """
@@ -269,7 +270,10 @@ def _read(out: Path, key: str) -> Onboarded | None:
             f"The folder {out.name!r} contains {'a finished' if finished else 'an unfinished'} onboarding already, of another site, "
             "federation, seed, or number of labels or steps. Give a new or an empty folder."
         )
-    return read_onboarded(out) if finished else None
+    if not finished:  # it begins again, with the data as they are now
+        return None
+    refuse_other_split(out / "sites" / site.name / "split.json", site)
+    return read_onboarded(out)
 
 
 def _check(partition: Partition, options: RunOptions, site: Site) -> IntensityRange | None:
