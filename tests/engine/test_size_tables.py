@@ -9,11 +9,15 @@ from pfedsam.engine.size_tables import AREAS, SIZES, refuse_other_tables, tables
 
 
 def test_tables_have_their_earlier_content_after_a_failure(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with tables_restored(tmp_path):
+            (tmp_path / SIZES).write_text("after")
+            (tmp_path / AREAS).write_text("new")
+            raise KeyboardInterrupt
+
     (tmp_path / SIZES).write_text("before")
-    with pytest.raises(KeyboardInterrupt), tables_restored(tmp_path):
-        (tmp_path / SIZES).write_text("after")
-        (tmp_path / AREAS).write_text("new")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert (tmp_path / SIZES).read_text() == "before"
     assert not (tmp_path / AREAS).exists()
 
