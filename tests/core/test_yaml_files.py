@@ -1,9 +1,11 @@
 """YAML of others: within bounds of size and depth, and one message for whatever it is."""
 
+import math
 import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pfedsam.core.errors import OptionError
 from pfedsam.core.yaml_files import MAX_BYTES, parse_yaml, read_mapping
@@ -55,3 +57,61 @@ def test_a_merge_key_adds_what_is_not_given() -> None:
     assert parse_yaml("a: &x {b: 1, c: 2}\nd: {<<: *x, c: 3}") == {"a": {"b": 1, "c": 2}, "d": {"b": 1, "c": 3}}
     with pytest.raises(OptionError, match="'c' occurs twice"):
         parse_yaml("a: &x {b: 1}\nd: {<<: *x, c: 3, c: 4}")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("10", 10),
+        ("-7", -7),
+        ("+7", 7),
+        ("0", 0),
+        ("0x10", 16),
+        ("1.5", 1.5),
+        ("-2.", -2.0),
+        (".5", 0.5),
+        ("1.0e-05", 1e-5),
+        ("-.inf", -math.inf),
+        ("true", True),
+    ],
+)
+def test_a_value_with_one_meaning_in_every_version_of_yaml_has_it(text: str, value: object) -> None:
+    found = parse_yaml(text)
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "010",
+        "-010",
+        "08",
+        "007",
+        "0b11",
+        "0o17",
+        "1_000",
+        "1:30",
+        "-1:30",
+        "190:20:30.15",
+        "1_0.5",
+        "0x_f",
+        "1e-3",
+        "1e3",
+        "off",
+    ],
+)
+def test_a_value_with_several_meanings_is_text_in_keys_and_values(text: str) -> None:
+    assert parse_yaml(text) == text
+    assert parse_yaml(f"{text}: [{text}]") == {text: [text]}
+
+
+def test_what_is_written_is_read_back_as_it_was() -> None:
+    values = ["010", "1:30", "1e-3", "1e3", "0o17", "08", "1_000", "off", 10, 8, 90, 1e-3, 1e20, -0.5, 123456.789, True]
+    again = parse_yaml(yaml.safe_dump(values))
+    assert [(one, type(one)) for one in again] == [(one, type(one)) for one in values]
+
+
+@pytest.mark.parametrize("text", ["!!int 010", "!!int 1:30", "!!float 1:30.0", "!!bool on", "!!int 0b11"])
+def test_a_tag_gives_no_value_another_meaning(text: str) -> None:
+    with pytest.raises(OptionError, match=r"has no value with the tag .*; leave the tag out"):
+        parse_yaml(text)

@@ -320,3 +320,15 @@ def test_the_number_of_processes_is_a_number_or_auto(tmp_path: Path, given: str)
 def test_truth_values_are_no_numbers(tmp_path: Path, override: str) -> None:
     key, said = override.partition("=")[0], "give a number; true and false are none"
     assert f"{key}: {said}" in _said(tmp_path, "data: {sites: {a: a}, classes: {x: [1]}}\n", override)
+
+
+def test_numbers_are_decimal_in_a_file_and_in_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("seed: 010\ndata: {sites: {007: here}, classes: {organ: [010, 0x10]}}\n")
+    options = load_options(path, ["training.rounds=012", "training.optimizer.learning_rate=1e-3"])
+    assert (options.seed, options.data.classes, list(options.data.sites)) == (10, {"organ": [10, 16]}, ["007"])
+    assert (options.training.rounds, options.training.optimizer.learning_rate) == (12, 1e-3)
+    assert load_options(path, ["seed=011"]).seed == 11
+    for key in ("training.rounds", "training.optimizer.learning_rate", "seed"):
+        with pytest.raises(OptionError, match=rf"{key}: .* unable to parse string .* \(got '1:30'\)"):
+            load_options(path, [f"{key}=1:30"])

@@ -1,6 +1,7 @@
 """YAML files written by users: limited in size and depth, and read more strictly than YAML does."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,10 @@ class _Loader(yaml.SafeLoader):
     It also refuses duplicate keys, such as two sites with the same name; YAML itself would keep the last.
 
     Only `true` and `false` are truth values, as in YAML 1.2: `off` is text, so that a site can be called `no`.
+
+    A number is a number only in the forms that have the same value in YAML 1.1, in which configurations are written, and in YAML 1.2. All
+    others are text, from which an option that is a number reads a decimal number: `010` is 10 there (8 in YAML 1.1), `1e-3` is 0.001, and
+    `1:30` (90 in YAML 1.1) is refused. An option that is text keeps them as they are, so that a site can be called `007`.
     """
 
     depth = 0
@@ -71,13 +76,41 @@ def _count_nodes(node: yaml.Node, counted: dict[int, int]) -> int:
     return counted[id(node)]
 
 
-_BOOL = "tag:yaml.org,2002:bool"
 _MERGE = "tag:yaml.org,2002:merge"
+_READ_ANEW: Final = {
+    "tag:yaml.org,2002:bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "tag:yaml.org,2002:int": (r"[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+", "-+0123456789"),
+    "tag:yaml.org,2002:float": (
+        r"[-+]?[0-9]+\.[0-9]*(?:[eE][-+][0-9]+)?|\.[0-9]+(?:[eE][-+][0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+}
+"""Tag -> the pattern of its values, instead of that of YAML 1.1, and the characters with which they begin."""
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _READ_ANEW]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
+def _constructor(tag: str, pattern: str) -> Callable[[_Loader, yaml.ScalarNode], Any]:
+    """The function that computes the value of a node with this tag, which a file may also write itself, as in `!!int 010`."""
+    usual = yaml.SafeLoader.yaml_constructors[tag]
+
+    def construct(loader: _Loader, node: yaml.ScalarNode) -> Any:  # noqa: ANN401 - a truth value or a number
+        text = loader.construct_scalar(node)
+        if not re.fullmatch(pattern, text):
+            raise OptionError(
+                f"line {node.start_mark.line + 1}: {text!r} has no value with the tag {node.tag!r}; leave the tag out."
+            )
+        return usual(loader, node)
+
+    return construct
+
+
+for _tag, (_pattern, _first) in _READ_ANEW.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), list(_first))
+    _Loader.add_constructor(_tag, _constructor(_tag, _pattern))
 
 
 def parse_yaml(text: str) -> Any:  # noqa: ANN401 - whatever YAML can hold
