@@ -188,6 +188,21 @@ def test_entries() -> None:
         choose_entries(one, None, ["other"])
 
 
+@pytest.mark.parametrize("steps", ["nan", "much", "inf", "-1", "0", "true", "null", "[1]", "1001", "1e400", "1:30"])
+def test_steps_that_are_no_factor_are_refused(tmp_path: Path, steps: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"name: mine\noptions: {{}}\nvariants: {{v: {{method: fedavg, steps: {steps}}}}}\n")
+    with pytest.raises(OptionError, match=r"The variant v has the `steps` .* give a number above 0 and at most 1000"):
+        choose_entries(load_suite(str(path)), None, ["v"])
+
+
+@pytest.mark.parametrize(("steps", "factor"), [("1.25", 1.25), ("2", 2.0), ("1e-1", 0.1)])
+def test_steps_are_a_number_in_any_form(tmp_path: Path, steps: str, factor: float) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"name: mine\noptions: {{}}\nvariants: {{v: {{method: fedavg, steps: {steps}}}}}\n")
+    assert choose_entries(load_suite(str(path)), None, ["v"])[1].steps == factor
+
+
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"name": "mine", "options": OPTIONS, "variants": {"v": {"training.batch_size": 2}}}))

@@ -6,6 +6,7 @@ no method trains longer because another one has such a phase. A pooled method ge
 """
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -16,6 +17,7 @@ from pydantic import Field, ValidationError
 
 from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.options import Options
+from pfedsam.core.text import short_repr
 from pfedsam.core.yaml_files import read_mapping
 from pfedsam.experiment.build import build_method
 from pfedsam.experiment.effect import is_below, refuse_unused_by_all, unused, without_unused
@@ -26,6 +28,8 @@ from pfedsam.training.options import TrainingOptions
 
 _ABLATIONS = "ablations"
 """Name of the shipped file of variants; it is not a suite."""
+_MOST_STEPS: Final = 1000
+"""Largest factor on the number of steps of a suite."""
 _BY_THE_BENCHMARK: Final = {
     "seed": "give the seeds by --seeds, or by `seeds` of the suite",
     "method": "give the methods by --methods, by `methods` of the suite, or by `method` of a variant",
@@ -127,7 +131,7 @@ def _variant(suite: Suite, name: str) -> Entry:
     """The entry of a variant.
 
     Raises:
-        OptionError: the suite has no such variant, or a method has its name.
+        OptionError: the suite has no such variant, a method has its name, or its number of steps is not allowed.
     """
     if name not in suite.variants or name in METHODS:
         raise OptionError(
@@ -135,7 +139,25 @@ def _variant(suite: Suite, name: str) -> Entry:
         )
     changes = dict(suite.variants[name])
     method = find_method(str(changes.pop("method", suite.subject))).name
-    return Entry(name, method, steps=float(changes.pop("steps", 1.0)), changes=changes)
+    return Entry(name, method, steps=_factor(name, changes.pop("steps", 1.0)), changes=changes)
+
+
+def _factor(variant: str, given: object) -> float:
+    """The factor on the number of steps that a variant gives as `steps`.
+
+    Raises:
+        OptionError: it is not a number, or is not in the allowed range.
+    """
+    try:
+        factor = float(str(given))
+    except ValueError:
+        factor = math.nan
+    if not 0 < factor <= _MOST_STEPS:
+        raise OptionError(
+            f"The variant {variant} has the `steps` {short_repr(given)}. They are a factor on the number of steps of the suite: give "
+            f"a number above 0 and at most {_MOST_STEPS}, such as 1.25."
+        )
+    return factor
 
 
 def site_folders(suite: Suite, data: Path) -> dict[str, Path]:
