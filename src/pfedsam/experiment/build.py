@@ -55,7 +55,7 @@ class BuiltModel:
     model: Segmenter
     partition: Partition
     backbone: str
-    """SHA-256 of the backbone's weights before training; for a U-Net, of its random initial weights."""
+    """The hash of the backbone; for a U-Net, SHA-256 of its random initial weights."""
     initial: NamedTensors
     """Initial values of the trained parameters, the same for every site; the values in the model itself change while sites train it."""
 

@@ -74,7 +74,7 @@ class Built:
 
     model: Segmenter
     start: str
-    """SHA-256 of the backbone's weights; for a U-Net, of its random initial weights."""
+    """The hash of the backbone; for a U-Net, SHA-256 of its random initial weights."""
 
 
 def build_segmenter(

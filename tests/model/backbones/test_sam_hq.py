@@ -8,6 +8,7 @@ from transformers import SamHQConfig, SamHQModel
 
 from pfedsam.core import rng
 from pfedsam.core.errors import CheckpointError
+from pfedsam.core.tensors import digest
 from pfedsam.model.backbones.base import standardise
 from pfedsam.model.backbones.checkpoint import load_backbone
 from pfedsam.model.backbones.compact import new_network
@@ -17,8 +18,8 @@ from pfedsam.model.options import ModelOptions
 from pfedsam.model.personal import PersonalSam
 
 
-def config(vit_dim: int = 32) -> SamHQConfig:
-    """Four blocks, of which the second and the last attend globally."""
+def config(vit_dim: int = 32, window: int = 3, global_blocks: tuple[int, ...] = (1, 3)) -> SamHQConfig:
+    """Four blocks, of which the second and the last attend globally unless others are given."""
     return SamHQConfig(
         vision_config={
             "hidden_size": 32,
@@ -26,8 +27,8 @@ def config(vit_dim: int = 32) -> SamHQConfig:
             "num_hidden_layers": 4,
             "num_attention_heads": 2,
             "image_size": 64,
-            "window_size": 3,
-            "global_attn_indexes": [1, 3],
+            "window_size": window,
+            "global_attn_indexes": list(global_blocks),
             "num_pos_feats": 16,
         },
         prompt_encoder_config={"hidden_size": 32, "image_size": 64},
@@ -125,6 +126,19 @@ def test_a_folder_is_read_by_its_model_type(tmp_path: Path) -> None:
     assert isinstance(backbone, SamHqBackbone)
     assert backbone.hash == SamHqBackbone(network()).hash
     assert load_backbone(tmp_path, image_size=96).grid == (6, 6)
+
+
+def test_the_block_that_the_decoder_uses_belongs_to_the_hash_where_no_shape_tells_it() -> None:
+    def backbone(*global_blocks: int) -> SamHqBackbone:
+        drawn = new_network(config(window=4, global_blocks=global_blocks), rng.generator(0))
+        return SamHqBackbone(drawn)
+
+    usual, later = backbone(0, 3), backbone(1, 3)
+    assert (usual.stages, later.stages) == ((0,), (1,))
+    assert digest(dict(usual.network.state_dict())) == digest(dict(later.network.state_dict())) == usual.hash
+    assert later.hash != usual.hash
+    assert backbone(0).hash == usual.hash  # windows of the size of the image attend globally
+    assert SamHqBackbone(network()).hash == digest(dict(network().state_dict()))
 
 
 def test_a_decoder_for_another_encoder_is_refused(tmp_path: Path) -> None:

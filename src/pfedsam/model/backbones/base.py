@@ -4,6 +4,8 @@ Only code in `pfedsam.model.backbones` uses attributes of the networks of `trans
 publisher's names. A backbone defines which layers the components may adapt, copy or train.
 """
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,8 +64,19 @@ class Backbone(ABC):
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of names, shapes and bytes of all weights, which the sites of a study compare; call it before components are attached."""
-        return digest(dict(self.network.state_dict()))
+        """SHA-256 of what the network computes, which the sites of a study compare; call it before components are attached.
+
+        It is the digest of names, shapes and bytes of all weights, and of the values in `unusual` if there are any.
+        """
+        weights, values = digest(dict(self.network.state_dict())), self.unusual()
+        return hashlib.sha256(json.dumps([weights, values], sort_keys=True).encode()).hexdigest() if values else weights
+
+    @abstractmethod
+    def unusual(self) -> dict[str, Any]:
+        """The values of the configuration that are not the usual ones, and change what is computed but no name or shape of a weight.
+
+        Usual values must not be named: the hashes of the published backbones are stored in studies and in caches of features.
+        """
 
     @classmethod
     @abstractmethod

@@ -27,6 +27,13 @@ class SamBackbone(Backbone):
         "no_prompt": ("prompt_encoder.no_mask_embed.",),
     }
 
+    usual_decoder_eps: ClassVar[tuple[float, ...]] = (1e-6, 1e-5)
+    """The `layer_norm_eps` of published decoders.
+
+    The same weights are published as a `.pth` file, with 1e-5, and as a `transformers` folder, with 1e-6. Both have one hash, because
+    studies with either are stored, and with trained weights the decoder's outputs differ by some 2e-4 of their standard deviation.
+    """
+
     def __init__(self, network: Any) -> None:  # noqa: ANN401 - of network_class; the layers of transformers have no types
         """Use a network of `network_class`, whose encoder blocks are replaced in place by faster ones."""
         self.network: Any = use_fast_blocks(network)
@@ -39,6 +46,26 @@ class SamBackbone(Backbone):
     @classmethod
     def check_config(cls, config: Any) -> None:  # noqa: ANN401 - see Backbone
         """Accept every configuration: SAM's encoder and decoder always fit together."""
+
+    def unusual(self) -> dict[str, Any]:
+        """Activations, epsilons of LayerNorms and heads of the decoder; see `Backbone.unusual`.
+
+        The other values change a shape (such as the windows and heads of the encoder, whose relative positions have their sizes), or are
+        not used: the prompt encoder's layers, its vector for "no mask" excepted, and the dropout of the encoder's attention.
+        """
+        vision, decoder = self.network.config.vision_config, self.network.config.mask_decoder_config
+        values = {
+            # Name -> value, and the usual ones. SAM's decoder has 8 heads, and that of `sam-toy`, with 32 channels, has 2.
+            "vision_config.hidden_act": (vision.hidden_act, ("gelu",)),
+            "vision_config.layer_norm_eps": (vision.layer_norm_eps, (1e-6,)),
+            "mask_decoder_config.hidden_act": (decoder.hidden_act, ("relu",)),
+            "mask_decoder_config.layer_norm_eps": (decoder.layer_norm_eps, self.usual_decoder_eps),
+            "mask_decoder_config.num_attention_heads": (
+                decoder.num_attention_heads,
+                (min(8, decoder.hidden_size // 16),),
+            ),
+        }
+        return {name: value for name, (value, usual) in values.items() if value not in usual}
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Pixels `[B, 3, S, S]` in 0..1 to tokens `[B, h, w, d]` with their absolute positions."""

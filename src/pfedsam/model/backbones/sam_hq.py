@@ -39,6 +39,8 @@ class SamHqBackbone(SamBackbone):
         "decoder": (*SamBackbone.parts["decoder"], *(f"mask_decoder.{name}." for name in _FUSION)),
     }
 
+    usual_decoder_eps: ClassVar[tuple[float, ...]] = (1e-6,)
+
     def __init__(self, network: SamHQModel) -> None:
         """Use a `SamHQModel`, whose encoder blocks are replaced in place by faster ones."""
         super().__init__(network)
@@ -57,6 +59,15 @@ class SamHqBackbone(SamBackbone):
         width, expected = config.vision_config.hidden_size, config.mask_decoder_config.vit_dim
         if width != expected:
             raise ValueError(f"its encoder's hidden_size is {width}, but its decoder's vit_dim is {expected}")
+
+    def unusual(self) -> dict[str, Any]:
+        """As for SAM, and the first block with global attention, whose output the decoder uses, where no shape tells which it is.
+
+        A window as large as the image has the relative positions of global attention. The usual block is the last of the first quarter.
+        """
+        vision = self.network.config.vision_config
+        told = vision.window_size not in self.grid or self.stages == (len(self.blocks) // 4 - 1,)
+        return super().unusual() | ({} if told else {"stages": list(self.stages)})
 
     def finish(self, tokens: Tensor, stages: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Tokens and the stage, `[B, h, w, d]` each, to the image embedding `[B, e, h, w]` and features `[B, c, 4 h, 4 w]`."""
