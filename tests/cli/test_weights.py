@@ -4,6 +4,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from transformers import SamConfig, SamModel
 from typer.testing import CliRunner
 
 from pfedsam.cli.weights import app
@@ -61,6 +62,17 @@ def test_verify_answers_for_every_file(known: KnownFile, tmp_path: Path, folder:
         assert f"{tmp_path / name}: {verdict}" in line
     assert "a SAM with 2 encoder blocks of width 32, for images of 64 pixels" in lines[-1]
     assert CliRunner().invoke(app, ["verify", str(tmp_path / "renamed.pth"), str(folder)]).exit_code == 0
+
+
+def test_verify_does_not_call_a_model_readable_that_cannot_work(tmp_path: Path) -> None:
+    table = compact_config("sam-toy").to_dict()
+    table["vision_config"]["num_channels"] = 1
+    SamModel(SamConfig.from_dict(table)).save_pretrained(tmp_path / "grey")
+    result = CliRunner().invoke(app, ["verify", str(tmp_path / "grey")])
+    assert isinstance(result.exception, CheckpointError)
+    assert (
+        "UNUSABLE. grey/config.json does not describe a SAM or SAM-HQ: its encoder's num_channels is 1" in result.stdout
+    )
 
 
 @pytest.mark.parametrize("name", ["tiny", "someone/toy"])

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import SamModel
+from transformers import SamConfig, SamModel
 
 from pfedsam.core.errors import CheckpointError
 from pfedsam.model import weights
 from pfedsam.model.backbones import checkpoint
-from pfedsam.model.backbones.checkpoint import load_network, shipped_names
+from pfedsam.model.backbones.checkpoint import describe, load_network, shipped_names
 from pfedsam.model.backbones.compact import compact_config, new_network
 from pfedsam.model.backbones.key_map import TIED
 
@@ -221,11 +221,73 @@ def test_config_that_no_sam_has(folder: Path, part: str | None, name: str, value
     assert "toy/config.json does not describe a SAM" in refusal(folder)
 
 
+WIDTHS = "the encoder's output_channels is {}, twice num_pos_feats is {}, the prompts' hidden_size is {}, the decoder's hidden_size is {}"
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "message"),
+    [
+        ("vision_config", "output_channels", 16, WIDTHS.format(16, 32, 32, 32)),
+        ("vision_config", "num_pos_feats", 8, WIDTHS.format(32, 16, 32, 32)),
+        ("prompt_encoder_config", "hidden_size", 16, WIDTHS.format(32, 32, 16, 32)),
+        ("mask_decoder_config", "hidden_size", 64, WIDTHS.format(32, 32, 32, 64)),
+        ("vision_config", "num_channels", 1, "num_channels is 1; allowed is 3, for red, green and blue"),
+        (
+            "vision_config",
+            "num_attention_heads",
+            3,
+            "hidden_size is 32, which is no multiple of its num_attention_heads",
+        ),
+        ("vision_config", "use_rel_pos", False, "its encoder has use_rel_pos switched off"),
+        ("vision_config", "num_hidden_layers", 0, "num_hidden_layers is 0, allowed are 1 to 256"),
+        ("mask_decoder_config", "num_hidden_layers", 0, "num_hidden_layers is 0, allowed are 1 to 256"),
+        ("mask_decoder_config", "mlp_dim", 0, "mlp_dim is 0, allowed are 1 to 16384"),
+    ],
+)
+def test_a_whole_model_that_cannot_work_is_refused(
+    tmp_path: Path, part: str, name: str, value: object, message: str
+) -> None:
+    table = compact_config("sam-toy").to_dict()
+    table[part][name] = value
+    config = SamConfig.from_dict(table)
+    SamModel(config).save_pretrained(tmp_path / "odd")  # weights and configuration agree
+    found = refusal(tmp_path / "odd")
+    assert message in found
+    assert "Expected is what transformers writes for SamModel" in found
+    with pytest.raises(CheckpointError):
+        describe(tmp_path / "odd")
+
+
+@pytest.mark.parametrize("part", ["vision_config", "prompt_encoder_config", "mask_decoder_config"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("NaN", "it contains NaN, which is no number"),
+        ("-Infinity", "it contains -Infinity, which is no number"),
+        ("1e999", "layer_norm_eps is inf, allowed are numbers above 0 and up to 1"),
+        ("-1.0", "layer_norm_eps is -1.0, allowed are numbers above 0 and up to 1"),
+        ("0.0", "layer_norm_eps is 0.0, allowed are numbers above 0 and up to 1"),
+    ],
+)
+def test_an_epsilon_with_which_nothing_can_be_trained(folder: Path, part: str, value: str, message: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config[part]["layer_norm_eps"] = "HERE"
+    (folder / "config.json").write_text(json.dumps(config).replace('"HERE"', value))
+    assert message in refusal(folder)
+
+
 def test_a_config_of_a_wrong_type_is_told_by_type(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["vision_config"]["hidden_size"] = "32"
     (folder / "config.json").write_text(json.dumps(config))
     assert "'hidden_size' expected int, got str" in refusal(folder)
+
+
+def test_an_activation_that_is_not_known_is_named(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["hidden_act"] = "swoosh"
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "'swoosh' is no name that transformers knows" in refusal(folder)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 10**5, " " * (2**20 + 1)])

@@ -27,6 +27,7 @@ from pfedsam.model.backbones.key_map import TIED, to_official, to_transformers
 from pfedsam.model.backbones.resize import MAX_IMAGE_SIZE, config_at, tensors_at
 from pfedsam.model.backbones.sam import SamBackbone
 from pfedsam.model.backbones.sam_hq import SamHqBackbone
+from pfedsam.model.backbones.shapes import mask_shape
 from pfedsam.model.hub import find_on_hub, is_hub_name
 from pfedsam.model.torch_file import read_torch_file
 from pfedsam.model.weights import check_official_name
@@ -43,6 +44,20 @@ _PREFIXES = ("module.", "model.")
 """Prefixes of all names in files of training scripts: from torch's DistributedDataParallel, and from modules with a SAM as `model`."""
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
 """The keys under which training scripts store the `state_dict` of the model, next to the optimiser's state, the epoch and so on."""
+_NEEDED = {
+    "attention_downsample_rate",
+    "hidden_size",
+    "iou_head_depth",
+    "iou_head_hidden_dim",
+    "mask_input_channels",
+    "mlp_dim",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_pos_feats",
+    "output_channels",
+    "vit_dim",
+}
+"""The sizes that are 1 or more in every SAM; 0 of others, such as `window_size` or `num_labels`, has a meaning."""
 _LOG = get_logger(__name__)
 _ODD_CONFIG = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, StrictDataclassError)
 """The exceptions that `transformers` raises if a configuration contains values from which no model can be made."""
@@ -251,6 +266,7 @@ def _from_folder(folder: Path, label: str) -> tuple[Config, NamedTensors]:
     try:
         config = _read_config(folder / "config.json")
         expected = _shapes(config)
+        _check_fit(config)
     except OSError as error:
         raise CheckpointError(
             f"{label} has no readable config.json ({error.strerror or error}). A transformers folder holds config.json "
@@ -283,7 +299,7 @@ def _read_config(path: Path) -> Config:
         text = file.read(MAX_CONFIG_BYTES + 1)
     if len(text) > MAX_CONFIG_BYTES:
         raise ValueError(f"it is longer than {MAX_CONFIG_BYTES} bytes")
-    table = json.loads(text)
+    table = json.loads(text, parse_constant=_refuse_constant)
     found = table.get("model_type") if isinstance(table, dict) else None
     if not isinstance(found, str) or found not in BACKBONES:
         raise ValueError(f"its model_type is {found!r}")
@@ -300,6 +316,15 @@ def _read_config(path: Path) -> Config:
     _check_sides(vision, prompts)
     kind.check_config(config)
     return config
+
+
+def _refuse_constant(name: str) -> None:
+    """Refuse NaN and infinity, which are no JSON but which Python reads.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"it contains {name}, which is no number")
 
 
 def _is_table(value: object) -> TypeGuard[dict[str, Any]]:
@@ -330,16 +355,18 @@ def _without_choices_of_ours(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_sizes(sizes: Mapping[str, Any]) -> None:
-    """Refuse sizes that no SAM has, before a model with these sizes is built.
+    """Refuse sizes that no SAM has, before a model with these sizes is built, and epsilons with which it could not be trained.
 
     Raises:
-        ValueError: a size is not allowed.
+        ValueError: a size or an epsilon is not allowed.
     """
     few = {"num_hidden_layers", "num_multimask_outputs", "iou_head_depth", "num_point_embeddings"}
     for name, size in sizes.items():
-        limit = 256 if name in few else 16_384
-        if type(size) is int and not 0 <= size <= limit:
-            raise ValueError(f"{name} is {size}, allowed are 0 to {limit}")
+        least, limit = int(name in _NEEDED), 256 if name in few else 16_384
+        if type(size) is int and not least <= size <= limit:
+            raise ValueError(f"{name} is {size}, allowed are {least} to {limit}")
+        if name.endswith("_eps") and type(size) in (int, float) and not 0 < size <= 1:
+            raise ValueError(f"{name} is {size}, allowed are numbers above 0 and up to 1, such as 1e-06")
     for name in ("image_size", "patch_size"):
         if type(sizes.get(name, 1)) is not int or not 1 <= sizes.get(name, 1) <= MAX_IMAGE_SIZE:
             raise ValueError(f"{name} is {sizes[name]!r}, allowed is one number from 1 to {MAX_IMAGE_SIZE}")
@@ -365,6 +392,20 @@ def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         state = BACKBONES[config.model_type].network_class(config).state_dict()
     return {name: tuple(tensor.shape) for name, tensor in state.items() if name != TIED[0]}
+
+
+def _check_fit(config: Config) -> None:
+    """Check that a network of this configuration can compute a mask; no memory is allocated for its parameters.
+
+    Raises:
+        ValueError: its parts do not fit together; other errors of `_ODD_CONFIG` are possible, too.
+    """
+    kind = BACKBONES[config.model_type]
+    with torch.device("meta"), torch.no_grad():
+        backbone = kind(kind.network_class(config).eval())
+        found, side = tuple(mask_shape(backbone)), 4 * backbone.grid[0]
+    if found != (1, side, side):
+        raise ValueError(f"its masks have the shape {found[1:]} instead of {(side, side)}")
 
 
 def _account(label: str, expected: Mapping[str, tuple[int, ...]], tensors: NamedTensors) -> None:
@@ -425,4 +466,6 @@ def _shipped() -> str:
 
 def _brief(error: BaseException) -> str:
     """The message of an error in one short line; the first line of some messages only announces the following ones."""
+    if isinstance(error, KeyError):  # whose message is only the key, such as the name of an activation
+        return f"{str(error)[:80]} is no name that transformers knows"
     return " ".join(str(error).split())[:200] or type(error).__name__

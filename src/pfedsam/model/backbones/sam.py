@@ -45,7 +45,33 @@ class SamBackbone(Backbone):
 
     @classmethod
     def check_config(cls, config: Any) -> None:  # noqa: ANN401 - see Backbone
-        """Accept every configuration: SAM's encoder and decoder always fit together."""
+        """Refuse a configuration whose parts do not fit together, or that lacks a part that every SAM has.
+
+        Raises:
+            ValueError: it is one; the message names the values.
+        """
+        vision, prompts, decoder = config.vision_config, config.prompt_encoder_config, config.mask_decoder_config
+        if vision.num_channels != 3:
+            raise ValueError(
+                f"its encoder's num_channels is {vision.num_channels}; allowed is 3, for red, green and blue"
+            )
+        if vision.hidden_size % vision.num_attention_heads:
+            raise ValueError(
+                f"its encoder's hidden_size is {vision.hidden_size}, which is no multiple of its num_attention_heads, "
+                f"{vision.num_attention_heads}"
+            )
+        missing = [name for name in ("qkv_bias", "use_abs_pos", "use_rel_pos") if not getattr(vision, name)]
+        if missing:
+            raise ValueError(f"its encoder has {' and '.join(missing)} switched off; allowed are encoders that have it")
+        widths = {
+            "the encoder's output_channels": vision.output_channels,
+            "twice num_pos_feats": 2 * vision.num_pos_feats,
+            "the prompts' hidden_size": prompts.hidden_size,
+            "the decoder's hidden_size": decoder.hidden_size,
+        }
+        if len(set(widths.values())) > 1 or decoder.hidden_size < 8:
+            found = ", ".join(f"{name} is {width}" for name, width in widths.items())
+            raise ValueError(f"{found}; allowed is one number for all, 8 or more")
 
     def unusual(self) -> dict[str, Any]:
         """Activations, epsilons of LayerNorms and heads of the decoder; see `Backbone.unusual`.

@@ -54,8 +54,9 @@ class SamHqBackbone(SamBackbone):
         """Refuse a configuration whose decoder does not fit its encoder.
 
         Raises:
-            ValueError: the decoder expects tokens of another width than the encoder's.
+            ValueError: as for SAM, or the decoder expects tokens of another width than the encoder's.
         """
+        super().check_config(config)
         width, expected = config.vision_config.hidden_size, config.mask_decoder_config.vit_dim
         if width != expected:
             raise ValueError(f"its encoder's hidden_size is {width}, but its decoder's vit_dim is {expected}")
