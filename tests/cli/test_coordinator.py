@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pfedsam.cli.console import OUT
-from pfedsam.cli.coordinator import PID
+from pfedsam.cli.coordinator import PID, _weight
 from pfedsam.core.lock import runner, running_as
 from pfedsam.engine.rounds import RoundPolicy
 from pfedsam.engine.study_folder import AGAIN, StudyFolder, create_study
@@ -260,6 +260,20 @@ def test_the_status_of_a_folder_without_a_coordinator_is_one_message(
 ) -> None:
     assert call("coordinator", "status", tmp_path / "runs") == 8
     assert "'runs' is not a coordinator's folder" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("cases", "least", "said"),
+    [
+        (10, 10, "10 or fewer cases, counted as 10"),  # a smaller site has the weight of one with ten cases
+        (11, 10, "11 cases"),
+        (6, 1, "6 cases"),
+        (1, 1, "1 cases"),
+        (None, 10, "number of cases not known"),
+    ],
+)
+def test_status_does_not_show_a_smaller_site_as_one_of_ten_cases(cases: int | None, least: int, said: str) -> None:
+    assert _weight(cases, least) == said
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 40, b'{"state": "running"}', None])

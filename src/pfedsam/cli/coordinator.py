@@ -327,8 +327,27 @@ def _status_cells(folder: Path) -> tuple[str, str, str, str]:
         status, cases = study.read_status(), study.read_registered()
     except StoreError as error:
         return "unknown", "", "", str(error)
-    sites = ", ".join(f"{site} ({cases.get(site, '?')} cases)" for site in status["sites"])
+    least = _least_cases(folder / "manifest.json")
+    sites = ", ".join(f"{site} ({_weight(cases.get(site), least)})" for site in status["sites"])
     return status["state"], f"{status['round']} of {status['rounds']}", sites, status["reason"]
+
+
+def _least_cases(manifest: Path) -> int:
+    """The `min_cases` of a study; 1 if its manifest cannot be read."""
+    from pfedsam.core.errors import RunError
+    from pfedsam.federation.manifest import read_manifest
+
+    try:
+        return read_manifest(manifest).min_cases
+    except RunError:
+        return 1
+
+
+def _weight(cases: int | None, least: int) -> str:
+    """The number of training cases with which a site counts; `least` is what a smaller site counts with."""
+    if cases is None:
+        return "number of cases not known"
+    return f"{cases} or fewer cases, counted as {cases}" if 1 < cases <= least else f"{cases} cases"
 
 
 @app.command("rollback")
