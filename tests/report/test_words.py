@@ -41,6 +41,7 @@ def values(unit: str | None, difference: float | None = 3.0) -> Values:
         ([values("ml"), values("ml")], "Volume difference"),
         ([values("mm2"), values("ml", None)], "Area difference"),
         ([values("px")], "Area or volume difference"),
+        ([values("ml"), values("px")], "Volume difference"),
         ([values("mm2"), values("ml")], "Area or volume difference"),
         ([values(None)], "Area or volume difference"),
     ],
@@ -73,4 +74,4 @@ def test_the_loss_curve_and_the_columns_have_these_headings(tmp_path, fake) -> N
     assert "<h3>Training of both models, each on one half of the batch</h3>" in html
     assert "Surface<br>Dice" in html
     assert "Surface Dice (NSD) is the share" in html
-    assert re.search(r"<th scope=\"col\">Area or volume<br>difference</th>", html)
+    assert re.search(r"<th scope=\"col\">Area or<br>volume<br>difference</th>", html)

@@ -50,14 +50,12 @@ def _part_sizes(site: SiteEntry, least: int, *, with_validation: bool) -> str:
 def difference_heading(found: Iterable[Values]) -> str:
     """The heading of the column of volume differences, which are areas for pictures.
 
-    Without a known spacing they are numbers of pixels or voxels, from which it cannot be seen which of the two they are.
+    Where no spacing is known they are numbers of pixels or voxels, from which it cannot be seen which of the two they are. A run has either
+    pictures or volumes, so that the unit of one site tells what all are.
     """
     units = {str(values.volume_unit) for values in found if values.volume_difference is not None}
-    return (
-        _DIFFERENCE_HEADINGS[units.pop()]
-        if len(units) == 1 and units <= _DIFFERENCE_HEADINGS.keys()
-        else "Area or volume difference"
-    )
+    known = [heading for unit, heading in _DIFFERENCE_HEADINGS.items() if unit in units]
+    return known[0] if len(known) == 1 else "Area or volume difference"
 
 
 def surface_dice_note(config: Any) -> str:  # noqa: ANN401 - the content of a YAML file
