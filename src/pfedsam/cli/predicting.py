@@ -164,11 +164,8 @@ def _predict_each(
         for job in jobs:
             try:
                 written = _predict(job, opened, wishes, labels, dicom_seg, partial(_tell, bars, slices))
-            except (
-                DataError,
-                OptionError,
-                StoreError,
-            ) as error:  # also a volume for a model of tiles, or a name that is too long
+            except (DataError, OptionError, StoreError) as error:
+                # Also a volume for a model of tiles, or a name that is too long.
                 text = str(error)
                 named = any(repr(name) in text for name in (job.name, job.path.name))
                 unread.append(text if named else f"{job.path.name!r}: {text}")

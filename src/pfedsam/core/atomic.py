@@ -120,9 +120,8 @@ def _link(path: Path, copy: Path) -> None:
         new.hardlink_to(path)
         new.replace(copy)
     finally:
-        new.unlink(
-            missing_ok=True
-        )  # it is still there after an error, and if `copy` was a link to the same file already
+        # It is still there after an error, and if `copy` was a link to the same file already.
+        new.unlink(missing_ok=True)
     sync_folder(copy.parent)
 
 

@@ -3,7 +3,6 @@
 A picture of 12 bits in a file of 16 bits is almost black to a model that was trained on 8 bits, and the predicted mask is empty.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -12,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pfedsam.core import atomic
-from pfedsam.core.errors import StoreError
-from pfedsam.core.files import read_regular
 from pfedsam.data.facts import SiteFacts, value_range
+from pfedsam.data.of_training import read_of_training
 
 RANGE: Final = "intensity.json"
 _FACTOR: Final = 4.0
@@ -51,17 +49,11 @@ def read_range(folder: Path) -> IntensityRange | None:
     Raises:
         StoreError: the file is damaged.
     """
-    path = folder / RANGE
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(read_regular(path))
-        return IntensityRange(float(content["darkest"]), float(content["brightest"]))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise StoreError(
-            f"{RANGE} of the site is damaged. Bring it back from a copy; without it `predict` works, but does not compare images with "
-            "those of the training."
-        ) from error
+    return read_of_training(
+        folder / RANGE,
+        lambda content: IntensityRange(float(content["darkest"]), float(content["brightest"])),
+        lost="does not compare images with those of the training",
+    )
 
 
 def far_from_training(values: npt.NDArray[np.float32], training: IntensityRange) -> str | None:

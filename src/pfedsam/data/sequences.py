@@ -4,14 +4,13 @@ A model always has three input channels, which are filled from however many sequ
 therefore segment a case of T1 alone without an error, and wrongly.
 """
 
-import json
 from pathlib import Path
 from typing import Final
 
 from pfedsam.core import atomic
-from pfedsam.core.errors import DataError, StoreError
-from pfedsam.core.files import read_regular
+from pfedsam.core.errors import DataError
 from pfedsam.data.manifest import Case, Site
+from pfedsam.data.of_training import read_of_training
 
 SEQUENCES: Final = "sequences.json"
 
@@ -44,16 +43,11 @@ def read_sequences(folder: Path) -> int | None:
     Raises:
         StoreError: the file is damaged.
     """
-    path = folder / SEQUENCES
-    if not path.exists():
-        return None
-    try:
-        return int(json.loads(read_regular(path))["sequences"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise StoreError(
-            f"{SEQUENCES} of the site is damaged. Bring it back from a copy; without it `predict` works, but does not notice a case with "
-            "another number of sequences than those of the training."
-        ) from error
+    return read_of_training(
+        folder / SEQUENCES,
+        lambda content: int(content["sequences"]),
+        lost="does not notice a case with another number of sequences than those of the training",
+    )
 
 
 def refuse_other_number(number: int, trained: int | None) -> None:

@@ -324,9 +324,8 @@ def _class_masks(labels: npt.NDArray[np.integer] | None, *, overlap: bool) -> li
 def _draw_outline(axes: Axes, outline: _Outline, *, size: tuple[int, int]) -> None:
     """Draw an outline over a picture of `size`; where the mask touches the picture's edge, the outline is closed there."""
     mask = outline.mask
-    width = (
-        2 * outline.width if outline.inside else outline.width
-    )  # the outer half of a line inside of the mask is cut off
+    # The outer half of a line inside of the mask is cut off.
+    width = 2 * outline.width if outline.inside else outline.width
     scale = size[0] / mask.shape[0], size[1] / mask.shape[1]
     padded = np.pad(mask, 1)
     y, x = (np.clip((np.arange(n + 2) - 0.5) * k, 1, n * k - 1) for n, k in zip(mask.shape, scale, strict=True))

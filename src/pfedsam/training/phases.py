@@ -271,9 +271,8 @@ class _Objective:
         """
         if self.spec.halves:
             return self._halves(batch, step)
-        if (
-            self.spec.shared_share < 1
-        ):  # the shared model learns from the first images, which should not always be of the same kind
+        if self.spec.shared_share < 1:
+            # The shared model learns from the first images, which should not always be of the same kind.
             batch = _rotated(batch, step)
         taught = self.spec.taught
         teacher: Tensor | None = None

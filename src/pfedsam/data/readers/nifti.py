@@ -280,9 +280,8 @@ class NiftiReader:
         check_affine(affine, whose)
         placed = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
         lengths = np.array(shape)
-        lost = self._unsized & (
-            (lengths > 1) | ((lengths == 1).sum() > 1)
-        )  # of a single slice the size across it is not needed
+        # Of a single slice the size across it is not needed.
+        lost = self._unsized & ((lengths > 1) | ((lengths == 1).sum() > 1))
         if placed and lost.any():
             raise DataError(
                 f"{whose} header gives voxels the size 0 along axis {int(lost.argmax()) + 1} of 3, and a position that needs the size "
