@@ -36,7 +36,7 @@ def check_command(
         typer.Option("--html", help="Also write a page with example images and outlines of every site to this file."),
     ] = None,
 ) -> None:
-    """Read all images and masks of all sites, describe them, and report everything that is wrong or suspicious.
+    """Read all images and masks of all sites, describe them, and report what is recognised as wrong or suspicious.
 
     If there are problems, the command ends with exit code 3, and no run can start with these data. Warnings name properties that
     may be intended. `run`, `compare` and `onboard` make the same checks. Lists the series of folders that hold several, and the names of
