@@ -292,6 +292,24 @@ def test_an_adapter_is_exported_where_all_of_lora_is_the_same_everywhere(
         assert sum("lora_A" in name for name in names) == sum("lora_B" in name for name in names) > 0
 
 
+@pytest.mark.slow
+def test_without_scores_of_the_shared_model_in_between_a_run_ends_with_the_same_models_and_scores(
+    tmp_path: Path, toy_options: RunOptions
+) -> None:
+    """If no site keeps an earlier model (`max_drop`), only the last validation decides, and that one scores both models."""
+    found = {}
+    for name, each in (("each", True), ("last", False)):
+        evaluation = toy_options.evaluation.model_copy(update={"max_drop": None, "validate_shared": each})
+        options = toy_options.model_copy(update={"evaluation": evaluation})
+        run(options, tmp_path / name)
+        found[name] = fingerprint(tmp_path / name, options)
+        found[name].pop("records")
+    assert found["each"] == found["last"]
+    rows = [row for row in read_records(tmp_path / "last" / "records.jsonl") if row["kind"] == "validation"]
+    moments = {model: {row["round"] for row in rows if row["model"] == model} for model in ("personal", "shared")}
+    assert moments == {"personal": {0, 1, 2, 3, 4}, "shared": {3, 4}}
+
+
 def test_an_option_that_a_method_does_not_train_is_refused(tmp_path: Path, toy_options: RunOptions) -> None:
     model = toy_options.model.model_copy(update={"train_encoder": True})
     with pytest.raises(OptionError, match="does not train encoder"):

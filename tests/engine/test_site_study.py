@@ -1,6 +1,7 @@
 """A study that is open at a site answers each task, and refuses a round that it has left behind."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,26 @@ def test_a_round_that_was_left_behind_is_refused(study: SiteStudy) -> None:
     study.answer(request(study, "train", 1), shared)  # the last round may be asked for again
     with pytest.raises(RefusedError, match="round 1, but this site is already several rounds ahead"):
         study.answer(request(study, "train", 0), shared)
+
+
+def test_the_shared_model_is_scored_with_the_last_validations_only_if_so_configured(
+    toy_options: RunOptions, tmp_path: Path
+) -> None:
+    """Four rounds: the validations after the fourth and after final fine-tuning are the last ones; `ends` can make it fewer rounds."""
+    evaluation = toy_options.evaluation.model_copy(update={"validate_shared": False})
+    options = toy_options.model_copy(update={"evaluation": evaluation})
+    manifest = read_manifest(create_study(options, tmp_path / "studies", RoundPolicy()) / "manifest.json")
+    site, built = next(iter(build_sites(options).values())), build_model(options)
+    study = SiteStudy(
+        manifest, options, built, site, tmp_path / "site", tmp_path / "cache", lambda: built.start("local")
+    )
+    shared = built.start("shared")
+    study.answer(request(study, "train"), shared)
+
+    def scored(round_: int, ends: int | None = None) -> set[str]:
+        asked = replace(request(study, "validate", round_), ends=ends)
+        return {name for name in study.answer(asked, shared).scalar_metrics if name.startswith("dice.")}
+
+    both = {"dice.personal", "dice.shared"}
+    assert [scored(round_) for round_ in range(5)] == [{"dice.personal"}] * 3 + [both] * 2
+    assert scored(1, ends=2) == both

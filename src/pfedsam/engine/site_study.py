@@ -6,6 +6,7 @@ The same code is used at a hospital (`engine.site_agent`) and in a local run (`e
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 from pfedsam.core.log import get_logger
@@ -120,10 +121,12 @@ class SiteStudy:
         )
 
     def _validate(self, request: Request, shared: NamedTensors) -> ScalarMetrics:
-        models = models_of(self.options, self.built)
+        models, ends = models_of(self.options, self.built), request.ends or self.manifest.rounds
+        if not self.options.evaluation.validate_shared and request.round + 1 < ends:
+            models = dict(islice(models.items(), 1))  # the first is the one that the site uses if it does not choose
         found = self._scorer().validate(self.site.of("val"), models, self.models, request.round, shared)
         if found.kept is not None:
-            asked = in_words("validate", request.round, request.ends or self.manifest.rounds)
+            asked = in_words("validate", request.round, ends)
             _LOG.warning("%s: the model became much worse here; the site keeps that of round %d", asked, found.kept + 1)
         return from_validation(found, self.manifest.scalar_metrics["validate"])
 

@@ -164,6 +164,11 @@ class EvaluationOptions(Options):
         description="A site uses the shared model if that is clearly better than its personal model on the validation part: if the mean "
         "difference in Dice over the patients is more than twice its standard error, which needs at least two patients.",
     )
+    validate_shared: bool = Field(
+        default=True,
+        description="Every validation scores the shared model beside the personal one. If false, only the validations after the last round "
+        "do, among which the site chooses the model that it uses at the end; this saves the time of one prediction per validation case.",
+    )
     batch_size: int = Field(
         default=4, ge=1, le=1024, description="Number of images in a forward pass during prediction."
     )
