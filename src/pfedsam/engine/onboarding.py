@@ -31,7 +31,7 @@ from pfedsam.data.sequences import read_sequences, trained_sequences, write_sequ
 from pfedsam.data.split import USED, refuse_other_split, write_split
 from pfedsam.engine.model_selection import Parameters
 from pfedsam.engine.opened import OpenRun
-from pfedsam.engine.run import study_id
+from pfedsam.engine.run import run_id
 from pfedsam.engine.run_end import SUMMARY, part_sizes, write_end
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.site_session import SiteScorer
@@ -247,7 +247,7 @@ def _options(opened: OpenRun, new: Newcomer) -> RunOptions:
 
 def _key(opened: OpenRun, options: RunOptions, new: Newcomer) -> str:
     """A digest of all that determines the result of an onboarding: options, steps and shared parameters."""
-    parts = [study_id(options, opened.built.backbone), tensors.digest(opened.shared), new.steps]
+    parts = [run_id(options, opened.built.backbone), tensors.digest(opened.shared), new.steps]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -324,7 +324,7 @@ def _begin(work: _Work, key: str, seen: IntensityRange | None) -> None:
         write_range(site_folder, seen)
     write_sequences(site_folder, work.site)
     (work.out / SERVER).parent.mkdir(exist_ok=True)
-    study = study_id(work.options, work.built.backbone)
+    study = run_id(work.options, work.built.backbone)
     tensors.save(work.out / SERVER, work.shared, {"round": str(work.rounds), "study": study})
     write_config(work.out / "config.yaml", work.options)
 
@@ -333,7 +333,7 @@ def _commit(work: _Work, local: NamedTensors) -> None:
     if not work.personal:
         return
     state = SiteState(
-        study=study_id(work.options, work.built.backbone),
+        study=run_id(work.options, work.built.backbone),
         site=work.site.name,
         round=work.rounds,
         phase="onboarding",

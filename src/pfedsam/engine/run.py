@@ -1,7 +1,5 @@
 """A run on this machine: all sites of a study, deterministic, and resumable after a kill at any moment."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from pfedsam.engine.progress import Event, Progress, silent
 from pfedsam.engine.rounds import RoundPolicy, Study, StudyRun
 from pfedsam.engine.run_end import part_sizes
 from pfedsam.engine.server_files import SERVER, load_state, refuse_lost_state
-from pfedsam.engine.study_folder import build_manifest
+from pfedsam.engine.study_folder import build_manifest, study_id
 from pfedsam.experiment.build import (
     BuiltModel,
     build_method,
@@ -82,7 +80,7 @@ def run(options: RunOptions, folder: Path | str, *, resume: bool = False, progre
 def _run(options: RunOptions, folder: Path, sites: Mapping[str, Site], built: BuiltModel, tell: Progress) -> Summary:
     """Run a federation in its folder, from its last committed round to its report."""
     content = options.model_dump(mode="json")
-    manifest = build_manifest(options, built, study_id(options, built.backbone), content)
+    manifest = build_manifest(options, built, run_id(options, built.backbone), content)
     study = Study(
         options,
         manifest,
@@ -112,10 +110,9 @@ def _state(folder: Path, manifest: StudyManifest, built: BuiltModel, server: Ser
     return server.init({name: value.cpu() for name, value in built.start("shared").items()})
 
 
-def study_id(options: RunOptions, backbone: str) -> str:
-    """The identity of a study: its configuration, without options that do not affect results, and its backbone."""
-    content = options.model_dump(mode="json", exclude={"runtime", "name"})
-    return hashlib.sha256(json.dumps([content, backbone], sort_keys=True).encode()).hexdigest()[:16]
+def run_id(options: RunOptions, backbone: str) -> str:
+    """The identity of the study that a run makes: its configuration, without options that do not affect results, and its backbone."""
+    return study_id(options.model_dump(mode="json", exclude={"runtime", "name"}), backbone)
 
 
 def is_finished(options: RunOptions, folder: Path, inputs: Inputs | None = None) -> bool:
@@ -141,7 +138,7 @@ def is_finished(options: RunOptions, folder: Path, inputs: Inputs | None = None)
     refuse_other_data(options, folder, inputs)
     backbone = inputs.backbone(options)
     if backbone is not None:
-        refuse_other_backbone(folder, backbone, study_id(options, backbone))
+        refuse_other_backbone(folder, backbone, run_id(options, backbone))
     return True
 
 
