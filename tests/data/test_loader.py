@@ -199,15 +199,52 @@ def test_each_half_of_a_batch_has_its_share_of_examples_with_a_class(batch_size:
         assert share - 0.005 <= found / (middle * steps) <= share + chance
 
 
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_each_half_of_a_batch_gets_each_class_equally_often(classes: int) -> None:
+    """With one draw for each half in a step, `classes` steps bring each class once to each half."""
+    held = [(number % classes,) if number < 40 else () for number in range(1_000)]
+    for seed in range(10):
+        drawn = list(
+            batches(
+                1_000, 1, batch_size=4, steps=2 * classes, generator=rng.generator(seed), foreground=held, share=0.5
+            )
+        )
+        for place in (0, 2):  # the first of each half
+            counts = Counter(held[batch[place][0]] for batch in drawn)
+            assert counts == {(number,): 2 for number in range(classes)}
+        assert all(held[batch[0][0]] != held[batch[2][0]] for batch in drawn)
+
+
+@pytest.mark.parametrize(("batch_size", "steps", "share"), [(1, 1, 0.5), (3, 1, 0.5), (1, 4, 0.3), (2, 1, 0.25)])
+def test_the_share_holds_in_the_mean_over_short_phases_and_for_each_half(
+    batch_size: int, steps: int, share: float
+) -> None:
+    """Of 1,000 examples one contains a class, so that drawing from all of them adds almost nothing."""
+    held = [(1,), *[()] * 999]
+    halves = (batch_size - batch_size // 2, batch_size // 2)
+    found = [0, 0]
+    for seed in range(1_000):
+        for batch in batches(
+            1_000, 1, batch_size=batch_size, steps=steps, generator=rng.generator(seed), foreground=held, share=share
+        ):
+            found[0] += sum(index == 0 for index, _ in batch[: halves[0]])
+            found[1] += sum(index == 0 for index, _ in batch[halves[0] :])
+    draws = 1_000 * steps
+    assert sum(found) / (batch_size * draws) == pytest.approx(share, abs=0.04)
+    if batch_size == 2:  # halves of the same size have the same share, also with a single draw in a phase
+        assert [one / draws for one in found] == pytest.approx([share, share], abs=0.04)
+
+
 def test_a_rare_class_is_drawn_as_often_as_a_common_one() -> None:
-    held = [(2,) if index == 0 else (1,) if index < 50 else () for index in range(100)]
+    held = [(2,) if index == 0 else (1,) if index < 50 else () for index in range(5_000)]
     drawn = [
         index
         for seed in range(40)  # short phases: none may begin with the same class
-        for batch in batches(100, 1, batch_size=2, steps=1, generator=rng.generator(seed), foreground=held, share=0.5)
-        for index, _ in batch[:1]
+        for batch in batches(5_000, 1, batch_size=2, steps=1, generator=rng.generator(seed), foreground=held, share=0.5)
+        for index, _ in batch
+        if held[index]
     ]
-    assert all(held[index] for index in drawn)
+    assert 39 <= len(drawn) <= 43  # one in a batch, and few among those that are drawn from all
     assert 10 <= drawn.count(0) <= 30  # about half, where drawing from all with a class would give 1 in 50
     longer = list(batches(100, 1, batch_size=4, steps=50, generator=rng.generator(0), foreground=held, share=1.0))
     assert sum(index == 0 for batch in longer for index, _ in batch) == 100

@@ -146,6 +146,24 @@ def test_a_run_is_read_from_its_folder(fake, tmp_path, shared_only):
     assert found.curve == pytest.approx({1: 10, 2: 60})
 
 
+def test_a_curve_has_the_models_that_the_sites_used(fake, tmp_path):
+    """Site a uses the shared model after the second round only; scores of a model that is not used do not count."""
+    run = fake.run_scores({"a": {"1": 0.5}, "b": {"1": 0.5}})
+    write_summary(tmp_path / "summary.json", run.summary.model_copy(update={"rounds": 3}))
+    for site in "ab":
+        (tmp_path / "sites" / site).mkdir(parents=True)
+        (tmp_path / "sites" / site / "scores.json").write_text(
+            json.dumps({"schema": 1, "models": {"personal": [], "shared": []}})
+        )
+    scores = [(0, "a", 0.2, 0.6), (0, "b", 0.4, 0.1), (1, "a", 0.3, 0.7), (1, "b", 0.5, 0.9), (3, "a", 0.8, 0.1)]
+    with RecordWriter(tmp_path / "records.jsonl") as records:
+        for round_, site, personal, shared in scores:
+            for model, dice in (("personal", personal), ("shared", shared)):
+                records.write({"kind": "validation", "round": round_, "site": site, "model": model, "dice": dice})
+        records.write({"kind": "plain", "round": 1, "site": "a"})
+    assert read_run(tmp_path, Cost(None, None)).curve == pytest.approx({1: 30, 2: 60})  # (20 + 40) / 2, (70 + 50) / 2
+
+
 def test_the_validation_of_a_site_is_that_of_the_model_it_uses(fake, tmp_path):
     run = fake.run_scores({"a": {"1": 0.5}, "b": {"1": 0.5}})
     write_summary(tmp_path / "summary.json", run.summary)

@@ -195,9 +195,10 @@ def batches(
         steps: number of batches.
         generator: source of all random draws.
         foreground: the classes that each example contains; empty if they are not known.
-        share: least share of all draws that contain a class. These are drawn for each class in turn (see `_ClassRotation`), the others from
-            all examples, so that those without foreground are drawn as well. They are divided between the two halves of a batch, because a
-            step may train two models on one half each (`training.phases`).
+        share: least share of all draws that contain a class, in the mean over many calls. These are drawn for each class in turn (see
+            `_ClassRotation`), the others from all examples, so that those without foreground are drawn as well. They are divided between
+            the two halves of a batch, each of which gets each class in turn, because a step may train two models on one half each
+            (`training.phases`).
 
     Raises:
         DataError: there are no examples.
@@ -209,17 +210,20 @@ def batches(
     members = _examples_by_class(foreground)
     rotation = _ClassRotation(members, generator)
     share = share if members else 0.0
+    # A call may have a single step: what is rounded, and the half that gets one draw more, must not be the same in every call.
+    offset = float(torch.rand((), generator=generator)) if share else 0.0
+    turn = int(torch.randint(2, (1,), generator=generator)) if share else 0
     waiting: list[int] = []
     middle = batch_size - batch_size // 2
     for step in range(steps):
-        begun = _quota(step * batch_size, share)
-        certain = _quota((step + 1) * batch_size, share) - begun
+        begun = _quota(step * batch_size, share, offset)
+        certain = _quota((step + 1) * batch_size, share, offset) - begun
         others = batch_size - certain
         while len(waiting) < others:
             waiting += torch.randperm(examples, generator=generator).tolist()
-        of_classes = [rotation.draw() for _ in range(certain)]
         # Of an odd number one more goes to each half in turn, by the number of such draws before.
-        in_first = min(middle, max(certain - batch_size // 2, (certain + 1 - begun % 2) // 2))
+        in_first = min(middle, max(certain - batch_size // 2, (certain + 1 - (begun + turn) % 2) // 2))
+        of_classes = [rotation.draw(0 if number < in_first else 1) for number in range(certain)]
         rest = middle - in_first
         drawn = [*of_classes[:in_first], *waiting[:rest], *of_classes[in_first:], *waiting[rest:others]]
         waiting = waiting[others:]
@@ -236,7 +240,7 @@ def _examples_by_class(foreground: Sequence[tuple[int, ...]]) -> list[list[int]]
 
 
 class _ClassRotation:
-    """Draws an example of each class in turn, so that a rare class is drawn as often as a common one.
+    """Draws an example of each class in turn for each half of the batches, so that a rare class is drawn as often as a common one.
 
     Of one class every example is drawn once before any is drawn again.
     """
@@ -244,18 +248,23 @@ class _ClassRotation:
     def __init__(self, members: Sequence[Sequence[int]], generator: torch.Generator) -> None:
         self._members, self._generator = members, generator
         self._waiting: list[list[int]] = [[] for _ in members]
-        self._turn = int(torch.randint(len(members), (1,), generator=generator)) if len(members) > 1 else 0
+        first = int(torch.randint(len(members), (1,), generator=generator)) if len(members) > 1 else 0
+        # The halves begin with different classes, so that a batch has as many classes as possible.
+        self._turns = [first, first + len(members) // 2]
 
-    def draw(self) -> int:
-        """The index of an example of the next class."""
-        number = self._turn % len(self._members)
-        self._turn += 1
+    def draw(self, half: int) -> int:
+        """The index of an example of the next class of a half of the batch, 0 or 1."""
+        number = self._turns[half] % len(self._members)
+        self._turns[half] += 1
         members, waiting = self._members[number], self._waiting[number]
         if not waiting:
             waiting += [members[index] for index in torch.randperm(len(members), generator=self._generator).tolist()]
         return waiting.pop(0)
 
 
-def _quota(draws: int, share: float) -> int:
-    """A share of a number of draws, rounded down; a product that is whole but for floating-point error counts as whole."""
-    return int(draws * share + 1e-9)
+def _quota(draws: int, share: float, offset: float) -> int:
+    """A share of a number of draws plus an offset in 0..1, rounded down.
+
+    With a random offset its mean is the exact share. A product that is whole but for floating-point error counts as whole.
+    """
+    return int(draws * share + min(offset, 1 - 1e-6) + 1e-9)

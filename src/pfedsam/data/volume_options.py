@@ -61,8 +61,8 @@ class VolumeOptions(Options):
         default=0.5,
         ge=0,
         le=1,
-        description="At least this share of a training batch are slices with foreground, drawn for each class in turn; the rest is drawn "
-        "from all slices.",
+        description="On average at least this share of the training batches are slices with foreground, drawn for each class in turn; the "
+        "rest is drawn from all slices.",
     )
     resample: bool = Field(
         default=False,

@@ -82,8 +82,8 @@ class DataOptions(Options):
         default=0.0,
         ge=0,
         le=1,
-        description="Smallest share of pictures or tiles with foreground in a training batch, drawn for each class in turn; the rest "
-        "is drawn from all of them. Slices of volumes: data.volume.foreground_share.",
+        description="Least share of the pictures or tiles of the training batches, on average, that have foreground. They are drawn for "
+        "each class in turn; the rest is drawn from all of them. Slices of volumes: data.volume.foreground_share.",
     )
     augment: AugmentOptions = Field(
         default=AugmentOptions(), description="Random transformations (augmentation) of the training images."

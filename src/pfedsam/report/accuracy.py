@@ -24,7 +24,7 @@ from pfedsam.evaluation.statistics import (
     stratified_mean,
     wilcoxon_p,
 )
-from pfedsam.report.records import Record, read_records, validations_in
+from pfedsam.report.records import Record, read_records
 from pfedsam.report.summary_file import LOCAL_ONLY, Entry, Summary, read_summary
 
 _POINTS: Final = {"dice": 100.0, "iou": 100.0, "nsd": 100.0, "lesion_recall": 100.0}
@@ -69,7 +69,7 @@ class RunScores:
     patients: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Patient by site and case; a case that is not listed counts as a patient of its own."""
     curve: Mapping[int, float] = field(default_factory=dict)
-    """Dice in points of each validation during training, the mean over sites of the better model, by round, counted from 1."""
+    """Dice in points of each validation during training, the mean over sites of the model in use, by round, counted from 1."""
 
 
 Runs: TypeAlias = Mapping[str, Mapping[int, RunScores]]
@@ -100,7 +100,7 @@ def read_run(folder: Path, cost: Cost, patients: Mapping[str, Mapping[str, str]]
     model = "shared" if summary.mean.personal is None else "personal"
     dice = {site: _case_dice(folder / "sites" / site / "scores.json", model) for site in summary.sites}
     records = read_records(folder / "records.jsonl")
-    curve = _validation_curve(records, summary.rounds)
+    curve = _validation_curve(records, summary.rounds, model)
     return RunScores(summary, dice, _last_validation(records, model), cost, patients or {}, curve)
 
 
@@ -143,10 +143,13 @@ def _worst_site(sites: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[st
     return {"site": worst, "dice": known.get(worst or "")}
 
 
-def _validation_curve(records: Sequence[Record], rounds_trained: int) -> dict[int, float]:
+def _validation_curve(records: Sequence[Record], rounds_trained: int, model: str) -> dict[int, float]:
     """Dice in points by round from the validations in rounds; see `RunScores.curve`."""
-    found = {number: scores for number, scores in validations_in(records).items() if number < rounds_trained}
-    return {number + 1: 100 * mean(scores.values()) for number, scores in found.items()}
+    found: dict[int, list[float]] = {}
+    for (_, number), dice in _validations_in_use(records, model).items():
+        if number < rounds_trained:
+            found.setdefault(number + 1, []).append(dice)
+    return {number: mean(scores) for number, scores in found.items()}
 
 
 def _mean_curve(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:
@@ -294,12 +297,19 @@ def _last_validation(records: Sequence[Record], model: str) -> dict[str, float]:
     This is the last validation that is not followed by a `kept` record of the same round. The Dice is that of the shared model if the
     site uses the shared model.
     """
+    in_use = _validations_in_use(records, model)
+    return {moment[0]: in_use[moment] for moment in _last_moments(records).items() if moment in in_use}
+
+
+def _validations_in_use(records: Sequence[Record], model: str) -> dict[tuple[str, int], float]:
+    """Dice in points by site and round of each validation, of `model`, or of the shared model if the site used that."""
     uses_shared = _moments(records, "plain")
-    in_use = {moment: "shared" if moment in uses_shared else model for moment in _last_moments(records).items()}
     return {
-        row["site"]: 100 * row["dice"]
+        _moment(row): 100 * row["dice"]
         for row in records
-        if row["kind"] == "validation" and row["dice"] is not None and in_use.get(_moment(row)) == row["model"]
+        if row["kind"] == "validation"
+        and row["dice"] is not None
+        and row["model"] == ("shared" if _moment(row) in uses_shared else model)
     }
 
 

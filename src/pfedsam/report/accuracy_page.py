@@ -132,7 +132,7 @@ def _text(
     if _lines(results):
         parts += [
             "## Learning curves",
-            "Dice on the validation parts, the mean over sites of the better one of each site's models, and over seeds. The curves end "
+            "Dice on the validation parts, the mean over sites of the model that each site used, and over seeds. The curves end "
             "with the last round; what a method gains in phases after it, such as local fine-tuning, is only in the tables.",
             f"![Validation Dice by round]({study.name}-curves.svg)",
         ]
