@@ -39,6 +39,7 @@ def test_entries_are_pictures_volumes_and_folders_of_dicom_files(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     (tmp_path / "._b.png").write_bytes(b"a Mac's")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
     found = [(entry.path.name, entry.stem, entry.volume) for entry in find_entries(tmp_path)]
     assert found == [("b.png", "b", False), ("c.nii.gz", "c", True), ("d", "d", True)]
     assert find_entries(tmp_path / "nothing") == []

@@ -55,10 +55,10 @@ def entry_of(path: Path) -> Entry | None:
 
 
 def find_entries(folder: Path) -> list[Entry]:
-    """All entries of a folder, sorted by name, without hidden ones (a Mac puts `._a.png` beside `a.png`)."""
+    """All entries of a folder, sorted by name, without hidden ones (a Mac puts `._a.png` beside `a.png`) and a DICOMDIR."""
     if not folder.is_dir():
         return []
-    found = map(entry_of, filter(_is_visible, sorted(folder.iterdir())))
+    found = map(entry_of, filter(_may_be_entry, sorted(folder.iterdir())))
     return [entry for entry in found if entry]
 
 
@@ -91,8 +91,8 @@ def find_unread_among_dicom(folder: Path) -> list[Path]:
     ]
 
 
-def _is_visible(path: Path) -> bool:
-    return not path.name.startswith(".") and (path.is_file() or path.is_dir())
+def _may_be_entry(path: Path) -> bool:
+    return not path.name.startswith(".") and (path.is_dir() or (path.is_file() and path.name.lower() != "dicomdir"))
 
 
 def group_sequences(entries: Sequence[Entry], channels: Sequence[str]) -> list[tuple[str, tuple[Entry, ...]]]:

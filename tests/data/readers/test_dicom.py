@@ -7,6 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.fileset import FileSet
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -369,13 +370,11 @@ def test_files_that_were_cut_off(tmp_path):
 
 
 def test_a_dicomdir_and_a_folder_without_pictures(tmp_path):
-    def index(dataset: Dataset, k: int) -> None:
-        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.1.3.10"
-        del dataset.Rows, dataset.Columns, dataset.PixelData
-
-    (file,) = write_series(tmp_path / "s", VALUES[..., :1], change=index).iterdir()
-    _refused(file, "is a DICOMDIR, an index without pictures; give the folder")
-    _refused(tmp_path / "s", r"holds no DICOM picture \(it holds 1 DICOMDIR\)")
+    folder = tmp_path / "s"
+    folder.mkdir()
+    FileSet().write(folder)
+    _refused(folder / "DICOMDIR", "is a DICOMDIR, an index without pictures; give the folder")
+    _refused(folder, r"holds no DICOM picture \(it holds 1 DICOMDIR\)")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="'empty' is no NIfTI and no DICOM"):
         open_volume(tmp_path / "empty", VolumeOptions())

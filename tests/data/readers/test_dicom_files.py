@@ -1,16 +1,22 @@
 import os
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pydicom
+import pydicom.data
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.fileset import FileSet
 from volume_files import CANARY, write_enhanced, write_series
 
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers.dicom_files import choose_series, find_images, read_head
 
 VALUES = np.zeros((6, 8, 3), np.int16)
+INDEXES = sorted(Path(pydicom.data.__file__).parent.glob("test_files/dicomdirtests/**/DICOMDIR*"))
+"""The DICOMDIR files that pydicom is tested with."""
 
 
 def _numbered(number: int, description: str):
@@ -127,3 +133,24 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.dcm")
     with pytest.raises(DataError, match=r"'a.dcm' is a damaged"):
         read_head(tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize("index", INDEXES, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_a_dicomdir_is_counted_and_left_out(folder, index):
+    shutil.copy(index, folder / "DICOMDIR")
+    found = find_images(folder)
+    assert [len(one.planes) for one in found.series] == [2, 3]
+    assert dict(found.others) == {"not DICOM": 1, "DICOMDIR": 1}
+
+
+def test_an_export_with_a_dicomdir_is_read(tmp_path):
+    def dated(dataset: Dataset, _: int) -> None:
+        dataset.StudyDate, dataset.StudyTime, dataset.StudyID = "20200101", "101010", "1"
+
+    export = FileSet()
+    for path in sorted(write_series(tmp_path / "s", VALUES, change=dated).iterdir()):
+        export.add(path)
+    export.write(tmp_path / "export")
+    found = find_images(tmp_path / "export")
+    assert [len(one.planes) for one in found.series] == [3]
+    assert dict(found.others) == {"DICOMDIR": 1}

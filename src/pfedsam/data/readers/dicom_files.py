@@ -166,6 +166,10 @@ def read_head(path: Path) -> Dataset:
             if head.get("PatientID"):
                 head.PatientID = hashlib.blake2b(repr(head.PatientID).encode(), digest_size=8).hexdigest()
             head.walk(lambda *_: None)  # converts every value now: pydicom does so when it is first used, and may raise
+            if getattr(head, "file_meta", {}).get("MediaStorageSOPClassUID") == _DICOMDIR:
+                head.SOPClassUID = (
+                    _DICOMDIR  # an index has its class in the file meta information only (DICOM PS3.3, F.3)
+                )
             head.SOPClassUID  # noqa: B018 - absent in a file that was cut off, which pydicom reads without an error
             if not 0 <= number_of(head.get("NumberOfFrames"), 1) <= _MAX_FRAMES:
                 raise DataError(damaged(path))
