@@ -1,9 +1,12 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
-from volume_files import write_nifti, write_series
+from pydicom.dataset import Dataset
+from volume_files import write_enhanced, write_nifti, write_series
 
 from pfedsam.core.errors import DataError
 from pfedsam.data.entries import entry_of, find_entries, group_sequences, refuse_loose_series, stem_of
@@ -72,3 +75,15 @@ def test_two_files_of_one_series_are_no_two_cases(tmp_path):
         refuse_loose_series(find_entries(tmp_path))
     next(tmp_path.iterdir()).unlink()
     refuse_loose_series(find_entries(tmp_path))
+
+
+def test_two_files_of_several_frames_of_one_series_are_no_two_cases(tmp_path):
+    for name, place in (("a", 0.0), ("b", 9.0)):
+        frames = [(VALUES[..., k], place + 3 * k, Dataset()) for k in range(3)]
+        path = write_enhanced(tmp_path / name, frames)
+        dataset = pydicom.dcmread(path)
+        dataset.SeriesInstanceUID = "1.2.3"
+        dataset.save_as(tmp_path / f"{name}.dcm")
+        shutil.rmtree(tmp_path / name)
+    with pytest.raises(DataError, match=r"'a\.dcm' and 'b\.dcm', which are of one DICOM series"):
+        refuse_loose_series(find_entries(tmp_path))

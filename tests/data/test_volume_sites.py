@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 from volume_files import write_nifti, write_series
 
 from pfedsam.core import rng
@@ -14,6 +15,7 @@ from pfedsam.data.images import ImageOptions
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.loader import batches, load_case_truth
 from pfedsam.data.manifest import read_site
+from pfedsam.data.readers import open_volume
 from pfedsam.data.readers.nifti import NiftiReader
 from pfedsam.data.suspicions import Study
 from pfedsam.data.volume_options import VolumeOptions
@@ -129,6 +131,19 @@ def test_loose_slices_of_one_series(tmp_path):
     write_series(tmp_path / "images", VALUES)
     with pytest.raises(DataError, match="of one DICOM series; put the files of each series into a folder of its own"):
         read_site("north", tmp_path, masks_required=False)
+
+
+def test_the_views_of_one_series_are_a_case_each(tmp_path):
+    def without_position(dataset: Dataset, _: int) -> None:
+        del dataset.ImagePositionPatient, dataset.ImageOrientationPatient
+
+    folder = write_series(tmp_path / "images", VALUES[..., :4], change=without_position)
+    for path, view in zip(sorted(folder.iterdir()), ("LCC", "LMLO", "RCC", "RMLO"), strict=True):
+        path.rename(folder / f"{view}.dcm")
+    cases = read_site("north", tmp_path, masks_required=False).cases
+    assert [case.id for case in cases] == ["LCC", "LMLO", "RCC", "RMLO"]
+    for case in cases:
+        assert open_volume(case.image, VolumeOptions()).header().shape == (*VALUES.shape[:2], 1)
 
 
 def test_a_manifest_names_series_sequences_and_lost_spacing(site):

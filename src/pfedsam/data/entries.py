@@ -10,6 +10,7 @@ from pfedsam.core.errors import DataError
 from pfedsam.data.readers import PICTURES, kind_of
 from pfedsam.data.readers.dicom_files import read_head
 from pfedsam.data.readers.dicom_folders import visible_files
+from pfedsam.data.readers.dicom_planes import has_position
 from pfedsam.data.readers.png_stack import is_png_stack
 
 VOLUME_ENDINGS: Final = (".nii.gz", ".nii", ".dcm", ".dicom", ".ima")
@@ -156,6 +157,8 @@ def _refuse_incomplete(groups: Mapping[str, Mapping[str, Entry]], channels: Sequ
 def refuse_loose_series(entries: Sequence[Entry]) -> None:
     """Refuse files of one DICOM series that are not in a folder of their own: each would be a case, in training or in test.
 
+    Files without a position are no slices, but pictures such as the views of a mammography, and each is a case.
+
     Raises:
         DataError: two files are of one series.
     """
@@ -163,7 +166,8 @@ def refuse_loose_series(entries: Sequence[Entry]) -> None:
     for entry in entries:
         if not entry.volume or entry.path.is_dir() or kind_of(entry.path) != "dicom":
             continue
-        series = str(read_head(entry.path).get("SeriesInstanceUID", ""))
+        head = read_head(entry.path)
+        series = str(head.get("SeriesInstanceUID", "")) if has_position(head) else ""
         if series and series in seen:
             raise DataError(
                 f"images/ holds {seen[series].name!r} and {entry.path.name!r}, which are of one DICOM series; put the files of each series "

@@ -109,8 +109,8 @@ def _without_positions(series: Series, frame: int | None) -> Stack:
     files = {plane.path for plane in planes}
     if len(files) > 1:
         raise DataError(
-            f"its {len(files)} DICOM files have no positions, so their order is not known; put each into a folder of its own, or export "
-            "them with positions"
+            f"its {len(files)} DICOM files have no positions, so their order is not known; if they are pictures and no slices, give each "
+            "file as an image of its own, otherwise export them with positions"
         )
     if len(planes) == 1 or (frame is None and series.depth_frames):
         return Stack.without_positions(planes)

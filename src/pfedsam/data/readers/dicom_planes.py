@@ -135,6 +135,13 @@ def read_plane(path: Path, head: Dataset, frame: int) -> Plane:
     )
 
 
+def has_position(head: Dataset) -> bool:
+    """Whether a file, or the first frame of one, has a position, so that it may be a slice of a volume."""
+    own = (head.get("PerFrameFunctionalGroupsSequence") or [Dataset()])[0]
+    group = functional_group(own, shared_groups(head), "PlanePositionSequence")
+    return numbers_of((head if group is None else group).get("ImagePositionPatient"), 3) is not None
+
+
 def _length(*numbers: float) -> float | None:
     """The size of the first number that may be a length in mm; some scanners give a distance the sign of its direction."""
     return next((abs(number) for number in numbers if 0 < abs(number) < _LARGEST_LENGTH), None)
