@@ -240,6 +240,7 @@ def test_series_of_a_folder_a_bad_one_among_them_and_resuming(
 ) -> None:
     write_series(Path("scans/both"), VALUES, series="1.2.1")
     write_series(Path("scans/both"), VALUES[:8], series="1.2.2")
+    firsts = sorted(path.name for path in Path("scans/both").iterdir())
     bad = write_series(Path("scans/bad"), VALUES)
     next(bad.iterdir()).unlink()  # the names are shuffled: a slice in the middle, or an end
     (bad / "zz").write_bytes(b"\0" * 128 + b"DICM")
@@ -248,6 +249,10 @@ def test_series_of_a_folder_a_bad_one_among_them_and_resuming(
     said = capsys.readouterr()
     assert "'zz' is a damaged or cut off DICOM file" in " ".join(said.err.split())
     assert "Canary" not in said.err + said.out
+    for number in (1, 2):
+        assert f"both (series of {firsts[number - 1]}) -> masks/both_series{number}.nii.gz" in " ".join(
+            said.out.split()
+        )
     shutil.rmtree(bad)
     assert _predict(call, "scans/*", "--resume") == 0
     assert sorted(path.name for path in Path("masks").glob("*.nii.gz")) == [
@@ -314,7 +319,12 @@ def test_a_picture_without_a_position_gets_a_png_and_that_is_what_is_printed(
     write_series(Path("leg"), VALUES[..., :1], change=change)
     assert _predict(call, "leg") == 0
     assert "leg -> masks/leg.png" in capsys.readouterr().out
-    assert sorted(path.name for path in Path("masks").iterdir()) == ["areas.csv", "leg.png", "volumes.csv"]
+    assert sorted(path.name for path in Path("masks").iterdir()) == [
+        "areas.csv",
+        "leg.png",
+        "series.csv",
+        "volumes.csv",
+    ]
     assert {row["volume_ml"] for row in _rows("volumes.csv")} == {""}  # a picture without a thickness has no volume
     assert all(float(row["area_mm2"]) > 0 for row in _rows("areas.csv"))
     assert _predict(call, "leg") == 2

@@ -100,7 +100,8 @@ def predict_all(
     """
     from pfedsam.core.errors import DataError
     from pfedsam.data.sequences import refuse_other_number
-    from pfedsam.engine.predict_jobs import find_jobs, find_left_out, without_further_sequences
+    from pfedsam.engine.predict_jobs import find_jobs, without_further_sequences
+    from pfedsam.engine.predict_sources import find_left_out
     from pfedsam.experiment.build import build_labels
 
     jobs = find_jobs(images, out, dicom_seg=dicom_seg, probabilities=wishes.probabilities)
@@ -170,7 +171,7 @@ def _predict_each(
                 named = any(repr(name) in text for name in (job.name, job.path.name))
                 unread.append(text if named else f"{job.path.name!r}: {text}")
             else:
-                OUT.print(f"{job.path.name} -> {written}")
+                OUT.print(f"{job.shown} -> {written}")
             bars.advance(every)
     return unread
 

@@ -54,8 +54,8 @@ def predict_command(
     Pictures get PNGs. NIfTI files and DICOM series get NIfTI files with the
     position of their source (or DICOM-SEG files), and volumes.csv and
     areas.csv contain the size of each structure. A folder of DICOM files
-    gives one volume for each of its series; of any other folder, all files
-    are predicted.
+    gives one volume for each of its series, and series.csv names a file of
+    each; of any other folder, all files are predicted.
 
     An image with an EXIF orientation is rotated first: its mask has the
     size of the picture as viewers show it, not of the stored pixels.

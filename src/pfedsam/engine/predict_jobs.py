@@ -1,29 +1,26 @@
 """The jobs of `predict`, one for each image, and the files of each: the mask on the image's grid, probabilities, and tables of sizes."""
 
-import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from pfedsam.core.errors import DataError, OptionError
-from pfedsam.core.files import refuse_broken_link
+from pfedsam.core.errors import OptionError
 from pfedsam.data.about import about
-from pfedsam.data.entries import entry_of, find_unread_among_dicom, further_sequences, may_be_image, stem_of
+from pfedsam.data.entries import further_sequences, stem_of
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.labels import LabelMap
-from pfedsam.data.manifest import READABLE, Case
-from pfedsam.data.readers import kind_of
+from pfedsam.data.manifest import Case
 from pfedsam.data.readers.dicom import DicomReader
-from pfedsam.data.readers.dicom_files import find_images
-from pfedsam.data.readers.dicom_folders import looks_like_dicom
 from pfedsam.data.readers.pictures import write_png
 from pfedsam.data.readers.seg_write import refuse_without_seg, write_seg
 from pfedsam.data.volume_case import open_case
 from pfedsam.data.volume_options import VolumeOptions
+from pfedsam.engine.predict_names import SERIES, name_results, read_series, write_series
+from pfedsam.engine.predict_sources import Source, find_sources
 from pfedsam.engine.predict_volume import PredictedVolume
 from pfedsam.engine.size_tables import SIZES, tables_restored, write_sizes
 
@@ -45,11 +42,20 @@ class Job:
     """Whether it is a DICOM image, which may be a single picture without a position; its mask is then a PNG."""
     probabilities: Path | None = None
     """The file of the probabilities, if they are written."""
+    source: Source | None = None
+    """The image, with the DICOM series of it."""
 
     @property
     def name(self) -> str:
         """The name of the job in progress bars and tables."""
         return self.stem
+
+    @property
+    def shown(self) -> str:
+        """The name of the file or folder; of one of several series in a folder also that of its first file."""
+        if not (self.source and self.source.first and self.source.numbered and self.path.is_dir()):
+            return self.path.name
+        return f"{self.path.name} (series of {self.source.first.relative_to(self.path)})"
 
     def case(self, site: str, channels: Sequence[str] = ()) -> Case:
         """The job as a case without a mask.
@@ -76,8 +82,8 @@ def without_further_sequences(jobs: Sequence[Job], channels: Sequence[str]) -> l
 def find_jobs(images: Sequence[Path], out: Path, *, dicom_seg: bool = False, probabilities: bool = False) -> list[Job]:
     """One job for each picture, volume and series.
 
-    A folder that directly contains DICOM files gives one volume for each of its series. Any other folder stands for all volumes and
-    pictures in it and in its folders.
+    A folder that directly contains DICOM pictures gives one volume for each of its series. Any other folder stands for all volumes and
+    pictures in it and in its folders. `predict_names` determines the names of the results.
 
     Args:
         images: files, folders and patterns such as `new/*.nii.gz`.
@@ -86,9 +92,15 @@ def find_jobs(images: Sequence[Path], out: Path, *, dicom_seg: bool = False, pro
         probabilities: whether the probabilities of volumes are written.
 
     Raises:
-        OptionError: no file matches a pattern, a folder contains no image, or results of two images would have the same place.
+        OptionError: no file matches a pattern, a folder contains no image, results of two images would have the same place, or it is not
+            known which series a mask in the folder is of.
+        DataError: the folder of the masks has another table with the name of the table of series, or there is a link without a target.
     """
-    jobs = [job for image in _expanded(images) for job in _jobs_of(image, out, dicom_seg)]
+    sources, table = list(find_sources(images, out)), read_series(out)
+    ending = ".dcm" if dicom_seg else ".nii.gz"
+    names = name_results(sources, table)
+    jobs = [_job(source, stem, out, ending) for source, stem in zip(sources, names, strict=True)]
+    _refuse_unknown_series(jobs, table)
     if probabilities:
         jobs = [replace(job, probabilities=out / f"{job.stem}{_PROBABILITIES}") if job.volume else job for job in jobs]
     _refuse_equal_files(jobs)
@@ -139,117 +151,24 @@ def refuse_existing(jobs: Sequence[Job], folders: Sequence[str] = ("",), *, resu
                 )
 
 
-def _expanded(images: Sequence[Path]) -> Iterator[Path]:
-    """The images, with the files that match in place of each pattern.
+def _job(source: Source, stem: str, out: Path, ending: str) -> Job:
+    """The job of an image; volumes in DICOM have masks with this ending."""
+    suffix = ".png" if not source.volume else ending if source.dicom else ".nii.gz"
+    return Job(source.path, stem, source.volume, source.chosen, out / f"{stem}{suffix}", source.dicom, source=source)
+
+
+def _refuse_unknown_series(jobs: Sequence[Job], table: Mapping[str, str]) -> None:
+    """Refuse a mask that has a number in its name and is not in the table: with `--resume` it may be taken for that of another series.
 
     Raises:
-        OptionError: no file matches a pattern.
+        OptionError: there is such a mask.
     """
-    for image in images:
-        if not image.exists() and glob.has_magic(str(image)):
-            found = sorted(glob.glob(str(image), recursive=True))
-            if not found:
-                raise OptionError(
-                    f"No file matches {str(image)!r}. Nothing was written; give files, folders or patterns that match a file."
-                )
-            yield from map(Path, found)
-        else:
-            yield image.resolve() if image.name in ("", "..") else image  # `.` has no name for its mask
-
-
-def _jobs_of(image: Path, out: Path, dicom_seg: bool) -> Iterator[Job]:
-    if image.is_dir() and not _holds_dicom(image):
-        yield from _jobs_in(image, out, dicom_seg)
-        return
-    entry = entry_of(image)
-    if entry is None or not entry.volume:
-        yield Job(image, stem_of(image), False, None, out / f"{stem_of(image)}.png")
-    elif kind_of(image) == "dicom":
-        yield from _dicom_jobs(image, out, ".dcm" if dicom_seg else ".nii.gz")
-    else:
-        yield Job(image, stem_of(image), True, None, out / f"{stem_of(image)}.nii.gz")
-
-
-def _holds_dicom(folder: Path) -> bool:
-    """Whether a folder directly contains DICOM files, so that it is an image itself."""
-    return any(looks_like_dicom(file) for file in folder.iterdir() if file.is_file())
-
-
-def _jobs_in(folder: Path, out: Path, dicom_seg: bool) -> Iterator[Job]:
-    """The jobs of all images in a folder that is not an image itself, and in its folders; the folder of the masks may be in it.
-
-    Raises:
-        OptionError: there is no image in it.
-    """
-    images = list(_images_in(folder, out))
-    if not images:
-        raise OptionError(f"The folder {str(folder)!r} holds no image ({READABLE}). Nothing was written.")
-    for one in images:
-        yield from _jobs_of(one, out, dicom_seg)
-
-
-def _images_in(folder: Path, out: Path) -> Iterator[Path]:
-    """The images in a folder and in its folders, sorted by name; hidden files and the folder of the masks are left out.
-
-    Raises:
-        DataError: there is a link whose target does not exist.
-    """
-    return filter(entry_of, _contents(folder, out))
-
-
-def _contents(folder: Path, out: Path) -> Iterator[Path]:
-    """The files in a folder and in its folders, and folders that are images themselves, as for `_images_in`.
-
-    Raises:
-        DataError: there is a link whose target does not exist.
-    """
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.resolve() == out.resolve():
-            continue
-        refuse_broken_link(path)
-        if path.is_dir() and not _holds_dicom(path):
-            yield from _contents(path, out)
-        else:
-            yield path
-
-
-def find_left_out(images: Sequence[Path], out: Path) -> list[Path]:
-    """What the folders among the images hold that may be an image and is not read, such as volumes of other formats and archives.
-
-    Args:
-        images: files, folders and patterns, as for `find_jobs`.
-        out: folder of the masks, which may be in one of them.
-
-    Raises:
-        OptionError: no file matches a pattern.
-        DataError: there is a link whose target does not exist.
-    """
-    folders = [image for image in _expanded(images) if image.is_dir()]
-    return [path for folder in folders for path in _left_out(folder, out)]
-
-
-def _left_out(folder: Path, out: Path) -> Iterator[Path]:
-    contents = [folder] if _holds_dicom(folder) else _contents(folder, out)
-    for path in contents:
-        if path.is_dir():
-            found = find_unread_among_dicom(path)
-            yield from (one for one in found if out.resolve() not in one.resolve().parents)
-        elif entry_of(path) is None and may_be_image(path):
-            yield path
-
-
-def _dicom_jobs(image: Path, out: Path, ending: str) -> Iterator[Job]:
-    """A job for each series of a DICOM file or folder; if there is only one series, the name contains no number."""
-    try:
-        series = find_images(image).series
-    except DataError:  # reported when this image is predicted, so that the other images are still predicted
-        series = []
-    if len(series) < 2:
-        yield Job(image, stem_of(image), True, None, out / f"{stem_of(image)}{ending}", dicom=True)
-        return
-    for number in (str(one.number) for one in series):
-        stem = f"{stem_of(image)}_series{number}"
-        yield Job(image, stem, True, number, out / f"{stem}{ending}", dicom=True)
+    for job in jobs:
+        if job.source and job.source.numbered and job.stem not in table and _exists(job.target):
+            raise OptionError(
+                f"The mask {str(job.target)!r} exists already, and {SERIES} beside it does not say of which series it is. Nothing was "
+                "written; give another --out, such as a new folder."
+            )
 
 
 def refuse_unwritable(case: Case, image: ImageOptions, options: VolumeOptions, names: Sequence[str]) -> None:
@@ -271,9 +190,9 @@ def refuse_unwritable(case: Case, image: ImageOptions, options: VolumeOptions, n
 
 
 def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_seg: bool = False) -> Path:
-    """Write the results of a volume: sizes, then probabilities, and the mask last, so that a job with a mask is finished.
+    """Write the results of a volume: lines of tables, then probabilities, and the mask last, so that a job with a mask is finished.
 
-    If the mask cannot be written, the tables of sizes are as before.
+    If the mask cannot be written, the tables of sizes and of series are as before.
 
     A single DICOM picture without a position gets a PNG, because a NIfTI file would give it a position. If classes overlap, there is a mask
     for each class in a folder of the class's name, or one DICOM-SEG with all of them.
@@ -293,8 +212,10 @@ def write_volume(job: Job, found: PredictedVolume, labels: LabelMap, *, dicom_se
     """
     folder = job.target.parent
     folder.mkdir(parents=True, exist_ok=True)
-    with tables_restored(folder):
+    with tables_restored(folder, SERIES):
         write_sizes(folder, job.name, found, labels)
+        if job.source:
+            write_series(folder, job.name, job.source)
         if job.probabilities:
             _write_probabilities(job.probabilities, found, len(labels.names))
         return _write_masks(job, found, labels, dicom_seg=dicom_seg)
@@ -337,7 +258,12 @@ def _write_probabilities(path: Path, found: PredictedVolume, classes: int) -> No
 
 
 def is_done(job: Job, folders: Sequence[str] = ("",)) -> bool:
-    """Whether the masks of a job exist; the mask of a single DICOM image without a position is a PNG."""
+    """Whether the masks of a job exist; the mask of a single DICOM image without a position is a PNG.
+
+    False for DICOM files that cannot be read, because it is not known which series they hold.
+    """
+    if job.source and not job.source.readable:
+        return False
     pictures = _as_pictures(job, folders)
     return all(map(_exists, _targets(job, folders))) or bool(pictures and all(map(_exists, pictures)))
 

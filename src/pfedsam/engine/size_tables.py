@@ -30,18 +30,18 @@ def refuse_other_tables(folders: Iterable[Path]) -> None:
         DataError: a file with the name of a table contains another table.
     """
     for folder in folders:
-        _read_rows(folder / SIZES, _SIZE_COLUMNS)
-        _read_rows(folder / AREAS, _AREA_COLUMNS)
+        read_rows(folder / SIZES, _SIZE_COLUMNS)
+        read_rows(folder / AREAS, _AREA_COLUMNS)
 
 
 @contextmanager
-def tables_restored(folder: Path) -> Iterator[None]:
-    """Give the tables of sizes their earlier content again if what is done inside fails, so that they have no lines without a mask.
+def tables_restored(folder: Path, *others: str) -> Iterator[None]:
+    """Give the tables of sizes, and others, their earlier content again if what is done inside fails: no line is without a mask.
 
     Raises:
         StoreError: a table cannot be written.
     """
-    tables = [folder / SIZES, folder / AREAS]
+    tables = [folder / name for name in (SIZES, AREAS, *others)]
     before = {path: path.read_bytes() for path in tables if path.exists()}
     try:
         yield
@@ -62,7 +62,7 @@ def write_sizes(folder: Path, name: str, found: PredictedVolume, labels: LabelMa
     """
     volume, depth = found.volume, len(found.classes)
     sizes = measure(found.classes, labels.names, volume.known_spacing_mm, overlap=labels.overlap)
-    _replace_rows(
+    replace_rows(
         folder / SIZES, _SIZE_COLUMNS, name, [(name, one.name, one.voxels, _number(one.millilitres)) for one in sizes]
     )
     areas: list[tuple[str, str, int, int, str]] = []
@@ -71,22 +71,22 @@ def write_sizes(folder: Path, name: str, found: PredictedVolume, labels: LabelMa
             (name, one.name, volume.slicing.index(k, depth), pixels, _number(area)) for k, pixels, area in one.areas
         ]
         areas += sorted(rows, key=itemgetter(2))
-    _replace_rows(folder / AREAS, _AREA_COLUMNS, name, areas)
+    replace_rows(folder / AREAS, _AREA_COLUMNS, name, areas)
 
 
-def _replace_rows(path: Path, columns: Sequence[str], name: str, rows: Sequence[tuple[object, ...]]) -> None:
+def replace_rows(path: Path, columns: Sequence[str], name: str, rows: Sequence[tuple[object, ...]]) -> None:
     """Write the rows of one image into a table; earlier rows of the same image are replaced.
 
     Raises:
         DataError: the file contains another table.
     """
-    kept = [row for row in _read_rows(path, columns) if row and row[0] != name]
+    kept = [row for row in read_rows(path, columns) if row and row[0] != name]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *kept, *rows])
     atomic.write_text(path, text.getvalue(), mode=atomic.usual_mode())
 
 
-def _read_rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
+def read_rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
     """The rows of a table below its header; empty if there is no such file.
 
     Raises:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -23,7 +24,13 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.readers.dicom_folders import is_dicom, refuse_lost_slices, start_of, visible_files
+from pfedsam.data.readers.dicom_folders import (
+    is_dicom,
+    looks_like_dicom,
+    refuse_lost_slices,
+    start_of,
+    visible_files,
+)
 from pfedsam.data.readers.dicom_planes import (
     TIMES,
     Plane,
@@ -106,6 +113,8 @@ class Series:
     """Description in lower case, compared with the option `series`; never shown."""
     uid: str | None = field(repr=False)
     """SeriesInstanceUID, compared with the option `series`; never shown."""
+    digest: str
+    """Digest of what tells the series from others: the SeriesInstanceUID, and kind, orientation, size and spacing of its pictures."""
     patient: str | None = field(default=None, repr=False)
     """Digest of the PatientID, compared with those of other cases; never shown. None if the pictures have none, or several."""
 
@@ -164,7 +173,7 @@ def read_head(path: Path) -> Dataset:
                     "save it without this compression, or take the case out"
                 )
             if head.get("PatientID"):
-                head.PatientID = hashlib.blake2b(repr(head.PatientID).encode(), digest_size=8).hexdigest()
+                head.PatientID = short_digest(head.PatientID)
             head.walk(lambda *_: None)  # converts every value now: pydicom does so when it is first used, and may raise
             if getattr(head, "file_meta", {}).get("MediaStorageSOPClassUID") == _DICOMDIR:
                 head.SOPClassUID = (
@@ -180,6 +189,11 @@ def read_head(path: Path) -> Dataset:
         raise
     except Exception:  # noqa: BLE001 - pydicom raises almost anything on damaged files, and its text quotes header values
         raise DataError(damaged(path)) from None
+
+
+def short_digest(value: Any) -> str:  # noqa: ANN401 - a DICOM value, or several
+    """A short digest of what must not be shown."""
+    return hashlib.blake2b(repr(value).encode(), digest_size=8).hexdigest()
 
 
 def damaged(path: Path) -> str:
@@ -209,10 +223,24 @@ def find_images(path: Path) -> Found:
             continue
         for plane in _planes_of(file, head):
             _add_to_stack(stacks[_series_key(head, plane)], (head, plane))
-    members = [(key, stack) for key, found in stacks.items() for stack in found]
-    ordered = [stack for _, stack in sorted(members, key=lambda member: _place_in_list(*member))]
-    series = [_series(number, stack) for number, stack in enumerate(ordered, start=1)]
+    placed = [(_place_in_list(key, stack), stack) for key, found in stacks.items() for stack in found]
+    ordered = sorted(placed, key=itemgetter(0))
+    equal: Counter[tuple[Any, ...]] = Counter()
+    series = []
+    for number, ((_, *place), stack) in enumerate(ordered, start=1):
+        equal[tuple(place)] += 1
+        series.append(_series(number, stack, short_digest((*place, equal[tuple(place)]))))
     return Found(series, others, by_modality["SEG"], by_modality["RTSTRUCT"])
+
+
+def may_hold_picture(path: Path) -> bool:
+    """Whether a file is DICOM with a picture to segment; also True for a damaged one, which is reported where it is read."""
+    if not looks_like_dicom(path):
+        return False
+    try:
+        return _without_picture(read_head(path)) is None
+    except DataError:
+        return True
 
 
 def _dicom_files(path: Path, others: Counter[str]) -> list[Path]:
@@ -251,7 +279,7 @@ def choose_series(found: Found, wanted: str | None, name: str) -> Series:
 
     Args:
         found: the contents of the folder or file.
-        wanted: number of the series, its SeriesInstanceUID, or words of its description; None if there is only one.
+        wanted: number of the series, its SeriesInstanceUID or digest, or words of its description; None if there is only one.
         name: name of the folder or file, for messages.
 
     Raises:
@@ -287,9 +315,9 @@ def _refuse_mixed(series: Series, name: str) -> None:
 
 
 def _matching(series: Sequence[Series], wanted: str) -> list[Series]:
-    """The series with the wanted number or UID, else those whose description contains all of the wanted words."""
+    """The series with the wanted number, UID or digest, else those whose description contains all of the wanted words."""
     words = wanted.lower().split()
-    named = [one for one in series if wanted.strip() in (str(one.number), one.uid)]
+    named = [one for one in series if wanted.strip() in (str(one.number), one.uid, one.digest)]
     return named or [one for one in series if words and all(map(one.words.__contains__, words))]
 
 
@@ -347,8 +375,13 @@ def _place_in_list(key: tuple[Any, ...], stack: list[_Picture]) -> tuple[Any, ..
     return number_of(head.get("SeriesNumber")), *map(str, (*key, direction, (plane.rows, plane.columns), spacing))
 
 
-def _series(number: int, members: Sequence[_Picture]) -> Series:
+def _series(number: int, members: Sequence[_Picture], digest: str) -> Series:
     """The pictures of a stack as a series.
+
+    Args:
+        number: its number in the list.
+        members: its pictures.
+        digest: what identifies it.
 
     Raises:
         DataError: a header is damaged.
@@ -373,6 +406,7 @@ def _series(number: int, members: Sequence[_Picture]) -> Series:
             started=_started(heads),
             words=f"{head.get('SeriesDescription', '')} {head.get('ProtocolName', '')}".lower(),
             uid=str(head.get("SeriesInstanceUID", "")) or None,
+            digest=digest,
             patient=next(iter(patients)) if len(patients) == 1 else None,
         )
 
