@@ -166,6 +166,8 @@ def test_a_pattern_is_idle_where_it_matches_no_case(site_folder):
     assert idle == {None: False, "^(.)_": False, "^(x)": True, r"^(.+)\.png": True}
     site = _manifest(folder, "image,mask,patient\nimages/b.png,masks/b.png,p\n")
     assert not pattern_is_idle(site, "^(x)")
+    site = _manifest(folder, "image,mask,patient\nimages/b.png,masks/b.png,\n")
+    assert [pattern_is_idle(site, pattern) for pattern in ("^(x)", "^(b)")] == [True, False]
 
 
 def _manifest(folder, text):

@@ -320,7 +320,7 @@ def import_command(
     if not all(imported.patients.values()):
         OUT.print(
             "? = not known: the data set does not name its patients, so that every case counts as one. If patients have several cases, set "
-            "data.patient_pattern or write a manifest.csv."
+            "data.patient_pattern, or fill the column patient of the manifest.csv of each site."
         )
     for site, names in imported.without_mask.items():
         shown = some_of([repr(name) for name in names], 3)

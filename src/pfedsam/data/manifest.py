@@ -236,13 +236,13 @@ def has_manifest(site: Site) -> bool:
 
 
 def pattern_is_idle(site: Site, patient_pattern: str | None) -> bool:
-    """Whether the pattern matches no case at all, so that every case is a patient; False for a site with a manifest.
+    """Whether the pattern matches no case at all, so that every case is a patient; False if the manifest names a patient.
 
     Raises:
         OptionError: the pattern cannot be used.
     """
     pattern = _compile(patient_pattern)
-    if pattern is None or has_manifest(site):
+    if pattern is None or any(case.patient_source == "manifest" for case in site.cases):
         return False
     return not any(pattern.matches(case.id) for case in site.cases)
 

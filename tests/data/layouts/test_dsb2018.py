@@ -11,7 +11,7 @@ from pfedsam.data.images import read_mask
 from pfedsam.data.layouts.base import write_sites
 from pfedsam.data.layouts.dsb2018 import LAYOUT
 
-PATIENTS = {"fluorescence_6x8": {"dark": "dark"}, "brightfield": {"light": "light"}, "histology": {"violet": "violet"}}
+PATIENTS = {"fluorescence_6x8": {"dark": ""}, "brightfield": {"light": ""}, "histology": {"violet": ""}}
 CLASSES = {"nucleus": [1]}
 
 

@@ -11,7 +11,7 @@ from pfedsam.core.errors import DataError
 from pfedsam.data.layouts import write_sites
 from pfedsam.data.layouts.msd import LAYOUT
 
-PATIENTS = {"hippocampus": {"hippocampus_001": "hippocampus_001", "hippocampus_003": "hippocampus_003"}}
+PATIENTS = {"hippocampus": {"hippocampus_001": "", "hippocampus_003": ""}}
 CLASSES = {"Anterior": [1], "Posterior": [2]}
 
 

@@ -12,8 +12,10 @@ from pfedsam.core.errors import DataError
 from pfedsam.data.entries import further_sequences
 from pfedsam.data.layouts import write_sites
 from pfedsam.data.layouts.nnunet import LAYOUT
+from pfedsam.data.manifest import read_site
+from pfedsam.data.split import SplitOptions, split_site
 
-PATIENTS = {"liver": {"liver_001": "liver_001", "liver_002": "liver_002"}}
+PATIENTS = {"liver": {"liver_001": "", "liver_002": ""}}
 CLASSES = {"liver": [1], "tumour": [2]}
 
 
@@ -33,6 +35,27 @@ def source(tmp_path: Path, volume: Callable[..., None], values: np.ndarray) -> P
 
 def test_sites_patients_and_classes_are_right(source: Path, imported: Callable[..., Path]) -> None:
     imported(LAYOUT, source, PATIENTS, CLASSES)
+
+
+def test_a_pattern_keeps_the_scans_of_a_patient_in_one_part(source: Path, tmp_path: Path) -> None:
+    """Dataset027_ACDC has two times of each heart, `patient001_frame01` and `patient001_frame12`."""
+    for part, old in (("imagesTr", "liver_001_0000"), ("labelsTr", "liver_001")):
+        for name in (f"patient{p:03d}_frame{t:02d}" for p in range(1, 9) for t in (1, 12)):
+            (source / part / f"{old}.nii.gz".replace("liver_001", name)).write_bytes(
+                (source / part / f"{old}.nii.gz").read_bytes()
+            )
+        for path in (source / part).glob("liver_*"):
+            path.unlink()
+    content = json.loads((source / "dataset.json").read_text())
+    (source / "dataset.json").write_text(json.dumps(content | {"channel_names": {"0": "cine"}}))
+    found = write_sites(LAYOUT, source, tmp_path / "out")
+    assert found.patients == {"liver": 0}  # not known
+    site = read_site("liver", tmp_path / "out" / "liver", patient_pattern="^(patient[0-9]+)_")
+    assert len(site.cases) == 16
+    assert len(site.patients()) == 8
+    parts = {(case.id[: len("patient001")], case.split) for case in split_site(site, SplitOptions(), 0).cases}
+    assert len(parts) == 8
+    assert {part for _, part in parts} == {"train", "val", "test"}
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,24 @@ def test_names_of_several_pictures_of_one_source_are_told(names, tmp_path):
     assert "several pictures of one source" in warning
 
 
+def test_a_pattern_is_no_remedy_where_the_manifest_gives_the_patients(tmp_path):
+    """The patients of a manifest take precedence over the pattern."""
+    faulty.clean_study(tmp_path)
+    names = [f"p{p}_t{t}" for p in range(4) for t in range(3)]
+    faulty.clean_site(tmp_path / "b", 9, names=names)
+    lines = [f"images/{name}.png,masks/{name}.png,{name}" for name in names]
+    for path in (tmp_path / "b").rglob("c*.png"):
+        path.unlink()
+    (tmp_path / "b" / "manifest.csv").write_text("\n".join(["image,mask,patient", *lines]))
+    (warning,) = faulty.read_and_check(tmp_path, "^(p.|c..)").warnings
+    assert warning.endswith(
+        "split; correct the patients in manifest.csv, or empty that column and set data.patient_pattern"
+    )
+    text = "\n".join(["image,mask,patient", *(line.removesuffix(line.split(",")[2]) for line in lines)])
+    (tmp_path / "b" / "manifest.csv").write_text(text)
+    assert faulty.read_and_check(tmp_path, "^(p.|c..)").warnings == ()
+
+
 def test_pictures_of_kinds_that_are_not_read_are_a_warning(tmp_path):
     faulty.clean_study(tmp_path)
     for name in ("images/c.ppm", "images/b.bmp"):

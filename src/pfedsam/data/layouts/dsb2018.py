@@ -17,13 +17,13 @@ from pfedsam.data.layouts.base import UNREADABLE, Classes, FoundCase, Layout, as
 
 
 def find(source: Path) -> Iterator[FoundCase]:
-    """Every folder with `images/<id>.png`; the masks of its nuclei become one. Each picture counts as a patient."""
+    """Every folder with `images/<id>.png`; the masks of its nuclei become one. The layout does not name patients."""
     for folder in subfolders(source):
         image, nuclei = folder / "images" / f"{folder.name}.png", pictures(folder / "masks")
         if not image.is_file():
             continue
         mask = as_png(partial(_union, nuclei), nuclei) if nuclei else None
-        yield FoundCase(_site(image), folder.name, folder.name, (as_png(partial(_colours, image)),), mask)
+        yield FoundCase(_site(image), folder.name, None, (as_png(partial(_colours, image)),), mask)
 
 
 def _colours(path: Path) -> npt.NDArray[np.uint8]:

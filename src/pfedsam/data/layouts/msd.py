@@ -14,7 +14,7 @@ _ID = re.compile(r"[0-9]{1,9}")
 
 
 def find(source: Path) -> Iterator[FoundCase]:
-    """The labelled cases, and the images without labels; every case is a patient.
+    """The labelled cases, and the images without labels; the layout does not name patients.
 
     The files in the folders are used, not the paths in the JSON file.
 
@@ -29,7 +29,7 @@ def find(source: Path) -> Iterator[FoundCase]:
     for case in dict.fromkeys([*masks, *images]):
         if case not in images:
             raise DataError(f"case {case!r} has a label file but no image of that name in imagesTr; restore it")
-        yield FoundCase(site, case, case, (images[case],), masks.get(case))
+        yield FoundCase(site, case, None, (images[case],), masks.get(case))
 
 
 def classes(source: Path) -> Classes:

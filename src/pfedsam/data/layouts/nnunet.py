@@ -56,7 +56,7 @@ def read_table(description: Mapping[str, Any], key: str, default: Mapping[str, A
 def find(source: Path) -> Iterator[FoundCase]:
     """The labelled cases, and the images without labels; of more than three channels the first three are taken.
 
-    The layout has no patients, so each case is one.
+    The layout does not name patients: a case may be one of several scans of a patient.
 
     Raises:
         DataError: a label file has no image, a case has several pictures, or `dataset.json` has another form.
@@ -79,7 +79,7 @@ def find(source: Path) -> Iterator[FoundCase]:
         missing = [image.name for image in images if not image.is_file()]
         if missing and case in masks:
             raise DataError(f"case {case!r} has a label file but no image {missing[0]!r} in imagesTr; restore it")
-        yield FoundCase(site, case, case, images, masks.get(case), endings=endings)
+        yield FoundCase(site, case, None, images, masks.get(case), endings=endings)
 
 
 def _stems(folder: Path, ending: str) -> list[str]:

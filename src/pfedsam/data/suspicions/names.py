@@ -44,17 +44,23 @@ def pattern_partly(facts: SiteFacts, study: Study) -> Iterator[Finding]:
 
 def tile_names(facts: SiteFacts, study: Study) -> Iterator[Finding]:
     """Names that look like parts of one source, where each is a patient of its own."""
-    if study.patient_pattern and any(one.case.patient_source == "pattern" for one in facts.cases):
+    del study
+    if any(one.case.patient_source == "pattern" for one in facts.cases):
         return  # `pattern_partly` reports the names that the pattern does not match
     sources = _shared_sources(facts)
     if sources:
         source, cases = next(iter(sources.items()))
+        listed = any(one.case.patient_source == "manifest" for one in facts.cases)
+        remedy = (
+            f"correct the patients in {MANIFEST}, or empty that column and set data.patient_pattern"
+            if listed
+            else f"set data.patient_pattern, or give the patients in {MANIFEST}"
+        )
         yield Finding(
             facts.name,
             "tile names",
             f"the names look like several pictures of one source ({len(cases)} of {source!r}, for example), and each counts as a patient "
-            "of its own, so that one source can end up on two sides of the split; set data.patient_pattern, or give the patients in "
-            f"{MANIFEST}",
+            f"of its own, so that one source can end up on two sides of the split; {remedy}",
             tuple(chain.from_iterable(sources.values())),
         )
 
@@ -143,8 +149,8 @@ def empty_patients(facts: SiteFacts, study: Study) -> Iterator[Finding]:
         yield Finding(
             facts.name,
             "empty patients",
-            f"no patient in {MANIFEST}, so that each such case is a patient of its own; give the patient (the case's own name where "
-            "that is meant)",
+            f"no patient in {MANIFEST}, so that each such case is a patient of its own; give the patient there (the case's own name where "
+            "that is meant), or set data.patient_pattern, which finds the patients in the names",
             case_ids(empty),
         )
 
