@@ -302,8 +302,8 @@ def import_command(
     """Turn a published data set into sites, with its patients and classes.
 
     Layouts: saml and prostate-slices (prostate MRI, six sites), fundus (optic disc and cup, four sites), mms and acdc (cardiac MRI),
-    dsb2018 (nuclei), retina (DRIVE, STARE, CHASE_DB1, HRF), nnunet (Dataset###_Name), msd (Task##_Name), fets (brain tumours by
-    institution), and folders (sites that have images/ and masks/, or a manifest.csv, already).
+    dsb2018 (nuclei), retina (DRIVE, STARE, CHASE_DB1, HRF), nnunet (Dataset###_Name), msd (Task##_Name, also of nnU-Net
+    version 1), fets (brain tumours by institution), and folders (sites that have images/ and masks/, or a manifest.csv, already).
     Example: pfedsam data import Downloads/ACDC --out data/acdc, and then pfedsam data check data/acdc/study.yaml
     """
     from pfedsam.data.layouts import find_layout, write_sites

@@ -4,11 +4,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
+import yaml
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.layouts import write_sites
+from pfedsam.data.layouts import find_layout, write_sites
 from pfedsam.data.layouts.msd import LAYOUT
 
 PATIENTS = {"hippocampus": {"hippocampus_001": "", "hippocampus_003": ""}}
@@ -59,6 +61,35 @@ def test_two_ids_of_one_name_are_one_class(source: Path) -> None:
     labels = {"0": "background", "1": "tumour", "2": "tumour"}
     (source / "dataset.json").write_text(json.dumps(content | {"labels": labels}))
     assert LAYOUT.classes(source) == {"tumour": [1, 2]}
+
+
+def test_a_folder_of_nnunet_version_1_is_read_with_its_channels(
+    tmp_path: Path, volume: Callable[..., None], values: np.ndarray
+) -> None:
+    """It has the description of the decathlon and the file names of nnU-Net."""
+    root = tmp_path / "Task027_ACDC"
+    root.mkdir()
+    for name in ("p1", "p2", "p3"):
+        for channel in range(4):
+            volume(root / "imagesTr" / f"{name}_{channel:04d}.nii.gz", values + channel)
+    for name in ("p1", "p2"):
+        volume(root / "labelsTr" / f"{name}.nii.gz", (values % 2).astype(np.uint8))
+    names = {str(number): name for number, name in enumerate(("T1", "T2", "FLAIR", "DWI"))}
+    labels = {"0": "background", "1": "RV"}
+    (root / "dataset.json").write_text(
+        json.dumps({"name": "ACDC", "modality": names, "labels": labels, "training": []})
+    )
+    assert find_layout(None, root) is LAYOUT
+    found = write_sites(LAYOUT, root, tmp_path / "out")
+    assert found.cases == {"acdc": 2}
+    assert found.without_mask == {"acdc": ["p3"]}
+    assert found.notes == ("of 4 channels the first 3 are taken; left out: DWI",)
+    data = yaml.safe_load(found.study.read_text())["data"]
+    assert data["classes"] == {"RV": [1]}
+    assert data["volume"] == {"channels": ["_0000", "_0001", "_0002"]}
+    for channel in range(3):
+        read = nib.load(tmp_path / "out" / "acdc" / "images" / f"p2_{channel:04d}.nii.gz")
+        np.testing.assert_array_equal(np.asanyarray(read.dataobj), values + channel)
 
 
 def test_the_sequences_that_are_not_read_are_told(source: Path) -> None:

@@ -172,6 +172,16 @@ def test_a_description_of_another_form_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_the_test_part_is_left_out_with_a_note(source: Path, tmp_path: Path, volume: Callable[..., None]) -> None:
+    for name in ("a_0000", "a_0001", "._a_0000"):
+        volume(source / "imagesTs" / f"{name}.nii.gz")
+    volume(source / "labelsTs" / "a.nii.gz")
+    found = write_sites(LAYOUT, source, tmp_path / "out")
+    assert found.cases == {"liver": 2}
+    (note,) = found.notes
+    assert note.startswith("the test part is left out (2 file(s) in imagesTs and 1 file(s) in labelsTs)")
+
+
 def test_a_key_that_is_given_twice_is_refused(source: Path, tmp_path: Path) -> None:
     (source / "dataset.json").write_text('{"file_ending": ".nii.gz", "labels": {"x": 1, "x": 2}}')
     with pytest.raises(DataError, match="the key 'x' twice"):

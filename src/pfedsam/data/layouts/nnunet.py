@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,15 @@ def find(source: Path) -> Iterator[FoundCase]:
             f"imagesTr has {channels} pictures ({ending}) for each case, and only volumes can have several channel files; write the "
             "channels of a case as the colours of one picture, <case>_0000"
         )
+    yield from numbered_cases(source, site, ending, channels)
+
+
+def numbered_cases(source: Path, site: str, ending: str, channels: int) -> Iterator[FoundCase]:
+    """The cases whose images have the number of their channel in their names, `<case>_0000` and so on.
+
+    Raises:
+        DataError: a label file has no image.
+    """
     masks = {path.name.removesuffix(ending): path for path in _visible(source / "labelsTr", ending)}
     endings = tuple(f"_{number:04d}" for number in range(channels))
     for case in dict.fromkeys([*masks, *_stems(source / "imagesTr", f"_0000{ending}")]):
@@ -166,17 +175,32 @@ def _labels(source: Path) -> dict[str, list[int]]:
 
 
 def notes(source: Path) -> list[str]:
-    """The channels after the third.
+    """The channels after the third, and the test part.
 
     Raises:
         DataError: `dataset.json` has another form.
     """
     description = read_description(source, "file_ending")
-    names = list(map(str, _channels(description).values()))
+    return [*further_channels(list(map(str, _channels(description).values()))), *left_out_test_part(source)]
+
+
+def further_channels(names: Sequence[str]) -> list[str]:
+    """The note about the channels after the third, given the names of all; empty if there are none."""
     if len(names) <= MAX_CHANNELS:
         return []
     return [
         f"of {len(names)} channels the first {MAX_CHANNELS} are taken; left out: {some_of(names[MAX_CHANNELS:], 5)}"
+    ]
+
+
+def left_out_test_part(source: Path) -> list[str]:
+    """The note about the folders of a test part, which are not read; empty if there is nothing in them."""
+    numbers = {name: len(_visible(source / name, "")) for name in ("imagesTs", "labelsTs")}
+    found = [f"{number} file(s) in {name}" for name, number in numbers.items() if number]
+    if not found:
+        return []
+    return [
+        f"the test part is left out ({' and '.join(found)}); to use its labelled cases, move them to imagesTr and labelsTr"
     ]
 
 
