@@ -106,6 +106,16 @@ def test_alpha_is_dropped(tmp_path, mode):
     np.testing.assert_array_equal(read_mask(path), GREY)
 
 
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_a_mask_that_is_drawn_in_its_alpha_channel_is_refused(tmp_path, mode):
+    """White everywhere, and transparent where nothing is drawn."""
+    drawn = Image.fromarray(np.array([[0, 255, 0], [0, 0, 0]], np.uint8))
+    image = Image.new("L", drawn.size, 255).convert(mode)
+    image.putalpha(drawn)
+    with pytest.raises(DataError, match=r"'x\.png' is transparent in some places .* save it as grey or palette PNG"):
+        read_mask(_saved(tmp_path, image))
+
+
 def test_one_bit(tmp_path):
     path = _saved(tmp_path, Image.fromarray(np.array([[0, 1, 1]], bool)))
     assert read_image(path)[0, :, 0].tolist() == [0, 1, 1]

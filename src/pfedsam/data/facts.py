@@ -20,6 +20,7 @@ from pfedsam.data.images import ImageOptions, Stored, read_stored
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.loader import check_sizes, load_ids, load_image
 from pfedsam.data.manifest import SUFFIXES, Case, Site, has_manifest, orphan_masks, unlisted_files, unread_files
+from pfedsam.data.palettes import UsedColours, used_colours
 from pfedsam.data.readers.masks import PartNames
 from pfedsam.data.readers.series_table import SeriesRow, list_series, series_of
 from pfedsam.data.volume import Volume, VoxelValues
@@ -90,6 +91,11 @@ class CaseFacts:
     """The series of a DICOM folder that contains several."""
     labelled: bool = False
     """Whether there is a mask that could be read."""
+
+    @property
+    def mask_colours(self) -> UsedColours:
+        """The colour of each id in a mask that is a picture with a palette; empty for other masks."""
+        return used_colours(self.mask.palette if self.mask else (), self.pixels)
 
     @property
     def spacing_mm(self) -> tuple[float, ...] | None:

@@ -20,9 +20,10 @@ Masks (`read_mask`) have the ids of the file, and are turned likewise:
 | file | becomes |
 |---|---|
 | grey of 1, 2, 4, 8, 16 bits, 32-bit TIFF | its values, of which negative ones are no ids |
-| palette | its indices, not its colours |
+| palette | its indices, not its colours; `data check` compares the colours of the masks of a site |
 | RGB with three equal channels | one of them |
-| with alpha | alpha dropped |
+| with alpha that is the same everywhere | alpha dropped |
+| with other alpha | refused: the drawing may be in the alpha channel alone |
 | 16 bits with colour or alpha | refused: Pillow keeps the upper eight |
 | TIFF whose 0 is white (WhiteIsZero) | refused: Pillow inverts most of them |
 | RGB with colours, all others | refused |
@@ -39,7 +40,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal
+from typing import Any, BinaryIO, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,8 @@ from pfedsam.core.files import open_regular
 from pfedsam.core.options import Options
 
 MAX_MEGAPIXELS: Final = 100.0
+Colour: TypeAlias = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
 
 _FORMATS = ("PNG", "JPEG", "TIFF")  # the JPEG of a phone may turn out as "MPO"; its first picture is read
 PICTURE_ERRORS: Final = (
@@ -104,7 +107,7 @@ class ImageOptions(Options):
 
 @dataclass(frozen=True)
 class Stored:
-    """How a picture is stored, from its header; nothing is decoded for it."""
+    """How a picture is stored; only one with a palette, and some PNGs, are decoded for it."""
 
     size: tuple[int, int]
     """H, W of the stored pixels, before they are turned according to the orientation."""
@@ -113,6 +116,8 @@ class Stored:
     """Bits of one value; the range of the file's type is 0 to 2 ** bits - 1."""
     orientation: int
     """EXIF or TIFF orientation: 1 = as stored, 2 to 8 = the picture is turned or mirrored when it is read."""
+    palette: tuple[Colour, ...] = ()
+    """The colours of the indices that the pixels contain; empty without a palette."""
 
 
 def read_stored(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Stored:
@@ -126,7 +131,13 @@ def read_stored(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Stored
         bits = 16 if _is_deep_colour(image) else _BITS_OF_MODE.get(image.mode, 8)
         turned = image.format != "PNG" or _may_be_turned(path)
         orientation = int(image.getexif().get(_ORIENTATION, 1)) if turned else 1
-        return Stored((image.height, image.width), channels, bits, orientation)
+        return Stored((image.height, image.width), channels, bits, orientation, _palette(image))
+
+
+def _palette(image: Image.Image) -> tuple[Colour, ...]:
+    """The colours of a palette; empty for a picture without one."""
+    values = (image.getpalette("RGB") or ()) if image.mode in ("P", "PA") else ()
+    return tuple(zip(values[0::3], values[1::3], values[2::3], strict=True))
 
 
 def _may_be_turned(path: Path) -> bool:
@@ -165,6 +176,11 @@ def read_mask(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDAr
         _check_ids_kept(path, image)
         step, signed = _grey_step(image), _is_signed(image)
         values = np.asarray(ImageOps.exif_transpose(image))
+        if "A" in image.getbands() and (values[..., -1] != values.flat[-1]).any():
+            raise DataError(
+                f"its mask {path.name!r} is transparent in some places and not in others, so that its drawing may be in the alpha channel "
+                "alone, which is not read; save it as grey or palette PNG without transparency, with one id per class"
+            )
         if image.mode in ("RGB", "RGBA", "RGBX"):
             if (values[..., 1:3] != values[..., :1]).any():
                 raise DataError(

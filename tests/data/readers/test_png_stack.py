@@ -51,6 +51,20 @@ def test_pictures_belong_to_the_files_of_the_same_names(tmp_path):
     assert_refused(path, image, "the image has 5 slices, the folder of its mask 4 pictures")
 
 
+def test_pictures_whose_palettes_number_the_ids_anew_are_refused(tmp_path):
+    image = write_ct(tmp_path / "ct")
+    names = [f"{plane.path.name}.png" for plane in image.stack.planes]
+    path, colours = _pictures(tmp_path / "names", names), [(0, 0, 0), (255, 0, 0), (0, 255, 0)]
+    for k, name in enumerate(names):
+        own, present = [0, 1, 2] if k % 2 else [2, 0, 1], IDS[..., k] % 3  # the id of each class in the file
+        picture = Image.fromarray(np.array(own, np.uint8)[present], "P")
+        picture.putpalette([value for index in range(3) for value in colours[own.index(index)]])
+        picture.save(path / name)
+    assert_refused(
+        path, image, r"id [0-2] has the colour .* in the palette of the mask .* save all masks with one palette"
+    )
+
+
 @pytest.mark.parametrize("endings", [("", ".png"), (".dcm", ".PNG"), (".IMA", ".dcm.png")])
 def test_the_last_part_of_an_identifier_is_no_ending(tmp_path, endings):
     """The numbers of the names are in another order than the slices, so that only the names tell the order."""

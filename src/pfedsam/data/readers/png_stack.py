@@ -8,11 +8,14 @@ what is not clear is refused.
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from pfedsam.core.errors import DataError
+from pfedsam.data.images import read_stored
+from pfedsam.data.palettes import other_colours, used_colours
 from pfedsam.data.readers.base import Header
 from pfedsam.data.readers.dicom_planes import Plane
 from pfedsam.data.readers.masks import GridMask, small_ids, spread_slices
@@ -62,8 +65,23 @@ def read_png_stack(path: Path, image: Header, planes: Sequence[Plane] | None, *,
     if ordered is None:
         ordered, notes = _by_number(pictures, planes), (_BY_NUMBER,)
     slices = [small_ids(read_slice(picture, image, max_megapixels)) for picture in ordered]
+    _refuse_renumbered(ordered, slices, max_megapixels)
     ids, added = spread_slices(np.stack(slices, axis=2), image)
     return GridMask(ids, image, (*notes, *added))
+
+
+def _refuse_renumbered(pictures: Sequence[Path], slices: Sequence[npt.NDArray[Any]], max_megapixels: float) -> None:
+    """Refuse pictures, given with their ids [rows, columns], whose palettes number the classes anew in each.
+
+    Raises:
+        DataError: one id has several colours, and one colour several ids.
+    """
+    palettes = (read_stored(picture, max_megapixels=max_megapixels).palette for picture in pictures)
+    other = other_colours(
+        [used_colours(one, np.unique(ids).tolist()) for one, ids in zip(palettes, slices, strict=True)]
+    )
+    if other is not None and other.renumbered:
+        raise DataError(f"its mask {pictures[other.masks[0]].name!r}: {other}")
 
 
 def _by_name(pictures: Sequence[Path], planes: Sequence[Plane]) -> list[Path] | None:

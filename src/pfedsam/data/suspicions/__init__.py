@@ -24,6 +24,7 @@ _CHECKS: Final[tuple[StudyCheck, ...]] = (
     at_each_site(duplicates.one_patient),
     images.other_sequences,
     at_each_site(images.exif_masks),
+    at_each_site(classes.renumbered_palette),
     at_each_site(classes.absent_class),
     classes.foreground_share,
     at_each_site(classes.sparse_class),

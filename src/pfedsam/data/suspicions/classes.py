@@ -1,4 +1,4 @@
-"""Checks of the classes in the masks: absent classes, very small ones, and shares of the pixels that differ between sites."""
+"""Checks of the classes in the masks: ids in palettes, absent or very small classes, and shares of pixels that differ between sites."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +8,8 @@ from typing import Final
 
 from pfedsam.data.facts import SiteFacts
 from pfedsam.data.labels import BACKGROUND, LabelMap
-from pfedsam.data.suspicions.finding import Finding, Study
+from pfedsam.data.palettes import other_colours
+from pfedsam.data.suspicions.finding import Finding, Study, case_ids
 
 _FAR_SHARE: Final = 4.0
 """Distance in log odds from which two shares of a class are far apart: a factor of 55 in the odds."""
@@ -17,6 +18,16 @@ _INVERTED: Final = 1.0
 other sites."""
 _SPARSE: Final = 0.005
 """Share of the pixels below which training easily loses a class."""
+
+
+def renumbered_palette(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """Masks with palettes that give one id several colours; an error if one colour also has different ids."""
+    del study
+    cases = [one for one in facts.cases if one.mask_colours]
+    other = other_colours([one.mask_colours for one in cases])
+    if other is not None:
+        text, found = str(other), case_ids(cases[place] for place in other.masks)
+        yield Finding(facts.name, "palette colours", text, found, error=other.renumbered)
 
 
 def absent_class(facts: SiteFacts, study: Study) -> Iterator[Finding]:
