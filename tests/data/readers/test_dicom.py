@@ -320,6 +320,19 @@ def test_mosaics_and_frames_without_positions(tmp_path):
     _refused(write_series(tmp_path / "lost", VALUES, change=lost), "5 DICOM files have no positions")
 
 
+@pytest.mark.parametrize("field", ["TotalPixelMatrixColumns", "DimensionOrganizationType"])
+def test_the_tiles_of_a_slide_are_no_volume(tmp_path, field):
+    """A slide of 16 x 6 pixels in two tiles, whose header says that it is a volume."""
+
+    def slide(dataset: Dataset, k: int) -> None:
+        del dataset.ImagePositionPatient, dataset.ImageOrientationPatient
+        dataset.Modality, dataset.VolumetricProperties, dataset.NumberOfFrames = "SM", "VOLUME", 2
+        setattr(dataset, field, 16 if field.startswith("Total") else "TILED_FULL")
+        dataset.PixelData = np.ascontiguousarray(np.moveaxis(VALUES[..., :2], 2, 0)).tobytes()
+
+    _refused(write_series(tmp_path / "slide", VALUES[..., :1], change=slide), "tiles of a slide.*export the slide, or")
+
+
 def test_frames_of_an_enhanced_file_are_ordered_by_their_positions(tmp_path):
     order = [2, 0, 1]
 

@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import UID
 from volume_files import all_planes, set_pixels, write_series
 
 from pfedsam.core.errors import DataError
@@ -96,6 +99,31 @@ def test_values_that_are_not_in_the_lowest_bits_are_refused(tmp_path, bits, high
         DataError, match=f"have {bits} bits, of which bit {highest} is the highest .it must be {bits - 1}"
     ):
         _read(tmp_path / "s", VALUES, change)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "said"),
+    [
+        ("1.2.840.113619.5.2", r"1\.2\.840\.113619\.5\.2,"),  # of General Electric alone
+        ("1.2.840.10008.1.2.4.102", r"1\.2\.840\.10008\.1\.2\.4\.102 \(MPEG-4 AVC"),
+        ("1.2.840.10008.1.2.4.94", r"1\.2\.840\.10008\.1\.2\.4\.94 \(JPIP Referenced\),"),
+        ("1.2.840.10008.1.2.4.110", r"1\.2\.840\.10008\.1\.2\.4\.110,"),  # JPEG XL
+    ],
+)
+def test_a_transfer_syntax_that_is_not_read_is_no_damage(tmp_path, syntax, said):
+    folder = write_series(tmp_path / "s", VALUES, UPWARD)
+    for path in folder.iterdir():
+        dataset = dcmread(path)
+        dataset.file_meta.TransferSyntaxUID = UID(syntax)
+        if syntax.endswith(".94"):
+            del dataset.PixelData  # they are at an address that the file names
+        elif "10008" in syntax:
+            dataset.PixelData = encapsulate([bytes(200)])
+            dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+        dcmwrite(path, dataset, implicit_vr="10008" not in syntax, little_endian=True, force_encoding=True)
+    with pytest.raises(DataError, match=f"is stored in the transfer syntax {said}.* not read; export it") as refused:
+        all_planes(DicomReader(folder))
+    assert "damaged" not in str(refused.value)
 
 
 def test_colour_of_12_bits_reaches_full_brightness(tmp_path):

@@ -80,12 +80,17 @@ def order_planes(series: Series, frame: int | None) -> Stack:
         frame: which of several pictures at each position is taken.
 
     Raises:
-        DataError: the planes are mosaics, doubled or without positions, or there are several at each position and `frame` is None.
+        DataError: the planes are mosaics, tiles, doubled or without positions, or there are several at each position and `frame` is None.
     """
     if series.mosaic:
         raise DataError(
             "its DICOM pictures are mosaics (a sheet of small slices in each picture); convert them with dcm2niix, or export them as an "
             "enhanced series"
+        )
+    if series.tiled:
+        raise DataError(
+            "its DICOM pictures are the tiles of a slide (whole-slide microscopy), which is no volume; export the slide, or the parts to "
+            "segment, as pictures (PNG or TIFF)"
         )
     if any(plane.position is None or plane.orientation is None for plane in series.planes):
         return _without_positions(series, frame)

@@ -53,6 +53,8 @@ _ORIGINS: Final = {
 """Fields in which the pictures of a series do not differ, and what they would be of; a picture without a field may be of any."""
 _IDENTITY: Final = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "InstanceNumber", *_ORIGINS)
 _SERIES: Final = ("Modality", "ImageType", "SeriesNumber", "SeriesDescription", "ProtocolName", "VolumetricProperties")
+_TILES: Final = ("DimensionOrganizationType", "TotalPixelMatrixColumns")
+"""Fields of a picture whose frames are its tiles."""
 _PIXELS: Final = (
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "BitsStored"),
     *("PixelRepresentation", "PhotometricInterpretation", "RescaleSlope", "RescaleIntercept"),
@@ -62,7 +64,17 @@ _GEOMETRY: Final = (
     *("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"),
 )
 _DATES: Final = tuple(f"{event}{part}" for event in ("Acquisition", "Series") for part in ("Date", "Time"))
-_TAGS: Final = [*_IDENTITY, *_SERIES, *_PIXELS, *_GEOMETRY, *_DATES, "AcquisitionDateTime", "ContentTime", *TIMES]
+_TAGS: Final = [
+    *_IDENTITY,
+    *_SERIES,
+    *_TILES,
+    *_PIXELS,
+    *_GEOMETRY,
+    *_DATES,
+    "AcquisitionDateTime",
+    "ContentTime",
+    *TIMES,
+]
 """The header fields that are read."""
 _NO_PICTURE: Final = frozenset(
     {
@@ -101,6 +113,8 @@ class Series:
     rescaled: bool
     """Whether a slope or an intercept changes the stored values."""
     mosaic: bool
+    tiled: bool
+    """Whether the pictures are tiles of a larger one, as those of a slide."""
     depth_frames: bool
     """Whether frames without positions are known to be slices and not times."""
     frame_of_reference: str | None
@@ -399,6 +413,7 @@ def _series(number: int, members: Sequence[_Picture], digest: str) -> Series:
             stored=np.result_type(*map(_stored_type, heads)),
             rescaled=any(map(_is_rescaled, heads)) or any(plane.slope is not None for _, plane in members),
             mosaic="MOSAIC" in image_type(head),
+            tiled=any(map(_is_tiled, heads)),
             depth_frames=str(head.get("VolumetricProperties", "")) == "VOLUME",
             frame_of_reference=str(head.get("FrameOfReferenceUID", "")) or None,
             image_type=first.image_type,
@@ -409,6 +424,11 @@ def _series(number: int, members: Sequence[_Picture], digest: str) -> Series:
             digest=digest,
             patient=next(iter(patients)) if len(patients) == 1 else None,
         )
+
+
+def _is_tiled(head: Dataset) -> bool:
+    organization, columns = (head.get(keyword) for keyword in _TILES)
+    return columns is not None or str(organization or "").upper().startswith("TILED")
 
 
 def _values_of(heads: Iterable[Dataset], keyword: str) -> set[str]:

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers.base import grey_values
@@ -26,7 +27,8 @@ def open_dataset(path: Path, *, max_gigabytes: float = 2.0) -> Dataset:
     """A DICOM file with its pixels, inflated if it is deflated; if it has no transfer syntax, that of its encoding is added.
 
     Raises:
-        DataError: the file is damaged, or its pixels would be larger than `max_gigabytes` after inflating.
+        DataError: the file is damaged, its pixels would be larger than `max_gigabytes` after inflating, or have an encoding that is not
+            read.
     """
     try:
         with quiet(), open_inflated(path, int(max_gigabytes * 1e9) + MOST_HEADER) as source:
@@ -42,11 +44,33 @@ def open_dataset(path: Path, *, max_gigabytes: float = 2.0) -> Dataset:
                 implicit, little = dataset.original_encoding
                 explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
                 dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit in (True, None) else explicit
+            _refuse_unknown_syntax(path, dataset)
             return dataset
     except DataError:
         raise
     except Exception:  # noqa: BLE001 - pydicom raises almost anything on damaged files, and its text quotes header values
         raise DataError(damaged(path)) from None
+
+
+def _refuse_unknown_syntax(path: Path, dataset: Dataset) -> None:
+    """Refuse pixels in a transfer syntax that no decoder reads, such as videos and encodings of single manufacturers.
+
+    Raises:
+        DataError: there is no decoder.
+    """
+    if "Rows" not in dataset:  # it has no pixels
+        return
+    syntax = UID(dataset.file_meta.TransferSyntaxUID)
+    try:
+        readable = get_decoder(syntax).is_available
+    except NotImplementedError:
+        readable = False
+    if not readable:
+        known = "" if syntax.name == syntax else f" ({syntax.name})"
+        raise DataError(
+            f"{path.name!r} is stored in the transfer syntax {syntax}{known}, which is not read; export it without compression or as JPEG "
+            "2000"
+        )
 
 
 def decode(dataset: Dataset, plane: Plane) -> npt.NDArray[Any]:
