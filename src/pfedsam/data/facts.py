@@ -87,6 +87,8 @@ class CaseFacts:
     """Id in the mask to its number of pixels on the outermost rows and columns."""
     part_names: PartNames = field(default_factory=PartNames)
     """How the names in a DICOM-SEG or RTSTRUCT fit `data.volume.segments`."""
+    mask_notes: tuple[str, ...] = ()
+    """Sentences about what was lost or changed when the mask of a volume was brought to its grid, except about `part_names`."""
     series: tuple[SeriesRow, ...] = ()
     """The series of a DICOM folder that contains several."""
     labelled: bool = False
@@ -224,6 +226,7 @@ def _volume_facts(case: Case, labels: LabelMap, image: ImageOptions, options: Vo
         patient_digest=volume.header.patient,
         mask_content=mask.content,
         part_names=mask.part_names,
+        mask_notes=mask.notes,
         pixels=mask.pixels,
         edge=mask.edge,
         labelled=mask.shape is not None,
@@ -254,6 +257,7 @@ class _MaskFacts:
     edge: Mapping[int, int] = field(default_factory=dict)
     content: str | None = None
     part_names: PartNames = field(default_factory=PartNames)
+    notes: tuple[str, ...] = ()
 
 
 def _image_facts(case: Case, options: ImageOptions, problems: list[str]) -> _ImageFacts:
@@ -306,7 +310,9 @@ def _volume_mask_facts(case: Case, volume: Volume, options: VolumeOptions, probl
         problems.append(str(error))
         return _MaskFacts()
     content = digest.hexdigest() if pixels.total() - pixels[0] >= _TELLING_VOXELS else None
-    return _MaskFacts(volume.shape, None, pixels, edge, content, mask.part_names)
+    about_names = set(mask.part_names.notes())
+    notes = tuple(note for note in mask.notes if note not in about_names)
+    return _MaskFacts(volume.shape, None, pixels, edge, content, mask.part_names, notes)
 
 
 def _note_unknown(case: Case, labels: LabelMap, mask: _MaskFacts, problems: list[str]) -> None:

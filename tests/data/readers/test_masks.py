@@ -78,6 +78,43 @@ def test_another_shape_is_refused_and_resampled_when_asked(tmp_path):
     np.testing.assert_array_equal(read_ids(path, image, resample=True), IDS)
 
 
+def test_a_mask_of_small_voxels_is_placed_at_the_nearest_voxel(tmp_path):
+    """With voxels of 0.05 mm, 0.55 mm are 11 voxels and 0.8 mm are 16."""
+    small, ids = np.diag([0.05, 0.05, 0.05, 1]), np.zeros((30, 30, 30), np.uint8)
+    ids[5:10, 5:10, 5:10] = 1
+    image = open_volume(write_nifti(tmp_path / "a.nii", ids.astype(np.int16), small), VolumeOptions())
+    shifted = small.copy()
+    shifted[:3, 3] = 0.55, 0, 0.8
+    path = write_nifti(tmp_path / "m.nii", ids, shifted)
+    assert_refused(path, image, r"the image begins at \(0, 0, 0\) mm, its mask at \(0.55, 0, 0.8\) mm")
+    found = np.argwhere(read_ids(path, image, resample=True))
+    assert found.min(axis=0).tolist() == [16, 5, 21]
+    assert len(found) == 125
+    shifted[:3, 3] = 0.024, -0.024, 0.024  # less than half a voxel
+    np.testing.assert_array_equal(read_ids(write_nifti(tmp_path / "n.nii", ids, shifted), image), ids)
+
+
+@pytest.mark.parametrize("lost", [np.eye(4), np.diag([-1.0, -1, 1, 1]) @ moved(origin=100)], ids=["identity", "LPS"])
+def test_a_mask_that_lies_off_its_image_is_refused_where_it_would_be_resampled(tmp_path, lost):
+    image = open_volume(write_nifti(tmp_path / "a.nii", VALUES, moved(origin=100)), VolumeOptions())
+    path = write_nifti(tmp_path / "m.nii", IDS, lost)
+    message = f"its mask lies outside its image with all of its {np.count_nonzero(IDS)} voxels.*export the mask"
+    assert_refused(path, image, message, resample=True)
+    empty = write_nifti(tmp_path / "n.nii", np.zeros_like(IDS), lost)
+    assert not read_ids(empty, image, resample=True).any()  # there is no foreground that could be lost
+
+
+def test_a_mask_of_a_wider_field_of_view_is_read_with_the_number_of_voxels_beside_the_image(tmp_path):
+    image = open_volume(write_nifti(tmp_path / "a.nii", VALUES, AFFINE), VolumeOptions())
+    wide, affine = np.pad(IDS, ((2, 2), (0, 0), (0, 0))), AFFINE.copy()
+    wide[0, :3, 0] = wide[-1, 0, 0] = 1  # four voxels in the margin
+    affine[0, 3] += 4  # two voxels of -2 mm before the first one
+    mask = open_mask(write_nifti(tmp_path / "m.nii", wide, affine), image, VolumeOptions(resample=True))
+    np.testing.assert_array_equal(all_planes(mask, mask=True), IDS)
+    total = np.count_nonzero(IDS) + 4
+    assert mask.notes[1:] == (f"4 of {total} voxels of the mask lie outside its image and are left out",)
+
+
 def test_a_nifti_mask_of_an_uneven_series_is_read_on_its_even_grid_alone(tmp_path):
     """NIfTI has one distance of slices: with those of the series, a slice after the gap would be 3 mm too low."""
     image = write_uneven(tmp_path / "ct", 0, 3, 6, 12, 15)

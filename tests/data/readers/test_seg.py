@@ -195,6 +195,23 @@ def test_a_seg_of_another_series_is_refused(tmp_path):
     assert_refused(path, away, "which is no slice of it; export the segmentation of this image")
 
 
+def test_a_seg_of_another_place_is_refused_where_it_would_be_resampled(tmp_path):
+    """Of a table position 500 mm away, with other pixels; and one that lies beside the image in part."""
+    path = write_seg_of(tmp_path / "m.dcm", write_ct(tmp_path / "ct"), np.moveaxis(IDS, 2, 0), "BINARY")
+    frame = DicomReader(tmp_path / "ct").header().frame_of_reference
+    for slices, message in ((125, "all of its"), (1, "")):
+        affine = DicomReader(tmp_path / "ct").header().affine.copy()
+        affine[:, 3] += slices * affine[:, 2]
+        affine[:3, 0] *= 1.02
+        image = DicomReader(write_series(tmp_path / f"{slices}", VALUES, affine, frame=frame))
+        if message:
+            assert_refused(path, image, f"its DICOM-SEG lies outside its image with {message}", resample=True)
+            continue
+        mask = open_mask(path, image, VolumeOptions(resample=True))
+        total, outside = np.count_nonzero(IDS), np.count_nonzero(IDS[..., 0])  # the image begins at the second slice
+        assert f"{outside} of {total} voxels of the DICOM-SEG lie outside its image and are left out" in mask.notes
+
+
 def _measured(path, between, thickness, *, references=True):
     """Change the distance and the thickness of slices that a segmentation names; None: it does not."""
     dataset = pydicom.dcmread(path)

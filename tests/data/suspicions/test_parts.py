@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 from mask_files import write_seg_file
 from pydicom import dcmread
-from volume_files import write_series
+from volume_files import write_nifti, write_series
 
 from pfedsam.data.check import check_sites
 from pfedsam.data.images import ImageOptions
@@ -53,3 +53,27 @@ def test_a_part_that_is_beside_the_wanted_one_elsewhere_is_no_other_spelling(tmp
     _case(tmp_path, "c", "Liver", "BODY", "Tumour")
     (warning,) = _warnings(tmp_path, Liver=1, Lesion=2)
     assert warning.startswith("site 'north', case 'c': no part of the mask has the name 'Lesion'")
+
+
+def test_what_was_left_out_of_masks_is_a_warning_with_its_cases(tmp_path):
+    """Masks of the grid of their image but for four rows more, in which one of them has 1 and one 2 voxels."""
+    draw, ids = np.random.default_rng(0), np.zeros((12, 8, 4), np.uint8)
+    ids[4:9, 2:6, 1:3] = 1
+    for number, name in enumerate(("a", "b", "c")):
+        write_nifti(tmp_path / "images" / f"{name}.nii", draw.integers(0, 99, (8, 8, 4)).astype(np.int16))
+        ids[0, :2, 0] = np.arange(2) < number
+        affine = np.eye(4)
+        affine[0, 3] = -4.0
+        kept = ids if number else ids[4:]
+        write_nifti(tmp_path / "masks" / f"{name}.nii", kept, affine if number else np.eye(4))
+    study = Study(
+        LabelMap({"liver": [1]}),
+        ImageOptions(),
+        validation=False,
+        volume=VolumeOptions(resample=True, foreground_share=0.5),
+    )
+    report = check_sites([read_site("north", tmp_path, masks_required=False)], study)
+    (warning,) = [warning for warning in report.warnings if "left out" in warning]
+    assert warning == (
+        "site 'north', 2 cases 'b', 'c': 1 of 41 voxels of the mask lie outside its image and are left out (the numbers are those of 'b')"
+    )

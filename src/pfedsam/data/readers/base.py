@@ -21,7 +21,9 @@ Spacing: TypeAlias = tuple[float, float, float]
 SPACING_TOLERANCE: Final = 0.01
 """Relative difference of two spacings that count as equal."""
 ORIGIN_TOLERANCE: Final = 1.0
-"""Distance in mm of two origins that count as equal."""
+"""Distance in mm of two origins that count as equal, if they are not farther than half a voxel from each other along any axis."""
+_HALF_VOXEL: Final = 0.501
+"""Distance of two origins along an axis, in voxels, that count as equal; above a half by what is left to rounding."""
 Pictures: TypeAlias = frozenset[tuple[str, int]]
 """DICOM pictures: SOP instance, and number of the frame from 1, or 0 for all of a file. They are compared, never shown."""
 DIRECTION_TOLERANCE: Final = 0.01
@@ -209,7 +211,9 @@ def grid_difference(image: Header, mask: Header) -> str | None:
     if directions > DIRECTION_TOLERANCE:
         return f"the axes of the image and of its mask point elsewhere (largest difference {directions:.3g}, allowed {DIRECTION_TOLERANCE})"
     origins = image.affine[:3, 3], mask.affine[:3, 3]
-    if np.linalg.norm(origins[0] - origins[1]) > ORIGIN_TOLERANCE:
+    apart = origins[1] - origins[0]
+    voxels = np.abs(np.linalg.solve(image.affine[:3, :3], apart))
+    if np.linalg.norm(apart) > ORIGIN_TOLERANCE or (voxels > _HALF_VOXEL)[compared].any():
         return f"the image begins at ({_mm(origins[0], ', ')}) mm, its mask at ({_mm(origins[1], ', ')}) mm"
     return None
 

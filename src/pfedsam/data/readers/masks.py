@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers.base import SPACING_TOLERANCE, Affine, Header, Pictures, Reader, both_placed, grid_difference
 from pfedsam.data.readers.dicom_planes import values_of_field
-from pfedsam.data.readers.regrid import nearest_voxels
+from pfedsam.data.readers.regrid import foreground_outside, nearest_voxels
 
 Overlaps: TypeAlias = Literal["refused", "last", "sum"]
 """What happens where two parts of a file share a voxel: the file is refused, or the voxel gets the id of the later part or the sum of the
@@ -128,8 +128,30 @@ def fit_mask(mask: Reader, image: Header, *, resample: bool) -> GridMask | Turne
     _refuse_uneven(_turned(theirs, axes, flips), image)
     # The slices are made small one by one: all of them as int64 would need eight times the memory of the file.
     volume = np.stack([small_ids(mask.mask_slice(k)) for k in range(theirs.shape[2])], axis=2)
+    left_out = note_outside("mask", *foreground_outside(volume, theirs.affine, image.affine, image.shape))
     moved = nearest_voxels(volume, theirs.affine, image.affine, image.shape)
-    return GridMask(moved, image, (f"the mask was resampled to the grid of its image ({difference})",))
+    return GridMask(moved, image, (f"the mask was resampled to the grid of its image ({difference})", *left_out))
+
+
+def note_outside(what: str, outside: int, total: int) -> tuple[str, ...]:
+    """The note about the foreground of a mask outside its image, if there is any.
+
+    Args:
+        what: the format, for the messages.
+        outside: number of voxels of the foreground outside the image.
+        total: number of all voxels of the foreground.
+
+    Raises:
+        DataError: the whole foreground is outside: the mask has a wrong position, or is of another image.
+    """
+    if outside and outside == total:
+        raise DataError(
+            f"its {what} lies outside its image with all of its {total} voxels, so that its position is wrong or it is of another image; "
+            "export the mask on the grid of its image, with its position"
+        )
+    if not outside:
+        return ()
+    return (f"{outside} of {total} voxels of the {what} lie outside its image and are left out",)
 
 
 def _refuse_uneven(mask: Header, image: Header) -> None:

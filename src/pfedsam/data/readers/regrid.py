@@ -109,6 +109,21 @@ def nearest_voxels(mask: npt.NDArray[Any], source: Affine, target: Affine, shape
     return moved
 
 
+def foreground_outside(mask: npt.NDArray[Any], source: Affine, target: Affine, shape: Shape) -> tuple[int, int]:
+    """The number of voxels of a mask [n, m, k] that are not 0, outside a grid of the given shape and everywhere.
+
+    A voxel is outside if its centre is in no voxel of the grid.
+    """
+    change, size, outside, total = np.linalg.inv(target) @ source, np.array(shape), 0, 0
+    for number in range(mask.shape[2]):  # plane by plane, because the indices of all voxels would take much memory
+        rows, columns = np.nonzero(mask[..., number])
+        indices = np.stack([rows, columns, np.full_like(rows, number)], axis=1)
+        places = np.rint(indices @ change[:3, :3].T + change[:3, 3])
+        outside += int(((places < 0) | (places >= size)).any(axis=1).sum())
+        total += len(rows)
+    return outside, total
+
+
 def usual_gap(places: npt.NDArray[np.float64], same: float = 0.0) -> float | None:
     """The distance of neighbouring planes at places [n], in the unit of the places; None if all are of one plane.
 

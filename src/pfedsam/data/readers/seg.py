@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,6 @@ from pfedsam.data.readers.base import (
     SPACING_TOLERANCE,
     Affine,
     Header,
-    Pictures,
-    check_size,
 )
 from pfedsam.data.readers.dicom_files import damaged, quiet, reading_fields
 from pfedsam.data.readers.dicom_pixels import open_dataset
@@ -35,13 +33,15 @@ from pfedsam.data.readers.masks import (
     choose_ids,
     empty_ids,
     is_of_other_pictures,
+    note_outside,
     paint,
     pictures_of,
     refuse_other_pictures,
     refuse_overlap,
     spread_slices,
 )
-from pfedsam.data.readers.regrid import nearest_voxels, slice_numbers, usual_gap
+from pfedsam.data.readers.regrid import slice_numbers, usual_gap
+from pfedsam.data.readers.seg_frames import Frame, SegmentPlane, along_normal, refuse_doubled, resample_segment
 
 _LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 _FORWARD: Final = slice(None)
@@ -50,19 +50,6 @@ _SAME_PLACE: Final = 0.01
 """Largest distance of two frames at one place, in mm."""
 _OFF_STEP: Final = 0.1
 """Largest distance of a frame from a multiple of the distance of slices, as a share of that distance."""
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """One frame of the file."""
-
-    index: int
-    segment: int
-    """Number of the segment; 0 in a label map, where the pixels contain the numbers."""
-    affine: Affine
-    """Indices [row, column, 0] to mm in NIfTI's directions."""
-    pictures: Pictures
-    """The pictures that it was drawn on; empty if the file does not say."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +68,11 @@ class _Contents:
     dataset: Dataset
     names: dict[int, str]
     """Number of a segment to its name."""
-    frames: list[_Frame]
+    frames: list[Frame]
     size: tuple[int, int]
     """Rows and columns of each frame."""
     measures: tuple[float, ...]
     """What the file gives as distance of its slices and as their thickness, in mm; the thickness may be another one than the distance."""
-
-
-_Plane: TypeAlias = tuple[_Frame, npt.NDArray[np.bool_]]
-"""A frame and the mask of one segment in it, shape [rows, columns]."""
 
 
 class _OtherGridError(Exception):
@@ -129,6 +112,7 @@ def read_seg(
             f"{difference}; export the segmentation of this image, or set data.volume.resample: true to resample it"
         )
     target, overlap = empty_ids(image.shape if difference else image.drawn_shape, chosen, overlaps), 0
+    outside, total = 0, 0
     for number, value in chosen:
         planes = list(_segment_planes(path, contents, number, threshold))
         if not difference:
@@ -136,12 +120,14 @@ def read_seg(
                 place = places[frame.index]
                 overlap += paint(target[place.where], mask.T if place.turned else mask, value, overlaps)
         elif planes:
-            resampled = _resampled(planes, _distance(contents), image, max_gigabytes)
-            overlap += paint(target, resampled, value, overlaps)
+            resampled = resample_segment(planes, _distance(contents), image, max_gigabytes)
+            overlap += paint(target, resampled.mask, value, overlaps)
+            outside, total = outside + resampled.outside, total + resampled.total
     refuse_overlap(overlap, "DICOM-SEG")
     notes: tuple[str, ...]
     if difference:
-        notes = (f"the segmentation was resampled to the grid of its image ({difference})",)
+        left_out = note_outside("DICOM-SEG", outside, total)
+        notes = (f"the segmentation was resampled to the grid of its image ({difference})", *left_out)
     else:
         target, notes = spread_slices(target, image)
     if not _refers_to(image, contents.frames):
@@ -150,7 +136,7 @@ def read_seg(
     return GridMask(target, image, notes, PartNames.of(every, every, segments))
 
 
-def _refers_to(image: Header, frames: Sequence[_Frame]) -> bool:
+def _refers_to(image: Header, frames: Sequence[Frame]) -> bool:
     """Whether a segmentation refers to the pictures of its image, or to none at all; True for an image that is not DICOM."""
     pictures = frozenset[tuple[str, int]]().union(*(frame.pictures for frame in frames))
     return not image.pictures or not pictures or not pictures.isdisjoint(image.pictures)
@@ -186,7 +172,7 @@ def _measures(dataset: Dataset) -> tuple[float, ...]:
     return tuple(value for value in values if 0 < value < np.inf)
 
 
-def _frames(dataset: Dataset, image: Header) -> Iterator[_Frame]:
+def _frames(dataset: Dataset, image: Header) -> Iterator[Frame]:
     shared = shared_groups(dataset)
     label_map = str(dataset.get("SegmentationType", "")) == "LABELMAP"
     for index, own in enumerate(dataset.PerFrameFunctionalGroupsSequence):
@@ -194,7 +180,7 @@ def _frames(dataset: Dataset, image: Header) -> Iterator[_Frame]:
         segment = 0 if label_map else int(identification.ReferencedSegmentNumber)
         derivations = own.get("DerivationImageSequence") or shared.get("DerivationImageSequence") or ()
         sources = chain.from_iterable(one.get("SourceImageSequence") or () for one in derivations)
-        yield _Frame(index, segment, _frame_affine(own, shared, image), pictures_of(sources))
+        yield Frame(index, segment, _frame_affine(own, shared, image), pictures_of(sources))
 
 
 def _frame_affine(own: Dataset, shared: Dataset, image: Header) -> Affine:
@@ -244,7 +230,7 @@ def _places(contents: _Contents, image: Header) -> tuple[Mapping[int, _Place], s
         _check_distance(contents, image)
     except _OtherGridError as error:
         return {}, str(error)
-    _refuse_doubled([(frame.segment, str(places[frame.index].where)) for frame in contents.frames])
+    refuse_doubled([(frame.segment, str(places[frame.index].where)) for frame in contents.frames])
     return places, None
 
 
@@ -261,7 +247,7 @@ def _check_distance(contents: _Contents, image: Header) -> None:
         return
     spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
     across = int(np.abs((image.affine[:3, :3] / spacing).T @ contents.frames[0].affine[:3, 2]).argmax())
-    positions = usual_gap(_along(contents.frames), _SAME_PLACE)
+    positions = usual_gap(along_normal(contents.frames), _SAME_PLACE)
     ours, theirs = float(spacing[across]), _distance(contents) or positions
     agree = [one is not None and abs(one - ours) <= SPACING_TOLERANCE * ours for one in (positions, theirs)]
     if theirs is not None and image.shape[across] > 1 and not any(agree):
@@ -270,7 +256,7 @@ def _check_distance(contents: _Contents, image: Header) -> None:
         )
 
 
-def _at_neighbours(frames: Sequence[_Frame], image: Header) -> bool:
+def _at_neighbours(frames: Sequence[Frame], image: Header) -> bool:
     """Whether most frames are at neighbouring slices of a series that was resampled, whose slices have several distances."""
     if image.acquired is None or image.affine is None:
         return False
@@ -286,7 +272,7 @@ def _distance(contents: _Contents) -> float | None:
     It is what the file gives, if all frames are at multiples of it, else the gap of neighbouring frames, which is too large if the slices
     between them are left out because they are empty.
     """
-    places = _along(contents.frames)
+    places = along_normal(contents.frames)
     for measure in contents.measures:
         steps = (places - places.min()) / measure
         if np.abs(steps - np.rint(steps)).max() <= _OFF_STEP:
@@ -295,27 +281,6 @@ def _distance(contents: _Contents) -> float | None:
     steps = np.diff(np.sort(places)) / (gap or 1.0)
     even = np.abs(steps - np.rint(steps)) <= np.maximum(_OFF_STEP, SPACING_TOLERANCE * steps)
     return gap if even.all() else None
-
-
-def _along(frames: Sequence[_Frame]) -> npt.NDArray[np.float64]:
-    """Places of frames in mm along the normal of the first of them, at which they are counted from, shape [n]."""
-    first = frames[0].affine
-    normal = first[:3, 2] / np.linalg.norm(first[:3, 2])
-    return np.array([np.dot(frame.affine[:3, 3] - first[:3, 3], normal) for frame in frames])
-
-
-def _refuse_doubled(places: Sequence[tuple[int, Any]]) -> None:
-    """Refuse several frames of one segment, given by its number, at one place.
-
-    Raises:
-        DataError: there are such frames.
-    """
-    doubled = len(places) - len(set(places))
-    if doubled:
-        raise DataError(
-            f"its DICOM-SEG has {doubled} frame(s) more than places of a segment: it may hold several times, and does not say which frame "
-            "belongs to this image; export the segmentation of this image alone"
-        )
 
 
 def _place(frame: Affine, size: tuple[int, int], image: Header) -> _Place:
@@ -387,7 +352,7 @@ def _slice_at(
     return _Place(tuple(where), turned=bool(axes[0] > axes[1]))
 
 
-def _segment_planes(path: Path, contents: _Contents, number: int, threshold: float) -> Iterator[_Plane]:
+def _segment_planes(path: Path, contents: _Contents, number: int, threshold: float) -> Iterator[SegmentPlane]:
     """The frames of a segment, each with the mask of the segment.
 
     Raises:
@@ -398,7 +363,7 @@ def _segment_planes(path: Path, contents: _Contents, number: int, threshold: flo
             yield frame, _segment(path, contents.dataset, frame, number, threshold)
 
 
-def _segment(path: Path, dataset: Dataset, frame: _Frame, number: int, threshold: float) -> npt.NDArray[np.bool_]:
+def _segment(path: Path, dataset: Dataset, frame: Frame, number: int, threshold: float) -> npt.NDArray[np.bool_]:
     """The mask of a segment in a frame, shape [rows, columns].
 
     Raises:
@@ -416,60 +381,3 @@ def _segment(path: Path, dataset: Dataset, frame: _Frame, number: int, threshold
     if kind == "FRACTIONAL":
         return np.asarray(values / highest >= threshold)
     return np.asarray(values > 0)
-
-
-def _resampled(
-    planes: Sequence[_Plane], distance: float | None, image: Header, max_gigabytes: float
-) -> npt.NDArray[np.bool_]:
-    """The mask of one segment on the grid of the image, by the nearest voxel, shape [rows, columns, slices].
-
-    Args:
-        planes: frames of the segment and their masks.
-        distance: distance of the slices of the file in mm; None if it is not known.
-        image: header of the image.
-        max_gigabytes: largest size of the segment between its first and its last frame.
-
-    Raises:
-        DataError: the image has no position, or the frames make no volume.
-    """
-    if image.affine is None:
-        raise DataError(
-            "its image has no position, so a segmentation of another grid cannot be placed; export one of this image"
-        )
-    if distance is None:
-        raise DataError(
-            "its DICOM-SEG does not give the distance of its slices, or its frames are unevenly spaced, so that it cannot be resampled; "
-            "export one of this image"
-        )
-    frames = [frame for frame, _ in planes]
-    first, shape, along = frames[0].affine, planes[0][1].shape, _along(frames)
-    _refuse_sideways(frames)
-    numbers = np.rint((along - along.min()) / distance).astype(int)
-    _refuse_doubled([(frame.segment, number) for frame, number in zip(frames, numbers.tolist(), strict=True)])
-    size = (shape[0], shape[1], int(numbers.max()) + 1)
-    check_size(size, 1, max_gigabytes, "its DICOM-SEG")
-    volume = np.zeros(size, dtype=np.uint8)
-    for number, (_, mask) in zip(numbers, planes, strict=True):
-        volume[..., number] |= mask
-    affine = first.copy()
-    normal = first[:3, 2] / np.linalg.norm(first[:3, 2])
-    affine[:3, 2] = normal * distance
-    affine[:3, 3] = first[:3, 3] + normal * along.min()
-    return nearest_voxels(volume, affine, image.affine, image.shape) > 0
-
-
-def _refuse_sideways(frames: Sequence[_Frame]) -> None:
-    """Refuse frames that are turned, or shifted by more than half a pixel, against the first of them.
-
-    Raises:
-        DataError: there are such frames.
-    """
-    affines = np.array([frame.affine for frame in frames]) - frames[0].affine
-    normal = frames[0].affine[:3, 2] / np.linalg.norm(frames[0].affine[:3, 2])
-    sideways = affines[:, :3, 3] - _along(frames)[:, None] * normal
-    pixel = np.linalg.norm(frames[0].affine[:3, :2], axis=0).min()
-    if np.linalg.norm(sideways, axis=1).max() > pixel / 2 or np.abs(affines[:, :3, :3]).max() > DIRECTION_TOLERANCE:
-        raise DataError(
-            "the frames of its DICOM-SEG are no right-angled stack (tilted gantry, or several planes), which is not resampled; export the "
-            "segmentation on the grid of its image"
-        )

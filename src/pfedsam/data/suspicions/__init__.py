@@ -29,6 +29,7 @@ _CHECKS: Final[tuple[StudyCheck, ...]] = (
     classes.foreground_share,
     at_each_site(classes.sparse_class),
     at_each_site(parts.misspelt_names),
+    at_each_site(parts.mask_notes),
     at_each_site(images.partly_given_spacing),
     at_each_site(images.lost_spacing),
     at_each_site(images.mixed_spacing_units),

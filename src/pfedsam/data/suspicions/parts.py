@@ -1,11 +1,15 @@
-"""Checks of the names of segments and structures in the DICOM-SEGs and RTSTRUCTs of a site."""
+"""Checks of how the masks of volumes were read: names of segments and structures, and what was changed or left out."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Final
 
-from pfedsam.data.facts import SiteFacts
+from pfedsam.data.facts import CaseFacts, SiteFacts
 from pfedsam.data.readers.masks import LISTED_BY
 from pfedsam.data.suspicions.finding import Finding, Study, case_ids
+
+_NUMBER: Final = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
 
 
 def misspelt_names(facts: SiteFacts, study: Study) -> Iterator[Finding]:
@@ -30,3 +34,16 @@ def misspelt_names(facts: SiteFacts, study: Study) -> Iterator[Finding]:
                 f"that name there with the same id ({LISTED_BY})",
                 case_ids(suspicious),
             )
+
+
+def mask_notes(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """What was changed or left out when masks were brought to the grid of their volumes; notes that differ in numbers are one finding."""
+    del study
+    groups = defaultdict[str, list[tuple[str, CaseFacts]]](list)
+    for one in facts.cases:
+        for note in one.mask_notes:
+            groups[_NUMBER.sub("*", note)].append((note, one))
+    for found in groups.values():
+        texts, cases = zip(*found, strict=True)
+        numbers = "" if len(set(texts)) == 1 else f" (the numbers are those of {cases[0].case.id!r})"
+        yield Finding(facts.name, "mask notes", f"{texts[0]}{numbers}", case_ids(cases))
