@@ -78,6 +78,23 @@ def test_slices_lie_across_the_largest_spacing(tmp_path, spacing, plane):
     assert _volume(write_nifti(tmp_path / "a.nii", VALUES, np.diag([*spacing, 1.0]))).shape == plane
 
 
+@pytest.mark.parametrize("spacing", [(1.02, 1, 1), (1, 1.02, 1), (1, 1, 1.02), (1.2, 1, 1), (1.2, 1.2, 1)])
+def test_small_differences_of_spacings_do_not_decide_the_plane(tmp_path, spacing):
+    """The voxels of one file with two headers give equal slices."""
+    cubes = _volume(write_nifti(tmp_path / "a.nii", VALUES, np.eye(4)))
+    other = _volume(write_nifti(tmp_path / "b.nii", VALUES, np.diag([*spacing, 1.0])))
+    np.testing.assert_array_equal(_slices(other), _slices(cubes))
+    assert other.slicing.plane == "axial"
+
+
+@pytest.mark.parametrize(("turn", "oblique"), [(0, False), (29, False), (31, True)])
+def test_slices_that_are_turned_by_more_than_30_degrees_are_oblique(tmp_path, turn, oblique):
+    s, c = np.sin(np.deg2rad(turn)), np.cos(np.deg2rad(turn))
+    affine = np.array([[1, 0, 0, 0], [0, c, -s, 0], [0, s, c, 0], [0, 0, 0, 1.0]]) @ np.diag([1, 1, 3, 1.0])
+    slicing = _volume(write_nifti(tmp_path / "a.nii", VALUES, affine)).slicing
+    assert (slicing.plane, slicing.oblique) == ("axial", oblique)
+
+
 def test_neighbours_and_sequences_are_channels(tmp_path):
     path = write_nifti(tmp_path / "a.nii", VALUES, AFFINE)
     plain, with_neighbours = _slices(_volume(path)), _slices(_volume(path, neighbours=1))

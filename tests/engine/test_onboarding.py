@@ -10,10 +10,12 @@ import torch
 from pfedsam.core import tensors
 from pfedsam.core.errors import DataError, OptionError, RunError
 from pfedsam.data.manifest import Case, Site
+from pfedsam.data.planes import PLANE
 from pfedsam.data.sequences import write_sequences
 from pfedsam.data.synthetic import SyntheticOptions, write_sites
 from pfedsam.engine.onboarding import (
     Newcomer,
+    _plane,
     _refuse_other_sequences,
     _warn_of_other_kind,
     onboard,
@@ -126,6 +128,16 @@ def test_a_site_with_another_number_of_sequences_does_not_join(tmp_path: Path) -
         DataError, match=r"site 's': its cases have 1 sequence\(s\), and those of the federation have 2"
     ):
         _refuse_other_sequences(places, site(1))
+
+
+def test_a_new_site_is_cut_in_the_plane_of_the_federation(tmp_path: Path) -> None:
+    for name, content in (("north", "axial"), ("south", "axial"), ("east", None), ("west", "coronal")):
+        (tmp_path / name).mkdir()
+        if content:
+            (tmp_path / name / PLANE).write_text(f'{{"plane": "{content}"}}')
+    assert _plane(tmp_path / name for name in ("north", "south", "east")) == "axial"
+    assert _plane(tmp_path / name for name in ("north", "west")) is None
+    assert _plane([tmp_path / "east"]) is None
 
 
 def test_a_site_with_images_of_another_kind_joins_with_a_warning(

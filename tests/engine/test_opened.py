@@ -209,6 +209,20 @@ def test_an_image_that_is_predicted_has_the_spacing_of_the_site(
     assert seen[0].spacing_lost
 
 
+def test_a_volume_is_cut_in_the_plane_of_the_training_volumes(
+    tmp_path: Path, toy_options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its largest spacing is along the body's left and right."""
+    seen: list[RunOptions] = []
+    monkeypatch.setattr("pfedsam.engine.opened.predict_volume_file", lambda *given: seen.append(given[0]))
+    path = write_nifti(tmp_path / "a.nii", np.zeros((4, 5, 6), np.int16), np.diag([1.5, 1, 1, 1]))
+    case = Case("north", "a", path, None, "a", volume=True)
+    for plane in ("axial", None):
+        site = OpenSite("north", "personal", toy_options, None, {}, plane=plane)  # type: ignore[arg-type]
+        site.predict_volume(case, VolumeWishes())
+    assert [options.data.volume.axis for options in seen] == ["axial", "auto"]
+
+
 def test_a_model_of_several_sequences_predicts_from_all_of_them_or_not_at_all(
     tmp_path: Path, toy_options: RunOptions, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -232,6 +246,7 @@ def test_a_model_of_several_sequences_predicts_from_all_of_them_or_not_at_all(
     first, second = (tmp_path / "north" / f"test_{one}.nii" for one in ("t1", "t2"))
     refusing = open_run(tmp_path / "run").site("north")
     assert refusing.sequences == 2
+    assert refusing.plane == "axial"
     alone = Case("north", "a", first, None, "a", volume=True)
     both = Case("north", "a", first, None, "a", volume=True, sequences=(second,))
     with pytest.raises(DataError, match=r"case 'test_t1': the model was trained on 2 sequences .*this is one of 1"):

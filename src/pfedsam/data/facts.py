@@ -25,7 +25,7 @@ from pfedsam.data.readers.masks import PartNames
 from pfedsam.data.readers.series_table import SeriesRow, list_series, series_of
 from pfedsam.data.volume import Volume, VoxelValues
 from pfedsam.data.volume_case import open_case, open_case_mask
-from pfedsam.data.volume_options import VolumeOptions
+from pfedsam.data.volume_options import Plane, VolumeOptions
 
 _SAMPLED: Final = 1_000_000
 """Approximate largest number of pixels of an image from which its range of values is computed."""
@@ -71,6 +71,8 @@ class CaseFacts:
     volume_spacing: tuple[float, ...] | None = None
     """Spacing of slices and pixels in mm, from the volume or the manifest, or of pixels alone if the thickness of a single slice is not
     known; None for a picture."""
+    plane: Plane | None = None
+    """The plane in which a volume is cut; None for a picture, a single slice, and slices that are oblique or have no orientation."""
     default_grid: bool = False
     """Whether the spacing of a volume is that of an identity matrix, which libraries write if they are given no position."""
     content: str | None = None
@@ -215,6 +217,7 @@ def _volume_facts(case: Case, labels: LabelMap, image: ImageOptions, options: Vo
         problems=tuple(problems),
         size=volume.shape,
         volume_spacing=volume.known_spacing_mm,
+        plane=None if volume.shape[0] == 1 or volume.slicing.oblique else volume.slicing.plane,
         default_grid=case.spacing_mm is None
         and volume.spacing_mm is not None
         and volume.header.affine is not None

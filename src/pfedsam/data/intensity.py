@@ -34,13 +34,14 @@ def training_range(facts: SiteFacts) -> IntensityRange | None:
     return IntensityRange(min(highs), max(highs)) if highs else None
 
 
-def write_range(folder: Path, found: IntensityRange) -> None:
-    """Write the range into a site's folder.
+def write_range(folder: Path, found: IntensityRange | None) -> None:
+    """Write the range into a site's folder; no file is written if there is none.
 
     Raises:
         StoreError: the file could not be written.
     """
-    atomic.write_json(folder / RANGE, {"schema": 1, **asdict(found)})
+    if found is not None:
+        atomic.write_json(folder / RANGE, {"schema": 1, **asdict(found)})
 
 
 def read_range(folder: Path) -> IntensityRange | None:

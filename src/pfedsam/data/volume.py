@@ -34,8 +34,10 @@ _ROUNDING: Final = 1e-3
 """Distance from 0..1 that is left to rounding."""
 _MOST_SLICES: Final = 10_000
 """Largest number of slices of a volume: a CT of a whole body has some 4,000, a damaged header may give millions."""
-_EQUAL: Final = 0.01
-"""Relative difference of two spacings that count as equal."""
+_NEARLY_EQUAL: Final = 1.25
+"""Ratio of two spacings up to which `axis: auto` takes them for equal, so that small differences between scanners decide nothing."""
+_CLEAR: Final = 0.866
+"""Cosine of the angle (30 degrees) between the normal of slices and an axis of the body, up to which they have its plane."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class Slicing:
     """Whether each axis is counted from its end."""
     directions: str | None = None
     """Anatomical direction of ascending slice, row and column numbers, a letter of RLAPSI each, such as `SPL`; None if not known."""
+    plane: Plane | None = None
+    """The plane of the body that is nearest to that of the slices; None if the file has no orientation."""
+    oblique: bool = False
+    """Whether the slices are turned by more than 30 degrees against that plane."""
 
     @classmethod
     def of(cls, header: Header, plane: Plane) -> "Slicing":
@@ -63,11 +69,19 @@ class Slicing:
         library: Any = orientations  # has no types
         found = library.io_orientation(header.affine)  # row: the file's axis; values: world axis, direction
         world, direction = found[:, 0].astype(int), found[:, 1]
-        axes, signs = _PLANES[_plane(header, plane, world)]
+        name = _plane(header, plane, world)
+        axes, signs = _PLANES[name]
         order = np.argsort(world)[list(axes)].tolist()
         flips = (direction[order] != signs).tolist()
         letters = "".join(("RAS" if sign > 0 else "LPI")[axis] for axis, sign in zip(axes, signs, strict=True))
-        return cls((order[0], order[1], order[2]), (flips[0], flips[1], flips[2]), letters if header.placed else None)
+        normal = header.affine[:3, order[0]] / np.linalg.norm(header.affine[:3, order[0]])
+        return cls(
+            (order[0], order[1], order[2]),
+            (flips[0], flips[1], flips[2]),
+            letters if header.placed else None,
+            name,
+            bool(abs(normal[axes[0]]) < _CLEAR),
+        )
 
     def index(self, number: int, depth: int) -> int:
         """The file's index of slice `number` of `depth`."""
@@ -84,17 +98,17 @@ class Slicing:
         return turned.transpose(*(self.axes.index(axis) for axis in range(3)))
 
 
-def _plane(header: Header, plane: Plane, world: npt.NDArray[np.intp]) -> str:
+def _plane(header: Header, plane: Plane, world: npt.NDArray[np.intp]) -> Plane:
     """The name of the plane of the slices of a volume; `world`, shape [3], gives the body axis of each axis of the array."""
-    names = ("sagittal", "coronal", "axial")
+    names: tuple[Plane, ...] = ("sagittal", "coronal", "axial")
     (single,) = np.nonzero(np.array(header.shape) == 1)
     if len(single) == 1:
-        return names[world[single[0]]]
+        return names[int(world[single[0]])]
     if plane != "auto":
         return plane
     spacing = np.linalg.norm(header.affine[:3, :3], axis=0) if header.affine is not None else np.ones(3)
-    widest = world[spacing > (1 - _EQUAL) * spacing.max()]
-    return names[widest.max()]  # axial before coronal before sagittal
+    widest = world[spacing * _NEARLY_EQUAL >= spacing.max()]
+    return names[int(widest.max())]  # axial before coronal before sagittal
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ class VolumeOptions(Options):
 
     axis: Plane = Field(
         default="auto",
-        description="Plane of the slices; auto: perpendicular to the axis with the largest spacing; of several equal ones, axial before "
-        "coronal before sagittal.",
+        description="Plane of the slices; auto: perpendicular to the axis with the largest spacing; of several that differ by at most a "
+        "quarter, axial before coronal before sagittal. Predictions use the plane of the training volumes.",
     )
     neighbours: int = Field(
         default=0, ge=0, le=1, description="1: the slices before and after are the first and third channel."

@@ -24,11 +24,14 @@ from pfedsam.core.lock import LOCK, exclusive
 from pfedsam.core.log import get_logger
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.check import refuse_problems
-from pfedsam.data.intensity import IntensityRange, training_range, write_range
+from pfedsam.data.facts import SiteFacts
+from pfedsam.data.intensity import training_range, write_range
 from pfedsam.data.kinds import joins_other_kind, trained_on_volumes
 from pfedsam.data.manifest import Site
+from pfedsam.data.planes import cut_as_trained, read_plane, write_plane
 from pfedsam.data.sequences import read_sequences, trained_sequences, write_sequences
 from pfedsam.data.split import USED, refuse_other_split, write_split
+from pfedsam.data.volume_options import Plane
 from pfedsam.engine.model_selection import Parameters
 from pfedsam.engine.opened import OpenRun
 from pfedsam.engine.run import run_id
@@ -108,20 +111,21 @@ def onboard(opened: OpenRun, new: Newcomer, out: Path, *, tell: Callable[[str], 
     done = _read(out, key, site)
     if done:
         return done
-    seen = _check(opened.built.partition, options, site)
+    facts = _check(opened.built.partition, options, site)
+    _refuse_other_planes(opened, site)
     _refuse_other_sequences(opened.places.values(), site)
     _warn_of_other_kind(opened.places.values(), site)
     with exclusive(out):
         return _read(out, key, site) or _train(
-            _Work(options, opened.built, opened.shared, site, out, new.steps, opened.rounds), key, seen, tell
+            _Work(options, opened.built, opened.shared, site, out, new.steps, opened.rounds), key, facts, tell
         )
 
 
-def _train(work: "_Work", key: str, seen: IntensityRange | None, tell: Callable[[str], None]) -> Onboarded:
+def _train(work: "_Work", key: str, facts: SiteFacts, tell: Callable[[str], None]) -> Onboarded:
     """Train and score each onboarding option that the method allows, and write the folder with the model of the option in use."""
     method, local = build_method(work.options), work.built.partition.local
     used = LOCAL_PART if local and method.final(_training(work.options, 1)) else NOTHING
-    _begin(work, key, seen)
+    _begin(work, key, facts)
     scores: dict[str, list[CaseScores]] = {}
     for way, folder in _folders(work, used).items():
         tell(way)
@@ -237,12 +241,20 @@ def _options(opened: OpenRun, new: Newcomer) -> RunOptions:
     """
     if new.name in opened.site_names:
         raise OptionError(f"The federation has a site {new.name!r} already. Give the new site another name by --name.")
-    before = opened.options
+    before, plane = opened.options, _plane(opened.places.values())
     split = before.data.split.model_copy(update={"max_train_cases": new.labels})
-    data = before.data.model_copy(
-        update={"sites": {new.name: new.folder.resolve()}, "split": split, "split_folder": None}
-    )
+    volume = before.data.volume
+    if plane is not None and volume.axis == "auto":
+        volume = volume.model_copy(update={"axis": plane})
+    sites = {new.name: new.folder.resolve()}
+    data = before.data.model_copy(update={"sites": sites, "split": split, "split_folder": None, "volume": volume})
     return before.model_copy(update={"data": data, "seed": new.seed})
+
+
+def _plane(places: Iterable[Path]) -> Plane | None:
+    """The plane of the training volumes of a federation; None if its folders do not say it, or name several."""
+    planes = {plane for place in places if (plane := read_plane(place)) is not None}
+    return planes.pop() if len(planes) == 1 else None
 
 
 def _key(opened: OpenRun, options: RunOptions, new: Newcomer) -> str:
@@ -276,8 +288,8 @@ def _read(out: Path, key: str, site: Site) -> Onboarded | None:
     return read_onboarded(out)
 
 
-def _check(partition: Partition, options: RunOptions, site: Site) -> IntensityRange | None:
-    """Refuse data with problems, log a warning for suspicious data, and return the intensities of the training images.
+def _check(partition: Partition, options: RunOptions, site: Site) -> SiteFacts:
+    """Refuse data with problems, log a warning for suspicious data, and return the facts about the images.
 
     Raises:
         RunError: the method shares nothing.
@@ -288,7 +300,18 @@ def _check(partition: Partition, options: RunOptions, site: Site) -> IntensityRa
     report = refuse_problems([site], build_study(options))
     for warning in report.warnings:
         _LOG.warning("%s", warning)
-    return training_range(report.facts[0])
+    return report.facts[0]
+
+
+def _refuse_other_planes(opened: OpenRun, site: Site) -> None:
+    """Refuse a site with thick slices in another plane than the slices of the federation, as far as its folders say it.
+
+    Raises:
+        DataError: it has.
+    """
+    data, plane = opened.options.data, _plane(opened.places.values())
+    for case in site.cases:
+        cut_as_trained(case, data.image, data.volume, plane)
 
 
 def _refuse_other_sequences(places: Iterable[Path], site: Site) -> None:
@@ -314,14 +337,14 @@ def _warn_of_other_kind(places: Iterable[Path], site: Site) -> None:
         _LOG.warning("%s", said[0])
 
 
-def _begin(work: _Work, key: str, seen: IntensityRange | None) -> None:
+def _begin(work: _Work, key: str, facts: SiteFacts) -> None:
     """Write the folder of a run with one site: the key first, then split, shared parameters and configuration."""
     site_folder = work.out / "sites" / work.site.name
     site_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     atomic.write_text(work.out / _KEY, key)
     write_split(site_folder / "split.json", work.site, digests=True)
-    if seen is not None:
-        write_range(site_folder, seen)
+    write_range(site_folder, training_range(facts))
+    write_plane(site_folder, facts)
     write_sequences(site_folder, work.site)
     (work.out / SERVER).parent.mkdir(exist_ok=True)
     study = run_id(work.options, work.built.backbone)

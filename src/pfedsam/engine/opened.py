@@ -24,8 +24,10 @@ from pfedsam.data.intensity import IntensityRange, far_from_training, read_range
 from pfedsam.data.kinds import other_kind, trained_on_volumes
 from pfedsam.data.loader import load_image
 from pfedsam.data.manifest import Case
+from pfedsam.data.planes import cut_as_trained, read_plane
 from pfedsam.data.sequences import number_of_sequences, read_sequences, refuse_other_number
 from pfedsam.data.split import read_split
+from pfedsam.data.volume_options import Plane
 from pfedsam.engine.model_selection import Parameters, SiteModels, models_of, start_of
 from pfedsam.engine.predict_volume import PredictedVolume, VolumeWishes, predict_volume_file
 from pfedsam.engine.progress import Event, Progress, silent
@@ -77,6 +79,8 @@ class OpenSite:
     """The number of sequences in a case of the site's training volumes; None if it is not known."""
     volumes: bool | None = None
     """Whether the site's training cases are volumes; None if it is not known."""
+    plane: Plane | None = None
+    """The plane of the site's training volumes; None if it is not known, or if they have several."""
 
     def predict(self, image: Path | str) -> npt.NDArray[np.uint8]:
         """The class map of an image file at its native size; 0 is background, 1 to C are the classes.
@@ -91,7 +95,7 @@ class OpenSite:
                 `data.volume.channels`.
 
         Raises:
-            DataError: the image cannot be read, or the model was trained on another number of sequences.
+            DataError: the image cannot be read, or the model was trained on another number of sequences or other planes.
         """
         path = Path(image)
         entry = entry_of(path)
@@ -103,9 +107,10 @@ class OpenSite:
         self._warn_of_kind(case)
         case = with_site_spacing(self.options, case)
         self._warn_of_range(case)
-        images = build_images(self.options, (case,), self.built.model.image_size)
-        model = next(iter(models_of(self.options, self.built).values()))
-        scorer = SiteScorer(self.options, self.name, self.built, build_cache(self.options, self.built, None))
+        options = self._cut_as_trained(case)
+        images = build_images(options, (case,), self.built.model.image_size)
+        model = next(iter(models_of(options, self.built).values()))
+        scorer = SiteScorer(options, self.name, self.built, build_cache(options, self.built, None))
         return scorer.predict(images, model, self.parameters)[0]  # type: ignore[no-any-return]
 
     def predict_volume(
@@ -114,12 +119,23 @@ class OpenSite:
         """The predicted classes of a volume; see `pfedsam.engine.predict_volume`. Warnings are logged as for `predict`.
 
         Raises:
-            DataError: the volume cannot be read, or the model was trained on another number of sequences.
+            DataError: the volume cannot be read, or the model was trained on another number of sequences or other planes.
         """
         self._refuse_other_sequences(case)
         self._warn_of_kind(case)
         case = with_site_spacing(self.options, case)
-        return predict_volume_file(self.options, self.built, self.parameters, case, wishes, tell)
+        options = self._cut_as_trained(case)
+        return predict_volume_file(options, self.built, self.parameters, case, wishes, tell)
+
+    def _cut_as_trained(self, case: Case) -> RunOptions:
+        """The options with which a volume is cut in the plane of the training volumes.
+
+        Raises:
+            DataError: the volume cannot be read, or has thick slices in another plane.
+        """
+        data = self.options.data
+        volume = cut_as_trained(case, data.image, data.volume, self.plane)
+        return self.options.model_copy(update={"data": data.model_copy(update={"volume": volume})})
 
     def _refuse_other_sequences(self, case: Case) -> None:
         """Refuse a volume with another number of sequences than the training cases.
@@ -184,7 +200,8 @@ class OpenRun:
         used = used._replace(uses="shared" if len(models) > 1 and model == "shared" else "personal")
         place = self.places[name]
         seen, sequences, volumes = read_range(place), read_sequences(place), trained_on_volumes(place)
-        return OpenSite(name, model, self.options, self.built, used, seen, sequences, volumes)
+        plane = read_plane(place)
+        return OpenSite(name, model, self.options, self.built, used, seen, sequences, volumes, plane)
 
     def evaluate(self, progress: Progress | None = None) -> Summary:
         """Score the test part again, and rewrite scores, overlays, `summary.json` and `report.html`.

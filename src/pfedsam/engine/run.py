@@ -7,8 +7,10 @@ from pfedsam.core.errors import RunError
 from pfedsam.core.lock import LOCK, exclusive
 from pfedsam.core.log import get_logger
 from pfedsam.data.check import refuse_problems
-from pfedsam.data.intensity import RANGE, IntensityRange, training_range, write_range
+from pfedsam.data.facts import SiteFacts
+from pfedsam.data.intensity import RANGE, training_range, write_range
 from pfedsam.data.manifest import Site
+from pfedsam.data.planes import PLANE, write_plane
 from pfedsam.data.sequences import SEQUENCES, write_sequences
 from pfedsam.data.split import read_split, write_split
 from pfedsam.engine.inputs import Inputs, refuse_other_backbone, refuse_other_data
@@ -62,7 +64,7 @@ def run(options: RunOptions, folder: Path | str, *, resume: bool = False, progre
     if resume and not (folder / "config.yaml").exists():
         warn_nothing_to_resume(folder)
     tell(Event("prepare", 0, 2, "checking the sites' data"))
-    sites, ranges = _sites(options, folder, tell)
+    sites, facts = _sites(options, folder, tell)
     tell(Event("prepare", 1, 2, f"loading the backbone; sites compute on {describe(device)}"))
     one_process = worker_count(options) == 1
     built = build_model(
@@ -72,7 +74,7 @@ def run(options: RunOptions, folder: Path | str, *, resume: bool = False, progre
         check_cases(options, site, built.model.image_size)
     with exclusive(folder):
         _check_folder(options, folder, resume)  # again: another process may have begun meanwhile
-        _begin(options, folder, sites, ranges)
+        _begin(options, folder, sites, facts)
         tell(Event("prepare", 2, 2, "ready"))
         return _run(options, folder, sites, built, tell)
 
@@ -176,11 +178,11 @@ def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
 def _is_unstarted(folder: Path) -> bool:
     """Whether the folder contains only the splits of a run that was killed before it wrote its configuration."""
     left = (path for path in folder.rglob("*") if not path.is_dir())
-    return all(path.name in ("split.json", RANGE, SEQUENCES, LOCK) or path.suffix == ".tmp" for path in left)
+    return all(path.name in ("split.json", RANGE, SEQUENCES, PLANE, LOCK) or path.suffix == ".tmp" for path in left)
 
 
-def _sites(options: RunOptions, folder: Path, tell: Progress) -> tuple[dict[str, Site], dict[str, IntensityRange]]:
-    """The checked sites, and for a new run the intensities of their training images; a resumed run keeps its split and cases.
+def _sites(options: RunOptions, folder: Path, tell: Progress) -> tuple[dict[str, Site], dict[str, SiteFacts]]:
+    """The checked sites, and for a new run the facts about their images; a resumed run keeps its split and cases.
 
     Raises:
         DataError: the data have problems, all of which are named, or have changed since the run began.
@@ -196,17 +198,19 @@ def _sites(options: RunOptions, folder: Path, tell: Progress) -> tuple[dict[str,
     )
     for warning in report.warnings:
         _LOG.warning("%s", warning)
-    return sites, {facts.name: found for facts in report.facts if (found := training_range(facts)) is not None}
+    return sites, {facts.name: facts for facts in report.facts}
 
 
-def _begin(options: RunOptions, folder: Path, sites: Mapping[str, Site], ranges: Mapping[str, IntensityRange]) -> None:
+def _begin(options: RunOptions, folder: Path, sites: Mapping[str, Site], facts: Mapping[str, SiteFacts]) -> None:
     if (folder / "config.yaml").exists():
         return
     for name, site in sites.items():
-        (folder / "sites" / name).mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_split(folder / "sites" / name / "split.json", site, digests=True)
-        if name in ranges:
-            write_range(folder / "sites" / name, ranges[name])
-        write_sequences(folder / "sites" / name, site)
+        place = folder / "sites" / name
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_split(place / "split.json", site, digests=True)
+        if name in facts:
+            write_range(place, training_range(facts[name]))
+            write_plane(place, facts[name])
+        write_sequences(place, site)
     # The configuration is written last, because a folder with a configuration can be resumed.
     write_config(folder / "config.yaml", options)

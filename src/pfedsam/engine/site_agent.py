@@ -17,6 +17,7 @@ from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.check import refuse_problems
 from pfedsam.data.intensity import training_range, write_range
 from pfedsam.data.manifest import Site
+from pfedsam.data.planes import write_plane
 from pfedsam.data.sequences import write_sequences
 from pfedsam.data.split import read_split, write_split
 from pfedsam.engine.site_options import CONFIG, SiteOptions, read_site_options
@@ -238,9 +239,8 @@ class SiteFolder:
         report = refuse_problems([site], build_study(options))
         for warning in report.warnings:
             _LOG.warning("%s", warning)
-        found = training_range(report.facts[0])
-        if found is not None:
-            write_range(folder, found)
+        write_range(folder, training_range(report.facts[0]))
+        write_plane(folder, report.facts[0])
         write_sequences(folder, site)
         write_split(folder / "split.json", site, digests=True)
         return site

@@ -159,3 +159,32 @@ def test_the_number_of_sequences_is_that_of_the_options(tmp_path):
     _sequences(tmp_path / "a", {"p0": "p0_t1.nii;p0_t2.nii"})
     (problem,) = _problems(tmp_path, neighbours=1)
     assert "2 sequence(s) in the case, where data.volume.neighbours fills the channels with slices of one" in problem
+
+
+def _planes(folder: Path, **spacings: list[tuple[float, float, float]]) -> list[str]:
+    """The warnings about planes of sites with volumes of these spacings."""
+    draw = np.random.default_rng(0)
+    for name, every in spacings.items():
+        for number, spacing in enumerate(every):
+            affine = np.diag([*spacing, 1.0])
+            affine[:3, 3] = 5.0
+            values = draw.integers(0, 900, (6, 7, 8)).astype(np.int16)
+            write_nifti(folder / name / "images" / f"p{number}.nii", values, affine)
+            write_nifti(folder / name / "masks" / f"p{number}.nii", (values > 600).astype(np.uint8), affine)
+    study = Study(LabelMap({"organ": [1]}), ImageOptions(), validation=False)
+    sites = [read_site(name, folder / name, masks_required=False) for name in spacings]
+    found = [warning for warning in check_sites(sites, study).warnings if " slices, perpendicular" in warning]
+    fixed = replace(study, volume=VolumeOptions(axis="axial"))
+    assert not any(" slices, perpendicular" in warning for warning in check_sites(sites, fixed).warnings)
+    return found
+
+
+def test_volumes_of_one_site_in_two_planes_are_a_warning(tmp_path):
+    (warning,) = _planes(tmp_path, a=[(1, 1, 3), (1, 1, 1), (3, 1, 1)])
+    assert warning.startswith("site 'a', case 'p2': data.volume.axis: auto gives sagittal slices, perpendicular to the")
+    assert "for most volumes of the study axial ones" in warning
+
+
+def test_sites_in_two_planes_are_a_warning(tmp_path):
+    (warning,) = _planes(tmp_path, a=[(1, 1, 3)] * 2, b=[(1, 4, 1)] * 2, c=[(1.2, 1.2, 1)] * 2)
+    assert warning.startswith("site 'b', 2 cases 'p0', 'p1': data.volume.axis: auto gives coronal slices")

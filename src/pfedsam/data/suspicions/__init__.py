@@ -23,6 +23,7 @@ _CHECKS: Final[tuple[StudyCheck, ...]] = (
     duplicates.equal_masks,
     at_each_site(duplicates.one_patient),
     images.other_sequences,
+    images.other_planes,
     at_each_site(images.exif_masks),
     at_each_site(classes.renumbered_palette),
     at_each_site(classes.absent_class),

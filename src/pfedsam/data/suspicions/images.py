@@ -1,4 +1,4 @@
-"""Checks of the images: their values, their orientation, their spacing, and the number of their sequences."""
+"""Checks of the images: their values, their orientation, their spacing, their planes, and the number of their sequences."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -9,9 +9,12 @@ from pfedsam.data.images import Stored
 from pfedsam.data.manifest import MANIFEST
 from pfedsam.data.sequences import number_of_sequences
 from pfedsam.data.suspicions.finding import Finding, Study, case_ids
+from pfedsam.data.volume_options import Plane
 
 _SMALL_RANGE: Final = 0.25
 """Share of the range of an integer type below which an image is dark: 14 of 16 bits, 6 of 8 bits."""
+_ORDER: Final[tuple[Plane, ...]] = ("axial", "coronal", "sagittal")
+"""Planes in the order in which one is named if as many volumes have another."""
 _SPACING_FACTOR: Final = 10.0
 """Ratio of two spacings at one site that no scanner explains; the units probably differ, such as millimetres and micrometres."""
 _TURNED_ORIENTATIONS: Final = range(2, 9)
@@ -46,6 +49,26 @@ def _expected_sequences(sites: Sequence[SiteFacts], study: Study) -> tuple[int, 
     numbers = Counter(number_of_sequences(one.case) for facts in sites for one in _used_volumes(facts))
     most = max(numbers, key=lambda number: (numbers[number], number), default=1)
     return most, f"most volumes of the study have {most}"
+
+
+def other_planes(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
+    """Volumes that `data.volume.axis: auto` cuts in another plane than most volumes of the study."""
+    numbers = Counter(one.plane for facts in sites for one in _used_volumes(facts) if one.plane is not None)
+    if study.volume.axis != "auto" or len(numbers) < 2:
+        return
+    usual = max(numbers, key=lambda plane: (numbers[plane], -_ORDER.index(plane)))
+    for facts in sites:
+        for plane in _ORDER:
+            cases = [one for one in _used_volumes(facts) if one.plane == plane]
+            if cases and plane != usual:
+                yield Finding(
+                    facts.name,
+                    "other planes",
+                    f"data.volume.axis: auto gives {plane} slices, perpendicular to the largest spacing, and for most volumes of the study "
+                    f"{usual} ones, so that one model has to learn both; if the voxels are nearly cubes, set data.volume.axis: {usual}, "
+                    "otherwise train on series of one plane",
+                    case_ids(cases),
+                )
 
 
 def _used_volumes(facts: SiteFacts) -> list[CaseFacts]:
