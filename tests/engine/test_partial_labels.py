@@ -6,18 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pfedsam.core import tensors
-from pfedsam.core.errors import QuorumError
+from pfedsam.core.errors import OptionError, QuorumError
 from pfedsam.core.tensors import digest
 from pfedsam.engine.rounds import RoundPolicy, StudyRun
 from pfedsam.engine.run import run
 from pfedsam.engine.server_files import SERVER
-from pfedsam.engine.study_folder import create_study
-from pfedsam.experiment.build import build_model, build_site_data, read_sites
+from pfedsam.engine.study_folder import build_manifest, create_study
+from pfedsam.experiment.build import build_method, build_model, build_site_data, read_sites
 from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.aggregation import Annotations
 from pfedsam.federation.manifest import read_manifest
+from pfedsam.federation.server import aggregate
+from pfedsam.federation.update import Update
 
 ONE_ROUND = {"rounds": 1, "steps_per_round": 2, "batch_size": 2, "final_steps": 0, "phases": "coupled"}
 
@@ -141,6 +145,55 @@ def test_a_study_of_several_machines_learns_at_the_join_what_sites_annotate(
     sites = type(sites)(sites.folders)
     with pytest.raises(QuorumError, match="class 'lesion' is annotated at none of the sites that joined"):
         StudyRun(study, sites).run()
+
+
+def unet(method: str, **own: object) -> RunOptions:
+    """A U-Net at the sites a and b, of which b does not annotate the class y."""
+    sites = {"a": "a", "b": {"folder": "b", "not_annotated": ["y"]}}
+    return RunOptions.model_validate(
+        {
+            "method": method,
+            "data": {"sites": sites, "classes": {"x": [1], "y": [2]}},
+            "model": {"unet": {"channels": [4, 8], **own}, "image_size": 32},
+        }
+    )
+
+
+@pytest.mark.parametrize("method", ["unet-fedavg", "unet-fedbn"])
+def test_a_class_of_a_unet_is_averaged_over_the_sites_that_annotate_it(method: str) -> None:
+    options = unet(method)
+    built = build_model(options)
+    manifest = build_manifest(options, built, "0" * 16, {})
+    last = "unet.model.2.1.conv.unit0.conv"
+    assert manifest.class_tensors == {f"{last}.weight": ("x", "y"), f"{last}.bias": ("x", "y")}
+    state = build_method(options).server.init(built.start("shared"))
+    a, b = ({name: value + torch.randn(value.shape) for name, value in state.shared.items()} for _ in range(2))
+    after, _ = aggregate(
+        state,
+        [Update("a", 0, a, 3), Update("b", 0, b, 1)],
+        manifest.spec,
+        {"a": 3, "b": 1},
+        build_method(options).server,
+        annotations=Annotations(manifest.class_tensors, {"b": ("y",)}),
+    )
+    for name in manifest.class_tensors:
+        assert torch.equal(after.shared[name][1], a[name][1])  # y: the values of a alone
+        assert torch.allclose(after.shared[name][0], (3 * a[name][0] + b[name][0]) / 4)  # x: the mean of both
+
+
+def test_a_unet_whose_classes_have_no_rows_is_refused_where_a_site_does_not_annotate_all(
+    toy_options: RunOptions, tmp_path: Path
+) -> None:
+    first, second, third = toy_options.data.sites
+    folder = renumbered(toy_options.data.folder(first), tmp_path / "data" / first, {2: 1})
+    others = {name: str(toy_options.data.folder(name)) for name in (second, third)}
+    partial = of(toy_options, sites={first: {"folder": str(folder), "not_annotated": ["lesion"]}, **others})
+    model = unet("unet-fedavg", residual_units=0).model
+    with pytest.raises(OptionError, match=f"site '{first}' does not annotate all classes.*residual_units to 1 or more"):
+        run(partial.model_copy(update={"method": "unet-fedavg", "model": model}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    alone = unet("unet-local", residual_units=0)
+    assert build_manifest(alone, build_model(alone), "0" * 16, {}).class_tensors == {}
 
 
 def test_pictures_with_foreground_are_drawn_as_often_as_asked(toy_options: RunOptions, tmp_path: Path) -> None:

@@ -60,7 +60,29 @@ def test_every_parameter_has_one_group() -> None:
 def test_personal_and_shared_model_are_the_same_and_nothing_is_pretrained() -> None:
     model, pixels = small(), torch.rand(1, 3, 32, 32)
     assert torch.equal(model(pixels, personal=True), model(pixels, personal=False))
-    assert (model.pretrained(), model.origins(), model.class_numbers(), model.routers()) == (frozenset(), {}, {}, {})
+    assert (model.pretrained(), model.origins(), model.routers()) == (frozenset(), {}, {})
+
+
+@pytest.mark.parametrize("changes", [{}, {"residual_units": 3}, {"channels": (4, 8)}])
+def test_the_rows_of_the_last_convolution_belong_to_one_class_each(changes: dict[str, object]) -> None:
+    """A change of the rows of a class changes the logits of this class and of no other."""
+    model, pixels = small(**changes), torch.rand(1, 3, 32, 32)
+    numbers, before = model.class_numbers(), model(pixels)
+    # Two classes: a 3 x 3 convolution from two channels to two, and its bias.
+    assert {tuple(model.get_parameter(name).shape): rows for name, rows in numbers.items()} == {
+        (2, 2, 3, 3): (1, 2),
+        (2,): (1, 2),
+    }
+    for name, rows in numbers.items():
+        with torch.no_grad():
+            model.get_parameter(name)[rows.index(2)] += 1
+    changed = (model(pixels) != before).flatten(2).any(dim=2)
+    assert changed.tolist() == [[False, True]]
+
+
+def test_without_residual_units_no_row_belongs_to_one_class() -> None:
+    # The last layer is a transposed convolution, whose weight is [inputs, classes, 3, 3].
+    assert small(residual_units=0).class_numbers() == {}
 
 
 def test_a_side_that_its_levels_do_not_divide_is_refused() -> None:

@@ -54,7 +54,8 @@ def run(options: RunOptions, folder: Path | str, *, resume: bool = False, progre
 
     Raises:
         DataError: a site's data is wrong; every problem is named, and nothing was written.
-        OptionError: there is no such device, too few sites for the method, or an option that does not fit the images; nothing was written.
+        OptionError: there is no such device, too few sites for the method, or an option that does not fit the images or the labels; nothing
+            was written.
         RunError: the folder holds another run, or another process works in it.
     """
     tell, folder = progress or silent, Path(folder)
@@ -72,17 +73,23 @@ def run(options: RunOptions, folder: Path | str, *, resume: bool = False, progre
     )
     for site in sites.values():  # the sites check this too, but only when the run has a folder
         check_cases(options, site, built.model.image_size)
+    manifest = build_manifest(options, built, run_id(options, built.backbone), options.model_dump(mode="json"))
     with exclusive(folder):
         _check_folder(options, folder, resume)  # again: another process may have begun meanwhile
         _begin(options, folder, sites, facts)
         tell(Event("prepare", 2, 2, "ready"))
-        return _run(options, folder, sites, built, tell)
+        return _run(options, folder, sites, built, manifest, tell)
 
 
-def _run(options: RunOptions, folder: Path, sites: Mapping[str, Site], built: BuiltModel, tell: Progress) -> Summary:
+def _run(
+    options: RunOptions,
+    folder: Path,
+    sites: Mapping[str, Site],
+    built: BuiltModel,
+    manifest: StudyManifest,
+    tell: Progress,
+) -> Summary:
     """Run a federation in its folder, from its last committed round to its report."""
-    content = options.model_dump(mode="json")
-    manifest = build_manifest(options, built, run_id(options, built.backbone), content)
     study = Study(
         options,
         manifest,

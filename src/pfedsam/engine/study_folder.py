@@ -147,6 +147,9 @@ def build_manifest(options: RunOptions, built: BuiltModel, study: str, content: 
         built: the model of the study.
         study: the id of the study.
         content: the configuration that sites get.
+
+    Raises:
+        OptionError: a site does not annotate all classes, and the shared model cannot be averaged by class.
     """
     shared = built.start("shared")
     return StudyManifest(
@@ -174,8 +177,19 @@ def _largest_change(options: RunOptions, shared: NamedTensors) -> float:
 
 
 def _class_tensors(options: RunOptions, built: BuiltModel) -> dict[str, tuple[str, ...]]:
-    """The shared tensors that belong to single classes, each with the names of its classes."""
+    """The shared tensors that belong to single classes, each with the names of its classes.
+
+    Raises:
+        OptionError: a site does not annotate all classes, and no parameter of the model belongs to single classes.
+    """
     names, numbers = build_labels(options).names, built.model.class_numbers()
+    partial = [site for site in options.data.sites if build_labels(options, site).not_annotated]
+    if built.partition.shared and partial and not numbers:
+        raise OptionError(
+            f"site {partial[0]!r} does not annotate all classes (not_annotated), and the U-Net without residual units "
+            "(model.unet.residual_units: 0) has no layer that is averaged by class, so that this class would not be learnt. Set "
+            "model.unet.residual_units to 1 or more, or choose a method that shares nothing, such as unet-local."
+        )
     return {one: tuple(names[n - 1] for n in numbers[one]) for one in built.partition.shared if one in numbers}
 
 

@@ -31,7 +31,10 @@ class Declared:
         return {}
 
     def class_numbers(self) -> dict[str, tuple[int, ...]]:
-        """Parameter that belongs to single classes -> the class number 1..C of each row, or one number for the whole parameter."""
+        """Parameter that belongs to single classes -> the class number 1..C of each row, or one number for the whole parameter.
+
+        It is used for averaging, so that parameters that are always local are left out.
+        """
         return {}
 
     def routers(self) -> dict[str, int]:
@@ -111,7 +114,10 @@ class Segmenter(nn.Module):
         return {own: shared for part in self.declarations for own, shared in part.origins().items()}
 
     def class_numbers(self) -> dict[str, tuple[int, ...]]:
-        """Parameter that belongs to single classes -> the class number 1..C of each row, or one number for the whole parameter."""
+        """Parameter that belongs to single classes -> the class number 1..C of each row, or one number for the whole parameter.
+
+        It is used for averaging, so that parameters that are always local are left out.
+        """
         return {name: numbers for part in self.declarations for name, numbers in part.class_numbers().items()}
 
     def routers(self) -> dict[str, int]:

@@ -34,7 +34,12 @@ class UNetOptions(Options):
         max_length=7,
         description="Channels of each level from the top to the bottom; each level halves the resolution.",
     )
-    residual_units: int = Field(default=2, ge=0, le=4, description="Number of residual units in a level.")
+    residual_units: int = Field(
+        default=2,
+        ge=0,
+        le=4,
+        description="Number of residual units in a level; 0 is refused if the network is shared and a site does not annotate all classes.",
+    )
 
 
 class UNetLayers(Declared):
@@ -138,6 +143,17 @@ class UNetSegmenter(Segmenter):
     def device(self) -> torch.device:
         """The device of the model."""
         return next(self.parameters()).device
+
+    def class_numbers(self) -> dict[str, tuple[int, ...]]:
+        """The class number of each row of the last convolution.
+
+        The layers before it have one channel for each class too, but the last convolution combines these channels, so that all classes use
+        them. Without residual units the last layer is a transposed convolution, which has no row for a class; the result is then empty.
+        """
+        *_, (name, last) = ((n, m) for n, m in self.named_modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d))
+        if isinstance(last, nn.ConvTranspose2d):
+            return {}
+        return {f"{name}.{own}": tuple(range(1, self.classes + 1)) for own, _ in last.named_parameters()}
 
     @property
     def prefix_shape(self) -> tuple[int, int, int]:
