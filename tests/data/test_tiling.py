@@ -75,6 +75,22 @@ def test_small_pictures_are_padded_below_and_right(site):
     assert not only.labels[40:].any()
 
 
+def test_the_padding_of_a_small_picture_is_not_augmented(site):
+    """40 x 24 pixels (H x W) in a tile of 64, at half the scale: 20 x 12 of the 32 x 32 pixels are picture."""
+    options = TilingOptions(side=64)
+    (only,) = load_tiles(site.cases[:1], labels={"north": LABELS}, image=ImageOptions(), side=32, tiling=options)
+    assert only.frame.resized == (20, 12)
+    strong = AugmentOptions(flips=False, rotations=False, brightness=0.5, contrast=0.5, noise=0.5)
+    for view in range(1, 6):
+        pixels, _ = view_of(only, view, seed=0, options=strong)
+        assert not torch.equal(pixels[:, :20, :12], only.pixels[:, :20, :12])
+        # The antialiased pixels beside the border contain a part of the picture; they stay as they are in prediction.
+        assert torch.equal(pixels[:, 20:], only.pixels[:, 20:])
+        assert torch.equal(pixels[:, :, 12:], only.pixels[:, :, 12:])
+        assert not pixels[:, 21:].any()
+        assert not pixels[:, :, 13:].any()
+
+
 def test_at_most_so_many_tiles_always_the_same(site):
     few = tiles(site.cases[:1], max_tiles=3)
     assert [one.tile for one in few] == [0, 1, 2]

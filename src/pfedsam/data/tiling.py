@@ -6,6 +6,7 @@ of a patient are in the same part of the split. A picture that is smaller than a
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -68,12 +69,28 @@ def load_tiles(
         picture = load_image(case, image)
         truth = load_truth(case, labels[case.site], max_megapixels=image.max_megapixels)
         check_sizes(case, picture.shape[:2], truth.shape)
+        native = truth.shape
         picture, truth = _padded(picture, tiling.side), _padded(truth, tiling.side)
         for number, (top, left) in enumerate(_chosen(case, picture.shape[:2], tiling)):
             window = np.s_[top : top + tiling.side, left : left + tiling.side]
-            pixels, frame = to_frame(picture[window], side)
+            pixels, whole = to_frame(picture[window], side)
+            frame = replace(whole, resized=_picture_part(native, (top, left), tiling.side, side))
             examples.append(Example(case, pixels, labels_to_frame(truth[window], side), frame, tile=number))
     return examples
+
+
+def _picture_part(native: tuple[int, ...], start: tuple[int, int], tile: int, side: int) -> tuple[int, int]:
+    """Height and width in the model's square of the part of a tile that is picture; the rest is padding, which views leave as it is.
+
+    Args:
+        native: H, W of the picture.
+        start: first row and column of the tile.
+        tile: side of the tile in native pixels.
+        side: S, to which the tile is scaled.
+    """
+    shown = (min(tile, length - first) for length, first in zip(native, start, strict=True))
+    height, width = (max(1, int(length * side / tile + 0.5)) for length in shown)
+    return height, width
 
 
 def load_pictures(cases: Sequence[Case], *, image: ImageOptions, side: int) -> Sequence[Example]:
