@@ -9,6 +9,8 @@ The parameters of one class (its token and output layers) are averaged only over
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from types import EllipsisType
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -90,6 +92,15 @@ def mean_of(values: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
     return sum(terms, torch.zeros((), dtype=torch.float64)) / sum(weights)
 
 
+Row: TypeAlias = int | EllipsisType
+"""The index of a row of a tensor, or `...` for the whole tensor."""
+
+
+def row_of(classes: Sequence[str], number: int) -> Row:
+    """The row of a class in a tensor, from the classes of its rows or the one class of the whole tensor."""
+    return ... if len(classes) == 1 else number
+
+
 @dataclass(frozen=True)
 class Annotations:
     """Which shared parameters belong to single classes, and which classes each site does not annotate."""
@@ -104,6 +115,14 @@ class Annotations:
         classes = dict.fromkeys(chain.from_iterable(self.tensors.values()))
         found = {name: [site for site in sites if name not in self.missing.get(site, ())] for name in classes}
         return {name: there for name, there in found.items() if len(there) < len(sites)}
+
+    def kept_rows(self, sites: Collection[str], *, least: int = 1) -> dict[str, list[Row]]:
+        """Tensor -> the rows of the classes that fewer than `least` of the sites annotate; a round of these sites does not change them."""
+        few = {name for name, there in self.partial(sites).items() if len(there) < least}
+        found = {
+            t: [row_of(names, n) for n, one in enumerate(names) if one in few] for t, names in self.tensors.items()
+        }
+        return {tensor: rows for tensor, rows in found.items() if rows}
 
 
 ALL_ANNOTATED = Annotations()
@@ -172,7 +191,7 @@ def _with_combined_rows(
     for number, name in enumerate(rows):
         if name not in weights:
             continue
-        where = ... if len(rows) == 1 else number
+        where = row_of(rows, number)
         values = [sent[site][where].detach().double().cpu() for site in weights[name]]
         common = combine(torch.stack(values), list(weights[name].values())) if values else received[where]
         for own in result.values():

@@ -12,6 +12,7 @@ from pfedsam.federation.aggregation import (
     ALL_ANNOTATED,
     AggregationResult,
     Annotations,
+    Row,
     TooFewUpdatesError,
     accept,
     combine_by_class,
@@ -30,7 +31,10 @@ class ServerState:
     """The round that the sites train next, counted from 0."""
     shared: NamedTensors
     memory: NamedTensors = field(default_factory=dict)
-    """Tensors that the method's server step keeps between rounds, such as moments; saved with the shared parameters, never sent."""
+    """Tensors that the method's server step keeps between rounds, such as moments; saved with the shared parameters, never sent.
+
+    A tensor that belongs to one shared parameter has its shape, and its name or `<kind>:<name>`.
+    """
 
     def to_bytes(self) -> bytes:
         """The shared parameters as the message that is sent to every site; empty if the method shares nothing."""
@@ -133,4 +137,24 @@ def aggregate(
     by_class = combine_by_class(
         result.updates, annotations, state.shared, step.combine, max_share=limits.max_share, least=step.least_updates
     )
-    return step.apply(state, by_class), result
+    kept = annotations.kept_rows(result.accepted, least=step.least_updates)
+    return _with_kept_rows(step.apply(state, by_class), state, kept), result
+
+
+def _with_kept_rows(after: ServerState, before: ServerState, rows: Mapping[str, Sequence[Row]]) -> ServerState:
+    """The state after a round, with these rows of the shared tensors, and their memory, as they were before the round.
+
+    A server step with a memory, such as FedAdam's moments, would move the rows although no update changes them.
+    """
+
+    def keep(new: NamedTensors, old: NamedTensors) -> dict[str, Tensor]:
+        kept = dict(new)
+        for name, value in old.items():
+            parameter = name.rpartition(":")[2]
+            if parameter in rows and value.shape == before.shared[parameter].shape:
+                kept[name] = new[name].clone()
+                for row in rows[parameter]:
+                    kept[name][row] = value[row]
+        return kept
+
+    return replace(after, shared=keep(after.shared, before.shared), memory=keep(after.memory, before.memory))

@@ -11,9 +11,11 @@ from pfedsam.core.tensors import digest
 from pfedsam.engine.run import run
 from pfedsam.engine.server_files import load_state, read_server, save_state
 from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.aggregation import Annotations
 from pfedsam.federation.bounds import change_norm
 from pfedsam.federation.methods import METHODS, fedadam
-from pfedsam.federation.update import Update
+from pfedsam.federation.server import aggregate
+from pfedsam.federation.update import Update, UpdateSpec
 
 
 def step(**own: float) -> fedadam.FedAdamStep:
@@ -41,6 +43,32 @@ def test_it_is_algorithm_2_of_the_paper_coordinate_by_coordinate() -> None:
         assert state.shared["w"].tolist() == pytest.approx(x, abs=1e-12)
         assert state.memory["m:w"].tolist() == pytest.approx(m, abs=1e-12)
         assert state.memory["v:w"].tolist() == pytest.approx(v, abs=1e-12)
+
+
+def test_a_class_that_no_site_of_a_round_annotates_does_not_move_and_keeps_its_moments() -> None:
+    """The row of y has moments from the first round; in the second round only b takes part, which does not annotate y."""
+    server, annotations = step(), Annotations({"rows": ("x", "y"), "whole": ("y",)}, {"b": {"y"}})
+    state = server.init({"rows": torch.zeros(2, 3), "whole": torch.zeros(3), "all": torch.zeros(3)})
+    spec, cases = UpdateSpec.of(state.shared), {"a": 10, "b": 10}
+    states = [state]
+    for round_, sites in enumerate(["ab", "b", "ab"]):
+        before = states[-1]
+        sent = [Update(n, round_, {k: v + 0.01 for k, v in before.shared.items()}, 10) for n in sites]
+        states.append(aggregate(before, sent, spec, cases, server, annotations=annotations)[0])
+    _, first, second, third = states
+    assert first.shared["rows"][1].all()
+    assert torch.equal(second.shared["rows"][1], first.shared["rows"][1])
+    assert torch.equal(second.shared["whole"], first.shared["whole"])
+    for kind in ("m", "v"):
+        assert torch.equal(second.memory[f"{kind}:rows"][1], first.memory[f"{kind}:rows"][1])
+        assert torch.equal(second.memory[f"{kind}:whole"], first.memory[f"{kind}:whole"])
+    # The rest of the second round is a step of the algorithm without annotations.
+    sent = [Update("b", 1, {k: v + 0.01 for k, v in first.shared.items()}, 10)]
+    plain, _ = aggregate(first, sent, spec, cases, server)
+    assert torch.equal(second.shared["rows"][0], plain.shared["rows"][0])
+    assert torch.equal(second.memory["m:all"], plain.memory["m:all"])
+    # In the third round y goes on as if the second one had not been: it makes the step that it would have made there.
+    assert torch.equal(third.shared["rows"][1], plain.shared["rows"][1])
 
 
 def test_sites_train_and_share_as_in_fedavg(make) -> None:
