@@ -4,12 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from pfedsam.bench.new_sites import run_new_sites
+from pfedsam.bench.new_sites import _columns, run_new_sites
 from pfedsam.bench.plan import Plan
 from pfedsam.experiment.options import RunOptions
 from pfedsam.experiment.suite import Suite, choose_entries
+from pfedsam.report.onboarded import ALONE, LOCAL_PART, NOTHING, Onboarded
 from pfedsam.report.onboarding_page import Joined
-from pfedsam.report.summary_file import read_summary
+from pfedsam.report.summary_file import SiteEntry, read_summary
+
+
+def test_a_method_without_a_shared_model_has_no_column_unseen() -> None:
+    ways = {LOCAL_PART: {"dice": 0.7}, ALONE: {"dice": 0.5}}
+    personal = {5: Onboarded(ways, 5, 3, LOCAL_PART)}
+    assert _columns(SiteEntry(), personal) == {"member": None, "local part 5": 0.7, "alone 5": 0.5}
+    shared = {5: Onboarded({NOTHING: {"dice": 0.6}, **ways}, 5, 3, LOCAL_PART)}
+    assert _columns(SiteEntry(), shared) == {"member": None, "unseen": 0.6, "local part 5": 0.7, "alone 5": 0.5}
 
 
 @pytest.mark.slow

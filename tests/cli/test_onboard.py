@@ -33,3 +33,5 @@ def test_it_is_said_where_the_shared_model_alone_is_better():
     assert "--model shared" in of(0.8, 0.75)
     assert of(0.75, 0.8) == of(0.8, 0.8) == of(None, 0.8) == of(0.8, None) == ""
     assert of(0.8, 0.8, NOTHING) == ""
+    without = Onboarded({LOCAL_PART: {"dice": 0.75}}, 10, 30, LOCAL_PART)  # the method has no shared model
+    assert shared_is_better(without) == ""

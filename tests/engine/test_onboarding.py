@@ -26,7 +26,8 @@ from pfedsam.engine.run import run
 from pfedsam.engine.server_files import SERVER
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.site_store import SiteStore
-from pfedsam.report.onboarded import ALONE, EVERYTHING, LOCAL_PART, NOTHING
+from pfedsam.report.onboarded import ALONE, EVERYTHING, LOCAL_PART, NOTHING, WAYS
+from pfedsam.report.summary_file import read_summary
 
 
 @pytest.fixture(scope="session")
@@ -111,6 +112,27 @@ def test_a_method_without_a_local_part_has_the_shared_model_in_use_also_from_the
     found = onboard(open_run(tmp_path / "run"), Newcomer("newcomer", new_site, 2, steps=2), tmp_path / "out")
     assert list(found.ways) == [NOTHING, EVERYTHING, ALONE]
     assert found.in_use == NOTHING
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fedper", "unet-fedbn"])
+def test_no_shared_model_is_reported_where_the_method_has_none(
+    tmp_path: Path, short: RunOptions, new_site: Path, method: str
+) -> None:
+    content = short.model_dump(mode="json") | {"method": method, "method_options": {}}
+    content["training"]["phases"] = "coupled"
+    if method == "unet-fedbn":
+        content["model"] = {"unet": {"channels": [4, 8], "residual_units": 1}, "image_size": 64}
+    run(RunOptions.model_validate(content), tmp_path / "run")
+    found = onboard(open_run(tmp_path / "run"), Newcomer("newcomer", new_site, 2, steps=2), tmp_path / "out")
+    assert list(found.ways) == [LOCAL_PART, EVERYTHING, ALONE]
+    assert found.in_use == LOCAL_PART
+    summary = read_summary(tmp_path / "out" / "summary.json")
+    assert (summary.sites["newcomer"].shared, summary.mean.shared) == (None, None)
+    assert summary.sites["newcomer"].personal is not None
+    assert summary.sites["newcomer"].personal.dice == found.ways[LOCAL_PART]["dice"]
+    assert WAYS[NOTHING] not in (tmp_path / "out" / "report.html").read_text()
+    assert not (tmp_path / "out" / "others" / NOTHING).exists()
 
 
 def test_a_site_with_another_number_of_sequences_does_not_join(tmp_path: Path) -> None:

@@ -35,3 +35,17 @@ def test_seeds_are_averaged_and_nothing_is_a_result_too(tmp_path):
     assert write_onboarding(tmp_path, STUDY, rows)["dice_mean.pfedsam.unseen"] == 30
     assert write_onboarding(tmp_path, STUDY, []) == {}
     assert "Not run yet." in (tmp_path / "onboarding-x.md").read_text()
+
+
+def test_a_method_without_a_shared_model_has_a_table_without_unseen(tmp_path):
+    both = Study(**{**vars(STUDY), "lines": [Line("pfedsam", "pfedsam", True), Line("fedper", "fedper", True)]})
+    rows = [
+        joined("a", 0, 80.0, 40.0, n5=60.0),
+        Joined("fedper", "a", 0, {"member": 70.0, "local part 5": 50.0}, "local part"),
+    ]
+    figures = write_onboarding(tmp_path, both, rows)
+    assert "dice_mean.fedper.unseen" not in figures
+    assert figures["dice_mean.fedper.local_part_5"] == 50
+    text = (tmp_path / "onboarding-x.md").read_text()
+    assert "| site | member | unseen | local part 5 |" in text.split("## fedper")[0]
+    assert "| site | member | local part 5 |" in text.split("## fedper")[1]

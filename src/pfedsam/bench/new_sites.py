@@ -73,8 +73,10 @@ def _join(
 def _columns(member: SiteEntry, results: Mapping[int, Onboarded]) -> dict[str, float | None]:
     """Dice by column, as `Joined.columns`, in 0..1, from the results by number of labelled cases; None where undefined."""
     ways = next(iter(results.values())).ways
-    columns = {MEMBER: member.in_use.dice if member.in_use else None, UNSEEN: ways[NOTHING]["dice"]}
+    columns = {MEMBER: member.in_use.dice if member.in_use else None}
     for way in ways:
-        if way != NOTHING:
+        if way == NOTHING:
+            columns[UNSEEN] = ways[NOTHING]["dice"]
+        else:
             columns |= {f"{way} {number}": found.ways[way]["dice"] for number, found in results.items()}
     return columns

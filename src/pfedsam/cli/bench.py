@@ -137,7 +137,8 @@ def onboarding_command(
 ) -> None:
     """Leave out each site in turn, score the shared model there, and let the site join with a few labelled cases.
 
-    If --out is the folder of an earlier `bench accuracy` of the same suite, its runs of the full federation are used.
+    The shared model is scored if the method has one. If --out is the folder of an earlier `bench accuracy` of the same suite, its runs of
+    the full federation are used.
     Example: pfedsam bench onboarding --data data/nuclei --suite nuclei --out runs/nuclei
     """  # noqa: DOC501 - shown as help
     from pfedsam.bench.new_sites import run_new_sites

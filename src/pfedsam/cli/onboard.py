@@ -39,8 +39,9 @@ def onboard_command(
     """Train a personal model for a new site from a few labelled cases and the shared parameters of a finished federation.
 
     The shared parameters do not change, and no data are sent. The folder --out contains the shared parameters with the site's own local
-    parameters, or the shared model alone if the method has no local parameters. The table compares it with the unchanged shared model, with
-    fine-tuning of all parameters, and with training without the federation; all are scored on cases that none of them was trained on.
+    parameters, or the shared model alone if the method has no local parameters. The table compares it with the unchanged shared model,
+    if the method has one, with fine-tuning of all parameters, and with training without the federation; all are scored on cases that none
+    of them was trained on.
     Example: pfedsam onboard runs/nuclei/pfedsam --site-folder data/new --labels 10 --out runs/new
     """
     from pfedsam.engine.onboarding import Newcomer, onboard

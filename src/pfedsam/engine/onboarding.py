@@ -1,11 +1,11 @@
 """A new site joins a finished federation: it gets its own model from a few labelled cases, and nothing is sent.
 
-There are four options, which are scored on the same held-out cases of the new site; those that train do the same number of steps:
+There are up to four options, which are scored on the same held-out cases of the new site; those that train do the same number of steps:
 
 * local part: the method's final phases train the local parameters, with the shared parameters fixed.
 * everything: all parameters are fine-tuned, starting from the shared ones.
 * alone: all parameters are trained from the backbone, without the federation.
-* nothing: the shared model is used unchanged.
+* nothing: the shared model is used unchanged, if the method has a shared model.
 """
 
 import hashlib
@@ -142,8 +142,12 @@ def _train(work: "_Work", key: str, facts: SiteFacts, tell: Callable[[str], None
 
 
 def _folders(work: "_Work", used: str) -> dict[str, Path]:
-    """The folder of each onboarding option; the local part is only trained if this is the option in use."""
-    ways = [way for way in WAYS if way != LOCAL_PART or used == LOCAL_PART]
+    """The folder of each onboarding option.
+
+    The local part is only trained if this is the option in use, and the shared model is only scored if the method has one.
+    """
+    left_out = {LOCAL_PART} if work.built.has_shared_model else {LOCAL_PART, NOTHING}
+    ways = [way for way in WAYS if way == used or way not in left_out]
     others = {way: work.out / "others" / way.replace(" ", "-") for way in ways}
     return others | {used: work.out / "sites" / work.site.name}
 
@@ -367,9 +371,8 @@ def _commit(work: _Work, local: NamedTensors) -> None:
 
 
 def _finish(work: _Work, scores: Mapping[str, list[CaseScores]], used: str) -> None:
-    models = {"shared": {work.site.name: summarize_site(scores[NOTHING])}}
-    if used != NOTHING:
-        models["personal"] = {work.site.name: summarize_site(scores[used])}
+    ways = {"shared": NOTHING} | ({"personal": used} if used != NOTHING else {})
+    models = {m: {work.site.name: summarize_site(scores[way])} for m, way in ways.items() if way in scores}
     nothing_sent = Communication(up_bytes_per_site_round=0, down_bytes_per_site_round=0, by_component={})
     seconds = {"total": round(time.monotonic() - work.started, 1)}
     sizes = part_sizes({work.site.name: work.site})

@@ -26,7 +26,7 @@ class Onboarded:
     """The scores of each onboarding option on the new site's held-out cases."""
 
     ways: dict[str, dict[str, float | None]]
-    """Onboarding option -> the measures of its model, Dice and IoU in 0..1."""
+    """Onboarding option -> the measures of its model, Dice and IoU in 0..1; `nothing` only if the method has a shared model."""
     trained_on: int
     tested_on: int
     in_use: str

@@ -13,7 +13,7 @@ from pfedsam.report.format import format_value
 from pfedsam.report.result_file import markdown
 
 MEMBER, UNSEEN = "member", "unseen"
-"""Columns: the site as a member from the start, and the shared model of the federation without the site."""
+"""Columns: the site as a member from the start, and the shared model of the federation without the site, if the method has one."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Joined:
     site: str
     seed: int
     columns: Mapping[str, float]
-    """Dice by column: member, unseen, and `<way> <cases>`."""
+    """Dice by column: member, unseen, and `<way> <cases>`; a method without a shared model has no column unseen."""
     in_use: str
     """The onboarding option that a new site would use."""
 
@@ -56,8 +56,8 @@ def _by_label(study: Study, joined: Sequence[Joined]) -> dict[str, list[Joined]]
 
 _HOW = (
     "Each site in turn is left out of the federation and then joins it. Dice in points of 100 on the site's test cases, mean over seeds. "
-    "`member`: the site took part from the start. `unseen`: the shared model of a federation without the site. The other columns give "
-    "the onboarding option and the number of labelled cases."
+    "`member`: the site took part from the start. `unseen`: the shared model of a federation without the site, if the "
+    "method has one. The other columns give the onboarding option and the number of labelled cases."
 )
 
 
