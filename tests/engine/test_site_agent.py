@@ -259,3 +259,22 @@ def test_a_summary_that_is_asked_for_again_is_the_same_whatever_the_files_hold_n
     victim.write_bytes(victim.read_bytes()[:50])
     assert reply_to_wire(agent.handle(request)) == reply_to_wire(first)
     assert agent.handle(replace(request, round=1)).refused == "wrong-round"
+
+
+def test_an_end_that_the_patience_cannot_give_is_refused_and_costs_the_study_nothing(
+    tmp_path: Path, toy_options: RunOptions, agent: SiteAgent, ask
+) -> None:
+    """Of four rounds with a patience of one, a study can end after three: a first score, one round without a gain, and one more."""
+    changes = {
+        "training": toy_options.training.model_copy(update={"patience": 1}),
+        "communication": toy_options.communication.model_copy(update={"data_summary": True}),
+    }
+    study = create_study(toy_options.model_copy(update=changes), tmp_path / "others", RoundPolicy())
+    manifest = read_manifest(study / "manifest.json")
+    agent.host.policy.approve(manifest)
+    of_study = {"study": manifest.study, "digest": manifest.digest}
+    assert agent.handle(ask("summarize", **of_study, shared=b"", ends=2)).refused is None
+    for ends in range(3):
+        assert agent.handle(ask("test", ends, **of_study, ends=ends)).refused == "wrong-round"
+        assert agent.handle(ask("train", ends, **of_study)).refused is None
+    assert agent.handle(ask("test", 3, **of_study, ends=3)).refused is None

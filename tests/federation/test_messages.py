@@ -14,7 +14,7 @@ def test_a_request_is_what_was_sent(ends: int | None) -> None:
     assert request_from_wire(request_to_wire(request)) == request
 
 
-@pytest.mark.parametrize("ends", [-1, 1.5, True, "9", 10**9, [3]])
+@pytest.mark.parametrize("ends", [0, -1, 1.5, True, "9", 10**9, [3]])
 def test_an_end_that_is_no_number_of_rounds_is_refused(ends: object) -> None:
     wire = request_to_wire(Request("train", "study", "digest", 3))
     wire["head"] = json.dumps({**json.loads(wire["head"]), "ends": ends}).encode()

@@ -299,6 +299,7 @@ def test_a_coordinator_asks_for_what_was_approved_in_its_order_and_once(tmp_path
 ENDS = {
     "round 1": (("train", 0, 0.0, None), True),
     "an end before the round": (("train", 1, 0.1, 1), False),
+    "an end before no site can have gained for the patience": (("train", 1, 0.1, 2), False),
     "an end after the approved one": (("train", 1, 0.1, 6), False),
     "the test before an end was said": (("test", 1, 0.1, None), False),
     "round 2, the last but one": (("train", 1, 0.1, 3), True),
@@ -314,7 +315,7 @@ ENDS = {
 
 
 def test_a_study_ends_once_and_never_after_the_approved_number_of_rounds(tmp_path, manifest):
-    patient = {**manifest.configuration, "training": {"rounds": 5, "patience": 2}}
+    patient = {**manifest.configuration, "training": {"rounds": 5, "patience": 1}}
     manifest = manifest.model_copy(update={"configuration": patient})
     SitePolicy(tmp_path).approve(manifest)
     for what, ((task, round_, times, ends), due) in ENDS.items():

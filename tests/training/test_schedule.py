@@ -1,6 +1,8 @@
 """The learning rate over the rounds and the end of the training, by hand."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pfedsam.training.options import TrainingOptions
 from pfedsam.training.phases import OptimizerOptions
@@ -97,3 +99,17 @@ def test_the_end_is_never_after_the_last_round_and_without_scores_it_is_the_last
     assert end_of_training(patient(30, 4), {}) == 30
     assert end_of_training(patient(30, 4), {1: {}, 20: {}}) == 30
     assert end_of_training(TrainingOptions(rounds=30, patience=None), scores(*[0.5] * 30)) == 30
+
+
+VALIDATIONS = st.dictionaries(
+    st.integers(0, 30), st.dictionaries(st.sampled_from(["north", "south"]), st.floats(0, 1)), max_size=31
+)
+
+
+@given(patience=st.integers(1, 12), rounds=st.integers(1, 30), found=VALIDATIONS)
+def test_an_earlier_end_is_after_more_than_twice_the_patience(
+    patience: int, rounds: int, found: dict[int, dict[str, float]]
+) -> None:
+    """Sites refuse an end that breaks this (`federation.request_history.may_end_after`)."""
+    ends = end_of_training(patient(rounds, patience), found)
+    assert ends == rounds or 2 * patience < ends < rounds

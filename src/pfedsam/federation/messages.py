@@ -91,7 +91,7 @@ def request_from_wire(wire: Mapping[str, Any]) -> Request:
     if not (isinstance(head["study"], str) and isinstance(head["digest"], str)):
         raise UpdateError("the study and the manifest's digest in a request must be text.")
     ends = head["ends"]
-    if ends is not None and not _is_round(ends):
+    if ends is not None and not (_is_round(ends) and ends > 0):
         raise UpdateError("the number of rounds in a request is not valid.")
     return Request(
         head["task"],

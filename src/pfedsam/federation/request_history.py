@@ -103,7 +103,8 @@ class RequestHistory:
         found = self._asked.setdefault(request.task, {})
         if found.get(request.round) != shared_digest(request):
             found[request.round] = shared_digest(request)
-            self._ends = self._ends or request.ends
+            if request.task not in WITHOUT_PARAMETERS:  # in other requests the end was not checked
+                self._ends = self._ends or request.ends
             asked = {task: {str(r): d for r, d in rounds.items()} for task, rounds in self._asked.items()}
             sealed.write_json(self._path, {"asked": asked, "ends": self._ends})
 
@@ -146,10 +147,10 @@ class RequestHistory:
             raise NotDueError(
                 f"{_said(request)} ends the study after {ends} round(s); an earlier request said {self._ends}."
             )
-        if request.ends is not None and not (may_end_early(manifest) and request.round <= ends < manifest.rounds):
+        if request.ends is not None and not (request.round <= ends and may_end_after(ends, manifest)):
             raise NotDueError(
                 f"{_said(request)} ends the study after {ends} round(s), which the approved manifest with {manifest.rounds} round(s) "
-                "does not allow."
+                f"does not allow{_of_patience(manifest)}."
             )
         return ends
 
@@ -204,10 +205,26 @@ def state_of(request: Request, manifest: StudyManifest) -> int:
     return request.round
 
 
-def may_end_early(manifest: StudyManifest) -> bool:
-    """Whether the approved configuration lets the study end before its last round (`training.patience`)."""
+def may_end_after(ends: int, manifest: StudyManifest) -> bool:
+    """Whether the approved configuration lets the study end after so many rounds, which are fewer than those of the manifest.
+
+    With `training.patience`, a study ends so many rounds after no site has gained for so many rounds, and the first score at a site counts
+    as a gain. Every end that `training.schedule.end_of_training` determines is therefore after more than twice as many rounds.
+    """
+    patience = _patience(manifest)
+    return patience is not None and 2 * patience < ends < manifest.rounds
+
+
+def _patience(manifest: StudyManifest) -> int | None:
     training: Any = manifest.configuration.get("training")
-    return isinstance(training, dict) and training.get("patience") is not None
+    patience = training.get("patience") if isinstance(training, dict) else None
+    return patience if type(patience) is int else None
+
+
+def _of_patience(manifest: StudyManifest) -> str:
+    """The part of a message about the earliest end of a study whose configuration has a patience."""
+    patience = _patience(manifest)
+    return "" if patience is None else f"; with a patience of {patience} it has more than {2 * patience} round(s)"
 
 
 def shared_digest(request: Request) -> str:
