@@ -25,7 +25,7 @@ class Context:
 
 def test_the_gate_makes_a_fresh_message_without_what_was_slipped_in(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv(SITE_FOLDER, str(tmp_path))
-    message = to_shareable(reply_to_wire(Reply("train", "s", 0, refused="data")))
+    message = to_shareable(reply_to_wire(Reply("train", "0123456789abcdef", 0, refused="data")))
     message.set_header("note", "Jane Doe")
     out = SiteGate().process(message, Context())
     assert "Jane" not in repr(dict(out))

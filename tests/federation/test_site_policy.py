@@ -108,6 +108,7 @@ HELD_BACK = {
     "an update to validate": lambda: replace(trained(), task="validate", scalar_metrics={}),
     "no update to train": lambda: replace(trained(), update=b""),
     "a study not approved": lambda: replace(trained(), study="f" * 16),
+    "a study that is no id": lambda: replace(trained(), study="Jane Doe" * 1000),
     "a refusal with a rider": lambda: replace(trained(), refused="data"),
 }
 
@@ -120,6 +121,7 @@ def test_anything_else_stays_and_is_recorded(gate, what):
     _, line = gate.ledger.read()
     assert line["sent"] is False
     assert line["note"]
+    assert len(line["study"]) <= len(STUDY)
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ NAMES = ("cases", "unit", *(f"{g}.{p}{m}" for g in ("mean", "class.a") for m in 
 @given(data=st.data())
 def test_replies(data: st.DataObject) -> None:
     names = {f"test.shared.{name}": data.draw(NUMBERS) for name in NAMES}
-    wire: dict = reply_to_wire(Reply("test", "s", 1))
+    wire: dict = reply_to_wire(Reply("test", "0123456789abcdef", 1))
     head = {**json.loads(wire["head"]), "scalar_metrics": names}
     if data.draw(st.booleans()):
         wire["head"] = bent(data, json.dumps(head).encode())

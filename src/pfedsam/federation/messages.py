@@ -5,6 +5,7 @@ text, so that no name, path or message from a site's data can be sent in a reply
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, get_args
@@ -30,6 +31,9 @@ REFUSALS: Final = {
 }
 """Why a site refused a request: the code that is sent -> the text that the coordinator shows."""
 
+STUDY_ID: Final = re.compile(r"[0-9a-f]{16}")
+"""The form of a study's id. A site writes the id into its ledger and uses it in paths, so that no other text may take its place."""
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _TASKS: Final = get_args(Task)
 MAX_ROUND: Final = 1_000_000
 _MAX_METRICS: Final = 100_000
@@ -88,8 +92,8 @@ def request_from_wire(wire: Mapping[str, Any]) -> Request:
         UpdateError: the bytes do not have the agreed form.
     """
     head = _parse(wire, {"head", "manifest", "shared"}, {"task", "study", "digest", "round", "ends"})
-    if not (isinstance(head["study"], str) and isinstance(head["digest"], str)):
-        raise UpdateError("the study and the manifest's digest in a request must be text.")
+    if not (_has_form(STUDY_ID, head["study"]) and _has_form(_DIGEST, head["digest"])):
+        raise UpdateError("the study and the manifest's digest in a request must be 16 and 64 hexadecimal digits.")
     ends = head["ends"]
     if ends is not None and not (_is_round(ends) and ends > 0):
         raise UpdateError("the number of rounds in a request is not valid.")
@@ -126,8 +130,9 @@ def reply_from_wire(wire: Mapping[str, Any]) -> Reply:
     metrics, refused = head["scalar_metrics"], head["refused"]
     if refused is not None and (not isinstance(refused, str) or refused not in REFUSALS):
         raise UpdateError("the refusal code in a reply is not on the list.")
-    if not isinstance(head["study"], str):
-        raise UpdateError("the study in a reply must be text.")
+    # The study is empty if the site's gate withheld a reply that it could not read.
+    if head["study"] != "" and not _has_form(STUDY_ID, head["study"]):
+        raise UpdateError("the study in a reply must be 16 hexadecimal digits.")
     if not _are_metrics(metrics):
         raise UpdateError("the scalar metrics in a reply must be finite numbers by name.")
     return Reply(head["task"], head["study"], head["round"], metrics, bytes(wire["update"]), refused)
@@ -157,6 +162,10 @@ def _head(data: bytes, fields: set[str]) -> dict[str, Any]:
     if not isinstance(head, dict) or set(head) != fields:
         raise UpdateError("a message's head does not have the agreed fields.")
     return head
+
+
+def _has_form(form: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and form.fullmatch(value) is not None
 
 
 def _is_round(value: object) -> bool:

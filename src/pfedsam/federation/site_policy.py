@@ -5,7 +5,6 @@ All of this is stored and decided in the site's own folder: `approved/` contains
 """
 
 import hashlib
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +25,7 @@ from pfedsam.federation.manifest import (
     read_manifest,
     write_manifest,
 )
-from pfedsam.federation.messages import Reply, Request, reply_from_wire, reply_to_wire
+from pfedsam.federation.messages import STUDY_ID, Reply, Request, reply_from_wire, reply_to_wire
 from pfedsam.federation.request_history import NotDueError, RequestHistory, state_of
 from pfedsam.federation.small_numbers import check_small_numbers
 from pfedsam.federation.tasks import in_words
@@ -39,8 +38,6 @@ MISSED_ROUNDS: Final = 8
 make; a mean over sites changes by a tenth of it or less in a round, so that this is enough for about a hundred missed rounds."""
 _RECEIVED: Final = "received.safetensors"
 _FINAL: Final = "final.safetensors"
-_STUDY: Final = re.compile(r"[0-9a-f]{16}")
-"""The form of a study's id in a manifest; any other text from a coordinator must not become part of a path."""
 _HOW_TO_APPROVE: Final = (
     "the requested study is not approved at this site. Read its manifest and, if you agree, approve it with "
     "`pfedsam site approve`."
@@ -83,7 +80,7 @@ class SitePolicy:
     def approved(self, study: str) -> StudyManifest | None:
         """The approved manifest of a study, or None; other files in the folder `approved/` are not read."""
         path = self.folder / "approved" / f"{study}.json"
-        return read_manifest(path) if _STUDY.fullmatch(study) and path.exists() else None
+        return read_manifest(path) if STUDY_ID.fullmatch(study) and path.exists() else None
 
     def manifests(self, kind: str = "approved") -> list[StudyManifest]:
         """The manifests that are `approved` or `pending`."""
@@ -105,7 +102,7 @@ class SitePolicy:
         manifest = self.approved(request.study)
         if manifest is None:
             withdrawn = self.folder / "approved" / f"{request.study}.withdrawn"
-            left = bool(_STUDY.fullmatch(request.study)) and withdrawn.exists()
+            left = bool(STUDY_ID.fullmatch(request.study)) and withdrawn.exists()
             self._keep_offer(request)
             raise RefusedError("left" if left else "not-approved", _HOW_TO_APPROVE)
         if request.digest != manifest.digest:
