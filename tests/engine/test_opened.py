@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,20 @@ import pytest
 from PIL import Image
 from volume_files import write_nifti
 
+from pfedsam.core import tensors
 from pfedsam.core.errors import DataError, RunError, StoreError
 from pfedsam.core.lock import exclusive
 from pfedsam.data.manifest import Case
 from pfedsam.engine.opened import OpenSite, open_run
 from pfedsam.engine.predict_volume import VolumeWishes
+from pfedsam.engine.rounds import RoundPolicy
 from pfedsam.engine.run import run
+from pfedsam.engine.server_files import SERVER
+from pfedsam.engine.study_folder import create_study
 from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.manifest import read_manifest
+from pfedsam.federation.messages import Request
+from pfedsam.federation.site_policy import SitePolicy
 from pfedsam.report.records import RecordWriter
 
 
@@ -133,6 +141,22 @@ def test_a_study_at_the_coordinator_has_no_local_parameters_and_no_test_images(f
         opened.site(opened.site_names[0])
     with pytest.raises(RunError, match="study between hospitals"):
         opened.evaluate()
+
+
+def test_a_hospital_that_has_left_a_study_keeps_its_model(tmp_path: Path, toy_options: RunOptions, make_sites) -> None:
+    """The model is opened as before, and requests stay refused."""
+    training = toy_options.training.model_copy(update={"rounds": 1, "shared_warmup_rounds": 0, "final_steps": 0})
+    study = create_study(toy_options.model_copy(update={"training": training}), tmp_path / "studies", RoundPolicy())
+    manifest, shared = read_manifest(study / "manifest.json"), tensors.to_bytes(tensors.load(study / SERVER)[0])
+    sites, (site, image) = make_sites(toy_options, manifest), _image(toy_options)
+    folder, train = sites.folders[site], Request("train", manifest.study, manifest.digest, 0, shared=shared)
+    for request in (train, replace(train, task="test", round=1)):
+        assert sites.agents[site].handle(request).refused is None
+    before = open_run(folder).site(site).predict(image)
+    assert SitePolicy(folder).withdraw(manifest.study)
+    for asked in (None, manifest.study):
+        assert (open_run(folder, study=asked).site(site).predict(image) == before).all()
+    assert sites.agents[site].handle(train).refused == "left"
 
 
 def test_a_model_can_be_asked_for_by_name(folder: Path, toy_options: RunOptions) -> None:

@@ -310,10 +310,12 @@ def _open_at_site(folder: Path, study: str | None, overrides: Sequence[str]) -> 
 def _ended(policy: SitePolicy, study: str | None) -> StudyManifest:
     """The manifest of a study that has ended at a site: the study with this id, or the only one.
 
+    The model stays in use at the site if its operator has withdrawn the approval since.
+
     Raises:
         RunError: the study has not ended at the site, or no id is given and not exactly one study has ended.
     """
-    ended = {one.study: one for one in policy.manifests() if (policy.study_folder(one.study) / SCORES).exists()}
+    ended = {one: manifest for one, manifest in policy.joined().items() if (policy.study_folder(one) / SCORES).exists()}
     if study is None and len(ended) == 1:
         return next(iter(ended.values()))
     if study not in ended:

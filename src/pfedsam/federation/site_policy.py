@@ -86,6 +86,12 @@ class SitePolicy:
         """The manifests that are `approved` or `pending`."""
         return [read_manifest(path) for path in sorted((self.folder / kind).glob("*.json"))]
 
+    def joined(self) -> dict[str, StudyManifest]:
+        """The manifests by study that the operator has approved, also if the approval is withdrawn now; they do not admit requests."""
+        folder = self.folder / "approved"
+        withdrawn, approved = sorted(folder.glob("*.withdrawn")), sorted(folder.glob("*.json"))
+        return {manifest.study: manifest for manifest in map(read_manifest, [*withdrawn, *approved])}
+
     def rounds(self, study: str) -> int | None:
         """The number of rounds of a study, for messages; None if the study is not approved or its manifest cannot be read."""
         with suppress(PfedsamError):
