@@ -261,6 +261,29 @@ def test_a_summary_that_is_asked_for_again_is_the_same_whatever_the_files_hold_n
     assert agent.handle(replace(request, round=1)).refused == "wrong-round"
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("labels", "{organ: [2], lesion: [1]}"),
+        ("not_annotated", "[lesion]"),
+        ("spacing", "[0.5, 0.5]"),
+        ("patient_pattern", "'^(p..)'"),
+    ],
+)
+def test_a_site_keeps_the_meaning_of_its_files_throughout_a_study(
+    agent: SiteAgent, ask, caplog: pytest.LogCaptureFixture, key: str, value: str
+) -> None:
+    """A restarted site reads its settings anew; an edit of the labels once exchanged two classes for the rest of a study."""
+    folder = agent.host.folder  # type: ignore[attr-defined]
+    assert agent.handle(ask("train")).refused is None
+    before = (folder / CONFIG).read_text()
+    (folder / CONFIG).write_text(f"{before}{key}: {value}\n")
+    assert SiteAgent(SiteFolder(folder)).handle(ask("train", 1)).refused == "data"
+    assert f"{key} in site.yaml changed" in caplog.text
+    (folder / CONFIG).write_text(f"{before}threads: 1\n")  # a setting that changes no meaning
+    assert SiteAgent(SiteFolder(folder)).handle(ask("train", 1)).refused is None
+
+
 def test_an_end_that_the_patience_cannot_give_is_refused_and_costs_the_study_nothing(
     tmp_path: Path, toy_options: RunOptions, agent: SiteAgent, ask
 ) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pfedsam.core.errors import OptionError
-from pfedsam.engine.site_options import CONFIG, read_site_options
+from pfedsam.core.errors import DataError, OptionError, StoreError
+from pfedsam.engine.site_options import CONFIG, SETTINGS, read_site_options, refuse_other_settings
 
 
 def site(folder: Path, text: str) -> Path:
@@ -38,3 +38,17 @@ def test_no_file(tmp_path: Path) -> None:
 def test_a_wrong_key_is_named(tmp_path: Path, text: str, named: str) -> None:
     with pytest.raises(OptionError, match=f"(?s)site.yaml is wrong.*{named}"):
         read_site_options(site(tmp_path, text))
+
+
+def test_a_study_of_an_earlier_version_gets_the_settings_of_now(tmp_path: Path) -> None:
+    now = read_site_options(site(tmp_path, "name: north\ndata: d\nlabels: {disc: [1], cup: [2]}\n"))
+    refuse_other_settings(tmp_path, now)
+    refuse_other_settings(tmp_path, now)
+    later = now.model_copy(update={"labels": {"disc": [2], "cup": [1]}, "patient_pattern": "^(.)", "threads": 3})
+    with pytest.raises(
+        DataError, match=r"^site 'north': labels, patient_pattern in site\.yaml changed .*leave the study"
+    ):
+        refuse_other_settings(tmp_path, later)
+    (tmp_path / SETTINGS).write_bytes((tmp_path / SETTINGS).read_bytes().replace(b"cup", b"cap"))
+    with pytest.raises(StoreError, match=r"settings\.json is damaged"):
+        refuse_other_settings(tmp_path, now)

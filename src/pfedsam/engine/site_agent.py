@@ -20,7 +20,13 @@ from pfedsam.data.manifest import Site
 from pfedsam.data.planes import write_plane
 from pfedsam.data.sequences import write_sequences
 from pfedsam.data.split import read_split, write_split
-from pfedsam.engine.site_options import CONFIG, SiteOptions, read_site_options
+from pfedsam.engine.site_options import (
+    CONFIG,
+    SiteOptions,
+    read_site_options,
+    refuse_other_settings,
+    write_settings,
+)
 from pfedsam.engine.site_study import SiteStudy
 from pfedsam.engine.study_folder import build_manifest, study_id
 from pfedsam.experiment.build import BuiltModel, build_model, build_roster, build_sites, build_study, read_sites
@@ -234,6 +240,7 @@ class SiteFolder:
         folder, name = self.policy.study_folder(manifest.study), self.options.name
         # If a site that has trained lost its split, this is an error, and no new split is made.
         if (folder / "split.json").exists() or (folder / "state.json").exists():
+            refuse_other_settings(folder, self.options)
             return read_split(folder / "split.json", read_sites(options, masks_required=False)[name])
         site = build_sites(options)[name]
         report = refuse_problems([site], build_study(options))
@@ -242,6 +249,7 @@ class SiteFolder:
         write_range(folder, training_range(report.facts[0]))
         write_plane(folder, report.facts[0])
         write_sequences(folder, site)
+        write_settings(folder, self.options)
         write_split(folder / "split.json", site, digests=True)
         return site
 

@@ -5,7 +5,8 @@ from typing import Any, Final
 
 from pydantic import Field, ValidationError
 
-from pfedsam.core.errors import OptionError
+from pfedsam.core import sealed
+from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.options import MAX_THREADS, Device
 from pfedsam.core.yaml_files import read_mapping
 from pfedsam.data.site_labels import NOTHING_OF_ITS_OWN, SiteLabelOptions
@@ -13,6 +14,10 @@ from pfedsam.data.site_labels import NOTHING_OF_ITS_OWN, SiteLabelOptions
 CONFIG: Final = "site.yaml"
 AGENT: Final = "site.pid"
 """The file with the process id of `pfedsam site start` while it runs (`core.lock.running_as`)."""
+
+
+SETTINGS: Final = "settings.json"
+"""The file in a study's folder at a site with the settings under which the site began the study."""
 
 
 class SiteOptions(SiteLabelOptions):
@@ -41,6 +46,11 @@ class SiteOptions(SiteLabelOptions):
         nothing = NOTHING_OF_ITS_OWN.model_dump()
         return {key: value for key in nothing if (value := getattr(self, key)) != nothing[key]}
 
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """The settings that give the site's files their meaning: labels, spacing and the pattern of the patient."""
+        return self.model_dump(mode="json", include={*SiteLabelOptions.model_fields, "patient_pattern"})
+
 
 def read_site_options(folder: Path) -> SiteOptions:
     """The options in a site's folder.
@@ -55,3 +65,38 @@ def read_site_options(folder: Path) -> SiteOptions:
         raise OptionError(f"{error} Make the site with `pfedsam site init`.") from error
     except ValidationError as error:
         raise OptionError(f"{CONFIG} is wrong: {error}") from error
+
+
+def write_settings(folder: Path, options: SiteOptions) -> None:
+    """Store in a study's folder the settings that give the site's files their meaning, before the study begins at the site.
+
+    Raises:
+        StoreError: the file could not be written.
+    """
+    sealed.write_json(folder / SETTINGS, options.meaning)
+
+
+def refuse_other_settings(folder: Path, options: SiteOptions) -> None:
+    """Refuse settings with which the site's files would have another meaning than when the site began the study.
+
+    An earlier version did not store the settings; then those of now are stored.
+
+    Args:
+        folder: the study's folder at the site.
+        options: the content of `site.yaml` now.
+
+    Raises:
+        DataError: a setting has changed.
+        StoreError: the stored settings are damaged.
+    """
+    if not (folder / SETTINGS).exists():
+        write_settings(folder, options)
+        return
+    remedy = f"It holds the settings of {CONFIG} with which this site began the study: restore it from a backup, or leave the study."
+    before, now = sealed.read_json(folder / SETTINGS, remedy), options.meaning
+    changed = [key for key in now if before.get(key) != now[key]]
+    if changed:
+        raise DataError(
+            f"site {options.name!r}: {', '.join(changed)} in {CONFIG} changed since the site began this study, so that the rest of it "
+            "would be of data with another meaning; put the earlier values back, or leave the study (`pfedsam site approve --withdraw`)"
+        )
