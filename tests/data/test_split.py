@@ -17,6 +17,7 @@ from pfedsam.data.split import (
     check_no_leak,
     file_digest,
     read_split,
+    refuse_changed_files,
     same_part,
     split_problems,
     split_site,
@@ -210,6 +211,23 @@ def test_a_changed_file_is_refused_with_its_cases_name(written, kind):
     ):
         read_split(path, read_site("north", folder))
     assert read_split(path, read_site("north", folder), ("train",)) == site  # of other parts it is no matter
+
+
+def test_a_file_that_changed_after_the_split_was_read_is_refused_in_the_parts_that_are_compared(written):
+    folder, path, site = written
+    refuse_changed_files(path, site)
+    changed = site.of("test")[0].id
+    target = folder / "masks" / f"{changed}.png"
+    before = target.read_bytes()
+    Image.fromarray(1 - np.asarray(Image.open(target))).save(target)
+    refuse_changed_files(path, site, ("train", "val"))
+    with pytest.raises(DataError, match=rf"site 'north', case '{changed}': image or mask was changed"):
+        refuse_changed_files(path, site)
+    target.unlink()
+    with pytest.raises(DataError, match=rf"site 'north', case '{changed}': '{changed}.png' cannot be read"):
+        refuse_changed_files(path, site)
+    target.write_bytes(before)
+    refuse_changed_files(path, site)
 
 
 def test_a_mask_that_was_taken_away_is_a_change(written):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from event_log import records_without_times
+from PIL import Image
 from volume_files import write_nifti
 
 from pfedsam.core import tensors
@@ -411,6 +412,28 @@ def test_a_damaged_volume_of_any_part_is_refused_before_the_first_round(
     with pytest.raises(DataError, match=rf"site 'north', case '{part}': plane 3 of '{part}.nii.gz' holds nan"):
         run(toy_options.model_copy(update={"data": data, "method": "local-only"}), tmp_path / "run")
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_masks_that_are_changed_in_the_last_round_are_not_scored(tmp_path: Path, toy_options: RunOptions) -> None:
+    """The run is refused as a resumed one is; it ended with scores of the new masks, without a warning."""
+    name, folder = next(iter(toy_options.data.sites.items()))
+    data = Path(shutil.copytree(folder, tmp_path / "data"))
+    training = toy_options.training.model_copy(update={"rounds": 1, "shared_warmup_rounds": 0, "final_steps": 0})
+    changes = {
+        "training": training,
+        "data": toy_options.data.model_copy(update={"sites": {**toy_options.data.sites, name: data}}),
+    }
+
+    def change_masks(event: Event) -> None:
+        if event.stage == "train" and event.done == event.total:
+            for mask in (data / "masks").iterdir():
+                with Image.open(mask) as picture:
+                    moved = Image.fromarray(np.roll(np.asarray(picture), 30, axis=1))
+                moved.save(mask)
+
+    with pytest.raises(DataError, match=rf"site '{name}', .*image or mask was changed since 'split.json' was written"):
+        run(toy_options.model_copy(update=changes), tmp_path / "run", progress=change_masks)
+    assert not (tmp_path / "run" / "summary.json").exists()
 
 
 def test_bad_data_is_named_and_nothing_is_written(tmp_path: Path, toy_options: RunOptions) -> None:

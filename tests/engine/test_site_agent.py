@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pfedsam.core import tensors
 from pfedsam.core.errors import OptionError, PfedsamError, RunError, StoreError
@@ -282,6 +284,29 @@ def test_a_site_keeps_the_meaning_of_its_files_throughout_a_study(
     assert f"{key} in site.yaml changed" in caplog.text
     (folder / CONFIG).write_text(f"{before}threads: 1\n")  # a setting that changes no meaning
     assert SiteAgent(SiteFolder(folder)).handle(ask("train", 1)).refused is None
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_files_that_are_changed_while_a_study_is_open_are_not_scored(
+    agent: SiteAgent, ask, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """A hospital's process works for weeks; masks that were corrected meanwhile gave the coordinator scores of other data."""
+    assert agent.handle(ask("join")).refused is None
+    (split,) = agent.host.folder.glob("studies/*/split.json")  # type: ignore[attr-defined]
+    parts = json.loads(split.read_text())
+    for part, refused in [("train", ["test"]), ("val", ["validate", "test"]), ("test", ["test"])]:
+        case = parts[part][0]
+        (path,) = (agent.host.options.data / kind).glob(f"{case}.*")  # type: ignore[attr-defined]
+        before = path.read_bytes()
+        with Image.open(path) as picture:
+            changed = Image.fromarray(np.fliplr(np.asarray(picture)))
+        changed.save(path)
+        for task in refused:
+            assert agent.handle(ask(task, 4)).refused == "data", (task, part)
+            assert f"case '{case}': image or mask was changed" in caplog.text
+        path.write_bytes(before)
+    for task in ("validate", "test"):
+        assert agent.handle(ask(task, 4)).refused is None
 
 
 def test_an_end_that_the_patience_cannot_give_is_refused_and_costs_the_study_nothing(

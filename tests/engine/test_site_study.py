@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from pfedsam.core.tensors import NamedTensors
+from pfedsam.data.manifest import Site
+from pfedsam.data.split import write_split
 from pfedsam.engine.rounds import RoundPolicy
 from pfedsam.engine.site_study import SiteStudy
 from pfedsam.engine.study_folder import create_study
@@ -19,10 +21,17 @@ from pfedsam.federation.site_policy import RefusedError
 Ask = Callable[..., Request]
 
 
+def _begin(folder: Path, site: Site) -> None:
+    """Write what a site has in its folder when a study is open."""
+    folder.mkdir()
+    write_split(folder / "split.json", site, digests=True)
+
+
 @pytest.fixture
 def study(toy_options: RunOptions, tmp_path: Path) -> SiteStudy:
     manifest = read_manifest(create_study(toy_options, tmp_path / "studies", RoundPolicy()) / "manifest.json")
     site, built = next(iter(build_sites(toy_options).values())), build_model(toy_options)
+    _begin(tmp_path / "site", site)
     return SiteStudy(
         manifest, toy_options, built, site, tmp_path / "site", tmp_path / "cache", lambda: built.start("local")
     )
@@ -60,6 +69,7 @@ def test_the_shared_model_is_scored_with_the_last_validations_only_if_so_configu
     options = toy_options.model_copy(update={"evaluation": evaluation})
     manifest = read_manifest(create_study(options, tmp_path / "studies", RoundPolicy()) / "manifest.json")
     site, built = next(iter(build_sites(options).values())), build_model(options)
+    _begin(tmp_path / "site", site)
     study = SiteStudy(
         manifest, options, built, site, tmp_path / "site", tmp_path / "cache", lambda: built.start("local")
     )

@@ -164,6 +164,20 @@ def read_split(
     return site
 
 
+def refuse_changed_files(path: Path, site: Site, parts: Sequence[Split] = USED) -> None:
+    """Refuse a site whose files have changed since its split was written; for a process that has had the split in memory for long.
+
+    Args:
+        path: the file, written by `write_split`; if it has no digests, nothing is compared.
+        site: the site in the parts that the file stores.
+        parts: the parts whose files are compared.
+
+    Raises:
+        DataError: the file is no split, or that of another site; the files of a case have changed or cannot be read.
+    """
+    _refuse_changed(path, site, _cases_of(site, parts), _read_parts(path, site.name)[1], file_digest)
+
+
 def stored_split(path: Path, site: Site, options: SplitOptions, seed: int) -> Site:
     """The site in the parts that a file of `data.split_folder` stores, with at most `max_train_cases` training cases.
 

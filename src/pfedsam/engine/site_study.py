@@ -3,7 +3,7 @@
 The same code is used at a hospital (`engine.site_agent`) and in a local run (`engine.local`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -11,8 +11,9 @@ from pathlib import Path
 
 from pfedsam.core.log import get_logger
 from pfedsam.core.tensors import NamedTensors
-from pfedsam.data.manifest import Site
+from pfedsam.data.manifest import Site, Split
 from pfedsam.data.site_summary import summarize_data
+from pfedsam.data.split import USED, refuse_changed_files
 from pfedsam.engine.model_selection import SiteModels, models_of
 from pfedsam.engine.scalar_metrics import (
     ScalarMetrics,
@@ -88,7 +89,7 @@ class SiteStudy:
 
         Raises:
             RefusedError: the round does not follow the site's own state.
-            DataError: a case cannot be read.
+            DataError: a case cannot be read, or has changed since the site began the study.
             StoreError: the site's state cannot be read or written.
         """
         if request.task == "join":
@@ -121,6 +122,7 @@ class SiteStudy:
         )
 
     def _validate(self, request: Request, shared: NamedTensors) -> ScalarMetrics:
+        self._refuse_changed(("val",))
         models, ends = models_of(self.options, self.built), request.ends or self.manifest.rounds
         if not self.options.evaluation.validate_shared and request.round + 1 < ends:
             models = dict(islice(models.items(), 1))  # the first is the one that the site uses if it does not choose
@@ -131,10 +133,21 @@ class SiteStudy:
         return from_validation(found, self.manifest.scalar_metrics["validate"])
 
     def _test(self, shared: NamedTensors) -> ScalarMetrics:
+        self._refuse_changed(USED)
         models, used = models_of(self.options, self.built), self.models.in_use(shared)
         scores = self._scorer().test(self.site.of("test"), models, used, self.folder)
         summaries = {name: summarize_site(found) for name, found in scores.items()}
         return from_summaries(summaries, self.manifest.scalar_metrics["test"], self.manifest.min_cases)
+
+    def _refuse_changed(self, parts: Sequence[Split]) -> None:
+        """Refuse to score if files were changed while the study was open: images and masks to score are read from the disk each time.
+
+        The test also refuses changed files of the other parts, as `--resume` does, because volumes are read again during the training.
+
+        Raises:
+            DataError: the files of a case of these parts have changed, or cannot be read.
+        """
+        refuse_changed_files(self.folder / "split.json", self.site, parts)
 
     def _scorer(self) -> SiteScorer:
         cache = build_cache(self.options, self.built, self.cache_folder)
