@@ -77,6 +77,13 @@ def test_rollback_commits_the_newest_kept_state(
         "no earlier state is stored; stored are the states after none round(s), and those after 0, 1, 2, 3, which"
         in said
     )
+    assert call("coordinator", "rollback", tmp_path, study.name, "--skip-to", 4) == 8
+    assert "cannot continue with round 4: give a round after 5 and not after 6" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert call("coordinator", "rollback", tmp_path, study.name, "--skip-to", 6) == 0
+    assert "stay as they are; the study continues with round 6" in " ".join(capsys.readouterr().out.split())
+    assert stored.read_status()["reason"] == "skipped to round 6"
 
 
 def test_a_folder_without_a_coordinator_cannot_be_started(

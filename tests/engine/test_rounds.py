@@ -487,8 +487,10 @@ def test_below_the_quorum_the_study_stops_where_it_stands_and_goes_on_later(
 ) -> None:
     scripted.away = lambda site, task, round_: site in scripted.names[1:] and task == "train" and round_ == 1
     before = (study / SERVER).read_bytes()
-    with pytest.raises(QuorumError, match="1 accepted update"):
+    with pytest.raises(QuorumError, match="1 accepted update") as caught:
         StudyRun(study, scripted).run()
+    assert all(f"{site}: no reply within 1800 s." in str(caught.value) for site in scripted.names[1:])
+    assert f"{scripted.names[0]}: " not in str(caught.value)
     assert QuorumError.exit_code == 9
     assert StudyFolder(study).load_state(scripted.manifest).round == 1
     stands = (study / SERVER).read_bytes()
@@ -498,6 +500,37 @@ def test_below_the_quorum_the_study_stops_where_it_stands_and_goes_on_later(
     assert (study / SERVER).read_bytes() == stands
     scripted.away = lambda site, task, round_: False
     assert StudyRun(study, scripted).run() == "finished"
+
+
+def test_a_site_that_does_not_answer_a_second_test_keeps_its_scores(
+    study: Path, scripted: ScriptedSites, with_page: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert StudyRun(study, scripted).run() == "finished"
+    first, third = read_summary(study / "summary.json"), scripted.names[2]
+
+    def half_as_good(site: str, task: str, round_: int, wire: dict) -> dict:
+        reply = reply_from_wire(wire)
+        scores = {name: 0.25 if value == 0.5 else value for name, value in reply.scalar_metrics.items()}
+        return reply_to_wire(replace(reply, scalar_metrics=scores)) if task == "test" else wire
+
+    scripted.change, scripted.away = half_as_good, lambda site, task, round_: site == third
+    assert StudyRun(study, scripted).run() == "finished"
+    again = read_summary(study / "summary.json")
+    assert list(again.sites) == scripted.names
+    assert again.sites[third] == first.sites[third]
+    assert [again.sites[name].in_use.dice for name in scripted.names] == [0.25, 0.25, 0.5]
+    assert again.mean.in_use.dice == pytest.approx((0.25 + 0.25 + 0.5) / 3)
+    assert (again.mean.in_use.cases, again.worst_site) == (1 + 2 + 3, scripted.names[0])
+    assert f"{third} sent no scores; those of the earlier test are kept" in caplog.text
+
+
+def test_scores_of_a_study_that_had_not_ended_are_not_kept(study: Path, scripted: ScriptedSites) -> None:
+    assert StudyRun(study, scripted).run() == "finished"
+    shared, names = study / "shared", scripted.names
+    shutil.copy(max((shared / "earlier").iterdir()), study / SERVER)  # a round is repeated, and may have another result
+    scripted.away = lambda site, task, round_: site == names[2]
+    assert StudyRun(study, scripted).run() == "finished"
+    assert list(read_summary(study / "summary.json").sites) == names[:2]
 
 
 def test_rolled_back_shared_parameters_are_those_of_the_earlier_round_and_no_round_is_repeated(
@@ -549,6 +582,36 @@ def test_a_study_that_ended_early_is_not_rolled_back(
     assert ended == 3  # validated after every round: no gain after the second one, and one round more
     with pytest.raises(RunError, match="all rounds of the study are done"):
         StudyFolder(study).roll_back(manifest, ended - 1)
+
+
+@pytest.mark.slow
+def test_a_coordinator_restored_from_a_copy_skips_the_rounds_that_only_its_sites_have(
+    tmp_path: Path, options: RunOptions, make_sites
+) -> None:
+    training = options.training.model_copy(update={"rounds": 6})
+    study = create_study(options.model_copy(update={"training": training}), tmp_path / "six", RoundPolicy())
+    manifest, stored = read_manifest(study / "manifest.json"), StudyFolder(study)
+    sites = make_sites(options, manifest)
+    for done in (2, 4):
+        sites.wants_again = lambda done=done: sites.asked[-1][1] + 1 >= done
+        assert StudyRun(study, sites).run() == "again"
+        if done == 2:
+            shutil.copytree(study, tmp_path / "copy")
+    shutil.rmtree(study)
+    (tmp_path / "copy").rename(study)
+    sites.wants_again = lambda: False
+    with pytest.raises(QuorumError, match="restored from a copy") as caught:
+        StudyRun(study, sites).run()
+    assert f"{', '.join(options.data.sites)}: the sites have trained later rounds" in str(caught.value)
+    assert f"rollback FOLDER {manifest.study} --skip-to" in str(caught.value)
+    before = stored.load_state(manifest)
+    with pytest.raises(RunError, match=r"cannot continue with round 7: give a round after 3 and not after 6"):
+        stored.roll_back(manifest, None, 6)
+    stored.roll_back(manifest, None, 4)
+    assert digest(stored.load_state(manifest).shared) == digest(before.shared)
+    assert stored.earlier_states() == [0, 1]
+    assert StudyRun(study, sites).run() == "finished"
+    assert [row["round"] for row in rows(study, "aggregate")] == [0, 1, 4, 5]
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from pfedsam.report.summary_file import (
     build_summary,
     collect_versions,
     read_summary,
+    with_earlier_sites,
     with_local_only,
     write_summary,
 )
@@ -158,6 +159,29 @@ def test_models_of_different_sites_are_refused(fake):
         build(personal={"a": one}, shared={"b": one})
     with pytest.raises(RunError, match="same sites"):
         build(personal=None, shared=None)
+
+
+@pytest.mark.parametrize("unit", ["px", "mm"])
+def test_sites_of_two_tests_are_summarised_as_those_of_one_test(unit):
+    """Also with distances that may not be averaged, because their units differ."""
+
+    def scored(case, unit, presence, *values):
+        volume = "px" if unit == "px" else "mm2"
+        return summarize_site(
+            [CaseScores(case, case, {"organ": ClassScores(*values)}, {"organ": presence}, unit, volume)]
+        )
+
+    sites = {
+        "north": scored("1", "px", "both", 0.5, 0.4, 3.0, 2.0, 0.9, 10.0),
+        "south": scored("2", unit, "missed", 0.75, 0.6, None, 1.0, 0.8, 30.0),
+        "west": scored("3", unit, "absent", None, None),
+    }
+    whole = build(personal=sites, shared=sites, use_shared=["west"])
+    now = build(personal={"south": sites["south"]}, shared={"south": sites["south"]})
+    earlier = {name: whole.sites[name] for name in ("north", "west")}
+    assert with_earlier_sites(now, earlier) == whole
+    assert list(with_earlier_sites(now, earlier).sites) == ["north", "south", "west"]
+    assert with_earlier_sites(now, {}) == now
 
 
 def test_the_gain_is_the_difference_to_the_baseline(fake):

@@ -252,8 +252,8 @@ def _changes(submission: "Submission") -> Iterator[str]:
         yield f"This study is there already: it continues after round {before.round} of {before.ends}."
     else:
         yield (
-            f"This study is there already, and all its {before.ends} round(s) are done: it will only be tested again. For a new study with "
-            "this configuration, give it another title (name)."
+            f"This study is there already, and all its {before.ends} round(s) are done: it will only be tested again; a site that "
+            "does not answer keeps its scores. For a new study with this configuration, give it another title (name)."
         )
     if set(before.sites) != set(submission.sites):
         yield f"Its sites were {', '.join(before.sites)}. They are {', '.join(submission.sites)} now."
@@ -360,11 +360,19 @@ def rollback_command(
             help="Number of rounds after which the state was stored; default: the newest one before the present state."
         ),
     ] = None,
+    skip_to: Annotated[
+        int | None,
+        typer.Option(
+            help="Round to continue with if this folder was restored from a copy and the sites have trained later rounds. The "
+            "shared parameters stay as they are, unless --to is given."
+        ),
+    ] = None,
 ) -> None:
     """Reset the shared parameters of a study to one of its last three good states, after a round with a harmful update.
 
     The number of the round does not go back: the study continues with its next round, and no round is trained twice. Revoke the site that
-    sent the update before you start the coordinator again. Another rollback goes one more state back.
+    sent the update before you start the coordinator again. Another rollback goes one more state back. With --skip-to, rounds that only the
+    sites have are skipped instead.
     """  # noqa: DOC501
     from pfedsam.core.errors import RunError
     from pfedsam.core.lock import runner
@@ -377,26 +385,25 @@ def rollback_command(
     if not found.path.is_dir():
         raise RunError(f"there is no study {study!r} in this folder; `pfedsam coordinator status` lists them.")
     kept = found.earlier_states()
-    if to is None and not kept:
+    if to is None and skip_to is None and not kept:
         raise RunError(
             f"no earlier state is stored; stored are {found.describe_states()}. Choose one of them with --to, or submit a new study."
             if found.stored_states()
             else "no earlier state is stored: the study has not finished a round."
         )
     manifest = read_manifest(found.path / "manifest.json")
-    back = kept[-1] if to is None else to
-    state = found.roll_back(manifest, back)
+    back = kept[-1] if to is None and skip_to is None else to
+    state = found.roll_back(manifest, back, None if skip_to is None else skip_to - 1)
     status = found.read_status()
     found.write_status(
         "submitted",
         round_=state.round,
         rounds=manifest.rounds,
         sites=status["sites"],
-        reason=f"rolled back to round {back}",
+        reason=f"skipped to round {skip_to}" if back is None else f"rolled back to round {back}",
     )
-    OUT.print(
-        f"The shared parameters are now those after {back} round(s); the study continues with round {state.round + 1}."
-    )
+    changed = "stay as they are" if back is None else f"are now those after {back} round(s)"
+    OUT.print(f"The shared parameters {changed}; the study continues with round {state.round + 1}.")
 
 
 @app.command("stop")

@@ -16,13 +16,14 @@ from typing import Literal, TypeVar
 
 from pydantic import Field
 
-from pfedsam.core.errors import PfedsamError, QuorumError, RunError, UpdateError
+from pfedsam.core.errors import PfedsamError, QuorumError, RunError, StoreError, UpdateError
 from pfedsam.core.log import get_logger
 from pfedsam.core.options import Options
 from pfedsam.data.site_summary import SiteSummaryFile
 from pfedsam.engine.data_summaries import DataSummaries
 from pfedsam.engine.export import export_adapter
-from pfedsam.engine.run_end import by_model, write_end
+from pfedsam.engine.quorum import too_few_updates
+from pfedsam.engine.run_end import SUMMARY, by_model, write_end
 from pfedsam.engine.scalar_metrics import check_values, to_missing, to_report, to_summaries, to_validation
 from pfedsam.engine.server_files import SERVER, record_aggregate, record_report, record_validation
 from pfedsam.engine.silence import Silences
@@ -42,7 +43,7 @@ from pfedsam.federation.server import ServerState, aggregate
 from pfedsam.federation.tasks import Task, in_words
 from pfedsam.federation.update import label
 from pfedsam.report.records import RecordWriter, read_records, validations_in
-from pfedsam.report.summary_file import SINCE_RESUMED, Communication, PartSizes
+from pfedsam.report.summary_file import SINCE_RESUMED, Communication, PartSizes, SiteEntry, read_summary
 from pfedsam.training.schedule import end_of_training
 
 _LOG = get_logger(__name__)
@@ -140,6 +141,8 @@ class StudyRun:
         self._missing: dict[str, frozenset[str]] = {}
         """The classes that each site does not annotate."""
         self._silences = Silences()
+        self._reasons: dict[str, str] = {}
+        """The last reason for which each site did not reply to a request, or for which its reply was refused."""
         self._summaries = DataSummaries(self.folder.path)
         self._started, self._resumed = time.monotonic(), self.state.round > 0
         # In a local run all updates are computed by this program, so they need no bounds.
@@ -166,6 +169,7 @@ class StudyRun:
             self._check_classes()
             self._summarize(records)
             self._validations = validations_in(read_records(self.folder.path / "records.jsonl"))
+            earlier = self._earlier_entries() if self.state.round >= self.ends else {}
             while self.state.round < self.ends:
                 self._join(records, [s for s in self._connected() if s not in self.present and s not in asked])
                 asked = []
@@ -180,7 +184,7 @@ class StudyRun:
             total = self._seconds()
             seconds = {SINCE_RESUMED: total} if self._resumed else {"train": trained, "total": total}
             records.write({"kind": "timing", **seconds})
-        self._report(summaries, seconds)
+        self._report(summaries, seconds, earlier)
         return "finished"
 
     @property
@@ -287,7 +291,7 @@ class StudyRun:
     def _aggregate(self, records: RecordWriter, replies: Mapping[str, Reply]) -> ServerState:
         current, spec = self.state, self.manifest.spec
         if not spec.tensors:
-            self._check_quorum(len(replies), current.round, {})
+            self._check_quorum(list(replies), {})
             return replace(current, round=current.round + 1)
         messages = {site: reply.update for site, reply in replies.items()}
         updates, rejected = open_messages(messages, spec, current.shared, self.limits)
@@ -302,19 +306,24 @@ class StudyRun:
         record_aggregate(records, current.round, result.accepted, rejected, messages, result.scaled)
         if rejected:
             _LOG.warning("round %d: update refused: %s", current.round + 1, " ".join(rejected.values()))
-        self._check_quorum(len(result.accepted), current.round, rejected, least=step.least_updates)
+        self._check_quorum(result.accepted, rejected, least=step.least_updates)
         return state
 
-    def _check_quorum(self, accepted: int, round_: int, rejected: Mapping[str, str], *, least: int = 1) -> None:
-        if accepted < max(self.policy.quorum, least):
-            needed = f"the quorum is {self.policy.quorum}"
-            if least > self.policy.quorum:
-                needed = f"the method {self.options.method} needs at least {least}"
-            raise QuorumError(
-                f"round {round_ + 1} has {accepted} accepted update(s); {needed}. "
-                f"{' '.join(rejected.values())} The shared parameters stay as they were before it. Go on from there by submitting the "
-                "study again, or a run of this machine with --resume."
-            )
+    def _check_quorum(self, accepted: Collection[str], rejected: Mapping[str, str], *, least: int = 1) -> None:
+        """Refuse a round with too few accepted updates, and name every site that has none.
+
+        Raises:
+            QuorumError: there are fewer than the quorum, or than the method needs.
+        """
+        if len(accepted) >= max(self.policy.quorum, least):
+            return
+        needed = f"the quorum is {self.policy.quorum}"
+        if least > self.policy.quorum:
+            needed = f"the method {self.options.method} needs at least {least}"
+        others = [s for s in self._study_sites() if self.roster.asks(s, "train") and s not in {*accepted, *rejected}]
+        reasons = {site: self._reasons.get(site, "it is not connected") for site in others}
+        study, round_ = self.manifest.study, self.state.round
+        raise QuorumError(too_few_updates(study, round_, len(accepted), needed, rejected, reasons))
 
     def _validate(self, records: RecordWriter, round_: int, *, silent: Collection[str]) -> None:
         """Ask the sites, except those that did not reply earlier in this round: waiting for them has already taken one deadline.
@@ -371,14 +380,42 @@ class StudyRun:
         self._absent(records, task, round_, reasons)
         return found
 
-    def _report(self, summaries: Mapping[str, Mapping[str, SiteSummary]], seconds: Mapping[str, float]) -> None:
+    def _earlier_entries(self) -> dict[str, SiteEntry]:
+        """The results of a study that has ended already, by site; none if there is no summary of its last round."""
+        try:
+            before = read_summary(self.folder.path / SUMMARY)
+        except StoreError:  # it is missing or damaged, and is written again
+            return {}
+        return before.sites if before.rounds == self.ends else {}
+
+    def _report(
+        self,
+        summaries: Mapping[str, Mapping[str, SiteSummary]],
+        seconds: Mapping[str, float],
+        earlier: Mapping[str, SiteEntry],
+    ) -> None:
+        """Write the results of the sites that were tested now; a site that was not keeps those of an earlier test of the same models.
+
+        Raises:
+            QuorumError: no site was tested now.
+        """
         if not summaries:
             raise QuorumError("no site sent its test scores in time; submit the study again to score once more.")
         built = self._built or build_model(self.options)
         export_adapter((self.folder.path / SERVER).parent, self.options, built, self.state.shared)
         sizes = self._sizes or {site: PartSizes(train=cases) for site, cases in self.registered.items()}
+        kept = {site: entry for site, entry in earlier.items() if site not in summaries}
+        if kept:
+            _LOG.warning("test: %s sent no scores; those of the earlier test are kept", ", ".join(kept))
         write_end(
-            self.folder.path, self.options, by_model(summaries), sizes, self._communication(), seconds, rounds=self.ends
+            self.folder.path,
+            self.options,
+            by_model(summaries),
+            sizes,
+            self._communication(),
+            seconds,
+            rounds=self.ends,
+            earlier=kept,
         )
         self._tell("finished")
 
@@ -427,6 +464,7 @@ class StudyRun:
 
     def _absent(self, records: RecordWriter, task: Task, round_: int, reasons: Mapping[str, str]) -> None:
         if reasons:
+            self._reasons |= reasons
             named = {label(site): reasons[site] for site in sorted(reasons)}
             records.write({"kind": "absent", "round": round_, "task": task, "sites": named})
             asked = in_words(task, round_, self.ends)
@@ -434,8 +472,12 @@ class StudyRun:
 
     def _ordered(self, sites: Sequence[str] | set[str] | Mapping[str, object]) -> list[str]:
         """The sites in the order of the configuration, followed by all others in the order of their names."""
-        named = self.roster.sites(list(self.options.data.sites))
+        named = self._study_sites()
         return sorted(sites, key=lambda site: (named.index(site) if site in named else len(named), site))
+
+    def _study_sites(self) -> list[str]:
+        """The sites of the study, in the order of the configuration."""
+        return list(self.roster.sites(list(self.options.data.sites)))
 
     def _tell(self, state: str) -> None:
         self.folder.write_status(state, round_=self.state.round, rounds=self.ends, sites=self.present)

@@ -18,9 +18,11 @@ from pfedsam.report.records import read_records, sites_with_the_shared_model
 from pfedsam.report.summary_file import (
     Communication,
     PartSizes,
+    SiteEntry,
     Summary,
     build_summary,
     collect_versions,
+    with_earlier_sites,
     write_summary,
 )
 
@@ -59,6 +61,7 @@ def write_end(
     seconds: Mapping[str, float],
     *,
     rounds: int | None = None,
+    earlier: Mapping[str, SiteEntry] | None = None,
 ) -> Summary:
     """Write summary and report into a run's folder.
 
@@ -70,6 +73,7 @@ def write_end(
         communication: the bytes of a round.
         seconds: the measured times by name.
         rounds: the number of rounds that were trained; None for `training.rounds`.
+        earlier: the results of further sites from an earlier test of the same models.
 
     Raises:
         RunError: there is no model, or the two models were not scored at the same sites.
@@ -92,6 +96,7 @@ def write_end(
         versions=collect_versions(),
         use_shared=sites_with_the_shared_model(read_records(records)) if records.exists() else (),
     )
+    summary = with_earlier_sites(summary, earlier or {})
     write_summary(folder / SUMMARY, summary)
     write_page(folder)
     return summary

@@ -307,29 +307,44 @@ class StudyFolder:
         back = [row for row in rows if row["kind"] == "rollback" and row["round"] < round_]
         return {number for row in back for number in range(row["to_round"], row["round"] + 1)}
 
-    def roll_back(self, manifest: StudyManifest, to_round: int) -> ServerState:
+    def roll_back(self, manifest: StudyManifest, to_round: int | None, skip_to: int | None = None) -> ServerState:
         """Reset the shared parameters to those after `to_round` rounds, and commit them as the state before the next round.
 
         The number of the round does not go back, because sites train each round only once; their local parameters are not reset. The
         unfinished round of the coordinator is skipped. The states after `to_round` are left behind: they stay stored for a while, but are
         no earlier states any more, so that a further rollback goes further back.
 
+        Args:
+            manifest: the manifest of the study.
+            to_round: the number of rounds after which the state was stored; None for the present state.
+            skip_to: the number of rounds after which the study continues, if the sites have trained rounds that this folder does not
+                have; None to skip the unfinished round only.
+
         Raises:
-            RunError: there is no such state, or the study has no round left.
+            RunError: there is no such state, or the study has no round left, or not the round to skip to.
         """
         current = self.load_state(manifest)
-        if to_round not in self.stored_states():
+        if to_round is not None and to_round not in self.stored_states():
             raise RunError(f"the state after {to_round} round(s) is not stored; stored are {self.describe_states()}.")
         if current.round >= self.ends():
             raise RunError(
                 f"all rounds of the study are done. The state after {to_round} round(s) is in "
                 f"{EARLIER.as_posix()}; submit a new study to continue the training."
             )
-        earlier = load_state(self.path, manifest.study, EARLIER / _state_name(to_round))
+        if skip_to is not None and not current.round < skip_to < self.ends():
+            raise RunError(
+                f"the study cannot continue with round {skip_to + 1}: give a round after {current.round + 1} and not after {self.ends()}. "
+                "If the sites have trained all rounds, they keep their models; submit a new study to continue the training."
+            )
+        following = current.round + 1 if skip_to is None else skip_to
+        earlier = current
+        if to_round is not None:
+            earlier = load_state(self.path, manifest.study, EARLIER / _state_name(to_round))
         with RecordWriter(self.path / "records.jsonl") as records:
             records.truncate_after(current.round - 1)
-            records.write({"kind": "rollback", "round": current.round, "to_round": to_round})
-            state = replace(earlier, round=current.round + 1)
+            to = current.round if to_round is None else to_round
+            records.write({"kind": "rollback", "round": following - 1, "to_round": to})
+            state = replace(earlier, round=following)
             self.save_state(state, manifest, records)
         return state
 

@@ -29,7 +29,7 @@ Files of schema 1 are also read. They lack `date`, `steps`, `train_cases`, `val_
 
 import platform
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Final, Literal
@@ -39,8 +39,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pfedsam.core import sealed
 from pfedsam.core.errors import RunError, StoreError
 from pfedsam.core.small_numbers import OFF
-from pfedsam.evaluation.scores import ClassScores
+from pfedsam.evaluation.scores import MEASURES, ClassScores
 from pfedsam.evaluation.summary import (
+    ClassSummary,
     Occurrence,
     SiteSummary,
     SummaryUnit,
@@ -56,6 +57,8 @@ LOCAL_ONLY: Final = "local-only"
 """The method that is the baseline of every gain: each site trains without the federation."""
 SINCE_RESUMED: Final = "since resumed"
 """The key in `seconds` of a run that was interrupted, in place of `total`."""
+_NOT_KNOWN: Final[Mapping[str, None]] = dict.fromkeys(MEASURES)
+"""The counts of undefined measures that a file of an earlier version lacks."""
 _PACKAGES: Final = ("pfedsam", "torch", "transformers", "peft", "monai", "numpy", "scipy")
 
 
@@ -262,6 +265,47 @@ def _mean_entry(
         personal=_entry(summarize_sites(personal).mean) if personal else None,
         shared=_entry(summarize_sites(shared).mean) if shared else None,
     )
+
+
+def with_earlier_sites(summary: Summary, earlier: Mapping[str, SiteEntry]) -> Summary:
+    """The summary with the results of further sites, which were not tested again; the means are over all sites."""
+    if not earlier:
+        return summary
+    sites = dict(sorted({**earlier, **summary.sites}.items()))
+    personal, shared = _summaries_of("personal", sites), _summaries_of("shared", sites)
+    mean = _mean_entry(sites.values(), personal, shared)
+    worst = summarize_sites(personal or shared or {}).worst_site
+    return summary.model_copy(update={"sites": sites, "mean": mean, "worst_site": worst})
+
+
+def _summaries_of(model: str, sites: Mapping[str, SiteEntry]) -> dict[str, SiteSummary] | None:
+    """The scores of one model by site, as `build_summary` takes them; None if the method does not have the model."""
+    return {name: _summary_of(entry) for name, site in sites.items() if (entry := getattr(site, model))} or None
+
+
+def _summary_of(entry: Entry) -> SiteSummary:
+    """The scores in an entry; the inverse of `_entry`."""
+    return SiteSummary(
+        cases=entry.cases,
+        patients=entry.patients,
+        units=Units(entry.unit, entry.volume_unit or "mixed"),
+        mean=_scores_of(entry),
+        classes={
+            name: ClassSummary(_scores_of(one), {**_NOT_KNOWN, **one.undefined}, _occurrence_of(one))
+            for name, one in entry.classes.items()
+        },
+        undefined={**_NOT_KNOWN, **entry.undefined},
+    )
+
+
+def _scores_of(values: Values) -> ClassScores:
+    return ClassScores(**{measure: getattr(values, measure) for measure in MEASURES})
+
+
+def _occurrence_of(values: Values) -> Occurrence | None:
+    """The counts of a class; None if the site did not count them."""
+    counts = {field.name: getattr(values, field.name) for field in fields(Occurrence)}
+    return None if all(count is None for count in counts.values()) else Occurrence(**counts)
 
 
 def with_local_only(summary: Summary, baseline: Summary) -> Summary:
