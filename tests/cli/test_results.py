@@ -46,6 +46,12 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Finished:
     return make
 
 
+def test_a_present_folder_of_a_site_needs_a_name(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("evaluate", "run", "--site-folder", "/data/north") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--site-folder '/data/north' is not of the form NAME=FOLDER, such as north=/data/north." in said
+
+
 @pytest.mark.parametrize(
     ("classes", "ids", "mode"),
     [

@@ -327,6 +327,49 @@ def test_another_configuration_is_refused_and_the_folder_stays(reference: Path, 
     assert {path: path.read_bytes() for path in reference.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
+def test_a_run_whose_data_were_moved_is_resumed_to_the_same_bits_and_scored_again(
+    tmp_path: Path, toy_options: RunOptions, reference: Path
+) -> None:
+    def in_folder(folder: Path) -> RunOptions:
+        return toy_options.model_copy(update={"data": toy_options.data.with_folders({name: folder})})
+
+    def stop(event: Event) -> None:
+        if event.stage == "train" and event.done == event.total // 2:
+            raise KeyboardInterrupt
+
+    name, data = next(iter((name, toy_options.data.folder(name)) for name in toy_options.data.sites))
+    shutil.copytree(data, tmp_path / "data")
+    with pytest.raises(KeyboardInterrupt):
+        run(in_folder(tmp_path / "data"), tmp_path / "run", progress=stop)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    mask = min((tmp_path / "moved" / "masks").iterdir())
+    kept = mask.read_bytes()
+    mask.write_bytes(max((tmp_path / "moved" / "masks").iterdir()).read_bytes())
+    with pytest.raises(DataError, match=f"{mask.stem}.*was changed"):
+        run(in_folder(tmp_path / "moved"), tmp_path / "run", resume=True)
+    mask.write_bytes(kept)
+    first = run(in_folder(tmp_path / "moved"), tmp_path / "run", resume=True)
+    assert fingerprint(tmp_path / "run", toy_options) == fingerprint(reference, toy_options)
+    opened = open_run(tmp_path / "run")
+    with pytest.raises(DataError, match=f"there is no folder .*data'.*--site-folder {name}=FOLDER"):
+        opened.evaluate()
+    with pytest.raises(RunError, match="no site 'other'"):
+        opened.evaluate(folders={"other": tmp_path})
+    assert opened.evaluate(folders={name: tmp_path / "moved"}).sites == first.sites
+
+
+def test_only_the_folders_of_a_run_may_differ(reference: Path, toy_options: RunOptions) -> None:
+    name = next(iter(toy_options.data.sites))
+    other = toy_options.data.with_folders({name: Path("/elsewhere")})
+    assert (other.folder(name), list(other.sites)) == (Path("/elsewhere"), list(toy_options.data.sites))
+    with pytest.raises(DataError, match=f"site '{name}': there is no folder '/elsewhere'"):
+        run(toy_options.model_copy(update={"data": other}), reference, resume=True)
+    other = other.model_copy(update={"sites": {**other.sites, "more": Path("/elsewhere")}})
+    with pytest.raises(RunError, match=r"different: data\.sites\.more"):
+        run(toy_options.model_copy(update={"data": other}), reference, resume=True)
+
+
 def test_a_run_without_anything_to_resume_says_so(
     tmp_path: Path, toy_options: RunOptions, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,5 +1,6 @@
 """`pfedsam evaluate`, `predict` and `report`: commands that use finished runs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -24,15 +25,38 @@ from pfedsam.cli.predicting import (
 Folder = Annotated[Path, typer.Argument(help="Folder of a run (the --out of `pfedsam run`).")]
 
 
-def evaluate_command(run: Folder) -> None:
+def evaluate_command(
+    run: Folder,
+    moved: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--site-folder", help="NAME=FOLDER: the present folder of a site whose data were moved; may be repeated."
+        ),
+    ] = None,
+) -> None:
     """Score the test part of all sites of a run again, and rewrite the scores, the summary and the report."""
     from pfedsam.engine.opened import open_run
     from pfedsam.report.tables import run_tables
 
+    folders = _folders(moved or [])
     with event_bars() as tell:
-        summary = open_run(run).evaluate(tell)
+        summary = open_run(run).evaluate(tell, folders)
     for table in run_tables(summary):
         OUT.print(table)
+
+
+def _folders(texts: Sequence[str]) -> dict[str, Path]:
+    """The folders of sites in texts of the form NAME=FOLDER.
+
+    Raises:
+        OptionError: a text has another form.
+    """
+    from pfedsam.core.errors import OptionError
+
+    parts = [text.partition("=") for text in texts]
+    if wrong := [text for text, (name, _, folder) in zip(texts, parts, strict=True) if not name or not folder]:
+        raise OptionError(f"--site-folder {wrong[0]!r} is not of the form NAME=FOLDER, such as north=/data/north.")
+    return {name: Path(folder) for name, _, folder in parts}
 
 
 def predict_command(

@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pfedsam.core.errors import RunError
+from pfedsam.core.errors import DataError, RunError
 from pfedsam.core.lock import exclusive
 from pfedsam.core.log import get_logger
 from pfedsam.core.tensors import NamedTensors
@@ -203,11 +203,17 @@ class OpenRun:
         plane = read_plane(place)
         return OpenSite(name, model, self.options, self.built, used, seen, sequences, volumes, plane)
 
-    def evaluate(self, progress: Progress | None = None) -> Summary:
+    def evaluate(self, progress: Progress | None = None, folders: Mapping[str, Path] | None = None) -> Summary:
         """Score the test part again, and rewrite scores, overlays, `summary.json` and `report.html`.
 
+        Args:
+            progress: called after each site.
+            folders: the present folder of each site whose data were moved.
+
         Raises:
-            RunError: this is a study over several machines, or another process works in the folder.
+            DataError: there is no folder of a site, or its test cases have changed.
+            RunError: the run has no site of a name in `folders`, this is a study over several machines, or another process works in the
+                folder.
             StoreError: the summary, or the records of the rounds, are damaged or missing.
         """
         if not self.finished:
@@ -216,14 +222,15 @@ class OpenRun:
                 "the study ends. `pfedsam report` writes the report again."
             )
         with exclusive(self.folder):
-            return self._evaluate(progress or silent)
+            return self._evaluate(progress or silent, folders or {})
 
-    def _evaluate(self, tell: Progress) -> Summary:
+    def _evaluate(self, tell: Progress, folders: Mapping[str, Path]) -> Summary:
+        options = self._moved(folders)
         self.shared, self.rounds = _committed(self.folder, self.built)  # the run may have continued since it was opened
         check_records(self.folder)  # they contain which model each site uses
         before = read_summary(self.folder / SUMMARY)
         models, scores = models_of(self.options, self.built), {}
-        sites = read_sites(self.options, masks_required=False)
+        sites = read_sites(options, masks_required=False)
         for done, (name, whole) in enumerate(sites.items(), start=1):
             cases = read_split(self.places[name] / "split.json", whole, ("test",)).of("test")
             scorer = SiteScorer(self.options, name, self.built, build_cache(self.options, self.built, None))
@@ -234,6 +241,25 @@ class OpenRun:
         return write_end(
             self.folder, self.options, found, sizes, before.communication, before.seconds, rounds=before.rounds
         )
+
+    def _moved(self, folders: Mapping[str, Path]) -> RunOptions:
+        """The options with the present folders of the sites.
+
+        Raises:
+            DataError: there is no folder of a site.
+            RunError: the run has no site of a name in `folders`.
+        """
+        for name in folders:
+            if name not in self.places:
+                raise RunError(f"The run has no site {name!r}; it has {', '.join(self.site_names)}.")
+        data = self.options.data.with_folders({name: folder.resolve() for name, folder in folders.items()})
+        for name in data.sites:
+            if not data.folder(name).is_dir():
+                raise DataError(
+                    f"site {name!r}: there is no folder {str(data.folder(name))!r}. If the data were moved, give their present folder by "
+                    f"--site-folder {name}=FOLDER."
+                )
+        return self.options.model_copy(update={"data": data})
 
     def _in_use(self, site: str) -> Parameters:
         """The parameters that a site uses. It is an error if they were removed; the initial parameters are not used instead.

@@ -73,7 +73,8 @@ def run(options: RunOptions, folder: Path | str, *, resume: bool = False, progre
     )
     for site in sites.values():  # the sites check this too, but only when the run has a folder
         check_cases(options, site, built.model.image_size)
-    manifest = build_manifest(options, built, run_id(options, built.backbone), options.model_dump(mode="json"))
+    identity = run_id(_in_first_place(options, folder), built.backbone)
+    manifest = build_manifest(options, built, identity, options.model_dump(mode="json"))
     with exclusive(folder):
         _check_folder(options, folder, resume)  # again: another process may have begun meanwhile
         _begin(options, folder, sites, facts)
@@ -120,8 +121,24 @@ def _state(folder: Path, manifest: StudyManifest, built: BuiltModel, server: Ser
 
 
 def run_id(options: RunOptions, backbone: str) -> str:
-    """The identity of the study that a run makes: its configuration, without options that do not affect results, and its backbone."""
+    """The identity of the study that a run makes: its configuration, without options that do not affect results, and its backbone.
+
+    A run that is continued after its data were moved keeps the identity that it had with the first folders.
+    """
     return study_id(options.model_dump(mode="json", exclude={"runtime", "name"}), backbone)
+
+
+def _in_first_place(options: RunOptions, folder: Path) -> RunOptions:
+    """The options of a run with the folders of the sites and of the splits where they were when the run began; unchanged for a new run.
+
+    The data of a run may be moved, because the run stores the digests of their files; the identity of the run keeps the first folders.
+    """
+    if not (folder / "config.yaml").exists():
+        return options
+    first = read_config(folder / "config.yaml").data
+    folders = {name: first.folder(name) for name in first.sites}
+    data = options.data.with_folders(folders).model_copy(update={"split_folder": first.split_folder})
+    return options.model_copy(update={"data": data})
 
 
 def is_finished(options: RunOptions, folder: Path, inputs: Inputs | None = None) -> bool:
@@ -147,7 +164,7 @@ def is_finished(options: RunOptions, folder: Path, inputs: Inputs | None = None)
     refuse_other_data(options, folder, inputs)
     backbone = inputs.backbone(options)
     if backbone is not None:
-        refuse_other_backbone(folder, backbone, run_id(options, backbone))
+        refuse_other_backbone(folder, backbone, run_id(_in_first_place(options, folder), backbone))
     return True
 
 
@@ -173,7 +190,7 @@ def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
         raise RunError(
             f"The folder {folder.name!r} contains a run already. Continue it with --resume, or give another folder."
         )
-    now = without_unused(options).model_dump(mode="json", exclude={"runtime", "name"})
+    now = without_unused(_in_first_place(options, folder)).model_dump(mode="json", exclude={"runtime", "name"})
     changed = differences(before, now)
     if changed:
         raise RunError(

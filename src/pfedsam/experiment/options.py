@@ -1,5 +1,6 @@
 """The configuration of a run: the options of all layers in one tree. Each option is defined beside the code that uses it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, TypeAlias
 
@@ -110,6 +111,16 @@ class DataOptions(Options):
         """The folder of a configured site."""
         entry = self.sites[name]
         return entry if isinstance(entry, Path) else entry.folder
+
+    def with_folders(self, folders: Mapping[str, Path]) -> "DataOptions":
+        """The same options with other folders for some of the sites."""
+        sites = {
+            name: folders.get(name, entry)
+            if isinstance(entry, Path)
+            else entry.model_copy(update={"folder": folders.get(name, entry.folder)})
+            for name, entry in self.sites.items()
+        }
+        return self.model_copy(update={"sites": sites})
 
     def pattern(self, name: str) -> str | None:
         """The patient pattern for a site."""
