@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pfedsam.core.errors import RunError
-from pfedsam.core.lock import exclusive, in_turn, runner, running_as
+from pfedsam.core.lock import exclusive, in_turn, refuse_unreadable_name, runner, running_as
 from pfedsam.experiment.load import dump_options
 from pfedsam.experiment.options import RunOptions
 
@@ -99,3 +99,28 @@ def test_the_package_works_where_there_is_no_fcntl(tmp_path: Path, toy_options: 
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.stdout.split("\n")[-3:] == ["refused", "free again", ""], found.stderr
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a\xff/b"])
+def test_a_folder_whose_path_is_no_text_is_refused_and_not_made(tmp_path: Path, name: bytes) -> None:
+    folder = tmp_path / os.fsdecode(name)
+    with (
+        pytest.raises(RunError, match=r"contains bytes that are no text .*other characters") as caught,
+        exclusive(folder / "run"),
+    ):
+        pass
+    str(caught.value).encode("utf-8")  # so that it can be printed
+    with pytest.raises(RunError, match="no text"), running_as(folder / "pid", "taken"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    refuse_unreadable_name(tmp_path / "r\u00fcn \u6771")
+
+
+def test_a_name_that_the_encoding_of_file_names_lacks_is_refused(tmp_path: Path) -> None:
+    """Python reads its arguments in that encoding, and keeps what it cannot read as single surrogates."""
+    code = "import sys; from pathlib import Path; from pfedsam.core.lock import *; refuse_unreadable_name(Path(sys.argv[1]))"
+    command = [sys.executable, "-c", code, os.fsencode(tmp_path / "r\u00fcn")]
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    found = subprocess.run(command, env=plain, capture_output=True, text=True, check=False)
+    assert "encoding of file names (ascii)" in found.stderr
+    assert subprocess.run(command, env={**os.environ, "PYTHONUTF8": "1"}, check=False).returncode == 0

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import random
 import shutil
 from pathlib import Path
@@ -389,6 +390,15 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path, toy_options: RunO
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(RunError, match="not empty"):
         run(toy_options, tmp_path)
+
+
+def test_a_folder_whose_path_is_no_text_is_refused_before_anything_else(
+    tmp_path: Path, toy_options: RunOptions
+) -> None:
+    events: list[Event] = []
+    with pytest.raises(RunError, match="no text in the encoding of file names"):
+        run(toy_options, tmp_path / os.fsdecode(b"caf\xe9"), progress=events.append)
+    assert (events, list(tmp_path.iterdir())) == ([], [])
 
 
 def test_a_run_that_another_process_works_on_is_neither_begun_nor_resumed(

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,23 @@ _PEEK_S: Final = 0.5
 """Time that `running_as` waits for the lock: `runner` holds the same lock for an instant while it tests whether a process runs."""
 
 
+def refuse_unreadable_name(folder: Path) -> None:
+    """Refuse a folder whose path is no text in UTF-8, because the libraries that read tensors cannot open files in it.
+
+    Raises:
+        RunError: its path is not.
+    """
+    path = str(folder.absolute())
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RunError(
+            f"The path {path!r} contains bytes that are no text in the encoding of file names ({sys.getfilesystemencoding()}), so that "
+            "the files of a run could not be read back. Give a folder whose path has other characters; if its name is shown correctly "
+            "elsewhere, set the environment variable LC_ALL=C.UTF-8."
+        ) from error
+
+
 @contextmanager
 def exclusive(*folders: Path) -> Iterator[None]:
     """Lock folders for this process; missing folders are created.
@@ -34,11 +52,12 @@ def exclusive(*folders: Path) -> Iterator[None]:
     Where the file system does not support locks, a warning is logged and the work continues without them.
 
     Raises:
-        RunError: another process holds the lock of one of the folders.
+        RunError: another process holds the lock of one of the folders, or the path of one is no text in UTF-8.
         OSError: a folder cannot be created or written to.
     """
     with ExitStack() as held:
         for folder in folders:
+            refuse_unreadable_name(folder)
             folder.mkdir(parents=True, exist_ok=True)
             try:
                 held.enter_context(_held(folder / LOCK, timeout=0))
@@ -69,9 +88,10 @@ def running_as(path: Path, refusal: str) -> Iterator[None]:
         refusal: the error message for a second process.
 
     Raises:
-        RunError: another process has the role.
+        RunError: another process has the role, or the path is no text in UTF-8.
         OSError: the file cannot be written.
     """
+    refuse_unreadable_name(path.parent)
     try:
         with _held(_lock_of(path), timeout=_PEEK_S):
             atomic.write_text(path, str(os.getpid()))

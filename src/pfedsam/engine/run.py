@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pfedsam.core.errors import RunError
-from pfedsam.core.lock import LOCK, exclusive
+from pfedsam.core.lock import LOCK, exclusive, refuse_unreadable_name
 from pfedsam.core.log import get_logger
 from pfedsam.data.check import refuse_problems
 from pfedsam.data.facts import SiteFacts
@@ -56,9 +56,10 @@ def run(options: RunOptions, folder: Path | str, *, resume: bool = False, progre
         DataError: a site's data is wrong; every problem is named, and nothing was written.
         OptionError: there is no such device, too few sites for the method, or an option that does not fit the images or the labels; nothing
             was written.
-        RunError: the folder holds another run, or another process works in it.
+        RunError: the folder holds another run, another process works in it, or its path is no text in UTF-8.
     """
     tell, folder = progress or silent, Path(folder)
+    refuse_unreadable_name(folder)
     device = find_device(options.runtime.device)
     refuse_too_few_sites(options)
     _check_folder(options, folder, resume)
