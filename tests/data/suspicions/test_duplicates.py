@@ -16,7 +16,11 @@ from pfedsam.data.suspicions import Study
 
 def _check(folder: Path) -> DataReport:
     site = split_site(read_site("a", folder, masks_required=False), SplitOptions(), 0)
-    return check_sites([site], Study(LabelMap({"organ": [1]}), ImageOptions(), validation=False))
+    return check_sites([site], _study())
+
+
+def _study() -> Study:
+    return Study(LabelMap({"organ": [1]}), ImageOptions(), validation=False)
 
 
 def _mask(number: int) -> np.ndarray:
@@ -70,3 +74,25 @@ def test_dicom_cases_of_one_patient_under_several_names(tmp_path, identifiers, w
         "image,mask,patient\n" + "".join(f"images/p{i},,{name or i}\n" for i, name in enumerate(identifiers))
     )
     assert not any("PatientID" in one for one in _check(tmp_path).warnings)
+
+
+def _volumes(folder: Path, masks: dict[str, np.ndarray], first: int) -> None:
+    """Volumes with different voxels, and with these masks."""
+    for number, (name, mask) in enumerate(masks.items(), start=first):
+        values = np.random.default_rng(number).integers(0, 100, mask.shape).astype(np.int16)
+        write_nifti(folder / f"images/{name}.nii", values)
+        write_nifti(folder / f"masks/{name}.nii", mask)
+
+
+def test_equal_masks_at_two_sites_are_to_be_kept_at_one_site(tmp_path):
+    """Every site is split alone, so that a common name of the patient would not bring the cases together.
+
+    `p` and `q` are at north and `p` at south: the cases that are named are those of two sites.
+    """
+    _volumes(tmp_path / "north", {"p": _mask(0), "q": _mask(0), "r": _mask(1)}, 0)
+    _volumes(tmp_path / "south", {"p": _mask(0), "r": _mask(2)}, 3)
+    sites = [read_site(name, tmp_path / name) for name in ("north", "south")]
+    (found,) = [one for one in check_sites(sites, _study()).warnings if "equal voxel by voxel" in one]
+    assert "the masks of 'p' (site 'north', patient 'p') and 'p' (site 'south', patient 'p')" in found
+    assert found.endswith("because every site is split alone; keep them at one site")
+    assert "same patient" not in found

@@ -18,6 +18,11 @@ _REMEDIES: Final[dict[_Level, str]] = {
     "patients": "they can end up on two sides of a split; keep one of them, or give both the same patient",
     "sites": "they can end up on two sides of a split, and count twice; keep them at one site",
 }
+_MASK_REMEDIES: Final[dict[_Level, str]] = {
+    "patients": "who can end up on two sides of the split; name the sequences of a case by data.volume.channels, or give them the same "
+    "patient",
+    "sites": "who can end up on two sides of the split, because every site is split alone; keep them at one site",
+}
 
 
 def equal_images(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
@@ -36,19 +41,18 @@ def equal_images(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
 def equal_masks(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
     """Volumes of two patients whose masks are equal voxel by voxel: sequences of one patient that were listed as patients, or copies."""
     del study
-    by_site: dict[str, list[_Group]] = defaultdict(list)
+    similar: dict[tuple[str, _Level], list[_Group]] = defaultdict(list)
     for group in _equal_cases(sites, lambda one: one.mask_content):
         if _level(group) != "names":
-            by_site[group[0].case.site].append(group)
-    for site, groups in by_site.items():
+            similar[group[0].case.site, _level(group)].append(group)
+    for (site, level), groups in similar.items():
         first, second = _differing_pair(groups[0])
         yield Finding(
             site,
             "equal masks",
             f"the masks of {first.case.id!r} (site {first.case.site!r}, patient {first.case.patient!r}) and {second.case.id!r} (site "
             f"{second.case.site!r}, patient {second.case.patient!r}) are equal voxel by voxel{_more(groups)}, so that they are probably "
-            "of one patient, who can end up on two sides of the split; name the sequences of a case by data.volume.channels, or give them "
-            "the same patient",
+            f"of one patient, {_MASK_REMEDIES[level]}",
             _cases_at_first_site(groups),
         )
 
@@ -121,13 +125,11 @@ def _leaking_pair(group: _Group) -> tuple[CaseFacts, CaseFacts]:
 
 
 def _differing_pair(group: _Group) -> tuple[CaseFacts, CaseFacts]:
-    """The first case of a group and the next of another patient or site; if there is none, the next case."""
+    """The first case of a group and the next of another site; if there is none, the next of another patient, or else the next case."""
     first, *others = group
-    return first, next((one for one in others if _patient(one) != _patient(first)), others[0])
-
-
-def _patient(one: CaseFacts) -> tuple[str, str]:
-    return one.case.site, one.case.patient
+    elsewhere = [one for one in others if one.case.site != first.case.site]
+    of_others = [one for one in others if one.case.patient != first.case.patient]
+    return first, (elsewhere or of_others or others)[0]
 
 
 def _origin(one: CaseFacts, level: _Level) -> str:
