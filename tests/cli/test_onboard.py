@@ -1,8 +1,14 @@
+from pathlib import Path
+from typing import get_type_hints
+
 import pytest
 
-from pfedsam.cli.onboard import onboarding_table, shared_is_better, too_few
+from pfedsam.cli.onboard import onboard_command, onboarding_table, shared_is_better, too_few
+from pfedsam.data.split import SplitOptions, cases_for_training
 from pfedsam.report.format import MISSING
 from pfedsam.report.onboarded import LOCAL_PART, NOTHING, Onboarded
+
+DEPLOY = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text("utf-8")
 
 
 def test_the_table_names_the_way_in_use():
@@ -18,10 +24,24 @@ def test_the_table_names_the_way_in_use():
 
 @pytest.mark.parametrize(("validated_on", "parts"), [(1, "5 for training, 1 for validation"), (None, "5 for training")])
 def test_the_split_is_given_as_the_reason_for_fewer_training_cases(validated_on, parts):
-    said = too_few(10, Onboarded({}, 5, 3, LOCAL_PART, validated_on))
+    said = too_few(10, Onboarded({}, 5, 3, LOCAL_PART, validated_on), SplitOptions())
     assert "10 training cases were requested, and 5 used" in said
     assert f"{parts}, and 3 for the test" in said
-    assert f"label about {18 if validated_on else 16} cases in all" in said  # 5 of 9 cases, or of 8, are for training
+    assert "label about 17 cases in all" in said  # 60 % of 17 are 10.2
+
+
+def test_a_site_that_lacks_three_training_cases_has_to_label_at_least_three_more():
+    said = too_few(10, Onboarded({}, 7, 12, LOCAL_PART, 2), SplitOptions())  # 21 cases of a few patients
+    assert "label about 24 cases in all" in said
+
+
+@pytest.mark.parametrize(
+    "text", [get_type_hints(onboard_command, include_extras=True)["labels"].__metadata__[0].help, DEPLOY]
+)
+def test_help_and_tutorial_give_the_number_that_the_split_needs(text):
+    assert f"10 training cases need about {cases_for_training(10, SplitOptions())} labelled ones" in " ".join(
+        text.split()
+    )
 
 
 def test_it_is_said_where_the_shared_model_alone_is_better():

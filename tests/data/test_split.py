@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from pfedsam.core.errors import DataError
 from pfedsam.data.manifest import SPLITS, Case, Site, read_site
 from pfedsam.data.split import (
     SplitOptions,
+    cases_for_training,
     check_no_leak,
     file_digest,
     read_split,
@@ -60,6 +62,24 @@ def test_as_close_as_patients_allow(patients, size, seed):
 
 def test_exact_where_it_can_be(site_of):
     assert _counts(split_site(site_of(*[1] * 100), DEFAULT, 0)) == {"train": 60, "val": 10, "test": 30, "unused": 0}
+
+
+@pytest.mark.parametrize("shares", [(0.6, 0.1, 0.3), (0.2, 0.3, 0.5), (0.8, 0.0, 0.2), (1.0, 0.0, 0.0)])
+def test_so_many_cases_are_needed_for_so_many_training_cases(shares):
+    """The smallest site with enough training cases is found by splitting sites of one case, two cases, and so on."""
+    options = SplitOptions(train=shares[0], val=shares[1], test=shares[2])
+    training = {}
+    for total in range(1, 40):
+        cases = tuple(Case("a", str(number), Path("x"), None, str(number)) for number in range(total))
+        training[total] = len(split_site(Site("a", Path(), cases), options, seed=total).of("train"))
+    for number in range(1, 8):
+        smallest = next(total for total, cases in training.items() if cases >= number)
+        assert cases_for_training(number, options) == smallest
+
+
+def test_ten_training_cases_need_seventeen_cases():
+    """60 % of 17 are 10.2, and of 16 they are 9.6: there the validation part gets the case, because it lacks more of its 10 %."""
+    assert cases_for_training(10, SplitOptions()) == 17
 
 
 def test_few_patients(site_of):

@@ -9,6 +9,7 @@ from rich.table import Table
 from pfedsam.cli.console import ERR, OUT
 
 if TYPE_CHECKING:
+    from pfedsam.data.split import SplitOptions
     from pfedsam.report.onboarded import Onboarded
 
 
@@ -49,10 +50,11 @@ def onboard_command(
 
     new = Newcomer(name or site_folder.resolve().name, site_folder, labels, steps, seed)
     with ERR.status("loading the federation's model") as status:
-        found = onboard(open_run(run), new, out, tell=lambda way: status.update(f"{new.name}: {way}"))
+        opened = open_run(run)
+        found = onboard(opened, new, out, tell=lambda way: status.update(f"{new.name}: {way}"))
     OUT.print(onboarding_table(new.name, found))
     if found.trained_on < labels:
-        OUT.print(too_few(labels, found))
+        OUT.print(too_few(labels, found, opened.options.data.split))
     advice = shared_is_better(found)
     if advice:
         OUT.print(advice)
@@ -65,13 +67,22 @@ def onboard_command(
     OUT.print(f"Report: {out / 'report.html'}", soft_wrap=True)
 
 
-def too_few(labels: int, found: "Onboarded") -> str:
-    """The reason why fewer cases than requested were used for training, and what to do."""
+def too_few(labels: int, found: "Onboarded", split: "SplitOptions") -> str:
+    """The reason why fewer cases than requested were used for training, and what to do.
+
+    Args:
+        labels: the requested number of training cases.
+        found: the result of the onboarding.
+        split: the proportions of the federation, in which the site's cases were split.
+    """
+    from pfedsam.data.split import cases_for_training
+
     parts = [f"{found.trained_on} for training"]
     if found.validated_on is not None:
         parts.append(f"{found.validated_on} for validation")
     every = found.trained_on + found.tested_on + (found.validated_on or 0)
-    needed = -(-labels * every // found.trained_on)  # rounded up
+    # The second number is larger if patients have so many cases that the parts could not be divided in the requested proportions.
+    needed = max(cases_for_training(labels, split), every + labels - found.trained_on)
     return (
         f"{labels} training cases were requested, and {found.trained_on} used, because the site's {every} cases are split by patient: "
         f"{', '.join(parts)}, and {found.tested_on} for the test, on which the options are compared. For {labels} training cases, label "

@@ -6,9 +6,10 @@ measure memory if they were in both training and test. Proportions are counted i
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
@@ -66,6 +67,18 @@ def split_site(site: Site, options: SplitOptions, seed: int) -> Site:
         site = _assigned(site, {case.id: sides[case.patient] for case in site.cases})
     _refuse(split_problems(site))
     return _keep(site, options.max_train_cases, seed)
+
+
+def cases_for_training(number: int, options: SplitOptions) -> int:
+    """The smallest number of cases whose training part has at least `number` cases, if every case is of another patient."""
+    least = max(number, math.floor((number - 1) / options.train))  # a part has at most one case more than its share
+    return next(total for total in count(least) if _training_cases(total, options) >= number)
+
+
+def _training_cases(total: int, options: SplitOptions) -> int:
+    """The size of the training part of so many cases, each of another patient; it depends on neither site nor seed."""
+    parts = _deal({str(patient): 1 for patient in range(total)}, options, "any", 0)
+    return list(parts.values()).count("train")
 
 
 def check_no_leak(site: Site) -> None:
