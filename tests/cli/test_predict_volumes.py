@@ -71,7 +71,9 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             return PredictedVolume(open_case(case, data.image, data.volume), classes, found.probabilities)
 
         known = read_sequences(tmp_path)
-        site = SimpleNamespace(options=options, name="north", predict_volume=volume, uses="personal", sequences=known)
+        site = SimpleNamespace(
+            options=options, name="north", predict_volume=volume, uses="personal", sequences=known, volumes=None
+        )
         return SimpleNamespace(site=lambda *_: site)
 
     monkeypatch.setattr("pfedsam.engine.opened.open_run", open_run)
@@ -112,10 +114,9 @@ def test_48_orientations_come_back_on_their_own_grid(call: Call, run: None) -> N
 
 def test_tables_probabilities_flips_and_clean_parts(call: Call, run: None) -> None:
     write_nifti(Path("a.nii.gz"), VALUES, AFFINE)
-    assert (
-        _predict(call, "a.nii.gz", "--probabilities", "--tta", "--smallest", "3", "--set", "data.volume.axis=axial")
-        == 0
-    )
+    wishes = ("--probabilities", "--tta", "--smallest", "3")
+    overrides = ("--set", "data.volume.axis=axial", "--set", "data.augment.flips=true")  # trained with mirrored slices
+    assert _predict(call, "a.nii.gz", *wishes, *overrides) == 0
     mask = np.asarray(nib.load("masks/a.nii.gz").dataobj)
     rows = _rows("volumes.csv")
     assert [row["structure"] for row in rows] == ["liver", "spleen"]
@@ -129,6 +130,31 @@ def test_tables_probabilities_flips_and_clean_parts(call: Call, run: None) -> No
     assert maps.min() >= 0
     assert maps.sum(axis=3).max() <= 1 + 1e-6
     assert (maps[mask == 5].argmax(axis=1) == 0).all()
+
+
+def test_mirror_images_are_refused_once_for_a_model_of_volumes(
+    call: Call, run: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By default slices are not mirrored for training, so that the option is wrong, and not the images."""
+    for name in ("a", "b"):
+        write_nifti(Path(f"new/{name}.nii.gz"), VALUES, AFFINE)
+    assert _predict(call, "new", "--tta") == 2
+    said = capsys.readouterr()
+    assert " ".join(said.err.split()).count("evaluation.flips (--tta) averages predictions over mirror images") == 1
+    assert "Model:" not in said.out
+    assert not Path("masks").exists()
+
+
+def test_images_that_are_no_dicom_files_get_no_seg_and_the_output_says_so(
+    call: Call, run: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_nifti(Path("new/a.nii.gz"), VALUES, AFFINE)
+    write_series(Path("new/b"), VALUES, AFFINE)
+    assert _predict(call, "new", "--dicom-seg") == 0
+    assert "--dicom-seg has no effect on 1 image(s) that are no DICOM files" in capsys.readouterr().out
+    assert {path.name for path in Path("masks").iterdir()} >= {"a.nii.gz", "b.dcm"}
+    assert _predict(call, "new/b", "--dicom-seg", "--resume") == 0
+    assert "no effect" not in capsys.readouterr().out
 
 
 def test_probabilities_of_a_series_lie_on_the_grid_of_its_mask(call: Call, run: None) -> None:

@@ -15,7 +15,7 @@ from pfedsam.data.images import read_mask
 from pfedsam.experiment.load import load_options
 
 Call = Callable[..., int]
-Finished = Callable[[str], list[Path]]
+Finished = Callable[..., list[Path]]
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Finished:
     """Makes every folder a run with these classes, which predicts the classes 0, 1, 2; gives the images that it was asked for."""
     monkeypatch.chdir(tmp_path)  # short paths, which messages do not break
 
-    def make(classes: str) -> list[Path]:
+    def make(classes: str, *, volumes: bool = False) -> list[Path]:
         Path("study.yaml").write_text(f"data:\n  sites: {{north: north}}\n  classes: {classes}\n")
         asked: list[Path] = []
 
@@ -36,7 +36,11 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Finished:
             return SimpleNamespace(
                 options=options,
                 site=lambda _, wanted: SimpleNamespace(
-                    predict=predict, name="north", options=options, uses="personal" if wanted == "in-use" else wanted
+                    predict=predict,
+                    name="north",
+                    options=options,
+                    uses="personal" if wanted == "in-use" else wanted,
+                    volumes=volumes,
                 ),
             )
 
@@ -50,6 +54,20 @@ def test_a_present_folder_of_a_site_needs_a_name(call: Call, capsys: pytest.Capt
     assert call("evaluate", "run", "--site-folder", "/data/north") == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "--site-folder '/data/north' is not of the form NAME=FOLDER, such as north=/data/north." in said
+
+
+def test_mirror_images_are_refused_for_a_picture_and_a_model_of_volumes(
+    call: Call, finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model of volumes has not learnt mirror images, whatever it is used on; a model of pictures has."""
+    Image.new("L", (3, 1)).save("a.png")
+    words = ("predict", "run", "a.png", "--site", "north", "--out", "masks", "--tta")
+    asked = finished("{organ: [128], lesion: [255]}", volumes=True)
+    assert call(*words) == 2
+    assert "(--tta) averages predictions over mirror images" in " ".join(capsys.readouterr().err.split())
+    assert not asked
+    finished("{organ: [128], lesion: [255]}", volumes=False)
+    assert call(*words) == 0
 
 
 @pytest.mark.parametrize(
@@ -189,7 +207,7 @@ def test_an_image_that_cannot_be_read_costs_the_others_nothing(
     run = SimpleNamespace(
         options=load_options(Path("study.yaml")),
         site=lambda _, wanted: SimpleNamespace(
-            predict=predict, uses="personal", name="north", options=load_options(Path("study.yaml"))
+            predict=predict, uses="personal", name="north", options=load_options(Path("study.yaml")), volumes=False
         ),
     )
     monkeypatch.setattr("pfedsam.engine.opened.open_run", lambda _, overrides: run)

@@ -41,7 +41,14 @@ Overrides = Annotated[
         "--set", help="Override a key of the configuration, such as data.image.max_megapixels=150; may be repeated."
     ),
 ]
-DicomSeg = Annotated[bool, typer.Option("--dicom-seg", help="Write the masks of DICOM series as DICOM-SEG.")]
+DicomSeg = Annotated[
+    bool,
+    typer.Option(
+        "--dicom-seg",
+        help="Write the masks of DICOM series as DICOM-SEG. Masks of other images are written as without it: NIfTI for volumes, PNG for "
+        "pictures.",
+    ),
+]
 Probabilities = Annotated[
     bool, typer.Option("--probabilities", help="For volumes: write also the probabilities of the classes (NIfTI, 4-D).")
 ]
@@ -96,18 +103,20 @@ def predict_all(
     Raises:
         DataError: some images cannot be read, or their masks cannot be written, or a folder holds files of formats that are not read; the
             masks of all others are written. Or the model was trained on another number of sequences; nothing is written.
-        OptionError: a mask exists already, a folder has no images, or no file matches a pattern; nothing is written.
+        OptionError: a mask exists already, a folder has no images, no file matches a pattern, or mirror images are requested of a model
+            that was trained without them; nothing is written.
     """
     from pfedsam.core.errors import DataError
     from pfedsam.data.sequences import refuse_other_number
     from pfedsam.engine.predict_jobs import find_jobs, without_further_sequences
     from pfedsam.engine.predict_sources import find_left_out
-    from pfedsam.experiment.build import build_labels
+    from pfedsam.experiment.build import build_labels, check_flips
 
     jobs = find_jobs(images, out, dicom_seg=dicom_seg, probabilities=wishes.probabilities)
     left_out = find_left_out(images, out)
     left = _without_masks(jobs, [""], resume=resume)
     opened = predictor()
+    check_flips(opened.options, volumes=bool(opened.volumes) or any(job.volume for job in left))
     in_use = " (in use there)" if wanted is Wanted.IN_USE else ""
     OUT.print(f"Model: the {opened.uses} one of site {opened.name}{in_use}", markup=False)
     channels = opened.options.data.volume.channels
@@ -118,11 +127,23 @@ def predict_all(
     labels.first_ids()  # refuses ids that a mask file cannot contain, before anything is predicted
     if labels.overlap:
         left = _without_masks(left, labels.names, resume=resume)
+    if dicom_seg:
+        _tell_other_formats(left)
     unread = _predict_each(left, opened, wishes, labels, dicom_seg)
     if len(left) < len(jobs):
         OUT.print(f"{len(jobs) - len(left)} image(s) had a mask already.")
     if unread or left_out:
         raise DataError(_what_is_missing(len(left) - len(unread), unread, left_out))
+
+
+def _tell_other_formats(jobs: "Sequence[Job]") -> None:
+    """Print how many images get no DICOM-SEG although it was requested, because they are no DICOM files."""
+    others = sum(not job.dicom for job in jobs)
+    if others:
+        OUT.print(
+            f"--dicom-seg has no effect on {others} image(s) that are no DICOM files: masks of volumes are NIfTI, those of pictures PNG.",
+            soft_wrap=True,
+        )
 
 
 def _what_is_missing(written: int, unread: Sequence[str], left_out: Sequence[Path]) -> str:
