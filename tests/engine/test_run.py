@@ -511,6 +511,20 @@ def test_an_option_that_does_not_fit_the_images_is_refused_before_anything_is_wr
     assert not (tmp_path / "run").exists()
 
 
+def test_training_begins_with_a_call_before_the_first_client_round(tmp_path: Path, toy_options: RunOptions) -> None:
+    """The first call says that none of the client rounds, which are as many as rounds times sites, is done."""
+    first: list[Event] = []
+
+    def stop(event: Event) -> None:
+        if event.stage == "train":
+            first.append(event)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(toy_options, tmp_path / "run", progress=stop)
+    assert (first[0].done, first[0].total) == (0, toy_options.training.rounds * len(toy_options.data.sites))
+
+
 def test_summary_names_the_schema(reference: Path) -> None:
     assert json.loads((reference / "summary.json").read_text())["schema"] == 2
 

@@ -20,7 +20,7 @@ class Event:
 
 
 Progress = Callable[[Event], None]
-"""Called after each step of a run."""
+"""Called after each step of a run, and at the start of the stages prepare and train with what is done already."""
 
 
 def silent(_: Event) -> None:

@@ -50,7 +50,7 @@ def run(options: RunOptions, folder: Path | str, *, resume: bool = False, progre
         options: options of the run.
         folder: a new or empty folder, or with `resume` that of an interrupted run.
         resume: whether to continue the run in `folder`; if it contains none, a new run begins, and a warning is logged.
-        progress: called after each step.
+        progress: called after each step, and at the start of the stages prepare and train with what is done already.
 
     Raises:
         DataError: a site's data is wrong; every problem is named, and nothing was written.
