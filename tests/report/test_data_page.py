@@ -37,7 +37,7 @@ def test_rows_say_what_was_counted(tmp_path):
         "images": "2",
         "patients": "2",
         "size: width x height (x slices)": "6 x 8 x 5",
-        "spacing in mm, same order": "1 x 2 x 5",
+        "spacing in mm: (slices x) height x width": "5x2x1",
         "bits per value": "int16",
         "values used": "0 to 239",
         "channels": "1",
@@ -50,6 +50,15 @@ def test_rows_say_what_was_counted(tmp_path):
         "problems": "0",
     }
     assert {name: rows[name] for name in expected} == expected
+
+
+def test_the_printed_spacing_can_be_copied_into_a_manifest(tmp_path):
+    """With the copied text, the volume has the same spacing as by its file."""
+    site = _report(tmp_path).sites[0]
+    text = site_rows(site)["spacing in mm: (slices x) height x width"]
+    (tmp_path / "manifest.csv").write_text(f"image,mask,patient,spacing\nimages/a.nii,masks/a.nii,a,{text}\n")
+    (case,) = read_site("north", tmp_path).cases
+    assert {case.spacing_mm: 2} == site.images.spacings
 
 
 def test_refused_images_with_a_mask_are_not_counted_as_unlabelled(tmp_path):
@@ -90,7 +99,7 @@ def test_on_a_phone_long_names_do_not_widen_the_page_and_one_hint_tells_of_scrol
 
 
 def test_series_are_rows_with_the_undecided_cases_first(tmp_path):
-    first = SeriesRow(1, "MR", "axial", "ORIGINAL PRIMARY", 0.0, 20, 1, (64, 32), (3.0, 0.5, 0.5), True)
+    first = SeriesRow(1, "MR", "axial", "ORIGINAL PRIMARY", 0.0, 20, 1, (64, 32), (3.0, 0.4, 0.5), True)
     second = SeriesRow(2, "MR", "", "", None, 20, 4, (64, 32), None, False)
     late = replace(first, number=2, seconds=3 * 86400.0 + 60, chosen=False)
     site = replace(_report(tmp_path).sites[0], series={"a": (first, second), "b": (replace(first, chosen=False), late)})
@@ -104,7 +113,7 @@ def test_series_are_rows_with_the_undecided_cases_first(tmp_path):
         "time": "0 min",
         "slices": "20",
         "size": "32 x 64",
-        "spacing in mm": "0.5 x 0.5 x 3",
+        "spacing in mm": "3x0.4x0.5",
         "chosen": "yes",
     }
     assert rows[3] == rows[3] | {

@@ -146,6 +146,7 @@ def _print_series(site: "SiteReport") -> None:
     if len(rows) > _MOST_ROWS:
         OUT.print(f"... and {len(rows) - _MOST_ROWS} more series.")
     OUT.print(
+        "The size is width x height, and the spacing slices x height x width as in a manifest.csv. "
         "Choose by data.volume.series (a number as listed, the SeriesInstanceUID, or words of the series' description) for all cases, or "
         "for single cases by the column series of the site's manifest.csv."
     )

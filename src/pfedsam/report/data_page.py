@@ -33,7 +33,7 @@ _LISTED: Final = 3
 
 
 SERIES_COLUMNS: Final = ("case", "series", "plane", "image type", "time", "slices", "size", "spacing in mm", "chosen")
-"""The size is width x height, and the spacing width x height x slices."""
+"""The size is width x height, and the spacing slices x height x width as in a manifest."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def site_rows(site: SiteReport) -> dict[str, str]:
         "patients": str(site.patients),
         "split": parts or MISSING,
         "size: width x height (x slices)": _listed({_size(size): count for size, count in site.images.sizes.items()}),
-        "spacing in mm, same order": _listed(
+        "spacing in mm: (slices x) height x width": _listed(
             {_spacing(spacing): count for spacing, count in site.images.spacings.items()}
         ),
         "bits per value": _listed({**site.images.depths, **site.images.kinds}),
@@ -177,8 +177,8 @@ def _size(size: tuple[int, ...]) -> str:
 
 
 def _spacing(spacing: tuple[float, ...] | None) -> str:
-    """A spacing (H, W) or (D, H, W) in the order of `_size`."""
-    return "none" if spacing is None else " x ".join(f"{value:.4g}" for value in reversed(spacing))
+    """A spacing (H, W) or (D, H, W) as a cell of a manifest, such as 5x0.5x0.4, in the opposite order of `_size`."""
+    return "none" if spacing is None else "x".join(f"{value:.4g}" for value in spacing)
 
 
 def _after(seconds: float | None) -> str:
