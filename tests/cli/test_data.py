@@ -138,7 +138,7 @@ def test_leaks_between_train_and_test_are_errors(
     ]
     (tmp_path / "north" / "manifest.csv").write_text("\n".join(rows))
     assert call("data", "check", _study(tmp_path, "north")) == 3
-    assert "they are on two sides of the split" in " ".join(capsys.readouterr().err.split())
+    assert "they are in two parts of the split" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_split_that_is_there_is_not_overwritten(

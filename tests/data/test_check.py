@@ -72,7 +72,7 @@ def test_every_problem_is_named_at_once(site_folder):
         "case 'd': 'd.png' is damaged or cut off",
         "case 'e': its mask 'e.png' is damaged or cut off",
         "mask 'h.png' has no image; name it",
-        "case 'f': patient 'fg' is on two sides of the split ('f' in train and 'g' in test); put",
+        "case 'f': patient 'fg' is in two parts of the split ('f' in train and 'g' in test); put",
     )
     assert len(report.problems) == len(expected)
     for problem, text in zip(report.problems, expected, strict=True):

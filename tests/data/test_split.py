@@ -130,9 +130,9 @@ def test_the_manifests_split_stays(site_of):
     assert split_site(given_site, DEFAULT, 0) == given_site
 
 
-def test_patient_on_two_sides(site_of):
+def test_patient_in_two_parts(site_of):
     site = _with(site_of(1, 3), "val", "train", "unused", "test")
-    message = r"'north', case 'p1_0': patient 'p1' is on two sides .* \('p1_0' in train and 'p1_2' in test\); put"
+    message = r"'north', case 'p1_0': patient 'p1' is in two parts .* \('p1_0' in train and 'p1_2' in test\); put"
     for check in (check_no_leak, lambda site: split_site(site, DEFAULT, 0)):
         with pytest.raises(DataError, match=message):
             check(site)
@@ -179,7 +179,7 @@ def test_no_file_of_an_undecided_site(site_of, tmp_path):
             r"case 'p9_0': no longer there, but in 'split\.json'; bring the files back",
         ),
         ({"train": ["p0_0", "p0_1", "p1_0"]}, r"case 'p1_0': is listed twice"),
-        ({"train": ["p0_0"], "val": ["p1_0", "p0_1"]}, r"patient 'p0' is on two sides"),
+        ({"train": ["p0_0"], "val": ["p1_0", "p0_1"]}, r"patient 'p0' is in two parts"),
         ({"site": "south"}, r"is the split of site 'south'"),
         ({"schema": 3}, r"no split of schema 2"),
         ({"more": []}, r"no split of schema 2"),

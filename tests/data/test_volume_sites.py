@@ -104,7 +104,7 @@ def test_sequences_that_were_listed_as_patients_are_told_by_their_equal_masks(si
     found = check_sites([read_site("north", site)], Study(LABELS, ImageOptions())).warnings
     assert [line for line in found if "equal voxel by voxel" in line] == [
         "site 'north', 2 cases 'a', 'b': the masks of 'a' (site 'north', patient 'a') and 'b' (site 'north', patient 'b') are equal voxel "
-        "by voxel, so that they are probably of one patient, who can end up on two sides of the split; name the sequences of a case "
+        "by voxel, so that they are probably of one patient, who can end up in two parts of the split; name the sequences of a case "
         "by data.volume.channels, or give them the same patient"
     ]
     (site / "manifest.csv").write_text("image,mask,patient\nimages/a.nii.gz,masks/a.nii.gz,p\nimages/b,masks/b.nii,p\n")

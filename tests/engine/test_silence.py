@@ -42,7 +42,7 @@ def test_a_late_reply_is_a_call() -> None:
 
 
 def test_the_reason_names_the_round_as_people_count() -> None:
-    assert "again in round 8 or when it calls" in left_out({"a": Silence(2, 7)}, 5, sites=["a"], least=0)["a"]
+    assert "again in round 8, or after a late reply" in left_out({"a": Silence(2, 7)}, 5, sites=["a"], least=0)["a"]
 
 
 def test_no_site_is_left_out_where_the_others_are_too_few() -> None:

@@ -140,7 +140,7 @@ def equal_at_two_sites(root: Path) -> None:
     (root / "b" / "images" / "c00.png").unlink()
 
 
-def equal_on_two_sides(root: Path) -> None:
+def equal_in_two_parts(root: Path) -> None:
     """One picture in train and in test."""
     folder = root / "b"
     for part in ("images", "masks"):
@@ -206,7 +206,7 @@ FAULTS = {
     "equal under two names": Fault(equal_under_two_names, "equal pictures under two names"),
     "equal under two patients": Fault(equal_under_two_patients, "equal pictures under two patients"),
     "equal at two sites": Fault(equal_at_two_sites, "equal pictures under two sites", site="a"),
-    "equal on two sides": Fault(equal_on_two_sides, "they are on two sides of the split", error=True),
+    "equal in two parts": Fault(equal_in_two_parts, "they are in two parts of the split", error=True),
     "EXIF half turn": Fault(exif_half_turn, "the image has an EXIF orientation"),
     "class absent": Fault(class_absent, "none of its 10 masks has the class 'lesion' (ids [2])"),
     "inverted masks": Fault(inverted_masks, "they look inverted"),

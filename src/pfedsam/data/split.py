@@ -60,11 +60,11 @@ def split_site(site: Site, options: SplitOptions, seed: int) -> Site:
     at random from the seed and the name of the site. With three patients or more, every part with a positive proportion has a case.
 
     Raises:
-        DataError: the manifest splits only some of the cases, or puts a patient on two sides.
+        DataError: the manifest splits only some of the cases, or puts a patient in two parts.
     """
     if all(case.split is None for case in site.cases):
-        sides = _deal({patient: len(cases) for patient, cases in site.patients().items()}, options, site.name, seed)
-        site = _assigned(site, {case.id: sides[case.patient] for case in site.cases})
+        part_of = _deal({patient: len(cases) for patient, cases in site.patients().items()}, options, site.name, seed)
+        site = _assigned(site, {case.id: part_of[case.patient] for case in site.cases})
     _refuse(split_problems(site))
     return _keep(site, options.max_train_cases, seed)
 
@@ -82,7 +82,7 @@ def _training_cases(total: int, options: SplitOptions) -> int:
 
 
 def check_no_leak(site: Site) -> None:
-    """Refuse a site with a patient on two sides of the split; unused cases are on no side.
+    """Refuse a site with a patient in two parts of the split; unused cases do not count.
 
     Raises:
         DataError: there is such a patient; the message names the first one and its cases.
@@ -91,7 +91,7 @@ def check_no_leak(site: Site) -> None:
 
 
 def split_problems(site: Site) -> list[str]:
-    """What is wrong with the split that the cases already have: cases without a part, patients on two sides."""
+    """What is wrong with the split that the cases already have: cases without a part, patients in two parts."""
     problems = []
     without = _without_part(site)
     if 0 < len(without) < len(site.cases):
@@ -119,10 +119,10 @@ def _leaks(site: Site) -> list[str]:
             if case.split is not None and case.split != "unused":
                 first.setdefault(case.split, case)
         if len(first) > 1:
-            sides = " and ".join(f"{case.id!r} in {split}" for split, case in first.items())
+            found = " and ".join(f"{case.id!r} in {split}" for split, case in first.items())
             problems.append(
-                f"site {site.name!r}, case {next(iter(first.values())).id!r}: patient {patient!r} is on two sides "
-                f"of the split ({sides}); put all cases of a patient on one side"
+                f"site {site.name!r}, case {next(iter(first.values())).id!r}: patient {patient!r} is in two parts "
+                f"of the split ({found}); put all cases of a patient in one part"
             )
     return problems
 
@@ -163,15 +163,15 @@ def read_split(
 
     Raises:
         DataError: the file is no split, is that of another site, or lists a case twice; a case of the needed parts is missing or has
-            changed; or a patient is on two sides.
+            changed; or a patient is in two parts.
     """
     stored, digests = _read_parts(path, site.name)
-    sides = _sides(path, site, stored)
+    part_of = _part_by_case(path, site, stored)
     known = {case.id for case in site.cases}
     needed = chain.from_iterable(stored[part] for part in parts)
     _refuse_removed(path, site, [case for case in needed if case not in known])
-    _warn_of_new(path, site, sorted(known - sides.keys()))
-    site = _assigned(site, {case: sides.get(case, "unused") for case in known})
+    _warn_of_new(path, site, sorted(known - part_of.keys()))
+    site = _assigned(site, {case: part_of.get(case, "unused") for case in known})
     check_no_leak(site)
     _refuse_changed(path, site, _cases_of(site, parts), digests, digest or file_digest)
     return site
@@ -248,21 +248,21 @@ def refuse_other_split(path: Path, site: Site, *, digest: Callable[[Case], str] 
         )
 
 
-def _sides(path: Path, site: Site, stored: Mapping[Split, Sequence[str]]) -> dict[str, Split]:
+def _part_by_case(path: Path, site: Site, stored: Mapping[Split, Sequence[str]]) -> dict[str, Split]:
     """The part of each case.
 
     Raises:
         DataError: a case is stored twice.
     """
-    sides: dict[str, Split] = {}
+    part_of: dict[str, Split] = {}
     for split in SPLITS:
         for case in stored[split]:
-            if case in sides:
+            if case in part_of:
                 raise DataError(
                     f"site {site.name!r}, case {case!r}: is listed twice in {path.name!r}; leave it in one part"
                 )
-            sides[case] = split
-    return sides
+            part_of[case] = split
+    return part_of
 
 
 def _cases_of(site: Site, parts: Sequence[Split]) -> list[Case]:
@@ -381,8 +381,8 @@ def _shuffled(names: Sequence[str], site: str, seed: int, purpose: str) -> list[
     return [names[i] for i in rng.numpy_generator(seed, site, purpose).permutation(len(names))]
 
 
-def _assigned(site: Site, sides: Mapping[str, Split]) -> Site:
-    return replace(site, cases=tuple(replace(case, split=sides[case.id]) for case in site.cases))
+def _assigned(site: Site, part_of: Mapping[str, Split]) -> Site:
+    return replace(site, cases=tuple(replace(case, split=part_of[case.id]) for case in site.cases))
 
 
 def _read_parts(path: Path, site: str) -> tuple[dict[Split, list[str]], dict[str, str] | None]:

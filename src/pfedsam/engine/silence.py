@@ -78,9 +78,9 @@ def left_out(
         least: if fewer sites than this would get a request, all get one.
         by_call: whether a late reply of the site ends its silence.
     """
-    calls = " or when it calls" if by_call else ""
+    earlier = ", or after a late reply" if by_call else ""
     found = {
-        site: f"not asked: it was silent {silence.times} time(s) in a row, and is asked again in round {silence.until + 1}{calls}"
+        site: f"not asked: no reply in time to {silence.times} request(s) in a row; it is asked again in round {silence.until + 1}{earlier}"
         for site, silence in silences.items()
         if site in sites and round_ < silence.until
     }

@@ -37,7 +37,7 @@ def test_blank_pictures_are_not_equal_pictures(tmp_path):
 
 
 @pytest.mark.parametrize(("shift", "found"), [(0, True), (1, False)])
-def test_one_volume_under_two_patients_on_two_sides_of_the_split_is_an_error(tmp_path, shift, found):
+def test_one_volume_under_two_patients_in_two_parts_of_the_split_is_an_error(tmp_path, shift, found):
     """Every volume is there twice, with the masks of two raters; a volume whose voxels differ by one value is another volume."""
     values = np.random.default_rng(0)
     for number in range(4):
@@ -46,7 +46,7 @@ def test_one_volume_under_two_patients_on_two_sides_of_the_split_is_an_error(tmp
             write_nifti(tmp_path / f"images/{'pq'[rater]}{number}.nii", image + shift * rater)
             write_nifti(tmp_path / f"masks/{'pq'[rater]}{number}.nii", np.roll(_mask(number), 2 * rater, axis=1))
     problems = _check(tmp_path).problems
-    assert [("equal volumes under two patients" in one and "two sides of the split" in one) for one in problems] == (
+    assert [("equal volumes under two patients" in one and "two parts of the split" in one) for one in problems] == (
         [True] * found
     )
 

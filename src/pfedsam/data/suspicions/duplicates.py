@@ -11,28 +11,28 @@ _Group: TypeAlias = Sequence[CaseFacts]
 """Two or more cases of equal content, in the order of the sites."""
 _Level: TypeAlias = Literal["sites", "patients", "names"]
 """The highest level at which the cases of a group differ."""
-_NO_SIDE: Final = frozenset({None, "unused"})
+_NO_PART: Final = frozenset({None, "unused"})
 """Parts of the split that are neither trained on nor scored."""
 _REMEDIES: Final[dict[_Level, str]] = {
     "names": "they count twice; keep one of them",
-    "patients": "they can end up on two sides of a split; keep one of them, or give both the same patient",
-    "sites": "they can end up on two sides of a split, and count twice; keep them at one site",
+    "patients": "they can end up in two parts of a split; keep one of them, or give both the same patient",
+    "sites": "they can end up in two parts of a split, and count twice; keep them at one site",
 }
 _MASK_REMEDIES: Final[dict[_Level, str]] = {
-    "patients": "who can end up on two sides of the split; name the sequences of a case by data.volume.channels, or give them the same "
+    "patients": "who can end up in two parts of the split; name the sequences of a case by data.volume.channels, or give them the same "
     "patient",
-    "sites": "who can end up on two sides of the split, because every site is split alone; keep them at one site",
+    "sites": "who can end up in two parts of the split, because every site is split alone; keep them at one site",
 }
 
 
 def equal_images(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
-    """Equal pictures or volumes under two names, patients or sites; an error where they are on two sides of the split."""
+    """Equal pictures or volumes under two names, patients or sites; an error where they are in two parts of the split."""
     del study
     similar: dict[tuple[str, _Level, bool, bool], list[_Group]] = defaultdict(list)
     for group in _equal_cases(sites, lambda one: one.content):
-        sides = {one.case.split for one in group} - _NO_SIDE
+        parts = {one.case.split for one in group} - _NO_PART
         first = group[0].case
-        similar[first.site, _level(group), len(sides) > 1, first.volume].append(group)
+        similar[first.site, _level(group), len(parts) > 1, first.volume].append(group)
     for (site, level, leak, _), groups in similar.items():
         text = _leak_text(groups, level) if leak else _equal_text(groups, level)
         yield Finding(site, "equal images", text, _cases_at_first_site(groups), error=leak)
@@ -74,7 +74,7 @@ def one_patient(facts: SiteFacts, study: Study) -> Iterator[Finding]:
             facts.name,
             "one patient under several names",
             f"{first.case.id!r} (patient {first.case.patient!r}) and {second.case.id!r} (patient {second.case.patient!r}) have the same "
-            f"PatientID in their DICOM files{_more(several)}, so that one patient can end up on two sides of the split; give both the same "
+            f"PatientID in their DICOM files{_more(several)}, so that one patient can end up in two parts of the split; give both the same "
             "patient, by the manifest or by data.patient_pattern",
             case_ids([one for group in several for one in group]),
         )
@@ -104,7 +104,7 @@ def _equal_text(groups: Sequence[_Group], level: _Level) -> str:
 def _leak_text(groups: Sequence[_Group], level: _Level) -> str:
     remedy = "at one site" if level == "sites" else "in one part"
     return (
-        f"{_same_content(_leaking_pair(groups[0]), level)}{_more(groups)}, and they are on two sides of the split, so that scores would "
+        f"{_same_content(_leaking_pair(groups[0]), level)}{_more(groups)}, and they are in two parts of the split, so that scores would "
         f"measure memory; keep one of them, or give both the same patient {remedy}"
     )
 
@@ -119,8 +119,8 @@ def _more(groups: Sequence[_Group]) -> str:
 
 
 def _leaking_pair(group: _Group) -> tuple[CaseFacts, CaseFacts]:
-    """The first two cases of a group that are on different sides of the split."""
-    first, *others = (one for one in group if one.case.split not in _NO_SIDE)
+    """The first two cases of a group that are in different parts of the split."""
+    first, *others = (one for one in group if one.case.split not in _NO_PART)
     return first, next(one for one in others if one.case.split != first.case.split)
 
 

@@ -37,7 +37,7 @@ def pattern_partly(facts: SiteFacts, study: Study) -> Iterator[Finding]:
             "pattern partly",
             f"patient_pattern '{pattern}' matches {len(searched) - len(missed)} of {len(searched)} names and not "
             f"{'this one' if len(missed) == 1 else 'these'}: each becomes a patient of its own, so that pictures of one patient can "
-            r"end up on two sides of the split; let it match every name (\d+ takes numbers of any length)",
+            r"end up in two parts of the split; let it match every name (\d+ takes numbers of any length)",
             case_ids(missed),
         )
 
@@ -60,7 +60,7 @@ def tile_names(facts: SiteFacts, study: Study) -> Iterator[Finding]:
             facts.name,
             "tile names",
             f"the names look like several pictures of one source ({len(cases)} of {source!r}, for example), and each counts as a patient "
-            f"of its own, so that one source can end up on two sides of the split; {remedy}",
+            f"of its own, so that one source can end up in two parts of the split; {remedy}",
             tuple(chain.from_iterable(sources.values())),
         )
 
@@ -157,8 +157,8 @@ def empty_patients(facts: SiteFacts, study: Study) -> Iterator[Finding]:
 
 def no_validation(facts: SiteFacts, study: Study) -> Iterator[Finding]:
     """A site that is split and has no validation case."""
-    sides = {one.case.split for one in facts.cases}
-    if study.validation and sides - {None} and "val" not in sides:
+    parts = {one.case.split for one in facts.cases}
+    if study.validation and parts - {None} and "val" not in parts:
         yield Finding(
             facts.name,
             "no validation case",
