@@ -1,4 +1,4 @@
-"""Row 26 of reliability: a shared model that is worse at a site by more than 5 Dice points; the site keeps its last good one."""
+"""Row 26 of reliability: a shared model that is worse at a site by more than 5 Dice points; the site uses its last good one."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -195,7 +195,7 @@ def test_a_run_says_so_and_its_folder_predicts_with_the_kept_model(
     rows = [row for row in read_records(tmp_path / "run" / "records.jsonl") if row["kind"] == "kept"]
     assert rows[0] == {"kind": "kept", "round": 1, "site": victim, "from_round": 0}
     assert {row["site"] for row in rows} == {victim}
-    assert "keeps its model of round 1" in (tmp_path / "run" / "report.html").read_text()
+    assert "uses an earlier model, of round 1" in (tmp_path / "run" / "report.html").read_text()
     opened = open_run(tmp_path / "run")
     for name in options.data.sites:
         used = opened.site(name).parameters.shared

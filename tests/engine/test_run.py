@@ -298,7 +298,7 @@ def test_an_adapter_is_exported_where_all_of_lora_is_the_same_everywhere(
 def test_without_scores_of_the_shared_model_in_between_a_run_ends_with_the_same_models_and_scores(
     tmp_path: Path, toy_options: RunOptions
 ) -> None:
-    """If no site keeps an earlier model (`max_drop`), only the last validation decides, and that one scores both models."""
+    """If no site uses an earlier model (`max_drop`), only the last validation decides, and that one scores both models."""
     found = {}
     for name, each in (("each", True), ("last", False)):
         evaluation = toy_options.evaluation.model_copy(update={"max_drop": None, "validate_shared": each})

@@ -88,7 +88,7 @@ def test_a_validation_comes_back_equal_and_an_older_study_gets_no_more_than_it_l
 def test_a_site_cannot_keep_the_model_of_a_later_round() -> None:
     names = ("dice.personal", "kept_round")
     assert to_validation({"dice.personal": 0.5, "kept_round": 7}, names, 7).kept == 7
-    with pytest.raises(UpdateError, match="keeps the model of a round after 8"):
+    with pytest.raises(UpdateError, match="uses the model of a round after 8"):
         to_validation({"dice.personal": 0.5, "kept_round": 8}, names, 7)
 
 

@@ -2,10 +2,10 @@
 
 At each validation, a site scores both of its models. Until the next validation it uses the shared one if that is clearly better
 (`evaluation.choose_model`, `evaluation.statistics.clearly_positive`), so that local parameters that overfit a small site are not used, and
-otherwise the personal one. If the Dice of the model in use is more than `evaluation.max_drop` below the site's best one, the site keeps the
-shared and local parameters of the last validation for which this was not the case. It uses them for final local fine-tuning, the test and
-predictions; with `evaluation.max_drop: 0` this is early stopping. The site still trains with the received parameters, so that the rounds of
-other sites do not change, and uses the new parameters as soon as they are good enough again.
+otherwise the personal one. If the Dice of the model in use is more than `evaluation.max_drop` below the site's best one, the site uses an
+earlier model, with the shared and local parameters of the last validation for which this was not the case, for final local fine-tuning, the
+test and predictions; with `evaluation.max_drop: 0` this is early stopping. The site still trains with the received parameters, so that the
+rounds of other sites do not change, and uses the new parameters as soon as they are good enough again.
 """
 
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ class Validation:
     dice: Mapping[str, float | None]
     """Dice by reported model."""
     kept: int | None = None
-    """The round whose model the site keeps; None if it uses the model of this round."""
+    """The earlier round whose model the site uses; None if it uses the model of this round."""
     uses: Model = "personal"
     """The model that the site uses from now on."""
 

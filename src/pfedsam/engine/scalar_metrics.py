@@ -212,7 +212,7 @@ def to_validation(scalar_metrics: ScalarMetrics, names: Sequence[str], round_: i
         round_: the round after which the validation took place.
 
     Raises:
-        UpdateError: the site says that it keeps the model of a later round.
+        UpdateError: the site says that it uses the model of a later round.
     """
     dice = {
         name.removeprefix("dice."): scalar_metrics[name]
@@ -221,7 +221,7 @@ def to_validation(scalar_metrics: ScalarMetrics, names: Sequence[str], round_: i
     }
     kept = scalar_metrics.get(_KEPT)
     if kept is not None and kept > round_:
-        raise UpdateError(f"its reply says that it keeps the model of a round after {round_ + 1}, the present one.")
+        raise UpdateError(f"its reply says that it uses the model of a round after {round_ + 1}, the present one.")
     uses: Model = "shared" if scalar_metrics.get(_PLAIN) else "personal"
     return Validation(dice, None if kept is None else max(0, int(kept)), uses)
 

@@ -129,7 +129,11 @@ class SiteStudy:
         found = self._scorer().validate(self.site.of("val"), models, self.models, request.round, shared)
         if found.kept is not None:
             asked = in_words("validate", request.round, ends)
-            _LOG.warning("%s: the model became much worse here; the site keeps that of round %d", asked, found.kept + 1)
+            _LOG.warning(
+                "%s: the model became much worse here; the site uses an earlier model, of round %d",
+                asked,
+                found.kept + 1,
+            )
         return from_validation(found, self.manifest.scalar_metrics["validate"])
 
     def _test(self, shared: NamedTensors) -> ScalarMetrics:

@@ -168,7 +168,7 @@ class EvaluationOptions(Options):
         default=0.05,
         ge=0,
         le=1,
-        description="A site keeps its earlier model if its validation Dice is below its best one by more than this value; empty: never.",
+        description="A site uses an earlier model if the validation Dice is below its best one by more than this value; empty: never.",
     )
     choose_model: bool = Field(
         default=True,

@@ -10,9 +10,9 @@ Three bounds, applied in this order before the method's server step:
 
 With these bounds the contribution of one of four sites is at most three quarters of the median norm. The parameters of a class that only n
 sites annotate are averaged over these (`federation.aggregation`), with the same largest share of one of them; there the contribution of one
-of n equal sites is at most 3 / n of the median norm. Of two sites neither can outvote the other: a site whose update is far too small makes
-the other one's contribution small too, which the record of the round names. Norm bounding: Sun et al., "Can You Really Backdoor Federated
-Learning?", 2019, section 3, with the median of the round in place of a constant.
+of n equal sites is at most 3 / n of the median norm. With two sites the median is the smaller norm, so that a site whose update is far too
+small makes the other one's contribution small too, which the record of the round says. Norm bounding: Sun et al., "Can You Really Backdoor
+Federated Learning?", 2019, section 3, with the median of the round in place of a constant.
 
 A local run applies none of them: there one person has all data, and all updates are made by the same program.
 """

@@ -392,7 +392,11 @@ def _absent_sites(row: Record, rounds: int, last: int | None) -> Iterator[tuple[
             yield from (("train", site, reason) for site, reason in row["rejected"].items())
         case "kept":
             kept = _count_from_1(row["from_round"], rounds)
-            yield "validate", row["site"], f"keeps its model of round {kept}: this one is worse on its validation part"
+            yield (
+                "validate",
+                row["site"],
+                f"uses an earlier model, of round {kept}: this one is worse on its validation part",
+            )
         case "plain" if row["round"] == last:
             reason = "uses the shared model: its personal one does clearly worse on its validation part"
             yield "validate", row["site"], reason

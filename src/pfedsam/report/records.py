@@ -4,7 +4,7 @@ These are the kinds of records, with their guaranteed fields:
 
     round       round, site, phase ("coupled", "global", "joint", "local"), loss, ...
     validation  round, site, model ("personal", "shared"), dice
-    kept        round, site, from_round: the site keeps the model of an earlier round (`evaluation.max_drop`)
+    kept        round, site, from_round: the site uses the model of an earlier round (`evaluation.max_drop`)
     plain       round, site: the site uses the shared model, which is clearly better than its personal one (`evaluation.choose_model`)
     aggregate   round, accepted [site], rejected {site: reason}, up_bytes {site: bytes}
                 [, scaled {site: factor}: updates that were scaled down because they were much larger than those of the other sites]
