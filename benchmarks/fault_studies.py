@@ -15,7 +15,8 @@ import torch
 
 from pfedsam.core import rng, tensors
 from pfedsam.data.synthetic import LABELS, PATIENT_PATTERN, SyntheticOptions, write_sites
-from pfedsam.engine.rounds import RoundPolicy, StudyRun
+from pfedsam.engine.round_policy import RoundPolicy
+from pfedsam.engine.rounds import StudyRun
 from pfedsam.engine.site_agent import SiteAgent, SiteFolder
 from pfedsam.engine.site_options import CONFIG
 from pfedsam.engine.study_folder import create_study

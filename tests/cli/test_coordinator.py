@@ -15,7 +15,7 @@ import torch
 from pfedsam.cli.console import OUT
 from pfedsam.cli.coordinator import PID, _weight
 from pfedsam.core.lock import runner, running_as
-from pfedsam.engine.rounds import RoundPolicy
+from pfedsam.engine.round_policy import RoundPolicy
 from pfedsam.engine.study_folder import AGAIN, StudyFolder, create_study
 from pfedsam.experiment.load import dump_options
 from pfedsam.experiment.options import RunOptions

@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 
 from pfedsam.cli.main import _WITH_RESUME, app
 from pfedsam.engine.onboarding import Newcomer
-from pfedsam.engine.rounds import RoundPolicy
+from pfedsam.engine.round_policy import RoundPolicy
 from pfedsam.engine.site_options import SiteOptions
 
 Call = Callable[..., int]

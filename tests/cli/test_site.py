@@ -15,7 +15,7 @@ from pfedsam.cli.site import _earlier_end
 from pfedsam.core.lock import running_as
 from pfedsam.data.images import read_mask
 from pfedsam.deploy.site_rules import write_site_rules
-from pfedsam.engine.rounds import RoundPolicy
+from pfedsam.engine.round_policy import RoundPolicy
 from pfedsam.engine.site_options import AGENT, CONFIG, read_site_options
 from pfedsam.engine.study_folder import create_study
 from pfedsam.experiment.options import RunOptions

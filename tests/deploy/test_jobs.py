@@ -22,6 +22,6 @@ def test_a_job_is_sent_to_the_sites_of_the_study_and_names_the_study(tmp_path: P
     meta = json.loads((job / "meta.json").read_text())
     assert meta["deploy_map"] == {"app": ["server", "north", "south"]}
     (workflow,) = json.loads((job / "app/config/config_fed_server.json").read_text())["workflows"]
-    assert workflow["args"] == {"study": "0" * 16}
+    assert workflow["args"] == {"study": "0" * 16, "may_wait": False}
     (executor,) = json.loads((job / "app/config/config_fed_client.json").read_text())["executors"]
     assert executor["executor"]["args"] == {}  # a job names no folder of a site

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from pfedsam.core.errors import QuorumError, RunError
 from pfedsam.deploy import supervisor
 from pfedsam.deploy.controller import JOB_SITES
 from pfedsam.deploy.supervisor import Supervisor, _raise_as_ended
-from pfedsam.engine.rounds import RoundPolicy
+from pfedsam.engine.round_policy import RoundPolicy
 from pfedsam.engine.study_folder import AGAIN, StudyFolder, write_revoked
 
 
@@ -22,6 +23,8 @@ class Session:
     def __init__(self) -> None:
         self.connected, self.jobs, self.statuses, self.idle = ["north", "south"], [], {}, []
         self.disabled: list[str] = []
+        self.may_wait: list[bool] = []
+        """Of each job: whether its study may wait for sites that have not joined."""
 
     def disable_client(self, name: str) -> dict:
         self.disabled.append(name)
@@ -36,7 +39,9 @@ class Session:
 
     def submit_job(self, folder: str) -> str:
         config = json.loads((Path(folder) / "app" / "config" / "config_fed_server.json").read_text())
-        self.jobs.append(config["workflows"][0]["args"]["study"])
+        args = config["workflows"][0]["args"]
+        self.jobs.append(args["study"])
+        self.may_wait.append(args["may_wait"])
         return f"job{len(self.jobs)}"
 
     def get_job_meta(self, job_id: str):
@@ -247,3 +252,105 @@ def test_a_job_that_committed_a_round_starts_the_count_anew(boss: Supervisor, se
         session.statuses[f"job{number}"] = "FINISHED:ABORTED"
         boss._step()
     assert one.read_status()["state"] == "interrupted"
+
+
+UNAPPROVED = "waits for the approval of north, south"
+
+
+def end_job(boss: Supervisor, session: Session, one: StudyFolder, reason: str = UNAPPROVED) -> None:
+    """End the present job of a study, which has no round, with this reason."""
+    one.write_status("submitted", round_=0, rounds=5, sites=[], reason=reason)
+    session.statuses[f"job{len(session.jobs)}"] = "FINISHED:COMPLETED"
+    boss._step()
+
+
+def pause_is_over(boss: Supervisor, one: StudyFolder) -> float:
+    """Let the pause of a study end now, and return how long it was, in seconds."""
+    pause = boss._pauses[one.path.name]
+    boss._pauses[one.path.name] = replace(pause, until=time.monotonic())
+    return pause.seconds
+
+
+def test_sites_that_have_not_approved_a_study_are_asked_again_until_the_wait_is_over(
+    boss: Supervisor, session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All sites are connected from the study before: neither four jobs without a round nor the first refusal stop it."""
+    caplog.set_level("INFO")
+    one, pauses = study(boss, join_s=604800), []
+    for attempt in range(1, 9):
+        boss._step()
+        assert len(session.jobs) == attempt
+        assert one.read_status()["reason"] == ""  # what the job before it left does not count for this one
+        end_job(boss, session, one)
+        boss._step()
+        assert len(session.jobs) == attempt, "there is no pause"
+        assert one.read_status() | {"time": ""} == {
+            "state": "submitted",
+            "round": 0,
+            "rounds": 5,
+            "sites": [],
+            "reason": UNAPPROVED,
+            "time": "",
+        }
+        pauses.append(pause_is_over(boss, one))
+    assert pauses == [30, 60, 120, 240, 480, 900, 900, 900]
+    assert f"study {one.path.name} {UNAPPROVED}; its sites are asked again in 30 s" in caplog.text
+    assert session.may_wait == [True] * 8
+    boss._pauses[one.path.name] = replace(boss._pauses[one.path.name], until=time.monotonic() + 900)
+    boss._waiting[one.path.name] -= 604800
+    boss._step()
+    assert session.may_wait == [True] * 8 + [False]  # begins with those that approved it, or stops with the reasons
+
+
+def test_a_study_that_is_submitted_again_asks_its_sites_at_once(boss: Supervisor, session: Session) -> None:
+    one = study(boss)
+    boss._step()
+    end_job(boss, session, one)
+    boss._step()
+    assert len(session.jobs) == 1
+    one.write_status("submitted", round_=0, rounds=5, sites=[])  # as `coordinator submit` writes it
+    boss._step()
+    assert len(session.jobs) == 2
+
+
+@pytest.mark.parametrize("why", ["a site is not connected", "nobody has approved it"])
+def test_a_study_that_waits_lets_the_next_one_run(boss: Supervisor, session: Session, why: str) -> None:
+    first, second = study(boss, "b" * 16), study(boss, "a" * 16)
+    now = time.time()
+    os.utime(first.path / "manifest.json", (now - 9, now - 9))
+    if why == "a site is not connected":
+        (first.path / "config.yaml").write_text("data:\n  sites: {north: a, east: b}\n  classes: {n: [1]}\n")
+    else:
+        boss._step()
+        end_job(boss, session, first)
+        session.jobs.clear()
+        session.statuses.clear()
+    boss._step()
+    assert session.jobs == [second.path.name]
+
+
+def test_a_study_that_has_begun_is_continued_before_others_begin(boss: Supervisor, session: Session) -> None:
+    """Not even while it waits for a site that has left: that wait is no longer than a round."""
+    first, second = study(boss, "b" * 16), study(boss, "a" * 16)
+    now = time.time()
+    os.utime(first.path / "manifest.json", (now - 9, now - 9))
+    second.write_registered({"north": 4, "south": 4})
+    (second.path / "config.yaml").write_text("data:\n  sites: {north: a, south: b, east: c}\n  classes: {n: [1]}\n")
+    boss._step()
+    assert session.jobs == []
+    boss._waiting[second.path.name] -= 2000
+    boss._step()
+    assert session.jobs == [second.path.name]
+    assert session.may_wait == [False]
+
+
+def test_the_reason_for_too_few_connected_sites_names_those_that_are_missing(
+    boss: Supervisor, session: Session
+) -> None:
+    one = study(boss, join_s=7)
+    session.connected = ["north"]
+    boss._step()
+    boss._waiting[one.path.name] -= 7
+    boss._step()
+    said = "1 of 2 sites are connected after 7 s (not connected: south); the quorum is 2"
+    assert said in one.read_status()["reason"]

@@ -17,7 +17,8 @@ import pytest
 
 from pfedsam.core.errors import PfedsamError
 from pfedsam.core.tensors import digest
-from pfedsam.engine.rounds import RoundPolicy, StudyRun
+from pfedsam.engine.round_policy import RoundPolicy
+from pfedsam.engine.rounds import StudyRun
 from pfedsam.engine.run import run
 from pfedsam.engine.server_files import read_server
 from pfedsam.engine.study_folder import create_study

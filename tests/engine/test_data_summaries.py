@@ -12,7 +12,8 @@ from pfedsam.core.tensors import digest
 from pfedsam.data.site_summary import SiteSummaryFile, read_site_summary, summarize_data
 from pfedsam.engine import rounds, run_end
 from pfedsam.engine.data_summaries import DataSummaries
-from pfedsam.engine.rounds import RoundPolicy, StudyRun
+from pfedsam.engine.round_policy import RoundPolicy
+from pfedsam.engine.rounds import StudyRun
 from pfedsam.engine.run import run
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.study_folder import create_study

@@ -23,7 +23,8 @@ from event_log import records_without_times
 from pfedsam.core import tensors
 from pfedsam.core.tensors import digest
 from pfedsam.engine import site_session
-from pfedsam.engine.rounds import RoundPolicy, StudyRun
+from pfedsam.engine.round_policy import RoundPolicy
+from pfedsam.engine.rounds import StudyRun
 from pfedsam.engine.run import run
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.site_agent import SiteAgent, SiteFolder

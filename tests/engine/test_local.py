@@ -8,7 +8,7 @@ import pytest
 from pfedsam.core import tensors
 from pfedsam.engine.local import LocalStudy, LocalTransport, OneStudy, worker_count
 from pfedsam.engine.progress import Event
-from pfedsam.engine.rounds import RoundPolicy
+from pfedsam.engine.round_policy import RoundPolicy
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.study_folder import create_study
 from pfedsam.experiment.build import build_model, build_sites

@@ -16,7 +16,7 @@ from pfedsam.core.lock import exclusive
 from pfedsam.data.manifest import Case
 from pfedsam.engine.opened import OpenSite, open_run
 from pfedsam.engine.predict_volume import VolumeWishes
-from pfedsam.engine.rounds import RoundPolicy
+from pfedsam.engine.round_policy import RoundPolicy
 from pfedsam.engine.run import run
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.study_folder import create_study

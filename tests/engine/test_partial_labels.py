@@ -12,7 +12,8 @@ from PIL import Image
 from pfedsam.core import tensors
 from pfedsam.core.errors import OptionError, QuorumError
 from pfedsam.core.tensors import digest
-from pfedsam.engine.rounds import RoundPolicy, StudyRun
+from pfedsam.engine.round_policy import RoundPolicy
+from pfedsam.engine.rounds import StudyRun
 from pfedsam.engine.run import run
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.study_folder import build_manifest, create_study

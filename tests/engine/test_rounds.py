@@ -1,6 +1,7 @@
 """A study over sites elsewhere: the embedded runtime's bits, and a round that survives what sites and networks do."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,8 @@ from pfedsam.core.tensors import digest
 from pfedsam.data.tiling import TilingOptions
 from pfedsam.engine import run_end
 from pfedsam.engine.opened import open_run
-from pfedsam.engine.rounds import RoundPolicy, StudyRun
+from pfedsam.engine.round_policy import RoundPolicy
+from pfedsam.engine.rounds import StudyRun
 from pfedsam.engine.run import run
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.study_folder import StudyFolder, create_study
@@ -652,10 +654,81 @@ def test_a_round_in_which_every_site_is_refused_is_recorded_with_the_reasons(
 
 def test_nobody_there_is_an_error_and_no_wait(options: RunOptions, make_sites, study: Path) -> None:
     sites = make_sites(options, None)  # nobody approved anything
-    with pytest.raises(QuorumError, match="0 site"):
+    named = ", ".join(options.data.sites)
+    told = (
+        f"0 of 3 sites joined ({named}: its operator has not approved this study); the quorum is 2. Nothing was changed"
+    )
+    with pytest.raises(QuorumError, match=re.escape(told)):
         StudyRun(study, sites).run()
     (row,) = rows(study, "absent")
     assert row["sites"] == dict.fromkeys(sorted(options.data.sites), "its operator has not approved this study")
+
+
+def refuse_to_join(scripted: ScriptedSites, words: dict[int, str]) -> None:
+    """Let sites, by their place, refuse to join with these codes; every job of the study ends after its first round."""
+    codes = {scripted.names[place]: word for place, word in words.items()}
+
+    def change(site: str, task: str, round_: int, wire: dict) -> dict:
+        if task != "join" or site not in codes:
+            return wire
+        return reply_to_wire(replace(reply_from_wire(wire), scalar_metrics={}, refused=codes[site]))
+
+    scripted.change, scripted.wants_again = change, lambda: True
+
+
+@pytest.mark.parametrize("missing", [[0], [0, 1, 2]])
+def test_a_study_waits_for_the_approval_of_its_sites_and_then_begins_as_if_nothing_had_happened(
+    study: Path, scripted: ScriptedSites, missing: list[int]
+) -> None:
+    refuse_to_join(scripted, dict.fromkeys(missing, "not-approved"))
+    stored = StudyFolder(study)
+    for _ in range(2):
+        first = StudyRun(study, scripted, may_wait=True)
+        assert first.run() == "waits"
+        assert first.waits_for == f"waits for the approval of {', '.join(scripted.names[place] for place in missing)}"
+        assert (stored.read_status()["state"], stored.read_registered()) == ("submitted", {})
+        assert stored.load_state(scripted.manifest).round == 0
+    refuse_to_join(scripted, {})
+    assert StudyRun(study, scripted, may_wait=True).run() == "again"
+    assert list(stored.read_registered().values()) == [10, 20, 30]
+    refuse_to_join(scripted, dict.fromkeys(missing, "not-approved"))
+    if len(missing) == 1:
+        assert StudyRun(study, scripted, may_wait=True).run() == "again"  # a study with a round does not wait
+    else:
+        with pytest.raises(QuorumError, match="0 of 3 sites joined"):
+            StudyRun(study, scripted, may_wait=True).run()
+
+
+def test_when_the_wait_is_over_a_study_begins_without_the_site_that_has_not_approved_it(
+    study: Path, scripted: ScriptedSites
+) -> None:
+    refuse_to_join(scripted, {0: "not-approved"})
+    assert StudyRun(study, scripted).run() == "again"
+    assert list(StudyFolder(study).read_registered()) == sorted(scripted.names[1:])
+
+
+def test_a_study_waits_for_a_silent_site_only_if_it_needs_it(study: Path, scripted: ScriptedSites) -> None:
+    refuse_to_join(scripted, {0: "data"})
+    scripted.away = lambda site, task, round_: site == scripted.names[1]
+    run_ = StudyRun(study, scripted, may_wait=True)
+    assert (run_.run(), run_.waits_for) == ("waits", f"waits for a reply of {scripted.names[1]}")
+    refuse_to_join(scripted, {})
+    assert StudyRun(study, scripted, may_wait=True).run() == "again"
+
+
+def test_a_quorum_that_no_approval_can_reach_stops_a_study_at_once_with_every_reason(
+    study: Path, scripted: ScriptedSites
+) -> None:
+    refuse_to_join(scripted, {0: "data", 1: "data", 2: "not-approved"})
+    one, two, three = scripted.names
+    told = f"({one}, {two}: there is a problem with its data; {three}: its operator has not approved this study)"
+    with pytest.raises(QuorumError, match=re.escape(told)):
+        StudyRun(study, scripted, may_wait=True).run()
+    scripted.names = [one]
+    refuse_to_join(scripted, {})
+    scripted.manifest = read_manifest(study / "manifest.json")
+    with pytest.raises(QuorumError, match=re.escape(f"1 of 3 sites joined ({two}, {three}: it is not connected)")):
+        StudyRun(study, scripted).run()
 
 
 @pytest.mark.slow

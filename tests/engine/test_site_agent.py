@@ -16,7 +16,7 @@ from PIL import Image
 from pfedsam.core import tensors
 from pfedsam.core.errors import OptionError, PfedsamError, RunError, StoreError
 from pfedsam.engine import site_agent, site_study
-from pfedsam.engine.rounds import RoundPolicy
+from pfedsam.engine.round_policy import RoundPolicy
 from pfedsam.engine.server_files import SERVER
 from pfedsam.engine.site_agent import SiteAgent, SiteFolder, study_options
 from pfedsam.engine.site_options import CONFIG, read_site_options

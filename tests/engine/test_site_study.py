@@ -9,7 +9,7 @@ import pytest
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.manifest import Site
 from pfedsam.data.split import write_split
-from pfedsam.engine.rounds import RoundPolicy
+from pfedsam.engine.round_policy import RoundPolicy
 from pfedsam.engine.site_study import SiteStudy
 from pfedsam.engine.study_folder import create_study
 from pfedsam.experiment.build import build_model, build_sites

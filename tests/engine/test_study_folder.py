@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pfedsam.core.errors import RunError, StoreError
-from pfedsam.engine.rounds import RoundPolicy
+from pfedsam.engine.round_policy import RoundPolicy
 from pfedsam.engine.study_folder import (
     REVOKED,
     StudyFolder,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pfedsam.core.errors import OptionError
-from pfedsam.engine.rounds import RoundPolicy
+from pfedsam.engine.round_policy import RoundPolicy
 from pfedsam.engine.study_folder import AGAIN, StudyFolder
 from pfedsam.engine.submission import Submission, submit_study
 from pfedsam.experiment.options import RunOptions

@@ -24,7 +24,7 @@ from pfedsam.data.images import ImageOptions, read_image, read_mask
 from pfedsam.data.readers import open_volume
 from pfedsam.data.volume import Volume
 from pfedsam.data.volume_options import VolumeOptions
-from pfedsam.engine.rounds import RoundPolicy
+from pfedsam.engine.round_policy import RoundPolicy
 from pfedsam.engine.scalar_metrics import check_values, to_summaries
 from pfedsam.engine.study_folder import create_study
 from pfedsam.experiment.load import validate

@@ -19,7 +19,8 @@ from pfedsam.federation.manifest import StudyManifest, read_manifest, shared_ten
 from pfedsam.federation.messages import Reply, reply_to_wire, request_from_wire
 from pfedsam.federation.server import ServerState
 from pfedsam.federation.update import Update, encode
-from pfedsam.engine.rounds import RoundPolicy, StudyRun
+from pfedsam.engine.round_policy import RoundPolicy
+from pfedsam.engine.rounds import StudyRun
 from pfedsam.engine.study_folder import StudyFolder, create_study
 from pfedsam.engine.transport import Answers
 

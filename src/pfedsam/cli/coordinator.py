@@ -13,7 +13,7 @@ from rich.table import Table
 from pfedsam.cli.console import OUT, confirmed, needs_linux, warn
 
 if TYPE_CHECKING:
-    from pfedsam.engine.rounds import RoundPolicy
+    from pfedsam.engine.round_policy import RoundPolicy
     from pfedsam.engine.submission import Submission
 
 app = typer.Typer(
@@ -178,8 +178,8 @@ def submit_command(
     join: Annotated[
         int | None,
         typer.Option(
-            help="Seconds to wait for all sites, 300 by default; then the study starts with the connected ones, or stops if they are fewer "
-            "than the quorum."
+            help="Seconds to wait until all sites are connected and have approved the study, 300 by default; then the study starts with "
+            "those that did, or stops if they are fewer than the quorum. Once a study has started, no wait is longer than --deadline."
         ),
     ] = None,
     score: Annotated[
@@ -210,7 +210,7 @@ def submit_command(
     """
     from pfedsam.core.lock import runner
     from pfedsam.deploy.provision import certified_sites
-    from pfedsam.engine.rounds import RoundPolicy
+    from pfedsam.engine.round_policy import RoundPolicy
     from pfedsam.engine.study_folder import STUDIES_FOLDER
     from pfedsam.engine.submission import submit_study
     from pfedsam.experiment.load import load_options, validate

@@ -71,14 +71,15 @@ class _Replies:
 class StudyController(Controller):  # type: ignore[misc]
     """The NVFlare workflow that runs one study."""
 
-    def __init__(self, study: str) -> None:
+    def __init__(self, study: str, may_wait: bool = False) -> None:
         """Called by NVFlare.
 
         Args:
             study: the id of the study.
+            may_wait: as of `StudyRun`.
         """
         super().__init__(task_check_period=0.1)
-        self._folder = Path(os.environ.get(STUDIES, "")) / study
+        self._folder, self._may_wait = Path(os.environ.get(STUDIES, "")) / study, may_wait
         self._lock = threading.Lock()
         self._overdue: dict[str, str] = {}
         self._late: dict[str, int] = {}
@@ -96,8 +97,9 @@ class StudyController(Controller):  # type: ignore[misc]
         folder = StudyFolder(self._folder)
         atomic.write_json(self._folder / JOB_SITES, self.clients())
         try:
-            outcome = StudyRun(self._folder, _FlareTransport(self, fl_ctx, abort_signal)).run()
-            state, reason = ("finished", "") if outcome == "finished" else ("submitted", "a site joins")
+            study = StudyRun(self._folder, _FlareTransport(self, fl_ctx, abort_signal), may_wait=self._may_wait)
+            outcomes = {"finished": ("finished", ""), "again": ("submitted", "a site joins")}
+            state, reason = outcomes.get(study.run()) or ("submitted", study.waits_for)
         except StoppedError as error:
             state, reason = "interrupted", str(error)
         except PfedsamError as error:

@@ -15,13 +15,14 @@ SERVER_FILE: Final = "config_fed_server.json"
 _CONTROLLER: Final = "pfedsam.deploy.controller.StudyController"
 
 
-def write_job(folder: Path, study: str, sites: Sequence[str]) -> Path:
+def write_job(folder: Path, study: str, sites: Sequence[str], *, may_wait: bool = False) -> Path:
     """Write the job of a study into `folder`, whose content is deleted first, and return that folder.
 
     Args:
         folder: the folder of the job.
         study: the study's id.
         sites: names of the sites of the study; the job is sent to no other member of the federation.
+        may_wait: whether a study without a round waits for sites that may still join (`engine.rounds.StudyRun`).
     """
     shutil.rmtree(folder, ignore_errors=True)
     config = folder / "app" / CONFIG_FOLDER
@@ -36,7 +37,7 @@ def write_job(folder: Path, study: str, sites: Sequence[str]) -> Path:
     server: dict[str, Any] = {
         "format_version": 2,
         "server": {"task_request_interval": 0.2},
-        "workflows": [{"id": "study", "path": _CONTROLLER, "args": {"study": study}}],
+        "workflows": [{"id": "study", "path": _CONTROLLER, "args": {"study": study, "may_wait": may_wait}}],
         "components": [],
         "task_data_filters": [],
         "task_result_filters": [],

@@ -25,7 +25,8 @@ from pfedsam.deploy.jobs import write_job
 from pfedsam.deploy.limits import message_limit
 from pfedsam.deploy.processes import Engine, StopFlag
 from pfedsam.deploy.provision import write_server_policy
-from pfedsam.engine.rounds import RoundPolicy
+from pfedsam.engine.joining import WAITS
+from pfedsam.engine.round_policy import RoundPolicy
 from pfedsam.engine.study_folder import AGAIN, CONNECTED, STUDIES_FOLDER, StudyFolder, read_revoked
 
 _MODULE: Final = "nvflare.private.fed.app.server.server_train"
@@ -34,7 +35,18 @@ _SETTLE_S: Final = 30.0
 """A site without a process in a job this long after the job's start counts as missing from the job."""
 _MAX_BARREN: Final = 4
 """The study is stopped after this number of consecutive jobs without a newly committed round."""
+_FIRST_PAUSE_S: Final = 30.0
+_LONGEST_PAUSE_S: Final = 900.0
+"""A study that waits for the approval of its sites asks them again after the first pause, then after pauses twice as long each."""
 _LOG = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Pause:
+    """The time until the sites of a study that has not begun are asked again."""
+
+    seconds: float
+    until: float
 
 
 @dataclass
@@ -63,6 +75,8 @@ class Supervisor:
         self.session: Session | None = None
         self.job: _Job | None = None
         self._waiting: dict[str, float] = {}
+        """Since when each study waits for its sites."""
+        self._pauses: dict[str, _Pause] = {}
         self._disabled: set[str] = set()
         self._barren: dict[str, int] = {}
         self._told: set[Path] = set()
@@ -83,9 +97,9 @@ class Supervisor:
         try:
             while not self.stop.is_set:
                 self._step()
-                study = self._next_study()
-                last = study.path if study else last
-                if until_idle and study is None and self.job is None:
+                pending = self._pending()
+                last = pending[0].path if pending else last
+                if until_idle and not pending and self.job is None:
                     break
                 time.sleep(_POLL_S)
         finally:
@@ -114,9 +128,7 @@ class Supervisor:
         if self.job is not None:
             self._watch(self.job, connected)
         else:
-            study = self._next_study()
-            if study is not None:
-                self._begin(study, connected)
+            self._begin_next(connected)
 
     def _set_limit(self) -> int:
         """Write the server's rules with a message limit that is enough for the present studies, and return that limit in bytes."""
@@ -133,30 +145,53 @@ class Supervisor:
             if self._ask(methodcaller("enable_client", site)) is not None:
                 self._disabled.discard(site)
 
-    def _begin(self, study: StudyFolder, connected: list[str]) -> None:
-        """Submit a study once all its sites are connected, or once the waiting time is over and the quorum is reached."""
-        policy = study.read_policy(RoundPolicy)
-        expected = set(study.read_sites())
-        there = expected.intersection(connected)
+    def _begin_next(self, connected: list[str]) -> None:
+        """Begin the first study that is ready. A study that has not begun and waits for its sites lets later ones run meanwhile."""
+        for study in self._pending():
+            if not self._waits(study, connected):
+                self._begin(study, connected)
+                return
+            if study.read_registered():
+                return
+
+    def _waits(self, study: StudyFolder, connected: list[str]) -> bool:
+        """Whether a study waits until all its sites are connected, or until it asks again whether they approve it."""
+        if self._is_over(study):
+            return False
+        status, pause = study.read_status(), self._pauses.get(study.path.name)
+        # A study that was submitted again meanwhile does not have this reason any more, and asks at once.
+        paused = pause is not None and time.monotonic() < pause.until and status["reason"].startswith(WAITS)
+        return paused or not set(study.read_sites()).issubset(connected)
+
+    def _is_over(self, study: StudyFolder) -> bool:
+        """Whether the time in which a study waits for its sites is over."""
         since = self._waiting.setdefault(study.path.name, time.monotonic())
-        limit = policy.return_s if study.read_registered() else policy.join_s
-        over = time.monotonic() - since >= limit
-        if there != expected and not over:
-            return
+        return time.monotonic() - since >= _limit_of_wait(study)
+
+    def _begin(self, study: StudyFolder, connected: list[str]) -> None:
+        """Submit a study to the server, or stop it if too few of its sites are connected."""
+        sites, quorum, status = study.read_sites(), study.read_policy(RoundPolicy).quorum, study.read_status()
+        missing = [site for site in sites if site not in connected]
         if message_limit([study.path / "manifest.json"]) > self._limit:  # submitted since the server was started
             self._restart_with_limit()
             return
-        if len(there) < policy.quorum:
-            reason = f"{len(there)} site(s) are connected after {limit} s; the quorum is {policy.quorum}"
+        if (there := len(sites) - len(missing)) < quorum:
+            reason = (
+                f"{there} of {len(sites)} sites are connected after {_limit_of_wait(study)} s (not connected: {', '.join(missing)}); "
+                f"the quorum is {quorum}"
+            )
             self._end_study(
                 study, "stopped", f"QuorumError: {reason}. Submit the study again when more sites are connected."
             )
             return
         (study.path / AGAIN).unlink(missing_ok=True)
-        job = write_job(self.folder / "job", study.path.name, sorted(expected))
+        if status["reason"].startswith(WAITS):
+            study.write_status("submitted", round_=status["round"], rounds=status["rounds"], sites=[])
+        may_wait = not study.read_registered() and not self._is_over(study)
+        job = write_job(self.folder / "job", study.path.name, sorted(sites), may_wait=may_wait)
         job_id = self._ask(lambda session: session.submit_job(str(job)))
         if job_id:
-            self.job = _Job(job_id, study, int(study.read_status()["round"]))
+            self.job = _Job(job_id, study, int(status["round"]))
             _LOG.info("study %s runs as job %s", study.path.name, job_id)
 
     def _restart_with_limit(self) -> None:
@@ -200,17 +235,29 @@ class Supervisor:
     def _after(self, job: _Job) -> None:
         """Handle the end of a study's job: stop the study if several consecutive jobs brought no committed round."""
         self.job = None
-        self._waiting.pop(job.study.path.name, None)
         _log_progress(job)
         before, status = self._barren.pop(job.study.path.name, 0), job.study.read_status()
+        if status["state"] == "submitted" and status["reason"].startswith(WAITS):
+            self._pause(job.study, status["reason"])
+            return
+        self._waiting.pop(job.study.path.name, None)
+        self._pauses.pop(job.study.path.name, None)
         if status["state"] in ("finished", "stopped") or status["round"] > job.round:
             return
         count = self._barren[job.study.path.name] = before + 1
         if count >= _MAX_BARREN:
             self._end_study(job.study, "stopped", f"RunError: {count} jobs in a row ended without a committed round")
 
-    def _next_study(self) -> StudyFolder | None:
-        """The unfinished study that was submitted first, or None."""
+    def _pause(self, study: StudyFolder, reason: str) -> None:
+        """Let a study that waits for its sites ask them again after a pause, which is longer each time."""
+        before = self._pauses.get(study.path.name)
+        seconds = min(2 * before.seconds, _LONGEST_PAUSE_S) if before else _FIRST_PAUSE_S
+        self._pauses[study.path.name] = _Pause(seconds, time.monotonic() + seconds)
+        _LOG.info("study %s %s; its sites are asked again in %.0f s", study.path.name, reason, seconds)
+
+    def _pending(self) -> list[StudyFolder]:
+        """The unfinished studies: those that have begun, then the others, both in the order in which they were submitted."""
+        found = []
         manifests = (self.folder / STUDIES_FOLDER).glob("*/manifest.json")
         # The time of the manifest is that of the first submission; all other files may be written again.
         for folder in [path.parent for path in sorted(manifests, key=lambda path: path.stat().st_mtime)]:
@@ -221,8 +268,8 @@ class Supervisor:
                 self._tell_once(folder, error)
                 continue
             if state in ("submitted", "running", "interrupted"):
-                return study
-        return None
+                found.append(study)
+        return sorted(found, key=lambda study: not study.read_registered())
 
     def _tell_once(self, folder: Path, error: StoreError) -> None:
         """Log once why a study is skipped."""
@@ -232,8 +279,8 @@ class Supervisor:
 
     def _end_study(self, study: StudyFolder, state: str, reason: str) -> None:
         now = study.read_status()
-        self._waiting.pop(study.path.name, None)
-        self._barren.pop(study.path.name, None)
+        for noted in (self._waiting, self._pauses, self._barren):
+            noted.pop(study.path.name, None)
         study.write_status(state, round_=now["round"], rounds=now["rounds"], sites=now["sites"], reason=reason)
 
     def _connected(self) -> list[str] | None:
@@ -266,6 +313,12 @@ class Supervisor:
                 self.session.abort_job(self.job.id)
         self._drop_session()
         self.engine.end()
+
+
+def _limit_of_wait(study: StudyFolder) -> int:
+    """The number of seconds for which a study waits for its sites; a study that has begun waits no longer than a round."""
+    policy = study.read_policy(RoundPolicy)
+    return policy.return_s if study.read_registered() else policy.join_s
 
 
 def _log_progress(job: _Job) -> None:

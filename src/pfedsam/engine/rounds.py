@@ -14,17 +14,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import Field
-
-from pfedsam.core.errors import PfedsamError, QuorumError, RunError, StoreError, UpdateError
+from pfedsam.core.errors import QuorumError, RunError, StoreError, UpdateError
 from pfedsam.core.log import get_logger
-from pfedsam.core.options import Options
 from pfedsam.data.site_summary import SiteSummaryFile
 from pfedsam.engine.data_summaries import DataSummaries
 from pfedsam.engine.export import export_adapter
+from pfedsam.engine.joining import awaited, reasons_in_words, wait_in_words
 from pfedsam.engine.quorum import too_few_updates
+from pfedsam.engine.replies import check_reply, of_each
+from pfedsam.engine.round_policy import RoundPolicy
 from pfedsam.engine.run_end import SUMMARY, by_model, write_end
-from pfedsam.engine.scalar_metrics import check_values, to_missing, to_report, to_summaries, to_validation
+from pfedsam.engine.scalar_metrics import to_missing, to_report, to_summaries, to_validation
 from pfedsam.engine.server_files import SERVER, record_aggregate, record_report, record_validation
 from pfedsam.engine.silence import Silences
 from pfedsam.engine.site_session import RoundReport
@@ -35,7 +35,7 @@ from pfedsam.experiment.build import BuiltModel, build_labels, build_method, bui
 from pfedsam.experiment.load import read_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.aggregation import Annotations, TooFewUpdatesError, check_registration, open_messages
-from pfedsam.federation.bounds import MAX_SHARE, MEDIAN_FACTOR, NO_LIMITS, Limits
+from pfedsam.federation.bounds import NO_LIMITS, Limits
 from pfedsam.federation.data_summary import to_site_summary
 from pfedsam.federation.manifest import WITHOUT_PARAMETERS, StudyManifest, read_manifest
 from pfedsam.federation.messages import REFUSALS, Reply, Request, reply_from_wire, request_to_wire
@@ -49,45 +49,11 @@ from pfedsam.training.schedule import end_of_training
 _LOG = get_logger(__name__)
 S = TypeVar("S")
 T = TypeVar("T")
-Outcome = Literal["finished", "again"]
-"""`again`: the job has to be started again so that a site that has connected meanwhile can take part; the study then continues."""
+Outcome = Literal["finished", "again", "waits"]
+"""`again`: the job has to be started again so that a site that has connected meanwhile can take part; the study then continues.
 
-
-class RoundPolicy(Options):
-    """Quorum, deadlines and bounds of a study at the coordinator."""
-
-    quorum: int = Field(default=2, ge=1, description="Number of accepted updates that a round needs at least.")
-    deadline_s: int = Field(
-        default=1800,
-        ge=1,
-        description="Time limit of a client round at the sites, in seconds. The phases after the last aggregation, which can have the "
-        "steps of several rounds, get so many times this limit.",
-    )
-    join_s: int = Field(
-        default=300,
-        ge=1,
-        description="Seconds to wait for all sites of the study to connect; then the study starts with the connected ones, or stops if "
-        "they are fewer than the quorum. Once a study has started, no wait is longer than the deadline.",
-    )
-    score_s: int = Field(default=1800, ge=1, description="Time limit of the test at the end at the sites, in seconds.")
-
-    max_share: float = Field(
-        default=MAX_SHARE,
-        gt=0,
-        le=1,
-        description="Largest weight of one site in the average, whatever number of training cases it declares.",
-    )
-    median_factor: float | None = Field(
-        default=MEDIAN_FACTOR,
-        ge=1,
-        description="An update is scaled down if its norm is above this many times the median norm of the round's accepted updates; empty: "
-        "never.",
-    )
-
-    @property
-    def return_s(self) -> int:
-        """Seconds to wait for the sites to load the study, and for the sites of a running study to connect again."""
-        return min(self.join_s, self.deadline_s)
+`waits`: the study has no round yet and waits for sites that may still join; the job has to be started again after a while.
+"""
 
 
 @dataclass(frozen=True)
@@ -119,13 +85,16 @@ def read_study(folder: Path) -> Study:
 class StudyRun:
     """Runs a study from its last committed round to its report."""
 
-    def __init__(self, folder: Path, transport: Transport, study: Study | None = None) -> None:
+    def __init__(
+        self, folder: Path, transport: Transport, study: Study | None = None, *, may_wait: bool = False
+    ) -> None:
         """Prepare to continue a study.
 
         Args:
             folder: the folder of the study or of a local run.
             transport: the connection to the sites.
             study: the study; None for the study in a coordinator's folder.
+            may_wait: whether a study without a round ends with the outcome `waits` if sites that have not joined may still join.
 
         Raises:
             RunError: the folder contains no study.
@@ -138,6 +107,13 @@ class StudyRun:
         self.roster = build_roster(self.options)
         self.registered: dict[str, int] = self.folder.read_registered()
         self.present: list[str] = []
+        self._may_wait = may_wait
+        self.waits_for = ""
+        """After the outcome `waits`: for what the study waits, in words."""
+        self._not_joined: dict[str, str] = {}
+        """Why a site did not join when it was asked last."""
+        self._unheard: frozenset[str] = frozenset()
+        """The sites that did not reply when they were asked to join last."""
         self._missing: dict[str, frozenset[str]] = {}
         """The classes that each site does not annotate."""
         self._silences = Silences()
@@ -152,7 +128,7 @@ class StudyRun:
         """Dice of each site's better model, by round."""
 
     def run(self) -> Outcome:
-        """Run rounds until the study is finished, or until the sites should be set up again.
+        """Run rounds until the study is finished, until the sites should be set up again, or not at all if it waits for sites.
 
         Raises:
             QuorumError: there are too few sites; the study remains at its last committed round.
@@ -161,11 +137,8 @@ class StudyRun:
             records.truncate_after(self.state.round - 1)
             asked = self._connected()
             self._join(records, asked)
-            if len(self.present) < self.policy.quorum:
-                raise QuorumError(
-                    f"{len(self.present)} site(s) joined within {self.policy.return_s} s; the quorum is {self.policy.quorum}. "
-                    "Nothing was changed; submit the study again when more sites are there."
-                )
+            if not self._can_begin():
+                return "waits"
             self._check_classes()
             self._summarize(records)
             self._validations = validations_in(read_records(self.folder.path / "records.jsonl"))
@@ -228,8 +201,37 @@ class StudyRun:
             self.present = self._ordered({*self.present, site})
         self._absent(records, "join", self.state.round, refused)
         self.folder.write_registered(self.registered)
-        _LOG.info("training cases by site: %s", ", ".join(f"{s} {self.registered[s]}" for s in self.present))
+        if self.present:
+            _LOG.info("training cases by site: %s", ", ".join(f"{s} {self.registered[s]}" for s in self.present))
         self._tell("running")
+
+    def _can_begin(self) -> bool:
+        """Whether the study continues with the sites that joined; False if it waits for others before its first round.
+
+        A study that does not begin forgets who joined, because in the next job all sites are asked again.
+
+        Raises:
+            QuorumError: too few sites joined, and the study does not wait for others.
+        """
+        joined, quorum, sites = len(self.present), self.policy.quorum, list(self.options.data.sites)
+        others = [site for site in sites if site not in self.present]
+        reasons = {site: self._not_joined.get(site, "it is not connected") for site in others}
+        unheard = self._unheard | (set(others) - self._not_joined.keys())
+        waits = self._may_wait and self.state.round == 0
+        wanted = awaited(reasons, unheard=unheard, joined=joined, quorum=quorum) if waits else []
+        if joined >= quorum and not wanted:
+            return True
+        if self.state.round == 0:
+            self.registered, self.present = {}, []
+            self.folder.write_registered({})
+        if wanted:
+            self.waits_for = wait_in_words(wanted, reasons)
+            self._tell("submitted")
+            return False
+        raise QuorumError(
+            f"{joined} of {len(sites)} sites joined ({reasons_in_words(reasons)}); the quorum is {quorum}. Nothing was changed; submit "
+            "the study again when more sites are ready."
+        )
 
     def _summarize(self, records: RecordWriter) -> None:
         """If the study wants summaries of the sites' data, ask the sites whose summary is not there yet.
@@ -376,7 +378,7 @@ class StudyRun:
         self, records: RecordWriter, task: Task, round_: int, replies: Mapping[str, S], read: Callable[[S], T]
     ) -> dict[str, T]:
         """The result of `read` for each reply; a site for whose reply it raises any exception is recorded and left out."""
-        found, reasons = _of_each(task, replies, read, failed="its reply could not be evaluated")
+        found, reasons = of_each(task, replies, read, failed="its reply could not be evaluated")
         self._absent(records, task, round_, reasons)
         return found
 
@@ -436,16 +438,18 @@ class StudyRun:
         """The valid replies by site, in the study's order; every other site is recorded with a reason."""
         request = self._request(task, round_)
         answers = self.transport.ask(request_to_wire(request), task, sites, deadline_s)
+        if task == "join":
+            self._unheard = frozenset(answers.missing)
         self._silences.note(task, round_, silent=answers.overdue, replied=answers.wires, late=answers.late)
         reasons = {**answers.missing, **{s: f"{n} reply(s) came after their deadline" for s, n in answers.late.items()}}
 
         def checked(wire: Mapping[str, object]) -> Reply:
             reply = reply_from_wire(wire)
-            _check_reply(reply, request, self.manifest)
+            check_reply(reply, request, self.manifest)
             return reply
 
         wires = {site: answers.wires[site] for site in self._ordered(answers.wires.keys() & set(sites))}
-        replies, unsound = _of_each(task, wires, checked, failed="its reply could not be read")
+        replies, unsound = of_each(task, wires, checked, failed="its reply could not be read")
         refused = {site: REFUSALS[reply.refused] for site, reply in replies.items() if reply.refused}
         self._absent(records, task, round_, {**reasons, **unsound, **refused})
         return {site: reply for site, reply in replies.items() if site not in refused}
@@ -463,6 +467,8 @@ class StudyRun:
         )
 
     def _absent(self, records: RecordWriter, task: Task, round_: int, reasons: Mapping[str, str]) -> None:
+        if task == "join":
+            self._not_joined |= reasons
         if reasons:
             self._reasons |= reasons
             named = {label(site): reasons[site] for site in sorted(reasons)}
@@ -481,42 +487,3 @@ class StudyRun:
 
     def _tell(self, state: str) -> None:
         self.folder.write_status(state, round_=self.state.round, rounds=self.ends, sites=self.present)
-
-
-def _of_each(
-    task: Task, sent: Mapping[str, S], read: Callable[[S], T], *, failed: str
-) -> tuple[dict[str, T], dict[str, str]]:
-    """Apply `read` to the message of each site, and return the results and, for each site with an error, the reason.
-
-    Args:
-        task: the task of the messages.
-        sent: site -> message.
-        read: the function; if it raises a `PfedsamError`, the message of this error is the reason.
-        failed: the reason if it raises any other exception.
-    """
-    found, reasons = {}, {}
-    for site, one in sent.items():
-        try:
-            found[site] = read(one)
-        except PfedsamError as error:
-            reasons[site] = str(error)
-        except Exception as error:  # noqa: BLE001 - a message of one site must not end the study
-            _LOG.error("the reply of site %s to %s raised %s", label(site), task, type(error).__name__)
-            reasons[site] = failed
-    return found, reasons
-
-
-def _check_reply(reply: Reply, request: Request, manifest: StudyManifest) -> None:
-    """Refuse a reply that does not belong to this request, or that contains numbers that the manifest does not list.
-
-    Raises:
-        UpdateError: the reply is refused; the error message repeats none of its content.
-    """
-    if (reply.task, reply.study, reply.round) != (request.task, request.study, request.round):
-        raise UpdateError("its reply answers another request: stale, or sent twice.")
-    if set(reply.scalar_metrics) - set(manifest.scalar_metrics.get(request.task, ())):
-        raise UpdateError("its reply holds numbers that the manifest does not list.")
-    if reply.update and request.task != "train":
-        raise UpdateError("its reply holds an update that was not asked for.")
-    if request.task != "summarize":  # its numbers are checked together where they are read
-        check_values(reply.scalar_metrics, manifest.min_cases)

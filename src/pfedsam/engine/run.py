@@ -16,7 +16,8 @@ from pfedsam.data.split import read_split, write_split
 from pfedsam.engine.inputs import Inputs, refuse_other_backbone, refuse_other_data
 from pfedsam.engine.local import LocalStudy, LocalTransport, worker_count
 from pfedsam.engine.progress import Event, Progress, silent
-from pfedsam.engine.rounds import RoundPolicy, Study, StudyRun
+from pfedsam.engine.round_policy import RoundPolicy
+from pfedsam.engine.rounds import Study, StudyRun
 from pfedsam.engine.run_end import part_sizes
 from pfedsam.engine.server_files import SERVER, load_state, refuse_lost_state
 from pfedsam.engine.study_folder import build_manifest, study_id

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pfedsam.core.errors import OptionError, StoreError
-from pfedsam.engine.rounds import RoundPolicy
+from pfedsam.engine.round_policy import RoundPolicy
 from pfedsam.engine.study_folder import StudyFolder, prepare_study, store_study
 from pfedsam.experiment.load import validate
 from pfedsam.experiment.options import RunOptions
