@@ -2,7 +2,9 @@
 
 import io
 import json
+import logging
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,18 +28,31 @@ from pfedsam.deploy.jobs import write_job
 from pfedsam.deploy.limits import MIN_MESSAGE_BYTES
 from pfedsam.deploy.site_guard import SiteGuard
 from pfedsam.deploy.site_kit import install_kit
+from pfedsam.deploy.site_service import SITE_FOLDER
 
 JOB = "0262a12c-665f-4107-8981-624edc5aa0c9"
 STREAM = "sm__STREAM"
 
 
 @pytest.fixture
-def guard() -> SiteGuard:
+def guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SiteGuard]:
+    monkeypatch.setenv(SITE_FOLDER, str(tmp_path))
+    root = logging.getLogger("pfedsam")
+    kept = list(root.handlers)
     guard, context = SiteGuard(), FLContext()
     cell = SimpleNamespace(core_cell=SimpleNamespace(set_message_interceptor=lambda look: None))
     context.set_prop(FLContextKey.SITE_OBJ, SimpleNamespace(client_name="north", cell=cell), private=True)
     guard.handle_event(EventType.SYSTEM_BOOTSTRAP, context)
-    return guard
+    yield guard
+    for handler in [one for one in root.handlers if one not in kept]:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def test_a_refused_request_is_named_in_the_sites_own_log(guard: SiteGuard, tmp_path: Path) -> None:
+    assert guard.look(request("aux_communication", "read_log")) is not None
+    said = "WARNING pfedsam.deploy.site_guard: refused a request of the coordinator: topic read_log on channel aux_communication"
+    assert said in (tmp_path / "site.log").read_text()
 
 
 def request(

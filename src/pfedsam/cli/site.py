@@ -270,11 +270,12 @@ def start_command(folder: Existing) -> None:
     started again at any moment.
     """
     from pfedsam.core.log import configure
-    from pfedsam.deploy.site_service import coordinator_of, run_site, warning_of_expiry
+    from pfedsam.deploy.site_service import WORKSPACE, coordinator_of, run_site, warning_of_expiry
+    from pfedsam.engine.site_options import LOG
 
     if warning := warning_of_expiry(folder):
         warn(warning)
-    configure("INFO", folder / "site.log")
+    configure("INFO", folder / LOG)
     OUT.print(f"{_head(folder)}. Note it down elsewhere: `pfedsam site ledger` shows it again.", soft_wrap=True)
     approved = sorted(path.stem for path in (folder / "approved").glob("*.json"))
     if approved:
@@ -287,7 +288,11 @@ def start_command(folder: Existing) -> None:
     if reason:
         warn(f"The coordinator cannot be reached at {address} ({reason}). The site tries again until it can.")
     else:
-        OUT.print(f"Connecting to the coordinator at {address}. Logs: {folder / 'site.log'}, nvflare/engine.log there.")
+        OUT.print(
+            f"Connecting to the coordinator at {address}. The log is {folder / LOG}. NVFlare's own logs are log.txt in "
+            f"{folder / WORKSPACE} and in the folder of each job there.",
+            soft_wrap=True,
+        )
     run_site(folder, _LedgerFollower(folder).print_new)
 
 

@@ -16,11 +16,29 @@ logging.getLogger(_ROOT).addHandler(logging.NullHandler())
 
 
 class _PrivateFile(RotatingFileHandler):
-    """A log that only its owner can read and that does not grow without end: the last ones stay as `<name>.1` and so on."""
+    """A log that only its owner can read and that does not grow without end: the last ones stay as `<name>.1` and so on.
+
+    Several processes may append to one log. If another one has renamed it, this one continues in the new file.
+    """
+
+    def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802 - the name in `logging`
+        """Whether the log is full; before that, open it again if another process has renamed it."""
+        if self.stream is not None and not _is_at(self.stream, self.baseFilename):
+            self.stream.close()
+            self.stream = self._open()
+        return bool(super().shouldRollover(record))
 
     def _open(self) -> TextIOWrapper:
         file = os.fdopen(os.open(self.baseFilename, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600), "ab")
         return TextIOWrapper(file, encoding=self.encoding)
+
+
+def _is_at(file: TextIOWrapper, path: str) -> bool:
+    """Whether an open file is the one that has this path now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -39,11 +57,24 @@ def configure(level: int | str, file: Path | None = None) -> None:
     for handler in list(root.handlers):
         root.removeHandler(handler)
         handler.close()
-    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    _add(logging.StreamHandler())
     if file is not None:
-        handlers.append(_PrivateFile(file, maxBytes=_MAX_BYTES, backupCount=_KEPT, encoding="utf-8"))
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter(_FORMAT))
-        root.addHandler(handler)
+        add_file(file)
     root.setLevel(level)
     root.propagate = False
+
+
+def add_file(file: Path) -> None:
+    """Append the log to this file too, which only its owner can read; all other settings, such as the level, stay as they are.
+
+    The file is opened with the first record; if it cannot be written, this is told on standard error, and the program continues. If the
+    log is appended to the file already, nothing changes.
+    """
+    files = [one for one in logging.getLogger(_ROOT).handlers if isinstance(one, _PrivateFile)]
+    if not any(one.baseFilename == str(file.absolute()) for one in files):
+        _add(_PrivateFile(file, maxBytes=_MAX_BYTES, backupCount=_KEPT, encoding="utf-8", delay=True))
+
+
+def _add(handler: logging.Handler) -> None:
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    logging.getLogger(_ROOT).addHandler(handler)

@@ -10,9 +10,11 @@ modules. So a job must have an id of the form that NVFlare gives, and the files 
 """
 
 import io
+import os
 import re
 import zipfile
 import zlib
+from pathlib import Path
 from typing import Any, Final
 
 from nvflare.apis.event_type import EventType
@@ -29,9 +31,11 @@ from nvflare.private.admin_defs import Message as Command
 from nvflare.private.admin_defs import error_reply
 from nvflare.private.defs import RequestHeader, TrainingTopic
 
-from pfedsam.core.log import get_logger
+from pfedsam.core.log import add_file, get_logger
 from pfedsam.deploy.guard import ABOUT_STREAMS, asked
 from pfedsam.deploy.jobs import CLIENT_FILE, CONFIG_FOLDER, SERVER_FILE
+from pfedsam.deploy.site_service import SITE_FOLDER
+from pfedsam.engine.site_options import LOG
 from pfedsam.federation.update import label
 
 _COMMANDS: Final = frozenset(
@@ -79,6 +83,8 @@ class SiteGuard(FLComponent):  # type: ignore[misc]
             client = fl_ctx.get_prop(FLContextKey.SITE_OBJ)
             self._site = client.client_name
             client.cell.core_cell.set_message_interceptor(self.look)
+            if own := os.environ.get(SITE_FOLDER):
+                add_file(Path(own) / LOG)
         elif event_type == EventType.SYSTEM_START:
             commands = fl_ctx.get_engine().admin_agent.processors
             for topic in set(commands) - _COMMANDS:

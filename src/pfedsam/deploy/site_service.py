@@ -44,7 +44,9 @@ def run_site(folder: Path, each_time: Callable[[], object] = lambda: None) -> No
     with running_as(folder / AGENT, refusal):
         _prepare(folder)
         if not engine.serve(each_time):
-            raise RunError("NVFlare's client ended several times; see the end of nvflare/engine.log for the reason.")
+            raise RunError(
+                "NVFlare's client ended several times; see the end of nvflare/engine.log and nvflare/log.txt for the reason."
+            )
 
 
 def _prepare(folder: Path) -> None:

@@ -15,10 +15,11 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
 from pfedsam.core.errors import PfedsamError, RunError
-from pfedsam.core.log import get_logger
+from pfedsam.core.log import add_file, get_logger
 from pfedsam.deploy.site_service import SITE_FOLDER
 from pfedsam.deploy.wire import from_shareable, to_shareable
 from pfedsam.engine.site_agent import SiteAgent, SiteFolder
+from pfedsam.engine.site_options import LOG
 from pfedsam.federation.messages import reply_to_wire, request_from_wire
 from pfedsam.federation.site_policy import Gate
 
@@ -35,6 +36,7 @@ class SiteExecutor(Executor):  # type: ignore[misc]
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Reply to one request; if it cannot be read, with a return code and not with an exception, whose text NVFlare would log."""
         try:
+            add_file(site_folder() / LOG)
             request = request_from_wire(from_shareable(shareable))
             if self._agent is None:
                 self._agent = SiteAgent(SiteFolder(site_folder()))

@@ -117,7 +117,9 @@ class Supervisor:
         if not self.engine.alive:
             self.session = None
         if not self.engine.keep_alive():
-            raise RunError("NVFlare's server ended several times; see the end of server/engine.log for the reason.")
+            raise RunError(
+                "NVFlare's server ended several times; see the end of server/engine.log and server/log.txt for the reason."
+            )
         connected = self._connected()
         if connected is None:
             return

@@ -12,6 +12,8 @@ from pfedsam.core.yaml_files import read_mapping
 from pfedsam.data.site_labels import NOTHING_OF_ITS_OWN, SiteLabelOptions
 
 CONFIG: Final = "site.yaml"
+LOG: Final = "site.log"
+"""The file with pFedSAM's own messages of all processes of the site; NVFlare's are in its workspace."""
 AGENT: Final = "site.pid"
 """The file with the process id of `pfedsam site start` while it runs (`core.lock.running_as`)."""
 
