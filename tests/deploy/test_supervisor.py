@@ -354,3 +354,38 @@ def test_the_reason_for_too_few_connected_sites_names_those_that_are_missing(
     boss._step()
     said = "1 of 2 sites are connected after 7 s (not connected: south); the quorum is 2"
     assert said in one.read_status()["reason"]
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "told"),
+    [
+        ("finished", "", "has ended; its report is {folder}/report.html"),
+        ("stopped", "QuorumError: 0 of 2 sites joined", "was stopped: QuorumError: 0 of 2 sites joined"),
+    ],
+)
+def test_the_end_of_a_study_is_logged_once(
+    boss: Supervisor, session: Session, caplog: pytest.LogCaptureFixture, state: str, reason: str, told: str
+) -> None:
+    """NVFlare takes some time to report the end of the job; the status is read every second until then, and once more."""
+    caplog.set_level("INFO")
+    one = study(boss)
+    boss._step()
+    one.write_status(state, round_=0, rounds=5, sites=[], reason=reason)
+    for _ in range(5):
+        boss._step()
+    session.statuses["job1"] = "FINISHED:COMPLETED"
+    boss._step()
+    ends = [record.getMessage() for record in caplog.records if "runs as job" not in record.getMessage()]
+    assert ends == [f"study {one.path.name} {told.format(folder=one.path)}"]
+
+
+def test_the_log_says_why_a_study_without_a_job_was_stopped(
+    boss: Supervisor, session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = study(boss, join_s=7)
+    session.connected = []
+    boss._step()
+    boss._waiting[one.path.name] -= 7
+    boss._step()
+    (record,) = caplog.records
+    assert record.getMessage() == f"study {one.path.name} was stopped: {one.read_status()['reason']}"

@@ -59,6 +59,8 @@ class _Job:
     """The study's round when the job started."""
     told: int = -1
     """The last round that the log has named."""
+    end_told: bool = False
+    """Whether the log has named the end of the study."""
     started: float = field(default_factory=time.monotonic)
 
 
@@ -284,6 +286,7 @@ class Supervisor:
         for noted in (self._waiting, self._pauses, self._barren):
             noted.pop(study.path.name, None)
         study.write_status(state, round_=now["round"], rounds=now["rounds"], sites=now["sites"], reason=reason)
+        _log_end(study, state, reason)
 
     def _connected(self) -> list[str] | None:
         info = self._ask(lambda session: session.get_system_info())
@@ -324,7 +327,7 @@ def _limit_of_wait(study: StudyFolder) -> int:
 
 
 def _log_progress(job: _Job) -> None:
-    """Log the number of committed rounds of a job's study, once for each, and its end."""
+    """Log the number of committed rounds of a job's study, once for each, and its end, once."""
     try:
         status = job.study.read_status()
     except StoreError:
@@ -332,8 +335,17 @@ def _log_progress(job: _Job) -> None:
     if status["round"] > max(job.told, 0):
         job.told = status["round"]
         _LOG.info("study %s: %d of at most %d round(s) done", job.study.path.name, job.told, status["rounds"])
-    if status["state"] == "finished":
-        _LOG.info("study %s has ended; its report is %s", job.study.path.name, job.study.path / "report.html")
+    if status["state"] in ("finished", "stopped") and not job.end_told:
+        job.end_told = True
+        _log_end(job.study, status["state"], status["reason"])
+
+
+def _log_end(study: StudyFolder, state: str, reason: str) -> None:
+    """Log that a study has ended, or why it was stopped."""
+    if state == "finished":
+        _LOG.info("study %s has ended; its report is %s", study.path.name, study.path / "report.html")
+    else:
+        _LOG.error("study %s was %s: %s", study.path.name, state, reason)
 
 
 def _raise_as_ended(study: StudyFolder) -> None:
