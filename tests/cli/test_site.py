@@ -11,7 +11,8 @@ import huggingface_hub
 import numpy as np
 import pytest
 
-from pfedsam.cli.site import _earlier_end
+from pfedsam.cli.approval import _earlier_end
+from pfedsam.cli.console import OUT
 from pfedsam.core.lock import running_as
 from pfedsam.data.images import read_mask
 from pfedsam.deploy.site_rules import write_site_rules
@@ -60,6 +61,26 @@ def test_an_operator_reads_before_approving_and_can_leave(
     assert SitePolicy(tmp_path / "north").approved(offered["study"]) is not None
     assert call("site", "approve", tmp_path / "north", "--withdraw", offered["study"]) == 0
     assert SitePolicy(tmp_path / "north").approved(offered["study"]) is None
+
+
+def test_an_operator_can_read_the_name_of_every_number_that_would_leave(
+    call: Call,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    offered: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(OUT, "width", 10_000)
+    (tmp_path / "manifest.json").write_text(json.dumps(offered))
+    names = offered["scalar_metrics"]["test"]
+    assert len(names) > 6
+    assert call("site", "approve", tmp_path / "north", tmp_path / "manifest.json", "--yes") == 0
+    assert f"{', '.join(names[:6])} and {len(names) - 6} more (all: --tensors)" in capsys.readouterr().out
+    assert call("site", "approve", tmp_path / "north", tmp_path / "manifest.json", "--yes", "--tensors") == 0
+    shown = capsys.readouterr().out
+    for listed in offered["scalar_metrics"].values():
+        assert ", ".join(listed) in shown
+    assert "--tensors" not in shown
 
 
 def test_an_operator_reads_that_a_summary_of_the_data_would_leave(
@@ -239,8 +260,13 @@ def test_a_site_asks_for_its_certificate_and_keeps_its_key(
     assert (
         call("site", "request", north, "--name", "north") == 0
     )  # a year later; without a question, because the key is known
+    shown = capsys.readouterr().out
+    assert "no fingerprint has to be compared" in shown
+    assert read_out not in shown
     assert call("coordinator", "sign", coord, north / "north.csr") == 0
-    assert "The key is that of the earlier certificate" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "The key is that of the earlier certificate" in shown
+    assert root not in shown
     before = (north / "nvflare" / "startup" / "client.crt").read_bytes()
     assert call("site", "renew", north, "--kit", kit) == 0
     assert "is valid until" in capsys.readouterr().out

@@ -144,6 +144,14 @@ def csr(path: Path, names: list[str], key: rsa.RSAPrivateKey | ec.EllipticCurveP
     return path
 
 
+def test_a_request_that_is_not_there_is_told_from_one_that_is_something_else(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"there is no file '.*/north\.csr'; give the path of the file"):
+        read_request(tmp_path / "north.csr")
+    (tmp_path / "folder.csr").mkdir()
+    with pytest.raises(RunError, match=r"folder\.csr cannot be read \(Is a directory\)"):
+        read_request(tmp_path / "folder.csr")
+
+
 def test_requests_that_are_refused(tmp_path: Path) -> None:
     path, good = tmp_path / "x.csr", rsa.generate_private_key(65537, 2048)
     for names in ([], ["a", "b"], ["../x"], ["server"], ["coordinator@pfedsam.local"]):

@@ -110,6 +110,7 @@ def sign_command(
             OUT.print(
                 "The key is that of the earlier certificate. The site installs the kit with `pfedsam site renew`."
             )
+            return
         root = root_fingerprint(folder / "server" / "startup")
         OUT.print(f"Read out to the site, for its `site init`: root {root}", soft_wrap=True, highlight=False)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from pfedsam.cli.approval import show_study
 from pfedsam.cli.console import OUT, confirmed, needs_linux, warn
 from pfedsam.cli.predicting import (
     DicomSeg,
@@ -24,11 +25,8 @@ from pfedsam.cli.predicting import (
     predict_all,
     with_flags,
 )
-from pfedsam.core.text import some_of
 
 if TYPE_CHECKING:
-    from pfedsam.data.labels import LabelMap
-    from pfedsam.experiment.options import RunOptions
     from pfedsam.federation.manifest import StudyManifest
     from pfedsam.federation.site_policy import SitePolicy
 
@@ -49,18 +47,21 @@ def request_command(
 
     In the folder of a site that has its key already, only the request is made, to renew the site's certificate.
     """
-    from pfedsam.deploy.keys import make_request
+    from pfedsam.deploy.keys import CERTIFICATE, make_request
     from pfedsam.deploy.site_service import WORKSPACE
 
+    startup = folder / WORKSPACE / "startup"
+    renewed = (startup / CERTIFICATE).exists()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
     target = folder / f"{name}.csr"
-    found = make_request(folder / WORKSPACE / "startup", name, target)
-    OUT.print(
-        f"Send {target} to the coordinator, and read out the fingerprint to its operator: {found}",
-        soft_wrap=True,
-        highlight=False,
+    found = make_request(startup, name, target)
+    then = (
+        ". The certificate is renewed for the same key, so no fingerprint has to be compared."
+        if renewed
+        else f", and read out the fingerprint to its operator: {found}"
     )
+    OUT.print(f"Send {target} to the coordinator{then}", soft_wrap=True, highlight=False)
 
 
 @app.command("init")
@@ -180,7 +181,9 @@ def approve_command(
     withdraw: Annotated[
         str | None, typer.Option(help="Id of a study to leave; the site's own files of the study are kept.")
     ] = None,
-    tensors: Annotated[bool, typer.Option("--tensors", help="List the names of all tensors that would leave.")] = False,
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="List the names of all tensors and numbers that would leave.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Approve without asking.")] = False,
 ) -> None:
     """Show what a study would compute and what data would leave this site, and approve that the site takes part."""
@@ -223,7 +226,7 @@ def _approve(folder: Path, policy: "SitePolicy", manifest: "StudyManifest", *, t
 
     options = study_options(manifest, read_site_options(folder))
     check_manifest(manifest, options, build_study_model(manifest, options))
-    _show(manifest, options, tensors=tensors)
+    show_study(manifest, options, tensors=tensors)
     if confirmed("Let this site take part?", yes=yes):
         policy.approve(manifest)
         OUT.print(f"Approved study {manifest.study}.")
@@ -405,64 +408,3 @@ def _head(folder: Path) -> str:
 
     head = Ledger(folder / "ledger.jsonl").head()
     return f"Ledger: {head.lines} line(s), head {head.seal[:16]}"
-
-
-def _show(manifest: "StudyManifest", options: "RunOptions", *, tensors: bool) -> None:
-    """Show the properties of a study that an operator needs for the approval; all are derived here from the configuration."""
-    table = Table(f"study {manifest.study}", manifest.name)
-    training, parts = options.training, manifest.component_bytes()
-    table.add_row("method, rounds", f"{options.method}, {training.rounds}")
-    table.add_row("may end earlier", _earlier_end(training.rounds, training.patience))
-    table.add_row("in a round", f"{training.steps_per_round} steps of {training.batch_size} images each")
-    table.add_row("learning rate", f"{training.optimizer.learning_rate:g}")
-    table.add_row("backbone", manifest.configuration["model"]["backbone"])
-    table.add_row("its SHA-256", manifest.backbone)
-    table.add_row("patient pattern", options.data.patient_pattern or "none: every case is a patient")
-    for site in options.data.sites:
-        table.add_row("classes here", _class_texts(options.data.label_map(site)))
-    table.add_row(
-        "leaves in a round", f"{sum(parts.values())} bytes: " + ", ".join(f"{p} {n}" for p, n in parts.items())
-    )
-    table.add_row("before it leaves", "; then ".join(manifest.pipeline))
-    counts = ", ".join(f"{part} {len(names)}" for part, names in manifest.components.items())
-    table.add_row("tensors", counts if tensors else f"{counts} (their names: --tensors)")
-    if tensors:
-        for part, names in manifest.components.items():
-            table.add_row(f"names, {part}", ", ".join(names))
-    table.add_row("largest change", f"{manifest.max_change:.4g} in a round (L2 norm)")
-    table.add_row("small numbers", _small_numbers(manifest.min_cases))
-    table.add_row("summary of the data", _data_summary(manifest))
-    for task, names in manifest.scalar_metrics.items():
-        table.add_row(f"numbers, {task}", some_of(names, 6))
-    OUT.print(table)
-
-
-def _earlier_end(rounds: int, patience: int | None) -> str:
-    """Whether and when a study of so many rounds may end earlier."""
-    if not patience:
-        return "no"
-    if rounds <= 2 * patience:
-        return f"no: that needs more than {2 * patience} rounds"
-    return f"yes: {patience} rounds after a moment at which no site has gained for {patience} rounds"
-
-
-def _class_texts(labels: "LabelMap") -> str:
-    """The classes of a site, each with its ids in the masks."""
-    return ", ".join(f"{name} {list(labels.ids[name]) or 'not annotated'}" for name in labels.names)
-
-
-def _small_numbers(min_cases: int) -> str:
-    if min_cases == 1:
-        return "every count and score leaves the site, also over few cases (communication.min_cases is 1)"
-    return f"counts and scores over fewer than {min_cases} cases stay here; the site's weight is at least {min_cases}"
-
-
-def _data_summary(manifest: "StudyManifest") -> str:
-    """Whether a summary of the site's data leaves it in this study, and what that is."""
-    if "summarize" not in manifest.scalar_metrics:
-        return "none leaves"
-    return (
-        "leaves once, before the first round: numbers of cases and patients; histograms of intensities, sizes and spacing over all cases, "
-        "also those for validation and test; how many cases have each class, and how much of them it fills; no picture and nothing of a "
-        "single case. `pfedsam data summary` shows it beforehand"
-    )

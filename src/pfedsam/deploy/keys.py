@@ -84,14 +84,21 @@ def read_request(path: Path) -> tuple[str, x509.CertificateSigningRequest]:
     """The site's name in a request, and the request. The content is not trusted; only the name and the public key are used.
 
     Raises:
-        RunError: the file is not a certificate request, its signature is not valid, or its name or key cannot be used.
+        RunError: there is no such file, it cannot be read or is not a certificate request, its signature is not valid, or its name or key
+            cannot be used.
     """
     try:
         with path.open("rb") as file:
             request = x509.load_pem_x509_csr(file.read(_MAX_REQUEST_BYTES))
         sound, key = request.is_signature_valid, request.public_key()
         names = [str(entry.value) for entry in request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    except (OSError, ValueError) as error:
+    except FileNotFoundError as error:
+        raise RunError(
+            f"there is no file {str(path)!r}; give the path of the file that `pfedsam site request` made at the site."
+        ) from error
+    except OSError as error:
+        raise RunError(f"{path.name} cannot be read ({error.strerror}); give a file that you can read.") from error
+    except ValueError as error:
         raise RunError(f"{path.name} is not a certificate request; make one with `pfedsam site request`.") from error
     if not sound or len(names) != 1 or not _NAME.fullmatch(names[0]):
         raise RunError(f"{path.name} is not signed by its own key, or its name is not allowed for a site.")
