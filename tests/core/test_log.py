@@ -51,3 +51,15 @@ def test_a_log_that_another_process_renamed_is_continued_in_the_new_file(tmp_pat
     log.get_logger("x").warning("second")
     assert "second" not in (tmp_path / "site.log.1").read_text()
     assert "second" in file.read_text()
+
+
+def test_a_log_and_its_earlier_part_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(log, "MAX_BYTES", 1000)
+    log.add_file(tmp_path / "site.log")
+    for count in range(200):
+        log.get_logger("x").warning("line %d", count)
+    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
+    assert len(sizes) == 2
+    assert max(sizes) <= 1000
+    assert "line 199" in (tmp_path / "site.log").read_text()
+    assert stat.S_IMODE((tmp_path / "site.log.1").stat().st_mode) == 0o600

@@ -1,12 +1,14 @@
 """A study as NVFlare's job: configurations alone, sent to the server and the study's sites and to nobody else."""
 
 import json
+import os
+import uuid
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("nvflare")
-from pfedsam.deploy.jobs import write_job
+from pfedsam.deploy.jobs import remove_old_jobs, write_job
 
 
 def test_a_job_holds_no_code(tmp_path: Path) -> None:
@@ -25,3 +27,19 @@ def test_a_job_is_sent_to_the_sites_of_the_study_and_names_the_study(tmp_path: P
     assert workflow["args"] == {"study": "0" * 16, "may_wait": False}
     (executor,) = json.loads((job / "app/config/config_fed_client.json").read_text())["executors"]
     assert executor["executor"]["args"] == {}  # a job names no folder of a site
+
+
+def test_only_the_folders_of_the_last_five_jobs_stay_at_a_site(tmp_path: Path) -> None:
+    jobs = [tmp_path / str(uuid.uuid4()) for _ in range(8)]
+    others = [tmp_path / "startup", tmp_path / "local"]
+    for at, folder in enumerate([*others, *jobs]):
+        folder.mkdir()
+        (folder / "log.txt").touch()
+        os.utime(folder, (at, at))
+    (tmp_path / f"{uuid.uuid4()}.txt").touch()
+    file = tmp_path / str(uuid.uuid4())  # not a folder
+    file.touch()
+    for _ in range(2):
+        remove_old_jobs(tmp_path)
+        assert {path for path in tmp_path.iterdir() if path.is_dir()} == {*others, *jobs[3:]}
+        assert file.exists()

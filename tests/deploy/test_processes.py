@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from pfedsam.deploy import processes
 from pfedsam.deploy.processes import Engine, cut_log
 from pfedsam.deploy.site_kit import install_kit
 
@@ -146,6 +148,15 @@ def test_a_second_agent_of_a_site_is_refused(site, tmp_path: Path) -> None:
     assert int((tmp_path / "site.pid").read_text()) == first.pid
     first.terminate()
     assert first.wait(timeout=30) == 0
+
+
+def test_the_logs_that_nvflare_does_not_limit_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut: list[Path] = []
+    monkeypatch.setattr(processes, "cut_log", cut.append)
+    engine = Engine("module", tmp_path, "config.json", [], {})
+    engine._process = SimpleNamespace(poll=lambda: None)  # it runs
+    assert engine.keep_alive()
+    assert cut == [tmp_path / "engine.log", tmp_path / "audit.log"]
 
 
 def test_a_log_that_grew_is_kept_once_and_begun_anew(tmp_path: Path) -> None:

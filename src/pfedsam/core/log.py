@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Final
 
 _ROOT = "pfedsam"
-_MAX_BYTES: Final = 20 * 2**20
-_KEPT: Final = 3
+MAX_BYTES: Final = 10 * 2**20
+"""The largest size of a log; one earlier log of this size stays beside it, so that both have at most 20 MiB."""
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 logging.getLogger(_ROOT).addHandler(logging.NullHandler())
 
 
 class _PrivateFile(RotatingFileHandler):
-    """A log that only its owner can read and that does not grow without end: the last ones stay as `<name>.1` and so on.
+    """A log that only its owner can read and that does not grow without end: the one before it stays as `<name>.1`.
 
     Several processes may append to one log. If another one has renamed it, this one continues in the new file.
     """
@@ -72,7 +72,7 @@ def add_file(file: Path) -> None:
     """
     files = [one for one in logging.getLogger(_ROOT).handlers if isinstance(one, _PrivateFile)]
     if not any(one.baseFilename == str(file.absolute()) for one in files):
-        _add(_PrivateFile(file, maxBytes=_MAX_BYTES, backupCount=_KEPT, encoding="utf-8", delay=True))
+        _add(_PrivateFile(file, maxBytes=MAX_BYTES, backupCount=1, encoding="utf-8", delay=True))
 
 
 def _add(handler: logging.Handler) -> None:

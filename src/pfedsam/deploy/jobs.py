@@ -1,6 +1,8 @@
 """A study as an NVFlare job: two small configurations that name our classes, and no code."""
 
+import contextlib
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +14,10 @@ GUARD: Final = "pfedsam.deploy.guard.CoordinatorGuard"
 CONFIG_FOLDER: Final = "config"
 CLIENT_FILE: Final = "config_fed_client.json"
 SERVER_FILE: Final = "config_fed_server.json"
+JOB_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""A UUID, as NVFlare's server gives to every job; at a site, the folder of the job in NVFlare's workspace has this name."""
+KEPT_JOBS: Final = 5
+"""The number of jobs whose folders, which contain their logs, are kept at a site."""
 _CONTROLLER: Final = "pfedsam.deploy.controller.StudyController"
 
 
@@ -53,3 +59,14 @@ def write_job(folder: Path, study: str, sites: Sequence[str], *, may_wait: bool 
     (config / SERVER_FILE).write_text(json.dumps(server, indent=2))
     (config / CLIENT_FILE).write_text(json.dumps(client, indent=2))
     return folder
+
+
+def remove_old_jobs(workspace: Path) -> None:
+    """Remove the folders of all but the last jobs from NVFlare's workspace at a site, which NVFlare itself never does.
+
+    Jobs run one after another, so that the job that is running now is the last one.
+    """
+    with contextlib.suppress(OSError):  # a problem with an old folder must not end the process
+        folders = [path for path in workspace.iterdir() if JOB_ID.fullmatch(path.name) and path.is_dir()]
+        for folder in sorted(folders, key=lambda path: path.stat().st_mtime)[:-KEPT_JOBS]:
+            shutil.rmtree(folder)

@@ -16,11 +16,12 @@ from typing import Final
 
 import psutil
 
+from pfedsam.core.log import MAX_BYTES
+
 _PR_SET_PDEATHSIG: Final = 1
 _RESTARTS: Final = 5
 _WINDOW_S: Final = 300.0
 _POLL_S: Final = 0.25
-LOG_BYTES: Final = 20 * 2**20
 GRACE_S: Final = 3.0
 """Seconds that a process has to end by itself before it is killed."""
 
@@ -62,6 +63,8 @@ class Engine:
         """
         self._command = [sys.executable, "-u", "-m", module, "-m", str(workspace), "-s", config, "--set", *settings]
         self._log = workspace / "engine.log"
+        self._unlimited = (self._log, workspace / "audit.log")
+        """The logs whose size NVFlare does not limit itself."""
         # The working directory is not on the path on which Python finds modules: NVFlare writes the files of jobs into it.
         self._workspace, self._env = workspace, {**os.environ, **env, "PYTHONSAFEPATH": "1"}
         self._process: subprocess.Popen[bytes] | None = None
@@ -89,8 +92,9 @@ class Engine:
         return self._process is not None and self._process.poll() is None
 
     def keep_alive(self) -> bool:
-        """Restart the process if it died and limit the size of its log; return False when it died too often."""
-        cut_log(self._log)
+        """Restart the process if it died and limit the size of its logs; return False when it died too often."""
+        for log in self._unlimited:
+            cut_log(log)
         if self.alive:
             return True
         recent = [start for start in self._starts if time.monotonic() - start < _WINDOW_S]
@@ -154,7 +158,7 @@ def _die_with(parent: int) -> None:
             os._exit(1)
 
 
-def cut_log(path: Path, limit: int = LOG_BYTES) -> None:
+def cut_log(path: Path, limit: int = MAX_BYTES) -> None:
     """Copy a log to `<name>.1` and empty it once it is larger than `limit` bytes; another process may be appending to it."""
     with contextlib.suppress(OSError):  # a problem with a log must not end the process
         if path.stat().st_size > limit:

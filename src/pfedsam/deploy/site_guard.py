@@ -11,7 +11,6 @@ modules. So a job must have an id of the form that NVFlare gives, and the files 
 
 import io
 import os
-import re
 import zipfile
 import zlib
 from pathlib import Path
@@ -33,7 +32,7 @@ from nvflare.private.defs import RequestHeader, TrainingTopic
 
 from pfedsam.core.log import add_file, get_logger
 from pfedsam.deploy.guard import ABOUT_STREAMS, asked
-from pfedsam.deploy.jobs import CLIENT_FILE, CONFIG_FOLDER, SERVER_FILE
+from pfedsam.deploy.jobs import CLIENT_FILE, CONFIG_FOLDER, JOB_ID, SERVER_FILE
 from pfedsam.deploy.site_service import SITE_FOLDER
 from pfedsam.engine.site_options import LOG
 from pfedsam.federation.update import label
@@ -55,8 +54,6 @@ _ABOUT_TASKS: Final = frozenset({ReservedTopic.END_RUN, ReservedTopic.ABORT_ASK}
 """Auxiliary messages to the process of a job: end the job, or end one task."""
 _CHANNELS: Final = frozenset({CellChannel.CLIENT_MAIN, CellChannel.RETURN_ONLY})
 """Channels on which every request is accepted; commands on the first are limited to `_COMMANDS` after they are unpacked."""
-_JOB_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-"""A UUID, as NVFlare's server gives to every job."""
 _SIGNATURES: Final = (NVFLARE_SIG_FILE, NVFLARE_SUBMITTER_CRT_FILE)
 _JOB_FILES: Final = frozenset(
     {
@@ -125,7 +122,7 @@ class _Checked:
 def problem_of_job(request: Command) -> str | None:
     """Why a command about a job is refused, or None if it is allowed."""
     job, meta = request.get_header(RequestHeader.JOB_ID), request.get_header(RequestHeader.JOB_META)
-    if job and not (isinstance(job, str) and _JOB_ID.fullmatch(job)):
+    if job and not (isinstance(job, str) and JOB_ID.fullmatch(job)):
         return "its id is not of the form that NVFlare gives to jobs"
     if isinstance(meta, dict) and meta.get(JobMetaKey.JOB_ID.value, job) != job:
         return "its description has another id"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pfedsam.core import atomic
+from pfedsam.core.log import MAX_BYTES
 from pfedsam.deploy.jobs import EXECUTOR
 from pfedsam.deploy.limits import CONNECTIONS, MIN_MESSAGE_BYTES, connection_settings
 
@@ -73,7 +74,7 @@ def _resources() -> dict[str, Any]:
 
 def _logging() -> dict[str, Any]:
     plain = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    rotating = {"class": "logging.handlers.RotatingFileHandler", "maxBytes": 20 * 2**20, "backupCount": 5}
+    rotating = {"class": "logging.handlers.RotatingFileHandler", "maxBytes": MAX_BYTES, "backupCount": 1}
     file = {**rotating, "filename": "log.txt", "mode": "a", "level": "INFO", "formatter": "plain"}
     return {
         "version": 1,

@@ -11,6 +11,7 @@ from typing import Final
 
 from pfedsam.core.errors import RunError
 from pfedsam.core.lock import running_as
+from pfedsam.deploy.jobs import remove_old_jobs
 from pfedsam.deploy.keys import SOON
 from pfedsam.deploy.limits import message_limit, written_limit
 from pfedsam.deploy.processes import Engine
@@ -43,7 +44,12 @@ def run_site(folder: Path, each_time: Callable[[], object] = lambda: None) -> No
     refusal = f"an agent of site {options.name!r} is already running in this folder (site.pid contains its process id): stop it first."
     with running_as(folder / AGENT, refusal):
         _prepare(folder)
-        if not engine.serve(each_time):
+
+        def each_second() -> None:
+            remove_old_jobs(workspace)
+            each_time()
+
+        if not engine.serve(each_second):
             raise RunError(
                 "NVFlare's client ended several times; see the end of nvflare/engine.log and nvflare/log.txt for the reason."
             )
