@@ -16,7 +16,7 @@ from pfedsam.cli.console import OUT
 from pfedsam.cli.coordinator import PID, _weight
 from pfedsam.core.lock import runner, running_as
 from pfedsam.engine.round_policy import RoundPolicy
-from pfedsam.engine.study_folder import AGAIN, StudyFolder, create_study
+from pfedsam.engine.study_folder import AGAIN, STOP, StudyFolder, create_study
 from pfedsam.experiment.load import dump_options
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import read_manifest
@@ -315,3 +315,48 @@ def test_revoked_sites_that_were_lost_are_not_taken_for_none(
     assert "revoked.json is missing" in " ".join(capsys.readouterr().err.split())
     assert call("coordinator", "revoke", tmp_path, "south") == 0
     assert "Revoked: south." in capsys.readouterr().out
+
+
+def test_a_changed_option_makes_a_new_study_and_the_old_one_can_be_stopped(
+    submit: Call, call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert submit("north south", "--set", "training.rounds=7") == 0
+    old = stored(tmp_path)
+    assert "beside" not in capsys.readouterr().out
+    assert submit("north south", "--set", "training.rounds=6") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    said = f"This is a new study, beside study {old.path.name} of the same title (name), which is submitted. Their"
+    assert f"{said} configurations differ in: training.rounds." in shown
+    command = f"pfedsam coordinator stop {tmp_path} --study {old.path.name}"
+    assert command in shown
+    assert call(*command.split()[1:]) == 0
+    assert f"Study {old.path.name} is stopped." in capsys.readouterr().out
+    assert old.read_status()["state"] == "stopped"
+    assert call(*command.split()[1:]) == 0
+    assert "is stopped already; nothing was changed" in " ".join(capsys.readouterr().out.split())
+    assert submit("north south", "--set", "training.rounds=5", "--set", "name=other") == 0
+    assert "beside" not in capsys.readouterr().out  # it has another title
+    assert submit("north south", "--set", "training.rounds=7") == 0
+    assert old.read_status()["state"] == "submitted"
+
+
+def test_a_running_coordinator_is_asked_to_stop_a_study(
+    submit: Call, call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert submit("north south") == 0
+    study = stored(tmp_path)
+    with running_as(tmp_path / PID, "taken"):
+        assert call("coordinator", "stop", tmp_path, "--study", study.path.name) == 0
+        assert "The running coordinator stops study" in capsys.readouterr().out
+        assert (study.read_status()["state"], (study.path / STOP).exists()) == ("submitted", True)
+        assert submit("north south") == 0  # the operator has thought better of it
+    assert not (study.path / STOP).exists()
+
+
+@pytest.mark.parametrize("name", ["0123456789abcdef", "..", "."])
+def test_a_study_that_is_not_there_cannot_be_stopped(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "studies").mkdir()
+    assert call("coordinator", "stop", tmp_path, "--study", name) == 8
+    assert f"there is no study {name!r}" in " ".join(capsys.readouterr().err.split())

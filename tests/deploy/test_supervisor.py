@@ -14,7 +14,7 @@ from pfedsam.deploy import supervisor
 from pfedsam.deploy.controller import JOB_SITES
 from pfedsam.deploy.supervisor import Supervisor, _raise_as_ended
 from pfedsam.engine.round_policy import RoundPolicy
-from pfedsam.engine.study_folder import AGAIN, StudyFolder, write_revoked
+from pfedsam.engine.study_folder import AGAIN, STOP, StudyFolder, write_revoked
 
 
 class Session:
@@ -389,3 +389,32 @@ def test_the_log_says_why_a_study_without_a_job_was_stopped(
     boss._step()
     (record,) = caplog.records
     assert record.getMessage() == f"study {one.path.name} was stopped: {one.read_status()['reason']}"
+
+
+def test_a_study_that_has_not_begun_is_stopped_by_its_operator(boss: Supervisor, session: Session) -> None:
+    one, other = study(boss, "a" * 16), study(boss, "b" * 16)
+    assert one.request_stop(running=True)
+    boss._step()
+    assert one.read_status()["state"] == "stopped"
+    assert "submit the study again" in one.read_status()["reason"]
+    assert not (one.path / STOP).exists()
+    assert session.jobs == [other.path.name]
+
+
+def test_a_study_that_runs_is_stopped_by_its_operator_and_its_job_is_ended_once(
+    boss: Supervisor, session: Session
+) -> None:
+    one, aborted = study(boss), []
+    session.abort_job = aborted.append
+    boss._step()
+    one.write_status("running", round_=2, rounds=5, sites=["north"])
+    assert one.request_stop(running=True)
+    for _ in range(3):
+        boss._step()
+    assert aborted == ["job1"]
+    one.write_status("interrupted", round_=2, rounds=5, sites=["north"])
+    session.statuses["job1"] = "FINISHED:ABORTED"
+    boss._step()
+    boss._step()
+    assert (one.read_status()["state"], one.read_status()["round"]) == ("stopped", 2)
+    assert session.jobs == [one.path.name]

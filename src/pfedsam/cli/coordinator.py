@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,10 +10,10 @@ import typer
 from rich.table import Table
 
 from pfedsam.cli.console import OUT, confirmed, needs_linux, warn
+from pfedsam.cli.submitted import FLAGS, changes, warn_unknown
 
 if TYPE_CHECKING:
-    from pfedsam.engine.round_policy import RoundPolicy
-    from pfedsam.engine.submission import Submission
+    from pfedsam.engine.study_folder import StudyFolder
 
 app = typer.Typer(
     help="Coordinate a federation of sites on other machines (Linux only; see docs/deploy.md).",
@@ -26,15 +25,6 @@ Existing = Annotated[Path, typer.Argument(help="The coordinator's folder.", exis
 PID = "coordinator.pid"
 """Name of the file with the coordinator's process id. If its lock (`core.lock.running_as`) is free, no coordinator runs."""
 _STOP_S = 15.0
-_FLAGS = {
-    "quorum": "--quorum",
-    "deadline_s": "--deadline",
-    "join_s": "--join",
-    "score_s": "--score",
-    "max_share": "--max-share",
-    "median_factor": "--median-factor",
-}
-"""The fields of the round policy, in the order of the options of `submit`, with their options."""
 
 
 @app.command("init")
@@ -218,7 +208,7 @@ def submit_command(
 
     values = (quorum, deadline, join, score, max_share, median_factor)
     rules: dict[str, float | None] = {
-        rule: value for rule, value in zip(_FLAGS, values, strict=True) if value is not None
+        rule: value for rule, value in zip(FLAGS, values, strict=True) if value is not None
     }
     if "median_factor" in rules:
         rules["median_factor"] = median_factor or None
@@ -226,52 +216,13 @@ def submit_command(
     options = load_options(config, overrides or [])
     certified, running = certified_sites(folder), bool(runner(folder / PID))
     submission = submit_study(options, folder / STUDIES_FOLDER, rules, running=running)
-    _warn_unknown(submission.sites, certified)
+    warn_unknown(submission.sites, certified)
     study = submission.folder
     OUT.print(f"Study {study.name}. Send this file to the sites: {study / 'manifest.json'}", soft_wrap=True)
-    for line in _changes(submission):
+    for line in changes(submission, folder):
         OUT.print(line, soft_wrap=True, highlight=False)
     if running and submission.changed:
         OUT.print("The coordinator is running: it applies this after the current round of the study.")
-
-
-def _warn_unknown(sites: Sequence[str], certified: Collection[str]) -> None:
-    """Warn of sites of a study that cannot connect yet."""
-    if unknown := [name for name in sites if name not in certified]:
-        warn(
-            f"Not in the federation yet: {', '.join(unknown)}. The study waits for a site only until --join is over; before that, the site "
-            "needs a kit (`pfedsam coordinator sign`, or `init --sites`). If a name is misspelt, correct it in data.sites and submit again."
-        )
-
-
-def _changes(submission: "Submission") -> Iterator[str]:
-    """Sentences on what a submission changed in a study that was there already; none for a new study."""
-    before, policy = submission.earlier, submission.policy
-    if before is None:
-        return
-    if before.round < before.ends:
-        yield f"This study is there already: it continues after round {before.round} of {before.ends}."
-    else:
-        yield (
-            f"This study is there already, and all its {before.ends} round(s) are done: it will only be tested again; a site that "
-            "does not answer keeps its scores. For a new study with this configuration, give it another title (name)."
-        )
-    if set(before.sites) != set(submission.sites):
-        yield f"Its sites were {', '.join(before.sites)}. They are {', '.join(submission.sites)} now."
-    if before.policy is None:
-        rules = ", ".join(f"{flag} {_said(policy, rule)}" for rule, flag in _FLAGS.items())
-        yield f"Its rules were lost or damaged (policy.json). They are now: {rules}."
-    elif before.policy != policy:
-        old = before.policy
-        changed = [rule for rule in _FLAGS if getattr(old, rule) != getattr(policy, rule)]
-        told = ", ".join(f"{_FLAGS[rule]} was {_said(old, rule)} and is now {_said(policy, rule)}" for rule in changed)
-        yield f"Its rules have changed: {told}."
-
-
-def _said(policy: "RoundPolicy", rule: str) -> str:
-    """A rule's value as it is given on the command line."""
-    value = getattr(policy, rule)
-    return "0" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @app.command("start")
@@ -377,14 +328,11 @@ def rollback_command(
     """  # noqa: DOC501
     from pfedsam.core.errors import RunError
     from pfedsam.core.lock import runner
-    from pfedsam.engine.study_folder import STUDIES_FOLDER, StudyFolder
     from pfedsam.federation.manifest import read_manifest
 
     if runner(folder / PID):
         raise RunError("the coordinator is running; stop it first with `pfedsam coordinator stop`.")
-    found = StudyFolder(folder / STUDIES_FOLDER / study)
-    if not found.path.is_dir():
-        raise RunError(f"there is no study {study!r} in this folder; `pfedsam coordinator status` lists them.")
+    found = _study_in(folder, study)
     kept = found.earlier_states()
     if to is None and skip_to is None and not kept:
         raise RunError(
@@ -408,12 +356,25 @@ def rollback_command(
 
 
 @app.command("stop")
-def stop_command(folder: Existing) -> None:
-    """Stop the coordinator; committed rounds are kept, and `start` continues from the last of them."""  # noqa: DOC501
+def stop_command(
+    folder: Existing,
+    study: Annotated[
+        str | None,
+        typer.Option(help="Id of a study, as `status` shows it: stop only this study, also one that has not begun."),
+    ] = None,
+) -> None:
+    """Stop the coordinator or, with --study, a single study; committed rounds are kept.
+
+    After a stop of the coordinator, `start` continues from the last committed round. A single study that was stopped continues when it is
+    submitted again.
+    """  # noqa: DOC501
     from pfedsam.core.errors import RunError
     from pfedsam.core.lock import runner
 
     pid = runner(folder / PID)
+    if study is not None:
+        _stop_study(folder, study, running=bool(pid))
+        return
     if not pid:
         OUT.print("No coordinator is running in this folder.")
         return
@@ -424,6 +385,32 @@ def stop_command(folder: Existing) -> None:
     if runner(folder / PID):
         raise RunError(f"the coordinator (process {pid}) did not stop within {_STOP_S:.0f} s.")
     OUT.print("Stopped.")
+
+
+def _stop_study(folder: Path, study: str, *, running: bool) -> None:
+    """Stop one study, or let the running coordinator stop it."""
+    found = _study_in(folder, study)
+    if not found.request_stop(running=running):
+        OUT.print(f"Study {study} is {found.read_status()['state']} already; nothing was changed.")
+    elif running:
+        OUT.print(f"The running coordinator stops study {study} within seconds; `pfedsam coordinator status` shows it.")
+    else:
+        OUT.print(f"Study {study} is stopped.")
+
+
+def _study_in(folder: Path, study: str) -> "StudyFolder":
+    """The folder of a study.
+
+    Raises:
+        RunError: the coordinator has no such study.
+    """
+    from pfedsam.core.errors import RunError
+    from pfedsam.engine.study_folder import STUDIES_FOLDER, StudyFolder
+
+    # Among the names and not by the path: an id such as `..` must not lead elsewhere.
+    if study not in {path.name for path in (folder / STUDIES_FOLDER).glob("*") if path.is_dir()}:
+        raise RunError(f"there is no study {study!r} in this folder; `pfedsam coordinator status` lists them.")
+    return StudyFolder(folder / STUDIES_FOLDER / study)
 
 
 @app.command("revoke")

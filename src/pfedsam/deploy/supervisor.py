@@ -27,7 +27,16 @@ from pfedsam.deploy.processes import Engine, StopFlag
 from pfedsam.deploy.provision import write_server_policy
 from pfedsam.engine.joining import WAITS
 from pfedsam.engine.round_policy import RoundPolicy
-from pfedsam.engine.study_folder import AGAIN, CONNECTED, STUDIES_FOLDER, StudyFolder, read_revoked
+from pfedsam.engine.study_folder import (
+    AGAIN,
+    CONNECTED,
+    STOP,
+    STOPPED,
+    STUDIES_FOLDER,
+    UNFINISHED,
+    StudyFolder,
+    read_revoked,
+)
 
 _MODULE: Final = "nvflare.private.fed.app.server.server_train"
 _POLL_S: Final = 1.0
@@ -59,6 +68,8 @@ class _Job:
     """The study's round when the job started."""
     told: int = -1
     """The last round that the log has named."""
+    aborted: bool = False
+    """Whether the server was told to end the job, because the operator stops the study."""
     end_told: bool = False
     """Whether the log has named the end of the study."""
     started: float = field(default_factory=time.monotonic)
@@ -152,6 +163,9 @@ class Supervisor:
     def _begin_next(self, connected: list[str]) -> None:
         """Begin the first study that is ready. A study that has not begun and waits for its sites lets later ones run meanwhile."""
         for study in self._pending():
+            if (study.path / STOP).exists():
+                self._end_study(study, "stopped", STOPPED)
+                continue
             if not self._waits(study, connected):
                 self._begin(study, connected)
                 return
@@ -214,6 +228,9 @@ class Supervisor:
         if str(meta.get("status", "")).startswith("FINISHED"):
             self._after(job)
             return
+        if (job.study.path / STOP).exists() and not job.aborted:
+            job.aborted = True
+            self._ask(lambda session: session.abort_job(job.id))
         settled = time.monotonic() - job.started >= _SETTLE_S and job.study.read_status()["state"] == "running"
         if not settled or (job.study.path / AGAIN).exists():
             return
@@ -271,7 +288,7 @@ class Supervisor:
             except StoreError as error:
                 self._tell_once(folder, error)
                 continue
-            if state in ("submitted", "running", "interrupted"):
+            if state in UNFINISHED:
                 found.append(study)
         return sorted(found, key=lambda study: not study.read_registered())
 
@@ -282,6 +299,7 @@ class Supervisor:
             _LOG.error("study %s is skipped: %s", folder.name, error)
 
     def _end_study(self, study: StudyFolder, state: str, reason: str) -> None:
+        (study.path / STOP).unlink(missing_ok=True)
         now = study.read_status()
         for noted in (self._waiting, self._pauses, self._barren):
             noted.pop(study.path.name, None)

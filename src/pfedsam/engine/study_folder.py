@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
@@ -59,6 +59,11 @@ EARLIER_STATES = 3
 """Number of committed states that are kept in addition to the current one."""
 AGAIN = "again"
 """A file of this name in a study's folder requests a new job, which continues with all sites and rules that the folder then has."""
+STOP = "stop"
+"""A file of this name in a study's folder lets a running coordinator stop the study; a new submission removes it."""
+STOPPED: Final = "the coordinator's operator stopped it; submit the study again to continue"
+UNFINISHED: Final = ("submitted", "running", "interrupted")
+"""The states of a study that the coordinator runs, or will."""
 _CONFIG, _POLICY, _REGISTERED, STATUS = "config.yaml", "policy.json", "registered.json", "status.json"
 
 
@@ -113,6 +118,7 @@ def store_study(study: PreparedStudy, root: Path, policy: Options) -> Path:
     folder, manifest = StudyFolder(root / study.manifest.study), study.manifest
     refuse_lost_state(folder.path)
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (folder.path / STOP).unlink(missing_ok=True)
     sealed.write_json(folder.path / _POLICY, policy.model_dump(mode="json"))
     write_config(folder.path / _CONFIG, study.options)
     if not folder.exists:
@@ -257,6 +263,21 @@ class StudyFolder:
     def request_new_job(self) -> None:
         """Let a running job of the study end after its current round; the next one reads sites and policy again."""
         atomic.write_text(self.path / AGAIN, "")
+
+    def request_stop(self, *, running: bool) -> bool:
+        """Stop the study after its last committed round, also one that has not begun; return False if it has stopped or ended already.
+
+        Args:
+            running: whether the coordinator is running, which then stops the study itself.
+        """
+        now = self.read_status()
+        if now["state"] not in UNFINISHED:
+            return False
+        if running:
+            atomic.write_text(self.path / STOP, "")
+        else:
+            self.write_status("stopped", round_=now["round"], rounds=now["rounds"], sites=now["sites"], reason=STOPPED)
+        return True
 
     def read_policy(self, kind: type[T]) -> T:
         """The round policy of the study.

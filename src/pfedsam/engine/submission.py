@@ -5,17 +5,18 @@ the new configuration names: they replace the stored ones if this does not contr
 does. A rule of the rounds that the submission does not set stays as it is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pfedsam.core.errors import OptionError, StoreError
+from pfedsam.core.errors import OptionError, RunError, StoreError
 from pfedsam.engine.round_policy import RoundPolicy
-from pfedsam.engine.study_folder import StudyFolder, prepare_study, store_study
+from pfedsam.engine.study_folder import UNFINISHED, StudyFolder, prepare_study, store_study
 from pfedsam.experiment.load import validate
 from pfedsam.experiment.options import RunOptions
-from pfedsam.federation.manifest import StudyManifest
+from pfedsam.federation.manifest import StudyManifest, differences, read_manifest
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,21 @@ class Earlier:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Another study of the same title."""
+
+    study: str
+    state: str
+    differences: tuple[str, ...]
+    """The keys in which its configuration differs."""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the coordinator runs it, or will."""
+        return self.state in UNFINISHED
+
+
+@dataclass(frozen=True)
 class Submission:
     """A study that was submitted."""
 
@@ -40,6 +56,8 @@ class Submission:
     policy: RoundPolicy
     earlier: Earlier | None
     """What was stored before; None for a new study."""
+    beside: tuple[Beside, ...] = ()
+    """The other studies of the same title, if this study is new."""
 
     @property
     def changed(self) -> bool:
@@ -71,10 +89,22 @@ def submit_study(options: RunOptions, root: Path, rules: Mapping[str, Any], *, r
     if earlier:
         _check_sites(folder, earlier, sites, running=running)
     _check_quorum(policy.quorum, sites, stored=earlier is not None)
-    submission = Submission(store_study(study, root, policy), sites, policy, earlier)
+    beside = () if earlier else tuple(_of_same_title(root, study.manifest))
+    submission = Submission(store_study(study, root, policy), sites, policy, earlier, beside)
     if running and submission.changed:
         folder.request_new_job()
     return submission
+
+
+def _of_same_title(root: Path, manifest: StudyManifest) -> Iterator[Beside]:
+    """The other studies under `root` with the title of this manifest; a study that cannot be read is left out."""
+    for path in sorted(root.glob("*/manifest.json")):
+        with suppress(RunError, StoreError):
+            other = read_manifest(path)
+            if other.name == manifest.name and other.study != manifest.study:
+                keys = differences(dict(other.configuration), dict(manifest.configuration))
+                state = str(StudyFolder(path.parent).read_status()["state"])
+                yield Beside(other.study, state, tuple(keys) or ("model.backbone",))
 
 
 def _read_earlier(folder: StudyFolder, manifest: StudyManifest) -> Earlier:
