@@ -292,7 +292,7 @@ def test_a_site_writes_masks_with_the_model_of_the_study_that_it_names(
         def site(name: str, wanted: str) -> SimpleNamespace:
             uses = "personal" if wanted == "in-use" else wanted
             return SimpleNamespace(
-                options=options, name=name, uses=uses, predict=lambda image: np.array([[0, 1]], np.uint8)
+                options=options, name=name, uses=uses, volumes=False, predict=lambda image: np.array([[0, 1]], np.uint8)
             )
 
         return SimpleNamespace(options=options, site_names=["north"], site=site)
