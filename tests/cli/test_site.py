@@ -340,6 +340,7 @@ def test_start_says_what_is_missing_and_prints_what_leaves(
     assert "cannot be reached at fed.org:1 (refused)" in " ".join(shown.err.split())
     assert [("train of round 1" in shown.out), shown.out.count("train of round 2")] == [False, 1]
     assert f"Study {STUDY} has ended here" in shown.out
+    assert f"IMAGES --out MASKS --study {STUDY}`" in shown.out
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ _STOP_S = 15.0
 @app.command("init")
 def init_command(
     folder: Folder,
-    address: Annotated[str, typer.Option(help="Host name under which the sites reach this machine.")],
+    address: Annotated[str, typer.Option(help="Host name or IPv4 address under which the sites reach this machine.")],
     sites: Annotated[
         str,
         typer.Option(
@@ -170,7 +170,8 @@ def submit_command(
         int | None,
         typer.Option(
             help="Seconds to wait until all sites are connected and have approved the study, 300 by default; then the study starts with "
-            "those that did, or stops if they are fewer than the quorum. Once a study has started, no wait is longer than --deadline."
+            "those that did, or stops if they are fewer than the quorum. Once a study has started, no wait for sites to "
+            "connect is longer than --deadline."
         ),
     ] = None,
     score: Annotated[
@@ -323,8 +324,9 @@ def rollback_command(
     """Reset the shared parameters of a study to one of its last three good states, after a round with a harmful update.
 
     The number of the round does not go back: the study continues with its next round, and no round is trained twice. Revoke the site that
-    sent the update before you start the coordinator again. Another rollback goes one more state back. With --skip-to, rounds that only the
-    sites have are skipped instead.
+    sent the update before you start the coordinator again. Another rollback goes one more state back. Once all rounds of the study are
+    done, a rollback is refused; the earlier states are then in the folder shared/earlier of the study. With
+    --skip-to, rounds that only the sites have are skipped instead.
     """  # noqa: DOC501
     from pfedsam.core.errors import RunError
     from pfedsam.core.lock import runner

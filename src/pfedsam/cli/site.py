@@ -321,7 +321,9 @@ class _LedgerFollower:
             OUT.print(_ledger_text(line, None), soft_wrap=True, highlight=False)
             if line["task"] == "test" and line["sent"]:
                 OUT.print(
-                    f"Study {line['study']} has ended here. Segment with `pfedsam site predict {self._folder} IMAGES --out MASKS`."
+                    f"Study {line['study']} has ended here. Segment with `pfedsam site predict {self._folder} IMAGES --out MASKS --study "
+                    f"{line['study']}`.",
+                    soft_wrap=True,
                 )
 
 

@@ -37,7 +37,7 @@ def provision(folder: Path, project: str, address: str, port: int, sites: Sequen
     Args:
         folder: the coordinator's folder.
         project: the name of the project, also in NVFlare.
-        address: the host name under which sites reach this machine; the certificate contains it.
+        address: the host name or IPv4 address under which sites reach this machine; the certificate contains it.
         port: the port that sites connect to; the next higher port is for the coordinator's own control connection.
         sites: the names of the sites; those that have a certificate already are not changed.
 

@@ -20,7 +20,7 @@ class RoundPolicy(Options):
         default=300,
         ge=1,
         description="Seconds to wait for all sites of the study to connect and to approve it; then the study starts with those that did, "
-        "or stops if they are fewer than the quorum. Once a study has started, no wait is longer than the deadline.",
+        "or stops if they are fewer than the quorum. Once a study has started, no wait for sites to connect is longer than the deadline.",
     )
     score_s: int = Field(default=1800, ge=1, description="Time limit of the test at the end at the sites, in seconds.")
 
