@@ -1,7 +1,7 @@
 """Small files in a site's folder about the data that its model was trained on; `predict` compares other images with them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,3 +30,9 @@ def read_of_training(path: Path, convert: Callable[[Any], T], *, lost: str) -> T
         raise StoreError(
             f"{path.name} of the site is damaged. Bring it back from a copy; without it `predict` works, but {lost}."
         ) from error
+
+
+def common(values: Iterable[T]) -> T | None:
+    """The value that all of these are equal to; None if there are several values, or none."""
+    found = set(values)
+    return found.pop() if len(found) == 1 else None

@@ -14,7 +14,7 @@ from pfedsam.data.about import about
 from pfedsam.data.facts import SiteFacts
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.manifest import Case
-from pfedsam.data.of_training import read_of_training
+from pfedsam.data.of_training import common, read_of_training
 from pfedsam.data.volume_case import open_case
 from pfedsam.data.volume_options import Plane, VolumeOptions
 
@@ -26,8 +26,7 @@ _LOG = get_logger(__name__)
 
 def trained_plane(facts: SiteFacts) -> Plane | None:
     """The plane of a site's training volumes; None if there are none, or if they have several planes or none."""
-    planes = {one.plane for one in facts.cases if one.case.split == "train" and one.case.volume}
-    return planes.pop() if len(planes) == 1 else None
+    return common(one.plane for one in facts.cases if one.case.split == "train" and one.case.volume)
 
 
 def write_plane(folder: Path, facts: SiteFacts) -> None:

@@ -10,7 +10,7 @@ from typing import Final
 from pfedsam.core import atomic
 from pfedsam.core.errors import DataError
 from pfedsam.data.manifest import Case, Site
-from pfedsam.data.of_training import read_of_training
+from pfedsam.data.of_training import common, read_of_training
 
 SEQUENCES: Final = "sequences.json"
 
@@ -22,8 +22,7 @@ def number_of_sequences(case: Case) -> int:
 
 def trained_sequences(site: Site) -> int | None:
     """The number of sequences of a site's training volumes; None if there are none, or if they differ, which the check of data refuses."""
-    numbers = {number_of_sequences(case) for case in site.of("train") if case.volume}
-    return numbers.pop() if len(numbers) == 1 else None
+    return common(number_of_sequences(case) for case in site.of("train") if case.volume)
 
 
 def write_sequences(folder: Path, site: Site) -> None:

@@ -28,6 +28,7 @@ from pfedsam.data.facts import SiteFacts
 from pfedsam.data.intensity import training_range, write_range
 from pfedsam.data.kinds import joins_other_kind, trained_on_volumes
 from pfedsam.data.manifest import Site
+from pfedsam.data.of_training import common
 from pfedsam.data.planes import cut_as_trained, read_plane, write_plane
 from pfedsam.data.sequences import read_sequences, trained_sequences, write_sequences
 from pfedsam.data.split import USED, refuse_other_split, write_split
@@ -257,8 +258,7 @@ def _options(opened: OpenRun, new: Newcomer) -> RunOptions:
 
 def _plane(places: Iterable[Path]) -> Plane | None:
     """The plane of the training volumes of a federation; None if its folders do not say it, or name several."""
-    planes = {plane for place in places if (plane := read_plane(place)) is not None}
-    return planes.pop() if len(planes) == 1 else None
+    return common(plane for place in places if (plane := read_plane(place)) is not None)
 
 
 def _key(opened: OpenRun, options: RunOptions, new: Newcomer) -> str:

@@ -16,8 +16,6 @@ LOG: Final = "site.log"
 """The file with pFedSAM's own messages of all processes of the site; NVFlare's are in its workspace."""
 AGENT: Final = "site.pid"
 """The file with the process id of `pfedsam site start` while it runs (`core.lock.running_as`)."""
-
-
 SETTINGS: Final = "settings.json"
 """The file in a study's folder at a site with the settings under which the site began the study."""
 
