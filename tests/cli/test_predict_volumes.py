@@ -22,7 +22,7 @@ from pfedsam.cli import predicting
 from pfedsam.core.errors import DataError, OptionError, StoreError
 from pfedsam.data.examples import VolumeExamples
 from pfedsam.data.readers import open_mask, open_volume
-from pfedsam.data.sequences import SEQUENCES, read_sequences
+from pfedsam.data.trained_on import TrainedOn
 from pfedsam.data.volume import Volume
 from pfedsam.data.volume_case import open_case
 from pfedsam.data.volume_options import VolumeOptions
@@ -70,10 +70,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             classes = clean_regions(found.classes, smallest=wishes.smallest, single=single, overlap=overlap)
             return PredictedVolume(open_case(case, data.image, data.volume), classes, found.probabilities)
 
-        known = read_sequences(tmp_path)
-        site = SimpleNamespace(
-            options=options, name="north", predict_volume=volume, uses="personal", sequences=known, volumes=None
-        )
+        known = TrainedOn.read(tmp_path)
+        site = SimpleNamespace(options=options, name="north", predict_volume=volume, uses="personal", trained_on=known)
         return SimpleNamespace(site=lambda *_: site)
 
     monkeypatch.setattr("pfedsam.engine.opened.open_run", open_run)
@@ -509,7 +507,7 @@ def test_a_model_of_several_sequences_does_not_segment_one_of_them(
 ) -> None:
     for name, values in (("a_t1", VALUES), ("a_t2", VALUES[::-1].copy())):
         write_nifti(Path("new") / f"{name}.nii", values, AFFINE)
-    Path(SEQUENCES).write_text('{"sequences": 2}')
+    TrainedOn(sequences=2).write(Path())
     assert _predict(call, "new") == 3
     assert "the model was trained on 2 sequences for each case, and this is one of 1" in " ".join(
         capsys.readouterr().err.split()
@@ -518,7 +516,7 @@ def test_a_model_of_several_sequences_does_not_segment_one_of_them(
     sequences = ("--set", "data.volume.channels=[_t1, _t2]")
     assert _predict(call, "new", *sequences) == 0
     assert [path.name for path in Path("masks").glob("*.nii.gz")] == ["a_t1.nii.gz"]
-    Path(SEQUENCES).write_text('{"sequences": 1}')
+    TrainedOn(sequences=1).write(Path())
     assert _predict(call, "new/a_t1.nii", "--resume", *sequences) == 0  # nothing is left to segment
     Path("masks/a_t1.nii.gz").unlink()
     assert _predict(call, "new/a_t1.nii", *sequences) == 3

@@ -1,6 +1,6 @@
 import pytest
 
-from pfedsam.core.text import short_repr, some_of
+from pfedsam.core.text import name_cases, percent, short_repr, some_of
 
 
 @pytest.mark.parametrize(
@@ -8,6 +8,16 @@ from pfedsam.core.text import short_repr, some_of
 )
 def test_the_first_words_and_how_many_more_there_are(words: list[object], text: str) -> None:
     assert some_of(words, 2) == text
+
+
+def test_at_most_three_cases_are_named():
+    assert name_cases(["a"]) == "case 'a'"
+    assert name_cases(["a", "b", "c"]) == "3 cases 'a', 'b', 'c'"
+    assert name_cases(["a", "b", "c", "d"]) == "4 cases such as 'a', 'b', 'c'"
+
+
+def test_a_share_is_a_percentage_of_two_digits():
+    assert [percent(share) for share in (0, 0.031, 0.5)] == ["0 %", "3.1 %", "50 %"]
 
 
 def test_a_long_value_is_cut():

@@ -10,9 +10,8 @@ import torch
 from pfedsam.core import tensors
 from pfedsam.core.errors import DataError, OptionError, RunError
 from pfedsam.data.manifest import Case, Site
-from pfedsam.data.planes import PLANE
-from pfedsam.data.sequences import write_sequences
 from pfedsam.data.synthetic import SyntheticOptions, write_sites
+from pfedsam.data.trained_on import TrainedOn
 from pfedsam.engine.onboarding import (
     Newcomer,
     _plane,
@@ -135,47 +134,36 @@ def test_no_shared_model_is_reported_where_the_method_has_none(
     assert not (tmp_path / "out" / "others" / NOTHING).exists()
 
 
-def test_a_site_with_another_number_of_sequences_does_not_join(tmp_path: Path) -> None:
+def test_a_site_with_another_number_of_sequences_does_not_join() -> None:
     def site(number: int) -> Site:
         further = (Path("b"),) * (number - 1)
         return Site("s", Path(), (Case("s", "c", Path("a"), None, "c", "train", volume=True, sequences=further),))
 
-    for name in ("north", "south"):
-        (tmp_path / name).mkdir()
-    write_sequences(tmp_path / "south", site(2))
-    places = [tmp_path / "north", tmp_path / "south"]
-    _refuse_other_sequences(places, site(2))
-    _refuse_other_sequences(places[:1], site(1))  # it is not known
+    known = [TrainedOn(), TrainedOn(sequences=2)]
+    _refuse_other_sequences(known, site(2))
+    _refuse_other_sequences(known[:1], site(1))  # it is not known
     with pytest.raises(
         DataError, match=r"site 's': its cases have 1 sequence\(s\), and those of the federation have 2"
     ):
-        _refuse_other_sequences(places, site(1))
+        _refuse_other_sequences(known, site(1))
 
 
-def test_a_new_site_is_cut_in_the_plane_of_the_federation(tmp_path: Path) -> None:
-    for name, content in (("north", "axial"), ("south", "axial"), ("east", None), ("west", "coronal")):
-        (tmp_path / name).mkdir()
-        if content:
-            (tmp_path / name / PLANE).write_text(f'{{"plane": "{content}"}}')
-    assert _plane(tmp_path / name for name in ("north", "south", "east")) == "axial"
-    assert _plane(tmp_path / name for name in ("north", "west")) is None
-    assert _plane([tmp_path / "east"]) is None
+def test_a_new_site_is_cut_in_the_plane_of_the_federation() -> None:
+    axial, coronal, unknown = TrainedOn(plane="axial"), TrainedOn(plane="coronal"), TrainedOn()
+    assert _plane([axial, axial, unknown]) == "axial"
+    assert _plane([axial, coronal]) is None
+    assert _plane([unknown]) is None
 
 
-def test_a_site_with_images_of_another_kind_joins_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_site_with_images_of_another_kind_joins_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     def site(*, volume: bool) -> Site:
         return Site("s", Path(), (Case("s", "c", Path("a"), None, "c", "train", volume=volume),))
 
-    for name in ("north", "south"):
-        (tmp_path / name).mkdir()
-    write_sequences(tmp_path / "south", site(volume=True))
-    places = [tmp_path / "north", tmp_path / "south"]
-    _warn_of_other_kind(places, site(volume=True))
-    _warn_of_other_kind(places[:1], site(volume=False))  # it is not known
+    known = [TrainedOn(), TrainedOn(sequences=1)]
+    _warn_of_other_kind(known, site(volume=True))
+    _warn_of_other_kind(known[:1], site(volume=False))  # it is not known
     assert caplog.text == ""
-    _warn_of_other_kind(places, site(volume=False))
+    _warn_of_other_kind(known, site(volume=False))
     assert "site 's' has pictures (PNG, JPEG or TIFF), and the federation was trained on volumes" in caplog.text
 
 

@@ -14,6 +14,7 @@ from pfedsam.core import tensors
 from pfedsam.core.errors import DataError, RunError, StoreError
 from pfedsam.core.lock import exclusive
 from pfedsam.data.manifest import Case
+from pfedsam.data.trained_on import TrainedOn
 from pfedsam.engine.opened import OpenSite, open_run
 from pfedsam.engine.predict_volume import VolumeWishes
 from pfedsam.engine.round_policy import RoundPolicy
@@ -242,7 +243,7 @@ def test_a_volume_is_cut_in_the_plane_of_the_training_volumes(
     path = write_nifti(tmp_path / "a.nii", np.zeros((4, 5, 6), np.int16), np.diag([1.5, 1, 1, 1]))
     case = Case("north", "a", path, None, "a", volume=True)
     for plane in ("axial", None):
-        site = OpenSite("north", "personal", toy_options, None, {}, plane=plane)  # type: ignore[arg-type]
+        site = OpenSite("north", "personal", toy_options, None, {}, TrainedOn(plane=plane))  # type: ignore[arg-type]
         site.predict_volume(case, VolumeWishes())
     assert [options.data.volume.axis for options in seen] == ["axial", "auto"]
 
@@ -269,8 +270,7 @@ def test_a_model_of_several_sequences_predicts_from_all_of_them_or_not_at_all(
 
     first, second = (tmp_path / "north" / f"test_{one}.nii" for one in ("t1", "t2"))
     refusing = open_run(tmp_path / "run").site("north")
-    assert refusing.sequences == 2
-    assert refusing.plane == "axial"
+    assert refusing.trained_on == TrainedOn(plane="axial", sequences=2)
     alone = Case("north", "a", first, None, "a", volume=True)
     both = Case("north", "a", first, None, "a", volume=True, sequences=(second,))
     with pytest.raises(DataError, match=r"case 'test_t1': the model was trained on 2 sequences .*this is one of 1"):

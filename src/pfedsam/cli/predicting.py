@@ -107,7 +107,7 @@ def predict_all(
             that was trained without them; nothing is written.
     """
     from pfedsam.core.errors import DataError
-    from pfedsam.data.sequences import refuse_other_number
+    from pfedsam.data.trained_on import refuse_other_number
     from pfedsam.engine.predict_jobs import find_jobs, without_further_sequences
     from pfedsam.engine.predict_sources import find_left_out
     from pfedsam.experiment.build import build_labels, check_flips
@@ -116,12 +116,12 @@ def predict_all(
     left_out = find_left_out(images, out)
     left = _without_masks(jobs, [""], resume=resume)
     opened = predictor()
-    check_flips(opened.options, volumes=bool(opened.volumes) or any(job.volume for job in left))
+    check_flips(opened.options, volumes=bool(opened.trained_on.volumes) or any(job.volume for job in left))
     in_use = " (in use there)" if wanted is Wanted.IN_USE else ""
     OUT.print(f"Model: the {opened.uses} one of site {opened.name}{in_use}", markup=False)
     channels = opened.options.data.volume.channels
     if any(job.volume for job in left):
-        refuse_other_number(len(channels) or 1, opened.sequences)
+        refuse_other_number(len(channels) or 1, opened.trained_on.sequences)
     jobs, left = without_further_sequences(jobs, channels), without_further_sequences(left, channels)
     labels = build_labels(opened.options)
     labels.first_ids()  # refuses ids that a mask file cannot contain, before anything is predicted

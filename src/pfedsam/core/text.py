@@ -1,12 +1,29 @@
 """Parts of sentences for messages."""
 
 from collections.abc import Sequence
+from typing import Final
+
+SHOWN: Final = 3
+"""Number of cases or files that a message names."""
 
 
 def some_of(words: Sequence[object], most: int) -> str:
     """The first `most` words with commas, and how many more there are: `a, b and 3 more`."""
     more = f" and {len(words) - most} more" if len(words) > most else ""
     return ", ".join(map(str, words[:most])) + more
+
+
+def name_cases(cases: Sequence[str]) -> str:
+    """`case 'a'`, `2 cases 'a', 'b'`, or `300 cases such as 'a', 'b', 'c'`."""
+    if len(cases) == 1:
+        return f"case {cases[0]!r}"
+    such_as = "such as " if len(cases) > SHOWN else ""
+    return f"{len(cases)} cases {such_as}{', '.join(map(repr, cases[:SHOWN]))}"
+
+
+def percent(share: float) -> str:
+    """A share with two digits, such as `3.2 %`."""
+    return f"{100 * share:.2g} %"
 
 
 def is_text(name: str) -> bool:

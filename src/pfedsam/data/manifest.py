@@ -82,6 +82,11 @@ class Case:
     patient_source: PatientSource = "manifest"
 
     @property
+    def sequence_count(self) -> int:
+        """The number of volumes that make up the image."""
+        return 1 + len(self.sequences)
+
+    @property
     def files(self) -> tuple[Path | None, ...]:
         """The image, the mask (None if there is none), and the further sequences."""
         return self.image, self.mask, *self.sequences

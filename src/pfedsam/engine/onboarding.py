@@ -25,13 +25,9 @@ from pfedsam.core.log import get_logger
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.check import refuse_problems
 from pfedsam.data.facts import SiteFacts
-from pfedsam.data.intensity import training_range, write_range
-from pfedsam.data.kinds import joins_other_kind, trained_on_volumes
 from pfedsam.data.manifest import Site
-from pfedsam.data.of_training import common
-from pfedsam.data.planes import cut_as_trained, read_plane, write_plane
-from pfedsam.data.sequences import read_sequences, trained_sequences, write_sequences
 from pfedsam.data.split import USED, refuse_other_split, write_split
+from pfedsam.data.trained_on import TrainedOn, common, cut_as_trained, joins_other_kind, trained_sequences
 from pfedsam.data.volume_options import Plane
 from pfedsam.engine.model_selection import Parameters
 from pfedsam.engine.opened import OpenRun
@@ -106,16 +102,17 @@ def onboard(opened: OpenRun, new: Newcomer, out: Path, *, tell: Callable[[str], 
         DataError: the site's data is wrong, or has changed since the result in `out`, or there are no training or no test cases.
     """
     tell = tell or (lambda _: None)
-    options = _options(opened, new)
+    known = [TrainedOn.read(place) for place in opened.places.values()]
+    options = _options(opened, new, _plane(known))
     key = _key(opened, options, new)
     site = build_sites(options)[new.name]
     done = _read(out, key, site)
     if done:
         return done
     facts = _check(opened.built.partition, options, site)
-    _refuse_other_planes(opened, site)
-    _refuse_other_sequences(opened.places.values(), site)
-    _warn_of_other_kind(opened.places.values(), site)
+    _refuse_other_planes(opened, site, _plane(known))
+    _refuse_other_sequences(known, site)
+    _warn_of_other_kind(known, site)
     with exclusive(out):
         return _read(out, key, site) or _train(
             _Work(options, opened.built, opened.shared, site, out, new.steps, opened.rounds), key, facts, tell
@@ -238,7 +235,7 @@ def _training(options: RunOptions, steps: int) -> TrainingOptions:
     return options.training.model_copy(update={"final_steps": steps, "phases": "decoupled"})
 
 
-def _options(opened: OpenRun, new: Newcomer) -> RunOptions:
+def _options(opened: OpenRun, new: Newcomer, plane: Plane | None) -> RunOptions:
     """The run's options with the new site as its only site.
 
     Raises:
@@ -246,7 +243,7 @@ def _options(opened: OpenRun, new: Newcomer) -> RunOptions:
     """
     if new.name in opened.site_names:
         raise OptionError(f"The federation has a site {new.name!r} already. Give the new site another name by --name.")
-    before, plane = opened.options, _plane(opened.places.values())
+    before = opened.options
     split = before.data.split.model_copy(update={"max_train_cases": new.labels})
     volume = before.data.volume
     if plane is not None and volume.axis == "auto":
@@ -256,9 +253,9 @@ def _options(opened: OpenRun, new: Newcomer) -> RunOptions:
     return before.model_copy(update={"data": data, "seed": new.seed})
 
 
-def _plane(places: Iterable[Path]) -> Plane | None:
-    """The plane of the training volumes of a federation; None if its folders do not say it, or name several."""
-    return common(plane for place in places if (plane := read_plane(place)) is not None)
+def _plane(known: Iterable[TrainedOn]) -> Plane | None:
+    """The plane of the training volumes of a federation's sites; None if it is not known, or if they have several."""
+    return common(one.plane for one in known if one.plane is not None)
 
 
 def _key(opened: OpenRun, options: RunOptions, new: Newcomer) -> str:
@@ -307,36 +304,36 @@ def _check(partition: Partition, options: RunOptions, site: Site) -> SiteFacts:
     return report.facts[0]
 
 
-def _refuse_other_planes(opened: OpenRun, site: Site) -> None:
-    """Refuse a site with thick slices in another plane than the slices of the federation, as far as its folders say it.
+def _refuse_other_planes(opened: OpenRun, site: Site, plane: Plane | None) -> None:
+    """Refuse a site with thick slices in another plane than the slices of the federation, if that plane is known.
 
     Raises:
         DataError: it has.
     """
-    data, plane = opened.options.data, _plane(opened.places.values())
+    data = opened.options.data
     for case in site.cases:
         cut_as_trained(case, data.image, data.volume, plane)
 
 
-def _refuse_other_sequences(places: Iterable[Path], site: Site) -> None:
-    """Refuse a site whose volumes have another number of sequences than those of the federation, as far as its folders say it.
+def _refuse_other_sequences(known: Iterable[TrainedOn], site: Site) -> None:
+    """Refuse a site whose volumes have another number of sequences than those of the federation's sites, where that is known.
 
     Raises:
         DataError: they have.
     """
     number = trained_sequences(site)
-    for known in filter(None, map(read_sequences, places)):
-        if number is not None and number != known:
+    for theirs in (one.sequences for one in known if one.sequences is not None):
+        if number is not None and number != theirs:
             raise DataError(
-                f"site {site.name!r}: its cases have {number} sequence(s), and those of the federation have {known}; give every case the "
+                f"site {site.name!r}: its cases have {number} sequence(s), and those of the federation have {theirs}; give every case the "
                 "sequences of the federation, in the same order (data.volume.channels, or joined by ';' in a manifest)"
             )
 
 
-def _warn_of_other_kind(places: Iterable[Path], site: Site) -> None:
-    """Log a warning if the site has pictures and a site of the federation has volumes, or the reverse, as far as its folders say it."""
+def _warn_of_other_kind(known: Iterable[TrainedOn], site: Site) -> None:
+    """Log a warning if the site has pictures and a site of the federation has volumes, or the reverse."""
     volume = any(case.volume for case in site.of("train"))
-    said = [text for place in places if (text := joins_other_kind(site.name, trained_on_volumes(place), volume=volume))]
+    said = [text for one in known if (text := joins_other_kind(site.name, one.volumes, volume=volume))]
     if said:
         _LOG.warning("%s", said[0])
 
@@ -347,9 +344,7 @@ def _begin(work: _Work, key: str, facts: SiteFacts) -> None:
     site_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     atomic.write_text(work.out / _KEY, key)
     write_split(site_folder / "split.json", work.site, digests=True)
-    write_range(site_folder, training_range(facts))
-    write_plane(site_folder, facts)
-    write_sequences(site_folder, work.site)
+    TrainedOn.of(facts).write(site_folder)
     (work.out / SERVER).parent.mkdir(exist_ok=True)
     study = run_id(work.options, work.built.backbone)
     tensors.save(work.out / SERVER, work.shared, {"round": str(work.rounds), "study": study})

@@ -6,7 +6,7 @@ and a study's folder at the coordinator also have the same layout, but the latte
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
@@ -20,14 +20,10 @@ from pfedsam.core.tensors import NamedTensors
 from pfedsam.core.text import some_of
 from pfedsam.data.about import about
 from pfedsam.data.entries import entry_of, further_sequences
-from pfedsam.data.intensity import IntensityRange, far_from_training, read_range
-from pfedsam.data.kinds import other_kind, trained_on_volumes
 from pfedsam.data.loader import load_image
 from pfedsam.data.manifest import Case
-from pfedsam.data.planes import cut_as_trained, read_plane
-from pfedsam.data.sequences import number_of_sequences, read_sequences, refuse_other_number
 from pfedsam.data.split import read_split
-from pfedsam.data.volume_options import Plane
+from pfedsam.data.trained_on import TrainedOn, cut_as_trained, far_from_training, other_kind, refuse_other_number
 from pfedsam.engine.model_selection import Parameters, SiteModels, models_of, start_of
 from pfedsam.engine.predict_volume import PredictedVolume, VolumeWishes, predict_volume_file
 from pfedsam.engine.progress import Event, Progress, silent
@@ -73,14 +69,8 @@ class OpenSite:
     options: RunOptions
     built: BuiltModel
     parameters: Parameters
-    seen: IntensityRange | None = None
-    """The intensities of the site's training images; None if they are not known."""
-    sequences: int | None = None
-    """The number of sequences in a case of the site's training volumes; None if it is not known."""
-    volumes: bool | None = None
-    """Whether the site's training cases are volumes; None if it is not known."""
-    plane: Plane | None = None
-    """The plane of the site's training volumes; None if it is not known, or if they have several."""
+    trained_on: TrainedOn = field(default_factory=TrainedOn)
+    """What is known of the site's training images."""
 
     def predict(self, image: Path | str) -> npt.NDArray[np.uint8]:
         """The class map of an image file at its native size; 0 is background, 1 to C are the classes.
@@ -134,7 +124,7 @@ class OpenSite:
             DataError: the volume cannot be read, or has thick slices in another plane.
         """
         data = self.options.data
-        volume = cut_as_trained(case, data.image, data.volume, self.plane)
+        volume = cut_as_trained(case, data.image, data.volume, self.trained_on.plane)
         return self.options.model_copy(update={"data": data.model_copy(update={"volume": volume})})
 
     def _refuse_other_sequences(self, case: Case) -> None:
@@ -145,19 +135,20 @@ class OpenSite:
         """
         if case.volume:
             with about(case):
-                refuse_other_number(number_of_sequences(case), self.sequences)
+                refuse_other_number(case.sequence_count, self.trained_on.sequences)
 
     def _warn_of_kind(self, case: Case) -> None:
         """Log a warning if an image is a picture and the training cases are volumes, or the reverse; it is the same for all images."""
-        said = other_kind(self.name, self.volumes, volume=case.volume)
+        said = other_kind(self.name, self.trained_on.volumes, volume=case.volume)
         if said:
             _LOG.warning("%s", said)
 
     def _warn_of_range(self, case: Case) -> None:
         """Log a warning if an image is much darker or brighter than the training images, unless its contrast is stretched."""
-        if self.seen is None or case.volume or self.options.data.image.contrast != "none":
+        intensities = self.trained_on.intensities
+        if intensities is None or case.volume or self.options.data.image.contrast != "none":
             return
-        said = far_from_training(load_image(case, self.options.data.image), self.seen)
+        said = far_from_training(load_image(case, self.options.data.image), intensities)
         if said:
             _LOG.warning("%s: %s", case.image.name, said)
 
@@ -198,10 +189,7 @@ class OpenRun:
                 f"A run of the method {self.options.method!r} has no {model} model; it has the {' and the '.join(models)} model."
             )
         used = used._replace(uses="shared" if len(models) > 1 and model == "shared" else "personal")
-        place = self.places[name]
-        seen, sequences, volumes = read_range(place), read_sequences(place), trained_on_volumes(place)
-        plane = read_plane(place)
-        return OpenSite(name, model, self.options, self.built, used, seen, sequences, volumes, plane)
+        return OpenSite(name, model, self.options, self.built, used, TrainedOn.read(self.places[name]))
 
     def evaluate(self, progress: Progress | None = None, folders: Mapping[str, Path] | None = None) -> Summary:
         """Score the test part again, and rewrite scores, overlays, `summary.json` and `report.html`.

@@ -8,11 +8,9 @@ from pfedsam.core.lock import LOCK, exclusive, refuse_unreadable_name
 from pfedsam.core.log import get_logger
 from pfedsam.data.check import refuse_problems
 from pfedsam.data.facts import SiteFacts
-from pfedsam.data.intensity import RANGE, training_range, write_range
 from pfedsam.data.manifest import Site
-from pfedsam.data.planes import PLANE, write_plane
-from pfedsam.data.sequences import SEQUENCES, write_sequences
 from pfedsam.data.split import read_split, write_split
+from pfedsam.data.trained_on import FILES, TrainedOn
 from pfedsam.engine.inputs import Inputs, refuse_other_backbone, refuse_other_data
 from pfedsam.engine.local import LocalStudy, LocalTransport, worker_count
 from pfedsam.engine.progress import Event, Progress, silent
@@ -204,7 +202,7 @@ def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
 def _is_unstarted(folder: Path) -> bool:
     """Whether the folder contains only the splits of a run that was killed before it wrote its configuration."""
     left = (path for path in folder.rglob("*") if not path.is_dir())
-    return all(path.name in ("split.json", RANGE, SEQUENCES, PLANE, LOCK) or path.suffix == ".tmp" for path in left)
+    return all(path.name in ("split.json", LOCK, *FILES) or path.suffix == ".tmp" for path in left)
 
 
 def _sites(options: RunOptions, folder: Path, tell: Progress) -> tuple[dict[str, Site], dict[str, SiteFacts]]:
@@ -234,9 +232,6 @@ def _begin(options: RunOptions, folder: Path, sites: Mapping[str, Site], facts: 
         place = folder / "sites" / name
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_split(place / "split.json", site, digests=True)
-        if name in facts:
-            write_range(place, training_range(facts[name]))
-            write_plane(place, facts[name])
-        write_sequences(place, site)
+        TrainedOn.of(facts[name]).write(place)
     # The configuration is written last, because a folder with a configuration can be resumed.
     write_config(folder / "config.yaml", options)

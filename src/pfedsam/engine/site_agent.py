@@ -15,11 +15,9 @@ from pfedsam.core.errors import DataError, OptionError, PfedsamError, StoreError
 from pfedsam.core.log import get_logger
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.check import refuse_problems
-from pfedsam.data.intensity import training_range, write_range
 from pfedsam.data.manifest import Site
-from pfedsam.data.planes import write_plane
-from pfedsam.data.sequences import write_sequences
 from pfedsam.data.split import read_split, write_split
+from pfedsam.data.trained_on import TrainedOn
 from pfedsam.engine.site_options import (
     CONFIG,
     SiteOptions,
@@ -246,9 +244,7 @@ class SiteFolder:
         report = refuse_problems([site], build_study(options))
         for warning in report.warnings:
             _LOG.warning("%s", warning)
-        write_range(folder, training_range(report.facts[0]))
-        write_plane(folder, report.facts[0])
-        write_sequences(folder, site)
+        TrainedOn.of(report.facts[0]).write(folder)
         write_settings(folder, self.options)
         write_split(folder / "split.json", site, digests=True)
         return site

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
+from pfedsam.core.text import percent
 from pfedsam.data.facts import SiteFacts
 from pfedsam.data.labels import BACKGROUND, LabelMap
 from pfedsam.data.palettes import other_colours
@@ -68,8 +69,8 @@ def _compare_shares(name: str, shares: Mapping[str, "_Share"]) -> Iterator[Findi
         others = [other.pixels for key, other in shares.items() if key != site]
         difference = _difference(share, others)
         if difference:
-            compared = f" (other sites: {_percent(median(others))})" if others else ""
-            text = f"the class {name!r} fills {_percent(share.pixels)} of the masks{compared}{difference}"
+            compared = f" (other sites: {percent(median(others))})" if others else ""
+            text = f"the class {name!r} fills {percent(share.pixels)} of the masks{compared}{difference}"
             yield Finding(site, "foreground share", text)
 
 
@@ -79,7 +80,7 @@ def sparse_class(facts: SiteFacts, study: Study) -> Iterator[Finding]:
     if study.sparse_loss or sampled:
         return
     typical = _typical_shares(facts, study.labels_of(facts.name))
-    rare = [f"{name!r} fills {_percent(share.pixels)}" for name, share in typical.items() if share.pixels < _SPARSE]
+    rare = [f"{name!r} fills {percent(share.pixels)}" for name, share in typical.items() if share.pixels < _SPARSE]
     if rare:
         yield Finding(
             facts.name,
@@ -140,7 +141,3 @@ def _looks_inverted(here: _Share, others: Sequence[float]) -> bool:
 def _log_odds(share: float) -> float:
     inside = min(max(share, 1e-6), 1 - 1e-6)
     return math.log(inside / (1 - inside))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"

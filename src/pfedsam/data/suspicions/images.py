@@ -7,7 +7,6 @@ from typing import Final
 from pfedsam.data.facts import CaseFacts, SiteFacts
 from pfedsam.data.images import Stored
 from pfedsam.data.manifest import MANIFEST
-from pfedsam.data.sequences import number_of_sequences
 from pfedsam.data.suspicions.finding import Finding, Study, case_ids
 from pfedsam.data.volume_options import Plane
 
@@ -27,7 +26,7 @@ def other_sequences(sites: Sequence[SiteFacts], study: Study) -> Iterator[Findin
     for facts in sites:
         groups: dict[int, list[CaseFacts]] = defaultdict(list)
         for one in _used_volumes(facts):
-            groups[number_of_sequences(one.case)].append(one)
+            groups[one.case.sequence_count].append(one)
         for number, cases in sorted(groups.items()):
             if number != expected:
                 yield Finding(
@@ -46,7 +45,7 @@ def _expected_sequences(sites: Sequence[SiteFacts], study: Study) -> tuple[int, 
         return len(study.volume.channels), f"data.volume.channels names {len(study.volume.channels)}"
     if study.volume.neighbours:
         return 1, "data.volume.neighbours fills the channels with slices of one"
-    numbers = Counter(number_of_sequences(one.case) for facts in sites for one in _used_volumes(facts))
+    numbers = Counter(one.case.sequence_count for facts in sites for one in _used_volumes(facts))
     most = max(numbers, key=lambda number: (numbers[number], number), default=1)
     return most, f"most volumes of the study have {most}"
 
