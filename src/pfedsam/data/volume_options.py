@@ -17,6 +17,9 @@ WINDOWS: Final = {
 """Common windows of CT: the lowest and the highest value shown, in HU."""
 
 Plane: TypeAlias = Literal["auto", "axial", "coronal", "sagittal"]
+Overlaps: TypeAlias = Literal["refused", "last", "sum"]
+"""What happens where two parts of a mask (segments, structures) share a voxel: the file is refused, or the voxel gets the id of the later
+part, or the sum of the ids."""
 Positive: TypeAlias = Annotated[float, Field(gt=0, lt=1000)]
 
 
@@ -122,7 +125,7 @@ class VolumeOptions(Options):
         return self
 
     @property
-    def segment_overlaps(self) -> Literal["refused", "last", "sum"]:
+    def segment_overlaps(self) -> Overlaps:
         """What happens where two segments share a voxel."""
         return "sum" if self.sum_segments else "last" if self.segments else "refused"
 

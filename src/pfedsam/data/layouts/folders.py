@@ -26,7 +26,6 @@ from pfedsam.data.manifest import (
     unread_files,
 )
 from pfedsam.data.readers import MaskReader
-from pfedsam.data.readers.base import Reader
 from pfedsam.data.readers.nifti import NiftiReader
 from pfedsam.data.volume_case import open_case, open_case_mask
 from pfedsam.data.volume_options import VolumeOptions
@@ -103,7 +102,7 @@ def _ids(case: Case) -> set[int]:
         return _ids_of(mask)
 
 
-def _ids_of(mask: Reader | MaskReader) -> set[int]:
+def _ids_of(mask: NiftiReader | MaskReader) -> set[int]:
     planes = (np.unique(mask.mask_slice(index)).tolist() for index in range(mask.header().shape[2]))
     return set(chain.from_iterable(planes))
 

@@ -136,16 +136,8 @@ def _dicom_mask(path: Path, image: Header, options: VolumeOptions) -> MaskReader
             "either"
         )
     if found.structures:
-        return read_rtstruct(masks[0], image, segments=options.segments, overlaps=options.segment_overlaps)
-    return read_seg(
-        masks[0],
-        image,
-        segments=options.segments,
-        overlaps=options.segment_overlaps,
-        threshold=options.fractional_threshold,
-        resample=options.resample,
-        max_gigabytes=options.max_gigabytes,
-    )
+        return read_rtstruct(masks[0], image, options)
+    return read_seg(masks[0], image, options)
 
 
 def _single_files(image: Reader) -> tuple[Plane, ...] | None:

@@ -4,7 +4,8 @@ Arrays have the indices of the format: NIfTI [i, j, k]; DICOM and pictures [row,
 coordinates in mm, in NIfTI's directions (x to the right, y to the front, z to the head).
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
@@ -18,6 +19,8 @@ Affine: TypeAlias = npt.NDArray[np.float64]
 Shape: TypeAlias = tuple[int, int, int]
 Spacing: TypeAlias = tuple[float, float, float]
 
+_LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0])
+"""From DICOM's directions (x to the left, y to the back, z to the head) to NIfTI's."""
 SPACING_TOLERANCE: Final = 0.01
 """Relative difference of two spacings that count as equal."""
 ORIGIN_TOLERANCE: Final = 1.0
@@ -99,14 +102,6 @@ class Reader(Protocol):
         """
         ...
 
-    def mask_slice(self, index: int, axis: int = 2) -> npt.NDArray[np.int64]:
-        """The same plane of a mask: ids [A, B].
-
-        Raises:
-            DataError: the plane cannot be decoded, or its values are no ids.
-        """
-        ...
-
     def write_mask(self, path: Path, mask: npt.NDArray[Any]) -> None:
         """Write a mask with the shape and the grid of this file.
 
@@ -134,6 +129,26 @@ def grey_values(values: npt.NDArray[np.float64], what: str) -> npt.NDArray[np.fl
             "needed; replace such values, or take the case out"
         )
     return values.astype(np.float32)
+
+
+def frame_affine(
+    orientation: npt.ArrayLike, spacing: Sequence[float], step: npt.ArrayLike, origin: npt.ArrayLike
+) -> Affine:
+    """The affine from the indices [row, column, slice] of DICOM pictures to mm in NIfTI's directions.
+
+    Args:
+        orientation: unit vectors along a row and along a column, six numbers.
+        spacing: distance of rows and of columns in mm.
+        step: vector from one slice to the next in mm, shape [3].
+        origin: position of the first pixel in mm, shape [3]; all vectors are in DICOM's directions.
+    """
+    along_row, along_column = np.asarray(orientation, dtype=float).reshape(2, 3)
+    affine = np.eye(4)
+    affine[:3, 0] = _LPS_TO_RAS @ along_column * float(spacing[0])
+    affine[:3, 1] = _LPS_TO_RAS @ along_row * float(spacing[1])
+    affine[:3, 2] = _LPS_TO_RAS @ np.asarray(step, dtype=float)
+    affine[:3, 3] = _LPS_TO_RAS @ np.asarray(origin, dtype=float)
+    return affine
 
 
 def spacing_of(affine: Affine) -> Spacing:
@@ -175,9 +190,7 @@ def check_size(shape: Shape, itemsize: int, max_gigabytes: float, whose: str = "
         raise DataError(
             f"{whose} header gives {_by(shape)} voxels: an axis is empty; restore the file or take the case out"
         )
-    voxels = 1
-    for length in shape:
-        voxels *= int(length)
+    voxels = math.prod(map(int, shape))
     if voxels * itemsize > max_gigabytes * 1e9:
         raise DataError(
             f"{whose} header gives {_by(shape)} voxels, which is {voxels * itemsize / 1e9:.3g} GB, more than {max_gigabytes:g} GB; crop "

@@ -18,14 +18,13 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.readers.base import Affine, Header, Pictures, Shape, Spacing, check_size, spacing_of
+from pfedsam.data.readers.base import Affine, Header, Pictures, Shape, Spacing, check_size, frame_affine, spacing_of
 from pfedsam.data.readers.dicom_files import Series, choose_series, find_images
 from pfedsam.data.readers.dicom_pixels import decode, open_dataset, values_of
 from pfedsam.data.readers.dicom_planes import Plane
 from pfedsam.data.readers.nifti import write_nifti
 from pfedsam.data.readers.regrid import depths_of, even_stack, resample_stack
 
-_LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0])
 _SAME_PLACE: Final = 1e-3
 """Distance in mm below which two positions count as one."""
 _UNEVEN: Final = 0.01
@@ -59,17 +58,10 @@ class Stack:
         first = self.planes[0]
         if self.positions is None or first.orientation is None:
             return None
-        along_row, along_column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
-        rows, columns = first.spacing or (1.0, 1.0)
-        affine = np.eye(4)
-        affine[:3, 0] = _LPS_TO_RAS @ along_column * rows
-        affine[:3, 1] = _LPS_TO_RAS @ along_row * columns
-        normal = np.cross(along_row, along_column)
+        normal = np.cross(first.orientation[:3], first.orientation[3:])
         between = self.positions[-1] - self.positions[0]
         step = between / (len(self.planes) - 1) if len(self.planes) > 1 else normal * (self.step or 1.0)
-        affine[:3, 2] = _LPS_TO_RAS @ step
-        affine[:3, 3] = _LPS_TO_RAS @ self.positions[0]
-        return affine
+        return frame_affine(first.orientation, first.spacing or (1.0, 1.0), step, self.positions[0])
 
 
 def order_planes(series: Series, frame: int | None) -> Stack:
@@ -274,14 +266,6 @@ class DicomReader:
         for index in range(len(self.stack.planes)):
             yield self._values(index, self._decoded(index))
 
-    def mask_slice(self, index: int, axis: int = 2) -> npt.NDArray[np.int64]:
-        """Never returns a mask [rows, columns]: a mask is a DICOM-SEG, not a series of pictures.
-
-        Raises:
-            DataError: always.
-        """
-        raise DataError("its mask is a series of DICOM pictures; save it as DICOM-SEG, RTSTRUCT or NIfTI")
-
     def write_mask(self, path: Path, mask: npt.NDArray[Any]) -> None:
         """Write ids [row, column, slice], or maps [..., class], as NIfTI, whose first index is the column; the affine keeps the positions.
 
@@ -379,20 +363,12 @@ class DicomReader:
             raise DataError(
                 "its DICOM series is in colour and unevenly spaced, which is not resampled; take the case out"
             )
-        planes = (self.slice_as_read(index) for index in range(len(self.stack.planes)))
+        planes = (self._values(index, self._stored(index))[..., 0] for index in range(len(self.stack.planes)))
         affine = self.stack.affine()
         target = self._header
         if affine is None or target.affine is None or self.stack.positions is None:
             raise DataError("its DICOM series has no positions, so it cannot be resampled; export it with positions")
         return resample_stack(planes, self.stack.positions, affine, target.affine, target.shape)
-
-    def slice_as_read(self, index: int) -> npt.NDArray[np.float32]:
-        """The values of one picture of the series before resampling, shape [rows, columns].
-
-        Raises:
-            DataError: the file is damaged.
-        """
-        return self._values(index, self._stored(index))[..., 0]
 
     def _open(self, path: Path) -> Dataset:
         """The data set of a file; the last one is kept in memory, so that a multi-frame file is read once."""

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, NoReturn, TypeAlias
+from typing import Any, Final, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +11,12 @@ from nibabel import orientations
 from pydicom.dataset import Dataset
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.readers.base import SPACING_TOLERANCE, Affine, Header, Pictures, Reader, both_placed, grid_difference
+from pfedsam.data.readers.base import SPACING_TOLERANCE, Affine, Header, Pictures, both_placed, grid_difference
 from pfedsam.data.readers.dicom_planes import values_of_field
+from pfedsam.data.readers.nifti import NiftiReader
 from pfedsam.data.readers.regrid import foreground_outside, nearest_voxels
+from pfedsam.data.volume_options import Overlaps
 
-Overlaps: TypeAlias = Literal["refused", "last", "sum"]
-"""What happens where two parts of a file share a voxel: the file is refused, or the voxel gets the id of the later part or the sum of the
-ids."""
 LISTED_BY: Final = "`pfedsam data check` lists the names in the masks"
 """What tells the names of parts, which no message shows."""
 _HIGHEST_ID: Final = 65535
@@ -78,7 +77,7 @@ class TurnedMask:
 
     def __init__(
         self,
-        reader: Reader,
+        reader: NiftiReader,
         axes: tuple[int, int, int],
         flipped: tuple[bool, bool, bool],
         like: Header,
@@ -107,7 +106,7 @@ class TurnedMask:
         return np.flip(plane, flipped)
 
 
-def fit_mask(mask: Reader, image: Header, *, resample: bool) -> GridMask | TurnedMask:
+def fit_mask(mask: NiftiReader, image: Header, *, resample: bool) -> GridMask | TurnedMask:
     """A mask file on the grid of its image.
 
     If one of two NIfTI files has no orientation, the voxels of both are taken to be in the same order, as programs that drop it keep them.

@@ -23,7 +23,6 @@ from pfedsam.data.readers.dicom_files import reading_fields
 from pfedsam.data.readers.dicom_pixels import open_dataset
 from pfedsam.data.readers.masks import (
     GridMask,
-    Overlaps,
     PartNames,
     choose_ids,
     empty_ids,
@@ -35,6 +34,7 @@ from pfedsam.data.readers.masks import (
     spread_slices,
 )
 from pfedsam.data.readers.regrid import slice_numbers, usual_gap
+from pfedsam.data.volume_options import VolumeOptions
 
 _Contour: TypeAlias = npt.NDArray[np.float64]
 """Corners [n, 3] in mm, in NIfTI's directions."""
@@ -66,14 +66,13 @@ class _Lost:
     """Distance of the planes of contours and of the slices in mm, if they differ."""
 
 
-def read_rtstruct(path: Path, image: Header, *, segments: dict[str, int], overlaps: Overlaps) -> GridMask:
+def read_rtstruct(path: Path, image: Header, options: VolumeOptions) -> GridMask:
     """The structures on the grid of their image.
 
     Args:
         path: the RTSTRUCT file.
         image: header of the image.
-        segments: name of a structure (ROI) to its id; if empty, the ROI numbers are the ids.
-        overlaps: what happens where structures share voxels.
+        options: the ids of the structures (ROIs) by name, or none if the ROI numbers are the ids, and what happens where they overlap.
 
     Raises:
         DataError: the file is damaged, the image has no position, structures overlap, or none has a contour on a slice of the image.
@@ -84,6 +83,7 @@ def read_rtstruct(path: Path, image: Header, *, segments: dict[str, int], overla
         )
     every, contours = _read_structures(path, image)
     names = {number: name for number, name in every.items() if contours[number]}
+    segments, overlaps = options.segments, options.segment_overlaps
     chosen = choose_ids(names, segments, "RTSTRUCT")
     target = empty_ids(image.drawn_shape, chosen, overlaps)
     overlap, lost = 0, list[_Lost]()

@@ -21,6 +21,7 @@ from pfedsam.data.readers.base import (
     SPACING_TOLERANCE,
     Affine,
     Header,
+    frame_affine,
 )
 from pfedsam.data.readers.dicom_files import damaged, quiet, reading_fields
 from pfedsam.data.readers.dicom_pixels import open_dataset
@@ -28,7 +29,6 @@ from pfedsam.data.readers.dicom_planes import functional_group, number_of, numbe
 from pfedsam.data.readers.dicom_streams import decode_frame
 from pfedsam.data.readers.masks import (
     GridMask,
-    Overlaps,
     PartNames,
     choose_ids,
     empty_ids,
@@ -42,8 +42,8 @@ from pfedsam.data.readers.masks import (
 )
 from pfedsam.data.readers.regrid import slice_numbers, usual_gap
 from pfedsam.data.readers.seg_frames import Frame, SegmentPlane, along_normal, refuse_doubled, resample_segment
+from pfedsam.data.volume_options import VolumeOptions
 
-_LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 _FORWARD: Final = slice(None)
 _BACKWARD: Final = slice(None, None, -1)
 _SAME_PLACE: Final = 0.01
@@ -79,48 +79,37 @@ class _OtherGridError(Exception):
     """A frame is no slice of the image; the text says why."""
 
 
-def read_seg(
-    path: Path,
-    image: Header,
-    *,
-    segments: dict[str, int],
-    overlaps: Overlaps,
-    threshold: float = 0.5,
-    resample: bool = False,
-    max_gigabytes: float = 2.0,
-) -> GridMask:
+def read_seg(path: Path, image: Header, options: VolumeOptions) -> GridMask:
     """The segmentation on the grid of its image.
 
     Args:
         path: the DICOM-SEG file.
         image: header of the image.
-        segments: name of a segment to its id; if empty, the numbers of the segments are the ids.
-        overlaps: what happens where segments share voxels.
-        threshold: least fraction with which a voxel of a fractional segmentation belongs to the segment.
-        resample: whether a segmentation on another grid in the same coordinate system is resampled instead of refused.
-        max_gigabytes: largest size of a segment that is resampled.
+        options: the ids of the segments by name, or none if their numbers are the ids; what happens where they overlap; the threshold of
+            fractions; and whether a segmentation on another grid of the same coordinate system is resampled instead of refused.
 
     Raises:
         DataError: the file is damaged, has other coordinates or another grid, or its segments overlap.
     """
+    segments, overlaps = options.segments, options.segment_overlaps
     contents = _read_contents(path, image)
     _check_coordinates(contents.dataset, image)
     chosen = choose_ids(contents.names, segments, "DICOM-SEG")
     places, difference = _places(contents, image)
-    if difference and not resample:
+    if difference and not options.resample:
         raise DataError(
             f"{difference}; export the segmentation of this image, or set data.volume.resample: true to resample it"
         )
     target, overlap = empty_ids(image.shape if difference else image.drawn_shape, chosen, overlaps), 0
     outside, total = 0, 0
     for number, value in chosen:
-        planes = list(_segment_planes(path, contents, number, threshold))
+        planes = list(_segment_planes(path, contents, number, options.fractional_threshold))
         if not difference:
             for frame, mask in planes:
                 place = places[frame.index]
                 overlap += paint(target[place.where], mask.T if place.turned else mask, value, overlaps)
         elif planes:
-            resampled = resample_segment(planes, _distance(contents), image, max_gigabytes)
+            resampled = resample_segment(planes, _distance(contents), image, options.max_gigabytes)
             overlap += paint(target, resampled.mask, value, overlaps)
             outside, total = outside + resampled.outside, total + resampled.total
     refuse_overlap(overlap, "DICOM-SEG")
@@ -193,13 +182,8 @@ def _frame_affine(own: Dataset, shared: Dataset, image: Header) -> Affine:
     orientation = get("PlaneOrientationSequence", "ImageOrientationPatient")
     spacing = get("PixelMeasuresSequence", "PixelSpacing")
     if position and orientation and spacing:
-        along_row, along_column = np.array(orientation[:3], dtype=float), np.array(orientation[3:], dtype=float)
-        affine = np.eye(4)
-        affine[:3, 0] = along_column * float(spacing[0])
-        affine[:3, 1] = along_row * float(spacing[1])
-        affine[:3, 2] = np.cross(along_row, along_column)
-        affine[:3, 3] = position
-        return _LPS_TO_RAS @ affine
+        vectors = np.array(orientation, dtype=float)
+        return frame_affine(vectors, spacing, np.cross(vectors[:3], vectors[3:]), position)
     if image.affine is not None and image.shape[2] == 1:
         return image.affine
     return np.eye(4)
