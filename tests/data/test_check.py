@@ -114,6 +114,8 @@ def test_a_pattern_that_matches_nothing_is_a_problem(site_folder):
     )
     matched = read_site("north", site.folder, patient_pattern="^(.+)-")
     assert _check(matched, "^(.+)-").problems == ()
+    (site.folder / "manifest.csv").write_text("image,mask,patient\nimages/b-1.png,masks/b-1.png,p\n")
+    assert _check(read_site("north", site.folder, patient_pattern="^(.+)_"), "^(.+)_").problems == ()
 
 
 def test_the_pattern_that_the_message_proposes_takes_both_kinds_of_names(site_folder):

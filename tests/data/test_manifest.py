@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from pfedsam.core.errors import DataError, OptionError
-from pfedsam.data.manifest import Case, orphan_masks, pattern_is_idle, read_site, unlisted_files, unread_files
+from pfedsam.data.manifest import Case, orphan_masks, read_site, unlisted_files, unread_files
 
 
 def test_folder_layout(site_folder):
@@ -159,17 +159,6 @@ def test_every_entry_that_is_not_read_is_found(site_folder):
     assert unread_files(_manifest(folder, "image,mask,patient\nimages/a.png,masks/a.png,p\n")) == ()
 
 
-def test_a_pattern_is_idle_where_it_matches_no_case(site_folder):
-    folder = site_folder("a_1", "b")
-    site = read_site("north", folder)
-    idle = {pattern: pattern_is_idle(site, pattern) for pattern in (None, "^(.)_", "^(x)", r"^(.+)\.png")}
-    assert idle == {None: False, "^(.)_": False, "^(x)": True, r"^(.+)\.png": True}
-    site = _manifest(folder, "image,mask,patient\nimages/b.png,masks/b.png,p\n")
-    assert not pattern_is_idle(site, "^(x)")
-    site = _manifest(folder, "image,mask,patient\nimages/b.png,masks/b.png,\n")
-    assert [pattern_is_idle(site, pattern) for pattern in ("^(x)", "^(b)")] == [True, False]
-
-
 def _manifest(folder, text):
     (folder / "manifest.csv").write_text(text, encoding="utf-8-sig")
     return read_site("north", folder)
@@ -202,7 +191,7 @@ def test_manifest_without_patient_uses_the_pattern(site_folder):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image,mask\n", "it needs image, mask, patient"),
+        ("image,mask\n", "line 1: the columns are"),
         ("image;mask;patient\n", "separated by commas"),
         ("image,mask,patient,splt\n", "'splt'"),
         ("image,mask,patient\nimages/a.png,masks/a.png\n", "line 2: not as many values as columns"),
@@ -218,7 +207,7 @@ def test_manifest_without_patient_uses_the_pattern(site_folder):
         ("image,mask,patient,case\nimages/a.png,masks/a.png,p,../x\n", "case '../x' cannot name a file"),
         ("image,mask,patient\n" + 2 * "images/a.png,masks/a.png,p\n", "case 'a': two images"),
         ("image,mask,patient\n", "has no cases"),
-        ("", "it needs image, mask, patient"),
+        ("", "needed are image, mask, patient"),
         ("image,mask,patient\nimages/a.png,,p\n", "case 'a': the image has no mask"),
     ],
 )

@@ -6,7 +6,7 @@ limited, so that the compiled expression stays small, and the search is done by 
 
 import math
 import re
-from typing import Any, Final
+from typing import Final
 
 import regex
 
@@ -54,25 +54,12 @@ class Pattern:
         Raises:
             OptionError: the search takes too long.
         """
-        found = self._search(text)
-        if found is None:
-            return None
-        value: str | None = found[preferred if preferred in self._names else 1]
-        return value
-
-    def matches(self, text: str) -> bool:
-        """Whether the expression is found in a text.
-
-        Raises:
-            OptionError: the search takes too long.
-        """
-        return self._search(text) is not None
-
-    def _search(self, text: str) -> Any:  # noqa: ANN401 - a match of `regex`, which ships no types
         try:
-            return self._compiled.search(text, timeout=SEARCH_S)
+            found = self._compiled.search(text, timeout=SEARCH_S)
         except TimeoutError as error:
             raise OptionError(
                 f"{self._option} {self._text!r} takes too long on a name of {len(text)} characters: repeated parts within repeated parts, "
                 "such as (a+)+, can be matched in too many ways. Write it without them."
             ) from error
+        value: str | None = None if found is None else found[preferred if preferred in self._names else 1]
+        return value

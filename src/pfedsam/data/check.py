@@ -11,7 +11,7 @@ from statistics import median
 from pfedsam.core.errors import DataError
 from pfedsam.data.facts import CaseFacts, SiteFacts, gather_facts
 from pfedsam.data.labels import BACKGROUND, LabelMap
-from pfedsam.data.manifest import SPLITS, Case, Site, pattern_is_idle
+from pfedsam.data.manifest import SPLITS, Case, Site
 from pfedsam.data.readers.series_table import SeriesRow
 from pfedsam.data.split import split_problems
 from pfedsam.data.suspicions import Finding, Study, find_suspicions, name_cases
@@ -214,7 +214,7 @@ def _problems(facts: SiteFacts, pattern: str | None) -> Iterator[str]:
     yield from group_problems([(one.case, problem) for one in facts.cases for problem in one.problems])
     if facts.orphans:
         yield _orphan_problem(site, facts.orphans)
-    if site.cases and pattern_is_idle(site, pattern):
+    if pattern is not None and site.cases and all(case.patient_source == "name" for case in site.cases):
         yield (
             f"site {site.name!r}: patient_pattern {pattern!r} matches none of its {len(site.cases)} file names, such "
             f"as {site.cases[0].id!r} (the ending left out), so that every case would be a patient; correct or remove it, or "

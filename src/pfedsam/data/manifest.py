@@ -240,18 +240,6 @@ def has_manifest(site: Site) -> bool:
     return (site.folder / MANIFEST).is_file()
 
 
-def pattern_is_idle(site: Site, patient_pattern: str | None) -> bool:
-    """Whether the pattern matches no case at all, so that every case is a patient; False if the manifest names a patient.
-
-    Raises:
-        OptionError: the pattern cannot be used.
-    """
-    pattern = _compile(patient_pattern)
-    if pattern is None or any(case.patient_source == "manifest" for case in site.cases):
-        return False
-    return not any(pattern.matches(case.id) for case in site.cases)
-
-
 def _from_folders(name: str, folder: Path, pattern: Pattern | None, channels: Sequence[str]) -> Iterator[Case]:
     if not (folder / "images").is_dir():
         raise DataError(
@@ -259,19 +247,19 @@ def _from_folders(name: str, folder: Path, pattern: Pattern | None, channels: Se
             "put the images into images/ and masks of equal names into masks/"
         )
     _check_foreign(name, folder)
-    _check_utf8(name, folder)
+    images, of_masks = (find_entries(folder / part) for part in _PARTS)
+    _check_utf8(name, [*images, *of_masks])
     _check_links(name, folder)
     masks: dict[str, Path] = {}
-    for entry in find_entries(folder / "masks"):
+    for entry in of_masks:
         if entry.stem in masks:
             raise DataError(
                 f"site {name!r}, case {entry.stem!r}: two masks, {masks[entry.stem].name!r} and {entry.path.name!r}; keep one"
             )
         masks[entry.stem] = entry.path
     try:
-        entries = find_entries(folder / "images")
-        refuse_loose_series(entries)
-        groups = group_sequences(entries, channels)
+        refuse_loose_series(images)
+        groups = group_sequences(images, channels)
     except DataError as exc:
         raise DataError(f"site {name!r}: {exc}") from exc
     for stem, (first, *others) in groups:
@@ -290,7 +278,7 @@ def _from_folders(name: str, folder: Path, pattern: Pattern | None, channels: Se
 
 def _check_foreign(name: str, folder: Path) -> None:
     for part in _PARTS:
-        found = _files(folder / part, endings=FOREIGN)
+        found = [path for path in _visible(folder / part) if path.name.lower().endswith(FOREIGN) and path.is_file()]
         if found:
             raise DataError(
                 f"site {name!r}: {part}/ holds {found[0].name!r} ({len(found)} such file(s)), which is not read: "
@@ -298,19 +286,18 @@ def _check_foreign(name: str, folder: Path) -> None:
             )
 
 
-def _check_utf8(name: str, folder: Path) -> None:
+def _check_utf8(name: str, entries: Sequence[Entry]) -> None:
     """Refuse names that are not UTF-8 and could not be written to a text file; Python reads such bytes as lone surrogates.
 
     Raises:
         DataError: there is such a name.
     """
-    for part in _PARTS:
-        found = [entry.path.name for entry in find_entries(folder / part) if not is_text(entry.path.name)]
-        if found:
-            raise DataError(
-                f"site {name!r}: {part}/ holds {found[0]!a} ({len(found)} such file(s)), whose name is not UTF-8; "
-                "rename it, for example to ASCII letters and digits"
-            )
+    found = [entry.path for entry in entries if not is_text(entry.path.name)]
+    if found:
+        raise DataError(
+            f"site {name!r}: {found[0].parent.name}/ holds {found[0].name!a} ({len(found)} such file(s)), whose name is not UTF-8; "
+            "rename it, for example to ASCII letters and digits"
+        )
 
 
 def _check_links(name: str, folder: Path) -> None:
@@ -320,7 +307,7 @@ def _check_links(name: str, folder: Path) -> None:
         DataError: there is such a link.
     """
     try:
-        for path in chain.from_iterable(sorted((folder / part).glob("[!.]*")) for part in _PARTS):
+        for path in chain.from_iterable(_visible(folder / part) for part in _PARTS):
             refuse_broken_link(path)
     except DataError as exc:
         raise DataError(f"site {name!r}: {exc}") from exc
@@ -335,47 +322,44 @@ def _from_manifest(name: str, folder: Path, pattern: Pattern | None) -> Iterator
         raise DataError(f"site {name!r}: {MANIFEST} cannot be read ({exc.strerror}); make it readable") from exc
     reader = csv.DictReader(text.splitlines(), strict=True)
     try:
-        _check_columns(name, reader.fieldnames or ())
+        _check_columns(reader.fieldnames or ())
         for row in reader:
-            yield _row(name, folder, pattern, row, where=f"site {name!r}, {MANIFEST} line {reader.line_num}")
-    except csv.Error as exc:
-        raise DataError(
-            f"site {name!r}, {MANIFEST} line {reader.line_num}: {exc}; save it as a plain CSV file"
-        ) from exc
+            yield _row(name, folder, pattern, row)
+    except (csv.Error, DataError) as exc:
+        remedy = "; save it as a plain CSV file" if isinstance(exc, csv.Error) else ""
+        raise DataError(f"site {name!r}, {MANIFEST} line {max(1, reader.line_num)}: {exc}{remedy}") from exc
 
 
-def _check_columns(name: str, columns: Sequence[str]) -> None:
+def _check_columns(columns: Sequence[str]) -> None:
     found = set(columns)
     if len(found) < len(columns) or not found.issuperset(_REQUIRED) or not found.issubset(_REQUIRED + _OPTIONAL):
         raise DataError(
-            f"site {name!r}: {MANIFEST} has the columns {list(columns)}; it needs {', '.join(_REQUIRED)} and may have "
-            f"{', '.join(_OPTIONAL)}, each once, separated by commas and with no others"
+            f"the columns are {list(columns)}; needed are {', '.join(_REQUIRED)} and allowed also {', '.join(_OPTIONAL)}, each once, "
+            "separated by commas and with no others"
         )
 
 
-def _row(
-    name: str,
-    folder: Path,
-    pattern: Pattern | None,
-    row: Mapping[str | None, str | list[str] | None],
-    *,
-    where: str,
-) -> Case:
-    cell = _cells(row, where=where)
-    image, *sequences = _images(folder, cell["image"], where=where)
+def _row(name: str, folder: Path, pattern: Pattern | None, row: Mapping[str | None, str | list[str] | None]) -> Case:
+    """The case in a line of the manifest.
+
+    Raises:
+        DataError: a value cannot be used; the message does not name the line.
+    """
+    cell = _cells(row)
+    image, *sequences = _images(folder, cell["image"])
     case = cell.get("case") or image.stem
     if not CASE_NAME.fullmatch(case):
-        raise DataError(f"{where}: case {case!r} cannot name a file; use no '/', '\\' or control characters")
+        raise DataError(f"case {case!r} cannot name a file; use no '/', '\\' or control characters")
     patient, source = _patient(pattern, case, given=cell["patient"])
     spacing = cell.get("spacing", "")
     return Case(
         site=name,
         id=case,
         image=image.path,
-        mask=_inside(folder, cell["mask"], where=where).path if cell["mask"] else None,
+        mask=_inside(folder, cell["mask"]).path if cell["mask"] else None,
         patient=patient,
-        split=_split(cell.get("split", ""), where=where),
-        spacing_mm=None if spacing == _UNKNOWN else _spacing(spacing, volume=image.volume, where=where),
+        split=_split(cell.get("split", "")),
+        spacing_mm=None if spacing == _UNKNOWN else _spacing(spacing, volume=image.volume),
         volume=image.volume,
         sequences=tuple(one.path for one in sequences),
         series=cell.get("series") or None,
@@ -384,51 +368,49 @@ def _row(
     )
 
 
-def _cells(row: Mapping[str | None, str | list[str] | None], *, where: str) -> dict[str, str]:
+def _cells(row: Mapping[str | None, str | list[str] | None]) -> dict[str, str]:
     """The values of a line by column, without surrounding spaces.
 
     Raises:
         DataError: the line has more or fewer values than there are columns.
     """
     if None in row or None in row.values():
-        raise DataError(f"{where}: not as many values as columns; give every column a value (or leave it empty)")
+        raise DataError("not as many values as columns; give every column a value (or leave it empty)")
     return {str(column): str(value).strip() for column, value in row.items()}
 
 
-def _images(folder: Path, text: str, *, where: str) -> list[Entry]:
+def _images(folder: Path, text: str) -> list[Entry]:
     """The image of a case, or its sequences.
 
     Raises:
         DataError: there are too many, a picture is one of several, or a file cannot be read.
     """
-    images = [_inside(folder, one.strip(), where=where) for one in text.split(";")]
+    images = [_inside(folder, one.strip()) for one in text.split(";")]
     if len(images) > _MOST_SEQUENCES:
-        raise DataError(f"{where}: {len(images)} images; a case has at most {_MOST_SEQUENCES} sequences")
+        raise DataError(f"{len(images)} images; a case has at most {_MOST_SEQUENCES} sequences")
     pictures = [image.path.name for image in images if not image.volume]
     if pictures and len(images) > 1:
         raise DataError(
-            f"{where}: {pictures[0]!r} is a picture, and only volumes can have several sequences; give one image, in which the channels "
+            f"{pictures[0]!r} is a picture, and only volumes can have several sequences; give one image, in which the channels "
             "of a picture are its colours"
         )
     return images
 
 
-def _inside(folder: Path, text: str, *, where: str) -> Entry:
+def _inside(folder: Path, text: str) -> Entry:
     """The file or folder at a path of the manifest.
 
     Raises:
         DataError: the path leads out of the folder, or to no file that can be read.
     """
     if not _is_relative(text):
-        raise DataError(
-            f"{where}: {text!r} is not a path inside the site's folder; write it relative to {MANIFEST}, with '/'"
-        )
+        raise DataError(f"{text!r} is not a path inside the site's folder; write it relative to {MANIFEST}, with '/'")
     path = folder / text
     if not path.is_file() and not path.is_dir():
-        raise DataError(f"{where}: there is no file {text!r}; correct the name or remove the line")
+        raise DataError(f"there is no file {text!r}; correct the name or remove the line")
     entry = entry_of(path)
     if entry is None:
-        raise DataError(f"{where}: {text!r} is no picture that can be read; use {READABLE}")
+        raise DataError(f"{text!r} is no picture that can be read; use {READABLE}")
     return entry
 
 
@@ -438,16 +420,13 @@ def _is_relative(text: str) -> bool:
     return text != "" and "\\" not in text and not path.is_absolute() and ".." not in path.parts
 
 
-def _split(text: str, *, where: str) -> Split | None:
-    for split in SPLITS:
-        if text == split:
-            return split
-    if text:
-        raise DataError(f"{where}: split {text!r}; use {', '.join(SPLITS)}, or leave it empty on every line")
-    return None
+def _split(text: str) -> Split | None:
+    if text and text not in SPLITS:
+        raise DataError(f"split {text!r}; use {', '.join(SPLITS)}, or leave it empty on every line")
+    return SPLITS[SPLITS.index(text)] if text else None
 
 
-def _spacing(text: str, *, volume: bool, where: str) -> tuple[float, ...] | None:
+def _spacing(text: str, *, volume: bool) -> tuple[float, ...] | None:
     """The spacing in mm that a cell gives, of a pixel or of a voxel; None if the cell is empty.
 
     Raises:
@@ -458,9 +437,7 @@ def _spacing(text: str, *, volume: bool, where: str) -> tuple[float, ...] | None
     lengths = _lengths(text)
     allowed, form = _VOXEL_FORM if volume else _PIXEL_FORM
     if len(lengths) not in allowed or not all(0 < length < 1000 for length in lengths):
-        raise DataError(
-            f"{where}: spacing {text!r}; write mm as {form}, '{_UNKNOWN}' where the file has lost it, or nothing"
-        )
+        raise DataError(f"spacing {text!r}; write mm as {form}, '{_UNKNOWN}' where the file has lost it, or nothing")
     return lengths if volume else (lengths[0], lengths[-1])
 
 
@@ -489,14 +466,9 @@ def _patient(pattern: Pattern | None, case: str, *, given: str = "") -> tuple[st
     return (group, "pattern") if group else (case, "name")
 
 
-def _files(folder: Path, *, endings: tuple[str, ...]) -> list[Path]:
-    """The files with such an ending, sorted, without hidden ones (a Mac puts `._a.png` beside `a.png`)."""
-    paths = folder.iterdir() if folder.is_dir() else ()
-    return sorted(
-        path
-        for path in paths
-        if path.name.lower().endswith(endings) and not path.name.startswith(".") and path.is_file()
-    )
+def _visible(folder: Path) -> list[Path]:
+    """What a folder contains, sorted, without hidden files (a Mac puts `._a.png` beside `a.png`); empty if there is no folder."""
+    return sorted(folder.glob("[!.]*"))
 
 
 def _check_unique(name: str, cases: Sequence[Case]) -> None:
