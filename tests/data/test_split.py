@@ -181,11 +181,11 @@ def test_no_file_of_an_undecided_site(site_of, tmp_path):
         ({"train": ["p0_0", "p0_1", "p1_0"]}, r"case 'p1_0': is listed twice"),
         ({"train": ["p0_0"], "val": ["p1_0", "p0_1"]}, r"patient 'p0' is in two parts"),
         ({"site": "south"}, r"is the split of site 'south'"),
-        ({"schema": 3}, r"no split of schema 2"),
-        ({"more": []}, r"no split of schema 2"),
-        ({"digests": ["p0_0"]}, r"the digests in 'split\.json' must be texts by case id"),
-        ({"test": "p2_0"}, r"lists of case ids"),
-        ({"test": [2]}, r"lists of case ids"),
+        ({"schema": 3}, r"'split\.json' is no split that this version reads: schema: Input should be 1 or 2"),
+        ({"more": []}, r"more: Extra inputs are not permitted"),
+        ({"digests": ["p0_0"]}, r"digests: Input should be a valid dictionary"),
+        ({"test": "p2_0"}, r"test: Input should be a valid list"),
+        ({"test": [2]}, r"test\.0: Input should be a valid string; split the site again"),
     ],
 )
 def test_files_that_do_not_fit(site_of, tmp_path, change, message):

@@ -13,7 +13,7 @@ refused instead of filling the machine.
 from collections.abc import Iterator
 from typing import Annotated, Any, Final, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, ValidationInfo, field_validator
 
 MAX_THREADS: Final = 1024
 Device: TypeAlias = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
@@ -37,6 +37,12 @@ class Options(BaseModel):
         if bool not in kinds and kinds & {int, float} and any(isinstance(one, bool) for one in _values(given)):
             raise ValueError("give a number; true and false are none")
         return given
+
+
+def first_mistake(error: ValidationError) -> str:
+    """The first mistake that the validation of a file found: where it is, and what is wrong."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'its content'}: {first['msg']}"
 
 
 def _leaves(annotation: Any) -> Iterator[type]:  # noqa: ANN401 - a type annotation

@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError, model_validator
 from pfedsam.core import atomic
 from pfedsam.core.errors import DataError
 from pfedsam.core.files import read_regular
-from pfedsam.core.options import Options
+from pfedsam.core.options import Options, first_mistake
 from pfedsam.core.small_numbers import OFF, publishable_count, publishable_counts
 from pfedsam.data.about import about
 from pfedsam.data.facts import CaseFacts, SiteFacts, gather_facts
@@ -303,10 +303,8 @@ def read_site_summary(path: Path) -> SiteSummaryFile:
             f"{path.name!r} cannot be read ({error.strerror}); give a file of `pfedsam data summary`"
         ) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "its content"
         raise DataError(
-            f"{path.name!r} is no summary of a site: {where}: {first['msg']}; give a file of `pfedsam data summary`"
+            f"{path.name!r} is no summary of a site: {first_mistake(error)}; give a file of `pfedsam data summary`"
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path.name!r} is no summary of a site; give a file of `pfedsam data summary`") from error

@@ -11,16 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, Final, TypeGuard
+from typing import Any, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pfedsam.core import rng
 from pfedsam.core.atomic import write_json
 from pfedsam.core.errors import DataError
 from pfedsam.core.files import read_regular
 from pfedsam.core.log import get_logger
-from pfedsam.core.options import Options
+from pfedsam.core.options import Options, first_mistake
+from pfedsam.core.text import name_cases
 from pfedsam.data.manifest import SPLITS, Case, Site, Split
 from pfedsam.data.readers.dicom_folders import visible_files
 
@@ -29,7 +30,6 @@ _SCHEMA: Final = 2
 _LOG = get_logger(__name__)
 USED: Final[tuple[Split, ...]] = ("train", "val", "test")
 """The parts of a split whose cases are used."""
-_SHOWN: Final = 3
 _PARTS: Final[tuple[Split, ...]] = ("train", "test", "val")  # in the order in which a few patients are assigned
 
 
@@ -51,6 +51,23 @@ class SplitOptions(Options):
         if abs(self.train + self.val + self.test - 1) > 1e-6:
             raise ValueError(f"train, val and test are {self.train}, {self.val} and {self.test}; they must add up to 1")
         return self
+
+
+class _SplitFile(Options):
+    """The content of a file: the ids of the cases in each part, and for each used case a digest of its files, if the file has digests."""
+
+    schema_: Literal[1, 2] = Field(alias="schema")
+    site: str
+    train: list[str]
+    val: list[str]
+    test: list[str]
+    unused: list[str]
+    digests: dict[str, str] | None = None
+
+    def cases(self, part: Split) -> list[str]:
+        """The ids of the cases in a part."""
+        found: list[str] = getattr(self, part)
+        return found
 
 
 def split_site(site: Site, options: SplitOptions, seed: int) -> Site:
@@ -165,15 +182,15 @@ def read_split(
         DataError: the file is no split, is that of another site, or lists a case twice; a case of the needed parts is missing or has
             changed; or a patient is in two parts.
     """
-    stored, digests = _read_parts(path, site.name)
+    stored = _read_file(path, site.name)
     part_of = _part_by_case(path, site, stored)
     known = {case.id for case in site.cases}
-    needed = chain.from_iterable(stored[part] for part in parts)
+    needed = chain.from_iterable(map(stored.cases, parts))
     _refuse_removed(path, site, [case for case in needed if case not in known])
     _warn_of_new(path, site, sorted(known - part_of.keys()))
     site = _assigned(site, {case: part_of.get(case, "unused") for case in known})
     check_no_leak(site)
-    _refuse_changed(path, site, _cases_of(site, parts), digests, digest or file_digest)
+    _refuse_changed(path, site, _cases_of(site, parts), stored.digests, digest or file_digest)
     return site
 
 
@@ -188,7 +205,7 @@ def refuse_changed_files(path: Path, site: Site, parts: Sequence[Split] = USED) 
     Raises:
         DataError: the file is no split, or that of another site; the files of a case have changed or cannot be read.
     """
-    _refuse_changed(path, site, _cases_of(site, parts), _read_parts(path, site.name)[1], file_digest)
+    _refuse_changed(path, site, _cases_of(site, parts), _read_file(path, site.name).digests, file_digest)
 
 
 def stored_split(path: Path, site: Site, options: SplitOptions, seed: int) -> Site:
@@ -216,11 +233,11 @@ def same_part(first: Path, second: Path, site: str, part: Split) -> bool:
     Raises:
         DataError: a file is no split, or that of another site.
     """
-    (ones, digests), (others, of_others) = _read_parts(first, site), _read_parts(second, site)
-    same = sorted(ones[part]) == sorted(others[part])
-    if not same or digests is None or of_others is None:
+    one, other = _read_file(first, site), _read_file(second, site)
+    same = sorted(one.cases(part)) == sorted(other.cases(part))
+    if not same or one.digests is None or other.digests is None:
         return same
-    return all(digests.get(case) == of_others.get(case) for case in ones[part])
+    return all(one.digests.get(case) == other.digests.get(case) for case in one.cases(part))
 
 
 def refuse_other_split(path: Path, site: Site, *, digest: Callable[[Case], str] | None = None) -> None:
@@ -237,18 +254,18 @@ def refuse_other_split(path: Path, site: Site, *, digest: Callable[[Case], str] 
         DataError: as for `read_split`, or a case is in another part now.
     """
     before = {case.id: case.split for case in read_split(path, site, digest=digest).cases}
-    if _read_parts(path, site.name)[1] is None:
+    if _read_file(path, site.name).digests is None:
         return
     moved = [case.id for case in site.cases if case.split != before[case.id]]
     if moved:
         raise DataError(
-            f"site {site.name!r}, {_named(moved)}: in another part of the split now than in {path.name!r}, because cases were added or "
+            f"site {site.name!r}, {name_cases(moved)}: in another part of the split now than in {path.name!r}, because cases were added or "
             "assigned anew, so that results before and after would be of different data; put the earlier cases back, or start a new run "
             "in another folder"
         )
 
 
-def _part_by_case(path: Path, site: Site, stored: Mapping[Split, Sequence[str]]) -> dict[str, Split]:
+def _part_by_case(path: Path, site: Site, stored: _SplitFile) -> dict[str, Split]:
     """The part of each case.
 
     Raises:
@@ -256,7 +273,7 @@ def _part_by_case(path: Path, site: Site, stored: Mapping[Split, Sequence[str]])
     """
     part_of: dict[str, Split] = {}
     for split in SPLITS:
-        for case in stored[split]:
+        for case in stored.cases(split):
             if case in part_of:
                 raise DataError(
                     f"site {site.name!r}, case {case!r}: is listed twice in {path.name!r}; leave it in one part"
@@ -302,7 +319,7 @@ def _files_of(path: Path | None) -> list[Path]:
 def _refuse_removed(path: Path, site: Site, gone: Sequence[str]) -> None:
     if gone:
         raise DataError(
-            f"site {site.name!r}, {_named(gone)}: no longer there, but in {path.name!r}; bring the files back, or split the site again "
+            f"site {site.name!r}, {name_cases(gone)}: no longer there, but in {path.name!r}; bring the files back, or split the site again "
             "(for a run: in a new folder)"
         )
 
@@ -313,7 +330,7 @@ def _warn_of_new(path: Path, site: Site, new: Sequence[str]) -> None:
             "site %r, %s: not in %r, so new since it was written, and left unused; split the site again to use it (for a run: in a "
             "new folder)",
             site.name,
-            _named(new),
+            name_cases(new),
             path.name,
         )
 
@@ -330,15 +347,9 @@ def _refuse_changed(
     changed = [case.id for case in cases if digests.get(case.id) != digest(case)]
     if changed:
         raise DataError(
-            f"site {site.name!r}, {_named(changed)}: image or mask was changed since {path.name!r} was written, so that results before and "
-            "after would be of different data; put the earlier files back, or start a new run in another folder"
+            f"site {site.name!r}, {name_cases(changed)}: image or mask was changed since {path.name!r} was written, so that results before "
+            "and after would be of different data; put the earlier files back, or start a new run in another folder"
         )
-
-
-def _named(cases: Sequence[str]) -> str:
-    if len(cases) == 1:
-        return f"case {cases[0]!r}"
-    return f"{len(cases)} cases {'such as ' if len(cases) > _SHOWN else ''}{', '.join(map(repr, cases[:_SHOWN]))}"
 
 
 def _deal(sizes: Mapping[str, int], options: SplitOptions, name: str, seed: int) -> dict[str, Split]:
@@ -385,49 +396,22 @@ def _assigned(site: Site, part_of: Mapping[str, Split]) -> Site:
     return replace(site, cases=tuple(replace(case, split=part_of[case.id]) for case in site.cases))
 
 
-def _read_parts(path: Path, site: str) -> tuple[dict[Split, list[str]], dict[str, str] | None]:
-    """The case ids of each part, and the digest of each used case if the file contains digests.
+def _read_file(path: Path, site: str) -> _SplitFile:
+    """The content of a file with the split of this site.
 
     Raises:
         DataError: the file is no split, or that of another site.
     """
-    content = _read_content(path, site)
-    parts: dict[Split, list[str]] = {split: content[split] for split in SPLITS}
-    if not all(map(_is_list_of_texts, parts.values())):
-        raise DataError(f"site {site!r}: {path.name!r} must hold lists of case ids; split the site again")
-    digests = content.get("digests")
-    if digests is not None and not _is_text_by_text(digests):
-        raise DataError(f"site {site!r}: the digests in {path.name!r} must be texts by case id; split the site again")
-    return parts, digests
-
-
-def _read_content(path: Path, site: str) -> dict[str, Any]:
-    """The content of a file of a known version about this site, whose values are not checked yet.
-
-    Raises:
-        DataError: it is another file.
-    """
     try:
-        content: Any = json.loads(read_regular(path))
-    except (OSError, ValueError, RecursionError) as exc:
-        raise DataError(f"site {site!r}: {path.name!r} cannot be read as a split; split the site again") from exc
-    keys = {"schema", "site", *SPLITS}
-    known_keys = isinstance(content, dict) and content.keys() - {"digests"} == keys
-    if not known_keys or content["schema"] not in range(1, _SCHEMA + 1):
+        found = _SplitFile.model_validate(json.loads(read_regular(path)))
+    except ValidationError as error:
         raise DataError(
-            f"site {site!r}: {path.name!r} is no split of schema {_SCHEMA} (keys {', '.join(sorted(keys))}); "
-            "split the site again"
-        )
-    if content["site"] != site:
+            f"site {site!r}: {path.name!r} is no split that this version reads: {first_mistake(error)}; split the site again"
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"site {site!r}: {path.name!r} cannot be read as a split; split the site again") from error
+    if found.site != site:
         raise DataError(
-            f"site {site!r}: {path.name!r} is the split of site {content['site']!r}; give each site its own file"
+            f"site {site!r}: {path.name!r} is the split of site {found.site!r}; give each site its own file"
         )
-    return dict(content)
-
-
-def _is_list_of_texts(value: object) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
-
-
-def _is_text_by_text(value: object) -> TypeGuard[dict[str, str]]:
-    return isinstance(value, dict) and all(isinstance(one, str) for one in value.values())
+    return found
