@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from pfedsam.core import atomic
 from pfedsam.core.errors import RunError
 from pfedsam.core.log import get_logger
+from pfedsam.core.text import is_text
 
 _LOG = get_logger(__name__)
 LOCK = ".lock"
@@ -35,14 +36,12 @@ def refuse_unreadable_name(folder: Path) -> None:
         RunError: its path is not.
     """
     path = str(folder.absolute())
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError as error:
+    if not is_text(path):
         raise RunError(
             f"The path {path!r} contains bytes that are no text in the encoding of file names ({sys.getfilesystemencoding()}), so that "
             "the files of a run could not be read back. Give a folder whose path has other characters; if its name is shown correctly "
             "elsewhere, set the environment variable LC_ALL=C.UTF-8."
-        ) from error
+        )
 
 
 @contextmanager

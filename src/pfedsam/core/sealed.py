@@ -26,7 +26,7 @@ def write_json(path: Path, content: Mapping[str, Any], *, mode: int = 0o600) -> 
         StoreError: the file could not be written, as for `atomic.write_json`.
     """
     plain = json.loads(_encoded(path, content, sort_keys=False))
-    atomic.write_json(path, {**plain, KEY: _digest(_canonical(path, plain))}, mode=mode)
+    atomic.write_json(path, {**plain, KEY: _digest(_encoded(path, plain, sort_keys=True))}, mode=mode)
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -40,17 +40,13 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         StoreError: the file is missing or damaged.
     """
     try:
-        content = json.loads(read_regular(path))
-    except FileNotFoundError as error:
-        raise StoreError(f"{path.name} is missing. {remedy}") from error
-    except OSError as error:
-        raise StoreError(f"{path.name} cannot be read: {error.strerror}. {remedy}") from error
+        content = json.loads(_read(path, remedy))
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path.name} is damaged: it is not JSON. {remedy}") from error
     if not isinstance(content, dict):
         raise StoreError(f"{path.name} is damaged: it is not a JSON object. {remedy}")
     found = content.pop(KEY, None)
-    if found is not None and found != _digest(_canonical(path, content)):
+    if found is not None and found != _digest(_encoded(path, content, sort_keys=True)):
         raise StoreError(f"{path.name} is damaged: it does not have the digest that was written with it. {remedy}")
     return content
 
@@ -66,20 +62,25 @@ def check_text(path: Path, remedy: str) -> None:
     Raises:
         StoreError: the file is missing or damaged.
     """
-    try:
-        data = read_regular(path)
-    except FileNotFoundError as error:
-        raise StoreError(f"{path.name} is missing. {remedy}") from error
-    except OSError as error:
-        raise StoreError(f"{path.name} cannot be read: {error.strerror}. {remedy}") from error
+    data = _read(path, remedy)
     first, _, rest = data.partition(b"\n")
     sealed = first.startswith(b"#") or b"sha256" in first
     if not data.strip(b"\0 \n") or (sealed and first.decode("utf-8", "replace") != f"{_COMMENT}{_digest(rest)}"):
         raise StoreError(f"{path.name} is damaged: it does not have the digest that was written with it. {remedy}")
 
 
-def _canonical(path: Path, content: Mapping[str, Any]) -> bytes:
-    return _encoded(path, content, sort_keys=True)
+def _read(path: Path, remedy: str) -> bytes:
+    """The content of a file.
+
+    Raises:
+        StoreError: the file is missing, or cannot be read.
+    """
+    try:
+        return read_regular(path)
+    except FileNotFoundError as error:
+        raise StoreError(f"{path.name} is missing. {remedy}") from error
+    except OSError as error:
+        raise StoreError(f"{path.name} cannot be read: {error.strerror}. {remedy}") from error
 
 
 def _encoded(path: Path, content: Mapping[str, Any], *, sort_keys: bool) -> bytes:

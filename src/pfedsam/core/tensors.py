@@ -71,7 +71,7 @@ def to_bytes(tensors: NamedTensors, metadata: Mapping[str, str] | None = None) -
                 f"{name!r} is not a valid tensor name: use letters, digits and '_.:-', at most 512 of them."
             )
         if tensor.dtype not in _DTYPES.values():
-            raise StoreError(f"tensor {name} has type {tensor.dtype}; allowed are {_words(_DTYPES)}.")
+            raise StoreError(f"tensor {name} has type {tensor.dtype}; allowed are {', '.join(_DTYPES)}.")
     # The library writes metadata in the order of a randomly seeded hash table. With a single entry the bytes are reproducible.
     described = {"pfedsam": json.dumps(dict(metadata), sort_keys=True)} if metadata else None
     # The tensors are cloned, because the library refuses tensors that share memory.
@@ -209,7 +209,7 @@ def _checked_extent(name: str, entry: object, payload: int) -> tuple[int, int]:
         raise StoreError(f"tensor {name} lacks its type, shape or offsets.")
     dtype = entry["dtype"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise StoreError(f"tensor {name} has type {str(dtype)[:40]!r}; allowed are {_words(_DTYPES)}.")
+        raise StoreError(f"tensor {name} has type {str(dtype)[:40]!r}; allowed are {', '.join(_DTYPES)}.")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _are_counts(shape, range(_MAX_AXES + 1)) or not _are_counts(offsets, (2,)):
         raise StoreError(f"tensor {name} has a shape or offsets that are not whole numbers.")
@@ -227,7 +227,3 @@ def _are_counts(value: object, lengths: Collection[int]) -> TypeGuard[list[int]]
     if not isinstance(value, list) or len(value) not in lengths:
         return False
     return all(type(item) is int and 0 <= item < 2**63 for item in value)
-
-
-def _words(names: Mapping[str, object]) -> str:
-    return ", ".join(names)

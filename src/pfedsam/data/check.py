@@ -9,12 +9,13 @@ from itertools import count
 from statistics import median
 
 from pfedsam.core.errors import DataError
+from pfedsam.core.text import name_cases
 from pfedsam.data.facts import CaseFacts, SiteFacts, gather_facts
 from pfedsam.data.labels import BACKGROUND, LabelMap
 from pfedsam.data.manifest import SPLITS, Case, Site
 from pfedsam.data.readers.series_table import SeriesRow
 from pfedsam.data.split import split_problems
-from pfedsam.data.suspicions import Finding, Study, find_suspicions, name_cases
+from pfedsam.data.suspicions import Finding, Study, find_suspicions
 
 
 @dataclass(frozen=True)
@@ -237,15 +238,11 @@ def group_problems(problems: Sequence[tuple[Case, str]]) -> list[str]:
     """
     groups: dict[str, list[tuple[Case, str]]] = {}
     for case, problem in problems:
-        text = problem.removeprefix(_prefix(case))
+        text = problem.removeprefix(f"site {case.site!r}, case {case.id!r}: ")
         groups.setdefault(re.sub(r"'[^']*'|\d+(\.\d+)?", "*", text), []).append((case, text))
     lines = []
     for found in groups.values():
         ids = tuple(dict.fromkeys(case.id for case, _ in found))
         case, text = found[0]
-        lines.append(f"{_prefix(case)}{text}" if len(ids) == 1 else f"site {case.site!r}{name_cases(ids)}: {text}")
+        lines.append(f"site {case.site!r}, {name_cases(ids)}: {text}")
     return lines
-
-
-def _prefix(case: Case) -> str:
-    return f"site {case.site!r}, case {case.id!r}: "

@@ -9,19 +9,17 @@ from typing import Final
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers import PICTURES, kind_of
 from pfedsam.data.readers.dicom_files import read_head
-from pfedsam.data.readers.dicom_folders import visible_files
+from pfedsam.data.readers.dicom_folders import DICOM_ENDINGS, TEXT_ENDINGS, visible_files
 from pfedsam.data.readers.dicom_planes import has_position
 from pfedsam.data.readers.png_stack import is_png_stack
 
-VOLUME_ENDINGS: Final = (".nii.gz", ".nii", ".dcm", ".dicom", ".ima")
+VOLUME_ENDINGS: Final = (".nii.gz", ".nii", *DICOM_ENDINGS)
 FOREIGN: Final = (".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".mgz", ".mgh", ".mnc")
 """Endings of volumes in formats that are not read; they are refused, because cases would be missing otherwise."""
 ARCHIVES: Final = (".zip", ".7z", ".rar", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
 """Endings of files that may contain images; `.nii.gz` is not meant."""
-_TEXTS: Final = (
-    *(".txt", ".log", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".md", ".html", ".ini"),
-    *(".bval", ".bvec"),  # written beside NIfTI files of diffusion MRI
-)
+_TEXTS: Final = (*TEXT_ENDINGS, ".tsv", ".bval", ".bvec")
+"""The last two are written beside NIfTI files of diffusion MRI."""
 _OTHER_NAMES: Final = frozenset({"thumbs.db", "dicomdir", "readme", "license"})
 """Names in lower case of files that are no images and often lie beside them."""
 

@@ -19,8 +19,9 @@ from pfedsam.data.about import about
 from pfedsam.data.images import ImageOptions, Stored, read_stored
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.loader import check_sizes, load_ids, load_image
-from pfedsam.data.manifest import SUFFIXES, Case, Site, has_manifest, orphan_masks, unlisted_files, unread_files
+from pfedsam.data.manifest import Case, Site, has_manifest, orphan_masks, unlisted_files, unread_files
 from pfedsam.data.palettes import UsedColours, used_colours
+from pfedsam.data.readers import PICTURES
 from pfedsam.data.readers.masks import PartNames
 from pfedsam.data.readers.series_table import SeriesRow, list_series, series_of
 from pfedsam.data.volume import Volume, VoxelValues
@@ -337,6 +338,6 @@ def _counts(ids: npt.NDArray[np.int64]) -> dict[int, int]:
 
 
 def _stored(path: Path | None, options: ImageOptions) -> Stored | None:
-    if path is None or path.suffix.lower() not in SUFFIXES:
+    if path is None or path.suffix.lower() not in PICTURES:
         return None
     return read_stored(path, max_megapixels=options.max_megapixels)

@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, filterfalse
-from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -66,7 +65,7 @@ class LabelMap:
         self._check_not_annotated(ids)
         self._check_classes(ids)
         self._check_ids(ids)
-        object.__setattr__(self, "ids", MappingProxyType(ids))
+        object.__setattr__(self, "ids", ids)
         self._check_writable()
 
     def _check_not_annotated(self, ids: Mapping[str, Sequence[int]]) -> None:
@@ -145,13 +144,7 @@ class LabelMap:
     @property
     def _shown(self) -> str:
         """The ids as in the configuration, for messages."""
-        return short_repr(dict(self.ids), _WIDEST)
-
-    def __reduce__(
-        self,
-    ) -> tuple[type["LabelMap"], tuple[dict[str, Sequence[int]], frozenset[str], tuple[int, ...], bool, str]]:
-        """Make label maps picklable for worker processes: a mapping proxy is not."""
-        return LabelMap, (dict(self.ids), self.not_annotated, self.ignore, self.overlap, self.key)
+        return short_repr(self.ids, _WIDEST)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -38,8 +38,7 @@ PatientSource: TypeAlias = Literal["manifest", "pattern", "name"]
 """Where a case's patient comes from: a cell of the manifest, the patient pattern, or the case id itself."""
 
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
-SUFFIXES: Final = PICTURES
-READABLE: Final = f"{', '.join(sorted(SUFFIXES))}, NIfTI, DICOM"
+READABLE: Final = f"{', '.join(sorted(PICTURES))}, NIfTI, DICOM"
 MANIFEST: Final = "manifest.csv"
 
 _PARTS = ("images", "masks")

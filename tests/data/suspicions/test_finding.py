@@ -1,6 +1,6 @@
 import pytest
 
-from pfedsam.data.suspicions.finding import Finding, at_each_site, name_cases
+from pfedsam.data.suspicions.finding import Finding, at_each_site
 
 
 @pytest.mark.parametrize(
@@ -13,7 +13,6 @@ from pfedsam.data.suspicions.finding import Finding, at_each_site, name_cases
     ],
 )
 def test_at_most_three_cases_are_named(cases, named):
-    assert name_cases(cases) == named
     assert str(Finding("north", "kind", "text", cases)) == f"site 'north'{named}: text"
 
 

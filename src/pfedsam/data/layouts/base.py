@@ -22,10 +22,12 @@ from PIL import Image
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import DataError, OptionError
+from pfedsam.core.files import read_regular
 from pfedsam.core.text import is_text, some_of
 from pfedsam.data.images import PICTURE_ERRORS
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.manifest import CASE_NAME, LONGEST_NAME, MANIFEST, Split
+from pfedsam.data.readers import PICTURES
 from pfedsam.data.readers.nifti import NIFTI_ERRORS
 
 STUDY: Final = "study.yaml"
@@ -322,6 +324,15 @@ def _check_unique(found: Sequence[FoundCase]) -> None:
             )
 
 
+def read_rows(table: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file with names of columns in its first line.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    return list(csv.DictReader(read_regular(table).decode("utf-8-sig", "replace").splitlines()))
+
+
 def ending_of(path: Path) -> str:
     """The ending of a file name, `.nii.gz` as one; empty for a folder."""
     if path.is_dir():
@@ -345,7 +356,7 @@ def volumes(folder: Path) -> list[Path]:
     return _files(folder, (".nii", ".nii.gz"))
 
 
-def pictures(folder: Path, endings: Iterable[str] = (".png", ".jpg", ".jpeg", ".tif", ".tiff")) -> list[Path]:
+def pictures(folder: Path, endings: Iterable[str] = PICTURES) -> list[Path]:
     """The pictures in a folder, sorted, without hidden ones; none if the folder does not exist."""
     return _files(folder, tuple(endings))
 

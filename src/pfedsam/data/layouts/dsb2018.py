@@ -48,23 +48,26 @@ def _site(path: Path) -> str:
 
 
 def _union(masks: Sequence[Path]) -> npt.NDArray[np.uint8]:
-    """1 where any of the masks [H, W] is not 0.
+    """1 where any of the masks [H, W], of which there is at least one, is not 0.
 
     Raises:
         DataError: they are not of one size.
     """
-    union: npt.NDArray[np.uint8] | None = None
-    for path in masks:
-        with Image.open(path) as image:
-            mask = (np.asarray(image.convert("L")) > 0).astype(np.uint8)
-        if union is not None and union.shape != mask.shape:
+    union = _nucleus(masks[0])
+    for path in masks[1:]:
+        mask = _nucleus(path)
+        if union.shape != mask.shape:
             raise DataError(
                 f"the masks beside {path.name!r} are not of one size; restore the folder {path.parents[1].name!r}"
             )
-        union = mask if union is None else np.maximum(union, mask)
-    if union is None:
-        raise DataError("a picture has no mask")
-    return union
+        union |= mask
+    return union.astype(np.uint8)
+
+
+def _nucleus(path: Path) -> npt.NDArray[np.bool_]:
+    """Whether each pixel [H, W] of a mask is not 0."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("L")) > 0
 
 
 def masks(source: Path) -> list[Path]:

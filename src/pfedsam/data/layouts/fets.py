@@ -1,12 +1,10 @@
 """FeTS (Pati et al., 2021): brain tumours by institution; folders of a patient with four sequences, and a table of partitions."""
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
 from pfedsam.core.errors import DataError
-from pfedsam.core.files import read_regular
-from pfedsam.data.layouts.base import Classes, FoundCase, Layout, site_name
+from pfedsam.data.layouts.base import Classes, FoundCase, Layout, read_rows, site_name
 
 SEQUENCES = ("t1ce", "t2", "flair")
 """The three sequences that become the channels; T1 without contrast agent is left out."""
@@ -37,7 +35,7 @@ def find(source: Path) -> Iterator[FoundCase]:
 def _partition(source: Path) -> Iterator[tuple[str, str]]:
     """Patient and institution of each complete row of the table."""
     for table in sorted(source.glob("partitioning_1.csv")) or sorted(source.glob("partitioning*.csv"))[:1]:
-        for row in csv.DictReader(read_regular(table).decode("utf-8-sig", "replace").splitlines()):
+        for row in read_rows(table):
             patient, institution = row.get("Subject_ID"), row.get("Partition_ID")
             if patient and institution:
                 yield patient, institution

@@ -1,6 +1,5 @@
 """M&Ms (Campello et al., 2021): cardiac MRI of several centres and vendors; one 4-D file per patient, of which two times are annotated."""
 
-import csv
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -9,8 +8,7 @@ import nibabel as nib
 import numpy as np
 
 from pfedsam.core.errors import DataError
-from pfedsam.core.files import read_regular
-from pfedsam.data.layouts.base import Classes, FoundCase, Layout, MadeFile, site_name
+from pfedsam.data.layouts.base import Classes, FoundCase, Layout, MadeFile, read_rows, site_name
 
 
 def find(source: Path) -> Iterator[FoundCase]:
@@ -49,7 +47,7 @@ def masks(source: Path) -> list[Path]:
 def _table(source: Path) -> dict[str, dict[str, str]]:
     """The rows of the data set's table by patient; empty if there is no such table."""
     for path in sorted(source.glob("*.csv")):
-        rows = list(csv.DictReader(read_regular(path).decode("utf-8-sig", "replace").splitlines()))
+        rows = read_rows(path)
         if rows and {"External code", "Centre", "ED", "ES"} <= set(rows[0]):
             return {row["External code"]: row for row in rows}
     return {}

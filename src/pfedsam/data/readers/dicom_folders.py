@@ -12,8 +12,8 @@ _START_BYTES: Final = 132
 """Length of the preamble and of the letters DICM after it."""
 _GROUPS: Final = (b"\x08\x00", b"\x02\x00")
 """Group numbers with which a file without the preamble begins."""
-_DICOM_ENDINGS: Final = frozenset({".dcm", ".dicom", ".ima"})
-_TEXT_ENDINGS: Final = frozenset({".txt", ".log", ".csv", ".json", ".xml", ".yaml", ".yml", ".md", ".html", ".ini"})
+DICOM_ENDINGS: Final = (".dcm", ".dicom", ".ima")
+TEXT_ENDINGS: Final = (".txt", ".log", ".csv", ".json", ".xml", ".yaml", ".yml", ".md", ".html", ".ini")
 """Endings of files that often lie beside slices, and may be empty."""
 
 
@@ -84,10 +84,10 @@ def refuse_lost_slices(others: Mapping[Path, bytes], dicom: Iterable[Path]) -> N
     Raises:
         DataError: there is such a file.
     """
-    endings = (_DICOM_ENDINGS | {file.suffix.lower() for file in dicom}) - {""}
+    endings = ({*DICOM_ENDINGS} | {file.suffix.lower() for file in dicom}) - {""}
     for file, start in others.items():
         ending, damage = file.suffix.lower(), _damage(start)
-        if ending in endings or (damage and ending not in _TEXT_ENDINGS):
+        if ending in endings or (damage and ending not in TEXT_ENDINGS):
             raise DataError(
                 f"{_place(file)} lies among DICOM files and is none ({damage or 'its content is of another kind'}), so that a slice may be "
                 "missing; restore it from its source, or remove it"

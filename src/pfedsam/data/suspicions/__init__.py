@@ -10,9 +10,9 @@ from typing import Final
 
 from pfedsam.data.facts import SiteFacts
 from pfedsam.data.suspicions import classes, duplicates, images, names, parts
-from pfedsam.data.suspicions.finding import Finding, Study, StudyCheck, at_each_site, name_cases
+from pfedsam.data.suspicions.finding import Finding, Study, StudyCheck, at_each_site
 
-__all__ = ["Finding", "Study", "find_suspicions", "name_cases"]
+__all__ = ["Finding", "Study", "find_suspicions"]
 
 _CHECKS: Final[tuple[StudyCheck, ...]] = (
     at_each_site(images.small_range),

@@ -21,9 +21,8 @@ _SPARSE: Final = 0.005
 """Share of the pixels below which training easily loses a class."""
 
 
-def renumbered_palette(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+def renumbered_palette(facts: SiteFacts, _: Study) -> Iterator[Finding]:
     """Masks with palettes that give one id several colours; an error if one colour also has different ids."""
-    del study
     cases = [one for one in facts.cases if one.mask_colours]
     other = other_colours([one.mask_colours for one in cases])
     if other is not None:

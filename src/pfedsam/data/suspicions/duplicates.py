@@ -25,9 +25,8 @@ _MASK_REMEDIES: Final[dict[_Level, str]] = {
 }
 
 
-def equal_images(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
+def equal_images(sites: Sequence[SiteFacts], _: Study) -> Iterator[Finding]:
     """Equal pictures or volumes under two names, patients or sites; an error where they are in two parts of the split."""
-    del study
     similar: dict[tuple[str, _Level, bool, bool], list[_Group]] = defaultdict(list)
     for group in _equal_cases(sites, lambda one: one.content):
         parts = {one.case.split for one in group} - _NO_PART
@@ -38,9 +37,8 @@ def equal_images(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
         yield Finding(site, "equal images", text, _cases_at_first_site(groups), error=leak)
 
 
-def equal_masks(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
+def equal_masks(sites: Sequence[SiteFacts], _: Study) -> Iterator[Finding]:
     """Volumes of two patients whose masks are equal voxel by voxel: sequences of one patient that were listed as patients, or copies."""
-    del study
     similar: dict[tuple[str, _Level], list[_Group]] = defaultdict(list)
     for group in _equal_cases(sites, lambda one: one.mask_content):
         if _level(group) != "names":
@@ -57,12 +55,11 @@ def equal_masks(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
         )
 
 
-def one_patient(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+def one_patient(facts: SiteFacts, _: Study) -> Iterator[Finding]:
     """DICOM cases of one PatientID that count as several patients.
 
     Where all cases of a site have the same PatientID, it was written by an anonymiser and says nothing.
     """
-    del study
     by_digest: dict[str, list[CaseFacts]] = defaultdict(list)
     for one in facts.cases:
         if one.patient_digest is not None:

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
+from pfedsam.core.text import name_cases
 from pfedsam.data.facts import CaseFacts, SiteFacts
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.labels import LabelMap
 from pfedsam.data.volume_options import VolumeOptions
-
-SHOWN: Final = 3
-"""Number of cases or files that a message names."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,8 @@ class Finding:
 
     def __str__(self) -> str:
         """One line: the site, at most three cases, what was found and what to do."""
-        return f"site {self.site!r}{name_cases(self.cases)}: {self.text}"
+        cases = f", {name_cases(self.cases)}" if self.cases else ""
+        return f"site {self.site!r}{cases}: {self.text}"
 
 
 @dataclass(frozen=True)
@@ -75,13 +74,6 @@ def at_each_site(check: SiteCheck) -> StudyCheck:
             yield from check(facts, study)
 
     return check_all
-
-
-def name_cases(cases: Sequence[str]) -> str:
-    """`, case 'a'`, or `, 300 cases such as 'a', 'b', 'c'`; empty without any."""
-    if len(cases) < 2:
-        return f", case {cases[0]!r}" if cases else ""
-    return f", {len(cases)} cases{' such as' if len(cases) > SHOWN else ''} {', '.join(map(repr, cases[:SHOWN]))}"
 
 
 def case_ids(cases: Iterable[CaseFacts]) -> tuple[str, ...]:

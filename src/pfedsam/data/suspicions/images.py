@@ -90,9 +90,8 @@ def small_range(facts: SiteFacts, study: Study) -> Iterator[Finding]:
             )
 
 
-def single_value(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+def single_value(facts: SiteFacts, _: Study) -> Iterator[Finding]:
     """Images without content: all pixels or voxels have the same value."""
-    del study
     found = [one for one in facts.cases if one.constant]
     if found:
         yield Finding(
@@ -110,9 +109,8 @@ def _dark_images(facts: SiteFacts, bits: int) -> dict[str, float]:
     return {one.case.id: one.top for one in stored if one.top is not None and one.top < _SMALL_RANGE}
 
 
-def exif_masks(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+def exif_masks(facts: SiteFacts, _: Study) -> Iterator[Finding]:
     """Images and masks that are turned differently according to their EXIF orientations when they are read."""
-    del study
     groups: dict[str, list[CaseFacts]] = defaultdict(list)
     for one in facts.cases:
         if one.image is not None and one.mask is not None and not one.problems:
@@ -145,9 +143,8 @@ def _named(orientation: int) -> str:
     return "no EXIF orientation" if orientation == 1 else f"the EXIF orientation {orientation}"
 
 
-def partly_given_spacing(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+def partly_given_spacing(facts: SiteFacts, _: Study) -> Iterator[Finding]:
     """Spacing that is known for some cases of a site only."""
-    del study
     read = [
         one for one in facts.cases if one.size is not None
     ]  # of a file that cannot be read the spacing is not known either
@@ -162,9 +159,8 @@ def partly_given_spacing(facts: SiteFacts, study: Study) -> Iterator[Finding]:
         )
 
 
-def lost_spacing(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+def lost_spacing(facts: SiteFacts, _: Study) -> Iterator[Finding]:
     """Volumes of a site that all have the identity matrix as their position: 1 mm in each direction, and the origin in a corner."""
-    del study
     volumes = [one for one in facts.cases if one.case.volume and one.size is not None]
     if volumes and all(one.default_grid for one in volumes):
         yield Finding(
@@ -176,9 +172,8 @@ def lost_spacing(facts: SiteFacts, study: Study) -> Iterator[Finding]:
         )
 
 
-def mixed_spacing_units(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+def mixed_spacing_units(facts: SiteFacts, _: Study) -> Iterator[Finding]:
     """Spacings of one site that differ by a factor which suggests different units."""
-    del study
     pixel_sizes = {one.case.id: one.spacing_mm[-2:] for one in facts.cases if one.size is not None and one.spacing_mm}
     lengths = [length for size in pixel_sizes.values() for length in size]
     if lengths and max(lengths) >= _SPACING_FACTOR * min(lengths):

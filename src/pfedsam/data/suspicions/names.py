@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Final
 
-from pfedsam.core.text import some_of
+from pfedsam.core.text import SHOWN, some_of
 from pfedsam.data.facts import SiteFacts
 from pfedsam.data.manifest import MANIFEST, READABLE, Case, images_of_no_case
-from pfedsam.data.suspicions.finding import SHOWN, Finding, Study, case_ids
+from pfedsam.data.suspicions.finding import Finding, Study, case_ids
 
 _LISTED: Final = 20
 """Number of files that are left out and that a message names."""
@@ -42,9 +42,8 @@ def pattern_partly(facts: SiteFacts, study: Study) -> Iterator[Finding]:
         )
 
 
-def tile_names(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+def tile_names(facts: SiteFacts, _: Study) -> Iterator[Finding]:
     """Names that look like parts of one source, where each is a patient of its own."""
-    del study
     if any(one.case.patient_source == "pattern" for one in facts.cases):
         return  # `pattern_partly` reports the names that the pattern does not match
     sources = _shared_sources(facts)
@@ -91,32 +90,31 @@ def unlisted(facts: SiteFacts, study: Study) -> Iterator[Finding]:
         yield Finding(
             facts.name,
             "unlisted files",
-            f"{MANIFEST} does not list {len(facts.unlisted)} file(s) of its folder ({_some(facts.unlisted)}), which are left out; add "
-            "them to it, or take them out",
+            f"{MANIFEST} does not list {len(facts.unlisted)} file(s) of its folder ({_quoted(facts.unlisted, SHOWN)}), which are left out; "
+            "add them to it, or take them out",
         )
     if facts.unread:
         yield Finding(
             facts.name,
             "unread files",
-            f"{len(facts.unread)} file(s) or folder(s) are left out ({_many(facts.unread)}); only {READABLE} are read: save them as one of "
-            "these (masks not as JPEG), unpack them, or take them out",
+            f"{len(facts.unread)} file(s) or folder(s) are left out ({_quoted(facts.unread, _LISTED)}); only {READABLE} are read: save "
+            "them as one of these (masks not as JPEG), unpack them, or take them out",
         )
     left = images_of_no_case(facts.site) if study.volume.channels else ()
     if left:
         yield Finding(
             facts.name,
             "unread files",
-            f"{len(left)} image(s) in images/ are left out ({_many(left)}), because their names end with none of "
+            f"{len(left)} image(s) in images/ are left out ({_quoted(left, _LISTED)}), because their names end with none of "
             f"{', '.join(map(repr, study.volume.channels))} (data.volume.channels); rename them, or take them out",
         )
 
 
-def shared_masks(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+def shared_masks(facts: SiteFacts, _: Study) -> Iterator[Finding]:
     """Lines of a manifest that name one mask for several images, such as a cell that was copied down; an error for several patients.
 
     Volumes of one patient may share a mask, because several sequences of one grid are often drawn once.
     """
-    del study
     for mask, cases in _cases_by_mask(facts).items():
         patients = {case.patient for case in cases}
         if len({(case.image, case.sequences, case.series) for case in cases}) < 2:
@@ -141,9 +139,8 @@ def _cases_by_mask(facts: SiteFacts) -> dict[str, list[Case]]:
     return found
 
 
-def empty_patients(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+def empty_patients(facts: SiteFacts, _: Study) -> Iterator[Finding]:
     """Lines of a manifest without a patient, each of which becomes a patient of its own."""
-    del study
     empty = [one for one in facts.cases if facts.manifest and one.case.patient_source == "name"]
     if empty:
         yield Finding(
@@ -167,18 +164,16 @@ def no_validation(facts: SiteFacts, study: Study) -> Iterator[Finding]:
         )
 
 
-def unicode_twins(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+def unicode_twins(facts: SiteFacts, _: Study) -> Iterator[Finding]:
     """Names of cases or patients that look alike and differ in how their accents are written (NFC or NFD), as in copies from a Mac."""
-    del study
     return _twins(
         facts, "unicode twins", "look alike and differ only in how their accents are written (NFC and NFD)", _composed
     )
 
 
-def letter_case_twins(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+def letter_case_twins(facts: SiteFacts, _: Study) -> Iterator[Finding]:
     """Names of cases or patients that differ only in capital and small letters, as in lists that several people typed."""
-    del study
-    return _twins(facts, "letter case twins", "differ only in capital and small letters", _folded)
+    return _twins(facts, "letter case twins", "differ only in capital and small letters", str.casefold)
 
 
 def _twins(facts: SiteFacts, finding: str, difference: str, key: Callable[[str], str]) -> Iterator[Finding]:
@@ -197,9 +192,8 @@ def _twins(facts: SiteFacts, finding: str, difference: str, key: Callable[[str],
             )
 
 
-def unicode_masks(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+def unicode_masks(facts: SiteFacts, _: Study) -> Iterator[Finding]:
     """Masks without an image whose names look like that of a case and differ in how their accents are written."""
-    del study
     masks = {name.rsplit(".", 1)[0] for name in facts.orphans}
     alike = [names for names in _spelt_differently({*masks, *case_ids(facts.cases)}, _composed) if names & masks]
     if alike:
@@ -223,13 +217,5 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _folded(name: str) -> str:
-    return name.casefold()
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:SHOWN])) + (" and others" if len(names) > SHOWN else "")
-
-
-def _many(names: Sequence[str]) -> str:
-    return some_of([repr(name) for name in names], _LISTED)
+def _quoted(names: Sequence[str], most: int) -> str:
+    return some_of([repr(name) for name in names], most)

@@ -36,9 +36,8 @@ def misspelt_names(facts: SiteFacts, study: Study) -> Iterator[Finding]:
             )
 
 
-def mask_notes(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+def mask_notes(facts: SiteFacts, _: Study) -> Iterator[Finding]:
     """What was changed or left out when masks were brought to the grid of their volumes; notes that differ in numbers are one finding."""
-    del study
     groups = defaultdict[str, list[tuple[str, CaseFacts]]](list)
     for one in facts.cases:
         for note in one.mask_notes:
