@@ -254,9 +254,9 @@ class _Objective:
         self.form, self.loss = form, loss
         self._shared = shared
         """The trained shared parameters, which are fixed in the local half of a decoupled step."""
-        self._teacher_stands = spec.trains == ("local",) and spec.taught == "personal"
+        self._teacher_is_fixed = spec.trains == ("local",) and spec.taught == "personal"
         """Whether the teacher does not change: the shared model, while only local parameters are trained."""
-        self._taught_by: dict[tuple[int, int], Tensor] = {}
+        self._teacher_logits: dict[tuple[int, int], Tensor] = {}
         self.examples: dict[str, set[int]] = {}
         """Part of the loss -> numbers of the examples over which it was computed so far."""
 
@@ -277,7 +277,7 @@ class _Objective:
         taught = self.spec.taught
         teacher: Tensor | None = None
         if taught and _other(taught) not in self.spec.supervised:
-            teacher = self._teach(batch) if self._teacher_stands else self._other_logits(batch, taught)
+            teacher = self._fixed_logits(batch) if self._teacher_is_fixed else self._other_logits(batch, taught)
         # If both models are supervised, the teacher is the other model in its current state, which is processed first.
         parts: dict[str, Tensor] = {}
         for which in self._order:
@@ -352,14 +352,14 @@ class _Objective:
         return logits, {"total": total, **parts}
 
     @torch.no_grad()
-    def _teach(self, batch: Batch) -> Tensor:
+    def _fixed_logits(self, batch: Batch) -> Tensor:
         """The teacher's logits `[B, C, h, w]`, computed once per image and view of the phase."""
         teacher = _other(self.spec.taught)
         for i, key in enumerate(batch.keys):
-            if key not in self._taught_by:
+            if key not in self._teacher_logits:
                 tokens = batch.tokens[i : i + 1]
-                self._taught_by[key] = self.model.from_prefix(tokens, personal=teacher == "personal")[0]
-        return torch.stack([self._taught_by[key] for key in batch.keys])
+                self._teacher_logits[key] = self.model.from_prefix(tokens, personal=teacher == "personal")[0]
+        return torch.stack([self._teacher_logits[key] for key in batch.keys])
 
 
 def _part(batch: Batch, start: int, end: int) -> Batch:
