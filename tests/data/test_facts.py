@@ -28,10 +28,10 @@ def test_ids_are_counted_in_the_whole_mask_and_at_its_border(tmp_path):
     mask[1:, 1:3] = 1  # 6 pixels, 2 of them in the last row
     _picture(tmp_path, "p", np.arange(20, dtype=np.uint8).reshape(4, 5), mask)
     (found,) = _facts(tmp_path)
-    assert (found.size, found.pixels, found.labelled) == ((4, 5), {0: 14, 1: 6}, True)
-    assert found.share(frozenset({1})) == 0.3
+    assert (found.size, found.mask.pixels, found.labelled) == ((4, 5), {0: 14, 1: 6}, True)
+    assert found.mask.share(frozenset({1})) == 0.3
     corners_once_a_line = 2 * (4 + 5)
-    assert found.share(frozenset({1}), edge=True) == 2 / corners_once_a_line
+    assert found.mask.share(frozenset({1}), edge=True) == 2 / corners_once_a_line
 
 
 def test_equal_pictures_have_equal_digests_and_flat_ones_none(tmp_path):
@@ -71,6 +71,6 @@ def test_a_mask_of_a_volume_has_a_digest_where_it_is_large_enough_to_tell_patien
         write_nifti(tmp_path / f"images/{name}.nii", values, np.diag([1, 2, 5, 1]))
         write_nifti(tmp_path / f"masks/{name}.nii", ids, np.diag([1, 2, 5, 1]))
     a, b, c, d = _facts(tmp_path)
-    assert a.mask_content is None
-    assert b.mask_content == c.mask_content != d.mask_content
-    assert (b.size, b.spacing_mm, b.pixels) == ((5, 8, 6), (5, 2, 1), {0: 190, 1: 50})
+    assert a.mask.content is None
+    assert b.mask.content == c.mask.content != d.mask.content
+    assert (b.size, b.spacing_mm, b.mask.pixels) == ((5, 8, 6), (5, 2, 1), {0: 190, 1: 50})

@@ -185,12 +185,12 @@ def _widest(found: Iterable[tuple[float | None, float | None]]) -> tuple[float, 
 def _count_masks(cases: Sequence[CaseFacts], labels: LabelMap) -> MaskCounts:
     labelled = [one for one in cases if one.labelled]
     background = set(labels.ids[BACKGROUND])
-    ids = Counter(value for one in labelled for value in one.pixels)
+    ids = Counter(value for one in labelled for value in one.mask.pixels)
     return MaskCounts(
         ids=dict(sorted(ids.items())),
         classes={name: _cases_with(labelled, labels, name) for name in labels.names},
         shares={name: _median_share(labelled, labels, name) for name in labels.names},
-        empty=sum(background.issuperset(one.pixels) for one in labelled),
+        empty=sum(background.issuperset(one.mask.pixels) for one in labelled),
         missing=sum(one.case.mask is None for one in cases),
     )
 
@@ -200,11 +200,11 @@ def _cases_with(cases: Iterable[CaseFacts], labels: LabelMap, name: str) -> int 
     if name in labels.not_annotated:
         return None
     ids = set(labels.ids[name])
-    return sum(not ids.isdisjoint(one.pixels) for one in cases)
+    return sum(not ids.isdisjoint(one.mask.pixels) for one in cases)
 
 
 def _median_share(cases: Iterable[CaseFacts], labels: LabelMap, name: str) -> float | None:
-    shares = [share for one in cases if (share := one.share(frozenset(labels.ids[name])))]
+    shares = [share for one in cases if (share := one.mask.share(frozenset(labels.ids[name])))]
     return median(shares) if shares else None
 
 

@@ -50,6 +50,37 @@ class StoredVoxels:
 
 
 @dataclass(frozen=True)
+class MaskFacts:
+    """Facts about a mask; the defaults are those of a mask that is missing or could not be read."""
+
+    shape: tuple[int, ...] | None = None
+    """H, W of the mask as it is read; D, H, W of that of a volume."""
+    stored: Stored | None = None
+    """How the file is stored; None for the mask of a volume."""
+    pixels: Mapping[int, int] = field(default_factory=dict)
+    """Id to its number of pixels."""
+    edge: Mapping[int, int] = field(default_factory=dict)
+    """Id to its number of pixels on the outermost rows and columns."""
+    content: str | None = None
+    """Digest of the mask of a volume; None for a picture, and for a mask with so few foreground voxels that two patients may share it."""
+    part_names: PartNames = field(default_factory=PartNames)
+    """How the names in a DICOM-SEG or RTSTRUCT fit `data.volume.segments`."""
+    notes: tuple[str, ...] = ()
+    """Sentences about what was lost or changed when the mask of a volume was brought to its grid, except about `part_names`."""
+
+    @property
+    def colours(self) -> UsedColours:
+        """The colour of each id in a mask that is a picture with a palette; empty for other masks."""
+        return used_colours(self.stored.palette if self.stored else (), self.pixels)
+
+    def share(self, ids: frozenset[int], *, edge: bool = False) -> float | None:
+        """The share of the pixels (or of those on the edge) that have one of the ids; None without a mask."""
+        counts = self.edge if edge else self.pixels
+        total = sum(counts.values())
+        return sum(counts.get(value, 0) for value in ids) / total if total else None
+
+
+@dataclass(frozen=True)
 class CaseFacts:
     """Facts about one case; a field is None (or empty) if its file could not be read."""
 
@@ -60,9 +91,9 @@ class CaseFacts:
     """H, W of the image as it is read; D, H, W of a volume."""
     image: Stored | None = None
     """How the image file is stored; None for a volume."""
-    voxels: "StoredVoxels | None" = None
+    voxels: StoredVoxels | None = None
     """How the voxels of a volume are stored; None for a picture."""
-    mask: Stored | None = None
+    mask: MaskFacts = field(default_factory=MaskFacts)
     low: float | None = None
     """The image's 1st percentile, as a share of the range of its type."""
     high: float | None = None
@@ -82,36 +113,18 @@ class CaseFacts:
     """Whether all pixels of the image have a single value."""
     patient_digest: str | None = None
     """Digest of the PatientID in the files of a DICOM volume; None if there is none."""
-    mask_content: str | None = None
-    """Digest of the mask of a volume; None for a picture, and for a mask with so few foreground voxels that two patients may share it."""
-    pixels: Mapping[int, int] = field(default_factory=dict)
-    """Id in the mask to its number of pixels."""
-    edge: Mapping[int, int] = field(default_factory=dict)
-    """Id in the mask to its number of pixels on the outermost rows and columns."""
-    part_names: PartNames = field(default_factory=PartNames)
-    """How the names in a DICOM-SEG or RTSTRUCT fit `data.volume.segments`."""
-    mask_notes: tuple[str, ...] = ()
-    """Sentences about what was lost or changed when the mask of a volume was brought to its grid, except about `part_names`."""
     series: tuple[SeriesRow, ...] = ()
     """The series of a DICOM folder that contains several."""
-    labelled: bool = False
-    """Whether there is a mask that could be read."""
 
     @property
-    def mask_colours(self) -> UsedColours:
-        """The colour of each id in a mask that is a picture with a palette; empty for other masks."""
-        return used_colours(self.mask.palette if self.mask else (), self.pixels)
+    def labelled(self) -> bool:
+        """Whether there is a mask that could be read."""
+        return self.mask.shape is not None
 
     @property
     def spacing_mm(self) -> tuple[float, ...] | None:
         """Spacing in mm: height and width of a pixel, for a volume after the distance of slices; None if it is not known."""
         return self.volume_spacing if self.case.volume else self.case.spacing_mm
-
-    def share(self, ids: frozenset[int], *, edge: bool = False) -> float | None:
-        """The share of the pixels of the mask (or of its edge) that have one of the ids; None without a mask."""
-        counts = self.edge if edge else self.pixels
-        total = sum(counts.values())
-        return sum(counts.get(value, 0) for value in ids) / total if total else None
 
 
 @dataclass(frozen=True)
@@ -186,15 +199,12 @@ def _facts_of(case: Case, labels: LabelMap, options: ImageOptions) -> CaseFacts:
         problems=tuple(problems),
         size=image.size,
         image=image.stored,
-        mask=mask.stored,
+        mask=mask,
         low=image.low,
         high=image.high,
         top=image.top,
         content=image.content,
         constant=image.size is not None and image.content is None,
-        pixels=mask.pixels,
-        edge=mask.edge,
-        labelled=mask.shape is not None,
     )
 
 
@@ -228,12 +238,7 @@ def _volume_facts(case: Case, labels: LabelMap, image: ImageOptions, options: Vo
         content=None if values is None else values.digest,
         constant=values is not None and values.digest is None,
         patient_digest=volume.header.patient,
-        mask_content=mask.content,
-        part_names=mask.part_names,
-        mask_notes=mask.notes,
-        pixels=mask.pixels,
-        edge=mask.edge,
-        labelled=mask.shape is not None,
+        mask=mask,
     )
 
 
@@ -251,17 +256,6 @@ class _ImageFacts:
     high: float | None = None
     top: float | None = None
     content: str | None = None
-
-
-@dataclass(frozen=True)
-class _MaskFacts:
-    shape: tuple[int, ...] | None = None
-    stored: Stored | None = None
-    pixels: Mapping[int, int] = field(default_factory=dict)
-    edge: Mapping[int, int] = field(default_factory=dict)
-    content: str | None = None
-    part_names: PartNames = field(default_factory=PartNames)
-    notes: tuple[str, ...] = ()
 
 
 def _image_facts(case: Case, options: ImageOptions, problems: list[str]) -> _ImageFacts:
@@ -290,17 +284,17 @@ def _content(values: npt.NDArray[np.float32]) -> str:
     return digest.hexdigest()
 
 
-def _mask_facts(case: Case, options: ImageOptions, problems: list[str]) -> _MaskFacts:
+def _mask_facts(case: Case, options: ImageOptions, problems: list[str]) -> MaskFacts:
     try:
         ids = load_ids(case, max_megapixels=options.max_megapixels)
         stored = _stored(case.mask, options)
     except DataError as error:
         problems.append(str(error))
-        return _MaskFacts()
-    return _MaskFacts(ids.shape, stored, _counts(ids), _counts(_border(ids)))
+        return MaskFacts()
+    return MaskFacts(ids.shape, stored, _counts(ids), _counts(_border(ids)))
 
 
-def _volume_mask_facts(case: Case, volume: Volume, options: VolumeOptions, problems: list[str]) -> _MaskFacts:
+def _volume_mask_facts(case: Case, volume: Volume, options: VolumeOptions, problems: list[str]) -> MaskFacts:
     pixels, edge = Counter[int](), Counter[int]()
     digest = hashlib.blake2b(digest_size=16)
     try:
@@ -312,14 +306,14 @@ def _volume_mask_facts(case: Case, volume: Volume, options: VolumeOptions, probl
                 digest.update(np.ascontiguousarray(ids, dtype=np.uint16).data)
     except DataError as error:
         problems.append(str(error))
-        return _MaskFacts()
+        return MaskFacts()
     content = digest.hexdigest() if pixels.total() - pixels[0] >= _TELLING_VOXELS else None
     about_names = set(mask.part_names.notes())
     notes = tuple(note for note in mask.notes if note not in about_names)
-    return _MaskFacts(volume.shape, None, pixels, edge, content, mask.part_names, notes)
+    return MaskFacts(volume.shape, None, pixels, edge, content, mask.part_names, notes)
 
 
-def _note_unknown(case: Case, labels: LabelMap, mask: _MaskFacts, problems: list[str]) -> None:
+def _note_unknown(case: Case, labels: LabelMap, mask: MaskFacts, problems: list[str]) -> None:
     """Add the message about ids of a mask that belong to no class, if there are any."""
     unknown = labels.unknown(mask.pixels)
     if unknown:

@@ -249,7 +249,7 @@ def _slice_distances(spacings: Sequence[tuple[float, ...]]) -> list[float]:
 def _frequency(cases: Sequence[CaseFacts], labels: LabelMap, name: str, least: int) -> ClassFrequency:
     if name in labels.not_annotated:
         return ClassFrequency(annotated=False, cases=None, share=None)
-    shares = [share for one in cases if (share := one.share(frozenset(labels.ids[name])))]
+    shares = [share for one in cases if (share := one.mask.share(frozenset(labels.ids[name])))]
     mean = sum(shares) / len(shares) if shares and len(shares) >= least else None
     return ClassFrequency(annotated=True, cases=publishable_count(len(shares), len(cases), least), share=mean)
 

@@ -4,7 +4,7 @@ import faulty_sites as faulty
 import numpy as np
 import pytest
 
-from pfedsam.data.facts import CaseFacts, SiteFacts
+from pfedsam.data.facts import CaseFacts, MaskFacts, SiteFacts
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.manifest import Case, Site
 from pfedsam.data.suspicions.classes import sparse_class
@@ -24,7 +24,12 @@ def test_a_site_of_background_alone_is_one_warning(tmp_path):
 def test_a_class_of_a_thousandth_is_a_warning_unless_something_is_done_about_it(more, warned):
     case = Case("a", "one", Path("one.png"), Path("one.png"), "one")
     facts = SiteFacts(
-        Site("a", Path(), (case,)), (CaseFacts(case, pixels={0: 9990, 1: 10}, labelled=True),), False, (), (), ()
+        Site("a", Path(), (case,)),
+        (CaseFacts(case, mask=MaskFacts((100, 100), pixels={0: 9990, 1: 10})),),
+        False,
+        (),
+        (),
+        (),
     )
     study = faulty.Study(faulty.LabelMap({"lesion": [1]}), ImageOptions(), **more)
     found = [str(one) for one in sparse_class(facts, study)]

@@ -23,8 +23,8 @@ _SPARSE: Final = 0.005
 
 def renumbered_palette(facts: SiteFacts, _: Study) -> Iterator[Finding]:
     """Masks with palettes that give one id several colours; an error if one colour also has different ids."""
-    cases = [one for one in facts.cases if one.mask_colours]
-    other = other_colours([one.mask_colours for one in cases])
+    cases = [one for one in facts.cases if one.mask.colours]
+    other = other_colours([one.mask.colours for one in cases])
     if other is not None:
         text, found = str(other), case_ids(cases[place] for place in other.masks)
         yield Finding(facts.name, "palette colours", text, found, error=other.renumbered)
@@ -33,7 +33,7 @@ def renumbered_palette(facts: SiteFacts, _: Study) -> Iterator[Finding]:
 def absent_class(facts: SiteFacts, study: Study) -> Iterator[Finding]:
     """Classes that no mask of a site contains."""
     labels = study.labels_of(facts.name)
-    seen: set[int] = set().union(*(one.pixels for one in facts.cases))
+    seen: set[int] = set().union(*(one.mask.pixels for one in facts.cases))
     absent = [name for name in labels.annotated_names if seen.isdisjoint(labels.ids[name])]
     if not seen or not absent:
         return
@@ -111,9 +111,9 @@ def _typical_shares(facts: SiteFacts, labels: LabelMap) -> dict[str, _Share]:
     shares = {}
     for name in labels.names:
         ids = frozenset(labels.ids[name])
-        having = [(share, one) for one in facts.cases if (share := one.share(ids))]
+        having = [(share, one) for one in facts.cases if (share := one.mask.share(ids))]
         if having:
-            edges = [one.share(ids, edge=True) or 0.0 for _, one in having]
+            edges = [one.mask.share(ids, edge=True) or 0.0 for _, one in having]
             shares[name] = _Share(median(share for share, _ in having), median(edges))
     return shares
 

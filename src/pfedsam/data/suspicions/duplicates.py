@@ -40,7 +40,7 @@ def equal_images(sites: Sequence[SiteFacts], _: Study) -> Iterator[Finding]:
 def equal_masks(sites: Sequence[SiteFacts], _: Study) -> Iterator[Finding]:
     """Volumes of two patients whose masks are equal voxel by voxel: sequences of one patient that were listed as patients, or copies."""
     similar: dict[tuple[str, _Level], list[_Group]] = defaultdict(list)
-    for group in _equal_cases(sites, lambda one: one.mask_content):
+    for group in _equal_cases(sites, lambda one: one.mask.content):
         if _level(group) != "names":
             similar[group[0].case.site, _level(group)].append(group)
     for (site, level), groups in similar.items():

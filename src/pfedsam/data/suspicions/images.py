@@ -113,8 +113,8 @@ def exif_masks(facts: SiteFacts, _: Study) -> Iterator[Finding]:
     """Images and masks that are turned differently according to their EXIF orientations when they are read."""
     groups: dict[str, list[CaseFacts]] = defaultdict(list)
     for one in facts.cases:
-        if one.image is not None and one.mask is not None and not one.problems:
-            groups[_orientation_difference(one.image, one.mask)].append(one)
+        if one.image is not None and one.mask.stored is not None and not one.problems:
+            groups[_orientation_difference(one.image, one.mask.stored)].append(one)
     for text, cases in groups.items():
         if text:
             yield Finding(facts.name, "EXIF orientation", text, case_ids(cases))

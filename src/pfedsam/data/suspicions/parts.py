@@ -22,9 +22,9 @@ def misspelt_names(facts: SiteFacts, study: Study) -> Iterator[Finding]:
     for name, value in study.volume.segments.items():
         names[value].append(name)
     for wanted in names.values():
-        without = [one for one in labelled if wanted[0] in one.part_names.absent]
-        beside = frozenset[str]().union(*(one.part_names.others for one in labelled if one not in without))
-        suspicious = [one for one in without if one.part_names.others - beside]
+        without = [one for one in labelled if wanted[0] in one.mask.part_names.absent]
+        beside = frozenset[str]().union(*(one.mask.part_names.others for one in labelled if one not in without))
+        suspicious = [one for one in without if one.mask.part_names.others - beside]
         if suspicious:
             yield Finding(
                 facts.name,
@@ -40,7 +40,7 @@ def mask_notes(facts: SiteFacts, _: Study) -> Iterator[Finding]:
     """What was changed or left out when masks were brought to the grid of their volumes; notes that differ in numbers are one finding."""
     groups = defaultdict[str, list[tuple[str, CaseFacts]]](list)
     for one in facts.cases:
-        for note in one.mask_notes:
+        for note in one.mask.notes:
             groups[_NUMBER.sub("*", note)].append((note, one))
     for found in groups.values():
         texts, cases = zip(*found, strict=True)
