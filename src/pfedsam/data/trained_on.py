@@ -73,11 +73,9 @@ class TrainedOn:
         """The properties of the training images of a site that is split."""
         train = [one for one in facts.cases if one.case.split == "train"]
         highs = [one.high for one in train if one.high is not None]
-        return cls(
-            IntensityRange(min(highs), max(highs)) if highs else None,
-            common(one.plane for one in train if one.case.volume),
-            trained_sequences(facts.site),
-        )
+        intensities = IntensityRange(min(highs), max(highs)) if highs else None
+        plane = common(one.plane for one in train if one.case.volume)
+        return cls(intensities, plane, trained_sequences(facts.site))
 
     def write(self, folder: Path) -> None:
         """Write the known properties into a site's folder.

@@ -32,7 +32,7 @@ def equal_images(sites: Sequence[SiteFacts], _: Study) -> Iterator[Finding]:
         parts = {one.case.split for one in group} - _NO_PART
         first = group[0].case
         similar[first.site, _level(group), len(parts) > 1, first.volume].append(group)
-    for (site, level, leak, _), groups in similar.items():
+    for (site, level, leak, _volumes), groups in similar.items():
         text = _leak_text(groups, level) if leak else _equal_text(groups, level)
         yield Finding(site, "equal images", text, _cases_at_first_site(groups), error=leak)
 
