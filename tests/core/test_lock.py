@@ -105,7 +105,7 @@ def test_the_package_works_where_there_is_no_fcntl(tmp_path: Path, toy_options: 
 def test_a_folder_whose_path_is_no_text_is_refused_and_not_made(tmp_path: Path, name: bytes) -> None:
     folder = tmp_path / os.fsdecode(name)
     with (
-        pytest.raises(RunError, match=r"contains bytes that are no text .*other characters") as caught,
+        pytest.raises(RunError, match=r"contains bytes that are not text .*other characters") as caught,
         exclusive(folder / "run"),
     ):
         pass

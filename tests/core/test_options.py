@@ -33,7 +33,7 @@ class Several(Options):
 
 @pytest.mark.parametrize("given", [{"number": True}, {"number": False}, {"table": {"a": [1, True]}}])
 def test_truth_values_are_no_numbers(given):
-    with pytest.raises(ValidationError, match="true and false are none"):
+    with pytest.raises(ValidationError, match="true and false are not numbers"):
         Several(**given)
 
 

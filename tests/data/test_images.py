@@ -334,7 +334,7 @@ def test_truncated_files_name_the_file_but_no_folder(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("x.png", "'x.png' is no PNG, JPEG or TIFF"), ("missing.png", "'missing.png' cannot be opened")],
+    [("x.png", "'x.png' is not a PNG, JPEG or TIFF file"), ("missing.png", "'missing.png' cannot be opened")],
 )
 def test_no_picture_and_no_file(tmp_path, name, message):
     (tmp_path / "x.png").write_text("not a picture")

@@ -117,7 +117,7 @@ def test_regions_are_unions_of_ids():
         (
             {"a": [1]},
             {"not_annotated": frozenset({"c"})},
-            r"not_annotated names 'c', which is no class; the classes are a",
+            r"not_annotated names 'c', which is not a class; the classes are a",
         ),
         ({"a": [1], "b": [1, 2]}, {}, r"data\.overlap: true allows regions"),
         (

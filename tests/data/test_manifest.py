@@ -199,7 +199,7 @@ def test_manifest_without_patient_uses_the_pattern(site_folder):
         ("image,mask,patient\nimages/z.png,masks/a.png,p\n", "line 2: there is no file 'images/z.png'"),
         ("image,mask,patient\n/etc/hosts,masks/a.png,p\n", "not a path inside the site's folder"),
         ("image,mask,patient\nimages/../../a.png,masks/a.png,p\n", "not a path inside the site's folder"),
-        ("image,mask,patient\nmanifest.csv,masks/a.png,p\n", "no picture that can be read"),
+        ("image,mask,patient\nmanifest.csv,masks/a.png,p\n", "not an image that can be read"),
         ("image,mask,patient,split\nimages/a.png,masks/a.png,p,Train\n", "split 'Train'; use train, val, test, unused"),
         ("image,mask,patient,spacing\nimages/a.png,masks/a.png,p,0\n", "spacing '0'; write mm"),
         ("image,mask,patient,spacing\nimages/a.png,masks/a.png,p,1x2x3\n", "spacing '1x2x3'; write mm"),
@@ -269,7 +269,7 @@ def test_a_manifest_that_is_no_file_is_not_ignored(site_folder, kind):
     {"folder": path.mkdir, "dangling link": lambda: path.symlink_to("nowhere.csv"), "pipe": lambda: os.mkfifo(path)}[
         kind
     ]()
-    with pytest.raises(DataError, match=r"site 'north': manifest.csv is no file but a folder, a pipe, or a link"):
+    with pytest.raises(DataError, match=r"site 'north': manifest.csv is not a file but a folder, a pipe, or a link"):
         read_site("north", folder)
 
 

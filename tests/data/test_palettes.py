@@ -1,4 +1,4 @@
-"""Palettes that number the classes anew in each file are told from those that do not."""
+"""Palettes that number the classes differently in each file are distinguished from those that do not."""
 
 from pathlib import Path
 

@@ -35,7 +35,7 @@ def test_the_id_of_a_class_that_the_site_does_not_annotate_is_refused_with_both_
 @pytest.mark.parametrize(
     ("own", "said"),
     [
-        ({"labels": {"rim": [3]}}, r"data\.sites\.north\.labels names 'rim', which is no class of the study"),
+        ({"labels": {"rim": [3]}}, r"data\.sites\.north\.labels names 'rim', which is not a class of the study"),
         ({"not_annotated": ["rim"]}, r"data\.sites\.north: not_annotated names 'rim'"),
         (
             {"labels": {"cup": [3]}, "not_annotated": ["cup"]},

@@ -135,7 +135,7 @@ def test_what_is_no_summary_is_refused_by_its_name(site_folder, tmp_path: Path, 
     write_site_summary(tmp_path / "north.json", found)
     content = json.loads((tmp_path / "north.json").read_text())
     (tmp_path / "north.json").write_text(json.dumps(content | change))
-    with pytest.raises(DataError, match=r"'north\.json' is no summary"):
+    with pytest.raises(DataError, match=r"'north\.json' is not a summary"):
         read_site_summary(tmp_path / "north.json")
 
 

@@ -181,7 +181,7 @@ def test_no_file_of_an_undecided_site(site_of, tmp_path):
         ({"train": ["p0_0", "p0_1", "p1_0"]}, r"case 'p1_0': is listed twice"),
         ({"train": ["p0_0"], "val": ["p1_0", "p0_1"]}, r"patient 'p0' is in two parts"),
         ({"site": "south"}, r"is the split of site 'south'"),
-        ({"schema": 3}, r"'split\.json' is no split that this version reads: schema: Input should be 1 or 2"),
+        ({"schema": 3}, r"'split\.json' is not a split that this version reads: schema: Input should be 1 or 2"),
         ({"more": []}, r"more: Extra inputs are not permitted"),
         ({"digests": ["p0_0"]}, r"digests: Input should be a valid dictionary"),
         ({"test": "p2_0"}, r"test: Input should be a valid list"),

@@ -396,7 +396,7 @@ def test_a_folder_whose_path_is_no_text_is_refused_before_anything_else(
     tmp_path: Path, toy_options: RunOptions
 ) -> None:
     events: list[Event] = []
-    with pytest.raises(RunError, match="no text in the encoding of file names"):
+    with pytest.raises(RunError, match="not text in the encoding of file names"):
         run(toy_options, tmp_path / os.fsdecode(b"caf\xe9"), progress=events.append)
     assert (events, list(tmp_path.iterdir())) == ([], [])
 

@@ -318,7 +318,7 @@ def test_the_number_of_processes_is_a_number_or_auto(tmp_path: Path, given: str)
 
 @pytest.mark.parametrize("override", ["seed=true", "training.rounds=true", "data.ignore=[true]"])
 def test_truth_values_are_no_numbers(tmp_path: Path, override: str) -> None:
-    key, said = override.partition("=")[0], "give a number; true and false are none"
+    key, said = override.partition("=")[0], "give a number; true and false are not numbers"
     assert f"{key}: {said}" in _said(tmp_path, "data: {sites: {a: a}, classes: {x: [1]}}\n", override)
 
 

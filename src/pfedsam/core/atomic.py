@@ -65,8 +65,8 @@ def write_json(path: Path, value: Any, *, mode: int = 0o600) -> None:  # noqa: A
 def keep_copy(path: Path, copy: Path) -> None:
     """Keep the present content of a file under a second name in the same file system; a file of that name is replaced in one step.
 
-    Only one process at a time may do this for a name. The second name is a hard link, which takes no space and does not follow when the
-    first is replaced. File systems without hard links (exFAT, some network folders) get a copy.
+    Only one process at a time may do this for a name. The second name is a hard link, which takes no space and keeps the present content
+    when the file of the first name is replaced. File systems without hard links (exFAT, some network folders) get a copy.
 
     Raises:
         StoreError: the content could not be read or written; an earlier file of the second name is unchanged.

@@ -10,7 +10,7 @@ from typing import Any, Final
 from pfedsam.core.errors import DataError
 
 MOST_BYTES: Final = 2**28
-"""More than any file has that is read as a whole, other than tensors and images."""
+"""Largest size of a file that is read as a whole, other than tensors and images; all real ones are smaller."""
 
 
 class RepeatedNameError(ValueError):
@@ -60,7 +60,7 @@ def read_regular(path: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def refuse_broken_link(path: Path) -> None:
-    """Refuse a link whose target does not exist: whoever lists the files of a folder would leave it out in silence.
+    """Refuse a link whose target does not exist; otherwise a list of the files of its folder would lack it without a message.
 
     Raises:
         DataError: the path is such a link.

@@ -30,15 +30,15 @@ _PEEK_S: Final = 0.5
 
 
 def refuse_unreadable_name(folder: Path) -> None:
-    """Refuse a folder whose path is no text in UTF-8, because the libraries that read tensors cannot open files in it.
+    """Refuse a folder whose path is not valid UTF-8, because the libraries that read tensors cannot open files in it.
 
     Raises:
-        RunError: its path is not.
+        RunError: the path is not valid UTF-8.
     """
     path = str(folder.absolute())
     if not is_text(path):
         raise RunError(
-            f"The path {path!r} contains bytes that are no text in the encoding of file names ({sys.getfilesystemencoding()}), so that "
+            f"The path {path!r} contains bytes that are not text in the encoding of file names ({sys.getfilesystemencoding()}), so that "
             "the files of a run could not be read back. Give a folder whose path has other characters; if its name is shown correctly "
             "elsewhere, set the environment variable LC_ALL=C.UTF-8."
         )
@@ -51,7 +51,7 @@ def exclusive(*folders: Path) -> Iterator[None]:
     Where the file system does not support locks, a warning is logged and the work continues without them.
 
     Raises:
-        RunError: another process holds the lock of one of the folders, or the path of one is no text in UTF-8.
+        RunError: another process holds the lock of one of the folders, or the path of one is not valid UTF-8.
         OSError: a folder cannot be created or written to.
     """
     with ExitStack() as held:
@@ -87,7 +87,7 @@ def running_as(path: Path, refusal: str) -> Iterator[None]:
         refusal: the error message for a second process.
 
     Raises:
-        RunError: another process has the role, or the path is no text in UTF-8.
+        RunError: another process has the role, or the path is not valid UTF-8.
         OSError: the file cannot be written.
     """
     refuse_unreadable_name(path.parent)

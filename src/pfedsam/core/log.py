@@ -67,7 +67,7 @@ def configure(level: int | str, file: Path | None = None) -> None:
 def add_file(file: Path) -> None:
     """Append the log to this file too, which only its owner can read; all other settings, such as the level, stay as they are.
 
-    The file is opened with the first record; if it cannot be written, this is told on standard error, and the program continues. If the
+    The file is opened with the first record; if it cannot be written, a message goes to standard error, and the program continues. If the
     log is appended to the file already, nothing changes.
     """
     files = [one for one in logging.getLogger(_ROOT).handlers if isinstance(one, _PrivateFile)]

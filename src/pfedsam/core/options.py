@@ -35,7 +35,7 @@ class Options(BaseModel):
         """
         kinds = set(_leaves(cls.model_fields[info.field_name or ""].annotation))
         if bool not in kinds and kinds & {int, float} and any(isinstance(one, bool) for one in _values(given)):
-            raise ValueError("give a number; true and false are none")
+            raise ValueError("give a number; true and false are not numbers")
         return given
 
 

@@ -13,8 +13,8 @@ def about(case: Case, *, mask: bool = False) -> Iterator[None]:
 
     Args:
         case: the case.
-        mask: whether the file is the case's mask, which a message that begins with the name of the file does not say by itself; an image
-            and its mask often have the same name.
+        mask: whether the file is the case's mask. A message that begins with the name of the file then gets "its mask" before it, because
+            an image and its mask often have the same name.
 
     Raises:
         DataError: the error from inside, with site and case.

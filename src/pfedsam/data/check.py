@@ -84,12 +84,12 @@ class DataReport:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What may be wrong, or may be meant that way."""
+        """Findings that are probably mistakes, but may be intended."""
         return tuple(str(finding) for finding in self.findings if not finding.error)
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Everything that a run is refused for; also what only shows when sites are compared, such as one picture in train and test."""
+        """All reasons to refuse a run, also those that only a comparison of sites shows, such as one picture in train and test."""
         errors = (str(finding) for finding in self.findings if finding.error)
         return (*(problem for site in self.sites for problem in site.problems), *errors)
 

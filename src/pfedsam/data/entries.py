@@ -17,7 +17,7 @@ VOLUME_ENDINGS: Final = (".nii.gz", ".nii", *DICOM_ENDINGS)
 FOREIGN: Final = (".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".mgz", ".mgh", ".mnc")
 """Endings of volumes in formats that are not read; they are refused, because cases would be missing otherwise."""
 ARCHIVES: Final = (".zip", ".7z", ".rar", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
-"""Endings of files that may contain images; `.nii.gz` is not meant."""
+"""Endings of archives and compressed files, which may contain images. A file that ends with `.nii.gz` is a volume, not an archive."""
 _TEXTS: Final = (*TEXT_ENDINGS, ".tsv", ".bval", ".bvec")
 """The last two are written beside NIfTI files of diffusion MRI."""
 _OTHER_NAMES: Final = frozenset({"thumbs.db", "dicomdir", "readme", "license"})
@@ -155,7 +155,7 @@ def _refuse_incomplete(groups: Mapping[str, Mapping[str, Entry]], channels: Sequ
 def refuse_loose_series(entries: Sequence[Entry]) -> None:
     """Refuse files of one DICOM series that are not in a folder of their own: each would be a case, in training or in test.
 
-    Files without a position are no slices, but pictures such as the views of a mammography, and each is a case.
+    Files without a position are not slices but pictures, such as the views of a mammography, and each is a case.
 
     Raises:
         DataError: two files are of one series.

@@ -294,7 +294,9 @@ def _header(path: Path, file: BinaryIO) -> Image.Image:
     except Image.DecompressionBombError as exc:
         raise DataError(f"{path.name!r} is too large ({exc}); cut it into tiles") from exc
     except PICTURE_ERRORS as exc:
-        raise DataError(f"{path.name!r} is no PNG, JPEG or TIFF, or damaged; restore it or take the case out") from exc
+        raise DataError(
+            f"{path.name!r} is not a PNG, JPEG or TIFF file, or is damaged; restore it or take the case out"
+        ) from exc
 
 
 def _is_deep_colour(image: Image.Image) -> bool:

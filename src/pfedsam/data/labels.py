@@ -57,7 +57,8 @@ class LabelMap:
         """Check the ids and add those of the background.
 
         Raises:
-            OptionError: there is no class, too many, one without ids, an id that belongs to two classes, or what `to_ids` refuses.
+            OptionError: there is no class, too many, one without ids, an id that belongs to two classes, or a name or an id that `to_ids`
+                refuses.
         """
         ids = {name: tuple(values) for name, values in self.ids.items()}
         if BACKGROUND not in ids:
@@ -78,7 +79,7 @@ class LabelMap:
         unknown = sorted(self.not_annotated.difference(classes))
         if unknown:
             raise OptionError(
-                f"not_annotated names {unknown[0]!r}, which is no class; the classes are {', '.join(classes)}"
+                f"not_annotated names {unknown[0]!r}, which is not a class; the classes are {', '.join(classes)}"
             )
         both = [name for name in classes if name in self.not_annotated and ids[name]]
         if both:

@@ -185,8 +185,8 @@ def batches(
 ) -> Iterator[list[tuple[int, int]]]:
     """Pairs (index of an example, view), `batch_size` of them for each step.
 
-    Every example is drawn once before any is drawn again; a batch may contain the end of one pass and the begin of the next. The view is
-    drawn anew each time.
+    Every example is drawn once before any is drawn again; a batch may contain the end of one pass and the beginning of the next. The view
+    is drawn anew each time.
 
     Args:
         examples: number of examples.

@@ -133,7 +133,7 @@ def read_site(
         spacing_lost: whether the volumes of the site have lost their spacing.
 
     Raises:
-        DataError: the folder is missing, empty or ambiguous, or the manifest is no file, has another name, or has a wrong line.
+        DataError: the folder is missing, empty or ambiguous, or the manifest is not a file, has another name, or has a wrong line.
         OptionError: the name or the pattern cannot be used.
     """
     check_name(name)
@@ -187,7 +187,7 @@ def _is_listed(name: str, folder: Path) -> bool:
     alike = sorted(path.name for path in folder.iterdir() if path.name.lower().startswith(MANIFEST))
     if MANIFEST in alike:
         raise DataError(
-            f"site {name!r}: {MANIFEST} is no file but a folder, a pipe, or a link to a file that is not there; put the file there, or "
+            f"site {name!r}: {MANIFEST} is not a file but a folder, a pipe, or a link to a file that is not there; put the file there, or "
             "take the entry out"
         )
     if alike:
@@ -300,7 +300,7 @@ def _check_utf8(name: str, entries: Sequence[Entry]) -> None:
 
 
 def _check_links(name: str, folder: Path) -> None:
-    """Refuse links without a target, whose cases would be missing in silence.
+    """Refuse links without a target, whose cases would be missing without a message.
 
     Raises:
         DataError: there is such a link.
@@ -409,7 +409,7 @@ def _inside(folder: Path, text: str) -> Entry:
         raise DataError(f"there is no file {text!r}; correct the name or remove the line")
     entry = entry_of(path)
     if entry is None:
-        raise DataError(f"{text!r} is no picture that can be read; use {READABLE}")
+        raise DataError(f"{text!r} is not an image that can be read; use {READABLE}")
     return entry
 
 
@@ -429,7 +429,7 @@ def _spacing(text: str, *, volume: bool) -> tuple[float, ...] | None:
     """The spacing in mm that a cell gives, of a pixel or of a voxel; None if the cell is empty.
 
     Raises:
-        DataError: the text is no spacing.
+        DataError: the text is not a spacing.
     """
     if not text:
         return None
@@ -446,7 +446,7 @@ def spacing_cell(case: Case) -> str:
 
 
 def _lengths(text: str) -> tuple[float, ...]:
-    """The numbers in a text such as `0.5x0.4`; none if one of them is no number."""
+    """The numbers in a text such as `0.5x0.4`; none if one of them is not a number."""
     try:
         return tuple(map(float, text.split("x")))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Colours of the ids in masks that are pictures with a palette, to notice palettes that number the classes anew in each file.
+"""Colours of the ids in masks that are pictures with a palette, to notice palettes that number the classes differently in each file.
 
 The indices of a palette are read as ids. Some programs make a palette for each file, with the colours that occur in it (Pillow's `quantize`
 does). One index then means different classes in two files, and nothing but its colours shows it.
@@ -40,8 +40,8 @@ class OtherColours:
         """The difference, with what to do."""
         return (
             f"id {self.value} has the colour (R, G, B) {self.here} in the palette of the mask and {self.usual} in most others. The indices "
-            "of a palette are read as ids, and a program that makes a palette for each file numbers the classes anew in each; save all "
-            "masks with one palette, or as grey with one id per class"
+            "of a palette are read as ids, and a program that makes a palette for each file may number the classes differently in each; "
+            "save all masks with one palette, or as grey with one id per class"
         )
 
 

@@ -81,7 +81,7 @@ def _refuse_contradictions(
     unknown = sorted(set(own.labels) - set(classes) - {BACKGROUND})
     if unknown:
         raise OptionError(
-            f"{own_key} names {unknown[0]!r}, which is no class of the study; the classes are {', '.join(classes)}"
+            f"{own_key} names {unknown[0]!r}, which is not a class of the study; the classes are {', '.join(classes)}"
         )
     both = sorted(set(own.not_annotated) & set(own.labels))
     if both:

@@ -145,23 +145,23 @@ def _groups(summary: SiteSummaryFile) -> Iterator[_Group]:
 def _problems_of(group: _Group, summary: SiteSummaryFile) -> Iterator[str]:
     """What is wrong with counts: they do not add up, stand for too few cases, or are withheld without a reason."""
     least, name = summary.min_cases, group.name
-    told = [count for count in group.counts if count is not None]
-    rest = 0 if group.total is None else group.total - sum(told)
-    whole = len(told) == len(group.counts)
-    if told and summary.cases is None:
+    given = [count for count in group.counts if count is not None]
+    rest = 0 if group.total is None else group.total - sum(given)
+    whole = len(given) == len(group.counts)
+    if given and summary.cases is None:
         yield f"{name} is given although the number of cases is withheld"
     if rest < 0 or (rest and group.every and whole):
         yield f"the counts of {name} do not add up to the number of cases"
     if least <= OFF and not whole:
         yield f"{name} is withheld although min_cases is {OFF}"
-    if least > OFF and any(count < least for count in told):
+    if least > OFF and any(count < least for count in given):
         yield f"{name} has a count below min_cases"
     if 0 < rest < least:
         yield f"a count below min_cases can be computed from the counts of {name}"
 
 
 def _contradictions(summary: SiteSummaryFile) -> Iterator[str]:
-    """What is not possible apart from single counts."""
+    """Contradictions between the fields, other than those within one group of counts."""
     if any((getattr(summary, name) is None) == (summary.kind == "volumes") for name in OF_VOLUMES):
         yield f"{' and '.join(OF_VOLUMES)} are given for volumes and for nothing else"
     if (summary.patients or 0) > (summary.cases or 0):
@@ -304,7 +304,7 @@ def read_site_summary(path: Path) -> SiteSummaryFile:
         ) from error
     except ValidationError as error:
         raise DataError(
-            f"{path.name!r} is no summary of a site: {first_mistake(error)}; give a file of `pfedsam data summary`"
+            f"{path.name!r} is not a summary of a site: {first_mistake(error)}; give a file of `pfedsam data summary`"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path.name!r} is no summary of a site; give a file of `pfedsam data summary`") from error
+        raise DataError(f"{path.name!r} is not a summary of a site; give a file of `pfedsam data summary`") from error

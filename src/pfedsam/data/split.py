@@ -1,7 +1,7 @@
 """Training, validation and test parts of a site: split by patient, seeded, and stored in a file.
 
 All cases of a patient are in one part, whatever the proportions: pictures of one patient resemble each other, so that a score would
-measure memory if they were in both training and test. Proportions are counted in cases and met as closely as the patients allow.
+measure memorisation if they were in both training and test. Proportions are counted in cases and met as closely as the patients allow.
 """
 
 import hashlib
@@ -406,7 +406,7 @@ def _read_file(path: Path, site: str) -> _SplitFile:
         found = _SplitFile.model_validate(json.loads(read_regular(path)))
     except ValidationError as error:
         raise DataError(
-            f"site {site!r}: {path.name!r} is no split that this version reads: {first_mistake(error)}; split the site again"
+            f"site {site!r}: {path.name!r} is not a split that this version reads: {first_mistake(error)}; split the site again"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"site {site!r}: {path.name!r} cannot be read as a split; split the site again") from error

@@ -214,7 +214,7 @@ def _case(
 
 
 def _anatomy(style: _Style, draw: np.random.Generator) -> tuple[_Blob, _Blob]:
-    """Organ and lesion of a patient; a lesion of radius 0 is none."""
+    """Organ and lesion of a patient; a patient without a lesion has one with a radius of almost 0."""
     organ = _blob(draw, draw.normal(0, 0.1), draw.normal(0, 0.1), style.organ_size * draw.uniform(0.85, 1.15), style)
     where, depth = draw.uniform(0, 2 * np.pi), style.lesion_depth * draw.uniform(0.7, 1.3)
     radius = style.lesion_size * organ.radius * draw.uniform(0.65, 1.35)
@@ -255,7 +255,7 @@ def _posed(blobs: Sequence[_Blob], shift: _Array, turn: float, scale: float) -> 
 
 
 def _spots(style: _Style, organ: _Blob, draw: np.random.Generator) -> list[_Blob]:
-    """Spots inside the organ that are no lesion."""
+    """Spots inside the organ that are not lesions, with the opposite contrast."""
     spots = []
     for _ in range(draw.integers(1, 4)):
         aside = draw.normal(0, 0.4 * organ.radius, 2)
@@ -269,7 +269,7 @@ def _spots(style: _Style, organ: _Blob, draw: np.random.Generator) -> list[_Blob
 
 
 def _decoys(style: _Style, organ: _Blob, draw: np.random.Generator) -> list[_Blob]:
-    """Bodies outside the organ that are no organ; the organ is drawn over them."""
+    """Bodies around the organ with the opposite contrast to it; the organ is drawn over them."""
     start = draw.uniform(0, 2 * np.pi)
     decoys = []
     for number in range(draw.integers(2, 5)):

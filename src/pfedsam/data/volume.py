@@ -193,7 +193,7 @@ class VoxelValues:
 
 
 class _Seen:
-    """What has been seen of the voxels of a case: their digest, their range, and whether a sequence has different values."""
+    """Collects, plane by plane, the digest and the range of the voxels of a case, and whether a sequence has different values."""
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
@@ -207,7 +207,7 @@ class _Seen:
         self._first = None
 
     def passing(self, planes: Iterable[npt.NDArray[np.float32]]) -> Iterator[npt.NDArray[np.float32]]:
-        """The planes, of any shape, unchanged; each is seen before it is passed on."""
+        """Iterates over the planes, of any shape, and includes each in the results before it is passed on unchanged."""
         for plane in planes:
             self._first = float(plane.flat[0]) if self._first is None else self._first
             self._varies = self._varies or bool((plane != self._first).any())
@@ -216,7 +216,7 @@ class _Seen:
             yield plane
 
     def found(self) -> VoxelValues:
-        """What has been seen, after all planes."""
+        """The results, after all planes were read."""
         return VoxelValues(self._hash.hexdigest() if self._varies else None, self._low, self._high)
 
 

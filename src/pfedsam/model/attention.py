@@ -93,8 +93,8 @@ def _fold(query: Tensor, key: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float
     padded = key.shape[2] > height * width
     beyond = [_beyond(bias_h, bias_w, height, width)] if padded else []
     place = _places(height, width, padded, key.dtype, key.device).expand(*key.shape[:2], -1, -1)
-    asked = [query.flatten(2, 3) * scale, bias_h[..., :height], bias_w[..., :width], *beyond]
-    return torch.cat(asked, dim=-1), torch.cat([key, place], dim=-1)
+    queries = [query.flatten(2, 3) * scale, bias_h[..., :height], bias_w[..., :width], *beyond]
+    return torch.cat(queries, dim=-1), torch.cat([key, place], dim=-1)
 
 
 def _beyond(bias_h: Tensor, bias_w: Tensor, height: int, width: int) -> Tensor:

@@ -29,7 +29,7 @@ def find_on_hub(name: str, *, may_download: bool) -> Path:
         CheckpointError: the name is not a hub name, or the model is not in the cache and was not downloaded.
     """
     if not is_hub_name(name):
-        raise CheckpointError(f"{name!r} is no name of a model on the hub, such as facebook/sam-vit-base.")
+        raise CheckpointError(f"{name!r} is not the name of a model on the hub, such as facebook/sam-vit-base.")
     try:
         folder = Path(
             huggingface_hub.snapshot_download(name, allow_patterns=list(_FILES), local_files_only=not may_download)

@@ -12,7 +12,9 @@ Precision: TypeAlias = Literal["float32", "bfloat16", "auto"]
 """Precision of frozen weights; `auto` is bfloat16 if this machine computes it fast, else float32."""
 CPU: Final = torch.device("cpu")
 _SIZE = 384
+"""Rows and columns of the matrices with which the precisions are compared."""
 _SAME_CLASS = 4.0
+"""Ratio of two errors up to which they count as those of the same precision."""
 
 
 def find_device(name: Device) -> torch.device:

@@ -135,7 +135,7 @@ def _check_pickle(program: bytes) -> None:
         name = operation.name
         if name == "GLOBAL" and not _NAMES.fullmatch(argument):
             raise pickle.UnpicklingError(
-                f"it wants to use {argument.replace(' ', '.')[:80]!r}, and weights need no code"
+                f"it refers to {argument.replace(' ', '.')[:80]!r}, which weights do not need and which could run code"
             )
         if name == "MARK":
             marks.append(len(stack))

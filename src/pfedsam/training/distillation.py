@@ -62,7 +62,7 @@ def distillation_loss(
         options: temperature, confidence weighting, and whether classes that the site does not annotate are taught.
         form: the meaning of the labels, and the classes that they contain.
     """
-    if form.says_nothing:
+    if form.annotates_nothing:
         return no_loss(student)
     small = F.interpolate(labels[:, None].float(), size=teacher.shape[-2:], mode="nearest-exact")[:, 0].to(torch.uint8)
     missing = () if options.missing_classes else form.missing

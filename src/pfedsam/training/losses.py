@@ -48,8 +48,8 @@ class LabelForm:
         return tuple(i for i, there in enumerate(self.annotated or (), start=1) if not there)
 
     @property
-    def says_nothing(self) -> bool:
-        """Whether the site annotates no class, so that its labels say nothing about any pixel."""
+    def annotates_nothing(self) -> bool:
+        """Whether the site annotates no class, so that its labels contain no information."""
         return self.annotated is not None and not any(self.annotated)
 
 
@@ -101,7 +101,7 @@ def segmentation_loss(
         form: the meaning of the labels, and the classes that they contain.
         loss: dice_ce, or focal_tversky for structures that fill a small part of the image.
     """
-    if form.says_nothing:
+    if form.annotates_nothing:
         return no_loss(logits)
     logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
     if form.overlap:

@@ -14,7 +14,7 @@ from pfedsam.training.options import TrainingOptions
 from pfedsam.training.phases import OptimizerOptions
 
 FINE_TUNING_START: Final = 0.5
-"""Learning rate at the begin of local fine-tuning, as a fraction of the peak (docs/decisions/0021)."""
+"""Learning rate at the beginning of local fine-tuning, as a fraction of the peak (docs/decisions/0021)."""
 LEAST_GAIN: Final = 0.002
 """A site gains if its Dice is by this much above the best one before; smaller gains count once they add up to it."""
 

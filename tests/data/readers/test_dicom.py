@@ -389,7 +389,7 @@ def test_a_dicomdir_and_a_folder_without_pictures(tmp_path):
     _refused(folder / "DICOMDIR", "is a DICOMDIR, an index without pictures; give the folder")
     _refused(folder, r"holds no DICOM picture \(it holds 1 DICOMDIR\)")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="'empty' is no NIfTI and no DICOM"):
+    with pytest.raises(DataError, match="'empty' is neither NIfTI nor DICOM"):
         open_volume(tmp_path / "empty", VolumeOptions())
 
 

@@ -44,7 +44,7 @@ def test_series_are_listed_by_their_number_in_the_header(folder):
 def test_a_last_slice_of_which_nothing_can_be_read_is_not_left_out(folder, left):
     last = max(folder.glob("IM002*"))
     last.write_bytes(last.read_bytes()[:left])
-    with pytest.raises(DataError, match=f"'s/{last.name}' lies among DICOM files and is none"):
+    with pytest.raises(DataError, match=f"'s/{last.name}' is among DICOM files, but is not DICOM"):
         find_images(folder)
 
 
@@ -108,7 +108,7 @@ def _with(field: str, value: str, slices: tuple[int, ...]):
 def test_a_series_is_of_one_patient_study_and_frame_of_reference(tmp_path, field, what):
     mixed = write_series(tmp_path / "mixed", VALUES, change=_with(field, "1.2.3", (1,)))
     with pytest.raises(
-        DataError, match=f"'mixed' holds one DICOM series whose pictures are of several {what}"
+        DataError, match=f"'mixed' holds one DICOM series whose pictures belong to several {what}"
     ) as caught:
         choose_series(find_images(mixed), None, "mixed")
     assert CANARY not in str(caught.value)

@@ -107,6 +107,6 @@ def test_a_file_that_may_be_a_lost_slice_is_refused_and_others_are_not(name, sta
         refuse_lost_slices(others, dicom)
         return
     with pytest.raises(
-        DataError, match=rf"'s/{name}' lies among DICOM files and is none \({what}\), so that a slice may be"
+        DataError, match=rf"'s/{name}' is among DICOM files, but is not DICOM \({what}\), so that a slice may be"
     ):
         refuse_lost_slices(others, dicom)

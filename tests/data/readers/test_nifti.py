@@ -169,11 +169,11 @@ def test_where_the_voxels_begin(tmp_path, offset, read):
 def test_frames(tmp_path):
     path = write_nifti(tmp_path / "a.nii.gz", np.stack([VALUES, VALUES + 1], axis=3))
     with pytest.raises(
-        DataError, match=r"'a.nii.gz' holds 2 volumes .* of 3 x 4 x 5; say which by data.volume.frame, 0 to 1"
+        DataError, match=r"'a.nii.gz' holds 2 volumes .* of 3 x 4 x 5; choose one by data.volume.frame, 0 to 1"
     ):
         NiftiReader(path)
     np.testing.assert_array_equal(all_planes(NiftiReader(path, frame=1)), VALUES + 1)
-    with pytest.raises(DataError, match="frame 2 is none of them"):
+    with pytest.raises(DataError, match=r"there is no data\.volume\.frame 2; choose 0 to 1"):
         NiftiReader(path, frame=2)
     single = write_nifti(tmp_path / "b.nii", VALUES[..., None])
     assert NiftiReader(single).header().shape == (3, 4, 5)
@@ -281,9 +281,9 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)
     with pytest.raises(DataError, match=f"'{name}' is damaged"):
         NiftiReader(tmp_path / name)
-    with pytest.raises(DataError, match=f"'{name}' cannot be opened: it is no file and no folder"):
+    with pytest.raises(DataError, match=f"'{name}' cannot be opened: it is neither a file nor a folder"):
         open_volume(tmp_path / name, VolumeOptions())
-    with pytest.raises(DataError, match=f"'{name}' cannot be opened: it is no file and no folder"):
+    with pytest.raises(DataError, match=f"'{name}' cannot be opened: it is neither a file nor a folder"):
         open_mask(tmp_path / name, NiftiReader(write_nifti(tmp_path / "b.nii", VALUES)), VolumeOptions())
 
 

@@ -46,7 +46,7 @@ def test_size_and_damage_are_told_as_those_of_other_pictures(tmp_path, image):
     _write_empty_png(tmp_path / "m.png", 20000)
     assert_refused(tmp_path / "m.png", image, r"'m\.png' is too large")
     (tmp_path / "m.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    assert_refused(tmp_path / "m.png", image, r"'m\.png' is no PNG, JPEG or TIFF, or damaged")
+    assert_refused(tmp_path / "m.png", image, r"'m\.png' is not a PNG, JPEG or TIFF file, or is damaged")
 
 
 def _write_empty_png(path: Path, side: int) -> None:

@@ -149,8 +149,8 @@ def test_frames_at_one_place_that_do_not_say_their_time_are_refused(tmp_path):
     for own in dataset.PerFrameFunctionalGroupsSequence:
         del own.DerivationImageSequence
     dataset.save_as(both)
-    assert_refused(both, early, r"has 5 frame\(s\) more than places of a segment")
-    assert_refused(both, early, r"has 5 frame\(s\) more than places of a segment", resample=True)
+    assert_refused(both, early, r"several frames of one segment at the same place \(5 too many\)")
+    assert_refused(both, early, r"several frames of one segment at the same place \(5 too many\)", resample=True)
 
 
 def test_a_seg_of_a_sequence_with_the_same_coordinates_is_placed_and_that_is_said(tmp_path):
@@ -192,7 +192,7 @@ def test_a_seg_of_another_series_is_refused(tmp_path):
     assert_refused(path, other, "another frame of reference")
     frame = image.header().frame_of_reference
     away = DicomReader(write_series(tmp_path / "away", VALUES, moved(origin=7)[:, [1, 0, 2, 3]], frame=frame))
-    assert_refused(path, away, "which is no slice of it; export the segmentation of this image")
+    assert_refused(path, away, "which is not a slice of it; export the segmentation of this image")
 
 
 def test_a_seg_of_another_place_is_refused_where_it_would_be_resampled(tmp_path):
@@ -382,7 +382,7 @@ def test_frames_of_a_seg_that_make_no_volume_are_refused(tmp_path):
     _placed(near, (0, 0), (0.02, 0), (16, 0))
     assert_refused(near, image, "its DICOM-SEG header gives 6 x 8 x 801 voxels", resample=True, max_gigabytes=3e-5)
     _placed(near, (0, 0), (0.002, 0), (16, 0))
-    assert_refused(near, image, r"has 1 frame\(s\) more than places of a segment", resample=True)
+    assert_refused(near, image, r"several frames of one segment at the same place \(1 too many\)", resample=True)
     _placed(near, (0, 0), (4, 0), (9.5, 0))
     assert_refused(near, image, "slices of the segmentation are 4.75 mm apart, those of the image 1 mm")
     assert_refused(near, image, "or its frames are unevenly spaced, so that it cannot be resampled", resample=True)
@@ -390,7 +390,7 @@ def test_frames_of_a_seg_that_make_no_volume_are_refused(tmp_path):
     far = _thin(tmp_path / "far", thick, 100)
     assert_refused(alone, far, "its DICOM-SEG does not give the distance of its slices", resample=True)
     tilted = _placed(_drawn_on(tmp_path / "t.dcm", thick, 0, 1, 2), (0, 0), (4, 1.2), (8, 2.4))
-    assert_refused(tilted, image, "frames of its DICOM-SEG are no right-angled stack", resample=True)
+    assert_refused(tilted, image, "frames of its DICOM-SEG are not a right-angled stack", resample=True)
 
 
 def test_segments_that_cross_keep_both_and_are_regions_of_sums(tmp_path):

@@ -236,7 +236,7 @@ WIDTHS = "the encoder's output_channels is {}, twice num_pos_feats is {}, the pr
             "vision_config",
             "num_attention_heads",
             3,
-            "hidden_size is 32, which is no multiple of its num_attention_heads",
+            "hidden_size is 32, which is not a multiple of its num_attention_heads",
         ),
         ("vision_config", "use_rel_pos", False, "its encoder has use_rel_pos switched off"),
         ("vision_config", "num_hidden_layers", 0, "num_hidden_layers is 0, allowed are 1 to 256"),
@@ -262,8 +262,8 @@ def test_a_whole_model_that_cannot_work_is_refused(
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("NaN", "it contains NaN, which is no number"),
-        ("-Infinity", "it contains -Infinity, which is no number"),
+        ("NaN", "it contains NaN, which is not a number"),
+        ("-Infinity", "it contains -Infinity, which is not a number"),
         ("1e999", "layer_norm_eps is inf, allowed are numbers above 0 and up to 1"),
         ("-1.0", "layer_norm_eps is -1.0, allowed are numbers above 0 and up to 1"),
         ("0.0", "layer_norm_eps is 0.0, allowed are numbers above 0 and up to 1"),
@@ -287,7 +287,7 @@ def test_an_activation_that_is_not_known_is_named(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["vision_config"]["hidden_act"] = "swoosh"
     (folder / "config.json").write_text(json.dumps(config))
-    assert "'swoosh' is no name that transformers knows" in refusal(folder)
+    assert "'swoosh' is not a name that transformers knows" in refusal(folder)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 10**5, " " * (2**20 + 1)])

@@ -198,10 +198,10 @@ def _remove(out: Path, sites: Iterable[str]) -> None:
 
 
 def refuse_missing(source: Path) -> None:
-    """Refuse a source that is no folder.
+    """Refuse a source that is not a folder.
 
     Raises:
-        DataError: it is none.
+        DataError: the source is not a folder.
     """
     if not source.is_dir():
         raise DataError(f"the folder {str(source)!r} does not exist; give the folder that the data set was unpacked to")
@@ -211,7 +211,7 @@ def _refuse_filled(out: Path) -> None:
     """Refuse a target that contains something.
 
     Raises:
-        DataError: it does.
+        DataError: the target contains something, or is a file.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"the folder {str(out)!r} is not empty; give a new or an empty one")

@@ -57,7 +57,7 @@ def classes(source: Path) -> Classes:
     """The labels of `dataset.json`, which maps numbers to names.
 
     Raises:
-        DataError: a key is no number, or a name is no text.
+        DataError: a key is not a number, or a name is not text.
     """
     found: dict[str, list[int]] = {}
     for number, name in read_table(read_description(source, "training"), "labels").items():

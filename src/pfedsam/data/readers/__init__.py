@@ -87,7 +87,7 @@ def open_volume(path: Path, options: VolumeOptions, *, series: str | None = None
             resample=options.resample,
             max_gigabytes=options.max_gigabytes,
         )
-    raise DataError(f"{path.name!r} is no NIfTI and no DICOM, or damaged; restore it or take the case out")
+    raise DataError(f"{path.name!r} is neither NIfTI nor DICOM, or is damaged; restore it or take the case out")
 
 
 def open_mask(
@@ -121,10 +121,12 @@ def _refuse_absent(path: Path) -> None:
     """Refuse a path with nothing that can be read; opening a pipe would wait for another program.
 
     Raises:
-        DataError: there is no file and no folder.
+        DataError: the path is neither a file nor a folder.
     """
     if not path.is_file() and not path.is_dir():
-        raise DataError(f"{path.name!r} cannot be opened: it is no file and no folder; restore it or take the case out")
+        raise DataError(
+            f"{path.name!r} cannot be opened: it is neither a file nor a folder; restore it or take the case out"
+        )
 
 
 def _dicom_mask(path: Path, image: Header, options: VolumeOptions) -> MaskReader:

@@ -41,7 +41,7 @@ class Stack:
     positions: npt.NDArray[np.float64] | None
     """[D, 3] mm, in DICOM's directions; None if the files have no position."""
     problem: str | None
-    """Why the planes are no right-angled, even grid; None if they are one."""
+    """Why the planes are not a right-angled, even grid; None if they are."""
     step: float | None
     """Distance of two slices in mm."""
 
@@ -81,8 +81,8 @@ def order_planes(series: Series, frame: int | None) -> Stack:
         )
     if series.tiled:
         raise DataError(
-            "its DICOM pictures are the tiles of a slide (whole-slide microscopy), which is no volume; export the slide, or the parts to "
-            "segment, as pictures (PNG or TIFF)"
+            "its DICOM pictures are the tiles of a slide (whole-slide microscopy), which is not a volume; export the slide, or the parts "
+            "to segment, as pictures (PNG or TIFF)"
         )
     if any(plane.position is None or plane.orientation is None for plane in series.planes):
         return _without_positions(series, frame)
@@ -106,7 +106,7 @@ def _without_positions(series: Series, frame: int | None) -> Stack:
     files = {plane.path for plane in planes}
     if len(files) > 1:
         raise DataError(
-            f"its {len(files)} DICOM files have no positions, so their order is not known; if they are pictures and no slices, give each "
+            f"its {len(files)} DICOM files have no positions, so their order is not known; if they are pictures and not slices, give each "
             "file as an image of its own, otherwise export them with positions"
         )
     if len(planes) == 1 or (frame is None and series.depth_frames):
@@ -117,7 +117,9 @@ def _without_positions(series: Series, frame: int | None) -> Stack:
             "data.volume.frame, or export a series with positions"
         )
     if frame >= len(planes):
-        raise DataError(f"its DICOM file holds {len(planes)} frames; data.volume.frame {frame} is none of them")
+        raise DataError(
+            f"its DICOM file holds {len(planes)} frames, so that there is no data.volume.frame {frame}; choose 0 to {len(planes) - 1}"
+        )
     return Stack.without_positions((planes[frame],))
 
 
@@ -153,7 +155,7 @@ def _one_each(groups: list[list[Plane]], frame: int | None) -> tuple[Plane, ...]
 
 
 def _refuse_doubled(groups: list[list[Plane]]) -> None:
-    """Refuse several planes at a position that are no times, echoes or b-values.
+    """Refuse several planes at a position that are not times, echoes or b-values.
 
     Raises:
         DataError: the numbers of planes differ between positions, or a picture is there twice.
@@ -170,7 +172,7 @@ def _refuse_doubled(groups: list[list[Plane]]) -> None:
 def _unevenness(
     positions: npt.NDArray[np.float64], normal: npt.NDArray[np.float64], planes: tuple[Plane, ...]
 ) -> tuple[str | None, float | None]:
-    """Why positions [D, 3] are no right-angled, even stack along the normal (or None), and the usual distance of two slices in mm."""
+    """Why positions [D, 3] are not a right-angled, even stack along the normal (or None), and the usual distance of two slices in mm."""
     if len(positions) == 1:
         return None, planes[0].thickness
     along = (positions - positions[0]) @ normal
@@ -230,7 +232,7 @@ class DicomReader:
         """Whether the stack is read as it is, without resampling."""
         if not self.even and not resample:
             raise DataError(
-                f"its DICOM series is no even, right-angled grid: {self.stack.problem}; complete the series, resample it, or set "
+                f"its DICOM series is not an even, right-angled grid: {self.stack.problem}; complete the series, resample it, or set "
                 "data.volume.resample: true"
             )
         self._header = self._make_header(shape)

@@ -50,7 +50,8 @@ _ORIGINS: Final = {
     "StudyInstanceUID": "studies",
     "FrameOfReferenceUID": "coordinate systems (frames of reference)",
 }
-"""Fields in which the pictures of a series do not differ, and what they would be of; a picture without a field may be of any."""
+"""Fields that have one value in a sound series, and what its pictures belong to several of if the values differ. A picture without the
+field is not counted."""
 _IDENTITY: Final = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "InstanceNumber", *_ORIGINS)
 _SERIES: Final = ("Modality", "ImageType", "SeriesNumber", "SeriesDescription", "ProtocolName", "VolumetricProperties")
 _TILES: Final = ("DimensionOrganizationType", "TotalPixelMatrixColumns")
@@ -120,7 +121,7 @@ class Series:
     frame_of_reference: str | None
     image_type: tuple[str, ...]
     mixed: tuple[str, ...]
-    """What the pictures are of several of, such as patients; empty in a sound series."""
+    """The kinds of things to several of which the pictures belong, such as patients; empty in a sound series."""
     started: float | None = field(repr=False)
     """Seconds since a fixed day; compared with those of other series, never shown."""
     words: str = field(repr=False)
@@ -128,7 +129,7 @@ class Series:
     uid: str | None = field(repr=False)
     """SeriesInstanceUID, compared with the option `series`; never shown."""
     digest: str
-    """Digest of what tells the series from others: the SeriesInstanceUID, and kind, orientation, size and spacing of its pictures."""
+    """Digest of what distinguishes the series from others: the SeriesInstanceUID, and kind, orientation, size and spacing of pictures."""
     patient: str | None = field(default=None, repr=False)
     """Digest of the PatientID, compared with those of other cases; never shown. None if the pictures have none, or several."""
 
@@ -319,12 +320,12 @@ def _refuse_mixed(series: Series, name: str) -> None:
     """Refuse a series that consists of pictures of several patients, studies or frames of reference.
 
     Raises:
-        DataError: it does.
+        DataError: it is such a series.
     """
     if series.mixed:
         raise DataError(
-            f"{name!r} holds one DICOM series whose pictures are of several {' and '.join(series.mixed)}; a volume is of one: leave the "
-            "pictures that belong together in the folder, and take the others out"
+            f"{name!r} holds one DICOM series whose pictures belong to several {' and '.join(series.mixed)}, and those of a volume belong "
+            "to one; leave the pictures that belong together in the folder, and take the others out"
         )
 
 
@@ -382,7 +383,7 @@ def _add_to_stack(stacks: list[list[_Picture]], picture: _Picture) -> None:
 
 
 def _place_in_list(key: tuple[Any, ...], stack: list[_Picture]) -> tuple[Any, ...]:
-    """The sort key of a stack: number of the series, then what tells series and stacks apart, whatever the names of the files."""
+    """The sort key of a stack: number of the series, then what distinguishes series and stacks, independent of the names of files."""
     head, plane = stack[0]
     direction = tuple(round(value, 2) + 0.0 for value in plane.orientation or ())
     spacing = tuple(round(value, 3) for value in plane.spacing or ())

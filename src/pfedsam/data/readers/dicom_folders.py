@@ -20,7 +20,8 @@ TEXT_ENDINGS: Final = (".txt", ".log", ".csv", ".json", ".xml", ".yaml", ".yml",
 def visible_files(path: Path) -> Iterator[Path]:
     """The file itself, or what a folder and its subfolders hold without hidden files and folders, in the order of their paths.
 
-    Links to folders are not followed. They and folders that cannot be listed come as they are, so that whoever reads them notices.
+    Links to folders are not followed. They, and folders that cannot be listed, are returned like files, so that reading them fails with a
+    message.
     """
     if not path.is_dir():
         yield path
@@ -46,7 +47,7 @@ def start_of(path: Path) -> bytes:
     """The first bytes of a file, by which `is_dicom` recognises it.
 
     Raises:
-        DataError: it cannot be read, or is a link to a folder or to nothing; a slice would be missing, at the end of a volume in silence.
+        DataError: it cannot be read, or is a link to a folder or to nothing, so that a slice could be missing without a message.
     """
     try:
         with open_regular(path) as file:
@@ -75,10 +76,10 @@ def _looks_like_element(start: bytes) -> bool:
 
 
 def refuse_lost_slices(others: Mapping[Path, bytes], dicom: Iterable[Path]) -> None:
-    """Refuse a file that is no DICOM, but may have been a slice: by its ending, or because it is empty, zeros or cut off.
+    """Refuse a file that is not DICOM but may have been a slice: by its ending, or because it is empty, cut off, or begins with zeros.
 
     Args:
-        others: first bytes of each file that is no DICOM.
+        others: first bytes of each file that is not DICOM.
         dicom: the DICOM files beside them.
 
     Raises:
@@ -89,8 +90,8 @@ def refuse_lost_slices(others: Mapping[Path, bytes], dicom: Iterable[Path]) -> N
         ending, damage = file.suffix.lower(), _damage(start)
         if ending in endings or (damage and ending not in TEXT_ENDINGS):
             raise DataError(
-                f"{_place(file)} lies among DICOM files and is none ({damage or 'its content is of another kind'}), so that a slice may be "
-                "missing; restore it from its source, or remove it"
+                f"{_place(file)} is among DICOM files, but is not DICOM ({damage or 'its content is of another kind'}), so that a slice "
+                "may be missing; restore it from its source, or remove it"
             )
 
 

@@ -123,8 +123,8 @@ def _check_bits(dataset: Dataset, plane: Plane) -> None:
         highest = dataset.get("HighBit")
         if highest is not None and "PixelData" in dataset and int(highest) != int(dataset.BitsStored) - 1:
             raise DataError(
-                f"{plane.path.name!r} says that its values have {int(dataset.BitsStored)} bits, of which bit {int(highest)} is the highest "
-                f"(it must be {int(dataset.BitsStored) - 1}), so that its values are not certain; export it again, or correct HighBit"
+                f"the header of {plane.path.name!r} gives BitsStored {int(dataset.BitsStored)} and HighBit {int(highest)}, which must be "
+                f"{int(dataset.BitsStored) - 1}, so that its values are not certain; export it again, or correct HighBit"
             )
 
 

@@ -1,4 +1,4 @@
-"""One picture of a DICOM file: its position, its size, and what tells it from others at the same position.
+"""One picture of a DICOM file: its position, its size, and what distinguishes it from others at the same position.
 
 Values come from a frame's own functional groups, from those that all frames share, or from the header itself.
 """

@@ -1,7 +1,7 @@
 """Compressed data in DICOM files, whose size is limited before they are decompressed: a file of a few kilobytes may hold gigabytes.
 
 Two things may be compressed: the whole data set ("deflated"), or each picture (JPEG, JPEG-LS, JPEG 2000, RLE). The first bytes of a JPEG
-picture of any kind say how large it is. RLE says nothing, but its decoder writes into memory of the size that the header of the file gives.
+picture of any kind contain its size. RLE data do not, but their decoder writes into memory of the size that the header of the file gives.
 
 Pictures of one bit a pixel are packed without a gap, so that a picture may begin inside a byte (DICOM PS3.5, 8.1.1).
 """
@@ -107,7 +107,7 @@ def decode_frame(dataset: Dataset, frame: int) -> npt.NDArray[Any]:
         if isinstance(exc, Exception | KeyboardInterrupt | SystemExit):
             raise
         # A decoder in Rust raises a `PanicException`, which is no `Exception`.
-        raise ValueError("the decoder gave up") from exc
+        raise ValueError("the decoder failed") from exc
 
 
 def _unpack_frame(dataset: Dataset, frame: int) -> npt.NDArray[np.uint8]:

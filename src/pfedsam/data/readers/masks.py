@@ -18,7 +18,7 @@ from pfedsam.data.readers.regrid import foreground_outside, nearest_voxels
 from pfedsam.data.volume_options import Overlaps
 
 LISTED_BY: Final = "`pfedsam data check` lists the names in the masks"
-"""What tells the names of parts, which no message shows."""
+"""How the user finds the names of parts; no message contains them, because they are free text of the site's files."""
 _HIGHEST_ID: Final = 65535
 _ON_SLICE: Final = 0.1
 """Largest distance of a slice of an even grid from a slice of its series that is the same, as a share of the distance of slices."""
@@ -49,7 +49,7 @@ class PartNames:
         if self.absent and self.others:
             yield (
                 f"no part of the mask has the name {', '.join(map(repr, self.absent))}, and {len(self.others)} part(s) have a name that is "
-                f"not in data.volume.segments and are left out: if one of them is meant, give its name there ({LISTED_BY})"
+                f"not in data.volume.segments and are left out: if one of them is the wanted part, give its name there ({LISTED_BY})"
             )
 
 

@@ -42,7 +42,7 @@ _REST_BYTES, _BLOCK_BYTES = 2**28, 2**20
 _UNITS: Final = {1: 1000.0, 3: 0.001}
 """NIfTI's code of the unit of length (without that of time) to its length in mm; other codes mean mm."""
 _HIGHEST_ID: Final = 2**53
-"""Above it not every whole number can be told from the next one."""
+"""Above it, float64 cannot represent every whole number."""
 _ID_ERROR: Final = 1e-5
 """Largest difference of an id from a whole number, caused by rounding of the slope."""
 
@@ -234,7 +234,7 @@ class NiftiReader:
         return int(offset)
 
     def _check_type(self) -> None:
-        """Refuse complex, colour and other values that are no grey values.
+        """Refuse complex numbers, colours and other values that are not grey values.
 
         Raises:
             DataError: the file has such values.
@@ -260,12 +260,16 @@ class NiftiReader:
         if frames == 1:
             return 0, (first, second, third)
         if frame is None:
-            remedy = "save a mask as one volume" if self._mask else f"say which by data.volume.frame, 0 to {frames - 1}"
+            remedy = (
+                "save a mask as one volume" if self._mask else f"choose one by data.volume.frame, 0 to {frames - 1}"
+            )
             raise DataError(
                 f"{self.path.name!r} holds {frames} volumes (times or sequences) of {first} x {second} x {third}; {remedy}"
             )
         if frame >= frames:
-            raise DataError(f"{self.path.name!r} holds {frames} volumes; data.volume.frame {frame} is none of them")
+            raise DataError(
+                f"{self.path.name!r} holds {frames} volumes, so that there is no data.volume.frame {frame}; choose 0 to {frames - 1}"
+            )
         return frame, (first, second, third)
 
     def _read_header(self, shape: Shape) -> Header:
@@ -305,7 +309,7 @@ class NiftiReader:
 def _without_size(header: Any) -> npt.NDArray[np.bool_]:  # noqa: ANN401 - nibabel's classes have no types
     """The axes, shape [3], along which a header that nibabel has not repaired gives voxels the size 0; it makes 1 of it.
 
-    They are none if the header has an sform, which gives sizes of its own.
+    There are no such axes if the header has an sform, which gives sizes of its own.
     """
     return np.asarray((header["pixdim"][1:4] == 0) & (header["sform_code"] <= 0))
 
@@ -345,7 +349,7 @@ def _class_of(path: Path, start: bytes) -> Any:  # noqa: ANN401 - nibabel's clas
         return nib.nifti2.Nifti2Image
     if start[344:348] == b"ni1\0" or start[4:8] == b"ni2\0":
         raise DataError(f"{path.name!r} is NIfTI in two files (.hdr and .img); save it as one .nii or .nii.gz file")
-    raise DataError(_damaged(path, "its header is none of NIfTI"))
+    raise DataError(_damaged(path, "its header is not that of a NIfTI file"))
 
 
 def _damaged(path: Path, what: str) -> str:

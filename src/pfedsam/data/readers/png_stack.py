@@ -1,8 +1,8 @@
 """A mask as a folder of grey or palette pictures, one for each slice of a DICOM series.
 
 A picture belongs to the slice whose DICOM file has the same name. If the names differ, it belongs to the slice whose InstanceNumber, or
-whose file, has the number of its name. Numbers alone do not say whether slices were counted from the lowest or from the first one, so
-what is not clear is refused.
+whose file, has the number of its name. From numbers alone it is not known whether slices were counted from the lowest or from the first
+one, so an order that is not clear is refused.
 """
 
 import re
@@ -23,7 +23,7 @@ from pfedsam.data.readers.pictures import read_slice
 
 ENDINGS: Final = frozenset({".png", ".tif", ".tiff"})
 _KNOWN_ENDINGS: Final = re.compile(r"(\.(png|tiff?|dcm|dicom|ima))+$")
-"""What is no part of a name. A file that is named by its identifier has no ending: the last part of 1.2.840.1 is none."""
+"""Endings that are removed before names are compared. The last part of an identifier, such as 1.2.840.1, is not an ending."""
 _BY_NUMBER: Final = (
     "the pictures of the mask are named unlike the DICOM files, and were assigned to the slices by their numbers"
 )
@@ -45,7 +45,7 @@ def read_png_stack(path: Path, image: Header, planes: Sequence[Plane] | None, *,
     Args:
         path: the folder.
         image: header of the image.
-        planes: the slices of the image by position, each of a file of its own; None if the image is no series of single files.
+        planes: the slices of the image by position, each of a file of its own; None if the image is not a series of single files.
         max_megapixels: larger pictures are refused before decoding.
 
     Raises:
@@ -71,7 +71,7 @@ def read_png_stack(path: Path, image: Header, planes: Sequence[Plane] | None, *,
 
 
 def _refuse_renumbered(pictures: Sequence[Path], slices: Sequence[npt.NDArray[Any]], max_megapixels: float) -> None:
-    """Refuse pictures, given with their ids [rows, columns], whose palettes number the classes anew in each.
+    """Refuse pictures, given with their ids [rows, columns], whose palettes number the classes differently.
 
     Raises:
         DataError: one id has several colours, and one colour several ids.
@@ -107,7 +107,7 @@ def _by_number(pictures: Sequence[Path], planes: Sequence[Plane]) -> list[Path]:
         return [picture for _, picture in sorted(zip(theirs, pictures, strict=True))]
     raise DataError(
         "the pictures of its mask cannot be assigned to the slices of the DICOM series: their names are not those of its files, and their "
-        "numbers do not clearly say the order; name each picture like the DICOM file of its slice (IM7.png for IM7 or IM7.dcm)"
+        "numbers do not determine the order; name each picture like the DICOM file of its slice (IM7.png for IM7 or IM7.dcm)"
     )
 
 

@@ -76,7 +76,7 @@ class _Contents:
 
 
 class _OtherGridError(Exception):
-    """A frame is no slice of the image; the text says why."""
+    """A frame is not a slice of the image; the text gives the reason."""
 
 
 def read_seg(path: Path, image: Header, options: VolumeOptions) -> GridMask:
@@ -204,7 +204,7 @@ def _check_coordinates(dataset: Dataset, image: Header) -> None:
 
 
 def _places(contents: _Contents, image: Header) -> tuple[Mapping[int, _Place], str | None]:
-    """The position of each frame in the image, by index; or none, and why a frame is no slice of the image.
+    """The position of each frame in the image, by index; or an empty mapping, and why a frame is not a slice of the image.
 
     Raises:
         DataError: a segment has several frames at one place.
@@ -271,7 +271,7 @@ def _place(frame: Affine, size: tuple[int, int], image: Header) -> _Place:
     """The position of a frame of `size` (rows, columns) in the array of the image.
 
     Raises:
-        _OtherGridError: it is no slice of the image.
+        _OtherGridError: it is not a slice of the image.
     """
     if image.affine is None:
         if image.shape == (*size, 1):
@@ -328,7 +328,7 @@ def _slice_at(
         found = " x ".join(map(str, size))
         raise _OtherGridError(
             f"a frame of the segmentation ({found} pixels) begins at voxel ({', '.join(f'{value:.3g}' for value in start)}) of the image "
-            f"of {' x '.join(map(str, image.shape))}, which is no slice of it"
+            f"of {' x '.join(map(str, image.shape))}, which is not a slice of it"
         )
     where: list[int | slice] = voxel.tolist()
     for axis, sign in zip(axes, signs, strict=True):

@@ -98,8 +98,8 @@ def refuse_doubled(places: Sequence[tuple[int, Any]]) -> None:
     doubled = len(places) - len(set(places))
     if doubled:
         raise DataError(
-            f"its DICOM-SEG has {doubled} frame(s) more than places of a segment: it may hold several times, and does not say which frame "
-            "belongs to this image; export the segmentation of this image alone"
+            f"its DICOM-SEG has several frames of one segment at the same place ({doubled} too many): it may hold several times, and it is "
+            "not known which frame belongs to this image; export the segmentation of this image alone"
         )
 
 
@@ -115,6 +115,6 @@ def _refuse_sideways(frames: Sequence[Frame]) -> None:
     pixel = np.linalg.norm(frames[0].affine[:3, :2], axis=0).min()
     if np.linalg.norm(sideways, axis=1).max() > pixel / 2 or np.abs(affines[:, :3, :3]).max() > DIRECTION_TOLERANCE:
         raise DataError(
-            "the frames of its DICOM-SEG are no right-angled stack (tilted gantry, or several planes), which is not resampled; export the "
-            "segmentation on the grid of its image"
+            "the frames of its DICOM-SEG are not a right-angled stack (tilted gantry, or several planes), which is not resampled; export "
+            "the segmentation on the grid of its image"
         )

@@ -50,7 +50,7 @@ class SeriesRow:
 
 
 def list_series(path: Path) -> tuple[SeriesRow, ...]:
-    """The series of a folder of which none could be chosen; empty if there are fewer than two, or a file is damaged."""
+    """The series of a folder for which the choice of one failed; empty if there are fewer than two, or a file is damaged."""
     if not path.is_dir():
         return ()
     try:

@@ -1,8 +1,8 @@
 """Data that can be read and are probably wrong: each check looks for one kind of fault in the facts of the sites.
 
 A finding names the site, its cases and what to do. Most findings are warnings, because the data may be meant that way. An image in two
-parts of the split is an error, because a score on it would measure memory instead of generalisation; so are cases that no model can be
-trained on together.
+parts of the split is an error, because a score on it would measure memorisation instead of generalisation; so are cases that no model can
+be trained on together.
 """
 
 from collections.abc import Sequence

@@ -15,8 +15,8 @@ from pfedsam.data.suspicions.finding import Finding, Study, case_ids
 _FAR_SHARE: Final = 4.0
 """Distance in log odds from which two shares of a class are far apart: a factor of 55 in the odds."""
 _INVERTED: Final = 1.0
-"""The same for masks that look inverted: they fill the edges of the images, and the share of their complement is nearer to that of
-other sites."""
+"""Distance in log odds from which a share is far from that of other sites if the masks look inverted, that is, if the class fills the
+edges of the images and the share of its complement is nearer to that of other sites."""
 _SPARSE: Final = 0.005
 """Share of the pixels below which training easily loses a class."""
 

@@ -58,7 +58,7 @@ def equal_masks(sites: Sequence[SiteFacts], _: Study) -> Iterator[Finding]:
 def one_patient(facts: SiteFacts, _: Study) -> Iterator[Finding]:
     """DICOM cases of one PatientID that count as several patients.
 
-    Where all cases of a site have the same PatientID, it was written by an anonymiser and says nothing.
+    Where all cases of a site have the same PatientID, it was written by an anonymisation program and does not identify a patient.
     """
     by_digest: dict[str, list[CaseFacts]] = defaultdict(list)
     for one in facts.cases:
@@ -102,7 +102,7 @@ def _leak_text(groups: Sequence[_Group], level: _Level) -> str:
     remedy = "at one site" if level == "sites" else "in one part"
     return (
         f"{_same_content(_leaking_pair(groups[0]), level)}{_more(groups)}, and they are in two parts of the split, so that scores would "
-        f"measure memory; keep one of them, or give both the same patient {remedy}"
+        f"measure memorisation; keep one of them, or give both the same patient {remedy}"
     )
 
 

@@ -23,7 +23,7 @@ _SIDES: Final = re.compile(r"(?:[ _\-]?(?:left|right)|(?<=\d)[LR]|[ _\-](?:L|R|O
 _NUMBERED: Final = re.compile(r"(?<=\d)[ _\-]\d+$")
 """A plain number after a number, such as p3_1."""
 _ENDINGS: Final = ((_TILE, 1), (_SIDES, 2), (_NUMBERED, 3))
-"""Endings, each with the number of sources from which they are a sign of several pictures of one source."""
+"""Endings, each with the number of sources (groups of names that are equal without it) from which names count as those of parts."""
 
 
 def pattern_partly(facts: SiteFacts, study: Study) -> Iterator[Finding]:

@@ -324,7 +324,7 @@ def _refuse_constant(name: str) -> None:
     Raises:
         ValueError: always.
     """
-    raise ValueError(f"it contains {name}, which is no number")
+    raise ValueError(f"it contains {name}, which is not a number")
 
 
 def _is_table(value: object) -> TypeGuard[dict[str, Any]]:
@@ -467,5 +467,5 @@ def _shipped() -> str:
 def _brief(error: BaseException) -> str:
     """The message of an error in one short line; the first line of some messages only announces the following ones."""
     if isinstance(error, KeyError):  # whose message is only the key, such as the name of an activation
-        return f"{str(error)[:80]} is no name that transformers knows"
+        return f"{str(error)[:80]} is not a name that transformers knows"
     return " ".join(str(error).split())[:200] or type(error).__name__

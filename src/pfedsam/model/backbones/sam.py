@@ -57,7 +57,7 @@ class SamBackbone(Backbone):
             )
         if vision.hidden_size % vision.num_attention_heads:
             raise ValueError(
-                f"its encoder's hidden_size is {vision.hidden_size}, which is no multiple of its num_attention_heads, "
+                f"its encoder's hidden_size is {vision.hidden_size}, which is not a multiple of its num_attention_heads, "
                 f"{vision.num_attention_heads}"
             )
         missing = [name for name in ("qkv_bias", "use_abs_pos", "use_rel_pos") if not getattr(vision, name)]

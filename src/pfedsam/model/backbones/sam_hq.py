@@ -62,13 +62,13 @@ class SamHqBackbone(SamBackbone):
             raise ValueError(f"its encoder's hidden_size is {width}, but its decoder's vit_dim is {expected}")
 
     def unusual(self) -> dict[str, Any]:
-        """As for SAM, and the first block with global attention, whose output the decoder uses, where no shape tells which it is.
+        """As for SAM, and the first block with global attention, whose output the decoder uses, unless the shapes of weights determine it.
 
         A window as large as the image has the relative positions of global attention. The usual block is the last of the first quarter.
         """
         vision = self.network.config.vision_config
-        told = vision.window_size not in self.grid or self.stages == (len(self.blocks) // 4 - 1,)
-        return super().unusual() | ({} if told else {"stages": list(self.stages)})
+        determined = vision.window_size not in self.grid or self.stages == (len(self.blocks) // 4 - 1,)
+        return super().unusual() | ({} if determined else {"stages": list(self.stages)})
 
     def finish(self, tokens: Tensor, stages: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Tokens and the stage, `[B, h, w, d]` each, to the image embedding `[B, e, h, w]` and features `[B, c, 4 h, 4 w]`."""
