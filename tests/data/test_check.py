@@ -114,6 +114,8 @@ def test_a_pattern_that_matches_nothing_is_a_problem(site_folder):
     )
     matched = read_site("north", site.folder, patient_pattern="^(.+)-")
     assert _check(matched, "^(.+)-").problems == ()
+    empty = read_site("north", site.folder, patient_pattern="^(x?)")  # the group matches, and contains no patient
+    assert "patient_pattern '^(x?)' matches none of its 2 file names" in _check(empty, "^(x?)").problems[0]
     (site.folder / "manifest.csv").write_text("image,mask,patient\nimages/b-1.png,masks/b-1.png,p\n")
     assert _check(read_site("north", site.folder, patient_pattern="^(.+)_"), "^(.+)_").problems == ()
 
