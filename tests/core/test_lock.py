@@ -110,7 +110,7 @@ def test_a_folder_whose_path_is_no_text_is_refused_and_not_made(tmp_path: Path, 
     ):
         pass
     str(caught.value).encode("utf-8")  # so that it can be printed
-    with pytest.raises(RunError, match="no text"), running_as(folder / "pid", "taken"):
+    with pytest.raises(RunError, match="not text"), running_as(folder / "pid", "taken"):
         pass
     assert list(tmp_path.iterdir()) == []
     refuse_unreadable_name(tmp_path / "r\u00fcn \u6771")
