@@ -6,7 +6,9 @@ import socket
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+from volume_files import write_nifti
 
 from pfedsam.data.synthetic import SyntheticOptions, write_sites
 from pfedsam.deploy import preflight
@@ -105,16 +107,15 @@ def test_missing_data_and_a_full_disk(site: Path) -> None:
     assert "chmod 700" in wrong(site)["folder"]
 
 
-def test_a_backbone_that_only_lies_in_the_working_directory(
-    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    manifest = StudyManifest(
+def study_manifest(**data: object) -> StudyManifest:
+    """The manifest of a study in which no tensor is shared, with these options of its data."""
+    return StudyManifest(
         study="0123456789abcdef",
         name="nuclei",
         method="pfedsam",
         rounds=1,
         configuration={
-            "data": {"classes": {"n": [1]}},
+            "data": {"classes": {"n": [1]}, **data},
             "model": {"backbone": "sam.pth"},
             "communication": {"codec": "fp32"},
         },
@@ -125,7 +126,38 @@ def test_a_backbone_that_only_lies_in_the_working_directory(
         pipeline=("encode as fp32",),
         scalar_metrics={},
     )
-    SitePolicy(site).approve(manifest)
+
+
+def test_cases_of_two_sequences_are_no_images_without_masks(site: Path) -> None:
+    data = site.parent / "volumes"
+    for name in ("images/a_t1", "images/a_t2", "masks/a"):
+        write_nifti(data / f"{name}.nii.gz", np.ones((4, 4, 3), np.uint8))
+    (site / "site.yaml").write_text(f"name: north\ndata: {data}\n")
+    SitePolicy(site).approve(study_manifest(volume={"channels": ["_t1", "_t2"]}))
+    found = {finding.what: finding for finding in check_site_ready(site)}
+    assert found["data"].ok
+    assert found["data for 0123456789abcdef"].text.startswith("1 cases, no problem")
+
+
+def test_the_spacing_in_site_yaml_is_that_of_the_check_too(site: Path) -> None:
+    text = (site / "site.yaml").read_text()
+    data = Path(text.split("data: ")[1].strip())
+    first, second = sorted(path.name for path in (data / "images").iterdir())
+    lines = [f"images/{first},masks/{first},p1,0.5x0.5", f"images/{second},masks/{second},p2,"]
+    (data / "manifest.csv").write_text("\n".join(["image,mask,patient,spacing", *lines]))
+    SitePolicy(site).approve(study_manifest(classes={"disc": [1], "ring": [2]}))
+    warning = "no spacing, where 1 other case(s) have one"
+    assert warning in {finding.what: finding.text for finding in check_site_ready(site)}["data for 0123456789abcdef"]
+    (site / "site.yaml").write_text(f"{text}spacing: [0.5, 0.5]\n")
+    assert (
+        warning not in {finding.what: finding.text for finding in check_site_ready(site)}["data for 0123456789abcdef"]
+    )
+
+
+def test_a_backbone_that_only_lies_in_the_working_directory(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SitePolicy(site).approve(study_manifest())
     monkeypatch.chdir(tmp_path)
     Path("sam.pth").touch()
     assert "set the path of your copy as `backbone` in site.yaml" in wrong(site)["backbone for 0123456789abcdef"]

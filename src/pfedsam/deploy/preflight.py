@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -22,7 +23,7 @@ from pfedsam.deploy.site_kit import STARTUP, check_startup, valid_until
 from pfedsam.deploy.site_service import WORKSPACE
 from pfedsam.engine.site_agent import study_options
 from pfedsam.engine.site_options import SiteOptions, read_site_options
-from pfedsam.experiment.build import build_model, build_study, volume_reading
+from pfedsam.experiment.build import build_model, build_study, read_one_site
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.site_policy import SitePolicy
 from pfedsam.model.backbones.checkpoint import backbone_file
@@ -54,24 +55,23 @@ def check_site_ready(folder: Path) -> list[Finding]:
     settings = check_startup(startup)
     checks: list[tuple[str, Callable[[], tuple[bool, str]]]] = [
         ("versions", _versions),
-        ("folder", lambda: _folder(folder, options)),
-        ("certificate", lambda: _certificate(folder, startup, options)),
-        ("clock", lambda: _clock(startup)),
-        ("address", lambda: _address(settings)),
-        ("coordinator", lambda: _coordinator(startup, settings)),
-        ("data", lambda: _data(options)),
+        ("folder", partial(_folder, folder, options)),
+        ("certificate", partial(_certificate, folder, startup, options)),
+        ("clock", partial(_clock, startup)),
+        ("address", partial(_address, settings)),
+        ("coordinator", partial(_coordinator, startup, settings)),
+        ("data", partial(_data, options)),
     ]
     manifests: list[StudyManifest] = []
     try:
         manifests = SitePolicy(folder).manifests()
-        checks.append(("studies", lambda: _studies(manifests)))
+        checks.append(("studies", partial(_studies, manifests)))
     except RunError as error:
         problem = str(error)
         checks.append(("studies", lambda: (False, problem)))
     for manifest in manifests:
-        name = manifest.study
-        checks.append((f"data for {name}", lambda m=manifest: _study_data(m, options)))  # type: ignore[misc]
-        checks.append((f"backbone for {name}", lambda m=manifest: _backbone(m, options)))  # type: ignore[misc]
+        checks.append((f"data for {manifest.study}", partial(_study_data, manifest, options)))
+        checks.append((f"backbone for {manifest.study}", partial(_backbone, manifest, options)))
     return [_find(what, look) for what, look in checks]
 
 
@@ -187,8 +187,9 @@ def _coordinator(startup: Path, settings: ClientSettings) -> tuple[bool, str]:
 def _data(options: SiteOptions) -> tuple[bool, str]:
     if not options.data.is_dir():
         return False, f"there is no folder {str(options.data)!r}: correct `data` in site.yaml."
-    site = read_site(options.name, options.data, patient_pattern=options.patient_pattern)
-    return True, f"{len(site.cases)} cases of {len(site.patients())} patients"
+    # Which images are sequences of one case, and which masks are needed, follows from a study; `_study_data` checks that.
+    site = read_site(options.name, options.data, masks_required=False)
+    return True, f"{len(site.cases)} image(s)"
 
 
 def _studies(manifests: list[StudyManifest]) -> tuple[bool, str]:
@@ -199,8 +200,7 @@ def _studies(manifests: list[StudyManifest]) -> tuple[bool, str]:
 
 def _study_data(manifest: StudyManifest, options: SiteOptions) -> tuple[bool, str]:
     run = study_options(manifest, options)
-    pattern, reading = run.data.patient_pattern, volume_reading(run, options.name)
-    site = read_site(options.name, options.data, patient_pattern=pattern, masks_required=False, **reading)
+    site = read_one_site(run, options.name, masks_required=False)
     report = check_sites([site], build_study(run))
     warnings = "".join(f"\nWarning: {warning}" for warning in report.warnings[:10])
     return not report.problems, "\n".join(report.problems[:10]) or f"{len(site.cases)} cases, no problem{warnings}"
