@@ -19,7 +19,6 @@ from pfedsam.core.lock import exclusive
 from pfedsam.engine.inputs import Inputs
 from pfedsam.engine.progress import Event
 from pfedsam.engine.run import is_finished, run
-from pfedsam.experiment.build import read_sites
 from pfedsam.experiment.options import RunOptions
 from pfedsam.experiment.suite import Entry, Suite, refuse_idle_overrides, run_options, site_folders
 from pfedsam.report.accuracy import Cost, Line, RunScores, read_run
@@ -124,7 +123,7 @@ def run_plan(plan: Plan, tell: Callable[[Step], None], finished: Callable[[Outco
         waiting = []
         for entry, seed, options in planned:
             if _is_done(plan, entry, seed, options, inputs):
-                _collect(plan, entry, seed, options, outcome)
+                _collect(plan, entry, seed, outcome)
             else:
                 waiting.append((entry, seed, options))
         finished(outcome)
@@ -135,7 +134,7 @@ def run_plan(plan: Plan, tell: Callable[[Step], None], finished: Callable[[Outco
 
             try:
                 _run_one(plan, entry, seed, options, pass_on)
-                _collect(plan, entry, seed, options, outcome)
+                _collect(plan, entry, seed, outcome)
             except PfedsamError as error:
                 name = f"{entry.label}, seed {seed}"
                 outcome.failed[name], outcome.kinds[name] = str(error), type(error).__name__
@@ -189,11 +188,9 @@ def _run_one(plan: Plan, entry: Entry, seed: int, options: RunOptions, tell: Cal
         run(options, folder, resume=(folder / "config.yaml").exists(), progress=tell)
 
 
-def _collect(plan: Plan, entry: Entry, seed: int, options: RunOptions, outcome: Outcome) -> None:
+def _collect(plan: Plan, entry: Entry, seed: int, outcome: Outcome) -> None:
     cost = _read_cost(_cost_file(plan, entry, seed))
-    sites = read_sites(options)
-    patients = {name: {case.id: case.patient for case in site.cases} for name, site in sites.items()}
-    outcome.runs.setdefault(entry.label, {})[seed] = read_run(plan.folder(entry, seed), cost, patients)
+    outcome.runs.setdefault(entry.label, {})[seed] = read_run(plan.folder(entry, seed), cost)
 
 
 def _cost_file(plan: Plan, entry: Entry, seed: int) -> Path:

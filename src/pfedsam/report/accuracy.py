@@ -4,7 +4,6 @@ Dice and IoU are in points of 100. A method's value at a site is the mean over s
 worst site is the one with the lowest mean over seeds. Differences are paired by seed, site and case. Results do not contain case names.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,6 @@ from statistics import mean
 from typing import Any, Final, TypeAlias
 
 from pfedsam.core import rng
-from pfedsam.core.errors import StoreError
-from pfedsam.core.files import read_regular
 from pfedsam.evaluation.scores import MEASURES
 from pfedsam.evaluation.statistics import (
     bootstrap_interval,
@@ -24,6 +21,7 @@ from pfedsam.evaluation.statistics import (
     stratified_mean,
     wilcoxon_p,
 )
+from pfedsam.report.case_scores import CaseDice, read_case_dice
 from pfedsam.report.records import Record, read_records
 from pfedsam.report.summary_file import LOCAL_ONLY, Entry, Summary, read_summary
 
@@ -90,18 +88,20 @@ class Comparison:
     sites: dict[str, float]
 
 
-def read_run(folder: Path, cost: Cost, patients: Mapping[str, Mapping[str, str]] | None = None) -> RunScores:
-    """The scores of a finished run; `patients` has the form of `RunScores.patients`.
+def read_run(folder: Path, cost: Cost) -> RunScores:
+    """The scores of a finished run.
 
     Raises:
         StoreError: a file is missing or damaged.
     """
     summary = read_summary(folder / "summary.json")
     model = "shared" if summary.mean.personal is None else "personal"
-    dice = {site: _case_dice(folder / "sites" / site / "scores.json", model) for site in summary.sites}
+    cases = {site: read_case_dice(folder / "sites" / site / "scores.json", model) for site in summary.sites}
+    dice = {site: {one.case: _dice_in_points(one) for one in found} for site, found in cases.items()}
+    patients = {site: {one.case: one.patient for one in found} for site, found in cases.items()}
     records = read_records(folder / "records.jsonl")
     curve = _validation_curve(records, summary.rounds, model)
-    return RunScores(summary, dice, _last_validation(records, model), cost, patients or {}, curve)
+    return RunScores(summary, dice, _last_validation(records, model), cost, patients, curve)
 
 
 def method_result(line: Line, runs: Mapping[int, RunScores]) -> dict[str, Any]:
@@ -273,22 +273,8 @@ def _mean_known(values: Iterable[float | None]) -> float | None:
     return mean_and_spread([value for value in values if value is not None])[0]
 
 
-def _case_dice(path: Path, model: str) -> dict[str, dict[str, float | None]]:
-    """Dice in points by case and class.
-
-    Raises:
-        StoreError: the file cannot be read.
-    """
-    try:
-        cases = json.loads(read_regular(path))["models"][model]
-        return {
-            one["case"]: {
-                name: None if found["dice"] is None else 100 * found["dice"] for name, found in one["classes"].items()
-            }
-            for one in cases
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path.name} of a finished run cannot be read; make it again: `pfedsam evaluate`.") from error
+def _dice_in_points(case: CaseDice) -> dict[str, float | None]:
+    return {name: None if dice is None else 100 * dice for name, dice in case.dice.items()}
 
 
 def _last_validation(records: Sequence[Record], model: str) -> dict[str, float]:

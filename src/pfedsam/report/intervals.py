@@ -4,20 +4,18 @@ The intervals need the scores of single cases, which are only in each site's own
 has these folders. The coordinator of a study between hospitals gets summaries only, so its report has no intervals.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from pfedsam.core import rng
-from pfedsam.core.errors import StoreError
-from pfedsam.core.files import read_regular
 from pfedsam.core.text import some_of
 from pfedsam.evaluation.statistics import percentile_interval, resampled_means
+from pfedsam.report.case_scores import read_case_dice
 from pfedsam.report.summary_file import Summary
 
 Interval: TypeAlias = tuple[float, float]
@@ -166,13 +164,6 @@ def _dice_by_patient(path: Path, model: str) -> dict[str, npt.NDArray[np.float64
         StoreError: the file cannot be read, or does not contain scores.
     """
     found: dict[str, list[list[float]]] = {}
-    try:
-        cases: list[dict[str, Any]] = json.loads(read_regular(path))["models"][model]
-        for case in cases:
-            dice = [np.nan if one["dice"] is None else float(one["dice"]) for one in case["classes"].values()]
-            found.setdefault(str(case.get("patient", case["case"])), []).append(dice)
-        return {patient: np.array(found[patient], dtype=np.float64) for patient in sorted(found)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(
-            f"sites/{path.parent.name}/{path.name} cannot be read as scores. Make it again with `pfedsam evaluate`."
-        ) from error
+    for one in read_case_dice(path, model):
+        found.setdefault(one.patient, []).append([np.nan if dice is None else dice for dice in one.dice.values()])
+    return {patient: np.array(found[patient], dtype=np.float64) for patient in sorted(found)}
