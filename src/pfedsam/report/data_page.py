@@ -3,7 +3,6 @@
 The page shows images of every site, so only persons who may see the images of all sites should get it.
 """
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,7 @@ class Thumbnail:
 
     case: str
     patient: str
-    uri: str
+    png: bytes
 
 
 def site_rows(site: SiteReport) -> dict[str, str]:
@@ -149,7 +148,7 @@ def _thumbnails(facts: SiteFacts, study: Study) -> Iterable[Thumbnail]:
         except DataError:  # a file that could not be read has been reported by the check already
             continue
         picture = draw_overlay(OverlayItem(image, classes, None, None, study.labels.overlap))
-        yield Thumbnail(case.id, case.patient, "data:image/png;base64," + base64.b64encode(picture).decode("ascii"))
+        yield Thumbnail(case.id, case.patient, picture)
 
 
 def _fullest(truth: CaseTruth) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:

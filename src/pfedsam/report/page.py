@@ -35,7 +35,7 @@ from pfedsam.report.format import (
 )
 from pfedsam.report.intervals import NO_INTERVALS, difference_interval, difference_note, missing_note, read_intervals
 from pfedsam.report.onboarded import read_onboarded, way_rows
-from pfedsam.report.overlays import PREDICTION, TRUTH, read_overlays
+from pfedsam.report.overlays import PREDICTION, TRUTH, StoredOverlay, read_overlays
 from pfedsam.report.records import Record, last_validation, read_records
 from pfedsam.report.summary_file import LOCAL_ONLY, SiteEntry, Summary, Values, read_summary, with_local_only
 from pfedsam.report.tables import (
@@ -68,19 +68,6 @@ UNNAMED: Final = "run"
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An overlay on the page."""
-
-    rank: str
-    dice: str
-    place: str
-    """The position and the size of the slices of a volume; empty for an image."""
-    classes: tuple[str, ...]
-    """Names of the classes, each in its own colour; empty if truth and prediction have one colour each."""
-    uri: str
-
-
-@dataclass(frozen=True)
 class Absence:
     """A site whose update is missing in a round, or that uses an earlier or another model."""
 
@@ -99,7 +86,7 @@ class SitePanel:
     entry: SiteEntry
     curve: str | None
     experts: str | None
-    overlays: tuple[Picture, ...]
+    overlays: Sequence[StoredOverlay]
 
 
 def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
@@ -278,11 +265,10 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"value": format_value, "gain": format_gain, "bytes": format_bytes, "time": format_seconds}
-    environment.filters["counted"] = format_count
-    environment.globals["format_cases"] = format_cases
-    environment.filters["last_part"] = _last_part
-    environment.filters |= {"missed": missed_cell, "interval": format_interval}
+    environment.filters |= {"counted": format_count, "last_part": _last_part, "missed": missed_cell}
+    environment.filters |= {"interval": format_interval, "png_uri": partial(_data_uri, kind="image/png")}
     environment.globals |= {
+        "format_cases": format_cases,
         "GENERATOR": _GENERATOR,
         "MISSING": MISSING,
         "distance_cells": distance_cells,
@@ -334,18 +320,15 @@ def _panels(summary: Summary, records: Sequence[Record], run_folder: Path) -> li
                 entry=entry,
                 curve=_uri(figures.learning_curve(records, name, summary.rounds)),
                 experts=_uri(experts),
-                overlays=_pictures(run_folder, name),
+                overlays=_overlays(run_folder, name),
             )
         )
     return panels
 
 
-def _pictures(run_folder: Path, site: str) -> tuple[Picture, ...]:
+def _overlays(run_folder: Path, site: str) -> list[StoredOverlay]:
     """The overlays of a site; an empty list if the site's name would lead to a path outside the folder of sites."""
-    if Path(site).name != site:
-        return ()
-    found = read_overlays(run_folder / "sites" / site / "overlays")
-    return tuple(Picture(one.rank, one.dice, one.place, one.classes, _data_uri(one.png, "image/png")) for one in found)
+    return read_overlays(run_folder / "sites" / site / "overlays") if Path(site).name == site else []
 
 
 def _classes_shown(panel: SitePanel) -> list[tuple[str, ...]]:
@@ -421,4 +404,5 @@ def _uri(svg: bytes | None) -> str | None:
 
 
 def _data_uri(data: bytes, kind: str) -> str:
+    """A file of this media type, such as `image/png`, as a URI that contains it."""
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
