@@ -8,12 +8,9 @@ runs NVFlare's own module. It imports nothing that is slow to load.
 import os
 import runpy
 import sys
-import threading
-import time
 from collections.abc import Sequence
-from typing import Final
 
-_POLL_S: Final = 0.5
+from pfedsam.core.parent import end_with
 
 
 def attached_command(argv: Sequence[str], parent: int) -> list[str]:
@@ -24,17 +21,6 @@ def attached_command(argv: Sequence[str], parent: int) -> list[str]:
     """
     at = list(argv).index("-m")
     return [argv[0], "-u", "-m", "pfedsam.deploy.attached", str(parent), *argv[at + 1 :]]
-
-
-def end_with(parent: int) -> None:
-    """Start a thread that ends this process as soon as its parent is no longer `parent`."""
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_POLL_S)
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ A site is always assigned to the same process, so that its images are read only 
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
+
+from pfedsam.core.parent import end_with
 
 Work = Callable[..., Any]
 """A function that does some work for the site named by its first argument."""
@@ -93,15 +93,8 @@ def _interrupts_held() -> Iterator[None]:
 
 def _start(make: Callable[[], Work], parent: int) -> None:
     global _WORK
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with(parent)
     _WORK = make()
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent process has ended, for whatever reason."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 def _call(site: str, *args: Any) -> Any:  # noqa: ANN401 - of the function
