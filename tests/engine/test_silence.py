@@ -1,4 +1,4 @@
-"""A silent site is asked less and less, and in every round again once it calls."""
+"""A silent site is asked less and less, and again in every round after it has replied."""
 
 from itertools import pairwise
 
@@ -13,8 +13,8 @@ def asked_rounds(rounds: int, answers: set[int], late: set[int] = frozenset()) -
         is_asked = "a" not in left_out(silences, round_, sites=["a"], least=0)
         if is_asked:
             asked.append(round_)
-        called = {"a"} if (is_asked and round_ in answers) or round_ in late else set()
-        silences = after_round(silences, round_, silent={"a"} if is_asked else set(), called=called)
+        heard = {"a"} if (is_asked and round_ in answers) or round_ in late else set()
+        silences = after_round(silences, round_, silent={"a"} if is_asked else set(), heard=heard)
     return asked
 
 
@@ -37,7 +37,7 @@ def test_an_answer_ends_the_silence_and_the_next_one_begins_anew() -> None:
     assert asked_rounds(9, {2, 3}) == [0, 2, 3, 4, 6]
 
 
-def test_a_late_reply_is_a_call() -> None:
+def test_a_late_reply_ends_a_silence() -> None:
     assert asked_rounds(8, set(range(5, 8)), late={3}) == [0, 2, 4, 6, 7]
 
 

@@ -18,9 +18,9 @@ from pfedsam.federation.tasks import Task
 
 LONGEST: Final = 16
 """The largest number of consecutive rounds of which a site is left out."""
-_BY_CALL: Final[tuple[Task, ...]] = ("join", "train")
+_ENDED_BY_LATE_REPLY: Final[tuple[Task, ...]] = ("join", "train")
 """The tasks for which a late reply ends the silence."""
-_COUNTED: Final[tuple[Task, ...]] = (*_BY_CALL, "validate")
+_COUNTED: Final[tuple[Task, ...]] = (*_ENDED_BY_LATE_REPLY, "validate")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ class Silences:
 
     def left_out(self, task: Task, round_: int, *, sites: Collection[str], least: int = 0) -> dict[str, str]:
         """The sites that get no request for a task in a round, each with the reason; see the function `left_out`."""
-        return left_out(self._by_task[task], round_, sites=sites, least=least, by_call=task in _BY_CALL)
+        return left_out(
+            self._by_task[task], round_, sites=sites, least=least, ends_by_late_reply=task in _ENDED_BY_LATE_REPLY
+        )
 
     def note(
         self, task: Task, round_: int, *, silent: Collection[str], replied: Collection[str], late: Collection[str]
@@ -59,15 +61,15 @@ class Silences:
         self._late |= set(late)
         if task not in _COUNTED:
             return
-        self._by_task[task] = after_round(self._by_task[task], round_, silent=silent, called=replied)
+        self._by_task[task] = after_round(self._by_task[task], round_, silent=silent, heard=replied)
         if task == "train":  # not sooner, so that a site that is always late is left out of every second round
-            for one in _BY_CALL:
-                self._by_task[one] = after_round(self._by_task[one], round_, silent=(), called=self._late)
+            for one in _ENDED_BY_LATE_REPLY:
+                self._by_task[one] = after_round(self._by_task[one], round_, silent=(), heard=self._late)
             self._late = set()
 
 
 def left_out(
-    silences: Mapping[str, Silence], round_: int, *, sites: Collection[str], least: int, by_call: bool = True
+    silences: Mapping[str, Silence], round_: int, *, sites: Collection[str], least: int, ends_by_late_reply: bool = True
 ) -> dict[str, str]:
     """The sites that get no request in a round, each with the reason for the records.
 
@@ -76,9 +78,9 @@ def left_out(
         round_: the round.
         sites: the sites that take part in the study.
         least: if fewer sites than this would get a request, all get one.
-        by_call: whether a late reply of the site ends its silence.
+        ends_by_late_reply: whether a late reply of the site ends its silence.
     """
-    earlier = ", or after a late reply" if by_call else ""
+    earlier = ", or after a late reply" if ends_by_late_reply else ""
     found = {
         site: f"not asked: no reply in time to {silence.times} request(s) in a row; it is asked again in round {silence.until + 1}{earlier}"
         for site, silence in silences.items()
@@ -88,7 +90,7 @@ def left_out(
 
 
 def after_round(
-    silences: Mapping[str, Silence], round_: int, *, silent: Collection[str], called: Collection[str]
+    silences: Mapping[str, Silence], round_: int, *, silent: Collection[str], heard: Collection[str]
 ) -> dict[str, Silence]:
     """The silent sites after a round.
 
@@ -96,10 +98,10 @@ def after_round(
         silences: the silent sites before the round.
         round_: the round.
         silent: the sites that got a request in the round and did not reply within the deadline.
-        called: the sites that replied, connected again, or sent a late reply; a site in both lists is not silent.
+        heard: the sites that replied, connected again, or sent a late reply; a site in both lists is not silent.
     """
-    now = {site: silence for site, silence in silences.items() if site not in called}
-    for site in set(silent) - set(called):
+    now = {site: silence for site, silence in silences.items() if site not in heard}
+    for site in set(silent) - set(heard):
         times = now[site].times + 1 if site in now else 1
         now[site] = Silence(times, round_ + 1 + min(LONGEST, 2 ** (times - 1)))
     return now
