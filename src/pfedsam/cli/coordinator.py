@@ -110,15 +110,25 @@ def renew_command(folder: Folder) -> None:
     """Renew the federation's root certificate (for ten years) and the coordinator's own certificate (for 360 days); keys do not change.
 
     Sites can connect as before. A site gets the renewed root certificate when its own certificate is renewed.
-    """  # noqa: DOC501
+    """
+    from pfedsam.deploy.certificates import renew_coordinator
+
+    _refuse_running(folder)
+    renew_coordinator(folder)
+    _show_dates(folder)
+
+
+def _refuse_running(folder: Path) -> None:
+    """Refuse to change the folder of a coordinator that is running.
+
+    Raises:
+        RunError: it is running.
+    """
     from pfedsam.core.errors import RunError
     from pfedsam.core.lock import runner
-    from pfedsam.deploy.certificates import renew_coordinator
 
     if runner(folder / PID):
         raise RunError("the coordinator is running; stop it first with `pfedsam coordinator stop`.")
-    renew_coordinator(folder)
-    _show_dates(folder)
 
 
 def _show_dates(folder: Path) -> None:
@@ -329,11 +339,9 @@ def rollback_command(
     --skip-to, rounds that only the sites have are skipped instead.
     """  # noqa: DOC501
     from pfedsam.core.errors import RunError
-    from pfedsam.core.lock import runner
     from pfedsam.federation.manifest import read_manifest
 
-    if runner(folder / PID):
-        raise RunError("the coordinator is running; stop it first with `pfedsam coordinator stop`.")
+    _refuse_running(folder)
     found = _study_in(folder, study)
     kept = found.earlier_states()
     if to is None and skip_to is None and not kept:

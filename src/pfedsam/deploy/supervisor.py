@@ -164,7 +164,7 @@ class Supervisor:
         """Begin the first study that is ready. A study that has not begun and waits for its sites lets later ones run meanwhile."""
         for study in self._pending():
             if (study.path / STOP).exists():
-                self._end_study(study, "stopped", STOPPED)
+                self._stop_study(study, STOPPED)
                 continue
             if not self._waits(study, connected):
                 self._begin(study, connected)
@@ -198,9 +198,7 @@ class Supervisor:
                 f"{there} of {len(sites)} sites are connected after {_limit_of_wait(study)} s (not connected: {', '.join(missing)}); "
                 f"the quorum is {quorum}"
             )
-            self._end_study(
-                study, "stopped", f"QuorumError: {reason}. Submit the study again when more sites are connected."
-            )
+            self._stop_study(study, f"QuorumError: {reason}. Submit the study again when more sites are connected.")
             return
         (study.path / AGAIN).unlink(missing_ok=True)
         if status["reason"].startswith(WAITS):
@@ -267,7 +265,7 @@ class Supervisor:
             return
         count = self._barren[job.study.path.name] = before + 1
         if count >= _MAX_BARREN:
-            self._end_study(job.study, "stopped", f"RunError: {count} jobs in a row ended without a committed round")
+            self._stop_study(job.study, f"RunError: {count} jobs in a row ended without a committed round")
 
     def _pause(self, study: StudyFolder, reason: str) -> None:
         """Let a study that waits for its sites ask them again after a pause, which is longer each time."""
@@ -298,13 +296,13 @@ class Supervisor:
             self._told.add(folder)
             _LOG.error("study %s is skipped: %s", folder.name, error)
 
-    def _end_study(self, study: StudyFolder, state: str, reason: str) -> None:
+    def _stop_study(self, study: StudyFolder, reason: str) -> None:
         (study.path / STOP).unlink(missing_ok=True)
         now = study.read_status()
         for noted in (self._waiting, self._pauses, self._barren):
             noted.pop(study.path.name, None)
-        study.write_status(state, round_=now["round"], rounds=now["rounds"], sites=now["sites"], reason=reason)
-        _log_end(study, state, reason)
+        study.write_status("stopped", round_=now["round"], rounds=now["rounds"], sites=now["sites"], reason=reason)
+        _log_end(study, "stopped", reason)
 
     def _connected(self) -> list[str] | None:
         info = self._ask(lambda session: session.get_system_info())

@@ -130,21 +130,10 @@ class Ledger:
             atomic.write_bytes(aside, data)
             atomic.write_bytes(self.path, b"")
             self._begin(Head(0, START))
-            line = {
-                "time": now.isoformat(timespec="seconds"),
-                "study": "",
-                "task": "acknowledged",
-                "round": 0,
-                "sent": False,
-                "bytes": 0,
-            }
-            line |= {
-                "by_component": {},
-                "tensors": [],
-                "scalar_metrics": [],
-                "sha256": hashlib.sha256(data).hexdigest(),
-            }
-            self._append({**line, "note": f"{problem} Put aside as {aside.name}."}, Head(0, START))
+            line = {"study": "", "task": "acknowledged", "round": 0, "sent": False, "bytes": 0, "by_component": {}}
+            line |= {"tensors": [], "scalar_metrics": [], "note": f"{problem} Put aside as {aside.name}."}
+            line |= {"sha256": hashlib.sha256(data).hexdigest(), "time": now.isoformat(timespec="seconds")}
+            self._append(line, Head(0, START))
         return aside
 
     @contextmanager

@@ -170,7 +170,7 @@ class SitePolicy:
         Raises:
             RefusedError: they changed more.
         """
-        before, trained = self._received(self.study_folder(manifest.study) / _RECEIVED, initial)
+        before, trained = self._trained_last(manifest.study, initial)
         missed = max(1, state_of(request, manifest) - trained)
         for start, factor in (
             (before, min(missed, MISSED_ROUNDS)),
@@ -188,23 +188,32 @@ class SitePolicy:
 
     def final(self, study: str) -> NamedTensors:
         """The final shared parameters of a study, with which the site was tested; empty if the method shares none."""
-        path = self.study_folder(study) / _FINAL
-        return tensors.load(path, unsealed=("round",))[0] if path.exists() else {}
+        return self._stored(study, _FINAL)[0]
 
     def received(self, study: str) -> NamedTensors:
         """The shared parameters that the site received for its last training round."""
-        path = self.study_folder(study) / _RECEIVED
-        return tensors.load(path, unsealed=("round",))[0] if path.exists() else {}
+        return self._stored(study, _RECEIVED)[0]
 
-    def _received(self, path: Path, initial: NamedTensors) -> tuple[NamedTensors, int]:
+    def _trained_last(self, study: str, initial: NamedTensors) -> tuple[NamedTensors, int]:
+        """The shared parameters that the site trained last, and their round; before the first round the initial ones and 0.
+
+        Raises:
+            StoreError: the site has trained, and its copy of these parameters is missing or damaged.
+        """
+        values, round_ = self._stored(study, _RECEIVED)
+        if not values and (self.study_folder(study) / "state.json").exists():
+            raise StoreError(
+                f"{_RECEIVED} is missing although this site has trained in the study: without it the change of the shared parameters "
+                "cannot be checked. Restore the file from a backup; without a backup, leave the study, or remove the folder "
+                f"{study!r} to start again."
+            )
+        return values or initial, round_
+
+    def _stored(self, study: str, file: str) -> tuple[NamedTensors, int]:
+        """Shared parameters that were stored for a study, and the round of the request that brought them; none and 0 without the file."""
+        path = self.study_folder(study) / file
         if not path.exists():
-            if path.with_name("state.json").exists():
-                raise StoreError(
-                    f"{path.name} is missing although this site has trained in the study: without it the change of the shared parameters "
-                    "cannot be checked. Restore the file from a backup; without a backup, leave the study, or remove the folder "
-                    f"{path.parent.name!r} to start again."
-                )
-            return initial, 0
+            return {}, 0
         values, metadata = tensors.load(path, unsealed=("round",))
         return values, int(metadata["round"])
 
