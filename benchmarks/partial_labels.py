@@ -38,7 +38,7 @@ from pfedsam.engine.opened import open_run
 from pfedsam.engine.run import is_finished, run
 from pfedsam.engine.site_session import SiteScorer
 from pfedsam.evaluation.scores import score_case
-from pfedsam.experiment.build import build_cache, build_images, build_labels, build_sites
+from pfedsam.experiment.build import build_images, build_sites
 from pfedsam.experiment.options import RunOptions
 from pfedsam.report.result_file import write_result
 
@@ -244,8 +244,8 @@ def scores_with_every_class(folder: Path, full: RunOptions) -> Dice:
         tested = json.loads((folder / "sites" / name / "split.json").read_text())["test"]
         if sorted(case.id for case in cases) != sorted(tested):
             raise RuntimeError(f"the test part of {name} in {folder} is another one")
-        labels = build_labels(full, name)
-        scorer = SiteScorer(full, name, opened.built, build_cache(full, opened.built, None))
+        labels = full.data.label_map(name)
+        scorer = SiteScorer(full, name, opened.built)
         examples = build_images(full, cases, opened.built.model.image_size)
         model = next(iter(models_of(full, opened.built).values()))
         predicted = scorer.predict(examples, model, used.parameters)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from pfedsam.core.errors import DataError
 from pfedsam.data.images import read_mask
+from pfedsam.data.trained_on import TrainedOn
 from pfedsam.experiment.load import load_options
 
 Call = Callable[..., int]
@@ -40,7 +41,7 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Finished:
                     name="north",
                     options=options,
                     uses="personal" if wanted == "in-use" else wanted,
-                    volumes=volumes,
+                    trained_on=TrainedOn(volumes=volumes),
                 ),
             )
 
@@ -207,7 +208,11 @@ def test_an_image_that_cannot_be_read_costs_the_others_nothing(
     run = SimpleNamespace(
         options=load_options(Path("study.yaml")),
         site=lambda _, wanted: SimpleNamespace(
-            predict=predict, uses="personal", name="north", options=load_options(Path("study.yaml")), volumes=False
+            predict=predict,
+            uses="personal",
+            name="north",
+            options=load_options(Path("study.yaml")),
+            trained_on=TrainedOn(volumes=False),
         ),
     )
     monkeypatch.setattr("pfedsam.engine.opened.open_run", lambda _, overrides: run)

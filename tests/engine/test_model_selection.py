@@ -14,7 +14,7 @@ from pfedsam.engine.opened import open_run
 from pfedsam.engine.run import run
 from pfedsam.engine.site_session import SiteScorer
 from pfedsam.evaluation.scores import CaseScores, ClassScores
-from pfedsam.experiment.build import build_cache, build_model
+from pfedsam.experiment.build import build_model
 from pfedsam.experiment.options import EvaluationOptions, RunOptions
 from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.report.records import read_records
@@ -234,7 +234,7 @@ def test_a_difference_at_one_of_two_patients_does_not_decide(
 ) -> None:
     """The shared model has 0.6 for both patients: 0.1 and 0.5 better, which is 1.5 standard errors, or 0.1 better for each."""
     built = build_model(toy_options)
-    scorer = SiteScorer(toy_options, "north", built, build_cache(toy_options, built, None))
+    scorer = SiteScorer(toy_options, "north", built)
 
     def score(cases: Any, model: str, *args: Any, **more: Any) -> Any:
         dice = personal if model == "personal" else (0.6, 0.6)

@@ -15,7 +15,7 @@ from pfedsam.core.errors import DataError
 from pfedsam.engine.model_selection import Parameters
 from pfedsam.engine.run import run
 from pfedsam.engine.site_session import SiteScorer
-from pfedsam.experiment.build import build_cache, build_model, read_one_site
+from pfedsam.experiment.build import build_model, read_one_site
 from pfedsam.experiment.options import RunOptions
 from pfedsam.report.overlays import read_overlays
 
@@ -89,7 +89,7 @@ def test_a_mask_of_another_size_than_its_image_is_refused_where_a_case_is_scored
     site = read_one_site(options, next(iter(options.data.sites)))
     case = replace(site.cases[0], mask=tmp_path / "mask.png")
     Image.fromarray(np.zeros((5, 7), np.uint8)).save(tmp_path / "mask.png")
-    scorer = SiteScorer(options, site.name, built, build_cache(options, built, None))
+    scorer = SiteScorer(options, site.name, built)
     with pytest.raises(DataError, match=f"case {case.id!r}: the image has .* pixels, its mask 7 x 5"):
         scorer._score((case,), "personal", Parameters(built.start("shared"), built.start("local")), distances=False)
 
@@ -101,7 +101,7 @@ def test_predictions_keep_the_largest_region_of_an_organ(toy_options: RunOptions
     content["evaluation"]["single_region"] = [name] if single else []
     options = RunOptions.model_validate(content)
     built = build_model(options)
-    scorer = SiteScorer(options, next(iter(options.data.sites)), built, build_cache(options, built, None))
+    scorer = SiteScorer(options, next(iter(options.data.sites)), built)
     two = np.zeros((6, 9), np.uint8)
     two[:2, :2], two[4:, 5:] = 1, 1
     scorer._predict = lambda _, examples: ((example, two) for example in examples)
@@ -115,7 +115,7 @@ def test_with_flips_a_mirror_image_gets_the_mirrored_logits(toy_options: RunOpti
     content["evaluation"]["flips"] = True
     options = RunOptions.model_validate(content)
     built = build_model(options)
-    scorer = SiteScorer(options, next(iter(options.data.sites)), built, build_cache(options, built, None))
+    scorer = SiteScorer(options, next(iter(options.data.sites)), built)
     forward = scorer.forward("personal", Parameters(built.start("shared"), built.start("local")))
     pixels = torch.rand(1, 3, built.model.image_size, built.model.image_size)
     with torch.inference_mode():

@@ -16,7 +16,6 @@ from pfedsam.data.volume_case import open_case
 from pfedsam.experiment.build import (
     build_images,
     build_label_form,
-    build_labels,
     build_model,
     build_sites,
     check_flips,
@@ -191,5 +190,5 @@ def test_single_regions_have_the_numbers_of_their_labels_wherever_the_background
     evaluation = toy_options.evaluation.model_copy(update={"single_region": single})
     options = toy_options.model_copy(update={"data": data, "evaluation": evaluation})
     assert single_regions(options) == numbers
-    names = build_labels(options).names
+    names = options.data.label_map().names
     assert {names[number - 1] for number in numbers} == (set(names) if single == "all" else set(single))

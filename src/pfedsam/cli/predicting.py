@@ -110,7 +110,7 @@ def predict_all(
     from pfedsam.data.trained_on import refuse_other_number
     from pfedsam.engine.predict_jobs import find_jobs, without_further_sequences
     from pfedsam.engine.predict_sources import find_left_out
-    from pfedsam.experiment.build import build_labels, check_flips
+    from pfedsam.experiment.build import check_flips
 
     jobs = find_jobs(images, out, dicom_seg=dicom_seg, probabilities=wishes.probabilities)
     left_out = find_left_out(images, out)
@@ -123,7 +123,7 @@ def predict_all(
     if any(job.volume for job in left):
         refuse_other_number(len(channels) or 1, opened.trained_on.sequences)
     jobs, left = without_further_sequences(jobs, channels), without_further_sequences(left, channels)
-    labels = build_labels(opened.options)
+    labels = opened.options.data.label_map()
     labels.first_ids()  # refuses ids that a mask file cannot contain, before anything is predicted
     if labels.overlap:
         left = _without_masks(left, labels.names, resume=resume)

@@ -11,7 +11,7 @@ from the case id by a regular expression, and decides how the site may be split 
 import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal, TypeAlias, get_args
@@ -118,7 +118,6 @@ def read_site(
     patient_pattern: str | None = None,
     masks_required: bool = True,
     channels: Sequence[str] = (),
-    spacing_lost: bool = False,
 ) -> Site:
     """The site in `folder`, cases sorted by id.
 
@@ -130,7 +129,6 @@ def read_site(
         masks_required: refuse a case without a mask. Without it, such a case has `mask=None`: for prediction, and for
             `check_sites`, which reports every such case.
         channels: endings of the names of two or three sequences that make up a case.
-        spacing_lost: whether the volumes of the site have lost their spacing.
 
     Raises:
         DataError: the folder is missing, empty or ambiguous, or the manifest is not a file, has another name, or has a wrong line.
@@ -149,8 +147,6 @@ def read_site(
         else _from_folders(name, folder, pattern, channels)
     )
     cases = tuple(sorted(found, key=lambda case: case.id))
-    if spacing_lost:
-        cases = tuple(replace(case, spacing_lost=True) for case in cases)
     if not cases:
         raise DataError(
             f"site {name!r} has no cases: put images ({READABLE}) into images/ and their masks into masks/, "

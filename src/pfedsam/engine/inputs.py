@@ -7,6 +7,7 @@ from pfedsam.core.log import get_logger
 from pfedsam.data.manifest import Case
 from pfedsam.data.split import file_digest, refuse_other_split
 from pfedsam.engine.server_files import read_server
+from pfedsam.engine.site_files import SPLIT
 from pfedsam.experiment.build import build_method, build_sites
 from pfedsam.experiment.options import RunOptions
 from pfedsam.model.backbones.checkpoint import load_backbone
@@ -54,7 +55,7 @@ def refuse_other_data(options: RunOptions, folder: Path, inputs: Inputs) -> None
         DataError: the files of a case have changed, or a site's parts have other cases now.
     """
     for name, site in build_sites(options).items():
-        refuse_other_split(folder / "sites" / name / "split.json", site, digest=inputs.digest)
+        refuse_other_split(folder / "sites" / name / SPLIT, site, digest=inputs.digest)
 
 
 def refuse_other_backbone(folder: Path, backbone: str, study: str) -> None:

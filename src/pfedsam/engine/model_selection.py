@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from pfedsam.core.tensors import NamedTensors
-from pfedsam.experiment.build import BuiltModel, build_method, build_roster
+from pfedsam.experiment.build import BuiltModel, build_method
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.training.phases import Model
@@ -64,7 +64,7 @@ def allowed_drop(options: RunOptions, built: BuiltModel) -> float | None:
     A pooled method has one model for all sites, so no site may choose another one.
     """
     evaluation, choice = options.evaluation, bool(built.partition.shared)
-    if build_roster(options).pool:
+    if build_method(options).roster.pool:
         return None
     return inf if evaluation.max_drop is None and evaluation.choose_model and choice else evaluation.max_drop
 
@@ -168,7 +168,7 @@ def models_of(options: RunOptions, built: BuiltModel) -> dict[str, Model]:
     A pooled method has one model for all sites, so it is reported as shared. If some local parameters cannot be switched off (FedPer's
     decoder), there is no shared model.
     """
-    roster = build_roster(options)
+    roster = build_method(options).roster
     if roster.pool and not roster.each_finalizes:
         return {"shared": "personal"}
     own = built.partition.local or fine_tunes_shared(options)
@@ -186,7 +186,7 @@ def start_of(options: RunOptions, built: BuiltModel, sites: Path, site: str) -> 
         site: the site's name.
     """
     first: NamedTensors = built.start("local")
-    pool = build_roster(options).pool
+    pool = build_method(options).roster.pool
     return first if pool is None or site == pool else SiteModels(sites / pool, first).trained({}).local
 
 

@@ -26,7 +26,7 @@ from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.check import refuse_problems
 from pfedsam.data.facts import SiteFacts
 from pfedsam.data.manifest import Site
-from pfedsam.data.split import USED, refuse_other_split, write_split
+from pfedsam.data.split import USED, refuse_other_split
 from pfedsam.data.trained_on import TrainedOn, common, cut_as_trained, joins_other_kind, trained_sequences
 from pfedsam.data.volume_options import Plane
 from pfedsam.engine.model_selection import Parameters
@@ -34,6 +34,7 @@ from pfedsam.engine.opened import OpenRun
 from pfedsam.engine.run import run_id
 from pfedsam.engine.run_end import SUMMARY, part_sizes, write_end
 from pfedsam.engine.server_files import SERVER
+from pfedsam.engine.site_files import SPLIT, write_site
 from pfedsam.engine.site_session import SiteScorer
 from pfedsam.evaluation.scores import CaseScores
 from pfedsam.evaluation.summary import SiteSummary, summarize_site
@@ -285,7 +286,7 @@ def _read(out: Path, key: str, site: Site) -> Onboarded | None:
         )
     if not finished:  # it begins again, with the data as they are now
         return None
-    refuse_other_split(out / "sites" / site.name / "split.json", site)
+    refuse_other_split(out / "sites" / site.name / SPLIT, site)
     return read_onboarded(out)
 
 
@@ -343,8 +344,7 @@ def _begin(work: _Work, key: str, facts: SiteFacts) -> None:
     site_folder = work.out / "sites" / work.site.name
     site_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     atomic.write_text(work.out / _KEY, key)
-    write_split(site_folder / "split.json", work.site, digests=True)
-    TrainedOn.of(facts).write(site_folder)
+    write_site(site_folder, facts)
     (work.out / SERVER).parent.mkdir(exist_ok=True)
     study = run_id(work.options, work.built.backbone)
     tensors.save(work.out / SERVER, work.shared, {"round": str(work.rounds), "study": study})

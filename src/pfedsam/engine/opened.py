@@ -30,14 +30,14 @@ from pfedsam.engine.progress import Event, Progress, silent
 from pfedsam.engine.run_end import SUMMARY, summarize_models, write_end
 from pfedsam.engine.server_files import SERVER, check_records, read_server, refuse_lost_state
 from pfedsam.engine.site_agent import build_study_model, study_options
+from pfedsam.engine.site_files import SPLIT
 from pfedsam.engine.site_options import CONFIG, read_site_options
 from pfedsam.engine.site_session import SCORES, SiteScorer
 from pfedsam.experiment.build import (
     BuiltModel,
-    build_cache,
     build_images,
+    build_method,
     build_model,
-    build_roster,
     read_sites,
     with_site_spacing,
 )
@@ -92,15 +92,10 @@ class OpenSite:
         stem = entry.stem if entry else path.stem
         volume = entry is not None and entry.volume
         others = further_sequences(path, self.options.data.volume.channels) if volume else ()
-        case = Case(self.name, stem, path, None, stem, volume=volume, sequences=others)
-        self._refuse_other_sequences(case)
-        self._warn_of_kind(case)
-        case = with_site_spacing(self.options, case)
-        self._warn_of_range(case)
-        options = self._cut_as_trained(case)
+        case, options = self._as_trained(Case(self.name, stem, path, None, stem, volume=volume, sequences=others))
         images = build_images(options, (case,), self.built.model.image_size)
         model = next(iter(models_of(options, self.built).values()))
-        scorer = SiteScorer(options, self.name, self.built, build_cache(options, self.built, None))
+        scorer = SiteScorer(options, self.name, self.built)
         return scorer.predict(images, model, self.parameters)[0]  # type: ignore[no-any-return]
 
     def predict_volume(
@@ -111,46 +106,37 @@ class OpenSite:
         Raises:
             DataError: the volume cannot be read, or the model was trained on another number of sequences or other planes.
         """
-        self._refuse_other_sequences(case)
-        self._warn_of_kind(case)
-        case = with_site_spacing(self.options, case)
-        options = self._cut_as_trained(case)
+        case, options = self._as_trained(case)
         return predict_volume_file(options, self.built, self.parameters, case, wishes, tell)
 
-    def _cut_as_trained(self, case: Case) -> RunOptions:
-        """The options with which a volume is cut in the plane of the training volumes.
+    def _as_trained(self, case: Case) -> tuple[Case, RunOptions]:
+        """The case with the spacing of the site, and the options with which it is cut in the plane of the training volumes.
+
+        A warning is logged if the image is a picture and the training cases are volumes, or the reverse (the same for all images), or if
+        its intensities are far from those of the training images.
 
         Raises:
-            DataError: the volume cannot be read, or has thick slices in another plane.
-        """
-        data = self.options.data
-        volume = cut_as_trained(case, data.image, data.volume, self.trained_on.plane)
-        return self.options.model_copy(update={"data": data.model_copy(update={"volume": volume})})
-
-    def _refuse_other_sequences(self, case: Case) -> None:
-        """Refuse a volume with another number of sequences than the training cases.
-
-        Raises:
-            DataError: it has.
+            DataError: the volume cannot be read, or has another number of sequences or thick slices in another plane than the training
+                volumes.
         """
         if case.volume:
             with about(case):
                 refuse_other_number(case.sequence_count, self.trained_on.sequences)
-
-    def _warn_of_kind(self, case: Case) -> None:
-        """Log a warning if an image is a picture and the training cases are volumes, or the reverse; it is the same for all images."""
-        said = other_kind(self.name, self.trained_on.volumes, volume=case.volume)
-        if said:
-            _LOG.warning("%s", said)
+        if warning := other_kind(self.name, self.trained_on.volumes, volume=case.volume):
+            _LOG.warning("%s", warning)
+        case = with_site_spacing(self.options, case)
+        self._warn_of_range(case)
+        data = self.options.data
+        volume = cut_as_trained(case, data.image, data.volume, self.trained_on.plane)
+        return case, self.options.model_copy(update={"data": data.model_copy(update={"volume": volume})})
 
     def _warn_of_range(self, case: Case) -> None:
         """Log a warning if an image is much darker or brighter than the training images, unless its contrast is stretched."""
-        intensities = self.trained_on.intensities
-        if intensities is None or case.volume or self.options.data.image.contrast != "none":
+        known = self.trained_on.intensities
+        if known is None or case.volume or self.options.data.image.contrast != "none":
             return
-        said = far_from_training(load_image(case, self.options.data.image), intensities)
-        if said:
-            _LOG.warning("%s: %s", case.image.name, said)
+        if warning := far_from_training(load_image(case, self.options.data.image), known):
+            _LOG.warning("%s: %s", case.image.name, warning)
 
 
 @dataclass
@@ -220,8 +206,8 @@ class OpenRun:
         models, scores = models_of(self.options, self.built), {}
         sites = read_sites(options, masks_required=False)
         for done, (name, whole) in enumerate(sites.items(), start=1):
-            cases = read_split(self.places[name] / "split.json", whole, ("test",)).of("test")
-            scorer = SiteScorer(self.options, name, self.built, build_cache(self.options, self.built, None))
+            cases = read_split(self.places[name] / SPLIT, whole, ("test",)).of("test")
+            scorer = SiteScorer(self.options, name, self.built)
             scores[name] = scorer.test(cases, models, self._in_use(name), self.places[name])
             tell(Event("test", done, len(sites), name))
         sizes = {name: PartSizes(site.train_cases, site.val_cases) for name, site in before.sites.items()}
@@ -256,7 +242,7 @@ class OpenRun:
             RunError: the site has no parameters here, or they do not fit the configuration.
         """
         place = self.places[site]
-        pool = build_roster(self.options).pool
+        pool = build_method(self.options).roster.pool
         holders = [place, *([place.parent / pool] if pool else [])]
         if self.built.partition.local and not any((holder / "state").is_dir() for holder in holders):
             where = "" if self.finished else " They are at the site: open the study there (`pfedsam site predict`)."

@@ -12,7 +12,7 @@ from pfedsam.data.volume_case import open_case
 from pfedsam.engine.model_selection import Parameters, models_of
 from pfedsam.engine.site_session import SiteScorer
 from pfedsam.evaluation.predict import predict_volume
-from pfedsam.experiment.build import BuiltModel, build_cache, build_images
+from pfedsam.experiment.build import BuiltModel, build_images
 from pfedsam.experiment.options import RunOptions
 
 
@@ -57,7 +57,7 @@ def predict_volume_file(
         DataError: the volume cannot be read.
     """
     slices = build_images(options, (case,), built.model.image_size)
-    scorer = SiteScorer(options, case.site, built, build_cache(options, built, None))
+    scorer = SiteScorer(options, case.site, built)
     forward = scorer.forward(next(iter(models_of(options, built).values())), used)
     found = predict_volume(
         forward,

@@ -25,13 +25,13 @@ from pfedsam.engine.replies import check_reply, of_each
 from pfedsam.engine.round_policy import RoundPolicy
 from pfedsam.engine.run_end import SUMMARY, by_model, write_end
 from pfedsam.engine.scalar_metrics import to_missing, to_report, to_summaries, to_validation
-from pfedsam.engine.server_files import SERVER, record_aggregate, record_report, record_validation
+from pfedsam.engine.server_files import RECORDS, SERVER, record_aggregate, record_report, record_validation
 from pfedsam.engine.silence import Silences
 from pfedsam.engine.site_session import RoundReport
 from pfedsam.engine.study_folder import StudyFolder
 from pfedsam.engine.transport import Transport
 from pfedsam.evaluation.summary import SiteSummary
-from pfedsam.experiment.build import BuiltModel, build_labels, build_method, build_model, build_roster
+from pfedsam.experiment.build import BuiltModel, build_method, build_model
 from pfedsam.experiment.load import read_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.aggregation import Annotations, TooFewUpdatesError, check_registration, open_messages
@@ -104,14 +104,12 @@ class StudyRun:
         self.folder, self.transport = StudyFolder(folder), transport
         self.options, self.manifest, self.policy = study.options, study.manifest, study.policy
         self.state, self._built, self._sizes = study.state, study.built, study.sizes
-        self.roster = build_roster(self.options)
+        self.roster = build_method(self.options).roster
         self.registered: dict[str, int] = self.folder.read_registered()
         self.present: list[str] = []
         self._may_wait = may_wait
         self.waits_for = ""
         """After the outcome `waits`: for what the study waits, in words."""
-        self._not_joined: dict[str, str] = {}
-        """Why a site did not join when it was asked last."""
         self._unheard: frozenset[str] = frozenset()
         """The sites that did not reply when they were asked to join last."""
         self._missing: dict[str, frozenset[str]] = {}
@@ -133,7 +131,7 @@ class StudyRun:
         Raises:
             QuorumError: there are too few sites; the study remains at its last committed round.
         """
-        with RecordWriter(self.folder.path / "records.jsonl") as records:
+        with RecordWriter(self.folder.path / RECORDS) as records:
             records.truncate_after(self.state.round - 1)
             asked = self._connected()
             self._join(records, asked)
@@ -141,7 +139,7 @@ class StudyRun:
                 return "waits"
             self._check_classes()
             self._summarize(records)
-            self._validations = validations_in(read_records(self.folder.path / "records.jsonl"))
+            self._validations = validations_in(read_records(self.folder.path / RECORDS))
             earlier = self._earlier_entries() if self.state.round >= self.ends else {}
             while self.state.round < self.ends:
                 self._join(records, [s for s in self._connected() if s not in self.present and s not in asked])
@@ -197,7 +195,7 @@ class StudyRun:
                 refused[site] = str(error)
                 continue
             self.registered[site] = int(cases or 0)
-            self._missing[site] = to_missing(reply.scalar_metrics, build_labels(self.options).names)
+            self._missing[site] = to_missing(reply.scalar_metrics, self.options.data.label_map().names)
             self.present = self._ordered({*self.present, site})
         self._absent(records, "join", self.state.round, refused)
         self.folder.write_registered(self.registered)
@@ -215,8 +213,8 @@ class StudyRun:
         """
         joined, quorum, sites = len(self.present), self.policy.quorum, list(self.options.data.sites)
         others = [site for site in sites if site not in self.present]
-        reasons = {site: self._not_joined.get(site, "it is not connected") for site in others}
-        unheard = self._unheard | (set(others) - self._not_joined.keys())
+        reasons = {site: self._reasons.get(site, "it is not connected") for site in others}
+        unheard = self._unheard | (set(others) - self._reasons.keys())
         waits = self._may_wait and self.state.round == 0
         wanted = awaited(reasons, unheard=unheard, joined=joined, quorum=quorum) if waits else []
         if joined >= quorum and not wanted:
@@ -261,7 +259,7 @@ class StudyRun:
         if self.state.round > 0:
             return
         least = build_method(self.options).server.least_updates
-        for name in build_labels(self.options).names:
+        for name in self.options.data.label_map().names:
             there = [site for site in self.present if name not in self._missing[site]]
             if len(there) < min(least, len(self.present)):
                 raise QuorumError(
@@ -362,7 +360,7 @@ class StudyRun:
 
     def _test(self, records: RecordWriter) -> dict[str, dict[str, SiteSummary]]:
         replies = self._ask(records, "test", self.ends, self._sites_for("test"), self.policy.score_s)
-        classes = tuple(build_labels(self.options).names)
+        classes = tuple(self.options.data.label_map().names)
 
         def read(reply: Reply) -> dict[str, SiteSummary]:
             if set(reply.scalar_metrics) != set(self.manifest.scalar_metrics["test"]):
@@ -423,7 +421,7 @@ class StudyRun:
 
     def _communication(self) -> Communication:
         """Bytes of the last round's accepted messages (of an update's values if there was none), in total and by component."""
-        records = [r for r in read_records(self.folder.path / "records.jsonl") if r["kind"] == "aggregate"]
+        records = [r for r in read_records(self.folder.path / RECORDS) if r["kind"] == "aggregate"]
         sent = [max((r["up_bytes"].get(site, 0) for site in r["accepted"]), default=0) for r in records]
         by_component = self.manifest.component_bytes()
         return Communication(
@@ -467,8 +465,6 @@ class StudyRun:
         )
 
     def _absent(self, records: RecordWriter, task: Task, round_: int, reasons: Mapping[str, str]) -> None:
-        if task == "join":
-            self._not_joined |= reasons
         if reasons:
             self._reasons |= reasons
             named = {label(site): reasons[site] for site in sorted(reasons)}

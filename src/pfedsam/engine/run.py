@@ -1,6 +1,6 @@
 """A run on this machine: all sites of a study, deterministic, and resumable after a kill at any moment."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pfedsam.core.errors import RunError
@@ -9,21 +9,20 @@ from pfedsam.core.log import get_logger
 from pfedsam.data.check import refuse_problems
 from pfedsam.data.facts import SiteFacts
 from pfedsam.data.manifest import Site
-from pfedsam.data.split import read_split, write_split
-from pfedsam.data.trained_on import FILES, TrainedOn
+from pfedsam.data.split import read_split
 from pfedsam.engine.inputs import Inputs, refuse_other_backbone, refuse_other_data
 from pfedsam.engine.local import LocalStudy, LocalTransport, worker_count
 from pfedsam.engine.progress import Event, Progress, silent
 from pfedsam.engine.round_policy import RoundPolicy
 from pfedsam.engine.rounds import Study, StudyRun
-from pfedsam.engine.run_end import part_sizes
+from pfedsam.engine.run_end import SUMMARY, part_sizes
 from pfedsam.engine.server_files import SERVER, load_state, refuse_lost_state
+from pfedsam.engine.site_files import SITE_FILES, SPLIT, write_site
 from pfedsam.engine.study_folder import build_manifest, study_id
 from pfedsam.experiment.build import (
     BuiltModel,
     build_method,
     build_model,
-    build_roster,
     build_sites,
     build_study,
     check_cases,
@@ -77,7 +76,7 @@ def run(options: RunOptions, folder: Path | str, *, resume: bool = False, progre
     manifest = build_manifest(options, built, identity, options.model_dump(mode="json"))
     with exclusive(folder):
         _check_folder(options, folder, resume)  # again: another process may have begun meanwhile
-        _begin(options, folder, sites, facts)
+        _begin(options, folder, facts)
         tell(Event("prepare", 2, 2, "ready"))
         return _run(options, folder, sites, built, manifest, tell)
 
@@ -100,7 +99,7 @@ def _run(
         part_sizes(sites),
     )
     local = LocalStudy(options, manifest, with_pool(options, sites), folder)
-    rounds, trainers = manifest.rounds, sum(build_roster(options).asks(site, "train") for site in local.sites)
+    rounds, trainers = manifest.rounds, sum(build_method(options).roster.asks(site, "train") for site in local.sites)
     done = study.state.round
     images = options.training.images_per_round
     drawn = (done * images, rounds * images)
@@ -110,7 +109,7 @@ def _run(
         StudyRun(folder, transport, study).run()
     finally:
         transport.close()
-    return read_summary(folder / "summary.json")
+    return read_summary(folder / SUMMARY)
 
 
 def _state(folder: Path, manifest: StudyManifest, built: BuiltModel, server: ServerStep) -> ServerState:
@@ -158,7 +157,7 @@ def is_finished(options: RunOptions, folder: Path, inputs: Inputs | None = None)
         StoreError: the state of the run is damaged.
     """
     _check_folder(options, folder, True)
-    if not (folder / "summary.json").exists():
+    if not (folder / SUMMARY).exists():
         return False
     inputs = inputs or Inputs()
     refuse_other_data(options, folder, inputs)
@@ -200,12 +199,12 @@ def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
 
 
 def _is_unstarted(folder: Path) -> bool:
-    """Whether the folder contains only the splits of a run that was killed before it wrote its configuration."""
+    """Whether the folder contains only the files of the sites of a run that was killed before it wrote its configuration."""
     left = (path for path in folder.rglob("*") if not path.is_dir())
-    return all(path.name in ("split.json", LOCK, *FILES) or path.suffix == ".tmp" for path in left)
+    return all(path.name in (*SITE_FILES, LOCK) or path.suffix == ".tmp" for path in left)
 
 
-def _sites(options: RunOptions, folder: Path, tell: Progress) -> tuple[dict[str, Site], dict[str, SiteFacts]]:
+def _sites(options: RunOptions, folder: Path, tell: Progress) -> tuple[dict[str, Site], tuple[SiteFacts, ...]]:
     """The checked sites, and for a new run the facts about their images; a resumed run keeps its split and cases.
 
     Raises:
@@ -213,7 +212,7 @@ def _sites(options: RunOptions, folder: Path, tell: Progress) -> tuple[dict[str,
     """
     if (folder / "config.yaml").exists():
         now = read_sites(options, masks_required=False)
-        return {name: read_split(folder / "sites" / name / "split.json", site) for name, site in now.items()}, {}
+        return {name: read_split(folder / "sites" / name / SPLIT, site) for name, site in now.items()}, ()
     sites = build_sites(options)
     report = refuse_problems(
         list(sites.values()),
@@ -222,16 +221,16 @@ def _sites(options: RunOptions, folder: Path, tell: Progress) -> tuple[dict[str,
     )
     for warning in report.warnings:
         _LOG.warning("%s", warning)
-    return sites, {facts.name: facts for facts in report.facts}
+    return sites, report.facts
 
 
-def _begin(options: RunOptions, folder: Path, sites: Mapping[str, Site], facts: Mapping[str, SiteFacts]) -> None:
+def _begin(options: RunOptions, folder: Path, facts: Sequence[SiteFacts]) -> None:
+    """Write the folder of a new run; nothing is written if it contains the run already."""
     if (folder / "config.yaml").exists():
         return
-    for name, site in sites.items():
-        place = folder / "sites" / name
+    for one in facts:
+        place = folder / "sites" / one.name
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_split(place / "split.json", site, digests=True)
-        TrainedOn.of(facts[name]).write(place)
+        write_site(place, one)
     # The configuration is written last, because a folder with a configuration can be resumed.
     write_config(folder / "config.yaml", options)

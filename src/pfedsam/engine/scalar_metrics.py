@@ -16,7 +16,7 @@ from pfedsam.engine.site_session import RoundReport
 from pfedsam.evaluation.scores import MEASURES, ClassScores
 from pfedsam.evaluation.small_numbers import withhold
 from pfedsam.evaluation.summary import ClassSummary, Occurrence, SiteSummary, SummaryUnit, SummaryVolumeUnit, Units
-from pfedsam.experiment.build import BuiltModel, build_labels, build_method
+from pfedsam.experiment.build import BuiltModel, build_method
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.data_summary import summary_names
 from pfedsam.federation.messages import MAX_ROUND
@@ -56,7 +56,7 @@ def allowed_metrics(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[
     """The names of the metrics that the reply to each task may contain; a task without an entry is not part of the study."""
     method, training = build_method(options), options.training
     models = tuple(models_of(options, built))
-    classes = build_labels(options).names
+    classes = options.data.label_map().names
     usage = [f"usage.{block}.{e}" for block, experts in built.model.routers().items() for e in range(experts)]
     of_the_data: dict[Task, tuple[str, ...]] = {}
     if options.communication.data_summary:

@@ -16,8 +16,8 @@ from pfedsam.core.log import get_logger
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.check import refuse_problems
 from pfedsam.data.manifest import Site
-from pfedsam.data.split import read_split, write_split
-from pfedsam.data.trained_on import TrainedOn
+from pfedsam.data.split import read_split
+from pfedsam.engine.site_files import SPLIT, write_site
 from pfedsam.engine.site_options import (
     CONFIG,
     SiteOptions,
@@ -27,7 +27,7 @@ from pfedsam.engine.site_options import (
 )
 from pfedsam.engine.site_study import SiteStudy
 from pfedsam.engine.study_folder import build_manifest, study_id
-from pfedsam.experiment.build import BuiltModel, build_model, build_roster, build_sites, build_study, read_sites
+from pfedsam.experiment.build import BuiltModel, build_method, build_model, build_sites, build_study, read_sites
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.messages import Reply, Request
@@ -225,7 +225,7 @@ class SiteFolder:
             DataError: the data have problems, all of which the message names; it is only written to the site's log.
         """
         options = study_options(manifest, self.options)
-        if build_roster(options).pool:
+        if build_method(options).roster.pool:
             raise RefusedError("other-configuration", "a pooled method needs all images in one place.")
         site = self._split(manifest, options)
         built = build_study_model(manifest, options)
@@ -237,16 +237,15 @@ class SiteFolder:
     def _split(self, manifest: StudyManifest, options: RunOptions) -> Site:
         folder, name = self.policy.study_folder(manifest.study), self.options.name
         # If a site that has trained lost its split, this is an error, and no new split is made.
-        if (folder / "split.json").exists() or (folder / "state.json").exists():
+        if (folder / SPLIT).exists() or (folder / "state.json").exists():
             refuse_other_settings(folder, self.options)
-            return read_split(folder / "split.json", read_sites(options, masks_required=False)[name])
+            return read_split(folder / SPLIT, read_sites(options, masks_required=False)[name])
         site = build_sites(options)[name]
         report = refuse_problems([site], build_study(options))
         for warning in report.warnings:
             _LOG.warning("%s", warning)
-        TrainedOn.of(report.facts[0]).write(folder)
         write_settings(folder, self.options)
-        write_split(folder / "split.json", site, digests=True)
+        write_site(folder, report.facts[0])
         return site
 
 

@@ -29,8 +29,8 @@ from pfedsam.evaluation.statistics import clearly_positive, paired_difference
 from pfedsam.evaluation.summary import summarize_site
 from pfedsam.experiment.build import (
     BuiltModel,
+    build_cache,
     build_images,
-    build_labels,
     build_method,
     build_predict,
     build_site_data,
@@ -218,10 +218,18 @@ class SiteSession:
 class SiteScorer:
     """The scoring side of one site: its validation and test parts, which are never used for training."""
 
-    def __init__(self, options: RunOptions, name: str, built: BuiltModel, cache: PrefixCache) -> None:
-        """Prepare the scoring of the site `name`, with `cache` for the frozen features of its images."""
-        self.options, self.name, self.built, self._cache = options, name, built, cache
-        self._labels = build_labels(options, name)
+    def __init__(self, options: RunOptions, name: str, built: BuiltModel, cache: PrefixCache | None = None) -> None:
+        """Prepare the scoring of a site.
+
+        Args:
+            options: the options of the run.
+            name: the name of the site.
+            built: the model of the run, whose trained parameters are overwritten.
+            cache: the cache of the frozen features of the site's images; None to compute them each time.
+        """
+        self.options, self.name, self.built = options, name, built
+        self._cache = build_cache(options, built, None) if cache is None else cache
+        self._labels = options.data.label_map(name)
         self._predict = build_predict(options, built.model.image_size)
         self._single = single_regions(options)
 

@@ -22,9 +22,10 @@ from pfedsam.engine.scalar_metrics import (
     from_summaries,
     from_validation,
 )
+from pfedsam.engine.site_files import SPLIT
 from pfedsam.engine.site_session import SiteScorer, SiteSession
 from pfedsam.evaluation.summary import summarize_site
-from pfedsam.experiment.build import BuiltModel, build_cache, build_labels, build_study, check_cases
+from pfedsam.experiment.build import BuiltModel, build_cache, build_study, check_cases
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.data_summary import from_site_summary
 from pfedsam.federation.manifest import StudyManifest
@@ -106,7 +107,7 @@ class SiteStudy:
         return _reply(request, self._test(shared))
 
     def _join(self) -> ScalarMetrics:
-        classes, form = build_labels(self.options).names, self.session.data.form
+        classes, form = self.options.data.label_map().names, self.session.data.form
         return from_registration(self.session.cases, classes, form, self.manifest.scalar_metrics["join"])
 
     def _summarize(self) -> ScalarMetrics:
@@ -151,7 +152,7 @@ class SiteStudy:
         Raises:
             DataError: the files of a case of these parts have changed, or cannot be read.
         """
-        refuse_changed_files(self.folder / "split.json", self.site, parts)
+        refuse_changed_files(self.folder / SPLIT, self.site, parts)
 
     def _scorer(self) -> SiteScorer:
         cache = build_cache(self.options, self.built, self.cache_folder)

@@ -31,10 +31,8 @@ from pfedsam.engine.server_files import (
 )
 from pfedsam.experiment.build import (
     BuiltModel,
-    build_labels,
     build_method,
     build_model,
-    build_roster,
     refuse_too_few_sites,
 )
 from pfedsam.experiment.load import read_config, write_config
@@ -84,7 +82,7 @@ def prepare_study(options: RunOptions) -> PreparedStudy:
         OptionError: the method cannot run over several machines, or needs more sites.
         CheckpointError: the backbone cannot be loaded.
     """
-    if build_roster(options).pool:
+    if build_method(options).roster.pool:
         raise OptionError(
             f"method {options.method!r} needs all images in one place; use pfedsam, fedavg or local-only."
         )
@@ -188,8 +186,8 @@ def _class_tensors(options: RunOptions, built: BuiltModel) -> dict[str, tuple[st
     Raises:
         OptionError: a site does not annotate all classes, and no parameter of the model belongs to single classes.
     """
-    names, numbers = build_labels(options).names, built.model.class_numbers()
-    partial = [site for site in options.data.sites if build_labels(options, site).not_annotated]
+    names, numbers = options.data.label_map().names, built.model.class_numbers()
+    partial = [site for site in options.data.sites if options.data.label_map(site).not_annotated]
     if built.partition.shared and partial and not numbers:
         raise OptionError(
             f"site {partial[0]!r} does not annotate all classes (not_annotated), and the U-Net without residual units "
@@ -361,7 +359,7 @@ class StudyFolder:
         earlier = current
         if to_round is not None:
             earlier = load_state(self.path, manifest.study, EARLIER / _state_name(to_round))
-        with RecordWriter(self.path / "records.jsonl") as records:
+        with RecordWriter(self.path / RECORDS) as records:
             records.truncate_after(current.round - 1)
             to = current.round if to_round is None else to_round
             records.write({"kind": "rollback", "round": following - 1, "to_round": to})

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias, TypedDict
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,6 @@ from pfedsam.evaluation.predict import Forward, predict, predict_tiled
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.methods import configured
 from pfedsam.federation.methods.base import Method
-from pfedsam.federation.roster import Roster
 from pfedsam.model.build import build_segmenter
 from pfedsam.model.numerics import CPU
 from pfedsam.model.partition import Kind, Partition
@@ -39,13 +38,6 @@ from pfedsam.training.site_data import SiteData
 
 Predict: TypeAlias = Callable[[Forward, Sequence[Example]], Iterator[tuple[Example, npt.NDArray[np.uint8]]]]
 """A function from a forward function and the result of `build_images` to each image with its class map [H, W] at native size."""
-
-
-class VolumeReading(TypedDict):
-    """The arguments of `read_site` that concern volumes."""
-
-    channels: tuple[str, ...]
-    spacing_lost: bool
 
 
 @dataclass(frozen=True)
@@ -94,15 +86,6 @@ def refuse_too_few_sites(options: RunOptions) -> None:
             raise OptionError(f"{needs}; {len(there)} of them annotate {name!r}. {remedy}")
 
 
-def build_labels(options: RunOptions, site: str = "") -> LabelMap:
-    """The run's classes and their ids at a site; without a site, the ids for sites that do not give their own.
-
-    Raises:
-        OptionError: the ids contradict each other.
-    """
-    return options.data.label_map(site)
-
-
 def build_label_form(options: RunOptions, cases: tuple[Case, ...]) -> LabelForm:
     """The meaning of the labels of these cases.
 
@@ -110,7 +93,7 @@ def build_label_form(options: RunOptions, cases: tuple[Case, ...]) -> LabelForm:
         OptionError: the cases are from several sites that do not annotate the same classes.
     """
     sites = dict.fromkeys(case.site for case in cases)
-    annotated = {build_labels(options, site).annotated for site in sites}
+    annotated = {options.data.label_map(site).annotated for site in sites}
     if len(annotated) > 1:
         raise OptionError(
             f"method {options.method} trains on the images of all sites together, but the sites do not annotate the same classes "
@@ -129,12 +112,12 @@ def build_study(options: RunOptions) -> Study:
     data, evaluation = options.data, options.evaluation
     validation = data.split.val > 0 and evaluation.validate_every > 0
     return Study(
-        build_labels(options),
+        options.data.label_map(),
         data.image,
         data.patient_pattern,
         validation,
         data.volume,
-        site_labels={site: build_labels(options, site) for site in data.sites},
+        site_labels={site: options.data.label_map(site) for site in data.sites},
         site_patterns={site: data.pattern(site) for site in data.sites},
         sparse_loss=options.training.loss == "focal_tversky",
         foreground_share=data.foreground_share,
@@ -162,7 +145,7 @@ def read_one_site(options: RunOptions, name: str, *, masks_required: bool = True
         data.folder(name),
         patient_pattern=data.pattern(name),
         masks_required=masks_required,
-        **volume_reading(options, name),
+        channels=data.volume.channels,
     )
     return replace(site, cases=tuple(with_site_spacing(options, case) for case in site.cases))
 
@@ -224,12 +207,6 @@ def _why_empty(site: Site, part: str, *, free: bool) -> str:
     )
 
 
-def volume_reading(options: RunOptions, site: str) -> VolumeReading:
-    """The arguments of `read_site` for the volumes of a site."""
-    volume = options.data.volume
-    return {"channels": tuple(volume.channels), "spacing_lost": site in volume.spacing_unknown}
-
-
 def build_model(options: RunOptions, device: torch.device = CPU, *, may_download: bool = True) -> BuiltModel:
     """The model with which every process of the run starts: the same weights everywhere, on the device of this process.
 
@@ -244,7 +221,7 @@ def build_model(options: RunOptions, device: torch.device = CPU, *, may_download
     """
     method = build_method(options)
     model_options = method.adapt(options.model)
-    classes = len(build_labels(options).names)
+    classes = len(options.data.label_map().names)
     generator = rng.generator(options.seed, "model")
     built = build_segmenter(model_options, classes, generator, device, may_download=may_download)
     model = built.model
@@ -266,18 +243,13 @@ def build_model(options: RunOptions, device: torch.device = CPU, *, may_download
     return BuiltModel(model, partition, built.start, partition.select(model, "shared", "local"))
 
 
-def build_roster(options: RunOptions) -> Roster:
-    """The roles of the run's sites."""
-    return build_method(options).roster
-
-
 def with_pool(options: RunOptions, sites: Mapping[str, Site]) -> dict[str, Site]:
     """All sites of the run: for a pooled method the site with the training images of all sites, then those of the configuration.
 
     Raises:
         OptionError: a site of the configuration has the name of the pooled site.
     """
-    pool = build_roster(options).pool
+    pool = build_method(options).roster.pool
     if pool is None:
         return dict(sites)
     if pool in sites:
@@ -362,7 +334,7 @@ def build_examples(options: RunOptions, cases: tuple[Case, ...], side: int) -> S
 
 def _labels_of(options: RunOptions, cases: tuple[Case, ...]) -> dict[str, LabelMap]:
     """The label map of each site of these cases; a pooled site has cases of several sites."""
-    return {site: build_labels(options, site) for site in dict.fromkeys(case.site for case in cases)}
+    return {site: options.data.label_map(site) for site in dict.fromkeys(case.site for case in cases)}
 
 
 def _common_labels(options: RunOptions, cases: tuple[Case, ...]) -> LabelMap:
@@ -433,7 +405,7 @@ def build_predict(options: RunOptions, side: int) -> Predict:
 def single_regions(options: RunOptions) -> frozenset[int]:
     """The numbers 1..C of the classes that are one connected structure, so that predictions keep only their largest component."""
     single = options.evaluation.single_region
-    names = build_labels(options).names  # without the background, which `data.classes` may list too
+    names = options.data.label_map().names  # without the background, which `data.classes` may list too
     return frozenset(n for n, name in enumerate(names, 1) if single == "all" or name in single)
 
 

@@ -17,7 +17,7 @@ from pfedsam.data.tiling import TilingOptions
 from pfedsam.data.transforms import AugmentOptions
 from pfedsam.data.volume_options import VolumeOptions
 from pfedsam.evaluation.scores import SURFACE_TOLERANCE
-from pfedsam.federation.methods import METHODS, MethodOptions, find_method
+from pfedsam.federation.methods import METHODS, MethodOptions
 from pfedsam.federation.pipeline.build import CommunicationOptions
 from pfedsam.model.options import ModelOptions
 from pfedsam.model.prefix import PrefixOptions
@@ -283,7 +283,7 @@ class RunOptions(Options):
     def _known_method(cls, method: str) -> str:
         if method not in METHODS:
             raise ValueError(f"there is no method {method!r}; known: {', '.join(METHODS)}")
-        return find_method(method).name
+        return method
 
     @model_validator(mode="after")
     def _lesions_and_single_regions_are_classes(self) -> "RunOptions":

@@ -66,10 +66,9 @@ def test_a_site_whose_volumes_have_an_identity_matrix_may_have_lost_its_spacing(
         values = np.zeros((8, 9, 5), np.uint8)
         values[1 : 2 + number, 2:6, 1:4] = 1
         write_nifti(tmp_path / "a" / folder / f"p{number}.nii", values, affine)
-    site = read_site("a", tmp_path / "a", spacing_lost=lost)
-    site = split_site(
-        replace(site, cases=tuple(replace(case, spacing_mm=spacing) for case in site.cases)), SplitOptions(), 0
-    )
+    site = read_site("a", tmp_path / "a")
+    cases = tuple(replace(case, spacing_mm=spacing, spacing_lost=lost) for case in site.cases)
+    site = split_site(replace(site, cases=cases), SplitOptions(), 0)
     study = Study(labels=LabelMap({"liver": [1]}), image=ImageOptions())
     warnings = check_sites([site], study).warnings
     assert ["identity matrix" in warning for warning in warnings] == [True] * warned
