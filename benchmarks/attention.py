@@ -1,11 +1,12 @@
-"""Ways to compute SAM's attention with its relative position bias on a GPU, side by side at ViT-B's sizes for 1024 px.
+"""Compares implementations of SAM's attention with its relative position bias on a GPU, at ViT-B's sizes for images of 1024 px.
 
     python benchmarks/attention.py --batch 8
 
-Writes benchmarks/results/attention-<gpu>.json and .md: milliseconds of a forward pass, and of one with its backward pass, of a block's
-attention in windows and over the whole grid; the error against the same in float64; and the encoder's whole forward pass with each
-way. What is the fastest here is what `pfedsam.model.attention.choose_core` should choose. `kernel` starts from what the projection gives,
-the others from queries, keys and values that are cut into windows already; with `--tune` its work is cut in more ways than its own.
+Writes benchmarks/results/attention-<gpu>.json and .md. For the attention of one block, in windows and over the whole grid, they contain the
+milliseconds of a forward pass, those of a forward and a backward pass, and the error compared with the same computation in float64; for
+the encoder, the milliseconds of its forward pass with each implementation. `pfedsam.model.attention.choose_core` should choose the
+implementation that is the fastest here. `kernel` starts from the output of the projection, and the others from queries, keys and values
+that are already divided into windows. With `--tune`, the kernel is also measured with other block sizes than its own.
 """
 
 import argparse
@@ -36,14 +37,14 @@ _COMPILED = torch.compile(flex_attention, dynamic=False)
 
 
 def masked(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:
-    """The bias as a mask of all logits' size."""
+    """Attention with the bias as an additive mask that has the size of all logits."""
     bias_h, bias_w = _biases(query, rel_h, rel_w)
     mask = (bias_h[..., :, None] + bias_w[..., None, :]).flatten(-2)
     return F.scaled_dot_product_attention(query.flatten(2, 3), key, value, attn_mask=mask, scale=scale)
 
 
 def flexible(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:
-    """The bias added inside a kernel that torch generates (FlexAttention)."""
+    """Attention with the bias added inside a kernel that torch generates (FlexAttention)."""
     bias_h, bias_w = _biases(query, rel_h, rel_w)
     width = rel_w.shape[1]
 
@@ -54,7 +55,7 @@ def flexible(query: Tensor, key: Tensor, value: Tensor, rel_h: Tensor, rel_w: Te
 
 
 def within(backend: SDPBackend, core: Core) -> Core:
-    """`core` with torch's attention held to one of its kernels."""
+    """`core` with torch's attention restricted to one of its kernels."""
 
     def run(*given: Tensor | float) -> Tensor:
         attention.KERNELS[:] = [backend]
@@ -76,7 +77,7 @@ WAYS: dict[str, Core] = {
 
 
 def inputs(grids: int, side: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-    """Query, key, value and the two tables of so many grids."""
+    """Random query, key, value and the two tables of relative positions, for `grids` grids of `side` x `side` tokens."""
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:
@@ -94,7 +95,7 @@ def inputs(grids: int, side: int, device: torch.device, dtype: torch.dtype) -> l
 
 
 def milliseconds(work: Callable[[], object], repeats: int = 7) -> float:
-    """Median over finished calls after two that do not count."""
+    """The median time of `repeats` calls, each until the GPU has finished; two calls before them are not counted."""
     found = []
     for _ in range(repeats + 2):
         torch.cuda.synchronize()
@@ -106,7 +107,7 @@ def milliseconds(work: Callable[[], object], repeats: int = 7) -> float:
 
 
 def measure(core: Core, given: list[Tensor]) -> dict[str, float]:
-    """Forward alone, both passes, and the error of the first grid's first head."""
+    """The times of the forward pass and of both passes, and the largest error of the first head of the first grid."""
     scale = CHANNELS**-0.5
 
     def both() -> None:
@@ -122,7 +123,14 @@ def measure(core: Core, given: list[Tensor]) -> dict[str, float]:
 
 @torch.no_grad()
 def measure_kernel(batch: int, side: int, blocks: Blocks | None, device: torch.device) -> dict[str, float]:
-    """The kernel's forward pass over 64 x 64 tokens an image, cut as `blocks` says, and the error of the first grid's first head."""
+    """The time of the kernel's forward pass over 64 x 64 tokens of each image, and its error as in `measure`.
+
+    Args:
+        batch: the number of images.
+        side: the side of a window in tokens, or of the whole grid.
+        blocks: the block sizes of the kernel; None for those that it chooses itself.
+        device: the GPU.
+    """
     generator = torch.Generator(device).manual_seed(0)
     draw = lambda *shape: torch.randn(shape, generator=generator, device=device).to(torch.bfloat16)  # noqa: E731
     projected, padding = draw(batch, 64, 64, 3 * HEADS * CHANNELS), draw(3 * HEADS * CHANNELS)
@@ -138,14 +146,14 @@ def measure_kernel(batch: int, side: int, blocks: Blocks | None, device: torch.d
 
 
 def ways_to_cut(side: int) -> dict[str, Blocks]:
-    """Names and cuts of the kernel's work."""
+    """The block sizes with which the kernel is measured, by name."""
     keys = (64, 128, 256) if side < 64 else (64, 128)
     cuts = [Blocks(*cut) for cut in product((64, 128), keys, (4, 8), (2, 3))]
     return {f"kernel {cut.queries} x {cut.keys}, {cut.warps} warps, {cut.stages} stages": cut for cut in cuts}
 
 
 def whole_encoder(setting: Setting, core: Core | None) -> float:
-    """Milliseconds of the encoder's forward pass in bf16 with `core` in every block; None: as it is, with the kernels."""
+    """Milliseconds of the encoder's forward pass in bf16 with `core` in every block; with None, with the encoder's own kernels."""
     chosen = encoder.choose_core, encoder.kernels_for
     if core is not None:
         encoder.choose_core, encoder.kernels_for = lambda *_: core, lambda *_: None
@@ -157,10 +165,10 @@ def whole_encoder(setting: Setting, core: Core | None) -> float:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--tune", action="store_true", help="Try more ways to cut the kernel's work.")
+    parser.add_argument("--tune", action="store_true", help="Measure the kernel with further block sizes.")
     arguments = parser.parse_args()
     batch = arguments.batch
     device = configure_numerics(1, "cuda")
@@ -188,7 +196,7 @@ def main() -> None:
         for way, blocks in {"kernel": None, **(ways_to_cut(side) if arguments.tune else {})}.items():
             try:
                 numbers = measure_kernel(batch, side, blocks, device)
-            except Exception as error:  # noqa: BLE001 - a cut that does not fit the GPU is a row of the table
+            except Exception as error:  # noqa: BLE001 - block sizes that do not fit the GPU are a row of the table
                 rows.append([case, way, type(error).__name__, "", str(error).splitlines()[0][:80]])
                 continue
             found[f"{case}, {way}"] = numbers

@@ -1,9 +1,10 @@
-"""What a fixed number of stored views per image costs in Dice, against views drawn anew in every step.
+"""The cost in Dice of a fixed number of stored views per image, compared with views that are drawn anew in every step.
 
     python benchmarks/augmentation.py --data DIR/nuclei
 
-DIR/nuclei as for `sam_tiny.py`. Fine-tunes single sites alone for equal steps and validates; views of an image are stored in the prefix
-cache, so their number is what bounds its size. `fresh` has so many views that one hardly ever comes again: nothing to keep.
+DIR/nuclei is as for `sam_tiny.py`. Single sites are fine-tuned alone for the same number of steps, and validated. The views of an image are
+stored in the cache of frozen features, so that their number determines the size of the cache. With `fresh` there are so many views that
+hardly any is drawn twice, and nothing is stored.
 Writes benchmarks/results/augmentation.json and .md.
 """
 
@@ -26,7 +27,7 @@ STEPS = 80
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def report(found: dict[str, dict[str, list[float]]], seeds: list[int]) -> None:
-    """The JSON and the table."""
+    """Write the JSON file and the table."""
     means = {label: {name: float(np.mean(values)) for name, values in by.items()} for label, by in found.items()}
     over = {label: float(np.mean(list(by.values()))) for label, by in means.items()}
     rows = [[label, *(f"{means[label][name]:.1f}" for name in SITES), f"{over[label]:.1f}"] for label in VIEWS]

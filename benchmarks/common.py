@@ -1,4 +1,4 @@
-"""What every benchmark writes: files under benchmarks/results, in the form of `pfedsam.report.result_file`."""
+"""Functions that the benchmarks share; they write files under benchmarks/results in the form of `pfedsam.report.result_file`."""
 
 import json
 import re
@@ -21,25 +21,25 @@ __all__ = ["NUCLEI_PATIENTS", "RESULTS", "gpu_name", "machine", "markdown", "mid
 
 RESULTS = Path(__file__).parent / "results"
 NUCLEI_PATIENTS: str = load_suite("nuclei").options["data"]["patient_pattern"]
-"""The patient in the file names of the nuclei, as the shipped suite has it."""
+"""The regular expression of the shipped suite that finds the patient in the name of a file of nuclei."""
 
 
 def write_result(
     name: str, *, command: str, seeds: Sequence[int], figures: Mapping[str, float | None], table: str, **more: object
 ) -> None:
-    """`benchmarks/results/NAME.json` and `NAME.md`; the arguments are those of `pfedsam.report.result_file.write_result`."""
+    """Write `benchmarks/results/NAME.json` and `NAME.md`; the arguments are those of `pfedsam.report.result_file.write_result`."""
     result_file.write_result(RESULTS, name, command=command, seeds=seeds, figures=figures, table=table, **more)
 
 
 def write_part(name: str, part: str, figures: Mapping[str, object], *, command: str, **more: object) -> None:
-    """Put the figures of one part of a benchmark into `benchmarks/results/NAME.json`; those of the other parts stay.
+    """Put the figures of one part of a benchmark into `benchmarks/results/NAME.json`; those of the other parts are kept.
 
     Args:
-        name: of the file.
-        part: what was measured.
-        figures: by name.
-        command: makes this part alone.
-        more: other entries of the file.
+        name: the name of the file without its ending.
+        part: the name of the part.
+        figures: the figures of the part by name.
+        command: the command that measures this part alone.
+        more: further entries of the file.
     """
     path = RESULTS / f"{name}.json"
     content = json.loads(path.read_text("utf-8")) if path.exists() else {"figures": {}, "made_by": {}}
@@ -55,12 +55,12 @@ def write_part(name: str, part: str, figures: Mapping[str, object], *, command: 
 
 
 def middle(volume: "nib.Nifti1Image", side: int) -> "nib.Nifti1Image":
-    """The middle of all slices, `side` pixels wide; a volume that is smaller stays as it is along that axis."""
+    """The volume with its slices cropped to the middle `side` x `side` pixels; an axis that is shorter is not cropped."""
     starts = [max(0, (size - side) // 2) for size in volume.shape[:2]]
     return volume.slicer[starts[0] : starts[0] + side, starts[1] : starts[1] + side]
 
 
 def gpu_name() -> str:
-    """What a GPU is called in the names of files: `h200` for an NVIDIA H200."""
+    """The name of the GPU in the names of files, such as `h200` for an NVIDIA H200."""
     found = re.search(r"\b[A-Z]+\d+\w*", torch.cuda.get_device_name())
     return found.group().lower() if found else "gpu"

@@ -1,10 +1,10 @@
-"""Dice against the bytes of an update: pFedSAM on a suite's sites with every codec, and with fewer parameters shared.
+"""Dice against the bytes of an update: pFedSAM on the sites of a suite with every codec, and with fewer shared parameters.
 
     python benchmarks/communication.py --data DIR --suite retina --out runs/retina --set model.precision=auto
 
-DIR has one folder per site of the suite. Writes benchmarks/results/communication-SUITE.json, .md and .svg. Resumable, and with the
---out of `pfedsam bench accuracy` and the same --set it takes the run with fp32 from there. Dice is of the model in use, the
-better of a site's two; the choice is made on validation.
+DIR has one folder per site of the suite. Writes benchmarks/results/communication-SUITE.json, .md and .svg. After an interruption, run the
+same command again. If --out is the folder of an earlier `pfedsam bench accuracy` with the same --set, its run with fp32 is used. Dice is
+that of the model in use, which each site chooses on its validation part.
 """
 
 import argparse
@@ -23,9 +23,9 @@ from pfedsam.experiment.suite import Entry, choose_entries, load_suite
 from pfedsam.report.figures import PERSONAL, SHARED
 
 EXACT = "pfedsam"
-"""The label of the run with the configured codec."""
+"""The label of the run with the codec of the suite, which is fp32 in the shipped suites."""
 ALLOWED_LOSS = 0.3
-"""Points of Dice that the default codec may cost."""
+"""The largest loss that the default codec may have, in points of Dice."""
 
 VARIANTS: Mapping[str, Mapping[str, object]] = {
     "fp16": {"communication.codec": "fp16"},
@@ -41,16 +41,16 @@ VARIANTS: Mapping[str, Mapping[str, object]] = {
 
 @dataclass(frozen=True)
 class Point:
-    """One variant: means over the seeds, Dice in points."""
+    """The means of one variant over its seeds; Dice is in points of 100."""
 
     up_bytes: float
-    """Of a site in a round."""
+    """Bytes that a site sends in a round."""
     dice_val: float
     dice_test: float
 
 
 def points_of(outcome: Outcome) -> dict[str, Point]:
-    """A point for each variant that has run."""
+    """The point of each variant that has been run."""
     points = {}
     for label, seeds in outcome.runs.items():
         runs = list(seeds.values())
@@ -64,7 +64,7 @@ def points_of(outcome: Outcome) -> dict[str, Point]:
 
 
 def smallest(points: Mapping[str, Point]) -> str | None:
-    """The variant of fewest bytes that loses at most `ALLOWED_LOSS` points on validation."""
+    """The variant with the fewest bytes that loses at most `ALLOWED_LOSS` points on validation; None without a run with fp32."""
     if "fp32" not in points:
         return None
     good = {name: p.up_bytes for name, p in points.items() if p.dice_val >= points["fp32"].dice_val - ALLOWED_LOSS}
@@ -72,7 +72,7 @@ def smallest(points: Mapping[str, Point]) -> str | None:
 
 
 def table(points: Mapping[str, Point]) -> str:
-    """Variants by rows."""
+    """The table with a row for each variant."""
     header = ["variant", "kB up, a site and round", "validation Dice", "test Dice"]
     rows = [[n, f"{p.up_bytes / 1000:.1f}", f"{p.dice_val:.1f}", f"{p.dice_test:.1f}"] for n, p in points.items()]
     note = (
@@ -82,7 +82,10 @@ def table(points: Mapping[str, Point]) -> str:
 
 
 def draw(points: Mapping[str, Point], path: Path) -> None:
-    """Dice on both parts against bytes; each variant is named once, above its validation or, beside a close one, below its test."""
+    """Draw the Dice of the validation and the test part against the bytes.
+
+    The name of a variant is above its validation Dice, or below its test Dice if another variant sends about as many bytes.
+    """
     figure = Figure(figsize=(8.6, 5.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -123,7 +126,7 @@ def draw(points: Mapping[str, Point], path: Path) -> None:
 
 
 def write(plan: Plan, outcome: Outcome, command: str) -> None:
-    """JSON, Markdown and SVG under benchmarks/results."""
+    """Write JSON, Markdown and SVG under benchmarks/results."""
     points, name = points_of(outcome), f"communication-{plan.suite.name}"
     if not points:
         return
@@ -142,7 +145,7 @@ def write(plan: Plan, outcome: Outcome, command: str) -> None:
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
-    """The suite's pfedsam, and the variants asked for."""
+    """The comparison of the suite's pfedsam with the requested variants."""
     suite = load_suite(arguments.suite)
     more = {name: {"method": "pfedsam", **changes} for name, changes in VARIANTS.items()}
     suite = suite.model_copy(update={"variants": more})
@@ -151,13 +154,13 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
 
 
 def tell(step: Step) -> None:
-    """One line when a run has ended."""
+    """Print a line when a run has ended."""
     if step.event is None:
         print(f"{step.done} of {step.total}: {step.label}, seed {step.seed}", flush=True)
 
 
 def main() -> None:
-    """Run what is missing, writing the results after each run."""
+    """Run the missing runs, and write the results after each of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--suite", default="nuclei", help="nuclei, retina, or a suite file")

@@ -1,11 +1,11 @@
-"""How long a pFedSAM update is: by component, codec and setting, on sam-tiny and ViT-B, against FedMSA's payload.
+"""The size of pFedSAM's update by component, codec and setting, for sam-tiny and ViT-B, compared with what FedMSA sends.
 
     python benchmarks/communication_bytes.py
 
-Needs no data: sizes do not depend on the weights, which are random. Writes benchmarks/results/communication-bytes.json and .md.
-A size is the length of the encoded message with a site's name, counts and losses. FedMSA sends two adapters of a quarter of the
-width for each encoder block, and the whole mask decoder, as fp32 (Medical SAM Adapter, Wu et al., 2023, averaged as in FedFMS,
-Liu et al., 2024): counted here from the same backbone.
+No data are needed: the sizes do not depend on the weights, which are random. Writes benchmarks/results/communication-bytes.json and .md.
+A size is the length of the encoded message with the site's name, the round and the number of cases. FedMSA sends two adapters of a quarter
+of the width for each encoder block, and the whole mask decoder, in fp32 (Medical SAM Adapter, Wu et al., 2023, averaged as in FedFMS,
+Liu et al., 2024); these bytes are computed here for the same backbone.
 """
 
 from collections.abc import Mapping
@@ -29,12 +29,12 @@ from pfedsam.model.partition import Partition
 BACKBONES = {"sam-tiny": lambda: compact_config("sam-tiny"), "ViT-B": SamConfig}
 CODECS = {name: Codec(name) for name in ("fp32", "fp16", "int8", "int4")}
 TARGET = 100
-"""Times fewer bytes than FedMSA's payload."""
+"""A size that is at least this many times smaller than that of FedMSA is bold."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What of pFedSAM's components travels."""
+    """Which components of pFedSAM are sent."""
 
     model: Mapping[str, object]
     without: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ SETTINGS = {
 
 
 def fedmsa_bytes(sam: SamModel) -> int:
-    """The fp32 payload of FedMSA on a backbone."""
+    """The bytes that FedMSA sends in fp32 with a backbone."""
     width, depth = sam.config.vision_config.hidden_size, len(sam.vision_encoder.layers)
     hidden = width // 4
     adapter = width * hidden + hidden + hidden * width + width
@@ -61,7 +61,7 @@ def fedmsa_bytes(sam: SamModel) -> int:
 
 
 def shared_tensors(sam: SamModel, setting: Setting) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
-    """What pFedSAM shares under a setting, with one class; and the names by part of the model."""
+    """The tensors that pFedSAM shares with a setting and one class, and their names by part of the model."""
     options = ModelOptions.model_validate(setting.model)
     model = build_personal(SamBackbone(sam), options, 1, rng.generator(0, "bytes"))
     placement = find_method("pfedsam").placement(options)
@@ -82,7 +82,7 @@ def part(name: str) -> str:
 
 
 def message_bytes(shared: NamedTensors, codec: Codec) -> int:
-    """The length of an update of these tensors."""
+    """The length of the message with an update of these tensors."""
     generator = rng.generator(0, "change")
     changed = {n: t + 0.01 * torch.randn(t.shape, generator=generator) for n, t in shared.items()}
     update = Update("a hospital", 11, changed, 1234)
@@ -90,7 +90,7 @@ def message_bytes(shared: NamedTensors, codec: Codec) -> int:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure, and write the results."""
     figures: dict[str, float | None] = {}
     tables = []
     for backbone, config in BACKBONES.items():
@@ -125,7 +125,7 @@ def main() -> None:
 
 
 def components(shared: NamedTensors, parts: Mapping[str, list[str]]) -> str:
-    """Kilobytes by part of the model and codec."""
+    """The table of the kilobytes by part of the model and codec."""
     sizes = {label: UpdateSpec.of(shared, codec).sizes for label, codec in CODECS.items()}
     rows = []
     for name, names in sorted(parts.items()):

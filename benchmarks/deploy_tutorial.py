@@ -1,8 +1,8 @@
-"""What docs/deploy.md says, done: a coordinator and two hospitals as separate processes on this machine, by the commands that users type.
+"""Carries out the tutorial docs/deploy.md: a coordinator and two hospitals as processes on this machine, with the commands that users type.
 
     .venv/bin/python benchmarks/deploy_tutorial.py [--out FOLDER] [--backbone sam-tiny]
 
-Prints every command and what it said, and ends with the ledger of one hospital. Any command that fails ends it.
+Prints every command with its output, and ends at the first command that fails.
 """
 
 import argparse
@@ -27,7 +27,7 @@ WAIT_S = 900
 
 
 def main() -> None:
-    """Prepare two hospitals' data, then follow the document."""
+    """Prepare the data of two hospitals, and run the commands of the document."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="a new folder; a temporary one otherwise")
     parser.add_argument("--backbone", default="toy", help="toy (seconds) or any backbone of a run")
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def prepare(root: Path, backbone: str) -> None:
-    """Synthetic data for each hospital, and the study's configuration."""
+    """Write synthetic data for each hospital, and the study's configuration."""
     made = write_sites(root / "data", SyntheticOptions(sites=2, cases=6, side=96), seed=1)
     for site, name in zip(made, SITES, strict=True):
         (root / "data" / site.name).rename(root / "data" / name)
@@ -62,7 +62,7 @@ def prepare(root: Path, backbone: str) -> None:
 
 
 def follow(root: Path) -> None:
-    """The commands of the document, in its order.
+    """Run the commands of the document, in its order.
 
     Raises:
         SystemExit: a command failed.
@@ -108,7 +108,7 @@ def follow(root: Path) -> None:
 
 
 def pfedsam(root: Path, command: str) -> None:
-    """Run a command in the foreground, and show it.
+    """Run a command in the foreground, and print it with its output.
 
     Raises:
         SystemExit: it failed.

@@ -1,7 +1,7 @@
-"""Studies on which faults are tried: toy sites whose replies are recorded once, and every kind of reply that a hostile site may send.
+"""Studies in which faults are tried: the replies of toy sites, recorded once, and every kind of reply that a hostile site may send.
 
-A recorded study costs no training: `record` lets honest sites answer one study, `Replayed` gives the same replies again, with those of
-one site changed on their way. The coordinator that reads them is the real one.
+To repeat a recorded study, nothing has to be trained: `record` runs a study with honest sites, and `Replayed` returns the same replies,
+with those of one site changed. The coordinator that reads them is the real one.
 """
 
 import json
@@ -30,14 +30,14 @@ from pfedsam.model.backbones.compact import compact_config, new_network
 
 Wire = dict[Any, Any]
 Change = Callable[[str, int, Wire], Wire]
-"""A hostile site's way with its honest reply: task, round and wire to another wire."""
+"""The change that a hostile site makes to its honest reply: a function from task, round and wire to another wire."""
 SITES = 4
 HOSTILE = 3
-"""The place of the hostile one of the four sites."""
+"""The index of the hostile one of the four sites."""
 
 
 def toy_study(folder: Path, *, codec: str = "fp32", rounds: int = 1, sites: int = SITES) -> Path:
-    """A study over synthetic sites in `folder`, with a small SAM; its sites' folders are in `hospitals`, their approval given."""
+    """Make a study over synthetic sites with a small SAM, and return its folder; the sites, which approved it, are in `hospitals`."""
     names = [
         site.name for site in write_sites(folder / "data", SyntheticOptions(sites=sites, cases=6, side=96), seed=1)
     ]
@@ -82,26 +82,26 @@ def toy_study(folder: Path, *, codec: str = "fp32", rounds: int = 1, sites: int 
 
 @dataclass
 class Recording:
-    """What honest sites answered in one study."""
+    """The replies of honest sites in one study."""
 
     study: Path
     unstarted: Path
-    """The study's folder as it was before."""
+    """A copy of the study's folder from before its first round."""
     manifest: StudyManifest
     options: RunOptions
     wires: dict[tuple[str, int, str], dict[str, bytes]]
-    """By task, round and site."""
+    """The replies by task, round and site."""
     start: dict[str, torch.Tensor]
     """The shared parameters before the first round."""
 
     @property
     def names(self) -> list[str]:
-        """The sites in the study's order."""
+        """The names of the sites, in the order of the study."""
         return list(self.options.data.sites)
 
 
 class _Recorder:
-    """A transport to sites in this process that keeps what they answer."""
+    """A transport to sites in this process that stores their replies."""
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self._agents = {name: SiteAgent(SiteFolder(folder)) for name, folder in folders.items()}
@@ -123,7 +123,7 @@ class _Recorder:
 
 
 def record(folder: Path, *, codec: str = "fp32") -> Recording:
-    """Let honest sites answer a new study of one round in `folder`, and keep their replies."""
+    """Run a new study of one round in `folder` with honest sites, and return their replies."""
     study = toy_study(folder, codec=codec)
     unstarted = folder / "unstarted" / study.name
     shutil.copytree(study, unstarted)
@@ -136,7 +136,7 @@ def record(folder: Path, *, codec: str = "fp32") -> Recording:
 
 @dataclass
 class Replayed:
-    """A transport that gives the recorded replies, those of one site changed on their way."""
+    """A transport that returns the recorded replies, with those of one site changed."""
 
     recording: Recording
     change: Change
@@ -146,15 +146,15 @@ class Replayed:
         self.hostile = self.recording.names[HOSTILE]
 
     def connected(self) -> Sequence[str]:
-        """All of the study's sites."""
+        """All sites of the study."""
         return self.recording.names
 
     def wants_again(self) -> bool:
-        """Never."""
+        """False."""
         return False
 
     def ask(self, request: Mapping[str, bytes], task: str, sites: Sequence[str], deadline_s: int) -> Answers:
-        """The recorded replies, one of them changed."""
+        """The recorded replies, with that of the hostile site changed."""
         round_ = request_from_wire(request).round
         wires: dict[str, Wire] = {site: dict(self.recording.wires[task, round_, site]) for site in sites}
         if self.hostile in wires:
@@ -163,10 +163,10 @@ class Replayed:
 
 
 def replay(recording: Recording, folder: Path, change: Change) -> Path:
-    """The study once more, new in `folder`, with the hostile site's replies changed; where it lies.
+    """Run the recorded study again in `folder` with changed replies of the hostile site, and return the study's folder.
 
     Raises:
-        PfedsamError: the study ended.
+        PfedsamError: the study ended with an error.
     """
     study = folder / recording.study.name
     shutil.copytree(recording.unstarted, study)
@@ -175,7 +175,7 @@ def replay(recording: Recording, folder: Path, change: Change) -> Path:
 
 
 def honest(task: str, round_: int, wire: Wire) -> Wire:
-    """No change."""
+    """The unchanged reply."""
     return wire
 
 
@@ -184,7 +184,7 @@ def _on(task: str, change: Callable[[Wire], Wire]) -> Change:
 
 
 def _raw_numbers(text: str) -> Callable[[Wire], Wire]:
-    """Puts JSON text in the place of the reply's numbers."""
+    """A change that replaces the numbers of a reply by a text of JSON."""
 
     def change(wire: Wire) -> Wire:
         head = {**json.loads(wire["head"]), "scalar_metrics": "@"}
@@ -194,7 +194,7 @@ def _raw_numbers(text: str) -> Callable[[Wire], Wire]:
 
 
 def _numbers(ending: str, value: object) -> Callable[[Wire], Wire]:
-    """Gives a value to every number whose name ends so."""
+    """A change that sets every number whose name has this ending to a value."""
 
     def change(wire: Wire) -> Wire:
         head = json.loads(wire["head"])
@@ -358,18 +358,18 @@ _OF_TASK = {"join": _JOIN, "summarize": _SUMMARIZE, "train": _TRAIN, "validate":
 CRAFTED: dict[str, tuple[str, Change]] = {
     f"{task}: {what}": (task, _on(task, change)) for task, cases in _OF_TASK.items() for what, change in cases.items()
 }
-"""Task and change of every crafted reply."""
+"""Task and change of every crafted reply, by its description."""
 
 
 def crafted_update(
     recording: Recording, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], cases: int | None
 ) -> Change:
-    """A hostile site's update and count: what `change` makes of the change that it has trained.
+    """The replies of a hostile site that sends another update and another number of cases.
 
     Args:
-        recording: of the study.
-        change: trained changes by name to those that are sent.
-        cases: the count that it declares at join and in its update; None: its own.
+        recording: the recording of the study.
+        change: function from the trained changes of the shared tensors, by name, to the changes that are sent.
+        cases: the number of cases that the site declares when it joins and in its update; None for its true number.
     """
     spec = recording.manifest.spec
 
@@ -388,5 +388,5 @@ def crafted_update(
 
 
 def shared_after(study: Path) -> dict[str, torch.Tensor]:
-    """The shared parameters of a study now."""
+    """The shared parameters in a study's folder."""
     return tensors.load(study / "shared" / "shared.safetensors")[0]

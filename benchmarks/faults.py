@@ -1,8 +1,8 @@
-"""Faults that users and attackers make, counted where they do harm in silence.
+"""Counts the faults of users and attackers that do harm without a message.
 
     python benchmarks/faults.py [FIGURE ...]
 
-One function a figure. Needs no data: the generators lie in the tests. Writes benchmarks/results/faults.json.
+There is one function for each figure. No data are needed, because the tests generate them. Writes benchmarks/results/faults.json.
 """
 
 import importlib.util
@@ -29,7 +29,7 @@ SEED = 0
 
 
 def silent_data_faults() -> dict[str, Any]:
-    """Data that are wrong and well-formed, and that `data check` says nothing about; clean sites that it warns of."""
+    """The kinds of wrong but well-formed data that `data check` does not report, and the number of its warnings about clean sites."""
     faulty = _from_tests("helpers/faulty_sites.py")
     silent = []
     for name, fault in faulty.FAULTS.items():
@@ -48,7 +48,7 @@ def silent_data_faults() -> dict[str, Any]:
 
 
 def crafted_replies_that_end_a_study() -> dict[str, Any]:
-    """Of all crafted replies of one of four sites, how many end the study; 0 is right."""
+    """How many of the crafted replies of one of four sites end the study; it should be none."""
     ended = []
     with tempfile.TemporaryDirectory() as root:
         recording = faults.record(Path(root))
@@ -62,7 +62,7 @@ def crafted_replies_that_end_a_study() -> dict[str, Any]:
 
 
 def max_shift_of_one_site() -> dict[str, Any]:
-    """How far one of four sites moves the shared parameters in one round, as a multiple of the round in which all are honest."""
+    """The largest change of the shared parameters that one of four sites causes in a round, divided by that of four honest sites."""
     largest, by = 0.0, ""
     for codec in ("fp32", "int4"):
         with tempfile.TemporaryDirectory() as root:
@@ -76,7 +76,7 @@ def max_shift_of_one_site() -> dict[str, Any]:
 
 
 def attacks(recording: faults.Recording) -> dict[str, faults.Change]:
-    """Updates of any size and direction, each with the site's own count of cases, and with the smallest and the largest."""
+    """Changed updates of several sizes and directions, each with the site's true number of cases, the smallest and the largest."""
     generator = torch.Generator().manual_seed(SEED)
     bound = recording.manifest.max_change
 
@@ -124,7 +124,7 @@ def _shift(recording: faults.Recording, folder: Path, change: faults.Change) -> 
 
 @contextmanager
 def _no_page() -> Iterator[None]:
-    """Neither page nor exported adapter, which take longer than the rest."""
+    """Write no page and no adapter, which take longer than the rest of a study."""
     with (
         mock.patch.object(run_end, "write_page", lambda folder: folder),
         mock.patch.object(rounds, "export_adapter", return_value=None),
@@ -134,12 +134,12 @@ def _no_page() -> Iterator[None]:
 
 
 def silent_damage() -> dict[str, Any]:
-    """Damages (cut, flipped, zeroed, missing) to any file that a run or study is resumed from that end with other bits and no word."""
+    """The damages (cut, flipped, zeroed, missing) to files from which a run or study is resumed that silently change its result."""
     return _recorded("tests/engine/test_damage.py", "silent_damage", "damages")
 
 
 def orphan_processes() -> dict[str, Any]:
-    """Processes that are left 15 s after `pfedsam site start` was killed while it and its job's process started, over ten kills."""
+    """The processes that still run 15 s after `pfedsam site start` was killed while it or its job's process started, over ten kills."""
     return _recorded("tests/system/test_orphans.py", "orphan_processes", "kills_during_start")
 
 
@@ -160,7 +160,7 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def _recorded(path: str, *names: str) -> dict[str, Any]:
-    """The sums of what the tests of a file recorded under these names, whether or not they passed.
+    """The sums of the values that the tests of a file recorded under these names, whether or not the tests passed.
 
     Raises:
         SystemExit: a test recorded nothing.
@@ -193,7 +193,7 @@ def _from_tests(path: str) -> ModuleType:
 
 
 def main() -> None:
-    """Make the figures that are named, or all of them; the others stay."""
+    """Measure the named figures, or all of them; the other figures in the file are kept."""
     for name in sys.argv[1:] or list(FIGURES):
         write_part("faults", name, FIGURES[name](), command=f"python benchmarks/faults.py {name}")
 

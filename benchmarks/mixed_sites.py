@@ -1,4 +1,4 @@
-"""Sites that are mixtures: each site of the new data folder has the images of two sites of nuclei, one of fluorescence and one of a stain.
+"""Makes sites that are mixtures: each new site has the images of two sites of nuclei, one of fluorescence and one of a stain.
 
     python benchmarks/mixed_sites.py --data DIR/nuclei --out DIR/nuclei-mixed
     pfedsam bench accuracy --data DIR/nuclei-mixed --suite benchmarks/nuclei-mixed.yaml --out runs/nuclei-mixed \

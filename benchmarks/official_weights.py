@@ -1,12 +1,12 @@
-"""Every table of docs/evidence.md with other weights: official SAM or MedSAM files, or a transformers folder.
+"""Makes every table of docs/evidence.md with other weights: official SAM or MedSAM files, or a transformers folder.
 
     python benchmarks/official_weights.py DATA WEIGHTS --runs RUNS
 
 DATA holds a folder for each suite: nuclei, retina_vessels, cardiac_mri, optic_disc; a suite whose folder is missing is left out. WEIGHTS is
 what `model.backbone` takes. For each suite the methods are compared, then few labels, new sites and the ablations, with all of the suite's
 seeds. Each table is one call of `pfedsam bench`, which is printed before it runs and can be repeated by itself. The result files are
-written into RUNS, with the name of the weights at the end of theirs; finished runs are skipped, so the same command goes on after an
-interruption.
+written into RUNS, with the name of the weights at the end of their names. Finished runs are skipped, so that the same command continues
+after an interruption.
 """
 
 import argparse

@@ -1,19 +1,20 @@
-"""Federations whose sites do not label alike, against full annotation and against training what is missing as background.
+"""Compares federations whose sites annotate different classes with full annotation, and with training missing classes as background.
 
     python benchmarks/partial_labels.py DIR --runs RUNS
 
 DIR holds cardiac_mri/ (three sites; 1 = left ventricle, 2 = myocardium, 3 = right ventricle) and nuclei/ (1 = nucleus). The middle of each
-image is used, so that a small input of the model is enough. Of nuclei two classes are made: the rim, `RIM` pixels wide, and the core.
-Of nuclei there are two studies: in `nuclei` no site annotates the rim in histology, in `nuclei-4` one does.
-RUNS is for the prepared sites and the trained runs. Each study is trained with pfedsam in four ways, with three seeds:
+image is used, so that a small input of the model is enough. Nuclei are divided into two classes: the rim, `RIM` pixels wide, and the core.
+There are two studies of nuclei: in `nuclei` no histology site annotates the rim, and in `nuclei-4` one does.
+RUNS is the folder of the prepared sites and the trained runs. Each study is trained with pfedsam in four ways, with three seeds:
 
 * full: every site annotates every class;
 * partial: two sites lack a class (`data.sites.<name>.not_annotated`), which is background in their masks;
-* background: the same masks without saying so, so that the missing class is trained as background;
+* background: the same masks without `not_annotated`, so that the missing class is trained as background;
 * untaught: like partial, without `training.distillation.missing_classes`.
 
 Only the labels of the training and validation parts are partial: the model that a site uses is scored on the site's test part with every
-class annotated. Writes benchmarks/results/partial-labels.json and .md, anew after each run. Resumable: run the same command again.
+class annotated. Writes benchmarks/results/partial-labels.json and .md again after each run. After an interruption, run the same command
+again.
 """
 
 import argparse
@@ -44,18 +45,18 @@ from pfedsam.report.result_file import write_result
 
 SEEDS = (0, 1, 2)
 SIDE = 160
-"""Side of the model's input, small so that the whole takes less than an hour of one core."""
+"""Side of the model's input in pixels; it is small, so that the benchmark takes less than an hour on one core."""
 CROPS = {"heart": 128, "nuclei": 160}
 """Side of the middle of an image that is used, in pixels; it holds 99 % of the labelled pixels of the hearts."""
 RIM = 4
 """Width of the rim of a nucleus in pixels."""
 MOST = 40
-"""Pictures of a site of nuclei, the first by name."""
+"""Largest number of pictures of a site of nuclei; the first ones by name are used."""
 ARMS = ("full", "partial", "background", "untaught")
 GOALS = {"gap_to_full": 0.02, "gain_over_background": 0.2}
 Ids = npt.NDArray[np.integer[Any]]
 Dice = dict[str, dict[str, float]]
-"""By site and class."""
+"""Dice by site and class."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class PartialStudy:
 
     name: str
     folder: str
-    """In the data folder."""
+    """The name of its folder in the data folder."""
     classes: Mapping[str, int]
     missing: Mapping[str, str]
     """Site -> the class that it does not annotate."""
@@ -72,7 +73,7 @@ class PartialStudy:
     """The sites that annotate every class."""
     options: Mapping[str, Any]
     prepare: Callable[[Path, Path, int | None], None]
-    """Writes a site, from its folder in the data and without the class of an id."""
+    """Function that writes a site from its folder in the data, without the class of this id; None for all classes."""
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -81,7 +82,7 @@ class PartialStudy:
 
 
 def prepare_volumes(source: Path, to: Path, absent: int | None) -> None:
-    """The middle of volumes, with masks without one id."""
+    """Write the middle of each volume, with masks without one id."""
     for path in sorted((source / "masks").iterdir()):
         image, mask = (
             middle(nib.load(folder / path.name), CROPS["heart"]) for folder in (source / "images", source / "masks")
@@ -94,7 +95,7 @@ def prepare_volumes(source: Path, to: Path, absent: int | None) -> None:
 
 
 def prepare_nuclei(source: Path, to: Path, absent: int | None) -> None:
-    """The middle of pictures, with the masks of core and rim, of which one may be absent."""
+    """Write the middle of each picture, with masks of core and rim, one of which may be absent."""
     for path in sorted((source / "masks").iterdir())[:MOST]:
         image, mask = Image.open(source / "images" / path.name), Image.open(path)
         side = CROPS["nuclei"]
@@ -107,14 +108,14 @@ def prepare_nuclei(source: Path, to: Path, absent: int | None) -> None:
 
 
 def core_and_rim(mask: Ids) -> Ids:
-    """1 in the core of a nucleus, 2 in its rim, [H, W]."""
+    """Labels [H, W]: 1 in the core of a nucleus, 2 in its rim, 0 elsewhere."""
     inside = mask > 0
     core = ndimage.binary_erosion(inside, iterations=RIM, border_value=1)
     return np.where(core, 1, np.where(inside, 2, 0)).astype(np.uint8)
 
 
 def without(ids: Ids, absent: int | None) -> Ids:
-    """A mask in which a class is background, of its shape."""
+    """The mask with the class of one id turned into background, in the same shape."""
     return np.where(ids == absent, 0, ids).astype(np.uint8)
 
 
@@ -152,7 +153,7 @@ STUDIES = (
 
 
 def main() -> None:
-    """Train what is not trained yet, score it, and write."""
+    """Train the missing runs, score them, and write the results after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=Path, required=True)
@@ -178,7 +179,7 @@ def main() -> None:
 
 
 def prepare(study: PartialStudy, data: Path, to: Path, *, lacking: bool) -> None:
-    """The sites of a study in a folder, with every class or without those that are missing."""
+    """Write the sites of a study into a folder, with every class or without those that they do not annotate."""
     for site in study.sites:
         folder = site_folder(to, site, lacking=lacking)
         if not folder.exists():
@@ -191,7 +192,7 @@ def prepare(study: PartialStudy, data: Path, to: Path, *, lacking: bool) -> None
 
 
 def site_folder(folder: Path, site: str, *, lacking: bool) -> Path:
-    """Where a prepared site lies."""
+    """The folder of a prepared site."""
     return folder / ("partial" if lacking else "full") / site
 
 
@@ -221,7 +222,7 @@ def options_of(study: PartialStudy, arm: str, seed: int, runs: Path) -> RunOptio
 
 
 def one_run(study: PartialStudy, arm: str, seed: int, runs: Path) -> Dice:
-    """The test scores of one run, which is trained where it is not there."""
+    """The test scores of one run; it is trained if it does not exist yet."""
     options, folder = options_of(study, arm, seed, runs), runs / study.name / f"seed{seed}" / arm
     kept = folder / "complete-scores.json"
     if not is_finished(options, folder):
@@ -236,7 +237,7 @@ def scores_with_every_class(folder: Path, full: RunOptions) -> Dice:
     """The mean Dice over the test cases of each site and class, of the model that the site uses, with every class annotated.
 
     Raises:
-        RuntimeError: a test part is not that of the run.
+        RuntimeError: a test part is not the one of the run.
     """
     opened, found = open_run(folder), {}
     for name, site in build_sites(full).items():
@@ -272,13 +273,13 @@ Found = Mapping[str, Mapping[str, Mapping[str, Dice]]]
 
 
 def mean_dice(found: Found, study: str, arm: str, site: str, name: str) -> float | None:
-    """Over the seeds; None without a run."""
+    """The mean Dice of a class at a site over the seeds; None without a run."""
     runs = found.get(study, {}).get(arm, {})
     return statistics.fmean(one[site][name] for one in runs.values()) if runs else None
 
 
 def differences(found: Found, study: PartialStudy) -> list[dict[str, Any]]:
-    """For each site and class the mean Dice of each arm, and what the partial one lacks and gains."""
+    """For each site and class the mean Dice of each arm, and the differences of `partial` to `full` and to `background`."""
     rows = []
     for site in study.sites:
         for name in study.classes:
@@ -314,7 +315,7 @@ def figures_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
 
 def paired(found: Found) -> Found:
-    """Of each study the seeds that all of its ways have that were begun, so that differences are of the same seeds."""
+    """The scores of those seeds that all arms of a study have, without arms that have no run, so that differences are paired."""
     kept = {}
     for study, arms in found.items():
         begun = {arm: runs for arm, runs in arms.items() if runs}
@@ -324,7 +325,7 @@ def paired(found: Found) -> Found:
 
 
 def write(out: Path, found: Found) -> None:
-    """The result files, from what is trained so far, by the seeds that all ways of a study have."""
+    """Write the result files from the runs that exist so far, with the seeds that all arms of a study have."""
     found = paired(found)
     arms = [arm for arm in ARMS if any(arm in runs for runs in found.values())]
     rows = [row for study in STUDIES if study.name in found for row in differences(found, study)]
@@ -342,7 +343,7 @@ def write(out: Path, found: Found) -> None:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line for each study, site and class; classes that are not annotated at the site are marked."""
+    """The table with a line for each study, site and class; classes that the site does not annotate are bold."""
     lines = [
         [
             row["study"],
@@ -362,7 +363,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def points(dice: float | None) -> str:
-    """As a table shows it."""
+    """A Dice as text in points of 100."""
     return "-" if dice is None else f"{100 * dice:.1f}"
 
 

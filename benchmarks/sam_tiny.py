@@ -1,16 +1,15 @@
-"""What the shipped compact SAM knows of real images: zero-shot with boxes, and as a start for prompt-free fine-tuning.
+"""Measures the shipped compact SAM on real images: without training, prompted by boxes, and as the start of prompt-free fine-tuning.
 
     python benchmarks/sam_tiny.py --data DIR/nuclei
 
-DIR/nuclei has one folder per site with images/ and masks/ (id 1 = nucleus). Writes .json and .md under benchmarks/results, called as the
-backbone:
+DIR/nuclei has one folder per site with images/ and masks/ (id 1 = nucleus). Writes benchmarks/results/BACKBONE.json and .md, with these
+figures:
 
 * `box_dice`: single nuclei (connected components of at least 64 pixels of the native image) from their boxes; mean over nuclei per
-  site, then over sites. The boxes come from the ground truth: this measures a prompted model, no product figure.
+  site, then over sites. The boxes come from the ground truth, so that this is the score of a prompted model, not that of a federation.
 * `gain_over_scratch`: validation Dice points that prompt-free fine-tuning of a site alone gains by starting from the backbone instead of
-  from random weights, in a run of 20 steps; `gain_over_scratch.60` in one of 60. What is trained and how is the same, the method
-  local-only with the schedule of every run (warm-up, cosine); `gain_over_all_trained` is against random weights of which every one is
-  trained.
+  from random weights, in a run of 20 steps; `gain_over_scratch.60` in one of 60. Both train the same parameters by the method local-only
+  with its usual schedule (warm-up, cosine). `gain_over_all_trained` compares with random weights all of which are trained.
 * `steps_to_dice_0_3`: steps of the shorter run until validation Dice exceeds 0.3, the slowest site's and the median.
 """
 
@@ -56,29 +55,29 @@ from pfedsam.training.site_data import SiteData
 LABELS = LabelMap({"nucleus": [1]})
 IMAGES = ImageOptions(contrast="percentile")
 SMALLEST = 64
-"""Pixels of a nucleus at 384 px."""
+"""Smallest number of pixels of a nucleus in the native image."""
 RUNS = (20, 60)
-"""Steps of the runs of fine-tuning."""
+"""Numbers of steps of the two runs of fine-tuning."""
 CHECKS = (0, 4, 8, 12, 20, 40, 60)
-"""Steps after which they are validated."""
+"""Numbers of steps after which the runs are validated."""
 Mask = npt.NDArray[np.bool_]
 Curve = dict[int, float]
-"""Validation Dice by steps."""
+"""Validation Dice by number of steps."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where fine-tuning starts and what it trains."""
+    """From which weights fine-tuning starts, and which parameters it trains."""
 
     pretrained: bool
     method: str = "local-only"
     """`fedsam` at a single site trains every weight."""
     pretrained_fraction: float = 0.1
-    """Of SAM's own weights where they are trained: 4e-4, half of pretraining's peak; 3e-4 and 1e-3 were no better."""
+    """`training.optimizer.pretrained_fraction`: SAM's own weights get a rate of 4e-4; 3e-4 and 1e-3 were not better."""
 
 
 Curves = dict[str, dict[int, dict[str, list[Curve]]]]
-"""By start, steps of the run and site: a curve for each seed."""
+"""The curves of all seeds, by start, number of steps of the run, and site."""
 STARTS = {"pretrained": Start(True), "scratch": Start(False), "scratch, all trained": Start(False, "fedsam")}
 
 
@@ -95,7 +94,7 @@ def dice(found: Mask, true: Mask) -> float:
 
 
 def nuclei(truth: npt.NDArray[np.uint8]) -> Iterator[tuple[Mask, tuple[float, float, float, float]]]:
-    """Each large enough component `[H, W]` and its box (left, top, right, bottom) in native pixels."""
+    """Each component `[H, W]` of at least `SMALLEST` pixels, with its box (left, top, right, bottom) in native pixels."""
     numbered, _ = label(truth > 0)
     for number, (rows, columns) in enumerate(find_objects(numbered), start=1):
         mask = numbered == number
@@ -105,7 +104,7 @@ def nuclei(truth: npt.NDArray[np.uint8]) -> Iterator[tuple[Mask, tuple[float, fl
 
 @torch.inference_mode()
 def box_scores(sam: SamModel, example: Example, limit: int) -> list[float]:
-    """Dice of each of an image's nuclei from its box (at most `limit` of them)."""
+    """Dice of the masks that SAM predicts from the boxes of an image's nuclei, of at most `limit` nuclei."""
     truth = load_truth(example.case, LABELS)
     chosen = list(nuclei(truth))
     if len(chosen) > limit:
@@ -130,7 +129,7 @@ def box_scores(sam: SamModel, example: Example, limit: int) -> list[float]:
 
 
 def zero_shot(sites: dict[str, Site], backbone: str, images: int, size: int) -> dict[str, tuple[float, int]]:
-    """Per site mean Dice over nuclei, and how many there were."""
+    """The mean Dice over the nuclei of each site, and their number."""
     sam = use_fast_blocks(load_network(backbone, image_size=size))
     result = {}
     for name, site in sites.items():
@@ -153,7 +152,7 @@ def fine_tune(
     checks: tuple[int, ...] = CHECKS,
     cache_gigabytes: float = 0.0,
 ) -> Curve:
-    """Validation Dice of prompt-free fine-tuning alone at one site, at these of its steps and at the last."""
+    """Validation Dice of prompt-free fine-tuning at one site alone, after the steps in `checks` and after the last."""
     method, options = find_method(start.method), TrainingOptions()
     optimizer = options.optimizer.model_copy(update={"pretrained_fraction": start.pretrained_fraction})
     rounds = steps // options.steps_per_round
@@ -185,7 +184,7 @@ def fine_tune(
 
 
 def validate(model: PersonalSam, examples: list[Example]) -> float:
-    """Mean Dice over cases."""
+    """The mean Dice over the cases."""
     scores = [
         dice(found > 0, load_truth(example.case, LABELS) > 0)
         for example, found in predict(model, examples, batch_size=4)
@@ -194,12 +193,12 @@ def validate(model: PersonalSam, examples: list[Example]) -> float:
 
 
 def reaches(curve: Curve, level: float) -> float | None:
-    """The first step at which a curve is above the level; None when it never is."""
+    """The first step at which a curve is above a level; None if it never is."""
     return next((step for step, value in curve.items() if value > level), None)
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument(
@@ -231,7 +230,7 @@ def main() -> None:
 
 
 def _run(backbone: str, sites: dict[str, Site], run: tuple[int, str, int, str]) -> Curve:
-    """A run of fine-tuning, by seed, site, steps and start, in a process of its own."""
+    """The curve of one run of fine-tuning, given by seed, site, steps and start; called in a process of its own."""
     configure_numerics(1)
     seed, name, steps, start = run[0], run[1], run[2], STARTS[run[3]]
     sam = (
@@ -243,22 +242,22 @@ def _run(backbone: str, sites: dict[str, Site], run: tuple[int, str, int, str]) 
 
 
 def site_means(curves: Curves, start: str, steps: int, after: int) -> dict[str, float]:
-    """Mean Dice over seeds by site, after so many steps of a run."""
+    """The mean Dice over seeds by site, `after` steps of a run."""
     return {name: float(np.mean([curve[after] for curve in found])) for name, found in curves[start][steps].items()}
 
 
 def overall(curves: Curves, start: str, steps: int, after: int) -> float:
-    """The mean of the sites' means."""
+    """The mean over sites of `site_means`."""
     return float(np.mean(list(site_means(curves, start, steps, after).values())))
 
 
 def gain(curves: Curves, over: str, steps: int, after: int) -> float:
-    """Dice points after so many steps of a run, mean of sites and seeds, from the backbone minus from another start."""
+    """Dice points of fine-tuning from the backbone minus from another start, `after` steps of a run; the mean over sites and seeds."""
     return 100 * (overall(curves, "pretrained", steps, after) - overall(curves, over, steps, after))
 
 
 def by_steps(curves: Curves, steps: int) -> str:
-    """The table of all starts' means along a run."""
+    """The table of the mean Dice of all starts in the course of a run."""
     checks = [check for check in CHECKS if check <= steps]
     rows = [[start, *(f"{overall(curves, start, steps, check):.3f}" for check in checks)] for start in STARTS]
     for start in list(STARTS)[1:]:
@@ -267,7 +266,7 @@ def by_steps(curves: Curves, steps: int) -> str:
 
 
 def report(boxes: dict[str, tuple[float, int]], box_dice: float, curves: Curves, arguments: argparse.Namespace) -> None:
-    """The JSON and the tables."""
+    """Write the JSON file and the tables."""
     first, last = RUNS
     until = {name: [reaches(c, 0.3) for c in cs] for name, cs in curves["pretrained"][first].items()}
     known = [step for values in until.values() for step in values]

@@ -2,14 +2,14 @@
 
     python benchmarks/sparse.py DIR --runs RUNS
 
-DIR holds spinal_gm/, whose sites have one volunteer each. They are put together to two sites of three volunteers, of which one is tested,
-and the middle of each slice is used, `CROP` pixels wide. pfedsam is trained with three seeds in two ways:
+DIR holds spinal_gm/, whose sites have one volunteer each. They are combined into two sites of three volunteers, of whom one is in the test
+part, and the middle of each slice is used, `CROP` pixels wide. pfedsam is trained with three seeds in two ways:
 
-* sparse: `training.loss: focal_tversky`, and half of each batch are slices with grey matter;
-* plain: `training.loss: dice_ce`, and slices drawn as they come.
+* sparse: with `training.loss: focal_tversky`, and with grey matter in at least half of the slices of a batch, on average;
+* plain: with `training.loss: dice_ce`, and with slices that are drawn at random.
 
-A seed has collapsed at a site if no predicted mask of its test part holds a voxel. Writes benchmarks/results/sparse.json and .md, anew
-after each run. Resumable: run the same command again.
+A seed has collapsed at a site if all predicted masks of the test part are empty. Writes benchmarks/results/sparse.json and .md again after
+each run. After an interruption, run the same command again.
 """
 
 import argparse
@@ -32,11 +32,11 @@ SITES = {"first": ("ceitec", "juntendo", "milan"), "second": ("nwu", "philips", 
 CROP = 192
 SIDE = 192
 ARMS: Mapping[str, tuple[str, float]] = {"sparse": ("focal_tversky", 0.5), "plain": ("dice_ce", 0.0)}
-"""Loss, and least share of a batch that holds the class."""
+"""The loss, and the least share of the slices of a batch that contain the class."""
 
 
 def main() -> None:
-    """Train what is not trained yet, and write."""
+    """Train the missing runs, and write the results after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=Path, required=True)
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def prepare(data: Path, to: Path) -> float:
-    """Write the sites; the part of their voxels that is grey matter."""
+    """Write the sites, and return the share of their voxels that is grey matter."""
     shares = []
     for site, hospitals in SITES.items():
         for part in ("images", "masks"):
@@ -95,7 +95,7 @@ def options_of(arm: str, seed: int, runs: Path) -> RunOptions:
 
 
 def write(out: Path, found: Mapping[str, Mapping[int, Summary]], share: float) -> None:
-    """The result files, from what is trained so far."""
+    """Write the result files from the runs that exist so far."""
     rows: list[dict[str, Any]] = []
     for arm, runs in found.items():
         for seed, summary in runs.items():

@@ -1,12 +1,12 @@
-"""How fast and how small a client's step is, beside the `segment-anything` package, side by side in one run with random ViT-B weights.
+"""Compares the time and the memory of a client's training step with the `segment-anything` package, in one run with random ViT-B weights.
 
     python benchmarks/speed.py                                            # CPU: one thread, process CPU time
     python benchmarks/speed.py --device cuda --size 1024 --batch 1 2 4 8  # GPU: wall time of finished work
 
-Writes benchmarks/results/speed-cpu.json and .md, or speed-<gpu>. Every subject does one step in turn, round after round; figures are
-ratios of medians. References run as torch is installed, ours as `configure_numerics` sets it. Memory is how far five steps raise the
-resident set at its peak, each subject in a process of its own; on a GPU, how far a step raises what torch has allocated.
-`speed_subjects.py` says what each subject is.
+Writes benchmarks/results/speed-cpu.json and .md, or speed-<gpu>. The subjects (`speed_subjects.py`) do one step each in turn, for several
+rounds; figures are ratios of medians. The reference uses torch's default settings, and ours those of `configure_numerics`. Memory is the
+amount by which five steps increase the peak of the resident set, each subject in a process of its own; on a GPU, the amount by which one
+step increases the memory that torch has allocated.
 """
 
 import argparse
@@ -64,8 +64,8 @@ STEPS: Mapping[str, Callable[[Setting], Subject]] = {
     "coupled step, bf16": partial(OurStep, phase="coupled", changes=BF16),
 }
 """`coupled step`: the default model (last 4 blocks, cache, LoRA in the decoder, output layers, 4 experts); both models learn from the whole
-batch. `global step` and `personal step` are those of two decoupled phases, the latter with the shared model's logits, kept since the image
-was first seen."""
+batch. `global step` and `personal step` are those of two decoupled phases; the latter uses the shared model's logits, which were stored
+when the image was drawn for the first time."""
 EXPERTS: Mapping[str, Callable[[Setting], Subject]] = {
     "without experts": partial(OurStep, phase="everything", changes={"experts": None}),
     "with experts": partial(OurStep, phase="everything", changes={}),
@@ -85,7 +85,7 @@ IN_MEMORY = (
 
 
 def interleave(subjects: Mapping[str, Subject], repeats: int) -> Times:
-    """Seconds of every subject, one after the other, `repeats` times after a first round that does not count."""
+    """Seconds of every subject, one after the other, `repeats` times; a first round is not counted."""
     times: Times = {name: [] for name in subjects}
     for number in range(repeats + 1):
         for name, subject in subjects.items():
@@ -128,9 +128,10 @@ def bf16_dice(setting: Setting, images: int = 4) -> float:
 
 
 def matrix_rates(device: str) -> dict[str, float]:
-    """GFLOP/s of a product of the encoder's size, rows x 768 by 768 x 3072: what nothing here can be faster than.
+    """GFLOP/s of a matrix product of the encoder's size, rows x 768 by 768 x 3072: an upper bound of the speed of everything here.
 
-    512 rows on a processor; on a GPU those of 8 images of 1024 px, ten products after one another, so that starting them costs nothing.
+    There are 512 rows on a processor. On a GPU there are those of 8 images of 1024 px, and ten products in a row are timed, so that the
+    time to launch them does not matter.
     """
     rates = {}
     setting = Setting(Path(), 0, 0, device)
@@ -154,11 +155,11 @@ def matrix_rates(device: str) -> dict[str, float]:
 
 
 def memory_of(name: str, setting: Setting) -> tuple[float, float]:
-    """MiB that the first step, and that `MEMORY_STEPS` steps, add to the resident set of this process at its peak.
+    """MiB by which the first step, and `MEMORY_STEPS` steps, increase the peak of the resident set of this process.
 
-    Only from its second step on does a step have activations and the optimiser's moments in memory at the same time.
+    Activations and the moments of the optimiser are in memory at the same time only from the second step on.
     """
-    torch.set_float32_matmul_precision(faster_precision(torch.device("cpu")))  # ours fills its cache as it trains
+    torch.set_float32_matmul_precision(faster_precision(torch.device("cpu")))  # as in our steps; the cache is filled below
     subject = STEPS[name](setting)
     if isinstance(subject, OurStep):
         list(
@@ -166,7 +167,7 @@ def memory_of(name: str, setting: Setting) -> tuple[float, float]:
         )  # fills the cache
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before, peaks = _status("VmRSS"), []
     for _ in range(MEMORY_STEPS):
         subject()
@@ -180,7 +181,7 @@ def _status(entry: str) -> float:
 
 
 def memory(setting: Setting) -> dict[str, dict[str, float]]:
-    """MiB added, by subject, each measured in a process of its own: at the peak of all steps, and of the first alone."""
+    """The results of `memory_of` by subject, each measured in a process of its own."""
     found: dict[str, dict[str, float]] = {"mebibytes": {}, "mebibytes_first_step": {}}
     for name in _possible(IN_MEMORY):
         arguments = ["--size", str(setting.size), "--batch", str(setting.batch)]
@@ -193,7 +194,7 @@ def memory(setting: Setting) -> dict[str, dict[str, float]]:
 
 
 def gpu_memory(subject: Subject) -> float:
-    """MiB that one step adds, at its peak, to what torch has allocated on the GPU."""
+    """MiB by which one step increases the peak of the memory that torch has allocated on the GPU."""
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     subject()
@@ -201,12 +202,12 @@ def gpu_memory(subject: Subject) -> float:
 
 
 def _possible(names: Iterable[str]) -> list[str]:
-    """What this processor can do of `names`."""
+    """Those of the subjects that this processor supports."""
     return [name for name in names if "bf16" not in name or fast_bfloat16()]
 
 
 def run_cpu(setting: Setting, repeats: int, name: str) -> None:
-    """Everything at 256 px, and the encoder once more at 1024 px; what is measured is written after each part."""
+    """Measure everything at 256 px, and the encoder also at 1024 px; the results are written after each part."""
     one = Setting(setting.weights, setting.size, 1, "cpu")
     found = Found(matrix_rates("cpu"))
     for title, measure in {
@@ -229,7 +230,7 @@ def run_cpu(setting: Setting, repeats: int, name: str) -> None:
 
 @dataclass
 class Found:
-    """What a run on the CPU has measured so far."""
+    """The measurements of a run on the CPU so far."""
 
     gflops: dict[str, float]
     times: Times = field(default_factory=dict)
@@ -239,13 +240,13 @@ class Found:
     dice: float | None = None
 
     def add(self, **measured: Any) -> None:  # noqa: ANN401 - of the fields
-        """Take up what a part has measured."""
+        """Add the measurements of a part."""
         self.times |= measured.pop("times", {})
         for name, value in measured.items():
             setattr(self, name, value)
 
     def write(self, repeats: int, name: str) -> None:
-        """The JSON and the table; parts that are still to come read `not measured`."""
+        """Write the JSON file and the table; parts that are not measured yet are shown as `not measured`."""
         figures = figures_of(self.times, self.encoder_1024, self.mebibytes, self.dice)
         figures["memory_first_step_vs_fedmsa"] = of_fedmsa(self.mebibytes_first_step, "global step")
         write_result(
@@ -265,7 +266,7 @@ class Found:
 
 
 def interleave_once(subjects: Mapping[str, Subject], repeats: int) -> Times:
-    """As `interleave`, with no round before: these passes take so long that a first one differs little."""
+    """As `interleave`, but every round is counted: these passes take so long that the first one hardly differs."""
     times: Times = {name: [] for name in subjects}
     for _ in range(repeats):
         for name, subject in subjects.items():
@@ -274,7 +275,7 @@ def interleave_once(subjects: Mapping[str, Subject], repeats: int) -> Times:
 
 
 def run_gpu(settings: list[Setting], repeats: int) -> None:
-    """Encoder and steps at each batch size, written after each; the figures are those of the largest."""
+    """Measure encoder and steps at each batch size, and write the results after each; the figures are those of the largest batch."""
     rates, by_batch = matrix_rates("cuda"), {}
     tables: dict[int, str] = {}
     for setting in settings:
@@ -304,13 +305,15 @@ def run_gpu(settings: list[Setting], repeats: int) -> None:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--size", type=int, default=256, help="Side of the images in pixels.")
     parser.add_argument("--batch", type=int, nargs="+", default=[2])
-    parser.add_argument("--repeats", type=int, default=5, help="Rounds that count.")
-    parser.add_argument("--name", default="speed-cpu", help="Of the result of a run on the CPU.")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="Number of rounds, without the first one, which is not counted."
+    )
+    parser.add_argument("--name", default="speed-cpu", help="Name of the result files of a run on the CPU.")
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--memory-of", choices=list(STEPS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

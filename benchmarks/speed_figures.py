@@ -1,4 +1,4 @@
-"""What `benchmarks/speed.py` makes of its times: figures by name, their goals, and the tables that turn the reference into ours."""
+"""The figures that `benchmarks/speed.py` computes from its times, their goals, and tables from the reference to ours, step by step."""
 
 import statistics
 from collections.abc import Mapping
@@ -10,21 +10,21 @@ Times = dict[str, list[float]]
 
 
 def ratio(times: Times, above: str, below: str) -> float | None:
-    """Median of one over the median of the other; None where one was not measured."""
+    """The median time of one subject divided by that of another; None if one was not measured."""
     if not times.get(above) or not times.get(below):
         return None
     return statistics.median(times[above]) / statistics.median(times[below])
 
 
 def share(times: Times) -> float | None:
-    """What the experts add to the step: median of the rounds' own ratios, minus 1."""
+    """The share by which the experts lengthen a step: the median over the rounds of the ratio of times, minus 1; None if not measured."""
     pairs = zip(times.get("with experts", []), times.get("without experts", []), strict=True)
     ratios = [more / less for more, less in pairs]
     return statistics.median(ratios) - 1 if ratios else None
 
 
 def of_fedmsa(mebibytes: Mapping[str, float], name: str) -> float | None:
-    """Memory of one over FedMSA's; None where one was not measured."""
+    """The memory of a subject divided by that of FedMSA; None if one was not measured."""
     ours, theirs = mebibytes.get(name), mebibytes.get("FedMSA")
     return ours / theirs if ours and theirs else None
 
@@ -32,7 +32,7 @@ def of_fedmsa(mebibytes: Mapping[str, float], name: str) -> float | None:
 def figures_of(
     times: Times, encoder_1024: Times, mebibytes: Mapping[str, float], dice: float | None
 ) -> dict[str, float | None]:
-    """The figures by name; those after `moe_share` have no goals and say more about the others."""
+    """The figures by name; those after `moe_share` have no goals and explain the others."""
     return {
         "encoder_256_fp32": ratio(times, "encoder", "our encoder"),
         "encoder_1024_fp32": ratio(encoder_1024, "encoder", "our encoder"),
@@ -100,8 +100,8 @@ WATERFALLS = {
 def gpu_figures(
     setting: Setting, times: Times, mebibytes: Mapping[str, float], rates: Mapping[str, float]
 ) -> dict[str, float | None]:
-    """Those of the CPU that do not name its sizes, and how the encoder uses the GPU."""
-    # 947 GFLOP an image of 1024 px are what the exact rewrite needs (../docs/speed.md).
+    """The figures of a GPU: those of the CPU without the ones of the encoder, and the encoder's share of the rate of a matrix product."""
+    # Our exact reformulation of the encoder needs 947 GFLOP for an image of 1024 px (docs/speed.md).
     work = 946.9 * setting.batch * (setting.size / 1024) ** 2
     figures: dict[str, float | None] = {
         "encoder_bf16_of_matrix_rate": work / statistics.median(times["our encoder, bf16"]) / rates["bf16"],
@@ -119,7 +119,7 @@ def table_of(
     mebibytes: Mapping[str, float],
     rates: Mapping[str, float],
 ) -> str:
-    """The figures beside their goals, and how the reference becomes ours, step by step."""
+    """The table of figures and goals, and the tables of the times and the memory of each step from the reference to ours."""
     rows = [[name, _shown(value), str(goals.get(name, ""))] for name, value in figures.items()]
     parts = [markdown(["figure", "measured", "goal"], rows)]
     for title, names in WATERFALLS.items():

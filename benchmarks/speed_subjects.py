@@ -1,6 +1,7 @@
-"""What `benchmarks/speed.py` times: the reference's steps and ours. Each subject does one step and says how long it took.
+"""The subjects of `benchmarks/speed.py`: training steps of the reference and of pFedSAM. Each call does one step and returns its seconds.
 
-Ours are `PersonalSam` in `run_phase`, fed by `SiteData.draw`: what a round at a site runs, views, hashes and prefix cache included.
+Ours train a `PersonalSam` by `run_phase` with batches from `SiteData.draw`, as in a round at a site, so that augmentation, hashes and the
+cache of frozen features are included.
 """
 
 import tempfile
@@ -37,33 +38,33 @@ from pfedsam.training.phases import OptimizerOptions, PhaseSpec, run_phase
 from pfedsam.training.site_data import Batch, SiteData
 
 Subject = Callable[[], float]
-"""Does the work once and returns its seconds."""
+"""A function that does the work once and returns the seconds that it took."""
 EVERYTHING = PhaseSpec("everything", trains=("shared", "local"), supervised=("personal",))
-"""The personal model alone: the experts' share would look half as large beside a second, shared pass."""
+"""Trains the personal model alone, because beside the pass of the shared model the share of the experts would seem half as large."""
 LORA_ONLY = {"experts": None, "output_layers": "frozen", "lora": {"decoder": False}}
-"""Ours with the trained parameters of the reference's LoRA: nothing but low-rank updates of the encoder's attention."""
+"""Options with which ours trains the same parameters as the reference's LoRA: only low-rank updates of the encoder's attention."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is the same for all subjects."""
+    """The settings that all subjects have in common."""
 
     weights: Path
-    """A file in the official format, ViT-B at 1024 px, random weights."""
+    """A file in the official format with random weights of ViT-B for 1024 px."""
     size: int
-    """S, side in pixels."""
+    """S, the side of the images in pixels."""
     batch: int
     device: str
 
     def data(self) -> tuple[Tensor, Tensor]:
-        """Pixels `[B, 3, S, S]` in 0..1 and labels `[B, S, S]`: noise, and a disc; on the CPU."""
+        """Pixels `[B, 3, S, S]` of noise in 0..1 and labels `[B, S, S]` of a disc, on the CPU."""
         generator = rng.generator(0, "speed")
         place = torch.linspace(-1, 1, self.size)
         disc = (place[:, None] ** 2 + place**2 < 0.3).to(torch.uint8)
         return torch.rand(self.batch, 3, self.size, self.size, generator=generator), disc.repeat(self.batch, 1, 1)
 
     def now(self) -> float:
-        """Process CPU time; on a GPU, wall time after all work has ended."""
+        """The time in seconds: CPU time of the process, or on a GPU wall time after all work has ended."""
         if self.device == "cpu":
             return time.process_time()
         torch.cuda.synchronize()
@@ -71,13 +72,13 @@ class Setting:
 
 
 def write_weights(path: Path) -> None:
-    """Random ViT-B weights in the official format."""
+    """Write random weights of ViT-B in the official format."""
     torch.save(randomise(build_reference(**OFFICIAL["ViT-B"]), seed=0).state_dict(), path)
 
 
 @lru_cache(maxsize=1)
 def _weights_at(weights: Path, size: int) -> dict[str, Tensor]:
-    """The file's tensors with positions as our loader interpolates them for `size`."""
+    """The tensors of the file, with the positional embeddings that our loader interpolates for `size`."""
     state = torch.load(weights, weights_only=True)
     ours = load_network(weights, image_size=size).vision_encoder
     state["image_encoder.pos_embed"] = ours.pos_embed.data
@@ -87,14 +88,14 @@ def _weights_at(weights: Path, size: int) -> dict[str, Tensor]:
 
 
 def reference_sam(setting: Setting) -> nn.Module:
-    """The `segment-anything` package's ViT-B with the weights that ours loads, at its size."""
+    """ViT-B of the `segment-anything` package at the size of the setting, with the same weights as ours."""
     sam = build_reference(**OFFICIAL["ViT-B"], image_size=setting.size)
     sam.load_state_dict(_weights_at(setting.weights, setting.size))
     return sam.to(setting.device)
 
 
 def timed(setting: Setting, precision: str, work: Callable[[], object]) -> Subject:
-    """`work` as a subject, with torch's fp32 products at `precision`."""
+    """`work` as a subject, with this precision of torch's fp32 matrix products."""
 
     def subject() -> float:
         torch.set_float32_matmul_precision(precision)
@@ -106,7 +107,7 @@ def timed(setting: Setting, precision: str, work: Callable[[], object]) -> Subje
 
 
 def reference_step(setting: Setting, kind: str, precision: str = "highest") -> Subject:
-    """A step of `FedSAM`, `FedMSA`, `LoRA` or `two models`, with torch as installed."""
+    """A step of `FedSAM`, `FedMSA`, `LoRA` or `two models` (`reference/fine_tuning.py`), with torch's default settings."""
     pixels, labels = (tensor.to(setting.device) for tensor in setting.data())
     pixels, sam, teach = standardise(pixels), reference_sam(setting), None
     if kind == "two models":
@@ -124,7 +125,7 @@ def reference_step(setting: Setting, kind: str, precision: str = "highest") -> S
             return distillation_loss(found, answer, labels, DistillationOptions())
     else:
         trained = {"FedSAM": train_all, "FedMSA": add_msa, "LoRA": add_lora}[kind](sam)
-    sam.to(setting.device)  # with what was added
+    sam.to(setting.device)  # also what was added
     return timed(setting, precision, make_step(sam, trained, pixels, labels, segmentation_loss, teach))
 
 
@@ -135,7 +136,7 @@ def reference_encoder(setting: Setting, precision: str = "highest") -> Subject:
 
 
 def our_model(setting: Setting, changes: dict[str, Any]) -> tuple[PersonalSam, Partition]:
-    """The personal SAM and where its parameters live under the method `pfedsam`."""
+    """The personal SAM, and the partition of its parameters by the method `pfedsam`."""
     options = ModelOptions.model_validate({"image_size": setting.size, **changes})
     sam = load_backbone(setting.weights, image_size=setting.size)
     model = build_personal(sam, options, 1, rng.generator(0, "model"), torch.device(setting.device)).eval()
@@ -156,7 +157,7 @@ def our_encoder(setting: Setting, precision: str) -> tuple[Subject, PersonalSam]
 
 
 class OurStep:
-    """A step of a phase of a client round; `first` and `later` tell its first step, which computes the teacher's logits, from others."""
+    """A step of a phase of a client round; with `later`, not the first step of the phase, which also computes the teacher's logits."""
 
     def __init__(
         self, setting: Setting, phase: str, changes: dict[str, Any], *, cached: bool = True, later: bool = True
@@ -183,7 +184,7 @@ class OurStep:
         self._optimizer: dict[str, Tensor] = {}
 
     def __call__(self) -> float:
-        """Seconds of one step."""
+        """Do one step, and return its seconds."""
         torch.set_float32_matmul_precision(faster_precision(torch.device(self.setting.device)))
         times: list[float] = []
         result = run_phase(
@@ -207,14 +208,14 @@ class OurStep:
 
     @property
     def _resident(self) -> Batch:
-        """On a GPU the prefix is kept there; drawing it from the file is not what is timed."""
+        """The batch on a GPU, with its frozen features in GPU memory, so that the time to read them from the file is not included."""
         if not hasattr(self, "_kept"):
             pixels, labels = (tensor.to(self.setting.device) for tensor in self.setting.data())
             self._kept = Batch(self.model.prefix(pixels), labels, tuple((i, 0) for i in range(len(pixels))))
         return self._kept
 
     def _noting(self, batches: Iterator[Batch], times: list[float]) -> Iterator[Batch]:
-        """The same batches; notes when each was asked for, and when no more came. A step so holds its drawing too."""
+        """The same batches; appends the time before each is drawn, and after the last, so that a step includes drawing its batch."""
         while True:
             times.append(self.setting.now())
             batch = next(batches, None)

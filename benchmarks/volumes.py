@@ -1,11 +1,11 @@
-"""What volumes cost, and whether they come back right: prediction, check, orientations, transfer syntaxes, and files of DATA.
+"""Measures the cost of volumes, and checks that they are read and written correctly, in all orientations and five transfer syntaxes.
 
     python benchmarks/volumes.py DATA [PART ...]
 
 Parts are `predict`, `check`, `orientations`, `syntaxes` and `dicom`; without one all are measured. Each part replaces its own figures in
-`benchmarks/results/volumes.json`, and the others stay. `predict` and `check` measure time (wall, meant for a quiet machine) and peak
-resident memory of `pfedsam` commands, each a process of its own. DATA holds a folder `dicom` with public test files, whose README says of
-each of its folders what a reader should do; only the part `dicom` needs it. The other volumes are generated.
+`benchmarks/results/volumes.json`; the other figures are kept. `predict` and `check` measure wall time and peak resident memory of `pfedsam`
+commands, each in a process of its own; nothing else should run on the machine. DATA contains a folder `dicom` with public test files, whose
+README says what a reader should do with each of its folders; only the part `dicom` needs it. The other volumes are generated.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from volume_files import write_series
 SHAPE = (256, 256, 64)
 VOLUMES = 200
 DIFFERENT_IMAGES = 4
-"""Of the site that is checked, the other images are links to these, so that fewer are generated and stored."""
+"""Number of images of the checked site that are generated; the others are links to them, so that less is stored."""
 SMALL = (24, 20, 6)
 """Shape of the volume that is predicted in all orientations."""
 GOALS = {
@@ -53,10 +53,10 @@ AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
 
 
 def main() -> None:
-    """Measure the parts that are named, or all of them; the figures of the others stay."""
+    """Measure the named parts, or all of them; the figures of the other parts are kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)}; all without one")
+    parser.add_argument("part", nargs="*", help=f"one of {', '.join(PARTS)}; default: all")
     given = parser.parse_args()
     unknown = [part for part in given.part if part not in PARTS]
     if unknown:
@@ -78,7 +78,7 @@ def make_volume(seed: int, shape: tuple[int, int, int]) -> tuple[npt.NDArray[np.
 
 
 def write_site(folder: Path, count: int, shape: tuple[int, int, int], different: int | None = None) -> None:
-    """A site of so many volumes; the images after the first `different` are links to these."""
+    """Write a site of `count` volumes; the images after the first `different` are links to these."""
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for number in range(count):
@@ -92,7 +92,7 @@ def write_site(folder: Path, count: int, shape: tuple[int, int, int], different:
 
 
 def write_study(path: Path, sites: Mapping[str, Path], rounds: int = 1, image_size: int | None = None) -> None:
-    """A configuration with one class, and with the plane of the slices named so that every orientation is cut alike."""
+    """Write a configuration with one class and a fixed plane of the slices, so that volumes of every orientation are cut alike."""
     listed = ", ".join(f"{name}: {folder}" for name, folder in sites.items())
     size = "" if image_size is None else f"model: {{image_size: {image_size}}}\n"
     path.write_text(
@@ -105,7 +105,7 @@ def measured(*command: object) -> tuple[float, float]:
     """Seconds and peak resident MiB of a `pfedsam` command.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the command failed.
     """
     started = time.perf_counter()
     program = [Path(sys.executable).with_name("pfedsam"), *map(str, command)]
@@ -139,7 +139,7 @@ def check_figures(folder: Path, _: Path) -> dict[str, Any]:
 
 
 def small_run(folder: Path) -> Path:
-    """A run that has learnt to find the ball of `make_volume`."""
+    """Train a model that finds the ball of `make_volume`, and return the folder of its run."""
     write_site(folder / "small", 6, SMALL)
     write_study(folder / "small.yaml", {"small": folder / "small"}, rounds=15, image_size=64)
     measured("run", folder / "small.yaml", "--out", folder / "run")
@@ -147,7 +147,7 @@ def small_run(folder: Path) -> Path:
 
 
 def orientation_figures(folder: Path, _: Path) -> dict[str, Any]:
-    """In how many of the 48 orientations of a volume, as NIfTI and as DICOM, the mask is that of the first, on its own grid.
+    """In how many of the 48 orientations of a volume, as NIfTI and as DICOM, the mask equals that of the first, on the volume's own grid.
 
     Raises:
         RuntimeError: the model finds nothing, so that equal masks would say nothing.
@@ -184,7 +184,7 @@ def _canonical(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def syntax_figures(folder: Path, _: Path) -> dict[str, Any]:
-    """In how many of five transfer syntaxes the voxels and the mask of a series are those of the plain one."""
+    """In how many of five transfer syntaxes the voxels and the mask of a series equal those of the uncompressed one."""
     run, values = (
         small_run(folder),
         make_volume(1, (64, 64, SMALL[2]))[0],
@@ -216,7 +216,7 @@ def dicom_figures(_: Path, data: Path) -> dict[str, Any]:
 
 
 def dicom_rows(folder: Path) -> dict[str, bool]:
-    """Folder of the corpus to whether its files do what its README says."""
+    """Whether each folder of the corpus is read or refused as its README says, by the name of the folder."""
     return {name: _holds(check, folder) for name, check in _ROWS.items()}
 
 

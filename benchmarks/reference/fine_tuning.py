@@ -1,9 +1,9 @@
-"""How SAM is fine-tuned elsewhere, on the `segment-anything` package: what a training step is compared with.
+"""Fine-tuning of SAM as in other works, on the `segment-anything` package; the speed of our training step is compared with it.
 
 * FedSAM (Liu et al., 2024, "FedFMS"): every parameter is trained.
 * FedMSA (the same paper, after Medical-SAM-Adapter, Wu et al., 2023): two adapters a block, and the whole decoder.
 * LoRA (as SAMed, Zhang and Liu, 2023): rank 4 on queries and values of all blocks, nothing else.
-* Two models: a second full SAM teaches one with experts that are computed in a loop, each on the tokens that were sent to it.
+* Two models: a second full SAM is the teacher of one with experts, which are computed one after the other on the tokens assigned to them.
 """
 
 from collections.abc import Callable, Iterable
@@ -73,7 +73,7 @@ class LoraQkv(nn.Module):
 
 
 class LoopedExperts(nn.Module):
-    """An MLP with experts beside it, each run on the tokens that its router sends to it."""
+    """An MLP with experts beside it, each computed on the tokens that the router assigns to it."""
 
     def __init__(self, mlp: nn.Module, width: int, count: int, hidden: int, top_k: int) -> None:
         super().__init__()
