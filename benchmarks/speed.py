@@ -159,7 +159,9 @@ def memory_of(name: str, setting: Setting) -> tuple[float, float]:
 
     Activations and the moments of the optimiser are in memory at the same time only from the second step on.
     """
-    torch.set_float32_matmul_precision(faster_precision(torch.device("cpu")))  # as in our steps; the cache is filled below
+    torch.set_float32_matmul_precision(
+        faster_precision(torch.device("cpu"))
+    )  # as in our steps; the cache is filled below
     subject = STEPS[name](setting)
     if isinstance(subject, OurStep):
         list(

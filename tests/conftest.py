@@ -25,7 +25,7 @@ from pfedsam.report.summary_file import collect_versions
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "system.json"
 TOGETHER = {6: 2, 7: 2, 21: 2}
-"""Rows of reliability that take several tests, each of which shows a part of it: how many."""
+"""Rows of docs/reliability.md that take several tests, each of which shows a part of it: how many."""
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def _same_random_numbers() -> None:
 
 @pytest.fixture
 def result(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Adds to `benchmarks/results/system.json`: figures by name, and the rows of reliability that a test has held.
+    """Adds to `benchmarks/results/system.json`: figures by name, and the rows of docs/reliability.md that a test has held.
 
     A row of which less is shown than it asks for stands under `rows_in_part`, with what is missing, and not under `rows_held`.
     """

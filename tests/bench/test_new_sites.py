@@ -1,4 +1,4 @@
-"""Sites left out in turn: the federation without them never sees them, and the results compare like with like."""
+"""Sites that are left out in turn: a federation without a site never reads it, and results of the same split are compared."""
 
 from pathlib import Path
 

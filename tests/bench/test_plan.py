@@ -1,4 +1,4 @@
-"""A bench over the toy federation: resumable, paired, and complete from partial results."""
+"""A benchmark over the toy federation: it can be resumed, its comparisons are paired, and partial results are written."""
 
 import json
 import shutil

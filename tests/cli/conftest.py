@@ -1,4 +1,4 @@
-"""The command line as users call it."""
+"""Fixtures that call the command line as users do."""
 
 import sys
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""`pfedsam bench`: mistakes are told before anything runs, and a command can be repeated anywhere."""
+"""`pfedsam bench`: mistakes are reported before anything runs, and its command can be repeated on another machine."""
 
 import json
 from collections.abc import Callable

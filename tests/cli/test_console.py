@@ -1,4 +1,4 @@
-"""What is printed is literal, warnings are printed once, and names are shortened to the width."""
+"""Texts are printed literally, warnings are printed once, and names are shortened to the width of the terminal."""
 
 import logging
 import sys

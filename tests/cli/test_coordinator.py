@@ -1,4 +1,4 @@
-"""The coordinator's commands on a folder: what is there is told, what is missing is an error."""
+"""The commands of the coordinator on its folder: they show what it contains, and missing parts are errors."""
 
 import json
 import os

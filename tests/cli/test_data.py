@@ -1,4 +1,4 @@
-"""`pfedsam data check`: everything that is wrong, at once."""
+"""`pfedsam data check` reports everything that is wrong at once."""
 
 import os
 import shutil

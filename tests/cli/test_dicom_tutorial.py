@@ -1,4 +1,4 @@
-"""docs/dicom.md, block by block and in its order, on DICOM files that hold a patient's name wherever there is room for one."""
+"""The commands of docs/dicom.md in their order, on DICOM files that contain a patient's name in every field that can hold one."""
 
 import csv
 import re

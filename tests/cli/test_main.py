@@ -1,4 +1,4 @@
-"""The command line: help that teaches, errors as one message and an exit code."""
+"""The command line: its help, and errors as one message and an exit code."""
 
 import errno
 import os

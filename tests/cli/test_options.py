@@ -1,4 +1,4 @@
-"""`pfedsam options`: a user finds a key, its default and what it does."""
+"""`pfedsam options` shows a key with its default and its effect."""
 
 from collections.abc import Callable
 

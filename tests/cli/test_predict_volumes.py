@@ -1,4 +1,4 @@
-"""`pfedsam predict` on NIfTI files and DICOM series: what is written, and where it lies."""
+"""`pfedsam predict` on NIfTI files and DICOM series: which files are written, and their position in space."""
 
 import csv
 import shutil

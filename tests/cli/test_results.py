@@ -1,4 +1,4 @@
-"""`pfedsam predict`: which files it writes, and what stands in them."""
+"""`pfedsam predict`: which files it writes, and their content."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What an operator sees: what a study would take out, what left, and whether the account of it was touched."""
+"""The commands of a site's operator: what a study would send, what was sent, and whether the ledger was changed."""
 
 import copy
 import json

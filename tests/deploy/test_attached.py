@@ -1,4 +1,4 @@
-"""A job's process ends with the one that started it, from its first moment on."""
+"""The process of a job ends with the process that started it, also while it is starting."""
 
 import subprocess
 import sys

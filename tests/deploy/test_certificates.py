@@ -1,4 +1,4 @@
-"""Certificates are renewed for the same keys, so that a federation can be continued after they have ended."""
+"""Certificates are renewed for the same keys, so that a federation can be continued after they have expired."""
 
 import contextlib
 import json

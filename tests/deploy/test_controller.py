@@ -1,4 +1,4 @@
-"""What the controller makes of NVFlare's own messages; the rounds themselves are `engine.rounds`'s."""
+"""How the controller handles NVFlare's own messages; the rounds themselves are tested with `engine.rounds`."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What may come in under a site's certificate: the requests that a study was seen to take, and none of NVFlare's others."""
+"""Under a site's certificate only those requests are accepted that a study was seen to need, and no others of NVFlare."""
 
 import json
 from pathlib import Path

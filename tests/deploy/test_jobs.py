@@ -1,4 +1,4 @@
-"""A study as NVFlare's job: configurations alone, sent to the server and the study's sites and to nobody else."""
+"""A study as a job of NVFlare: only configurations, sent only to the server and the sites of the study."""
 
 import json
 import os

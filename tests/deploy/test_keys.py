@@ -1,4 +1,4 @@
-"""A site's key is made at the site, and nothing that travels holds it."""
+"""The key of a site is made at the site, and no file that leaves it contains the key."""
 
 import hashlib
 import stat

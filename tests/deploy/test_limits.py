@@ -1,4 +1,4 @@
-"""How long a message may be, and that no process of another user can speak on the loopback."""
+"""The largest size of a message, and that no process of another user can connect over the loopback."""
 
 import json
 from pathlib import Path

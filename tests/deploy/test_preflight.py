@@ -1,4 +1,4 @@
-"""Each thing that can be wrong is found by its name."""
+"""`pfedsam site check` reports each problem under the name of its check."""
 
 import json
 import shutil

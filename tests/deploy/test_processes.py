@@ -1,4 +1,4 @@
-"""Processes end together, however their parent ends."""
+"""Processes end together, in whatever way their parent ends."""
 
 import os
 import signal
@@ -121,7 +121,7 @@ def site(kits: Path, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[b
 
 @pytest.mark.slow
 def test_a_site_ends_in_time_on_any_signals_at_any_moment_and_leaves_no_process(site) -> None:
-    """Row 23 of reliability: SIGTERM, SIGINT, twice. It once took over 15 s: it had torch loaded, which takes long to take down."""
+    """Row 23 of docs/reliability.md: SIGTERM, SIGINT, twice. It once took over 15 s: it had torch loaded, which takes long to take down."""
     sent = [signal.SIGTERM, signal.SIGINT]
     for number in range(5):
         process = site()

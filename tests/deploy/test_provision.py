@@ -1,4 +1,4 @@
-"""Kits hold one site's secrets and no policy; what is unpacked at a site cannot lead out of its folder."""
+"""A kit contains the secrets of one site and no policy, and its files cannot be written outside the site's folder."""
 
 import stat
 import zipfile

@@ -1,4 +1,4 @@
-"""What may come in under the coordinator's certificate: what it takes to run a job at a site, and none of NVFlare's other commands."""
+"""Under the coordinator's certificate only those requests are accepted that a job at a site needs, and no other commands of NVFlare."""
 
 import io
 import json

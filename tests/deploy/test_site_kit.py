@@ -1,4 +1,4 @@
-"""A site takes data from its kit and nothing that could run; what is installed is checked again before every start."""
+"""A site takes only data from its kit, and nothing that could be run; the installed files are checked again before every start."""
 
 import json
 import stat

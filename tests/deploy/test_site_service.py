@@ -1,4 +1,4 @@
-"""What NVFlare itself makes of the site's own rules: only our classes are built, and the gate is in every job's chain."""
+"""How NVFlare applies the rules of a site: only our classes can be built, and the gate is in the filter chain of every job."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What NVFlare runs at a site: the gate's message is a fresh one, and the site's folder comes from the environment alone."""
+"""NVFlare's components at a site: the gate returns a new message, and only the environment names the site's folder."""
 
 import logging
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The supervisor's decisions, with a server that is a script: what it submits, when it starts anew, when it gives up."""
+"""The decisions of the supervisor, with a script in place of the server: what it submits, when it restarts, and when it gives up."""
 
 import json
 import os
@@ -211,7 +211,7 @@ def test_a_revoked_site_is_shut_out_and_counts_for_nothing(boss: Supervisor, ses
 
 
 def test_once_told_to_stop_it_asks_nothing_more_but_to_end_the_job(boss: Supervisor, session: Session) -> None:
-    """Row 23 of reliability: each question could take seconds, and there are ten of them."""
+    """Row 23 of docs/reliability.md: each question could take seconds, and there are ten of them."""
     session.get_system_info = lambda: pytest.fail("asked")
     aborted: list[str] = []
     session.abort_job, session.close = aborted.append, lambda: None

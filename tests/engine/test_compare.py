@@ -1,4 +1,4 @@
-"""A comparison gives every method the same steps, and refuses before anything is trained."""
+"""A comparison gives every method the same number of steps, and refuses wrong options before anything is trained."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Whatever one of four sites replies, the study goes on without it, and the site and the reason stand in its records."""
+"""Whatever one of four sites replies, the study continues without it, and its records name the site and the reason."""
 
 import sys
 from pathlib import Path
@@ -20,7 +20,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> faults.Recording:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither page nor exported adapter, which take longer than the rest."""
+    """Write no page and no adapter, which take longer than the rest of a study."""
     monkeypatch.setattr(run_end, "write_page", lambda folder: folder)
     monkeypatch.setattr(rounds, "export_adapter", lambda *args: None)
     monkeypatch.setattr(rounds, "build_model", lambda *args: None)
@@ -57,7 +57,7 @@ def test_a_crafted_reply_ends_no_study_and_names_its_site(
 def test_an_exception_that_nobody_foresaw_costs_its_site_alone(
     tmp_path: Path, recording: faults.Recording, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The parsers are total; where one is not, the round goes on all the same."""
+    """No known reply makes a parser raise another error; if one did, the round would continue all the same."""
     bad, read = recording.names[faults.HOSTILE], rounds.reply_from_wire
 
     def fail(wire: dict) -> object:

@@ -1,8 +1,8 @@
-"""Whatever happens to a file that a run or a study is resumed from, it is told, or changes nothing: no silent damage.
+"""Damage to a file from which a run or a study is resumed is reported, or does not change the result.
 
 Every file of an interrupted run, of a study at its coordinator and of the same study at a site is cut, zeroed, removed, or has one bit
-flipped; then the run or study goes on. It may end with an error of our tree, name the site and a reason in its records, name the file
-in the log, or end with the bits of an undisturbed one; ending with other bits and without a word is what must not be.
+flipped; then the run or study is continued. It may end with one of our errors, name the site and a reason in its records, name the file
+in the log, or end with the bits of an undisturbed one. It must not end with other bits and without a message.
 
 `site.yaml` is not among the files: it is the operator's to edit, and has no digest.
 """
@@ -36,11 +36,11 @@ KINDS: dict[str, Callable[[bytes], bytes | None]] = {
     "missing": lambda data: None,
 }
 _DERIVED = ("report.html", "overlays", "adapter", "scores.json", "summary.json")
-"""What nothing is resumed from."""
+"""Files from which nothing is resumed."""
 
 
 class Row(NamedTuple):
-    """What one damage led to."""
+    """The outcome of one damage."""
 
     file: str
     kind: str
@@ -54,7 +54,7 @@ class StoppedError(Exception):
 
 
 class Heard(logging.Handler):
-    """The warnings of our own loggers."""
+    """Collects the warnings of our own loggers."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -129,7 +129,7 @@ def local_rows(options: RunOptions, root: Path) -> list[Row]:
 
 
 def study_rows(options: RunOptions, make_sites: Callable[..., Any], root: Path) -> list[Row]:
-    """A study over several machines that stands after its second round: at the coordinator, and at one site."""
+    """A study over several machines after its second round: the folder of the coordinator, and that of one site."""
     policy = RoundPolicy(quorum=1, deadline_s=5, join_s=5, score_s=5)
     study = create_study(options, root / "both" / "studies", policy)
     sites = make_sites(options, read_manifest(study / "manifest.json"))

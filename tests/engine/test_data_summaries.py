@@ -1,4 +1,4 @@
-"""The summaries of the sites' data in a study: asked for once, written as `pfedsam data summary` does, and never needed to go on."""
+"""The summaries of the sites' data in a study: each is requested once and written as `pfedsam data summary` does; none is necessary."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ from pfedsam.report.records import read_records
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither page nor exported adapter, which take longer than the rest."""
+    """Write no page and no adapter, which take longer than the rest of a study."""
     monkeypatch.setattr(run_end, "write_page", lambda folder: folder)
     monkeypatch.setattr(rounds, "export_adapter", lambda *args: None)
 

@@ -1,4 +1,4 @@
-"""The shared LoRA in peft's format: peft itself reads it, and the values are those of the run."""
+"""The shared LoRA in peft's format can be read by peft and has the values of the run."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A federation on a GPU: what it computes is what the CPU computes, up to rounding. Skipped where torch finds none."""
+"""A federation on a GPU computes what it computes on the CPU, up to rounding. Skipped if torch finds no GPU."""
 
 from pathlib import Path
 

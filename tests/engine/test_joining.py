@@ -1,4 +1,4 @@
-"""For whom a study waits, and how the reasons of the missing sites are told."""
+"""The sites for which a study waits, and the reasons of the missing sites in words."""
 
 import pytest
 

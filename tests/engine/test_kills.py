@@ -1,6 +1,6 @@
-"""Rows 6, 7 and 21 of reliability: a coordinator and a site as processes of their own that are killed; pipes stand for the network.
+"""Rows 6, 7 and 21 of docs/reliability.md: a coordinator and a site in processes of their own are killed; pipes replace the network.
 
-What NVFlare adds to it is in `tests/system`. The processes are forked, so that a restart costs no import and a kill can come at any
+The same with NVFlare is in `tests/system`. The processes are forked, so that a restart costs no import and a kill can come at any
 moment of the work itself.
 """
 

@@ -1,4 +1,4 @@
-"""The first rounds learn: with the shipped SAM every method leaves the plateau of empty masks at once, averaged ones too."""
+"""With the shipped SAM, every method predicts masks that are not empty after the first rounds, also if its parameters are averaged."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The local transport: every site answers as a hospital's agent does, and a request of another study is refused."""
+"""The local transport: every site replies as the agent of a hospital does, and a request of another study is refused."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Row 26 of reliability: a shared model that is worse at a site by more than 5 Dice points; the site uses its last good one."""
+"""Row 26 of docs/reliability.md: if a shared model is worse at a site by more than 5 points of Dice, the site uses its last good one."""
 
 from dataclasses import replace
 from pathlib import Path

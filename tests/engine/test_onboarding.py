@@ -1,4 +1,4 @@
-"""A new site joins: the shared part stays as it was, and the folder serves predictions."""
+"""A new site joins a finished federation: the shared parameters do not change, and the folder can be used for predictions."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What was trained is opened from three kinds of folder; one that someone has changed is refused, and nothing else takes its place."""
+"""Trained models are opened from three kinds of folders; a folder that was changed is refused, and no other model is used instead."""
 
 import json
 import shutil

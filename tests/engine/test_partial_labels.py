@@ -1,4 +1,4 @@
-"""Federations whose sites do not label alike, from their files to the scores."""
+"""Federations whose sites annotate different classes, from their files to the scores."""
 
 import json
 import shutil

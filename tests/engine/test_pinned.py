@@ -1,4 +1,4 @@
-"""What a change of structure must not change: parameters and scores of every method, as commit 391911d computed them.
+"""Parameters and scores of every method, as commit 391911d computed them: a change of the code's structure must not change them.
 
 The options are written out here, with the defaults that the project had before `docs/decisions/0020`; `pfedsam-defaults` has those before
 `docs/decisions/0022`. Until that commit the file also had digests, which are equal only on one model of processor, and processors of two

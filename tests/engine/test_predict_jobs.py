@@ -1,4 +1,4 @@
-"""Which files `predict` reads and writes."""
+"""The files that `predict` reads and writes."""
 
 from pathlib import Path
 

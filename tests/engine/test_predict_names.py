@@ -1,4 +1,4 @@
-"""The names of masks lead to their images: each image has a bright box of its own, which is what is segmented here."""
+"""The names of masks identify their images: each image has a bright box in another place, which is segmented here."""
 
 import csv
 import shutil

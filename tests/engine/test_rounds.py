@@ -1,4 +1,4 @@
-"""A study over sites elsewhere: the embedded runtime's bits, and a round that survives what sites and networks do."""
+"""A study over several machines gives the bits of a local run, and its rounds survive failures of sites and networks."""
 
 import json
 import re
@@ -252,7 +252,7 @@ class ScriptedSites:
 
 @pytest.fixture
 def with_page() -> None:
-    """Also writes the report."""
+    """The report is written, too."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The embedded runtime: the same result whatever happens to it, and nothing private outside a site's folder."""
+"""A local run gives the same result whatever interrupts it, and nothing private is outside the folder of a site."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""What a finished run leaves: one summary of both models, which does not say where on the machine the backbone lies."""
+"""The files of a finished run: one summary of both models, without the path of the backbone on this machine."""
 
 from datetime import UTC, date, datetime
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""ScalarMetrics by name: there and back without a loss, and no name beyond the list."""
+"""Scalar metrics by name: reports are read back without loss, and no name that is not listed is accepted."""
 
 import json
 from dataclasses import replace

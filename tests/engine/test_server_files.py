@@ -1,4 +1,4 @@
-"""What a server commits is what it reads back, for its own study only."""
+"""The committed state of a server is read back, for its own study only."""
 
 import shutil
 from math import inf, nan

@@ -1,4 +1,4 @@
-"""A silent site is asked less and less, and again in every round after it has replied."""
+"""A silent site gets fewer and fewer requests, and after a reply it gets one in every round again."""
 
 from itertools import pairwise
 

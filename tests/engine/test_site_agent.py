@@ -1,4 +1,4 @@
-"""A site that works for a coordinator: every failure is one word, and the model is loaded once."""
+"""The agent of a site: every failure is reported as one code, and the model is loaded once."""
 
 import copy
 import json
@@ -165,7 +165,7 @@ def test_a_site_that_annotates_no_class_of_the_study_is_told_so_in_words_of_its_
 
 @pytest.mark.slow
 def test_a_manifest_with_a_wrong_value_anywhere_is_refused_or_read(study: Path, agent: SiteAgent) -> None:
-    """What `site approve` and the agent do before they build a model; a manifest from elsewhere once ended in a traceback."""
+    """What `site approve` and the agent do before they build a model; a manifest of unknown origin ended in a traceback before."""
     document = json.loads((study / "manifest.json").read_text())
     document.pop("sha256")
     site = agent.host.options  # type: ignore[attr-defined]
@@ -290,7 +290,7 @@ def test_a_site_keeps_the_meaning_of_its_files_throughout_a_study(
 def test_files_that_are_changed_while_a_study_is_open_are_not_scored(
     agent: SiteAgent, ask, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    """A hospital's process works for weeks; masks that were corrected meanwhile gave the coordinator scores of other data."""
+    """The process of a hospital runs for weeks; with masks that were corrected meanwhile, the scores would be of other data."""
     assert agent.handle(ask("join")).refused is None
     (split,) = agent.host.folder.glob("studies/*/split.json")  # type: ignore[attr-defined]
     parts = json.loads(split.read_text())

@@ -1,4 +1,4 @@
-"""`site.yaml`: a mistake is told with the command that makes the file."""
+"""`site.yaml`: the message about a mistake names the command that writes the file."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A site with volumes: trained on slices, scored in 3-D, and drawn with the neighbours of the slice with the largest error."""
+"""A site with volumes: it is trained on slices, scored in 3-D, and drawn with the neighbours of the slice with the largest error."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A study that is open at a site answers each task, and refuses a round that it has left behind."""
+"""A study that is open at a site replies to each task, and refuses a round before its own."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The tables of sizes keep what they had where writing a mask fails; whole predictions are in tests/cli/test_predict_volumes.py."""
+"""The tables of sizes are unchanged if a mask cannot be written; whole predictions are in tests/cli/test_predict_volumes.py."""
 
 from pathlib import Path
 

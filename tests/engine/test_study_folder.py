@@ -1,4 +1,4 @@
-"""What a study's folder at the coordinator holds; a damaged or missing file is told with what to do."""
+"""The folder of a study at the coordinator; the message about a damaged or missing file says what to do."""
 
 import errno
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a second submission of a study does to its sites and rules: nothing of it is silent, nothing contradicts the trained rounds."""
+"""A study that is submitted again: every change of its sites and rules is reported, and none contradicts the rounds that were trained."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What a transport brings back is a value that nobody can change by accident."""
+"""The replies of a transport cannot be changed by accident."""
 
 import dataclasses
 

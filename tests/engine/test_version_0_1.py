@@ -1,4 +1,4 @@
-"""What version 0.1 wrote is refused in one message that says what to do: its runs, its configurations and its manifests.
+"""Runs, configurations and manifests of version 0.1 are refused with one message that says what to do.
 
 `fixtures/version-0.1` holds a configuration and a manifest as version 0.1 wrote them (the manifest with one of its tensors).
 """

@@ -1,4 +1,4 @@
-"""The processes that work for sites side by side."""
+"""The worker processes that train sites in parallel."""
 
 import pkgutil
 import signal

@@ -1,4 +1,4 @@
-"""Every ablation of pfedsam is one `--set` away, and trains what it says."""
+"""Every ablation of pfedsam needs one override, and trains the parameters that its name says."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Options become objects; what does not fit together is refused with the option's name."""
+"""Options are turned into objects; options that do not fit together are refused with their names."""
 
 from dataclasses import replace
 from pathlib import Path

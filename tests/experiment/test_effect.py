@@ -1,4 +1,4 @@
-"""An option that was set and has no effect is refused, with the name of what would use it."""
+"""An option that was set and has no effect is refused, and the message names the methods that would use it."""
 
 from pathlib import Path
 from typing import Any

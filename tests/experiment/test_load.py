@@ -1,4 +1,4 @@
-"""Configuration files: every mistake at once, and the way back."""
+"""Configuration files: all mistakes are reported at once, and a written configuration is read back."""
 
 import re
 from operator import attrgetter

@@ -1,4 +1,4 @@
-"""Suites: ordinary runs from a file, equally many steps for every method."""
+"""Suites: every entry is an ordinary run, and every method gets the same number of steps."""
 
 import copy
 import json

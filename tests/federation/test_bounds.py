@@ -1,4 +1,4 @@
-"""What one site can do in one round: by hand for each bound, and as a property over any update and any declared count."""
+"""The bounds on one site in one round: each by hand, and as a property for any update and any declared number of cases."""
 
 import itertools
 import math

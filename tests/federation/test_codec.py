@@ -1,4 +1,4 @@
-"""Values as bytes: known blocks by hand, bounds of the error as properties."""
+"""The encoding of values as bytes: known blocks computed by hand, and the bounds of the error as properties."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The summary of a site's data as numbers by name: what an honest site sends comes back equal, and nothing else passes."""
+"""The summary of a site's data as numbers by name: an honest summary is read back equal, and everything else is refused."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The ledger shows every change to it, and is on the disk before anything leaves."""
+"""The ledger detects every change of its lines, and a line is on the disk before its message leaves the site."""
 
 import hashlib
 import hmac
@@ -106,7 +106,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_broken_ledger_stops_sending_until_that_is_acknowledged(ledger, damage):
-    """Row 38 of reliability."""
+    """Row 38 of docs/reliability.md."""
     damage(ledger)
     left = ledger.path.read_bytes() if ledger.path.exists() else b""
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""A study's manifest: one place says how updates are written, and what does not agree with it is refused."""
+"""The manifest of a study: it defines how updates are encoded, and whatever does not agree with it is refused."""
 
 import json
 

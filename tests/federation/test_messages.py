@@ -1,4 +1,4 @@
-"""Requests on the wire, and as people are told of them."""
+"""Requests and replies as bytes, and their names in messages to users."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a coordinator asked before is known after a restart, and damage to that knowledge is never silent."""
+"""A site knows the earlier requests after a restart, and damage to their file is reported."""
 
 from pathlib import Path
 

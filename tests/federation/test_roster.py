@@ -1,4 +1,4 @@
-"""Which sites are asked for what: all for everything, or one pooled site that does the rounds for the others."""
+"""Which sites get requests for which task: all sites for every task, or one pooled site that trains for the others."""
 
 from typing import get_args
 

@@ -1,4 +1,4 @@
-"""What may leave a site and what it lets in: exactly the approved manifest, and nothing besides."""
+"""A site sends and accepts exactly what the approved manifest lists."""
 
 import json
 import re

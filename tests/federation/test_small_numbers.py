@@ -1,4 +1,4 @@
-"""The gate's check of counts."""
+"""The check of counts at the gate of a site."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Comparisons: numbers that can be done by hand."""
+"""Comparisons of methods, with numbers that can be computed by hand."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The result of an onboarding is read back, and is a part of the report."""
+"""The result of an onboarding is read back, and it is shown in the report."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Summaries side by side: who differs from whom, with values computed by hand."""
+"""Summaries of several sites and their differences, with values computed by hand."""
 
 from pathlib import Path
 

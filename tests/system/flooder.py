@@ -1,4 +1,4 @@
-"""What a member does who wants to fill the coordinator's memory; run by the tests as a process of its own.
+"""Attempts of a member of the federation to fill the coordinator's memory; run by the tests as a process of its own.
 
     python flooder.py KIT PORT SELF JOB
 

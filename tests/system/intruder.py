@@ -1,9 +1,9 @@
-"""What someone tries who has a site's startup kit; run by the tests as a process of its own, prints a JSON list of attempts.
+"""Attempts of someone who has a site's startup kit; run by the tests as a process of its own, which prints them as a JSON list.
 
     python intruder.py KIT PORT SELF VICTIM
 
 KIT is the folder `startup` of the kit of the site SELF, PORT the coordinator's, VICTIM another site. Each attempt is
-`{"what", "refused", "answer", "seconds"}`; one that nobody answers within `PATIENCE_S` was refused by silence.
+`{"what", "refused", "answer", "seconds"}`; an attempt without an answer within `PATIENCE_S` counts as refused.
 """
 
 import json

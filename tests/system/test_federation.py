@@ -1,4 +1,4 @@
-"""Real processes on loopback with mutual TLS: what `../shared/reliability.md` marks P. Run by `make test-system`."""
+"""Real processes on the loopback with mutual TLS, for the rows of docs/reliability.md marked "system". Run by `make test-system`."""
 
 import json
 import signal

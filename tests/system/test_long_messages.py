@@ -1,4 +1,4 @@
-"""Row 37 of reliability: a member's long messages and idle connections take no memory of the coordinator, and the study goes on."""
+"""Row 37 of docs/reliability.md: a member's long messages and idle connections do not fill the coordinator's memory."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Row 36 of reliability: nothing of a site is left after `pfedsam site start` was killed while everything of it was starting."""
+"""Row 36 of docs/reliability.md: no process of a site is left after `pfedsam site start` was killed while its processes were starting."""
 
 import random
 import time

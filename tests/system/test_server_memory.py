@@ -1,4 +1,4 @@
-"""The coordinator's memory does not grow with the number of sites: 4 and 32 simulated ones, payloads of a LoRA for SAM ViT-B."""
+"""The coordinator's memory does not grow with the number of sites: 4 and 32 simulated sites with payloads of a LoRA for SAM ViT-B."""
 
 import json
 import subprocess

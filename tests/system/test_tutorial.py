@@ -1,4 +1,4 @@
-"""What docs/deploy.md tells a hospital's engineer to do, done by a script, by the commands that are typed there."""
+"""The tutorial of docs/deploy.md, carried out by a script with the commands that are typed there."""
 
 import subprocess
 import sys

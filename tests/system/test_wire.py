@@ -1,4 +1,4 @@
-"""What is on the wire, read there: rows 4 and 5 of `../shared/reliability.md`. The tests hold all keys, so they can listen in."""
+"""Rows 4 and 5 of docs/reliability.md: the messages between the machines are recorded and read. The tests have all keys."""
 
 import asyncio
 import base64
