@@ -111,7 +111,7 @@ class _Recorder:
     def connected(self) -> Sequence[str]:
         return list(self._agents)
 
-    def wants_again(self) -> bool:
+    def needs_new_job(self) -> bool:
         return False
 
     def ask(self, request: Mapping[str, bytes], task: str, sites: Sequence[str], deadline_s: int) -> Answers:
@@ -149,7 +149,7 @@ class Replayed:
         """All sites of the study."""
         return self.recording.names
 
-    def wants_again(self) -> bool:
+    def needs_new_job(self) -> bool:
         """False."""
         return False
 

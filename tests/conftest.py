@@ -132,7 +132,7 @@ class LocalSites:
         round_ += task not in ("join", "summarize")  # the requests with which a round begins
         return [site for site in self.agents if not self.away(site, "join", round_)]
 
-    def wants_again(self) -> bool:
+    def needs_new_job(self) -> bool:
         return False
 
     def ask(self, request: Mapping[str, bytes], task: str, sites: Sequence[str], deadline_s: int) -> Answers:

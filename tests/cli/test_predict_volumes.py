@@ -58,16 +58,16 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def open_run(_: Path, overrides: list[str]) -> SimpleNamespace:
         options = load_options(Path("study.yaml"), overrides)
 
-        def volume(case, wishes, tell):
+        def volume(case, predict_options, tell):
             data = options.data
             slices = VolumeExamples([case], labels=None, image=data.image, side=SIDE, options=data.volume)
             forward = flip_mean(_forward) if options.evaluation.flips else _forward
             overlap = data.overlap
             found = predict_volume(
-                forward, slices, batch_size=4, probabilities=wishes.probabilities, overlap=overlap, tell=tell
+                forward, slices, batch_size=4, probabilities=predict_options.probabilities, overlap=overlap, tell=tell
             )
             single = single_regions(options)
-            classes = clean_regions(found.classes, smallest=wishes.smallest, single=single, overlap=overlap)
+            classes = clean_regions(found.classes, smallest=predict_options.smallest, single=single, overlap=overlap)
             return PredictedVolume(open_case(case, data.image, data.volume), classes, found.probabilities)
 
         known = TrainedOn.read(tmp_path)
@@ -112,9 +112,9 @@ def test_48_orientations_come_back_on_their_own_grid(call: Call, run: None) -> N
 
 def test_tables_probabilities_flips_and_clean_parts(call: Call, run: None) -> None:
     write_nifti(Path("a.nii.gz"), VALUES, AFFINE)
-    wishes = ("--probabilities", "--tta", "--smallest", "3")
+    flags = ("--probabilities", "--tta", "--smallest", "3")
     overrides = ("--set", "data.volume.axis=axial", "--set", "data.augment.flips=true")  # trained with mirrored slices
-    assert _predict(call, "a.nii.gz", *wishes, *overrides) == 0
+    assert _predict(call, "a.nii.gz", *flags, *overrides) == 0
     mask = np.asarray(nib.load("masks/a.nii.gz").dataobj)
     rows = _rows("volumes.csv")
     assert [row["structure"] for row in rows] == ["liver", "spleen"]
@@ -245,14 +245,14 @@ def test_an_image_that_the_model_cannot_segment_does_not_stop_the_others(
     assert Path("masks/b.nii.gz").exists()
 
 
-@pytest.mark.parametrize("wishes", [(), ("--probabilities",)])
+@pytest.mark.parametrize("flags", [(), ("--probabilities",)])
 def test_an_image_whose_results_cannot_be_written_does_not_stop_the_others(
-    call: Call, run: None, capsys: pytest.CaptureFixture[str], wishes: tuple[str, ...]
+    call: Call, run: None, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
 ) -> None:
     long = "l" * 250  # its mask l....nii.gz has 257 bytes, and a name of Linux at most 255
     for name in (f"{long}.nii", "ok.nii"):
         write_nifti(Path("new") / name, VALUES, AFFINE)
-    assert _predict(call, "new", *wishes) == 3
+    assert _predict(call, "new", *flags) == 3
     said = "".join(capsys.readouterr().err.split())
     assert f"1mask(s)written;1image(s)couldnotbesegmented:'{long}.nii':{long}" in said
     assert Path("masks/ok.nii.gz").exists()

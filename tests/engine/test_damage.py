@@ -133,7 +133,7 @@ def study_rows(options: RunOptions, make_sites: Callable[..., Any], root: Path) 
     policy = RoundPolicy(quorum=1, deadline_s=5, join_s=5, score_s=5)
     study = create_study(options, root / "both" / "studies", policy)
     sites = make_sites(options, read_manifest(study / "manifest.json"))
-    sites.wants_again = lambda: sum(task == "train" for task, _, _ in sites.asked) >= 2
+    sites.needs_new_job = lambda: sum(task == "train" for task, _, _ in sites.asked) >= 2
     assert StudyRun(study, sites).run() == "again"
     first = next(iter(sites.folders))
     shutil.copytree(sites.folders[first].parent, root / "both" / "hospitals")

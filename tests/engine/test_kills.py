@@ -62,7 +62,7 @@ class FromTheCoordinator:
     def connected(self) -> list[str]:
         return self.names
 
-    def wants_again(self) -> bool:
+    def needs_new_job(self) -> bool:
         return False
 
     def ask(self, request: Mapping[str, bytes], task: str, sites: Sequence[str], deadline_s: int) -> Answers:
@@ -175,7 +175,7 @@ class OneInAProcess:
     def connected(self) -> list[str]:
         return [site for site in self.sites.folders if site != self.victim or self.here(self.round)]
 
-    def wants_again(self) -> bool:
+    def needs_new_job(self) -> bool:
         return False
 
     def ask(self, request: Mapping[str, bytes], task: str, sites: Sequence[str], deadline_s: int) -> Answers:

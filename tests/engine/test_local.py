@@ -46,7 +46,7 @@ def test_all_sites_are_asked_and_their_progress_is_told(
         ("train", 2, 8),
     ]  # 4 rounds of the 2 sites asked
     assert {e.images for e in told} == {(4, 16)}  # after the first of 4 rounds of 2 steps of 2 images
-    assert not transport.wants_again()
+    assert not transport.needs_new_job()
 
 
 def test_a_request_of_another_study_is_refused(manifest: StudyManifest) -> None:

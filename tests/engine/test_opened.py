@@ -16,7 +16,7 @@ from pfedsam.core.lock import exclusive
 from pfedsam.data.manifest import Case
 from pfedsam.data.trained_on import TrainedOn
 from pfedsam.engine.opened import OpenSite, open_run
-from pfedsam.engine.predict_volume import VolumeWishes
+from pfedsam.engine.predict_volume import PredictOptions
 from pfedsam.engine.round_policy import RoundPolicy
 from pfedsam.engine.run import run
 from pfedsam.engine.server_files import SERVER
@@ -204,7 +204,7 @@ def test_a_volume_for_a_model_of_pictures_is_a_warning(
     assert opened.predict(scan).shape == (2, 16, 16)
     assert said in caplog.text
     caplog.clear()
-    opened.predict_volume(Case(site, "scan", scan, None, "scan", volume=True), VolumeWishes())
+    opened.predict_volume(Case(site, "scan", scan, None, "scan", volume=True), PredictOptions())
     assert said in caplog.text
 
 
@@ -230,7 +230,7 @@ def test_an_image_that_is_predicted_has_the_spacing_of_the_site(
     seen: list[Case] = []
     monkeypatch.setattr("pfedsam.engine.opened.predict_volume_file", lambda *given: seen.append(given[3]))
     case = Case(site, "new", Path("new.nii"), None, "new", volume=True)
-    OpenSite(site, "personal", options, None, {}).predict_volume(case, VolumeWishes())  # type: ignore[arg-type]
+    OpenSite(site, "personal", options, None, {}).predict_volume(case, PredictOptions())  # type: ignore[arg-type]
     assert seen[0].spacing_lost
 
 
@@ -244,7 +244,7 @@ def test_a_volume_is_cut_in_the_plane_of_the_training_volumes(
     case = Case("north", "a", path, None, "a", volume=True)
     for plane in ("axial", None):
         site = OpenSite("north", "personal", toy_options, None, {}, TrainedOn(plane=plane))  # type: ignore[arg-type]
-        site.predict_volume(case, VolumeWishes())
+        site.predict_volume(case, PredictOptions())
     assert [options.data.volume.axis for options in seen] == ["axial", "auto"]
 
 
@@ -276,9 +276,9 @@ def test_a_model_of_several_sequences_predicts_from_all_of_them_or_not_at_all(
     with pytest.raises(DataError, match=r"case 'test_t1': the model was trained on 2 sequences .*this is one of 1"):
         refusing.predict(first)
     with pytest.raises(DataError, match=r"case 'a': the model was trained on 2 sequences"):
-        refusing.predict_volume(alone, VolumeWishes())
+        refusing.predict_volume(alone, PredictOptions())
     paired = open_run(tmp_path / "run", ["data.volume.channels=['_t1', '_t2']"]).site("north")
-    np.testing.assert_array_equal(paired.predict(first), refusing.predict_volume(both, VolumeWishes()).classes)
+    np.testing.assert_array_equal(paired.predict(first), refusing.predict_volume(both, PredictOptions()).classes)
     with pytest.raises(DataError, match=r"'test_t2\.nii' does not end with '_t1'"):
         paired.predict(second)
     picture = tmp_path / "a.png"

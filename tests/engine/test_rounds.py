@@ -221,7 +221,7 @@ class ScriptedSites:
     def connected(self) -> list[str]:
         return self.names
 
-    def wants_again(self) -> bool:
+    def needs_new_job(self) -> bool:
         return False
 
     def ask(self, request, task, sites, deadline_s) -> Answers:
@@ -314,7 +314,7 @@ def test_a_site_for_which_rounds_waited_is_asked_less_often_and_one_that_is_know
 
 def test_every_job_commits_a_round_before_it_ends_for_a_site_that_waits(study: Path, scripted: ScriptedSites) -> None:
     """A site that leaves and returns while it is asked to join or for its summary would else end every job before its first round."""
-    scripted.wants_again = lambda: True
+    scripted.needs_new_job = lambda: True
     assert [StudyRun(study, scripted).run() for _ in range(3)] == ["again", "again", "finished"]
     assert [row["round"] for row in rows(study, "aggregate")] == [0, 1, 2]
 
@@ -595,13 +595,13 @@ def test_a_coordinator_restored_from_a_copy_skips_the_rounds_that_only_its_sites
     manifest, stored = read_manifest(study / "manifest.json"), StudyFolder(study)
     sites = make_sites(options, manifest)
     for done in (2, 4):
-        sites.wants_again = lambda done=done: sites.asked[-1][1] + 1 >= done
+        sites.needs_new_job = lambda done=done: sites.asked[-1][1] + 1 >= done
         assert StudyRun(study, sites).run() == "again"
         if done == 2:
             shutil.copytree(study, tmp_path / "copy")
     shutil.rmtree(study)
     (tmp_path / "copy").rename(study)
-    sites.wants_again = lambda: False
+    sites.needs_new_job = lambda: False
     with pytest.raises(QuorumError, match="restored from a copy") as caught:
         StudyRun(study, sites).run()
     assert f"{', '.join(options.data.sites)}: the sites have trained later rounds" in str(caught.value)
@@ -673,7 +673,7 @@ def refuse_to_join(scripted: ScriptedSites, words: dict[int, str]) -> None:
             return wire
         return reply_to_wire(replace(reply_from_wire(wire), scalar_metrics={}, refused=codes[site]))
 
-    scripted.change, scripted.wants_again = change, lambda: True
+    scripted.change, scripted.needs_new_job = change, lambda: True
 
 
 @pytest.mark.parametrize("missing", [[0], [0, 1, 2]])

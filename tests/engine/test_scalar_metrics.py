@@ -132,7 +132,7 @@ def test_numbers_of_few_cases_are_withheld_and_come_back_as_not_known() -> None:
         check_values(sent)
     found = to_summaries(sent, ("organ", "a.b"))["shared"]
     assert (found.cases, found.patients, found.mean.dice, found.classes["organ"].occurrence) == (None,) * 4
-    assert from_report(REPORT, told=False) == dict.fromkeys(from_report(REPORT))
+    assert from_report(REPORT, may_leave=False) == dict.fromkeys(from_report(REPORT))
 
 
 @pytest.mark.parametrize("method", ["pfedsam", "fedavg", "local-only"])

@@ -17,5 +17,5 @@ def test_answers_without_more_have_nothing_missing_and_nothing_late() -> None:
 
 def test_the_local_transport_has_every_function_of_the_protocol() -> None:
     wanted = {name for name in vars(Transport) if not name.startswith("_")}
-    assert wanted == {"connected", "ask", "wants_again"}
+    assert wanted == {"connected", "ask", "needs_new_job"}
     assert wanted <= set(dir(LocalTransport))

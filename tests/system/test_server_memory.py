@@ -36,7 +36,7 @@ StudyFolder(study).save_state(ServerState(0, shared), manifest)
 
 class Sites:
     def connected(self): return [f"site_{i:02d}" for i in range(count)]
-    def wants_again(self): return False
+    def needs_new_job(self): return False
     def ask(self, request, task, sites, deadline_s):
         asked = request_from_wire(request)
         return Answers({site: reply_to_wire(self.reply(site, asked)) for site in sites})

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pfedsam.data.labels import LabelMap
     from pfedsam.engine.opened import OpenSite
     from pfedsam.engine.predict_jobs import Job
-    from pfedsam.engine.predict_volume import VolumeWishes
+    from pfedsam.engine.predict_volume import PredictOptions
 
 
 class Wanted(StrEnum):
@@ -84,7 +84,7 @@ def predict_all(
     out: Path,
     predictor: "Callable[[], OpenSite]",
     wanted: Wanted,
-    wishes: "VolumeWishes",
+    predict_options: "PredictOptions",
     *,
     dicom_seg: bool,
     resume: bool,
@@ -96,7 +96,7 @@ def predict_all(
         out: folder of the masks.
         predictor: function that opens the model; it is called after the check that nothing would be overwritten.
         wanted: the model of the site that it opens; the terminal shows which one is used.
-        wishes: how volumes are predicted.
+        predict_options: how volumes are predicted.
         dicom_seg: whether masks of DICOM series are written as DICOM-SEG.
         resume: whether to skip images that have a mask already; otherwise an existing mask is an error.
 
@@ -112,7 +112,7 @@ def predict_all(
     from pfedsam.engine.predict_sources import find_left_out
     from pfedsam.experiment.build import check_flips
 
-    jobs = find_jobs(images, out, dicom_seg=dicom_seg, probabilities=wishes.probabilities)
+    jobs = find_jobs(images, out, dicom_seg=dicom_seg, probabilities=predict_options.probabilities)
     left_out = find_left_out(images, out)
     left = _without_masks(jobs, [""], resume=resume)
     opened = predictor()
@@ -129,7 +129,7 @@ def predict_all(
         left = _without_masks(left, labels.names, resume=resume)
     if dicom_seg:
         _tell_other_formats(left)
-    unread = _predict_each(left, opened, wishes, labels, dicom_seg)
+    unread = _predict_each(left, opened, predict_options, labels, dicom_seg)
     if len(left) < len(jobs):
         OUT.print(f"{len(jobs) - len(left)} image(s) had a mask already.")
     if unread or left_out:
@@ -174,7 +174,7 @@ def _without_masks(jobs: "Sequence[Job]", folders: Sequence[str], *, resume: boo
 
 
 def _predict_each(
-    jobs: "Sequence[Job]", opened: "OpenSite", wishes: "VolumeWishes", labels: "LabelMap", dicom_seg: bool
+    jobs: "Sequence[Job]", opened: "OpenSite", predict_options: "PredictOptions", labels: "LabelMap", dicom_seg: bool
 ) -> list[str]:
     """Predict the images one by one, show the progress, and return a message for each image that has no mask, with its name."""
     from pfedsam.core.errors import DataError, OptionError, StoreError
@@ -185,7 +185,7 @@ def _predict_each(
         every, slices = bars.add_task("images", total=len(jobs)), bars.add_task("slices", total=None, visible=False)
         for job in jobs:
             try:
-                written = _predict(job, opened, wishes, labels, dicom_seg, partial(_tell, bars, slices))
+                written = _predict(job, opened, predict_options, labels, dicom_seg, partial(_tell, bars, slices))
             except (DataError, OptionError, StoreError) as error:
                 # Also a volume for a model of tiles, or a name that is too long.
                 text = str(error)
@@ -200,7 +200,7 @@ def _predict_each(
 def _predict(
     job: "Job",
     predictor: "OpenSite",
-    wishes: "VolumeWishes",
+    predict_options: "PredictOptions",
     labels: "LabelMap",
     dicom_seg: bool,
     tell: Callable[[int, int], None],
@@ -214,7 +214,7 @@ def _predict(
         case = job.case(predictor.name, data.volume.channels)
         if job.dicom and dicom_seg:
             refuse_unwritable(case, data.image, data.volume, labels.names)
-        return write_volume(job, predictor.predict_volume(case, wishes, tell), labels, dicom_seg=dicom_seg)
+        return write_volume(job, predictor.predict_volume(case, predict_options, tell), labels, dicom_seg=dicom_seg)
     written = job.target
     for name, ids in labels.to_ids(predictor.predict(job.path)).items():
         written = job.target.parent / name / job.target.name

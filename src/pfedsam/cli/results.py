@@ -95,13 +95,13 @@ def predict_command(
     Example: pfedsam predict runs/nuclei/pfedsam new/*.png --site histo --out masks
     """
     from pfedsam.engine.opened import OpenSite, open_run
-    from pfedsam.engine.predict_volume import VolumeWishes
+    from pfedsam.engine.predict_volume import PredictOptions
 
     def opened() -> OpenSite:
         return open_run(run, with_flags(overrides, tta=tta, largest=largest)).site(site, model.value)
 
-    wishes = VolumeWishes(probabilities, smallest)
-    predict_all(images, out, opened, model, wishes, dicom_seg=dicom_seg, resume=resume)
+    predict_options = PredictOptions(probabilities, smallest)
+    predict_all(images, out, opened, model, predict_options, dicom_seg=dicom_seg, resume=resume)
 
 
 def report_command(

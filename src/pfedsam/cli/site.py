@@ -351,15 +351,15 @@ def predict_command(
     Example: pfedsam site predict north new/*.png --out masks
     """
     from pfedsam.engine.opened import OpenSite, open_run
-    from pfedsam.engine.predict_volume import VolumeWishes
+    from pfedsam.engine.predict_volume import PredictOptions
 
     def opened() -> OpenSite:
         run = open_run(folder, with_flags(overrides, tta=tta, largest=largest), study=study)
         (site,) = run.site_names
         return run.site(site, model.value)
 
-    wishes = VolumeWishes(probabilities, smallest)
-    predict_all(images, out, opened, model, wishes, dicom_seg=dicom_seg, resume=resume)
+    predict_options = PredictOptions(probabilities, smallest)
+    predict_all(images, out, opened, model, predict_options, dicom_seg=dicom_seg, resume=resume)
 
 
 @app.command("ledger")

@@ -40,7 +40,7 @@ def changes(submission: "Submission", coordinator: Path) -> Iterator[str]:
     """
     before, policy = submission.earlier, submission.policy
     if before is None:
-        for other in submission.beside:
+        for other in submission.same_title:
             yield (
                 f"This is a new study, beside study {other.study} of the same title (name), which is {other.state}. Their configurations "
                 f"differ in: {some_of(other.differences, 6)}."

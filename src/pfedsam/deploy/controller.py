@@ -177,7 +177,7 @@ class StudyController(Controller):  # type: ignore[misc]
         missing |= dict.fromkeys(overdue, f"no reply within {deadline_s} s")
         return Answers(replies.wires, missing, late, overdue)
 
-    def wants_again(self) -> bool:
+    def needs_new_job(self) -> bool:
         """Whether the supervisor requests a new job."""
         return (self._folder / AGAIN).exists()
 
@@ -203,6 +203,6 @@ class _FlareTransport:
         """As `transport.Transport.ask`."""
         return self._controller.ask(request, task, sites, deadline_s, self._fl_ctx, self._abort)
 
-    def wants_again(self) -> bool:
-        """As `transport.Transport.wants_again`."""
-        return self._controller.wants_again()
+    def needs_new_job(self) -> bool:
+        """As `transport.Transport.needs_new_job`."""
+        return self._controller.needs_new_job()

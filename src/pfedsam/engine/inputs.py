@@ -1,4 +1,4 @@
-"""What the results of a run depend on besides its options: the files of the sites' cases, and the weights of the backbone."""
+"""The inputs on which the results of a run depend besides its options: the files of the cases, and the weights of the backbone."""
 
 from pathlib import Path
 

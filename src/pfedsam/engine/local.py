@@ -170,7 +170,7 @@ class LocalTransport:
             self._report(asked, site, done, len(sites))
         return Answers(wires)
 
-    def wants_again(self) -> bool:
+    def needs_new_job(self) -> bool:
         """False, because in a local run all sites take part from the start."""
         return False
 

@@ -25,7 +25,7 @@ from pfedsam.data.manifest import Case
 from pfedsam.data.split import read_split
 from pfedsam.data.trained_on import TrainedOn, cut_as_trained, far_from_training, other_kind, refuse_other_number
 from pfedsam.engine.model_selection import Parameters, SiteModels, models_of, start_of
-from pfedsam.engine.predict_volume import PredictedVolume, VolumeWishes, predict_volume_file
+from pfedsam.engine.predict_volume import PredictedVolume, PredictOptions, predict_volume_file
 from pfedsam.engine.progress import Event, Progress, silent
 from pfedsam.engine.run_end import SUMMARY, summarize_models, write_end
 from pfedsam.engine.server_files import SERVER, check_records, read_server, refuse_lost_state
@@ -99,7 +99,7 @@ class OpenSite:
         return scorer.predict(images, model, self.parameters)[0]  # type: ignore[no-any-return]
 
     def predict_volume(
-        self, case: Case, wishes: VolumeWishes, tell: Callable[[int, int], None] | None = None
+        self, case: Case, predict_options: PredictOptions, tell: Callable[[int, int], None] | None = None
     ) -> PredictedVolume:
         """The predicted classes of a volume; see `pfedsam.engine.predict_volume`. Warnings are logged as for `predict`.
 
@@ -107,7 +107,7 @@ class OpenSite:
             DataError: the volume cannot be read, or the model was trained on another number of sequences or other planes.
         """
         case, options = self._as_trained(case)
-        return predict_volume_file(options, self.built, self.parameters, case, wishes, tell)
+        return predict_volume_file(options, self.built, self.parameters, case, predict_options, tell)
 
     def _as_trained(self, case: Case) -> tuple[Case, RunOptions]:
         """The case with the spacing of the site, and the options with which it is cut in the plane of the training volumes.

@@ -63,7 +63,7 @@ def name_results(sources: Sequence[Source], table: Mapping[str, str]) -> list[st
 def _shared_names(sources: Sequence[Source]) -> set[str]:
     """The short names that images in different places have; if DICOM images are among them, those of all DICOM images.
 
-    So in exports by patient, study and series every name tells the patient.
+    In exports by patient, study and series, every name therefore contains the patient.
     """
     places: dict[str, set[Path]] = defaultdict(set)
     for source in sources:

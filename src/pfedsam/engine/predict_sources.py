@@ -231,7 +231,7 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def _warn_of_patients(found: Sequence[Series]) -> None:
-    """Log a warning if series of several patients lie in one folder, because names with a number do not tell the patient."""
+    """Log a warning if series of several patients lie in one folder, because names with a number do not contain the patient."""
     patients: dict[Path, set[str | None]] = defaultdict(set)
     for series in found:
         for part in _parts(series):

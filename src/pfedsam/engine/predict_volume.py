@@ -17,7 +17,7 @@ from pfedsam.experiment.options import RunOptions
 
 
 @dataclass(frozen=True)
-class VolumeWishes:
+class PredictOptions:
     """Options of the prediction of a volume; all are off by default."""
 
     probabilities: bool = False
@@ -40,7 +40,7 @@ def predict_volume_file(
     built: BuiltModel,
     used: Parameters,
     case: Case,
-    wishes: VolumeWishes,
+    predict_options: PredictOptions,
     tell: Callable[[int, int], None] | None = None,
 ) -> PredictedVolume:
     """The classes of a volume, predicted slice by slice by the model in use at a site.
@@ -50,7 +50,7 @@ def predict_volume_file(
         built: the model of the run.
         used: the parameters that the site uses.
         case: the volume; its mask is not read.
-        wishes: options of the prediction.
+        predict_options: options of the prediction.
         tell: called with the number of finished slices and the number of all slices.
 
     Raises:
@@ -63,9 +63,9 @@ def predict_volume_file(
         forward,
         slices,
         batch_size=options.evaluation.batch_size,
-        probabilities=wishes.probabilities,
+        probabilities=predict_options.probabilities,
         overlap=options.data.overlap,
         tell=tell,
     )
-    classes = scorer.cleaned(found.classes, smallest=wishes.smallest)
+    classes = scorer.cleaned(found.classes, smallest=predict_options.smallest)
     return PredictedVolume(open_case(case, options.data.image, options.data.volume), classes, found.probabilities)

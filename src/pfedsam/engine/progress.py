@@ -1,4 +1,4 @@
-"""The progress of a run, as the round loop and the local transport report it to whoever started the run."""
+"""The progress of a run, as the round loop and the local transport report it to the caller of the run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

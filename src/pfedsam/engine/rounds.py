@@ -109,7 +109,7 @@ class StudyRun:
         self.present: list[str] = []
         self._may_wait = may_wait
         self.waits_for = ""
-        """After the outcome `waits`: for what the study waits, in words."""
+        """After the outcome `waits`: a text that names what the study waits for."""
         self._unheard: frozenset[str] = frozenset()
         """The sites that did not reply when they were asked to join last."""
         self._missing: dict[str, frozenset[str]] = {}
@@ -147,7 +147,7 @@ class StudyRun:
                 self._summarize(records)
                 self._round(records)
                 # Only after a round, so that every job makes progress, whatever a site does before the first one.
-                if self.state.round < self.ends and self.transport.wants_again():
+                if self.state.round < self.ends and self.transport.needs_new_job():
                     return "again"
             trained = self._seconds()
             self._finalize(records)
@@ -232,10 +232,10 @@ class StudyRun:
         )
 
     def _summarize(self, records: RecordWriter) -> None:
-        """If the study wants summaries of the sites' data, ask the sites whose summary is not there yet.
+        """Request the summaries of the sites' data that are missing, if the study lists this task.
 
-        Each is asked once in a job; one that does not send it is recorded and takes part in the rounds all the same. The requests of all
-        times have round 0, as `federation.request_history` demands.
+        Each site gets one request in a job; a site that does not send its summary is recorded, and takes part in the rounds all the same.
+        These requests always have round 0, as `federation.request_history` demands.
         """
         names = self.manifest.scalar_metrics.get("summarize")
         sites = self._summaries.due(self._sites_for("summarize")) if names else []
@@ -326,7 +326,7 @@ class StudyRun:
         raise QuorumError(too_few_updates(study, round_, len(accepted), needed, rejected, reasons))
 
     def _validate(self, records: RecordWriter, round_: int, *, silent: Collection[str]) -> None:
-        """Ask the sites, except those that did not reply earlier in this round: waiting for them has already taken one deadline.
+        """Request a validation from the sites, except those that did not reply earlier in this round and so made it wait for a deadline.
 
         The last validations are requested from all other sites, because they choose the model that a site uses at the end.
         """

@@ -167,14 +167,14 @@ def _allowed_range(name: str) -> _Range:
     return _Range(-_LARGEST_LOSS, _LARGEST_LOSS)
 
 
-def from_report(report: RoundReport, *, told: bool = True) -> dict[str, float | None]:
-    """A report as metrics by name; values that are not finite are None, and so are all values if they may not leave the site (`told`)."""
+def from_report(report: RoundReport, *, may_leave: bool = True) -> dict[str, float | None]:
+    """A report as metrics by name; values that are not finite are None, and with `may_leave` false so are all values."""
     values: dict[str, float] = {}
     for phase, losses in report.losses.items():
         values |= {f"loss.{phase}.{part}": value for part, value in losses.items()}
     for block, shares in report.usage.items():
         values |= {f"usage.{block}.{expert}": share for expert, share in enumerate(shares)}
-    return {name: value if told and math.isfinite(value) else None for name, value in values.items()}
+    return {name: value if may_leave and math.isfinite(value) else None for name, value in values.items()}
 
 
 def to_report(scalar_metrics: ScalarMetrics, names: Sequence[str]) -> RoundReport:

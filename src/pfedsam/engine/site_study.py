@@ -103,7 +103,7 @@ class SiteStudy:
             return _reply(request, self._validate(request, shared))
         if request.task == "finalize":
             report = self.session.finalize(request.round, shared)
-            return _reply(request, from_report(report, told=self._enough_to_train))
+            return _reply(request, from_report(report, may_leave=self._enough_to_train))
         return _reply(request, self._test(shared))
 
     def _join(self) -> ScalarMetrics:
@@ -119,7 +119,7 @@ class SiteStudy:
     def _train(self, request: Request, shared: NamedTensors) -> Reply:
         message, report = self.session.train(request.round, shared, request.ends)
         return Reply(
-            request.task, request.study, request.round, from_report(report, told=self._enough_to_train), message
+            request.task, request.study, request.round, from_report(report, may_leave=self._enough_to_train), message
         )
 
     def _validate(self, request: Request, shared: NamedTensors) -> ScalarMetrics:

@@ -33,7 +33,7 @@ class Earlier:
 
 
 @dataclass(frozen=True)
-class Beside:
+class SameTitle:
     """Another study of the same title."""
 
     study: str
@@ -56,7 +56,7 @@ class Submission:
     policy: RoundPolicy
     earlier: Earlier | None
     """What was stored before; None for a new study."""
-    beside: tuple[Beside, ...] = ()
+    same_title: tuple[SameTitle, ...] = ()
     """The other studies of the same title, if this study is new."""
 
     @property
@@ -89,14 +89,14 @@ def submit_study(options: RunOptions, root: Path, rules: Mapping[str, Any], *, r
     if earlier:
         _check_sites(folder, earlier, sites, running=running)
     _check_quorum(policy.quorum, sites, stored=earlier is not None)
-    beside = () if earlier else tuple(_of_same_title(root, study.manifest))
-    submission = Submission(store_study(study, root, policy), sites, policy, earlier, beside)
+    same_title = () if earlier else tuple(_of_same_title(root, study.manifest))
+    submission = Submission(store_study(study, root, policy), sites, policy, earlier, same_title)
     if running and submission.changed:
         folder.request_new_job()
     return submission
 
 
-def _of_same_title(root: Path, manifest: StudyManifest) -> Iterator[Beside]:
+def _of_same_title(root: Path, manifest: StudyManifest) -> Iterator[SameTitle]:
     """The other studies under `root` with the title of this manifest; a study that cannot be read is left out."""
     for path in sorted(root.glob("*/manifest.json")):
         with suppress(RunError, StoreError):
@@ -104,7 +104,7 @@ def _of_same_title(root: Path, manifest: StudyManifest) -> Iterator[Beside]:
             if other.name == manifest.name and other.study != manifest.study:
                 keys = differences(dict(other.configuration), dict(manifest.configuration))
                 state = str(StudyFolder(path.parent).read_status()["state"])
-                yield Beside(other.study, state, tuple(keys) or ("model.backbone",))
+                yield SameTitle(other.study, state, tuple(keys) or ("model.backbone",))
 
 
 def _read_earlier(folder: StudyFolder, manifest: StudyManifest) -> Earlier:

@@ -22,7 +22,7 @@ class Answers:
     late: Mapping[str, int] = field(default_factory=dict)
     """The number of replies to earlier requests that arrived since, by site. They are not used."""
     overdue: Collection[str] = ()
-    """The missing sites for which the request waited until its deadline; the others were known to be away, which cost no time."""
+    """The missing sites for which the request waited until its deadline; the others were known to be disconnected."""
 
 
 class Transport(Protocol):
@@ -41,5 +41,5 @@ class Transport(Protocol):
             deadline_s: seconds to wait; a transport whose sites are always available may ignore it.
         """
 
-    def wants_again(self) -> bool:
-        """Whether the job at the sites has to be started again, so that a waiting site can take part; the loop asks after every round."""
+    def needs_new_job(self) -> bool:
+        """Whether the job at the sites has to be started again, so that a waiting site can take part; called after every round."""

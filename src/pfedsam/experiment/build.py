@@ -151,7 +151,7 @@ def read_one_site(options: RunOptions, name: str, *, masks_required: bool = True
 
 
 def with_site_spacing(options: RunOptions, case: Case) -> Case:
-    """The case with what the configuration says of its site's spacing, in training and in prediction alike.
+    """The case with the settings of its site for the spacing, which apply in training and in prediction alike.
 
     The spacing in the files of a site in `data.volume.spacing_unknown` is not used, and the site's own `spacing` replaces a missing one.
     """
@@ -438,7 +438,7 @@ def _foreground(options: RunOptions, examples: Sequence[Example]) -> tuple[Seque
 
 
 def build_cache(options: RunOptions, built: BuiltModel, folder: Path | None) -> PrefixCache:
-    """The cache in `folder` of a site's frozen features; None if they are computed each time, which gives the same bits."""
+    """The cache of a site's frozen features in `folder`; with None, nothing is stored, and the features are computed each time."""
     model = built.model
     precision = "" if model.frozen_dtype == torch.float32 else "-bfloat16"
     where = "" if model.device.type == "cpu" else f"-{model.device.type}"  # rounding differs between devices

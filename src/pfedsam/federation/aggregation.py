@@ -240,7 +240,7 @@ def accept(
         limits: bounds on a site's update.
 
     Raises:
-            RunError: a registered number of training cases is not allowed.
+        RunError: a registered number of training cases is not allowed.
     """
     check_registration(registered)
     accepted, rejected = screen(updates, spec, round=round, registered=registered)

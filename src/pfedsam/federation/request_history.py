@@ -43,7 +43,7 @@ class _Entries(Options):
     asked: dict[Task, dict[int, str]] = Field(default_factory=dict)
     """Task -> round -> digest of the shared parameters in the request."""
     ends: int | None = Field(default=None, ge=1)
-    """The number of rounds after which the study ends, once a request has said that this is before the manifest's last round."""
+    """The number of rounds after which the study ends, once a request has stated that this is before the manifest's last round."""
 
 
 class RequestHistory:
@@ -137,10 +137,10 @@ class RequestHistory:
         tensors.save(self._folder / _REPLIES / f"{request.task}.safetensors", parts, _identity(request))
 
     def _check_end(self, request: Request, manifest: StudyManifest) -> int:
-        """The number of rounds after which the study ends, as far as the request knows.
+        """The number of rounds after which the study ends, according to the request.
 
         Raises:
-            NotDueError: an earlier request said another number, or the approved manifest does not allow it.
+            NotDueError: an earlier request gave another number, or the approved manifest does not allow it.
         """
         ends = manifest.rounds if request.ends is None else request.ends
         if self._ends is not None and ends != self._ends:

@@ -128,8 +128,8 @@ def aggregate(
         annotations: which parameters belong to single classes, and which classes each site does not annotate.
 
     Raises:
-            TooFewUpdatesError: fewer updates were accepted than the server step needs; `state` stays valid.
-            RunError: a registered number of training cases is not allowed.
+        TooFewUpdatesError: fewer updates were accepted than the server step needs; `state` stays valid.
+        RunError: a registered number of training cases is not allowed.
     """
     result = accept(updates, spec, round=state.round, registered=registered, received=state.shared, limits=limits)
     if len(result.updates) < step.least_updates:

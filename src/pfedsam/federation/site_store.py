@@ -247,7 +247,7 @@ def _from_1(described: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_3(described: dict[str, Any]) -> dict[str, Any]:
-    """Migrate version 3, in which the name of the phase told the model in use (`good-shared`) and whether it is an earlier one (`kept`)."""
+    """Migrate version 3, in which the phase named the model in use (`good-shared`), and whether it is an earlier one (`kept`)."""
     phase = str(described["phase"])
     selected = phase.removesuffix("-shared") in {"good", "kept"}
     return described | {

@@ -25,7 +25,7 @@ def write_labels(
         folder: folder for the files.
         study: description of the comparison.
         by_limit: runs by the number of labelled images per site, or `all`; a number without runs is listed as not run.
-        converged: whether the runs were trained longer than the suite says, with early stopping.
+        converged: whether the runs were trained longer than the suite requires, with early stopping.
 
     Raises:
         StoreError: a file could not be written.

@@ -59,10 +59,10 @@ from pfedsam.report.words import PHASES, difference_heading, part_sizes, phase_h
 # An absolute path, alone or as a value in YAML: its folders would reveal where a site stores its data.
 _ABSOLUTE_PATH: Final = re.compile(r"(?<![\w./\\~-])(?:~?/|[A-Za-z]:[\\/]|\\\\)[^\s'\",\]}]*")
 _GENERATOR: Final = "pFedSAM"
-"""Stands in the head of every page, by which a page is recognised."""
+"""A text in the head of every page, by which a page of this project is recognised."""
 _HEAD_BYTES: Final = 4096
 DATA_SUMMARIES: Final = Path("summaries") / "compare.html"
-"""In a run's folder: the page of the summaries of the sites' data, which lie beside it."""
+"""The page of the summaries of the sites' data in a run's folder; the summaries are files beside it."""
 UNNAMED: Final = "run"
 """The default name of a run, which is not shown."""
 

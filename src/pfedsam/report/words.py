@@ -51,7 +51,7 @@ def difference_heading(found: Iterable[Values]) -> str:
     """The heading of the column of volume differences, which are areas for pictures.
 
     Where no spacing is known they are numbers of pixels or voxels, from which it cannot be seen which of the two they are. A run has either
-    pictures or volumes, so that the unit of one site tells what all are.
+    pictures or volumes, so that the unit of one site is enough to decide.
     """
     units = {str(values.volume_unit) for values in found if values.volume_difference is not None}
     known = [heading for unit, heading in _DIFFERENCE_HEADINGS.items() if unit in units]
