@@ -1,4 +1,4 @@
-"""For all tests: a tiny federation of generated sites, and what the system tests write down."""
+"""Fixtures of all tests: a small federation of generated sites, and the recording of the results of the system tests."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from pfedsam.report.summary_file import collect_versions
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "system.json"
 TOGETHER = {6: 2, 7: 2, 21: 2}
-"""Rows of docs/reliability.md that take several tests, each of which shows a part of it: how many."""
+"""Rows of docs/reliability.md that several tests show together -> the number of these tests."""
 
 
 @pytest.fixture(autouse=True)
@@ -36,9 +36,9 @@ def _same_random_numbers() -> None:
 
 @pytest.fixture
 def result(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Adds to `benchmarks/results/system.json`: figures by name, and the rows of docs/reliability.md that a test has held.
+    """Adds to `benchmarks/results/system.json`: figures by name, and the rows of docs/reliability.md that a test has shown to hold.
 
-    A row of which less is shown than it asks for stands under `rows_in_part`, with what is missing, and not under `rows_held`.
+    A row that is shown only in part is under `rows_in_part`, with what is missing, and not under `rows_held`.
     """
 
     def add(*rows: int, in_part: dict[int, str] | None = None, **figures: float) -> None:

@@ -121,7 +121,7 @@ def site(kits: Path, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[b
 
 @pytest.mark.slow
 def test_a_site_ends_in_time_on_any_signals_at_any_moment_and_leaves_no_process(site) -> None:
-    """Row 23 of docs/reliability.md: SIGTERM, SIGINT, twice. It once took over 15 s: it had torch loaded, which takes long to take down."""
+    """Row 23 of docs/reliability.md: SIGTERM and SIGINT, twice. A process with torch took over 15 s, because torch is slow to unload."""
     sent = [signal.SIGTERM, signal.SIGINT]
     for number in range(5):
         process = site()

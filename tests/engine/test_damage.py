@@ -71,7 +71,7 @@ def damaged_files(folder: Path) -> list[Path]:
 
 
 def rows_of(base: Path, work: Path, files: list[Path], go_on: Callable[[Path], Any]) -> Iterator[Row]:
-    """Every damage to every file of `base`, each done to a copy of it from which `go_on` then goes on."""
+    """Apply every damage to every file of `base`, each in a copy of it, which is then continued by `go_on`."""
     expected = _outcome(base, work, None, "", go_on)
     assert expected[0] == "ended", expected
     for file in files:

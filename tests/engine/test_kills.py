@@ -48,13 +48,13 @@ def state_of(folder: Path) -> SiteState:
 
 
 def quick(options: RunOptions, rounds: int) -> RunOptions:
-    """So many rounds, each with a phase of the local part alone: its optimiser counts the steps of the site's life."""
+    """Options with this number of rounds, each with a phase of the local part alone, whose optimiser counts all steps of the site."""
     training = {"rounds": rounds, "shared_warmup_rounds": 0, "phases": "decoupled"}
     return options.model_copy(update={"training": options.training.model_copy(update=training)})
 
 
 class FromTheCoordinator:
-    """The coordinator's transport in its own process: what it asks goes through a pipe to the sites."""
+    """The coordinator's transport in its own process: its requests go through a pipe to the sites."""
 
     def __init__(self, pipe: Connection, names: Sequence[str]) -> None:
         self.pipe, self.names = pipe, list(names)

@@ -55,7 +55,7 @@ def local_state(sites, name: str):
 
 
 def run_there_and_here(tmp_path: Path, options: RunOptions, make_sites) -> tuple[Path, Any]:
-    """A study over sites elsewhere, and the embedded run in `here`: their shared parameters are equal. Gives the study and its sites."""
+    """Compare the shared parameters of a study over several machines with those of the local run in `here`; return study and sites."""
     study = create_study(options, tmp_path / "studies", RoundPolicy())
     sites = make_sites(options, read_manifest(study / "manifest.json"))
     assert StudyRun(study, sites).run() == "finished"
@@ -208,7 +208,7 @@ def test_a_site_joins_leaves_and_returns_with_its_own_experts(
 
 
 class ScriptedSites:
-    """Sites that train nothing: each adds its own number to the shared parameters; messages can be changed on their way."""
+    """Sites that do not train: each adds its own number to the shared parameters. Tests can change the messages."""
 
     def __init__(self, manifest: StudyManifest, names: list[str]) -> None:
         self.manifest, self.names = manifest, names
@@ -276,7 +276,7 @@ def test_a_round_is_the_mean_weighted_by_the_registered_cases(study: Path, scrip
 def test_weights_sum_to_1_in_every_round_whoever_is_there(
     tmp_path: Path, options: RunOptions, scripted: ScriptedSites, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Row 21: one joins at 3, leaves at 5, returns at 7. All move everything by the same, so that the mean moves by the weights' sum."""
+    """Row 21 of docs/reliability.md. All sites change all values by the same amount, so that the mean changes by the sum of the weights."""
     training = options.training.model_copy(update={"rounds": 9})
     study = create_study(options.model_copy(update={"training": training}), tmp_path / "nine", RoundPolicy(quorum=2))
     scripted.manifest, late = read_manifest(study / "manifest.json"), scripted.names[2]
@@ -313,14 +313,14 @@ def test_a_site_for_which_rounds_waited_is_asked_less_often_and_one_that_is_know
 
 
 def test_every_job_commits_a_round_before_it_ends_for_a_site_that_waits(study: Path, scripted: ScriptedSites) -> None:
-    """A site that leaves and returns while it is asked to join or for its summary would else end every job before its first round."""
+    """Otherwise a site that leaves and returns during the requests to join or for summaries would end every job before its first round."""
     scripted.needs_new_job = lambda: True
     assert [StudyRun(study, scripted).run() for _ in range(3)] == ["again", "again", "finished"]
     assert [row["round"] for row in rows(study, "aggregate")] == [0, 1, 2]
 
 
 def waits(tmp_path: Path, options: RunOptions, scripted: ScriptedSites, task: str, rounds: int = 6) -> list[int]:
-    """The rounds in which a study waits until the deadline for a site that is connected and answers all but this task."""
+    """The rounds in which a study waits until the deadline for a site that is connected and replies to all tasks but this one."""
     training = options.training.model_copy(update={"rounds": rounds})
     options = options.model_copy(update={"training": training})
     study = create_study(options, tmp_path / "more", RoundPolicy(quorum=2))
@@ -618,7 +618,7 @@ def test_a_coordinator_restored_from_a_copy_skips_the_rounds_that_only_its_sites
 
 @pytest.mark.slow
 def test_sites_take_part_in_the_round_after_a_rollback(tmp_path: Path, options: RunOptions, make_sites) -> None:
-    """Their bound on the change of the shared parameters holds from what they accepted last, which a rollback goes back behind."""
+    """Sites bound the change of the shared parameters since those that they accepted last; a rollback returns to earlier ones."""
     training = options.training.model_copy(update={"rounds": 5})
     study = create_study(options.model_copy(update={"training": training}), tmp_path / "five", RoundPolicy(quorum=2))
     manifest, stored = read_manifest(study / "manifest.json"), StudyFolder(study)

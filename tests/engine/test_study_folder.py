@@ -138,7 +138,7 @@ def test_a_rollback_that_was_killed_before_its_commit_left_nothing_behind(ten_ro
 
 
 def test_the_states_of_a_study_that_an_earlier_version_rolled_back(ten_rounds: Path) -> None:
-    """It put the state that was left in the place of the oldest good one."""
+    """Before, the state that was left behind replaced the oldest good one."""
     manifest, folder = read_manifest(ten_rounds / "manifest.json"), after_rounds(ten_rounds, 5)
     folder.roll_back(manifest, 4)
     (ten_rounds / "shared" / "earlier" / "after-000002.safetensors").unlink()

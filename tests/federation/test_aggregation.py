@@ -49,7 +49,7 @@ def test_24_orders_of_arrival_give_one_hash(updates, spec, registered):
 
 
 def test_the_mean_itself_does_not_depend_on_the_order():
-    """In float64, 1e16 + 1 - 1e16 is 0 or 1, as the order has it; in the sites' order a, b, c it is 0."""
+    """In float64, 1e16 + 1 - 1e16 is 0 or 1, depending on the order; in the sites' order a, b, c it is 0."""
     updates = [
         one("a", [1e16], 1, torch.float64),
         one("b", [1.0], 1, torch.float64),

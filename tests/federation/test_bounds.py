@@ -109,7 +109,7 @@ def test_no_share_is_above_the_cap_and_no_order_changes(cases: list[int], max_sh
 def test_one_of_four_moves_the_mean_by_at_most_three_times_an_honest_round(
     values: list[float], cases: int, seed: int
 ) -> None:
-    """Against honest updates of equal norm in directions that nothing relates: the hardest case, as their mean is shortest then."""
+    """Honest updates of equal norm in random directions: this is the hardest case, because their mean is the shortest."""
     generator = torch.Generator().manual_seed(seed)
     basis, _ = torch.linalg.qr(torch.randn(4, 4, generator=generator))
     honest = [Update(s, 0, {"w": basis[i][:3].clone(), "v": basis[i][3:].clone()}, 10) for i, s in enumerate("abcd")]
@@ -126,7 +126,7 @@ def test_one_of_four_moves_the_mean_by_at_most_three_times_an_honest_round(
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
 def test_scales_tell_the_least_norm_of_what_an_encoder_wrote(name: str) -> None:
-    """Never more than the norm itself, so that no honest message is refused; and hostile scales show before they are decoded."""
+    """The bound is never above the norm, so that no honest message is refused; hostile scales are refused before they are decoded."""
     generator = torch.Generator().manual_seed(0)
     codec, received = Codec(name, 8), {"w": torch.zeros(1000)}
     spec = UpdateSpec.of(received, codec)

@@ -142,7 +142,7 @@ def test_files_are_private(store):
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: from one system call on, none works."""
+    """Replaces SIGKILL: from one system call on, no further one has an effect."""
 
 
 def test_a_kill_at_any_moment_of_a_commit_leaves_one_of_the_two_states(store, monkeypatch):
