@@ -37,7 +37,7 @@ from pfedsam.report.intervals import NO_INTERVALS, difference_interval, differen
 from pfedsam.report.onboarded import read_onboarded, way_rows
 from pfedsam.report.overlays import PREDICTION, TRUTH, StoredOverlay, read_overlays
 from pfedsam.report.records import Record, last_validation, read_records
-from pfedsam.report.summary_file import LOCAL_ONLY, SiteEntry, Summary, Values, read_summary, with_local_only
+from pfedsam.report.summary_file import LOCAL_ONLY, Summary, Values, read_summary, with_local_only
 from pfedsam.report.tables import (
     MISSED_NOTE,
     best_marks,
@@ -83,7 +83,6 @@ class SitePanel:
     """The figures of a site; a URI is None if the figure does not exist."""
 
     name: str
-    entry: SiteEntry
     curve: str | None
     experts: str | None
     overlays: Sequence[StoredOverlay]
@@ -312,12 +311,11 @@ def _panels(summary: Summary, records: Sequence[Record], run_folder: Path) -> li
     usage = _last_usage(records)
     highest = max((share for blocks in usage.values() for shares in blocks.values() for share in shares), default=1.0)
     panels = []
-    for name, entry in summary.sites.items():
+    for name in summary.sites:
         experts = figures.expert_usage(usage[name], highest=highest) if name in usage else None
         panels.append(
             SitePanel(
                 name=name,
-                entry=entry,
                 curve=_uri(figures.learning_curve(records, name, summary.rounds)),
                 experts=_uri(experts),
                 overlays=_overlays(run_folder, name),
