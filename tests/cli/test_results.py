@@ -12,7 +12,7 @@ from PIL import Image
 
 from pfedsam.core.errors import DataError
 from pfedsam.data.images import read_mask
-from pfedsam.data.trained_on import TrainedOn
+from pfedsam.data.trained_on import IntensityRange, TrainedOn
 from pfedsam.experiment.load import load_options
 
 Call = Callable[..., int]
@@ -41,7 +41,7 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Finished:
                     name="north",
                     options=options,
                     uses="personal" if wanted == "in-use" else wanted,
-                    trained_on=TrainedOn(volumes=volumes),
+                    trained_on=TrainedOn(sequences=1) if volumes else TrainedOn(IntensityRange(1, 1)),
                 ),
             )
 
@@ -212,7 +212,7 @@ def test_an_image_that_cannot_be_read_costs_the_others_nothing(
             uses="personal",
             name="north",
             options=load_options(Path("study.yaml")),
-            trained_on=TrainedOn(volumes=False),
+            trained_on=TrainedOn(IntensityRange(1, 1)),
         ),
     )
     monkeypatch.setattr("pfedsam.engine.opened.open_run", lambda _, overrides: run)

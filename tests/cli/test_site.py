@@ -15,7 +15,7 @@ from pfedsam.cli.approval import _earlier_end
 from pfedsam.cli.console import OUT
 from pfedsam.core.lock import running_as
 from pfedsam.data.images import read_mask
-from pfedsam.data.trained_on import TrainedOn
+from pfedsam.data.trained_on import IntensityRange, TrainedOn
 from pfedsam.deploy.site_rules import write_site_rules
 from pfedsam.engine.round_policy import RoundPolicy
 from pfedsam.engine.site_options import AGENT, CONFIG, read_site_options
@@ -296,7 +296,7 @@ def test_a_site_writes_masks_with_the_model_of_the_study_that_it_names(
                 options=options,
                 name=name,
                 uses=uses,
-                trained_on=TrainedOn(volumes=False),
+                trained_on=TrainedOn(IntensityRange(1, 1)),
                 predict=lambda image: np.array([[0, 1]], np.uint8),
             )
 
