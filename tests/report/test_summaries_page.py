@@ -61,7 +61,7 @@ def test_sizes_of_pixels_are_missing_where_no_case_has_a_spacing_and_not_withhel
     known = {"min_cases": 10, "without_spacing": 20, "spacing": unknown, "sizes": unknown}
     without = SiteSummaryFile.model_validate(summary("a").model_dump(by_alias=True) | known)
     assert summary_rows(without)["pixel in mm (bins)"] == MISSING
-    assert summary_rows(withheld("b"))["pixel in mm (bins)"] == "each in fewer than 10"
+    assert summary_rows(withheld("b"))["pixel in mm (bins)"] == "withheld"
 
 
 def test_sites_that_are_alike_have_no_difference() -> None:
@@ -88,8 +88,18 @@ def test_a_difference_is_told_with_both_names(other, said: str) -> None:
 def test_withheld_numbers_are_shown_as_such() -> None:
     rows = summary_rows(withheld("a"))
     assert (rows["pictures"], rows["patients"]) == ("fewer than 10", "fewer than 10")
-    assert rows["pixel in mm (bins)"] == "each in fewer than 10"
+    assert rows["pixel in mm (bins)"] == "withheld"
     assert summary_rows(summary("a"))["pixel in mm (bins)"] == "0.8 to 1 (20)"
+
+
+def test_a_count_that_is_withheld_because_the_rest_is_small_is_not_called_small() -> None:
+    """Of 100 cases, 95 have the class, 95 no spacing, and 95 one size; the other 5 are withheld, and so are these."""
+    known = {"cases": 100, "patients": 100, "intensities": summary("a").intensities}
+    many = SiteSummaryFile.model_validate(withheld("a").model_dump(by_alias=True) | known)
+    rows = summary_rows(many)
+    assert "fewer than" not in " ".join(rows.values())
+    assert (rows["without spacing"], rows["class cup"]) == (MISSING, f"{MISSING} cases, {MISSING}")
+    assert rows["longer side in pixels (bins)"] == "withheld"
 
 
 def test_a_share_says_that_it_is_a_mean() -> None:

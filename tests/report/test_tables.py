@@ -5,6 +5,7 @@ import pytest
 from rich.console import Console
 
 from pfedsam.evaluation.scores import ClassScores
+from pfedsam.evaluation.small_numbers import withhold
 from pfedsam.evaluation.summary import SiteSummary, summarize_site
 from pfedsam.report.format import MISSING
 from pfedsam.report.intervals import NO_INTERVALS, RunIntervals
@@ -16,6 +17,7 @@ from pfedsam.report.tables import (
     comparison_table,
     dice_rows,
     difference_rows,
+    missed_cell,
     run_table,
     run_tables,
     time_note,
@@ -110,6 +112,27 @@ def test_a_missed_structure_is_seen_although_its_distances_look_good(fake):
     assert row(by_class, "a")[1:] == ["0.900, 0 of 3", "0.000, 2 of 2"]
     assert row(by_class, "b")[1:] == ["0.900, 0 of 2", "0.700, 0 of 2"]
     assert len(run_tables(summary)) == 2
+
+
+def test_a_withheld_count_of_missed_cases_is_a_dash_because_it_may_be_large(fake):
+    """North misses 15 of 20, so that 5 were found, which is withheld: with ten as the limit, "fewer than 10" would be wrong."""
+
+    def scores(missed: int, of: int) -> SiteSummary:
+        found, lost = ClassScores(0.8, 0.7, 1.0, 0.5), ClassScores(0.0, 0.0)
+        presence = ["missed"] * missed + ["both"] * (of - missed)
+        cases = [
+            fake.case_scores(str(n), {"a": lost if where == "missed" else found}, {"a": where})
+            for n, where in enumerate(presence)
+        ]
+        return withhold(summarize_site(cases), 10)
+
+    sites = {"north": scores(15, 20), "south": scores(0, 9), "west": scores(20, 40)}
+    summary = fake.summary_of(sites).model_copy(update={"min_cases": 10})
+    text = shown(run_table(summary))
+    assert [row(text, name)[1] for name in sites] == ["20", "fewer than 10", "40"]
+    assert [row(text, name)[6] for name in sites] == [f"{MISSING} of 20", MISSING, "20 of 40"]
+    two = fake.summary_of({name: sites[name] for name in ("north", "west")})
+    assert missed_cell(two.mean.in_use.classes["a"]) == missed_cell(two.mean.in_use) == f"{MISSING} of 60"
 
 
 def test_one_class_needs_no_table_of_classes(fake):

@@ -25,7 +25,7 @@ def format_cases(cases: int | None, patients: int | None = None, min_cases: int 
     """Numbers of cases and patients as `12 (6)`, or `fewer than 10`; the patients are left out if they are not known.
 
     Args:
-        cases: None for a number that was withheld.
+        cases: None for a number that is not known, or that was withheld because it is below `min_cases`, and for no other reason.
         patients: None if not known.
         min_cases: smallest number that is not withheld; 1 where none is.
     """

@@ -25,21 +25,21 @@ def summary_rows(summary: SiteSummaryFile) -> dict[str, str]:
     least = summary.min_cases
     none_has_spacing = summary.cases is not None and summary.without_spacing == summary.cases
     rows = {
-        summary.kind: _count(summary.cases, least),
-        "patients": _count(summary.patients, least),
+        summary.kind: format_cases(summary.cases, min_cases=least),
+        "patients": format_cases(summary.patients, min_cases=least),
         "mean intensity": MISSING if summary.intensities is None else f"{mean_intensity(summary.intensities):.2f}",
         "longer side in pixels (bins)": _bins(summary.sizes, least),
         "pixel in mm (bins)": MISSING if none_has_spacing else _bins(summary.spacing, least),
-        "without spacing": _count(summary.without_spacing, least),
+        "without spacing": format_cases(summary.without_spacing),
     }
     if summary.depths is not None and summary.slice_distance is not None:
         rows |= {
             "slices (bins)": _bins(summary.depths, least),
-            "slice distance in mm (bins)": _bins(summary.slice_distance, least),
+            "slice distance in mm (bins)": MISSING if none_has_spacing else _bins(summary.slice_distance, least),
         }
     for name, one in summary.classes.items():
         share = MISSING if one.share is None else f"mean {100 * one.share:.2g} % of the pixels"
-        rows[f"class {name}"] = f"{_count(one.cases, least)} cases, {share}" if one.annotated else "not annotated"
+        rows[f"class {name}"] = f"{format_cases(one.cases)} cases, {share}" if one.annotated else "not annotated"
     return rows
 
 
@@ -116,12 +116,8 @@ def _middle(found: Histogram | None) -> float | None:
     return math.sqrt(found.edges[number - 1] * found.edges[number])
 
 
-def _count(value: int | None, least: int) -> str:
-    return format_cases(value, min_cases=least)
-
-
 def _bins(found: Histogram, least: int) -> str:
-    """The bins that are not empty, with their counts."""
+    """The bins with their counts, without those that are empty or withheld; "withheld" if no other is left."""
     texts = []
     for number, count in enumerate(found.counts):
         if count:
@@ -130,7 +126,7 @@ def _bins(found: Histogram, least: int) -> str:
             texts.append(f"{low} to {high} ({count})")
     if texts:
         return ", ".join(texts)
-    return MISSING if least == 1 else f"each in fewer than {least}"
+    return MISSING if least == 1 else "withheld"
 
 
 def check_names(summaries: Sequence[SiteSummaryFile]) -> None:

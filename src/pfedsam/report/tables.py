@@ -87,31 +87,30 @@ def class_table(summary: Summary) -> Table | None:
         table.add_column(Text(name), justify="right")
     for name, site in summary.sites.items():
         if site.in_use:
-            table.add_row(Text(name), *_class_cells(site.in_use, summary.min_cases))
+            table.add_row(Text(name), *_class_cells(site.in_use))
     table.add_section()
     table.add_row("mean, all cases", *_class_cells(mean), style="bold")
     return table
 
 
-def missed_cell(values: Values | None, min_cases: int = OFF) -> str:
+def missed_cell(values: Values | None) -> str:
     """Missed cases as `3 of 12`: of the cases whose truth contains a class, those whose prediction does not; a dash if not known.
 
     For an entry, the pairs of cases and classes are counted. For a class that the site does not annotate, the cell is "not annotated".
-    `min_cases` is the smallest count that is not withheld.
+    The cell of a withheld count is `- of 12` with an en dash: the count may be small, or so large that the rest of the cases is small.
     """
     if values is None:
         return MISSING
     if values.not_annotated and not any((values.present, values.extra, values.absent)):
         return "not annotated"
-    withheld = min_cases != OFF and values.present is not None
-    if values.missed is None and not withheld:
+    if values.present is None:
         return MISSING
-    return f"{format_cases(values.missed, min_cases=min_cases)} of {values.present}"
+    return f"{format_cases(values.missed)} of {values.present}"
 
 
-def _class_cells(entry: Entry, min_cases: int = OFF) -> list[Text]:
+def _class_cells(entry: Entry) -> list[Text]:
     """Dice and missed cases of each class of a model."""
-    return [Text(f"{format_value(values.dice)}, {missed_cell(values, min_cases)}") for values in entry.classes.values()]
+    return [Text(f"{format_value(values.dice)}, {missed_cell(values)}") for values in entry.classes.values()]
 
 
 def comparison_table(runs: Mapping[str, Summary], intervals: Intervals) -> Table:
@@ -335,8 +334,8 @@ def small_numbers_note(summary: Summary) -> str | None:
         return None
     least = summary.min_cases
     return (
-        f"Counts and scores over fewer than {least} cases stayed at the sites, so that some are missing here; a site with fewer training "
-        f"cases has the weight of one with {least}."
+        f"Counts and scores over fewer than {least} cases, and counts from which such a count could be computed, stayed at the sites, so "
+        f"that some are missing here; a site with fewer training cases has the weight of one with {least}."
     )
 
 
@@ -375,7 +374,7 @@ def _run_cells(site: SiteEntry, with_gain: bool, distances: tuple[str, str], min
     cells = [Text(format_cases(used.cases, min_cases=min_cases) if used else MISSING)]
     cells += [Text(format_value(value)) for value in ((used.dice, used.iou) if used else (None, None))]
     cells += [Text(distance) for distance in distances]
-    cells.append(Text(missed_cell(used, min_cases)))
+    cells.append(Text(missed_cell(used)))
     cells.append(Text(format_value(site.shared.dice if site.shared else None)))
     if with_gain:
         cells.append(Text(format_gain(site.gain)))
