@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pfedsam.evaluation.scores import ClassScores
+from pfedsam.evaluation.scores import CaseScores, ClassScores
 from pfedsam.evaluation.small_numbers import withhold
 from pfedsam.evaluation.summary import SiteSummary, summarize_site
 from pfedsam.report.format import MISSING
@@ -82,6 +82,33 @@ def test_undefined_measures_are_told(fake):
         "HD95 and ASSD are means of 15 of 16 values (cases times classes). Undefined are: 1 because neither holds the class (no "
         "Dice and IoU either)."
     )
+
+
+def test_classes_that_a_site_does_not_annotate_are_no_values(fake):
+    """Ten cases of north with a and b, one a missed; ten of south with a alone: 10 * 2 + 10 * 1 = 30 values, of which 29 are defined."""
+    found, lost, none = ClassScores(0.8, 0.7, 1.0, 0.5), ClassScores(0.0, 0.0), ClassScores(None, None)
+
+    def case(n: int, *, missed: bool = False, alone: bool = False) -> CaseScores:
+        scores = {"a": lost if missed else found, "b": none if alone else found}
+        return fake.case_scores(
+            str(n), scores, {"a": "missed" if missed else "both", "b": "not_annotated" if alone else "both"}
+        )
+
+    north = summarize_site([case(n, missed=n == 0) for n in range(10)])
+    south = summarize_site([case(n, alone=True) for n in range(10)])
+    summary = fake.summary_of({"north": north, "south": south})
+    assert undefined_note(summary) == (
+        "HD95 and ASSD are means of 29 of 30 values (cases times classes, without classes that a site does not annotate). "
+        "Undefined are: 1 because the prediction misses the class."
+    )
+
+
+def test_without_a_count_that_was_withheld_the_number_of_values_is_not_told(fake):
+    """12 of 32 cases have no organ, in prediction and truth; that the site annotates it in all cases is withheld like every zero."""
+    cases = [fake.case_scores(str(n), {"organ": ClassScores(0.8, 0.7, 1.0, 0.5)}, {"organ": "both"}) for n in range(20)]
+    cases += [fake.case_scores(str(n), {"organ": ClassScores(None, None)}, {"organ": "absent"}) for n in range(20, 32)]
+    withheld = fake.summary_of({"a": withhold(summarize_site(cases), 10)}).model_copy(update={"min_cases": 10})
+    assert undefined_note(withheld) == "Undefined and left out of the means: Dice 12, IoU 12."
 
 
 def missing_a_class(fake) -> Summary:

@@ -299,15 +299,24 @@ def difference_rows(
 def undefined_note(summary: Summary) -> str | None:
     """A note on the number of values in the means of HD95 and ASSD, and why the others are undefined; None if all are defined."""
     entry = summary.mean.in_use
-    if entry is None or entry.cases is None:
+    undefined = _undefined_counts(entry) if entry else []
+    if entry is None or not undefined:
         return None
-    undefined = _undefined_counts(entry)
-    if not undefined:
-        return None
-    total = entry.cases * len(entry.classes)
+    total = _scored_pairs(entry, summary.min_cases)
+    if total is None:
+        return f"Undefined and left out of the means: {', '.join(undefined)}."
+    pairs = f"{total} values (cases times classes{', without classes that a site does not annotate' if entry.not_annotated else ''})"
     if entry.missed is None or entry.extra is None or entry.absent is None:
-        return f"Undefined and left out of the means, of {total} values (cases times classes): {', '.join(undefined)}."
-    return _undefined_reasons(total, entry.missed, entry.extra, entry.absent)
+        return f"Undefined and left out of the means, of {pairs}: {', '.join(undefined)}."
+    both = total - entry.missed - entry.extra - entry.absent
+    return f"HD95 and ASSD are means of {both} of {pairs}. Undefined are: {_undefined_reasons(entry.missed, entry.extra, entry.absent)}."
+
+
+def _scored_pairs(entry: Entry, min_cases: int) -> int | None:
+    """The number of pairs of a case and a class that its site annotates; None if a count for it was withheld."""
+    if entry.cases is None or (entry.not_annotated is None and min_cases != OFF):
+        return None
+    return entry.cases * len(entry.classes) - (entry.not_annotated or 0)
 
 
 def _undefined_counts(entry: Entry) -> list[str]:
@@ -316,16 +325,14 @@ def _undefined_counts(entry: Entry) -> list[str]:
     return [f"{spelling} {count}" for spelling, count in counts.items() if count]
 
 
-def _undefined_reasons(total: int, missed: int, extra: int, absent: int) -> str:
+def _undefined_reasons(missed: int, extra: int, absent: int) -> str:
     """Why distances are undefined, each reason with its number of pairs of case and class; a reason without such pairs is left out."""
-    both = total - missed - extra - absent
     reasons = {
         "the prediction misses the class": missed,
         "only the prediction holds the class": extra,
         "neither holds the class (no Dice and IoU either)": absent,
     }
-    told = "; ".join(f"{count} because {reason}" for reason, count in reasons.items() if count)
-    return f"HD95 and ASSD are means of {both} of {total} values (cases times classes). Undefined are: {told}."
+    return "; ".join(f"{count} because {reason}" for reason, count in reasons.items() if count)
 
 
 def small_numbers_note(summary: Summary) -> str | None:
