@@ -61,6 +61,7 @@ def test_a_new_site_gets_its_local_part_and_nothing_else_changes(
     start = open_run(tmp_path / "run").built.start("local")
     assert any(not torch.equal(state.local[name], start[name]) for name in start)
 
+    assert read_summary(tmp_path / "out" / "summary.json").steps == 3
     opened = open_run(tmp_path / "out")
     image = sorted((new_site / "images").iterdir())[0]
     assert opened.site("newcomer").predict(image).shape == (96, 96)
@@ -68,6 +69,7 @@ def test_a_new_site_gets_its_local_part_and_nothing_else_changes(
     assert again.sites["newcomer"].personal is not None
     assert again.sites["newcomer"].personal.dice == found.ways[LOCAL_PART]["dice"]
     assert again.sites["newcomer"].shared.dice == found.ways[NOTHING]["dice"]
+    assert (again.rounds, again.steps) == (1, 3)
 
     content = json.loads((tmp_path / "out" / "onboarding.json").read_text())
     assert content["ways"][ALONE] == found.ways[ALONE]
@@ -111,6 +113,7 @@ def test_a_method_without_a_local_part_has_the_shared_model_in_use_also_from_the
     found = onboard(open_run(tmp_path / "run"), Newcomer("newcomer", new_site, 2, steps=2), tmp_path / "out")
     assert list(found.ways) == [NOTHING, EVERYTHING, ALONE]
     assert found.in_use == NOTHING
+    assert read_summary(tmp_path / "out" / "summary.json").steps == 0
 
 
 @pytest.mark.slow

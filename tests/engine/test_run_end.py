@@ -53,6 +53,13 @@ def test_the_summary_names_the_model_that_each_site_uses(tmp_path: Path, toy_opt
     assert (summary.rounds, summary.mean.uses) == (2, None)
 
 
+def test_the_steps_of_a_site_that_trained_alone_are_its_own(tmp_path: Path, toy_options: RunOptions) -> None:
+    models = summarize_models({"a": {"shared": case(0.5)}})
+    write_end(tmp_path, toy_options, models, {}, NOTHING_SENT, {}, rounds=2, steps=7)
+    summary = read_summary(tmp_path / "summary.json")
+    assert (summary.rounds, summary.steps) == (2, 7)
+
+
 def test_a_method_without_personal_models_uses_the_shared_one(tmp_path: Path, toy_options: RunOptions) -> None:
     write_end(tmp_path, toy_options, summarize_models({"a": {"shared": case(0.5)}}), {}, NOTHING_SENT, {})
     assert read_summary(tmp_path / "summary.json").sites["a"].uses == "shared"

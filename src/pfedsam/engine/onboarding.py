@@ -371,7 +371,8 @@ def _finish(work: _Work, scores: Mapping[str, list[CaseScores]], used: str) -> N
     nothing_sent = Communication(up_bytes_per_site_round=0, down_bytes_per_site_round=0, by_component={})
     seconds = {"total": round(time.monotonic() - work.started, 1)}
     sizes = part_sizes({work.site.name: work.site})
-    write_end(work.out, work.options, models, sizes, nothing_sent, seconds, rounds=work.rounds)
+    steps = 0 if used == NOTHING else work.steps
+    write_end(work.out, work.options, models, sizes, nothing_sent, seconds, rounds=work.rounds, steps=steps)
 
 
 def _measures(site: SiteSummary) -> dict[str, float | None]:

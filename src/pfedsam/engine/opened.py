@@ -213,7 +213,14 @@ class OpenRun:
         sizes = {name: PartSizes(site.train_cases, site.val_cases) for name, site in before.sites.items()}
         found = summarize_models(scores)
         return write_end(
-            self.folder, self.options, found, sizes, before.communication, before.seconds, rounds=before.rounds
+            self.folder,
+            self.options,
+            found,
+            sizes,
+            before.communication,
+            before.seconds,
+            rounds=before.rounds,
+            steps=before.steps,
         )
 
     def _moved(self, folders: Mapping[str, Path]) -> RunOptions:

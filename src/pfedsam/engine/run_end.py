@@ -61,6 +61,7 @@ def write_end(
     seconds: Mapping[str, float],
     *,
     rounds: int | None = None,
+    steps: int | None = None,
     earlier: Mapping[str, SiteEntry] | None = None,
 ) -> Summary:
     """Write summary and report into a run's folder.
@@ -73,6 +74,7 @@ def write_end(
         communication: the bytes of a round.
         seconds: the measured times by name.
         rounds: the number of rounds that were trained; None for `training.rounds`.
+        steps: the optimiser steps of one training site; None for those of the method in these rounds.
         earlier: the results of further sites from an earlier test of the same models.
 
     Raises:
@@ -86,7 +88,7 @@ def write_end(
         backbone=_backbone_name(options),
         seed=options.seed,
         rounds=options.training.rounds if rounds is None else rounds,
-        steps=local_steps(options, rounds),
+        steps=local_steps(options, rounds) if steps is None else steps,
         min_cases=options.communication.least_cases,
         personal=models.get("personal"),
         shared=models.get("shared"),

@@ -19,9 +19,10 @@ does not have is null: averaging, for example, has no personal model. A site tha
 clearly better on its validation part, and `uses` names it. If it is the shared model, `personal` has the scores of the shared model.
 `worst_site` is the site with the lowest Dice. `date` is the day of the test. `seconds` has the key "total", or "since resumed" for a run
 that was interrupted. `local_only` is the result of the site without the federation; it is filled from the summary of another run by
-`with_local_only`. `steps` is the number of optimiser steps of one training site over the whole run. If `min_cases` is above 1, the sites
-withheld counts and scores over fewer cases than that. A count is then null if it, or the rest of the cases, is smaller than `min_cases`,
-and a sum with such a count is null as well; a value of `train_cases` equal to `min_cases` means this many or fewer.
+`with_local_only`. `steps` is the number of optimiser steps of one training site over the whole run; in the file of an onboarding it is the
+number of steps in which the new site trained the model in use, and `rounds` is the number of rounds of the federation. If `min_cases` is
+above 1, the sites withheld counts and scores over fewer cases than that. A count is then null if it, or the rest of the cases, is smaller
+than `min_cases`, and a sum with such a count is null as well; a value of `train_cases` equal to `min_cases` means this many or fewer.
 
 Files of schema 1 are also read. They lack `date`, `steps`, `train_cases`, `val_cases`, `uses`, `patients`, `nsd`, the volumes,
 `lesion_recall`, `present`, `missed`, `extra`, `absent` and `not_annotated`, which are then null, that is, not known.
