@@ -1,7 +1,9 @@
 """`pfedsam bench`: mistakes are reported before anything runs, and its command can be repeated on another machine."""
 
 import json
+import shlex
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,22 @@ def test_the_written_command_names_no_folder_of_this_machine(tmp_path: Path) -> 
     assert written == (
         "pfedsam bench accuracy --data DIR --suite mine.yaml --out runs/mine --methods fedavg --seeds 0,2 --set training.rounds=2"
     )
+
+
+def test_a_shell_reads_the_written_command_with_the_words_that_were_given(tmp_path: Path) -> None:
+    overrides = ["evaluation.lesions=[a, b]", r"data.patient_pattern=^(.+)_t\d$", "data.sites={it's: north}", "seed=*"]
+    suite = Suite.model_validate({"name": "mine", "options": {}})
+    plan = Plan(suite, [], [0], tmp_path, tmp_path / "out", overrides)
+    written = bench._command(plan, "accuracy", str(tmp_path / "my suite.yaml"), "fedavg, pfedsam", "no experts")
+    given = shlex.split(written)
+    assert [given[place + 1] for place, word in enumerate(given) if word == "--set"] == overrides
+    values = dict(pairwise(given))
+    assert [values[name] for name in ("--suite", "--methods", "--variants", "--seeds")] == [
+        "my suite.yaml",
+        "fedavg, pfedsam",
+        "no experts",
+        "0",
+    ]
 
 
 def test_limited_plans_share_the_cache_and_nothing_else(tmp_path: Path) -> None:

@@ -355,8 +355,9 @@ def _numbers(text: str | None, option: str, *, least: int = 1) -> list[int]:
 
 def _command(plan: "Plan", what: str, suite: str, methods: str | None, variants: str) -> str:
     """The command that reproduces these results, with DIR for the data folder, a folder for each suite, and no path of this machine."""
-    words = [f"pfedsam bench {what} --data DIR --suite {Path(suite).name} --out runs/{plan.suite.name}"]
-    words += [f"--methods {methods}"] if methods else []
-    words += [f"--variants {variants}"] if variants else []
-    words += [f"--seeds {','.join(map(str, plan.seeds))}"]
-    return " ".join([*words, *(f"--set {one}" for one in plan.overrides)])
+    words = ["pfedsam", "bench", what, "--data", "DIR", "--suite", Path(suite).name, "--out", f"runs/{plan.suite.name}"]
+    words += ["--methods", methods] if methods else []
+    words += ["--variants", variants] if variants else []
+    words += ["--seeds", ",".join(map(str, plan.seeds))]
+    words += [word for one in plan.overrides for word in ("--set", one)]
+    return shlex.join(words)
