@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pfedsam.core import rng
+from pfedsam.core.errors import OptionError
 from pfedsam.federation.methods import pfedsam
 from pfedsam.model.backbones.compact import compact_config, new_network
 from pfedsam.model.backbones.sam import SamBackbone
@@ -203,6 +204,12 @@ def test_taught_in_the_first_step_both_models_learn_from_its_first_half(halves: 
             torch.testing.assert_close(value, of_together[name], rtol=1e-4, atol=1e-6)
     for name, value in of_second.items():
         torch.testing.assert_close(value, of_apart[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "global:2", "Local", "fine-tuning", "local\n"])
+def test_a_name_that_would_break_the_names_of_losses_and_states_is_refused(name: str) -> None:
+    with pytest.raises(OptionError, match="lower-case letters and underscores"):
+        PhaseSpec(name, ("shared",), ("shared",))
 
 
 def _objective(model: PersonalSam, spec: PhaseSpec) -> _Objective:

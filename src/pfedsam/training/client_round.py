@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from pfedsam.core.errors import OptionError
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.data.examples import Example
 from pfedsam.model.components.routing import Routing
@@ -71,7 +72,11 @@ def client_round(
         options: options of the training.
         balance: weight of the experts' load-balancing term.
         ends: the number of rounds after which the study ends, as far as it is known; None for `training.rounds`.
+
+    Raises:
+        OptionError: two of the phases have the same name.
     """
+    _refuse_equal_names(phases)
     received = own = dict(shared)
     local = dict(state.local)
     optimizer: dict[str, Tensor] = {}
@@ -102,6 +107,19 @@ def client_round(
         losses[phase.name] = result.losses
         cases[phase.name] = {name: len({data.examples[i].case.id for i in of}) for name, of in result.examples.items()}
     return ClientResult(own, ClientState(local, optimizer), losses, cases)
+
+
+def _refuse_equal_names(phases: Sequence[PhaseSpec]) -> None:
+    """Refuse phases of one name, which would train on the same batches and overwrite each other's optimiser state and losses.
+
+    Raises:
+        OptionError: there are two.
+    """
+    names = [phase.name for phase in phases]
+    if len(set(names)) < len(names):
+        raise OptionError(
+            f"The phases of a round are {', '.join(names)}: give each phase of a method a name of its own."
+        )
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ This module does not read or write files and does not choose devices. A phase is
 phases of a round (`pfedsam.federation.methods`).
 """
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from pfedsam.core.errors import OptionError
 from pfedsam.core.options import Options
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.model.components.routing import Routing
@@ -66,6 +68,8 @@ class PhaseSpec:
     """The trained parameters and the losses of a phase."""
 
     name: str
+    """Lower-case letters and underscores, and different from the names of the other phases of a round: batches are drawn from it, and the
+    optimiser's state and the losses are stored under it. A final phase of the same name continues the state of the phase in the rounds."""
     trains: tuple[Kind, ...]
     """Kinds of parameters that change; the others are fixed."""
     supervised: tuple[Model, ...]
@@ -87,6 +91,17 @@ class PhaseSpec:
     """For local fine-tuning: the phase of the rounds with whose AdamW state it begins. The learning rate decreases within the phase."""
     proximal: float = 0.0
     """mu: adds mu / 2 times the squared distance to the shared values that were received (Li et al., 2020, eq. 2)."""
+
+    def __post_init__(self) -> None:
+        """Check the name.
+
+        Raises:
+            OptionError: the name has other characters than lower-case letters and underscores.
+        """
+        if not re.fullmatch("[a-z_]+", self.name):
+            raise OptionError(
+                f"A phase is called {self.name!r}; use lower-case letters and underscores only, as in fine_tuning."
+            )
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """What holds for every method: what is placed is trained, what is not stays as it is, to the bit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from pfedsam.core.errors import OptionError
 from pfedsam.federation.methods import METHODS, find_method
-from pfedsam.federation.methods.base import plain, split_steps
+from pfedsam.federation.methods.base import plain, shared_training, split_steps
 from pfedsam.model.build import present
 from pfedsam.model.options import ModelOptions
 from pfedsam.training.options import TrainingOptions
@@ -59,6 +61,13 @@ def test_every_method_makes_as_many_steps_in_a_round(name) -> None:
     assert sum(phase.steps for phase in METHODS[name].phases(options)) == 10
     assert sum(phase.steps for phase in METHODS[name].final(options)) in (0, 7, 30)
     assert METHODS[name].final(TrainingOptions(final_steps=0, fine_tuning_rounds=0)) == ()
+
+
+def test_two_phases_of_one_name_in_a_round_are_refused(make, train) -> None:
+    made = make("fedavg")
+    made.method = replace(made.method, phases=lambda options: 2 * shared_training(options))
+    with pytest.raises(OptionError, match="global, global: give each phase of a method a name of its own"):
+        train(made)
 
 
 @pytest.mark.parametrize(
