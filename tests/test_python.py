@@ -9,9 +9,12 @@ import pytest
 import yaml
 
 import pfedsam
+from pfedsam.core import tensors
+from pfedsam.engine.server_files import SERVER
 from pfedsam.experiment.options import RunOptions
 
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"
+README = Path(__file__).parents[1] / "README.md"
 
 
 def test_every_public_name_is_there() -> None:
@@ -50,3 +53,24 @@ def test_the_page_runs_as_it_stands_and_prints_nothing_but_what_it_says(
     printed = capsys.readouterr().out.splitlines()
     assert printed
     assert all(line.startswith(("train ", "Dice", "fedavg", "local-only", "north uses")) for line in printed), printed
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_readme_are_a_script_that_trains_in_several_processes(
+    tmp_path: Path, toy_options: RunOptions
+) -> None:
+    (lines,) = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), flags=re.DOTALL)
+    content = toy_options.model_dump(mode="json", exclude_unset=True)
+    content["training"] |= {"rounds": 1, "shared_warmup_rounds": 0}
+    content["data"]["sites"] = dict(zip(("north", "south"), content["data"]["sites"].values(), strict=False))
+    new = next((Path(content["data"]["sites"]["north"]) / "images").iterdir())
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content), "utf-8")
+    pfedsam.run(pfedsam.load_options(tmp_path / "study.yaml"), tmp_path / "one process")
+    content["runtime"]["workers"] = 2
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content), "utf-8")
+    (tmp_path / "new.png").write_bytes(new.read_bytes())
+    (tmp_path / "script.py").write_text(lines, "utf-8")
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    one, two = (tensors.load(tmp_path / run / SERVER) for run in ("one process", "runs/study"))
+    assert tensors.digest(one[0]) == tensors.digest(two[0])

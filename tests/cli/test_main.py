@@ -3,10 +3,8 @@
 import errno
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import MISSING
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -106,21 +104,6 @@ def test_a_gpu_without_memory_is_one_message_that_says_what_needs_less(
     shown = " ".join(capsys.readouterr().err.split())
     assert "model.recompute=true" in shown
     assert "--resume" in shown
-
-
-def test_a_killed_worker_process_is_one_message_that_says_what_needs_less(
-    call: Call, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def killed(*_: object, **__: object) -> None:
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            pool.submit(os._exit, 9).result()
-
-    monkeypatch.setattr("pfedsam.experiment.load.load_options", killed)
-    assert call("run", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")) == 8
-    shown = " ".join(capsys.readouterr().err.split())
-    assert "A worker process was killed, probably because memory ran out" in shown
-    for less in ("runtime.workers", "training.batch_size", "model.precision", "--resume"):
-        assert less in shown
 
 
 @pytest.mark.parametrize("make", [lambda: bytearray(2**62), lambda: torch.empty(2**50), lambda: np.empty(2**50)])

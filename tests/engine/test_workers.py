@@ -2,10 +2,15 @@
 
 import pkgutil
 import signal
+import subprocess
+import sys
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import pytest
 
+from pfedsam.core.errors import RunError
 from pfedsam.engine.workers import Workers, busy_processes
 
 
@@ -46,3 +51,37 @@ def test_an_error_of_a_site_is_raised_as_it_is() -> None:
 )
 def test_no_core_waits_while_another_has_two_sites(sites: int, cores: int, expected: int) -> None:
     assert busy_processes(sites, cores) == expected
+
+
+def test_a_process_that_was_killed_is_an_error_that_says_what_needs_less_memory() -> None:
+    workers = Workers(partial(pkgutil.resolve_name, "os:_exit"), [], 2)
+    try:
+        with pytest.raises(RunError, match="probably because memory ran out") as caught:
+            list(workers.each([9]))  # type: ignore[list-item]
+    finally:
+        workers.close()
+    for less in ("runtime.workers", "training.batch_size", "model.precision", "--resume"):
+        assert less in str(caught.value)
+
+
+SCRIPT = """
+import pkgutil
+from functools import partial
+from pfedsam.engine.workers import Workers
+
+origin = globals().get("__file__"), __spec__
+print("executed", flush=True)
+workers = Workers(partial(pkgutil.resolve_name, "operator:neg"), [1, 2], 2)
+print(list(workers.each([1])), list(workers.each([2, 1])), flush=True)  # the second call starts the second process
+workers.close()
+assert (globals().get("__file__"), __spec__) == origin
+"""
+
+
+@pytest.mark.parametrize("how", [["script.py"], ["-m", "script"], ["-"], ["-c", SCRIPT]])
+def test_a_script_without_a_guard_is_executed_once(tmp_path: Path, how: Sequence[str]) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, *how], cwd=tmp_path, input=SCRIPT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "executed\n[(1, -1)] [(2, -2), (1, -1)]\n", "")

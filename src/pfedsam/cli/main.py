@@ -4,7 +4,6 @@ import errno
 import signal
 import sys
 from collections.abc import Sequence
-from concurrent.futures import BrokenExecutor
 from typing import Annotated
 
 import typer
@@ -127,12 +126,10 @@ def _explain(error: Exception) -> PfedsamError | None:
 
 def _explain_memory(error: Exception) -> RunError | None:
     """Advice for a lack of memory; None for an error of another kind."""
-    what, less = "A worker process was killed, probably because memory ran out", _FEWER
+    what, less = "The memory of this machine is not enough", _FEWER
     if type(error).__name__ == "OutOfMemoryError":  # torch's class of the error; torch is not loaded for every command
         what, less = "The GPU's memory is full", f"{_FEWER} or runtime.device=cpu"
-    elif isinstance(error, MemoryError) or _CPU_ALLOCATION in str(error):
-        what = "The memory of this machine is not enough"
-    elif not isinstance(error, BrokenExecutor):
+    elif not (isinstance(error, MemoryError) or _CPU_ALLOCATION in str(error)):
         return None
     again = _again()
     go_on = f": set that and {again}" if again else ""

@@ -1,21 +1,32 @@
 """Worker processes of a local run, which train sites in parallel: each has one model and a fixed set of sites.
 
 A site is always assigned to the same process, so that its images are read only once. The assignment does not change the results.
+
+The processes do not execute the main module of the caller again, as spawned processes of `multiprocessing` do: all that they need is in
+this package. So a script can call `pfedsam.run` without `if __name__ == "__main__":`.
 """
 
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
-from typing import Any
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any, Final
+
+from pfedsam.core.errors import RunError
 
 from pfedsam.core.parent import end_with
 
 Work = Callable[..., Any]
 """A function that does some work for the site named by its first argument."""
+_KILLED: Final = (
+    "A worker process ended before its work was done, probably because memory ran out. All completed work is saved. Less memory is needed "
+    "with fewer workers (runtime.workers; --workers of bench): set that, and resume the run (--resume, or resume=True in Python; bench and "
+    "demo resume by themselves). model.precision=auto, model.recompute=true or a smaller training.batch_size also need less memory, but "
+    "require a new folder."
+)
 
 
 def busy_processes(sites: int, cores: int) -> int:
@@ -46,20 +57,27 @@ class Workers:
         if count > 1:
             # Spawned, not forked: a fork of a process that has used threads may hang.
             self._pools = [
-                ProcessPoolExecutor(1, get_context("spawn"), initializer=_start, initargs=(make, os.getpid()))
+                ProcessPoolExecutor(1, _Context(), initializer=_start, initargs=(make, os.getpid()))
                 for _ in range(count)
             ]
 
     def each(self, sites: Sequence[str], *args: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - of the function
-        """Each of these sites with the result of the function for `(site, *args)`, in the given order; an error of a site is raised."""
+        """Each of these sites with the result of the function for `(site, *args)`, in the given order; an error of a site is raised.
+
+        Raises:
+            RunError: a process ended before its work was done.
+        """
         if self._own is not None:
             for site in sites:
                 yield site, self._own(site, *args)
             return
-        with _interrupts_held():
-            futures = [(site, self._submit(site, *args)) for site in sites]
-        for site, future in futures:
-            yield site, future.result()
+        try:
+            with _interrupts_held():
+                futures = [(site, self._submit(site, *args)) for site in sites]
+            for site, future in futures:
+                yield site, future.result()
+        except BrokenExecutor as error:
+            raise RunError(_KILLED) from error
 
     def _submit(self, site: str, *args: Any) -> "Future[Any]":  # noqa: ANN401 - of the function
         return self._pools[self._place.get(site, 0)].submit(_call, site, *args)
@@ -73,6 +91,36 @@ class Workers:
                 process.terminate()
             for process in processes:
                 process.join(10)
+
+
+class _Process(SpawnProcess):
+    """A spawned process that does not execute the main module of its parent."""
+
+    def start(self) -> None:
+        with _main_module_hidden():
+            super().start()
+
+
+class _Context(SpawnContext):
+    Process = _Process
+
+
+_HIDING: Final = threading.Lock()
+
+
+@contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Hide where the main module came from, by which `multiprocessing.spawn.get_preparation_data` has a new process execute it again."""
+    with _HIDING:
+        main = vars(sys.modules["__main__"])
+        before: dict[str, Any] = {name: main[name] for name in ("__file__", "__spec__") if name in main}
+        main.update(__file__=None, __spec__=None)
+        try:
+            yield
+        finally:
+            for name in ("__file__", "__spec__"):
+                del main[name]
+            main.update(before)
 
 
 _WORK: Work | None = None
