@@ -13,6 +13,7 @@ from typing import Final
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import DataError
+from pfedsam.core.lock import in_turn
 from pfedsam.data.labels import LabelMap
 from pfedsam.engine.predict_volume import PredictedVolume
 from pfedsam.evaluation.regions import measure
@@ -38,20 +39,24 @@ def refuse_other_tables(folders: Iterable[Path]) -> None:
 def tables_restored(folder: Path, *others: str) -> Iterator[None]:
     """Give the tables of sizes, and others, their earlier content again if what is done inside fails: no line is without a mask.
 
+    Processes that write into the same folder take turns, so that none loses the lines of another.
+
     Raises:
+        OSError: the lock file of the tables cannot be created.
         StoreError: a table cannot be written.
     """
     tables = [folder / name for name in (SIZES, AREAS, *others)]
-    before = {path: path.read_bytes() for path in tables if path.exists()}
-    try:
-        yield
-    except BaseException:  # after an interrupt, too
-        for path in tables:
-            if path in before:
-                atomic.write_bytes(path, before[path], mode=atomic.usual_mode())
-            else:
-                path.unlink(missing_ok=True)
-        raise
+    with in_turn(folder / f".{SIZES}.lock"):
+        before = {path: path.read_bytes() for path in tables if path.exists()}
+        try:
+            yield
+        except BaseException:  # after an interrupt, too
+            for path in tables:
+                if path in before:
+                    atomic.write_bytes(path, before[path], mode=atomic.usual_mode())
+                else:
+                    path.unlink(missing_ok=True)
+            raise
 
 
 def write_sizes(folder: Path, name: str, found: PredictedVolume, labels: LabelMap) -> None:
