@@ -46,13 +46,17 @@ def short(toy_options: RunOptions) -> RunOptions:
 def test_a_new_site_gets_its_local_part_and_nothing_else_changes(
     tmp_path: Path, short: RunOptions, new_site: Path
 ) -> None:
-    run(short, tmp_path / "run")
+    runtime = short.runtime.model_copy(update={"cache_folder": tmp_path / "cache of the run"})
+    run(short.model_copy(update={"runtime": runtime}), tmp_path / "run")
+    shutil.rmtree(tmp_path / "cache of the run")  # as if the run had been moved to another machine
     before = (tmp_path / "run" / SERVER).read_bytes()
     new = Newcomer("newcomer", new_site, labels=2, steps=3)
     found = onboard(open_run(tmp_path / "run"), new, tmp_path / "out")
     assert list(found.ways) == [NOTHING, LOCAL_PART, EVERYTHING, ALONE]
     assert (found.trained_on, found.in_use) == (2, LOCAL_PART)
     assert (tmp_path / "run" / SERVER).read_bytes() == before
+    assert not (tmp_path / "cache of the run").exists()
+    assert [path.name for path in (tmp_path / "out" / "cache").iterdir()] == ["newcomer"]
 
     shared, kept = (tensors.load(folder / SERVER)[0] for folder in (tmp_path / "run", tmp_path / "out"))
     assert tensors.digest(shared) == tensors.digest(kept)

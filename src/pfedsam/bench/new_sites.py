@@ -60,11 +60,11 @@ def _join(
     plan: Plan, away: Plan, entry: Entry, seed: int, member: SiteEntry, labels: Sequence[int], steps: int
 ) -> Joined:
     site, folder = str(away.leave_out), away.folder(entry, seed)
-    opened = open_run(folder)
+    opened, cache = open_run(folder), away.options(entry, seed).runtime.cache_folder
     results: dict[int, Onboarded] = {}
     for number in labels:
         new = Newcomer(site, plan.sites[site], number, steps, seed)
-        results[number] = onboard(opened, new, folder.with_name(f"{entry.label}-onboard-{number}"))
+        results[number] = onboard(opened, new, folder.with_name(f"{entry.label}-onboard-{number}"), cache=cache)
     columns = _columns(member, results)
     points = {name: 100 * value for name, value in columns.items() if value is not None}
     return Joined(entry.label, site, seed, points, next(iter(results.values())).in_use)

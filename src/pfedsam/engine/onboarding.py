@@ -88,13 +88,22 @@ Weights = tuple[NamedTensors, NamedTensors]
 """Shared and local parameters."""
 
 
-def onboard(opened: OpenRun, new: Newcomer, out: Path, *, tell: Callable[[str], None] | None = None) -> Onboarded:
+def onboard(
+    opened: OpenRun,
+    new: Newcomer,
+    out: Path,
+    *,
+    cache: Path | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Onboarded:
     """Train the models of a new site; the folder `out` gets the layout of a run with this one site, for `predict` and `report`.
 
     Args:
         opened: the federation that the site joins.
         new: the site.
         out: a new or empty folder, or the folder of the same onboarding, whose result is then read.
+        cache: folder of the cache of frozen features; None for a folder inside `out`. That of the run is not used: it may be at another
+            place now, and belongs to other sites.
         tell: called with the name of each onboarding option before it is trained.
 
     Raises:
@@ -104,7 +113,7 @@ def onboard(opened: OpenRun, new: Newcomer, out: Path, *, tell: Callable[[str], 
     """
     tell = tell or (lambda _: None)
     known = [TrainedOn.read(place) for place in opened.places.values()]
-    options = _options(opened, new, _plane(known))
+    options = _options(opened, new, _plane(known), cache)
     key = _key(opened, options, new)
     site = build_sites(options)[new.name]
     done = _read(out, key, site)
@@ -236,8 +245,8 @@ def _training(options: RunOptions, steps: int) -> TrainingOptions:
     return options.training.model_copy(update={"final_steps": steps, "phases": "decoupled"})
 
 
-def _options(opened: OpenRun, new: Newcomer, plane: Plane | None) -> RunOptions:
-    """The run's options with the new site as its only site.
+def _options(opened: OpenRun, new: Newcomer, plane: Plane | None, cache: Path | None) -> RunOptions:
+    """The run's options with the new site as its only site, and with this cache of frozen features.
 
     Raises:
         OptionError: the federation already has a site with this name.
@@ -251,7 +260,8 @@ def _options(opened: OpenRun, new: Newcomer, plane: Plane | None) -> RunOptions:
         volume = volume.model_copy(update={"axis": plane})
     sites = {new.name: new.folder.resolve()}
     data = before.data.model_copy(update={"sites": sites, "split": split, "split_folder": None, "volume": volume})
-    return before.model_copy(update={"data": data, "seed": new.seed})
+    runtime = before.runtime.model_copy(update={"cache_folder": cache})
+    return before.model_copy(update={"data": data, "seed": new.seed, "runtime": runtime})
 
 
 def _plane(known: Iterable[TrainedOn]) -> Plane | None:

@@ -237,7 +237,7 @@ class RuntimeOptions(Options):
     cache_folder: Path | None = Field(
         default=None,
         description="Folder of the cache of frozen features (the outputs of the frozen encoder blocks), with one folder per site; empty: "
-        "in the run's folder. Relative paths start at the configuration file.",
+        "in the run's folder, where `onboard` always keeps it. Relative paths start at the configuration file.",
     )
 
     @field_validator("workers", mode="before")
