@@ -171,3 +171,14 @@ def test_a_message_about_many_classes_is_short():
     with pytest.raises(OptionError, match="name 1 to 254 classes") as refused:
         LabelMap({f"class_{number}": [number] for number in range(1, 4000)})
     assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+ve", "-", "@SUM(A1)", "\tcup", "cup\n", "c\x00up", "c\x9bup"])
+def test_a_name_that_is_a_formula_or_has_control_characters_is_refused(name):
+    with pytest.raises(OptionError, match=r"begins with none of = \+ - @.* control characters\. Give it another name"):
+        LabelMap({name: [1]})
+
+
+@pytest.mark.parametrize("name", ["HER2+", "non-enhancing", "T=1", "größe", "前立腺"])
+def test_other_names_are_allowed(name):
+    assert LabelMap({name: [1]}).names == (name,)

@@ -176,6 +176,15 @@ def test_a_series_keeps_its_name_when_another_one_arrives() -> None:
     assert [min(affine[2, 3], affine[2, 3] + 2 * affine[2, 2]) for affine in affines] == [3, 15, 25]
 
 
+def test_a_series_whose_name_a_spreadsheet_takes_for_a_formula_keeps_it() -> None:
+    _scan("new/=p1", 3, number=3)
+    assert _segment("new") == ["=p1"]
+    _scan("new/=p1", 25, number=1)
+    assert _segment("new") == ["=p1_series1"]
+    assert _first_rows() == {"=p1": 3, "=p1_series1": 25}
+    assert set(_files()) == {"'=p1", "'=p1_series1"}
+
+
 def test_the_only_series_of_a_folder_keeps_its_name_when_another_one_arrives() -> None:
     _scan("new/p1", 3, number=3)
     assert _segment("new") == ["p1"]

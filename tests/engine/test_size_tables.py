@@ -62,6 +62,13 @@ def test_no_line_is_lost_if_several_write(tmp_path: Path) -> None:
     assert sorted(row[0] for row in read_rows(tmp_path / SIZES, columns)) == sorted(names)
 
 
+def test_names_that_a_spreadsheet_takes_for_formulas_are_quoted_and_replaced(tmp_path: Path) -> None:
+    path, name = tmp_path / SIZES, '=HYPERLINK("http://x","y")'
+    for voxels in (1, 2):
+        replace_rows(path, ("image", "structure", "voxels"), name, [(name, "organ", voxels)])
+    assert path.read_text() == 'image,structure,voxels\n"\'=HYPERLINK(""http://x"",""y"")",organ,2\n'
+
+
 def test_a_table_of_another_program_is_refused_by_name(tmp_path: Path) -> None:
     refuse_other_tables([tmp_path])
     (tmp_path / AREAS).write_text("image;structure\n")

@@ -1,10 +1,13 @@
 """Parts of sentences for messages."""
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
 SHOWN: Final = 3
 """Number of cases or files that a message names."""
+_FORMULA: Final = re.compile(r"'*[=+\-@\t\r\n]")
+"""The beginnings of cells that spreadsheets take for a formula (OWASP, CSV injection), also those that a quote was put before."""
 
 
 def some_of(words: Sequence[object], most: int) -> str:
@@ -24,6 +27,20 @@ def name_cases(cases: Sequence[str]) -> str:
 def percent(share: float) -> str:
     """A share with two digits, such as `3.2 %`."""
     return f"{100 * share:.2g} %"
+
+
+def as_cell(text: str) -> str:
+    """The text for a cell of a CSV file: with a quote before it if a spreadsheet would take it for a formula (see `from_cell`).
+
+    >>> as_cell("=1+1"), as_cell("case 1")
+    ("'=1+1", 'case 1')
+    """
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def from_cell(cell: str) -> str:
+    """The text that `as_cell` wrote."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def is_text(name: str) -> bool:

@@ -7,6 +7,7 @@ may number the classes differently and may not annotate all of them.
 In memory a label is the number 0..C of its class. Where classes overlap it is a set of bits instead, with bit c - 1 for class c.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pfedsam.core.errors import DataError, OptionError
-from pfedsam.core.text import short_repr, some_of
+from pfedsam.core.text import as_cell, short_repr, some_of
 
 BACKGROUND: Final = "background"
 IGNORED: Final = 255
@@ -30,6 +31,7 @@ _IGNORE: Final = "data.ignore"
 _SHOWN = 8  # number of ids that a message lists
 _HIGHEST = 65535  # largest value of a 16-bit mask
 _LARGEST_READ = 2**63 - 1  # largest value that is read from a mask file
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _WIDEST = 200  # characters of all ids in a message
 
 
@@ -88,13 +90,19 @@ class LabelMap:
             )
 
     def _check_classes(self, ids: Mapping[str, Sequence[int]]) -> None:
-        """Refuse an empty list of classes, too many classes, and annotated classes without ids.
+        """Refuse an empty list of classes, too many classes, annotated classes without ids, and names that are not allowed.
 
         Raises:
             OptionError: the classes are not allowed.
         """
         if "" in ids:
             raise OptionError(f"{self.key} {self._shown}: a class has an empty name; give it one")
+        for name in ids:
+            if as_cell(name) != name or _CONTROL.search(name):
+                raise OptionError(
+                    f"{self.key} has the class {short_repr(name)}; the name of a class begins with none of = + - @, which a spreadsheet "
+                    "takes for a formula in the tables of sizes, and has no control characters. Give it another name"
+                )
         classes = ids.keys() - {BACKGROUND}
         if not 1 <= len(classes) < IGNORED or not all(ids[name] for name in classes - self.not_annotated):
             raise OptionError(

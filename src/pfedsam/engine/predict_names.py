@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from pfedsam.core.errors import OptionError
+from pfedsam.core.text import from_cell
 from pfedsam.engine.predict_sources import Source
 from pfedsam.engine.size_tables import read_rows, replace_rows
 
@@ -25,7 +26,7 @@ def read_series(folder: Path) -> dict[str, str]:
     Raises:
         DataError: the file contains another table.
     """
-    return {row[0]: row[2] for row in read_rows(folder / SERIES, _COLUMNS) if len(row) == len(_COLUMNS)}
+    return {from_cell(row[0]): row[2] for row in read_rows(folder / SERIES, _COLUMNS) if len(row) == len(_COLUMNS)}
 
 
 def write_series(folder: Path, name: str, source: Source) -> None:

@@ -14,6 +14,7 @@ from typing import Final
 from pfedsam.core import atomic
 from pfedsam.core.errors import DataError
 from pfedsam.core.lock import in_turn
+from pfedsam.core.text import as_cell
 from pfedsam.data.labels import LabelMap
 from pfedsam.engine.predict_volume import PredictedVolume
 from pfedsam.evaluation.regions import measure
@@ -82,17 +83,20 @@ def write_sizes(folder: Path, name: str, found: PredictedVolume, labels: LabelMa
 def replace_rows(path: Path, columns: Sequence[str], name: str, rows: Sequence[tuple[object, ...]]) -> None:
     """Write the rows of one image into a table; earlier rows of the same image are replaced.
 
+    Texts that a spreadsheet would take for a formula are written with a quote before them.
+
     Raises:
         DataError: the file contains another table.
     """
-    kept = [row for row in read_rows(path, columns) if row and row[0] != name]
+    kept = [row for row in read_rows(path, columns) if row and row[0] != as_cell(name)]
+    new = [[as_cell(one) if isinstance(one, str) else one for one in row] for row in rows]
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *kept, *rows])
+    csv.writer(text, lineterminator="\n").writerows([columns, *kept, *new])
     atomic.write_text(path, text.getvalue(), mode=atomic.usual_mode())
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
-    """The rows of a table below its header; empty if there is no such file.
+    """The rows of a table below its header, with the cells as they are written; empty if there is no such file.
 
     Raises:
         DataError: the file contains another table.
