@@ -269,3 +269,18 @@ def test_the_files_and_the_backbone_are_read_once_for_all_finished_runs(
     run_plan(two, lambda _: None, lambda _: None)
     assert set(read.values()) == {1}
     assert len(loaded) == 1
+
+
+@pytest.mark.parametrize(
+    "content", ['[{"seconds": 1.0', '[{"seconds": 1.0}]', "[1]", "{}x", '{"seconds": 1}', "7", "\xff"]
+)
+def test_a_damaged_file_of_costs_leaves_the_cost_unknown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    path = tmp_path / "pfedsam.json"
+    path.write_text(content, "latin-1")
+    with bench._measured(path):
+        pass
+    assert "pfedsam.json is damaged: the costs of this run are unknown" in caplog.text
+    assert bench._read_cost(path) == bench.Cost(None, None)
+    assert json.loads(path.read_text())[0] is None  # and the file can be read again

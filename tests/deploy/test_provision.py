@@ -1,5 +1,6 @@
 """A kit contains the secrets of one site and no policy, and its files cannot be written outside the site's folder."""
 
+import json
 import stat
 import zipfile
 from pathlib import Path
@@ -98,5 +99,9 @@ def test_a_folder_with_other_files_is_not_made_a_coordinator(tmp_path: Path) -> 
 
 def test_the_sites_with_a_certificate_are_those_that_were_named(kits: Path, tmp_path: Path) -> None:
     assert certified_sites(kits) == {"north", "south"}
-    with pytest.raises(RunError, match="not a coordinator's folder"):
-        certified_sites(tmp_path)
+    for servers in (None, [{"name": "project"}], [{"name": "project", "service": {"target": "host"}}]):
+        if servers:
+            (tmp_path / "server" / "startup").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "server" / "startup" / "fed_server.json").write_text(json.dumps({"servers": servers}))
+        with pytest.raises(RunError, match="not a coordinator's folder"):
+            certified_sites(tmp_path)

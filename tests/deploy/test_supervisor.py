@@ -135,6 +135,15 @@ def test_a_member_that_the_study_does_not_name_counts_for_nothing_and_disturbs_n
     assert not (one.path / AGAIN).exists()
 
 
+def test_a_damaged_list_of_the_sites_of_a_job_counts_as_missing(boss: Supervisor, session: Session) -> None:
+    one = study(boss)
+    boss._step()
+    one.write_status("running", round_=1, rounds=5, sites=["north"])
+    (one.path / JOB_SITES).write_text('["nor')
+    boss._step()
+    assert (one.path / AGAIN).exists()
+
+
 @pytest.mark.parametrize("how", ["came new", "lost its process"])
 def test_a_site_that_waits_ends_the_job_with_its_round(boss: Supervisor, session: Session, how: str) -> None:
     one = study(boss)

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import CheckpointError, DataError, PfedsamError, RunError, StoreError
 from pfedsam.core.lock import exclusive
+from pfedsam.core.log import get_logger
 from pfedsam.engine.inputs import Inputs
 from pfedsam.engine.progress import Event
 from pfedsam.engine.run import is_finished, run
@@ -23,6 +24,10 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.experiment.suite import Entry, Suite, refuse_idle_overrides, run_options, site_folders
 from pfedsam.report.accuracy import Cost, Line, RunScores, read_run
 from pfedsam.report.accuracy_page import Study, write_accuracy
+
+_LOG = get_logger(__name__)
+_COSTS: Final = ("seconds", "cpu_seconds")
+"""The costs of a session in its file, in the order of `Cost`."""
 
 
 @dataclass(frozen=True)
@@ -206,12 +211,24 @@ def _measured(path: Path) -> Iterator[None]:
     atomic.write_json(path, [*before, None])
     started, used = time.monotonic(), _cpu_seconds()
     yield
-    session = {"seconds": time.monotonic() - started, "cpu_seconds": _cpu_seconds() - used}
+    session = dict(zip(_COSTS, (time.monotonic() - started, _cpu_seconds() - used), strict=True))
     atomic.write_json(path, [*before, session])
 
 
 def _sessions(path: Path) -> list[Mapping[str, float] | None]:
-    return json.loads(path.read_text("utf-8")) if path.exists() else []
+    """The costs of the sessions of a run, None for one whose costs are unknown; of a damaged file, one such session.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_bytes())
+        return [None if one is None else {key: float(one[key]) for key in _COSTS} for one in content]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        _LOG.warning("%s is damaged: the costs of this run are unknown.", path)
+        return [None]
 
 
 def _read_cost(path: Path) -> Cost:
@@ -219,7 +236,7 @@ def _read_cost(path: Path) -> Cost:
     known = [one for one in sessions if one is not None]
     if not known or len(known) < len(sessions):
         return Cost(None, None)
-    return Cost(sum(one["seconds"] for one in known), sum(one["cpu_seconds"] for one in known))
+    return Cost(*(sum(one[key] for one in known) for key in _COSTS))
 
 
 def _cpu_seconds() -> float:

@@ -51,10 +51,10 @@ def known_as(folder: Path) -> tuple[str, str, int]:
     """
     try:
         server = json.loads((folder / "server" / "startup" / "fed_server.json").read_text("utf-8"))["servers"][0]
-    except (OSError, ValueError, LookupError) as error:
+        host, _, port = str(server["service"]["target"]).rpartition(":")
+        return str(server["name"]), host, int(port)
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise RunError("this is not a coordinator's folder; make one with `pfedsam coordinator init`.") from error
-    host, _, port = str(server["service"]["target"]).rpartition(":")
-    return str(server["name"]), host, int(port)
 
 
 def read_certificates(folder: Path, project: str) -> dict[str, Any]:

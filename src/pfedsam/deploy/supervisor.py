@@ -245,8 +245,10 @@ class Supervisor:
 
     def _at_work(self, job: _Job) -> set[str]:
         """The sites that the job started with, without those that report no process for it."""
-        path = job.study.path / JOB_SITES
-        began = set(json.loads(path.read_text("utf-8"))) if path.exists() else set()
+        try:
+            began = set(json.loads((job.study.path / JOB_SITES).read_bytes()))
+        except (OSError, ValueError, TypeError):  # missing or damaged: a new job writes it again
+            began = set()
         rows: list[dict[str, Any]] = self._ask(lambda session: session.get_client_job_status()) or []
         # `no_reply` is not counted: a site that does not answer has not returned yet.
         return began - {str(row.get("client_name")) for row in rows if row.get("status") == "no_jobs"}

@@ -9,6 +9,7 @@ this package. So a script can call `pfedsam.run` without `if __name__ == "__main
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +17,6 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, Final
 
 from pfedsam.core.errors import RunError
-
 from pfedsam.core.parent import end_with
 
 Work = Callable[..., Any]
