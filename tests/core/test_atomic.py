@@ -25,6 +25,16 @@ def test_write_replaces_and_is_private(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
+def test_a_file_system_that_refuses_permissions_leaves_the_file_private(tmp_path, monkeypatch):
+    def refuse(descriptor, mode):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    atomic.write_bytes(tmp_path / "state", NEW, mode=0o644)
+    assert (tmp_path / "state").read_bytes() == NEW
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o600
+
+
 def test_text_and_json(tmp_path):
     atomic.write_text(tmp_path / "t", "naïve\n")
     assert (tmp_path / "t").read_bytes() == "naïve\n".encode()

@@ -130,7 +130,9 @@ def _replace(path: Path, data: bytes, mode: int) -> None:
     try:
         try:
             if sys.platform != "win32":  # on Windows a new file already has the folder's permissions
-                os.fchmod(descriptor, mode)
+                # Some network drives refuse it; the file then has the permissions of `mkstemp`, that only its owner can read it.
+                with contextlib.suppress(PermissionError):
+                    os.fchmod(descriptor, mode)
             view = memoryview(data)
             while view:
                 view = view[os.write(descriptor, view) :]
