@@ -107,6 +107,8 @@ def test_empty_and_missing_sites(site_folder, tmp_path):
         read_site("north", site_folder())
     with pytest.raises(DataError, match=r"site 'south': there is no folder '.*nowhere'; correct its path"):
         read_site("south", tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"site 'south': there is no folder '.*xxx'; correct its path"):
+        read_site("south", tmp_path / ("x" * 5000))
     (tmp_path / "bare").mkdir()
     with pytest.raises(DataError, match=r"neither manifest\.csv nor images/"):
         read_site("bare", tmp_path / "bare")

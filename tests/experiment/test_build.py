@@ -52,8 +52,9 @@ def test_a_site_needs_training_and_test_cases(toy_options: RunOptions) -> None:
         divide_site(toy_options, Site("a", Path(), cases))
 
 
-def test_a_missing_folder_of_splits_is_named(toy_options: RunOptions, tmp_path: Path) -> None:
-    data = toy_options.data.model_copy(update={"split_folder": tmp_path / "nope"})
+@pytest.mark.parametrize("length", [1, 5000])
+def test_a_missing_folder_of_splits_is_named(toy_options: RunOptions, tmp_path: Path, length: int) -> None:
+    data = toy_options.data.model_copy(update={"split_folder": tmp_path / ("nope" * length)})
     with pytest.raises(
         DataError, match=r"data.split_folder: there is no folder '.*nope'; write it by `pfedsam data split`"
     ):

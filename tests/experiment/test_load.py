@@ -70,6 +70,10 @@ def test_of_a_value_of_a_wrong_form_the_form_is_told(tmp_path: Path, override: s
     assert said in str(caught.value)
 
 
+def test_a_backbone_with_a_name_that_is_too_long_for_a_file_is_none_beside_the_configuration(tmp_path: Path) -> None:
+    assert load_options(write(tmp_path, GOOD), [f"model.backbone={'x' * 5000}"]).model.backbone == "x" * 5000
+
+
 def test_a_split_folder_and_a_cache_are_relative_to_the_file(tmp_path: Path) -> None:
     options = load_options(write(tmp_path, GOOD + "  split_folder: splits\nruntime: {cache_folder: ../cache}\n"))
     assert options.data.split_folder == tmp_path / "splits"

@@ -9,6 +9,7 @@ from the case id by a regular expression, and decides how the site may be split 
 """
 
 import csv
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ def read_site(
     check_name(name)
     pattern = _compile(patient_pattern)
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(
             f"site {name!r}: there is no folder {str(folder)!r}; correct its path in the configuration (relative to that file)"
         )

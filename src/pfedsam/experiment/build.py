@@ -1,5 +1,6 @@
 """Builds objects from options: the only place where the configuration is turned into models, data and methods."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -181,7 +182,7 @@ def divide_site(options: RunOptions, site: Site) -> Site:
         DataError: the site cannot be split, has a patient in two parts, or has no training or no test case.
     """
     data, free = options.data, all(case.split is None for case in site.cases)
-    if data.split_folder and not data.split_folder.is_dir():
+    if data.split_folder and not os.path.isdir(data.split_folder):
         raise DataError(
             f"data.split_folder: there is no folder {str(data.split_folder)!r}; write it by `pfedsam data split`, or correct its path "
             "(relative to the configuration)"

@@ -377,3 +377,7 @@ def test_a_prefix_of_some_names_only_is_no_wrapper(small_official: Path, small_s
     first, *_ = small_state
     path = change(small_official, small_state | {f"module.{first}": small_state[first]})
     assert "1 tensors extra (module." in refusal(path)
+
+
+def test_a_name_that_is_too_long_for_a_file_is_no_weights() -> None:
+    assert refusal("x" * 5000).startswith("There are no weights at 'xxx")

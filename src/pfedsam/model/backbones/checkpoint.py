@@ -5,6 +5,7 @@ loaded, and the message lists the missing tensors, the unexpected ones and those
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,8 @@ def shipped_names() -> list[str]:
 def backbone_file(source: str, base: Path = Path()) -> Path | None:
     """The file or folder of a backbone, relative to `base`; None if `source` is the name of a shipped SAM or of a model on the hub."""
     path = base / source
-    return path if source not in shipped_names() and path.exists() else None
+    # `Path.exists` raises an error for a text that is too long for a name.
+    return path if source not in shipped_names() and os.path.exists(path) else None
 
 
 def _read(source: str | Path, may_download: bool) -> tuple[Config, NamedTensors]:
@@ -146,9 +148,9 @@ def _read(source: str | Path, may_download: bool) -> tuple[Config, NamedTensors]
     path = Path(source)
     if str(source) in shipped_names():
         return _from_folder(SHIPPED / str(source), str(source))
-    if path.is_dir():
+    if os.path.isdir(path):
         return _from_folder(path, path.name)
-    if path.is_file():
+    if os.path.isfile(path):
         return _from_official(path)
     if is_hub_name(str(source)):
         return _from_folder(find_on_hub(str(source), may_download=may_download), str(source))
