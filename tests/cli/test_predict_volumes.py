@@ -344,6 +344,7 @@ def test_a_picture_without_a_position_gets_a_png_and_that_is_what_is_printed(
     assert _predict(call, "leg") == 0
     assert "leg -> masks/leg.png" in capsys.readouterr().out
     assert sorted(path.name for path in Path("masks").iterdir()) == [
+        ".volumes.csv.lock",
         "areas.csv",
         "leg.png",
         "series.csv",
@@ -417,7 +418,7 @@ def test_sizes_are_not_kept_without_a_mask(call: Call, run: None, monkeypatch: p
     with monkeypatch.context() as patched:
         patched.setattr(Volume, "write_mask", full)
         assert _predict(call, "a.nii.gz") > 0
-    assert list(Path("masks").iterdir()) == []
+    assert [path.name for path in Path("masks").iterdir()] == [".volumes.csv.lock"]
     assert _predict(call, "a.nii.gz") == 0
     before = {name: (Path("masks") / name).read_bytes() for name in ("volumes.csv", "areas.csv")}
     with monkeypatch.context() as patched:
