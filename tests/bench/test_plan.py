@@ -236,7 +236,7 @@ def test_a_finished_run_with_other_weights_of_the_backbone_is_not_counted(
     new_network(compact_config("sam-toy"), torch.Generator().manual_seed(99)).save_pretrained(tmp_path / "backbone")
     message = refusal(own, RunError)
     assert message.startswith("fedavg, seed 0: The backbone of the run in 'fedavg' has other weights now")
-    assert "Put the earlier weights back, or give another folder." in message
+    assert "Put them back, or start a run in another folder." in message
     without_key(own, "backbone")
     assert list(run_plan(own, lambda _: None, lambda _: None).runs) == ["fedavg"]
     assert "it is not checked that the backbone still has the weights" in caplog.text

@@ -22,7 +22,7 @@ from pfedsam.engine.onboarding import (
 )
 from pfedsam.engine.opened import open_run
 from pfedsam.engine.run import run
-from pfedsam.engine.server_files import SERVER
+from pfedsam.engine.server_files import SERVER, read_server
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.site_store import SiteStore
 from pfedsam.report.onboarded import ALONE, EVERYTHING, LOCAL_PART, NOTHING, WAYS
@@ -60,6 +60,8 @@ def test_a_new_site_gets_its_local_part_and_nothing_else_changes(
 
     shared, kept = (tensors.load(folder / SERVER)[0] for folder in (tmp_path / "run", tmp_path / "out"))
     assert tensors.digest(shared) == tensors.digest(kept)
+    described = [read_server(folder)[1] for folder in (tmp_path / "run", tmp_path / "out")]
+    assert described[0]["backbone"] == described[1]["backbone"]
     state = SiteStore(tmp_path / "out" / "sites" / "newcomer" / "state").load()
     assert state is not None
     start = open_run(tmp_path / "run").built.start("local")

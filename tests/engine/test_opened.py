@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from volume_files import write_nifti
 
 from pfedsam.core import tensors
@@ -80,6 +81,25 @@ def test_a_configuration_changed_after_training_is_refused(
         RunError, match=rf"The {kind} parameters in 'copy' .*Restore the config.yaml that the run wrote"
     ):
         open_run(folder).site(next(iter(toy_options.data.sites)))
+
+
+def test_a_model_on_other_weights_of_its_backbone_is_refused(
+    folder: Path, toy_options: RunOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    site, image = _image(toy_options)
+    mask, summary = open_run(folder).site(site).predict(image), (folder / "summary.json").read_bytes()
+    weights = Path(toy_options.model.backbone) / "model.safetensors"
+    original, changed = weights.read_bytes(), load_file(weights)
+    next(iter(changed.values())).view(-1)[0] += 1.0
+    save_file(changed, weights, {"format": "pt"})
+    try:
+        with pytest.raises(RunError, match=r"The backbone of the run in 'copy' has other weights now .*Put them back"):
+            open_run(folder).evaluate()
+    finally:
+        weights.write_bytes(original)  # other tests use the same folder
+    assert (folder / "summary.json").read_bytes() == summary
+    assert (open_run(folder).site(site).predict(image) == mask).all()
+    assert caplog.text == ""
 
 
 def test_a_folder_of_a_comparison_names_the_runs_in_it(folder: Path, tmp_path: Path) -> None:

@@ -39,9 +39,9 @@ class Inputs:
         Raises:
             CheckpointError: the backbone cannot be loaded.
         """
-        model = build_method(options).adapt(options.model)
-        if model.unet:
+        if not starts_from_backbone(options):
             return None
+        model = build_method(options).adapt(options.model)
         key = (model.backbone, model.image_size)
         if key not in self._backbones:
             self._backbones[key] = load_backbone(model.backbone, image_size=model.image_size).hash
@@ -58,8 +58,13 @@ def refuse_other_data(options: RunOptions, folder: Path, inputs: Inputs) -> None
         refuse_other_split(folder / "sites" / name / SPLIT, site, digest=inputs.digest)
 
 
+def starts_from_backbone(options: RunOptions) -> bool:
+    """Whether the model of a run has the weights of a backbone; a U-Net has none."""
+    return build_method(options).adapt(options.model).unet is None
+
+
 def refuse_other_backbone(folder: Path, backbone: str, study: str) -> None:
-    """Refuse a finished run that began with other weights than its backbone has now.
+    """Refuse the parameters of a run that began with other weights than its backbone has now.
 
     Args:
         folder: the folder of the run.
@@ -83,6 +88,6 @@ def refuse_other_backbone(folder: Path, backbone: str, study: str) -> None:
         )
         return
     raise RunError(
-        f"The backbone of the run in {folder.name!r} has other weights now (model.backbone), so that its results would be compared with "
-        "those of another network. Put the earlier weights back, or give another folder."
+        f"The backbone of the run in {folder.name!r} has other weights now (model.backbone, or another model.image_size) than when the run "
+        "began, and the trained parameters fit only the earlier ones. Put them back, or start a run in another folder."
     )

@@ -33,7 +33,7 @@ from pfedsam.engine.model_selection import Parameters
 from pfedsam.engine.opened import OpenRun
 from pfedsam.engine.run import run_id
 from pfedsam.engine.run_end import SUMMARY, part_sizes, write_end
-from pfedsam.engine.server_files import SERVER
+from pfedsam.engine.server_files import save_state
 from pfedsam.engine.site_files import SPLIT, write_site
 from pfedsam.engine.site_session import SiteScorer
 from pfedsam.evaluation.scores import CaseScores
@@ -48,6 +48,7 @@ from pfedsam.experiment.build import (
 )
 from pfedsam.experiment.load import write_config
 from pfedsam.experiment.options import RunOptions
+from pfedsam.federation.server import ServerState
 from pfedsam.federation.site_store import SiteState, SiteStore
 from pfedsam.model.partition import Partition
 from pfedsam.report.onboarded import (
@@ -355,9 +356,8 @@ def _begin(work: _Work, key: str, facts: SiteFacts) -> None:
     site_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     atomic.write_text(work.out / _KEY, key)
     write_site(site_folder, facts)
-    (work.out / SERVER).parent.mkdir(exist_ok=True)
-    study = run_id(work.options, work.built.backbone)
-    tensors.save(work.out / SERVER, work.shared, {"round": str(work.rounds), "study": study})
+    backbone = work.built.backbone
+    save_state(work.out, run_id(work.options, backbone), ServerState(work.rounds, work.shared), backbone=backbone)
     write_config(work.out / "config.yaml", work.options)
 
 

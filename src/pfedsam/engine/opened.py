@@ -24,9 +24,11 @@ from pfedsam.data.loader import load_image
 from pfedsam.data.manifest import Case
 from pfedsam.data.split import read_split
 from pfedsam.data.trained_on import TrainedOn, cut_as_trained, far_from_training, other_kind, refuse_other_number
+from pfedsam.engine.inputs import refuse_other_backbone, starts_from_backbone
 from pfedsam.engine.model_selection import Parameters, SiteModels, models_of, start_of
 from pfedsam.engine.predict_volume import PredictedVolume, PredictOptions, predict_volume_file
 from pfedsam.engine.progress import Event, Progress, silent
+from pfedsam.engine.run import run_id
 from pfedsam.engine.run_end import SUMMARY, summarize_models, write_end
 from pfedsam.engine.server_files import SERVER, check_records, read_server, refuse_lost_state
 from pfedsam.engine.site_agent import build_study_model, study_options
@@ -275,7 +277,7 @@ def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | 
         study: the id of the study, for a site's folder; needed if more than one study has ended at the site.
 
     Raises:
-        RunError: the folder contains no model or several runs, or its configuration is not the one of the training.
+        RunError: the folder contains no model or several runs, or its configuration or its backbone is not that of the training.
         OptionError: this version does not support the configuration.
         StoreError: the configuration or the shared parameters are damaged or missing.
     """
@@ -290,6 +292,8 @@ def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | 
     # The machine that opens a run may be another one than that of the training, without its GPU.
     wanted = "cpu" if options.runtime.device == "cpu" else "auto"
     built = build_model(options, configure_numerics(options.runtime.threads, wanted))
+    if starts_from_backbone(options):
+        refuse_other_backbone(folder, built.backbone, run_id(options, built.backbone))
     places = {name: folder / "sites" / name for name in options.data.sites}
     finished = not (folder / _STUDY).exists()
     shared, rounds = _committed(folder, built)
