@@ -1,11 +1,12 @@
 """A comparison gives every method the same number of steps, and refuses wrong options before anything is trained."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pfedsam.core.errors import OptionError, RunError
+from pfedsam.core.errors import DataError, OptionError, RunError
 from pfedsam.engine import compare as module
 from pfedsam.engine.compare import PAGE, compare
 from pfedsam.engine.progress import Event
@@ -31,6 +32,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunOptions, Path, bool]]
         return options.method
 
     monkeypatch.setattr(module, "run", run)
+    monkeypatch.setattr(module, "refuse_other_inputs", lambda options, folder, inputs: None)
     monkeypatch.setattr(module, "write_page", lambda folder, baseline: None)
     monkeypatch.setattr(module, "write_comparison", lambda runs, page: page.write_text(",".join(runs)))
     return asked
@@ -93,3 +95,24 @@ def test_a_mistake_is_refused_before_anything_is_run(
     with pytest.raises(OptionError, match=named):
         compare(options, tmp_path, methods)
     assert runs == []
+
+
+@pytest.mark.slow
+def test_a_further_method_does_not_begin_on_other_data(toy_options: RunOptions, tmp_path: Path) -> None:
+    site, folder = next(iter(toy_options.data.sites.items()))
+    data = Path(shutil.copytree(folder, tmp_path / "data"))
+    content = toy_options.model_dump(mode="json", exclude_unset=True)
+    content["data"]["sites"][site] = str(data)
+    content["training"] = {"rounds": 2, "steps_per_round": 2, "batch_size": 2, "patience": None}
+    one = RunOptions.model_validate(content)
+    compare(one, tmp_path / "out", ["pfedsam"])
+    for part in ("images", "masks"):
+        first = min((data / part).iterdir())
+        shutil.copy(first, first.with_stem("p9999_1"))
+    events: list[str] = []
+    with pytest.raises(
+        DataError, match=r"compared with pfedsam, which has begun: .*'p9999_1'.*remove the cases that were"
+    ):
+        compare(one, tmp_path / "out", ["fedavg", "pfedsam"], resume=True, progress=lambda name, _: events.append(name))
+    assert events == []
+    assert not (tmp_path / "out" / "fedavg").exists()

@@ -260,8 +260,8 @@ def refuse_other_split(path: Path, site: Site, *, digest: Callable[[Case], str] 
     if moved:
         raise DataError(
             f"site {site.name!r}, {name_cases(moved)}: in another part of the split now than in {path.name!r}, because cases were added or "
-            "assigned anew, so that results before and after would be of different data; put the earlier cases back, or start a new run "
-            "in another folder"
+            "assigned anew, so that results before and after would be of different data; remove the cases that were added and put the "
+            "earlier ones back, or start in another folder"
         )
 
 

@@ -1,13 +1,14 @@
 """Compares several methods on the same sites, splits and seed: one run for each method, and a page that shows them side by side."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from pfedsam.core.errors import OptionError, RunError
+from pfedsam.core.errors import DataError, OptionError, RunError
+from pfedsam.engine.inputs import Inputs
 from pfedsam.engine.progress import Event
-from pfedsam.engine.run import run, warn_nothing_to_resume
+from pfedsam.engine.run import refuse_other_inputs, run, warn_nothing_to_resume
 from pfedsam.engine.site_options import CONFIG as SITE
 from pfedsam.experiment.effect import refuse_unused_by_all
 from pfedsam.experiment.options import RunOptions
@@ -43,7 +44,8 @@ def compare(
     Raises:
         OptionError: no method is given, a method is unknown or cannot do the same number of steps in whole rounds, or no method uses an
             option; nothing was run.
-        DataError: a site's data is wrong; every problem is named.
+        DataError: a site's data is wrong; every problem is named. Or a method would begin with other data than another one has begun
+            with.
         RunError: a folder contains another run, or a run although `resume` is not set; or `out` is itself the folder of a run.
     """
     out = Path(out)
@@ -52,6 +54,8 @@ def compare(
     begun = {name for name in planned if (out / name / "config.yaml").exists()}
     if resume and not begun:
         warn_nothing_to_resume(out)
+    if resume and begun != planned.keys():
+        _refuse_other_inputs({name: one for name, one in planned.items() if name in begun}, out)
     summaries: dict[str, Summary] = {}
     for name, one in planned.items():
         tell = partial(progress or _ignore, name)
@@ -73,6 +77,21 @@ def _refuse_run(out: Path) -> None:
         raise RunError(
             f"{out.name!r} is the folder of a run or of a site. Give a new or an empty folder, or that of an earlier comparison."
         )
+
+
+def _refuse_other_inputs(begun: Mapping[str, RunOptions], out: Path) -> None:
+    """Refuse to begin a further method on other data, or with another backbone, than those with which the others have begun.
+
+    Raises:
+        DataError: the data have changed.
+        RunError: the configuration or the backbone has changed.
+    """
+    inputs = Inputs()
+    for name, options in begun.items():
+        try:
+            refuse_other_inputs(options, out / name, inputs)
+        except (DataError, RunError) as error:
+            raise type(error)(f"No further method can be compared with {name}, which has begun: {error}") from error
 
 
 def _ignore(method: str, event: Event) -> None: ...

@@ -159,12 +159,30 @@ def is_finished(options: RunOptions, folder: Path, inputs: Inputs | None = None)
     _check_folder(options, folder, True)
     if not (folder / SUMMARY).exists():
         return False
-    inputs = inputs or Inputs()
+    refuse_other_inputs(options, folder, inputs or Inputs())
+    return True
+
+
+def refuse_other_inputs(options: RunOptions, folder: Path, inputs: Inputs) -> None:
+    """Refuse a run with another configuration, other data or another backbone than a new run with these options would have now.
+
+    Args:
+        options: the options of the run.
+        folder: the folder of the run, which has begun.
+        inputs: the present inputs, as far as they were read for other runs.
+
+    Raises:
+        CheckpointError: the backbone cannot be loaded.
+        DataError: the data of the run have changed since it began.
+        RunError: the folder contains another run, or the weights of the backbone have changed.
+        StoreError: the state of the run is damaged.
+    """
+    _check_folder(options, folder, True)
     refuse_other_data(options, folder, inputs)
     backbone = inputs.backbone(options)
-    if backbone is not None:
+    # A run has no state of the server before the end of its first round.
+    if backbone is not None and any((folder / name).exists() for name in (SERVER, "summary.json")):
         refuse_other_backbone(folder, backbone, run_id(_in_first_place(options, folder), backbone))
-    return True
 
 
 def warn_nothing_to_resume(folder: Path) -> None:
