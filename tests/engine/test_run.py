@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from volume_files import write_nifti
 
 from pfedsam.core import tensors
-from pfedsam.core.errors import DataError, OptionError, RunError
+from pfedsam.core.errors import DataError, OptionError, RunError, StoreError
 from pfedsam.core.lock import LOCK, exclusive
 from pfedsam.core.tensors import digest, load
 from pfedsam.data.tiling import TilingOptions
@@ -103,6 +104,49 @@ def test_a_run_killed_at_ten_random_moments_resumes_to_the_same_bits(
 ) -> None:
     survive(toy_options, tmp_path / "killed", kills=10)
     assert fingerprint(tmp_path / "killed", toy_options) == fingerprint(reference, toy_options)
+
+
+def test_a_site_that_was_restored_from_an_older_copy_ends_the_run(
+    tmp_path: Path, toy_options: RunOptions, reference: Path
+) -> None:
+    """With its folder alone, the site would go on from an earlier round than the others, and the run end with other bits."""
+    folder, site = Path(shutil.copytree(reference, tmp_path / "run")), list(toy_options.data.sites)[1]
+    store = SiteStore(folder / "sites" / site / "state")
+    state = store.load(round=toy_options.training.rounds)
+    assert state is not None
+    store.commit(replace(state, round=2))
+    before = (folder / SERVER).read_bytes()
+    with pytest.raises(
+        StoreError, match=rf"state of site '{site}' is that after round 2, but the run in 'run' has done 4"
+    ):
+        run(toy_options, folder, resume=True)
+    assert (folder / SERVER).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"study": "0" * 16},
+            "was begun by another version of pFedSAM: .*continue it with that version, or start again",
+        ),
+        ({"study": "0" * 16, "backbone": ""}, "another version of pFedSAM, or with other weights of its backbone"),
+        ({"study": "0" * 16, "backbone": "0" * 64}, "has other weights now"),
+    ],
+)
+def test_a_run_that_cannot_be_continued_says_why(
+    tmp_path: Path,
+    toy_options: RunOptions,
+    reference: Path,
+    changes: dict[str, str],
+    message: str,
+) -> None:
+    """Of another version, whose further options change the identity; of an earlier one without the backbone's hash; on other weights."""
+    folder = Path(shutil.copytree(reference, tmp_path / "run"))
+    stored, described = read_server(folder)
+    tensors.save(folder / SERVER, stored, {key: value for key, value in (described | changes).items() if value})
+    with pytest.raises(RunError, match=message):
+        run(toy_options, folder, resume=True)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from pfedsam.data.split import read_split
 from pfedsam.engine.inputs import Inputs, refuse_other_backbone, refuse_other_data
 from pfedsam.engine.local import LocalStudy, LocalTransport, worker_count
 from pfedsam.engine.progress import Event, Progress, silent
+from pfedsam.engine.resuming import refuse_earlier_sites, refuse_other_configuration, refuse_other_version
 from pfedsam.engine.round_policy import RoundPolicy
 from pfedsam.engine.rounds import Study, StudyRun
 from pfedsam.engine.run_end import SUMMARY, part_sizes
@@ -34,7 +35,7 @@ from pfedsam.experiment.effect import without_unused
 from pfedsam.experiment.load import read_config, write_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, differences
-from pfedsam.federation.server import ServerState, ServerStep
+from pfedsam.federation.server import ServerState
 from pfedsam.model.numerics import CPU, configure_numerics, describe, find_device
 from pfedsam.report.summary_file import Summary, read_summary
 
@@ -90,20 +91,15 @@ def _run(
     tell: Progress,
 ) -> Summary:
     """Run a federation in its folder, from its last committed round to its report."""
-    study = Study(
-        options,
-        manifest,
-        RoundPolicy(quorum=1),
-        _state(folder, manifest, built, build_method(options).server),
-        built,
-        part_sizes(sites),
-    )
     local = LocalStudy(options, manifest, with_pool(options, sites), folder)
-    rounds, trainers = manifest.rounds, sum(build_method(options).roster.asks(site, "train") for site in local.sites)
-    done = study.state.round
+    trainers = [site for site in local.sites if build_method(options).roster.asks(site, "train")]
+    state = _state(options, folder, manifest, built)
+    refuse_earlier_sites(folder, trainers, state.round)
+    study = Study(options, manifest, RoundPolicy(quorum=1), state, built, part_sizes(sites))
+    rounds, done, each = manifest.rounds, state.round, len(trainers)
     images = options.training.images_per_round
     drawn = (done * images, rounds * images)
-    tell(Event("train", done * trainers, rounds * trainers, f"round {min(done + 1, rounds)} of {rounds}", drawn))
+    tell(Event("train", done * each, rounds * each, f"round {min(done + 1, rounds)} of {rounds}", drawn))
     transport = LocalTransport(local, built, tell)
     try:
         StudyRun(folder, transport, study).run()
@@ -112,11 +108,12 @@ def _run(
     return read_summary(folder / SUMMARY)
 
 
-def _state(folder: Path, manifest: StudyManifest, built: BuiltModel, server: ServerStep) -> ServerState:
+def _state(options: RunOptions, folder: Path, manifest: StudyManifest, built: BuiltModel) -> ServerState:
     if (folder / SERVER).exists():
+        refuse_other_version(options, folder, manifest)
         return load_state(folder, manifest.study)
     refuse_lost_state(folder)
-    return server.init({name: value.cpu() for name, value in built.start("shared").items()})
+    return build_method(options).server.init({name: value.cpu() for name, value in built.start("shared").items()})
 
 
 def run_id(options: RunOptions, backbone: str) -> str:
@@ -209,11 +206,7 @@ def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
         )
     now = without_unused(_in_first_place(options, folder)).model_dump(mode="json", exclude={"runtime", "name"})
     changed = differences(before, now)
-    if changed:
-        raise RunError(
-            f"The run in {folder.name!r} has another configuration; different: {', '.join(changed[:8])}. "
-            "Resume with the configuration it was started with, or give another folder."
-        )
+    refuse_other_configuration(config, changed, options)
 
 
 def _is_unstarted(folder: Path) -> bool:
