@@ -360,6 +360,15 @@ def test_contrast_keeps_colours_and_flat_images():
     np.testing.assert_array_equal(normalise_contrast(flat, options), flat)
 
 
+def test_an_image_of_nearly_one_value_is_stretched_between_its_lowest_and_highest_value():
+    """Both percentiles are 0.02, the value of 9999 of 10,000 pixels."""
+    image = np.full((100, 100, 3), 0.02, np.float32)
+    image[40, 50] = 0.04, 0.06, 0.02
+    stretched = normalise_contrast(image, ImageOptions(contrast="percentile"))
+    np.testing.assert_allclose(stretched[40, 50], [0.5, 1, 0], atol=1e-6)
+    assert stretched.sum() == pytest.approx(1.5)
+
+
 def test_percentiles_in_order():
     with pytest.raises(ValidationError, match="must be below"):
         ImageOptions(low=99, high=99)

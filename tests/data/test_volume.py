@@ -140,6 +140,15 @@ def test_normalisation_is_of_the_whole_volume(tmp_path):
     assert not _slices(_volume(flat)).any()
 
 
+def test_a_volume_with_nearly_one_value_is_not_black(tmp_path):
+    """A block of 200 voxels among 288,000: both percentiles are the value around it."""
+    values = np.full((120, 120, 20), -7, np.int16)
+    values[50:60, 60:70, 8:10] = np.arange(200).reshape(10, 10, 2)
+    path = write_nifti(tmp_path / "a.nii", values, AFFINE)
+    expected = (values - values.min()) / (values.max() - values.min())
+    np.testing.assert_allclose(_slices(_volume(path))[8, ..., 0], expected[::-1, ::-1, 8].T, atol=1e-6)
+
+
 def _scaled(path, slope: float):
     content = bytearray(path.read_bytes())
     content[112:120] = np.array([slope, 0], np.float32).tobytes()  # scl_slope and scl_inter

@@ -198,11 +198,14 @@ def read_mask(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDAr
 def normalise_contrast(image: npt.NDArray[np.float32], options: ImageOptions) -> npt.NDArray[np.float32]:
     """The image [H, W, 3] with values between its percentiles stretched to 0..1; all channels alike, so colours stay.
 
-    An image without contrast is returned unchanged.
+    If the percentiles are equal, because nearly all pixels have one value, the lowest and the highest value take their place. An image of
+    a single value is returned unchanged.
     """
     if options.contrast == "none":
         return image
     low, high = np.percentile(image, (options.low, options.high))
+    if high <= low:
+        low, high = image.min(), image.max()
     if high <= low:
         return image
     stretched: npt.NDArray[np.float32] = np.clip((image - np.float32(low)) / np.float32(high - low), 0, 1)

@@ -128,7 +128,8 @@ class Scale:
 def scale_of(reader: Reader, options: VolumeOptions, image: ImageOptions) -> Scale:
     """The normalisation of the intensities of a volume to 0..1, the same in training, validation, test and prediction.
 
-    Colours are in 0..1 already.
+    Colours are in 0..1 already. If the two percentiles are equal, because nearly all voxels have one value, the lowest and the highest
+    value take their place.
 
     Raises:
         DataError: the volume is damaged, or its values do not fit `normalise: none`.
@@ -149,7 +150,7 @@ def scale_of(reader: Reader, options: VolumeOptions, image: ImageOptions) -> Sca
         mean, deviation = _moments(planes())
         return Scale(mean - 3 * deviation, mean + 3 * deviation)
     low, high = percentiles(planes, (image.low, image.high))
-    return Scale(low, high)
+    return Scale(low, high) if low < high else Scale(*percentiles(planes, (0, 100)))
 
 
 def _whole_range(header: Header, planes: Iterable[npt.NDArray[np.float32]]) -> Scale:
