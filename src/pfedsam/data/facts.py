@@ -47,6 +47,8 @@ class StoredVoxels:
     """The lowest value, in the unit of the file."""
     high: float
     """The highest value, likewise."""
+    above: float = 0.0
+    """The share of the voxels that are above `data.volume.window`; 0 without a window."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,7 @@ def _volume_facts(case: Case, labels: LabelMap, image: ImageOptions, options: Vo
 def _stored_voxels(volume: Volume, values: VoxelValues) -> StoredVoxels:
     header, sequences = volume.header, len(volume.readers)
     channels = header.channels if sequences == 1 else sequences
-    return StoredVoxels(header.dtype.name, channels, values.low, values.high)
+    return StoredVoxels(header.dtype.name, channels, values.low, values.high, values.above)
 
 
 @dataclass(frozen=True)

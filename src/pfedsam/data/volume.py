@@ -191,13 +191,17 @@ class VoxelValues:
     """The lowest value of all sequences, in the unit of the files."""
     high: float
     """The highest value, likewise."""
+    above: float = 0.0
+    """The share of the voxels that are above `data.volume.window`; 0 without a window."""
 
 
 class _Seen:
     """Collects, plane by plane, the digest and the range of the voxels of a case, and whether a sequence has different values."""
 
-    def __init__(self) -> None:
+    def __init__(self, top: float) -> None:
+        """Begin; values above `top` are counted."""
         self._hash = hashlib.blake2b(digest_size=16)
+        self._top, self._above, self._count = top, 0, 0
         self._low, self._high = math.inf, -math.inf
         self._first: float | None = None
         self._varies = False
@@ -213,12 +217,14 @@ class _Seen:
             self._first = float(plane.flat[0]) if self._first is None else self._first
             self._varies = self._varies or bool((plane != self._first).any())
             self._low, self._high = min(self._low, float(plane.min())), max(self._high, float(plane.max()))
+            self._above, self._count = self._above + int(np.count_nonzero(plane > self._top)), self._count + plane.size
             self._hash.update(np.ascontiguousarray(plane).data)
             yield plane
 
     def found(self) -> VoxelValues:
         """The results, after all planes were read."""
-        return VoxelValues(self._hash.hexdigest() if self._varies else None, self._low, self._high)
+        digest = self._hash.hexdigest() if self._varies else None
+        return VoxelValues(digest, self._low, self._high, self._above / max(1, self._count))
 
 
 def percentiles(
@@ -372,7 +378,8 @@ class Volume:
         Raises:
             DataError: a volume is damaged, or its values do not fit `normalise: none`.
         """
-        seen = _Seen()
+        windowed = self._options.normalise == "window" and self.header.channels == 1
+        seen = _Seen(self._options.limits()[1] if windowed else math.inf)
         for reader in self.readers:
             seen.begin(reader.header())
             planes = seen.passing(reader.planes())

@@ -14,13 +14,51 @@ from pfedsam.data.labels import LabelMap
 from pfedsam.data.manifest import read_site
 from pfedsam.data.split import SplitOptions, split_site
 from pfedsam.data.suspicions import Study
-from pfedsam.data.volume_options import VolumeOptions
+from pfedsam.data.volume_options import WINDOWS, VolumeOptions
 
 
 def test_a_small_range_does_not_matter_where_contrast_is_stretched(tmp_path):
     faulty.clean_study(tmp_path)
     faulty.twelve_bits_in_sixteen(tmp_path)
     assert faulty.read_and_check(tmp_path, image=ImageOptions(contrast="percentile")).warnings == ()
+
+
+def _scan(*, padding: float = -1000) -> np.ndarray:
+    """A CT in Hounsfield units: air, and a body of a third of the volume that is fat, water, soft tissue and, by a twelfth, bone."""
+    draw = np.random.default_rng(0)
+    values = np.full((40, 40, 4), padding) + (draw.normal(0, 10, (40, 40, 4)) if padding else 0)
+    tissue = np.repeat([-100, 0, 30, 40, 50, 60, 70, 1000, 45, 35, 55, 20], 192).reshape(24, 24, 4)
+    values[8:32, 8:32] = tissue + draw.integers(0, 5, tissue.shape)
+    return values.astype(np.int16)
+
+
+def _outside_window(folder: Path, values: np.ndarray, window: str | tuple[float, float]) -> list[str]:
+    """The warnings about values outside of the window."""
+    write_nifti(folder / "a/images/p.nii", values, np.diag([1, 1, 3, 1]))
+    options = VolumeOptions(normalise="window", window=window)
+    study = Study(LabelMap({"liver": [1]}), ImageOptions(), validation=False, volume=options)
+    warnings = check_sites([read_site("a", folder / "a", masks_required=False)], study).warnings
+    return [warning for warning in warnings if "Hounsfield" in warning]
+
+
+@pytest.mark.parametrize("window", sorted(WINDOWS))
+def test_a_ct_without_its_intercept_is_a_warning_with_every_window_and_one_in_hounsfield_units_with_none(
+    tmp_path: Path, window: str
+) -> None:
+    assert _outside_window(tmp_path, _scan(), window) == []
+    if window == "bone":
+        return  # it ends at 1300, so that soft tissue is in it with and without the intercept
+    (warning,) = _outside_window(tmp_path, (_scan() + 1024 + 40).astype(np.uint16), window)
+    assert warning.startswith("site 'a', case 'p': are these Hounsfield units? The values go from ")
+    assert "look for a missing rescale intercept" in warning
+
+
+def test_masked_and_dark_volumes_are_compared_with_their_window(tmp_path: Path) -> None:
+    """The values of a skull-stripped brain are 0 outside of it; those in 0..1 are all below a window from 50 to 90."""
+    brain = np.clip(_scan(padding=0), 0, 79)
+    assert _outside_window(tmp_path, brain, "brain") == []
+    (warning,) = _outside_window(tmp_path, (brain > 0).astype(np.uint8), (50, 90))
+    assert "The values go from 0 to 1, so that up to 0 % of the voxels are above the window of 50 to 90" in warning
 
 
 def test_images_of_a_single_value_are_named(tmp_path: Path) -> None:

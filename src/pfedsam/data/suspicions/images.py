@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from pfedsam.data.facts import CaseFacts, SiteFacts
+from pfedsam.data.facts import CaseFacts, SiteFacts, StoredVoxels
 from pfedsam.data.images import Stored
 from pfedsam.data.manifest import MANIFEST
 from pfedsam.data.suspicions.finding import Finding, Study, case_ids
@@ -12,6 +12,10 @@ from pfedsam.data.volume_options import Plane
 
 _SMALL_RANGE: Final = 0.25
 """Share of the range of an integer type below which an image is dark: 14 of 16 bits, 6 of 8 bits."""
+_MOST_ABOVE: Final = 0.5
+"""Share of the voxels above the window from which the values are probably no Hounsfield units."""
+_MOST_ABOVE_IF_POSITIVE: Final = 0.25
+"""The same for a volume without a negative value, where the air around the body would be negative in Hounsfield units."""
 _ORDER: Final[tuple[Plane, ...]] = ("axial", "coronal", "sagittal")
 """Planes in the order in which one is named if as many volumes have another."""
 _SPACING_FACTOR: Final = 10.0
@@ -88,6 +92,34 @@ def small_range(facts: SiteFacts, study: Study) -> Iterator[Finding]:
                 "almost black to the model; set data.image.contrast: percentile, or export them with their full range",
                 tuple(dark),
             )
+
+
+def outside_window(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """Volumes whose values lie mostly above `data.volume.window`, or all below it, as those of a CT without its rescale intercept.
+
+    Values below a window are normal, because most voxels of many scans are air.
+    """
+    if study.volume.normalise != "window":
+        return
+    low, high = study.volume.limits()
+    found = [one for one in facts.cases if one.voxels and _is_outside(one.voxels, low)]
+    if found:
+        voxels = [one.voxels for one in found if one.voxels]
+        yield Finding(
+            facts.name,
+            "outside window",
+            f"are these Hounsfield units? The values go from {min(one.low for one in voxels):g} to {max(one.high for one in voxels):g}, so "
+            f"that up to {100 * max(one.above for one in voxels):.0f} % of the voxels are above the window of {low:g} to {high:g}, or all "
+            "are below it, and have one value to the model; look for a missing rescale intercept (mostly -1024), or set another "
+            "data.volume.window or normalise",
+            case_ids(found),
+        )
+
+
+def _is_outside(voxels: StoredVoxels, low: float) -> bool:
+    """Whether the values of a volume do not fit a window that begins at `low`."""
+    most = _MOST_ABOVE if voxels.low < 0 else _MOST_ABOVE_IF_POSITIVE
+    return voxels.above > most or voxels.high <= low
 
 
 def single_value(facts: SiteFacts, _: Study) -> Iterator[Finding]:
