@@ -23,6 +23,31 @@ def test_a_small_range_does_not_matter_where_contrast_is_stretched(tmp_path):
     assert faulty.read_and_check(tmp_path, image=ImageOptions(contrast="percentile")).warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("values", "share"),
+    [
+        (np.arange(360, dtype=np.uint16) + 459, "1.2"),  # up to 818 of 65535
+        (np.arange(360, dtype=np.uint16) * 11 + 146, "6.2"),  # 12 bits: up to 4095 of 65535
+        (np.arange(360, dtype=np.uint16) * 182, None),
+        (np.arange(360).astype(np.uint8) % 60, "23"),  # 59 of 255
+        (np.arange(360).astype(np.uint8), None),
+        (np.arange(360, dtype=np.float32) / 3590, "10"),
+        (np.arange(360, dtype=np.float32) / 359, None),
+    ],
+)
+def test_volumes_that_are_not_normalised_and_use_a_small_range_are_a_warning(
+    tmp_path: Path, values: np.ndarray, share: str | None
+) -> None:
+    write_nifti(tmp_path / "a/images/p.nii", values.reshape(8, 9, 5), np.diag([1, 1, 3, 1]))
+    site = read_site("a", tmp_path / "a", masks_required=False)
+    for normalise, expected in (("none", share), ("percentile", None)):
+        study = Study(LabelMap({"x": [1]}), ImageOptions(), validation=False, volume=VolumeOptions(normalise=normalise))
+        found = [warning for warning in check_sites([site], study).warnings if "almost black" in warning]
+        assert [one.startswith(f"site 'a', case 'p': the values use {expected} % of") for one in found] == [True] * (
+            expected is not None
+        )
+
+
 def _scan(*, padding: float = -1000) -> np.ndarray:
     """A CT in Hounsfield units: air, and a body of a third of the volume that is fat, water, soft tissue and, by a twelfth, bone."""
     draw = np.random.default_rng(0)

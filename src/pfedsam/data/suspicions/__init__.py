@@ -16,6 +16,7 @@ __all__ = ["Finding", "Study", "find_suspicions"]
 
 _CHECKS: Final[tuple[StudyCheck, ...]] = (
     at_each_site(images.small_range),
+    at_each_site(images.small_range_of_volumes),
     at_each_site(images.outside_window),
     at_each_site(names.pattern_partly),
     at_each_site(names.tile_names),

@@ -4,6 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+import numpy as np
+
 from pfedsam.data.facts import CaseFacts, SiteFacts, StoredVoxels
 from pfedsam.data.images import Stored
 from pfedsam.data.manifest import MANIFEST
@@ -12,6 +14,8 @@ from pfedsam.data.volume_options import Plane
 
 _SMALL_RANGE: Final = 0.25
 """Share of the range of an integer type below which an image is dark: 14 of 16 bits, 6 of 8 bits."""
+_WHOLE_RANGE: Final = ("uint8", "uint16")
+"""Types of voxels that `normalise: none` divides by their largest value."""
 _MOST_ABOVE: Final = 0.5
 """Share of the voxels above the window from which the values are probably no Hounsfield units."""
 _MOST_ABOVE_IF_POSITIVE: Final = 0.25
@@ -92,6 +96,36 @@ def small_range(facts: SiteFacts, study: Study) -> Iterator[Finding]:
                 "almost black to the model; set data.image.contrast: percentile, or export them with their full range",
                 tuple(dark),
             )
+
+
+def small_range_of_volumes(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """Volumes whose values use a small part of what becomes 0..1 with `normalise: none`."""
+    if study.volume.normalise != "none":
+        return
+    shares = {
+        one.case.id: _share_of_range(one.voxels)
+        for one in facts.cases
+        if one.voxels and not _in_colour(one, one.voxels)
+    }
+    dark = {case: share for case, share in shares.items() if share < _SMALL_RANGE}
+    if dark:
+        yield Finding(
+            facts.name,
+            "small range",
+            f"the values use {100 * max(dark.values()):.2g} % of the range that becomes 0 to 1 (that of their type of 8 or 16 bits, or "
+            "else 0 to 1) or less, so that the volumes are almost black to the model; set data.volume.normalise: percentile",
+            tuple(dark),
+        )
+
+
+def _share_of_range(voxels: StoredVoxels) -> float:
+    """The highest value of a volume, as `normalise: none` scales it."""
+    return voxels.high / np.iinfo(voxels.kind).max if voxels.kind in _WHOLE_RANGE else voxels.high
+
+
+def _in_colour(one: CaseFacts, voxels: StoredVoxels) -> bool:
+    """Whether a volume is in colour, which is in 0..1 whatever its type."""
+    return voxels.channels == 3 and number_of_sequences(one.case) == 1
 
 
 def outside_window(facts: SiteFacts, study: Study) -> Iterator[Finding]:
