@@ -6,8 +6,8 @@ import pytest
 
 from pfedsam.data.facts import CaseFacts, MaskFacts, SiteFacts
 from pfedsam.data.images import ImageOptions
-from pfedsam.data.manifest import Case, Site
-from pfedsam.data.suspicions.classes import sparse_class
+from pfedsam.data.manifest import Case, Site, Split
+from pfedsam.data.suspicions.classes import absent_from_training, sparse_class
 
 
 def test_a_site_of_background_alone_is_one_warning(tmp_path):
@@ -16,6 +16,40 @@ def test_a_site_of_background_alone_is_one_warning(tmp_path):
     (warning,) = faulty.read_and_check(tmp_path).warnings
     assert warning.startswith("site 'b': its masks hold background alone")
     assert "data.classes" in warning
+
+
+@pytest.mark.parametrize(
+    ("ids", "not_annotated", "text"),
+    [
+        ({"train": [0, 1, 2], "val": [0], "test": [0]}, [], None),
+        ({"train": [0, 1], "val": [0, 2], "test": [0, 2]}, [], "the class 'lesion' (only in val, test), so"),
+        (
+            {"train": [0], "val": [0, 1], "unused": [2]},
+            [],
+            "the class 'organ' (only in val), 'lesion' (only in unused), so",
+        ),
+        ({"train": [0, 1], "val": [0], "test": [0]}, [], None),  # in no case at all: another finding
+        ({"train": [0, 1], "test": [0, 2]}, ["lesion"], None),
+        ({"test": [0, 1, 2]}, [], None),  # a site for testing only
+        ({"train": [], "test": [0, 1, 2]}, [], None),  # no mask of the training part could be read
+        ({None: [0, 1, 2]}, [], None),  # not split yet
+    ],
+)
+def test_a_class_that_no_training_case_has_is_a_warning(
+    ids: dict[Split | None, list[int]], not_annotated: list[str], text: str | None
+) -> None:
+    labels = faulty.LabelMap(
+        {"organ": [1], "lesion": [] if not_annotated else [2]}, not_annotated=frozenset(not_annotated)
+    )
+    cases = [
+        CaseFacts(Case("a", str(part), Path("x.png"), None, "p", split=part), pixels=dict.fromkeys(found, 9))
+        for part, found in ids.items()
+    ]
+    site = Site("a", Path(), tuple(one.case for one in cases))
+    facts = SiteFacts(site, tuple(cases), False, (), (), ())
+    found = [str(one) for one in absent_from_training(facts, faulty.Study(labels, ImageOptions()))]
+    assert len(found) == (text is not None)
+    assert all(one.startswith(f"site 'a': no training case has {text}") for one in found)
 
 
 @pytest.mark.parametrize(

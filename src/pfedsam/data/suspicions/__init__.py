@@ -29,6 +29,7 @@ _CHECKS: Final[tuple[StudyCheck, ...]] = (
     at_each_site(images.exif_masks),
     at_each_site(classes.renumbered_palette),
     at_each_site(classes.absent_class),
+    at_each_site(classes.absent_from_training),
     classes.foreground_share,
     at_each_site(classes.sparse_class),
     at_each_site(parts.misspelt_names),

@@ -9,6 +9,7 @@ from typing import Final
 from pfedsam.core.text import percent
 from pfedsam.data.facts import SiteFacts
 from pfedsam.data.labels import BACKGROUND, LabelMap
+from pfedsam.data.manifest import SPLITS
 from pfedsam.data.palettes import other_colours
 from pfedsam.data.suspicions.finding import Finding, Study, case_ids
 
@@ -52,6 +53,24 @@ def absent_class(facts: SiteFacts, study: Study) -> Iterator[Finding]:
             f"none of its {sum(one.labelled for one in facts.cases)} masks has the class {', '.join(map(repr, absent))} (ids {ids}), "
             "so that the class cannot be learnt or scored there and counts as background; if the site has it under another id, correct "
             f"the masks or {labels.key}; if it does not annotate the class, name it under not_annotated of the site",
+        )
+
+
+def absent_from_training(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """Classes that some mask of a site contains and no mask of its training part; a site without a training case is for testing only."""
+    labels = study.labels_of(facts.name)
+    trained: set[int] = set().union(*(one.pixels for one in facts.cases if one.case.split == "train"))
+    absent = []
+    for name in labels.annotated_names:
+        having = {one.case.split for one in facts.cases if not set(labels.ids[name]).isdisjoint(one.pixels)}
+        if trained and having - {None} and "train" not in having:
+            absent.append(f"{name!r} (only in {', '.join(part for part in SPLITS if part in having)})")
+    if absent:
+        yield Finding(
+            facts.name,
+            "absent from training",
+            f"no training case has the class {', '.join(absent)}, so that the site cannot learn it; give a patient with it the split "
+            "'train' in the manifest, or draw another split by another seed",
         )
 
 
