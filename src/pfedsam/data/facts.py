@@ -108,7 +108,9 @@ class CaseFacts:
     plane: Plane | None = None
     """The plane in which a volume is cut; None for a picture, a single slice, and slices that are oblique or have no orientation."""
     default_grid: bool = False
-    """Whether the spacing of a volume is that of an identity matrix, which libraries write if they are given no position."""
+    """Whether the position of a volume is an identity matrix, apart from signs, which libraries write if they are given no position.
+
+    SimpleITK and ITK change the signs of the first two axes, because their coordinates point to the left and to the back."""
     content: str | None = None
     """Digest of the image's pixels or voxels; None for an image with a single value, because many such images are equal."""
     constant: bool = False
@@ -234,7 +236,7 @@ def _volume_facts(case: Case, labels: LabelMap, image: ImageOptions, options: Vo
         default_grid=case.spacing_mm is None
         and volume.spacing_mm is not None
         and volume.header.affine is not None
-        and np.array_equal(volume.header.affine, np.eye(4)),
+        and np.array_equal(np.abs(volume.header.affine), np.eye(4)),
         series=series_of(volume.readers[0]),
         voxels=None if values is None else _stored_voxels(volume, values),
         content=None if values is None else values.digest,

@@ -116,6 +116,8 @@ def test_masks_that_are_turned_like_their_images_are_no_fault(tmp_path):
     ("affine", "spacing", "lost", "warned"),
     [
         (np.eye(4), None, False, True),
+        (np.diag([-1.0, -1.0, 1.0, 1.0]), None, False, True),  # SimpleITK's, without SetSpacing and SetOrigin
+        (np.array([[-1.0, 0, 0, -0.0], [0, -1, 0, -0.0], [0, 0, 1, 0], [0, 0, 0, 1]]), None, False, True),
         (np.eye(4), (4.0, 1.0, 1.0), False, False),
         (np.eye(4), None, True, False),
         (np.diag([1.0, 1.0, 4.0, 1.0]), None, False, False),

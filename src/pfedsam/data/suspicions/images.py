@@ -226,14 +226,14 @@ def partly_given_spacing(facts: SiteFacts, _: Study) -> Iterator[Finding]:
 
 
 def lost_spacing(facts: SiteFacts, _: Study) -> Iterator[Finding]:
-    """Volumes of a site that all have the identity matrix as their position: 1 mm in each direction, and the origin in a corner."""
+    """Volumes of a site that all have an identity matrix, apart from signs, as their position: 1 mm in each direction, and the origin 0."""
     volumes = [one for one in facts.cases if one.case.volume and one.size is not None]
     if volumes and all(one.default_grid for one in volumes):
         yield Finding(
             facts.name,
             "spacing lost",
-            "the position is an identity matrix (1 mm in each direction), which programs write if they lose the spacing; if it is not "
-            "1 mm, add the site to data.volume.spacing_unknown, or give its spacing in a manifest",
+            "the position is an identity matrix, apart from signs (1 mm in each direction, the origin 0), which programs write if they "
+            "lose the spacing; if it is not 1 mm, add the site to data.volume.spacing_unknown, or give its spacing in a manifest",
             case_ids(volumes),
         )
 
