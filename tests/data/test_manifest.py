@@ -275,6 +275,38 @@ def test_a_manifest_that_is_no_file_is_not_ignored(site_folder, kind):
         read_site("north", folder)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "manifest.xlsx",
+        "Manifest.xls",
+        "manifest.ods",
+        "manifest.tsv",
+        "manifest (1).csv",
+        "manifest-1.csv",
+        "MANIFEST_v2.XLSX",
+    ],
+)
+def test_a_table_that_is_probably_the_manifest_is_not_ignored(site_folder, name):
+    folder = site_folder("a", "b")
+    (folder / name).write_text("image,mask,patient\nimages/a.png,masks/a.png,p1\n")
+    with pytest.raises(
+        DataError,
+        match=re.escape(f"site 'north': its folder holds '{name}' and no manifest.csv, so")
+        + ".* save it as manifest.csv",
+    ):
+        read_site("north", folder)
+    (folder / "manifest.csv").write_text("image,mask,patient\nimages/a.png,masks/a.png,p1\n")
+    assert [case.patient for case in read_site("north", folder).cases] == ["p1"]
+
+
+def test_other_tables_beside_the_images_are_no_manifest(site_folder):
+    folder = site_folder("a", "b")
+    for name in ("patients.xlsx", "a_manifest.csv", "manifest.json", "manifest.txt"):
+        (folder / name).touch()
+    assert len(read_site("north", folder).cases) == 2
+
+
 @pytest.mark.parametrize("name", ["Manifest.csv", "MANIFEST.CSV", "manifest.csv.txt", "Manifest.csv.bak"])
 def test_a_file_that_is_probably_the_manifest_is_not_ignored(site_folder, name):
     folder = site_folder("a", "b")

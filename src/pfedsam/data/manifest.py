@@ -42,6 +42,8 @@ SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 READABLE: Final = f"{', '.join(sorted(PICTURES))}, NIfTI, DICOM"
 MANIFEST: Final = "manifest.csv"
 
+_LIKE_MANIFEST: Final = re.compile(r"manifest.*\.(csv|tsv|xlsx?|xlsm|ods|numbers)", re.IGNORECASE)
+"""Names of tables that are probably the manifest, such as `manifest.xlsx` or `manifest (1).csv`."""
 _PARTS = ("images", "masks")
 _REQUIRED = ("image", "mask", "patient")
 _OPTIONAL = ("split", "case", "spacing", "series")
@@ -191,6 +193,12 @@ def _is_listed(name: str, folder: Path) -> bool:
         raise DataError(
             f"site {name!r}: its folder holds {alike[0]!r} and no {MANIFEST}, so that the patients and the split in that file would be "
             f"ignored; rename it to {MANIFEST}, or take it out of the folder"
+        )
+    tables = sorted(path.name for path in folder.iterdir() if _LIKE_MANIFEST.fullmatch(path.name))
+    if tables:
+        raise DataError(
+            f"site {name!r}: its folder holds {tables[0]!r} and no {MANIFEST}, so that the patients and the split in that file would be "
+            f"ignored; save it as {MANIFEST} (CSV UTF-8, separated by commas), or take it out of the folder"
         )
     return False
 
