@@ -190,9 +190,17 @@ def test_manifest_without_patient_uses_the_pattern(site_folder):
     assert site.patients() == {"9f": (site.cases[1],), "eva": (site.cases[0],)}
 
 
+@pytest.mark.parametrize("empty", ["\n", ",,,\n", ",\n", " , ,,,,\n"])
+def test_empty_lines_of_a_manifest_are_passed_over(site_folder, empty):
+    lines = [f"images/{name}.png,masks/{name}.png,p{name},\n" for name in "ab"]
+    site = _manifest(site_folder("a", "b"), empty.join(["image,mask,patient,split\n", *lines, 3 * empty]))
+    assert [(case.id, case.patient) for case in site.cases] == [("a", "pa"), ("b", "pb")]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("image,mask,patient\n,masks/a.png,p\n", "line 2: the cell 'image' is empty"),
         ("image,mask\n", "line 1: the columns are"),
         ("image;mask;patient\n", "separated by commas"),
         ("image,mask,patient,splt\n", "'splt'"),

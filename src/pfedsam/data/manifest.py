@@ -11,7 +11,7 @@ from the case id by a regular expression, and decides how the site may be split 
 import csv
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path, PurePosixPath
@@ -327,11 +327,22 @@ def _from_manifest(name: str, folder: Path, pattern: Pattern | None) -> Iterator
     reader = csv.DictReader(text.splitlines(), strict=True)
     try:
         _check_columns(reader.fieldnames or ())
-        for row in reader:
+        for row in filter(_has_values, reader):
             yield _row(name, folder, pattern, row)
     except (csv.Error, DataError) as exc:
         remedy = "; save it as a plain CSV file" if isinstance(exc, csv.Error) else ""
         raise DataError(f"site {name!r}, {MANIFEST} line {max(1, reader.line_num)}: {exc}{remedy}") from exc
+
+
+def _has_values(row: Mapping[str | None, str | list[str] | None]) -> bool:
+    """Whether a cell of a line is not empty; programs for tables write empty lines such as `,,` at the end."""
+    return any(cell.strip() for cell in _flat(row.values()))
+
+
+def _flat(cells: Iterable[str | list[str] | None]) -> Iterator[str]:
+    """The texts of a line: cells beyond the columns are a list, and those that are not there are None."""
+    for cell in cells:
+        yield from cell if isinstance(cell, list) else (cell or "",)
 
 
 def _check_columns(columns: Sequence[str]) -> None:
@@ -350,6 +361,8 @@ def _row(name: str, folder: Path, pattern: Pattern | None, row: Mapping[str | No
         DataError: a value cannot be used; the message does not name the line.
     """
     cell = _cells(row)
+    if not cell["image"]:
+        raise DataError("the cell 'image' is empty; give the path of the image, or remove the line")
     image, *sequences = _images(folder, cell["image"])
     case = cell.get("case") or image.stem
     if not CASE_NAME.fullmatch(case):
