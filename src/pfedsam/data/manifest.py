@@ -11,7 +11,7 @@ from the case id by a regular expression, and decides how the site may be split 
 import csv
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path, PurePosixPath
@@ -44,6 +44,13 @@ MANIFEST: Final = "manifest.csv"
 
 _LIKE_MANIFEST: Final = re.compile(r"manifest.*\.(csv|tsv|xlsx?|xlsm|ods|numbers)", re.IGNORECASE)
 """Names of tables that are probably the manifest, such as `manifest.xlsx` or `manifest (1).csv`."""
+_PART_NAMES: Final = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
+"""Names in lower case of folders that divide one data set."""
+PARTS_REMEDY: Final = (
+    "are parts of one data set by their names, and not hospitals; put their files into one site whose "
+    f"{MANIFEST} has the column split"
+)
+"""The end of messages about sites whose names are those of parts."""
 _PARTS = ("images", "masks")
 _REQUIRED = ("image", "mask", "patient")
 _OPTIONAL = ("split", "case", "spacing", "series")
@@ -172,6 +179,11 @@ def check_name(name: str) -> None:
             f"site name {short_repr(name)} cannot name a folder: use letters, digits, '_', '-' and '.', "
             f"beginning with a letter or digit, and at most {LONGEST_NAME} characters"
         )
+
+
+def are_parts(names: Collection[str]) -> bool:
+    """Whether the names of two or more sites are all those of the parts of one data set, such as `train` and `test`."""
+    return len(names) > 1 and all(name.lower() in _PART_NAMES for name in names)
 
 
 def _is_listed(name: str, folder: Path) -> bool:

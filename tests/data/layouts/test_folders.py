@@ -40,6 +40,16 @@ def _rows(out: Path, site: str) -> list[dict[str, str]]:
     return list(csv.DictReader((out / site / "manifest.csv").read_text().splitlines()))
 
 
+def test_the_parts_of_one_data_set_are_no_sites(source: Path, tmp_path: Path) -> None:
+    (source / "north").rename(source / "Train")
+    assert write_sites(LAYOUT, source, tmp_path / "one").cases == {"Train": 2, "south_side": 1}
+    (source / "south side").rename(source / "valid")
+    with pytest.raises(
+        DataError, match=r"the folders 'Train', 'valid' are parts .* one site whose manifest\.csv has the column split"
+    ):
+        write_sites(LAYOUT, source, tmp_path / "two")
+
+
 def test_a_manifest_keeps_its_patients_split_and_spacing(
     tmp_path: Path, picture: Callable[..., None], ids: np.ndarray
 ) -> None:

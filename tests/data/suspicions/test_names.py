@@ -1,11 +1,15 @@
 from dataclasses import replace
+from pathlib import Path
 
 import faulty_sites as faulty
 import numpy as np
 import pytest
 from volume_files import write_nifti
 
+from pfedsam.data.facts import SiteFacts
 from pfedsam.data.images import ImageOptions
+from pfedsam.data.manifest import Site
+from pfedsam.data.suspicions.names import parts_as_sites
 from pfedsam.data.volume_options import VolumeOptions
 
 
@@ -47,6 +51,22 @@ def test_names_of_several_pictures_of_one_source_are_told(names, tmp_path):
     faulty.clean_site(tmp_path / "b", 9, names=names)
     (warning,) = faulty.read_and_check(tmp_path).warnings
     assert "several pictures of one source" in warning
+
+
+@pytest.mark.parametrize(
+    ("names", "warned"),
+    [
+        (["train", "val", "test"], True),
+        (["Training", "testing"], True),
+        (["train", "north"], False),
+        (["test"], False),
+    ],
+)
+def test_parts_of_one_data_set_as_sites_are_a_warning(names, warned):
+    sites = [SiteFacts(Site(name, Path(), ()), (), False, (), (), ()) for name in names]
+    found = [str(one) for one in parts_as_sites(sites, faulty.Study(faulty.LABELS, ImageOptions()))]
+    listed = ", ".join(map(repr, names))
+    assert [f"the sites {listed} are parts of one data set" in one for one in found] == [True] * warned
 
 
 def test_a_pattern_is_no_remedy_where_the_manifest_gives_the_patients(tmp_path):

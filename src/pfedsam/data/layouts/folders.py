@@ -17,8 +17,10 @@ from pfedsam.data.layouts.base import Classes, FoundCase, Layout, site_name, sub
 from pfedsam.data.loader import load_ids
 from pfedsam.data.manifest import (
     MANIFEST,
+    PARTS_REMEDY,
     Case,
     Site,
+    are_parts,
     orphan_masks,
     read_site,
     spacing_cell,
@@ -54,10 +56,13 @@ def _sites(source: Path) -> Iterator[Site]:
     """The sites, without a split.
 
     Raises:
-        DataError: a site cannot be read, or two folders would become the same site.
+        DataError: a site cannot be read, two folders would become the same site, or the folders are parts of one data set.
     """
     taken: dict[str, str] = {}
-    for folder in filter(_is_site, subfolders(source)):
+    folders = list(filter(_is_site, subfolders(source)))
+    if are_parts([folder.name for folder in folders]):
+        raise DataError(f"the folders {', '.join(repr(folder.name) for folder in folders)} {PARTS_REMEDY}")
+    for folder in folders:
         name = site_name(folder.name)
         if name in taken:
             raise DataError(

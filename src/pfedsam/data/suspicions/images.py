@@ -125,7 +125,7 @@ def _share_of_range(voxels: StoredVoxels) -> float:
 
 def _in_colour(one: CaseFacts, voxels: StoredVoxels) -> bool:
     """Whether a volume is in colour, which is in 0..1 whatever its type."""
-    return voxels.channels == 3 and number_of_sequences(one.case) == 1
+    return voxels.channels == 3 and one.case.sequence_count == 1
 
 
 def outside_window(facts: SiteFacts, study: Study) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from typing import Final
 
 from pfedsam.core.text import SHOWN, some_of
 from pfedsam.data.facts import SiteFacts
-from pfedsam.data.manifest import MANIFEST, READABLE, Case, images_of_no_case
+from pfedsam.data.manifest import MANIFEST, PARTS_REMEDY, READABLE, Case, are_parts, images_of_no_case
 from pfedsam.data.suspicions.finding import Finding, Study, case_ids
 
 _LISTED: Final = 20
@@ -162,6 +162,13 @@ def no_validation(facts: SiteFacts, study: Study) -> Iterator[Finding]:
             "has no validation case, so that no model can be selected and overfitting stays unseen; give at least one patient the split "
             "'val', or add patients",
         )
+
+
+def parts_as_sites(sites: Sequence[SiteFacts], _: Study) -> Iterator[Finding]:
+    """Sites whose names are those of the parts of one data set."""
+    names = [facts.name for facts in sites]
+    if are_parts(names):
+        yield Finding(names[0], "parts as sites", f"the sites {', '.join(map(repr, names))} {PARTS_REMEDY}")
 
 
 def unicode_twins(facts: SiteFacts, _: Study) -> Iterator[Finding]:
