@@ -22,6 +22,8 @@ from pfedsam.data.volume_options import VolumeOptions
         [f"r{1 + i % 2}_Im{i:03d}" for i in range(12)],  # RIM-ONE
         [f"im{i:04d}" for i in range(12)],  # STARE
         [f"{i:02d}_training" for i in range(6)] + [f"{i:02d}_test" for i in range(6)],  # DRIVE
+        [f"{i:02d}_original" for i in range(12)],
+        [f"flip{i:02d}" for i in range(12)],
         [f"batch{i // 6}_{i % 6:02d}" for i in range(12)],  # two batches of patients
     ],
     ids=lambda names: names[0],
@@ -41,6 +43,9 @@ def test_ordinary_names_do_not_look_like_tiles(names, tmp_path):
         [f"case{p}-tile{t}" for p in range(4) for t in range(3)],
         [f"{p:02d}{side}" for p in range(6) for side in "LR"],
         [f"scan{p}_slice{t:02d}" for p in range(2) for t in range(6)],
+        [f"case{p}_aug{t}" for p in range(4) for t in range(3)],
+        [f"eye{p}{ending}" for p in range(3) for ending in ("_orig", "_hflip", "_vflip", "_rot90")],
+        [f"lung{p}{ending}" for p in range(6) for ending in ("", "-augmented")],  # the original has its plain name
     ],
     ids=lambda names: names[0],
 )

@@ -15,9 +15,12 @@ from pfedsam.data.suspicions.finding import Finding, Study, case_ids
 _LISTED: Final = 20
 """Number of files that are left out and that a message names."""
 _TILE: Final = re.compile(
-    r"[ _.\-](?:(?:t|tile|patch|crop|part|slice|frame|z|roi)[ _\-]?\d+|[xrc]\d+[ _\-]?[yrc]\d+)$", re.IGNORECASE
+    r"[ _.\-](?:(?:t|tile|patch|crop|part|slice|frame|z|roi)[ _\-]?\d+|[xrc]\d+[ _\-]?[yrc]\d+"
+    r"|(?:aug(?:mented)?|orig(?:inal)?|[hv]?flip(?:ped)?|rot(?:ated?)?)[ _\-]?\d*)$",
+    re.IGNORECASE,
 )
-"""Endings of names that give the part of a source, such as _t3, -tile12, _x0_y512, _r0_c3, _slice07."""
+"""Endings of names that give the part of a source, such as _t3, -tile12, _x0_y512, _r0_c3, _slice07, or a copy of it that was changed, such
+as _aug0, _orig, _hflip, _rot90."""
 _SIDES: Final = re.compile(r"(?:[ _\-]?(?:left|right)|(?<=\d)[LR]|[ _\-](?:L|R|OD|OS))$", re.IGNORECASE)
 """Endings for the two sides of a body, such as the eyes of one person."""
 _NUMBERED: Final = re.compile(r"(?<=\d)[ _\-]\d+$")
@@ -75,12 +78,10 @@ def _shared_sources(facts: SiteFacts) -> dict[str, list[str]]:
 
 
 def _by_source(names: Iterable[str], ending: re.Pattern[str]) -> dict[str, list[str]]:
-    """Names grouped by what remains without the ending; groups of two names or more."""
+    """Names grouped by what remains without the ending; groups of two names or more, of which one may be the source without an ending."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        source = ending.sub("", name)
-        if source not in ("", name):
-            groups[source].append(name)
+        groups[ending.sub("", name) or name].append(name)
     return {source: cases for source, cases in groups.items() if len(cases) > 1}
 
 
