@@ -68,6 +68,28 @@ def test_sequences_are_channels_of_one_grid(tmp_path):
     np.testing.assert_array_equal(pixels[..., 2], pixels[..., 1])
 
 
+@pytest.mark.parametrize(
+    ("values", "affine", "difference"),
+    [
+        (VALUES.transpose(1, 0, 2), AFFINE, "the image has 6 x 8 x 5 voxels, its sequence 8 x 6 x 5"),
+        (VALUES, np.diag([-1.0, -2, 4, 1]), "the image's spacing is 1 x 2 x 5 mm, its sequence's 1 x 2 x 4 mm"),
+        (
+            VALUES,
+            np.diag([1.0, -2, 5, 1]),
+            "the axes of the image and of its sequence point elsewhere (largest difference 2,",
+        ),
+        (VALUES, AFFINE + np.eye(4, k=3) * 9, "the image begins at (0, 0, 0) mm, its sequence at (9, 0, 0) mm"),
+    ],
+)
+def test_a_sequence_of_another_grid_is_not_called_a_mask(tmp_path, values, affine, difference):
+    first, second = _case(tmp_path, None), write_nifti(tmp_path / "b.nii", values, affine)
+    case = Case("north", "p1", first.image, None, "p1", volume=True, sequences=(second,))
+    with pytest.raises(DataError) as caught:
+        open_case(case, ImageOptions(), VolumeOptions())
+    assert f"its sequence 'b.nii' has another grid than its first one ({difference}" in str(caught.value)
+    assert "mask" not in str(caught.value)
+
+
 def test_a_mask_that_is_a_picture_has_the_limit_of_pictures(tmp_path):
     image, mask = write_series(tmp_path / "ct", VALUES[..., :1]), tmp_path / "m.png"
     Image.fromarray(np.eye(6, 8, dtype=np.uint8)).save(mask)

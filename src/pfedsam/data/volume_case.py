@@ -34,7 +34,7 @@ def open_case(
     with about(case):
         readers = [open_volume(path, options, series=case.series) for path in (case.image, *case.sequences)]
         for path, reader in zip(case.sequences, readers[1:], strict=True):
-            difference = grid_difference(readers[0].header(), reader.header())
+            difference = grid_difference(readers[0].header(), reader.header(), word="sequence")
             if difference:
                 raise DataError(
                     f"its sequence {path.name!r} has another grid than its first one ({difference}); resample it"

@@ -204,30 +204,33 @@ def check_size(shape: Shape, itemsize: int, max_gigabytes: float, whose: str = "
         )
 
 
-def grid_difference(image: Header, mask: Header) -> str | None:
+def grid_difference(image: Header, mask: Header, *, word: str = "mask") -> str | None:
     """The difference between the grids of an image and its mask, with both numbers; None if they agree.
 
-    Spacings and positions are only compared if both have them.
+    Spacings and positions are only compared if both have them. `word` says what the second file is, such as "sequence".
     """
     if image.shape != mask.shape:
-        return f"the image has {_by(image.shape)} voxels, its mask {_by(mask.shape)}"
+        return f"the image has {_by(image.shape)} voxels, its {word} {_by(mask.shape)}"
     if image.affine is None or mask.affine is None:
         return None
     ours, theirs = np.array(spacing_of(image.affine)), np.array(spacing_of(mask.affine))
     known = both_placed(image, mask) or (image.spacing_mm is not None and mask.spacing_mm is not None)
     compared = [(image.thickness_known and mask.thickness_known) or length > 1 for length in image.shape]
     if known and (np.abs(theirs - ours) > SPACING_TOLERANCE * ours)[compared].any():
-        return f"the image's spacing is {_mm(ours)} mm, its mask's {_mm(theirs)} mm"
+        return f"the image's spacing is {_mm(ours)} mm, its {word}'s {_mm(theirs)} mm"
     if not both_placed(image, mask):
         return None
     directions = np.abs(image.affine[:3, :3] / ours - mask.affine[:3, :3] / theirs).max()
     if directions > DIRECTION_TOLERANCE:
-        return f"the axes of the image and of its mask point elsewhere (largest difference {directions:.3g}, allowed {DIRECTION_TOLERANCE})"
+        return (
+            f"the axes of the image and of its {word} point elsewhere (largest difference {directions:.3g}, "
+            f"allowed {DIRECTION_TOLERANCE})"
+        )
     origins = image.affine[:3, 3], mask.affine[:3, 3]
     apart = origins[1] - origins[0]
     voxels = np.abs(np.linalg.solve(image.affine[:3, :3], apart))
     if np.linalg.norm(apart) > ORIGIN_TOLERANCE or (voxels > _HALF_VOXEL)[compared].any():
-        return f"the image begins at ({_mm(origins[0], ', ')}) mm, its mask at ({_mm(origins[1], ', ')}) mm"
+        return f"the image begins at ({_mm(origins[0], ', ')}) mm, its {word} at ({_mm(origins[1], ', ')}) mm"
     return None
 
 
