@@ -4,9 +4,13 @@ import shutil
 import sys
 
 import pytest
+from PIL import Image
 
 from pfedsam.core.errors import DataError, OptionError
+from pfedsam.data.images import ImageOptions
 from pfedsam.data.manifest import Case, orphan_masks, read_site, unlisted_files, unread_files
+from pfedsam.data.volume_case import open_case
+from pfedsam.data.volume_options import VolumeOptions
 
 
 def test_folder_layout(site_folder):
@@ -112,6 +116,20 @@ def test_empty_and_missing_sites(site_folder, tmp_path):
     (tmp_path / "bare").mkdir()
     with pytest.raises(DataError, match=r"neither manifest\.csv nor images/"):
         read_site("bare", tmp_path / "bare")
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_pictures_in_a_folder_for_each_patient_are_refused_with_what_helps(site_folder, ending):
+    """Folders of PNGs can be masks of volumes, and are found as cases; those of JPEGs cannot."""
+    folder = site_folder("a")
+    for patient in ("pat0", "pat1"):
+        (folder / "images" / patient).mkdir()
+        Image.new("L", (6, 4), 90).save(folder / "images" / patient / f"1.{ending}")
+    (folder / "images" / "a.png").unlink()
+    with pytest.raises(
+        DataError, match=r"'pat0'.* put the pictures themselves into images/ .*the column patient; save the slices"
+    ):
+        open_case(read_site("north", folder, masks_required=False).cases[0], ImageOptions(), VolumeOptions())
 
 
 def test_files_that_are_no_pictures_are_ignored(site_folder):

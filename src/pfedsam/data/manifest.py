@@ -30,7 +30,7 @@ from pfedsam.data.entries import (
     group_sequences,
     refuse_loose_series,
 )
-from pfedsam.data.readers import PICTURES
+from pfedsam.data.readers import PICTURES, PICTURES_REMEDY, holds_pictures
 
 Split: TypeAlias = Literal["train", "val", "test", "unused"]
 """The part of a site that a case belongs to; an `unused` case is neither trained on nor scored."""
@@ -158,6 +158,7 @@ def read_site(
     )
     cases = tuple(sorted(found, key=lambda case: case.id))
     if not cases:
+        _refuse_folders_of_pictures(name, folder)
         raise DataError(
             f"site {name!r} has no cases: put images ({READABLE}) into images/ and their masks into masks/, "
             f"or list them in {MANIFEST}"
@@ -166,6 +167,19 @@ def read_site(
     if masks_required:
         _check_masks(name, folder, cases)
     return Site(name, folder, cases)
+
+
+def _refuse_folders_of_pictures(name: str, folder: Path) -> None:
+    """Refuse a site without a case whose `images/` holds folders with pictures, such as one for each patient.
+
+    Raises:
+        DataError: there is such a folder.
+    """
+    found = sorted(path.name for path in (folder / "images").glob("[!.]*") if holds_pictures(path))
+    if found:
+        raise DataError(
+            f"site {name!r} has no cases, and images/ holds folders of pictures, such as {found[0]!r}; {PICTURES_REMEDY}"
+        )
 
 
 def check_name(name: str) -> None:

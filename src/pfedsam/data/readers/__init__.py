@@ -23,6 +23,11 @@ from pfedsam.data.volume_options import VolumeOptions
 
 Kind: TypeAlias = Literal["picture", "nifti", "dicom"]
 PICTURES: Final = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
+PICTURES_REMEDY: Final = (
+    "put the pictures themselves into images/ (data.patient_pattern finds the patient in their names), or list them in manifest.csv with "
+    "the column patient; save the slices of a volume as one NIfTI file"
+)
+"""What to do with the pictures of a patient that are in a folder of their own."""
 
 
 class MaskReader(Protocol):
@@ -64,6 +69,11 @@ def kind_of(path: Path) -> Kind | None:
     return "dicom" if looks_like_dicom(path) else None
 
 
+def holds_pictures(path: Path) -> bool:
+    """Whether a path is a folder with a picture in it or in a folder below."""
+    return path.is_dir() and any(file.suffix.lower() in PICTURES for file in visible_files(path))
+
+
 def open_volume(path: Path, options: VolumeOptions, *, series: str | None = None) -> Reader:
     """The reader of a NIfTI file, a DICOM file or a folder of DICOM files.
 
@@ -87,6 +97,8 @@ def open_volume(path: Path, options: VolumeOptions, *, series: str | None = None
             resample=options.resample,
             max_gigabytes=options.max_gigabytes,
         )
+    if holds_pictures(path):
+        raise DataError(f"{path.name!r} is a folder of pictures, and not an image of a case; {PICTURES_REMEDY}")
     raise DataError(f"{path.name!r} is neither NIfTI nor DICOM, or is damaged; restore it or take the case out")
 
 
