@@ -30,9 +30,11 @@ def test_unknown_label_names_what_is_found_allowed_and_to_do():
     )
 
 
-def test_many_unknown_labels_are_cut_short():
-    with pytest.raises(DataError, match=r"unknown label 2, 3, 4, 5, 6, 7, 8, 9 and 90 more;"):
+def test_many_unknown_labels_are_cut_short_and_no_class_is_advised_for_them():
+    with pytest.raises(DataError, match=r"unknown label 2, 3, 4, 5, 6, 7, 8, 9 and 90 more;") as caught:
         LabelMap({"nucleus": [1]}).to_classes(np.arange(100)[None])
+    assert "soft edges" in str(caught.value)
+    assert "Add 2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("ids", [{}, {"background": [0]}, {"a": []}, {"a": [1], "b": [1]}, {"a": [1, 1]}, {"a": [-1]}])

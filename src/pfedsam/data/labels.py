@@ -177,10 +177,13 @@ class LabelMap:
     def complaint(self, unknown: Sequence[int]) -> str:
         """The part of a message that lists unknown ids, the ids allowed, and what to do."""
         allowed = ", ".join(f"{name} {list(values)}" for name, values in self.ids.items() if values)
-        text = (
-            f"its mask has the unknown label {some_of(unknown, _SHOWN)}; "
-            f"{self.key} allows {allowed}. Add {unknown[0]} to a class of {self.key}, or correct the mask"
+        remedy = (
+            "So many look like soft edges (of a mask that was resized by interpolation, or was once a JPEG) or like numbers of instances: "
+            "save it with one id for each class"
+            if len(unknown) > _SHOWN
+            else f"Add {unknown[0]} to a class of {self.key}, or correct the mask"
         )
+        text = f"its mask has the unknown label {some_of(unknown, _SHOWN)}; {self.key} allows {allowed}. {remedy}"
         if self.not_annotated:
             text += (
                 f"; if it is one of the classes that this site declares not annotated ({', '.join(sorted(self.not_annotated))}), take that "
