@@ -180,6 +180,32 @@ def test_resampling_to_a_pixel_size(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("order", "axis", "given", "spacing"),
+    [
+        ("xyz", "auto", (4, 0.7, 0.6), (4, 0.7, 0.6)),
+        ("xyz", "axial", (4, 0.7, 0.6), (4, 0.7, 0.6)),
+        ("xyz", "coronal", (4, 0.7, 0.6), None),
+        ("xyz", "sagittal", (4, 0.7, 0.6), None),
+        ("xyz", "coronal", (2, 2, 2), (2, 2, 2)),
+        ("xzy", "coronal", (4, 0.7, 0.6), (4, 0.7, 0.6)),  # a coronal series: its last axis is that of its slices
+        ("zxy", "axial", (4, 0.7, 0.6), (4, 0.7, 0.6)),
+    ],
+)
+@pytest.mark.parametrize("source", ["spacing_mm", "spacing_else"])
+def test_a_given_spacing_has_one_meaning_whatever_the_plane(tmp_path, order, axis, given, spacing, source):
+    affine = np.eye(4)[["xyz".index(letter) for letter in order] + [3]].T
+    chosen = VolumeOptions(axis=axis)
+    readers = [open_volume(write_nifti(tmp_path / "a.nii", VALUES, affine), chosen)]
+    lost = {source: given, "spacing_lost": source == "spacing_else"}
+    if spacing is not None:
+        assert Volume(readers, chosen, ImageOptions(), **lost).spacing_mm == spacing
+        return
+    with pytest.raises(DataError, match=rf"^the spacing that is given for it, 4x0.7x0.6 mm, .*{axis} cuts it across"):
+        Volume(readers, chosen, ImageOptions(), **lost)
+    Volume(readers, chosen, ImageOptions())  # the spacing of the file is along its own axes
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"normalise": "window"}, "window and normalise: window belong together"),

@@ -301,7 +301,7 @@ class Volume:
             scales: the normalisation of each volume, if it is known already.
 
         Raises:
-            DataError: there is no such plane, or there are too many slices.
+            DataError: there is no such plane, there are too many slices, or it is not clear along which axes a given spacing lies.
         """
         self.readers, self._options, self.image = tuple(readers), options, image
         self.header = readers[0].header()
@@ -313,6 +313,29 @@ class Volume:
                 "or take the case out"
             )
         self._scales, self._spacing, self._lost, self._else = scales, spacing_mm, spacing_lost, spacing_else
+        self._refuse_unclear_spacing()
+
+    def _refuse_unclear_spacing(self) -> None:
+        """Refuse a given spacing if `data.volume.axis` cuts other slices than `auto` does and than the file holds along its last axis.
+
+        Raises:
+            DataError: the lengths of the spacing would change their meaning with the plane.
+        """
+        given, depth = self._given_spacing, self.slicing.axes[0]
+        if given is None or len(set(given)) == 1 or depth in (2, Slicing.of(self.header, "auto").axes[0]):
+            return
+        raise DataError(
+            f"the spacing that is given for it, {'x'.join(f'{length:g}' for length in given)} mm, is that of slices, rows and columns, and "
+            f"data.volume.axis: {self._options.axis} cuts it across the slices of its file, so that it is not clear along which axis each "
+            "length lies; write the spacing into the file, or set data.volume.axis: auto"
+        )
+
+    @property
+    def _given_spacing(self) -> tuple[float, float, float] | None:
+        """The spacing along D, H, W that the manifest gives, or the site for a file without one; None if that of the file is used."""
+        own = None if self._lost else self.header.spacing_mm
+        given = self._else if self._spacing is None and own is None else self._spacing
+        return (given[0], given[1], given[2]) if given is not None and len(given) == 3 else None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -324,11 +347,9 @@ class Volume:
     def spacing_mm(self) -> tuple[float, float, float] | None:
         """Spacing along D, H, W; None if it is not known."""
         own = None if self._lost else self.header.spacing_mm
-        given = self._else if self._spacing is None and own is None else self._spacing
-        if given is not None and len(given) == 3:
-            return given[0], given[1], given[2]
-        if own is None:
-            return None
+        given = self._given_spacing
+        if given is not None or own is None:
+            return given
         depth, rows, columns = (own[axis] for axis in self.slicing.axes)
         return depth, rows, columns
 
