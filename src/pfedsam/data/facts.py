@@ -111,6 +111,8 @@ class CaseFacts:
     """Whether the position of a volume is an identity matrix, apart from signs, which libraries write if they are given no position.
 
     SimpleITK and ITK change the signs of the first two axes, because their coordinates point to the left and to the back."""
+    of_several: bool = False
+    """Whether the file of a volume holds several volumes (times, echoes), of which one is read."""
     content: str | None = None
     """Digest of the image's pixels or voxels; None for an image with a single value, because many such images are equal."""
     constant: bool = False
@@ -237,6 +239,7 @@ def _volume_facts(case: Case, labels: LabelMap, image: ImageOptions, options: Vo
         and volume.spacing_mm is not None
         and volume.header.affine is not None
         and np.array_equal(np.abs(volume.header.affine), np.eye(4)),
+        of_several=any(reader.header().of_several for reader in volume.readers),
         series=series_of(volume.readers[0]),
         voxels=None if values is None else _stored_voxels(volume, values),
         content=None if values is None else values.digest,

@@ -297,6 +297,7 @@ def test_doubled_slices_and_times(tmp_path):
     np.testing.assert_array_equal(
         all_planes(DicomReader(moving, frame=1)) - all_planes(DicomReader(moving, frame=0)), 100
     )
+    assert DicomReader(moving, frame=1).header().of_several
 
 
 def test_mosaics_and_frames_without_positions(tmp_path):

@@ -225,6 +225,25 @@ def test_the_number_of_sequences_is_that_of_the_options(tmp_path):
     assert "2 sequence(s) in the case, where data.volume.neighbours fills the channels with slices of one" in problem
 
 
+def test_single_volumes_among_those_of_several_times_are_a_warning(tmp_path):
+    draw = np.random.default_rng(0)
+    for name, times in (("a/images/p0", 3), ("a/images/p1", 1), ("b/images/q0", 1), ("b/images/q1", 1)):
+        values = draw.integers(0, 900, (6, 7, 4, times)).astype(np.int16)
+        write_nifti(tmp_path / f"{name}.nii", values if times > 1 else values[..., 0], np.diag([1, 1, 3, 1]))
+    sites = {name: read_site(name, tmp_path / name, masks_required=False) for name in "ab"}
+
+    def warnings(names: str) -> list[str]:
+        study = Study(LabelMap({"x": [1]}), ImageOptions(), validation=False, volume=VolumeOptions(frame=1))
+        found = check_sites([sites[name] for name in names], study).warnings
+        return [one for one in found if "data.volume.frame 1" in one]
+
+    assert [one.split(": its file")[0] for one in warnings("ab")] == [
+        "site 'a', case 'p1'",
+        "site 'b', 2 cases 'q0', 'q1'",
+    ]
+    assert warnings("b") == []  # no file of the study holds several
+
+
 def _planes(folder: Path, **spacings: list[tuple[float, float, float]]) -> list[str]:
     """The warnings about planes of sites with volumes of these spacings."""
     draw = np.random.default_rng(0)

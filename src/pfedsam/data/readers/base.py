@@ -67,6 +67,8 @@ class Header:
     """Whether the size of the voxels along an axis of one voxel is known: of an X-ray it is not."""
     acquired: tuple[float, ...] | None = None
     """Places of the slices of the series along the last index, ascending, if they were resampled to an even grid; else None."""
+    of_several: bool = False
+    """Whether the file or series holds several volumes (times, echoes), of which this is one."""
 
     @property
     def drawn_shape(self) -> Shape:

@@ -310,6 +310,7 @@ class DicomReader:
             left_out=of_series - pictures,
             thickness_known=shape[2] > 1 or self.stack.step is not None,
             acquired=acquired,
+            of_several=bool(of_series - pictures),
         )
 
     def _spacing(self, affine: Affine | None, shape: Shape) -> Spacing | None:

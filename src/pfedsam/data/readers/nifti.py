@@ -303,6 +303,7 @@ class NiftiReader:
             np.dtype(np.float32) if (self._slope, self._inter) != (1.0, 0.0) else self._dtype,
             placed=placed,
             thickness_known=not (flat or self._unsized.any()),
+            of_several=math.prod(header.get_data_shape()[3:]) > 1,
         )
 
 

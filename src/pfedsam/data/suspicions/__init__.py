@@ -26,6 +26,7 @@ _CHECKS: Final[tuple[StudyCheck, ...]] = (
     at_each_site(duplicates.one_patient),
     images.other_sequences,
     images.other_planes,
+    images.single_volumes,
     at_each_site(images.exif_masks),
     at_each_site(classes.renumbered_palette),
     at_each_site(classes.absent_class),

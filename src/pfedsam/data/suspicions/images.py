@@ -78,6 +78,23 @@ def other_planes(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
                 )
 
 
+def single_volumes(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
+    """Files of a single volume, where `data.volume.frame` chooses one of several in the files of other cases."""
+    read = [one for facts in sites for one in _used_volumes(facts) if one.size is not None]
+    if study.volume.frame is None or not any(one.of_several for one in read):
+        return
+    for facts in sites:
+        single = [one for one in _used_volumes(facts) if one.size is not None and not one.of_several]
+        if single:
+            yield Finding(
+                facts.name,
+                "single volumes",
+                f"its file holds a single volume, where data.volume.frame {study.volume.frame} chooses one of several in other cases of "
+                "the study; see whether it was taken at the same time (or echo) as those, or take it out",
+                case_ids(single),
+            )
+
+
 def _used_volumes(facts: SiteFacts) -> list[CaseFacts]:
     return [one for one in facts.cases if one.case.volume and one.case.split != "unused"]
 
