@@ -375,8 +375,8 @@ def _check_columns(columns: Sequence[str]) -> None:
     found = set(columns)
     if len(found) < len(columns) or not found.issuperset(_REQUIRED) or not found.issubset(_REQUIRED + _OPTIONAL):
         raise DataError(
-            f"the columns are {list(columns)}; needed are {', '.join(_REQUIRED)} and allowed also {', '.join(_OPTIONAL)}, each once, "
-            "separated by commas and with no others"
+            f"the columns are {list(columns)}; {', '.join(_REQUIRED)} are required, {', '.join(_OPTIONAL)} are allowed, and no others; "
+            "each is named once, and they are separated by commas"
         )
 
 

@@ -59,10 +59,10 @@ def absent_class(facts: SiteFacts, study: Study) -> Iterator[Finding]:
 def absent_from_training(facts: SiteFacts, study: Study) -> Iterator[Finding]:
     """Classes that some mask of a site contains and no mask of its training part; a site without a training case is for testing only."""
     labels = study.labels_of(facts.name)
-    trained: set[int] = set().union(*(one.pixels for one in facts.cases if one.case.split == "train"))
+    trained: set[int] = set().union(*(one.mask.pixels for one in facts.cases if one.case.split == "train"))
     absent = []
     for name in labels.annotated_names:
-        having = {one.case.split for one in facts.cases if not set(labels.ids[name]).isdisjoint(one.pixels)}
+        having = {one.case.split for one in facts.cases if not set(labels.ids[name]).isdisjoint(one.mask.pixels)}
         if trained and having - {None} and "train" not in having:
             absent.append(f"{name!r} (only in {', '.join(part for part in SPLITS if part in having)})")
     if absent:

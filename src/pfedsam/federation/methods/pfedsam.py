@@ -13,7 +13,12 @@ when the rounds end, so that no last phase is needed.
 from dataclasses import replace
 from typing import Final, Literal
 
+from pydantic import Field
+
+from pfedsam.core.options import Options
 from pfedsam.federation.methods.base import HEAD, Method, fine_tuning, place, shared_training, split_steps
+from pfedsam.federation.methods.fedavgm import MomentumStep
+from pfedsam.federation.server import WeightedMean
 from pfedsam.model.build import present
 from pfedsam.model.options import ModelOptions
 from pfedsam.model.partition import Placement
@@ -26,6 +31,18 @@ _IN_ONE_STEP: Final[dict[str, Literal["coupled", "decoupled"] | None]] = {
     "halves": "decoupled",
 }
 """The values of `training.phases` in which both models learn in every step -> how the two halves of a batch are used; None: no halves."""
+
+
+class PFedSAMOptions(Options):
+    """Options of pFedSAM's server step."""
+
+    server_momentum: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Momentum of the server's step, as in fedavgm: the share of the last round's change of the shared parameters that is "
+        "added to the mean change of a round. 0: the shared parameters are the mean of the sites', as in the paper.",
+    )
 
 
 def adapt(options: ModelOptions) -> ModelOptions:
@@ -100,12 +117,20 @@ def _local_phase(options: TrainingOptions, steps: int) -> PhaseSpec:
     return replace(spec, taught="personal") if options.distillation.direction in ("forward", "mutual") else spec
 
 
-METHOD = Method(
-    name="pfedsam",
-    summary="LoRA shared, mixture of experts local; shared and personal model learn in the same steps (after Wang et al., 2025)",
-    adapt=adapt,
-    placement=placement,
-    phases=phases,
-    final=final,
-    warmup=shared_training,
-)
+def configure(own: PFedSAMOptions) -> Method:
+    """The method with these options."""
+    return Method(
+        name="pfedsam",
+        summary="LoRA shared, mixture of experts local; shared and personal model learn in the same steps (after Wang et al., 2025)",
+        adapt=adapt,
+        placement=placement,
+        phases=phases,
+        final=final,
+        warmup=shared_training,
+        server=MomentumStep(own.server_momentum) if own.server_momentum else WeightedMean(),
+        own=own,
+        configure=configure,
+    )
+
+
+METHOD = configure(PFedSAMOptions())
