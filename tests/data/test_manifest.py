@@ -235,7 +235,7 @@ def test_empty_lines_of_a_manifest_are_passed_over(site_folder, empty):
         ("image,mask,patient,case\nimages/a.png,masks/a.png,p,../x\n", "case '../x' cannot name a file"),
         ("image,mask,patient\n" + 2 * "images/a.png,masks/a.png,p\n", "case 'a': two images"),
         ("image,mask,patient\n", "has no cases"),
-        ("", "needed are image, mask, patient"),
+        ("", "image, mask, patient are required"),
         ("image,mask,patient\nimages/a.png,,p\n", "case 'a': the image has no mask"),
     ],
 )

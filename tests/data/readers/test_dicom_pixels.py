@@ -95,9 +95,7 @@ def test_values_that_are_not_in_the_lowest_bits_are_refused(tmp_path, bits, high
     def change(dataset: Dataset, _: int) -> None:
         dataset.BitsStored, dataset.HighBit = bits, highest
 
-    with pytest.raises(
-        DataError, match=f"have {bits} bits, of which bit {highest} is the highest .it must be {bits - 1}"
-    ):
+    with pytest.raises(DataError, match=f"gives BitsStored {bits} and HighBit {highest}, which must be {bits - 1},"):
         _read(tmp_path / "s", VALUES, change)
 
 

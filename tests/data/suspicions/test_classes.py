@@ -42,7 +42,9 @@ def test_a_class_that_no_training_case_has_is_a_warning(
         {"organ": [1], "lesion": [] if not_annotated else [2]}, not_annotated=frozenset(not_annotated)
     )
     cases = [
-        CaseFacts(Case("a", str(part), Path("x.png"), None, "p", split=part), pixels=dict.fromkeys(found, 9))
+        CaseFacts(
+            Case("a", str(part), Path("x.png"), None, "p", split=part), mask=MaskFacts(pixels=dict.fromkeys(found, 9))
+        )
         for part, found in ids.items()
     ]
     site = Site("a", Path(), tuple(one.case for one in cases))
