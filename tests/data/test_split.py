@@ -12,7 +12,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from pfedsam.core.errors import DataError
-from pfedsam.data.manifest import SPLITS, Case, Site, read_site
+from pfedsam.data.manifest import Case, Site, read_site
+from pfedsam.data.manifest_lines import SPLITS
 from pfedsam.data.split import (
     SplitOptions,
     cases_for_training,

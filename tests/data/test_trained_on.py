@@ -9,7 +9,8 @@ from volume_files import write_nifti
 from pfedsam.core.errors import DataError, StoreError
 from pfedsam.data.facts import CaseFacts, SiteFacts
 from pfedsam.data.images import ImageOptions
-from pfedsam.data.manifest import Case, Site, Split
+from pfedsam.data.manifest import Case, Site
+from pfedsam.data.manifest_lines import Split
 from pfedsam.data.trained_on import (
     FILES,
     IntensityRange,

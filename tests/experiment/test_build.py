@@ -10,7 +10,8 @@ import torch
 from volume_files import write_nifti
 
 from pfedsam.core.errors import DataError, OptionError, PfedsamError
-from pfedsam.data.manifest import Case, Site, Split
+from pfedsam.data.manifest import Case, Site
+from pfedsam.data.manifest_lines import Split
 from pfedsam.data.tiling import TilingOptions
 from pfedsam.data.volume_case import open_case
 from pfedsam.experiment.build import (

@@ -148,7 +148,7 @@ def _tell_other_formats(jobs: "Sequence[Job]") -> None:
 
 def _what_is_missing(written: int, unread: Sequence[str], left_out: Sequence[Path]) -> str:
     """The message at the end of a call with images that have no mask, and with files that were not read."""
-    from pfedsam.data.manifest import READABLE
+    from pfedsam.data.manifest_lines import READABLE
 
     failed = [f"{len(unread)} image(s) could not be segmented:", *unread] if unread else []
     others = [

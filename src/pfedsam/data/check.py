@@ -12,7 +12,8 @@ from pfedsam.core.errors import DataError
 from pfedsam.core.text import name_cases
 from pfedsam.data.facts import CaseFacts, SiteFacts, gather_facts
 from pfedsam.data.labels import BACKGROUND, LabelMap
-from pfedsam.data.manifest import SPLITS, Case, Site
+from pfedsam.data.manifest import Case, Site
+from pfedsam.data.manifest_lines import SPLITS
 from pfedsam.data.readers.series_table import SeriesRow
 from pfedsam.data.split import split_problems
 from pfedsam.data.suspicions import Finding, Study, find_suspicions

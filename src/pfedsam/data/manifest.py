@@ -8,14 +8,13 @@ A *patient* may have several cases (tiles of one slide, both eyes of a child). T
 from the case id by a regular expression, and decides how the site may be split (see `pfedsam.data.split`).
 """
 
-import csv
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
-from pathlib import Path, PurePosixPath
-from typing import Final, Literal, TypeAlias, get_args
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
 
 from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.files import refuse_broken_link
@@ -24,23 +23,16 @@ from pfedsam.core.text import is_text, short_repr
 from pfedsam.data.entries import (
     FOREIGN,
     Entry,
-    entry_of,
     find_entries,
     find_unread,
     group_sequences,
     refuse_loose_series,
 )
-from pfedsam.data.readers import PICTURES, PICTURES_REMEDY, holds_pictures
-
-Split: TypeAlias = Literal["train", "val", "test", "unused"]
-"""The part of a site that a case belongs to; an `unused` case is neither trained on nor scored."""
+from pfedsam.data.manifest_lines import MANIFEST, READABLE, UNKNOWN, Split, read_lines
+from pfedsam.data.readers import PICTURES_REMEDY, holds_pictures
 
 PatientSource: TypeAlias = Literal["manifest", "pattern", "name"]
 """Where a case's patient comes from: a cell of the manifest, the patient pattern, or the case id itself."""
-
-SPLITS: Final[tuple[Split, ...]] = get_args(Split)
-READABLE: Final = f"{', '.join(sorted(PICTURES))}, NIfTI, DICOM"
-MANIFEST: Final = "manifest.csv"
 
 _LIKE_MANIFEST: Final = re.compile(r"manifest.*\.(csv|tsv|xlsx?|xlsm|ods|numbers)", re.IGNORECASE)
 """Names of tables that are probably the manifest, such as `manifest.xlsx` or `manifest (1).csv`."""
@@ -52,18 +44,9 @@ PARTS_REMEDY: Final = (
 )
 """The end of messages about sites whose names are those of parts."""
 _PARTS = ("images", "masks")
-_REQUIRED = ("image", "mask", "patient")
-_OPTIONAL = ("split", "case", "spacing", "series")
-_MOST_SEQUENCES = 3
-_UNKNOWN = "unknown"
-_VOXEL_FORM = ((3,), "'5x0.5x0.4' (distance of slices, height, width)")
-_PIXEL_FORM = ((1, 2), "'0.5', or as height x width '0.5x0.4'")
-"""The allowed number of lengths in a spacing, and how to write it."""
 LONGEST_NAME: Final = 64
 """Characters of the name of a site, which is the name of files and folders, too."""
 _NAME = re.compile(r"[^\W_][\w.\-]*")
-CASE_NAME: Final = re.compile(r"[^\s./\\][^/\\\x00-\x1f]*")
-"""The names of cases, which are those of files, too."""
 
 
 @dataclass(frozen=True)
@@ -344,157 +327,27 @@ def _check_links(name: str, folder: Path) -> None:
 
 
 def _from_manifest(name: str, folder: Path, pattern: Pattern | None) -> Iterator[Case]:
-    try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as exc:
-        raise DataError(f"site {name!r}: {MANIFEST} is not UTF-8 text; save it as CSV (UTF-8)") from exc
-    except OSError as exc:
-        raise DataError(f"site {name!r}: {MANIFEST} cannot be read ({exc.strerror}); make it readable") from exc
-    reader = csv.DictReader(text.splitlines(), strict=True)
-    try:
-        _check_columns(reader.fieldnames or ())
-        for row in filter(_has_values, reader):
-            yield _row(name, folder, pattern, row)
-    except (csv.Error, DataError) as exc:
-        remedy = "; save it as a plain CSV file" if isinstance(exc, csv.Error) else ""
-        raise DataError(f"site {name!r}, {MANIFEST} line {max(1, reader.line_num)}: {exc}{remedy}") from exc
-
-
-def _has_values(row: Mapping[str | None, str | list[str] | None]) -> bool:
-    """Whether a cell of a line is not empty; programs for tables write empty lines such as `,,` at the end."""
-    return any(cell.strip() for cell in _flat(row.values()))
-
-
-def _flat(cells: Iterable[str | list[str] | None]) -> Iterator[str]:
-    """The texts of a line: cells beyond the columns are a list, and those that are not there are None."""
-    for cell in cells:
-        yield from cell if isinstance(cell, list) else (cell or "",)
-
-
-def _check_columns(columns: Sequence[str]) -> None:
-    found = set(columns)
-    if len(found) < len(columns) or not found.issuperset(_REQUIRED) or not found.issubset(_REQUIRED + _OPTIONAL):
-        raise DataError(
-            f"the columns are {list(columns)}; {', '.join(_REQUIRED)} are required, {', '.join(_OPTIONAL)} are allowed, and no others; "
-            "each is named once, and they are separated by commas"
+    for line in read_lines(name, folder):
+        patient, source = _patient(pattern, line.case, given=line.patient)
+        yield Case(
+            site=name,
+            id=line.case,
+            image=line.image.path,
+            mask=line.mask,
+            patient=patient,
+            split=line.split,
+            spacing_mm=line.spacing_mm,
+            volume=line.image.volume,
+            sequences=line.sequences,
+            series=line.series,
+            spacing_lost=line.spacing_lost,
+            patient_source=source,
         )
-
-
-def _row(name: str, folder: Path, pattern: Pattern | None, row: Mapping[str | None, str | list[str] | None]) -> Case:
-    """The case in a line of the manifest.
-
-    Raises:
-        DataError: a value cannot be used; the message does not name the line.
-    """
-    cell = _cells(row)
-    if not cell["image"]:
-        raise DataError("the cell 'image' is empty; give the path of the image, or remove the line")
-    image, *sequences = _images(folder, cell["image"])
-    case = cell.get("case") or image.stem
-    if not CASE_NAME.fullmatch(case):
-        raise DataError(f"case {case!r} cannot name a file; use no '/', '\\' or control characters")
-    patient, source = _patient(pattern, case, given=cell["patient"])
-    spacing = cell.get("spacing", "")
-    return Case(
-        site=name,
-        id=case,
-        image=image.path,
-        mask=_inside(folder, cell["mask"]).path if cell["mask"] else None,
-        patient=patient,
-        split=_split(cell.get("split", "")),
-        spacing_mm=None if spacing == _UNKNOWN else _spacing(spacing, volume=image.volume),
-        volume=image.volume,
-        sequences=tuple(one.path for one in sequences),
-        series=cell.get("series") or None,
-        spacing_lost=spacing == _UNKNOWN,
-        patient_source=source,
-    )
-
-
-def _cells(row: Mapping[str | None, str | list[str] | None]) -> dict[str, str]:
-    """The values of a line by column, without surrounding spaces.
-
-    Raises:
-        DataError: the line has more or fewer values than there are columns.
-    """
-    if None in row or None in row.values():
-        raise DataError("not as many values as columns; give every column a value (or leave it empty)")
-    return {str(column): str(value).strip() for column, value in row.items()}
-
-
-def _images(folder: Path, text: str) -> list[Entry]:
-    """The image of a case, or its sequences.
-
-    Raises:
-        DataError: there are too many, a picture is one of several, or a file cannot be read.
-    """
-    images = [_inside(folder, one.strip()) for one in text.split(";")]
-    if len(images) > _MOST_SEQUENCES:
-        raise DataError(f"{len(images)} images; a case has at most {_MOST_SEQUENCES} sequences")
-    pictures = [image.path.name for image in images if not image.volume]
-    if pictures and len(images) > 1:
-        raise DataError(
-            f"{pictures[0]!r} is a picture, and only volumes can have several sequences; give one image, in which the channels "
-            "of a picture are its colours"
-        )
-    return images
-
-
-def _inside(folder: Path, text: str) -> Entry:
-    """The file or folder at a path of the manifest.
-
-    Raises:
-        DataError: the path leads out of the folder, or to no file that can be read.
-    """
-    if not _is_relative(text):
-        raise DataError(f"{text!r} is not a path inside the site's folder; write it relative to {MANIFEST}, with '/'")
-    path = folder / text
-    if not path.is_file() and not path.is_dir():
-        raise DataError(f"there is no file {text!r}; correct the name or remove the line")
-    entry = entry_of(path)
-    if entry is None:
-        raise DataError(f"{text!r} is not an image that can be read; use {READABLE}")
-    return entry
-
-
-def _is_relative(text: str) -> bool:
-    """Whether a path stays inside the folder by its text. Links are not resolved: a site may link its pictures from another folder."""
-    path = PurePosixPath(text)
-    return text != "" and "\\" not in text and not path.is_absolute() and ".." not in path.parts
-
-
-def _split(text: str) -> Split | None:
-    if text and text not in SPLITS:
-        raise DataError(f"split {text!r}; use {', '.join(SPLITS)}, or leave it empty on every line")
-    return SPLITS[SPLITS.index(text)] if text else None
-
-
-def _spacing(text: str, *, volume: bool) -> tuple[float, ...] | None:
-    """The spacing in mm that a cell gives, of a pixel or of a voxel; None if the cell is empty.
-
-    Raises:
-        DataError: the text is not a spacing.
-    """
-    if not text:
-        return None
-    lengths = _lengths(text)
-    allowed, form = _VOXEL_FORM if volume else _PIXEL_FORM
-    if len(lengths) not in allowed or not all(0 < length < 1000 for length in lengths):
-        raise DataError(f"spacing {text!r}; write mm as {form}, '{_UNKNOWN}' where the file has lost it, or nothing")
-    return lengths if volume else (lengths[0], lengths[-1])
 
 
 def spacing_cell(case: Case) -> str:
     """The cell `spacing` of a manifest with which the case has its spacing; empty: that of its file."""
-    return _UNKNOWN if case.spacing_lost else "x".join(map(repr, case.spacing_mm or ()))
-
-
-def _lengths(text: str) -> tuple[float, ...]:
-    """The numbers in a text such as `0.5x0.4`; none if one of them is not a number."""
-    try:
-        return tuple(map(float, text.split("x")))
-    except ValueError:
-        return ()
+    return UNKNOWN if case.spacing_lost else "x".join(map(repr, case.spacing_mm or ()))
 
 
 def _compile(patient_pattern: str | None) -> Pattern | None:

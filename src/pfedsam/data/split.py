@@ -22,7 +22,8 @@ from pfedsam.core.files import read_regular
 from pfedsam.core.log import get_logger
 from pfedsam.core.options import Options, first_mistake
 from pfedsam.core.text import name_cases
-from pfedsam.data.manifest import SPLITS, Case, Site, Split
+from pfedsam.data.manifest import Case, Site
+from pfedsam.data.manifest_lines import SPLITS, Split
 from pfedsam.data.readers.dicom_folders import visible_files
 
 _SCHEMA: Final = 2

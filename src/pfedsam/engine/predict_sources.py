@@ -11,7 +11,7 @@ from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.files import refuse_broken_link
 from pfedsam.core.log import get_logger
 from pfedsam.data.entries import entry_of, find_unread_among_dicom, may_be_image, stem_of
-from pfedsam.data.manifest import READABLE
+from pfedsam.data.manifest_lines import READABLE
 from pfedsam.data.readers import kind_of
 from pfedsam.data.readers.dicom_files import Series, find_images, may_hold_picture, short_digest
 from pfedsam.data.readers.dicom_folders import looks_like_dicom

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pfedsam.core.log import get_logger
 from pfedsam.core.tensors import NamedTensors
-from pfedsam.data.manifest import Site, Split
+from pfedsam.data.manifest import Site
+from pfedsam.data.manifest_lines import Split
 from pfedsam.data.site_summary import summarize_data
 from pfedsam.data.split import USED, refuse_changed_files
 from pfedsam.engine.model_selection import SiteModels, models_of

@@ -6,7 +6,8 @@ import pytest
 
 from pfedsam.data.facts import CaseFacts, MaskFacts, SiteFacts
 from pfedsam.data.images import ImageOptions
-from pfedsam.data.manifest import Case, Site, Split
+from pfedsam.data.manifest import Case, Site
+from pfedsam.data.manifest_lines import Split
 from pfedsam.data.suspicions.classes import absent_from_training, sparse_class
 
 

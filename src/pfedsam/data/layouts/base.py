@@ -26,7 +26,8 @@ from pfedsam.core.files import read_regular
 from pfedsam.core.text import is_text, some_of
 from pfedsam.data.images import PICTURE_ERRORS
 from pfedsam.data.labels import LabelMap
-from pfedsam.data.manifest import CASE_NAME, LONGEST_NAME, MANIFEST, Split
+from pfedsam.data.manifest import LONGEST_NAME
+from pfedsam.data.manifest_lines import CASE_NAME, MANIFEST, Split
 from pfedsam.data.readers import PICTURES
 from pfedsam.data.readers.nifti import NIFTI_ERRORS
 

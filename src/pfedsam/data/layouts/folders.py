@@ -16,7 +16,6 @@ from pfedsam.data.images import ImageOptions
 from pfedsam.data.layouts.base import Classes, FoundCase, Layout, site_name, subfolders
 from pfedsam.data.loader import load_ids
 from pfedsam.data.manifest import (
-    MANIFEST,
     PARTS_REMEDY,
     Case,
     Site,
@@ -27,6 +26,7 @@ from pfedsam.data.manifest import (
     unlisted_files,
     unread_files,
 )
+from pfedsam.data.manifest_lines import MANIFEST
 from pfedsam.data.readers import MaskReader
 from pfedsam.data.readers.nifti import NiftiReader
 from pfedsam.data.volume_case import open_case, open_case_mask

@@ -9,7 +9,7 @@ from typing import Final
 from pfedsam.core.text import percent
 from pfedsam.data.facts import SiteFacts
 from pfedsam.data.labels import BACKGROUND, LabelMap
-from pfedsam.data.manifest import SPLITS
+from pfedsam.data.manifest_lines import SPLITS
 from pfedsam.data.palettes import other_colours
 from pfedsam.data.suspicions.finding import Finding, Study, case_ids
 

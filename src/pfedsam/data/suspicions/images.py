@@ -8,7 +8,7 @@ import numpy as np
 
 from pfedsam.data.facts import CaseFacts, SiteFacts, StoredVoxels
 from pfedsam.data.images import Stored
-from pfedsam.data.manifest import MANIFEST
+from pfedsam.data.manifest_lines import MANIFEST
 from pfedsam.data.suspicions.finding import Finding, Study, case_ids
 from pfedsam.data.volume_options import Plane
 

@@ -9,7 +9,8 @@ from typing import Final
 
 from pfedsam.core.text import SHOWN, some_of
 from pfedsam.data.facts import SiteFacts
-from pfedsam.data.manifest import MANIFEST, PARTS_REMEDY, READABLE, Case, are_parts, images_of_no_case
+from pfedsam.data.manifest import PARTS_REMEDY, Case, are_parts, images_of_no_case
+from pfedsam.data.manifest_lines import MANIFEST, READABLE
 from pfedsam.data.suspicions.finding import Finding, Study, case_ids
 
 _LISTED: Final = 20
