@@ -2,7 +2,7 @@
 
 The mean of the sites' changes, Delta_t, is added to a velocity: v_t = beta v_{t-1} + Delta_t, x_{t+1} = x_t + v_t, from v_{-1} = 0. With
 beta = 0 this is FedAvg. Shared parameters and training at the sites are those of our `fedavg`. Ours differs: sites train with AdamW instead
-of SGD and keep its moments, so that a smaller beta than the paper's 0.9 is needed; 0.5 was chosen on validation (docs/decisions/0029).
+of SGD and keep its moments. Beta is 0.5 instead of the paper's 0.9; other values were not tried (docs/decisions/0029).
 """
 
 from collections.abc import Sequence
