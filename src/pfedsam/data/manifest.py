@@ -192,22 +192,19 @@ def _is_listed(name: str, folder: Path) -> bool:
     """
     if (folder / MANIFEST).is_file():
         return True
-    alike = sorted(path.name for path in folder.iterdir() if path.name.lower().startswith(MANIFEST))
-    if MANIFEST in alike:
+    names = sorted(path.name for path in folder.iterdir())
+    if MANIFEST in names:
         raise DataError(
             f"site {name!r}: {MANIFEST} is not a file but a folder, a pipe, or a link to a file that is not there; put the file there, or "
             "take the entry out"
         )
+    renamed = [one for one in names if one.lower().startswith(MANIFEST)]
+    alike = renamed or [one for one in names if _LIKE_MANIFEST.fullmatch(one)]
     if alike:
+        remedy = f"rename it to {MANIFEST}" if renamed else f"save it as {MANIFEST} (CSV UTF-8, separated by commas)"
         raise DataError(
             f"site {name!r}: its folder holds {alike[0]!r} and no {MANIFEST}, so that the patients and the split in that file would be "
-            f"ignored; rename it to {MANIFEST}, or take it out of the folder"
-        )
-    tables = sorted(path.name for path in folder.iterdir() if _LIKE_MANIFEST.fullmatch(path.name))
-    if tables:
-        raise DataError(
-            f"site {name!r}: its folder holds {tables[0]!r} and no {MANIFEST}, so that the patients and the split in that file would be "
-            f"ignored; save it as {MANIFEST} (CSV UTF-8, separated by commas), or take it out of the folder"
+            f"ignored; {remedy}, or take it out of the folder"
         )
     return False
 

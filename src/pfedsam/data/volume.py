@@ -216,8 +216,11 @@ class _Seen:
         for plane in planes:
             self._first = float(plane.flat[0]) if self._first is None else self._first
             self._varies = self._varies or bool((plane != self._first).any())
-            self._low, self._high = min(self._low, float(plane.min())), max(self._high, float(plane.max()))
-            self._above, self._count = self._above + int(np.count_nonzero(plane > self._top)), self._count + plane.size
+            low, high = float(plane.min()), float(plane.max())
+            self._low, self._high = min(self._low, low), max(self._high, high)
+            self._count += plane.size
+            if high > self._top:
+                self._above += int(np.count_nonzero(plane > self._top))
             self._hash.update(np.ascontiguousarray(plane).data)
             yield plane
 

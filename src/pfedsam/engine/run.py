@@ -178,7 +178,7 @@ def refuse_other_inputs(options: RunOptions, folder: Path, inputs: Inputs) -> No
     refuse_other_data(options, folder, inputs)
     backbone = inputs.backbone(options)
     # A run has no state of the server before the end of its first round.
-    if backbone is not None and any((folder / name).exists() for name in (SERVER, "summary.json")):
+    if backbone is not None and any((folder / name).exists() for name in (SERVER, SUMMARY)):
         refuse_other_backbone(folder, backbone, run_id(_in_first_place(options, folder), backbone))
 
 
