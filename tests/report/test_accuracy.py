@@ -164,6 +164,23 @@ def test_a_curve_has_the_models_that_the_sites_used(fake, tmp_path):
     assert read_run(tmp_path, Cost(None, None)).curve == pytest.approx({1: 30, 2: 60})  # (20 + 40) / 2, (70 + 50) / 2
 
 
+@pytest.mark.parametrize(("recorded", "expected"), [(3, 6.0), (2, None)])
+def test_the_seconds_of_training_are_those_of_all_rounds_or_unknown(fake, tmp_path, recorded, expected):
+    run = fake.run_scores({"a": {"1": 0.5}})
+    write_summary(tmp_path / "summary.json", run.summary.model_copy(update={"rounds": 3}))
+    (tmp_path / "sites" / "a").mkdir(parents=True)
+    (tmp_path / "sites" / "a" / "scores.json").write_text(
+        json.dumps({"models": {"personal": [{"case": "1", "unit": "px", "classes": {"n": {"dice": 0.5}}}]}})
+    )
+    with RecordWriter(tmp_path / "records.jsonl") as records:
+        for round_ in range(recorded):
+            records.write({"kind": "timing", "round": round_, "train_s": 1.0 + round_})
+        records.write({"kind": "timing", "train": 8.0, "total": 9.0})  # of the whole run, with its validations
+    found = read_run(tmp_path, Cost(None, None))
+    assert found.training_seconds == expected
+    assert method_result(Line("m", "m", True), {0: found})["training_seconds"] == expected
+
+
 def test_the_validation_of_a_site_is_that_of_the_model_it_uses(fake, tmp_path):
     run = fake.run_scores({"a": {"1": 0.5}, "b": {"1": 0.5}})
     write_summary(tmp_path / "summary.json", run.summary)

@@ -68,6 +68,8 @@ class RunScores:
     """Patient by site and case; a case that is not listed counts as a patient of its own."""
     curve: Mapping[int, float] = field(default_factory=dict)
     """Dice in points of each validation during training, the mean over sites of the model in use, by round, counted from 1."""
+    training_seconds: float | None = None
+    """Wall-clock seconds in which the sites trained, without validations and test; None if a round has no record of it."""
 
 
 Runs: TypeAlias = Mapping[str, Mapping[int, RunScores]]
@@ -101,7 +103,8 @@ def read_run(folder: Path, cost: Cost) -> RunScores:
     patients = {site: {one.case: one.patient for one in found} for site, found in cases.items()}
     records = read_records(folder / "records.jsonl")
     curve = _validation_curve(records, summary.rounds, model)
-    return RunScores(summary, dice, _last_validation(records, model), cost, patients, curve)
+    training = _training_seconds(records, summary.rounds)
+    return RunScores(summary, dice, _last_validation(records, model), cost, patients, curve, training)
 
 
 def method_result(line: Line, runs: Mapping[int, RunScores]) -> dict[str, Any]:
@@ -125,6 +128,7 @@ def method_result(line: Line, runs: Mapping[int, RunScores]) -> dict[str, Any]:
         "rounds": _mean_count(s.rounds for s in summaries),
         "steps": _mean_count(s.steps for s in summaries),
         "seconds": _mean_known(run.cost.seconds for run in runs.values()),
+        "training_seconds": _mean_known(run.training_seconds for run in runs.values()),
         "cpu_seconds": _mean_known(run.cost.cpu_seconds for run in runs.values()),
     }
 
@@ -150,6 +154,14 @@ def _validation_curve(records: Sequence[Record], rounds_trained: int, model: str
         if number < rounds_trained:
             found.setdefault(number + 1, []).append(dice)
     return {number: mean(scores) for number, scores in found.items()}
+
+
+def _training_seconds(records: Sequence[Record], rounds_trained: int) -> float | None:
+    """Seconds of the training of all rounds; see `RunScores.training_seconds`."""
+    by_round = {
+        int(one["round"]): float(one["train_s"]) for one in records if one["kind"] == "timing" and "train_s" in one
+    }
+    return sum(by_round.values()) if len(by_round) == rounds_trained else None
 
 
 def _mean_curve(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:

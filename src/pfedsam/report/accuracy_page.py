@@ -244,6 +244,7 @@ def _cost_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         "rounds",
         "steps of a training site",
         "seconds",
+        "of which training",
         "CPU seconds",
     ]
     rows = [
@@ -255,6 +256,7 @@ def _cost_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             format_value(result["rounds"], 0),
             format_value(result["steps"], 0),
             format_seconds(result["seconds"]),
+            format_seconds(result["training_seconds"]),
             format_value(result["cpu_seconds"], 0),
         ]
         for label, result in results.items()
