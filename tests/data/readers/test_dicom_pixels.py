@@ -70,6 +70,31 @@ def test_what_pads_a_picture_is_as_dark_as_its_darkest_pixel(tmp_path, kind, slo
     assert set(found[0].flat) == {dark} == {found.min()}
 
 
+@pytest.mark.parametrize(
+    ("representation", "kind", "padding"), [(np.int16, "US", 63536), (np.int16, "SS", -2000), (np.uint16, "SS", -2000)]
+)
+def test_padding_is_found_whichever_sign_its_field_has(tmp_path, representation, kind, padding):
+    """The CTs of LIDC-IDRI have signed pixels and a PixelPaddingValue of 63536, which has the 16 bits of -2000."""
+    stored = np.full((6, 8, 1), 40, np.int16)
+    stored[0] = -2000
+
+    def pad(dataset: Dataset, _: int) -> None:
+        dataset.add_new("PixelPaddingValue", kind, padding)
+
+    found = _read(tmp_path / "s", stored.astype(representation), pad)
+    assert set(found.flat) == {40}
+
+
+def test_a_limit_of_0_ends_the_range_of_padding(tmp_path):
+    stored = np.full((6, 8, 1), 40, np.int16)
+    stored[0, :, 0] = np.arange(-7, 1)
+
+    def pad(dataset: Dataset, _: int) -> None:
+        dataset.PixelPaddingValue, dataset.PixelPaddingRangeLimit = -7, 0
+
+    assert set(_read(tmp_path / "s", stored, pad).flat) == {40}
+
+
 @pytest.mark.parametrize("slope", ["0", "1\\2"])
 def test_a_slope_that_means_nothing_is_told(tmp_path, slope):
     def change(dataset: Dataset, _: int) -> None:

@@ -138,7 +138,7 @@ def _without_padding(pixels: npt.NDArray[Any], dataset: Dataset, plane: Plane) -
     """Pixels [rows, columns] in which those that pad the picture have the stored value of its darkest other pixel."""
     if dataset.get("PixelPaddingValue") is None:
         return pixels
-    ends = int(dataset.PixelPaddingValue), int(dataset.get("PixelPaddingRangeLimit") or dataset.PixelPaddingValue)
+    ends = _padding_ends(dataset, pixels.dtype)
     padding = (pixels >= min(ends)) & (pixels <= max(ends))
     if not padding.any() or padding.all():
         return pixels
@@ -146,6 +146,17 @@ def _without_padding(pixels: npt.NDArray[Any], dataset: Dataset, plane: Plane) -
     dark_is_high = (_photometric(dataset) == "MONOCHROME1") != (slope < 0)
     others = pixels[~padding]
     return np.where(padding, others.max() if dark_is_high else others.min(), pixels)
+
+
+def _padding_ends(dataset: Dataset, dtype: np.dtype[Any]) -> tuple[int, int]:
+    """The first and the last stored value that pads a picture, in either order.
+
+    The fields have 16 bits. Some scanners write -2000 of signed pixels as 63536, which is the same bits without a sign.
+    """
+    limit = dataset.get("PixelPaddingRangeLimit")
+    values = [int(dataset.PixelPaddingValue), int(dataset.PixelPaddingValue if limit is None else limit)]
+    first, last = np.array(values).astype(dtype).tolist() if dtype.itemsize == 2 else values
+    return first, last
 
 
 def _ends(dtype: np.dtype[Any], dataset: Dataset) -> npt.NDArray[Any]:
