@@ -20,8 +20,9 @@ from pfedsam.data.readers.dicom_files import quiet
 from pfedsam.data.readers.dicom_pixels import open_dataset
 from pfedsam.data.readers.dicom_planes import number_of
 
-_ASCII: Final = "ISO_IR 6"
 _UTF_8: Final = "ISO_IR 192"
+_SINGLE_SETS: Final = tuple(one.value for one in hd.SpecificCharacterSetValues if one.value.startswith("ISO_IR "))
+"""The character sets without extensions that highdicom can write, all of which have the letters of ASCII."""
 _IDENTIFIERS: Final = (
     "StudyInstanceUID",
     "SeriesInstanceUID",
@@ -158,13 +159,13 @@ def _lacking(source: Dataset) -> Iterator[str]:
 
 
 def _write_in_unicode(source: Dataset, names: Sequence[str]) -> None:
-    """Turn the texts of a header into UTF-8 if its character set may lack letters of the segments' names, or has extensions.
+    """Turn the texts of a header into UTF-8, unless highdicom can write its character set, which has all letters of the segments' names.
 
-    highdicom does not read the usual form of Japanese and Korean headers, whose first character set is empty, and writes the DICOM-SEG in
-    the character set of its source.
+    highdicom writes the DICOM-SEG in the character set of its source. It does not know the usual form of Japanese and Korean headers, whose
+    first character set is empty, nor an empty field, as anonymisation leaves it, nor ASCII by its number (ISO_IR 6).
     """
-    known = source.get("SpecificCharacterSet") or _ASCII
-    if isinstance(known, str) and known.startswith("ISO_IR ") and all(name.isascii() for name in names):
+    known = "SpecificCharacterSet" not in source or source.SpecificCharacterSet in _SINGLE_SETS
+    if known and all(name.isascii() for name in names):
         return
     source.decode()
     source.SpecificCharacterSet = _UTF_8
