@@ -1,6 +1,7 @@
 """`pfedsam predict` on NIfTI files and DICOM series: which files are written, and their position in space."""
 
 import csv
+import os
 import shutil
 import subprocess
 import sys
@@ -257,6 +258,20 @@ def test_an_image_whose_results_cannot_be_written_does_not_stop_the_others(
     assert f"1mask(s)written;1image(s)couldnotbesegmented:'{long}.nii':{long}" in said
     assert Path("masks/ok.nii.gz").exists()
     assert {row["image"] for row in _rows("volumes.csv")} == {"ok"}
+
+
+def test_a_volume_whose_name_is_not_utf8_is_refused_and_does_not_stop_the_others(
+    call: Call, run: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Programs of Windows write names in its own encoding, in which the byte 0xFC is a letter."""
+    name = os.fsdecode(b"M\xfcller.nii")
+    for one in (name, "Z.nii"):
+        write_nifti(Path("new") / one, VALUES, AFFINE)
+    assert _predict(call, "new") == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"1 image(s) could not be segmented: {name!r} or its folder has a name that is not UTF-8" in said
+    assert {path.name for path in Path("masks").glob("*.nii.gz")} == {"Z.nii.gz"}
+    assert {row["image"] for row in _rows("volumes.csv")} == {"Z"}
 
 
 def test_series_of_a_folder_a_bad_one_among_them_and_resuming(

@@ -207,8 +207,9 @@ def _predict(
 ) -> Path:
     """Predict one image, write its mask, and return the mask's file (for classes that overlap, the last one)."""
     from pfedsam.data.readers.pictures import write_png
-    from pfedsam.engine.predict_jobs import refuse_unwritable, write_volume
+    from pfedsam.engine.predict_jobs import refuse_unlistable, refuse_unwritable, write_volume
 
+    refuse_unlistable(job)
     if job.volume:
         data = predictor.options.data
         case = job.case(predictor.name, data.volume.channels)

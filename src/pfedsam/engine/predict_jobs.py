@@ -8,7 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from pfedsam.core.errors import OptionError
+from pfedsam.core.errors import DataError, OptionError
+from pfedsam.core.text import is_text
 from pfedsam.data.about import about
 from pfedsam.data.entries import further_sequences, stem_of
 from pfedsam.data.images import ImageOptions
@@ -169,6 +170,19 @@ def _refuse_unknown_series(jobs: Sequence[Job], table: Mapping[str, str]) -> Non
                 f"The mask {str(job.target)!r} exists already, and {SERIES} beside it does not say of which series it is. Nothing was "
                 "written; give another --out, such as a new folder."
             )
+
+
+def refuse_unlistable(job: Job) -> None:
+    """Refuse a volume whose name the tables of sizes cannot hold, before it is segmented.
+
+    Raises:
+        DataError: the name is not UTF-8.
+    """
+    if job.volume and not is_text(job.name):
+        raise DataError(
+            f"{job.path.name!r} or its folder has a name that is not UTF-8 and cannot be written into {SIZES}; rename it, for example to "
+            "ASCII letters and digits"
+        )
 
 
 def refuse_unwritable(case: Case, image: ImageOptions, options: VolumeOptions, names: Sequence[str]) -> None:
