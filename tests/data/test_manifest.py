@@ -153,6 +153,18 @@ def test_names_that_are_not_utf8_are_refused(site_folder, part):
     )
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not allow such names")
+def test_a_folder_whose_path_is_not_utf8_is_refused(site_folder, tmp_path):
+    """In the encoding of Windows for western Europe the byte 0xFC is a letter."""
+    above = tmp_path / os.fsdecode(b"M\xfcnchen")
+    above.mkdir()
+    site_folder("a").rename(above / "north")
+    with pytest.raises(
+        DataError, match=r"site 'north': the path '.*/M\\udcfcnchen/north' contains bytes that are not UTF-8"
+    ):
+        read_site("north", above / "north")
+
+
 def test_every_entry_that_is_not_read_is_found(site_folder):
     folder = site_folder("a")
     (folder / "images" / "p5").mkdir()

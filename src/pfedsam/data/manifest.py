@@ -124,7 +124,8 @@ def read_site(
         channels: endings of the names of two or three sequences that make up a case.
 
     Raises:
-        DataError: the folder is missing, empty or ambiguous, or the manifest is not a file, has another name, or has a wrong line.
+        DataError: the folder is missing, empty or ambiguous, its path is not UTF-8, or the manifest is not a file, has another name, or
+            has a wrong line.
         OptionError: the name or the pattern cannot be used.
     """
     check_name(name)
@@ -133,6 +134,11 @@ def read_site(
     if not os.path.isdir(folder):
         raise DataError(
             f"site {name!r}: there is no folder {str(folder)!r}; correct its path in the configuration (relative to that file)"
+        )
+    if not is_text(str(folder.absolute())):
+        raise DataError(
+            f"site {name!r}: the path {str(folder.absolute())!r} contains bytes that are not UTF-8, which no file of a run can hold; "
+            "rename that folder, for example to ASCII letters and digits"
         )
     found = (
         _from_manifest(name, folder, pattern)
