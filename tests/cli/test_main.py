@@ -2,9 +2,11 @@
 
 import errno
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import MISSING
 from importlib.metadata import version
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from pfedsam.cli.console import OUT
 from pfedsam.cli.main import _WITH_RESUME, app
 from pfedsam.engine.onboarding import Newcomer
 from pfedsam.engine.round_policy import RoundPolicy
@@ -44,6 +47,18 @@ COMMANDS = [
 def test_the_version_is_that_of_the_package(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--version") == 0
     assert capsys.readouterr().out == f"pfedsam {version('pfedsam')}\n"
+
+
+@pytest.mark.parametrize(("encoding", "written"), [("ascii", rb"Tum\xf6r \u5317"), ("latin-1", b"Tum\xf6r \\u5317")])
+def test_letters_that_the_encoding_of_the_output_lacks_are_no_error(
+    call: Call, monkeypatch: pytest.MonkeyPatch, encoding: str, written: bytes
+) -> None:
+    content = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(content, encoding=encoding))
+    assert call("--version") == 0
+    OUT.print("Tum\u00f6r \u5317")
+    sys.stdout.flush()
+    assert content.getvalue().splitlines()[1] == written
 
 
 @pytest.mark.parametrize("command", COMMANDS)

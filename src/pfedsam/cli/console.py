@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -60,6 +61,17 @@ def show_warnings() -> None:
     for handler in [one for one in logger.handlers if isinstance(one, _Warnings)]:
         logger.removeHandler(handler)
     logger.addHandler(_Warnings())
+
+
+def print_in_any_encoding() -> None:
+    """From now on, write letters that the encoding of the output lacks by their numbers in Unicode, instead of ending with an error.
+
+    Terminals and files of output need not be UTF-8: other encodings are those of a locale such as de_DE.ISO-8859-1, of files that Windows
+    writes, and of PYTHONIOENCODING. Names of sites, classes and files may have any letter.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_error(text: str, kind: str = "") -> None:

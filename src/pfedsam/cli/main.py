@@ -11,7 +11,7 @@ from typer._click.exceptions import ClickException
 
 from pfedsam import __version__
 from pfedsam.cli import bench, coordinator, data, onboard, options, results, run, site, weights
-from pfedsam.cli.console import ERR, OUT, print_error, show_warnings
+from pfedsam.cli.console import ERR, OUT, print_error, print_in_any_encoding, show_warnings
 from pfedsam.cli.paragraphs import join_help
 from pfedsam.core.errors import OptionError, PfedsamError, RunError, StoreError
 
@@ -77,6 +77,7 @@ def main() -> None:
         OSError: a system error that concerns neither a file nor a full disk.
         RuntimeError: an error of torch other than a lack of memory.
     """  # noqa: DOC501 - the interrupt is caught here
+    print_in_any_encoding()
     show_warnings()
     try:
         _refuse_empty(sys.argv[1:])
