@@ -315,3 +315,21 @@ def test_voxels_that_are_no_numbers_and_masks_that_are_no_ids(tmp_path):
     mask = NiftiReader(write_nifti(tmp_path / "m.nii", np.full((3, 4, 5), 0.9999)))
     with pytest.raises(DataError, match=r"its mask 'm.nii' holds 0.9999 where ids"):
         mask.mask_slice(0)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint16])
+@pytest.mark.parametrize("highest", [2, 4, 7, 14])
+def test_ids_that_nibabel_rounded_to_multiples_of_a_slope_are_read(tmp_path, kind, highest):
+    """`Nifti1Image(mask, image.affine, image.header)` with a mask of real numbers: nibabel scales them to the integers of the header."""
+    image = nib.load(write_nifti(tmp_path / "image.nii", np.zeros((3, 4, 5), kind)))
+    ids = np.arange(60.0).reshape(3, 4, 5) % (highest + 1)
+    nib.save(nib.Nifti1Image(ids, image.affine, image.header), tmp_path / "m.nii")
+    assert np.abs(nib.load(tmp_path / "m.nii").get_fdata() - ids).max() > 1e-5
+    np.testing.assert_array_equal(all_planes(NiftiReader(tmp_path / "m.nii", mask=True), mask=True), ids)
+
+
+def test_soft_values_in_multiples_of_a_slope_are_no_ids(tmp_path):
+    image = nib.load(write_nifti(tmp_path / "image.nii", np.zeros((3, 4, 5), np.uint8)))
+    nib.save(nib.Nifti1Image(np.linspace(0, 1, 60).reshape(3, 4, 5), image.affine, image.header), tmp_path / "m.nii")
+    with pytest.raises(DataError, match=r"where ids \(whole numbers from 0\) are needed"):
+        all_planes(NiftiReader(tmp_path / "m.nii", mask=True), mask=True)

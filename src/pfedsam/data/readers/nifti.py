@@ -45,6 +45,8 @@ _HIGHEST_ID: Final = 2**53
 """Above it, float64 cannot represent every whole number."""
 _ID_ERROR: Final = 1e-5
 """Largest difference of an id from a whole number, caused by rounding of the slope."""
+_ROUGHEST_STEP: Final = 0.1
+"""Largest slope whose multiples a program may have rounded ids to, when it wrote real numbers in the integers of an image's header."""
 
 
 def looks_like_nifti(path: Path) -> bool:
@@ -109,6 +111,8 @@ class NiftiReader:
         except NIFTI_ERRORS as exc:
             raise DataError(_damaged(path, "its header cannot be read")) from exc
         self._slope, self._inter = 1.0 if slope is None else float(slope), float(inter or 0.0)
+        step = abs(self._slope)
+        self._id_error = _ID_ERROR + (step / 2 if step <= _ROUGHEST_STEP else 0.0)
         self._check_type()
         self._frame, shape = self._choose(frame)
         self._offset = self._check_offset()
@@ -148,7 +152,7 @@ class NiftiReader:
         """
         values = self._plane(index, axis)
         ids = np.rint(values)
-        wrong = ~np.isfinite(values) | (np.abs(values - ids) > _ID_ERROR) | (ids < 0) | (ids > _HIGHEST_ID)
+        wrong = ~np.isfinite(values) | (np.abs(values - ids) > self._id_error) | (ids < 0) | (ids > _HIGHEST_ID)
         if wrong.any():
             raise DataError(
                 f"its mask {self.path.name!r} holds {values[wrong].flat[0]:g} where ids (whole numbers from 0) are needed; save "
