@@ -116,6 +116,21 @@ def test_a_series_is_of_one_patient_study_and_frame_of_reference(tmp_path, field
     assert len(choose_series(find_images(incomplete), None, "incomplete").planes) == 3
 
 
+@pytest.mark.parametrize(("patients", "help_with_uids"), [("1", True), ("123", False)])
+def test_slices_that_were_written_one_by_one_are_told_apart_from_several_studies(tmp_path, patients, help_with_uids):
+    """The example DicomSeriesFromArray of SimpleITK writes each slice with a StudyInstanceUID of its own."""
+
+    def singly(dataset: Dataset, k: int) -> None:
+        dataset.StudyInstanceUID, dataset.PatientID = f"1.2.{k + 1}", patients[k % len(patients)]
+
+    folder = write_series(tmp_path / "s", VALUES, change=singly)
+    with pytest.raises(DataError, match=r"belong to several (patients and )?studies") as caught:
+        choose_series(find_images(folder), None, "s")
+    assert (
+        "write the same StudyInstanceUID and FrameOfReferenceUID into all of them" in str(caught.value)
+    ) is help_with_uids
+
+
 @pytest.mark.parametrize("described", [1, 3])
 def test_a_file_that_does_not_describe_each_of_its_frames_is_damaged(tmp_path, described):
     path = write_enhanced(tmp_path / "s", [(VALUES[..., k], 3.0 * k, Dataset()) for k in range(2)])

@@ -122,6 +122,8 @@ class Series:
     image_type: tuple[str, ...]
     mixed: tuple[str, ...]
     """The kinds of things to several of which the pictures belong, such as patients; empty in a sound series."""
+    written_singly: bool
+    """Whether each of three or more files of one patient names a study or a frame of reference of its own."""
     started: float | None = field(repr=False)
     """Seconds since a fixed day; compared with those of other series, never shown."""
     words: str = field(repr=False)
@@ -323,9 +325,15 @@ def _refuse_mixed(series: Series, name: str) -> None:
         DataError: it is such a series.
     """
     if series.mixed:
+        remedy = (
+            "each file names its own, as where a program wrote the slices one by one (SimpleITK does); if they are of one scan, write the "
+            "same StudyInstanceUID and FrameOfReferenceUID into all of them"
+            if series.written_singly
+            else "leave the pictures that belong together in the folder, and take the others out"
+        )
         raise DataError(
             f"{name!r} holds one DICOM series whose pictures belong to several {' and '.join(series.mixed)}, and those of a volume belong "
-            "to one; leave the pictures that belong together in the folder, and take the others out"
+            f"to one; {remedy}"
         )
 
 
@@ -405,6 +413,7 @@ def _series(number: int, members: Sequence[_Picture], digest: str) -> Series:
     heads = {id(one): one for one, _ in members}.values()
     with reading_fields(first.path):
         samples, patients = int(number_of(head.get("SamplesPerPixel"), 1)), _values_of(heads, "PatientID")
+        origins = {what: len(_values_of(heads, keyword)) for keyword, what in _ORIGINS.items()}
         return Series(
             number=number,
             planes=tuple(plane for _, plane in members),
@@ -418,7 +427,8 @@ def _series(number: int, members: Sequence[_Picture], digest: str) -> Series:
             depth_frames=str(head.get("VolumetricProperties", "")) == "VOLUME",
             frame_of_reference=str(head.get("FrameOfReferenceUID", "")) or None,
             image_type=first.image_type,
-            mixed=tuple(what for keyword, what in _ORIGINS.items() if len(_values_of(heads, keyword)) > 1),
+            mixed=tuple(what for what, number in origins.items() if number > 1),
+            written_singly=len(patients) < 2 < len(heads) and len(heads) in origins.values(),
             started=_started(heads),
             words=f"{head.get('SeriesDescription', '')} {head.get('ProtocolName', '')}".lower(),
             uid=str(head.get("SeriesInstanceUID", "")) or None,
