@@ -158,6 +158,32 @@ def test_colour_of_12_bits_reaches_full_brightness(tmp_path):
     assert set(reader.slice(0).flat) == {1.0}
 
 
+@pytest.mark.parametrize(
+    ("bits", "table", "brightest"),
+    [
+        (8, np.arange(256, dtype="u1"), 255),
+        (16, np.arange(256, dtype="<u2") * 257, 65535),
+        (16, np.arange(256, dtype="u1"), 255),
+        (16, np.arange(256, dtype="<u2"), 255),
+    ],
+)
+def test_colours_of_a_palette_that_are_called_wider_than_they_are_reach_full_brightness(
+    tmp_path, bits, table, brightest
+):
+    """The last two tables have colours of 8 bits, and a header that gives 16."""
+    indices = np.arange(48, dtype=np.uint8).reshape(6, 8, 1) + 200
+
+    def colour(dataset: Dataset, _: int) -> None:
+        dataset.PhotometricInterpretation = "PALETTE COLOR"
+        for name in ("Red", "Green", "Blue"):
+            setattr(dataset, f"{name}PaletteColorLookupTableDescriptor", [256, 0, bits])
+            setattr(dataset, f"{name}PaletteColorLookupTableData", table.tobytes())
+
+    (plane,) = DicomReader(write_series(tmp_path / "s", indices, UPWARD, change=colour)).planes()
+    expected = table[indices[..., 0]].astype(float) / brightest
+    np.testing.assert_allclose(plane, np.repeat(expected[..., None], 3, axis=2), atol=1e-6)
+
+
 def test_floating_point_pixels_are_of_a_floating_point_type(tmp_path):
     def floats(dataset: Dataset, k: int) -> None:
         del dataset.PixelData, dataset.PixelRepresentation

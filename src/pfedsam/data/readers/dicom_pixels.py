@@ -167,10 +167,19 @@ def _ends(dtype: np.dtype[Any], dataset: Dataset) -> npt.NDArray[Any]:
 
 def _brightest(dataset: Dataset) -> int:
     """The stored value of full brightness of a colour."""
-    bits = dataset.BitsStored
-    if _photometric(dataset) == PALETTE:
-        bits = dataset.RedPaletteColorLookupTableDescriptor[2]
+    bits = _palette_bits(dataset) if _photometric(dataset) == PALETTE else dataset.BitsStored
     return int(2 ** int(bits) - 1)
+
+
+def _palette_bits(dataset: Dataset) -> int:
+    """The number of bits of the colours of a palette: 8 if they are of 8 bits, also where the header gives 16, as some programs do."""
+    entries, _, bits = dataset.RedPaletteColorLookupTableDescriptor
+    tables = [bytes(dataset.get(f"{name}PaletteColorLookupTableData") or b"") for name in ("Red", "Green", "Blue")]
+    if bits != 16 or not all(tables):  # a table may also be stored in segments
+        return int(bits)
+    in_bytes = all(len(table) < 2 * (entries or 2**16) for table in tables)
+    order = "<u2" if dataset.original_encoding[1] is not False else ">u2"
+    return 8 if in_bytes or max(int(np.frombuffer(table, order).max()) for table in tables) < 2**8 else 16
 
 
 def _modality(stored: npt.NDArray[Any], plane: Plane, dataset: Dataset) -> npt.NDArray[np.float64]:
