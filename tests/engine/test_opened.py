@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from pfedsam.engine.predict_volume import PredictOptions
 from pfedsam.engine.round_policy import RoundPolicy
 from pfedsam.engine.run import run
 from pfedsam.engine.server_files import SERVER
+from pfedsam.engine.site_session import SiteScorer
 from pfedsam.engine.study_folder import create_study
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import read_manifest
@@ -100,6 +103,31 @@ def test_a_model_on_other_weights_of_its_backbone_is_refused(
     assert (folder / "summary.json").read_bytes() == summary
     assert (open_run(folder).site(site).predict(image) == mask).all()
     assert caplog.text == ""
+
+
+def test_predictions_of_several_threads_wait_for_each_other(
+    folder: Path, toy_options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All sites use one model in memory, into which their parameters are written."""
+    opened, inside, most = open_run(folder), [], []
+    sites = {name: opened.site(name) for name in toy_options.data.sites}
+    images = {name: min((data / "images").iterdir()) for name, data in toy_options.data.sites.items()}
+    alone = {name: site.predict(images[name]) for name, site in sites.items()}
+    one = SiteScorer.predict
+
+    def watched(self, *args):
+        inside.append(self)
+        most.append(len(inside))
+        time.sleep(0.02)
+        found = one(self, *args)
+        inside.pop()
+        return found
+
+    monkeypatch.setattr(SiteScorer, "predict", watched)
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda name: sites[name].predict(images[name]), alone))
+    assert set(most) == {1}
+    assert all((found == alone[name]).all() for name, found in zip(alone, together, strict=True))
 
 
 def test_a_folder_of_a_comparison_names_the_runs_in_it(folder: Path, tmp_path: Path) -> None:

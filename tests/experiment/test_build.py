@@ -1,5 +1,7 @@
 """Options are turned into objects; options that do not fit together are refused with their names."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from volume_files import write_nifti
 
 from pfedsam.core.errors import DataError, OptionError, PfedsamError
+from pfedsam.core.tensors import digest
 from pfedsam.data.manifest import Case, Site
 from pfedsam.data.manifest_lines import Split
 from pfedsam.data.tiling import TilingOptions
@@ -29,10 +32,32 @@ from pfedsam.experiment.build import (
     with_site_spacing,
 )
 from pfedsam.experiment.options import RunOptions
+from pfedsam.model.build import build_segmenter
 
 
 def method(options: RunOptions, name: str) -> RunOptions:
     return options.model_copy(update={"method": name})
+
+
+def test_several_threads_build_their_models_one_after_the_other(
+    toy_options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The initial weights of the small U-Net come from torch's generator of the process, which is seeded for them."""
+    alone, inside, most = digest(build_model(toy_options).initial), [], []
+
+    def watched(*args: Any, **options: Any) -> Any:
+        inside.append(args)
+        most.append(len(inside))
+        time.sleep(0.02)
+        found = build_segmenter(*args, **options)
+        inside.pop()
+        return found
+
+    monkeypatch.setattr("pfedsam.experiment.build.build_segmenter", watched)
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(build_model, 2 * [toy_options]))
+    assert most == [1, 1]
+    assert [digest(one.initial) for one in together] == [alone, alone]
 
 
 def test_every_process_of_a_run_starts_with_the_same_model(toy_options: RunOptions) -> None:

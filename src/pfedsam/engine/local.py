@@ -26,7 +26,7 @@ from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.messages import Reply, Request, reply_to_wire, request_from_wire
 from pfedsam.federation.site_policy import RefusedError, read_broadcast
 from pfedsam.federation.tasks import Task
-from pfedsam.model.numerics import configure_numerics, find_device
+from pfedsam.model.numerics import COMPUTING, configure_numerics, find_device
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,10 @@ class LocalSites:
             study = self.study
             host = LocalHost(study.options, OneStudy(study.manifest), study.sites[name], study.folder, self.built)
             self._agents[name] = SiteAgent(host)
-        return reply_to_wire(self._agents[name].answer(request_from_wire(request)))
+        runtime = self.study.options.runtime
+        with COMPUTING:
+            configure_numerics(runtime.threads, runtime.device)  # another run in this process may have other settings
+            return reply_to_wire(self._agents[name].answer(request_from_wire(request)))
 
 
 @dataclass(frozen=True)

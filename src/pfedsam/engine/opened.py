@@ -47,7 +47,7 @@ from pfedsam.experiment.load import read_config, with_overrides
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.site_policy import SitePolicy
-from pfedsam.model.numerics import configure_numerics
+from pfedsam.model.numerics import COMPUTING, configure_numerics
 from pfedsam.model.partition import Kind
 from pfedsam.report.summary_file import PartSizes, Summary, read_summary
 
@@ -98,7 +98,8 @@ class OpenSite:
         images = build_images(options, (case,), self.built.model.image_size)
         model = next(iter(models_of(options, self.built).values()))
         scorer = SiteScorer(options, self.name, self.built)
-        return scorer.predict(images, model, self.parameters)[0]  # type: ignore[no-any-return]
+        with COMPUTING:
+            return scorer.predict(images, model, self.parameters)[0]  # type: ignore[no-any-return]
 
     def predict_volume(
         self, case: Case, predict_options: PredictOptions, tell: Callable[[int, int], None] | None = None
@@ -109,7 +110,8 @@ class OpenSite:
             DataError: the volume cannot be read, or the model was trained on another number of sequences or other planes.
         """
         case, options = self._as_trained(case)
-        return predict_volume_file(options, self.built, self.parameters, case, predict_options, tell)
+        with COMPUTING:
+            return predict_volume_file(options, self.built, self.parameters, case, predict_options, tell)
 
     def _as_trained(self, case: Case) -> tuple[Case, RunOptions]:
         """The case with the spacing of the site, and the options with which it is cut in the plane of the training volumes.
@@ -197,7 +199,7 @@ class OpenRun:
                 f"The folder {self.folder.name!r} is of a study between hospitals: its test images are at the sites, which score them when "
                 "the study ends. `pfedsam report` writes the report again."
             )
-        with exclusive(self.folder):
+        with exclusive(self.folder), COMPUTING:
             return self._evaluate(progress or silent, folders or {})
 
     def _evaluate(self, tell: Progress, folders: Mapping[str, Path]) -> Summary:

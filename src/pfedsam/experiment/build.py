@@ -30,7 +30,7 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.methods import configured
 from pfedsam.federation.methods.base import Method
 from pfedsam.model.build import build_segmenter
-from pfedsam.model.numerics import CPU
+from pfedsam.model.numerics import COMPUTING, CPU
 from pfedsam.model.partition import Kind, Partition
 from pfedsam.model.prefix import PrefixCache, PrefixOptions
 from pfedsam.model.segmenter import Segmenter
@@ -224,7 +224,8 @@ def build_model(options: RunOptions, device: torch.device = CPU, *, may_download
     model_options = method.adapt(options.model)
     classes = len(options.data.label_map().names)
     generator = rng.generator(options.seed, "model")
-    built = build_segmenter(model_options, classes, generator, device, may_download=may_download)
+    with COMPUTING:  # MONAI's U-Net draws its weights from the generator of the process
+        built = build_segmenter(model_options, classes, generator, device, may_download=may_download)
     model = built.model
     placement = method.placement(model_options)
     idle = sorted(model.groups(lambda part: part.addition) - set(placement))

@@ -1,6 +1,7 @@
 """Device, number of threads and precision of matrix products on this machine."""
 
 from functools import cache
+from threading import RLock
 from typing import Final, Literal, TypeAlias
 
 import torch
@@ -11,6 +12,11 @@ from pfedsam.core.options import Device
 Precision: TypeAlias = Literal["float32", "bfloat16", "auto"]
 """Precision of frozen weights; `auto` is bfloat16 if this machine computes it fast, else float32."""
 CPU: Final = torch.device("cpu")
+COMPUTING: Final = RLock()
+"""Held by a thread while it computes with a model, so that several threads of a program compute one after the other.
+
+Threads, precision and kernels are settings of torch for the whole process, and all sites of a run write their parameters into one model.
+"""
 _SIZE = 384
 """Rows and columns of the matrices with which the precisions are compared."""
 _SAME_CLASS = 4.0
