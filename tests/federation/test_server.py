@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -45,3 +47,32 @@ def test_a_round_with_fewer_updates_than_the_step_needs_says_how_many(updates, s
     ) as caught:
         aggregate(state, updates, spec, registered, NeedsFive())
     assert caught.value.result.accepted == tuple(sorted(registered))
+
+
+W = torch.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (lambda state: {"w": W}, "gave a dict and not a ServerState for round 5"),
+        (lambda state: replace(state, shared={"w": W}), "gave a state whose round is 4 and not 5"),
+        (
+            lambda state: ServerState(5, {"v": W}),
+            r"other tensors than the shared ones \(missing: \['w'\], unexpected: \['v'\]\)",
+        ),
+        (lambda state: ServerState(5, {"w": W[None]}), r"gave w as float32 \[1, 2\] and not as float32 \[2\]"),
+        (lambda state: ServerState(5, {"w": W.double()}), r"gave w as float64 \[2\] and not as float32 \[2\]"),
+        (lambda state: ServerState(5, {"w": W / 0}), "gave w with values that are not finite"),
+        (lambda state: ServerState(5, {"w": W}, {"steps": 1}), "gave a memory whose 'steps' is a int and not a tensor"),
+    ],
+)
+def test_a_server_step_that_gives_what_no_site_can_train_from_is_refused_and_named(given, says):
+    class Mistaken(WeightedMean):
+        def apply(self, state, updates):
+            return given(state)
+
+    state = ServerState(4, {"w": torch.zeros(2)})
+    updates = [Update("north", 4, {"w": W}, 3)]
+    with pytest.raises(RunError, match=f"The server step Mistaken of the method .*{says}"):
+        aggregate(state, updates, UpdateSpec.of(state.shared), {"north": 3}, Mistaken())

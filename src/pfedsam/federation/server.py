@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from pfedsam.core import tensors
+from pfedsam.core.errors import RunError
 from pfedsam.core.tensors import NamedTensors
 from pfedsam.federation.aggregation import (
     ALL_ANNOTATED,
@@ -20,7 +21,7 @@ from pfedsam.federation.aggregation import (
     weighted_mean,
 )
 from pfedsam.federation.bounds import NO_LIMITS, Limits
-from pfedsam.federation.update import Update, UpdateSpec
+from pfedsam.federation.update import TensorSpec, Update, UpdateSpec
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def aggregate(
 
     Raises:
         TooFewUpdatesError: fewer updates were accepted than the server step needs; `state` stays valid.
-        RunError: a registered number of training cases is not allowed.
+        RunError: a registered number of training cases is not allowed, or the server step gave a state that no site can train from.
     """
     result = accept(updates, spec, round=state.round, registered=registered, received=state.shared, limits=limits)
     if len(result.updates) < step.least_updates:
@@ -138,7 +139,39 @@ def aggregate(
         result.updates, annotations, state.shared, step.combine, max_share=limits.max_share, least=step.least_updates
     )
     kept = annotations.kept_rows(result.accepted, least=step.least_updates)
-    return _with_kept_rows(step.apply(state, by_class), state, kept), result
+    after = step.apply(state, by_class)
+    if problem := _problem(after, state, spec):
+        raise RunError(
+            f"The server step {type(step).__name__} of the method gave {problem} for round {state.round + 1}. The state before this round "
+            "is kept: correct the step, and continue."
+        )
+    return _with_kept_rows(after, state, kept), result
+
+
+def _problem(after: object, before: ServerState, spec: UpdateSpec) -> str | None:
+    """What is wrong with the state that a server step gave; None if sites can train from it."""
+    if not isinstance(after, ServerState):
+        return f"a {type(after).__name__} and not a ServerState"
+    if after.round != before.round + 1:
+        return f"a state whose round is {after.round} and not {before.round + 1}"
+    if after.shared.keys() != spec.tensors.keys():
+        missing, extra = (sorted(names)[:3] for names in _differences(spec.tensors, after.shared))
+        return f"other tensors than the shared ones (missing: {missing}, unexpected: {extra})"
+    for name, expected in spec.tensors.items():
+        given = after.shared[name]
+        if TensorSpec(tuple(given.shape), given.dtype) != expected:
+            return f"{name} as {TensorSpec(tuple(given.shape), given.dtype)} and not as {expected}"
+        if not bool(given.isfinite().all()):
+            return f"{name} with values that are not finite"
+    wrong = [name for name, value in after.memory.items() if not isinstance(value, Tensor)]
+    return (
+        f"a memory whose {wrong[0]!r} is a {type(after.memory[wrong[0]]).__name__} and not a tensor" if wrong else None
+    )
+
+
+def _differences(expected: Mapping[str, object], given: Mapping[str, object]) -> tuple[set[str], set[str]]:
+    """The names that are missing from `given`, and those that are only there."""
+    return set(expected) - set(given), set(given) - set(expected)
 
 
 def _with_kept_rows(after: ServerState, before: ServerState, rows: Mapping[str, Sequence[Row]]) -> ServerState:
