@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from pfedsam.core.errors import OptionError
+from pfedsam.core.registry import by_name
 from pfedsam.data.layouts import (
     acdc,
     dsb2018,
@@ -23,7 +23,7 @@ from pfedsam.data.layouts.base import Imported, Layout, refuse_missing, write_si
 __all__ = ["LAYOUTS", "Imported", "Layout", "find_layout", "write_sites"]
 
 _MODULES = (saml, prostate_slices, fundus, mms, acdc, dsb2018, retina, nnunet, msd, fets, folders)
-LAYOUTS: Mapping[str, Layout] = MappingProxyType({module.LAYOUT.name: module.LAYOUT for module in _MODULES})
+LAYOUTS: Mapping[str, Layout] = by_name("layout", [module.LAYOUT for module in _MODULES])
 
 
 def find_layout(name: str | None, source: Path) -> Layout:

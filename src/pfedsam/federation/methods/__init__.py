@@ -1,12 +1,12 @@
 """The registry of methods; each method is one file."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from pydantic import Field, create_model
 
 from pfedsam.core.errors import OptionError
 from pfedsam.core.options import Options
+from pfedsam.core.registry import by_name
 from pfedsam.federation.methods import (
     centralized,
     centralized_finetuned,
@@ -59,7 +59,7 @@ _MODULES = (
     centralized,
     centralized_finetuned,
 )
-METHODS: Mapping[str, Method] = MappingProxyType({module.METHOD.name: module.METHOD for module in _MODULES})
+METHODS: Mapping[str, Method] = by_name("method", [module.METHOD for module in _MODULES])
 
 _OWN = {
     name: (type(method.own), Field(default=method.own, description=f"Options of the method {name}."))
