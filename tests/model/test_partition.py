@@ -26,6 +26,7 @@ def test_every_parameter_has_one_kind() -> None:
     ("components", "placement", "words"),
     [
         (COMPONENTS, {"third": "shared"}, "third"),
+        (COMPONENTS, {"first": "Shared"}, "Component 'first' is placed as 'Shared'; allowed: frozen, shared, local"),
         ({**COMPONENTS, "third": ("2.weight",)}, {}, "no such parameter"),
         ({**COMPONENTS, "third": ("1.weight",)}, {}, "another component"),
     ],

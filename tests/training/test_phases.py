@@ -1,5 +1,6 @@
 """The proximal term by hand, and which parameters learn at which rate."""
 
+import re
 from typing import Any, Literal
 
 import pytest
@@ -210,6 +211,26 @@ def test_taught_in_the_first_step_both_models_learn_from_its_first_half(halves: 
 def test_a_name_that_would_break_the_names_of_losses_and_states_is_refused(name: str) -> None:
     with pytest.raises(OptionError, match="lower-case letters and underscores"):
         PhaseSpec(name, ("shared",), ("shared",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"trains": ()}, "has trains=()"),
+        ({"trains": ("shard",)}, "has trains=('shard',); give one or more of 'shared', 'local' in a tuple"),
+        ({"trains": "shared"}, "has trains='shared'"),  # a comma was forgotten
+        ({"supervised": ()}, "has supervised=()"),
+        (
+            {"supervised": ("global",)},
+            "has supervised=('global',); give one or more of 'shared', 'personal' in a tuple",
+        ),
+        ({"taught": "global"}, "has taught=('global',)"),
+        ({"steps": 0}, "has 0 steps"),
+    ],
+)
+def test_a_phase_that_trains_nothing_is_refused(changes: dict[str, object], says: str) -> None:
+    with pytest.raises(OptionError, match=re.escape(f"The phase global {says}")):
+        PhaseSpec("global", **{"trains": ("shared",), "supervised": ("shared",), **changes})  # type: ignore[arg-type]
 
 
 def _objective(model: PersonalSam, spec: PhaseSpec) -> _Objective:

@@ -39,13 +39,17 @@ class Partition:
             placement: kind of each component.
 
         Raises:
-            PartitionError: a component is unknown, contains a parameter that the model lacks, or overlaps another.
+            PartitionError: a component or its kind is unknown, or a component contains a parameter that the model lacks, or overlaps
+                another.
         """
         unknown = set(placement) - set(components)
         if unknown:
             raise PartitionError(
                 f"The model has no component {', '.join(sorted(unknown))}; it has {', '.join(sorted(components))}."
             )
+        for component, kind in placement.items():
+            if kind not in _KINDS:
+                raise PartitionError(f"Component {component!r} is placed as {kind!r}; allowed: {', '.join(_KINDS)}.")
         names = {name for name, _ in model.named_parameters()}
         owners = _owners(names, components)
         kinds = {name: placement.get(owners.get(name, ""), "frozen") for name in sorted(names)}

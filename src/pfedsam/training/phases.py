@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pydantic import Field
@@ -93,15 +93,30 @@ class PhaseSpec:
     """mu: adds mu / 2 times the squared distance to the shared values that were received (Li et al., 2020, eq. 2)."""
 
     def __post_init__(self) -> None:
-        """Check the name.
+        """Check the name, and that the phase trains something.
 
         Raises:
-            OptionError: the name has other characters than lower-case letters and underscores.
+            OptionError: the name has other characters than lower-case letters and underscores, a kind of parameters or a model is unknown
+                or none is given, or the phase has no step.
         """
         if not re.fullmatch("[a-z_]+", self.name):
             raise OptionError(
                 f"A phase is called {self.name!r}; use lower-case letters and underscores only, as in fine_tuning."
             )
+        models, taught = get_args(Model), (self.taught,) if self.taught else self.supervised
+        fields = {
+            "trains": (self.trains, ("shared", "local")),
+            "supervised": (self.supervised, models),
+            "taught": (taught, models),
+        }
+        for name, (given, allowed) in fields.items():
+            if not isinstance(given, tuple) or not given or not set(given) <= set(allowed):
+                known = ", ".join(map(repr, allowed))
+                raise OptionError(
+                    f"The phase {self.name} has {name}={given!r}; give one or more of {known} in a tuple."
+                )
+        if self.steps < 1:
+            raise OptionError(f"The phase {self.name} has {self.steps} steps; give 1 or more, or leave the phase out.")
 
 
 @dataclass(frozen=True)
