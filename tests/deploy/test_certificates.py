@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -154,6 +155,19 @@ def test_a_renewal_changes_the_end_of_a_certificate_alone(federation: Federation
         assert getattr(new, field) == getattr(old, field)
     assert new.public_key() == old.public_key()
     assert list(new.extensions) == list(old.extensions)
+
+
+def test_an_earlier_kit_does_not_replace_a_renewed_certificate(federation: Federation, tmp_path: Path) -> None:
+    federation.wait(timedelta(days=100))
+    first = shutil.copy(federation.signed(), tmp_path / "first.zip")
+    renew_kit(first, federation.startup.parent)
+    renewed = {path: path.read_bytes() for path in federation.startup.iterdir()}
+    federation.wait(timedelta(days=-100))  # as if the kit had been made 100 days before the installed certificate
+    before = {path: path.read_bytes() for path in federation.startup.iterdir()}
+    assert before != renewed
+    with pytest.raises(RunError, match=r"first\.zip is an earlier kit: its certificate ends on .* Nothing was changed"):
+        renew_kit(first, federation.startup.parent)
+    assert {path: path.read_bytes() for path in federation.startup.iterdir()} == before
 
 
 def test_a_coordinator_keeps_its_keys_and_no_key_of_a_site(federation: Federation) -> None:

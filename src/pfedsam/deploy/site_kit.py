@@ -93,8 +93,8 @@ def renew_kit(kit: Path, workspace: Path) -> datetime:
         workspace: the site's NVFlare folder.
 
     Raises:
-        RunError: the file is not a kit of this site, or of another federation, or its certificate is for another key; nothing was
-            changed.
+        RunError: the file is not a kit of this site, or of another federation, or its certificate is for another key or ends earlier than
+            the installed one; nothing was changed.
     """
     files, startup = _read_kit(kit), workspace / STARTUP
     settings, own, root = _check_kit(kit, files)
@@ -109,10 +109,28 @@ def renew_kit(kit: Path, workspace: Path) -> datetime:
             f"{kit.name} has no certificate for this site's key. Let the coordinator sign the request that `pfedsam site request` writes "
             "in this site's folder. Nothing was changed."
         )
+    _refuse_earlier(kit, own, startup / keys.CERTIFICATE)
     for name in _CERTIFICATES:
         atomic.write_bytes(startup / name, files[name])
     write_client_config(startup, settings)
     return valid_until(startup)
+
+
+def _refuse_earlier(kit: Path, own: x509.Certificate, installed: Path) -> None:
+    """Refuse a kit that was made before the one that is installed, because a site has several kits of one name in the course of time.
+
+    Raises:
+        RunError: the certificate of the kit ends before the installed one.
+    """
+    try:
+        end = keys.read_certificate(installed).not_valid_after_utc
+    except RunError:  # the kit replaces a damaged certificate
+        return
+    if own.not_valid_after_utc < end:
+        raise RunError(
+            f"{kit.name} is an earlier kit: its certificate ends on {own.not_valid_after_utc:%Y-%m-%d}, and the installed one on "
+            f"{end:%Y-%m-%d}. Give the kit that `pfedsam coordinator sign` made last. Nothing was changed."
+        )
 
 
 def valid_until(startup: Path) -> datetime:
