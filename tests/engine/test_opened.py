@@ -13,8 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from volume_files import write_nifti
 
+from pfedsam.cli.predicting import with_backbone
 from pfedsam.core import tensors
-from pfedsam.core.errors import DataError, RunError, StoreError
+from pfedsam.core.errors import CheckpointError, DataError, RunError, StoreError
 from pfedsam.core.lock import exclusive
 from pfedsam.data.manifest import Case
 from pfedsam.data.trained_on import TrainedOn
@@ -103,6 +104,29 @@ def test_a_model_on_other_weights_of_its_backbone_is_refused(
     assert (folder / "summary.json").read_bytes() == summary
     assert (open_run(folder).site(site).predict(image) == mask).all()
     assert caplog.text == ""
+
+
+def test_a_backbone_at_another_place_can_be_given(folder: Path, toy_options: RunOptions, tmp_path: Path) -> None:
+    """As on the machine of a hospital that gets the folder of a study from its coordinator."""
+    site, image = _image(toy_options)
+    original, copy = Path(toy_options.model.backbone), tmp_path / "models: SAM, v2"
+    mask = open_run(folder).site(site).predict(image)
+    shutil.copytree(original, copy)
+    original.rename(original.with_name("moved"))
+    try:
+        with pytest.raises(
+            CheckpointError, match=r"no such file or folder on this machine.*--backbone \(evaluate, onboard\)"
+        ):
+            open_run(folder)
+        opened = open_run(folder, with_backbone(str(copy)))
+    finally:
+        original.with_name("moved").rename(original)  # other tests use the same folder
+    assert (opened.site(site).predict(image) == mask).all()
+    weights = load_file(copy / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] += 1.0
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunError, match="has other weights now"):
+        open_run(folder, with_backbone(str(copy)))
 
 
 def test_predictions_of_several_threads_wait_for_each_other(

@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from pfedsam.cli.console import ERR, OUT
+from pfedsam.cli.predicting import Backbone, with_backbone
 
 if TYPE_CHECKING:
     from pfedsam.data.split import SplitOptions
@@ -36,6 +37,7 @@ def onboard_command(
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each option that trains.")] = 120,
     name: Annotated[str | None, typer.Option(help="Name of the site; default: the name of its folder.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of training and test cases.")] = 0,
+    backbone: Backbone = None,
 ) -> None:
     """Train a personal model for a new site from a few labelled cases and the shared parameters of a finished federation.
 
@@ -50,7 +52,7 @@ def onboard_command(
 
     new = Newcomer(name or site_folder.resolve().name, site_folder, labels, steps, seed)
     with ERR.status("loading the federation's model") as status:
-        opened = open_run(run)
+        opened = open_run(run, with_backbone(backbone))
         found = onboard(opened, new, out, tell=lambda way: status.update(f"{new.name}: {way}"))
     OUT.print(onboarding_table(new.name, found))
     if found.trained_on < labels:

@@ -1,5 +1,6 @@
 """The common part of `pfedsam predict` and `pfedsam site predict`: images are predicted one by one; a bad file does not stop the others."""
 
+import json
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import partial
@@ -71,6 +72,24 @@ Largest = Annotated[
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Skip images that have a mask already.")]
+
+
+Backbone = Annotated[
+    str | None,
+    typer.Option(help="Path of the run's backbone, if it is at another place now; its weights have to be the same."),
+]
+
+
+def with_backbone(path: str | None) -> list[str]:
+    """The override of the configuration for a backbone at another place than in the training."""
+    from pfedsam.model.backbones.checkpoint import backbone_file
+
+    if path is None:
+        return []
+    found = backbone_file(
+        path
+    )  # relative to the working directory; in a configuration it would be relative to the run's folder
+    return [f"model.backbone={json.dumps(str(found.resolve()) if found else path)}"]
 
 
 def with_flags(overrides: Sequence[str] | None, *, tta: bool, largest: bool) -> list[str]:

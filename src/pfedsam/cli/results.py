@@ -8,6 +8,7 @@ import typer
 
 from pfedsam.cli.console import OUT, event_bars
 from pfedsam.cli.predicting import (
+    Backbone,
     DicomSeg,
     Flips,
     Images,
@@ -19,6 +20,7 @@ from pfedsam.cli.predicting import (
     Smallest,
     Wanted,
     predict_all,
+    with_backbone,
     with_flags,
 )
 
@@ -33,6 +35,7 @@ def evaluate_command(
             "--site-folder", help="NAME=FOLDER: the present folder of a site whose data were moved; may be repeated."
         ),
     ] = None,
+    backbone: Backbone = None,
 ) -> None:
     """Score the test part of all sites of a run again, and rewrite the scores, the summary and the report."""
     from pfedsam.engine.opened import open_run
@@ -40,7 +43,7 @@ def evaluate_command(
 
     folders = _folders(moved or [])
     with event_bars() as tell:
-        summary = open_run(run).evaluate(tell, folders)
+        summary = open_run(run, with_backbone(backbone)).evaluate(tell, folders)
     for table in run_tables(summary):
         OUT.print(table)
 

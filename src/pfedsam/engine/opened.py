@@ -5,6 +5,7 @@ parameters that the site trained last, `good/` with those that it uses since a v
 and a study's folder at the coordinator also have the same layout, but the latter contains nothing that belongs to the sites.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pfedsam.core.errors import DataError, RunError
+from pfedsam.core.errors import CheckpointError, DataError, RunError
 from pfedsam.core.lock import exclusive
 from pfedsam.core.log import get_logger
 from pfedsam.core.tensors import NamedTensors
@@ -279,6 +280,7 @@ def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | 
         study: the id of the study, for a site's folder; needed if more than one study has ended at the site.
 
     Raises:
+        CheckpointError: the backbone cannot be loaded.
         RunError: the folder contains no model or several runs, or its configuration or its backbone is not that of the training.
         OptionError: this version does not support the configuration.
         StoreError: the configuration or the shared parameters are damaged or missing.
@@ -293,6 +295,7 @@ def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | 
     options = read_config(folder / _RUN, overrides)
     # The machine that opens a run may be another one than that of the training, without its GPU.
     wanted = "cpu" if options.runtime.device == "cpu" else "auto"
+    _refuse_missing_backbone(options)
     built = build_model(options, configure_numerics(options.runtime.threads, wanted))
     if starts_from_backbone(options):
         refuse_other_backbone(folder, built.backbone, run_id(options, built.backbone))
@@ -309,6 +312,20 @@ def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | 
             "--resume" if finished else "`pfedsam coordinator start`",
         )
     return OpenRun(folder, options, built, shared, places, finished, rounds)
+
+
+def _refuse_missing_backbone(options: RunOptions) -> None:
+    """Refuse a run whose backbone is a file or folder that is not here, for example because the run was made on another machine.
+
+    Raises:
+        CheckpointError: it is.
+    """
+    path = Path(options.model.backbone)
+    if starts_from_backbone(options) and path.is_absolute() and not os.path.exists(path):
+        raise CheckpointError(
+            f"The run was trained with the backbone {str(path)!r}, and there is no such file or folder on this machine. Give the path of "
+            "your copy by --backbone (evaluate, onboard), or by --set model.backbone=PATH (predict)."
+        )
 
 
 def _open_at_site(folder: Path, study: str | None, overrides: Sequence[str]) -> OpenRun:
