@@ -81,14 +81,15 @@ Backbone = Annotated[
 
 
 def with_backbone(path: str | None) -> list[str]:
-    """The override of the configuration for a backbone at another place than in the training."""
+    """The override of the configuration for a backbone at another place than in the training.
+
+    The path is relative to the working directory; in a configuration it would be relative to the run's folder.
+    """
     from pfedsam.model.backbones.checkpoint import backbone_file
 
     if path is None:
         return []
-    found = backbone_file(
-        path
-    )  # relative to the working directory; in a configuration it would be relative to the run's folder
+    found = backbone_file(path)
     return [f"model.backbone={json.dumps(str(found.resolve()) if found else path)}"]
 
 

@@ -75,6 +75,7 @@ def predict_command(
     smallest: Smallest = 0,
     largest: Largest = False,
     resume: Resume = False,
+    backbone: Backbone = None,
 ) -> None:
     """Segment images with a site's model, and write one mask with the ids of the classes per image, on the image's own grid.
 
@@ -101,7 +102,8 @@ def predict_command(
     from pfedsam.engine.predict_volume import PredictOptions
 
     def opened() -> OpenSite:
-        return open_run(run, with_flags(overrides, tta=tta, largest=largest)).site(site, model.value)
+        changes = [*with_flags(overrides, tta=tta, largest=largest), *with_backbone(backbone)]
+        return open_run(run, changes).site(site, model.value)
 
     predict_options = PredictOptions(probabilities, smallest)
     predict_all(images, out, opened, model, predict_options, dicom_seg=dicom_seg, resume=resume)

@@ -324,7 +324,7 @@ def _refuse_missing_backbone(options: RunOptions) -> None:
     if starts_from_backbone(options) and path.is_absolute() and not os.path.exists(path):
         raise CheckpointError(
             f"The run was trained with the backbone {str(path)!r}, and there is no such file or folder on this machine. Give the path of "
-            "your copy by --backbone (evaluate, onboard), or by --set model.backbone=PATH (predict)."
+            "your copy by --backbone."
         )
 
 
