@@ -7,9 +7,10 @@ from io import StringIO
 import pytest
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from pfedsam.cli import console
-from pfedsam.cli.console import OUT, confirmed, event_bars, needs_linux, shorten, show_warnings
+from pfedsam.cli.console import OUT, PlainConsole, confirmed, event_bars, needs_linux, shorten, show_warnings
 from pfedsam.core.errors import OptionError, RunError
 from pfedsam.engine.progress import Event
 
@@ -17,6 +18,14 @@ from pfedsam.engine.progress import Event
 def test_markup_and_control_characters_are_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
     OUT.print("[red]x[/red] :smile: \x1b[31m", soft_wrap=True)
     assert capsys.readouterr().out == "[red]x[/red] :smile: ?[31m\n"
+
+
+def test_a_long_word_in_a_table_is_not_cut_off() -> None:
+    digest, whole = "0123456789abcdef" * 4, PlainConsole(width=40, file=StringIO())
+    table = Table("name", "value")
+    table.add_row("its SHA-256", digest)
+    whole.print(table)
+    assert "".join(character for character in whole.file.getvalue() if character in digest).endswith(digest)
 
 
 def test_a_warning_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from pfedsam.core.log import get_logger
@@ -24,7 +25,18 @@ _BESIDE = 46
 
 
 class PlainConsole(Console):
-    """Prints text from any source literally: markup and emoji codes are not interpreted, and control characters are shown as "?"."""
+    """Prints text from any source literally and whole.
+
+    Markup and emoji codes are not interpreted, and control characters are shown as "?". A word that is longer than its column of a table,
+    such as a hash or a path, continues in the next line; rich would cut it off.
+    """
+
+    def print(self, *objects: Any, **settings: Any) -> None:  # noqa: ANN401 - rich's own parameters
+        """Print as rich does, with all letters of the cells of tables."""
+        for table in objects:
+            for column in table.columns if isinstance(table, Table) else ():
+                column.overflow = column.overflow if column.no_wrap else "fold"
+        super().print(*objects, **settings)
 
     def render_str(self, text: str, **settings: Any) -> Text:  # noqa: ANN401 - rich's own settings
         """Render text as rich does, but without markup and control characters."""
