@@ -229,8 +229,8 @@ def _predict(
     from pfedsam.data.readers.pictures import write_png
     from pfedsam.engine.predict_jobs import refuse_unlistable, refuse_unwritable, write_volume
 
-    refuse_unlistable(job)
     if job.volume:
+        refuse_unlistable(job)
         data = predictor.options.data
         case = job.case(predictor.name, data.volume.channels)
         if job.dicom and dicom_seg:

@@ -318,7 +318,7 @@ def _refuse_missing_backbone(options: RunOptions) -> None:
     """Refuse a run whose backbone is a file or folder that is not here, for example because the run was made on another machine.
 
     Raises:
-        CheckpointError: it is.
+        CheckpointError: there is no such file or folder.
     """
     path = Path(options.model.backbone)
     if starts_from_backbone(options) and path.is_absolute() and not os.path.exists(path):

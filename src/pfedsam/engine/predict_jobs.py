@@ -178,7 +178,7 @@ def refuse_unlistable(job: Job) -> None:
     Raises:
         DataError: the name is not UTF-8.
     """
-    if job.volume and not is_text(job.name):
+    if not is_text(job.name):
         raise DataError(
             f"{job.path.name!r} or its folder has a name that is not UTF-8 and cannot be written into {SIZES}; rename it, for example to "
             "ASCII letters and digits"

@@ -155,23 +155,19 @@ def _problem(after: object, before: ServerState, spec: UpdateSpec) -> str | None
     if after.round != before.round + 1:
         return f"a state whose round is {after.round} and not {before.round + 1}"
     if after.shared.keys() != spec.tensors.keys():
-        missing, extra = (sorted(names)[:3] for names in _differences(spec.tensors, after.shared))
+        missing = sorted(spec.tensors.keys() - after.shared.keys())[:3]
+        extra = sorted(after.shared.keys() - spec.tensors.keys())[:3]
         return f"other tensors than the shared ones (missing: {missing}, unexpected: {extra})"
     for name, expected in spec.tensors.items():
-        given = after.shared[name]
-        if TensorSpec(tuple(given.shape), given.dtype) != expected:
-            return f"{name} as {TensorSpec(tuple(given.shape), given.dtype)} and not as {expected}"
-        if not bool(given.isfinite().all()):
+        tensor = after.shared[name]
+        if (given := TensorSpec.of(tensor)) != expected:
+            return f"{name} as {given} and not as {expected}"
+        if not bool(tensor.isfinite().all()):
             return f"{name} with values that are not finite"
-    wrong = [name for name, value in after.memory.items() if not isinstance(value, Tensor)]
-    return (
-        f"a memory whose {wrong[0]!r} is a {type(after.memory[wrong[0]]).__name__} and not a tensor" if wrong else None
-    )
-
-
-def _differences(expected: Mapping[str, object], given: Mapping[str, object]) -> tuple[set[str], set[str]]:
-    """The names that are missing from `given`, and those that are only there."""
-    return set(expected) - set(given), set(given) - set(expected)
+    for name, value in after.memory.items():
+        if not isinstance(value, Tensor):
+            return f"a memory whose {name!r} is a {type(value).__name__} and not a tensor"
+    return None
 
 
 def _with_kept_rows(after: ServerState, before: ServerState, rows: Mapping[str, Sequence[Row]]) -> ServerState:

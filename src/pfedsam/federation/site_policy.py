@@ -29,7 +29,7 @@ from pfedsam.federation.messages import STUDY_ID, Reply, Request, reply_from_wir
 from pfedsam.federation.request_history import NotDueError, RequestHistory, state_of
 from pfedsam.federation.small_numbers import check_small_numbers
 from pfedsam.federation.tasks import in_words
-from pfedsam.federation.update import check, decode
+from pfedsam.federation.update import TensorSpec, check, decode
 
 MAX_PENDING: Final = 20
 """The largest number of pending manifests that are stored, so that a coordinator cannot fill a site's disk."""
@@ -395,7 +395,7 @@ def _form_problem(shared: NamedTensors, manifest: StudyManifest) -> str | None:
         return f"the coordinator sent {extra} tensor(s) that the study does not share, and did not send {missing[:3]}."
     for name, expected in spec.items():
         tensor = shared[name]
-        if tuple(tensor.shape) != expected.shape or tensor.dtype != expected.dtype:
+        if TensorSpec.of(tensor) != expected:
             return f"the coordinator sent {name} with another shape or type than {expected}."
         if not bool(tensor.isfinite().all()):
             return f"the coordinator sent {name} with values that are not finite."

@@ -51,6 +51,11 @@ class TensorSpec:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> "TensorSpec":
+        """The specification that a tensor, of any shape, matches."""
+        return cls(tuple(tensor.shape), tensor.dtype)
+
     @property
     def bytes(self) -> int:
         """The size of the tensor's values."""
@@ -81,7 +86,7 @@ class UpdateSpec:
                 raise UpdateError(
                     f"shared tensor {name} has type {tensor.dtype}; only floating-point ones have a mean."
                 )
-        specs = {name: TensorSpec(tuple(tensors[name].shape), tensors[name].dtype) for name in sorted(tensors)}
+        specs = {name: TensorSpec.of(tensors[name]) for name in sorted(tensors)}
         return cls(specs, codec)
 
     @property
@@ -325,8 +330,7 @@ def _check_names(update: Update, spec: UpdateSpec) -> None:
 def _check_tensor(site: str, name: str, tensor: object, expected: TensorSpec) -> None:
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta:
         raise UpdateError(f"site {site} sent tensor {name} as {type(tensor).__name__}, not as {expected}.")
-    if tensor.dtype != expected.dtype or tuple(tensor.shape) != expected.shape:
-        sent = TensorSpec(tuple(tensor.shape), tensor.dtype)
+    if (sent := TensorSpec.of(tensor)) != expected:
         raise UpdateError(f"site {site} sent tensor {name} as {sent}; expected is {expected}.")
     if not bool(torch.isfinite(tensor).all()):
         raise UpdateError(f"site {site} sent tensor {name} with values that are not finite: {_DIVERGED}")

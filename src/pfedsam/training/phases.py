@@ -103,20 +103,22 @@ class PhaseSpec:
             raise OptionError(
                 f"A phase is called {self.name!r}; use lower-case letters and underscores only, as in fine_tuning."
             )
-        models, taught = get_args(Model), (self.taught,) if self.taught else self.supervised
-        fields = {
-            "trains": (self.trains, ("shared", "local")),
-            "supervised": (self.supervised, models),
-            "taught": (taught, models),
-        }
-        for name, (given, allowed) in fields.items():
-            if not isinstance(given, tuple) or not given or not set(given) <= set(allowed):
-                known = ", ".join(map(repr, allowed))
-                raise OptionError(
-                    f"The phase {self.name} has {name}={given!r}; give one or more of {known} in a tuple."
-                )
+        self._refuse_others("trains", self.trains, ("shared", "local"))
+        self._refuse_others("supervised", self.supervised, get_args(Model))
+        if self.taught:
+            self._refuse_others("taught", (self.taught,), get_args(Model))
         if self.steps < 1:
             raise OptionError(f"The phase {self.name} has {self.steps} steps; give 1 or more, or leave the phase out.")
+
+    def _refuse_others(self, field: str, given: object, allowed: tuple[str, ...]) -> None:
+        """Refuse a field of the phase that is not a tuple of one or more of the allowed names.
+
+        Raises:
+            OptionError: it is not.
+        """
+        if not isinstance(given, tuple) or not given or not set(given) <= set(allowed):
+            known = ", ".join(map(repr, allowed))
+            raise OptionError(f"The phase {self.name} has {field}={given!r}; give one or more of {known} in a tuple.")
 
 
 @dataclass(frozen=True)
