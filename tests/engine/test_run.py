@@ -357,6 +357,20 @@ def test_without_scores_of_the_shared_model_in_between_a_run_ends_with_the_same_
     assert moments == {"personal": {0, 1, 2, 3, 4}, "shared": {3, 4}}
 
 
+def test_the_test_can_leave_out_the_shared_model(reference: Path, tmp_path: Path, toy_options: RunOptions) -> None:
+    """The scores of the model that a site uses are those of a run that tests both models; a later `evaluate` leaves it out too."""
+    evaluation = toy_options.evaluation.model_copy(update={"test_shared": False})
+    left_out = run(toy_options.model_copy(update={"evaluation": evaluation}), tmp_path / "run")
+    both = read_summary(reference / "summary.json")
+    assert all(site.shared is not None for site in both.sites.values())
+    for found in (left_out, open_run(tmp_path / "run").evaluate()):
+        assert {name: site.personal for name, site in found.sites.items()} == {
+            name: site.personal for name, site in both.sites.items()
+        }
+        assert {site.shared for site in found.sites.values()} == {None}
+        assert found.worst_site == both.worst_site
+
+
 def test_an_option_that_a_method_does_not_train_is_refused(tmp_path: Path, toy_options: RunOptions) -> None:
     model = toy_options.model.model_copy(update={"train_encoder": True})
     with pytest.raises(OptionError, match="does not train encoder"):

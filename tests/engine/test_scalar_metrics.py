@@ -154,6 +154,12 @@ def test_every_name_of_the_list_is_made_of_the_configuration_alone(toy_options: 
     assert {name.split(".")[3] for name in names["test"] if ".class." in name} == set(options.data.classes)
 
 
+def test_scores_of_the_shared_model_are_listed_only_if_the_test_scores_it(toy_options: RunOptions) -> None:
+    evaluation = toy_options.evaluation.model_copy(update={"test_shared": False})
+    options = toy_options.model_copy(update={"evaluation": evaluation})
+    assert {name.split(".")[1] for name in allowed_metrics(options, build_model(options))["test"]} == {"personal"}
+
+
 def test_a_summary_of_the_data_is_listed_where_the_study_asks_for_it(toy_options: RunOptions) -> None:
     assert set(allowed_metrics(toy_options, build_model(toy_options))) == set(get_args(Task)) - {"summarize"}
     communication = toy_options.communication.model_copy(update={"data_summary": True})

@@ -10,6 +10,7 @@ rounds of other sites do not change, and uses the new parameters as soon as they
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import inf
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -174,6 +175,11 @@ def models_of(options: RunOptions, built: BuiltModel) -> dict[str, Model]:
     own = built.partition.local or fine_tunes_shared(options)
     models: dict[str, Model] = {"personal": "personal"} if own else {}
     return models | ({"shared": "shared"} if built.has_shared_model else {})
+
+
+def tested_models(options: RunOptions, built: BuiltModel) -> dict[str, Model]:
+    """The models that the test scores, the one that the site uses first; the same as those of `models_of` or only the first of them."""
+    return dict(islice(models_of(options, built).items(), None if options.evaluation.test_shared else 1))
 
 
 def start_of(options: RunOptions, built: BuiltModel, sites: Path, site: str) -> NamedTensors:

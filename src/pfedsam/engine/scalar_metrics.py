@@ -11,7 +11,7 @@ from typing import Final
 
 from pfedsam.core.errors import UpdateError
 from pfedsam.core.small_numbers import OFF
-from pfedsam.engine.model_selection import Validation, allowed_drop, models_of
+from pfedsam.engine.model_selection import Validation, allowed_drop, models_of, tested_models
 from pfedsam.engine.site_session import RoundReport
 from pfedsam.evaluation.scores import MEASURES, ClassScores
 from pfedsam.evaluation.small_numbers import withhold
@@ -67,7 +67,9 @@ def allowed_metrics(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[
         "train": (*_loss_names(method.round_phases(training)), *usage),
         "validate": (*(f"dice.{model}" for model in models), *_selection_names(options, built)),
         "finalize": (*_loss_names(method.final(training)), *usage),
-        "test": tuple(chain.from_iterable(_score_names(f"test.{model}", classes) for model in models)),
+        "test": tuple(
+            chain.from_iterable(_score_names(f"test.{model}", classes) for model in tested_models(options, built))
+        ),
     }
 
 

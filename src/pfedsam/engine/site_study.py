@@ -15,7 +15,7 @@ from pfedsam.data.manifest import Site
 from pfedsam.data.manifest_lines import Split
 from pfedsam.data.site_summary import summarize_data
 from pfedsam.data.split import USED, refuse_changed_files
-from pfedsam.engine.model_selection import SiteModels, models_of
+from pfedsam.engine.model_selection import SiteModels, models_of, tested_models
 from pfedsam.engine.scalar_metrics import (
     ScalarMetrics,
     from_registration,
@@ -140,7 +140,7 @@ class SiteStudy:
 
     def _test(self, shared: NamedTensors) -> ScalarMetrics:
         self._refuse_changed(USED)
-        models, used = models_of(self.options, self.built), self.models.in_use(shared)
+        models, used = tested_models(self.options, self.built), self.models.in_use(shared)
         scores = self._scorer().test(self.site.of("test"), models, used, self.folder)
         summaries = {name: summarize_site(found) for name, found in scores.items()}
         return from_summaries(summaries, self.manifest.scalar_metrics["test"], self.manifest.min_cases)

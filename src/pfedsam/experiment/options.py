@@ -180,6 +180,11 @@ class EvaluationOptions(Options):
         description="Every validation scores the shared model beside the personal one. If false, only the validations after the last round "
         "do, among which the site chooses the model that it uses at the end; this saves the time of one prediction per validation case.",
     )
+    test_shared: bool = Field(
+        default=True,
+        description="The test scores the shared model beside the personal one, so that the report can compare them. If false, it scores "
+        "only the model that the site uses; this saves the time of one prediction per test case.",
+    )
     batch_size: int = Field(
         default=4, ge=1, le=1024, description="Number of images in a forward pass during prediction."
     )
