@@ -7,29 +7,30 @@ import sys
 import pytest
 
 pytest.importorskip("nvflare")
-from nvflare.app_common.job_launcher.client_process_launcher import ClientProcessJobLauncher
-from nvflare.app_common.job_launcher.server_process_launcher import ServerProcessJobLauncher
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.job_launcher_spec import JobProcessArgs
 
 from pfedsam.deploy.launchers import CoordinatorJobLauncher, SiteJobLauncher
 
 
-@pytest.mark.parametrize(
-    ("launcher", "base"),
-    [(SiteJobLauncher, ClientProcessJobLauncher), (CoordinatorJobLauncher, ServerProcessJobLauncher)],
-)
-def test_the_command_is_attached_to_this_process(launcher: type, base: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = f"{sys.executable} -u -m nvflare.worker -m 'a folder/x' --set a=b"
-    monkeypatch.setattr(base, "get_command", lambda self, job_meta, fl_ctx: given)
-    command = shlex.split(launcher().get_command({}, None))
+@pytest.mark.parametrize("python", [sys.executable, "/home/Jo O'Neil/venv/bin/python"])
+@pytest.mark.parametrize("folder", ["/work/north", "/home/Max Muster/St. Mary's, Köln/nvflare", "/a/$HOME -m x/#1"])
+@pytest.mark.parametrize("launcher", [SiteJobLauncher, CoordinatorJobLauncher])
+def test_the_command_is_attached_to_this_process_and_has_each_folder_as_one_word(
+    launcher: type, folder: str, python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The arguments are those that NVFlare 2.9 prepares (`client_executor.py`, `server_engine.py`), which it does not quote."""
+    arguments = {
+        JobProcessArgs.EXE_MODULE: ("-m", "nvflare.worker"),
+        JobProcessArgs.WORKSPACE: ("-m", folder),
+        JobProcessArgs.OPTIONS: ("--set", " a=b uid=north"),
+    }
+    context = FLContext()
+    context.set_prop(FLContextKey.JOB_PROCESS_ARGS, arguments, private=True, sticky=False)
+    monkeypatch.setattr(sys, "executable", python)
+    command = shlex.split(launcher().get_command({}, context), True)
     assert command == [
-        sys.executable,
-        "-u",
-        "-m",
-        "pfedsam.deploy.attached",
-        str(os.getpid()),
-        "nvflare.worker",
-        "-m",
-        "a folder/x",
-        "--set",
-        "a=b",
+        *(python, "-u", "-m", "pfedsam.deploy.attached", str(os.getpid()), "nvflare.worker"),
+        *("-m", folder, "--set", "a=b", "uid=north"),
     ]
