@@ -61,8 +61,10 @@ def boss(tmp_path: Path, session: Session, monkeypatch: pytest.MonkeyPatch) -> S
     monkeypatch.setattr(supervisor, "write_server_policy", lambda folder, limit: None)
     monkeypatch.setattr(supervisor, "_SETTLE_S", 0.0)
     boss = Supervisor(tmp_path)
+    (tmp_path / "server").mkdir()
     boss.session = session
-    boss.engine = SimpleNamespace(alive=True, keep_alive=lambda: True)
+    boss.stop = SimpleNamespace(is_set=False, install=lambda: None, close=lambda: None)
+    boss.engine = SimpleNamespace(alive=True, keep_alive=lambda: True, end=lambda: None, start=lambda: None)
     return boss
 
 
@@ -427,3 +429,60 @@ def test_a_study_that_runs_is_stopped_by_its_operator_and_its_job_is_ended_once(
     boss._step()
     assert (one.read_status()["state"], one.read_status()["round"]) == ("stopped", 2)
     assert session.jobs == [one.path.name]
+
+
+def stored_jobs(boss: Supervisor) -> Path:
+    """The folder in which NVFlare's server stores jobs (`write_server_policy`), with one that an earlier process left."""
+    jobs = boss.folder / "server" / "jobs"
+    (jobs / "left").mkdir(parents=True)
+    return jobs
+
+
+def test_the_jobs_of_an_earlier_server_do_not_run_beside_a_new_one(boss: Supervisor, session: Session) -> None:
+    """NVFlare's server runs every stored job that has not begun, so that a study would have two."""
+    jobs, seen = stored_jobs(boss), []
+    boss.engine.start = lambda: seen.append(jobs.exists())
+    boss.session = None
+    boss.run(until_idle=True)
+    assert seen == [False]
+
+
+def test_a_server_that_died_takes_its_job_with_it(boss: Supervisor, session: Session) -> None:
+    """A new process of the server reports the job as running for ever."""
+    one, jobs = study(boss), stored_jobs(boss)
+    boss._step()
+    one.write_status("running", round_=2, rounds=5, sites=["north", "south"])
+    boss.engine.alive = False
+    boss._step()
+    assert not jobs.exists()
+    boss.engine.alive, boss.session = True, session
+    boss._step()
+    assert session.jobs == [one.path.name] * 2
+
+
+def test_a_job_of_which_the_server_does_not_say_whether_it_has_it_is_not_submitted_twice(
+    boss: Supervisor, session: Session
+) -> None:
+    one, jobs, calls, submit = study(boss), stored_jobs(boss), [], session.submit_job
+    boss.engine.end, boss.engine.start = lambda: calls.append("end"), lambda: calls.append(jobs.exists())
+
+    def lost(folder: str) -> str:
+        raise TimeoutError
+
+    session.submit_job, session.close = lost, lambda: None
+    boss._step()
+    assert calls == ["end", False]
+    session.submit_job, boss.session = submit, session
+    boss._step()
+    assert session.jobs == [one.path.name]
+
+
+def test_a_site_that_was_readmitted_while_the_coordinator_was_stopped_is_not_disabled(boss: Supervisor) -> None:
+    """NVFlare's server reads this file when it starts (`ClientManager._load_disabled_clients` of NVFlare 2.9)."""
+    disabled, seen = boss.folder / "server" / "disabled_clients.json", []
+    disabled.write_text(json.dumps({"disabled_clients": ["north", "south"]}))
+    write_revoked(boss.folder, {"north"})
+    boss.engine.start = lambda: seen.append(json.loads(disabled.read_text()))
+    boss.session = None
+    boss.run(until_idle=True)
+    assert seen == [{"disabled_clients": ["north"]}]

@@ -2,11 +2,15 @@
 
 A study runs as one or several NVFlare jobs: NVFlare cannot add a site to a running job, so when a site joins or returns the job ends
 after the current round, and a new job continues from the last committed round. The same happens after a crash of any process.
+
+A study never has two jobs at a time, because both would write its folder. NVFlare's server stores its jobs, and a new process of it runs
+those that had not begun. Therefore all of them are removed before a process of the server is started.
 """
 
 import contextlib
 import io
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -105,6 +109,7 @@ class Supervisor:
             QuorumError: with `until_idle`, the last study had too few sites.
         """
         self.stop.install()
+        self._forget()
         self.engine.start()
         last: Path | None = None
         try:
@@ -129,6 +134,9 @@ class Supervisor:
         """
         if not self.engine.alive:
             self.session = None
+            if self.job is not None:  # a new process of the server does not know it
+                self._after(self.job)
+            self._forget()
         if not self.engine.keep_alive():
             raise RunError(
                 "NVFlare's server ended several times; see the end of server/engine.log and server/log.txt for the reason."
@@ -144,6 +152,16 @@ class Supervisor:
             self._watch(self.job, connected)
         else:
             self._begin_next(connected)
+
+    def _forget(self) -> None:
+        """Remove the jobs that an earlier process of NVFlare's server has stored, and let the next one disable the revoked sites only.
+
+        Its own list of disabled sites can name sites that were readmitted while it did not run.
+        """
+        shutil.rmtree(self.folder / "server" / "jobs", ignore_errors=True)
+        revoked = sorted(read_revoked(self.folder))
+        atomic.write_json(self.folder / "server" / "disabled_clients.json", {"disabled_clients": revoked})
+        self._disabled.clear()
 
     def _set_limit(self) -> int:
         """Write the server's rules with a message limit that is enough for the present studies, and return that limit in bytes."""
@@ -191,7 +209,7 @@ class Supervisor:
         sites, quorum, status = study.read_sites(), study.read_policy(RoundPolicy).quorum, study.read_status()
         missing = [site for site in sites if site not in connected]
         if message_limit([study.path / "manifest.json"]) > self._limit:  # submitted since the server was started
-            self._restart_with_limit()
+            self._restart()
             return
         if (there := len(sites) - len(missing)) < quorum:
             reason = (
@@ -209,11 +227,14 @@ class Supervisor:
         if job_id:
             self.job = _Job(job_id, study, int(status["round"]))
             _LOG.info("study %s runs as job %s", study.path.name, job_id)
+        elif not self.stop.is_set:  # the server may have got the job all the same
+            self._restart()
 
-    def _restart_with_limit(self) -> None:
-        """Restart the server with a message limit that is enough for all present studies; it reads the limit when it starts."""
+    def _restart(self) -> None:
+        """Restart the server, without a job, and with a message limit that is enough for all present studies."""
         self.engine.end()
         self._drop_session()
+        self._forget()
         self._limit = self._set_limit()
         self.engine.start()
 
