@@ -431,6 +431,17 @@ def test_a_study_that_runs_is_stopped_by_its_operator_and_its_job_is_ended_once(
     assert session.jobs == [one.path.name]
 
 
+def test_a_study_waits_for_no_revoked_site(boss: Supervisor, session: Session) -> None:
+    one = study(boss, join_s=604800)
+    sites = "data:\n  sites: {north: a, south: b, east: c}\n  classes: {n: [1]}\n"
+    (one.path / "config.yaml").write_text(sites)
+    boss._step()
+    assert session.jobs == []
+    write_revoked(boss.folder, {"east"})
+    boss._step()
+    assert session.jobs == [one.path.name]
+
+
 def stored_jobs(boss: Supervisor) -> Path:
     """The folder in which NVFlare's server stores jobs (`write_server_policy`), with one that an earlier process left."""
     jobs = boss.folder / "server" / "jobs"
@@ -486,3 +497,15 @@ def test_a_site_that_was_readmitted_while_the_coordinator_was_stopped_is_not_dis
     boss.session = None
     boss.run(until_idle=True)
     assert seen == [{"disabled_clients": ["north"]}]
+
+
+@pytest.mark.parametrize("file", ["policy.json", "registered.json", "config.yaml"])
+def test_a_study_with_a_damaged_file_is_stopped_and_the_others_run(
+    boss: Supervisor, session: Session, file: str
+) -> None:
+    damaged, other = study(boss, "a" * 16), study(boss, "b" * 16)
+    (damaged.path / file).write_text("# sha256 of what follows: 0\n{")
+    boss._step()
+    assert session.jobs == [other.path.name]
+    assert damaged.read_status()["state"] == "stopped"
+    assert damaged.read_status()["reason"].startswith(f"StoreError: {file} is damaged")

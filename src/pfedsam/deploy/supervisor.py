@@ -151,7 +151,7 @@ class Supervisor:
         if self.job is not None:
             self._watch(self.job, connected)
         else:
-            self._begin_next(connected)
+            self._begin_next(connected, revoked)
 
     def _forget(self) -> None:
         """Remove the jobs that an earlier process of NVFlare's server has stored, and let the next one disable the revoked sites only.
@@ -178,26 +178,36 @@ class Supervisor:
             if self._ask(methodcaller("enable_client", site)) is not None:
                 self._disabled.discard(site)
 
-    def _begin_next(self, connected: list[str]) -> None:
-        """Begin the first study that is ready. A study that has not begun and waits for its sites lets later ones run meanwhile."""
-        for study in self._pending():
-            if (study.path / STOP).exists():
-                self._stop_study(study, STOPPED)
-                continue
-            if not self._waits(study, connected):
-                self._begin(study, connected)
-                return
-            if study.read_registered():
-                return
+    def _begin_next(self, connected: list[str], revoked: set[str]) -> None:
+        """Begin the first study that is ready. A study that has not begun and waits for its sites lets later ones run meanwhile.
 
-    def _waits(self, study: StudyFolder, connected: list[str]) -> bool:
-        """Whether a study waits until all its sites are connected, or until it asks again whether they approve it."""
+        A study with a damaged file is stopped with the reason, and does not keep others from running.
+        """
+        for study in self._pending():
+            try:
+                if (study.path / STOP).exists():
+                    self._stop_study(study, STOPPED)
+                elif not self._waits(study, connected, revoked):
+                    self._begin(study, connected)
+                    return
+                elif study.read_registered():
+                    return
+            except StoreError as error:
+                self._stop_study(study, f"{type(error).__name__}: {error}")
+
+    def _waits(self, study: StudyFolder, connected: list[str], revoked: set[str]) -> bool:
+        """Whether a study waits until all its sites are connected, or until it asks again whether they approve it.
+
+        It does not wait for revoked sites, unless the others are fewer than the quorum.
+        """
         if self._is_over(study):
             return False
-        status, pause = study.read_status(), self._pauses.get(study.path.name)
+        status, pause, sites = study.read_status(), self._pauses.get(study.path.name), set(study.read_sites())
         # A study that was submitted again meanwhile does not have this reason any more, and asks at once.
         paused = pause is not None and time.monotonic() < pause.until and status["reason"].startswith(WAITS)
-        return paused or not set(study.read_sites()).issubset(connected)
+        admitted = sites - revoked
+        awaited = admitted if len(admitted) >= study.read_policy(RoundPolicy).quorum else sites
+        return paused or not awaited.issubset(connected)
 
     def _is_over(self, study: StudyFolder) -> bool:
         """Whether the time in which a study waits for its sites is over."""
@@ -311,7 +321,7 @@ class Supervisor:
                 continue
             if state in UNFINISHED:
                 found.append(study)
-        return sorted(found, key=lambda study: not study.read_registered())
+        return sorted(found, key=lambda study: not _has_begun(study))
 
     def _tell_once(self, folder: Path, error: StoreError) -> None:
         """Log once why a study is skipped."""
@@ -357,6 +367,14 @@ class Supervisor:
                 self.session.abort_job(self.job.id)
         self._drop_session()
         self.engine.end()
+
+
+def _has_begun(study: StudyFolder) -> bool:
+    """Whether sites have joined a study, or its registrations are damaged."""
+    try:
+        return bool(study.read_registered())
+    except StoreError:
+        return True
 
 
 def _limit_of_wait(study: StudyFolder) -> int:
