@@ -3,14 +3,16 @@
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import grpc
 import pytest
 
 from pfedsam.core.errors import QuorumError, RunError
-from pfedsam.deploy import supervisor
+from pfedsam.deploy import processes, supervisor
 from pfedsam.deploy.controller import JOB_SITES
 from pfedsam.deploy.supervisor import Supervisor, _raise_as_ended
 from pfedsam.engine.round_policy import RoundPolicy
@@ -59,6 +61,7 @@ def session() -> Session:
 @pytest.fixture
 def boss(tmp_path: Path, session: Session, monkeypatch: pytest.MonkeyPatch) -> Supervisor:
     monkeypatch.setattr(supervisor, "write_server_policy", lambda folder, limit: None)
+    monkeypatch.setattr(supervisor, "known_as", lambda folder: ("test", "localhost", 58142))
     monkeypatch.setattr(supervisor, "_SETTLE_S", 0.0)
     boss = Supervisor(tmp_path)
     (tmp_path / "server").mkdir()
@@ -509,3 +512,20 @@ def test_a_study_with_a_damaged_file_is_stopped_and_the_others_run(
     assert session.jobs == [other.path.name]
     assert damaged.read_status()["state"] == "stopped"
     assert damaged.read_status()["reason"].startswith(f"StoreError: {file} is damaged")
+
+
+@pytest.mark.parametrize("port", [58142, 58143])
+def test_a_coordinator_does_not_start_beside_a_program_on_one_of_its_ports(
+    boss: Supervisor, session: Session, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC listens beside another server of gRPC on the same port, and the sites would reach one of the two by chance."""
+    monkeypatch.setattr(processes, "_FREE_S", 0.0)
+    boss.engine.start = lambda: pytest.fail("it started")
+    other = grpc.server(ThreadPoolExecutor(1))
+    assert other.add_insecure_port(f"0.0.0.0:{port}") == port
+    other.start()
+    try:
+        with pytest.raises(RunError, match=f"the port {port} of this machine cannot be used"):
+            boss.run(until_idle=True)
+    finally:
+        other.stop(None).wait()

@@ -5,6 +5,7 @@ import ctypes
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Final
 
 import psutil
 
+from pfedsam.core.errors import RunError
 from pfedsam.core.log import MAX_BYTES
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -24,6 +26,8 @@ _WINDOW_S: Final = 300.0
 _POLL_S: Final = 0.25
 GRACE_S: Final = 3.0
 """Seconds that a process has to end by itself before it is killed."""
+_FREE_S: Final = 5.0
+"""Seconds in which a port has to become free, because the processes of a killed coordinator end a little later."""
 
 
 class StopFlag:
@@ -156,6 +160,32 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
+
+
+def refuse_used_port(port: int) -> None:
+    """Refuse a port on which another program listens.
+
+    NVFlare's server does not notice it: the system lets both listen, and gives each connection to one of them.
+
+    Raises:
+        RunError: another program listens on it, or this user may not use it.
+    """
+    limit = time.monotonic() + _FREE_S
+    while True:
+        with socket.socket() as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else connections that have just ended count too
+            try:
+                one.bind(("", port))
+                return
+            except OSError as error:
+                if time.monotonic() < limit:
+                    time.sleep(_POLL_S)
+                    continue
+                raise RunError(
+                    f"the port {port} of this machine cannot be used ({error.strerror}): another program listens on it, for example "
+                    "another coordinator, or this user may not use it. Stop that program. A coordinator keeps its --port and the next one: "
+                    "for two coordinators on one machine, make one of them with other ports."
+                ) from error
 
 
 def cut_log(path: Path, limit: int = MAX_BYTES) -> None:

@@ -23,11 +23,11 @@ from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 from pfedsam.core import atomic
 from pfedsam.core.errors import QuorumError, RunError, StoreError
 from pfedsam.core.log import get_logger
-from pfedsam.deploy.certificates import ADMIN
+from pfedsam.deploy.certificates import ADMIN, known_as
 from pfedsam.deploy.controller import JOB_SITES, STUDIES
 from pfedsam.deploy.jobs import write_job
 from pfedsam.deploy.limits import message_limit
-from pfedsam.deploy.processes import Engine, StopFlag
+from pfedsam.deploy.processes import Engine, StopFlag, refuse_used_port
 from pfedsam.deploy.provision import write_server_policy
 from pfedsam.engine.joining import WAITS
 from pfedsam.engine.round_policy import RoundPolicy
@@ -105,9 +105,12 @@ class Supervisor:
             until_idle: return when no study is left to run, and raise the error that stopped the last one, if any.
 
         Raises:
-            RunError: the server does not start or, with `until_idle`, the last study failed.
+            RunError: another program uses the coordinator's ports, the server does not start or, with `until_idle`, the last study failed.
             QuorumError: with `until_idle`, the last study had too few sites.
         """
+        port = known_as(self.folder)[2]
+        for one in (port, port + 1):
+            refuse_used_port(one)
         self.stop.install()
         self._forget()
         self.engine.start()
