@@ -135,6 +135,10 @@ def test_a_second_request_is_for_the_same_key_and_name(coordinator: Path, tmp_pa
     (tmp_path / "nvflare" / "startup" / KEY).write_text("damaged")
     with pytest.raises(RunError, match="in a new folder with another name"):
         asked(tmp_path, "twice")
+    (tmp_path / "nvflare" / "startup" / KEY).unlink()
+    with pytest.raises(RunError, match="in a new folder with another name"):
+        asked(tmp_path, "twice")
+    assert not (tmp_path / "nvflare" / "startup" / KEY).exists()
 
 
 def csr(path: Path, names: list[str], key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> Path:

@@ -1,6 +1,7 @@
 """A kit contains the secrets of one site and no policy, and its files cannot be written outside the site's folder."""
 
 import json
+import os
 import stat
 import zipfile
 from pathlib import Path
@@ -9,8 +10,12 @@ from typing import Any
 import pytest
 
 from pfedsam.core.errors import OptionError, RunError
+from pfedsam.deploy import keys
+from pfedsam.deploy import provision as provisioning
 from pfedsam.deploy.client_settings import is_address
-from pfedsam.deploy.provision import certified_sites, provision
+from pfedsam.deploy.keys import KEY, make_request, read_request, root_fingerprint
+from pfedsam.deploy.provision import _make_private, certified_sites, provision, sign_request
+from pfedsam.deploy.site_kit import install_kit
 
 
 def test_keys_stand_in_their_kits_alone_and_are_private(kits: Path) -> None:
@@ -23,6 +28,18 @@ def test_keys_stand_in_their_kits_alone_and_are_private(kits: Path) -> None:
             assert {entry.split("/")[0] for entry in archive.namelist()} == {"startup"}
 
 
+def test_a_file_that_a_running_coordinator_removes_meanwhile_does_not_disturb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A running coordinator replaces `connected.json` every second by way of a temporary file."""
+    listed = list(os.walk(tmp_path))
+    gone = [(str(tmp_path / "job"), [], ["log.txt"]), (str(tmp_path), [], [".connected.json.x1.tmp"]), *listed]
+    monkeypatch.setattr(os, "walk", lambda folder: iter(gone))
+    tmp_path.chmod(0o755)
+    _make_private(tmp_path)
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+
+
 def test_a_second_time_adds_the_new_site_and_keeps_the_others(tmp_path: Path) -> None:
     provision(tmp_path, "test", "localhost", 58112, ["north"])
     before = (tmp_path / "kits" / "north.zip").read_bytes()
@@ -31,6 +48,37 @@ def test_a_second_time_adds_the_new_site_and_keeps_the_others(tmp_path: Path) ->
     assert (tmp_path / "kits" / "north.zip").read_bytes() == before
     with zipfile.ZipFile(tmp_path / "kits" / "west.zip") as archive:
         assert archive.read("startup/rootCA.pem") == root
+
+
+def interrupt(*given: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_kit_that_was_interrupted_is_made_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provisioning, "write_kit", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        provision(tmp_path, "test", "localhost", 58112, ["north"])
+    monkeypatch.undo()
+    assert provision(tmp_path, "test", "localhost", 58112, ["north"]) == ["north"]
+    settings = install_kit(tmp_path / "kits" / "north.zip", tmp_path / "site")  # checks key, certificate and root
+    assert settings.site == "north"
+    assert root_fingerprint(tmp_path / "site" / "startup") == root_fingerprint(tmp_path / "server" / "startup")
+    secret = (tmp_path / "site" / "startup" / KEY).read_text().splitlines()[5]
+    kept = [path for path in (tmp_path / "provision").rglob("*") if path.is_file()]
+    assert [path for path in kept if secret in path.read_text(errors="ignore")] == []
+    assert provision(tmp_path, "test", "localhost", 58112, ["north"]) == []
+
+
+def test_a_request_whose_signing_was_interrupted_can_be_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name was taken by the certificate of a key that NVFlare's provisioner had made, and nobody has."""
+    provision(tmp_path, "test", "localhost", 58112, [])
+    make_request(tmp_path / "site" / "startup", "north", tmp_path / "north.csr")
+    request = read_request(tmp_path / "north.csr")
+    monkeypatch.setattr(keys, "certify", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sign_request(tmp_path, *request)
+    monkeypatch.undo()
+    assert install_kit(sign_request(tmp_path, *request), tmp_path / "site", own_key=True).site == "north"
 
 
 @pytest.mark.parametrize(

@@ -53,10 +53,10 @@ def make_request(startup: Path, name: str, target: Path) -> str:
 
     Raises:
         OptionError: a site cannot have this name, or the site has a certificate with another name.
-        RunError: the site's key or certificate cannot be read.
+        RunError: the site has a certificate and no key, or one of them cannot be read.
     """
     check_name(name)
-    if not (startup / KEY).exists():
+    if not (startup / KEY).exists() and not (startup / CERTIFICATE).exists():
         startup.mkdir(parents=True, exist_ok=True, mode=0o700)
         _make_key(startup / KEY)
     elif (startup / CERTIFICATE).exists() and (known := name_in(read_certificate(startup / CERTIFICATE))) != name:

@@ -8,7 +8,9 @@ and `admin/` also contain files that name NVFlare's classes; all of them are mad
 import contextlib
 import io
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -52,16 +54,19 @@ def provision(folder: Path, project: str, address: str, port: int, sites: Sequen
     _check_settings(project, address, port, sites)
     _check_folder(folder, project, address, port)
     known = read_certificates(folder, project)
-    new = [site for site in sites if site not in known]
-    made = _make(folder, _project(project, address, port, new, root_days(known)))
+    # A key is among the stored certificates only until its kit is written; if that was interrupted, the kit is still to be made.
+    new = [site for site in sites if site not in known or "pri_key" in known[site]]
+    made = _make(folder / WORK, _project(project, address, port, new, root_days(known)))
     for name, target in ((address, "server"), (ADMIN, "admin")):
         if not (folder / target).exists():
             shutil.copytree(made / name, folder / target)
+    (folder / "kits").mkdir(exist_ok=True, mode=0o700)
     for site in new:
         settings = ClientSettings(project, address, port, address, site)
         startup, names = made / site / "startup", (keys.CERTIFICATE, keys.ROOT, keys.KEY)
         write_kit(folder / "kits" / f"{site}.zip", settings, {name: (startup / name).read_bytes() for name in names})
-    shutil.rmtree(made)
+    for folder_of_keys in made.parent.glob("prod_*"):  # also of a call that was interrupted
+        shutil.rmtree(folder_of_keys)
     store(folder, project, read_certificates(folder, project))  # without the sites' keys, which are only in their kits
     _make_private(folder)
     return new
@@ -89,13 +94,14 @@ def sign_request(folder: Path, name: str, request: x509.CertificateSigningReques
     if name in certificates:
         certificate = renewed_for(certificates, name, request)
     else:
-        made = _make(folder, _project(project, address, port, [name], days))
-        model = x509.load_pem_x509_certificate((made / name / "startup" / keys.CERTIFICATE).read_bytes())
+        # In a copy: the provisioner makes a key too, and would store its certificate although this command may be interrupted.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".sign-") as work:
+            shutil.copytree(folder / WORK / project / "state", Path(work) / project / "state")
+            made = _make(Path(work), _project(project, address, port, [name], days))
+            model = x509.load_pem_x509_certificate((made / name / "startup" / keys.CERTIFICATE).read_bytes())
         key = certificates["root_pri_key"].encode()
         certificate = keys.certify(model, request, key, model.not_valid_after_utc)
-        shutil.rmtree(made)  # with a key that NVFlare's provisioner has made
-        certificates = read_certificates(folder, project)
-    certificates[name]["cert"] = certificate.decode("ascii")
+    certificates[name] = {**certificates.get(name, {}), "cert": certificate.decode("ascii")}
     store(folder, project, certificates)
     kit = folder / "kits" / f"{name}.zip"
     files = {keys.CERTIFICATE: certificate, keys.ROOT: certificates["root_cert"].encode()}
@@ -176,15 +182,13 @@ def certified_sites(folder: Path) -> set[str]:
     return {name for name, entry in certificates.items() if isinstance(entry, dict)} - {ADMIN, address}
 
 
-def _make(folder: Path, description: dict[str, Any]) -> Path:
-    """Let NVFlare's provisioner make the kits of a project, and return the folder that contains them.
+def _make(work: Path, description: dict[str, Any]) -> Path:
+    """Let NVFlare's provisioner make the kits of a project in a folder of its own, and return the folder that contains them.
 
     Raises:
         RunError: the provisioner failed.
     """
-    work = folder / WORK
-    for path in (work, folder / "kits"):
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    work.mkdir(parents=True, exist_ok=True, mode=0o700)
     with contextlib.redirect_stdout(io.StringIO()):
         context = Provisioner(str(work), prepare_builders(description)).provision(prepare_project(description))
     if context.get("build_error"):
@@ -243,6 +247,9 @@ def _own_names(server: Path) -> list[str]:
 
 
 def _make_private(folder: Path) -> None:
-    for path in [folder, *folder.rglob("*")]:
-        if not path.is_symlink():
-            path.chmod(0o700 if path.is_dir() else 0o600)
+    """Let only the owner read what is in a coordinator's folder; a running coordinator may remove files of it meanwhile."""
+    for place, _, names in os.walk(folder):
+        for path in [Path(place), *(Path(place, name) for name in names)]:
+            with contextlib.suppress(FileNotFoundError):
+                if not path.is_symlink():
+                    path.chmod(0o700 if path.is_dir() else 0o600)
