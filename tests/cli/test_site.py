@@ -182,6 +182,7 @@ def test_what_steers_a_terminal_is_shown_and_not_obeyed(
 def test_what_was_not_offered_cannot_be_approved(
     call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    (tmp_path / CONFIG).write_text("name: north\ndata: data\n")
     assert call("site", "approve", tmp_path, "--study", "f" * 16) == 8
     assert "was offered to this site" in " ".join(capsys.readouterr().err.split())
 
@@ -209,6 +210,31 @@ def test_the_ledger_is_printed_and_a_change_in_it_is_an_error(
     ledger.path.write_bytes(ledger.path.read_bytes().replace(b'"bytes":500', b'"bytes":499'))
     assert call("site", "ledger", tmp_path) == 7
     assert "line 1 of the ledger" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("ledger",), ("approve",), ("approve", "--withdraw", STUDY)])
+def test_the_folder_of_something_else_is_not_shown_as_a_site_that_sent_nothing(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "images").mkdir()
+    assert call("site", words[0], tmp_path, *words[1:]) == 2
+    shown = capsys.readouterr()
+    assert "is not a site's folder, because it has no site.yaml" in " ".join(shown.err.split())
+    assert shown.out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_a_request_is_not_made_in_a_folder_with_other_files(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Others would lose their access to the images in it."""
+    pytest.importorskip("nvflare")
+    (tmp_path / "images").mkdir()
+    tmp_path.chmod(0o755)
+    assert call("site", "request", tmp_path, "--name", "north") == 8
+    assert "is not empty; give a new one" in " ".join(capsys.readouterr().err.split())
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
 def test_a_folder_that_is_no_site_is_exit_code_2(
@@ -334,6 +360,9 @@ def test_start_says_what_is_missing_and_prints_what_leaves(
         each_time()
         leave("test", 2)
         each_time()
+        ledger.path.write_bytes(ledger.path.read_bytes().replace(b'"round":0', b'"round":4444') + b"\n")
+        each_time()
+        each_time()
 
     leave("train", 0)
     monkeypatch.setattr("pfedsam.deploy.site_service.run_site", run_site)
@@ -345,6 +374,7 @@ def test_start_says_what_is_missing_and_prints_what_leaves(
     assert "cannot be reached at fed.org:1 (refused)" in " ".join(shown.err.split())
     assert [("train of round 1" in shown.out), shown.out.count("train of round 2")] == [False, 1]
     assert f"Study {STUDY} has ended here" in shown.out
+    assert shown.err.count("The ledger was changed while this site runs") == 1
     assert f"IMAGES --out MASKS --study {STUDY}`" in shown.out
 
 

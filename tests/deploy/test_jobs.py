@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import uuid
 from pathlib import Path
 
@@ -43,3 +44,13 @@ def test_only_the_folders_of_the_last_five_jobs_stay_at_a_site(tmp_path: Path) -
         remove_old_jobs(tmp_path)
         assert {path for path in tmp_path.iterdir() if path.is_dir()} == {*others, *jobs[3:]}
         assert file.exists()
+
+
+def test_the_folder_of_a_new_job_stays_after_the_clock_was_set_back(tmp_path: Path) -> None:
+    for _ in range(5):
+        (folder := tmp_path / str(uuid.uuid4())).mkdir()
+        os.utime(folder, (time.time() + 86400,) * 2)
+    (new := tmp_path / str(uuid.uuid4())).mkdir()
+    remove_old_jobs(tmp_path)
+    assert new.exists()
+    assert len(list(tmp_path.iterdir())) == 5

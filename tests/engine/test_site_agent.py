@@ -1,6 +1,7 @@
 """The agent of a site: every failure is reported as one code, and the model is loaded once."""
 
 import copy
+import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -96,6 +97,8 @@ def test_data_that_breaks_is_one_word_and_named_in_the_sites_own_log(agent: Site
         (torch.OutOfMemoryError(), "memory"),
         (RuntimeError("Jane Doe"), "failed"),
         (OSError("Jane Doe"), "failed"),
+        (OSError(errno.ENOSPC, "No space left on device", "Jane Doe"), "storage"),
+        (OSError(errno.EROFS, "Read-only file system", "Jane Doe"), "storage"),
     ],
 )
 def test_whatever_goes_wrong_is_one_word(agent: SiteAgent, ask, monkeypatch: pytest.MonkeyPatch, error, word) -> None:

@@ -14,8 +14,8 @@ def site(folder: Path, text: str) -> Path:
 
 
 def test_what_is_not_said_has_the_documented_default(tmp_path: Path) -> None:
-    options = read_site_options(site(tmp_path, "name: north\ndata: images\n"))
-    assert (options.name, options.data, options.backbone) == ("north", Path("images"), None)
+    options = read_site_options(site(tmp_path, "name: north\ndata: /images\n"))
+    assert (options.name, options.data, options.backbone) == ("north", Path("/images"), None)
     assert (options.threads, options.device, options.min_free_mb) == (1, "auto", 500)
     assert options.own_labels == {}
 
@@ -24,6 +24,21 @@ def test_labels_of_the_site_are_what_differs_from_the_study(tmp_path: Path) -> N
     options = read_site_options(site(tmp_path, "name: north\ndata: d\nspacing: [0.5, 0.5]\nnot_annotated: [cup]\n"))
     assert set(options.own_labels) == {"spacing", "not_annotated"}
     assert list(options.own_labels["spacing"]) == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("backbone", ["../sam.pth", "facebook/sam-vit-base"])
+def test_paths_are_relative_to_the_file_and_not_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str
+) -> None:
+    """As in the configuration of a run: `site check` and the training process have other working directories."""
+    folder = tmp_path / "north"
+    folder.mkdir()
+    (tmp_path / "sam.pth").touch()
+    monkeypatch.chdir(tmp_path)
+    options = read_site_options(site(Path("north"), f"name: north\ndata: ../data\nbackbone: {backbone}\n"))
+    assert options.data.resolve() == tmp_path / "data"
+    assert options.data.is_absolute()
+    assert options.backbone == (str(folder / backbone) if backbone.endswith(".pth") else backbone)
 
 
 def test_no_file(tmp_path: Path) -> None:

@@ -52,8 +52,7 @@ def request_command(
 
     startup = folder / WORKSPACE / "startup"
     renewed = (startup / CERTIFICATE).exists()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder.chmod(0o700)
+    _make_private_folder(folder, may_hold_files=startup.exists())
     target = folder / f"{name}.csr"
     found = make_request(startup, name, target)
     then = (
@@ -152,6 +151,21 @@ def _make_private_folder(folder: Path, *, may_hold_files: bool) -> None:
     folder.chmod(0o700)
 
 
+def _refuse_other_folder(folder: Path) -> None:
+    """Refuse a folder that is not that of a site: it would look like a site that has approved and sent nothing.
+
+    Raises:
+        OptionError: the folder has no `site.yaml`, and no file of a ledger.
+    """
+    from pfedsam.core.errors import OptionError
+    from pfedsam.engine.site_options import CONFIG
+
+    if not (folder / CONFIG).exists() and not any(folder.glob("ledger.*")):
+        raise OptionError(
+            f"{str(folder)!r} is not a site's folder, because it has no {CONFIG}: give the folder that `pfedsam site init` made."
+        )
+
+
 @app.command("renew")
 def renew_command(
     folder: Existing,
@@ -190,6 +204,7 @@ def approve_command(
     from pfedsam.federation.manifest import read_manifest
     from pfedsam.federation.site_policy import SitePolicy
 
+    _refuse_other_folder(folder)
     policy = SitePolicy(folder)
     if withdraw:
         done = policy.withdraw(withdraw)
@@ -317,8 +332,13 @@ class _LedgerFollower:
             file.seek(self._done)
             new, end, _ = file.read().rpartition(b"\n")
         self._done += len(new) + len(end)
-        for line in map(json.loads, new.splitlines()):
-            OUT.print(_ledger_text(line, None), soft_wrap=True, highlight=False)
+        try:
+            lines = [(line, _ledger_text(line, None)) for line in map(json.loads, new.splitlines())]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            warn(f"The ledger was changed while this site runs. `pfedsam site ledger {self._folder}` says more.")
+            return
+        for line, text in lines:
+            OUT.print(text, soft_wrap=True, highlight=False)
             if line["task"] == "test" and line["sent"]:
                 OUT.print(
                     f"Study {line['study']} has ended here. Segment with `pfedsam site predict {self._folder} IMAGES --out MASKS --study "
@@ -380,6 +400,7 @@ def ledger_command(
     from pfedsam.federation.ledger import Ledger
     from pfedsam.federation.site_policy import SitePolicy
 
+    _refuse_other_folder(folder)
     if acknowledge:
         aside = Ledger(folder / "ledger.jsonl").acknowledge()
         OUT.print(f"The damaged ledger was renamed to {aside.name}." if aside else "The ledger is intact.")

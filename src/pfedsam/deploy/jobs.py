@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,8 @@ JOB_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """A UUID, as NVFlare's server gives to every job; at a site, the folder of the job in NVFlare's workspace has this name."""
 KEPT_JOBS: Final = 5
 """The number of jobs whose folders, which contain their logs, are kept at a site."""
+_CLOCK_S: Final = 3600.0
+"""Seconds by which the clock of a file server may be ahead of that of this machine."""
 _CONTROLLER: Final = "pfedsam.deploy.controller.StudyController"
 
 
@@ -64,9 +67,12 @@ def write_job(folder: Path, study: str, sites: Sequence[str], *, may_wait: bool 
 def remove_old_jobs(workspace: Path) -> None:
     """Remove the folders of all but the last jobs from NVFlare's workspace at a site, which NVFlare itself never does.
 
-    Jobs run one after another, so that the job that is running now is the last one.
+    Jobs run one after another, so that the job that is running now is the last one. A folder whose time is far in the future is of an old
+    job: the clock of the machine was set back since.
     """
     with contextlib.suppress(OSError):  # a problem with an old folder must not end the process
         folders = [path for path in workspace.iterdir() if JOB_ID.fullmatch(path.name) and path.is_dir()]
-        for folder in sorted(folders, key=lambda path: path.stat().st_mtime)[:-KEPT_JOBS]:
+        times = {path: path.stat().st_mtime for path in folders}
+        latest = time.time() + _CLOCK_S
+        for folder in sorted(folders, key=lambda path: times[path] if times[path] < latest else 0.0)[:-KEPT_JOBS]:
             shutil.rmtree(folder)

@@ -4,8 +4,9 @@ The agent is independent of networks: a transport delivers requests and, at a ho
 (`federation.site_policy`). Hospitals and local runs differ in the host, which admits requests and opens studies.
 """
 
+import errno
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from pydantic import ValidationError
@@ -36,6 +37,8 @@ from pfedsam.federation.tasks import in_words
 from pfedsam.model.numerics import configure_numerics, describe
 
 _LOG = get_logger(__name__)
+_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Error numbers of a full disk, an exceeded quota and a read-only file system."""
 
 
 class Policy(Protocol):
@@ -171,7 +174,8 @@ class SiteAgent:
             word = "memory"
             _LOG.error("%s ran out of memory: %s", self._asked(request), error)
         except Exception as error:  # noqa: BLE001 - the coordinator gets only an error code; the site's log has the full error
-            _LOG.exception("%s failed: %s", self._asked(request), type(error).__name__)
+            word = _word(error)
+            _LOG.exception("%s failed (%s): %s", self._asked(request), word, type(error).__name__)
         return Reply(request.task, request.study, request.round, refused=word)
 
     def answer(self, request: Request) -> Reply:
@@ -249,7 +253,8 @@ class SiteFolder:
         return site
 
 
-def _word(error: PfedsamError) -> str:
+def _word(error: Exception) -> str:
     if isinstance(error, DataError):
         return "data"
-    return "storage" if isinstance(error, StoreError) else "failed"
+    of_the_disk = isinstance(error, OSError) and error.errno in _DISK
+    return "storage" if of_the_disk or isinstance(error, StoreError) else "failed"

@@ -24,7 +24,9 @@ class SiteOptions(SiteLabelOptions):
     """The content of `site.yaml`, the settings of a hospital; the file never leaves the site."""
 
     name: str = Field(min_length=1, description="Name of the site in the federation.")
-    data: Path = Field(description="Folder with images/ and masks/, or a manifest.csv.")
+    data: Path = Field(
+        description="Folder with images/ and masks/, or a manifest.csv; a relative path is relative to this file."
+    )
     backbone: str | None = Field(
         default=None,
         description="Path of the backbone at this site; its hash must be that of the study. Empty: as in the study's configuration.",
@@ -60,11 +62,18 @@ def read_site_options(folder: Path) -> SiteOptions:
     """
     path = folder / CONFIG
     try:
-        return SiteOptions.model_validate(read_mapping(path))
+        return _from_folder(folder.resolve(), SiteOptions.model_validate(read_mapping(path)))
     except OptionError as error:
         raise OptionError(f"{error} Make the site with `pfedsam site init`.") from error
     except ValidationError as error:
         raise OptionError(f"{CONFIG} is wrong: {error}") from error
+
+
+def _from_folder(folder: Path, options: SiteOptions) -> SiteOptions:
+    """The options with absolute paths; those in the file are relative to its folder, because each process works in another one."""
+    backbone = folder / options.backbone if options.backbone else None
+    found = {"backbone": str(backbone)} if backbone and backbone.exists() else {}  # else it is a name
+    return options.model_copy(update={"data": folder / options.data, **found})
 
 
 def write_settings(folder: Path, options: SiteOptions) -> None:
