@@ -224,7 +224,17 @@ def test_a_name_that_would_break_the_names_of_losses_and_states_is_refused(name:
             {"supervised": ("global",)},
             "has supervised=('global',); give one or more of 'shared', 'personal' in a tuple",
         ),
-        ({"taught": "global"}, "has taught=('global',)"),
+        ({"taught": "global"}, "has taught='global'; give one of its supervised models, 'shared', or None."),
+        ({"taught": ["shared"]}, "has taught=['shared']; give one of its supervised models, 'shared', or None."),
+        ({"taught": "personal"}, "has taught='personal'; give one of its supervised models, 'shared', or None."),
+        (
+            {"halves": "coupled"},
+            "divides a batch between two models (halves, shared_share), but supervises ('shared',)",
+        ),
+        (
+            {"shared_share": 0.5},
+            "divides a batch between two models (halves, shared_share), but supervises ('shared',)",
+        ),
         ({"steps": 0}, "has 0 steps"),
     ],
 )

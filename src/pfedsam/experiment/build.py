@@ -66,8 +66,14 @@ class BuiltModel:
 
 
 def build_method(options: RunOptions) -> Method:
-    """The run's method, with its own options."""
-    return configured(options.method, options.method_options)
+    """The run's method, with its own options.
+
+    Raises:
+        OptionError: there is no such method, or its phases cannot be run (`Method.check_phases`).
+    """
+    method = configured(options.method, options.method_options)
+    method.check_phases(options.training)
+    return method
 
 
 def refuse_too_few_sites(options: RunOptions) -> None:

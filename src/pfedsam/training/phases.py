@@ -97,7 +97,7 @@ class PhaseSpec:
 
         Raises:
             OptionError: the name has other characters than lower-case letters and underscores, a kind of parameters or a model is unknown
-                or none is given, or the phase has no step.
+                or none is given, the phase has no step, or a model that is taught or learns from a part of a batch is not supervised.
         """
         if not re.fullmatch("[a-z_]+", self.name):
             raise OptionError(
@@ -105,10 +105,26 @@ class PhaseSpec:
             )
         self._refuse_others("trains", self.trains, ("shared", "local"))
         self._refuse_others("supervised", self.supervised, get_args(Model))
-        if self.taught:
-            self._refuse_others("taught", (self.taught,), get_args(Model))
+        self._refuse_unsupervised()
         if self.steps < 1:
             raise OptionError(f"The phase {self.name} has {self.steps} steps; give 1 or more, or leave the phase out.")
+
+    def _refuse_unsupervised(self) -> None:
+        """Refuse a model that is taught, and a batch that is divided between two models, if they are not supervised: it has no effect.
+
+        Raises:
+            OptionError: the taught model, or one of two models, is not supervised.
+        """
+        if self.taught is not None and self.taught not in self.supervised:
+            raise OptionError(
+                f"The phase {self.name} has taught={self.taught!r}; give one of its supervised models, "
+                f"{' or '.join(map(repr, self.supervised))}, or None."
+            )
+        if (self.halves or self.shared_share < 1) and len(set(self.supervised)) < len(get_args(Model)):
+            raise OptionError(
+                f"The phase {self.name} divides a batch between two models (halves, shared_share), but supervises "
+                f"{self.supervised!r}; give both models as supervised, or leave halves and shared_share out."
+            )
 
     def _refuse_others(self, field: str, given: object, allowed: tuple[str, ...]) -> None:
         """Refuse a field of the phase that is not a tuple of one or more of the allowed names.
@@ -116,7 +132,7 @@ class PhaseSpec:
         Raises:
             OptionError: it is not.
         """
-        if not isinstance(given, tuple) or not given or not set(given) <= set(allowed):
+        if not isinstance(given, tuple) or not given or not all(one in allowed for one in given):
             known = ", ".join(map(repr, allowed))
             raise OptionError(f"The phase {self.name} has {field}={given!r}; give one or more of {known} in a tuple.")
 

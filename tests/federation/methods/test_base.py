@@ -1,16 +1,21 @@
 """What holds for every method: what is placed is trained, what is not stays as it is, to the bit."""
 
+import re
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
 
 from pfedsam.core.errors import OptionError
+from pfedsam.experiment.build import build_method
+from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.methods import METHODS, find_method
 from pfedsam.federation.methods.base import plain, shared_training, split_steps
 from pfedsam.model.build import present
 from pfedsam.model.options import ModelOptions
 from pfedsam.training.options import TrainingOptions
+from pfedsam.training.phases import PhaseSpec
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
@@ -68,6 +73,48 @@ def test_two_phases_of_one_name_in_a_round_are_refused(make, train) -> None:
     made.method = replace(made.method, phases=lambda options: 2 * shared_training(options))
     with pytest.raises(OptionError, match="global, global: give each phase of a method a name of its own"):
         train(made)
+
+
+GLOBAL = PhaseSpec("global", ("shared",), ("shared",))
+
+
+@pytest.mark.parametrize(
+    ("functions", "says"),
+    [
+        ({"phases": GLOBAL}, "'phases' of the method fedavg gives a PhaseSpec; it has to give a tuple of phases"),
+        ({"final": None}, "'final' of the method fedavg gives a NoneType;"),
+        ({"warmup": ("global",)}, "'warmup' of the method fedavg gives a tuple with a str;"),
+        ({"phases": ()}, "The method fedavg has no phase in a round"),
+        (
+            {"final": (replace(GLOBAL, name="fine_tuning", fine_tunes_after="golbal"),)},
+            "The phase fine_tuning of the method fedavg begins with the optimiser state of 'golbal', and the phases of a round are global.",
+        ),
+        (
+            {"final": (replace(GLOBAL, trains=("shared", "local")),)},
+            "continues the optimiser state of 'global', a phase of a round, which trains ('shared',), and trains ('shared', 'local')",
+        ),
+    ],
+)
+def test_phases_that_cannot_be_run_are_refused_before_any_round(
+    functions: dict[str, object], says: str, toy_options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = replace(METHODS["fedavg"], **{name: lambda _, given=given: given for name, given in functions.items()})
+    monkeypatch.setattr("pfedsam.experiment.build.configured", lambda name, own: wrong)
+    with pytest.raises(OptionError, match=re.escape(says)):
+        build_method(toy_options.model_copy(update={"training": TrainingOptions(shared_warmup_rounds=1)}))
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_phases_of_every_method_can_be_run(name: str) -> None:
+    for form, order, warm_up, tuned in product(
+        ("coupled", "decoupled", "joint", "halves", "coupled-halves"),
+        ("global-first", "local-first"),
+        (0, 2),
+        (0, 1, None),
+    ):
+        METHODS[name].check_phases(
+            TrainingOptions(phases=form, order=order, shared_warmup_rounds=warm_up, fine_tuning_rounds=tuned)
+        )
 
 
 @pytest.mark.parametrize(

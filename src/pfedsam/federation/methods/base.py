@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from pfedsam.core.errors import OptionError
 from pfedsam.core.options import Options
 from pfedsam.federation.roster import EVERY_SITE, Roster
 from pfedsam.federation.server import ServerStep, WeightedMean
@@ -59,6 +60,42 @@ class Method:
         """All phases that occur in rounds, without those after the last aggregation."""
         first = self.warmup(options) if self.warmup and options.shared_warmup_rounds else ()
         return (*first, *self.phases(options))
+
+    def check_phases(self, options: TrainingOptions) -> None:
+        """Refuse phases that cannot be run one after the other, which would otherwise be found after rounds of training.
+
+        Raises:
+            OptionError: a function gives something else than a tuple of phases, or a round has no phase; or a phase continues the optimiser
+                state of another one that no round has, or that trains other kinds of parameters.
+        """
+        for source, function in (("phases", self.phases), ("final", self.final), ("warmup", self.warmup or no_phases)):
+            found: object = function(options)
+            if not isinstance(found, tuple) or not all(isinstance(one, PhaseSpec) for one in found):
+                raise OptionError(
+                    f"The function {source!r} of the method {self.name} gives {_kind(found)}; it has to give a tuple of phases, such as "
+                    "(phase,) with one, or () with none."
+                )
+        if not self.phases(options):
+            raise OptionError(f"The method {self.name} has no phase in a round: its function 'phases' gives ().")
+        in_rounds = {phase.name: phase for phase in self.phases(options)}
+        for phase in (*self.round_phases(options), *self.final(options)):
+            before = in_rounds.get(phase.fine_tunes_after or phase.name)
+            if phase.fine_tunes_after and before is None:
+                raise OptionError(
+                    f"The phase {phase.name} of the method {self.name} begins with the optimiser state of {phase.fine_tunes_after!r}, "
+                    f"and the phases of a round are {', '.join(in_rounds)}. Give one of these as fine_tunes_after."
+                )
+            if before and set(before.trains) != set(phase.trains):
+                raise OptionError(
+                    f"The phase {phase.name} of the method {self.name} continues the optimiser state of {before.name!r}, a phase of a "
+                    f"round, which trains {before.trains!r}, and trains {phase.trains!r}. Let both train the same, or give it another name."
+                )
+
+
+def _kind(found: object) -> str:
+    """The type of a result in words, and of its first part that is no phase."""
+    parts = [type(one).__name__ for one in found if not isinstance(one, PhaseSpec)] if isinstance(found, tuple) else []
+    return f"a tuple with a {parts[0]}" if parts else f"a {type(found).__name__}"
 
 
 HEAD = ("class_tokens", "output_layers")
