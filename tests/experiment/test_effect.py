@@ -1,15 +1,20 @@
 """An option that was set and has no effect is refused, and the message names the methods that would use it."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import Field
 
 from pfedsam.core.errors import OptionError
+from pfedsam.core.options import Options
 from pfedsam.experiment.effect import refuse_unused_by_all, unused, without_unused
 from pfedsam.experiment.load import dump_options, load_options, put
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.methods import METHODS
+from pfedsam.training.options import TrainingOptions
+from pfedsam.training.phases import PhaseSpec
 
 
 def chosen(method: str, **keys: Any) -> RunOptions:
@@ -99,6 +104,34 @@ def test_what_would_use_it_is_named(method: str, keys: dict[str, Any], words: li
     (text,) = unused(chosen(method, **keys)).values()
     for word in words:
         assert word in text
+
+
+class Milestones(Options):
+    rounds: list[int] = Field(default=[1, 2])
+
+
+@dataclass
+class Unhashable:
+    least_updates: int = 1
+
+
+@pytest.mark.parametrize("changes", [{"own": Milestones()}, {"server": Unhashable()}])
+def test_a_method_may_have_options_and_a_server_step_without_a_hash(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = replace(METHODS["fedavg"], **changes)
+    monkeypatch.setattr("pfedsam.experiment.build.configured", lambda name, own: changed)
+    assert unused(chosen("fedavg", training__batch_size=2)) == {}
+    assert list(unused(chosen("fedavg", training__final_steps=2))) == ["training.final_steps"]
+
+
+def test_what_a_method_reads_from_changed_options_has_an_effect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def final(options: TrainingOptions) -> tuple[PhaseSpec, ...]:
+        return METHODS["local-only"].final(options.model_copy(update={"batch_size": 1}))
+
+    changed = replace(METHODS["local-only"], final=final)
+    monkeypatch.setattr("pfedsam.experiment.build.configured", lambda name, own: changed)
+    assert unused(chosen("local-only", training__final_steps=2)) == {}
 
 
 def test_a_run_s_own_configuration_can_be_read_again_and_a_user_s_is_refused(tmp_path: Path) -> None:

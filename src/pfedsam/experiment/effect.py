@@ -4,8 +4,7 @@ Methods need not declare the options that they use. The used options of the trai
 called with an object that records every access. An option of the model is used if it changes the result of the method's `adapt`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast, get_args, get_origin
 
 from pydantic import BaseModel
@@ -51,13 +50,19 @@ class _Reading:
         self._read.add(path)
         return value
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None) -> "_Reading":
+        """A copy with other values; every value that is read from it is recorded too."""
+        return _Reading(self._options.model_copy(update=update), self._read, self._above)
+
 
 def unused(options: RunOptions) -> dict[str, str]:
     """Key that was set but has no effect in this run -> a sentence for the user with the methods that would use it."""
+    method = build_method(options)
+    trained = _used_training(method, options.training, options.model)
     return {
         key: f"{key} has no effect with {_in_words(options)}; {_who_uses(key, options)}"
         for key in _set_keys(options)
-        if not _uses(key, options)
+        if not _uses(key, options, method, trained)
     }
 
 
@@ -143,18 +148,16 @@ def _set_below(options: BaseModel, above: str) -> Iterator[str]:
                 yield f"{above}{name}"
 
 
-def _uses(key: str, options: RunOptions) -> bool:
-    """Whether the key with its value has an effect in this run."""
+def _uses(key: str, options: RunOptions, method: Method, trained: Collection[str]) -> bool:
+    """Whether the key with its value has an effect in this run, whose method uses the paths `trained` of the training options."""
     part, _, path = key.partition(".")
     if part == "method_options":
         return path.partition(".")[0] == options.method
-    method = build_method(options)
     if part == "training":
-        return path in _used_training(method, options.training, options.model)
+        return path in trained
     return _changes_model(method, options.model, path)
 
 
-@lru_cache(maxsize=256)
 def _used_training(method: Method, training: TrainingOptions, model: ModelOptions) -> frozenset[str]:
     """The paths of the training options that have an effect with a method."""
     read: set[str] = set(_BY_TRAINING)
@@ -206,6 +209,7 @@ def _user(name: str, path: str, options: RunOptions, *, model: bool) -> str | No
     method = METHODS[name]
     if model:
         return name if _changes_model(method, options.model, path) else None
+    method.check_phases(options.training)
     if path in _used_training(method, options.training, options.model):
         return name
     for form in _FORMS:
