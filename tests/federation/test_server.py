@@ -6,7 +6,7 @@ import torch
 from pfedsam.core.errors import RunError
 from pfedsam.core.tensors import digest
 from pfedsam.federation.aggregation import TooFewUpdatesError
-from pfedsam.federation.server import ServerState, WeightedMean, aggregate
+from pfedsam.federation.server import ServerState, WeightedMean, aggregate, initial_state
 from pfedsam.federation.update import Update, UpdateSpec
 
 
@@ -65,6 +65,9 @@ W = torch.ones(2)
         (lambda state: ServerState(5, {"w": W.double()}), r"gave w as float64 \[2\] and not as float32 \[2\]"),
         (lambda state: ServerState(5, {"w": W / 0}), "gave w with values that are not finite"),
         (lambda state: ServerState(5, {"w": W}, {"steps": 1}), "gave a memory whose 'steps' is a int and not a tensor"),
+        (lambda state: ServerState(5, {"w": [1.0, 1.0]}), "gave w as a list and not as a tensor"),
+        (lambda state: ServerState(5, None), "gave a state whose shared is a NoneType and not a mapping"),
+        (lambda state: ServerState(5, {"w": W}, [W]), "gave a state whose memory is a list and not a mapping"),
     ],
 )
 def test_a_server_step_that_gives_what_no_site_can_train_from_is_refused_and_named(given, says):
@@ -76,3 +79,21 @@ def test_a_server_step_that_gives_what_no_site_can_train_from_is_refused_and_nam
     updates = [Update("north", 4, {"w": W}, 3)]
     with pytest.raises(RunError, match=f"The server step Mistaken of the method .*{says}"):
         aggregate(state, updates, UpdateSpec.of(state.shared), {"north": 3}, Mistaken())
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (lambda shared: None, "a NoneType and not a ServerState"),
+        (lambda shared: ServerState(1, shared), "a state whose round is 1 and not 0"),  # a round fewer would be trained
+        (lambda shared: ServerState(0, {}), r"other tensors than the shared ones \(missing: \['w'\]"),
+    ],
+)
+def test_a_server_step_that_begins_with_what_no_site_can_train_from_is_refused_and_named(given, says):
+    class Mistaken(WeightedMean):
+        def init(self, shared):
+            return given(shared)
+
+    with pytest.raises(RunError, match=f"The server step Mistaken of the method gave {says}"):
+        initial_state(Mistaken(), {"w": W}, UpdateSpec.of({"w": W}))
+    assert initial_state(WeightedMean(), {"w": W}, UpdateSpec.of({"w": W})) == ServerState(0, {"w": W})

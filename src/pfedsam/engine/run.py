@@ -35,7 +35,7 @@ from pfedsam.experiment.effect import without_unused
 from pfedsam.experiment.load import read_config, write_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, differences
-from pfedsam.federation.server import ServerState
+from pfedsam.federation.server import ServerState, initial_state
 from pfedsam.model.numerics import CPU, configure_numerics, describe, find_device
 from pfedsam.report.summary_file import Summary, read_summary
 
@@ -113,7 +113,7 @@ def _state(options: RunOptions, folder: Path, manifest: StudyManifest, built: Bu
         refuse_other_version(options, folder, manifest)
         return load_state(folder, manifest.study)
     refuse_lost_state(folder)
-    return build_method(options).server.init({name: value.cpu() for name, value in built.start("shared").items()})
+    return initial_state(build_method(options).server, built.start("shared"), manifest.spec)
 
 
 def run_id(options: RunOptions, backbone: str) -> str:

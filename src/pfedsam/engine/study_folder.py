@@ -39,7 +39,7 @@ from pfedsam.experiment.load import read_config, write_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, largest_change, shared_tensors, write_manifest
 from pfedsam.federation.pipeline.build import build_pipeline
-from pfedsam.federation.server import ServerState
+from pfedsam.federation.server import ServerState, initial_state
 from pfedsam.model.backbones.checkpoint import backbone_file
 from pfedsam.report.records import RecordWriter, read_records, validations_in
 from pfedsam.training.schedule import end_of_training
@@ -94,7 +94,8 @@ def prepare_study(options: RunOptions) -> PreparedStudy:
         # Sites get the backbone's hash in the manifest, but not its path on this machine.
         content["model"]["backbone"] = file.name
     manifest = build_manifest(options, built, study_id(content, built.backbone), content)
-    return PreparedStudy(options, manifest, build_method(options).server.init(built.start("shared")))
+    state = initial_state(build_method(options).server, built.start("shared"), manifest.spec)
+    return PreparedStudy(options, manifest, state)
 
 
 def create_study(options: RunOptions, root: Path, policy: Options) -> Path:

@@ -108,6 +108,20 @@ class WeightedMean:
         return of_a_site
 
 
+def initial_state(step: ServerStep, shared: NamedTensors, spec: UpdateSpec) -> ServerState:
+    """The state before the first round, with these initial shared parameters.
+
+    Raises:
+        RunError: the server step gave a state that no site can train from.
+    """
+    state = step.init(shared)
+    if problem := _problem(state, 0, spec):
+        raise RunError(
+            f"The server step {type(step).__name__} of the method gave {problem} for the beginning. Correct its `init`, and start again."
+        )
+    return state
+
+
 def aggregate(
     state: ServerState,
     updates: Iterable[Update],
@@ -140,7 +154,7 @@ def aggregate(
     )
     kept = annotations.kept_rows(result.accepted, least=step.least_updates)
     after = step.apply(state, by_class)
-    if problem := _problem(after, state, spec):
+    if problem := _problem(after, state.round + 1, spec):
         raise RunError(
             f"The server step {type(step).__name__} of the method gave {problem} for round {state.round + 1}. The state before this round "
             "is kept: correct the step, and continue."
@@ -148,25 +162,35 @@ def aggregate(
     return _with_kept_rows(after, state, kept), result
 
 
-def _problem(after: object, before: ServerState, spec: UpdateSpec) -> str | None:
-    """What is wrong with the state that a server step gave; None if sites can train from it."""
+def _problem(after: object, round_: int, spec: UpdateSpec) -> str | None:
+    """What is wrong with the state before round `round_` that a server step gave; None if sites can train from it."""
     if not isinstance(after, ServerState):
         return f"a {type(after).__name__} and not a ServerState"
-    if after.round != before.round + 1:
-        return f"a state whose round is {after.round} and not {before.round + 1}"
-    if after.shared.keys() != spec.tensors.keys():
-        missing = sorted(spec.tensors.keys() - after.shared.keys())[:3]
-        extra = sorted(after.shared.keys() - spec.tensors.keys())[:3]
+    if after.round != round_:
+        return f"a state whose round is {after.round} and not {round_}"
+    for what, named in (("shared", after.shared), ("memory", after.memory)):
+        if not isinstance(named, Mapping):
+            return f"a state whose {what} is a {type(named).__name__} and not a mapping from names to tensors"
+    for name, value in after.memory.items():
+        if not isinstance(value, Tensor):
+            return f"a memory whose {name!r} is a {type(value).__name__} and not a tensor"
+    return _problem_of_shared(after.shared, spec)
+
+
+def _problem_of_shared(shared: NamedTensors, spec: UpdateSpec) -> str | None:
+    """What is wrong with the shared tensors that a server step gave, in any shapes; None if they match the specification."""
+    if shared.keys() != spec.tensors.keys():
+        missing = sorted(spec.tensors.keys() - shared.keys())[:3]
+        extra = sorted(shared.keys() - spec.tensors.keys())[:3]
         return f"other tensors than the shared ones (missing: {missing}, unexpected: {extra})"
     for name, expected in spec.tensors.items():
-        tensor = after.shared[name]
+        tensor: object = shared[name]
+        if not isinstance(tensor, Tensor):
+            return f"{name} as a {type(tensor).__name__} and not as a tensor"
         if (given := TensorSpec.of(tensor)) != expected:
             return f"{name} as {given} and not as {expected}"
         if not bool(tensor.isfinite().all()):
             return f"{name} with values that are not finite"
-    for name, value in after.memory.items():
-        if not isinstance(value, Tensor):
-            return f"a memory whose {name!r} is a {type(value).__name__} and not a tensor"
     return None
 
 
