@@ -1,9 +1,11 @@
 """The worker processes that train sites in parallel."""
 
+import pickle
 import pkgutil
 import signal
 import subprocess
 import sys
+import xmlrpc.client
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from pfedsam.core.errors import RunError
 from pfedsam.engine.workers import Workers, busy_processes
+from pfedsam.federation.site_policy import RefusedError
 
 
 def test_a_process_never_sees_ctrl_c_and_the_parent_still_does() -> None:
@@ -62,6 +65,34 @@ def test_a_process_that_was_killed_is_an_error_that_says_what_needs_less_memory(
         workers.close()
     for less in ("runtime.workers", "training.batch_size", "model.precision", "--resume"):
         assert less in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "site", "kind", "says"),
+    [
+        ("no_such_module:function", "north", ModuleNotFoundError, "No module named 'no_such_module'"),
+        # This error cannot be read again in another process, because its class needs more arguments than it keeps.
+        ("xmlrpc.client:loads", xmlrpc.client.dumps(xmlrpc.client.Fault(3, "broken")), RunError, "^Fault: .*broken"),
+    ],
+)
+def test_an_error_of_a_process_is_raised_and_not_taken_for_a_lack_of_memory(
+    make: str, site: str, kind: type[Exception], says: str
+) -> None:
+    workers = Workers(partial(pkgutil.resolve_name, make), [], 2)
+    try:
+        with pytest.raises(kind, match=says):
+            list(workers.each([site]))
+    finally:
+        workers.close()
+
+
+def test_a_refusal_of_a_site_can_be_sent_by_a_process() -> None:
+    sent = pickle.loads(pickle.dumps(RefusedError("wrong-round", "this site is already several rounds ahead.")))
+    assert (type(sent), sent.word, str(sent)) == (
+        RefusedError,
+        "wrong-round",
+        "this site is already several rounds ahead.",
+    )
 
 
 SCRIPT = """

@@ -7,14 +7,16 @@ this package. So a script can call `pfedsam.run` without `if __name__ == "__main
 """
 
 import os
+import pickle
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.context import SpawnContext, SpawnProcess
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from pfedsam.core.errors import RunError
 from pfedsam.core.parent import end_with
@@ -140,10 +142,37 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _start(make: Callable[[], Work], parent: int) -> None:
+    """Make the function in this process; if that fails, every call raises the error, which would otherwise end the process without it."""
     global _WORK
     end_with(parent)
-    _WORK = make()
+    try:
+        _WORK = make()
+    except Exception as error:  # noqa: BLE001 - it is raised by the first call
+        _WORK = partial(_fail, error)
+
+
+def _fail(error: Exception, *args: Any) -> NoReturn:  # noqa: ANN401 - those of the function
+    raise error
 
 
 def _call(site: str, *args: Any) -> Any:  # noqa: ANN401 - of the function
-    return _WORK(site, *args) if _WORK else None
+    """The result of the function for a site.
+
+    Raises:
+        RunError: the function raised an error that cannot be sent to another process; the message names it.
+    """
+    try:
+        return _WORK(site, *args) if _WORK else None
+    except Exception as error:
+        if _can_be_sent(error):
+            raise
+        raise RunError(f"{type(error).__name__}: {error}") from None
+
+
+def _can_be_sent(error: Exception) -> bool:
+    """Whether an error can be read again in another process; one that is made from several arguments may not be."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - any error of the class's own functions
+        return False
+    return True

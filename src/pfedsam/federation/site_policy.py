@@ -48,8 +48,11 @@ class RefusedError(RunError):
     """The site refuses a request; `word` is the refusal code (a key of `messages.REFUSALS`) that is sent to the coordinator."""
 
     def __init__(self, word: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(word, message)  # all arguments, so that a worker process can send it
         self.word = word
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 class SitePolicy:
