@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from event_log import records_without_times
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from volume_files import write_nifti
 
 from pfedsam.core import tensors
@@ -417,6 +418,36 @@ def test_a_run_whose_data_were_moved_is_resumed_to_the_same_bits_and_scored_agai
     with pytest.raises(RunError, match="no site 'other'"):
         opened.evaluate(folders={"other": tmp_path})
     assert opened.evaluate(folders={name: tmp_path / "moved"}).sites == first.sites
+
+
+@pytest.mark.slow
+def test_a_run_whose_backbone_was_moved_is_resumed_to_the_same_bits(tmp_path: Path, toy_options: RunOptions) -> None:
+    training = toy_options.training.model_copy(update={"rounds": 2, "shared_warmup_rounds": 1})
+
+    def on(backbone: Path | str) -> RunOptions:
+        model = toy_options.model.model_copy(update={"backbone": str(backbone)})
+        return toy_options.model_copy(update={"model": model, "training": training})
+
+    def stop(event: Event) -> None:
+        if event.stage == "train" and event.done == event.total // 2 + 1:
+            raise KeyboardInterrupt
+
+    first, moved = tmp_path / "weights", tmp_path / "moved"
+    shutil.copytree(toy_options.model.backbone, first)
+    run(on(first), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(on(first), tmp_path / "run", progress=stop)
+    first.rename(moved)
+    with pytest.raises(RunError, match=r"names 'weights' now, and there is no such file.* give their present path"):
+        run(on("weights"), tmp_path / "run", resume=True)  # a relative path stays as it is if nothing is there
+    weights = load_file(moved / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] += 1.0
+    shutil.copytree(moved, tmp_path / "other")
+    save_file(weights, tmp_path / "other" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunError, match="The backbone of the run in 'run' has other weights now"):
+        run(on(tmp_path / "other"), tmp_path / "run", resume=True)
+    run(on(moved), tmp_path / "run", resume=True)
+    assert fingerprint(tmp_path / "run", on(moved)) == fingerprint(tmp_path / "whole", on(first))
 
 
 def test_only_the_folders_of_a_run_may_differ(reference: Path, toy_options: RunOptions) -> None:

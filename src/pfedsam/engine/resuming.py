@@ -1,8 +1,8 @@
 """What a run on this machine is checked for before it is continued: its version, its backbone, and the rounds of its sites."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydantic import BaseModel
 
@@ -15,6 +15,7 @@ from pfedsam.experiment.load import holds
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.site_store import SiteStore
+from pfedsam.model.backbones.checkpoint import backbone_file
 
 _OTHER_VERSION: Final = "continue it with that version, or start again in a new folder"
 _LOG = get_logger(__name__)
@@ -42,6 +43,19 @@ def refuse_other_configuration(config: Path, changed: Sequence[str], options: Ru
     raise RunError(
         f"The run in {config.parent.name!r} has another configuration; different: {', '.join(changed[:8])}. "
         f"Resume with the configuration it was started with, or give another folder.{hint if of_version else ''}"
+        f"{_moved_backbone(stored, options) if 'model.backbone' in changed else ''}"
+    )
+
+
+def _moved_backbone(stored: Mapping[str, Any], options: RunOptions) -> str:
+    """What to do if the backbone of a run was moved; empty if it was no file or folder."""
+    before, now = stored["model"]["backbone"], options.model.backbone
+    if not Path(before).is_absolute():
+        return ""
+    there = "" if backbone_file(now) else ", and there is no such file or folder"
+    return (
+        f" The run began with the backbone {before!r}; the configuration names {now!r} now{there}. If the weights were moved, give their "
+        "present path as model.backbone, for example by --set; a run that has not finished its first round needs them at the earlier path."
     )
 
 

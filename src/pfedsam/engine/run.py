@@ -36,6 +36,7 @@ from pfedsam.experiment.load import read_config, write_config
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, differences
 from pfedsam.federation.server import ServerState, initial_state
+from pfedsam.model.backbones.checkpoint import backbone_file
 from pfedsam.model.numerics import CPU, configure_numerics, describe, find_device
 from pfedsam.report.summary_file import Summary, read_summary
 
@@ -119,22 +120,25 @@ def _state(options: RunOptions, folder: Path, manifest: StudyManifest, built: Bu
 def run_id(options: RunOptions, backbone: str) -> str:
     """The identity of the study that a run makes: its configuration, without options that do not affect results, and its backbone.
 
-    A run that is continued after its data were moved keeps the identity that it had with the first folders.
+    A run that is continued after its data or its backbone were moved keeps the identity that it had with the first paths.
     """
     return study_id(options.model_dump(mode="json", exclude={"runtime", "name"}), backbone)
 
 
 def _in_first_place(options: RunOptions, folder: Path) -> RunOptions:
-    """The options of a run with the folders of the sites and of the splits where they were when the run began; unchanged for a new run.
+    """The options of a run with the paths of its data, its splits and its backbone when it began; unchanged for a new run.
 
-    The data of a run may be moved, because the run stores the digests of their files; the identity of the run keeps the first folders.
+    They may be moved, because the run stores the digests of the data's files and, after its first round, that of the backbone; the identity
+    of the run keeps the first paths.
     """
     if not (folder / "config.yaml").exists():
         return options
-    first = read_config(folder / "config.yaml").data
-    folders = {name: first.folder(name) for name in first.sites}
-    data = options.data.with_folders(folders).model_copy(update={"split_folder": first.split_folder})
-    return options.model_copy(update={"data": data})
+    first, model = read_config(folder / "config.yaml"), options.model
+    folders = {name: first.data.folder(name) for name in first.data.sites}
+    data = options.data.with_folders(folders).model_copy(update={"split_folder": first.data.split_folder})
+    if (folder / SERVER).exists() and backbone_file(model.backbone) and Path(first.model.backbone).is_absolute():
+        model = model.model_copy(update={"backbone": first.model.backbone})
+    return options.model_copy(update={"data": data, "model": model})
 
 
 def is_finished(options: RunOptions, folder: Path, inputs: Inputs | None = None) -> bool:
