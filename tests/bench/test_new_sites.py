@@ -6,6 +6,7 @@ import pytest
 
 from pfedsam.bench.new_sites import _columns, run_new_sites
 from pfedsam.bench.plan import Plan
+from pfedsam.core.errors import OptionError
 from pfedsam.experiment.options import RunOptions
 from pfedsam.experiment.suite import Suite, choose_entries
 from pfedsam.report.onboarded import ALONE, LOCAL_PART, NOTHING, Onboarded
@@ -19,6 +20,28 @@ def test_a_method_without_a_shared_model_has_no_column_unseen() -> None:
     assert _columns(SiteEntry(), personal) == {"member": None, "local part 5": 0.7, "alone 5": 0.5}
     shared = {5: Onboarded({NOTHING: {"dice": 0.6}, **ways}, 5, 3, LOCAL_PART)}
     assert _columns(SiteEntry(), shared) == {"member": None, "unseen": 0.6, "local part 5": 0.7, "alone 5": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("method", "sites", "says"),
+    [
+        ("local-only", 3, r"local-only \(method local-only\) shares nothing from which a new site could start"),
+        ("centralized", 3, "shares nothing"),
+        ("fedavg", 1, "The only site is site_1"),
+        ("trimmed-mean", 4, "needs updates of at least 4 sites with these options .*; there are 3"),
+    ],
+)
+def test_what_no_site_can_join_is_refused_before_anything_is_trained(
+    method: str, sites: int, says: str, tmp_path: Path
+) -> None:
+    names = [f"site_{number}" for number in range(1, sites + 1)]
+    for name in names:
+        (tmp_path / "data" / name).mkdir(parents=True)
+    suite = Suite.model_validate({"name": "toy", "options": {"data": {"classes": {"organ": [1]}}}})
+    plan = Plan(suite, choose_entries(suite, [method], []), [0], tmp_path / "data", tmp_path / "b")
+    with pytest.raises(OptionError, match=says):
+        run_new_sites(plan, [1], 2, lambda _: None, lambda _: None)
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.slow

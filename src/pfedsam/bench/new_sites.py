@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
 from pfedsam.bench.plan import Outcome, Plan, Step, run_plan
-from pfedsam.core.errors import RunError
+from pfedsam.core.errors import OptionError, RunError
 from pfedsam.engine.onboarding import Newcomer, onboard
 from pfedsam.engine.opened import open_run
+from pfedsam.experiment.build import build_method, refuse_too_few_sites
 from pfedsam.experiment.suite import Entry
 from pfedsam.report.onboarded import NOTHING, Onboarded
 from pfedsam.report.onboarding_page import MEMBER, UNSEEN, Joined
@@ -35,7 +37,9 @@ def run_new_sites(
     Raises:
         RunError: a federation could not be trained.
         DataError: a site's data is wrong.
+        OptionError: no site can be left out, or a method shares nothing; nothing was run.
     """
+    _refuse_what_no_site_can_join(plan)
     members = _trained(plan, tell)
     joined: list[Joined] = []
     for site in plan.sites:
@@ -47,6 +51,26 @@ def run_new_sites(
                 joined.append(_join(plan, away, entry, seed, member, labels, steps))
                 finished(joined)
     return joined
+
+
+def _refuse_what_no_site_can_join(plan: Plan) -> None:
+    """Refuse federations that a new site cannot join, before any is trained.
+
+    Raises:
+        OptionError: a method shares nothing, or too few sites remain without one of them.
+    """
+    if len(plan.sites) == 1:
+        raise OptionError(
+            f"The only site is {next(iter(plan.sites))}: without it no federation remains. Give two or more."
+        )
+    for site, entry in product(plan.sites, plan.entries):
+        options = replace(plan, leave_out=site).options(entry, plan.seeds[0])
+        method = build_method(options)
+        if "shared" not in method.placement(method.adapt(options.model)).values():
+            raise OptionError(
+                f"{entry.label} (method {method.name}) shares nothing from which a new site could start. Leave it out of --methods."
+            )
+        refuse_too_few_sites(options)
 
 
 def _trained(plan: Plan, tell: Callable[[Step], None]) -> Outcome:

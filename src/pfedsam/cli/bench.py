@@ -289,7 +289,7 @@ def _plan(
 
     loaded = load_suite(suite)
     entries = choose_entries(loaded, _names(methods), _names(variants) or [])
-    numbers = _numbers(seeds, "--seeds", least=0) or loaded.seeds
+    numbers = _numbers(seeds, "--seeds", least=0) or list(dict.fromkeys(loaded.seeds))
     return Plan(loaded, entries, numbers, data, out, overrides or [], workers)
 
 
