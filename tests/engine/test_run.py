@@ -420,6 +420,16 @@ def test_a_run_whose_data_were_moved_is_resumed_to_the_same_bits_and_scored_agai
     assert opened.evaluate(folders={name: tmp_path / "moved"}).sites == first.sites
 
 
+def test_a_finished_run_that_is_resumed_keeps_the_time_that_it_took(
+    tmp_path: Path, toy_options: RunOptions, reference: Path
+) -> None:
+    """As each finished method does if a comparison is resumed with a further one."""
+    before = read_summary(reference / "summary.json")
+    assert set(before.seconds) == {"train", "total"}
+    shutil.copytree(reference, tmp_path / "run")
+    assert run(toy_options, tmp_path / "run", resume=True).seconds == before.seconds
+
+
 @pytest.mark.slow
 def test_a_run_whose_backbone_was_moved_is_resumed_to_the_same_bits(tmp_path: Path, toy_options: RunOptions) -> None:
     training = toy_options.training.model_copy(update={"rounds": 2, "shared_warmup_rounds": 1})

@@ -43,7 +43,7 @@ from pfedsam.federation.server import ServerState, aggregate
 from pfedsam.federation.tasks import Task, in_words
 from pfedsam.federation.update import label
 from pfedsam.report.records import RecordWriter, read_records, validations_in
-from pfedsam.report.summary_file import SINCE_RESUMED, Communication, PartSizes, SiteEntry, read_summary
+from pfedsam.report.summary_file import SINCE_RESUMED, Communication, PartSizes, SiteEntry, Summary, read_summary
 from pfedsam.training.schedule import end_of_training
 
 _LOG = get_logger(__name__)
@@ -140,7 +140,7 @@ class StudyRun:
             self._check_classes()
             self._summarize(records)
             self._validations = validations_in(read_records(self.folder.path / RECORDS))
-            earlier = self._earlier_entries() if self.state.round >= self.ends else {}
+            before = self._earlier_summary() if self.state.round >= self.ends else None
             while self.state.round < self.ends:
                 self._join(records, [s for s in self._connected() if s not in self.present and s not in asked])
                 asked = []
@@ -154,8 +154,10 @@ class StudyRun:
             summaries = self._test(records)
             total = self._seconds()
             seconds = {SINCE_RESUMED: total} if self._resumed else {"train": trained, "total": total}
+            if before:  # the study had ended, so that its time is known, and this was only a further test of its models
+                seconds = before.seconds
             records.write({"kind": "timing", **seconds})
-        self._report(summaries, seconds, earlier)
+        self._report(summaries, seconds, before.sites if before else {})
         return "finished"
 
     @property
@@ -380,13 +382,13 @@ class StudyRun:
         self._absent(records, task, round_, reasons)
         return found
 
-    def _earlier_entries(self) -> dict[str, SiteEntry]:
-        """The results of a study that has ended already, by site; none if there is no summary of its last round."""
+    def _earlier_summary(self) -> Summary | None:
+        """The results of a study that has ended already; None if there is no summary of its last round."""
         try:
             before = read_summary(self.folder.path / SUMMARY)
         except StoreError:  # it is missing or damaged, and is written again
-            return {}
-        return before.sites if before.rounds == self.ends else {}
+            return None
+        return before if before.rounds == self.ends else None
 
     def _report(
         self,
