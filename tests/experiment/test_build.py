@@ -102,6 +102,7 @@ def test_a_pooled_site_has_the_training_cases_of_all_and_a_name_of_its_own(toy_o
     (pool,) = pooled.keys() - sites.keys()
     assert next(iter(pooled)) == pool
     assert len(pooled[pool].cases) == sum(len(site.of("train")) for site in sites.values())
+    assert with_pool(method(toy_options, "centralized"), dict(reversed(sites.items())))[pool] == pooled[pool]
     taken = {pool: replace(next(iter(sites.values())), name=pool)}
     with pytest.raises(OptionError, match="Rename the site"):
         with_pool(method(toy_options, "centralized"), taken)

@@ -254,6 +254,8 @@ def build_model(options: RunOptions, device: torch.device = CPU, *, may_download
 def with_pool(options: RunOptions, sites: Mapping[str, Site]) -> dict[str, Site]:
     """All sites of the run: for a pooled method the site with the training images of all sites, then those of the configuration.
 
+    The pooled images have the order of the sites' names, so that the batches do not depend on the order in a configuration.
+
     Raises:
         OptionError: a site of the configuration has the name of the pooled site.
     """
@@ -264,7 +266,7 @@ def with_pool(options: RunOptions, sites: Mapping[str, Site]) -> dict[str, Site]
         raise OptionError(
             f"With method {options.method} no site can have the name {pool!r}, which is used for the pooled images. Rename the site."
         )
-    cases = tuple(case for site in sites.values() for case in site.of("train"))
+    cases = tuple(case for name in sorted(sites) for case in sites[name].of("train"))
     return {pool: Site(pool, Path(), cases), **sites}
 
 
