@@ -15,7 +15,7 @@ from volume_files import write_nifti
 
 from pfedsam.cli.predicting import with_backbone
 from pfedsam.core import tensors
-from pfedsam.core.errors import CheckpointError, DataError, RunError, StoreError
+from pfedsam.core.errors import CheckpointError, DataError, OptionError, RunError, StoreError
 from pfedsam.core.lock import exclusive
 from pfedsam.data.manifest import Case
 from pfedsam.data.trained_on import TrainedOn
@@ -104,6 +104,14 @@ def test_a_model_on_other_weights_of_its_backbone_is_refused(
     assert (folder / "summary.json").read_bytes() == summary
     assert (open_run(folder).site(site).predict(image) == mask).all()
     assert caplog.text == ""
+
+
+def test_the_classes_of_a_model_keep_their_order(folder: Path) -> None:
+    with pytest.raises(
+        OptionError, match="in the order organ, lesion, which is that of its outputs, and not lesion, organ"
+    ):
+        open_run(folder, ["data.classes={lesion: [7], organ: [3]}"])
+    assert open_run(folder, ["data.classes={organ: [3], lesion: [7]}"]).options.data.classes["lesion"] == [7]
 
 
 def test_a_backbone_at_another_place_can_be_given(folder: Path, toy_options: RunOptions, tmp_path: Path) -> None:

@@ -383,6 +383,10 @@ def test_another_configuration_is_refused_and_the_folder_stays(reference: Path, 
     other = toy_options.model_copy(update={"seed": 4})
     with pytest.raises(RunError, match="seed"):
         run(other, reference, resume=True)
+    classes = dict(reversed(toy_options.data.classes.items()))
+    other = toy_options.model_copy(update={"data": toy_options.data.model_copy(update={"classes": classes})})
+    with pytest.raises(RunError, match=r"different: data\.classes\..* The order of the classes counts"):
+        run(other, reference, resume=True)
     with pytest.raises(RunError, match="--resume"):
         run(toy_options, reference)
     assert {path: path.read_bytes() for path in reference.rglob("*") if path.is_file()} == before

@@ -56,6 +56,18 @@ def test_sites_in_another_order_are_no_change(submit: Submit) -> None:
     assert not submit("b a").changed
 
 
+def test_classes_in_another_order_are_refused(submit: Submit, tmp_path: Path, toy_options: RunOptions) -> None:
+    folder = submit("a b").folder
+    before = (folder / "config.yaml").read_bytes()
+    classes = dict(reversed(toy_options.data.classes.items()))
+    other = toy_options.model_copy(update={"data": toy_options.data.model_copy(update={"classes": classes})})
+    sites = {"a": Path("/a"), "b": Path("/b")}
+    other = other.model_copy(update={"data": other.data.model_copy(update={"sites": sites})})
+    with pytest.raises(OptionError, match=r"has the classes organ, lesion in this order.*Nothing was changed"):
+        submit_study(other, tmp_path, {}, running=False)
+    assert (folder / "config.yaml").read_bytes() == before
+
+
 def test_the_quorum_is_that_of_the_study_and_its_sites(submit: Submit) -> None:
     folder = StudyFolder(submit("a b c", quorum=3).folder)
     with pytest.raises(OptionError, match=r"quorum of 3 cannot be reached: the study has 2 site\(s\), a, b.*changed"):

@@ -7,7 +7,14 @@ import torch
 
 from pfedsam.core.errors import RunError
 from pfedsam.federation.codec import Codec
-from pfedsam.federation.manifest import StudyManifest, communication_of, largest_change, parse_manifest, shared_tensors
+from pfedsam.federation.manifest import (
+    StudyManifest,
+    communication_of,
+    differences,
+    largest_change,
+    parse_manifest,
+    shared_tensors,
+)
 
 SHARED = {"lora.a": torch.zeros(4, 3), "token": torch.zeros(2, dtype=torch.float16)}
 COMMUNICATION = {"codec": "int8", "block": 32, "clip": 0.5}
@@ -75,6 +82,14 @@ def test_differences_are_named_by_their_path(content: dict) -> None:
     one = StudyManifest.model_validate(content)
     content["configuration"]["communication"] = {**COMMUNICATION, "block": 64}
     assert one.differences(StudyManifest.model_validate(content)) == ["configuration.communication.block"]
+
+
+def test_the_order_of_the_classes_is_a_difference_and_that_of_the_sites_is_none() -> None:
+    one = {"data": {"classes": {"organ": [1], "lesion": [2]}, "sites": {"a": "a", "b": "b"}}}
+    other = {"data": {"classes": {"lesion": [2], "organ": [1]}, "sites": {"b": "b", "a": "a"}}}
+    assert differences(one, other) == differences(other, one) == ["data.classes"]
+    assert differences({"configuration": one}, {"configuration": other}) == ["configuration.data.classes"]
+    assert differences(one, {"data": {**one["data"], "sites": other["data"]["sites"]}}) == []
 
 
 def test_the_largest_change_by_hand() -> None:

@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pfedsam.core.errors import CheckpointError, DataError, RunError
+from pfedsam.core.errors import CheckpointError, DataError, OptionError, RunError
 from pfedsam.core.lock import exclusive
 from pfedsam.core.log import get_logger
 from pfedsam.core.tensors import NamedTensors
@@ -293,6 +293,7 @@ def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | 
     if not (folder / _RUN).exists() or not (folder / SERVER).exists():
         raise RunError(_what_to_give(folder))
     options = read_config(folder / _RUN, overrides)
+    _refuse_other_order(read_config(folder / _RUN), options)
     # The machine that opens a run may be another one than that of the training, without its GPU.
     wanted = "cpu" if options.runtime.device == "cpu" else "auto"
     _refuse_missing_backbone(options)
@@ -314,6 +315,20 @@ def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | 
     return OpenRun(folder, options, built, shared, places, finished, rounds)
 
 
+def _refuse_other_order(trained: RunOptions, options: RunOptions) -> None:
+    """Refuse overrides that give the classes in another order, so that each output of the model would get the name and ids of another one.
+
+    Raises:
+        OptionError: they do.
+    """
+    before, now = list(trained.data.classes), list(options.data.classes)
+    if before != now and set(before) == set(now):
+        raise OptionError(
+            f"The model was trained with data.classes in the order {', '.join(before)}, which is that of its outputs, and not "
+            f"{', '.join(now)}. Give them in the first order."
+        )
+
+
 def _refuse_missing_backbone(options: RunOptions) -> None:
     """Refuse a run whose backbone is a file or folder that is not here, for example because the run was made on another machine.
 
@@ -331,7 +346,9 @@ def _refuse_missing_backbone(options: RunOptions) -> None:
 def _open_at_site(folder: Path, study: str | None, overrides: Sequence[str]) -> OpenRun:
     policy, site = SitePolicy(folder), read_site_options(folder)
     manifest = _ended(policy, study)
-    options, place = with_overrides(study_options(manifest, site), overrides), policy.study_folder(manifest.study)
+    trained, place = study_options(manifest, site), policy.study_folder(manifest.study)
+    options = with_overrides(trained, overrides)
+    _refuse_other_order(trained, options)
     built, shared = build_study_model(manifest, options), policy.final(manifest.study)
     _check_fit(folder, built, "shared", shared)
     return OpenRun(place, options, built, shared, {site.name: place}, finished=False)

@@ -13,11 +13,12 @@ from pfedsam.engine.inputs import refuse_other_backbone, starts_from_backbone
 from pfedsam.engine.server_files import read_server
 from pfedsam.experiment.load import holds
 from pfedsam.experiment.options import RunOptions
-from pfedsam.federation.manifest import StudyManifest
+from pfedsam.federation.manifest import CLASSES, StudyManifest
 from pfedsam.federation.site_store import SiteStore
 from pfedsam.model.backbones.checkpoint import backbone_file
 
 _OTHER_VERSION: Final = "continue it with that version, or start again in a new folder"
+_ORDER: Final = " The order of the classes counts: it is that of the model's outputs."
 _LOG = get_logger(__name__)
 
 
@@ -44,6 +45,7 @@ def refuse_other_configuration(config: Path, changed: Sequence[str], options: Ru
         f"The run in {config.parent.name!r} has another configuration; different: {', '.join(changed[:8])}. "
         f"Resume with the configuration it was started with, or give another folder.{hint if of_version else ''}"
         f"{_moved_backbone(stored, options) if 'model.backbone' in changed else ''}"
+        f"{_ORDER if CLASSES in changed else ''}"
     )
 
 

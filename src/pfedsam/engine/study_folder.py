@@ -62,7 +62,7 @@ STOP = "stop"
 STOPPED: Final = "the coordinator's operator stopped it; submit the study again to continue"
 UNFINISHED: Final = ("submitted", "running", "interrupted")
 """The states of a study that the coordinator runs, or will."""
-_CONFIG, _POLICY, _REGISTERED, STATUS = "config.yaml", "policy.json", "registered.json", "status.json"
+CONFIG, _POLICY, _REGISTERED, STATUS = "config.yaml", "policy.json", "registered.json", "status.json"
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def store_study(study: PreparedStudy, root: Path, policy: Options) -> Path:
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     (folder.path / STOP).unlink(missing_ok=True)
     sealed.write_json(folder.path / _POLICY, policy.model_dump(mode="json"))
-    write_config(folder.path / _CONFIG, study.options)
+    write_config(folder.path / CONFIG, study.options)
     if not folder.exists:
         write_manifest(folder.path / "manifest.json", manifest)
         folder.save_state(study.state, manifest)
@@ -257,7 +257,7 @@ class StudyFolder:
         Raises:
             StoreError: the configuration is missing or damaged.
         """
-        return list(read_config(self.path / _CONFIG).data.sites)
+        return list(read_config(self.path / CONFIG).data.sites)
 
     def request_new_job(self) -> None:
         """Let a running job of the study end after its current round; the next one reads sites and policy again."""
@@ -377,7 +377,7 @@ class StudyFolder:
 
     def ends(self) -> int:
         """The number of rounds after which the study ends, as far as its validations determine it."""
-        training, path = read_config(self.path / _CONFIG).training, self.path / RECORDS
+        training, path = read_config(self.path / CONFIG).training, self.path / RECORDS
         return end_of_training(training, validations_in(read_records(path)) if path.exists() else {})
 
     @property

@@ -5,7 +5,7 @@ the new configuration names: they replace the stored ones if this does not contr
 does. A rule of the rounds that the submission does not set stays as it is.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import Any
 
 from pfedsam.core.errors import OptionError, RunError, StoreError
 from pfedsam.engine.round_policy import RoundPolicy
-from pfedsam.engine.study_folder import UNFINISHED, StudyFolder, prepare_study, store_study
-from pfedsam.experiment.load import validate
+from pfedsam.engine.study_folder import CONFIG, UNFINISHED, StudyFolder, prepare_study, store_study
+from pfedsam.experiment.load import read_config, validate
 from pfedsam.experiment.options import RunOptions
 from pfedsam.federation.manifest import StudyManifest, differences, read_manifest
 
@@ -77,8 +77,8 @@ def submit_study(options: RunOptions, root: Path, rules: Mapping[str, Any], *, r
         running: whether the coordinator is running. If something changes, its job of the study then ends after the current round.
 
     Raises:
-        OptionError: the rules or options are not valid, the quorum is larger than the number of sites, or the sites contradict the rounds
-            that were trained. Nothing was changed.
+        OptionError: the rules or options are not valid, the quorum is larger than the number of sites, or the sites or the order of the
+            classes contradict the stored study. Nothing was changed.
         StoreError: a file of the stored study is damaged or missing.
     """
     study = prepare_study(options)
@@ -87,6 +87,7 @@ def submit_study(options: RunOptions, root: Path, rules: Mapping[str, Any], *, r
     stored = earlier.policy if earlier else None
     policy = validate(RoundPolicy, {**(stored.model_dump() if stored else {}), **rules}, "The submission")
     if earlier:
+        _check_classes(folder, study.options.data.classes)
         _check_sites(folder, earlier, sites, running=running)
     _check_quorum(policy.quorum, sites, stored=earlier is not None)
     same_title = () if earlier else tuple(_of_same_title(root, study.manifest))
@@ -125,6 +126,21 @@ def _check_quorum(quorum: int, sites: Sequence[str], *, stored: bool) -> None:
         raise OptionError(
             f"The quorum of {quorum} cannot be reached: the study has {len(sites)} site(s), {', '.join(sites)}. Give a --quorum of at most "
             f"{len(sites)}, or more sites (data.sites). {'Nothing was changed.' if stored else 'Nothing was submitted.'}"
+        )
+
+
+def _check_classes(folder: StudyFolder, classes: Iterable[str]) -> None:
+    """Refuse the classes of a stored study in another order, on which the study's id does not depend: the order of the outputs stays.
+
+    Raises:
+        OptionError: the order is another one.
+    """
+    before = list(read_config(folder.path / CONFIG).data.classes)
+    if before != list(classes):
+        raise OptionError(
+            f"Study {folder.path.name} has the classes {', '.join(before)} in this order, which is that of the model's outputs; "
+            f"data.classes has {', '.join(classes)} now. Nothing was changed. Give them in the first order, or give the new study another "
+            "title (name)."
         )
 
 

@@ -28,6 +28,8 @@ WITHOUT_PARAMETERS: Final[frozenset[Task]] = frozenset({"join", "summarize"})
 """The tasks that do not need the shared parameters; a request for them does not contain any."""
 
 MAX_MANIFEST_BYTES: Final = 4 * 2**20
+CLASSES: Final = "data.classes"
+"""The key of the classes in a configuration; their order is that of the model's outputs."""
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -207,8 +209,9 @@ def _check_tensors(manifest: StudyManifest) -> None:
 
 
 def differences(one: object, other: object, path: str = "") -> list[str]:
-    """The paths of the keys at which two plain configurations differ."""
+    """The paths of the keys at which two plain configurations differ; of the classes, the order counts too."""
     if isinstance(one, dict) and isinstance(other, dict):
         keys = sorted(one.keys() | other.keys())
-        return [d for k in keys for d in differences(one.get(k), other.get(k), f"{path}.{k}" if path else str(k))]
+        found = [d for k in keys for d in differences(one.get(k), other.get(k), f"{path}.{k}" if path else str(k))]
+        return [path] if path.endswith(CLASSES) and list(one) != list(other) else found
     return [] if one == other else [path]
