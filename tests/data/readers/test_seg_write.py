@@ -1,8 +1,10 @@
 import highdicom as hd
 import numpy as np
+import pydicom
 import pytest
 from mask_files import AFFINE, IDS, VALUES, read_ids, write_ct
-from volume_files import write_series
+from pydicom.dataset import Dataset
+from volume_files import write_enhanced, write_series
 
 from pfedsam.core.errors import DataError
 from pfedsam.data.readers.dicom import DicomReader
@@ -104,11 +106,81 @@ def test_what_the_headers_lack_is_named_and_no_value_of_them(tmp_path):
     assert "Canary" not in str(caught.value)
 
 
-def test_a_damaged_value_is_no_error_of_another_package(tmp_path):
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("PatientSex", "W"),
+        ("PatientBirthDate", "19700000"),
+        ("StudyDate", "2020-01-02"),
+        ("StudyTime", "10:11:12"),
+        ("Modality", "ct scan"),
+        ("SOPClassUID", "1.3.46.670589.11.0.0.12.1"),
+    ],
+)
+def test_an_attribute_with_a_wrong_value_is_named_and_its_value_is_not(tmp_path, keyword, value):
     def change(dataset, _):
-        dataset.Modality = "ct scan"
+        setattr(dataset, keyword, value)
 
     with quiet():
         image = DicomReader(write_series(tmp_path / "ct", VALUES, change=change))
+    with pytest.raises(DataError, match=rf"values that DICOM does not allow .* \({keyword}\)") as caught:
+        refuse_without_seg(image, ["liver"])
+    assert value not in str(caught.value)
+
+
+def test_a_damaged_value_is_no_error_of_another_package(tmp_path):
+    def change(dataset, _):
+        dataset.StudyInstanceUID = ["1.2", "1.3"]
+
+    image = DicomReader(write_series(tmp_path / "ct", VALUES, change=change))
     with pytest.raises(DataError, match="damaged values or texts"):
         refuse_without_seg(image, ["liver"])
+
+
+def _assert_is_volume(read, ids):
+    """highdicom puts the frames together as a volume with these ids [row, column, slice], in one of the two orders of slices."""
+    found = np.moveaxis(read.get_volume(combine_segments=True).array, 0, 2)
+    assert found.shape == ids.shape
+    assert np.array_equal(found, ids) or np.array_equal(found[..., ::-1], ids)
+
+
+def test_an_orientation_that_is_rounded_differently_from_slice_to_slice_is_one_orientation(tmp_path):
+    def change(dataset, k):
+        dataset.ImageOrientationPatient = ["0.999999" if k % 2 else "1", "0.0001", "0", "-0.0001", "1", "0"]
+
+    read = _written(tmp_path / "ct", change)
+    _assert_is_volume(read, IDS)
+
+
+def test_a_gap_that_is_given_as_the_distance_of_slices_is_not_repeated(tmp_path):
+    def change(dataset, _):
+        dataset.SpacingBetweenSlices = 0.5
+
+    read = _written(tmp_path / "ct", change)
+    assert read.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices == 4
+    _assert_is_volume(read, IDS)
+
+
+def test_a_multi_frame_file_may_give_size_and_orientation_for_each_frame(tmp_path):
+    places = (3.0, 9.0, 0.0, 6.0)
+    path = write_enhanced(tmp_path / "mr", [(VALUES[..., k], place, Dataset()) for k, place in enumerate(places)])
+    source = pydicom.dcmread(path)
+    for frame in source.PerFrameFunctionalGroupsSequence:
+        frame.update(source.SharedFunctionalGroupsSequence[0])
+    source.SharedFunctionalGroupsSequence = [Dataset()]
+    source.save_as(path)
+    image = DicomReader(path)
+    write_seg(tmp_path / "m.dcm", image, IDS[..., :4], ("liver", "odd one"))
+    np.testing.assert_array_equal(read_ids(tmp_path / "m.dcm", image), IDS[..., :4])
+    _assert_is_volume(hd.seg.segread(tmp_path / "m.dcm"), IDS[..., :4])
+
+
+def test_several_multi_frame_files_are_no_source_of_a_seg(tmp_path):
+    folder, series = tmp_path / "mr", pydicom.uid.generate_uid()
+    for place in (0.0, 3.0):
+        path = write_enhanced(folder / str(place), [(VALUES[..., 0], place, Dataset())])
+        source = pydicom.dcmread(path)
+        source.SeriesInstanceUID = source.StudyInstanceUID = source.FrameOfReferenceUID = series
+        source.save_as(path)
+    with pytest.raises(DataError, match="several multi-frame DICOM files"):
+        refuse_without_seg(DicomReader(folder), ["liver"])

@@ -1,6 +1,7 @@
 """DICOM-SEG, written by highdicom: the mask of a DICOM series with its references, frame of reference and coded segments."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
@@ -10,15 +11,16 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.valuerep import DA, TM
 
 from pfedsam.core import atomic
 from pfedsam.core.errors import DataError
 from pfedsam.data.labels import class_pixels
-from pfedsam.data.readers.dicom import DicomReader
+from pfedsam.data.readers.dicom import DicomReader, Stack
 from pfedsam.data.readers.dicom_files import quiet
 from pfedsam.data.readers.dicom_pixels import open_dataset
-from pfedsam.data.readers.dicom_planes import number_of
+from pfedsam.data.readers.dicom_planes import Plane, functional_group, number_of, shared_groups
 
 _UTF_8: Final = "ISO_IR 192"
 _SINGLE_SETS: Final = tuple(one.value for one in hd.SpecificCharacterSetValues if one.value.startswith("ISO_IR "))
@@ -37,6 +39,15 @@ _REPEATED: Final = (
     *("StudyID", "StudyDate", "StudyTime", "AccessionNumber"),
 )
 """Attributes of a source that a DICOM-SEG repeats, and that may be empty."""
+_FORMS: Final[Mapping[str, Callable[[Any], object]]] = {
+    "PatientBirthDate": DA,
+    "PatientSex": hd.PatientSexValues,
+    "StudyDate": DA,
+    "StudyTime": TM,
+    "Modality": re.compile("[A-Z0-9_ ]{1,16}").fullmatch,
+    "SOPClassUID": lambda value: UID(value).keyword or None,
+}
+"""Attributes of a source whose values highdicom checks, with a function that returns nothing for a wrong value or raises an error."""
 _CATEGORIES: Final = {
     "anatomy": Code("123037004", "SCT", "Anatomical Structure"),
     "lesion": Code("49755003", "SCT", "Morphologically Abnormal Structure"),
@@ -114,11 +125,7 @@ def _content(source: DicomReader, classes: npt.NDArray[Any], names: Sequence[str
             "several files of its DICOM series have one SOP instance UID, so that a DICOM-SEG cannot refer to them; write NIfTI instead"
         )
     sources = [open_dataset(file, max_gigabytes=source.max_gigabytes) for file in files]
-    if len(files) == 1 and int(sources[0].get("NumberOfFrames") or 1) != len(planes):
-        raise DataError(
-            "its volume is a part of the frames of a multi-frame DICOM file (one of several times or stacks), for which no DICOM-SEG is "
-            "written; write NIfTI instead"
-        )
+    _refuse_other_frames(sources, planes)
     masks = np.ascontiguousarray(np.moveaxis(classes, 2, 0)).astype(np.uint8)
     if overlap:
         masks = _segment_masks(masks, len(names))
@@ -128,7 +135,7 @@ def _content(source: DicomReader, classes: npt.NDArray[Any], names: Sequence[str
         with quiet():
             for one in sources:
                 _write_in_unicode(one, names)
-                _add_thickness(one, source.stack.step)
+            _share_grid(sources, source.stack)
             _refuse_incomplete(sources)
             return _encode(sources, masks, names)
     except (AttributeError, LookupError, TypeError, ValueError):
@@ -137,8 +144,26 @@ def _content(source: DicomReader, classes: npt.NDArray[Any], names: Sequence[str
         ) from None
 
 
+def _refuse_other_frames(sources: Sequence[Dataset], planes: Sequence[Plane]) -> None:
+    """Refuse a volume of some frames of a file, and one of several multi-frame files: highdicom describes a single whole file.
+
+    Raises:
+        DataError: it is such a volume.
+    """
+    multiple = ["PerFrameFunctionalGroupsSequence" in one for one in sources]
+    if len(sources) > 1 and any(multiple):
+        raise DataError(
+            "its volume consists of several multi-frame DICOM files, for which no DICOM-SEG is written; write NIfTI instead"
+        )
+    if len(sources) == 1 and int(sources[0].get("NumberOfFrames") or 1) != len(planes):
+        raise DataError(
+            "its volume is a part of the frames of a multi-frame DICOM file (one of several times or stacks), for which no DICOM-SEG is "
+            "written; write NIfTI instead"
+        )
+
+
 def _refuse_incomplete(sources: Sequence[Dataset]) -> None:
-    """Refuse headers without an attribute that a DICOM-SEG repeats; the message names the attributes, and no value.
+    """Refuse headers in which an attribute that a DICOM-SEG repeats is absent or wrong; the message names the attributes, and no value.
 
     Raises:
         DataError: there are such headers.
@@ -148,14 +173,31 @@ def _refuse_incomplete(sources: Sequence[Dataset]) -> None:
         raise DataError(
             f"its DICOM headers lack what a DICOM-SEG needs ({', '.join(absent)}); write NIfTI instead, or add it to the files"
         )
+    wrong = list(dict.fromkeys(keyword for one in sources for keyword in _FORMS if not _has_right_form(one, keyword)))
+    if wrong:
+        raise DataError(
+            f"its DICOM headers have values that DICOM does not allow and a DICOM-SEG would repeat ({', '.join(wrong)}); write NIfTI "
+            "instead, or correct them in the files"
+        )
+
+
+def _has_right_form(source: Dataset, keyword: str) -> bool:
+    """Whether the value of an attribute of a source is one that DICOM allows, or empty."""
+    value = source.get(keyword)
+    if value in (None, ""):
+        return True
+    try:
+        return _FORMS[keyword](value) is not None
+    except (TypeError, ValueError):
+        return False
 
 
 def _lacking(source: Dataset) -> Iterator[str]:
-    """The keywords of the attributes that a header lacks for a DICOM-SEG; a multi-frame file has the thickness in its groups."""
+    """The keywords of the attributes that a header lacks for a DICOM-SEG; a multi-frame file has the size of voxels in its groups."""
     yield from (keyword for keyword in _IDENTIFIERS if not source.get(keyword))
     yield from (keyword for keyword in _REPEATED if keyword not in source)
-    if "NumberOfFrames" not in source and "SliceThickness" not in source:
-        yield "SliceThickness"
+    if "PerFrameFunctionalGroupsSequence" not in source:
+        yield from (keyword for keyword in ("PixelSpacing", "SliceThickness") if keyword not in source)
 
 
 def _write_in_unicode(source: Dataset, names: Sequence[str]) -> None:
@@ -171,10 +213,37 @@ def _write_in_unicode(source: Dataset, names: Sequence[str]) -> None:
     source.SpecificCharacterSet = _UTF_8
 
 
-def _add_thickness(source: Dataset, step: float | None) -> None:
-    """Give a header without a thickness of slices their distance in mm, so that they fill the volume; highdicom needs a thickness."""
-    if step is not None and "NumberOfFrames" not in source and number_of(source.get("SliceThickness")) <= 0:
-        source.SliceThickness = f"{step:.10g}"[:16]
+def _share_grid(sources: Sequence[Dataset], stack: Stack) -> None:
+    """Give all slices of a stack one orientation, thickness and distance, where highdicom looks for them.
+
+    The orientation may be rounded differently from slice to slice. Multi-frame files of many scanners give it for each frame. Some headers
+    have no thickness, which is then the distance of the slices, and some give the gap between two slices as their distance
+    (SpacingBetweenSlices).
+    """
+    first = sources[0]
+    is_multiple = "PerFrameFunctionalGroupsSequence" in first
+    for holder in [_shared_measures(first)] if is_multiple else sources:
+        if stack.step is not None and number_of(holder.get("SliceThickness")) <= 0:
+            holder.SliceThickness = _decimal(stack.step)
+        if stack.step is not None and len(stack.planes) > 1:
+            holder.SpacingBetweenSlices = _decimal(stack.step)
+    for one in sources if not is_multiple else ():
+        one.ImageOrientationPatient = first.ImageOrientationPatient
+
+
+def _shared_measures(source: Dataset) -> Dataset:
+    """The group with the size of the voxels of a multi-frame file, after it and the orientation were moved to the shared groups."""
+    shared, frames = shared_groups(source), source.PerFrameFunctionalGroupsSequence
+    for sequence in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
+        setattr(shared, sequence, [functional_group(frames[0], shared, sequence)])
+    source.SharedFunctionalGroupsSequence = [shared]
+    measures: Dataset = shared.PixelMeasuresSequence[0]
+    return measures
+
+
+def _decimal(length: float) -> str:
+    """A length as DICOM writes it, in at most 16 characters."""
+    return f"{length:.10g}"[:16]
 
 
 def _segment_masks(labels: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.uint8]:
