@@ -85,3 +85,23 @@ def test_a_slope_of_a_frame_that_is_no_number_is_told(tmp_path):
     path = write_enhanced(tmp_path / "s", [(VALUES[..., 0], 0.0, own)])
     with pytest.raises(DataError, match="is a damaged or cut off DICOM file"):
         DicomReader(path)
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
+        *("BitsStored", "PixelRepresentation"),
+    ],
+)
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_field_without_which_a_picture_cannot_be_decoded_is_named(tmp_path, keyword, empty):
+    def change(dataset: Dataset, k: int) -> None:
+        if k == 1:
+            delattr(dataset, keyword)
+        if k == 1 and empty:
+            setattr(dataset, keyword, None)
+
+    with pytest.raises(DataError, match=rf"the header of 'IM\S+' lacks {keyword}, without which") as caught:
+        DicomReader(write_series(tmp_path / "s", VALUES, change=change))
+    assert "Canary" not in str(caught.value)

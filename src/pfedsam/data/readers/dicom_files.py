@@ -38,6 +38,7 @@ from pfedsam.data.readers.dicom_planes import (
     number_of,
     number_of_frames,
     read_plane,
+    refuse_absent_fields,
     same_stack,
 )
 from pfedsam.data.readers.dicom_streams import open_inflated
@@ -199,8 +200,11 @@ def read_head(path: Path) -> Dataset:
             head.SOPClassUID  # noqa: B018 - absent in a file that was cut off, which pydicom reads without an error
             if not 0 <= number_of(head.get("NumberOfFrames"), 1) <= _MAX_FRAMES:
                 raise DataError(damaged(path))
-            if "Image Storage" in UID(head.SOPClassUID).name and source.whole:
-                _check_length(path, head, left)
+            if "Image Storage" in UID(head.SOPClassUID).name:
+                if left > 0:  # else the file is cut off
+                    refuse_absent_fields(path, head)
+                if source.whole:
+                    _check_length(path, head, left)
             return head
     except DataError:
         raise

@@ -21,6 +21,10 @@ _FRAME_TIMES: Final = (
     ("MRDiffusionSequence", "DiffusionBValue"),
 )
 """The same for the frames of a multi-frame file: functional group and field."""
+_OF_PICTURES: Final = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated")
+"""Fields without which a picture cannot be decoded."""
+_OF_INTEGERS: Final = ("BitsStored", "PixelRepresentation")
+"""The same for pictures of integers, which those of up to 16 bits are."""
 _LARGEST_LENGTH: Final = 1e9
 """Positions and distances in mm are smaller."""
 _FRAME_TYPES: Final = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence")
@@ -85,6 +89,21 @@ def functional_group(own: Dataset, shared: Dataset, sequence: str) -> Dataset | 
     """A functional group of a frame: its own one, else the one that all frames share; None if neither exists."""
     found = own.get(sequence) or shared.get(sequence)
     return found[0] if found else None
+
+
+def refuse_absent_fields(path: Path, head: Dataset) -> None:
+    """Refuse a picture without a field that is needed to decode it; its value is not guessed.
+
+    Raises:
+        DataError: a field is absent or empty.
+    """
+    needed = _OF_PICTURES + (_OF_INTEGERS if number_of(head.get("BitsAllocated")) <= 16 else ())
+    absent = [keyword for keyword in needed if head.get(keyword) in (None, "")]
+    if absent:
+        raise DataError(
+            f"the header of {path.name!r} lacks {', '.join(absent)}, without which its picture cannot be decoded; export it again, add "
+            "what is missing, or take the case out"
+        )
 
 
 def number_of_frames(path: Path, head: Dataset) -> int:

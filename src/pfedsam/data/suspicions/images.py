@@ -20,6 +20,8 @@ _MOST_ABOVE: Final = 0.5
 """Share of the voxels above the window from which the values are probably no Hounsfield units."""
 _MOST_ABOVE_IF_POSITIVE: Final = 0.25
 """The same for a volume without a negative value, where the air around the body would be negative in Hounsfield units."""
+_FAT: Final = -100.0
+"""The value of fat in Hounsfield units: a volume for whose tissues a window begins below it has negative values."""
 _ORDER: Final[tuple[Plane, ...]] = ("axial", "coronal", "sagittal")
 """Planes in the order in which one is named if as many volumes have another."""
 _SPACING_FACTOR: Final = 10.0
@@ -146,9 +148,10 @@ def _in_colour(one: CaseFacts, voxels: StoredVoxels) -> bool:
 
 
 def outside_window(facts: SiteFacts, study: Study) -> Iterator[Finding]:
-    """Volumes whose values lie mostly above `data.volume.window`, or all below it, as those of a CT without its rescale intercept.
+    """Volumes that do not seem to be in the unit of `data.volume.window`, as a CT without its rescale intercept.
 
-    Values below a window are normal, because most voxels of many scans are air.
+    Their values lie mostly above the window, or all below it, or none is negative although the window is for tissues that are. Values
+    below a window are normal, because most voxels of many scans are air.
     """
     if study.volume.normalise != "window":
         return
@@ -159,10 +162,10 @@ def outside_window(facts: SiteFacts, study: Study) -> Iterator[Finding]:
         yield Finding(
             facts.name,
             "outside window",
-            f"are these Hounsfield units? The values go from {min(one.low for one in voxels):g} to {max(one.high for one in voxels):g}, so "
-            f"that up to {100 * max(one.above for one in voxels):.0f} % of the voxels are above the window of {low:g} to {high:g}, or all "
-            "are below it, and have one value to the model; look for a missing rescale intercept (mostly -1024), or set another "
-            "data.volume.window or normalise",
+            f"are these Hounsfield units? The values go from {min(one.low for one in voxels):g} to {max(one.high for one in voxels):g}, "
+            f"with up to {100 * max(one.above for one in voxels):.0f} % of the voxels above the window of {low:g} to {high:g}: most are "
+            "above it, or all are below it, or none is negative, as air and fat are; look for a missing rescale intercept (mostly -1024), "
+            "or set another data.volume.window or normalise",
             case_ids(found),
         )
 
@@ -170,7 +173,7 @@ def outside_window(facts: SiteFacts, study: Study) -> Iterator[Finding]:
 def _is_outside(voxels: StoredVoxels, low: float) -> bool:
     """Whether the values of a volume do not fit a window that begins at `low`."""
     most = _MOST_ABOVE if voxels.low < 0 else _MOST_ABOVE_IF_POSITIVE
-    return voxels.above > most or voxels.high <= low
+    return voxels.above > most or voxels.high <= low or (low < _FAT and voxels.low >= 0)
 
 
 def single_value(facts: SiteFacts, _: Study) -> Iterator[Finding]:
