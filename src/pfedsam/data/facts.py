@@ -113,6 +113,8 @@ class CaseFacts:
     SimpleITK and ITK change the signs of the first two axes, because their coordinates point to the left and to the back."""
     of_several: bool = False
     """Whether the file of a volume holds several volumes (times, echoes), of which one is read."""
+    contradicted: bool = False
+    """Whether the file of a volume also gives other voxel sizes or axes than those that are used."""
     content: str | None = None
     """Digest of the image's pixels or voxels; None for an image with a single value, because many such images are equal."""
     constant: bool = False
@@ -240,6 +242,7 @@ def _volume_facts(case: Case, labels: LabelMap, image: ImageOptions, options: Vo
         and volume.header.affine is not None
         and np.array_equal(np.abs(volume.header.affine), np.eye(4)),
         of_several=any(reader.header().of_several for reader in volume.readers),
+        contradicted=any(reader.header().contradicted for reader in volume.readers),
         series=series_of(volume.readers[0]),
         voxels=None if values is None else _stored_voxels(volume, values),
         content=None if values is None else values.digest,

@@ -270,3 +270,28 @@ def test_volumes_of_one_site_in_two_planes_are_a_warning(tmp_path):
 def test_sites_in_two_planes_are_a_warning(tmp_path):
     (warning,) = _planes(tmp_path, a=[(1, 1, 3)] * 2, b=[(1, 4, 1)] * 2, c=[(1.2, 1.2, 1)] * 2)
     assert warning.startswith("site 'b', 2 cases 'p0', 'p1': data.volume.axis: auto gives coronal slices")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_reported"),
+    [("same", False), ("moved", False), ("ones", False), ("damaged", False), ("sizes", True), ("mirrored", True)],
+)
+def test_a_header_with_two_sizes_or_two_sets_of_axes_is_a_warning(tmp_path: Path, name: str, is_reported: bool) -> None:
+    """A registration moves the sform alone, and programs that write an sform may leave the sizes (pixdim) at 1."""
+    sform = np.diag([0.5, 0.5, 3.0, 1.0])
+    moved, mirrored = sform.copy(), sform * [-1, 1, 1, 1]
+    moved[:3, 3] = 7, -8, 9
+
+    def change(header):
+        header.set_sform(np.eye(4) if name == "sizes" else sform, code=1)
+        header.set_qform({"moved": moved, "mirrored": mirrored}.get(name, sform), code=1)
+        if name == "ones":
+            header["qform_code"], header["pixdim"][1:4] = 0, 1
+        if name == "damaged":
+            header["quatern_b"] = header["quatern_c"] = 2
+
+    write_nifti(tmp_path / "a/images/p.nii", np.arange(360, dtype=np.int16).reshape(8, 9, 5), change=change)
+    site = read_site("a", tmp_path / "a", masks_required=False)
+    study = Study(LabelMap({"x": [1]}), ImageOptions(), validation=False)
+    found = [warning for warning in check_sites([site], study).warnings if "the sform of its NIfTI header" in warning]
+    assert [warning.startswith("site 'a', case 'p': ") for warning in found] == [True] * is_reported

@@ -69,6 +69,8 @@ class Header:
     """Places of the slices of the series along the last index, ascending, if they were resampled to an even grid; else None."""
     of_several: bool = False
     """Whether the file or series holds several volumes (times, echoes), of which this is one."""
+    contradicted: bool = False
+    """Whether the file also gives other voxel sizes or axes than the affine (the sform and the qform of a NIfTI file differ in them)."""
 
     @property
     def drawn_shape(self) -> Shape:

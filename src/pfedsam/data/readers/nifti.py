@@ -26,7 +26,16 @@ from nibabel.wrapstruct import WrapStructError
 from pfedsam.core import atomic
 from pfedsam.core.errors import DataError
 from pfedsam.core.files import open_regular
-from pfedsam.data.readers.base import Affine, Header, Shape, check_affine, check_size, grey_values, spacing_of
+from pfedsam.data.readers.base import (
+    SPACING_TOLERANCE,
+    Affine,
+    Header,
+    Shape,
+    check_affine,
+    check_size,
+    grey_values,
+    spacing_of,
+)
 
 # What nibabel remarks about a header comes without the name of the file; what matters is in our own messages.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
@@ -47,6 +56,9 @@ _ID_ERROR: Final = 1e-5
 """Largest difference of an id from a whole number, caused by rounding of the slope."""
 _ROUGHEST_STEP: Final = 0.1
 """Largest slope whose multiples a program may have rounded ids to, when it wrote real numbers in the integers of an image's header."""
+
+_OTHER_AXIS: Final = 0.5
+"""Cosine of the angle (60 degrees) between two directions from which they belong to different axes."""
 
 
 def looks_like_nifti(path: Path) -> bool:
@@ -308,6 +320,7 @@ class NiftiReader:
             placed=placed,
             thickness_known=not (flat or self._unsized.any()),
             of_several=math.prod(header.get_data_shape()[3:]) > 1,
+            contradicted=_is_contradicted(header, affine, scale),
         )
 
 
@@ -317,6 +330,35 @@ def _without_size(header: Any) -> npt.NDArray[np.bool_]:  # noqa: ANN401 - nibab
     There are no such axes if the header has an sform, which gives sizes of its own.
     """
     return np.asarray((header["pixdim"][1:4] == 0) & (header["sform_code"] <= 0))
+
+
+def _is_contradicted(header: Any, affine: Affine, scale: float) -> bool:  # noqa: ANN401 - nibabel's classes have no types
+    """Whether a header has an sform, which is the affine, and other sizes of voxels (not only 1) or a qform with other axes.
+
+    Other positions and small turns are no contradiction: a registration to another image writes them into the sform alone. A qform that is
+    damaged contradicts nothing.
+
+    Args:
+        header: the header.
+        affine: its sform in mm.
+        scale: length of its unit in mm.
+    """
+    if header["sform_code"] <= 0:
+        return False
+    sizes, ours = np.array(header["pixdim"][1:4], dtype=np.float64), np.array(spacing_of(affine))
+    several = np.array((*header.get_data_shape(), 1, 1)[:3]) > 1
+    other = np.abs(sizes * scale - ours) > SPACING_TOLERANCE * ours
+    if (other & several).any() and not np.isin(sizes, (0, 1)).all():
+        return True
+    try:
+        qform, _ = header.get_qform(coded=True)
+    except NIFTI_ERRORS:
+        return False
+    if qform is None:
+        return False
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosines = (affine[:3, :3] / ours * qform[:3, :3] / np.linalg.norm(qform[:3, :3], axis=0)).sum(axis=0)
+    return bool((cosines < _OTHER_AXIS).any())
 
 
 def _check_end(file: Any) -> None:  # noqa: ANN401 - a binary file

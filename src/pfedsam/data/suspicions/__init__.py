@@ -37,6 +37,7 @@ _CHECKS: Final[tuple[StudyCheck, ...]] = (
     at_each_site(parts.mask_notes),
     at_each_site(images.partly_given_spacing),
     at_each_site(images.lost_spacing),
+    at_each_site(images.contradicted_position),
     at_each_site(images.mixed_spacing_units),
     names.parts_as_sites,
     at_each_site(names.unlisted),

@@ -258,6 +258,20 @@ def lost_spacing(facts: SiteFacts, _: Study) -> Iterator[Finding]:
         )
 
 
+def contradicted_position(facts: SiteFacts, _: Study) -> Iterator[Finding]:
+    """Volumes whose header gives two different sizes of the voxels, or two different orders or directions of the axes."""
+    found = [one for one in facts.cases if one.contradicted]
+    if found:
+        yield Finding(
+            facts.name,
+            "contradicted position",
+            "the sform of its NIfTI header has other sizes of voxels than the header (pixdim), or other axes than its qform; the sform is "
+            "used, so that distances, the plane of the slices, or left and right are wrong if the other one is true: see in a viewer which "
+            "one is, and write the file again with that one",
+            case_ids(found),
+        )
+
+
 def mixed_spacing_units(facts: SiteFacts, _: Study) -> Iterator[Finding]:
     """Spacings of one site that differ by a factor which suggests different units."""
     pixel_sizes = {one.case.id: one.spacing_mm[-2:] for one in facts.cases if one.size is not None and one.spacing_mm}
