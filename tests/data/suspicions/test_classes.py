@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from pfedsam.data.facts import CaseFacts, MaskFacts, SiteFacts
-from pfedsam.data.images import ImageOptions
+from pfedsam.data.images import ImageOptions, Stored
 from pfedsam.data.manifest import Case, Site
 from pfedsam.data.manifest_lines import Split
-from pfedsam.data.suspicions.classes import absent_from_training, sparse_class
+from pfedsam.data.suspicions.classes import absent_from_training, colours_of_other_classes, sparse_class
 
 
 def test_a_site_of_background_alone_is_one_warning(tmp_path):
@@ -72,3 +72,32 @@ def test_a_class_of_a_thousandth_is_a_warning_unless_something_is_done_about_it(
     found = [str(one) for one in sparse_class(facts, study)]
     assert bool(found) == warned
     assert all("'lesion' fills 0.1 %" in one and "training.loss: focal_tversky" in one for one in found)
+
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+@pytest.mark.parametrize(
+    ("palette", "ids", "warned"),
+    [
+        ([RED, GREEN], {}, False),
+        ([GREEN, RED], {}, True),
+        ([GREEN, RED], {"organ": [2], "lesion": [1]}, False),  # the site gives its own ids
+        ([RED, GREEN], {"organ": [2], "lesion": [1]}, False),  # the colours only repeat the ids
+        ([BLUE, (9, 8, 7)], {}, False),
+    ],
+)
+def test_a_colour_that_means_different_classes_at_two_sites_is_a_warning(
+    palette: list[tuple[int, int, int]], ids: dict[str, list[int]], warned: bool
+) -> None:
+    labels = faulty.LabelMap({"organ": [1], "lesion": [2]})
+    study = faulty.Study(labels, ImageOptions(), site_labels={"b": faulty.LabelMap(ids)} if ids else {})
+    sites = []
+    for name, colours in (("a", [RED, GREEN]), ("b", palette)):
+        stored = Stored((4, 4), 3, 8, 1, ((0, 0, 0), *colours))
+        case = Case(name, "p", Path("x.png"), None, "p")
+        facts = CaseFacts(case, mask=MaskFacts(stored=stored, pixels={0: 9, 1: 4, 2: 3}))
+        sites.append(SiteFacts(Site(name, Path(), (case,)), (facts,), False, (), (), ()))
+    found = [str(one) for one in colours_of_other_classes(sites, study)]
+    assert len(found) == warned
+    assert all("(0, 255, 0) means 'lesion' in the palettes of its masks (id 2) and 'organ' in" in one for one in found)

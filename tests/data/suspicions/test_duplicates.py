@@ -84,6 +84,32 @@ def _volumes(folder: Path, masks: dict[str, np.ndarray], first: int) -> None:
         write_nifti(folder / f"masks/{name}.nii", mask)
 
 
+@pytest.mark.parametrize(
+    ("north", "south", "case"),
+    [
+        (["A", "B"], ["C", "B", "D"], "p1"),
+        (["A", "B"], ["C", "D"], None),
+        (["1", "2"], ["1", "2", "3"], None),  # numbers that were given at each site
+        (["", "A"], ["", "B"], None),
+    ],
+)
+def test_one_patient_id_at_two_sites_is_a_warning(tmp_path, north, south, case):
+    values, sites = np.random.default_rng(0), []
+    for name, identifiers in (("north", north), ("south", south)):
+        for number, identifier in enumerate(identifiers):
+            write_series(
+                tmp_path / f"{name}/images/p{number}",
+                values.integers(0, 100, (16, 16, 4)).astype(np.int16),
+                change=lambda one, _, to=identifier: setattr(one, "PatientID", to),
+            )
+        sites.append(read_site(name, tmp_path / name, masks_required=False))
+    found = [one for one in check_sites(sites, _study()).warnings if "PatientID" in one]
+    assert [one.startswith(f"site 'north', case '{case}': 1 PatientID(s) of the DICOM files") for one in found] == (
+        [True] * (case is not None)
+    )
+    assert all("which 'p1' has there" in one and "keep all cases of a patient at one site" in one for one in found)
+
+
 def test_equal_masks_at_two_sites_are_to_be_kept_at_one_site(tmp_path):
     """Every site is split alone, so that a common name of the patient would not bring the cases together.
 

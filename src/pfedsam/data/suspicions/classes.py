@@ -1,13 +1,16 @@
 """Checks of the classes in the masks: ids in palettes, absent or very small classes, and shares of pixels that differ between sites."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from statistics import median
 from typing import Final
 
-from pfedsam.core.text import percent
+from pfedsam.core.text import percent, some_of
 from pfedsam.data.facts import SiteFacts
+from pfedsam.data.images import Colour
 from pfedsam.data.labels import BACKGROUND, LabelMap
 from pfedsam.data.manifest_lines import SPLITS
 from pfedsam.data.palettes import other_colours
@@ -29,6 +32,48 @@ def renumbered_palette(facts: SiteFacts, _: Study) -> Iterator[Finding]:
     if other is not None:
         text, found = str(other), case_ids(cases[place] for place in other.masks)
         yield Finding(facts.name, "palette colours", text, found, error=other.renumbered)
+
+
+def colours_of_other_classes(sites: Sequence[SiteFacts], study: Study) -> Iterator[Finding]:
+    """Sites whose palettes give a colour other ids than those of another site, so that it means another class.
+
+    A colour that has one id at both sites only repeats the id, and greys often do.
+    """
+    for here, there in combinations(sites, 2):
+        ours, theirs = _ids_by_colour(here), _ids_by_colour(there)
+        for colour in sorted(ours.keys() & theirs.keys()):
+            classes = [
+                _classes_of(ids[colour], study.labels_of(facts.name)) for facts, ids in ((here, ours), (there, theirs))
+            ]
+            if ours[colour].isdisjoint(theirs[colour]) and classes[0].isdisjoint(classes[1]):
+                yield Finding(
+                    here.name,
+                    "palette colours",
+                    f"the colour (R, G, B) {colour} means {_listed(classes[0])} in the palettes of its masks (id "
+                    f"{some_of(sorted(ours[colour]), 3)}) and {_listed(classes[1])} in those of the site {there.name!r} (id "
+                    f"{some_of(sorted(theirs[colour]), 3)}), so that the sites probably number the classes differently; give one of them "
+                    "ids of its own (data.sites.<name>.labels), or save the masks with the same ids",
+                )
+                break
+
+
+def _ids_by_colour(facts: SiteFacts) -> dict[Colour, set[int]]:
+    """The ids of each colour, except greys, in the palettes of a site's masks."""
+    found = defaultdict[Colour, set[int]](set)
+    for one in facts.cases:
+        for value, colour in one.mask.colours.items():
+            if len(set(colour)) > 1:
+                found[colour].add(value)
+    return found
+
+
+def _classes_of(ids: Collection[int], labels: LabelMap) -> set[str]:
+    """The names of the classes, or of the background, that ids belong to."""
+    return {name for name, values in labels.ids.items() if not set(ids).isdisjoint(values)}
+
+
+def _listed(names: Collection[str]) -> str:
+    return " and ".join(map(repr, sorted(names))) or "no class"
 
 
 def absent_class(facts: SiteFacts, study: Study) -> Iterator[Finding]:

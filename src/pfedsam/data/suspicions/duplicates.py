@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 from typing import Final, Literal, TypeAlias
 
 from pfedsam.data.facts import CaseFacts, SiteFacts
@@ -60,10 +61,7 @@ def one_patient(facts: SiteFacts, _: Study) -> Iterator[Finding]:
 
     Where all cases of a site have the same PatientID, it was written by an anonymisation program and does not identify a patient.
     """
-    by_digest: dict[str, list[CaseFacts]] = defaultdict(list)
-    for one in facts.cases:
-        if one.patient_digest is not None:
-            by_digest[one.patient_digest].append(one)
+    by_digest = _by_patient_digest(facts)
     several = [group for group in by_digest.values() if len({one.case.patient for one in group}) > 1]
     if len(by_digest) > 1 and several:
         first, second = _differing_pair(several[0])
@@ -75,6 +73,36 @@ def one_patient(facts: SiteFacts, _: Study) -> Iterator[Finding]:
             "patient, by the manifest or by data.patient_pattern",
             case_ids([one for group in several for one in group]),
         )
+
+
+def one_patient_at_sites(sites: Sequence[SiteFacts], _: Study) -> Iterator[Finding]:
+    """DICOM cases of one PatientID at two sites, such as those of two scanners of one hospital.
+
+    Where another site has every PatientID of a site, these are probably numbers that an anonymisation program gave at each site.
+    """
+    for here, there in combinations(sites, 2):
+        ours, theirs = _by_patient_digest(here), _by_patient_digest(there)
+        shared = ours.keys() & theirs.keys()
+        if shared and shared < ours.keys() and shared < theirs.keys():
+            same = [one for digest, cases in ours.items() if digest in shared for one in cases]
+            other = theirs[str(same[0].patient_digest)][0]
+            yield Finding(
+                here.name,
+                "one patient at two sites",
+                f"{len(shared)} PatientID(s) of the DICOM files are also those of files at the site {there.name!r}, such as that of "
+                f"{same[0].case.id!r}, which {other.case.id!r} has there: if that is one patient, the training part of one site and the "
+                "test part of the other can both have this patient; keep all cases of a patient at one site",
+                case_ids(same),
+            )
+
+
+def _by_patient_digest(facts: SiteFacts) -> dict[str, list[CaseFacts]]:
+    """The cases of a site by the digest of the PatientID in their DICOM files; without those that have none."""
+    found: dict[str, list[CaseFacts]] = defaultdict(list)
+    for one in facts.cases:
+        if one.patient_digest is not None:
+            found[one.patient_digest].append(one)
+    return found
 
 
 def _equal_cases(sites: Sequence[SiteFacts], digest_of: Callable[[CaseFacts], str | None]) -> list[_Group]:
