@@ -4,11 +4,25 @@ from typing import get_type_hints
 import pytest
 
 from pfedsam.cli.onboard import onboard_command, onboarding_table, shared_is_better, too_few
+from pfedsam.core.errors import RunError
 from pfedsam.data.split import SplitOptions, cases_for_training
 from pfedsam.report.format import MISSING
 from pfedsam.report.onboarded import LOCAL_PART, NOTHING, Onboarded
 
 DEPLOY = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text("utf-8")
+
+
+def test_the_ids_of_a_new_site_are_given_by_overrides(call, monkeypatch, tmp_path):
+    given = []
+
+    def stop(folder, overrides):
+        given.append((folder, overrides))
+        raise RunError("stopped here")
+
+    monkeypatch.setattr("pfedsam.engine.opened.open_run", stop)
+    words = ("--site-folder", tmp_path / "site", "--out", tmp_path / "out", "--set", "data.classes={x: [255]}")
+    assert call("onboard", tmp_path / "run", *words) != 0
+    assert given == [(tmp_path / "run", ["data.classes={x: [255]}"])]
 
 
 def test_the_table_names_the_way_in_use():

@@ -37,6 +37,14 @@ def onboard_command(
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each option that trains.")] = 120,
     name: Annotated[str | None, typer.Option(help="Name of the site; default: the name of its folder.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of training and test cases.")] = 0,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Override a key of the federation's configuration for this site, such as data.classes={nucleus: [255]} for other ids in "
+            "its masks, or data.patient_pattern; may be repeated.",
+        ),
+    ] = None,
     backbone: Backbone = None,
 ) -> None:
     """Train a personal model for a new site from a few labelled cases and the shared parameters of a finished federation.
@@ -45,6 +53,7 @@ def onboard_command(
     parameters, or the shared model alone if the method has no local parameters. The table compares it with the unchanged shared model,
     if the method has one, with fine-tuning of all parameters, and with training without the federation; all are scored on cases that none
     of them was trained on.
+    If the masks of the site have other ids for the classes, give them by --set, with all classes in the order of the federation.
     Example: pfedsam onboard runs/nuclei/pfedsam --site-folder data/new --labels 10 --out runs/new
     """
     from pfedsam.engine.onboarding import Newcomer, onboard
@@ -52,7 +61,7 @@ def onboard_command(
 
     new = Newcomer(name or site_folder.resolve().name, site_folder, labels, steps, seed)
     with ERR.status("loading the federation's model") as status:
-        opened = open_run(run, with_backbone(backbone))
+        opened = open_run(run, [*(overrides or ()), *with_backbone(backbone)])
         found = onboard(opened, new, out, tell=lambda way: status.update(f"{new.name}: {way}"))
     OUT.print(onboarding_table(new.name, found))
     if found.trained_on < labels:
