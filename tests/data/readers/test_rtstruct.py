@@ -150,6 +150,22 @@ def test_contours_of_another_time_of_the_series_are_left_out(tmp_path):
     _refused(_changed(path, drawn_on(1, 1)), late, "other pictures of the series")
 
 
+def test_contours_of_another_series_with_the_same_coordinates_are_placed_and_that_is_said(tmp_path):
+    first, second = (
+        DicomReader(write_series(tmp_path / name, VALUES, CT_AFFINE, frame="1.2.3")) for name in ("first", "second")
+    )
+    path = write_rtstruct(tmp_path / "s.dcm", first, ("organ", [("CLOSED_PLANAR", 1, _square(2, 5))]))
+
+    def refer(dataset: Dataset) -> None:
+        reference = Dataset()
+        reference.ReferencedSOPInstanceUID = first.stack.planes[1].instance
+        dataset.ROIContourSequence[0].ContourSequence[0].ContourImageSequence = [reference]
+
+    _changed(path, refer)
+    note = "the RTSTRUCT refers to another series of the same coordinates, and was placed by position"
+    assert [note in open_mask(path, image, VolumeOptions()).notes for image in (first, second)] == [False, True]
+
+
 def test_what_encloses_nothing_or_has_no_number_is_told(tmp_path):
     image = DicomReader(write_series(tmp_path / "ct", VALUES, CT_AFFINE))
     inside = ("CLOSED_PLANAR", 1, _square(2, 5))

@@ -153,6 +153,19 @@ def note_outside(what: str, outside: int, total: int) -> tuple[str, ...]:
     return (f"{outside} of {total} voxels of the {what} lie outside its image and are left out",)
 
 
+def note_other_series(what: str, references: Pictures, image: Header) -> tuple[str, ...]:
+    """The note about a mask that refers to pictures, and to none of its image: it was drawn on another series of the same coordinates.
+
+    Args:
+        what: the kind of the mask, for the message.
+        references: the pictures that the mask refers to; there are none in some files.
+        image: header of the image, which has no pictures if it is not DICOM.
+    """
+    if not image.pictures or not references or not references.isdisjoint(image.pictures):
+        return ()
+    return (f"the {what} refers to another series of the same coordinates, and was placed by position",)
+
+
 def _refuse_uneven(mask: Header, image: Header) -> None:
     """Refuse an evenly spaced mask that has the pixels and the number of slices of an uneven series: it was drawn on these slices.
 

@@ -27,6 +27,7 @@ from pfedsam.data.readers.masks import (
     choose_ids,
     empty_ids,
     is_of_other_pictures,
+    note_other_series,
     paint,
     pictures_of,
     refuse_other_pictures,
@@ -81,7 +82,7 @@ def read_rtstruct(path: Path, image: Header, options: VolumeOptions) -> GridMask
         raise DataError(
             "its image has no position, so the contours of an RTSTRUCT cannot be placed; give the mask as pictures or NIfTI"
         )
-    every, contours = _read_structures(path, image)
+    every, contours, references = _read_structures(path, image)
     names = {number: name for number, name in every.items() if contours[number]}
     segments, overlaps = options.segments, options.segment_overlaps
     chosen = choose_ids(names, segments, "RTSTRUCT")
@@ -99,7 +100,8 @@ def read_rtstruct(path: Path, image: Header, options: VolumeOptions) -> GridMask
         )
     part_names = PartNames.of(every.values(), names.values(), segments)
     ids, notes = spread_slices(target, image)
-    return GridMask(ids, image, (*_notes(lost, count), *notes), part_names)
+    other = note_other_series("RTSTRUCT", references, image)
+    return GridMask(ids, image, (*_notes(lost, count), *notes, *other), part_names)
 
 
 def _notes(lost: Sequence[_Lost], every: int) -> Iterator[str]:
@@ -123,8 +125,10 @@ def _notes(lost: Sequence[_Lost], every: int) -> Iterator[str]:
     yield "a mask from contours is exact to about half a voxel at its border"
 
 
-def _read_structures(path: Path, image: Header) -> tuple[dict[int, str], dict[int, list[_Contour]]]:
-    """Names and closed contours, by number, of the structures in the image's coordinates; a structure may have no contours of its pictures.
+def _read_structures(path: Path, image: Header) -> tuple[dict[int, str], dict[int, list[_Contour]], Pictures]:
+    """Names and closed contours, by number, of the structures in the image's coordinates, and the pictures that the contours refer to.
+
+    A structure may have no contours of the pictures of the image.
 
     Raises:
         DataError: the file is damaged, or of another coordinate system or other pictures of the series than the image.
@@ -148,7 +152,7 @@ def _read_structures(path: Path, image: Header) -> tuple[dict[int, str], dict[in
             contours[number].append(points)
     if closed and not here:
         refuse_other_pictures("RTSTRUCT")
-    return names, contours
+    return names, contours, frozenset[tuple[str, int]]().union(*(_pictures(one) for _, one in here))
 
 
 def _distinct(drawn: Sequence[tuple[int, Dataset]]) -> Iterator[tuple[int, _Contour]]:

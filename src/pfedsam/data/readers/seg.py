@@ -33,6 +33,7 @@ from pfedsam.data.readers.masks import (
     choose_ids,
     empty_ids,
     is_of_other_pictures,
+    note_other_series,
     note_outside,
     paint,
     pictures_of,
@@ -119,16 +120,10 @@ def read_seg(path: Path, image: Header, options: VolumeOptions) -> GridMask:
         notes = (f"the segmentation was resampled to the grid of its image ({difference})", *left_out)
     else:
         target, notes = spread_slices(target, image)
-    if not _refers_to(image, contents.frames):
-        notes += ("the segmentation refers to another series of the same coordinates, and was placed by position",)
+    references = frozenset[tuple[str, int]]().union(*(frame.pictures for frame in contents.frames))
+    notes += note_other_series("segmentation", references, image)
     every = contents.names.values()
     return GridMask(target, image, notes, PartNames.of(every, every, segments))
-
-
-def _refers_to(image: Header, frames: Sequence[Frame]) -> bool:
-    """Whether a segmentation refers to the pictures of its image, or to none at all; True for an image that is not DICOM."""
-    pictures = frozenset[tuple[str, int]]().union(*(frame.pictures for frame in frames))
-    return not image.pictures or not pictures or not pictures.isdisjoint(image.pictures)
 
 
 def _read_contents(path: Path, image: Header) -> _Contents:
