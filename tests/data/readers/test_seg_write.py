@@ -96,14 +96,24 @@ def test_overlapping_classes_are_read_back_as_sums_of_segments(tmp_path):
 def test_what_the_headers_lack_is_named_and_no_value_of_them(tmp_path):
     def change(dataset, k):
         dataset.StudyInstanceUID = ""
-        del dataset.PatientSex
         if k == 0:
-            del dataset.StudyID
+            del dataset.PixelSpacing
 
-    image = DicomReader(write_series(tmp_path / "ct", VALUES, change=change))
-    with pytest.raises(DataError, match=r"needs \(StudyInstanceUID, PatientSex, StudyID\); write NIfTI") as caught:
+    image = DicomReader(write_series(tmp_path / "ct", VALUES[..., :1], change=change))
+    with pytest.raises(DataError, match=r"needs \(StudyInstanceUID, PixelSpacing\); write NIfTI") as caught:
         refuse_without_seg(image, ["liver"])
     assert "Canary" not in str(caught.value)
+
+
+def test_what_an_anonymisation_removed_is_empty(tmp_path):
+    keywords = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "AccessionNumber")
+
+    def change(dataset, k):
+        for keyword in keywords[k:]:
+            delattr(dataset, keyword)
+
+    read = _written(tmp_path / "ct", change)
+    assert [read[keyword].is_empty for keyword in keywords] == [True] * len(keywords)
 
 
 @pytest.mark.parametrize(

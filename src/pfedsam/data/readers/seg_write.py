@@ -38,7 +38,7 @@ _REPEATED: Final = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
     *("StudyID", "StudyDate", "StudyTime", "AccessionNumber"),
 )
-"""Attributes of a source that a DICOM-SEG repeats, and that may be empty."""
+"""Attributes of a source that a DICOM-SEG repeats; where a source lacks them, as after an anonymisation, they are empty (not known)."""
 _FORMS: Final[Mapping[str, Callable[[Any], object]]] = {
     "PatientBirthDate": DA,
     "PatientSex": hd.PatientSexValues,
@@ -135,6 +135,8 @@ def _content(source: DicomReader, classes: npt.NDArray[Any], names: Sequence[str
         with quiet():
             for one in sources:
                 _write_in_unicode(one, names)
+                for keyword in (repeated for repeated in _REPEATED if repeated not in one):
+                    setattr(one, keyword, None)
             _share_grid(sources, source.stack)
             _refuse_incomplete(sources)
             return _encode(sources, masks, names)
@@ -195,7 +197,6 @@ def _has_right_form(source: Dataset, keyword: str) -> bool:
 def _lacking(source: Dataset) -> Iterator[str]:
     """The keywords of the attributes that a header lacks for a DICOM-SEG; a multi-frame file has the size of voxels in its groups."""
     yield from (keyword for keyword in _IDENTIFIERS if not source.get(keyword))
-    yield from (keyword for keyword in _REPEATED if keyword not in source)
     if "PerFrameFunctionalGroupsSequence" not in source:
         yield from (keyword for keyword in ("PixelSpacing", "SliceThickness") if keyword not in source)
 
