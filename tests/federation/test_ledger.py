@@ -42,6 +42,23 @@ def test_lines_are_chained_and_private(ledger):
     assert {stat.S_IMODE(path.stat().st_mode) for path in ledger.path.parent.iterdir()} == {0o600}
 
 
+def test_a_line_that_is_written_while_the_ledger_is_read_is_no_damage(ledger, monkeypatch):
+    """`pfedsam site ledger` is called while `site start` runs; the verification of a long ledger takes seconds."""
+    verify, running = Ledger._chain, Ledger(ledger.path)
+
+    def slow(self: Ledger, data: bytes):
+        found = verify(self, data)
+        if self is ledger:
+            write(running, len(found[0]))
+        return found
+
+    monkeypatch.setattr(Ledger, "_chain", slow)
+    assert [line["round"] for line in ledger.read()] == [0, 1, 2]
+    assert ledger.head().lines == 4
+    monkeypatch.undo()
+    assert len(ledger.read()) == 5
+
+
 @pytest.mark.parametrize(
     "change",
     [

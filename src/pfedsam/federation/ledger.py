@@ -167,12 +167,9 @@ class Ledger:
         Raises:
             StoreError: the ledger cannot be read, or is damaged.
         """
-        try:
-            data = _whole(self.path.read_bytes()) if self.path.exists() else b""
-        except OSError as error:
-            raise StoreError(f"the ledger cannot be read: {error.strerror}.") from error
-        lines, seals = self._chain(data)
-        expected = self._read_head(bool(lines))
+        # The head is read first: a running site writes a line, and then the head that counts it.
+        expected = self._read_head(bool(self._data()))
+        lines, seals = self._chain(self._data())
         if expected.lines > len(lines):
             raise StoreError(
                 f"the ledger has {len(lines)} line(s), but had {expected.lines}: lines at its end were deleted. {_REMEDY}"
@@ -182,6 +179,17 @@ class Ledger:
                 f"line {expected.lines} of the ledger does not have the seal that its head contains. {_REMEDY}"
             )
         return lines, Head(len(lines), seals[-1] if seals else START)
+
+    def _data(self) -> bytes:
+        """The whole lines of the file; empty if there is no file.
+
+        Raises:
+            StoreError: the file cannot be read.
+        """
+        try:
+            return _whole(self.path.read_bytes()) if self.path.exists() else b""
+        except OSError as error:
+            raise StoreError(f"the ledger cannot be read: {error.strerror}.") from error
 
     def _chain(self, data: bytes) -> tuple[list[dict[str, Any]], list[str]]:
         """The lines with their seals, which are verified; a ledger of version 0.1 begins with lines that have a plain hash instead.
