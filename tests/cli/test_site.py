@@ -245,6 +245,21 @@ def test_a_folder_that_is_no_site_is_exit_code_2(
     assert "site init" in capsys.readouterr().err
 
 
+def test_both_sides_of_a_kit_with_a_key_read_the_same_fingerprint(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("nvflare")
+    coord, kit = tmp_path / "coord", tmp_path / "coord" / "kits" / "north.zip"
+    asked = ("coordinator", "init", coord, "--address", "localhost", "--port", 58132, "--sites", "north")
+    assert call(*asked) == 0
+    root = capsys.readouterr().out.strip()[-79:]
+    assert call("site", "init", tmp_path / "north", "--kit", kit, "--data", tmp_path) == 0
+    assert f"Root certificate {root}:" in capsys.readouterr().out
+    assert len(root.split()) == 16
+    assert call(*asked) == 0  # for whoever has not noted it down
+    assert capsys.readouterr().out.strip()[-79:] == root
+
+
 def test_a_site_asks_for_its_certificate_and_keeps_its_key(
     call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,10 @@
 import json
 import shutil
 import socket
+import ssl
 import threading
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,8 @@ from volume_files import write_nifti
 
 from pfedsam.data.synthetic import SyntheticOptions, write_sites
 from pfedsam.deploy import preflight
+from pfedsam.deploy.certificates import read_certificates
+from pfedsam.deploy.keys import certify, read_certificate
 from pfedsam.deploy.preflight import check_site_ready
 from pfedsam.deploy.site_kit import install_kit
 from pfedsam.federation.manifest import StudyManifest
@@ -93,6 +98,32 @@ def test_a_machine_that_speaks_no_tls(site: Path) -> None:
         thread.start()
         assert "localhost" in wrong(site)["coordinator"]
         thread.join(timeout=5)
+
+
+def test_a_coordinator_whose_certificate_has_expired_or_whose_site_has_a_wrong_clock(
+    site: Path, kits: Path, tmp_path: Path
+) -> None:
+    startup, root_key = kits / "server" / "startup", read_certificates(kits, "test")["root_pri_key"].encode()
+    own = read_certificate(startup / "server.crt")
+    (tmp_path / "old.crt").write_bytes(certify(own, own, root_key, own.not_valid_before_utc + timedelta(seconds=1)))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "old.crt", startup / "server.key")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        path = site / "nvflare" / "startup" / "fed_client.json"
+        config = json.loads(path.read_text())
+        config["servers"][0]["service"]["target"] = f"localhost:{server.getsockname()[1]}"
+        path.write_text(json.dumps(config))
+
+        def answer() -> None:
+            with server.accept()[0] as one, suppress(OSError):  # the site ends the connection
+                context.wrap_socket(one, server_side=True)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        found = wrong(site)["coordinator"]
+        thread.join(timeout=5)
+    assert "set the clock if it is wrong" in found
+    assert "`pfedsam coordinator renew`" in found
 
 
 def test_missing_data_and_a_full_disk(site: Path) -> None:

@@ -49,6 +49,7 @@ def init_command(
 
     With --sites, also make the keys and a startup kit of each of these sites that has none yet.
     """
+    from pfedsam.deploy.keys import root_fingerprint
     from pfedsam.deploy.provision import provision
 
     names = [name.strip() for name in sites.split(",") if name.strip()]
@@ -61,6 +62,9 @@ def init_command(
         )
     elif names:
         OUT.print("No kit was made: each of these sites has one already, and a site's kit is made only once.")
+    if names:
+        root = root_fingerprint(folder / "server" / "startup")
+        OUT.print(f"Read out to each site, for its `site init`: root {root}", soft_wrap=True, highlight=False)
     else:
         OUT.print(
             f"The coordinator is in {folder}. Each site sends the file that `pfedsam site request` makes; `pfedsam coordinator sign` "

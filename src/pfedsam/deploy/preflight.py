@@ -168,7 +168,11 @@ def _coordinator(startup: Path, settings: ClientSettings) -> tuple[bool, str]:
             return True, f"it answers with {wrapped.version()} and a certificate of this federation"
     except ssl.SSLCertVerificationError as error:
         if error.verify_code == _EXPIRED:
-            return False, "its certificate has expired: its operator has to run `pfedsam coordinator renew`."
+            return (
+                False,
+                "its certificate has expired by the clock of this machine: set the clock if it is wrong; if it is right, the coordinator's "
+                "operator has to run `pfedsam coordinator renew`.",
+            )
         return (
             False,
             f"its certificate is not valid ({error.verify_message}): wrong machine, wrong clock, or an attack.",
