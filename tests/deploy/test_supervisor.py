@@ -3,6 +3,7 @@
 import json
 import os
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -453,12 +454,18 @@ def stored_jobs(boss: Supervisor) -> Path:
 
 
 def test_the_jobs_of_an_earlier_server_do_not_run_beside_a_new_one(boss: Supervisor, session: Session) -> None:
-    """NVFlare's server runs every stored job that has not begun, so that a study would have two."""
+    """NVFlare's server runs every stored job that has not begun, so that a study would have two.
+
+    The folders of jobs that ended with it contain their logs; the last five stay.
+    """
     jobs, seen = stored_jobs(boss), []
+    for _ in range(7):
+        (boss.folder / "server" / str(uuid.uuid4())).mkdir()
     boss.engine.start = lambda: seen.append(jobs.exists())
     boss.session = None
     boss.run(until_idle=True)
     assert seen == [False]
+    assert len(list((boss.folder / "server").iterdir())) == 5 + 1  # and the list of disabled sites
 
 
 def test_a_server_that_died_takes_its_job_with_it(boss: Supervisor, session: Session) -> None:

@@ -65,8 +65,9 @@ def write_job(folder: Path, study: str, sites: Sequence[str], *, may_wait: bool 
 
 
 def remove_old_jobs(workspace: Path) -> None:
-    """Remove the folders of all but the last jobs from NVFlare's workspace at a site, which NVFlare itself never does.
+    """Remove the folders of all but the last jobs from NVFlare's workspace.
 
+    NVFlare itself never removes those at a site, and at the coordinator not those of jobs that were ended together with the server.
     Jobs run one after another, so that the job that is running now is the last one. A folder whose time is far in the future is of an old
     job: the clock of the machine was set back since.
     """

@@ -25,7 +25,7 @@ from pfedsam.core.errors import QuorumError, RunError, StoreError
 from pfedsam.core.log import get_logger
 from pfedsam.deploy.certificates import ADMIN, known_as
 from pfedsam.deploy.controller import JOB_SITES, STUDIES
-from pfedsam.deploy.jobs import write_job
+from pfedsam.deploy.jobs import remove_old_jobs, write_job
 from pfedsam.deploy.limits import message_limit
 from pfedsam.deploy.processes import Engine, StopFlag, refuse_used_port
 from pfedsam.deploy.provision import write_server_policy
@@ -162,6 +162,7 @@ class Supervisor:
         Its own list of disabled sites can name sites that were readmitted while it did not run.
         """
         shutil.rmtree(self.folder / "server" / "jobs", ignore_errors=True)
+        remove_old_jobs(self.folder / "server")
         revoked = sorted(read_revoked(self.folder))
         atomic.write_json(self.folder / "server" / "disabled_clients.json", {"disabled_clients": revoked})
         self._disabled.clear()
