@@ -10,6 +10,7 @@ from pfedsam.core.errors import DataError, OptionError, RunError
 from pfedsam.engine import compare as module
 from pfedsam.engine.compare import PAGE, compare
 from pfedsam.engine.progress import Event
+from pfedsam.experiment.load import write_config
 from pfedsam.experiment.options import RunOptions
 
 
@@ -55,7 +56,7 @@ def test_only_runs_that_were_begun_are_resumed(
     options: RunOptions, tmp_path: Path, runs: list[tuple[RunOptions, Path, bool]]
 ) -> None:
     (tmp_path / "pfedsam").mkdir()
-    (tmp_path / "pfedsam" / "config.yaml").write_text("")
+    write_config(tmp_path / "pfedsam" / "config.yaml", options)
     compare(options, tmp_path, ["pfedsam", "local-only"], resume=True)
     assert [resume for _, _, resume in runs] == [True, False]
 
@@ -83,7 +84,7 @@ def test_a_comparison_without_anything_to_resume_says_so(
     assert "contains no run that could be continued: a new one begins there" in caplog.text
     caplog.clear()
     (tmp_path / "out" / "pfedsam").mkdir()
-    (tmp_path / "out" / "pfedsam" / "config.yaml").touch()
+    write_config(tmp_path / "out" / "pfedsam" / "config.yaml", options)
     compare(options, tmp_path / "out", ["pfedsam", "local-only"], resume=True)
     assert caplog.text == ""
 
@@ -95,6 +96,39 @@ def test_a_mistake_is_refused_before_anything_is_run(
     with pytest.raises(OptionError, match=named):
         compare(options, tmp_path, methods)
     assert runs == []
+
+
+def test_a_method_that_cannot_be_trained_with_the_sites_is_refused_before_another_one_is_trained(
+    options: RunOptions, tmp_path: Path, runs: list[tuple[RunOptions, Path, bool]]
+) -> None:
+    with pytest.raises(OptionError, match=r"trimmed-mean needs updates of at least 4 sites .*; there are 3"):
+        compare(options, tmp_path, ["local-only", "pfedsam", "trimmed-mean"])
+    content = options.model_dump(mode="json", exclude_unset=True)
+    site, folder = next(iter(content["data"]["sites"].items()))
+    content["data"]["sites"][site] = {"folder": folder, "not_annotated": ["lesion"]}
+    with pytest.raises(OptionError, match=r"method centralized .* the sites do not annotate the same classes"):
+        compare(RunOptions.model_validate(content), tmp_path, ["local-only", "pfedsam", "centralized"])
+    assert runs == []
+
+
+def test_a_folder_that_contains_a_run_is_refused_before_another_method_is_trained(
+    options: RunOptions, tmp_path: Path, runs: list[tuple[RunOptions, Path, bool]]
+) -> None:
+    (tmp_path / "pfedsam").mkdir()
+    write_config(tmp_path / "pfedsam" / "config.yaml", options)
+    with pytest.raises(RunError, match="The folder 'pfedsam' contains a run already"):
+        compare(options, tmp_path, ["local-only", "pfedsam"])
+    with pytest.raises(RunError, match=r"The run in 'pfedsam' has another configuration; different: training.rounds\."):
+        compare(_with_rounds(options, 6), tmp_path, ["local-only", "pfedsam"], resume=True)
+    (tmp_path / "local-only").mkdir()
+    (tmp_path / "local-only" / "notes.txt").touch()
+    with pytest.raises(RunError, match="The folder 'local-only' is not empty and contains no run"):
+        compare(options, tmp_path, ["pfedsam", "local-only"], resume=True)
+    assert runs == []
+
+
+def _with_rounds(options: RunOptions, rounds: int) -> RunOptions:
+    return options.model_copy(update={"training": options.training.model_copy(update={"rounds": rounds})})
 
 
 @pytest.mark.slow

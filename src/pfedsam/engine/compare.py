@@ -8,8 +8,9 @@ from typing import Final
 from pfedsam.core.errors import DataError, OptionError, RunError
 from pfedsam.engine.inputs import Inputs
 from pfedsam.engine.progress import Event
-from pfedsam.engine.run import refuse_other_inputs, run, warn_nothing_to_resume
+from pfedsam.engine.run import check_folder, refuse_other_inputs, run, warn_nothing_to_resume
 from pfedsam.engine.site_options import CONFIG as SITE
+from pfedsam.experiment.build import build_label_form, build_method, build_sites, refuse_too_few_sites, with_pool
 from pfedsam.experiment.effect import refuse_unused_by_all
 from pfedsam.experiment.options import RunOptions
 from pfedsam.experiment.suite import equal_steps
@@ -42,15 +43,19 @@ def compare(
         The summary of each method's run.
 
     Raises:
-        OptionError: no method is given, a method is unknown or cannot do the same number of steps in whole rounds, or no method uses an
-            option; nothing was run.
+        OptionError: no method is given, a method is unknown, cannot do the same number of steps in whole rounds or cannot be trained with
+            these sites, or no method uses an option; nothing was run.
         DataError: a site's data is wrong; every problem is named. Or a method would begin with other data than another one has begun
             with.
-        RunError: a folder contains another run, or a run although `resume` is not set; or `out` is itself the folder of a run.
+        RunError: a folder contains another run, or a run although `resume` is not set; or `out` is itself the folder of a run. Nothing
+            was run.
     """
     out = Path(out)
     planned = _plan(options, out, methods)
     _refuse_run(out)
+    for name, one in planned.items():
+        _refuse_sites(one)
+        check_folder(one, out / name, resume)
     begun = {name for name in planned if (out / name / "config.yaml").exists()}
     if resume and not begun:
         warn_nothing_to_resume(out)
@@ -77,6 +82,19 @@ def _refuse_run(out: Path) -> None:
         raise RunError(
             f"{out.name!r} is the folder of a run or of a site. Give a new or an empty folder, or that of an earlier comparison."
         )
+
+
+def _refuse_sites(options: RunOptions) -> None:
+    """Refuse sites with which a method cannot be trained, which would otherwise be found when the methods before it have ended.
+
+    Raises:
+        OptionError: there are too few sites, or they cannot be pooled.
+        DataError: a site cannot be read, to pool it.
+    """
+    refuse_too_few_sites(options)
+    pool = build_method(options).roster.pool
+    if pool:
+        build_label_form(options, with_pool(options, build_sites(options))[pool].cases)
 
 
 def _refuse_other_inputs(begun: Mapping[str, RunOptions], out: Path) -> None:

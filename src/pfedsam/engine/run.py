@@ -62,7 +62,7 @@ def run(options: RunOptions, folder: Path | str, *, resume: bool = False, progre
     refuse_unreadable_name(folder)
     device = find_device(options.runtime.device)
     refuse_too_few_sites(options)
-    _check_folder(options, folder, resume)
+    check_folder(options, folder, resume)
     if resume and not (folder / "config.yaml").exists():
         warn_nothing_to_resume(folder)
     tell(Event("prepare", 0, 2, "checking the sites' data"))
@@ -77,7 +77,7 @@ def run(options: RunOptions, folder: Path | str, *, resume: bool = False, progre
     identity = run_id(_in_first_place(options, folder), built.backbone)
     manifest = build_manifest(options, built, identity, options.model_dump(mode="json"))
     with exclusive(folder):
-        _check_folder(options, folder, resume)  # again: another process may have begun meanwhile
+        check_folder(options, folder, resume)  # again: another process may have begun meanwhile
         _begin(options, folder, facts)
         tell(Event("prepare", 2, 2, "ready"))
         return _run(options, folder, sites, built, manifest, tell)
@@ -157,7 +157,7 @@ def is_finished(options: RunOptions, folder: Path, inputs: Inputs | None = None)
         RunError: the folder contains another run, or something else, or the weights of the backbone have changed.
         StoreError: the state of the run is damaged.
     """
-    _check_folder(options, folder, True)
+    check_folder(options, folder, True)
     if not (folder / SUMMARY).exists():
         return False
     refuse_other_inputs(options, folder, inputs or Inputs())
@@ -178,7 +178,7 @@ def refuse_other_inputs(options: RunOptions, folder: Path, inputs: Inputs) -> No
         RunError: the folder contains another run, or the weights of the backbone have changed.
         StoreError: the state of the run is damaged.
     """
-    _check_folder(options, folder, True)
+    check_folder(options, folder, True)
     refuse_other_data(options, folder, inputs)
     backbone = inputs.backbone(options)
     # A run has no state of the server before the end of its first round.
@@ -191,7 +191,13 @@ def warn_nothing_to_resume(folder: Path) -> None:
     _LOG.warning("%r contains no run that could be continued: a new one begins there.", str(folder))
 
 
-def _check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
+def check_folder(options: RunOptions, folder: Path, resume: bool) -> None:
+    """Refuse a folder that does not contain this run, if it is to be continued, and otherwise one that is not empty.
+
+    Raises:
+        RunError: the folder is refused; the message says what it contains.
+        StoreError: the configuration in it is damaged or missing.
+    """
     config = folder / "config.yaml"
     if not config.exists():
         if folder.exists() and not folder.is_dir():
