@@ -51,7 +51,7 @@ def refuse_other_configuration(config: Path, changed: Sequence[str], options: Ru
 
 def _moved_backbone(stored: Mapping[str, Any], options: RunOptions) -> str:
     """What to do if the backbone of a run was moved; empty if it was no file or folder."""
-    before, now = stored["model"]["backbone"], options.model.backbone
+    before, now = str(stored.get("model", {}).get("backbone", "")), options.model.backbone
     if not Path(before).is_absolute():
         return ""
     there = "" if backbone_file(now) else ", and there is no such file or folder"
