@@ -196,6 +196,17 @@ def test_steps_that_are_no_factor_are_refused(tmp_path: Path, steps: str) -> Non
         choose_entries(load_suite(str(path)), None, ["v"])
 
 
+@pytest.mark.parametrize("name", ["..", "a/b", "", ".hidden"])
+def test_a_name_that_cannot_name_a_folder_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"name: mine\noptions: {{}}\nvariants: {{{name!r}: {{method: fedavg}}}}\n")
+    with pytest.raises(OptionError, match=r"variants: the name '.*' is not allowed: use at most 100 letters"):
+        load_suite(str(path))
+    path.write_text(f"name: {name!r}\noptions: {{}}\n")
+    with pytest.raises(OptionError, match="name: use at most 100 letters"):
+        load_suite(str(path))
+
+
 @pytest.mark.parametrize(("steps", "factor"), [("1.25", 1.25), ("2", 2.0), ("1e-1", 0.1)])
 def test_steps_are_a_number_in_any_form(tmp_path: Path, steps: str, factor: float) -> None:
     path = tmp_path / "mine.yaml"

@@ -279,7 +279,9 @@ def _explain(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
         return f"{path}: is required"
     if place[-1:] == ("[key]",):
         above, name = ".".join(map(str, place[:-2])), place[-2]
-        return f"{above}: the name {name!r} is read as a number or a date; put the name in quotes, as in '1'"
+        if error["type"] == "string_type":
+            return f"{above}: the name {name!r} is read as a number or a date; put the name in quotes, as in '1'"
+        return f"{above}: the name {name!r} is not allowed: {message}"
     if error["type"] == "list_type" and isinstance(given, int):
         return f"{path}: the ids must be a list, even if there is only one: write [{given}] (got {given!r})"
     if not path:  # the mistake concerns several keys together

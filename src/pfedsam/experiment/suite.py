@@ -7,13 +7,14 @@ no method trains longer because another one has such a phase. A pooled method ge
 
 import copy
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeAlias
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from pfedsam.core.errors import DataError, OptionError
 from pfedsam.core.options import Options
@@ -44,10 +45,20 @@ _BY_THE_STEPS: Final = {
 """The same for keys that only a variant must not set."""
 
 
+def _check_file_name(name: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]{0,99}", name):
+        raise ValueError("use at most 100 letters, digits, '_', '-' and '.', beginning with a letter or digit")
+    return name
+
+
+FileName: TypeAlias = Annotated[str, AfterValidator(_check_file_name)]
+"""A name that is a part of the names of files and folders."""
+
+
 class Suite(Options):
     """The content of a suite file."""
 
-    name: str = Field(pattern=r"^[\w.-]+$", description="Name of the suite; it is a part of the names of its files.")
+    name: FileName = Field(description="Name of the suite; it is a part of the names of its files.")
     sites: list[str] = Field(
         default=[], description="Names of the sites, which are folders in the data folder; empty: all folders."
     )
@@ -61,10 +72,11 @@ class Suite(Options):
     options: dict[str, Any] = Field(
         description="Configuration of a run without its sites, method, seed, workers and threads; the keys are those of `pfedsam run`."
     )
-    variants: dict[str, dict[str, Any]] = Field(
+    variants: dict[FileName, dict[str, Any]] = Field(
         default={},
-        description="Variants by name, in addition to the shipped ablations. A variant gives its `method`, the keys that differ from the "
-        "suite, such as training.phases: joint, and `steps`, a factor on the number of optimiser steps.",
+        description="Variants by name (letters, digits, '_', '-' and '.'), in addition to the shipped ablations. A variant gives its "
+        "`method`, the keys that differ from the suite, such as training.phases: joint, and `steps`, a factor on the number of optimiser "
+        "steps.",
     )
 
 
