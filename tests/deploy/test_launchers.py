@@ -15,7 +15,7 @@ from pfedsam.deploy.launchers import CoordinatorJobLauncher, SiteJobLauncher
 
 
 @pytest.mark.parametrize("python", [sys.executable, "/home/Jo O'Neil/venv/bin/python"])
-@pytest.mark.parametrize("folder", ["/work/north", "/home/Max Muster/St. Mary's, Köln/nvflare", "/a/$HOME -m x/#1"])
+@pytest.mark.parametrize("folder", ["/data/north", "/home/Max Muster/St. Mary's, Köln/nvflare", "/a/$HOME -m x/#1"])
 @pytest.mark.parametrize("launcher", [SiteJobLauncher, CoordinatorJobLauncher])
 def test_the_command_is_attached_to_this_process_and_has_each_folder_as_one_word(
     launcher: type, folder: str, python: str, monkeypatch: pytest.MonkeyPatch
