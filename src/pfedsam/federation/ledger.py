@@ -168,7 +168,7 @@ class Ledger:
             StoreError: the ledger cannot be read, or is damaged.
         """
         # The head is read first: a running site writes a line, and then the head that counts it.
-        expected = self._read_head(bool(self._data()))
+        expected = self._read_head()
         lines, seals = self._chain(self._data())
         if expected.lines > len(lines):
             raise StoreError(
@@ -214,7 +214,7 @@ class Ledger:
             lines.append(line)
         return lines, seals[1:]
 
-    def _read_head(self, has_lines: bool) -> Head:
+    def _read_head(self) -> Head:
         """The stored head; that of an empty ledger for a site that has not sent anything, and for a ledger of version 0.1.
 
         Raises:
@@ -222,23 +222,23 @@ class Ledger:
         """
         begun = self._key_path.exists()
         if not self._head_path.exists():
-            if begun or (self._has_trained() and not has_lines):
+            if begun or self._lost_lines():
                 raise StoreError(f"the ledger or its head {self._head_path.name!r} was removed. {_REMEDY}")
             return Head(0, START)
         content = sealed.read_json(self._head_path, _REMEDY)
         lines, seal, own = (content.get(name) for name in ("lines", "seal", "own"))
         if type(lines) is not int or lines < 0 or not isinstance(seal, str):
             raise StoreError(f"the ledger's head {self._head_path.name!r} was changed. {_REMEDY}")
-        if not begun and self._has_trained() and not has_lines:
+        if not begun and self._lost_lines():
             raise StoreError(f"the ledger and its key {self._key_path.name!r} were removed. {_REMEDY}")
         # Without a key, no line has a seal (`_chain`), and the head is that of `_begin`, whose process was killed before the key was there.
         if begun and own != _seal({"lines": lines, "seal": seal}, self._key()):
             raise StoreError(f"the ledger's head {self._head_path.name!r} was changed. {_REMEDY}")
         return Head(lines, seal)
 
-    def _has_trained(self) -> bool:
-        """Whether the site has received the shared parameters of a study."""
-        return any(self.path.parent.glob("studies/*/received.safetensors"))
+    def _lost_lines(self) -> bool:
+        """Whether there are no lines, although the site has received the shared parameters of a study."""
+        return any(self.path.parent.glob("studies/*/received.safetensors")) and not self._data()
 
     def _begin(self, head: Head) -> None:
         """Make a new key for a ledger with this head.
