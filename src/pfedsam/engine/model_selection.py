@@ -10,7 +10,6 @@ rounds of other sites do not change, and uses the new parameters as soon as they
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from math import inf
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -163,8 +162,8 @@ def fine_tunes_shared(options: RunOptions) -> bool:
     return any("shared" in phase.trains for phase in build_method(options).final(options.training))
 
 
-def models_of(options: RunOptions, built: BuiltModel) -> dict[str, Model]:
-    """The models of a site by the name under which they are reported.
+def models_of(options: RunOptions, built: BuiltModel, *, both: bool = True) -> dict[str, Model]:
+    """The models of a site by the name under which they are reported; without `both`, only the one that it uses if it does not choose.
 
     A pooled method has one model for all sites, so it is reported as shared. If some local parameters cannot be switched off (FedPer's
     decoder), there is no shared model.
@@ -174,12 +173,7 @@ def models_of(options: RunOptions, built: BuiltModel) -> dict[str, Model]:
         return {"shared": "personal"}
     own = built.partition.local or fine_tunes_shared(options)
     models: dict[str, Model] = {"personal": "personal"} if own else {}
-    return models | ({"shared": "shared"} if built.has_shared_model else {})
-
-
-def tested_models(options: RunOptions, built: BuiltModel) -> dict[str, Model]:
-    """The models that the test scores, the one that the site uses first; the same as those of `models_of` or only the first of them."""
-    return dict(islice(models_of(options, built).items(), None if options.evaluation.test_shared else 1))
+    return models | ({"shared": "shared"} if built.has_shared_model and (both or not models) else {})
 
 
 def start_of(options: RunOptions, built: BuiltModel, sites: Path, site: str) -> NamedTensors:

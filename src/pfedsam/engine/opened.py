@@ -26,7 +26,7 @@ from pfedsam.data.manifest import Case
 from pfedsam.data.split import read_split
 from pfedsam.data.trained_on import TrainedOn, cut_as_trained, far_from_training, other_kind, refuse_other_number
 from pfedsam.engine.inputs import refuse_other_backbone, starts_from_backbone
-from pfedsam.engine.model_selection import Parameters, SiteModels, models_of, start_of, tested_models
+from pfedsam.engine.model_selection import Parameters, SiteModels, models_of, start_of
 from pfedsam.engine.predict_volume import PredictedVolume, PredictOptions, predict_volume_file
 from pfedsam.engine.progress import Event, Progress, silent
 from pfedsam.engine.run import run_id
@@ -208,7 +208,7 @@ class OpenRun:
         self.shared, self.rounds = _committed(self.folder, self.built)  # the run may have continued since it was opened
         check_records(self.folder)  # they contain which model each site uses
         before = read_summary(self.folder / SUMMARY)
-        models, scores = tested_models(self.options, self.built), {}
+        models, scores = models_of(self.options, self.built, both=self.options.evaluation.test_shared), {}
         sites = read_sites(options, masks_required=False)
         for done, (name, whole) in enumerate(sites.items(), start=1):
             cases = read_split(self.places[name] / SPLIT, whole, ("test",)).of("test")

@@ -11,7 +11,7 @@ from typing import Final
 
 from pfedsam.core.errors import UpdateError
 from pfedsam.core.small_numbers import OFF
-from pfedsam.engine.model_selection import Validation, allowed_drop, models_of, tested_models
+from pfedsam.engine.model_selection import Validation, allowed_drop, models_of
 from pfedsam.engine.site_session import RoundReport
 from pfedsam.evaluation.scores import MEASURES, ClassScores
 from pfedsam.evaluation.small_numbers import withhold
@@ -55,7 +55,7 @@ _DISTANCES: Final = frozenset({"hd95", "assd"})
 def allowed_metrics(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[str, ...]]:
     """The names of the metrics that the reply to each task may contain; a task without an entry is not part of the study."""
     method, training = build_method(options), options.training
-    models = tuple(models_of(options, built))
+    models, tested = models_of(options, built), models_of(options, built, both=options.evaluation.test_shared)
     classes = options.data.label_map().names
     usage = [f"usage.{block}.{e}" for block, experts in built.model.routers().items() for e in range(experts)]
     of_the_data: dict[Task, tuple[str, ...]] = {}
@@ -67,9 +67,7 @@ def allowed_metrics(options: RunOptions, built: BuiltModel) -> dict[Task, tuple[
         "train": (*_loss_names(method.round_phases(training)), *usage),
         "validate": (*(f"dice.{model}" for model in models), *_selection_names(options, built)),
         "finalize": (*_loss_names(method.final(training)), *usage),
-        "test": tuple(
-            chain.from_iterable(_score_names(f"test.{model}", classes) for model in tested_models(options, built))
-        ),
+        "test": tuple(chain.from_iterable(_score_names(f"test.{model}", classes) for model in tested)),
     }
 
 

@@ -6,7 +6,6 @@ The same code is used at a hospital (`engine.site_agent`) and in a local run (`e
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 from pfedsam.core.log import get_logger
@@ -15,7 +14,7 @@ from pfedsam.data.manifest import Site
 from pfedsam.data.manifest_lines import Split
 from pfedsam.data.site_summary import summarize_data
 from pfedsam.data.split import USED, refuse_changed_files
-from pfedsam.engine.model_selection import SiteModels, models_of, tested_models
+from pfedsam.engine.model_selection import SiteModels, models_of
 from pfedsam.engine.scalar_metrics import (
     ScalarMetrics,
     from_registration,
@@ -125,9 +124,9 @@ class SiteStudy:
 
     def _validate(self, request: Request, shared: NamedTensors) -> ScalarMetrics:
         self._refuse_changed(("val",))
-        models, ends = models_of(self.options, self.built), request.ends or self.manifest.rounds
-        if not self.options.evaluation.validate_shared and request.round + 1 < ends:
-            models = dict(islice(models.items(), 1))  # the first is the one that the site uses if it does not choose
+        ends = request.ends or self.manifest.rounds
+        both = self.options.evaluation.validate_shared or request.round + 1 >= ends
+        models = models_of(self.options, self.built, both=both)
         found = self._scorer().validate(self.site.of("val"), models, self.models, request.round, shared)
         if found.kept is not None:
             asked = in_words("validate", request.round, ends)
@@ -140,7 +139,8 @@ class SiteStudy:
 
     def _test(self, shared: NamedTensors) -> ScalarMetrics:
         self._refuse_changed(USED)
-        models, used = tested_models(self.options, self.built), self.models.in_use(shared)
+        models = models_of(self.options, self.built, both=self.options.evaluation.test_shared)
+        used = self.models.in_use(shared)
         scores = self._scorer().test(self.site.of("test"), models, used, self.folder)
         summaries = {name: summarize_site(found) for name, found in scores.items()}
         return from_summaries(summaries, self.manifest.scalar_metrics["test"], self.manifest.min_cases)
