@@ -8,6 +8,7 @@ import sys
 import xmlrpc.client
 from collections.abc import Sequence
 from functools import partial
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,24 @@ def test_a_process_that_was_killed_is_an_error_that_says_what_needs_less_memory(
         workers.close()
     for less in ("runtime.workers", "training.batch_size", "model.precision", "--resume"):
         assert less in str(caught.value)
+
+
+def test_a_second_ctrl_c_while_the_processes_end_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = Workers(partial(pkgutil.resolve_name, "time:sleep"), [60, 61], 2)  # type: ignore[list-item]
+    for seconds in (60, 61):
+        workers._submit(seconds)  # type: ignore[arg-type]
+    processes = [process for pool in workers._pools for process in pool._processes.values()]
+
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SpawnProcess, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        workers.close()
+    monkeypatch.undo()
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [-signal.SIGTERM, -signal.SIGTERM]
 
 
 @pytest.mark.parametrize(

@@ -86,13 +86,16 @@ class Workers:
 
     def close(self) -> None:
         """End the processes at once; a resumed run repeats work that was not committed."""
-        for pool in self._pools:
-            processes = list((pool._processes or {}).values())
-            pool.shutdown(wait=False, cancel_futures=True)
+        processes = [process for pool in self._pools for process in (pool._processes or {}).values()]
+        with (
+            _interrupts_held()
+        ):  # after a second Ctrl-C this process would wait for the work of a process that was not ended
+            for pool in self._pools:
+                pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:
                 process.terminate()
-            for process in processes:
-                process.join(10)
+        for process in processes:
+            process.join(10)
 
 
 class _Process(SpawnProcess):
