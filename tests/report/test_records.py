@@ -1,5 +1,6 @@
 import json
 import math
+import resource
 
 import pytest
 
@@ -98,6 +99,32 @@ def test_a_file_that_is_removed_meanwhile_is_an_error_at_the_next_record(tmp_pat
             folder.rmdir()
         with pytest.raises(StoreError, match=r"records\.jsonl was removed.*alone or with the folder 'run'"):
             writer.write(validation(2))
+
+
+def test_a_file_that_is_replaced_meanwhile_is_an_error_and_stays_as_it_is(path):
+    """The folder of a run was removed, and another run began at the same path."""
+    with RecordWriter(path) as writer:
+        writer.write(validation(1))
+        path.unlink()
+        with RecordWriter(path) as other:
+            other.write(validation(7))
+        with pytest.raises(StoreError, match=r"records\.jsonl was removed or replaced while the run was working"):
+            writer.write(validation(2))
+    assert read_records(path) == [validation(7)]
+
+
+def test_an_error_of_the_disk_is_reported_once_and_leaves_the_whole_lines(path):
+    with RecordWriter(path) as writer:
+        writer.write(validation(1))
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, limits[1]))
+        try:
+            with pytest.raises(StoreError, match="cannot be written: File too large"):
+                writer.write(validation(2))
+            writer.close()  # as at the end of the run
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert read_records(path) == [validation(1)]
 
 
 def test_a_missing_file_is_an_error(path):

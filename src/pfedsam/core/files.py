@@ -1,11 +1,12 @@
-"""Opening a file that was made elsewhere and is not trusted."""
+"""Opening a file that was made elsewhere and is not trusted, and noticing that an open file was removed or replaced."""
 
 import errno
+import os
 import stat
 from collections.abc import Sequence
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from pfedsam.core.errors import DataError
 
@@ -57,6 +58,14 @@ def read_regular(path: Path, most: int = MOST_BYTES) -> bytes:
     if len(content) > most:
         raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
     return content
+
+
+def is_at(file: IO[Any], path: Path | str) -> bool:
+    """Whether an open file is the one that has this path now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def refuse_broken_link(path: Path) -> None:

@@ -7,6 +7,8 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Final
 
+from pfedsam.core.files import is_at
+
 _ROOT = "pfedsam"
 MAX_BYTES: Final = 10 * 2**20
 """The largest size of a log; one earlier log of this size stays beside it, so that both have at most 20 MiB."""
@@ -23,7 +25,7 @@ class _PrivateFile(RotatingFileHandler):
 
     def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802 - the name in `logging`
         """Whether the log is full; before that, open it again if another process has renamed it."""
-        if self.stream is not None and not _is_at(self.stream, self.baseFilename):
+        if self.stream is not None and not is_at(self.stream, self.baseFilename):
             self.stream.close()
             self.stream = self._open()
         return bool(super().shouldRollover(record))
@@ -31,14 +33,6 @@ class _PrivateFile(RotatingFileHandler):
     def _open(self) -> TextIOWrapper:
         file = os.fdopen(os.open(self.baseFilename, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600), "ab")
         return TextIOWrapper(file, encoding=self.encoding)
-
-
-def _is_at(file: TextIOWrapper, path: str) -> bool:
-    """Whether an open file is the one that has this path now."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def get_logger(name: str) -> logging.Logger:

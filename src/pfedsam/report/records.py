@@ -18,6 +18,7 @@ configuration and the seed, so that two runs can be compared line by line. There
 time, a date, a path or the name of a machine.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -30,6 +31,7 @@ from typing import Any, Final, Self, TypeAlias
 
 from pfedsam.core.atomic import write_bytes
 from pfedsam.core.errors import RunError, StoreError
+from pfedsam.core.files import is_at
 
 Record: TypeAlias = dict[str, Any]
 """One line of the event log: `kind`, and the fields of this kind."""
@@ -72,10 +74,10 @@ class RecordWriter:
             RunError: the kind is unknown, or JSON cannot express a value (NaN and infinity are not allowed).
             StoreError: the record could not be written, or the file was removed.
         """
-        if not self.path.exists():
+        if not is_at(self._file, self.path):
             raise StoreError(
-                f"{self.path.name} was removed while the run was working, alone or with the folder {self.path.parent.name!r}. Restore the "
-                "folder from a copy and resume the run; if there is no copy, run again in a new folder."
+                f"{self.path.name} was removed or replaced while the run was working, alone or with the folder {self.path.parent.name!r}. "
+                "Restore the folder from a copy and resume the run; if there is no copy, run again in a new folder."
             )
         line = self._line(record)
         try:
@@ -83,6 +85,8 @@ class RecordWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
+            with contextlib.suppress(OSError):  # it tries again to write what is in its buffer
+                self._file.close()
             raise StoreError(
                 f"{self.path.name} cannot be written: {error.strerror}. Make space and resume the run."
             ) from error
