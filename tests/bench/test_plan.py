@@ -201,6 +201,15 @@ def without_key(plan: Plan, *keys: str, **changes: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_finished_run_whose_report_could_not_be_written_gets_it(own: Plan) -> None:
+    report = own.folder(own.entries[0], 0) / "report.html"
+    before = report.read_bytes()
+    report.unlink()  # as if the disk had been full
+    assert list(run_plan(own, lambda _: None, lambda _: None).runs) == ["fedavg"]
+    assert report.read_bytes() == before
+
+
+@pytest.mark.slow
 def test_a_finished_run_of_other_data_is_not_counted(own: Plan) -> None:
     site = next(iter(own.sites.values()))
     masks = sorted((site / "masks").iterdir())

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from pfedsam.core.errors import DataError, OptionError, RunError
 from pfedsam.data.manifest import Case, Site
 from pfedsam.data.synthetic import SyntheticOptions, write_sites
 from pfedsam.data.trained_on import TrainedOn
+from pfedsam.engine import onboarding
 from pfedsam.engine.onboarding import (
     Newcomer,
     _plane,
@@ -107,6 +109,31 @@ def test_the_result_of_a_site_whose_data_changed_is_not_returned(
         onboard(opened, new, tmp_path / "out")
     mask.write_bytes(before)
     assert onboard(opened, new, tmp_path / "out") == found
+
+
+@pytest.mark.slow
+def test_an_onboarding_that_was_stopped_can_be_given_again(
+    tmp_path: Path, short: RunOptions, new_site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(short.model_copy(update={"method": "fedavg"}), tmp_path / "run")
+    opened, new, out = open_run(tmp_path / "run"), Newcomer("newcomer", new_site, labels=2, steps=1), tmp_path / "out"
+    read = onboarding.build_site_data
+
+    def stopped(*given: Any) -> None:
+        read(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(onboarding, "build_site_data", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        onboard(opened, new, out)
+    assert (out / "cache").exists()
+    monkeypatch.undo()
+    (out / ".onboarding.key.x1.tmp").touch()  # of a call that was killed
+    found = onboard(opened, new, out)
+    page = (out / "report.html").read_bytes()
+    (out / "report.html").unlink()  # as if the disk had been full
+    assert onboard(opened, new, out) == found
+    assert (out / "report.html").read_bytes() == page
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.experiment.suite import Entry, Suite, refuse_idle_overrides, run_options, site_folders
 from pfedsam.report.accuracy import Cost, Line, RunScores, read_run
 from pfedsam.report.accuracy_page import Study, write_accuracy
+from pfedsam.report.page import REPORT, write_page
 
 _LOG = get_logger(__name__)
 _COSTS: Final = ("seconds", "cpu_seconds")
@@ -149,9 +150,15 @@ def run_plan(plan: Plan, tell: Callable[[Step], None], finished: Callable[[Outco
 
 
 def _is_done(plan: Plan, entry: Entry, seed: int, options: RunOptions, inputs: Inputs) -> bool:
-    """Whether a run is finished, as `is_finished`; an error names the run."""
+    """Whether a run is finished, as `is_finished`; an error names the run. A report that the run could not write is written."""
+    folder = plan.folder(entry, seed)
     try:
-        return is_finished(options, plan.folder(entry, seed), inputs)
+        finished = is_finished(options, folder, inputs)
+        if (
+            finished and not (folder / REPORT).exists()
+        ):  # the disk was full, or the command was stopped, after the summary
+            write_page(folder)
+        return finished
     except (CheckpointError, DataError, RunError, StoreError) as error:
         raise type(error)(f"{entry.label}, seed {seed}: {error}") from error
 

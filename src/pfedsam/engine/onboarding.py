@@ -61,6 +61,7 @@ from pfedsam.report.onboarded import (
     read_onboarded,
     write_onboarded,
 )
+from pfedsam.report.page import REPORT, write_page
 from pfedsam.report.summary_file import Communication
 from pfedsam.training.client_round import ClientState, client_round
 from pfedsam.training.options import TrainingOptions
@@ -124,17 +125,21 @@ def onboard(
     _refuse_other_planes(opened, site, _plane(known))
     _refuse_other_sequences(known, site)
     _warn_of_other_kind(known, site)
+    check_cases(options, site, opened.built.model.image_size)
     with exclusive(out):
-        return _read(out, key, site) or _train(
-            _Work(options, opened.built, opened.shared, site, out, new.steps, opened.rounds), key, facts, tell
-        )
+        if done := _read(out, key, site):
+            return done
+        # The key is written first: a folder with it can be given again after an interruption, also while the images are read.
+        atomic.write_text(out / _KEY, key)
+        work = _Work(options, opened.built, opened.shared, site, out, new.steps, opened.rounds)
+        return _train(work, key, facts, tell)
 
 
 def _train(work: "_Work", key: str, facts: SiteFacts, tell: Callable[[str], None]) -> Onboarded:
     """Train and score each onboarding option that the method allows, and write the folder with the model of the option in use."""
     method, local = build_method(work.options), work.built.partition.local
     used = LOCAL_PART if local and method.final(_training(work.options, 1)) else NOTHING
-    _begin(work, key, facts)
+    _begin(work, facts)
     scores: dict[str, list[CaseScores]] = {}
     for way, folder in _folders(work, used).items():
         tell(way)
@@ -188,7 +193,6 @@ class _Work:
         self.site, self.out, self.steps = site, out, steps
         self.started = time.monotonic()
         cache = (options.runtime.cache_folder or out / "cache") / site.name
-        check_cases(options, site, built.model.image_size)
         self.data: SiteData = build_site_data(options, site.name, site.of("train"), built, cache)
         self.scorer = SiteScorer(options, site.name, built, self.data.cache)
         self.personal = bool(built.partition.local)
@@ -285,8 +289,8 @@ def _read(out: Path, key: str, site: Site) -> Onboarded | None:
         StoreError: the result is damaged.
     """
     started = out / _KEY
-    if not out.exists() or {path.name for path in out.iterdir()} <= {LOCK}:
-        return None
+    if not out.exists() or all(path.name == LOCK or path.suffix == ".tmp" for path in out.iterdir()):
+        return None  # also after a call that was killed while it wrote the key
     if not started.exists():
         raise RunError(f"The folder {out.name!r} contains something else. Give a new or an empty folder.")
     finished = (out / SUMMARY).exists()
@@ -298,6 +302,8 @@ def _read(out: Path, key: str, site: Site) -> Onboarded | None:
     if not finished:  # it begins again, with the data as they are now
         return None
     refuse_other_split(out / "sites" / site.name / SPLIT, site)
+    if not (out / REPORT).exists():  # the disk was full, or the call was stopped, after the summary had been written
+        write_page(out)
     return read_onboarded(out)
 
 
@@ -350,11 +356,10 @@ def _warn_of_other_kind(known: Iterable[TrainedOn], site: Site) -> None:
         _LOG.warning("%s", said[0])
 
 
-def _begin(work: _Work, key: str, facts: SiteFacts) -> None:
-    """Write the folder of a run with one site: the key first, then split, shared parameters and configuration."""
+def _begin(work: _Work, facts: SiteFacts) -> None:
+    """Write the folder of a run with one site: split, shared parameters and configuration."""
     site_folder = work.out / "sites" / work.site.name
     site_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    atomic.write_text(work.out / _KEY, key)
     write_site(site_folder, facts)
     backbone = work.built.backbone
     save_state(work.out, run_id(work.options, backbone), ServerState(work.rounds, work.shared), backbone=backbone)

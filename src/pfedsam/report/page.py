@@ -61,6 +61,8 @@ _ABSOLUTE_PATH: Final = re.compile(r"(?<![\w./\\~-])(?:~?/|[A-Za-z]:[\\/]|\\\\)[
 _GENERATOR: Final = "pFedSAM"
 """A text in the head of every page, by which a page of this project is recognised."""
 _HEAD_BYTES: Final = 4096
+REPORT: Final = "report.html"
+"""The page in the folder of a finished run."""
 DATA_SUMMARIES: Final = Path("summaries") / "compare.html"
 """The page of the summaries of the sites' data in a run's folder; the summaries are files beside it."""
 UNNAMED: Final = "run"
@@ -141,7 +143,7 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
         data_summaries=DATA_SUMMARIES.as_posix() if (run_folder / DATA_SUMMARIES).is_file() else None,
         config=None if config is None else _without_paths(config),
     )
-    page_path = run_folder / "report.html"
+    page_path = run_folder / REPORT
     write_text(page_path, html)
     return page_path
 
