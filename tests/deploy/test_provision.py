@@ -1,5 +1,6 @@
 """A kit contains the secrets of one site and no policy, and its files cannot be written outside the site's folder."""
 
+import errno
 import json
 import os
 import stat
@@ -8,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from pfedsam.core.errors import OptionError, RunError
 from pfedsam.deploy import keys
 from pfedsam.deploy import provision as provisioning
+from pfedsam.deploy.certificates import has_certificate
 from pfedsam.deploy.client_settings import is_address
 from pfedsam.deploy.keys import KEY, make_request, read_request, root_fingerprint
 from pfedsam.deploy.provision import _make_private, certified_sites, provision, sign_request
@@ -67,6 +70,47 @@ def test_a_kit_that_was_interrupted_is_made_the_next_time(tmp_path: Path, monkey
     kept = [path for path in (tmp_path / "provision").rglob("*") if path.is_file()]
     assert [path for path in kept if secret in path.read_text(errors="ignore")] == []
     assert provision(tmp_path, "test", "localhost", 58112, ["north"]) == []
+
+
+def test_an_interrupted_start_leaves_no_part_of_a_coordinator_and_no_key_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[str] = []
+
+    def full(path: Path, target: Path) -> Path:
+        moved.append(target.name)
+        if target.name == "admin":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return Path(os.rename(path, target) or target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(OSError, match="No space left"):
+        provision(tmp_path / "coord", "test", "localhost", 58112, [])
+    monkeypatch.undo()
+    assert moved == ["server", "admin"]
+    key = tmp_path / "coord" / "server" / "startup" / "server.key"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert provision(tmp_path / "coord", "test", "localhost", 58112, ["north"]) == ["north"]
+    for place in ("server", "admin"):
+        root = tmp_path / "coord" / place / "startup" / "rootCA.pem"
+        own = key.with_suffix(".crt") if place == "server" else root.with_name(keys.CERTIFICATE)
+        x509.load_pem_x509_certificate(own.read_bytes()).verify_directly_issued_by(keys.read_certificate(root))
+
+
+def test_a_request_whose_kit_could_not_be_written_is_still_that_of_a_new_site(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its operator would be told to renew a site that has not been installed."""
+    provision(tmp_path, "test", "localhost", 58112, [])
+    make_request(tmp_path / "site" / "startup", "north", tmp_path / "north.csr")
+    request = read_request(tmp_path / "north.csr")
+    monkeypatch.setattr(provisioning, "write_kit", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sign_request(tmp_path, *request)
+    monkeypatch.undo()
+    assert not has_certificate(tmp_path, "north")
+    sign_request(tmp_path, *request)
+    assert has_certificate(tmp_path, "north")
 
 
 def test_a_request_whose_signing_was_interrupted_can_be_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

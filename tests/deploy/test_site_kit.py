@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("nvflare")
 from nvflare.apis.workspace import Workspace
 
-from pfedsam.core.errors import RunError
+from pfedsam.core import atomic
+from pfedsam.core.errors import RunError, StoreError
 from pfedsam.deploy import site_service
 from pfedsam.deploy.client_settings import ClientSettings
 from pfedsam.deploy.provision import provision
@@ -61,6 +62,27 @@ def test_a_kit_is_four_files_and_the_site_writes_what_it_reads_from_them(kit: Pa
     assert json.loads((startup / "fed_client.json").read_text()) == settings.configuration() == config_of(kit)
     for path in startup.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_kit_whose_installation_was_interrupted_is_installed_again_and_that_of_another_key_is_refused(
+    kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        if path.name == "client.crt":
+            raise StoreError("client.crt could not be written: No space left on device.")
+        write(path, data)
+
+    write = atomic.write_bytes
+    monkeypatch.setattr(atomic, "write_bytes", full)
+    with pytest.raises(StoreError, match="No space left"):
+        install_kit(kit, tmp_path / "nvflare")
+    monkeypatch.undo()
+    with pytest.raises(
+        RunError, match=r"south.zip contains a key, but the kit for this site's request must contain none"
+    ):
+        install_kit(kit.with_name("south.zip"), tmp_path / "nvflare", own_key=True)
+    assert install_kit(kit, tmp_path / "nvflare", own_key=True).site == "north"
+    assert check_startup(tmp_path / "nvflare" / "startup").site == "north"
 
 
 def test_nvflare_reads_the_two_files_that_the_site_wrote(site: Path) -> None:

@@ -57,9 +57,10 @@ def provision(folder: Path, project: str, address: str, port: int, sites: Sequen
     # A key is among the stored certificates only until its kit is written; if that was interrupted, the kit is still to be made.
     new = [site for site in sites if site not in known or "pri_key" in known[site]]
     made = _make(folder / WORK, _project(project, address, port, new, root_days(known)))
+    _make_private(made)
     for name, target in ((address, "server"), (ADMIN, "admin")):
         if not (folder / target).exists():
-            shutil.copytree(made / name, folder / target)
+            (made / name).rename(folder / target)  # in one step: a part of it would be taken for a coordinator
     (folder / "kits").mkdir(exist_ok=True, mode=0o700)
     for site in new:
         settings = ClientSettings(project, address, port, address, site)
@@ -102,10 +103,11 @@ def sign_request(folder: Path, name: str, request: x509.CertificateSigningReques
         key = certificates["root_pri_key"].encode()
         certificate = keys.certify(model, request, key, model.not_valid_after_utc)
     certificates[name] = {**certificates.get(name, {}), "cert": certificate.decode("ascii")}
-    store(folder, project, certificates)
     kit = folder / "kits" / f"{name}.zip"
     files = {keys.CERTIFICATE: certificate, keys.ROOT: certificates["root_cert"].encode()}
+    # Before the certificate is stored: if this is interrupted, the site is still a new one when its request is signed again.
     write_kit(kit, ClientSettings(project, address, port, address, name), files)
+    store(folder, project, certificates)
     _make_private(folder)
     return kit
 

@@ -58,14 +58,15 @@ def install_kit(kit: Path, workspace: Path, *, own_key: bool = False) -> ClientS
     Args:
         kit: the archive of the kit.
         workspace: the site's NVFlare folder.
-        own_key: whether the workspace contains the site's key already; the kit must then contain none.
+        own_key: whether the workspace contains the site's key already; the kit must then contain none, or this one, which an interrupted
+            call has written.
 
     Raises:
         RunError: the file is not a site's kit, contains anything else, or its certificate does not belong to the site's key.
     """
     files, startup = _read_kit(kit), workspace / STARTUP
     settings, own, _ = _check_kit(kit, files)
-    if own_key and keys.KEY in files:
+    if own_key and keys.KEY in files and files[keys.KEY] != keys.read_key(startup / keys.KEY):
         raise RunError(f"{kit.name} contains a key, but the kit for this site's request must contain none.")
     if not own_key and keys.KEY not in files:
         raise RunError(
@@ -78,7 +79,7 @@ def install_kit(kit: Path, workspace: Path, *, own_key: bool = False) -> ClientS
     for folder in (workspace, startup):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
-    for name in (*_CERTIFICATES, *(() if own_key else (keys.KEY,))):
+    for name in (*(() if own_key else (keys.KEY,)), *_CERTIFICATES):
         atomic.write_bytes(startup / name, files[name])
     write_client_config(startup, settings)
     write_site_rules(workspace)
