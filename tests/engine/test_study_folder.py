@@ -1,11 +1,16 @@
 """The folder of a study at the coordinator; the message about a damaged or missing file says what to do."""
 
 import errno
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
 import torch
 
+from pfedsam.core import sealed
 from pfedsam.core.errors import RunError, StoreError
 from pfedsam.engine.round_policy import RoundPolicy
 from pfedsam.engine.study_folder import (
@@ -30,6 +35,27 @@ def test_revoked_sites_are_kept_twice(tmp_path: Path) -> None:
     (tmp_path / REVOKED).unlink()
     with pytest.raises(StoreError, match="revoke each of them again with `pfedsam coordinator revoke`"):
         read_revoked(tmp_path)
+
+
+def test_the_revoked_sites_are_not_read_while_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coordinator that read them between the two files would end."""
+    write_revoked(tmp_path, {"south"})
+    halfway, go_on, write = Event(), Event(), sealed.write_json
+
+    def slow(path: Path, content: Mapping[str, Any]) -> None:
+        write(path, content)
+        halfway.set()
+        go_on.wait(30)
+
+    monkeypatch.setattr(sealed, "write_json", slow)
+    with ThreadPoolExecutor(2) as pool:
+        writing = pool.submit(write_revoked, tmp_path, {"north", "south"})
+        assert halfway.wait(30)
+        reading = pool.submit(read_revoked, tmp_path)
+        wait([reading], 0.3)
+        go_on.set()
+        assert reading.result(30) == {"north", "south"}
+        writing.result(30)
 
 
 def test_connected_sites_are_none_where_the_file_is_damaged(tmp_path: Path) -> None:

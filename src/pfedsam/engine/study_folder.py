@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from pfedsam.core import atomic, sealed
 from pfedsam.core.errors import OptionError, RunError, StoreError
+from pfedsam.core.lock import in_turn
 from pfedsam.core.options import Options
 from pfedsam.core.small_numbers import DEFAULT
 from pfedsam.core.tensors import NamedTensors
@@ -49,6 +50,8 @@ REVOKED = "revoked.json"
 """A file in the coordinator's folder with the revoked sites, which are excluded from all studies."""
 _REVOKED_COPY = ".revoked-copy.json"
 """A copy of this file, so that the loss of one of the two is noticed."""
+_REVOKED_LOCK = ".revoked.lock"
+"""The lock file of both, because a running coordinator may read them while a command writes them."""
 CONNECTED = "connected.json"
 """A file in the coordinator's folder with the sites that are connected now."""
 STUDIES_FOLDER = "studies"
@@ -211,7 +214,8 @@ def read_revoked(coordinator: Path) -> set[str]:
     paths = [coordinator / REVOKED, coordinator / _REVOKED_COPY]
     if not any(path.exists() for path in paths):
         return set()
-    first, second = (_read_names(path, remedy) for path in paths)
+    with in_turn(coordinator / _REVOKED_LOCK):
+        first, second = (_read_names(path, remedy) for path in paths)
     if first != second:
         raise StoreError(f"{REVOKED} and its copy {_REVOKED_COPY} name different sites. {remedy}")
     return first
@@ -227,8 +231,9 @@ def _read_names(path: Path, remedy: str) -> set[str]:
 
 def write_revoked(coordinator: Path, sites: set[str]) -> None:
     """Write the list of revoked sites; a running coordinator applies it within one round."""
-    for name in (_REVOKED_COPY, REVOKED):
-        sealed.write_json(coordinator / name, {"sites": sorted(sites)})
+    with in_turn(coordinator / _REVOKED_LOCK):
+        for name in (_REVOKED_COPY, REVOKED):
+            sealed.write_json(coordinator / name, {"sites": sorted(sites)})
 
 
 def read_connected(coordinator: Path) -> list[str]:
