@@ -210,6 +210,19 @@ def test_the_pid_that_a_killed_coordinator_left_is_not_taken_for_one(
     assert foreign.returncode == 0  # not of a signal
 
 
+def test_a_coordinator_on_another_machine_is_not_stopped_by_the_id_of_a_process_here(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Both machines have the folder on a network drive, so that the lock is held; the id is that of the other machine."""
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with running_as(tmp_path / PID, "taken"):
+        (tmp_path / PID).write_text(str(other.pid))
+        assert call("coordinator", "stop", tmp_path) == 8
+    assert f"as process {other.pid} there: stop it there" in " ".join(capsys.readouterr().err.split())
+    other.communicate(b"\n")
+    assert other.returncode == 0  # not of a signal
+
+
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_stop_ends_the_coordinator_and_a_kill_leaves_no_lock(call: Call, tmp_path: Path, how: str) -> None:
     code = f"""

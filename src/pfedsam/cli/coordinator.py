@@ -383,7 +383,8 @@ def stop_command(
     submitted again.
     """  # noqa: DOC501
     from pfedsam.core.errors import RunError
-    from pfedsam.core.lock import runner
+    from pfedsam.core.lock import lock_of, runner
+    from pfedsam.deploy.processes import has_open
 
     pid = runner(folder / PID)
     if study is not None:
@@ -392,6 +393,10 @@ def stop_command(
     if not pid:
         OUT.print("No coordinator is running in this folder.")
         return
+    if not has_open(pid, lock_of(folder / PID)):  # the process of this id here is another one
+        raise RunError(
+            f"the coordinator runs on another machine or in a container, as process {pid} there: stop it there. Nothing was stopped here."
+        )
     os.kill(pid, signal.SIGTERM)
     limit = time.monotonic() + _STOP_S
     while time.monotonic() < limit and runner(folder / PID):

@@ -92,7 +92,7 @@ def running_as(path: Path, refusal: str) -> Iterator[None]:
     """
     refuse_unreadable_name(path.parent)
     try:
-        with _held(_lock_of(path), timeout=_PEEK_S):
+        with _held(lock_of(path), timeout=_PEEK_S):
             atomic.write_text(path, str(os.getpid()))
             yield
     except Timeout as error:
@@ -101,10 +101,10 @@ def running_as(path: Path, refusal: str) -> Iterator[None]:
 
 def runner(path: Path) -> int:
     """The id of the process that has the role of `path` (see `running_as`), or 0 if no process has it."""
-    if not _lock_of(path).exists():
+    if not lock_of(path).exists():
         return 0
     try:
-        with _held(_lock_of(path), timeout=0):
+        with _held(lock_of(path), timeout=0):
             return 0
     except Timeout:
         return _read_id(path)
@@ -119,7 +119,8 @@ def _read_id(path: Path) -> int:
     return 0
 
 
-def _lock_of(path: Path) -> Path:
+def lock_of(path: Path) -> Path:
+    """The lock file of the role of `path` (see `running_as`)."""
     return path.with_name(f".{path.name}.lock")
 
 

@@ -154,6 +154,13 @@ def _family(pid: int) -> list[psutil.Process]:
         return []
 
 
+def has_open(pid: int, path: Path) -> bool:
+    """Whether the process of this id on this machine has a file open; False if there is no such process, or it is that of another user."""
+    with contextlib.suppress(psutil.Error):
+        return str(path.resolve()) in {one.path for one in psutil.Process(pid).open_files()}
+    return False
+
+
 def _die_with(parent: int) -> None:
     """In the child (Linux): request SIGKILL for the time when the parent ends, and exit at once if it has ended already."""
     if sys.platform == "linux":
