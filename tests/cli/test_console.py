@@ -1,6 +1,7 @@
 """Texts are printed literally, warnings are printed once, and names are shortened to the width of the terminal."""
 
 import logging
+import os
 import sys
 from io import StringIO
 
@@ -34,6 +35,21 @@ def test_a_warning_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         logging.getLogger("pfedsam.somewhere").warning("site %s: %s", "north", "dark")
     assert capsys.readouterr().err == "Warning: site north: dark\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such terminals")
+@pytest.mark.parametrize(
+    ("what", "stderr"), [("closed terminal", False), ("closed terminal", True), ("closed pipe", True)]
+)
+def test_what_nobody_can_read_any_more_does_not_end_the_command(what: str, stderr: bool) -> None:
+    reading, writing = os.openpty() if what == "closed terminal" else os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as file:  # closing it would fail if it still had something to write there
+        lost = PlainConsole(file=file, stderr=stderr)
+        lost.print("of round 3")
+        lost.print("of round 4")
+        with console.Progress(console=lost) as bars:
+            bars.add_task("round 5")
 
 
 @pytest.mark.parametrize(

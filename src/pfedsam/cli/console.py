@@ -1,6 +1,8 @@
 """Functions that all commands share: consoles, warnings, and progress bars with the remaining time."""
 
+import errno
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +31,32 @@ class PlainConsole(Console):
 
     Markup and emoji codes are not interpreted, and control characters are shown as "?". A word that is longer than its column of a table,
     such as a hash or a path, continues in the next line; rich would cut it off.
+
+    If the terminal is closed, or nobody reads standard error any more, nothing more is printed and the command goes on. If nobody reads
+    standard output any more, the command ends, as other programs do.
     """
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich when nobody reads the output any more."""
+        if self.stderr:
+            self._discard_output()
+        else:
+            super().on_broken_pipe()
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            if error.errno != errno.EIO:  # the error of a terminal that was closed
+                raise
+            self._discard_output()
+
+    def _discard_output(self) -> None:
+        """Print nothing more; what the file still has in its buffer goes to the null device."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
 
     def print(self, *objects: Any, **settings: Any) -> None:  # noqa: ANN401 - rich's own parameters
         """Print as rich does, with all letters of the cells of tables."""
