@@ -25,6 +25,11 @@ from pfedsam.data.volume_options import VolumeOptions
         [f"{i:02d}_original" for i in range(12)],
         [f"flip{i:02d}" for i in range(12)],
         [f"batch{i // 6}_{i % 6:02d}" for i in range(12)],  # two batches of patients
+        [f"north_scan_{i:02d}" for i in range(12)],
+        [f"{kind}_image_{i:02d}" for kind in ("benign", "malignant") for i in range(6)],
+        [f"sub-{i:02d}_T2w" for i in range(12)],
+        [f"TCGA-A7-A1{i:02d}-01Z-00-DX1" for i in range(12)],
+        [f"{kind} ({i})" for kind in ("benign", "malignant") for i in range(6)],  # BUSI
     ],
     ids=lambda names: names[0],
 )
@@ -46,6 +51,17 @@ def test_ordinary_names_do_not_look_like_tiles(names, tmp_path):
         [f"case{p}_aug{t}" for p in range(4) for t in range(3)],
         [f"eye{p}{ending}" for p in range(3) for ending in ("_orig", "_hflip", "_vflip", "_rot90")],
         [f"lung{p}{ending}" for p in range(6) for ending in ("", "-augmented")],  # the original has its plain name
+        [f"slide {p} [x={t * 512},y=0,w=512,h=512]" for p in "AB" for t in range(6)],  # QuPath
+        [f"slide {p} [d=2,x={t * 512},y=0,w=512,h=512,z=0]" for p in "AB" for t in range(6)],
+        [f"lung{p}_jpg.rf.{p}f0a9c{t}e7b1d" for p in range(4) for t in range(3)],  # Roboflow
+        [f"sub-{p:02d}_ses-{t:02d}_T2w" for p in range(4) for t in (1, 2, 3)],  # BIDS
+        [f"TCGA-A7-A13{p}-01Z-00-DX{t}" for p in range(4) for t in (1, 2, 3)],
+        [f"p{p}_{view}" for p in range(3) for view in ("LCC", "LMLO", "RCC", "RMLO")],
+        [f"p{p}_{side}_{view}" for p in range(3) for side in ("LEFT", "RIGHT") for view in ("CC", "MLO")],
+        [f"patient{p:03d}_{phase}" for p in range(6) for phase in ("ED", "ES")],
+        [f"patient{p:03d}_4CH_{phase}" for p in range(6) for phase in ("ED", "ES")],
+        [f"p{p}_visit{t}" for p in range(4) for t in range(3)],
+        [f"p{p}_{t}" for p in range(4) for t in ("baseline", "followup1", "followup2")],
     ],
     ids=lambda names: names[0],
 )

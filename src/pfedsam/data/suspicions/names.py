@@ -15,19 +15,33 @@ from pfedsam.data.suspicions.finding import Finding, Study, case_ids
 
 _LISTED: Final = 20
 """Number of files that are left out and that a message names."""
+_PERSON: Final = re.compile(r"(sub-[a-z0-9]+)_|(TCGA-\w\w-\w{4})-", re.IGNORECASE)
+"""Beginnings of names that a standard defines as the person: the subject of BIDS, as in sub-01_ses-02_T2w, and the participant in a TCGA
+barcode."""
 _TILE: Final = re.compile(
-    r"[ _.\-](?:(?:t|tile|patch|crop|part|slice|frame|z|roi)[ _\-]?\d+|[xrc]\d+[ _\-]?[yrc]\d+"
-    r"|(?:aug(?:mented)?|orig(?:inal)?|[hv]?flip(?:ped)?|rot(?:ated?)?)[ _\-]?\d*)$",
+    r"(.+?)(?:[ _.\-](?:(?:t|tile|patch|crop|part|slice|frame|z|roi)[ _\-]?\d+|[xrc]\d+[ _\-]?[yrc]\d+"
+    r"|(?:aug(?:mented)?|orig(?:inal)?|[hv]?flip(?:ped)?|rot(?:ated?)?)[ _\-]?\d*)|[ _\-]?\[[^\]]*x=[^\]]*\]|\.rf\.[0-9a-f]{8,})$",
     re.IGNORECASE,
 )
-"""Endings of names that give the part of a source, such as _t3, -tile12, _x0_y512, _r0_c3, _slice07, or a copy of it that was changed, such
-as _aug0, _orig, _hflip, _rot90."""
-_SIDES: Final = re.compile(r"(?:[ _\-]?(?:left|right)|(?<=\d)[LR]|[ _\-](?:L|R|OD|OS))$", re.IGNORECASE)
-"""Endings for the two sides of a body, such as the eyes of one person."""
-_NUMBERED: Final = re.compile(r"(?<=\d)[ _\-]\d+$")
-"""A plain number after a number, such as p3_1."""
-_ENDINGS: Final = ((_TILE, 1), (_SIDES, 2), (_NUMBERED, 3))
-"""Endings, each with the number of sources (groups of names that are equal without it) from which names count as those of parts."""
+"""Endings of names that give the part of a source, such as _t3, -tile12, _x0_y512, _r0_c3, _slice07 and [x=0,y=512,w=512,h=512] (QuPath),
+or a copy of it that was changed, such as _aug0, _orig, _hflip, _rot90 and .rf.0a1b2c3d (Roboflow)."""
+_SIDES: Final = re.compile(
+    r"(.+?)(?:[ _\-]?(?:left|right)|(?<=\d)[LR]|[ _\-](?:L|R|OD|OS)"
+    r"|[ _\-](?:L|R|left|right)[ _\-]?(?:CC|MLO|ML|LM)|[ _\-](?:ED|ES))$",
+    re.IGNORECASE,
+)
+"""Endings for the two sides of a body, such as the eyes of one person, for the views of a mammography, such as _LCC and _R_MLO, and for the
+two phases of a heart."""
+_NUMBERED: Final = re.compile(
+    r"(.+?)(?:(?<=\d)[ _\-]\d+"
+    r"|[ _\-](?:ses|session|visit|exam|scan|study|run|tp|timepoint|im|img|image|view|fov|section)[ _\-]?\d+"
+    r"|[ _\-](?:pre|post|baseline|follow[ _\-]?up[ _\-]?\d*))$",
+    re.IGNORECASE,
+)
+"""A plain number after a number, such as p3_1, or an examination or a picture of a patient, such as _visit2, _img3 and _baseline."""
+_ENDINGS: Final = ((_PERSON, 1), (_TILE, 1), (_SIDES, 2), (_NUMBERED, 3))
+"""Patterns whose group is the source in a name, each with the number of sources (groups of names of one source) from which names count as
+those of parts."""
 
 
 def pattern_partly(facts: SiteFacts, study: Study) -> Iterator[Finding]:
@@ -79,10 +93,11 @@ def _shared_sources(facts: SiteFacts) -> dict[str, list[str]]:
 
 
 def _by_source(names: Iterable[str], ending: re.Pattern[str]) -> dict[str, list[str]]:
-    """Names grouped by what remains without the ending; groups of two names or more, of which one may be the source without an ending."""
+    """Names grouped by their source; groups of two names or more, of which one may be the source without an ending."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        groups[ending.sub("", name) or name].append(name)
+        match = ending.match(name)
+        groups[match[match.lastindex or 0] if match else name].append(name)
     return {source: cases for source, cases in groups.items() if len(cases) > 1}
 
 
