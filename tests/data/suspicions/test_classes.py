@@ -8,7 +8,12 @@ from pfedsam.data.facts import CaseFacts, MaskFacts, SiteFacts
 from pfedsam.data.images import ImageOptions, Stored
 from pfedsam.data.manifest import Case, Site
 from pfedsam.data.manifest_lines import Split
-from pfedsam.data.suspicions.classes import absent_from_training, colours_of_other_classes, sparse_class
+from pfedsam.data.suspicions.classes import (
+    absent_from_training,
+    colours_of_other_classes,
+    partly_inverted,
+    sparse_class,
+)
 
 
 def test_a_site_of_background_alone_is_one_warning(tmp_path):
@@ -72,6 +77,31 @@ def test_a_class_of_a_thousandth_is_a_warning_unless_something_is_done_about_it(
     found = [str(one) for one in sparse_class(facts, study)]
     assert bool(found) == warned
     assert all("'lesion' fills 0.1 %" in one and "training.loss: focal_tversky" in one for one in found)
+
+
+@pytest.mark.parametrize(
+    ("shares", "edges", "inverted"),
+    [
+        ([5, 10, 8, 92, 94], [0, 0, 0, 100, 100], ["3", "4"]),  # 8 and 6 % of the complement are between 5 and 10 %
+        ([5, 10, 8, 7, 9], [0, 0, 0, 0, 0], []),
+        ([5, 10, 60, 92], [0, 0, 20, 100], []),  # structures of every size, such as tumours on tiles
+        ([5, 10, 100], [0, 0, 100], []),  # its complement is no structure: a picture filled by the class
+        ([5, 10, 92], [0, 0, 50], []),  # a large structure that ends inside the picture
+        ([92, 94], [100, 100], []),  # all of the site: another finding
+    ],
+)
+def test_inverted_masks_among_others_are_a_warning(shares: list[int], edges: list[int], inverted: list[str]) -> None:
+    cases = tuple(
+        CaseFacts(
+            Case("a", str(number), Path("x.png"), None, str(number)),
+            mask=MaskFacts(pixels={0: 100 - share, 1: share}, edge={0: 100 - edge, 1: edge}),
+        )
+        for number, (share, edge) in enumerate(zip(shares, edges, strict=True))
+    )
+    facts = SiteFacts(Site("a", Path(), tuple(one.case for one in cases)), cases, False, (), (), ())
+    found = list(partly_inverted(facts, faulty.Study(faulty.LabelMap({"lesion": [1]}), ImageOptions())))
+    assert [case for one in found for case in one.cases] == inverted
+    assert all("'lesion' fills more than half" in one.text and "invert these masks" in one.text for one in found)
 
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

@@ -34,6 +34,7 @@ _CHECKS: Final[tuple[StudyCheck, ...]] = (
     at_each_site(classes.absent_class),
     at_each_site(classes.absent_from_training),
     classes.foreground_share,
+    at_each_site(classes.partly_inverted),
     at_each_site(classes.sparse_class),
     at_each_site(parts.misspelt_names),
     at_each_site(parts.mask_notes),

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Final
 
 from pfedsam.core.text import percent, some_of
-from pfedsam.data.facts import SiteFacts
+from pfedsam.data.facts import CaseFacts, SiteFacts
 from pfedsam.data.images import Colour
 from pfedsam.data.labels import BACKGROUND, LabelMap
 from pfedsam.data.manifest_lines import SPLITS
@@ -21,6 +21,8 @@ _FAR_SHARE: Final = 4.0
 _INVERTED: Final = 1.0
 """Distance in log odds from which a share is far from that of other sites if the masks look inverted, that is, if the class fills the
 edges of the images and the share of its complement is nearer to that of other sites."""
+_INVERTED_EDGE: Final = 0.95
+"""Share of the pixels on the edges of a mask from which a class may be the background of an inverted mask."""
 _SPARSE: Final = 0.005
 """Share of the pixels below which training easily loses a class."""
 
@@ -137,6 +139,31 @@ def _compare_shares(name: str, shares: Mapping[str, "_Share"]) -> Iterator[Findi
             yield Finding(site, "foreground share", text)
 
 
+def partly_inverted(facts: SiteFacts, study: Study) -> Iterator[Finding]:
+    """Masks of a site that look inverted, where the class fills less than half of every other mask."""
+    labels = study.labels_of(facts.name)
+    for name in labels.names:
+        ids = frozenset(labels.ids[name])
+        shares = {one.case.id: share for one in facts.cases if (share := one.mask.share(ids))}
+        full = [one.case.id for one in facts.cases if shares.get(one.case.id, 0) > 0.5 and _fills_edges(one, ids)]
+        others = [share for case, share in shares.items() if case not in full]
+        inverted = [case for case in full if others and min(others) <= 1 - shares[case] <= max(others) < 0.5]
+        if inverted:
+            yield Finding(
+                facts.name,
+                "partly inverted",
+                f"the class {name!r} fills more than half of the mask and nearly all of the pixels on its edges, where it fills "
+                f"{percent(median(others))} of the other masks of the site: they look inverted, as from a program that draws 0 as white; "
+                "invert these masks",
+                tuple(inverted),
+            )
+
+
+def _fills_edges(one: CaseFacts, ids: frozenset[int]) -> bool:
+    """Whether the class with these ids fills nearly all of the pixels on the edges of a mask."""
+    return (one.mask.share(ids, edge=True) or 0.0) > _INVERTED_EDGE
+
+
 def sparse_class(facts: SiteFacts, study: Study) -> Iterator[Finding]:
     """A class that fills so little of the images that training may end with empty masks, and no option that counteracts this."""
     option, sampled = _foreground_sampling(facts, study)
@@ -195,7 +222,7 @@ def _looks_inverted(here: _Share, others: Sequence[float]) -> bool:
     if here.pixels <= 0.5 or here.edge <= 0.5:
         return False
     if not others:
-        return here.pixels > 0.8 and here.edge > 0.95
+        return here.pixels > 0.8 and here.edge > _INVERTED_EDGE
     own, there = _log_odds(here.pixels), _log_odds(median(others))
     # The log odds of the complement of the class are minus those of the class.
     return abs(own - there) > _INVERTED and abs(-own - there) < abs(own - there)
