@@ -262,7 +262,9 @@ def test_kinds_that_are_refused(tmp_path, mode):
 @pytest.mark.parametrize("name", ["x.tif", "x.png"])
 def test_several_pictures_in_one_file(tmp_path, name):
     path = _saved(tmp_path, Image.fromarray(GREY), name, save_all=True, append_images=[Image.fromarray(255 - GREY)])
-    with pytest.raises(DataError, match="holds several pictures; save each"):
+    with pytest.raises(
+        DataError, match=r"holds several pictures; save each .* or the slices of a volume as one NIfTI file"
+    ):
         read_image(path)
 
 
@@ -341,6 +343,24 @@ def test_no_picture_and_no_file(tmp_path, name, message):
     with pytest.raises(DataError, match=message) as caught:
         read_image(tmp_path / name)
     assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["int64", "float64"])
+def test_a_tiff_of_a_type_that_is_not_read_is_no_damage(tmp_path, kind):
+    tifffile.imwrite(tmp_path / "x.tif", GREY.astype(kind))
+    for read in (read_image, read_mask):
+        with pytest.raises(
+            DataError,
+            match=rf"'x\.tif' is a TIFF with values of the type {kind} and the shape 2 x 3 .*save it as 8- or",
+        ):
+            read(tmp_path / "x.tif")
+
+
+def test_a_tiff_without_a_picture_is_damaged(tmp_path, capfd):
+    (tmp_path / "x.tif").write_bytes(b"II*\0" + b"\x08\0\0\0")
+    with pytest.raises(DataError, match=r"'x\.tif' is not a PNG, JPEG or TIFF file, or is damaged"):
+        read_image(tmp_path / "x.tif")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_contrast_by_hand():

@@ -1,6 +1,7 @@
 from collections import Counter
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -80,6 +81,22 @@ def test_contrast_reaches_the_image(site_folder):
     Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6)).save(folder / "images/a.png")
     (example,) = _load(read_site("north", folder).cases, image=ImageOptions(contrast="percentile", low=0, high=100))
     assert example.pixels.max() > 0.9
+
+
+@pytest.mark.parametrize("kind", ["NIfTI", "folder"])
+def test_a_volume_or_a_folder_is_no_mask_of_a_picture(site_folder, kind):
+    folder = site_folder("a")
+    (folder / "masks" / "a.png").unlink()
+    if kind == "NIfTI":  # as ITK-SNAP saves the mask of a picture
+        nib.save(nib.Nifti1Image(np.eye(6, 4, dtype=np.uint8)[..., None], np.eye(4)), folder / "masks" / "a.nii.gz")
+    else:
+        (folder / "masks" / "a").mkdir()
+        Image.fromarray(np.eye(4, 6, dtype=np.uint8)).save(folder / "masks" / "a" / "1.png")
+    (case,) = read_site("north", folder).cases
+    with pytest.raises(
+        DataError, match=r"its mask 'a.*' is a volume or a folder, and its image a picture; save the mask as"
+    ):
+        load_ids(case)
 
 
 def test_mask_of_another_size(site_folder):

@@ -11,7 +11,7 @@ Images (`read_image`) always have three channels in 0..1, and are turned accordi
 | palette | its colours |
 | with alpha (grey or RGB) | alpha dropped |
 | CMYK, Lab, YCbCr TIFF, HSV | refused: their colours depend on a profile |
-| 32-bit, signed, floating point | refused: their range is not known |
+| 32- and 64-bit, signed, floating point | refused: their range is not known |
 | several pages or frames | refused: one case is one picture |
 | 16-bit RGB TIFF with an orientation tag | refused |
 
@@ -33,6 +33,7 @@ The size in a file's header, and the memory needed for reading it, are checked b
 87 megapixels with 8 bits a colour, or 70 with 16 bits and alpha. Pipes and devices are refused.
 """
 
+import logging
 import struct
 import warnings
 import zlib
@@ -51,6 +52,9 @@ from pydantic import Field, model_validator
 from pfedsam.core.errors import DataError
 from pfedsam.core.files import open_regular
 from pfedsam.core.options import Options
+
+# What tifffile remarks about a file comes without the name of the file; what matters is in our own messages.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 MAX_MEGAPIXELS: Final = 100.0
 Colour: TypeAlias = tuple[int, int, int]
@@ -231,7 +235,10 @@ def _opened(path: Path, max_megapixels: float) -> Iterator[Image.Image]:
         _check_memory(path, width * height + _tile_pixels(image), 4)
         try:
             if image.format in ("PNG", "TIFF") and getattr(image, "n_frames", 1) > 1:
-                raise DataError(f"{path.name!r} holds several pictures; save each as its own case")
+                raise DataError(
+                    f"{path.name!r} holds several pictures; save each as its own case (data.patient_pattern finds the patient in its "
+                    "name), or the slices of a volume as one NIfTI file"
+                )
             yield image
         except PICTURE_ERRORS as exc:
             raise DataError(f"{path.name!r} is damaged or cut off ({exc}); restore it or take the case out") from exc
@@ -297,9 +304,25 @@ def _header(path: Path, file: BinaryIO) -> Image.Image:
     except Image.DecompressionBombError as exc:
         raise DataError(f"{path.name!r} is too large ({exc}); cut it into tiles") from exc
     except PICTURE_ERRORS as exc:
+        kind = _kind_of_tiff(path)
+        if kind:
+            raise DataError(f"{path.name!r} is a TIFF {kind}, which is not read; {_RESAVE}") from exc
         raise DataError(
             f"{path.name!r} is not a PNG, JPEG or TIFF file, or is damaged; restore it or take the case out"
         ) from exc
+
+
+def _kind_of_tiff(path: Path) -> str:
+    """The type of the values and the axes of a TIFF, in words; empty for a file that is no TIFF, or damaged."""
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages.first
+            if page.dtype is None:
+                return ""
+            lengths = " x ".join(map(str, page.shape))
+            return f"with values of the type {page.dtype} and the shape {lengths} ({tifffile.PHOTOMETRIC(page.photometric).name})"
+    except PICTURE_ERRORS:
+        return ""
 
 
 def _is_deep_colour(image: Image.Image) -> bool:
