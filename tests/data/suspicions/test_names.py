@@ -26,7 +26,7 @@ from pfedsam.data.volume_options import VolumeOptions
         [f"flip{i:02d}" for i in range(12)],
         [f"batch{i // 6}_{i % 6:02d}" for i in range(12)],  # two batches of patients
         [f"north_scan_{i:02d}" for i in range(12)],
-        [f"{kind}_image_{i:02d}" for kind in ("benign", "malignant") for i in range(6)],
+        [f"{kind}_image_{i:02d}" for kind in ("benign", "malignant", "normal") for i in range(4)],
         [f"sub-{i:02d}_T2w" for i in range(12)],
         [f"TCGA-A7-A1{i:02d}-01Z-00-DX1" for i in range(12)],
         [f"{kind} ({i})" for kind in ("benign", "malignant") for i in range(6)],  # BUSI

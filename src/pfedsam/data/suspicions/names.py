@@ -33,12 +33,13 @@ _SIDES: Final = re.compile(
 """Endings for the two sides of a body, such as the eyes of one person, for the views of a mammography, such as _LCC and _R_MLO, and for the
 two phases of a heart."""
 _NUMBERED: Final = re.compile(
-    r"(.+?)(?:(?<=\d)[ _\-]\d+"
+    r"(.*?\d.*?)(?:(?<=\d)[ _\-]\d+"
     r"|[ _\-](?:ses|session|visit|exam|scan|study|run|tp|timepoint|im|img|image|view|fov|section)[ _\-]?\d+"
     r"|[ _\-](?:pre|post|baseline|follow[ _\-]?up[ _\-]?\d*))$",
     re.IGNORECASE,
 )
-"""A plain number after a number, such as p3_1, or an examination or a picture of a patient, such as _visit2, _img3 and _baseline."""
+"""A plain number after a number, such as p3_1, or an examination or a picture of a patient, such as _visit2, _img3 and _baseline, after
+a name with a number: benign_img3 is no picture of a patient "benign"."""
 _ENDINGS: Final = ((_PERSON, 1), (_TILE, 1), (_SIDES, 2), (_NUMBERED, 3))
 """Patterns whose group is the source in a name, each with the number of sources (groups of names of one source) from which names count as
 those of parts."""
