@@ -64,7 +64,7 @@ class MaskFacts:
     edge: Mapping[int, int] = field(default_factory=dict)
     """Id to its number of pixels on the outermost rows and columns."""
     content: str | None = None
-    """Digest of the mask of a volume; None for a picture, and for a mask with so few foreground voxels that two patients may share it."""
+    """Digest of the ids; None for a mask of a single id, or with so few foreground pixels or voxels that two patients may share it."""
     part_names: PartNames = field(default_factory=PartNames)
     """How the names in a DICOM-SEG or RTSTRUCT fit `data.volume.segments`."""
     notes: tuple[str, ...] = ()
@@ -301,7 +301,16 @@ def _mask_facts(case: Case, options: ImageOptions, problems: list[str]) -> MaskF
     except DataError as error:
         problems.append(str(error))
         return MaskFacts()
-    return MaskFacts(ids.shape, stored, _counts(ids), _counts(_border(ids)))
+    pixels = _counts(ids)
+    digest = hashlib.blake2b(str(ids.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(ids).data)
+    content = digest.hexdigest() if _tells_patients_apart(pixels) else None
+    return MaskFacts(ids.shape, stored, pixels, _counts(_border(ids)), content)
+
+
+def _tells_patients_apart(pixels: Mapping[int, int]) -> bool:
+    """Whether a mask, given as the number of pixels of each id, has so much foreground that the masks of two patients are never equal."""
+    return len(pixels) > 1 and sum(pixels.values()) - pixels.get(0, 0) >= _TELLING_VOXELS
 
 
 def _volume_mask_facts(case: Case, volume: Volume, options: VolumeOptions, problems: list[str]) -> MaskFacts:
@@ -317,7 +326,7 @@ def _volume_mask_facts(case: Case, volume: Volume, options: VolumeOptions, probl
     except DataError as error:
         problems.append(str(error))
         return MaskFacts()
-    content = digest.hexdigest() if pixels.total() - pixels[0] >= _TELLING_VOXELS else None
+    content = digest.hexdigest() if _tells_patients_apart(pixels) else None
     about_names = set(mask.part_names.notes())
     notes = tuple(note for note in mask.notes if note not in about_names)
     return MaskFacts(volume.shape, None, pixels, edge, content, mask.part_names, notes)

@@ -122,3 +122,19 @@ def test_equal_masks_at_two_sites_are_to_be_kept_at_one_site(tmp_path):
     assert "the masks of 'p' (site 'north', patient 'p') and 'p' (site 'south', patient 'p')" in found
     assert found.endswith("because every site is split alone; keep them at one site")
     assert "same patient" not in found
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "warned"), [((0, 1), (1, 1), True), ((0, 1), (1, 2), False), ((0, 0), (1, 1), False)]
+)
+def test_pictures_with_equal_masks_are_of_one_patient(tmp_path, images, masks, warned):
+    """Two pictures that differ and have one mask are T1 and T2 of a slice, for example; copies of a picture are another finding."""
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    for name, image, mask in zip(("p", "q"), images, masks, strict=True):
+        pixels = np.random.default_rng(image).integers(0, 255, (16, 16), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{name}.png")
+        Image.fromarray(_mask(mask)[..., 1]).save(tmp_path / "masks" / f"{name}.png")
+    found = [one for one in _check(tmp_path).warnings if "equal pixel by pixel" in one]
+    assert bool(found) == warned
+    assert all("the masks of 'p' (site 'a', patient 'p') and 'q'" in one and "the same patient" in one for one in found)

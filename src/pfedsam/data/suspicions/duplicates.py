@@ -1,4 +1,4 @@
-"""Checks for equal content under different names: equal images, volumes with equal masks, and one patient under several names."""
+"""Checks for equal content under different names: equal images, different images with equal masks, and one patient under several names."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +24,11 @@ _MASK_REMEDIES: Final[dict[_Level, str]] = {
     "patient",
     "sites": "who can end up in two parts of the split, because every site is split alone; keep them at one site",
 }
+_PICTURE_REMEDIES: Final[dict[_Level, str]] = {
+    **_MASK_REMEDIES,
+    "patients": "who can end up in two parts of the split: if these are sequences of one scan, or one picture that was changed, give them "
+    "the same patient; otherwise a mask was copied, and has to be drawn",
+}
 
 
 def equal_images(sites: Sequence[SiteFacts], _: Study) -> Iterator[Finding]:
@@ -39,19 +44,24 @@ def equal_images(sites: Sequence[SiteFacts], _: Study) -> Iterator[Finding]:
 
 
 def equal_masks(sites: Sequence[SiteFacts], _: Study) -> Iterator[Finding]:
-    """Volumes of two patients whose masks are equal voxel by voxel: sequences of one patient that were listed as patients, or copies."""
-    similar: dict[tuple[str, _Level], list[_Group]] = defaultdict(list)
+    """Images of two patients with equal masks: sequences of one patient that were listed as patients, or changed copies of one image.
+
+    Copies of images that are equal themselves, and cases that name one mask, are other findings.
+    """
+    similar: dict[tuple[str, _Level, bool], list[_Group]] = defaultdict(list)
     for group in _equal_cases(sites, lambda one: one.mask.content):
-        if _level(group) != "names":
-            similar[group[0].case.site, _level(group)].append(group)
-    for (site, level), groups in similar.items():
+        images, masks = {one.content for one in group}, {one.case.mask for one in group}
+        if _level(group) != "names" and len(images) > 1 and len(masks) > 1:
+            similar[group[0].case.site, _level(group), group[0].case.volume].append(group)
+    for (site, level, volume), groups in similar.items():
         first, second = _differing_pair(groups[0])
+        remedy = _MASK_REMEDIES[level] if volume else _PICTURE_REMEDIES[level]
         yield Finding(
             site,
             "equal masks",
             f"the masks of {first.case.id!r} (site {first.case.site!r}, patient {first.case.patient!r}) and {second.case.id!r} (site "
-            f"{second.case.site!r}, patient {second.case.patient!r}) are equal voxel by voxel{_more(groups)}, so that they are probably "
-            f"of one patient, {_MASK_REMEDIES[level]}",
+            f"{second.case.site!r}, patient {second.case.patient!r}) are equal {'voxel by voxel' if volume else 'pixel by pixel'}"
+            f"{_more(groups)}, so that they are probably of one patient, {remedy}",
             _cases_at_first_site(groups),
         )
 
