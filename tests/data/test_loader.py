@@ -83,6 +83,15 @@ def test_contrast_reaches_the_image(site_folder):
     assert example.pixels.max() > 0.9
 
 
+def test_outlines_beside_an_image_without_a_mask_are_told_to_be_exported(site_folder):
+    folder = site_folder("a")
+    (folder / "masks" / "a.png").rename(folder / "masks" / "a.json")  # as LabelMe saves outlines
+    with pytest.raises(
+        DataError, match=r"'a': the image has no mask; .*outlines and boxes in JSON or XML are not read"
+    ):
+        read_site("north", folder)
+
+
 @pytest.mark.parametrize("kind", ["NIfTI", "folder"])
 def test_a_volume_or_a_folder_is_no_mask_of_a_picture(site_folder, kind):
     folder = site_folder("a")

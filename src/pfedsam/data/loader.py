@@ -19,7 +19,7 @@ from pfedsam.data.about import about
 from pfedsam.data.examples import Example, PictureExamples, fitting
 from pfedsam.data.images import MAX_MEGAPIXELS, ImageOptions, normalise_contrast, read_image, read_mask
 from pfedsam.data.labels import LabelMap
-from pfedsam.data.manifest import Case
+from pfedsam.data.manifest import MASK_REMEDY, Case
 from pfedsam.data.readers import kind_of
 from pfedsam.data.transforms import FOR_PICTURES, FOR_SLICES, AugmentOptions, apply_view, labels_to_frame, to_frame
 from pfedsam.data.volume_case import load_volume_truth, open_case
@@ -80,7 +80,7 @@ def load_ids(case: Case, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDArr
     """
     with about(case, mask=True):
         if case.mask is None:
-            raise DataError("the image has no mask; add a mask of the same name to masks/, or take the image out")
+            raise DataError(f"the image has no mask; {MASK_REMEDY}")
         if case.mask.is_dir() or kind_of(case.mask) in ("nifti", "dicom"):
             raise DataError(
                 f"its mask {case.mask.name!r} is a volume or a folder, and its image a picture; save the mask as grey or palette PNG of "

@@ -43,6 +43,11 @@ PARTS_REMEDY: Final = (
     f"{MANIFEST} has the column split"
 )
 """The end of messages about sites whose names are those of parts."""
+MASK_REMEDY: Final = (
+    "add a mask of the same name to masks/, as a picture or a volume (outlines and boxes in JSON or XML are not read: export them as such "
+    "masks), or take the image out"
+)
+"""What to do with an image that has no mask."""
 _PARTS = ("images", "masks")
 LONGEST_NAME: Final = 64
 """Characters of the name of a site, which is the name of files and folders, too."""
@@ -383,10 +388,7 @@ def _check_masks(name: str, folder: Path, cases: tuple[Case, ...]) -> None:
     missing = [case for case in cases if case.mask is None]
     if missing:
         more = f" ({len(missing)} such cases)" if len(missing) > 1 else ""
-        raise DataError(
-            f"site {name!r}, case {missing[0].id!r}: the image has no mask{more}; "
-            "add a mask of the same name to masks/, or take the image out"
-        )
+        raise DataError(f"site {name!r}, case {missing[0].id!r}: the image has no mask{more}; {MASK_REMEDY}")
     orphans = orphan_masks(Site(name, folder, cases))
     if orphans:
         raise DataError(

@@ -8,7 +8,7 @@ from pfedsam.core.log import get_logger
 from pfedsam.data.about import about
 from pfedsam.data.images import ImageOptions
 from pfedsam.data.labels import LabelMap
-from pfedsam.data.manifest import Case
+from pfedsam.data.manifest import MASK_REMEDY, Case
 from pfedsam.data.readers import MaskReader, open_mask, open_volume
 from pfedsam.data.readers.base import grid_difference
 from pfedsam.data.volume import Scale, Volume
@@ -58,7 +58,7 @@ def open_case_mask(case: Case, volume: Volume, options: VolumeOptions) -> MaskRe
     """
     with about(case, mask=True):
         if case.mask is None:
-            raise DataError("the image has no mask; add a mask of the same name to masks/, or take the image out")
+            raise DataError(f"the image has no mask; {MASK_REMEDY}")
         mask = open_mask(case.mask, volume.readers[0], options, max_megapixels=volume.image.max_megapixels)
     for note in mask.notes:
         _LOG.info("site %r, case %r: %s", case.site, case.id, note)
