@@ -87,9 +87,8 @@ class Workers:
     def close(self) -> None:
         """End the processes at once; a resumed run repeats work that was not committed."""
         processes = [process for pool in self._pools for process in (pool._processes or {}).values()]
-        with (
-            _interrupts_held()
-        ):  # after a second Ctrl-C this process would wait for the work of a process that was not ended
+        # After a second Ctrl-C this process would wait for the work of a process that was not ended.
+        with _interrupts_held():
             for pool in self._pools:
                 pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:
