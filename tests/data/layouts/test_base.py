@@ -95,3 +95,28 @@ def test_a_site_cannot_have_the_name_of_the_study(tmp_path: Path) -> None:
 def test_names_of_sites_are_cut_to_the_length_of_one() -> None:
     assert site_name("\u00e9" * 300) == "\u00e9" * 64
     assert site_name("../a b") == "a_b"
+
+
+@pytest.mark.parametrize("site", ["{source}/north", "../north", "..", "north ward", ""])
+def test_a_site_whose_name_is_a_path_or_has_a_space_is_refused_before_anything_is_written(
+    site: str, tmp_path: Path
+) -> None:
+    images = tmp_path / "source" / "north" / "images"
+    images.mkdir(parents=True)
+    (images / "a.png").write_bytes(b"x")
+    # The import writes to the same name in a folder of the site, which is an error, and then removes the folder of the site.
+    case = FoundCase(site.format(source=tmp_path / "source"), "a", None, (images / "a.png",), images / "a.png")
+    layout = Layout("test", "", "", lambda _: iter([case]), lambda _: {"x": [1]})
+    with pytest.raises(DataError, match="cannot name a folder"):
+        write_sites(layout, tmp_path / "source", tmp_path / "out")
+    assert (images / "a.png").read_bytes() == b"x"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_case_that_lacks_a_sequence_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    volume = tmp_path / "a.nii.gz"
+    case = FoundCase("north", "p1", None, (volume, volume), volume, endings=("_t1", "_t2", "_flair"))
+    layout = Layout("test", "", "", lambda _: iter([case]), lambda _: {"x": [1]})
+    with pytest.raises(DataError, match=r"'north': the layout gives the case 'p1' 2 image\(s\) and 3 ending\(s\)"):
+        write_sites(layout, tmp_path / "source", tmp_path / "out")

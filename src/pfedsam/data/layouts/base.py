@@ -26,7 +26,7 @@ from pfedsam.core.files import read_regular
 from pfedsam.core.text import is_text, some_of
 from pfedsam.data.images import PICTURE_ERRORS
 from pfedsam.data.labels import LabelMap
-from pfedsam.data.manifest import LONGEST_NAME
+from pfedsam.data.manifest import LONGEST_NAME, check_name
 from pfedsam.data.manifest_lines import CASE_NAME, MANIFEST, Split
 from pfedsam.data.readers import PICTURES
 from pfedsam.data.readers.nifti import NIFTI_ERRORS
@@ -294,12 +294,18 @@ def _place(source: Source, folder: Path, stem: str, *, copy: bool) -> str:
 
 
 def _check_names(found: Sequence[FoundCase]) -> None:
-    """Refuse names that cannot be written into a manifest and read back, and a site with the name of the study's file.
+    """Refuse names that cannot name a folder or be written into a manifest and read back, and a site with the name of the study's file.
+
+    A site that is a path, such as `../north`, would be written, and after an error removed, outside the folder of the import.
 
     Raises:
-        DataError: there is such a name.
+        DataError: there is such a name, or a case has another number of images than of endings of their names.
     """
     for case in found:
+        try:
+            check_name(case.site)
+        except OptionError as error:
+            raise DataError(f"{error}; the layout has to make such a name (`site_name` does)") from error
         if case.site == STUDY:
             raise DataError(
                 f"a site cannot be called {STUDY!r}, which is the name of the study's file; rename the folder"
@@ -308,6 +314,11 @@ def _check_names(found: Sequence[FoundCase]) -> None:
             raise DataError(
                 f"site {case.site!r}: the case {case.case!a} cannot be listed in {MANIFEST}. A name is one line of UTF-8 text without ';', "
                 "'/', '\\' and control characters, and begins with no '.' and neither begins nor ends with a space; rename its files"
+            )
+        if len(case.images) != max(1, len(case.channels)):
+            raise DataError(
+                f"site {case.site!r}: the layout gives the case {case.case!r} {len(case.images)} image(s) and {len(case.endings)} "
+                "ending(s) of their names; it has to give one image, or an ending for each image"
             )
 
 
