@@ -10,7 +10,7 @@ import torch
 from pfedsam.core.errors import OptionError
 from pfedsam.experiment.build import build_method
 from pfedsam.experiment.options import RunOptions
-from pfedsam.federation.methods import METHODS, find_method
+from pfedsam.federation.methods import METHODS, find_method, registered
 from pfedsam.federation.methods.base import plain, shared_training, split_steps
 from pfedsam.model.build import present
 from pfedsam.model.options import ModelOptions
@@ -85,6 +85,8 @@ GLOBAL = PhaseSpec("global", ("shared",), ("shared",))
         ({"final": None}, "'final' of the method fedavg gives a NoneType;"),
         ({"warmup": ("global",)}, "'warmup' of the method fedavg gives a tuple with a str;"),
         ({"phases": ()}, "The method fedavg has no phase in a round"),
+        ({"phases": (GLOBAL,)}, "'phases' of the method fedavg gives phases with 1 steps together, and a round has 4"),
+        ({"warmup": (replace(GLOBAL, steps=8),)}, "'warmup' of the method fedavg gives phases with 8 steps together"),
         (
             {"final": (replace(GLOBAL, name="fine_tuning", fine_tunes_after="golbal"),)},
             "The phase fine_tuning of the method fedavg begins with the optimiser state of 'golbal', and the phases of a round are global.",
@@ -128,3 +130,17 @@ def test_fine_tuning_takes_half_as_long_as_the_learning_rate_decreases(training,
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(OptionError, match="known: pfedsam"):
         find_method("fedfoo")
+
+
+def test_a_method_made_from_another_one_is_not_replaced_by_it() -> None:
+    mine = replace(METHODS["pfedsam"], name="mine", server=METHODS["fedadam"].server)
+    with pytest.raises(
+        OptionError, match=r"'configure' of the method 'mine' makes the method 'pfedsam'.*configure=None"
+    ):
+        registered([mine])
+    assert registered([replace(mine, configure=None)])["mine"].server == METHODS["fedadam"].server
+
+
+def test_two_methods_of_one_name_are_refused() -> None:
+    with pytest.raises(OptionError, match="Two files define the method 'fedavg'"):
+        registered([METHODS["fedavg"], replace(METHODS["fedprox"], name="fedavg", configure=None)])

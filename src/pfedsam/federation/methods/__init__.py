@@ -1,6 +1,6 @@
 """The registry of methods; each method is one file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field, create_model
 
@@ -59,7 +59,25 @@ _MODULES = (
     centralized,
     centralized_finetuned,
 )
-METHODS: Mapping[str, Method] = by_name("method", [module.METHOD for module in _MODULES])
+
+
+def registered(methods: Sequence[Method]) -> Mapping[str, Method]:
+    """The methods by their names, in their order.
+
+    Raises:
+        OptionError: two methods have the same name, or the function `configure` of a method makes another method.
+    """
+    for method in methods:
+        made = method.configure(method.own) if method.configure else method
+        if made.name != method.name:
+            raise OptionError(
+                f"The function 'configure' of the method {method.name!r} makes the method {made.name!r}, which a run would train instead. "
+                f"Write a function that makes {method.name!r}; or, if it has no options of its own, give configure=None."
+            )
+    return by_name("method", methods)
+
+
+METHODS: Mapping[str, Method] = registered([module.METHOD for module in _MODULES])
 
 _OWN = {
     name: (type(method.own), Field(default=method.own, description=f"Options of the method {name}."))

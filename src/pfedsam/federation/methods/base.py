@@ -61,12 +61,27 @@ class Method:
         first = self.warmup(options) if self.warmup and options.shared_warmup_rounds else ()
         return (*first, *self.phases(options))
 
+    def _check_steps(self, options: TrainingOptions) -> None:
+        """Refuse rounds of another length than the configuration states, which the progress shows and a site's operator approves.
+
+        Raises:
+            OptionError: the steps of the phases of a round do not add up to `training.steps_per_round`.
+        """
+        for source, function in (("phases", self.phases), ("warmup", self.warmup or self.phases)):
+            steps = sum(phase.steps for phase in function(options))
+            if steps != options.steps_per_round:
+                raise OptionError(
+                    f"The function {source!r} of the method {self.name} gives phases with {steps} steps together, and a round has "
+                    f"{options.steps_per_round} (training.steps_per_round): give a phase its number as steps=, or divide it."
+                )
+
     def check_phases(self, options: TrainingOptions) -> None:
         """Refuse phases that cannot be run one after the other, which would otherwise be found after rounds of training.
 
         Raises:
-            OptionError: a function gives something else than a tuple of phases, or a round has no phase; or a phase continues the optimiser
-                state of another one that no round has, or that trains other kinds of parameters.
+            OptionError: a function gives something else than a tuple of phases, or a round has no phase or another number of steps than
+                `training.steps_per_round`; or a phase continues the optimiser state of another one that no round has, or that trains other
+                kinds of parameters.
         """
         for source, function in (("phases", self.phases), ("final", self.final), ("warmup", self.warmup or no_phases)):
             found: object = function(options)
@@ -77,6 +92,7 @@ class Method:
                 )
         if not self.phases(options):
             raise OptionError(f"The method {self.name} has no phase in a round: its function 'phases' gives ().")
+        self._check_steps(options)
         in_rounds = {phase.name: phase for phase in self.phases(options)}
         for phase in (*self.round_phases(options), *self.final(options)):
             before = in_rounds.get(phase.fine_tunes_after or phase.name)
