@@ -5,7 +5,7 @@ import torch
 
 from pfedsam.core.errors import RunError
 from pfedsam.core.tensors import digest
-from pfedsam.federation.aggregation import TooFewUpdatesError
+from pfedsam.federation.aggregation import Annotations, TooFewUpdatesError, weighted_mean
 from pfedsam.federation.server import ServerState, WeightedMean, aggregate, initial_state
 from pfedsam.federation.update import Update, UpdateSpec
 
@@ -97,3 +97,43 @@ def test_a_server_step_that_begins_with_what_no_site_can_train_from_is_refused_a
     with pytest.raises(RunError, match=f"The server step Mistaken of the method gave {says}"):
         initial_state(Mistaken(), {"w": W}, UpdateSpec.of({"w": W}))
     assert initial_state(WeightedMean(), {"w": W}, UpdateSpec.of({"w": W})) == ServerState(0, {"w": W})
+
+
+CLASSES = {"w": ("nucleus", "cell")}
+
+
+def test_a_server_step_that_changes_its_state_in_place_keeps_the_rows_that_no_site_annotates():
+    class InPlace(WeightedMean):
+        def init(self, shared):
+            return ServerState(0, shared, {f"before:{name}": value for name, value in shared.items()})
+
+        def apply(self, state, updates):
+            for name, value in weighted_mean(updates).items():
+                state.memory[f"before:{name}"].copy_(state.shared[name])
+                state.shared[name].add_(2 * (value - state.shared[name]) + 1)
+            return ServerState(state.round + 1, state.shared, state.memory)
+
+    state = InPlace().init({"w": torch.tensor([1.0, 2.0])})
+    updates = [Update("north", 0, {"w": torch.tensor([3.0, 9.0])}, 3)]
+    annotations = Annotations(CLASSES, {"north": ("cell",)})
+    spec = UpdateSpec.of(state.shared)
+    after, _ = aggregate(state, updates, spec, {"north": 3}, InPlace(), annotations=annotations)
+    assert after.shared["w"].tolist() == [6.0, 2.0]  # 1 + 2 (3 - 1) + 1; the second row belongs to `cell`
+    assert after.memory["before:w"].tolist() == [1.0, 2.0]
+    assert state.shared["w"].tolist() == [1.0, 2.0]
+
+
+def test_a_server_step_may_keep_other_tensors_in_each_round():
+    class Forgets(WeightedMean):
+        def init(self, shared):
+            return ServerState(0, shared, {"first:w": torch.zeros(2), "second:w": torch.zeros(2)})
+
+        def apply(self, state, updates):
+            return ServerState(state.round + 1, weighted_mean(updates), {"second:w": torch.ones(3)})
+
+    state = Forgets().init({"w": torch.tensor([1.0, 2.0])})
+    updates = [Update("north", 0, {"w": torch.tensor([3.0, 9.0])}, 3)]
+    annotations = Annotations(CLASSES, {"north": ("cell",)})
+    after, _ = aggregate(state, updates, UpdateSpec.of(state.shared), {"north": 3}, Forgets(), annotations=annotations)
+    assert after.shared["w"].tolist() == [3.0, 2.0]
+    assert {name: value.tolist() for name, value in after.memory.items()} == {"second:w": [1.0, 1.0, 1.0]}

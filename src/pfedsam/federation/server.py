@@ -56,7 +56,7 @@ class ServerStep(Protocol):
         """The state after a round.
 
         Args:
-            state: the state that was broadcast; it is not changed.
+            state: a copy of the state that was broadcast.
             updates: the accepted updates, at least `least_updates`, sorted by site.
         """
 
@@ -153,13 +153,22 @@ def aggregate(
         result.updates, annotations, state.shared, step.combine, max_share=limits.max_share, least=step.least_updates
     )
     kept = annotations.kept_rows(result.accepted, least=step.least_updates)
-    after = step.apply(state, by_class)
+    after = step.apply(_copy(state), by_class)
     if problem := _problem(after, state.round + 1, spec):
         raise RunError(
             f"The server step {type(step).__name__} of the method gave {problem} for round {state.round + 1}. The state before this round "
             "is kept: correct the step, and continue."
         )
     return _with_kept_rows(after, state, kept), result
+
+
+def _copy(state: ServerState) -> ServerState:
+    """A copy of a state with tensors of its own, so that a server step that changes them in place does not change the state itself."""
+
+    def copies(named: NamedTensors) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in named.items()}
+
+    return replace(state, shared=copies(state.shared), memory=copies(state.memory))
 
 
 def _problem(after: object, round_: int, spec: UpdateSpec) -> str | None:
@@ -203,9 +212,9 @@ def _with_kept_rows(after: ServerState, before: ServerState, rows: Mapping[str, 
     def keep(new: NamedTensors, old: NamedTensors) -> dict[str, Tensor]:
         kept = dict(new)
         for name, value in old.items():
-            parameter = name.rpartition(":")[2]
-            if parameter in rows and value.shape == before.shared[parameter].shape:
-                kept[name] = new[name].clone()
+            parameter, there = name.rpartition(":")[2], new.get(name)
+            if parameter in rows and there is not None and value.shape == there.shape == before.shared[parameter].shape:
+                kept[name] = there.clone()
                 for row in rows[parameter]:
                     kept[name][row] = value[row]
         return kept
