@@ -103,7 +103,10 @@ def build_segmenter(
         return Built(network.to(device), digest(dict(network.state_dict())))
     backbone = load_backbone(options.backbone, image_size=options.image_size, may_download=may_download)
     start = backbone.hash
-    return Built(build_personal(backbone, options, classes, generator, device), start)
+    # Layers of torch in a component draw their initial values from the global generator.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())
+        return Built(build_personal(backbone, options, classes, generator, device), start)
 
 
 def build_personal(

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pfedsam.model import image_skip
 from pfedsam.model.backbones.base import Backbone
-from pfedsam.model.components.base import NETWORK, AfterAttention, Assembly, BesideMlp, Component
+from pfedsam.model.components.base import NETWORK, AfterAttention, Assembly, BesideMlp, Component, attach_component
 from pfedsam.model.components.output_layers import MaskHead
 from pfedsam.model.components.routing import Routing
 from pfedsam.model.local_values import swapped_parameters
@@ -48,6 +48,9 @@ class PersonalSam(Segmenter):
             first_adapted: the first encoder block that components change; the blocks before it are computed once per image.
             precision: precision of the encoder's frozen weights and of the products with them.
             recompute: whether the adapted blocks are recomputed in the backward pass instead of storing their activations.
+
+        Raises:
+            PartitionError: the parameters of a part cannot be placed; see `attach_component`.
         """
         super().__init__()
         self._by_name: dict[str, nn.Module] = {}
@@ -58,8 +61,7 @@ class PersonalSam(Segmenter):
         self.add_module(NETWORK, backbone.network.requires_grad_(False))
         assembly = Assembly(self, backbone, first_adapted, classes, generator)
         for part in parts:
-            groups = part.attach(assembly)
-            assembly.declared.update({group: tuple(names) for group, names in groups.items()})
+            attach_component(part, assembly)
         self._components = {group: names for group, names in assembly.declared.items() if names}
         self._by_name = dict(self.named_modules())
         self.hold_frozen_encoder_in(precision)

@@ -8,11 +8,15 @@ returns their names. It can affect the computation in three ways: it replaces ot
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
+from pfedsam.core.errors import PartitionError
 from pfedsam.model.backbones.base import Backbone
 from pfedsam.model.components.routing import Routing
 from pfedsam.model.segmenter import Declared
@@ -67,7 +71,11 @@ class Assembly:
 
 
 class Component(Declared, ABC):
-    """One part of the personal model."""
+    """One part of the personal model.
+
+    A site stores and sends parameters only, and a model is always in evaluation mode. Therefore a component must not learn anything in
+    buffers, such as the running statistics of BatchNorm, and Dropout has no effect; `attach_component` refuses both.
+    """
 
     from_pixels: ClassVar[bool] = False
     """Whether it changes the encoder from its first layer on, so that no frozen features can be cached."""
@@ -92,3 +100,47 @@ class Component(Declared, ABC):
             routings: if given, the routing of each block with a router is added to it.
         """
         return None
+
+
+def attach_component(part: Component, assembly: Assembly) -> None:
+    """Attach a component to a model, and declare its groups of parameters.
+
+    Raises:
+        PartitionError: the component attaches other groups than it declares, or one that another component has; it adds a parameter that is
+            in no group, which would never be trained; or it adds a layer that computes otherwise in training.
+    """
+    kind, before = type(part).__name__, [*assembly.model.parameters(), *assembly.model.modules()]
+    groups = {group: tuple(names) for group, names in part.attach(assembly).items()}
+    if set(groups) != set(part.groups):
+        raise PartitionError(
+            f"The component {kind} declares the groups {_listed(part.groups)}, and its `attach` returns {_listed(groups)}: give the same "
+            "groups in both."
+        )
+    if taken := set(groups) & set(assembly.declared):
+        raise PartitionError(
+            f"The component {kind} has the group {_listed(taken)}, as another component has: give it a group of its own."
+        )
+    known, named = set(map(id, before)), set(chain.from_iterable(groups.values()))
+    loose = [name for name, one in assembly.model.named_parameters() if id(one) not in known and name not in named]
+    if loose:
+        raise PartitionError(
+            f"The component {kind} adds {loose[0]!r}, which is in none of its groups and would never be trained: return it in a group."
+        )
+    odd = [type(one).__name__ for one in assembly.model.modules() if id(one) not in known and _differs_in_training(one)]
+    if odd:
+        raise PartitionError(
+            f"The component {kind} adds the layer {odd[0]}. Models are always in evaluation mode, so that Dropout has no effect, and "
+            "BatchNorm would neither compute nor store its statistics: use InstanceNorm, GroupNorm or LayerNorm, and no Dropout."
+        )
+    assembly.declared.update(groups)
+
+
+def _differs_in_training(layer: nn.Module) -> bool:
+    """Whether a layer computes otherwise in training than in evaluation."""
+    if isinstance(layer, _DropoutNd):
+        return layer.p > 0
+    return isinstance(layer, _NormBase) and layer.track_running_stats
+
+
+def _listed(groups: Iterable[str]) -> str:
+    return ", ".join(map(repr, sorted(groups))) or "none"
