@@ -247,6 +247,33 @@ def test_a_model_can_be_asked_for_by_name(folder: Path, toy_options: RunOptions)
     assert (masks["in-use"] == masks[opened.site(site).uses]).all()
 
 
+def test_a_run_that_is_open_does_not_depend_on_the_working_directory(
+    folder: Path, toy_options: RunOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, image = _image(toy_options)
+    expected = open_run(folder).site(site).predict(image)
+    monkeypatch.chdir(folder.parent)
+    opened = open_run(folder.name)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert (opened.site(site).predict(image) == expected).all()
+
+
+def test_the_averaged_model_is_not_used_in_place_of_a_fine_tuned_copy(toy_options: RunOptions, tmp_path: Path) -> None:
+    training = toy_options.training.model_copy(update={"rounds": 1, "shared_warmup_rounds": 0, "fine_tuning_rounds": 1})
+    run(toy_options.model_copy(update={"training": training, "method": "fedavg-finetuned"}), tmp_path / "run")
+    site, image = _image(toy_options)
+    opened = open_run(tmp_path / "run")
+    shared = opened.site(site, "shared").predict(image)
+    shutil.rmtree(tmp_path / "run" / "sites" / site)
+    for wanted in ("in-use", "personal"):
+        with pytest.raises(RunError, match=f"no parameters of the site '{site}'"):
+            opened.site(site, wanted)
+    assert (opened.site(site, "shared").predict(image) == shared).all()
+    (tmp_path / "run" / "onboarding.json").write_text("{}")  # a site that was onboarded has no copy
+    assert (opened.site(site).predict(image) == shared).all()
+
+
 def test_a_model_that_the_method_lacks_is_named(folder: Path, toy_options: RunOptions, tmp_path: Path) -> None:
     training = toy_options.training.model_copy(
         update={"rounds": 1, "shared_warmup_rounds": 0, "final_steps": 0, "phases": "coupled"}

@@ -26,7 +26,7 @@ from pfedsam.data.manifest import Case
 from pfedsam.data.split import read_split
 from pfedsam.data.trained_on import TrainedOn, cut_as_trained, far_from_training, other_kind, refuse_other_number
 from pfedsam.engine.inputs import refuse_other_backbone, starts_from_backbone
-from pfedsam.engine.model_selection import Parameters, SiteModels, models_of, start_of
+from pfedsam.engine.model_selection import Parameters, SiteModels, fine_tunes_shared, models_of, start_of
 from pfedsam.engine.predict_volume import PredictedVolume, PredictOptions, predict_volume_file
 from pfedsam.engine.progress import Event, Progress, silent
 from pfedsam.engine.run import run_id
@@ -50,6 +50,7 @@ from pfedsam.federation.manifest import StudyManifest
 from pfedsam.federation.site_policy import SitePolicy
 from pfedsam.model.numerics import COMPUTING, configure_numerics
 from pfedsam.model.partition import Kind
+from pfedsam.report.onboarded import RESULT as ONBOARDED
 from pfedsam.report.summary_file import PartSizes, Summary, read_summary
 
 Wanted: TypeAlias = Literal["in-use", "personal", "shared"]
@@ -173,7 +174,7 @@ class OpenRun:
         """
         if name not in self.places:
             raise RunError(f"The run has no site {name!r}; it has {', '.join(self.site_names)}.")
-        models, used = list(models_of(self.options, self.built)), self._in_use(name)
+        models, used = list(models_of(self.options, self.built)), self._in_use(name, wanted)
         model = wanted if wanted != "in-use" else "shared" if used.uses == "shared" else models[0]
         if model not in models:
             raise RunError(
@@ -247,8 +248,12 @@ class OpenRun:
                 )
         return self.options.model_copy(update={"data": data})
 
-    def _in_use(self, site: str) -> Parameters:
-        """The parameters that a site uses. It is an error if they were removed; the initial parameters are not used instead.
+    def _in_use(self, site: str, wanted: Wanted = "in-use") -> Parameters:
+        """The parameters that a site uses. It is an error if they were removed; neither the initial nor the averaged ones are used instead.
+
+        Args:
+            site: the name of the site.
+            wanted: the requested model; the shared one needs no fine-tuned copy of the site.
 
         Raises:
             RunError: the site has no parameters here, or they do not fit the configuration.
@@ -256,7 +261,10 @@ class OpenRun:
         place = self.places[site]
         pool = build_method(self.options).roster.pool
         holders = [place, *([place.parent / pool] if pool else [])]
-        if self.built.partition.local and not any((holder / "state").is_dir() for holder in holders):
+        # A site that was onboarded to a method without local parameters has no copy of its own: it uses the averaged parameters.
+        tuned = fine_tunes_shared(self.options) and not (self.folder / ONBOARDED).exists()
+        own = self.built.partition.local or (tuned and wanted != "shared")
+        if own and not any((holder / "state").is_dir() for holder in holders):
             where = "" if self.finished else " They are at the site: open the study there (`pfedsam site predict`)."
             raise RunError(
                 f"The folder {self.folder.name!r} contains no parameters of the site {site!r} (sites/{site}/state), which its model "
@@ -300,6 +308,7 @@ def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | 
     built = build_model(options, configure_numerics(options.runtime.threads, wanted))
     if starts_from_backbone(options):
         refuse_other_backbone(folder, built.backbone, run_id(options, built.backbone))
+    folder = folder.absolute()  # a program may change its working directory after it has opened the run
     places = {name: folder / "sites" / name for name in options.data.sites}
     finished = not (folder / _STUDY).exists()
     shared, rounds = _committed(folder, built)
@@ -344,6 +353,7 @@ def _refuse_missing_backbone(options: RunOptions) -> None:
 
 
 def _open_at_site(folder: Path, study: str | None, overrides: Sequence[str]) -> OpenRun:
+    folder = folder.absolute()  # as in `open_run`
     policy, site = SitePolicy(folder), read_site_options(folder)
     manifest = _ended(policy, study)
     trained, place = study_options(manifest, site), policy.study_folder(manifest.study)
