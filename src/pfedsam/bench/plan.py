@@ -154,9 +154,8 @@ def _is_done(plan: Plan, entry: Entry, seed: int, options: RunOptions, inputs: I
     folder = plan.folder(entry, seed)
     try:
         finished = is_finished(options, folder, inputs)
-        if (
-            finished and not (folder / REPORT).exists()
-        ):  # the disk was full, or the command was stopped, after the summary
+        # The report is missing if the disk was full, or the command was stopped, after the summary had been written.
+        if finished and not (folder / REPORT).exists():
             write_page(folder)
         return finished
     except (CheckpointError, DataError, RunError, StoreError) as error:

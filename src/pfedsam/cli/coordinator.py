@@ -395,7 +395,8 @@ def stop_command(
         return
     if not has_open(pid, lock_of(folder / PID)):  # the process of this id here is another one
         raise RunError(
-            f"the coordinator runs on another machine or in a container, as process {pid} there: stop it there. Nothing was stopped here."
+            f"the coordinator runs on another machine, in a container or as another user, as process {pid} there: stop it there. Nothing "
+            "was stopped here."
         )
     os.kill(pid, signal.SIGTERM)
     limit = time.monotonic() + _STOP_S
