@@ -24,6 +24,7 @@ TABLES = {
     "accuracy-disc-4": ("optic disc", "4 labels"),
     "accuracy-disc-8": ("optic disc", "8 labels"),
     "accuracy-disc": ("optic disc", "all, 400 steps"),
+    "accuracy-disc-fedmsa": ("optic disc", "all, 400 steps, a second time"),
     "accuracy-cardiac": ("cardiac MRI", "all, 800 steps"),
     "accuracy-cardiac-1600": ("cardiac MRI", "all, 1,600 steps"),
 }
