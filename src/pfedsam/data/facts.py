@@ -287,8 +287,8 @@ def value_range(values: npt.NDArray[np.float32]) -> tuple[float, float, float]:
     return float(low), float(high), float(top)
 
 
-def _content(values: npt.NDArray[np.float32]) -> str:
-    """A digest of the values and the shape of an image [H, W, 3]."""
+def _content(values: npt.NDArray[np.generic]) -> str:
+    """A digest of the values and the shape of an image [H, W, 3] or a mask [H, W]."""
     digest = hashlib.blake2b(str(values.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()
@@ -302,9 +302,7 @@ def _mask_facts(case: Case, options: ImageOptions, problems: list[str]) -> MaskF
         problems.append(str(error))
         return MaskFacts()
     pixels = _counts(ids)
-    digest = hashlib.blake2b(str(ids.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(ids).data)
-    content = digest.hexdigest() if _tells_patients_apart(pixels) else None
+    content = _content(ids) if _tells_patients_apart(pixels) else None
     return MaskFacts(ids.shape, stored, pixels, _counts(_border(ids)), content)
 
 
