@@ -24,7 +24,7 @@ from pfedsam.experiment.options import RunOptions
 from pfedsam.experiment.suite import Entry, Suite, refuse_idle_overrides, run_options, site_folders
 from pfedsam.report.accuracy import Cost, Line, RunScores, read_run
 from pfedsam.report.accuracy_page import Study, write_accuracy
-from pfedsam.report.page import REPORT, write_page
+from pfedsam.report.page import write_missing_page
 
 _LOG = get_logger(__name__)
 _COSTS: Final = ("seconds", "cpu_seconds")
@@ -154,9 +154,8 @@ def _is_done(plan: Plan, entry: Entry, seed: int, options: RunOptions, inputs: I
     folder = plan.folder(entry, seed)
     try:
         finished = is_finished(options, folder, inputs)
-        # The report is missing if the disk was full, or the command was stopped, after the summary had been written.
-        if finished and not (folder / REPORT).exists():
-            write_page(folder)
+        if finished:
+            write_missing_page(folder)
         return finished
     except (CheckpointError, DataError, RunError, StoreError) as error:
         raise type(error)(f"{entry.label}, seed {seed}: {error}") from error

@@ -58,6 +58,7 @@ def onboard_command(
     """
     from pfedsam.engine.onboarding import Newcomer, onboard
     from pfedsam.engine.opened import open_run
+    from pfedsam.report.page import REPORT
 
     new = Newcomer(name or site_folder.resolve().name, site_folder, labels, steps, seed)
     with ERR.status("loading the federation's model") as status:
@@ -75,7 +76,7 @@ def onboard_command(
         soft_wrap=True,
     )
     OUT.print(f"Model: pfedsam predict {out} IMAGES --site {new.name} --out masks", soft_wrap=True)
-    OUT.print(f"Report: {out / 'report.html'}", soft_wrap=True)
+    OUT.print(f"Report: {out / REPORT}", soft_wrap=True)
 
 
 def too_few(labels: int, found: "Onboarded", split: "SplitOptions") -> str:

@@ -58,6 +58,7 @@ def run_command(config: Config, out: Out, overrides: Set = None, resume: Resume 
     """
     from pfedsam.engine.run import run
     from pfedsam.experiment.load import load_options
+    from pfedsam.report.page import REPORT
     from pfedsam.report.tables import run_tables
 
     options = load_options(config, overrides or [])
@@ -65,7 +66,7 @@ def run_command(config: Config, out: Out, overrides: Set = None, resume: Resume 
         summary = run(options, out, resume=resume, progress=tell)
     for table in run_tables(summary):
         OUT.print(table)
-    OUT.print(f"Report: {out / 'report.html'}")
+    OUT.print(f"Report: {out / REPORT}")
 
 
 def compare_command(
@@ -169,13 +170,14 @@ def _print_comparison(out: Path, summaries: "Mapping[str, Summary]") -> None:
     """The table of a comparison, and where its page and the reports are."""
     from pfedsam.engine.compare import PAGE
     from pfedsam.report.intervals import read_intervals
+    from pfedsam.report.page import REPORT
     from pfedsam.report.tables import comparison_table
 
     intervals = {name: read_intervals(out / name, summary) for name, summary in summaries.items()}
     OUT.print(comparison_table(summaries, intervals))
     OUT.print(f"Comparison: {out / PAGE}")
     for name in summaries:
-        OUT.print(f"Report of {name}: {out / name / 'report.html'}")
+        OUT.print(f"Report of {name}: {out / name / REPORT}")
 
 
 def _print_finished_demo(out: Path) -> bool:

@@ -61,7 +61,7 @@ from pfedsam.report.onboarded import (
     read_onboarded,
     write_onboarded,
 )
-from pfedsam.report.page import REPORT, write_page
+from pfedsam.report.page import write_missing_page
 from pfedsam.report.summary_file import Communication
 from pfedsam.training.client_round import ClientState, client_round
 from pfedsam.training.options import TrainingOptions
@@ -302,8 +302,7 @@ def _read(out: Path, key: str, site: Site) -> Onboarded | None:
     if not finished:  # it begins again, with the data as they are now
         return None
     refuse_other_split(out / "sites" / site.name / SPLIT, site)
-    if not (out / REPORT).exists():  # the disk was full, or the call was stopped, after the summary had been written
-        write_page(out)
+    write_missing_page(out)
     return read_onboarded(out)
 
 

@@ -148,6 +148,12 @@ def write_page(run_folder: Path, *, baseline: Path | None = None) -> Path:
     return page_path
 
 
+def write_missing_page(run_folder: Path) -> None:
+    """Write the page of a finished run that has none: the disk was full, or the command was stopped, after its summary was written."""
+    if not (run_folder / REPORT).exists():
+        write_page(run_folder)
+
+
 def _refuse_other_test_parts(run_folder: Path, baseline: Path, sites: Iterable[str]) -> None:
     """Refuse a baseline that was scored on other cases; a study between hospitals has no splits in its folder.
 
