@@ -161,6 +161,11 @@ class OpenRun:
     rounds: int | None = None
     """The number of rounds that the server has committed; None for a study at a site."""
 
+    def __post_init__(self) -> None:
+        """Make the folders absolute: a program may change its working directory after it has opened the run."""
+        self.folder = self.folder.absolute()
+        self.places = {site: place.absolute() for site, place in self.places.items()}
+
     @property
     def site_names(self) -> list[str]:
         """The sites."""
@@ -308,7 +313,6 @@ def open_run(folder: Path | str, overrides: Sequence[str] = (), *, study: str | 
     built = build_model(options, configure_numerics(options.runtime.threads, wanted))
     if starts_from_backbone(options):
         refuse_other_backbone(folder, built.backbone, run_id(options, built.backbone))
-    folder = folder.absolute()  # a program may change its working directory after it has opened the run
     places = {name: folder / "sites" / name for name in options.data.sites}
     finished = not (folder / _STUDY).exists()
     shared, rounds = _committed(folder, built)
@@ -353,7 +357,6 @@ def _refuse_missing_backbone(options: RunOptions) -> None:
 
 
 def _open_at_site(folder: Path, study: str | None, overrides: Sequence[str]) -> OpenRun:
-    folder = folder.absolute()  # as in `open_run`
     policy, site = SitePolicy(folder), read_site_options(folder)
     manifest = _ended(policy, study)
     trained, place = study_options(manifest, site), policy.study_folder(manifest.study)
