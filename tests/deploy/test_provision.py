@@ -6,6 +6,7 @@ import os
 import stat
 import zipfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -57,6 +58,20 @@ def interrupt(*given: object) -> None:
     raise KeyboardInterrupt
 
 
+def interrupted_signing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: str
+) -> tuple[str, x509.CertificateSigningRequest]:
+    """A request of the site north, whose signing in a new coordinator's folder was interrupted in a function of a module."""
+    provision(folder, "test", "localhost", 58112, [])
+    make_request(folder / "site" / "startup", "north", folder / "north.csr")
+    request = read_request(folder / "north.csr")
+    monkeypatch.setattr(module, function, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sign_request(folder, *request)
+    monkeypatch.undo()
+    return request
+
+
 def test_a_kit_that_was_interrupted_is_made_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provisioning, "write_kit", interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -101,13 +116,7 @@ def test_a_request_whose_kit_could_not_be_written_is_still_that_of_a_new_site(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its operator would be told to renew a site that has not been installed."""
-    provision(tmp_path, "test", "localhost", 58112, [])
-    make_request(tmp_path / "site" / "startup", "north", tmp_path / "north.csr")
-    request = read_request(tmp_path / "north.csr")
-    monkeypatch.setattr(provisioning, "write_kit", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        sign_request(tmp_path, *request)
-    monkeypatch.undo()
+    request = interrupted_signing(tmp_path, monkeypatch, provisioning, "write_kit")
     assert not has_certificate(tmp_path, "north")
     sign_request(tmp_path, *request)
     assert has_certificate(tmp_path, "north")
@@ -115,13 +124,7 @@ def test_a_request_whose_kit_could_not_be_written_is_still_that_of_a_new_site(
 
 def test_a_request_whose_signing_was_interrupted_can_be_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The name was taken by the certificate of a key that NVFlare's provisioner had made, and nobody has."""
-    provision(tmp_path, "test", "localhost", 58112, [])
-    make_request(tmp_path / "site" / "startup", "north", tmp_path / "north.csr")
-    request = read_request(tmp_path / "north.csr")
-    monkeypatch.setattr(keys, "certify", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        sign_request(tmp_path, *request)
-    monkeypatch.undo()
+    request = interrupted_signing(tmp_path, monkeypatch, keys, "certify")
     assert install_kit(sign_request(tmp_path, *request), tmp_path / "site", own_key=True).site == "north"
 
 
